@@ -1,0 +1,258 @@
+"""The plan: which teacher layer teaches which student layer, with what weight and through what projection.
+
+Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kdalign.architecture import Architecture, Stack
+from kdalign.errors import UsageError, did_you_mean
+
+
+def _uniform(student: int, teacher: int) -> list[int]:
+    return [(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i in range(student)]
+
+
+def _first(student: int, teacher: int) -> list[int]:
+    return list(range(student))
+
+
+def _last(student: int, teacher: int) -> list[int]:
+    return [teacher - student + i for i in range(student)]
+
+
+def _skip(student: int, teacher: int) -> list[int]:
+    return [i * teacher // student for i in range(student)]
+
+
+def _spread(student: int, teacher: int) -> list[int]:
+    if student == 1:
+        return [teacher - 1]
+    return [(2 * i * (teacher - 1) + student - 1) // (2 * (student - 1)) for i in range(student)]
+
+
+STRATEGIES: Mapping[str, Callable[[int, int], list[int]]] = {
+    "uniform": _uniform,
+    "first": _first,
+    "last": _last,
+    "skip": _skip,
+    "spread": _spread,
+}
+"""Fixed choices of teacher layers, (student layers, teacher layers) to one teacher layer each.
+
+Where a choice falls between two layers it is rounded as floor(x + 1/2). From 6 to 3 layers: uniform 1 3 5,
+first 0 1 2, last 3 4 5, skip 0 2 4, spread 0 3 5.
+"""
+
+
+def choose_layers(choice: str, student: int, teacher: int) -> tuple[int, ...]:
+    """For each student layer, a teacher layer.
+
+    Args:
+        choice: a strategy's name, or the layers themselves, such as ``1 3 5``.
+        student: number of student layers.
+        teacher: number of teacher layers.
+
+    Raises:
+        UsageError: unknown strategy, wrong number of layers, or a layer that the teacher does not have.
+    """
+    if student > teacher:
+        raise UsageError(f"a student of {student} layers has more than its teacher's {teacher}")
+    if choice in STRATEGIES:
+        return tuple(STRATEGIES[choice](student, teacher))
+    if not re.fullmatch(r"\d+([ ,]+\d+)*", choice.strip()):
+        raise UsageError(
+            f"unknown choice of layers {choice!r}{did_you_mean(choice, STRATEGIES)} "
+            f"(accepted: {', '.join(STRATEGIES)}, or numbers such as '1 3 5')"
+        )
+    layers = tuple(int(word) for word in re.split(r"[ ,]+", choice.strip()))
+    if len(layers) != student:
+        raise UsageError(f"layers {choice!r}: {len(layers)} are named for a student of {student} layers")
+    for layer in layers:
+        if layer >= teacher:
+            raise UsageError(f"layers {choice!r}: the teacher has layers 0 to {teacher - 1}, not {layer}")
+    return layers
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Pairs of (student layer, teacher layer) between two stacks, each with its weight lambda_l (they sum to 1)."""
+
+    student_stack: str
+    teacher_stack: str
+    pairs: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) != len(self.weights):
+            raise UsageError(f"the map has {len(self.pairs)} pairs of layers but {len(self.weights)} weights lambda_l")
+        if len(set(self.pairs)) < len(self.pairs) or not self.pairs:
+            raise UsageError("the map must name at least one pair of layers, and none twice")
+        if any(weight < 0 for weight in self.weights) or abs(sum(self.weights) - 1) > 1e-6:
+            raise UsageError(f"the map's weights lambda_l must not be negative and sum to 1, not {self.weights}")
+
+
+@dataclass(frozen=True)
+class ProjectionShape:
+    """A linear map from a student layer's width to a teacher layer's, for one pair of layers."""
+
+    student: int
+    teacher: int
+    student_width: int
+    teacher_width: int
+
+    @property
+    def parameters(self) -> int:
+        """Its number of weights; there is no bias."""
+        return self.student_width * self.teacher_width
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What aligns a student with its teacher.
+
+    Attributes:
+        maps: one per aligned pair of stacks.
+        projections: for pairs whose widths differ; empty where they agree.
+        statistics: ``variance/LAYER``, the teacher layer's mean feature variance over real tokens, once calibrated.
+        chosen: how the map was chosen, for the reader.
+    """
+
+    teacher: Architecture
+    student: Architecture
+    maps: tuple[LayerMap, ...]
+    projections: tuple[ProjectionShape, ...] = ()
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    chosen: str = ""
+
+    def __post_init__(self) -> None:
+        for layer_map in self.maps:
+            student = self.student.stack(layer_map.student_stack)
+            teacher = self.teacher.stack(layer_map.teacher_stack)
+            for ours, theirs in layer_map.pairs:
+                _in_range("student", ours, student)
+                _in_range("teacher", theirs, teacher)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int, float], ...]:
+        """All (student layer, teacher layer, lambda_l)."""
+        return tuple((*pair, weight) for m in self.maps for pair, weight in zip(m.pairs, m.weights, strict=True))
+
+    def variance(self, teacher_layer: int) -> float:
+        """The calibrated variance of a teacher layer's features."""
+        return self.statistics[f"variance/{teacher_layer}"]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every teacher layer's variance is known."""
+        return all(f"variance/{teacher}" in self.statistics for _, teacher, _ in self.pairs)
+
+    def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
+        """The same plan, calibrated."""
+        return replace(self, statistics=dict(statistics))
+
+    def fits(self, teacher: Architecture, student: Architecture) -> None:
+        """Check that the plan was made for these two models.
+
+        Raises:
+            UsageError: their stacks are others than the plan's.
+        """
+        for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
+            if planned.stacks != given.stacks or planned.model_type != given.model_type:
+                raise UsageError(f"the plan is for the {word} {_shape(planned)}, but the {word} is {_shape(given)}")
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(Plan).dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            UsageError: it is not a plan, or its layers are out of range.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(Plan).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"not a plan: {place} {first['msg']}") from None
+
+
+def read_plan(file: Path) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        UsageError: unreadable, or not a plan.
+    """
+    try:
+        return Plan.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read plan {str(file)!r}: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{str(file)!r} is {error}") from None
+
+
+def propose(
+    teacher: Architecture,
+    student: Architecture,
+    choice: str = "auto",
+    cut_from: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> Plan:
+    """Propose the plan that aligns a student with a teacher, from their architectures alone.
+
+    Args:
+        teacher: what teaches.
+        student: what learns.
+        choice: ``auto``, a strategy of ``STRATEGIES``, or pairs such as ``0:1 1:3 2:5``.
+        cut_from: the teacher layers that the student was cut from; ``auto`` takes them.
+        weights: lambda_l for each pair, any positive scale; equal when left out.
+
+    Raises:
+        UsageError: a choice that is unknown or out of range.
+    """
+    ours, theirs = student.stacks[0], teacher.stacks[0]
+    if choice == "auto" and cut_from is not None:
+        pairs, chosen = list(enumerate(cut_from)), "the layers that the student was cut from"
+    elif ":" in choice:
+        pairs, chosen = _given_pairs(choice), "given"
+    else:
+        name = "uniform" if choice == "auto" else choice
+        pairs, chosen = list(enumerate(choose_layers(name, ours.layers, theirs.layers))), name
+    if weights is None:
+        weights = [1.0] * len(pairs)
+    elif len(weights) != len(pairs):
+        raise UsageError(f"{len(weights)} weights lambda_l are given for {len(pairs)} pairs of layers")
+    total = sum(weights)
+    layer_map = LayerMap(ours.name, theirs.name, tuple(pairs), tuple(weight / total for weight in weights))
+    projections = tuple(
+        ProjectionShape(*pair, ours.width, theirs.width) for pair in pairs if ours.width != theirs.width
+    )
+    return Plan(teacher, student, (layer_map,), projections, {}, chosen)
+
+
+def _given_pairs(choice: str) -> list[tuple[int, int]]:
+    words = re.split(r"[ ,]+", choice.strip())
+    if not all(re.fullmatch(r"\d+:\d+", word) for word in words):
+        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
+    pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
+    return pairs
+
+
+def _in_range(word: str, layer: int, stack: Stack) -> None:
+    if not 0 <= layer < stack.layers:
+        raise UsageError(f"the map names {word} layer {layer}; its {stack.name} has layers 0 to {stack.layers - 1}")
+
+
+def _shape(architecture: Architecture) -> str:
+    stacks = ", ".join(f"{s.name} {s.layers} x {s.width}, {s.heads} heads" for s in architecture.stacks)
+    return f"{architecture.model_type} ({stacks})"

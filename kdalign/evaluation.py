@@ -1,0 +1,98 @@
+"""Score a model on a split: one pass, every example once, predictions kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from kdalign.architecture import accepted_inputs
+from kdalign.batches import Encoded, in_order
+from kdalign.errors import UsageError
+from kdalign.files import whole_file
+from kdalign.metrics import METRICS, Score, score
+from kdalign.statistics import example_interval
+from kdalign.tasks import Task
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers on a split, in the split's order.
+
+    Attributes:
+        logits: (examples, outputs) in the task's label order.
+        values: class numbers, or scores.
+    """
+
+    logits: Array
+    values: Array
+
+
+def predict(
+    model: PreTrainedModel, order: Sequence[int], encoded: Encoded, task: Task, batch_size: int = 64
+) -> Predictions:
+    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards."""
+    device = next(model.parameters()).device
+    outputs = torch.tensor(order, device=device)
+    logits = np.empty((len(encoded), len(order)), dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows, batch in in_order(encoded, batch_size):
+                inputs = accepted_inputs(model, batch.to(device).inputs)
+                logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
+    finally:
+        model.train(was_training)
+    return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
+
+
+def score_all(
+    task: Task, predictions: Array, references: Array, metrics: Sequence[str], interval: bool = True
+) -> list[Score]:
+    """The named metrics on a split, each with its 95 % interval over examples."""
+    if not np.isfinite(predictions).all():
+        raise UsageError(
+            f"{int((~np.isfinite(predictions)).sum())} predictions are not numbers: the model has diverged"
+        )
+    found = []
+    for name in metrics:
+        metric = task.metric(name)
+        made = score(metric, predictions, references)
+        if interval:
+            low, high = example_interval(name, metric.compute, predictions, references)
+            made = replace(made, low=low, high=high)
+        found.append(made)
+    return found
+
+
+def agreement(task: Task, student: Array, teacher: Array, interval: bool = True) -> Score:
+    """How far the student answers as the teacher does: the share of equal classes, or the scores' correlation."""
+    metric = METRICS["pearson" if task.regression else "accuracy"]
+    made = replace(score(metric, student, teacher), metric="agreement")
+    if not interval:
+        return made
+    low, high = example_interval(metric.name, metric.compute, student, teacher)
+    return replace(made, low=low, high=high)
+
+
+def write_predictions(
+    file: Path, task: Task, student: Predictions, labels: Array | None, teacher: Array | None
+) -> None:
+    """Keep a split's predictions as parquet: ``prediction``, ``label``, ``teacher``, and one logit column an output."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"prediction": student.values}
+    if labels is not None:
+        columns["label"] = labels
+    if teacher is not None:
+        columns["teacher"] = teacher
+    for number, name in enumerate(task.labels or (task.label,)):
+        columns[f"logit/{name}"] = student.logits[:, number]
+    with whole_file(file) as temporary:
+        pd.DataFrame(columns).to_parquet(temporary, index=False)

@@ -1,0 +1,103 @@
+"""Give a teacher without a head for the task one that knows it: fine-tune it first, and keep it for the next run."""
+
+import hashlib
+import json
+import shutil
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign import models
+from kdalign.batches import Encoded
+from kdalign.environment import cache_folder
+from kdalign.models import Checkpoint
+from kdalign.objective import HardLabels, Objective
+from kdalign.projection import Projections
+from kdalign.recipe import Finetune, Train
+from kdalign.runs import RunFolder
+from kdalign.tasks import Task
+from kdalign.training import Learner, Observer, train
+
+KEY_VERSION = 1
+"""Counts up when the same settings would fine-tune another teacher."""
+
+
+def finetuned(
+    checkpoint: Checkpoint,
+    task: Task,
+    encoded: Encoded,
+    fingerprint: str,
+    settings: Finetune,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    bf16: bool,
+    observer: Observer,
+) -> tuple[PreTrainedModel, str]:
+    """The checkpoint fine-tuned on the task with its labels, from the cache where it was made before.
+
+    Args:
+        checkpoint: without a head for the task.
+        task: what to learn.
+        encoded: its training examples.
+        fingerprint: of those examples and how they were encoded.
+        settings: how to train.
+        tokenizer: saved beside it.
+        accelerator: device and ranks.
+        bf16: whether to train in bfloat16.
+        observer: who watches.
+
+    Returns:
+        The model in float32, and a line for the record.
+    """
+    key = _key(checkpoint, task, fingerprint, settings, bf16)
+    folder = cache_folder() / "teachers" / key
+    if (folder / "config.json").is_file():
+        observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
+    else:
+        observer.announce(
+            f"teacher {checkpoint.name} has no head for {task.name}: fine-tuning it first "
+            f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
+        )
+        draft = RunFolder(folder.with_name(f"{key}.unfinished"))
+        if accelerator.is_main_process:
+            draft.path.mkdir(parents=True, exist_ok=True)
+        model = models.load_classifier(checkpoint, task, fresh_head=True, seed=settings.seed)
+        order = models.output_order(model.config, task)
+        assert order is not None, "a fresh head is the task's"
+        objective = Objective({"hard": (1.0, HardLabels(task.regression))})
+        learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
+        accelerator.wait_for_everyone()
+        what = f"fine-tuning the teacher on {task.name}"
+        train(learner, None, objective, encoded, _train(settings), accelerator, draft, observer, None, what, True)
+        if accelerator.is_main_process:
+            model.save_pretrained(draft.student)
+            tokenizer.save_pretrained(draft.student)
+            draft.student.replace(folder)
+            shutil.rmtree(draft.path)
+        accelerator.wait_for_everyone()
+    model = models.load_classifier(models.locate(str(folder)), task, fresh_head=False, seed=settings.seed)
+    return model, f"fine-tuned on {task.name}: {settings.epochs:g} epochs, lr {settings.lr:g}, seed {settings.seed}"
+
+
+def _train(settings: Finetune) -> Train:
+    return Train(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        seed=settings.seed,
+    )
+
+
+def _key(checkpoint: Checkpoint, task: Task, fingerprint: str, settings: Finetune, bf16: bool) -> str:
+    """A hash of all that decides the fine-tuned weights."""
+    content = {
+        "version": KEY_VERSION,
+        "teacher": checkpoint.hash,
+        "labels": task.labels,
+        "data": fingerprint,
+        "settings": settings.model_dump(),
+        "bf16": bf16,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,110 @@
+r"""The losses, as pure functions on tensors that return **sums** over the units that count.
+
+Shapes: ``batch`` examples, ``time`` positions, ``classes`` labels, ``width`` features, ``heads`` attention heads.
+A mask is true where a unit counts. Nothing here divides by the number of units: the objective does that once,
+by the units of the whole optimizer step. All arithmetic is in float32 or wider, whatever the inputs' precision.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def hard_label_cross_entropy(
+    student: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], mask: Bool[Tensor, "batch"]
+) -> Float[Tensor, ""]:
+    r"""Cross-entropy with the labels, summed over counted examples, in nats.
+
+    .. math:: -\sum_b m_b \log \sigma(z^s_b)_{y_b}
+    """
+    each = F.cross_entropy(_wide(student), labels, reduction="none")
+    return torch.where(mask, each, 0).sum()
+
+
+def squared_error(
+    student: Float[Tensor, "batch 1"], target: Float[Tensor, "batch"], mask: Bool[Tensor, "batch"]
+) -> Float[Tensor, ""]:
+    r"""Squared error of a regression output, summed over counted examples, in squared label units.
+
+    .. math:: \sum_b m_b (z^s_b - y_b)^2
+
+    For tasks with a score instead of classes (STS-B) this is the hard-label loss, and with the teacher's output as
+    target the soft one: a single output has no distribution to soften.
+    """
+    each = (_wide(student).squeeze(-1) - _wide(target)).square()
+    return torch.where(mask, each, 0).sum()
+
+
+def soft_target_kl(
+    student: Float[Tensor, "*unit classes"],
+    teacher: Float[Tensor, "*unit classes"],
+    mask: Bool[Tensor, "*unit"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    r"""KL divergence from the teacher's softened distribution to the student's, summed over counted units, in nats.
+
+    .. math:: \tau^2 \sum_u m_u\, KL(\sigma(z^t_u / \tau) \,\|\, \sigma(z^s_u / \tau))
+
+    The factor of the squared temperature keeps the gradient's size independent of the temperature (Hinton et al. 2015, arXiv:1503.02531,
+    section 2). L_soft of arXiv:2412.19449.
+    """
+    student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    each = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * torch.where(mask, each, 0).sum()
+
+
+def cosine_distance(
+    student: Float[Tensor, "batch time width"],
+    teacher: Float[Tensor, "batch time width"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, ""]:
+    r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
+
+    .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
+
+    L_feat of arXiv:2412.19449. It sees direction only; length is the Euclidean term's.
+    """
+    each = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)
+    return torch.where(mask, each, 0).sum()
+
+
+def scaled_euclid(
+    student: Float[Tensor, "batch time width"],
+    teacher: Float[Tensor, "batch time width"],
+    mask: Bool[Tensor, "batch time"],
+    variance: float,
+) -> Float[Tensor, ""]:
+    r"""Squared Euclidean distance in units of the teacher's own spread, summed over counted positions.
+
+    .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{d\,\sigma^2}
+
+    ``variance`` is :math:`\sigma^2`, the teacher layer's mean feature variance over real tokens: a student that
+    answers the teacher's mean everywhere scores 1 a position. L_dist of arXiv:2412.19449; never on
+    normalised vectors, where it would be the cosine loss again (:math:`|u-v|^2 = 2 - 2\cos`).
+    """
+    each = (_wide(student) - _wide(teacher)).square().mean(dim=-1) / variance
+    return torch.where(mask, each, 0).sum()
+
+
+def attention_distance(
+    student: Float[Tensor, "batch heads time time"],
+    teacher: Float[Tensor, "batch heads time time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, ""]:
+    r"""Squared distance between two attention maps, summed over keys and counted queries, averaged over heads.
+
+    .. math:: \frac{1}{H} \sum_{b,h,i} m_{bi} \sum_j (A^s_{bhij} - A^t_{bhij})^2
+
+    The maps are probabilities over keys (each row sums to 1, before dropout), so a row's distance lies in 0..2 and
+    does not shrink with the length, as a mean over keys would. Padded keys have probability 0 in both.
+    L_attn of arXiv:2412.19449.
+    """
+    each = (_wide(student) - _wide(teacher)).square().sum(dim=-1).mean(dim=1)  # (batch, time)
+    return torch.where(mask, each, 0).sum()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32: sums over classes or features in bfloat16 lose most of their digits."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

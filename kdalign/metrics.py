@@ -1,0 +1,136 @@
+"""Metrics: plain functions of predictions and references, by name.
+
+Scores are in per cent for accuracy, F1, Matthews and correlations; each says its n, unit and how it was made.
+scikit-learn and scipy compute them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a table and how it was made.
+
+    Attributes:
+        metric: its name.
+        value: in ``unit``; None where it is undefined (a correlation with a constant).
+        low: lower end of the 95 % interval, if one was computed.
+        high: upper end.
+        n: examples.
+        signature: what produced it, library and version.
+    """
+
+    metric: str
+    value: float | None
+    unit: str
+    n: int
+    higher_is_better: bool
+    signature: str
+    low: float | None = None
+    high: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric over a whole split.
+
+    Attributes:
+        name: its one word.
+        compute: (predictions, references) to a value, NaN where undefined. Predictions are class numbers, or
+            real numbers for regression.
+        library: who computes it.
+        regression: whether it is for scores instead of classes.
+    """
+
+    name: str
+    compute: Callable[[Array, Array], float]
+    library: str
+    regression: bool = False
+    unit: str = "%"
+    higher_is_better: bool = True
+
+
+def _accuracy(predictions: Array, references: Array) -> float:
+    return 100.0 * float(np.mean(predictions == references))
+
+
+def _f1(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100.0 * float(f1_score(references, predictions, pos_label=1, average="binary", zero_division=0))
+
+
+def _macro_f1(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100.0 * float(f1_score(references, predictions, average="macro", zero_division=0))
+
+
+def _matthews(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return 100.0 * float(matthews_corrcoef(references, predictions))
+
+
+def _pearson(predictions: Array, references: Array) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, references)
+
+
+def _spearman(predictions: Array, references: Array) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, references)
+
+
+def _correlation(function: Callable[..., Any], predictions: Array, references: Array) -> float:
+    if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return float("nan")
+    return 100.0 * float(function(predictions, references).statistic)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", _accuracy, "numpy"),
+        Metric("f1", _f1, "scikit-learn"),
+        Metric("macro_f1", _macro_f1, "scikit-learn"),
+        Metric("matthews", _matthews, "scikit-learn"),
+        Metric("pearson", _pearson, "scipy", regression=True),
+        Metric("spearman", _spearman, "scipy", regression=True),
+    )
+}
+
+LANGUAGE_MODEL_METRICS = ("ppl", "bleu", "rouge", "cer")
+"""Metrics that need a language-model head."""
+
+
+def score(metric: Metric, predictions: Array, references: Array) -> Score:
+    """Compute a metric over a split."""
+    from importlib.metadata import version
+
+    assert len(predictions) == len(references), "every prediction has its reference"
+    value = metric.compute(predictions, references)
+    made_by = f"{metric.library} {version(metric.library)}" if metric.library in _DISTRIBUTIONS else metric.library
+    return Score(
+        metric=metric.name,
+        value=None if np.isnan(value) else value,
+        unit=metric.unit,
+        n=len(references),
+        higher_is_better=metric.higher_is_better,
+        signature=made_by,
+    )
+
+
+_DISTRIBUTIONS = ("numpy", "scikit-learn", "scipy")

@@ -1,0 +1,242 @@
+"""Find and load checkpoints: a hub id or a folder, safetensors only, no remote code."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from kdalign.architecture import has_classifier, layout_of
+from kdalign.errors import UsageError
+from kdalign.files import sha256
+from kdalign.tasks import Task
+from kdalign.tasks.task import label_order
+
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found, its configuration read, its weights not yet.
+
+    Attributes:
+        name: as the user gave it.
+        path: what ``from_pretrained`` takes.
+        revision: on the hub, or None.
+        hash: the hub's commit, or the first 16 digits of the SHA-256 of a folder's weights.
+    """
+
+    name: str
+    path: str
+    config: PretrainedConfig
+    revision: str | None
+    hash: str
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether it says that it carries a classification head."""
+        return has_classifier(self.config)
+
+
+def locate(name: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint and read its configuration.
+
+    Args:
+        name: a folder (a run folder stands for its student), or a hub id such as ``org/name``.
+        revision: a branch, tag or commit on the hub.
+
+    Raises:
+        UsageError: nothing there, no safetensors, or a model type that kdalign does not know.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "student" / "config.json").is_file():
+        folder = folder / "student"
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"--revision is for hub models; {name!r} is a folder")
+        return _in_folder(name, folder)
+    if folder.exists() or not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UsageError(f"model {name!r} {what} (accepted: a folder with config.json and safetensors, or a hub id)")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no model {name!r} here or on the hub: {_first_sentence(error)}") from None
+    layout_of(config)
+    return Checkpoint(name, name, config, revision, str(config._commit_hash))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UsageError: it has none, or one without a padding token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.path, revision=checkpoint.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model {checkpoint.name!r} has no tokenizer: {_first_sentence(error)}") from None
+    if tokenizer.pad_token_id is None:
+        raise UsageError(f"the tokenizer of {checkpoint.name!r} has no padding token; batches cannot be made")
+    return tokenizer
+
+
+def check_length(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse inputs longer than the model's positions."""
+    positions = int(checkpoint.config.max_position_embeddings)
+    if checkpoint.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= int(checkpoint.config.pad_token_id) + 1  # these count positions from after the padding id
+    if max_length > positions:
+        raise UsageError(f"--max-length {max_length} is more than the {positions} positions of {checkpoint.name!r}")
+
+
+def check_head(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuse a classification head that is for other labels than the task's, before any weights are loaded."""
+    if output_order(checkpoint.config, task) is None:
+        names = [checkpoint.config.id2label[i] for i in range(checkpoint.config.num_labels)]
+        wanted = ", ".join(task.labels) or "one score"
+        raise UsageError(
+            f"model {checkpoint.name!r} has a head for {', '.join(map(str, names))}; task {task.name!r} has {wanted}"
+        )
+
+
+def output_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
+    """For each of the task's outputs, the number of the model's output that stands for it; None where none does."""
+    if task.regression:
+        return (0,) if config.num_labels == 1 else None
+    return label_order([str(config.id2label[number]) for number in range(config.num_labels)], task)
+
+
+def load_classifier(
+    checkpoint: Checkpoint, task: Task, *, fresh_head: bool, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a checkpoint as a classifier (or regressor) for a task.
+
+    Args:
+        checkpoint: where from.
+        task: its labels name the outputs of a fresh head.
+        fresh_head: put a new random head on it; otherwise the head must be in the weights.
+        seed: of the new head.
+        dtype: of the weights in memory, whatever they are in the file.
+
+    Raises:
+        UsageError: the weights are unreadable, or lack what the configuration promises.
+    """
+    config = checkpoint.config
+    if fresh_head:
+        config = for_task(config, task)
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint.path,
+                config=config,
+                revision=checkpoint.revision,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=fresh_head,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+    missing = sorted(report["missing_keys"])
+    if not fresh_head and missing:
+        raise UsageError(f"the weights of {checkpoint.name!r} lack {missing[0]!r} and would start it at random")
+    body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+    if body:
+        raise UsageError(f"the weights of {checkpoint.name!r} lack {body[0]!r}: not a {config.model_type} encoder")
+    return model
+
+
+def for_task(config: PretrainedConfig, task: Task) -> PretrainedConfig:
+    """A copy of a configuration whose head is the task's."""
+    tree = config.to_dict()
+    for key in (
+        "num_labels",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+    ):
+        tree.pop(key, None)
+    labels = task.labels or (task.label,)
+    changed = type(config).from_dict(tree)
+    changed.num_labels = task.outputs
+    changed.id2label = dict(enumerate(labels))
+    changed.label2id = {label: number for number, label in enumerate(labels)}
+    changed.problem_type = "regression" if task.regression else "single_label_classification"
+    return changed
+
+
+def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids: the same tokens with the same numbers, special ones included."""
+    return (
+        first.get_vocab() == second.get_vocab()
+        and first.all_special_ids == second.all_special_ids
+        and first("A probe: naïve CAFÉ, 1½ x!", "b").input_ids == second("A probe: naïve CAFÉ, 1½ x!", "b").input_ids
+    )
+
+
+def weights_megabytes(checkpoint: Checkpoint) -> float:
+    """The size of the weights on disk, in 10^6 bytes."""
+    folder = Path(checkpoint.path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(checkpoint.path, revision=checkpoint.hash, local_files_only=True))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
+
+def _in_folder(name: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"folder {name!r} holds no model: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot read the configuration of {name!r}: {_first_sentence(error)}") from None
+    layout_of(config)
+    if not any((folder / file).is_file() for file in _SAFE):
+        raise UsageError(f"folder {name!r} has no model.safetensors; kdalign reads no other weights")
+    digest = hashlib.sha256("".join(sha256(file) for file in sorted(folder.glob("*.safetensors"))).encode())
+    return Checkpoint(name, str(folder), config, None, digest.hexdigest()[:16])
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Transformers' load report: a fresh head is announced by kdalign itself."""
+    logger = transformers.utils.logging
+    verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity(logging.CRITICAL)
+    logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.set_verbosity(verbosity)
+        if bars:
+            logger.enable_progress_bar()

@@ -1,0 +1,291 @@
+"""The recipe: all that decides a run, validated once and frozen.
+
+Three sources make one recipe: a YAML file, flags that win over it, and ``--set section.key=value`` that wins over
+both. The dump holds every default, and loading the dump gives the same recipe again.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kdalign.errors import UsageError, did_you_mean
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(_Section):
+    """Which text the student learns from and is scored on."""
+
+    task: tuple[str, ...]
+    """Names of tasks, or paths of task files; several train one student each."""
+    folder: str | None = None
+    """A folder with ``<split>.parquet|csv|tsv|jsonl``, or one such folder per task name."""
+    dataset: str | None = None
+    """A hub data set instead of the task's own."""
+    config: str | None = None
+    """The hub data set's configuration."""
+    max_length: int = Field(128, ge=8)
+    """Longest input in tokens; longer ones are cut, counted and reported."""
+    limit: int | None = Field(None, ge=1)
+    """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("task")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value) or not value:
+            raise ValueError("name at least one task, separated by commas")
+        if len(set(value)) < len(value):
+            raise ValueError("a task is named twice")
+        return value
+
+
+class Align(_Section):
+    """Which teacher layer teaches which student layer."""
+
+    map: str = "auto"
+    """``auto`` (the layers that the student was cut from, else uniform), a fixed map, or pairs such as ``0:1 1:3``."""
+    plan: str | None = None
+    """A plan saved by ``kdalign map-layers`` instead."""
+    weights: tuple[float, ...] | None = None
+    """lambda_l, one for each pair of layers; scaled to sum to 1. Equal when left out."""
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (any(not weight >= 0 for weight in value) or not sum(value) > 0):
+            raise ValueError("weights lambda_l must not be negative, and one must be above 0")
+        return value
+
+
+class Objective(_Section):
+    """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
+
+    hard: float = Field(0.3, ge=0, allow_inf_nan=False)
+    alpha: float = Field(0.7, ge=0, allow_inf_nan=False)
+    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    gamma: float = Field(1.0, ge=0, allow_inf_nan=False)
+    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Objective":
+        if self.hard + self.alpha + self.beta + self.gamma + self.delta == 0:
+            raise ValueError("every weight is 0: there is nothing to learn from")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return self.alpha + self.beta + self.gamma + self.delta > 0
+
+
+class Train(_Section):
+    """How the student is trained."""
+
+    epochs: float = Field(3.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; wins over epochs."""
+    batch_size: int = Field(64, ge=1)
+    """Examples per optimizer step, over all ranks."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Examples per forward and rank; the whole share when left out."""
+    lr: float = Field(2e-4, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.01, ge=0)
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(0.06, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """The student's dropout; as its configuration says when left out."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    seed: int = Field(0, ge=0, lt=2**31)
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between evaluations on a slice of train; a tenth of the run when left out."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; as ``eval_every`` when left out."""
+    select: Literal["last", "best"] = "last"
+    """Which step's student is exported: the last, or the best on a slice held out of train."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without a better score on the held-out slice."""
+    holdout: float = Field(0.05, gt=0, lt=0.5)
+    """Share of train held out, by whole texts, for ``select: best`` and ``patience``."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers of accelerate by name, such as ``tensorboard``."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a slice of train is kept from training."""
+        return self.select == "best" or self.patience is not None
+
+
+class Finetune(_Section):
+    """How a teacher without a head for the task is first fine-tuned on it."""
+
+    epochs: float = Field(3.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.06, ge=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class Recipe(_Section):
+    """One run of ``kdalign distill``, whole."""
+
+    teacher: str
+    """Hub id or folder."""
+    student: str = "layers=half"
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher)."""
+    revision: str | None = None
+    """The teacher's revision on the hub."""
+    student_revision: str | None = None
+    init: str = "uniform"
+    """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
+    finetune_teacher: bool = True
+    """Fine-tune a teacher that has no head for the task; refuse it when false."""
+    data: Data
+    align: Align = Align()
+    objective: Objective = Objective()
+    train: Train = Train()
+    finetune: Finetune = Finetune()
+    out: str | None = None
+    """The run folder; named after task, models and seed when left out."""
+
+    def with_changes(self, **changes: object) -> "Recipe":
+        """A copy with top-level fields replaced, validated again."""
+        return Recipe.model_validate({**self.model_dump(), **changes})
+
+    def flat(self) -> dict[str, object]:
+        """Every value by its dotted key."""
+        flat: dict[str, object] = {}
+        for key, value in self.model_dump(mode="json").items():
+            if isinstance(value, dict):
+                flat |= {f"{key}.{inner}": each for inner, each in value.items()}
+            else:
+                flat[key] = value
+        return flat
+
+    def dump(self) -> str:
+        """The recipe as YAML, every default visible."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def build_recipe(
+    file: Path | None = None, flags: Mapping[str, object] | None = None, sets: Iterable[str] = ()
+) -> Recipe:
+    """Make one recipe of a file, flags that win over it, and assignments that win over both.
+
+    Args:
+        file: YAML.
+        flags: dotted key to value, such as ``{"train.lr": 1e-4}``; None means "not given".
+        sets: assignments such as ``train.lr=1e-4``, their values read as YAML.
+
+    Raises:
+        UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
+    """
+    tree: dict[str, Any] = _read_yaml(file) if file else {}
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(tree, key, value)
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+        _assign(tree, key.strip(), _value(text))
+    _check_keys(Recipe, tree, "")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_first_line(error)) from None
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read a recipe file."""
+    return build_recipe(file)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read recipe {str(file)!r}: {_reason(error)}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {str(file)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"recipe {str(file)!r} holds no keys")
+    return tree
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _value(text: str) -> Any:
+    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(tree: dict[str, Any], key: str, value: object) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"recipe key {section!r} is not a section")
+        tree = inner
+    tree[last] = value
+
+
+def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) -> None:
+    """Name the first unknown key and the nearest known one, before pydantic's longer report."""
+    for key, value in tree.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            known = [path + name for name in section.model_fields]
+            near = did_you_mean(path + str(key), known) or did_you_mean(str(key), _all_keys(Recipe))
+            raise UsageError(f"unknown recipe key {path + str(key)!r}{near} (accepted: {', '.join(known)})")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"recipe key {path + str(key)!r} is a section with keys of its own")
+            _check_keys(inner, value, f"{path}{key}.")
+
+
+def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _all_keys(inner, f"{path}{name}.")
+        else:
+            keys.append(path + name)
+    return keys
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
+        return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
+    return f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,215 @@
+"""The run folder and the record in it: what every table is made of.
+
+::
+
+    runs/NAME/  recipe.yaml  plan.json  history.jsonl  log.txt  predictions/SPLIT.parquet
+                student/     projections.safetensors   checkpoints/step-N/   record.json
+
+``record.json`` is written last, with the other files' hashes: a folder that has one is complete.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdalign.errors import UsageError
+from kdalign.files import sha256, write_json, write_text
+
+SCHEMA = 1
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One of a run's two models: where it came from, its size, its speed.
+
+    Attributes:
+        source: how it was named, or cut.
+        revision: the hub's commit hash, or a hash of a folder's weights.
+        parameters: tied ones once.
+        megabytes: of its weights on disk, 10^6 bytes.
+        latency_ms: median of one forward, batch 1, 128 tokens, fp32; None where it was not measured.
+        head: where its task head came from.
+    """
+
+    source: str
+    revision: str
+    parameters: int
+    megabytes: float
+    head: str
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a run leaves for tables.
+
+    Attributes:
+        scores: split to ``{"student": [...], "teacher": [...], "agreement": ...}``; scores as in ``metrics.Score``.
+        training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
+        files: SHA-256 of the folder's other files.
+    """
+
+    schema: int
+    version: str
+    created: str
+    task: str
+    metrics: tuple[str, ...]
+    recipe: dict[str, Any]
+    student: ModelRecord
+    teacher: ModelRecord | None
+    data: dict[str, Any]
+    scores: dict[str, Any]
+    training: dict[str, Any]
+    environment: dict[str, Any]
+    seconds: float
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], where: str) -> "RunRecord":
+        """Read a record's dictionary.
+
+        Raises:
+            UsageError: it is of another schema, or lacks a part.
+        """
+        if tree.get("schema") != SCHEMA:
+            raise UsageError(f"{where} has record schema {tree.get('schema')!r}; this kdalign reads {SCHEMA}")
+        try:
+            values = dict(tree)
+            values["metrics"] = tuple(values["metrics"])
+            values["student"] = ModelRecord(**values["student"])
+            values["teacher"] = ModelRecord(**values["teacher"]) if values["teacher"] else None
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{where} is not a run's record: {error}") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files lie."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The calibrated plan."""
+        return self.path / "plan.json"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object a line: steps and evaluations."""
+        return self.path / "history.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was announced."""
+        return self.path / "log.txt"
+
+    @property
+    def student(self) -> Path:
+        """The exported student, a stock Transformers checkpoint."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def projections(self) -> Path:
+        """The trained projections, which the student does not need."""
+        return self.path / "projections.safetensors"
+
+    def predictions(self, split: str) -> Path:
+        """The kept predictions of a split."""
+        return self.path / "predictions" / f"{split}.parquet"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended and wrote its record."""
+        return (self.path / RECORD).is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything of a run lies here."""
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def begin(self, recipe: str, keep: bool) -> None:
+        """Make the folder and write the resolved recipe; unless ``keep``, clear away an earlier run first."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / RECORD).unlink(missing_ok=True)
+        if not keep:
+            for old in (self.student, self.checkpoints, self.path / "predictions"):
+                shutil.rmtree(old, ignore_errors=True)
+            for file in (self.history, self.log, self.plan, self.projections):
+                file.unlink(missing_ok=True)
+        write_text(self.recipe, recipe)
+
+    def append_history(self, event: Mapping[str, Any]) -> None:
+        """Add a line to the history."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        if not self.history.is_file():
+            return []
+        return [
+            json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+        ]
+
+    def cut_history(self, step: int) -> None:
+        """Forget events after a step: training goes on from its checkpoint."""
+        kept = [event for event in self.read_history() if event["step"] <= step]
+        write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Hash the folder's files and write the record, which makes the run complete."""
+        files = {
+            str(file.relative_to(self.path)): sha256(file)
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file() and file.name not in (RECORD, self.log.name) and self.checkpoints not in file.parents
+        }
+        write_json(self.path / RECORD, {**record.to_json(), "files": files})
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record of a run folder, or of a record file.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or not a record.
+    """
+    file = path / RECORD if path.is_dir() else path
+    if not file.is_file():
+        if path.is_dir() and (path / "recipe.yaml").is_file():
+            raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {path} --resume` goes on")
+        raise UsageError(f"no run at {str(path)!r} (a run folder holds {RECORD})")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{str(file)!r} is not JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{str(file)!r} is not a run's record")
+    return RunRecord.from_json(tree, repr(str(file)))
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Complete run folders at or below a folder, by name."""
+    if (folder / RECORD).is_file():
+        yield folder
+    elif folder.is_dir():
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir() and inner.name not in ("checkpoints", "student", "predictions"):
+                yield from find_runs(inner)

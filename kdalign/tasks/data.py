@@ -1,0 +1,192 @@
+"""Read a split: from a folder of files or from the hub, checked before any model is loaded."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.tasks.task import Source, Task, normal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("parquet", "csv", "tsv", "jsonl")
+ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split's texts and labels.
+
+    Attributes:
+        texts: one column of texts, or two of the same length.
+        labels: class numbers (int64) or scores (float64); None where the split has none.
+    """
+
+    split: str
+    texts: tuple[tuple[str, ...], ...]
+    labels: np.ndarray[Any, Any] | None
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+    def take(self, rows: Sequence[int]) -> "Examples":
+        """The examples of these rows, in this order."""
+        return replace(
+            self,
+            texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
+            labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of texts and labels."""
+        digest = hashlib.sha256()
+        for column in self.texts:
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_examples(task: Task, split: str) -> Examples:
+    """Read and check a split.
+
+    Raises:
+        UsageError: no such split, file of another format, missing column, row without text, label outside the
+            task's set, or no rows at all.
+    """
+    table = load_table(task.source, split)
+    where = f"{task.source}, split {split!r}"
+    for column in task.columns:
+        if column not in table.columns:
+            raise UsageError(
+                f"task {task.name!r} needs column {column!r}, which {where} lacks"
+                f"{did_you_mean(column, table.columns)} (it has: {', '.join(table.columns)})"
+            )
+    if len(table) == 0:
+        raise UsageError(f"{where} has no rows")
+    for column in task.columns:
+        missing = np.flatnonzero(table[column].isna())
+        if len(missing):
+            raise UsageError(f"{where}: row {missing[0]} has no text in column {column!r}")
+    texts = tuple(tuple(table[column].astype(str)) for column in task.columns)
+    return Examples(split=split, texts=texts, labels=_labels(task, table, where))
+
+
+def load_table(source: Source, split: str) -> "pd.DataFrame":
+    """Read a split as a table, from a folder or from the hub."""
+    return _from_folder(source.folder, split) if source.folder is not None else _from_hub(source, split)
+
+
+def splits_of(folder: Path) -> list[str]:
+    """The splits that a folder holds, by its files' names."""
+    return sorted(file.stem for file in folder.iterdir() if file.suffix.lstrip(".") in FORMATS)
+
+
+def split_exists(source: Source, split: str) -> bool:
+    """Whether a source has a split."""
+    if source.folder is not None:
+        return _file_of(source.folder, split) is not None
+    import datasets
+
+    names = datasets.get_dataset_split_names(source.dataset, source.config)
+    return split in names
+
+
+def _file_of(folder: Path, split: str) -> Path | None:
+    for name in (split, *ALIASES.get(split, ())):
+        for extension in FORMATS:
+            file = folder / f"{name}.{extension}"
+            if file.is_file():
+                return file
+    return None
+
+
+def _from_folder(folder: Path, split: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    if not folder.is_dir():
+        raise UsageError(f"no data folder {str(folder)!r}")
+    file = _file_of(folder, split)
+    if file is None:
+        has = splits_of(folder)
+        raise UsageError(
+            f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
+            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(FORMATS)}'})"
+        )
+    try:
+        match file.suffix:
+            case ".parquet":
+                return pd.read_parquet(file)
+            case ".csv":
+                return pd.read_csv(file, keep_default_na=False, na_values=[""])
+            case ".tsv":
+                return pd.read_csv(file, sep="\t", keep_default_na=False, na_values=[""], quoting=3)
+            case _:
+                return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+    except (ValueError, OSError) as error:  # pandas' and arrow's parse errors are ValueErrors
+        raise UsageError(f"{str(file)!r} is not a {file.suffix[1:]} file: {_one_line(error)}") from None
+
+
+def _from_hub(source: Source, split: str) -> "pd.DataFrame":
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(source.dataset, source.config, split=split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(
+            f"cannot load split {split!r} of data set {source}: {_one_line(error)} (or give --data DIR)"
+        ) from None
+    table: pd.DataFrame = found.to_pandas()
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.ClassLabel) and feature.names:
+            names = dict(enumerate(feature.names))
+            table[column] = [names.get(number, -1) for number in table[column]]
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else words[:197] + "..."
+
+
+def _labels(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
+    """The labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column)."""
+    import pandas as pd
+
+    if task.label not in table.columns:
+        return None
+    column = table[task.label]
+    if column.isna().any():
+        raise UsageError(f"{where}: row {int(np.flatnonzero(column.isna())[0])} has no label in {task.label!r}")
+    if pd.api.types.is_numeric_dtype(column):
+        if (column == -1).all():
+            return None
+        values = column.to_numpy(dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise UsageError(f"{where}: label {values[~np.isfinite(values)][0]} is not a number to learn")
+        if task.regression:
+            return values
+        outside = ~np.isin(values, np.arange(len(task.labels)))
+        if outside.any():
+            allowed = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
+            row = int(np.flatnonzero(outside)[0])
+            raise UsageError(
+                f"{where}: label {values[row]:g} in row {row} is not one of task {task.name!r} (accepted: {allowed})"
+            )
+        return values.astype(np.int64)
+    if (column.astype(str) == "-1").all():
+        return None
+    if task.regression:
+        raise UsageError(f"{where}: task {task.name!r} needs a number in {task.label!r}, not {column.iloc[0]!r}")
+    numbers = {normal(name): number for number, name in enumerate(task.labels)}
+    encoded = [numbers.get(normal(name), -1) for name in column]
+    if -1 in encoded:
+        raise unknown(f"label in row {encoded.index(-1)} of {where}:", str(column.iloc[encoded.index(-1)]), task.labels)
+    return np.array(encoded, dtype=np.int64)

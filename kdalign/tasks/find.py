@@ -1,0 +1,207 @@
+"""From the word on the command line to a task: a shipped name, a task file, or what the data itself shows."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.tasks.data import ALIASES, load_table, split_exists
+from kdalign.tasks.glue import GLUE
+from kdalign.tasks.task import Source, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INFERRED = "classification"
+_KEYS = (
+    "name",
+    "columns",
+    "label",
+    "labels",
+    "metrics",
+    "data",
+    "dataset",
+    "config",
+    "train",
+    "evaluation",
+    "test",
+)
+_LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
+_SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
+_MOST_CLASSES = 100
+
+
+def find_task(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> Task:
+    """The task that a name stands for, with its data's place.
+
+    Args:
+        name: a GLUE task, a YAML task file, or ``classification`` (worked out from the data).
+        folder: a data folder, or the parent of one folder per task name.
+        dataset: a hub data set instead.
+        config: its configuration.
+
+    Raises:
+        UsageError: unknown name, unreadable task file, or data that does not show what the task is.
+    """
+    if folder is not None and dataset is not None:
+        raise UsageError("give --data or --dataset, not both")
+    if config is not None and dataset is None:
+        raise UsageError("--config goes with --dataset")
+    if name == INFERRED:
+        if folder is None and dataset is None:
+            raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
+        return _worked_out(_source(folder, dataset, config, name))
+    if name in GLUE:
+        task = GLUE[name]
+    elif name.endswith((".yaml", ".yml")):
+        task = _from_file(Path(name))
+    else:
+        raise UsageError(
+            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED])} "
+            f"(accepted: {', '.join([*GLUE, INFERRED])}, or a task file ending in .yaml)"
+        )
+    if folder is None and dataset is None:
+        return task
+    return replace(task, source=_source(folder, dataset, config, task.name))
+
+
+def _source(folder: str | None, dataset: str | None, config: str | None, task: str) -> Source:
+    if folder is None:
+        return Source(dataset=dataset, config=config)
+    path = Path(folder)
+    if not path.is_dir():
+        raise UsageError(f"no data folder {folder!r}")
+    return Source(folder=path / task if (path / task).is_dir() else path)
+
+
+def _from_file(file: Path) -> Task:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read task file {str(file)!r}: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"task file {str(file)!r} holds no keys (known: {', '.join(_KEYS)})")
+    for key in tree:
+        if key not in _KEYS:
+            raise unknown(f"key in task file {str(file)!r}:", str(key), _KEYS)
+    if "columns" not in tree:
+        raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
+    labels = tuple(str(label) for label in _several(tree.get("labels", ())))
+    default = ("accuracy",) if labels else ("pearson", "spearman")
+    data = tree.get("data")
+    return Task(
+        name=str(tree.get("name", file.stem)),
+        columns=_several(tree["columns"]),
+        labels=labels,
+        metrics=_several(tree.get("metrics", default)),
+        source=Source(
+            folder=_beside(file, data) if data else None,
+            dataset=tree.get("dataset"),
+            config=tree.get("config"),
+        ),
+        label=str(tree.get("label", "label")),
+        train=str(tree.get("train", "train")),
+        evaluation=_several(tree.get("evaluation", "validation")),
+        test=_several(tree.get("test", "test")),
+    )
+
+
+def _beside(file: Path, folder: str) -> Path:
+    """A data folder named in a task file is looked for beside the file."""
+    return Path(folder) if Path(folder).is_absolute() else file.parent / folder
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _worked_out(source: Source) -> Task:
+    """Read the training split and say which columns are text, which is the label, and what it can be."""
+    table = load_table(source, "train")
+    if len(table) == 0:
+        raise UsageError(f"{source}, split 'train' has no rows")
+    label = _label_column(table, source)
+    columns = _text_columns(table, label, source)
+    labels, kind = _label_set(table[label], source)
+    evaluation = next((split for split in ("validation", "test") if split_exists(source, split)), None)
+    if evaluation is None:
+        wanted = ", ".join(("validation", *ALIASES["validation"], "test"))
+        raise UsageError(f"{source} has no split to score on besides train (looked for: {wanted})")
+    rest = [column for column in table.columns if column not in (*columns, label)]
+    found = f"text in {' and '.join(columns)}, {kind} in {label}, scored on {evaluation}" + (
+        f"; not used: {', '.join(rest)}" if rest else ""
+    )
+    metrics = ("pearson", "spearman") if not labels else ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
+    return Task(
+        name=source.folder.name if source.folder is not None else str(source.dataset).rpartition("/")[2],
+        columns=columns,
+        labels=labels,
+        metrics=metrics,
+        source=source,
+        label=label,
+        evaluation=(evaluation,),
+        test=("test",),
+        found=found,
+    )
+
+
+def _label_column(table: "pd.DataFrame", source: Source) -> str:
+    by_name: Mapping[str, str] = {str(column).lower(): str(column) for column in table.columns}
+    for name in _LABEL_COLUMNS:
+        if name in by_name:
+            return by_name[name]
+    few = [
+        str(column)
+        for column in table.columns
+        if str(column).lower() not in _SIDE_COLUMNS and 2 <= table[column].nunique() <= min(20, len(table) // 2)
+    ]
+    if len(few) == 1:
+        return few[0]
+    raise UsageError(
+        f"{source}: cannot tell which column holds the label (columns: {', '.join(map(str, table.columns))}); "
+        f"name it in a task file, or call it 'label'"
+    )
+
+
+def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[str, ...]:
+    import pandas as pd
+
+    texts = {
+        str(column): float(table[column].astype(str).str.len().mean())
+        for column in table.columns
+        if column != label
+        and str(column).lower() not in _SIDE_COLUMNS
+        and not pd.api.types.is_numeric_dtype(table[column])
+        and table[column].nunique() > 1
+    }
+    if not texts:
+        raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))})")
+    if len(texts) <= 2:
+        return tuple(texts)
+    raise UsageError(
+        f"{source}: {len(texts)} text columns ({', '.join(texts)}); name the one or two to use in a task file"
+    )
+
+
+def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...], str]:
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column):
+        values = column.dropna()
+        if ((values % 1) != 0).any():
+            return (), f"a score from {values.min():g} to {values.max():g}"
+        highest = int(values.max())
+        if values.min() < 0 or highest >= _MOST_CLASSES or highest < 1:
+            raise UsageError(
+                f"{source}: labels from {values.min():g} to {highest} are not classes counted from 0; "
+                f"name them in a task file"
+            )
+        names = tuple(f"LABEL_{number}" for number in range(highest + 1))
+        return names, f"{len(names)} classes (0 to {highest})"
+    names = tuple(sorted(str(name) for name in column.dropna().unique()))
+    if not 2 <= len(names) <= _MOST_CLASSES:
+        raise UsageError(f"{source}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
+    return names, f"{len(names)} classes ({', '.join(names)})"

@@ -1,0 +1,58 @@
+"""Hold out a slice of train by whole texts, so that it measures what the reported split will.
+
+SST-2's training rows are phrases of one another: a random slice shares text with nearly every other row. Here only
+texts that lie inside no other text are held out, and every row that lies inside a held-out one leaves training.
+"""
+
+import numpy as np
+
+from kdalign.errors import UsageError
+from kdalign.tasks.data import Examples
+
+MOST_HELD_OUT = 1000
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split training rows into those to train on and those held out.
+
+    Texts are compared word for word, in lower case. A row is inside another when its words are a run of the
+    other's (for pairs: when any of its texts is the same as, or inside, one of the other's).
+
+    Args:
+        examples: the training split.
+        share: of all rows, how many to hold out (at most 1,000).
+        seed: of the draw.
+
+    Returns:
+        Rows to train on, and rows held out; rows inside held-out ones are in neither.
+    """
+    rows = [tuple(tuple(column[row].lower().split()) for column in examples.texts) for row in range(len(examples))]
+    known = {text for row in rows for text in row if text}
+    longest = max((len(text) for text in known), default=0)
+    inside: dict[int, set[tuple[str, ...]]] = {}
+    contained: set[tuple[str, ...]] = set()
+    for number, row in enumerate(rows):
+        inside[number] = {run for text in row for run in _runs(text, longest) if run in known}
+        contained |= {run for run in inside[number] if run not in row}
+    wanted = max(1, min(MOST_HELD_OUT, round(share * len(rows))))
+    held: list[int] = []
+    texts: set[tuple[str, ...]] = set()
+    for number in np.random.default_rng([seed, len(rows)]).permutation(len(rows)).tolist():
+        if len(held) == wanted:
+            break
+        if not any(text in contained or text in texts for text in rows[number]):
+            held.append(number)
+            texts |= inside[number]
+    taken = set(held)
+    train = [number for number, row in enumerate(rows) if number not in taken and not any(t in texts for t in row)]
+    if not train or not held:
+        raise UsageError(f"cannot hold out {share:.0%} of {len(rows)} training rows by whole texts: too few remain")
+    return train, sorted(held)
+
+
+def _runs(text: tuple[str, ...], longest: int) -> list[tuple[str, ...]]:
+    """Every run of neighbouring words of a text, itself included; only itself where the text is very long."""
+    n = len(text)
+    if n > 60:
+        return [text]
+    return [text[start:end] for start in range(n) for end in range(start + 1, min(n, start + longest) + 1)]

@@ -1,0 +1,101 @@
+"""What a classification or regression task is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdalign.errors import UsageError
+from kdalign.extend import resolve
+from kdalign.metrics import METRICS, Metric
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data lies: a folder with one file a split, or a data set on the hub."""
+
+    folder: Path | None = None
+    dataset: str | None = None
+    config: str | None = None
+
+    def __str__(self) -> str:
+        if self.folder is not None:
+            return str(self.folder)
+        return f"{self.dataset} ({self.config})" if self.config else str(self.dataset)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task over one text or a pair of texts.
+
+    Attributes:
+        name: its word in flags and tables.
+        columns: the text column, or the two of a pair.
+        labels: class names in the order of their numbers in the data; empty for regression.
+        metrics: names; the first is the primary one.
+        source: where the data lies.
+        label: the column with the label.
+        evaluation: the splits that are reported; those after the first only where they exist.
+        test: splits of the leaderboard, usually without labels.
+        submission: file names of the leaderboard for the test splits.
+        found: what was worked out from the data, a sentence for the user; empty where everything was given.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    source: Source
+    label: str = "label"
+    train: str = "train"
+    evaluation: tuple[str, ...] = ("validation",)
+    test: tuple[str, ...] = ("test",)
+    submission: tuple[str, ...] = ()
+    found: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.columns) not in (1, 2):
+            raise UsageError(f"task {self.name!r}: one or two text columns, given {len(self.columns)}")
+        if len(self.labels) == 1 or len({normal(label) for label in self.labels}) < len(self.labels):
+            raise UsageError(f"task {self.name!r}: labels must be two or more different names")
+        if not self.metrics:
+            raise UsageError(f"task {self.name!r}: name at least one metric")
+        for metric in self.metrics:
+            if self.metric(metric).regression != self.regression:
+                kind = "regression" if self.regression else "classification"
+                fitting = ", ".join(m.name for m in METRICS.values() if m.regression == self.regression)
+                raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score instead of a class."""
+        return not self.labels
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs that a model's head needs."""
+        return len(self.labels) or 1
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name, ``package.module:Name`` or ``file.py:Name``."""
+        return resolve(name, METRICS, "metric")
+
+
+def normal(label: str) -> str:
+    """A label's name without case, separators and spaces, for matching."""
+    return re.sub(r"[\s_\-]+", "", str(label)).lower()
+
+
+def label_order(names: Sequence[str], task: Task) -> tuple[int, ...] | None:
+    """For each of the task's labels, the number of the model's output that stands for it.
+
+    Returns None where the names match by no means. Names such as ``LABEL_0`` say nothing, so their numbers are
+    taken for the task's.
+    """
+    if len(names) != len(task.labels):
+        return None
+    if all(re.fullmatch(r"label\d+", normal(name)) for name in names):
+        return tuple(range(len(names)))
+    numbers = {normal(name): number for number, name in enumerate(names)}
+    wanted = [normal(label) for label in task.labels]
+    return tuple(numbers[label] for label in wanted) if set(wanted) == set(numbers) else None

@@ -1,0 +1,546 @@
+"""The loop: accumulate, step, log, evaluate, checkpoint, resume.
+
+accelerate brings devices, ranks and trackers. What decides a step is a pure function of (seed, step): which rows,
+in which micro-batches, with which dropout, at which learning rate. So a checkpoint is weights, optimizer state and a
+step number, and going on from it equals never having stopped.
+"""
+
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, broadcast_object_list
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kdalign.alignment import Plan
+from kdalign.architecture import accepted_inputs
+from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.capture import ATTENTION, Signals, run
+from kdalign.errors import Interrupted, RunError, UsageError, unknown
+from kdalign.files import whole_file, write_json
+from kdalign.objective import Objective, Signal, Unit, View, count_units
+from kdalign.projection import Projections
+from kdalign.recipe import Recipe, Train
+from kdalign.runs import RunFolder
+from kdalign.teachers import Teacher
+
+KEPT_CHECKPOINTS = 2
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_deterministic_options: Any = torch.utils.deterministic
+
+Teach = Callable[[dict[str, Tensor]], Signals]
+"""The teacher's signals on a batch."""
+
+
+class Learner(nn.Module):
+    """All that is trained: the student and its projections, in one module, so that DDP and the optimizer see both.
+
+    Its forward gives the student's signals, features already at the teacher's width.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        projections: Projections,
+        plan: Plan | None,
+        objective: Objective,
+        order: tuple[int, ...],
+        bf16: bool,
+    ) -> None:
+        super().__init__()
+        student.set_attn_implementation(ATTENTION)
+        self.student = student
+        self.projections = projections
+        self.register_buffer("_order", torch.tensor(order), persistent=False)
+        self._pairs = plan.pairs if plan is not None and Signal.HIDDEN in objective.needs else ()
+        pairs = plan.pairs if plan is not None else ()
+        self._wanted = objective.wanted([student for student, _, _ in pairs])
+        self.wanted_of_teacher = objective.wanted([teacher for _, teacher, _ in pairs])
+        self._bf16 = bf16
+
+    def forward(self, inputs: dict[str, Tensor]) -> Signals:
+        """The student's signals on a batch."""
+        order = self.get_buffer("_order")
+        with torch.autocast(order.device.type, torch.bfloat16, enabled=self._bf16):
+            signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
+            for student, teacher, _ in self._pairs:
+                signals.projected[student, teacher] = self.projections(signals.hidden[student], student, teacher)
+        return signals
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, for progress bars and the history.
+
+    Attributes:
+        loss: the weighted total over all micro-batches and ranks.
+        parts: each term before its weight.
+        samples_per_second: since training started or went on, without evaluation and checkpoints.
+        tokens_per_second: real tokens, likewise.
+        seconds_left: at this speed.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    gradient_norm: float
+    samples_per_second: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class Observer(Protocol):
+    """Who watches: a progress bar, plain lines, a log file."""
+
+    def announce(self, line: str) -> None:
+        """Something the user should know."""
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Training starts or goes on after ``step``."""
+
+    def stepped(self, report: StepReport) -> None:
+        """One step is done."""
+
+    def ended(self) -> None:
+        """Training is over."""
+
+    def into(self, log: Path) -> "Observer":
+        """The same observer, its announcements also written to a run's log."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def announce(self, line: str) -> None:
+        """Say nothing."""
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Show nothing."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Show nothing."""
+
+    def ended(self) -> None:
+        """Show nothing."""
+
+    def into(self, log: Path) -> Observer:
+        """Still nobody."""
+        return self
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside weights and optimizer state."""
+
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Examples and real tokens a second of training."""
+        seconds = max(self.seconds, 1e-9)
+        return {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
+
+
+def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
+
+    Raises:
+        UsageError: no such device here, or a tracker that is unknown or not installed.
+    """
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if device not in ("auto", "cpu") and (here is None or here.type != device):
+        raise UsageError(f"no {device} device here (found: {here.type if here else 'cpu only'})")
+    known = sorted(str(name) for name in LoggerType if name != "all")
+    installed = [str(name) for name in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in known:
+            raise unknown("tracker", tracker, known)
+        if tracker not in installed:
+            raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=str(folder) if folder else None)
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Start the recipe's trackers with its values as their configuration."""
+    if recipe.train.trackers:
+        config = {key: value for key, value in recipe.flat().items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("kdalign", config=config)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16: as asked, or where the hardware multiplies it faster than float32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def total_steps(settings: Train, examples: int) -> int:
+    """Optimizer steps of a run."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return max(1, round(settings.epochs * steps_per_epoch(examples, settings.batch_size)))
+
+
+def learning_rate(settings: Train, step: int, steps: int) -> float:
+    """The learning rate of a step (counted from 0): linear warm-up, then decay to 0 at the end, or constant."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    match settings.scheduler:
+        case "constant":
+            return settings.lr
+        case "linear":
+            return settings.lr * (1 - done)
+        case "cosine":
+            return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
+    """AdamW over every trainable parameter once; biases and norms do not decay."""
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
+
+
+def train(
+    learner: Learner,
+    teacher: Teacher | None,
+    objective: Objective,
+    encoded: Encoded,
+    settings: Train,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    observer: Observer,
+    evaluate: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+    what: str = "training",
+    go_on: bool = False,
+) -> Progress:
+    """Train the learner in place, writing history and checkpoints into the run folder.
+
+    Args:
+        learner: in float32.
+        teacher: None where the objective needs none.
+        objective: what to minimise.
+        encoded: the training examples.
+        settings: how.
+        accelerator: device and ranks.
+        folder: of the run.
+        observer: who watches.
+        evaluate: scores of a student on the slice of train that is watched, the first one deciding (higher is better).
+        what: the word for it in progress bars.
+        go_on: go on from the newest checkpoint, if there is one.
+
+    Raises:
+        Interrupted: a signal arrived; the state is saved.
+        RunError: the loss is not a number.
+    """
+    steps = total_steps(settings, len(encoded))
+    teach = None if teacher is None else partial(teacher, wanted=learner.wanted_of_teacher)
+    every = settings.eval_every or max(1, steps // 10)
+    save_every = settings.checkpoint_every or every
+    learner.to(accelerator.device).train()
+    if Signal.LOGITS not in objective.needs:
+        _freeze_unreached(learner, teach, objective, encoded, settings, accelerator.device)
+    optimizer = make_optimizer(learner, settings)
+    progress = Progress()
+    if go_on:
+        progress = _load(folder, learner, optimizer, accelerator)
+    wrapped = accelerator.prepare_model(learner)
+    main = accelerator.is_main_process
+    lengths = encoded.lengths
+    epoch_size = steps_per_epoch(len(encoded), settings.batch_size)
+    epoch, batches = -1, list[list[int]]()
+    speed_from = Progress(**asdict(progress))
+
+    def look() -> bool:
+        """Evaluate; true when training should stop early."""
+        if evaluate is None:
+            return False
+        if main:
+            scores = dict(evaluate(learner.student))
+            value = next(iter(scores.values()))
+            folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
+            if progress.best_score is None or value > progress.best_score:
+                progress.best_score, progress.best_step, progress.evaluations_without_gain = (
+                    value,
+                    progress.step,
+                    0,
+                )
+                if settings.select == "best":
+                    _save_weights(folder.checkpoints / "best.safetensors", learner)
+            else:
+                progress.evaluations_without_gain += 1
+        shared = broadcast_object_list([progress.evaluations_without_gain])
+        return settings.patience is not None and shared[0] >= settings.patience
+
+    observer.started(what, progress.step, steps)
+    stopped = False
+    with _signals() as received, _deterministic(accelerator.device):
+        if progress.step == 0:
+            look()
+        while progress.step < steps and not stopped:
+            begun = time.perf_counter()
+            if progress.step // epoch_size != epoch:
+                epoch = progress.step // epoch_size
+                batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+            rows = batches[progress.step % epoch_size]
+            share = micro_batches(
+                encoded, rows, accelerator.process_index, accelerator.num_processes, settings.micro_batch
+            )
+            lr = learning_rate(settings, progress.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss, parts, norm, units, stop = _step(
+                wrapped,
+                teach,
+                objective,
+                optimizer,
+                share,
+                settings,
+                accelerator,
+                progress.step,
+                bool(received),
+            )
+            if not math.isfinite(loss):
+                raise RunError(f"the loss is {loss} at step {progress.step + 1}: lower --lr, or use --precision fp32")
+            progress.step += 1
+            progress.examples += len(rows)
+            progress.tokens += int(units[Unit.TOKEN])
+            progress.seconds += time.perf_counter() - begun
+            progress.parts = parts
+            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm)
+            observer.stepped(report)
+            if main:
+                folder.append_history({"kind": "step", **_history(report)})
+                accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
+            if stop:
+                if main:
+                    _save(folder, learner, optimizer, progress)
+                observer.ended()
+                raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", received[0] if received else 15)
+            if progress.step % every == 0 or progress.step == steps:
+                stopped = look()
+            if main and progress.step % save_every == 0 and progress.step < steps:
+                _save(folder, learner, optimizer, progress)
+    observer.ended()
+    if settings.select == "best":
+        accelerator.wait_for_everyone()
+        learner.load_state_dict(load_file(folder.checkpoints / "best.safetensors"))
+    return progress
+
+
+def _step(
+    wrapped: nn.Module,
+    teach: Teach | None,
+    objective: Objective,
+    optimizer: torch.optim.AdamW,
+    share: list[Batch],
+    settings: Train,
+    accelerator: Accelerator,
+    step: int,
+    stop: bool,
+) -> tuple[float, dict[str, float], float, dict[Unit, float], bool]:
+    """One optimizer step over this rank's micro-batches.
+
+    Returns:
+        Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
+    """
+    device = accelerator.device
+    units = count_units(share)
+    counts = torch.tensor([*units.values(), float(stop)], device=device, dtype=torch.float64)
+    counts = accelerator.reduce(counts, reduction="sum")
+    units = dict(zip(units, counts.tolist(), strict=False))
+    optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(1 + len(objective.terms), device=device)
+    for number, batch in enumerate(share):
+        batch = batch.to(device)
+        torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
+        taught = teach(batch.inputs) if teach is not None else None
+        last = number == len(share) - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            breakdown = objective(View(wrapped(batch.inputs), taught, batch), units)
+            # DDP averages gradients over ranks; the objective already divides by all ranks' units.
+            accelerator.backward(breakdown.total * accelerator.num_processes)
+        sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
+    norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
+    optimizer.step()
+    loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
+    return loss, dict(zip(objective.terms, parts, strict=True)), float(norm), units, bool(counts[-1] > 0)
+
+
+def _derived_seed(*numbers: int) -> int:
+    """A seed that is a function of these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _freeze_unreached(
+    learner: Learner,
+    teach: Teach | None,
+    objective: Objective,
+    encoded: Encoded,
+    settings: Train,
+    device: torch.device,
+) -> None:
+    """Freeze parameters that no term reaches (the head, where only features are aligned): DDP waits for each."""
+    batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
+    view = View(learner(batch.inputs), teach(batch.inputs) if teach is not None else None, batch)
+    objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]
+    for parameter in learner.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
+def _report(
+    progress: Progress, start: Progress, steps: int, epoch_size: int, loss: float, lr: float, norm: float
+) -> StepReport:
+    seconds = max(progress.seconds - start.seconds, 1e-9)
+    return StepReport(
+        step=progress.step,
+        steps=steps,
+        epoch=progress.step / epoch_size,
+        loss=loss,
+        parts=progress.parts,
+        lr=lr,
+        gradient_norm=norm,
+        samples_per_second=(progress.examples - start.examples) / seconds,
+        tokens_per_second=(progress.tokens - start.tokens) / seconds,
+        seconds_left=seconds / (progress.step - start.step) * (steps - progress.step),
+    )
+
+
+def _history(report: StepReport) -> dict[str, Any]:
+    """What of a step is the same in every repetition of the run: no clock."""
+    event = asdict(report)
+    for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
+        del event[key]
+    return event
+
+
+def _save_weights(file: Path, learner: Learner) -> None:
+    with whole_file(file) as temporary:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()},
+            temporary,
+        )
+
+
+def _save(folder: RunFolder, learner: Learner, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+    """Write a checkpoint whole, then drop older ones."""
+    final = folder.checkpoints / f"step-{progress.step}"
+    if final.exists():
+        return
+    draft = folder.checkpoints / f".step-{progress.step}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    _save_weights(draft / "model.safetensors", learner)
+    names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
+    moments = {
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    save_file(moments, draft / "optimizer.safetensors")
+    write_json(draft / "progress.json", asdict(progress))
+    draft.replace(final)
+    for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _checkpoints(folder: RunFolder) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = folder.checkpoints.glob("step-*/progress.json")
+    return sorted((file.parent for file in found), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _load(folder: RunFolder, learner: Learner, optimizer: torch.optim.AdamW, accelerator: Accelerator) -> Progress:
+    """Go on from the newest checkpoint; from the start where there is none."""
+    found = _checkpoints(folder)
+    progress = Progress()
+    if found:
+        newest = found[-1]
+        learner.load_state_dict(load_file(newest / "model.safetensors", device=str(accelerator.device)))
+        moments = load_file(newest / "optimizer.safetensors", device=str(accelerator.device))
+        for name, parameter in learner.named_parameters():
+            state = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+            if state:
+                # The step counter of a fused optimizer lives beside the parameter.
+                optimizer.state[parameter] = state
+        progress = Progress(**json.loads((newest / "progress.json").read_text(encoding="utf-8")))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.cut_history(progress.step if found else -1)
+    return progress
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms on CPU, where they cost nothing; elsewhere as the user set them."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = _deterministic_options.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        _deterministic_options.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        _deterministic_options.fill_uninitialized_memory = fill
