@@ -1,0 +1,127 @@
+"""Each loss against numbers worked by hand, and against a loop in float64."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from kdalign import losses
+
+YES = torch.tensor([True])
+
+
+def test_cross_entropy_of_even_odds_is_log_two():
+    logits = torch.zeros(1, 2)
+    assert float(losses.hard_label_cross_entropy(logits, torch.tensor([1]), YES)) == pytest.approx(math.log(2))
+
+
+def test_squared_error_of_three_against_one_is_four():
+    assert float(losses.squared_error(torch.tensor([[3.0]]), torch.tensor([1.0]), YES)) == pytest.approx(4.0)
+
+
+def test_soft_target_kl_by_hand_at_temperature_one_and_two():
+    # Teacher (3/4, 1/4) from logits (log 3, 0); student even: KL = 3/4 log(3/2) + 1/4 log(1/2).
+    teacher, student = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
+    by_hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(losses.soft_target_kl(student, teacher, YES, 1.0)) == pytest.approx(by_hand, rel=1e-5)
+    # At temperature 2 the teacher's odds are sqrt(3) : 1, and T^2 = 4 stands before the sum.
+    p = math.sqrt(3) / (1 + math.sqrt(3))
+    softened = 4 * (p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)))
+    assert float(losses.soft_target_kl(student, teacher, YES, 2.0)) == pytest.approx(softened, rel=1e-5)
+
+
+def test_the_soft_target_gradient_keeps_its_size_at_high_temperature():
+    # Hinton et al. 2015, section 2: for T -> infinity, T^2 KL has the gradient (z_s - z_t) / classes (zero-mean logits).
+    student = torch.tensor([[0.4, -0.1, -0.3]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[-0.2, 0.5, -0.3]], dtype=torch.float64)
+    losses.soft_target_kl(student, teacher, YES, 1000.0).backward()
+    torch.testing.assert_close(student.grad, (student.detach() - teacher) / 3, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_divergence_and_its_gradient_are_zero_at_teacher_equal_student(temperature):
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    loss = losses.soft_target_kl(logits, logits.detach().clone(), torch.ones(5, dtype=torch.bool), temperature)
+    loss.backward()
+    assert abs(loss.item()) < 1e-12
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_cosine_distance_of_a_right_angle_is_one_and_of_opposites_two():
+    ours = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [2.0, 2.0]]])
+    theirs = torch.tensor([[[0.0, 3.0], [-5.0, 0.0], [1.0, 1.0]]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert float(losses.cosine_distance(ours, theirs, mask)) == pytest.approx(3.0, abs=1e-6)
+
+
+def test_scaled_euclid_by_hand():
+    # |(1, 2) - (3, 5)|^2 = 13, width 2, variance 4.
+    ours, theirs = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 5.0]]])
+    loss = losses.scaled_euclid(ours, theirs, torch.tensor([[True]]), 4.0)
+    assert float(loss) == pytest.approx(13 / 8)
+
+
+def test_a_student_that_answers_the_teachers_mean_scores_one_a_position():
+    theirs = 3 * torch.randn(4, 500, 16) + torch.randn(16) * 10
+    mean = theirs.reshape(-1, 16).mean(0)
+    variance = float(theirs.reshape(-1, 16).var(0, unbiased=False).mean())
+    loss = losses.scaled_euclid(mean.expand_as(theirs), theirs, torch.ones(4, 500, dtype=torch.bool), variance)
+    assert float(loss) / 2000 == pytest.approx(1.0, rel=1e-4)
+
+
+def test_attention_distance_by_hand():
+    # One head agrees, one puts all weight on the other key: (1-0)^2 + (0-1)^2 = 2; the mean over 2 heads is 1.
+    ours = torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])
+    theirs = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    ours, theirs = ours.expand(1, 2, 2, 2).contiguous(), theirs.expand(1, 2, 2, 2).contiguous()
+    assert float(losses.attention_distance(ours, theirs, torch.tensor([[True, False]]))) == pytest.approx(1.0)
+
+
+def test_every_loss_equals_a_loop_in_float64():
+    torch.manual_seed(1)
+    ours, theirs = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    mask = torch.rand(3, 5) > 0.4
+    cosine = euclid = 0.0
+    for b in range(3):
+        for i in range(5):
+            if mask[b, i]:
+                cosine += 1 - float(cosine_similarity(ours[b, i], theirs[b, i], dim=0))
+                euclid += sum(float(ours[b, i, d] - theirs[b, i, d]) ** 2 for d in range(4)) / (4 * 0.7)
+    assert float(losses.cosine_distance(ours, theirs, mask)) == pytest.approx(cosine, rel=1e-12)
+    assert float(losses.scaled_euclid(ours, theirs, mask, 0.7)) == pytest.approx(euclid, rel=1e-12)
+
+
+def test_soft_target_kl_works_on_three_dimensions_over_the_class_axis():
+    student, teacher = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    each = sum(
+        float(losses.soft_target_kl(student[b, i][None], teacher[b, i][None], YES, 2.0))
+        for b in range(2)
+        for i in range(3)
+        if mask[b, i]
+    )
+    assert float(losses.soft_target_kl(student, teacher, mask, 2.0)) == pytest.approx(each, rel=1e-5)
+
+
+def test_bfloat16_inputs_are_summed_in_float32():
+    big = torch.zeros(1, 40_000, dtype=torch.bfloat16)
+    loss = losses.hard_label_cross_entropy(big, torch.tensor([7]), YES)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(math.log(40_000), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, t, m: losses.cosine_distance(s, t, m),
+        lambda s, t, m: losses.scaled_euclid(s, t, m, 0.5),
+        lambda s, t, m: losses.soft_target_kl(s, t, m, 2.0),
+    ],
+    ids=["cosine", "euclid", "kl"],
+)
+def test_gradients_are_those_of_the_function(loss):
+    ours = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    theirs = torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    assert torch.autograd.gradcheck(lambda s: loss(s, theirs, mask), (ours,))
