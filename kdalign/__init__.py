@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from kdalign.architecture import Architecture, Stack, describe
     from kdalign.comparison import compare
     from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
-    from kdalign.pipeline import distill, evaluate
+    from kdalign.pipeline import distill
     from kdalign.recipe import Recipe, build_recipe, load_recipe
     from kdalign.runs import RunRecord, read_record
+    from kdalign.scoring import evaluate
     from kdalign.version import __version__
 
 _HOMES = {
@@ -32,7 +33,7 @@ _HOMES = {
     "compare": "comparison",
     "describe": "architecture",
     "distill": "pipeline",
-    "evaluate": "pipeline",
+    "evaluate": "scoring",
     "load_recipe": "recipe",
     "propose": "alignment",
     "read_record": "runs",

@@ -3,6 +3,7 @@
 Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,7 @@ class LayerMap:
             raise UsageError(f"the map has {len(self.pairs)} pairs of layers but {len(self.weights)} weights lambda_l")
         if len(set(self.pairs)) < len(self.pairs) or not self.pairs:
             raise UsageError("the map must name at least one pair of layers, and none twice")
-        if any(weight < 0 for weight in self.weights) or abs(sum(self.weights) - 1) > 1e-6:
+        if any(weight < 0 for weight in self.weights) or not abs(sum(self.weights) - 1) <= 1e-6:
             raise UsageError(f"the map's weights lambda_l must not be negative and sum to 1, not {self.weights}")
 
 
@@ -135,6 +136,8 @@ class Plan:
             for ours, theirs in layer_map.pairs:
                 _in_range("student", ours, student)
                 _in_range("teacher", theirs, teacher)
+        if self.projections != _projections(self.teacher, self.student, self.maps):
+            raise UsageError("the projections must join the mapped layers whose widths differ, one each, and no others")
 
     @property
     def pairs(self) -> tuple[tuple[int, int, float], ...]:
@@ -198,7 +201,7 @@ def read_plan(file: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read plan {str(file)!r}: {error}") from None
     except UsageError as error:
-        raise UsageError(f"{str(file)!r} is {error}") from None
+        raise UsageError(f"plan {str(file)!r}: {error}") from None
 
 
 def propose(
@@ -233,11 +236,18 @@ def propose(
     elif len(weights) != len(pairs):
         raise UsageError(f"{len(weights)} weights lambda_l are given for {len(pairs)} pairs of layers")
     total = sum(weights)
+    if not 0 < total < math.inf:
+        raise UsageError(f"weights lambda_l must not be negative, and one must be above 0; given {tuple(weights)}")
     layer_map = LayerMap(ours.name, theirs.name, tuple(pairs), tuple(weight / total for weight in weights))
-    projections = tuple(
-        ProjectionShape(*pair, ours.width, theirs.width) for pair in pairs if ours.width != theirs.width
-    )
-    return Plan(teacher, student, (layer_map,), projections, {}, chosen)
+    return Plan(teacher, student, (layer_map,), _projections(teacher, student, (layer_map,)), {}, chosen)
+
+
+def _projections(teacher: Architecture, student: Architecture, maps: Sequence[LayerMap]) -> tuple[ProjectionShape, ...]:
+    shapes = []
+    for layer_map in maps:
+        ours, theirs = student.stack(layer_map.student_stack).width, teacher.stack(layer_map.teacher_stack).width
+        shapes += [ProjectionShape(*pair, ours, theirs) for pair in layer_map.pairs if ours != theirs]
+    return tuple(shapes)
 
 
 def _given_pairs(choice: str) -> list[tuple[int, int]]:

@@ -135,13 +135,7 @@ def skeleton(config: "PretrainedConfig", attention: str = "sdpa") -> "PreTrained
     import torch
     import transformers
 
-    auto = (
-        transformers.AutoModelForSequenceClassification
-        if has_classifier(config)
-        else transformers.AutoModelForMaskedLM
-        if any(name.endswith("ForMaskedLM") for name in config.architectures or ())
-        else transformers.AutoModel
-    )
+    auto = transformers.AutoModelForSequenceClassification if has_classifier(config) else transformers.AutoModel
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(config), attn_implementation=attention)
     model.tie_weights()
@@ -160,7 +154,8 @@ def count_parameters(model: "nn.Module") -> int:
 
 def blocks(model: "PreTrainedModel") -> "nn.ModuleList":
     """The model's layers, in order."""
-    return model.base_model.get_submodule(layout_of(model.config).blocks)
+    found: nn.ModuleList = model.base_model.get_submodule(layout_of(model.config).blocks)
+    return found
 
 
 def attention_modules(model: "PreTrainedModel") -> list["nn.Module"]:

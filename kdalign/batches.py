@@ -79,7 +79,7 @@ class Batch:
 
 
 def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenize a split, cutting what is longer than ``max_length`` (of a pair, the longer text first) and counting it."""
+    """Tokenize a split; what is longer than ``max_length`` is cut (of a pair, the longer text first) and counted."""
     columns = [list(column) for column in examples.texts]
     # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
     names = {"return_attention_mask": False, "return_token_type_ids": True}

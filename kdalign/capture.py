@@ -58,7 +58,7 @@ def attention_map(
     mask: Bool[Tensor, "batch #heads #time time"] | None,
     scaling: float,
 ) -> Float[Tensor, "batch heads time time"]:
-    r"""The attention probabilities, before dropout, in float32: :math:`\mathrm{softmax}(Q K^\top s)` over unmasked keys."""
+    r"""Attention probabilities before dropout, in float32: :math:`\mathrm{softmax}(Q K^\top s)` over unmasked keys."""
     scores = (query @ key.transpose(-1, -2)).float() * scaling
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

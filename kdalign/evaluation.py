@@ -1,7 +1,7 @@
 """Score a model on a split: one pass, every example once, predictions kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,40 @@ def write_predictions(
         columns[f"logit/{name}"] = student.logits[:, number]
     with whole_file(file) as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A metric that a model cannot be scored on: why, and the command that would make it possible (or nothing)."""
+
+    metric: str
+    reason: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's scores on one split.
+
+    Attributes:
+        scores: what was measured.
+        absent: what was asked for and could not be.
+        truncated: examples cut to ``max_length``.
+        predictions: the file that keeps the model's answers; None where there are none.
+        submission: the leaderboard's file, for test splits.
+    """
+
+    model: str
+    task: str
+    split: str
+    source: str
+    n: int
+    truncated: int
+    scores: tuple[Score, ...]
+    absent: tuple[Absent, ...] = ()
+    predictions: str | None = None
+    submission: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +26,12 @@ def resolve(name: str, shipped: Mapping[str, T], what: str) -> T:
     """
     if name in shipped:
         return shipped[name]
-    source, colon, attribute = name.rpartition(":")
-    if not colon:
+    source, _, attribute = name.rpartition(":")
+    if not source.endswith(".py") and not re.fullmatch(r"\w+(\.\w+)*", source):
         raise unknown(what, name, shipped)
     try:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise UsageError(f"{what} {name!r}: cannot import {source!r} ({error})") from error
     if attribute not in vars(module):
         names = [key for key in vars(module) if not key.startswith("_")]
@@ -45,5 +47,6 @@ def _load_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up a class's module
     spec.loader.exec_module(module)
     return module

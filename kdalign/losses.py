@@ -46,8 +46,8 @@ def soft_target_kl(
 
     .. math:: \tau^2 \sum_u m_u\, KL(\sigma(z^t_u / \tau) \,\|\, \sigma(z^s_u / \tau))
 
-    The factor of the squared temperature keeps the gradient's size independent of the temperature (Hinton et al. 2015, arXiv:1503.02531,
-    section 2). L_soft of arXiv:2412.19449.
+    The factor :math:`\tau^2` keeps the gradient's size independent of the temperature (Hinton et al. 2015,
+    arXiv:1503.02531, section 2). L_soft of arXiv:2412.19449.
     """
     student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
     teacher_log = F.log_softmax(_wide(teacher) / temperature, dim=-1)

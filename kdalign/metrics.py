@@ -50,12 +50,14 @@ class Metric:
             real numbers for regression.
         library: who computes it.
         regression: whether it is for scores instead of classes.
+        binary: whether it is for two classes only.
     """
 
     name: str
     compute: Callable[[Array, Array], float]
     library: str
     regression: bool = False
+    binary: bool = False
     unit: str = "%"
     higher_is_better: bool = True
 
@@ -79,6 +81,8 @@ def _macro_f1(predictions: Array, references: Array) -> float:
 def _matthews(predictions: Array, references: Array) -> float:
     from sklearn.metrics import matthews_corrcoef
 
+    if len(np.union1d(predictions, references)) < 2:
+        return 0.0  # as scikit-learn has it, which also warns
     return 100.0 * float(matthews_corrcoef(references, predictions))
 
 
@@ -104,7 +108,7 @@ METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _accuracy, "numpy"),
-        Metric("f1", _f1, "scikit-learn"),
+        Metric("f1", _f1, "scikit-learn", binary=True),
         Metric("macro_f1", _macro_f1, "scikit-learn"),
         Metric("matthews", _matthews, "scikit-learn"),
         Metric("pearson", _pearson, "scipy", regression=True),

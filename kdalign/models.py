@@ -13,12 +13,14 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file, has_file
 
 from kdalign.architecture import has_classifier, layout_of
 from kdalign.errors import UsageError
@@ -36,7 +38,7 @@ class Checkpoint:
     Attributes:
         name: as the user gave it.
         path: what ``from_pretrained`` takes.
-        revision: on the hub, or None.
+        revision: the hub's commit that every file comes from; None for a folder.
         hash: the hub's commit, or the first 16 digits of the SHA-256 of a folder's weights.
     """
 
@@ -72,12 +74,7 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
     if folder.exists() or not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
         what = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"model {name!r} {what} (accepted: a folder with config.json and safetensors, or a hub id)")
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no model {name!r} here or on the hub: {_first_sentence(error)}") from None
-    layout_of(config)
-    return Checkpoint(name, name, config, revision, str(config._commit_hash))
+    return _on_hub(name, revision)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -97,7 +94,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_length(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_length(checkpoint: Checkpoint, max_length: int) -> None:
     """Refuse inputs longer than the model's positions."""
     positions = int(checkpoint.config.max_position_embeddings)
     if checkpoint.config.model_type in ("roberta", "xlm-roberta", "camembert"):
@@ -166,6 +163,27 @@ def load_classifier(
     return model
 
 
+def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a checkpoint with the head it has, or none, in float32, for measuring.
+
+    Raises:
+        UsageError: the weights are unreadable.
+    """
+    auto = AutoModelForSequenceClassification if checkpoint.has_classifier else AutoModel
+    try:
+        with _quiet():
+            return auto.from_pretrained(
+                checkpoint.path,
+                revision=checkpoint.revision,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+
+
 def for_task(config: PretrainedConfig, task: Task) -> PretrainedConfig:
     """A copy of a configuration whose head is the task's."""
     tree = config.to_dict()
@@ -190,21 +208,36 @@ def for_task(config: PretrainedConfig, task: Task) -> PretrainedConfig:
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids: the same tokens with the same numbers, special ones included."""
-    return (
+    probe = ("A probe: naïve CAFÉ, 1½ x!", "b")
+    return bool(
         first.get_vocab() == second.get_vocab()
         and first.all_special_ids == second.all_special_ids
-        and first("A probe: naïve CAFÉ, 1½ x!", "b").input_ids == second("A probe: naïve CAFÉ, 1½ x!", "b").input_ids
+        and first(*probe).input_ids == second(*probe).input_ids
     )
 
 
 def weights_megabytes(checkpoint: Checkpoint) -> float:
     """The size of the weights on disk, in 10^6 bytes."""
     folder = Path(checkpoint.path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(checkpoint.path, revision=checkpoint.hash, local_files_only=True))
+    if checkpoint.revision is not None:
+        folder = Path(cached_file(checkpoint.path, "config.json", revision=checkpoint.revision)).parent
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
+
+def _on_hub(name: str, revision: str | None) -> Checkpoint:
+    try:
+        file = cached_file(name, "config.json", revision=revision)
+        if file is None:
+            raise UsageError(f"hub repository {name!r} holds no model: it has no config.json")
+        # A branch may move on while we work: from here on everything comes from the commit it points to now.
+        commit = Path(file).parent.name
+        config = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
+        layout_of(config)
+        if not any(has_file(name, weights, revision=commit) for weights in _SAFE):
+            raise UsageError(f"model {name!r} has no model.safetensors; kdalign reads no other weights")
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"no model {name!r} here or on the hub: {_first_sentence(error)}") from None
+    return Checkpoint(name, name, config, commit, commit)
 
 
 def _in_folder(name: str, folder: Path) -> Checkpoint:

@@ -1,7 +1,7 @@
 """The story of a run: prepare, load, plan, train, evaluate, record."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -20,8 +20,8 @@ from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
 from kdalign.models import Checkpoint
 from kdalign.objective import build_objective
-from kdalign.preparation import Prepared, claim, prepare, split_by_task
-from kdalign.profiling import latency_ms
+from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task
+from kdalign.profiling import Profile, latency_ms, profile
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
@@ -50,12 +50,8 @@ def distill(
         Interrupted: a signal arrived; ``resume`` goes on.
     """
     observer = observer or Silent()
-    runs = [prepare(one) for one in split_by_task(recipe)]
+    runs = prepare_all(recipe, resume=resume, overwrite=overwrite)
     group = RunFolder(runs[0].folder.path.parent) if len(runs) > 1 else None
-    if group is not None:
-        claim(group, recipe, resume, overwrite)
-    for run in runs:
-        claim(run.folder, run.recipe, resume, overwrite or (group is not None and not resume))
     accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, runs[0].folder.path)
     if group is not None and accelerator.is_main_process:
         write_text(group.recipe, recipe.dump())
@@ -69,6 +65,55 @@ def distill(
     return records
 
 
+def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Prepared]:
+    """Check a recipe's runs, one a task, without writing anything; this is all that a dry run does.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    runs = [prepare(one) for one in split_by_task(recipe)]
+    if len(runs) > 1:
+        group = RunFolder(runs[0].folder.path.parent)
+        claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite)
+    for run in runs:
+        claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume))
+    return runs
+
+
+def plan_layers(
+    teacher: str, student_name: str, choice: str = "auto", init: str = "uniform", revision: str | None = None
+) -> Plan:
+    """The shape plan between two models, from their configurations.
+
+    Raises:
+        UsageError: a model, layer choice or map that is not there.
+    """
+    theirs = models.locate(teacher, revision)
+    return shape_plan(theirs, student_name, choice, init)
+
+
+def profile_models(
+    names: Sequence[str],
+    lengths: tuple[int, ...],
+    batch_size: int = 32,
+    device: str = "auto",
+    weights: bool = True,
+    revision: str | None = None,
+) -> list[Profile]:
+    """Profile models one after another; measured where ``weights`` are loaded.
+
+    Raises:
+        UsageError: a model that is not there, or a length beyond its positions.
+    """
+    checkpoints = [models.locate(name, revision if number == 0 else None) for number, name in enumerate(names)]
+    place = make_accelerator(device).device
+    profiles = []
+    for checkpoint in checkpoints:
+        model = models.load_as_it_is(checkpoint).to(place) if weights else None
+        profiles.append(profile(checkpoint, lengths, batch_size, model, str(place)))
+    return profiles
+
+
 def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, resume: bool) -> RunRecord:
     begun = time.perf_counter()
     folder, task, main = run.folder, run.task, accelerator.is_main_process
@@ -78,6 +123,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         folder.begin(recipe.dump(), keep=resume)
     accelerator.wait_for_everyone()
     observer = observer.into(folder.log) if main else observer
+    observer.announce(f"{run.teacher.name} teaches {recipe.student} on {task.name}; run folder {folder.path}")
     if task.found:
         observer.announce(f"worked out from the data: {task.found}")
 

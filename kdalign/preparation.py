@@ -17,6 +17,7 @@ from kdalign.recipe import Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.tasks import Examples, Task, find_task, hold_out, load_examples
 from kdalign.tasks.data import split_exists
+from kdalign.training import total_steps
 
 MONITORED = 500
 """Examples of train that are evaluated on the way where none are held out."""
@@ -50,6 +51,11 @@ class Prepared:
         return not self.teacher.has_classifier
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return total_steps(self.recipe.train, len(self.train))
+
+    @property
     def watched_word(self) -> str:
         """What the slice of train that is watched is called."""
         return "held out of train" if self.recipe.train.holds_out else "part of train"
@@ -76,14 +82,14 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_heads(recipe, task, teacher, own)
     plan = _plan(recipe, their_architecture, our_architecture, cut_from)
     tokenizer = models.load_tokenizer(teacher)
-    models.check_length(teacher, tokenizer, data.max_length)
+    models.check_length(teacher, data.max_length)
     if own is not None:
         if not models.same_tokenizer(tokenizer, models.load_tokenizer(own)):
             raise UsageError(
                 f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
                 f"choose a student with the teacher's vocabulary"
             )
-        models.check_length(own, tokenizer, data.max_length)
+        models.check_length(own, data.max_length)
     train_examples = _limited(load_examples(task, task.train), data, recipe.train.seed)
     if train_examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
@@ -103,6 +109,16 @@ def prepare(recipe: Recipe) -> Prepared:
         reported=_reported(task, data),
         folder=folder,
     )
+
+
+def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
+    """The plan between a teacher and a student that is named as in ``--student``."""
+    theirs = describe(teacher.config)
+    cut_to = student.layers_of_cut(student_name, theirs.stacks[0].layers)
+    if cut_to is None:
+        return propose(theirs, describe(models.locate(student_name).config), choice)
+    cut_from = student.starting_layers(init, cut_to, theirs.stacks[0].layers)
+    return propose(theirs, describe(with_layers(teacher.config, cut_to)), choice, cut_from)
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:

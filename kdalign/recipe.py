@@ -15,7 +15,7 @@ from kdalign.errors import UsageError, did_you_mean
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -70,12 +70,12 @@ class Align(_Section):
 class Objective(_Section):
     """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
 
-    hard: float = Field(0.3, ge=0, allow_inf_nan=False)
-    alpha: float = Field(0.7, ge=0, allow_inf_nan=False)
-    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
-    gamma: float = Field(1.0, ge=0, allow_inf_nan=False)
-    delta: float = Field(1.0, ge=0, allow_inf_nan=False)
-    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
+    hard: float = Field(0.3, ge=0)
+    alpha: float = Field(0.7, ge=0)
+    beta: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0)
+    delta: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
@@ -89,6 +89,14 @@ class Objective(_Section):
         return self.alpha + self.beta + self.gamma + self.delta > 0
 
 
+ARMS: Mapping[str, Objective] = {
+    "labels": Objective(hard=1, alpha=0, beta=0, gamma=0, delta=0),
+    "soft": Objective(beta=0, gamma=0, delta=0),
+    "joint": Objective(),
+}
+"""What is compared on one budget: hard labels only, hard and soft labels, everything at once."""
+
+
 class Train(_Section):
     """How the student is trained."""
 
@@ -99,7 +107,7 @@ class Train(_Section):
     """Examples per optimizer step, over all ranks."""
     micro_batch: int | None = Field(None, ge=1)
     """Examples per forward and rank; the whole share when left out."""
-    lr: float = Field(2e-4, gt=0, allow_inf_nan=False)
+    lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.06, ge=0, lt=1)
@@ -135,7 +143,7 @@ class Finetune(_Section):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.06, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -203,7 +211,7 @@ def build_recipe(
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
-        _assign(tree, key.strip(), _value(text))
+        _assign(tree, key.strip(), _value(key.strip(), text))
     _check_keys(Recipe, tree, "")
     try:
         return Recipe.model_validate(tree)
@@ -221,7 +229,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read recipe {str(file)!r}: {_reason(error)}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist
         raise UsageError(f"recipe {str(file)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {str(file)!r} holds no keys")
@@ -232,18 +240,32 @@ def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def _value(text: str) -> Any:
-    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string)."""
+def _value(key: str, text: str) -> Any:
+    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
+
+    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63.
+    """
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
         return text
+    if value is not None and _holds_text(key):
+        return value if isinstance(value, str) else text
     if isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _holds_text(key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    known = Recipe.model_fields
+    if section:
+        inner = known[section].annotation if section in known else None
+        known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+    return name in known and known[name].annotation in (str, str | None)
 
 
 def _assign(tree: dict[str, Any], key: str, value: object) -> None:

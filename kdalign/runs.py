@@ -11,6 +11,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,12 +164,14 @@ class RunFolder:
             file.write(json.dumps(event) + "\n")
 
     def read_history(self) -> list[dict[str, Any]]:
-        """All events, oldest first."""
+        """All events, oldest first; a line that a killed run left half written is passed over."""
         if not self.history.is_file():
             return []
-        return [
-            json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines() if line.endswith("}")
-        ]
+        events = []
+        for line in self.history.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):
+                events.append(json.loads(line))
+        return events
 
     def cut_history(self, step: int) -> None:
         """Forget events after a step: training goes on from its checkpoint."""

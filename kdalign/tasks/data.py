@@ -1,6 +1,8 @@
 """Read a split: from a folder of files or from the hub, checked before any model is loaded."""
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,16 +62,16 @@ def load_examples(task: Task, split: str) -> Examples:
         UsageError: no such split, file of another format, missing column, row without text, label outside the
             task's set, or no rows at all.
     """
-    table = load_table(task.source, split)
+    table = load_table(task.source, split, task.columns)
     where = f"{task.source}, split {split!r}"
+    if len(table) == 0:
+        raise UsageError(f"{where} has no rows")
     for column in task.columns:
         if column not in table.columns:
             raise UsageError(
                 f"task {task.name!r} needs column {column!r}, which {where} lacks"
                 f"{did_you_mean(column, table.columns)} (it has: {', '.join(table.columns)})"
             )
-    if len(table) == 0:
-        raise UsageError(f"{where} has no rows")
     for column in task.columns:
         missing = np.flatnonzero(table[column].isna())
         if len(missing):
@@ -78,9 +80,9 @@ def load_examples(task: Task, split: str) -> Examples:
     return Examples(split=split, texts=texts, labels=_labels(task, table, where))
 
 
-def load_table(source: Source, split: str) -> "pd.DataFrame":
-    """Read a split as a table, from a folder or from the hub."""
-    return _from_folder(source.folder, split) if source.folder is not None else _from_hub(source, split)
+def load_table(source: Source, split: str, texts: Sequence[str] = ()) -> "pd.DataFrame":
+    """Read a split as a table, from a folder or from the hub; ``texts`` names columns of text."""
+    return _from_folder(source.folder, split, texts) if source.folder is not None else _from_hub(source, split)
 
 
 def splits_of(folder: Path) -> list[str]:
@@ -107,7 +109,7 @@ def _file_of(folder: Path, split: str) -> Path | None:
     return None
 
 
-def _from_folder(folder: Path, split: str) -> "pd.DataFrame":
+def _from_folder(folder: Path, split: str, texts: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     if not folder.is_dir():
@@ -124,13 +126,40 @@ def _from_folder(folder: Path, split: str) -> "pd.DataFrame":
             case ".parquet":
                 return pd.read_parquet(file)
             case ".csv":
-                return pd.read_csv(file, keep_default_na=False, na_values=[""])
+                return _read_csv(file, texts)
             case ".tsv":
-                return pd.read_csv(file, sep="\t", keep_default_na=False, na_values=[""], quoting=3)
+                return _read_csv(file, texts, sep="\t", quoting=3)
             case _:
-                return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+                return _read_jsonl(file)
     except (ValueError, OSError) as error:  # pandas' and arrow's parse errors are ValueErrors
         raise UsageError(f"{str(file)!r} is not a {file.suffix[1:]} file: {_one_line(error)}") from None
+
+
+def _read_csv(file: Path, texts: Sequence[str], **dialect: Any) -> "pd.DataFrame":
+    import pandas as pd
+
+    as_text: dict[str, Any] = dict.fromkeys(texts, str)  # 007 stays 007
+    table: pd.DataFrame = pd.read_csv(file, dtype=as_text, keep_default_na=False, na_values=[""], **dialect)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its rows have more fields than its header")  # pandas takes the first ones for row names
+    return table
+
+
+def _read_jsonl(file: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number}: {error.msg}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no object with keys")
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _from_hub(source: Source, split: str) -> "pd.DataFrame":
@@ -165,22 +194,25 @@ def _labels(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, An
     column = table[task.label]
     if column.isna().any():
         raise UsageError(f"{where}: row {int(np.flatnonzero(column.isna())[0])} has no label in {task.label!r}")
+    named = {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
     if pd.api.types.is_numeric_dtype(column):
-        if (column == -1).all():
+        if (column == -1).all() and -1 not in named:
             return None
         values = column.to_numpy(dtype=np.float64)
         if not np.isfinite(values).all():
             raise UsageError(f"{where}: label {values[~np.isfinite(values)][0]} is not a number to learn")
         if task.regression:
             return values
-        outside = ~np.isin(values, np.arange(len(task.labels)))
-        if outside.any():
-            allowed = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-            row = int(np.flatnonzero(outside)[0])
+        if len(named) < len(task.labels):
+            named = {float(number): number for number in range(len(task.labels))}
+        numbered = [named.get(value, -1) for value in values.tolist()]
+        if -1 in numbered:
+            row = numbered.index(-1)
+            allowed = ", ".join(f"{value:g} {task.labels[number]}" for value, number in named.items())
             raise UsageError(
                 f"{where}: label {values[row]:g} in row {row} is not one of task {task.name!r} (accepted: {allowed})"
             )
-        return values.astype(np.int64)
+        return np.array(numbered, dtype=np.int64)
     if (column.astype(str) == "-1").all():
         return None
     if task.regression:

@@ -29,6 +29,7 @@ _KEYS = (
     "evaluation",
     "test",
 )
+_SINGLE = ("name", "label", "data", "dataset", "config", "train")
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
 _MOST_CLASSES = 100
@@ -64,6 +65,8 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             f"(accepted: {', '.join([*GLUE, INFERRED])}, or a task file ending in .yaml)"
         )
     if folder is None and dataset is None:
+        if task.source == Source():
+            raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
         return task
     return replace(task, source=_source(folder, dataset, config, task.name))
 
@@ -79,7 +82,8 @@ def _source(folder: str | None, dataset: str | None, config: str | None, task: s
 
 def _from_file(file: Path) -> Task:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        # Every value is text: a label called no is not a boolean, nor is 2024-01-05 a date.
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read task file {str(file)!r}: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -87,25 +91,25 @@ def _from_file(file: Path) -> Task:
     for key in tree:
         if key not in _KEYS:
             raise unknown(f"key in task file {str(file)!r}:", str(key), _KEYS)
-    if "columns" not in tree:
+    given = {key: _words(key, value, file) for key, value in tree.items() if value not in ("", "~", "null", [])}
+    if "columns" not in given:
         raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
-    labels = tuple(str(label) for label in _several(tree.get("labels", ())))
-    default = ("accuracy",) if labels else ("pearson", "spearman")
-    data = tree.get("data")
+    one = {key: words[0] for key, words in given.items() if key in _SINGLE}
+    labels = given.get("labels", ())
     return Task(
-        name=str(tree.get("name", file.stem)),
-        columns=_several(tree["columns"]),
+        name=one.get("name", file.stem),
+        columns=given["columns"],
         labels=labels,
-        metrics=_several(tree.get("metrics", default)),
+        metrics=given.get("metrics", ("accuracy",) if labels else ("pearson", "spearman")),
         source=Source(
-            folder=_beside(file, data) if data else None,
-            dataset=tree.get("dataset"),
-            config=tree.get("config"),
+            folder=_beside(file, one["data"]) if "data" in one else None,
+            dataset=one.get("dataset"),
+            config=one.get("config"),
         ),
-        label=str(tree.get("label", "label")),
-        train=str(tree.get("train", "train")),
-        evaluation=_several(tree.get("evaluation", "validation")),
-        test=_several(tree.get("test", "test")),
+        label=one.get("label", "label"),
+        train=one.get("train", "train"),
+        evaluation=given.get("evaluation", ("validation",)),
+        test=given.get("test", ("test",)),
     )
 
 
@@ -114,8 +118,13 @@ def _beside(file: Path, folder: str) -> Path:
     return Path(folder) if Path(folder).is_absolute() else file.parent / folder
 
 
-def _several(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
+    """What a task file gives for a key: one word, or several where the key takes them."""
+    words = value if isinstance(value, list) else [value]
+    if not words or not all(isinstance(word, str) for word in words) or (key in _SINGLE and len(words) > 1):
+        takes = "one name" if key in _SINGLE else "a name or a list of names"
+        raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")
+    return tuple(words)
 
 
 def _worked_out(source: Source) -> Task:
@@ -136,7 +145,7 @@ def _worked_out(source: Source) -> Task:
     )
     metrics = ("pearson", "spearman") if not labels else ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
     return Task(
-        name=source.folder.name if source.folder is not None else str(source.dataset).rpartition("/")[2],
+        name=source.folder.resolve().name if source.folder is not None else str(source.dataset).rpartition("/")[2],
         columns=columns,
         labels=labels,
         metrics=metrics,
@@ -156,7 +165,9 @@ def _label_column(table: "pd.DataFrame", source: Source) -> str:
     few = [
         str(column)
         for column in table.columns
-        if str(column).lower() not in _SIDE_COLUMNS and 2 <= table[column].nunique() <= min(20, len(table) // 2)
+        if str(column).lower() not in _SIDE_COLUMNS
+        and (_is_number(table[column]) or _is_text(table[column]))
+        and 2 <= table[column].nunique() <= min(20, len(table) // 2)
     ]
     if len(few) == 1:
         return few[0]
@@ -167,16 +178,14 @@ def _label_column(table: "pd.DataFrame", source: Source) -> str:
 
 
 def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[str, ...]:
-    import pandas as pd
-
-    texts = {
-        str(column): float(table[column].astype(str).str.len().mean())
+    texts = [
+        str(column)
         for column in table.columns
         if column != label
         and str(column).lower() not in _SIDE_COLUMNS
-        and not pd.api.types.is_numeric_dtype(table[column])
+        and _is_text(table[column])
         and table[column].nunique() > 1
-    }
+    ]
     if not texts:
         raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))})")
     if len(texts) <= 2:
@@ -187,9 +196,9 @@ def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[st
 
 
 def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...], str]:
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(column):
+    if column.isna().all():
+        raise UsageError(f"{source}: column {column.name!r} has no labels")
+    if _is_number(column):
         values = column.dropna()
         if ((values % 1) != 0).any():
             return (), f"a score from {values.min():g} to {values.max():g}"
@@ -201,7 +210,19 @@ def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...
             )
         names = tuple(f"LABEL_{number}" for number in range(highest + 1))
         return names, f"{len(names)} classes (0 to {highest})"
-    names = tuple(sorted(str(name) for name in column.dropna().unique()))
+    if not _is_text(column):
+        raise UsageError(f"{source}: column {column.name!r} holds neither class names nor numbers")
+    names = tuple(sorted(column.dropna().unique()))
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise UsageError(f"{source}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
     return names, f"{len(names)} classes ({', '.join(names)})"
+
+
+def _is_number(column: "pd.Series[Any]") -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def _is_text(column: "pd.Series[Any]") -> bool:
+    return all(isinstance(value, str) for value in column.dropna())

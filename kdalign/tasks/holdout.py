@@ -4,12 +4,15 @@ SST-2's training rows are phrases of one another: a random slice shares text wit
 texts that lie inside no other text are held out, and every row that lies inside a held-out one leaves training.
 """
 
+from collections.abc import Collection, Iterator, Mapping
+
 import numpy as np
 
 from kdalign.errors import UsageError
 from kdalign.tasks.data import Examples
 
 MOST_HELD_OUT = 1000
+_FIRST_WORDS = 4
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -28,11 +31,11 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     """
     rows = [tuple(tuple(column[row].lower().split()) for column in examples.texts) for row in range(len(examples))]
     known = {text for row in rows for text in row if text}
-    longest = max((len(text) for text in known), default=0)
+    lengths = _lengths(known)
     inside: dict[int, set[tuple[str, ...]]] = {}
     contained: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows):
-        inside[number] = {run for text in row for run in _runs(text, longest) if run in known}
+        inside[number] = {run for text in row for run in _runs(text, lengths) if run in known}
         contained |= {run for run in inside[number] if run not in row}
     wanted = max(1, min(MOST_HELD_OUT, round(share * len(rows))))
     held: list[int] = []
@@ -50,9 +53,17 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     return train, sorted(held)
 
 
-def _runs(text: tuple[str, ...], longest: int) -> list[tuple[str, ...]]:
-    """Every run of neighbouring words of a text, itself included; only itself where the text is very long."""
-    n = len(text)
-    if n > 60:
-        return [text]
-    return [text[start:end] for start in range(n) for end in range(start + 1, min(n, start + longest) + 1)]
+def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:
+    """For the first few words of each known text, how long the texts are that begin with them."""
+    lengths: dict[tuple[str, ...], set[int]] = {}
+    for text in known:
+        lengths.setdefault(text[:_FIRST_WORDS], set()).add(len(text))
+    return lengths
+
+
+def _runs(text: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
+    """The runs of neighbouring words of a text, itself included, that begin and are as long as a known text."""
+    for start in range(len(text)):
+        for end in range(start + 1, min(len(text), start + _FIRST_WORDS) + 1):
+            for length in lengths.get(text[start:end], ()):
+                yield text[start : start + length]

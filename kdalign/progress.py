@@ -1,0 +1,104 @@
+"""Watch a run: a progress bar on a terminal, plain lines where stderr is piped, and the run's log."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from kdalign.training import StepReport
+
+PLAIN_EVERY = 10.0
+"""Seconds between plain lines."""
+
+SHORT = {"hard": "hard", "soft": "soft", "cosine": "cos", "euclid": "euc", "attention": "attn"}
+
+
+class Watcher:
+    """Shows announcements and steps on stderr; ``silent`` (ranks after the first) shows nothing."""
+
+    def __init__(self, console: Console, silent: bool = False) -> None:
+        console.quiet = silent
+        self._console = console
+        self._log: Path | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._what = ""
+        self._shown = 0.0
+
+    def announce(self, line: str) -> None:
+        """A line for the user, and for the run's log."""
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
+        self._write(line)
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Show the bar, or say that training starts."""
+        self._what = what
+        self._shown = time.monotonic()
+        line = f"{what}: {steps:,} steps" + (f", going on after step {step:,}" if step else "")
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                console=self._console,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(escape(what), total=steps, completed=step, speed="")
+            self._bar.start()
+        else:
+            self._console.print(escape(line), highlight=False, soft_wrap=True)
+        self._write(line)
+
+    def stepped(self, report: StepReport) -> None:
+        """Advance the bar, or print a line now and then."""
+        if self._bar is not None:
+            terms = " ".join(f"{SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
+            speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
+            left = _minutes(report.seconds_left)
+            self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
+            self._bar.update(self._task, description=f"{escape(self._what)}\n{speed}\n{terms}")
+        last = report.step == report.steps
+        if time.monotonic() - self._shown < PLAIN_EVERY and not last:
+            return
+        self._shown = time.monotonic()
+        line = plain(report)
+        self._write(line)
+        if self._bar is None:
+            self._console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def ended(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def into(self, log: Path) -> Self:
+        """Write to this run's log from now on."""
+        self._log = log
+        return self
+
+    def _write(self, line: str) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+
+def plain(report: StepReport) -> str:
+    """One step as a line of text."""
+    terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
+    return (
+        f"step {report.step}/{report.steps} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
+        f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
+        f"{_minutes(report.seconds_left)} left"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

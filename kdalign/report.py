@@ -1,0 +1,247 @@
+"""From results to what people read: Rich tables, Markdown, JSON. Computes nothing."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from kdalign.comparison import Cell, Column, Comparison, Row
+from kdalign.errors import unknown
+
+if TYPE_CHECKING:
+    from kdalign.alignment import Plan
+    from kdalign.evaluation import Evaluation
+    from kdalign.preparation import Prepared
+    from kdalign.profiling import Profile
+
+FORMATS = ("rich", "markdown", "json")
+MOST_INTERVALS = 3
+"""Tables with more score columns than this leave intervals to JSON: they would not fit."""
+
+
+def comparison_as(comparison: Comparison, form: str) -> RenderableType:
+    """A comparison in the form asked for.
+
+    Raises:
+        UsageError: an unknown form.
+    """
+    match form:
+        case "rich":
+            return _rich(comparison)
+        case "markdown":
+            return Text(_markdown(comparison), overflow="ignore", no_wrap=True)
+        case "json":
+            return Text(json.dumps(comparison.to_json(), indent=2), overflow="ignore", no_wrap=True)
+    raise unknown("format", form, FORMATS)
+
+
+def _rich(comparison: Comparison) -> RenderableType:
+    parts: list[RenderableType] = []
+    for title, columns in _halves(comparison):
+        table = _table(title)
+        table.add_column("model", overflow="fold")
+        for column in columns:
+            table.add_column(_heading(column, "\n"), justify="right", overflow="fold")
+        intervals = _with_intervals(columns)
+        for row in comparison.rows:
+            cells = [_shown(row.cells.get(column.key), column, intervals) for column in columns]
+            best = [row.cells.get(column.key, Cell(None)).best for column in columns]
+            style = "dim" if row.kind == "teacher" else ""
+            table.add_row(
+                escape(_label(row)),
+                *(f"[bold]{cell}[/bold]" if top else cell for cell, top in zip(cells, best, strict=True)),
+                style=style,
+            )
+        parts.append(table)
+    parts += [Text(f"· {note}", style="dim") for note in comparison.notes]
+    return Group(*parts)
+
+
+def _markdown(comparison: Comparison) -> str:
+    lines = []
+    for _, columns in _halves(comparison):
+        intervals = _with_intervals(columns)
+        lines.append("| model | " + " | ".join(_heading(column, " ") for column in columns) + " |")
+        lines.append("|---|" + "---:|" * len(columns))
+        for row in comparison.rows:
+            cells = []
+            for column in columns:
+                cell = row.cells.get(column.key)
+                shown = _shown(cell, column, intervals)
+                cells.append(f"**{shown}**" if cell is not None and cell.best else shown)
+            lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [f"- {note}" for note in comparison.notes]
+    return "\n".join(lines)
+
+
+def _halves(comparison: Comparison) -> list[tuple[str, list[Column]]]:
+    """Scores and costs as two tables: side by side they would not fit 80 columns."""
+    scores = [column for column in comparison.columns if not column.cost]
+    costs = [column for column in comparison.columns if column.cost]
+    return [(title, columns) for title, columns in (("Scores", scores), ("Costs", costs)) if columns]
+
+
+def _with_intervals(columns: Sequence[Column]) -> bool:
+    return len(columns) <= MOST_INTERVALS
+
+
+def _heading(column: Column, between: str) -> str:
+    return column.title + (f"{between}({column.unit})" if column.unit else "")
+
+
+def _label(row: Row) -> str:
+    return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name
+
+
+def _shown(cell: Cell | None, column: Column, interval: bool) -> str:
+    if cell is None or cell.value is None:
+        return "–"
+    shown = f"{cell.value:,.{column.digits}f}"
+    if interval and not column.cost and cell.low is not None and cell.high is not None:
+        shown += f" ({cell.low:.{column.digits}f} to {cell.high:.{column.digits}f})"
+    return shown
+
+
+def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
+    """Scores of an evaluation, one model a row; a dash where there is none, with the reason below."""
+    metrics = list(
+        dict.fromkeys(
+            [s.metric for e in evaluations for s in e.scores] + [a.metric for e in evaluations for a in e.absent]
+        )
+    )
+    table = _table()
+    for heading in ("model", "task", "split", "n"):
+        table.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    notes: dict[str, None] = {}
+    for evaluation in evaluations:
+        scores = {score.metric: score for score in evaluation.scores}
+        cells = []
+        for metric in metrics:
+            score = scores.get(metric)
+            shown = "–" if score is None or score.value is None else f"{score.value:.2f}"
+            if score is not None and score.low is not None and score.high is not None:
+                shown += f"\n{score.low:.1f} to {score.high:.1f}"
+            cells.append(shown)
+        row = (evaluation.model, evaluation.task, evaluation.split, f"{evaluation.n:,}")
+        table.add_row(*(escape(cell) for cell in row), *cells)
+        for score in evaluation.scores:
+            notes[f"{score.metric}: in {score.unit}, by {score.signature}; 95 % interval over examples"] = None
+        for absent in evaluation.absent:
+            more = f"; this makes one: {absent.command}" if absent.command else ""
+            notes[f"{absent.metric}: – because {absent.reason}{more}"] = None
+        if evaluation.truncated:
+            notes[f"{evaluation.model}: {evaluation.truncated:,} examples were cut to --max-length"] = None
+        if evaluation.submission:
+            notes[f"leaderboard file: {evaluation.submission}"] = None
+    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+
+
+def profile_table(profiles: Sequence["Profile"]) -> RenderableType:
+    """Models side by side, and each one's ratio to the first."""
+    first = profiles[0]
+    table = _table()
+    table.add_column("")
+    for number, profile in enumerate(profiles):
+        table.add_column(escape(profile.name), justify="right", overflow="fold")
+        if number:
+            table.add_column("ratio", justify="right")
+
+    def add(label: str, values: Sequence[float | None], form: str, ratio: bool = True) -> None:
+        cells = []
+        for number, value in enumerate(values):
+            cells.append("–" if value is None else format(value, form))
+            if number:
+                base = values[0]
+                cells.append(f"{value / base:.2f}" if ratio and value is not None and base else "")
+        table.add_row(label, *cells)
+
+    types = [
+        cell
+        for number, profile in enumerate(profiles)
+        for cell in ([profile.model_type, ""] if number else [profile.model_type])
+    ]
+    table.add_row("model type", *types)
+    add("layers", [p.layers for p in profiles], ",.0f")
+    add("width", [p.width for p in profiles], ",.0f")
+    add("attention heads", [p.heads for p in profiles], ",.0f")
+    add("feed-forward width", [p.feed_forward for p in profiles], ",.0f")
+    add("vocabulary", [p.vocabulary for p in profiles], ",.0f")
+    add("parameters (M, tied once)", [p.parameters / 1e6 for p in profiles], ",.2f")
+    add("  in the embeddings (M)", [p.embedding_parameters / 1e6 for p in profiles], ",.2f")
+    add("on disk (MB)", [p.megabytes for p in profiles], ",.1f")
+    add("weights in fp32 (MB)", [p.weights_mb for p in profiles], ",.1f")
+    add("training in fp32 (MB)", [p.training_mb for p in profiles], ",.1f")
+    for length in first.flops_per_token:
+        add(f"MFLOP a token, {length} tokens", [p.flops_per_token[length] / 1e6 for p in profiles], ",.2f")
+    for number, timing in enumerate(first.timings):
+        timed = [p.timings[number] for p in profiles]
+        add(f"latency p50 (ms), {timing.length} tokens", [t.latency_ms for t in timed], ",.2f")
+        add(f"latency p95 (ms), {timing.length} tokens", [t.latency_p95_ms for t in timed], ",.2f")
+        label = f"examples/s, batch {timing.batch_size}, {timing.length} tokens"
+        add(label, [t.throughput for t in timed], ",.1f")
+    notes = [
+        "FLOPs: of one forward, counted by torch over eager attention, 2 a multiply-add, the head included",
+        "training: weights, gradients and AdamW's moments; activations come on top",
+    ]
+    if first.timings:
+        notes.append(f"latency and throughput: measured on {first.device} in fp32 after warm-up; batch 1 for latency")
+    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+
+
+def plan_table(plan: "Plan") -> RenderableType:
+    """Which teacher layer teaches which student layer."""
+    table = _table(f"{plan.teacher.model_type} teaches {plan.student.model_type}")
+    for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
+        table.add_column(heading, justify="right")
+    shapes = {(shape.student, shape.teacher): shape for shape in plan.projections}
+    for student, teacher, weight in plan.pairs:
+        shape = shapes.get((student, teacher))
+        table.add_row(
+            str(student),
+            str(teacher),
+            f"{weight:.3f}",
+            f"{shape.student_width} to {shape.teacher_width}" if shape else "none, widths agree",
+            f"{shape.parameters:,}" if shape else "0",
+        )
+    total = sum(shape.parameters for shape in plan.projections)
+    note = f"· map: {plan.chosen}; layers count from 0; {total:,} projection weights, not in the exported student"
+    return Group(table, Text(note, style="dim"))
+
+
+def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
+    """What a dry run found: nothing was written."""
+    parts: list[RenderableType] = []
+    for run in prepared:
+        table = _table(f"{run.task.name}: what would be done")
+        table.add_column("")
+        table.add_column("", overflow="fold")
+        facts = {
+            "teacher": f"{run.teacher.name} [{run.teacher.hash}]",
+            "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
+            "student": run.recipe.student
+            + (f" from layers {' '.join(map(str, run.cut_from))}" if run.cut_from is not None else ""),
+            "data": str(run.task.source),
+            "found": run.task.found,
+            "training examples": f"{len(run.train):,}",
+            "watched": f"{len(run.watched):,} {run.watched_word}",
+            "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
+            "steps": f"{run.steps:,} of {run.recipe.train.batch_size}",
+            "run folder": str(run.folder.path),
+        }
+        for name, value in facts.items():
+            if value:
+                table.add_row(name, escape(value))
+        parts += [table, plan_table(run.plan)]
+    return Group(*parts)
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")

@@ -1,0 +1,222 @@
+"""Score checkpoints and runs on a split, and keep the predictions."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kdalign import models
+from kdalign.batches import encode
+from kdalign.errors import UsageError, unknown
+from kdalign.evaluation import Absent, Evaluation, agreement, predict, score_all, write_predictions
+from kdalign.files import check_writable, write_json
+from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS, Array, Score
+from kdalign.models import Checkpoint
+from kdalign.recipe import Data, Recipe
+from kdalign.runs import RECORD, RunFolder, find_runs, read_record
+from kdalign.tasks import Examples, Task, find_task, load_examples, write_submission
+from kdalign.training import Observer, Silent, make_accelerator
+
+DEFAULT_MAX_LENGTH = 128
+AGREEMENT = "agreement"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to score on, as far as the user said; a run fills in the rest from its recipe."""
+
+    task: str | None = None
+    folder: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    metrics: tuple[str, ...] | None = None
+    max_length: int | None = None
+    limit: int | None = None
+    revision: str | None = None
+    device: str = "auto"
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One model, checked, with the split it is scored on."""
+
+    name: str
+    checkpoint: Checkpoint
+    task: Task
+    examples: Examples
+    max_length: int
+    run: RunFolder | None
+
+
+def evaluate(targets: Sequence[str], asked: Asked, observer: Observer | None = None) -> list[Evaluation]:
+    """Score models on a split; predictions and scores are kept in a file.
+
+    Args:
+        targets: checkpoints, runs, or folders of runs; the newest run below ``runs`` where none is named.
+        asked: on what.
+        observer: who watches.
+
+    Raises:
+        UsageError: a target or split that is not there, or a head for other labels.
+    """
+    observer = observer or Silent()
+    if not targets:
+        targets = [str(_newest_run(Path("runs")))]
+        observer.announce(f"no model named: scoring the newest run, {targets[0]}")
+    for name in asked.metrics or ():
+        if name not in (*METRICS, *LANGUAGE_MODEL_METRICS, AGREEMENT) and ":" not in name:
+            raise unknown("metric", name, (*METRICS, AGREEMENT, *LANGUAGE_MODEL_METRICS))
+    checked = [target for name in targets for target in _targets(name, asked)]
+    out = Path(asked.out or _default_out(checked[0]))
+    if out.suffix != ".json":
+        raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
+    check_writable(out.parent)
+    accelerator = make_accelerator(asked.device)
+    results = []
+    for target in checked:
+        observer.announce(f"scoring {target.name} on {target.task.name}, {target.examples.split}")
+        results.append(_evaluate_one(target, asked, out.with_suffix(""), accelerator.device))
+    write_json(out, {"kind": "evaluation", "results": [result.to_json() for result in results]})
+    observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
+    return results
+
+
+def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.device) -> Evaluation:
+    task, examples = target.task, target.examples
+    answers = _teacher_answers(target)
+    wanted = asked.metrics or (*task.metrics, *((AGREEMENT,) if answers is not None else ()))
+    reasons = {name: _why_not(name, target, answers) for name in wanted}
+    result = Evaluation(
+        model=target.name,
+        task=task.name,
+        split=examples.split,
+        source=str(task.source),
+        n=len(examples),
+        truncated=0,
+        scores=(),
+        absent=tuple(absent for absent in reasons.values() if absent is not None),
+    )
+    possible = [name for name, absent in reasons.items() if absent is None]
+    submits = examples.split in task.test and target.checkpoint.has_classifier
+    if not (possible or submits):
+        return result
+    model = models.load_classifier(target.checkpoint, task, fresh_head=False, seed=0).to(device)
+    encoded = encode(examples, models.load_tokenizer(target.checkpoint), target.max_length)
+    order = models.output_order(model.config, task)
+    assert order is not None, "heads were checked"
+    found = predict(model, order, encoded, task)
+    file = folder / f"{_word(target.name)}-{task.name}-{examples.split}.parquet"
+    write_predictions(file, task, found, examples.labels, answers)
+    submission = None
+    if submits:
+        submission = write_submission(task, examples.split, found.values, folder / _word(target.name))
+    return replace(
+        result,
+        truncated=encoded.truncated,
+        scores=tuple(_score(name, task, found.values, examples, answers) for name in possible),
+        predictions=str(file),
+        submission=str(submission) if submission else None,
+    )
+
+
+def _score(name: str, task: Task, found: Array, examples: Examples, answers: Array | None) -> Score:
+    if name == AGREEMENT:
+        assert answers is not None, "agreement was found possible"
+        return agreement(task, found, answers)
+    assert examples.labels is not None, "metrics were found possible"
+    return score_all(task, found, examples.labels, [name])[0]
+
+
+def _why_not(name: str, target: _Target, answers: Array | None) -> Absent | None:
+    """Why a model cannot be scored by a metric; None where it can."""
+    task, model = target.task, target.checkpoint.name
+    if name in LANGUAGE_MODEL_METRICS:
+        return Absent(name, f"{model} has no language-model head, and this version of kdalign trains classifiers only")
+    if not target.checkpoint.has_classifier:
+        command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
+        return Absent(name, f"{model} has no classification head", command)
+    if name == AGREEMENT:
+        if answers is None:
+            return Absent(
+                name, "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
+            )
+        return None
+    if task.metric(name).regression != task.regression:
+        kind = "a score" if task.regression else "classes"
+        return Absent(name, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
+    if target.examples.labels is None:
+        return Absent(name, f"split {target.examples.split} has no labels")
+    return None
+
+
+def _targets(name: str, asked: Asked) -> list[_Target]:
+    """A checkpoint, a run, or every run below a folder."""
+    if Path(name).is_dir():
+        runs = list(find_runs(Path(name)))
+        if runs:
+            return [_run_target(run, asked) for run in runs]
+    if asked.task is None:
+        raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
+    checkpoint = models.locate(name, asked.revision)
+    data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config)
+    return [_checked(name, checkpoint, data, asked, None)]
+
+
+def _run_target(run: Path, asked: Asked) -> _Target:
+    """A run's student, on its own task and data unless others are named."""
+    recipe = Recipe.model_validate(read_record(run).recipe)
+    data = recipe.data
+    if asked.task is not None or asked.folder is not None or asked.dataset is not None:
+        names = (asked.task,) if asked.task else data.task
+        data = Data(task=names, folder=asked.folder, dataset=asked.dataset, config=asked.config)
+    return _checked(
+        str(run),
+        models.locate(str(run)),
+        data,
+        replace(asked, max_length=asked.max_length or recipe.data.max_length),
+        RunFolder(run),
+    )
+
+
+def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> _Target:
+    task = find_task(data.task[0], data.folder, data.dataset, data.config)
+    if checkpoint.has_classifier:
+        models.check_head(checkpoint, task)
+    examples = load_examples(task, asked.split or task.evaluation[0])
+    examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
+    max_length = asked.max_length or DEFAULT_MAX_LENGTH
+    models.check_length(checkpoint, max_length)
+    return _Target(name, checkpoint, task, examples, max_length, run)
+
+
+def _teacher_answers(target: _Target) -> Array | None:
+    """The teacher's answers that a run kept on this very split."""
+    if target.run is None:
+        return None
+    record, split = read_record(target.run.path), target.examples.split
+    kept = record.data["reported"].get(split)
+    if kept is None or kept["fingerprint"] != target.examples.fingerprint():
+        return None
+    import pandas as pd
+
+    return pd.read_parquet(target.run.predictions(split))["teacher"].to_numpy()
+
+
+def _newest_run(folder: Path) -> Path:
+    runs = sorted(find_runs(folder), key=lambda run: (run / RECORD).stat().st_mtime)
+    if not runs:
+        raise UsageError(f"no model named, and no finished run below {str(folder)!r}")
+    return runs[-1]
+
+
+def _default_out(target: _Target) -> str:
+    return f"runs/eval/{_word(target.name)}-{target.task.name}-{target.examples.split}.json"
+
+
+def _word(name: str) -> str:
+    """A model's name as part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")
