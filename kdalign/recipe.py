@@ -284,7 +284,9 @@ def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) ->
         field = section.model_fields.get(str(key))
         if field is None:
             known = [path + name for name in section.model_fields]
+            elsewhere = [name for name in _all_keys(Recipe) if name.rpartition(".")[2] == str(key)]
             near = did_you_mean(path + str(key), known) or did_you_mean(str(key), _all_keys(Recipe))
+            near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else near
             raise UsageError(f"unknown recipe key {path + str(key)!r}{near} (accepted: {', '.join(known)})")
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
