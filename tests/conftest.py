@@ -10,9 +10,13 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 install_import_hook(["kdalign.losses", "kdalign.capture", "kdalign.projection"], "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+hypothesis.settings.register_profile("kdalign", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("kdalign")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -79,7 +83,7 @@ def tiny_config(kind: str, layers: int = 4, width: int = 32, heads: int = 4, **c
     """A configuration of a few thousand parameters."""
     from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
-    common = {"vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 0, **changes}
+    common = {"vocab_size": 100, "max_position_embeddings": 160, "pad_token_id": 0, **changes}
     if kind == "distilbert":
         return DistilBertConfig(n_layers=layers, dim=width, n_heads=heads, hidden_dim=2 * width, **common)
     made = {"bert": BertConfig, "roberta": RobertaConfig, "electra": ElectraConfig}[kind]
@@ -116,6 +120,4 @@ def save_model(folder: Path, kind: str, layers: int = 4, width: int = 32, heads:
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 4 layers and width 32 with a head for two labels."""
-    return save_model(
-        tmp_path_factory.mktemp("teacher"), "bert", id2label={0: "negative", 1: "positive"}
-    )
+    return save_model(tmp_path_factory.mktemp("teacher"), "bert", id2label={0: "negative", 1: "positive"})
