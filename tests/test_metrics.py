@@ -1,0 +1,283 @@
+"""Metrics and intervals against numbers worked by hand and published formulas, and names that stand for code."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdalign import statistics
+from kdalign.errors import UsageError
+from kdalign.evaluation import agreement, score_all
+from kdalign.extend import resolve
+from kdalign.metrics import METRICS, Metric, score
+from kdalign.statistics import example_interval, mean_interval
+from kdalign.tasks import GLUE, Source, Task
+
+# Class 1: 2 found, 1 false alarm, 1 missed; class 0: 1 found, 1 false alarm, 1 missed.
+PREDICTIONS, REFERENCES = np.array([1, 1, 1, 0, 0]), np.array([1, 0, 1, 1, 0])
+
+
+def compute(name: str, predictions, references) -> float:
+    return METRICS[name].compute(np.array(predictions), np.array(references))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accuracy", 100 * 3 / 5),
+        ("f1", 100 * 2 * 2 / (2 * 2 + 1 + 1)),
+        ("macro_f1", 100 * (2 / 3 + 1 / 2) / 2),
+        ("matthews", 100 * (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)),
+    ],
+)
+def test_a_class_metric_by_hand(name, value):
+    assert compute(name, PREDICTIONS, REFERENCES) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "references", "value"),
+    [
+        ("pearson", [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], 300 / math.sqrt(28 / 3)),
+        ("pearson", [1.0, 2.0, 3.0], [-2.0, -4.0, -6.0], -100),
+        ("spearman", [1.0, 2.0, 3.0], [1.0, 2.0, 400.0], 100),
+        ("spearman", [1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], 100 * (1 - 6 * 2 / (4 * 15))),
+        ("spearman", [1.0, 1.0, 2.0], [1.0, 2.0, 3.0], 150 / math.sqrt(3)),  # ranks 1.5 1.5 3
+    ],
+)
+def test_a_correlation_by_hand(name, predictions, references, value):
+    assert compute(name, predictions, references) == pytest.approx(value)
+
+
+def test_f1_is_of_class_one():
+    assert compute("f1", [1, 0, 0, 0], [1, 1, 0, 0]) == pytest.approx(100 * 2 / 3)
+    assert compute("f1", [0, 1, 1, 1], [0, 0, 1, 1]) == pytest.approx(100 * 4 / 5)
+
+
+def test_macro_f1_gives_a_rare_class_the_same_say():
+    # Nine of ten right, the rare class never found: F1 18/19 and 0.
+    assert compute("macro_f1", [0] * 10, [0] * 9 + [1]) == pytest.approx(100 * (18 / 19) / 2)
+    assert compute("accuracy", [0] * 10, [0] * 9 + [1]) == pytest.approx(90)
+
+
+def test_answers_of_one_class_only_have_a_matthews_of_zero():
+    assert compute("matthews", [1, 1, 1], [1, 1, 1]) == 0
+    assert compute("matthews", [0, 0, 0], [1, 0, 1]) == 0
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize(("predictions", "references"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [5, 5, 5]), ([1], [1])])
+def test_a_correlation_with_a_constant_has_no_value(name, predictions, references):
+    found = score(METRICS[name], np.array(predictions, dtype=float), np.array(references, dtype=float))
+    assert found.value is None
+    assert found.n == len(references)
+
+
+def test_a_score_says_how_it_was_made():
+    found = score(METRICS["f1"], PREDICTIONS, REFERENCES)
+    assert (found.metric, found.unit, found.n, found.higher_is_better) == ("f1", "%", 5, True)
+    name, _, version = found.signature.partition(" ")
+    assert name == "scikit-learn"
+    assert version[0].isdigit()
+    assert found.to_json()["value"] == pytest.approx(200 / 3)
+
+
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+
+
+@pytest.mark.parametrize(("hits", "n"), [(8, 10), (0, 10), (10, 10), (801, 872), (1, 2)])
+def test_the_interval_of_accuracy_is_wilsons(hits, n):
+    # Wilson 1927: (p + z^2/2n +- z sqrt(p (1-p) / n + z^2 / 4n^2)) / (1 + z^2/n)
+    p = hits / n
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    references = np.zeros(n, dtype=int)
+    predictions = np.array([0] * hits + [1] * (n - hits))
+    low, high = example_interval("accuracy", METRICS["accuracy"].compute, predictions, references)
+    assert low == pytest.approx(100 * (centre - half), abs=1e-9)
+    assert high == pytest.approx(100 * (centre + half), abs=1e-9)
+
+
+def test_the_interval_of_eight_of_ten_is_49_to_94_per_cent():
+    low, high = example_interval("accuracy", METRICS["accuracy"].compute, np.arange(10) < 8, np.ones(10))
+    assert (low, high) == (pytest.approx(49.02, abs=0.01), pytest.approx(94.33, abs=0.01))
+
+
+def noisy(n: int, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    references = generator.normal(size=n)
+    return references + generator.normal(size=n), references
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_bootstrap_interval_holds_the_value_and_is_the_same_every_time(name):
+    predictions, references = noisy(60)
+    function = METRICS[name].compute
+    low, high = example_interval(name, function, predictions, references)
+    assert low < function(predictions, references) < high
+    assert example_interval(name, function, predictions, references) == (low, high)
+
+
+def test_a_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
+    # The mean of n draws has the standard error s / sqrt(n): an outside reference for resampling rows.
+    values = np.random.default_rng(3).normal(10, 2, 400)
+    low, high = example_interval("mean", lambda p, r: float(p.mean()), values, values)
+    error = values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - Z * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + Z * error, abs=0.1 * error)
+
+
+def test_a_bootstrap_resamples_predictions_and_references_together():
+    predictions = np.arange(50.0)
+    low, high = example_interval("pearson", METRICS["pearson"].compute, predictions, 2 * predictions + 1)
+    assert (low, high) == (pytest.approx(100), pytest.approx(100))
+
+
+def test_class_metrics_of_few_examples_have_intervals_without_a_warning(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)  # some resamples hold one class only
+    for name in ("f1", "macro_f1", "matthews"):
+        low, high = example_interval(name, METRICS[name].compute, PREDICTIONS, REFERENCES)
+        assert -100 <= low <= high <= 100
+
+
+def test_where_nothing_spreads_there_is_no_interval():
+    one = np.array([1.0])
+    assert example_interval("pearson", METRICS["pearson"].compute, one, one) == (None, None)
+    constant = np.ones(20)
+    assert example_interval("pearson", METRICS["pearson"].compute, constant, np.arange(20.0)) == (None, None)
+
+
+def test_the_interval_of_a_mean_over_three_seeds_by_hand():
+    # Mean 91, s = 1, t(0.975, 2) = 4.303: half the width is 4.303 / sqrt(3) = 2.484.
+    mean, half = mean_interval([90.0, 91.0, 92.0])
+    assert mean == pytest.approx(91)
+    assert half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-3)
+
+
+def test_the_interval_of_a_mean_over_two_seeds_by_hand():
+    # t(0.975, 1) = 12.706, s = sqrt(2): 12.706 * sqrt(2) / sqrt(2).
+    assert mean_interval([1.0, 3.0]) == (pytest.approx(2), pytest.approx(12.7062, abs=1e-3))
+
+
+def test_a_single_seed_has_no_interval():
+    assert mean_interval([90.0]) == (90.0, None)
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=8), st.floats(-50, 50))
+def test_an_interval_moves_with_its_values(values, shift):
+    mean, half = mean_interval(values)
+    moved, same = mean_interval([value + shift for value in values])
+    assert moved == pytest.approx(mean + shift, abs=1e-9)
+    assert same == pytest.approx(half, abs=1e-6)
+
+
+def test_agreement_is_the_share_of_equal_answers_whatever_the_labels_say():
+    found = agreement(GLUE["sst2"], np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
+    assert (found.metric, found.value, found.n) == ("agreement", 75.0, 4)
+    assert found.low < 75 < found.high
+
+
+def test_agreement_of_scores_is_their_correlation():
+    student, teacher = noisy(30)
+    found = agreement(GLUE["stsb"], student, teacher)
+    assert (found.metric, found.value) == ("agreement", pytest.approx(100 * np.corrcoef(student, teacher)[0, 1]))
+
+
+def test_every_metric_of_a_task_is_scored_in_order_with_an_interval(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    found = score_all(GLUE["mrpc"], PREDICTIONS, REFERENCES, ("f1", "accuracy"))
+    assert [each.metric for each in found] == ["f1", "accuracy"]
+    assert all(each.low <= each.value <= each.high for each in found)
+
+
+def task_with(*metrics: str, labels=("a", "b")) -> Task:
+    return Task("mine", ("text",), labels, metrics, Source())
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "said"),
+    [
+        ("pearson", ("a", "b"), r"not for 2 classes \(fitting: accuracy, f1, macro_f1, matthews\)"),
+        ("accuracy", (), r"not for regression \(fitting: pearson, spearman\)"),
+        ("f1", ("a", "b", "c"), r"not for 3 classes \(fitting: accuracy, macro_f1, matthews\)"),
+        ("acuracy", ("a", "b"), "unknown metric 'acuracy'; did you mean 'accuracy'"),
+    ],
+)
+def test_a_metric_that_does_not_fit_the_task_is_refused(metric, labels, said):
+    with pytest.raises(UsageError, match=said):
+        task_with(metric, labels=labels)
+
+
+MINE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from kdalign.metrics import Metric
+
+@dataclass
+class Settings:
+    worth: float = 7.0
+
+def seven(predictions, references):
+    return Settings().worth
+
+Seven = Metric("seven", seven, "mine")
+"""
+
+
+def test_a_metric_of_the_users_own_file_scores_a_task(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    name = f"{tmp_path}/mine.py:Seven"
+    task = task_with(name)
+    (found,) = score_all(task, PREDICTIONS, REFERENCES, task.metrics)
+    assert (found.metric, found.value, found.signature) == ("seven", 7.0, "mine")
+
+
+def test_a_name_that_is_no_metric_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    with pytest.raises(UsageError, match=r"mine\.py:seven.* a function"):
+        task_with(f"{tmp_path}/mine.py:seven")
+
+
+def test_a_name_resolves_to_what_is_shipped_or_to_a_modules_or_files_attribute(tmp_path):
+    (tmp_path / "mine.py").write_text("answer = 42\n")
+    shipped = {"one": 1, "math:pi": 3}
+    assert resolve("one", shipped, "number") == 1
+    assert resolve("math:tau", shipped, "number") == math.tau
+    assert resolve("math:pi", shipped, "number") == 3, "shipped names come first"
+    assert resolve("kdalign.metrics:METRICS", shipped, "number") is METRICS
+    assert resolve(f"{tmp_path}/mine.py:answer", shipped, "number") == 42
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("accurracy", "unknown metric 'accurracy'; did you mean 'accuracy'"),
+        ("math:pie", "unknown name in math 'pie'; did you mean 'pi'"),
+        ("no_such_module:Name", "cannot import 'no_such_module'"),
+        ("math.nothing:Name", "cannot import"),
+        (":Name", "unknown metric"),
+        (".relative:Name", "unknown metric"),
+        ("nowhere.py:Name", r"no file 'nowhere\.py'"),
+        ("", "unknown metric"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_says_why(name, said):
+    with pytest.raises(UsageError, match=said) as error:
+        resolve(name, METRICS, "metric")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "import no_such_module\n"])
+def test_a_file_that_python_cannot_read_is_named(text, tmp_path):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UsageError, match=r"cannot import '.*broken\.py'") as error:
+        resolve(f"{tmp_path}/broken.py:Name", METRICS, "metric")
+    assert "\n" not in str(error.value)
+
+
+def test_a_metric_may_be_better_when_lower():
+    metric = replace(METRICS["accuracy"], name="errors", higher_is_better=False)
+    assert isinstance(metric, Metric)
+    assert not score(metric, PREDICTIONS, REFERENCES).higher_is_better
