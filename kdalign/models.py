@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import file_exists, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its HTTP library's, whichever that is
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,7 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, has_file
+from transformers.utils import cached_file
 
 from kdalign.architecture import has_classifier, layout_of
 from kdalign.errors import UsageError
@@ -87,8 +89,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.path, revision=checkpoint.revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise UsageError(f"model {checkpoint.name!r} has no tokenizer: {_first_sentence(error)}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what from_pretrained makes where there are no files
+        raise UsageError(f"model {checkpoint.name!r} has no tokenizer: its files hold no vocabulary")
     if tokenizer.pad_token_id is None:
         raise UsageError(f"the tokenizer of {checkpoint.name!r} has no padding token; batches cannot be made")
     return tokenizer
@@ -233,9 +237,10 @@ def _on_hub(name: str, revision: str | None) -> Checkpoint:
         commit = Path(file).parent.name
         config = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
         layout_of(config)
-        if not any(has_file(name, weights, revision=commit) for weights in _SAFE):
+        here = any(isinstance(try_to_load_from_cache(name, weights, revision=commit), str) for weights in _SAFE)
+        if not here and not any(file_exists(name, weights, revision=commit) for weights in _SAFE):
             raise UsageError(f"model {name!r} has no model.safetensors; kdalign reads no other weights")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, HTTPError) as error:
         raise UsageError(f"no model {name!r} here or on the hub: {_first_sentence(error)}") from None
     return Checkpoint(name, name, config, commit, commit)
 

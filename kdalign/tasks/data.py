@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ def split_exists(source: Source, split: str) -> bool:
         return _file_of(source.folder, split) is not None
     import datasets
 
-    names = datasets.get_dataset_split_names(source.dataset, source.config)
+    with _reading(f"cannot list the splits of data set {source}"):
+        names = datasets.get_dataset_split_names(source.dataset, source.config)
     return split in names
 
 
@@ -165,13 +167,11 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
 def _from_hub(source: Source, split: str) -> "pd.DataFrame":
     import datasets
 
+    if not source.dataset:
+        raise UsageError("the task names no data: give --data DIR or --dataset NAME")
     datasets.disable_progress_bars()
-    try:
+    with _reading(f"cannot load split {split!r} of data set {source}"):
         found = datasets.load_dataset(source.dataset, source.config, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(
-            f"cannot load split {split!r} of data set {source}: {_one_line(error)} (or give --data DIR)"
-        ) from None
     table: pd.DataFrame = found.to_pandas()
     for column, feature in found.features.items():
         if isinstance(feature, datasets.ClassLabel) and feature.names:
@@ -180,8 +180,30 @@ def _from_hub(source: Source, split: str) -> "pd.DataFrame":
     return table
 
 
-def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
+@contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Turn what goes wrong between here and a data set on the hub into one line that starts with ``failure``."""
+    import datasets
+    import yaml
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its HTTP library's
+
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:  # says only that there was an error
+        raise UsageError(f"{failure}: {_one_line(error.__cause__ or error)} (or give --data DIR)") from None
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,  # the data set is a script
+        yaml.YAMLError,  # in the data set's card
+        HTTPError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        raise UsageError(f"{failure}: {_one_line(error)} (or give --data DIR)") from None
+
+
+def _one_line(error: BaseException) -> str:
+    words = " ".join(str(error).split()).rstrip(".")
     return words if len(words) <= 200 else words[:197] + "..."
 
 
