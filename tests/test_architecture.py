@@ -1,0 +1,159 @@
+"""A model's shape is read from its configuration: numbers by hand, and no weights."""
+
+import time
+
+import pytest
+import torch
+from conftest import tiny_classifier, tiny_config
+from transformers import AutoModel, BertConfig, BertForMaskedLM, GPT2Config
+
+from kdalign.architecture import (
+    LAYOUTS,
+    Stack,
+    accepted_inputs,
+    attention_modules,
+    blocks,
+    count_parameters,
+    describe,
+    skeleton,
+    with_layers,
+)
+from kdalign.errors import UsageError
+
+KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+
+
+def config_of(kind: str):
+    return tiny_config(kind, max_position_embeddings=64)
+
+
+# Width 32, feed-forward 64: four matrices with biases for attention, two for the feed-forward, two layer norms.
+LAYER = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 2 * 32
+WORDS_AND_POSITIONS = (100 + 64) * 32 + 2 * 32  # and the layer norm
+DENSE, HEAD = 32 * 32 + 32, 32 * 2 + 2
+BODY = {
+    "bert": WORDS_AND_POSITIONS + 2 * 32 + 4 * LAYER + DENSE,  # two token types, and the pooler
+    "roberta": WORDS_AND_POSITIONS + 2 * 32 + 4 * LAYER + DENSE,
+    "distilbert": WORDS_AND_POSITIONS + 4 * LAYER,
+    "electra": WORDS_AND_POSITIONS + 2 * 32 + 4 * LAYER,
+}
+
+
+@KINDS
+def test_a_configuration_says_what_the_model_is_made_of(kind):
+    found = describe(config_of(kind))
+    assert (found.model_type, found.family, found.vocabulary, found.tied) == (kind, "masked", 100, True)
+    assert found.stacks == (Stack("encoder", 4, 32, 4, 4, 8, 64),)
+    assert found.stack("encoder").head_width == 8
+    assert found.parameters == BODY[kind]
+
+
+def test_bert_base_is_described_by_its_published_numbers():
+    found = describe(BertConfig())
+    assert found.stacks == (Stack("encoder", 12, 768, 12, 12, 64, 3072),)
+    assert found.vocabulary == 30522
+    assert found.parameters == 109_482_240  # bert-base-uncased's encoder
+
+
+@KINDS
+def test_parameters_are_those_of_the_real_model(kind):
+    assert describe(config_of(kind)).parameters == count_parameters(AutoModel.from_config(config_of(kind)))
+    model = tiny_classifier(kind, max_position_embeddings=64)
+    model.config.architectures = [type(model).__name__]
+    assert describe(model.config).parameters == sum(weight.numel() for weight in model.state_dict().values())
+    # RoBERTa's head has a dense layer in the pooler's place; DistilBERT's and ELECTRA's bring one.
+    assert describe(model.config).parameters == BODY[kind] + HEAD + (DENSE if kind in ("distilbert", "electra") else 0)
+
+
+def test_tied_parameters_count_once():
+    model = BertForMaskedLM(config_of("bert"))
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    transform = DENSE + 2 * 32 + 100  # dense, layer norm, and one bias a word; no second matrix of words
+    assert count_parameters(model) == BODY["bert"] - DENSE + transform
+
+
+def test_no_weights_are_needed_however_large_the_model():
+    config = BertConfig(
+        num_hidden_layers=250, hidden_size=4096, num_attention_heads=32, intermediate_size=16384, vocab_size=1000
+    )
+    begun = time.process_time()
+    found = describe(config)
+    assert time.process_time() - begun < 5
+    layer = 4 * (4096 * 4096 + 4096) + 2 * 4096 * 16384 + 16384 + 4096 + 4 * 4096
+    rest = (1000 + 512 + 2 + 2) * 4096 + 4096 * 4096 + 4096
+    assert found.parameters == 250 * layer + rest > 50e9  # 200 GB, were they real
+
+
+def test_a_skeleton_has_shapes_without_storage_and_keeps_its_configuration():
+    config = tiny_config("bert")
+    before = config.to_dict()
+    assert {parameter.device for parameter in skeleton(config).parameters()} == {torch.device("meta")}
+    assert config.to_dict() == before
+
+
+class AlbertLike(BertConfig):
+    model_type = "albert"
+
+
+def test_an_unknown_model_type_is_refused_with_the_nearest_and_all_supported():
+    with pytest.raises(UsageError, match="'albert' is not supported; did you mean 'bert'") as error:
+        describe(AlbertLike())
+    assert all(kind in str(error.value) for kind in LAYOUTS)
+    with pytest.raises(UsageError, match=r"'gpt2' is not supported \(supported: bert, "):
+        describe(GPT2Config())
+
+
+def test_an_unknown_stack_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"a bert model has no stack 'decoder' \(it has: encoder\)"):
+        describe(tiny_config("bert")).stack("decoder")
+
+
+@KINDS
+def test_there_is_a_block_and_an_attention_module_for_every_layer(kind):
+    model = tiny_classifier(kind, layers=3)
+    assert len(blocks(model)) == 3
+    found = attention_modules(model)
+    assert len({id(module) for module in found}) == 3
+    for block, attention in zip(blocks(model), found, strict=True):
+        assert any(attention is module for module in block.modules())
+        weights = [name for name, _ in attention.named_parameters() if name.endswith("weight")]
+        assert len(weights) >= 3, "queries, keys and values are computed in it"
+
+
+@KINDS
+def test_layers_run_in_the_order_of_the_blocks(kind):
+    model, called = tiny_classifier(kind, layers=3).eval(), []
+    for number, block in enumerate(blocks(model)):
+        block.register_forward_hook(lambda *_, number=number: called.append(number))
+    model(input_ids=torch.tensor([[2, 5, 3]]))
+    assert called == [0, 1, 2]
+
+
+@KINDS
+def test_another_number_of_layers_leaves_the_original_as_it_was(kind):
+    config = tiny_config(kind)
+    before = config.to_dict()
+    changed = with_layers(config, 2)
+    assert describe(changed).stacks[0].layers == 2
+    assert describe(config).stacks[0].layers == 4
+    assert config.to_dict() == before
+    assert describe(config).parameters - describe(changed).parameters == 2 * LAYER
+
+
+@KINDS
+def test_a_model_gets_the_inputs_that_it_knows(kind):
+    model = tiny_classifier(kind).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.tensor([[0, 0, 1, 1]])}
+    kept = accepted_inputs(model, {**given, "special_tokens_mask": ids})
+    assert list(kept) == [name for name in given if name != "token_type_ids" or kind != "distilbert"]
+    assert all(kept[name] is given[name] for name in kept)
+    model(**kept)
+
+
+def test_token_types_that_reach_a_bert_change_its_answer():
+    model = tiny_classifier("bert").eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    kinds = {"input_ids": ids, "token_type_ids": torch.tensor([[0, 0, 1, 1]])}
+    with_types = model(**accepted_inputs(model, kinds)).logits
+    assert not torch.allclose(with_types, model(input_ids=ids).logits)
