@@ -448,7 +448,10 @@ def _quiet_libraries() -> None:
 
 
 def _print(renderable: "RenderableType") -> None:
-    """A result on stdout: as wide as the terminal, 100 columns where it is piped."""
+    """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
+    if isinstance(renderable, str):
+        print(renderable)
+        return
     from rich.console import Console
 
     console = Console()
@@ -458,6 +461,8 @@ def _print(renderable: "RenderableType") -> None:
 
 
 def _as_text(renderable: "RenderableType") -> str:
+    if isinstance(renderable, str):
+        return renderable + "\n"
     import io
 
     from rich.console import Console

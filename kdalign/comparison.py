@@ -179,13 +179,13 @@ def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]
         Column("macro", "macro", "%", 1),
         Column("agreement", "agreement", "%", 1),
         Column("retained", "retained", "%", 1),
-        Column("parameters", "parameters", "M", 1, higher_is_better=False, cost=True),
-        Column("megabytes", "on disk", "MB", 1, higher_is_better=False, cost=True),
+        Column("parameters", "params", "M", 1, higher_is_better=False, cost=True),
+        Column("megabytes", "disk", "MB", 1, higher_is_better=False, cost=True),
         Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
         Column("speed-up", "speed-up", "x", 2, cost=True),
         Column("steps", "steps", "", 0, higher_is_better=False, cost=True),
-        Column("samples/s", "training", "samples/s", 0, cost=True),
-        Column("seconds", "training", "s", 0, higher_is_better=False, cost=True),
+        Column("samples/s", "samples/s", "", 0, cost=True),
+        Column("seconds", "train", "s", 0, higher_is_better=False, cost=True),
     ]
 
 

@@ -120,7 +120,7 @@ def count_flops(model: PreTrainedModel, length: int) -> int:
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(**_inputs(model, 1, length))
+        model(input_ids=_inputs(model, 1, length)["input_ids"])
     return int(counter.get_total_flops())
 
 

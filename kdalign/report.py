@@ -25,7 +25,7 @@ MOST_INTERVALS = 3
 
 
 def comparison_as(comparison: Comparison, form: str) -> RenderableType:
-    """A comparison in the form asked for.
+    """A comparison in the form asked for; Markdown and JSON as a string, to be printed as it is.
 
     Raises:
         UsageError: an unknown form.
@@ -34,9 +34,9 @@ def comparison_as(comparison: Comparison, form: str) -> RenderableType:
         case "rich":
             return _rich(comparison)
         case "markdown":
-            return Text(_markdown(comparison), overflow="ignore", no_wrap=True)
+            return _markdown(comparison)
         case "json":
-            return Text(json.dumps(comparison.to_json(), indent=2), overflow="ignore", no_wrap=True)
+            return json.dumps(comparison.to_json(), indent=2)
     raise unknown("format", form, FORMATS)
 
 

@@ -1,0 +1,486 @@
+"""The command line as its user meets it: what it prints, where, and with which status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import save_model, sentences
+
+from kdalign.cli import main
+
+
+@pytest.fixture
+def kdalign(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["kdalign", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
+
+
+def quick(teacher, data, *more):
+    return (
+        "distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data,
+        "--max-steps", "6", "--batch-size", "16", "--precision", "fp32", "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, teacher, data):
+    """Three finished runs: labels and joint of seed 0, joint of seed 1."""
+    from kdalign.pipeline import distill
+    from kdalign.recipe import ARMS, build_recipe
+
+    folder = tmp_path_factory.mktemp("runs")
+    for arm, seed in (("labels", 0), ("joint", 0), ("joint", 1)):
+        flags = {
+            "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
+            "objective": ARMS[arm].model_dump(), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
+            "train.device": "cpu", "out": str(folder / f"{arm}-{seed}"),
+        }  # fmt: skip
+        distill(build_recipe(None, flags))
+    return folder
+
+
+def one_line(err):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("kdalign: error: ")
+    return lines[0]
+
+
+def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalign, teacher, data, tmp_path):
+    status, out, err = kdalign(*quick(teacher, data, "--out", "runs/a"))
+    assert status == 0, err
+    for word in ("sst2 accuracy", "agreement", "retained", "params", "latency", "speed-up", "teacher", "n = 64"):
+        assert word in " ".join(out.split()), word
+    assert "step 6/6" in err
+    assert "samples/s" in err
+    run = tmp_path / "runs" / "a"
+    there = {str(f.relative_to(run)) for f in run.rglob("*") if f.is_file() and "checkpoints" not in f.parts}
+    assert there >= {
+        "recipe.yaml", "plan.json", "history.jsonl", "log.txt", "record.json", "predictions/validation.parquet",
+        "student/model.safetensors", "student/config.json", "student/tokenizer.json",
+    }  # fmt: skip
+    record = json.loads((run / "record.json").read_text())
+    assert record["scores"]["validation"]["student"][0]["n"] == 64
+    assert record["training"]["steps"] == 6
+    assert record["data"]["train"]["n"] == 256
+    steps = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in steps if e["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in steps if e["kind"] == "evaluation"] == [0, 1, 2, 3, 4, 5, 6]
+    kept = pd.read_parquet(run / "predictions" / "validation.parquet")
+    assert list(kept.columns) == ["prediction", "label", "teacher", "logit/negative", "logit/positive"]
+    accuracy = 100 * (kept.prediction == kept.label).mean()
+    assert record["scores"]["validation"]["student"][0]["value"] == pytest.approx(accuracy)
+    assert not list(run.rglob("*.pt")) + list(run.rglob("*.bin")) + list(run.rglob("*.pkl"))
+
+
+def test_the_resolved_recipe_gives_the_same_run_again(kdalign, teacher, data, tmp_path):
+    kdalign(*quick(teacher, data, "--out", "runs/a"))
+    status, _, _ = kdalign("distill", "--recipe", "runs/a/recipe.yaml", "--out", "runs/b")
+    assert status == 0, err
+    first, second = (Path("runs") / name / "student" / "model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert Path("runs/a/history.jsonl").read_text() == Path("runs/b/history.jsonl").read_text()
+
+
+def test_json_on_stdout_is_json_alone(kdalign, teacher, data):
+    status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--json"))
+    assert status == 0, err
+    assert json.loads(out)[0]["task"] == "sst2"
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp_path):
+    status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--dry-run"))
+    assert status == 0, err
+    assert "layers 1 3" in out
+    assert "steps" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "unknown model": (("--teacher", "./nowhere"), "nowhere"),
+    "unknown task": (("--task", "sst3"), "did you mean 'sst2'"),
+    "no such folder": (("--data", "./nodata"), "nodata"),
+    "unknown map": (("--map", "unifrom"), "did you mean 'uniform'"),
+    "layer out of range": (("--map", "0:1 1:9"), "layers 0 to 3"),
+    "too many layers": (("--student", "layers=9"), "layers=1 to layers=4"),
+    "unknown init": (("--init", "frist"), "did you mean 'first'"),
+    "bad weight": (("--alpha", "-1"), "objective.alpha"),
+    "bad temperature": (("--temperature", "0"), "objective.temperature"),
+    "bad precision": (("--precision", "fp8"), "train.precision"),
+    "unknown set key": (("--set", "train.lrr=1"), "did you mean 'train.lr'"),
+    "set without value": (("--set", "train.lr"), "section.key=value"),
+    "unknown device": (("--device", "gpu"), "accepted: auto, cpu, cuda, mps"),
+    "too long": (("--max-length", "4096"), "positions"),
+    "missing plan": (("--plan", "no.json"), "no.json"),
+    "unknown tracker": (("--tracker", "tensorbord"), "tensorboard"),
+    "file as folder": (("--out", "/dev/null/x"), "/dev/null"),
+    "data and dataset": (("--dataset", "a/b"), "not both"),
+    "resume and overwrite": (("--resume", "--overwrite"), "not both"),
+    "not a number": (("--epochs", "many"), "--epochs"),
+    "wrong flag": (("--techer", "x"), "--teacher"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_gets_one_line_and_status_two_and_nothing_is_written(kdalign, teacher, data, tmp_path, case):
+    words, said = BAD[case]
+    status, out, err = kdalign(*quick(teacher, data, "--out", "runs/a", *words))
+    assert status == 2
+    assert said in one_line(err)
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_for_other_labels_is_refused_before_weights_load(kdalign, tmp_path_factory, data):
+    other = save_model(
+        tmp_path_factory.mktemp("nli"), "bert", id2label={0: "entailment", 1: "neutral", 2: "contradiction"}
+    )
+    (other / "model.safetensors").write_bytes(b"never read")
+    status, _, err = kdalign(*quick(other, data))
+    assert status == 2
+    assert "entailment, neutral, contradiction" in one_line(err)
+
+
+def test_weights_that_are_not_safetensors_are_refused(kdalign, tmp_path_factory, data):
+    folder = save_model(tmp_path_factory.mktemp("broken"), "bert")
+    (folder / "model.safetensors").write_bytes(b"not what it says")
+    status, _, err = kdalign(*quick(folder, data))
+    assert status == 2
+    assert "cannot load the weights" in [line for line in err.splitlines() if "error" in line][0]
+    (folder / "model.safetensors").unlink()
+    status, _, err = kdalign(*quick(folder, data, "--out", "runs/other"))
+    assert status == 2
+    assert "no model.safetensors" in one_line(err)
+
+
+def test_different_head_counts_are_refused_unless_attention_is_left_out(kdalign, teacher, data, tmp_path_factory):
+    narrow = save_model(tmp_path_factory.mktemp("narrow"), "bert", layers=2, width=24, heads=3)
+    status, _, err = kdalign(*quick(teacher, data, "--student", narrow))
+    assert status == 2
+    assert "--delta 0" in one_line(err)
+    status, _, _ = kdalign(*quick(teacher, data, "--student", narrow, "--delta", "0", "--out", "runs/a"))
+    assert status == 0, err
+    assert Path("runs/a/projections.safetensors").is_file()
+
+
+def test_a_student_with_another_vocabulary_is_refused(kdalign, teacher, data, tmp_path_factory):
+    from transformers import BertTokenizer
+
+    other = save_model(tmp_path_factory.mktemp("other"), "bert", layers=2)
+    words = json.loads((other / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = sorted(words, key=words.get)
+    tokens[10], tokens[11] = tokens[11], tokens[10]  # the same size, two tokens exchanged
+    BertTokenizer(vocab={t: i for i, t in enumerate(tokens)}, do_lower_case=True).save_pretrained(other)
+    status, _, err = kdalign(*quick(teacher, data, "--student", other))
+    assert status == 2
+    assert "different tokenizers" in one_line(err)
+
+
+def test_a_second_run_over_the_first_is_refused_then_overwritten_on_request(kdalign, teacher, data):
+    assert kdalign(*quick(teacher, data, "--out", "runs/a"))[0] == 0
+    before = Path("runs/a/record.json").read_bytes()
+    status, _, err = kdalign(*quick(teacher, data, "--out", "runs/a"))
+    assert status == 2
+    assert "--overwrite" in one_line(err)
+    assert Path("runs/a/record.json").read_bytes() == before
+    assert kdalign(*quick(teacher, data, "--out", "runs/a", "--overwrite", "--seed", "5"))[0] == 0
+    assert json.loads(Path("runs/a/record.json").read_text())["recipe"]["train"]["seed"] == 5
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(kdalign, teacher, data):
+    Path("precious").mkdir()
+    Path("precious/thesis.txt").write_text("years of work")
+    status, _, err = kdalign(*quick(teacher, data, "--out", "precious", "--overwrite"))
+    assert status == 2
+    assert "holds no run" in one_line(err)
+    assert [f.name for f in Path("precious").iterdir()] == ["thesis.txt"]
+
+
+def test_resume_with_another_recipe_is_refused(kdalign, teacher, data):
+    assert kdalign(*quick(teacher, data, "--out", "runs/a"))[0] == 0
+    status, _, err = kdalign(*quick(teacher, data, "--out", "runs/a", "--resume", "--lr", "0.01"))
+    assert status == 2
+    assert "train.lr" in one_line(err)
+
+
+def test_a_plan_travels_from_map_layers_to_distill_and_is_refused_for_other_models(kdalign, teacher, data, tmp_path_factory):
+    status, out, _ = kdalign("map-layers", "--teacher", teacher, "--student", "layers=2", "--map", "0:0 1:2", "--out", "p.json")
+    assert status == 0, err
+    assert "student layer" in out
+    assert kdalign(*quick(teacher, data, "--plan", "p.json", "--out", "runs/a"))[0] == 0
+    maps = json.loads(Path("runs/a/plan.json").read_text())["maps"]
+    assert maps[0]["pairs"] == [[0, 0], [1, 2]]
+    status, _, err = kdalign(*quick(teacher, data, "--plan", "p.json", "--student", "layers=3", "--out", "runs/b"))
+    assert status == 2
+    assert "the plan is for the student" in one_line(err)
+
+
+def test_compare_averages_seeds_and_names_what_it_cannot_tell_apart(kdalign, runs):
+    status, out, _ = kdalign("compare", runs)
+    assert status == 0, err
+    flat = " ".join(out.split())
+    assert "joint (2 seeds)" in flat
+    assert "labels" in flat
+    assert max(len(line) for line in out.splitlines()) <= 80
+    values = [
+        json.loads((runs / f"joint-{s}" / "record.json").read_text())["scores"]["validation"]["student"][0]["value"]
+        for s in (0, 1)
+    ]
+    status, out, _ = kdalign("compare", runs, "--format", "json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert rows["joint"]["cells"]["sst2/accuracy"]["value"] == pytest.approx(sum(values) / 2)
+    assert rows["joint"]["seeds"] == [0, 1]
+    theirs = rows[next(name for name in rows if name.startswith("teacher"))]["cells"]["sst2/accuracy"]["value"]
+    ours = rows["labels-0"]["cells"]
+    assert ours["retained"]["value"] == pytest.approx(100 * ours["sst2/accuracy"]["value"] / theirs)
+
+
+def test_compare_writes_markdown_that_is_a_table(kdalign, runs):
+    status, out, err = kdalign("compare", runs, "--format", "markdown", "--out", "table.md")
+    assert status == 0, err
+    assert out == ""
+    assert "table.md" in err
+    lines = Path("table.md").read_text().splitlines()
+    assert lines[0].startswith("| model | sst2 accuracy (%)")
+    assert lines[1] == "|---|" + "---:|" * (lines[0].count("|") - 2)
+    assert {line.count("|") for line in lines[: lines.index("")]} == {lines[0].count("|")}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compare", "nowhere"), "nowhere"),
+        (("compare", "{runs}", "--format", "latx"), "accepted: rich, markdown, json"),
+        (("compare", "{runs}", "--sort", "retaind"), "did you mean 'retained'"),
+        (("compare", "{runs}", "--metrics", "bleu"), "unknown column 'bleu'"),
+        (("eval", "{runs}/joint-0", "--metrics", "acuracy"), "did you mean 'accuracy'"),
+        (("eval", "{runs}/joint-0", "--split", "tset"), "did you mean 'test'"),
+        (("eval", "{teacher}"), "--task"),
+        (("eval", "{runs}/joint-0", "--out", "scores.txt"), ".json"),
+        (("eval",), "no finished run"),
+        (("profile", "{teacher}", "--seq-len", "many"), "128,512"),
+        (("profile", "{teacher}", "--seq-len", "100000"), "positions"),
+        (("map-layers", "--teacher", "{teacher}", "--student", "layers=none"), "layers=1 to layers=4"),
+    ],
+)
+def test_mistakes_in_the_other_commands_get_one_line_too(kdalign, runs, teacher, tmp_path, words, said):
+    status, out, err = kdalign(*(word.format(runs=runs, teacher=teacher) for word in words))
+    assert status == 2
+    assert said in one_line(err)
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_of_a_run_gives_the_records_scores_and_keeps_predictions(kdalign, runs):
+    status, out, _ = kdalign("eval", runs / "joint-0", "--json", "--out", "scores.json")
+    assert status == 0, err
+    found = json.loads(out)[0]
+    record = json.loads((runs / "joint-0" / "record.json").read_text())
+    assert found["scores"][0]["value"] == pytest.approx(record["scores"]["validation"]["student"][0]["value"])
+    assert found["scores"][1]["metric"] == "agreement"
+    assert found["scores"][1]["value"] == pytest.approx(record["scores"]["validation"]["agreement"]["value"])
+    assert len(pd.read_parquet(found["predictions"])) == 64
+    status, out, _ = kdalign("compare", "scores.json", runs / "labels-0")
+    assert status == 0, err
+    assert "joint-0 (validation)" in " ".join(out.split())
+
+
+def test_eval_without_a_model_takes_the_newest_run_and_says_so(kdalign, runs):
+    Path("runs").symlink_to(runs)
+    status, _, err = kdalign("eval")
+    assert status == 0, err
+    assert "newest run, runs/joint-1" in err
+
+
+def test_language_model_metrics_of_a_classifier_are_dashes_with_the_reason(kdalign, runs):
+    status, out, err = kdalign("eval", runs / "joint-0", "--metrics", "ppl,bleu,rouge,cer")
+    assert status == 2
+    assert "no language-model head" in " ".join(out.split())
+    assert "nothing was scored" in err
+    status, out, _ = kdalign("eval", runs / "joint-0", "--metrics", "ppl,accuracy")
+    assert status == 0, err
+
+
+def test_a_checkpoint_without_a_head_is_a_dash_with_the_command_that_makes_one(kdalign, headless, data):
+    status, out, _ = kdalign("eval", headless, "--task", "sst2", "--data", data)
+    assert status == 2
+    assert "kdalign distill --teacher" in " ".join(out.split())
+
+
+def test_eval_on_test_writes_the_leaderboards_file_and_no_score(kdalign, runs):
+    status, out, _ = kdalign("eval", runs / "joint-0", "--split", "test", "--json")
+    assert status == 0, err
+    found = json.loads(out)[0]
+    assert found["scores"] == []
+    lines = Path(found["submission"]).read_text().splitlines()
+    assert Path(found["submission"]).name == "SST-2.tsv"
+    assert lines[0] == "index\tprediction"
+    assert len(lines) == 17
+    assert set(line.split("\t")[1] for line in lines[1:]) <= {"0", "1"}
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory, teacher):
+    """The teacher's encoder without its classification head."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("headless")
+    AutoModel.from_pretrained(teacher).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalign, headless, data):
+    words = quick(headless, data, "--set", "finetune.epochs=1", "--out")
+    status, _, err = kdalign(*words, "runs/a")
+    assert status == 0, err
+    assert "has no head for sst2: fine-tuning it first" in err
+    head = json.loads(Path("runs/a/record.json").read_text())["teacher"]["head"]
+    assert head.startswith("fine-tuned on sst2")
+    status, _, err = kdalign(*words, "runs/b")
+    assert status == 0, err
+    assert "was fine-tuned on sst2 before" in err
+    assert Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
+    status, _, err = kdalign(*quick(headless, data, "--set", "finetune.epochs=2", "--out", "runs/c"))
+    assert "fine-tuning it first" in err, "another budget is another teacher"
+
+
+def test_a_teacher_without_a_head_is_refused_on_request(kdalign, headless, data, tmp_path):
+    status, _, err = kdalign(*quick(headless, data, "--no-finetune-teacher"))
+    assert status == 2
+    assert "no classification head" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_tasks_make_one_row_with_the_macro(kdalign, teacher, data, headless, tmp_path):
+    folder = tmp_path / "data"
+    for task, columns in (("rte", ("sentence1", "sentence2")), ("stsb", ("sentence1", "sentence2"))):
+        (folder / task).mkdir(parents=True)
+        for split, n in (("train", 64), ("validation", 32)):
+            first, labels = sentences(n, 1)
+            second, other = sentences(n, 2)
+            label = labels if task == "rte" else [float(a + b) + i % 3 for i, (a, b) in enumerate(zip(labels, other, strict=True))]
+            pd.DataFrame({columns[0]: first, columns[1]: second, "label": label}).to_parquet(folder / task / f"{split}.parquet")
+    words = ("distill", "--teacher", headless, "--student", "layers=2", "--task", "rte,stsb", "--data", folder)
+    status, out, _ = kdalign(*words, "--max-steps", "4", "--set", "finetune.epochs=1", "--out", "runs/both")
+    assert status == 0, err
+    assert "macro" in out
+    assert "pearson" in out
+    status, out, _ = kdalign("compare", "runs/both", "--format", "json")
+    row = json.loads(out)["rows"][1]
+    cells = {key: cell["value"] for key, cell in row["cells"].items()}
+    assert cells["macro"] == pytest.approx(
+        (cells["rte/accuracy"] + (cells["stsb/pearson"] + cells["stsb/spearman"]) / 2) / 2
+    )
+    status, _, err = kdalign(*words, "--max-steps", "4", "--set", "finetune.epochs=1", "--out", "runs/both", "--resume")
+    assert status == 0, err
+    assert err.count("finished already") == 2
+
+
+def test_any_labelled_text_works_itself_out_and_says_what_it_found(kdalign, teacher, data, headless, tmp_path):
+    for split, n in (("train", 64), ("dev", 32)):
+        texts, labels = sentences(n, 3)
+        table = pd.DataFrame({"review": texts, "mood": [("bad", "good")[label] for label in labels]})
+        table.to_csv(tmp_path / f"{split}.csv", index=False)
+    words = ("--student", "layers=2", "--task", "classification", "--data", tmp_path, "--max-steps", "4")
+    status, out, err = kdalign("distill", "--teacher", headless, *words, "--set", "finetune.epochs=1", "--out", "runs/x")
+    assert status == 0, err
+    assert "text in review, 2 classes (bad, good) in mood" in err
+    config = json.loads(Path("runs/x/student/config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_profile_shows_models_side_by_side_with_ratios(kdalign, teacher, runs):
+    status, out, _ = kdalign("profile", teacher, runs / "joint-0", "--seq-len", "16,32", "--json")
+    assert status == 0, err
+    first, second = json.loads(out)
+    assert (first["layers"], second["layers"]) == (4, 2)
+    assert first["parameters"] > second["parameters"]
+    layer = 4 * 32 * 32 + 2 * 32 * 64  # weights of a layer's matrices
+    attention = 2 * 2 * 16 * 32  # scores and values, 16 tokens
+    head = (32 * 32 + 2 * 32) * 2 / 16  # pooler and classifier, once per sequence
+    assert first["flops_per_token"]["16"] == pytest.approx(4 * (2 * layer + attention) + head)
+    assert first["timings"][0]["latency_ms"] > 0
+    status, out, _ = kdalign("profile", teacher, runs / "joint-0", "--seq-len", "16")
+    assert "ratio" in out
+    status, out, _ = kdalign("profile", teacher, "--no-weights", "--json")
+    assert json.loads(out)[0]["timings"] == []
+
+
+def test_help_has_examples_and_starts_at_once():
+    words = [sys.executable, "-m", "kdalign"]
+    subprocess.run([*words, "--help"], check=True, capture_output=True)  # warm the file cache
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run([*words, "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 0.5
+    for command in ("distill", "eval", "compare", "profile", "map-layers", "demo"):
+        out = subprocess.run([*words, command, "--help"], check=True, capture_output=True, text=True).stdout
+        assert "Examples" in out
+        assert f"kdalign {command}" in re.sub(r"\s+", " ", out)
+
+
+def test_compare_imports_no_torch(runs):
+    code = (
+        "import sys; sys.argv = ['kdalign', 'compare', sys.argv[1]]\n"
+        "from kdalign.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(runs)], check=True, capture_output=True)
+
+
+def test_the_exported_student_loads_in_a_python_without_kdalign(runs):
+    code = (
+        "import sys, importlib.abc\n"
+        "class Block(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] == 'kdalign': raise ImportError('blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "m, report = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "assert not report['missing_keys'] and not report['unexpected_keys'], report\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(m(**t(['a good film'], return_tensors='pt')).logits.shape, m.dtype, m.config.id2label)\n"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(runs / "joint-0" / "student")],
+        capture_output=True, text=True, env=environment, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([1, 2]) torch.float32 {0: 'negative', 1: 'positive'}"
+
+
+def test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode(teacher, data, tmp_path, monkeypatch):
+    from kdalign import training
+    from kdalign.pipeline import distill
+    from kdalign.recipe import build_recipe
+
+    modes = []
+    step = training._step
+    monkeypatch.setattr(training, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1])
+    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data), "train.max_steps": 5,
+             "train.eval_every": 2, "out": str(tmp_path / "run")}  # fmt: skip
+    distill(build_recipe(None, flags))
+    assert modes == [True] * 5
