@@ -86,7 +86,7 @@ def test_batches_do_not_come_sorted_by_length():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.7
 
 
-# How many of SST-2's 67,349 training rows have 3, 4, 5, ... tokens with BERT's uncased WordPiece, special ones included.
+# How many of SST-2's 67,349 training rows have 3, 4, 5, ... tokens in BERT's uncased WordPiece, special ones too.
 SST2 = (
     *(1978, 5322, 6065, 5345, 4749, 4155, 3713, 3267, 2947, 2650, 2413, 2138, 1950, 1777, 1661, 1515, 1373, 1285),
     *(1132, 1106, 1046, 909, 820, 806, 733, 692, 628, 538, 491, 442, 448, 400, 337, 304, 286, 242, 195, 203, 192),
