@@ -15,6 +15,7 @@ from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import count_parameters
 from kdalign.batches import Encoded, encode, in_order
 from kdalign.environment import environment
+from kdalign.errors import Interrupted
 from kdalign.evaluation import Predictions, agreement, predict, score_all, write_predictions
 from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
@@ -61,7 +62,12 @@ def distill(
             observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
             records.append(read_record(run.folder.path))
         else:
-            records.append(_distill_one(run, accelerator, observer, resume))
+            try:
+                records.append(_distill_one(run, accelerator, observer, resume))
+            except Interrupted as stop:
+                line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume"
+                raise Interrupted(line, stop.signal) from None
+    accelerator.end_training()
     return records
 
 
@@ -174,7 +180,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         f"distilling {task.name}",
         resume,
     )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
     # What was exported is what is scored.
     if main:

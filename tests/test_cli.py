@@ -64,7 +64,7 @@ def one_line(err):
 
 def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalign, teacher, data, tmp_path):
     status, out, err = kdalign(*quick(teacher, data, "--out", "runs/a"))
-    assert status == 0, err
+    assert status == 0
     for word in ("sst2 accuracy", "agreement", "retained", "params", "latency", "speed-up", "teacher", "n = 64"):
         assert word in " ".join(out.split()), word
     assert "step 6/6" in err
@@ -92,7 +92,7 @@ def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalig
 def test_the_resolved_recipe_gives_the_same_run_again(kdalign, teacher, data, tmp_path):
     kdalign(*quick(teacher, data, "--out", "runs/a"))
     status, _, _ = kdalign("distill", "--recipe", "runs/a/recipe.yaml", "--out", "runs/b")
-    assert status == 0, err
+    assert status == 0
     first, second = (Path("runs") / name / "student" / "model.safetensors" for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert Path("runs/a/history.jsonl").read_text() == Path("runs/b/history.jsonl").read_text()
@@ -100,13 +100,13 @@ def test_the_resolved_recipe_gives_the_same_run_again(kdalign, teacher, data, tm
 
 def test_json_on_stdout_is_json_alone(kdalign, teacher, data):
     status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--json"))
-    assert status == 0, err
+    assert status == 0
     assert json.loads(out)[0]["task"] == "sst2"
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp_path):
     status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--dry-run"))
-    assert status == 0, err
+    assert status == 0
     assert "layers 1 3" in out
     assert "steps" in out
     assert list(tmp_path.iterdir()) == []
@@ -162,7 +162,7 @@ def test_weights_that_are_not_safetensors_are_refused(kdalign, tmp_path_factory,
     (folder / "model.safetensors").write_bytes(b"not what it says")
     status, _, err = kdalign(*quick(folder, data))
     assert status == 2
-    assert "cannot load the weights" in [line for line in err.splitlines() if "error" in line][0]
+    assert "cannot load the weights" in next(line for line in err.splitlines() if "error" in line)
     (folder / "model.safetensors").unlink()
     status, _, err = kdalign(*quick(folder, data, "--out", "runs/other"))
     assert status == 2
@@ -175,7 +175,7 @@ def test_different_head_counts_are_refused_unless_attention_is_left_out(kdalign,
     assert status == 2
     assert "--delta 0" in one_line(err)
     status, _, _ = kdalign(*quick(teacher, data, "--student", narrow, "--delta", "0", "--out", "runs/a"))
-    assert status == 0, err
+    assert status == 0
     assert Path("runs/a/projections.safetensors").is_file()
 
 
@@ -219,9 +219,13 @@ def test_resume_with_another_recipe_is_refused(kdalign, teacher, data):
     assert "train.lr" in one_line(err)
 
 
-def test_a_plan_travels_from_map_layers_to_distill_and_is_refused_for_other_models(kdalign, teacher, data, tmp_path_factory):
-    status, out, _ = kdalign("map-layers", "--teacher", teacher, "--student", "layers=2", "--map", "0:0 1:2", "--out", "p.json")
-    assert status == 0, err
+def test_a_plan_travels_from_map_layers_to_distill_and_is_refused_for_other_models(
+    kdalign, teacher, data, tmp_path_factory
+):
+    status, out, _ = kdalign(
+        "map-layers", "--teacher", teacher, "--student", "layers=2", "--map", "0:0 1:2", "--out", "p.json"
+    )
+    assert status == 0
     assert "student layer" in out
     assert kdalign(*quick(teacher, data, "--plan", "p.json", "--out", "runs/a"))[0] == 0
     maps = json.loads(Path("runs/a/plan.json").read_text())["maps"]
@@ -233,7 +237,7 @@ def test_a_plan_travels_from_map_layers_to_distill_and_is_refused_for_other_mode
 
 def test_compare_averages_seeds_and_names_what_it_cannot_tell_apart(kdalign, runs):
     status, out, _ = kdalign("compare", runs)
-    assert status == 0, err
+    assert status == 0
     flat = " ".join(out.split())
     assert "joint (2 seeds)" in flat
     assert "labels" in flat
@@ -253,7 +257,7 @@ def test_compare_averages_seeds_and_names_what_it_cannot_tell_apart(kdalign, run
 
 def test_compare_writes_markdown_that_is_a_table(kdalign, runs):
     status, out, err = kdalign("compare", runs, "--format", "markdown", "--out", "table.md")
-    assert status == 0, err
+    assert status == 0
     assert out == ""
     assert "table.md" in err
     lines = Path("table.md").read_text().splitlines()
@@ -289,7 +293,7 @@ def test_mistakes_in_the_other_commands_get_one_line_too(kdalign, runs, teacher,
 
 def test_eval_of_a_run_gives_the_records_scores_and_keeps_predictions(kdalign, runs):
     status, out, _ = kdalign("eval", runs / "joint-0", "--json", "--out", "scores.json")
-    assert status == 0, err
+    assert status == 0
     found = json.loads(out)[0]
     record = json.loads((runs / "joint-0" / "record.json").read_text())
     assert found["scores"][0]["value"] == pytest.approx(record["scores"]["validation"]["student"][0]["value"])
@@ -297,14 +301,14 @@ def test_eval_of_a_run_gives_the_records_scores_and_keeps_predictions(kdalign, r
     assert found["scores"][1]["value"] == pytest.approx(record["scores"]["validation"]["agreement"]["value"])
     assert len(pd.read_parquet(found["predictions"])) == 64
     status, out, _ = kdalign("compare", "scores.json", runs / "labels-0")
-    assert status == 0, err
+    assert status == 0
     assert "joint-0 (validation)" in " ".join(out.split())
 
 
 def test_eval_without_a_model_takes_the_newest_run_and_says_so(kdalign, runs):
     Path("runs").symlink_to(runs)
     status, _, err = kdalign("eval")
-    assert status == 0, err
+    assert status == 0
     assert "newest run, runs/joint-1" in err
 
 
@@ -314,7 +318,7 @@ def test_language_model_metrics_of_a_classifier_are_dashes_with_the_reason(kdali
     assert "no language-model head" in " ".join(out.split())
     assert "nothing was scored" in err
     status, out, _ = kdalign("eval", runs / "joint-0", "--metrics", "ppl,accuracy")
-    assert status == 0, err
+    assert status == 0
 
 
 def test_a_checkpoint_without_a_head_is_a_dash_with_the_command_that_makes_one(kdalign, headless, data):
@@ -325,7 +329,7 @@ def test_a_checkpoint_without_a_head_is_a_dash_with_the_command_that_makes_one(k
 
 def test_eval_on_test_writes_the_leaderboards_file_and_no_score(kdalign, runs):
     status, out, _ = kdalign("eval", runs / "joint-0", "--split", "test", "--json")
-    assert status == 0, err
+    assert status == 0
     found = json.loads(out)[0]
     assert found["scores"] == []
     lines = Path(found["submission"]).read_text().splitlines()
@@ -349,15 +353,17 @@ def headless(tmp_path_factory, teacher):
 def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalign, headless, data):
     words = quick(headless, data, "--set", "finetune.epochs=1", "--out")
     status, _, err = kdalign(*words, "runs/a")
-    assert status == 0, err
+    assert status == 0
     assert "has no head for sst2: fine-tuning it first" in err
     head = json.loads(Path("runs/a/record.json").read_text())["teacher"]["head"]
     assert head.startswith("fine-tuned on sst2")
     status, _, err = kdalign(*words, "runs/b")
-    assert status == 0, err
+    assert status == 0
     assert "was fine-tuned on sst2 before" in err
-    assert Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
-    status, _, err = kdalign(*quick(headless, data, "--set", "finetune.epochs=2", "--out", "runs/c"))
+    assert (
+        Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
+    )
+    _, _, err = kdalign(*quick(headless, data, "--set", "finetune.epochs=2", "--out", "runs/c"))
     assert "fine-tuning it first" in err, "another budget is another teacher"
 
 
@@ -375,11 +381,14 @@ def test_several_tasks_make_one_row_with_the_macro(kdalign, teacher, data, headl
         for split, n in (("train", 64), ("validation", 32)):
             first, labels = sentences(n, 1)
             second, other = sentences(n, 2)
-            label = labels if task == "rte" else [float(a + b) + i % 3 for i, (a, b) in enumerate(zip(labels, other, strict=True))]
-            pd.DataFrame({columns[0]: first, columns[1]: second, "label": label}).to_parquet(folder / task / f"{split}.parquet")
+            grades = [float(a + b) + i % 3 for i, (a, b) in enumerate(zip(labels, other, strict=True))]
+            label = labels if task == "rte" else grades
+            pd.DataFrame({columns[0]: first, columns[1]: second, "label": label}).to_parquet(
+                folder / task / f"{split}.parquet"
+            )
     words = ("distill", "--teacher", headless, "--student", "layers=2", "--task", "rte,stsb", "--data", folder)
     status, out, _ = kdalign(*words, "--max-steps", "4", "--set", "finetune.epochs=1", "--out", "runs/both")
-    assert status == 0, err
+    assert status == 0
     assert "macro" in out
     assert "pearson" in out
     status, out, _ = kdalign("compare", "runs/both", "--format", "json")
@@ -389,7 +398,7 @@ def test_several_tasks_make_one_row_with_the_macro(kdalign, teacher, data, headl
         (cells["rte/accuracy"] + (cells["stsb/pearson"] + cells["stsb/spearman"]) / 2) / 2
     )
     status, _, err = kdalign(*words, "--max-steps", "4", "--set", "finetune.epochs=1", "--out", "runs/both", "--resume")
-    assert status == 0, err
+    assert status == 0
     assert err.count("finished already") == 2
 
 
@@ -399,8 +408,10 @@ def test_any_labelled_text_works_itself_out_and_says_what_it_found(kdalign, teac
         table = pd.DataFrame({"review": texts, "mood": [("bad", "good")[label] for label in labels]})
         table.to_csv(tmp_path / f"{split}.csv", index=False)
     words = ("--student", "layers=2", "--task", "classification", "--data", tmp_path, "--max-steps", "4")
-    status, out, err = kdalign("distill", "--teacher", headless, *words, "--set", "finetune.epochs=1", "--out", "runs/x")
-    assert status == 0, err
+    status, _out, err = kdalign(
+        "distill", "--teacher", headless, *words, "--set", "finetune.epochs=1", "--out", "runs/x"
+    )
+    assert status == 0
     assert "text in review, 2 classes (bad, good) in mood" in err
     config = json.loads(Path("runs/x/student/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good"}
@@ -408,7 +419,7 @@ def test_any_labelled_text_works_itself_out_and_says_what_it_found(kdalign, teac
 
 def test_profile_shows_models_side_by_side_with_ratios(kdalign, teacher, runs):
     status, out, _ = kdalign("profile", teacher, runs / "joint-0", "--seq-len", "16,32", "--json")
-    assert status == 0, err
+    assert status == 0
     first, second = json.loads(out)
     assert (first["layers"], second["layers"]) == (4, 2)
     assert first["parameters"] > second["parameters"]
@@ -479,8 +490,10 @@ def test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode(teacher, d
 
     modes = []
     step = training._step
-    monkeypatch.setattr(training, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1])
-    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data), "train.max_steps": 5,
-             "train.eval_every": 2, "out": str(tmp_path / "run")}  # fmt: skip
+    monkeypatch.setattr(
+        training, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1]
+    )
+    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
+    flags |= {"train.max_steps": 5, "train.eval_every": 2, "out": str(tmp_path / "run")}
     distill(build_recipe(None, flags))
     assert modes == [True] * 5

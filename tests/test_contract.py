@@ -243,7 +243,9 @@ def test_the_student_cut_from_a_teacher_is_its_layers_in_float32():
         for name, weight in teacher.bert.encoder.layer[theirs].named_parameters():
             assert torch.equal(mine[name], weight.float())
     assert torch.equal(student.classifier.weight, teacher.classifier.weight.float())
-    assert torch.equal(student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight.float())
+    assert torch.equal(
+        student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight.float()
+    )
     assert student.config.num_hidden_layers == 2
 
 

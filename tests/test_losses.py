@@ -32,7 +32,7 @@ def test_soft_target_kl_by_hand_at_temperature_one_and_two():
 
 
 def test_the_soft_target_gradient_keeps_its_size_at_high_temperature():
-    # Hinton et al. 2015, section 2: for T -> infinity, T^2 KL has the gradient (z_s - z_t) / classes (zero-mean logits).
+    # Hinton et al. 2015, section 2: for large T and zero-mean logits the gradient is (z_s - z_t) / classes.
     student = torch.tensor([[0.4, -0.1, -0.3]], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([[-0.2, 0.5, -0.3]], dtype=torch.float64)
     losses.soft_target_kl(student, teacher, YES, 1000.0).backward()

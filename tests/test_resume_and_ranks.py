@@ -1,0 +1,120 @@
+"""Real processes: killed and resumed runs end in the same weights, and ranks share a step without changing it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+STEPS = 24
+
+
+def command(teacher, data, out, *more):
+    return [
+        "-m", "kdalign", "distill", "--teacher", str(teacher), "--student", "layers=2", "--task", "sst2",
+        "--data", str(data), "--max-steps", str(STEPS), "--batch-size", "16", "--micro-batch", "8",
+        "--precision", "fp32", "--device", "cpu", "--eval-every", "4", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(words, **more):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment(), **more)
+
+
+def steps_done(out: Path) -> int:
+    history = out / "history.jsonl"
+    if not history.is_file():
+        return 0
+    return sum('"kind": "step"' in line for line in history.read_text().splitlines())
+
+
+def stop_after(words, out, step, signal_):
+    """Start a run and send it a signal once it has taken so many steps."""
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=environment())  # fmt: skip
+    deadline = time.monotonic() + 120
+    while steps_done(out) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal_)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def losses(out: Path) -> list[float]:
+    events = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["kind"] == "step"]
+
+
+def test_a_run_killed_twice_and_resumed_ends_in_the_weights_of_one_never_stopped(teacher, data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(command(teacher, data, whole))
+    assert done.returncode == 0, done.stderr
+    for step, more in ((6, ()), (14, ("--resume",))):
+        status, _ = stop_after(command(teacher, data, killed, *more), killed, step, signal.SIGKILL)
+        assert status == -signal.SIGKILL, "it was killed in the middle"
+        assert not (killed / "record.json").exists()
+        assert list((killed / "checkpoints").glob("step-*"))
+    done = run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr
+    for name in ("student/model.safetensors", "history.jsonl", "plan.json", "predictions/validation.parquet"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(teacher, data, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    # Projections, early stopping's counter and the best weights must survive too.
+    more = ("--select", "best", "--patience", "50")
+    assert run(command(teacher, data, whole, *more)).returncode == 0
+    status, err = stop_after(command(teacher, data, stopped, *more), stopped, 5, signal.SIGINT)
+    assert status == 130
+    assert "Traceback" not in err
+    assert f"kdalign distill --out {stopped} --resume" in err
+    done = run(["-m", "kdalign", "distill", "--out", str(stopped), "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert (whole / "student/model.safetensors").read_bytes() == (stopped / "student/model.safetensors").read_bytes()
+    assert (whole / "history.jsonl").read_bytes() == (stopped / "history.jsonl").read_bytes()
+
+
+def test_projections_survive_a_kill(teacher, data, tmp_path, tmp_path_factory):
+    from conftest import save_model
+
+    narrow = save_model(tmp_path_factory.mktemp("narrow"), "bert", layers=2, width=24, heads=4)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ("--student", str(narrow))
+    assert run(command(teacher, data, whole, *more)).returncode == 0
+    status, _ = stop_after(command(teacher, data, killed, *more), killed, 9, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"]).returncode == 0
+    one, other = load_file(whole / "projections.safetensors"), load_file(killed / "projections.safetensors")
+    assert set(one) == {"maps.0_to_1.weight", "maps.1_to_3.weight"}
+    assert all((one[name] == other[name]).all() for name in one)
+    assert not any("maps" in name for name in load_file(whole / "student" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("more", [(), ("--hard", "0", "--alpha", "0")], ids=["all terms", "features only"])
+def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = (*more, "--set", "train.dropout=0", "--limit", "250")  # 250 = 15 batches of 16 and a short one of 10
+    done = run(command(teacher, data, one, *more))
+    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    done = run([*torchrun, *command(teacher, data, two, *more)])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((one / "record.json").read_text())["training"]["ranks"] == 1
+    assert json.loads((two / "record.json").read_text())["training"]["ranks"] == 2
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert len(losses(one)) == STEPS
+    first, second = (load_file(run_ / "student" / "model.safetensors") for run_ in (one, two))
+    for name, weight in first.items():
+        assert abs(weight - second[name]).max() < 1e-4, name
