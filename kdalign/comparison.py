@@ -355,6 +355,10 @@ def _notes(
             notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
     if any(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
+    if any(column.key == "speed-up" for column in columns):
+        notes.append(
+            "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
+        )
     notes += _ties(rows, columns)
     for row in rows:
         for key, cell in row.cells.items():

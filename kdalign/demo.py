@@ -18,8 +18,8 @@ from kdalign.training import Observer
 
 TRAINED = 5000
 SCORED = 2000
-QUICK_TRAINED = 1000
-QUICK_SCORED = 400
+QUICK_TRAINED = 1500
+QUICK_SCORED = 500
 SPLIT_SEED = 2412
 _NEEDED = "the demo needs its two packages: pip install 'kdalign[demo]'"
 
@@ -62,7 +62,7 @@ def _recipe(teacher: Path, out: Path, arm: str) -> Recipe:
             "data": {"task": "classification", "folder": str(out / "data")},
             "objective": ARMS[arm].model_dump(),
             "train": {"epochs": 1, "batch_size": 32},
-            "finetune": {"epochs": 1},
+            "finetune": {"epochs": 1, "batch_size": 16},
             "out": str(out / arm),
         }
     )

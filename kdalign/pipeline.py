@@ -22,7 +22,7 @@ from kdalign.finetuning import finetuned
 from kdalign.models import Checkpoint
 from kdalign.objective import build_objective
 from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task
-from kdalign.profiling import Profile, latency_ms, profile
+from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
@@ -145,8 +145,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     teacher_model.to(accelerator.device)
     answers = {split: predict(teacher_model, order, e, task) for split, e in reported.items()} if main else {}
     watched_answers = predict(teacher_model, order, watched, task) if main else None
-    teacher_facts = _facts(run.teacher, teacher_model, teacher_head) if main else None
     student_model, student_source = _load_student(run, recipe, teacher_model)
+    student_model.to(accelerator.device)
+    latencies = latencies_ms([teacher_model, student_model]) if main else [0.0, 0.0]
     student_order = _order(student_model, task)
     teacher = Teacher(teacher_model, order, torch.bfloat16 if bf16 else torch.float32, accelerator.device)
 
@@ -196,8 +197,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 task=task.name,
                 metrics=task.metrics,
                 recipe=recipe.model_dump(mode="json"),
-                student=_facts(checkpoint, exported, "trained", source=student_source),
-                teacher=teacher_facts,
+                student=_facts(checkpoint, exported, "trained", student_source, latencies[1]),
+                teacher=_facts(run.teacher, teacher_model, teacher_head, run.teacher.name, latencies[0]),
                 data=_data_facts(run, encoded, reported),
                 scores=_final_scores(run, exported, reported, answers),
                 training=_training_facts(progress, run, accelerator),
@@ -304,14 +305,14 @@ def _final_scores(
     return scores
 
 
-def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str | None = None) -> ModelRecord:
+def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float) -> ModelRecord:
     return ModelRecord(
-        source=source or checkpoint.name,
+        source=source,
         revision=checkpoint.hash,
         parameters=count_parameters(model),
         megabytes=models.weights_megabytes(checkpoint),
         head=head,
-        latency_ms=latency_ms(model),
+        latency_ms=latency,
     )
 
 

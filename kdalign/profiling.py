@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,23 +138,29 @@ def measure(model: PreTrainedModel, length: int, batch_size: int, repeats: int =
     )
 
 
-def latency_ms(model: PreTrainedModel, length: int = 128, repeats: int = REPEATS) -> float:
-    """The median time of one forward at batch 1, in milliseconds."""
-    return 1e3 * statistics.median(_times(model, 1, length, repeats))
+def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: int = REPEATS) -> list[float]:
+    """Each model's median time of one forward at batch 1, in milliseconds.
+
+    The models take turns, so that their ratio holds while the machine's speed drifts.
+    """
+    turns = [
+        [_times(model, 1, length, 1, warm_up=0 if turn else WARM_UP)[0] for model in models] for turn in range(repeats)
+    ]
+    return [1e3 * statistics.median(times) for times in zip(*turns, strict=True)]
 
 
-def _times(model: PreTrainedModel, batch: int, length: int, repeats: int) -> list[float]:
+def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_up: int = WARM_UP) -> list[float]:
     inputs = _inputs(model, batch, length)
     was_training = model.training
     model.eval()
     times = []
     with torch.inference_mode():
-        for number in range(WARM_UP + repeats):
+        for number in range(warm_up + repeats):
             _wait(model.device)
             begun = time.perf_counter()
             model(**inputs)
             _wait(model.device)
-            if number >= WARM_UP:
+            if number >= warm_up:
                 times.append(time.perf_counter() - begun)
     model.train(was_training)
     return times

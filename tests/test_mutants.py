@@ -1,0 +1,139 @@
+"""Seeded faults: each of the field's classic mistakes, put in on purpose, must fail a named test of the contract."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MUTANTS = {
+    "T^2 missing": (
+        "losses.py",
+        "return temperature**2 * torch.where",
+        "return torch.where",
+        "test_losses.py::test_soft_target_kl_by_hand_at_temperature_one_and_two",
+    ),
+    "T not used for the student": (
+        "losses.py",
+        "F.log_softmax(_wide(student) / temperature, dim=-1)",
+        "F.log_softmax(_wide(student), dim=-1)",
+        "test_losses.py::test_divergence_and_its_gradient_are_zero_at_teacher_equal_student",
+    ),
+    "cross-entropy called KL": (
+        "losses.py",
+        'F.kl_div(student_log, teacher_log, reduction="none", log_target=True)',
+        "(-teacher_log.exp() * student_log)",
+        "test_contract.py::test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_from_it",
+    ),
+    "mean per micro-batch": (
+        "losses.py",
+        "each = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)\n    return torch.where(mask, each, 0).sum()",
+        "each = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)\n    return torch.where(mask, each, 0).mean()",
+        "test_contract.py::test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient",
+    ),
+    "padding counted in features": (
+        "objective.py",
+        "losses.cosine_distance(ours, theirs, view.batch.tokens)",
+        "losses.cosine_distance(ours, theirs, view.batch.tokens | True)",
+        "test_contract.py::test_more_padding_changes_no_term_and_no_gradient",
+    ),
+    "padding counted in units": (
+        "objective.py",
+        "int(batch.tokens.sum()) for batch",
+        "batch.tokens.numel() for batch",
+        "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
+    ),
+    "mask off by one": (
+        "batches.py",
+        "(torch.arange(width) < lengths[:, None]).long()",
+        "(torch.arange(width) <= lengths[:, None]).long()",
+        "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
+    ),
+    "hidden[k] for k + 1": (
+        "capture.py",
+        "signals.hidden[layer] = output[0] if isinstance(output, tuple) else output",
+        "signals.hidden[layer] = _inputs[0]",
+        "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "attention softmaxed twice": (
+        "capture.py",
+        "return scores.softmax(dim=-1)",
+        "return scores.softmax(dim=-1).softmax(dim=-1)",
+        "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "attention without its padding mask": (
+        "capture.py",
+        "AttentionMaskInterface.register(ATTENTION, sdpa_mask)",
+        "",
+        "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "teacher in train mode": (
+        "teachers.py",
+        ".eval().requires_grad_(False)",
+        ".train().requires_grad_(False)",
+        "test_contract.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
+    ),
+    "teacher keeps gradients": (
+        "teachers.py",
+        ".eval().requires_grad_(False)",
+        ".eval()",
+        "test_contract.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
+    ),
+    "projections outside the optimizer": (
+        "training.py",
+        "trained = [p for p in learner.parameters() if p.requires_grad]",
+        'trained = [p for n, p in learner.named_parameters() if "maps" not in n]',
+        "test_contract.py::test_every_projection_is_optimised_once_moves_in_a_step_and_belongs_to_its_pair_alone",
+    ),
+    "student kept in half precision": (
+        "student.py",
+        "source[origin].to(torch.float32)",
+        "source[origin]; student.to(torch.float16)",
+        "test_contract.py::test_the_student_cut_from_a_teacher_is_its_layers_in_float32",
+    ),
+    "embeddings counted as a layer": (
+        "alignment.py",
+        "(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i",
+        "(2 * (i + 1) * teacher + student) // (2 * student) for i",
+        "test_alignment.py",
+    ),
+    "student left in eval mode": (
+        "evaluation.py",
+        "model.train(was_training)",
+        "model.eval()",
+        "test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
+    ),
+    "last batch of the evaluation dropped": (
+        "batches.py",
+        "for start in range(0, len(order), size):",
+        "for start in range(0, len(order) - size + 1, size):",
+        "test_batches.py",
+    ),
+    "seed does not cover the data order": (
+        "batches.py",
+        "generator = np.random.default_rng([seed, epoch])",
+        "generator = np.random.default_rng([epoch])",
+        "test_batches.py",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_seeded_fault_fails_its_test(name, tmp_path):
+    file, right, wrong, test = MUTANTS[name]
+    package = tmp_path / "kdalign"
+    subprocess.run(["cp", "-r", str(ROOT / "kdalign"), str(package)], check=True)
+    subprocess.run(["cp", "-r", str(ROOT / "tests"), str(tmp_path / "tests")], check=True)
+    subprocess.run(["cp", str(ROOT / "pyproject.toml"), str(tmp_path)], check=True)
+    source = (package / file).read_text()
+    assert source.count(right) >= 1, "the mutant's place has moved: name it anew"
+    (package / file).write_text(source.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "failed" in done.stdout
