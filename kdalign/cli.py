@@ -69,7 +69,7 @@ def _options(
 
 @app.command(
     epilog=_examples(
-        "kdalign distill --teacher textattack/bert-base-uncased-SST-2 --student layers=half --task sst2",
+        "kdalign distill --teacher google-bert/bert-base-uncased --student layers=half --task sst2",
         "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc --data ./glue --epochs 3",
         "kdalign distill --recipe recipe.yaml --set train.lr=1e-4 --out runs/second",
         "kdalign distill --out runs/second --resume",
@@ -315,7 +315,7 @@ def compare(
 @app.command(
     epilog=_examples(
         "kdalign profile ./teacher runs/mine",
-        "kdalign profile bert-base-uncased distilbert-base-uncased --seq-len 128,512 --no-weights",
+        "kdalign profile google-bert/bert-base-uncased distilbert/distilbert-base-uncased --seq-len 128,512 --no-weights",
     )
 )
 def profile(

@@ -1,0 +1,79 @@
+"""What README, examples and docs/methods.md promise is run."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdalign.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("teacher").symlink_to(teacher)
+    Path("sst2").symlink_to(data)
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdalign ")]
+    assert len(commands) >= 12
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 0, (command, capsys.readouterr().err)
+    assert Path("table.md").is_file()
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert Path("runs/python/record.json").is_file()
+
+
+def test_the_make_targets_of_the_readme_exist():
+    made = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.M))
+    assert made == {"demo", "test"}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert made <= targets
+
+
+def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, monkeypatch):
+    from kdalign.recipe import build_recipe
+    from kdalign.tasks import find_task, load_examples
+
+    recipe = build_recipe(ROOT / "examples" / "sst2.yaml", {"teacher": str(teacher)})
+    assert recipe.data.task == ("sst2",)
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "reviews.yaml", tmp_path / "examples")
+    folder = tmp_path / "runs" / "demo" / "data"
+    folder.mkdir(parents=True)
+    (folder / "validation.csv").write_text("text,label\nfine film,positive\ndull film,negative\n")
+    task = find_task(str(tmp_path / "examples" / "reviews.yaml"))
+    assert load_examples(task, "validation").labels.tolist() == [1, 0]
+
+
+def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
+    import inspect
+
+    from kdalign import losses
+
+    rows = [line for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line.startswith("| `")]
+    named = {re.findall(r"`([^`]+)`", row)[1] for row in rows}
+    public = {
+        n for n, f in vars(losses).items() if inspect.isfunction(f) and n[0] != "_" and f.__module__ == losses.__name__
+    }
+    assert named == public
+    for row in rows:
+        file, test = re.search(r"`(test_\w+\.py)::(\w+)`", row).groups()
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_the_workflow_is_yaml_with_its_jobs():
+    tree = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {"lint", "tests", "benchmark"} <= set(tree["jobs"])
+    assert "GITHUB_STEP_SUMMARY" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
