@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from kdalign.pipeline import distill
     from kdalign.recipe import Recipe, build_recipe, load_recipe
     from kdalign.runs import RunRecord, read_record
-    from kdalign.scoring import evaluate
+    from kdalign.scoring import Asked, evaluate
     from kdalign.version import __version__
 
 _HOMES = {
     "Architecture": "architecture",
+    "Asked": "scoring",
     "Interrupted": "errors",
     "KdalignError": "errors",
     "LayerMap": "alignment",
@@ -41,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Architecture",
+    "Asked",
     "Interrupted",
     "KdalignError",
     "LayerMap",

@@ -315,7 +315,7 @@ def compare(
 @app.command(
     epilog=_examples(
         "kdalign profile ./teacher runs/mine",
-        "kdalign profile google-bert/bert-base-uncased distilbert/distilbert-base-uncased --seq-len 128,512 --no-weights",
+        "kdalign profile ./teacher ./student --seq-len 128,512 --no-weights",
     )
 )
 def profile(

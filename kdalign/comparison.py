@@ -359,6 +359,10 @@ def _notes(
         notes.append(
             "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
         )
+    sizes = {record.student.bytes_per_parameter for record in records}
+    sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
+    if len(sizes) > 1:
+        notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
     notes += _ties(rows, columns)
     for row in rows:
         for key, cell in row.cells.items():

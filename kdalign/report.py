@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdalign.profiling import Profile
 
 FORMATS = ("rich", "markdown", "json")
-MOST_INTERVALS = 3
+MOST_INTERVALS = 4
 """Tables with more score columns than this leave intervals to JSON: they would not fit."""
 
 
@@ -47,7 +47,7 @@ def _rich(comparison: Comparison) -> RenderableType:
         table.add_column("model", overflow="fold")
         for column in columns:
             table.add_column(_heading(column, "\n"), justify="right", overflow="fold")
-        intervals = _with_intervals(columns)
+        intervals = "\n" if len(columns) <= MOST_INTERVALS else None
         for row in comparison.rows:
             cells = [_shown(row.cells.get(column.key), column, intervals) for column in columns]
             best = [row.cells.get(column.key, Cell(None)).best for column in columns]
@@ -65,7 +65,7 @@ def _rich(comparison: Comparison) -> RenderableType:
 def _markdown(comparison: Comparison) -> str:
     lines = []
     for _, columns in _halves(comparison):
-        intervals = _with_intervals(columns)
+        intervals = " " if len(columns) <= MOST_INTERVALS else None
         lines.append("| model | " + " | ".join(_heading(column, " ") for column in columns) + " |")
         lines.append("|---|" + "---:|" * len(columns))
         for row in comparison.rows:
@@ -87,10 +87,6 @@ def _halves(comparison: Comparison) -> list[tuple[str, list[Column]]]:
     return [(title, columns) for title, columns in (("Scores", scores), ("Costs", costs)) if columns]
 
 
-def _with_intervals(columns: Sequence[Column]) -> bool:
-    return len(columns) <= MOST_INTERVALS
-
-
 def _heading(column: Column, between: str) -> str:
     return column.title + (f"{between}({column.unit})" if column.unit else "")
 
@@ -99,12 +95,12 @@ def _label(row: Row) -> str:
     return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name
 
 
-def _shown(cell: Cell | None, column: Column, interval: bool) -> str:
+def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
     if cell is None or cell.value is None:
         return "–"
     shown = f"{cell.value:,.{column.digits}f}"
-    if interval and not column.cost and cell.low is not None and cell.high is not None:
-        shown += f" ({cell.low:.{column.digits}f} to {cell.high:.{column.digits}f})"
+    if between is not None and not column.cost and cell.low is not None and cell.high is not None:
+        shown += f"{between}({cell.low:.{column.digits}f} to {cell.high:.{column.digits}f})"
     return shown
 
 

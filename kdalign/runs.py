@@ -43,6 +43,11 @@ class ModelRecord:
     head: str
     latency_ms: float | None = None
 
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Of the weights on disk."""
+        return round(self.megabytes * 1e6 / self.parameters)
+
 
 @dataclass(frozen=True)
 class RunRecord:

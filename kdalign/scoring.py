@@ -52,7 +52,7 @@ class _Target:
     run: RunFolder | None
 
 
-def evaluate(targets: Sequence[str], asked: Asked, observer: Observer | None = None) -> list[Evaluation]:
+def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:
     """Score models on a split; predictions and scores are kept in a file.
 
     Args:

@@ -349,13 +349,13 @@ def train(
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
                 accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
+            if progress.step % every == 0 or progress.step == steps:
+                stopped = look()
             if stop:
                 if main:
                     _save(folder, learner, optimizer, progress)
                 observer.ended()
                 raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", received[0] if received else 15)
-            if progress.step % every == 0 or progress.step == steps:
-                stopped = look()
             if main and progress.step % save_every == 0 and progress.step < steps:
                 _save(folder, learner, optimizer, progress)
     observer.ended()
