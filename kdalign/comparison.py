@@ -19,7 +19,12 @@ from kdalign.statistics import mean_interval
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key, its title, its unit and how it is shown."""
+    """One column: its key, its title, its unit and how it is shown.
+
+    Attributes:
+        cost: of what a model costs, not of how good it is.
+        detail: a metric whose task has a column of its own, the mean of its metrics.
+    """
 
     key: str
     title: str
@@ -27,6 +32,7 @@ class Column:
     digits: int
     higher_is_better: bool = True
     cost: bool = False
+    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,13 @@ def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]
         for absent in result["absent"]:
             key = _metric_key(result["task"], absent["metric"])
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1))
+    by_task = {record.task: len(record.metrics) for record in records}
+    if len(by_task) > 1:
+        for task in [task for task, metrics in by_task.items() if metrics > 1]:
+            for metric in {record.task: record for record in records}[task].metrics:
+                key = _metric_key(task, metric)
+                columns[key] = replace(columns[key], detail=True)
+            columns[task] = Column(task, f"{task} mean", "%", 1)
     return [
         *columns.values(),
         Column("macro", "macro", "%", 1),
@@ -215,6 +228,8 @@ def _scores_of(entry: _Entry, who: str) -> dict[str, Cell]:
     for task, record in entry.records.items():
         for score in _first_split(record)[who]:
             cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
+            if len(record.metrics) > 1 and len(entry.records) > 1:
+                cells[task] = Cell(_task_score(_first_split(record)[who]))
     if len(entry.records) > 1:
         cells["macro"] = Cell(_macro(entry.records, who))
     return cells
@@ -355,6 +370,11 @@ def _notes(
             notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
     if any(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
+    means = [column.key for column in columns if any(c.detail and c.key.startswith(f"{column.key}/") for c in columns)]
+    if means:
+        notes.append(
+            f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
+        )
     if any(column.key == "speed-up" for column in columns):
         notes.append(
             "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"

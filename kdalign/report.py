@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kdalign.profiling import Profile
 
 FORMATS = ("rich", "markdown", "json")
+MOST_COLUMNS = 7
+"""Terminal tables with more score columns than this leave out metrics whose task has a mean."""
 MOST_INTERVALS = 4
 """Tables with more score columns than this leave intervals to JSON: they would not fit."""
 
@@ -43,6 +45,8 @@ def comparison_as(comparison: Comparison, form: str) -> RenderableType:
 def _rich(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for title, columns in _halves(comparison):
+        if len(columns) > MOST_COLUMNS:
+            columns = [column for column in columns if not column.detail]
         table = _table(title)
         table.add_column("model", overflow="fold")
         for column in columns:
@@ -88,7 +92,7 @@ def _halves(comparison: Comparison) -> list[tuple[str, list[Column]]]:
 
 
 def _heading(column: Column, between: str) -> str:
-    return column.title + (f"{between}({column.unit})" if column.unit else "")
+    return column.title.replace(" ", between) + (f"{between}({column.unit})" if column.unit else "")
 
 
 def _label(row: Row) -> str:
