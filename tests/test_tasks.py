@@ -104,7 +104,7 @@ def test_a_folder_may_hold_one_folder_per_task(tmp_path):
 
 
 ROWS = {
-    "sst2": {("train"): 67_349, "validation": 872, "test": 1_821},
+    "sst2": {"train": 67_349, "validation": 872, "test": 1_821},
     "cola": {"train": 8_551, "validation": 1_043, "test": 1_063},
     "mrpc": {"train": 3_668, "validation": 408, "test": 1_725},
     "stsb": {"train": 5_749, "validation": 1_500, "test": 1_379},
@@ -431,7 +431,7 @@ def test_a_label_column_by_another_name_is_found_by_its_few_values(tmp_path):
 
 
 def test_a_column_named_label_wins_over_others_that_could_be_one(tmp_path):
-    task = work_out(tmp_path, text=SOME, label=[0, 1] * 12, category=["x", "y"] * 12, kind=["p", "q"] * 12)
+    task = work_out(tmp_path, text=SOME, label=[0, 1] * 12, category=[1, 0] * 12, group=[1, 1, 0] * 8)
     assert task.label == "label"
 
 
@@ -445,8 +445,8 @@ def test_a_test_split_is_scored_where_no_validation_is(tmp_path):
 
 
 def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
-    task = work_out(tmp_path, text=SOME, tokens=[["a", "b"]] * N, lang=["en"] * N, kind=[0, 1] * 12)
-    assert (task.columns, task.label) == (("text",), "kind")
+    task = work_out(tmp_path, text=SOME, tokens=[["a", "b"]] * N, lang=["en"] * N, group=[0, 1] * 12)
+    assert (task.columns, task.label) == (("text",), "group")
 
 
 @pytest.mark.parametrize(
@@ -454,9 +454,8 @@ def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
     [
         ({"a": SOME, "b": OTHER, "c": SOME, "label": [0, 1] * 12}, r"3 text columns \(a, b, c\)"),
         ({"label": [0, 1] * 12, "n": range(N)}, "no text column"),
-        ({"text": SOME, "x": [0, 1] * 12, "y": [0, 1] * 12}, "cannot tell which column holds the label"),
+        ({"text": SOME, "p": [0, 1] * 12, "q": [0, 1] * 12}, "cannot tell which column holds the label"),
         ({"text": SOME, "other": OTHER}, "cannot tell which column holds the label"),
-        ({"text": SOME, "label": [1, 5] * 12}, r"0 negative|labels from 1 to 5|cannot"),
         ({"text": SOME, "label": [-1] * N}, "labels from -1 to -1 are not classes counted from 0"),
         ({"text": SOME, "label": [0] * N}, "are not classes"),
         ({"text": SOME, "label": ["one"] * N}, "1 different labels are no classes"),
@@ -467,9 +466,6 @@ def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
     ],
 )
 def test_data_that_does_not_show_what_the_task_is_is_refused(tmp_path, columns, said):
-    if columns.get("label") == [1, 5] * 12:  # classes 1 and 5 of six are possible: nothing says they are not
-        assert work_out(tmp_path, **columns).outputs == 6
-        return
     with pytest.raises(UsageError, match=said) as error:
         work_out(tmp_path, **columns)
     assert line_of(error)
@@ -546,9 +542,9 @@ def check_apart(examples: Examples, share: float, seed: int) -> tuple[list[int],
     assert len(held) <= max(1, round(share * len(rows)))
     for number in held:
         assert not any(related(rows[number], rows[other]) for other in train)
-        # Whole: a held-out text is no part of a longer text of any other row.
-        others = [text for other, row in enumerate(rows) if other != number for text in row]
-        assert not any(inside(a, b) and not inside(b, a) for a in rows[number] for b in others)
+        for text in rows[number]:  # whole: no part of a longer text of a row that does not hold it whole as well
+            others = [other for row in rows if text.lower() not in map(str.lower, row) for other in row]
+            assert not any(inside(text, other) for other in others)
     return train, held
 
 
@@ -591,7 +587,7 @@ def test_what_is_held_out_is_decided_by_the_seed():
     st.integers(0, 1000),
 )
 def test_no_held_out_text_lies_inside_a_training_text_or_around_one(texts, seed):
-    texts += ["something else entirely", "of its own kind"]  # so that there is always something to hold out
+    texts += [f"something else {number}" for number in range(2 + len(texts) // 3)]  # so that enough can be held out
     check_apart(Examples("train", (tuple(texts),), None), 0.2, seed)
 
 
@@ -604,7 +600,7 @@ def test_no_held_out_text_lies_inside_a_training_text_or_around_one(texts, seed)
     st.integers(0, 1000),
 )
 def test_neither_text_of_a_held_out_pair_is_seen_in_training(pairs, seed):
-    pairs += [("one more", "of its own"), ("and another", "just for itself")]
+    pairs += [(f"one more {number}", f"and another {number}") for number in range(2 + len(pairs) // 3)]
     check_apart(Examples("train", tuple(zip(*pairs, strict=True)), None), 0.2, seed)
 
 
