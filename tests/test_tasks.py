@@ -133,7 +133,7 @@ def test_every_glue_split_at_hand_loads_with_its_rows(name, shared):
 
 # Reading files
 
-TEXTS = ['he said "so, so"', "été — naïve", "NA", "null", "007", "1e5", "two  spaces", "it's; a|b \\n", "#5", "True"]
+TEXTS = ['"so, so" he said', "été — naïve", "NA", "null", "007", "1e5", "two  spaces", "it's; a|b \\n", "#5", "True"]
 LABELS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 0]
 
 
@@ -540,6 +540,8 @@ def check_apart(examples: Examples, share: float, seed: int) -> tuple[list[int],
     assert held == sorted(set(held))
     assert not set(train) & set(held)
     assert len(held) <= max(1, round(share * len(rows)))
+    seen = [text for number in held for text in {text.lower() for text in rows[number]}]
+    assert len(set(seen)) == len(seen), "nor is a text held out twice"
     for number in held:
         assert not any(related(rows[number], rows[other]) for other in train)
         for text in rows[number]:  # whole: no part of a longer text of a row that does not hold it whole as well
