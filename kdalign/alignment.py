@@ -49,13 +49,14 @@ first 0 1 2, last 3 4 5, skip 0 2 4, spread 0 3 5.
 """
 
 
-def choose_layers(choice: str, student: int, teacher: int) -> tuple[int, ...]:
+def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str] = ()) -> tuple[int, ...]:
     """For each student layer, a teacher layer.
 
     Args:
         choice: a strategy's name, or the layers themselves, such as ``1 3 5``.
         student: number of student layers.
         teacher: number of teacher layers.
+        others: further words that the caller takes, for the error line.
 
     Raises:
         UsageError: unknown strategy, wrong number of layers, or a layer that the teacher does not have.
@@ -66,8 +67,8 @@ def choose_layers(choice: str, student: int, teacher: int) -> tuple[int, ...]:
         return tuple(STRATEGIES[choice](student, teacher))
     if not re.fullmatch(r"\d+([ ,]+\d+)*", choice.strip()):
         raise UsageError(
-            f"unknown choice of layers {choice!r}{did_you_mean(choice, STRATEGIES)} "
-            f"(accepted: {', '.join(STRATEGIES)}, or numbers such as '1 3 5')"
+            f"unknown choice of layers {choice!r}{did_you_mean(choice, [*STRATEGIES, *others])} "
+            f"(accepted: {', '.join([*STRATEGIES, *others])}, or numbers such as '1 3 5')"
         )
     layers = tuple(int(word) for word in re.split(r"[ ,]+", choice.strip()))
     if len(layers) != student:
@@ -230,7 +231,10 @@ def propose(
         pairs, chosen = _given_pairs(choice), "given"
     else:
         name = "uniform" if choice == "auto" else choice
-        pairs, chosen = list(enumerate(choose_layers(name, ours.layers, theirs.layers))), name
+        pairs, chosen = (
+            list(enumerate(choose_layers(name, ours.layers, theirs.layers, ("auto", "pairs such as 0:1 1:3")))),
+            name,
+        )
     if weights is None:
         weights = [1.0] * len(pairs)
     elif len(weights) != len(pairs):

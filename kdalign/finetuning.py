@@ -26,7 +26,6 @@ def finetuned(
     checkpoint: Checkpoint,
     task: Task,
     encoded: Encoded,
-    fingerprint: str,
     settings: Finetune,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
@@ -39,7 +38,6 @@ def finetuned(
         checkpoint: without a head for the task.
         task: what to learn.
         encoded: its training examples.
-        fingerprint: of those examples and how they were encoded.
         settings: how to train.
         tokenizer: saved beside it.
         accelerator: device and ranks.
@@ -49,7 +47,7 @@ def finetuned(
     Returns:
         The model in float32, and a line for the record.
     """
-    key = _key(checkpoint, task, fingerprint, settings, bf16)
+    key = _key(checkpoint, task, encoded, settings, accelerator, bf16)
     folder = cache_folder() / "teachers" / key
     if (folder / "config.json").is_file():
         observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
@@ -90,14 +88,20 @@ def _train(settings: Finetune) -> Train:
     )
 
 
-def _key(checkpoint: Checkpoint, task: Task, fingerprint: str, settings: Finetune, bf16: bool) -> str:
+def _key(
+    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, accelerator: Accelerator, bf16: bool
+) -> str:
     """A hash of all that decides the fine-tuned weights."""
     content = {
         "version": KEY_VERSION,
         "teacher": checkpoint.hash,
+        "config": checkpoint.config.to_dict(),
         "labels": task.labels,
-        "data": fingerprint,
+        "tokens": encoded.columns,
+        "answers": None if encoded.labels is None else encoded.labels.tolist(),
         "settings": settings.model_dump(),
+        "ranks": accelerator.num_processes,
+        "device": accelerator.device.type,
         "bf16": bf16,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

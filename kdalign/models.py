@@ -98,13 +98,20 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_length(checkpoint: Checkpoint, max_length: int) -> None:
+def positions(config: PretrainedConfig) -> int:
+    """The longest input in tokens that a model takes."""
+    found = int(config.max_position_embeddings)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        found -= int(config.pad_token_id) + 1  # these count positions from after the padding id
+    return found
+
+
+def check_length(checkpoint: Checkpoint, max_length: int, flag: str = "--max-length") -> None:
     """Refuse inputs longer than the model's positions."""
-    positions = int(checkpoint.config.max_position_embeddings)
-    if checkpoint.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= int(checkpoint.config.pad_token_id) + 1  # these count positions from after the padding id
-    if max_length > positions:
-        raise UsageError(f"--max-length {max_length} is more than the {positions} positions of {checkpoint.name!r}")
+    if max_length > positions(checkpoint.config):
+        raise UsageError(
+            f"{flag} {max_length} is more than the {positions(checkpoint.config)} positions of {checkpoint.name!r}"
+        )
 
 
 def check_head(checkpoint: Checkpoint, task: Task) -> None:
@@ -112,8 +119,10 @@ def check_head(checkpoint: Checkpoint, task: Task) -> None:
     if output_order(checkpoint.config, task) is None:
         names = [checkpoint.config.id2label[i] for i in range(checkpoint.config.num_labels)]
         wanted = ", ".join(task.labels) or "one score"
+        mend = "; name the labels in the model's order in a task file" if task.order_unknown else ""
         raise UsageError(
-            f"model {checkpoint.name!r} has a head for {', '.join(map(str, names))}; task {task.name!r} has {wanted}"
+            f"model {checkpoint.name!r} has a head for {', '.join(map(str, names))}; "
+            f"task {task.name!r} has {wanted}{mend}"
         )
 
 
@@ -158,13 +167,24 @@ def load_classifier(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
-    missing = sorted(report["missing_keys"])
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if not fresh_head and missing:
         raise UsageError(f"the weights of {checkpoint.name!r} lack {missing[0]!r} and would start it at random")
     body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
     if body:
         raise UsageError(f"the weights of {checkpoint.name!r} lack {body[0]!r}: not a {config.model_type} encoder")
-    return model
+    return _with_fresh_head(model, seed) if fresh_head else model
+
+
+def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The same encoder under a head drawn by the seed, even where the checkpoint's head would have fitted."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForSequenceClassification.from_config(
+            model.config, attn_implementation="sdpa", dtype=model.dtype
+        )
+    fresh.base_model.load_state_dict(model.base_model.state_dict())
+    return fresh
 
 
 def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:

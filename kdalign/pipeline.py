@@ -32,6 +32,7 @@ from kdalign.training import Learner, Observer, Progress, Silent, make_accelerat
 from kdalign.version import __version__
 
 CALIBRATION_EXAMPLES = 512
+LATENCY_TOKENS = 128
 
 
 def distill(
@@ -147,7 +148,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     watched_answers = predict(teacher_model, order, watched, task) if main else None
     student_model, student_source = _load_student(run, recipe, teacher_model)
     student_model.to(accelerator.device)
-    latencies = latencies_ms([teacher_model, student_model]) if main else [0.0, 0.0]
+    timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in (teacher_model, student_model)))
+    latencies = latencies_ms([teacher_model, student_model], timed) if main else [0.0, 0.0]
     student_order = _order(student_model, task)
     teacher = Teacher(teacher_model, order, torch.bfloat16 if bf16 else torch.float32, accelerator.device)
 
@@ -159,13 +161,15 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
 
-    def evaluate(model: PreTrainedModel) -> dict[str, float]:
+    def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, float | None]]:
         found = predict(model, student_order, watched, task)
         assert run.watched.labels is not None
         assert watched_answers is not None
         scores = score_all(task, found.values, run.watched.labels, task.metrics, interval=False)
+        first = scores[0]
         scores.append(agreement(task, found.values, watched_answers.values, interval=False))
-        return {score.metric: score.value if score.value is not None else -100.0 for score in scores}
+        deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
+        return deciding, {score.metric: score.value for score in scores}
 
     start_trackers(accelerator, recipe)
     progress = train(
@@ -231,10 +235,7 @@ def _load_teacher(
 ) -> tuple[PreTrainedModel, str]:
     """The teacher in float32, fine-tuned first where it has no head, and where its head came from."""
     if run.finetunes:
-        fingerprint = f"{run.train.fingerprint()}/{recipe.data.max_length}"
-        return finetuned(
-            run.teacher, run.task, encoded, fingerprint, recipe.finetune, tokenizer, accelerator, bf16, observer
-        )
+        return finetuned(run.teacher, run.task, encoded, recipe.finetune, tokenizer, accelerator, bf16, observer)
     return models.load_classifier(run.teacher, run.task, fresh_head=False, seed=0), "its own"
 
 

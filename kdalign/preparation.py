@@ -154,7 +154,9 @@ def _check_heads(recipe: Recipe, task: Task, teacher: Checkpoint, own: Checkpoin
 
 def _plan(recipe: Recipe, teacher: Architecture, ours: Architecture, cut_from: tuple[int, ...] | None) -> Plan:
     if recipe.align.plan is not None:
-        plan = read_plan(Path(recipe.align.plan))
+        if recipe.align.weights is not None or recipe.align.map != "auto":
+            raise UsageError("a plan holds its own map and weights: give --plan, or --map and align.weights, not both")
+        plan = read_plan(Path(recipe.align.plan)).with_statistics({})  # another teacher of this shape has others
         plan.fits(teacher, ours)
     else:
         plan = propose(teacher, ours, recipe.align.map, cut_from, recipe.align.weights)

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs, count_parameters, describe, skeleton
-from kdalign.errors import UsageError
-from kdalign.models import Checkpoint, weights_megabytes
+from kdalign.models import Checkpoint, check_length, weights_megabytes
 
 WARM_UP = 5
 REPEATS = 25
@@ -84,14 +83,10 @@ def profile(
     Raises:
         UsageError: a length beyond the model's positions.
     """
+    for length in lengths:
+        check_length(checkpoint, length, "--seq-len")
     architecture = describe(checkpoint.config)
     stack = architecture.stacks[0]
-    for length in lengths:
-        if length > checkpoint.config.max_position_embeddings:
-            raise UsageError(
-                f"--seq-len {length} is more than the {checkpoint.config.max_position_embeddings} positions of "
-                f"{checkpoint.name!r}"
-            )
     shape = skeleton(checkpoint.config, attention="eager")
     has_weights = Path(checkpoint.path).is_dir() or model is not None
     parameters = count_parameters(shape)

@@ -80,6 +80,8 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     for target in checked:
         observer.announce(f"scoring {target.name} on {target.task.name}, {target.examples.split}")
         results.append(_evaluate_one(target, asked, out.with_suffix(""), accelerator.device))
+    if not any(result.scores or result.submission for result in results):
+        return results
     write_json(out, {"kind": "evaluation", "results": [result.to_json() for result in results]})
     observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
     return results
@@ -145,8 +147,8 @@ def _why_not(name: str, target: _Target, answers: Array | None) -> Absent | None
                 name, "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
             )
         return None
-    if task.metric(name).regression != task.regression:
-        kind = "a score" if task.regression else "classes"
+    if not task.fits(task.metric(name)):
+        kind = "a score" if task.regression else f"{len(task.labels)} classes"
         return Absent(name, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
     if target.examples.labels is None:
         return Absent(name, f"split {target.examples.split} has no labels")
@@ -160,6 +162,8 @@ def _targets(name: str, asked: Asked) -> list[_Target]:
         if runs:
             return [_run_target(run, asked) for run in runs]
     if asked.task is None:
+        if (Path(name) / "recipe.yaml").is_file():
+            read_record(Path(name))  # raises: unfinished, and how to go on
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
     checkpoint = models.locate(name, asked.revision)
     data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config)

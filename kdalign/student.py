@@ -31,7 +31,7 @@ def layers_of_cut(student: str, teacher_layers: int) -> int | None:
 
 def starting_layers(init: str, student: int, teacher: int) -> tuple[int, ...] | None:
     """The teacher layers that a cut student starts from; None for ``random``."""
-    return None if init == "random" else choose_layers(init, student, teacher)
+    return None if init == "random" else choose_layers(init, student, teacher, ("random",))
 
 
 def cut(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

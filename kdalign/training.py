@@ -187,7 +187,14 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
         if tracker not in installed:
             raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    return Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=str(folder) if folder else None)
+    return Accelerator(
+        cpu=cpu,
+        # Explicit, because accelerate's environment variables would otherwise divide the loss or wrap the forward.
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        log_with=list(trackers) or None,
+        project_dir=str(folder) if folder else None,
+    )
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -247,7 +254,7 @@ def train(
     accelerator: Accelerator,
     folder: RunFolder,
     observer: Observer,
-    evaluate: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+    evaluate: Callable[[PreTrainedModel], tuple[float, Mapping[str, float | None]]] | None = None,
     what: str = "training",
     go_on: bool = False,
 ) -> Progress:
@@ -262,7 +269,7 @@ def train(
         accelerator: device and ranks.
         folder: of the run.
         observer: who watches.
-        evaluate: scores of a student on the slice of train that is watched, the first one deciding (higher is better).
+        evaluate: a student's deciding number (higher is better) and its scores, on the slice of train that is watched.
         what: the word for it in progress bars.
         go_on: go on from the newest checkpoint, if there is one.
 
@@ -293,8 +300,7 @@ def train(
         if evaluate is None:
             return False
         if main:
-            scores = dict(evaluate(learner.student))
-            value = next(iter(scores.values()))
+            value, scores = evaluate(learner.student)
             folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
             if progress.best_score is None or value > progress.best_score:
                 progress.best_score, progress.best_step, progress.evaluations_without_gain = (
@@ -310,7 +316,7 @@ def train(
         return settings.patience is not None and shared[0] >= settings.patience
 
     observer.started(what, progress.step, steps)
-    stopped = False
+    stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
     with _signals() as received, _deterministic(accelerator.device):
         if progress.step == 0:
             look()
@@ -337,8 +343,11 @@ def train(
                 progress.step,
                 bool(received),
             )
-            if not math.isfinite(loss):
-                raise RunError(f"the loss is {loss} at step {progress.step + 1}: lower --lr, or use --precision fp32")
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise RunError(
+                    f"the loss is {loss} and its gradient {norm} at step {progress.step + 1}: "
+                    f"lower --lr, or use --precision fp32"
+                )
             progress.step += 1
             progress.examples += len(rows)
             progress.tokens += int(units[Unit.TOKEN])

@@ -11,14 +11,14 @@ from kdalign import losses
 from kdalign.alignment import propose
 from kdalign.architecture import describe
 from kdalign.batches import Batch, Encoded, collate, micro_batches
-from kdalign.capture import ATTENTION, Wanted, recording
-from kdalign.objective import Objective, Unit, View, build_objective, count_units
+from kdalign.capture import ATTENTION, Signals, Wanted, recording
+from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.student import cut
 from kdalign.teachers import Teacher, calibrate
-from kdalign.training import Learner, make_optimizer
+from kdalign.training import Learner, learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]
 FAMILIES = pytest.mark.parametrize(("theirs", "ours", "width"), PAIRS, ids=["bert", "bert-distilbert", "distilbert"])
@@ -299,3 +299,46 @@ def test_an_objective_divides_by_the_units_it_is_told():
     for name in once:
         torch.testing.assert_close(half[name] * 2, once[name])
     assert isinstance(setting.objective, Objective)
+
+
+def test_biases_and_norms_do_not_decay_and_matrices_do():
+    setting = Setting("bert", "distilbert", 24)
+    groups = make_optimizer(setting.learner, Train(weight_decay=0.05)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in setting.learner.named_parameters():
+        assert decay[id(parameter)] == (0.05 if parameter.ndim >= 2 else 0.0), name
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rates"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_by_hand(scheduler, rates):
+    # 6 steps, 2 of them warm-up (0.34 of 6, rounded), then 4 of decay.
+    settings = Train(lr=1.0, scheduler=scheduler, warmup=0.34)
+    assert [learning_rate(settings, step, 6) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+
+
+def test_soft_targets_of_a_score_are_the_teachers_answers():
+    # (1 - 3)^2 + (2 - 2)^2 = 4, from the teacher's answers 3 and 2; the labels 0 and 0 do not enter.
+    batch = collate(examples(2), range(2))
+    batch = Batch(batch.inputs, torch.zeros(2), batch.counted)
+    view = View(Signals(torch.tensor([[1.0], [2.0]])), Signals(torch.tensor([[3.0], [2.0]])), batch)
+    assert float(SoftTargets(2.0, regression=True)(view)) == pytest.approx(4.0)
+    assert float(HardLabels(regression=True)(view)) == pytest.approx(5.0)
+
+
+def test_a_teacher_whose_outputs_are_in_another_order_teaches_the_same():
+    setting = Setting("bert", "bert", 32)
+    turned = tiny_classifier("bert", 4, 32, seed=1)
+    with torch.no_grad():
+        turned.classifier.weight.copy_(turned.classifier.weight.flip(0).clone())
+        turned.classifier.bias.copy_(turned.classifier.bias.flip(0).clone())
+    other = Teacher(turned, (1, 0), torch.float32, setting.device)
+    batch = collate(setting.data, range(8))
+    first, second = setting.teacher(batch.inputs, Wanted()).logits, other(batch.inputs, Wanted()).logits
+    torch.testing.assert_close(first, second)

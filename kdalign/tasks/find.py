@@ -154,6 +154,7 @@ def _worked_out(source: Source) -> Task:
         evaluation=(evaluation,),
         test=("test",),
         found=found,
+        order_unknown=bool(labels) and not _is_number(table[label]),
     )
 
 
@@ -195,6 +196,12 @@ def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[st
     )
 
 
+def _by_number(name: str) -> tuple[str, int]:
+    """Sorts LABEL_10 after LABEL_2."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return (name.removesuffix(digits), int(digits or -1))
+
+
 def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...], str]:
     if column.isna().all():
         raise UsageError(f"{source}: column {column.name!r} has no labels")
@@ -212,7 +219,7 @@ def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...
         return names, f"{len(names)} classes (0 to {highest})"
     if not _is_text(column):
         raise UsageError(f"{source}: column {column.name!r} holds neither class names nor numbers")
-    names = tuple(sorted(column.dropna().unique()))
+    names = tuple(sorted(column.dropna().unique(), key=_by_number))
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise UsageError(f"{source}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
     return names, f"{len(names)} classes ({', '.join(names)})"

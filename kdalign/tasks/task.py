@@ -38,6 +38,7 @@ class Task:
         evaluation: the splits that are reported; those after the first only where they exist.
         test: splits of the leaderboard, usually without labels.
         submission: file names of the leaderboard for the test splits.
+        order_unknown: the labels were sorted by name, so their numbers say nothing about a model's outputs.
         found: what was worked out from the data, a sentence for the user; empty where everything was given.
     """
 
@@ -52,6 +53,7 @@ class Task:
     test: tuple[str, ...] = ("test",)
     submission: tuple[str, ...] = ()
     found: str = ""
+    order_unknown: bool = False
 
     def __post_init__(self) -> None:
         if len(self.columns) not in (1, 2):
@@ -61,9 +63,9 @@ class Task:
         if not self.metrics:
             raise UsageError(f"task {self.name!r}: name at least one metric")
         for metric in self.metrics:
-            if not self._fits(self.metric(metric)):
+            if not self.fits(self.metric(metric)):
                 kind = "regression" if self.regression else f"{len(self.labels)} classes"
-                fitting = ", ".join(m.name for m in METRICS.values() if self._fits(m))
+                fitting = ", ".join(m.name for m in METRICS.values() if self.fits(m))
                 raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
 
     @property
@@ -83,7 +85,8 @@ class Task:
             raise UsageError(f"metric {name!r} is no kdalign.metrics.Metric but a {type(found).__name__}")
         return found
 
-    def _fits(self, metric: Metric) -> bool:
+    def fits(self, metric: Metric) -> bool:
+        """Whether a metric is for this kind of task and its number of classes."""
         return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
 
 
@@ -97,13 +100,14 @@ def normal(label: str) -> str:
 def label_order(names: Sequence[str], task: Task) -> tuple[int, ...] | None:
     """For each of the task's labels, the number of the model's output that stands for it.
 
-    Returns None where the names match by no means. Names such as ``LABEL_0`` say nothing, so their numbers are
-    taken for the task's.
+    Names are matched first. Names such as ``LABEL_0`` say nothing: their numbers are taken for the task's, unless
+    the task's own were made by sorting. Returns None where nothing matches.
     """
-    if len(names) != len(task.labels):
-        return None
-    if all(re.fullmatch(r"label\d+", normal(name)) for name in names):
-        return tuple(range(len(names)))
     numbers = {normal(name): number for number, name in enumerate(names)}
     wanted = [normal(label) for label in task.labels]
-    return tuple(numbers[label] for label in wanted) if set(wanted) == set(numbers) else None
+    if len(names) == len(wanted) and set(wanted) == set(numbers):
+        return tuple(numbers[label] for label in wanted)
+    says_nothing = all(re.fullmatch(r"label\d+", normal(name)) for name in names)
+    if says_nothing and len(names) == len(wanted) and not task.order_unknown:
+        return tuple(range(len(names)))
+    return None
