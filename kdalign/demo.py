@@ -16,7 +16,7 @@ from kdalign.pipeline import distill
 from kdalign.recipe import ARMS, Recipe
 from kdalign.training import Observer
 
-TRAINED = 4000
+TRAINED = 3000
 SCORED = 2000
 QUICK_TRAINED = 1500
 QUICK_SCORED = 500
