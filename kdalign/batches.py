@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kdalign.tasks import Examples
 
-NEIGHBOURHOOD = 50
-"""Batches that are sorted by length together: 95 % of the tokens of SST-2 are then real at batch 64."""
+NEIGHBOURHOOD = 200
+"""Batches that are sorted by length together: 98.6 % of the tokens of SST-2 are then real at batch 64 (of 50: 95.0 %)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def collate(encoded: Encoded, rows: Sequence[int], counted: bool = True, width: 
 def epoch_batches(lengths: Int[np.ndarray[Any, Any], "n"], size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch's global batches: every row once, neighbours of similar length together, in random order.
 
-    Rows are shuffled, cut into neighbourhoods of 50 batches, sorted by length inside each, cut into batches, and the
+    Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the
     batches shuffled. The last batch of the sort may be short; it is kept.
     """
     generator = np.random.default_rng([seed, epoch])

@@ -18,7 +18,7 @@ from kdalign.runs import RunFolder
 from kdalign.tasks import Task
 from kdalign.training import Learner, Observer, train
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
 
 
