@@ -12,13 +12,13 @@ import numpy as np
 from kdalign.comparison import Comparison, compare
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, whole_file
+from kdalign.observer import Observer
 from kdalign.pipeline import distill
 from kdalign.recipe import ARMS, Recipe
-from kdalign.training import Observer
 
 TRAINED = 3000
 SCORED = 2000
-QUICK_TRAINED = 1500
+QUICK_TRAINED = 1000
 QUICK_SCORED = 500
 SPLIT_SEED = 2412
 _NEEDED = "the demo needs its two packages: pip install 'kdalign[demo]'"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
-from kdalign.errors import UsageError
+from kdalign.errors import RunError
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
 from kdalign.statistics import example_interval
@@ -57,15 +57,13 @@ def score_all(
 ) -> list[Score]:
     """The named metrics on a split, each with its 95 % interval over examples."""
     if not np.isfinite(predictions).all():
-        raise UsageError(
-            f"{int((~np.isfinite(predictions)).sum())} predictions are not numbers: the model has diverged"
-        )
+        raise RunError(f"{int((~np.isfinite(predictions)).sum())} predictions are not numbers: the model has diverged")
     found = []
     for name in metrics:
         metric = task.metric(name)
         made = score(metric, predictions, references)
         if interval:
-            low, high = example_interval(name, metric.compute, predictions, references)
+            low, high = example_interval(name, metric.compute, predictions, references, metric.of_counts)
             made = replace(made, low=low, high=high)
         found.append(made)
     return found
@@ -77,7 +75,7 @@ def agreement(task: Task, student: Array, teacher: Array, interval: bool = True)
     made = replace(score(metric, student, teacher), metric="agreement")
     if not interval:
         return made
-    low, high = example_interval(metric.name, metric.compute, student, teacher)
+    low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts)
     return replace(made, low=low, high=high)
 
 

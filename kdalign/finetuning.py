@@ -12,11 +12,12 @@ from kdalign.batches import Encoded
 from kdalign.environment import cache_folder
 from kdalign.models import Checkpoint
 from kdalign.objective import HardLabels, Objective
+from kdalign.observer import Observer
 from kdalign.projection import Projections
 from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
-from kdalign.training import Learner, Observer, train
+from kdalign.training import Learner, train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""

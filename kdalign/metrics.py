@@ -51,6 +51,8 @@ class Metric:
         library: who computes it.
         regression: whether it is for scores instead of classes.
         binary: whether it is for two classes only.
+        of_counts: for metrics of classes, the same from confusion counts (resamples, reference class, predicted
+            class) to values (resamples,): an interval then needs no thousand calls of a library.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Metric:
     binary: bool = False
     unit: str = "%"
     higher_is_better: bool = True
+    of_counts: Callable[[Array], Array] | None = None
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -104,13 +107,41 @@ def _correlation(function: Callable[..., Any], predictions: Array, references: A
     return 100.0 * float(function(predictions, references).statistic)
 
 
+def _f1_of_counts(counts: Array) -> Array:
+    return 100.0 * _class_f1(counts)[:, 1]
+
+
+def _macro_f1_of_counts(counts: Array) -> Array:
+    present = counts.sum(axis=1) + counts.sum(axis=2) > 0
+    mean: Array = np.sum(_class_f1(counts) * present, axis=1) / present.sum(axis=1)
+    return 100.0 * mean
+
+
+def _class_f1(counts: Array) -> Array:
+    """2 TP / (2 TP + FP + FN) of every class, 0 where the class is absent."""
+    hits = np.diagonal(counts, axis1=1, axis2=2)
+    seen = counts.sum(axis=1) + counts.sum(axis=2)
+    values: Array = 2 * hits / np.maximum(seen, 1)
+    return values
+
+
+def _matthews_of_counts(counts: Array) -> Array:
+    """Gorodkin's R_K (2004), which is Matthews' coefficient for two classes; 0 where one class is all there is."""
+    n = counts.sum(axis=(1, 2)).astype(float)
+    true, predicted = counts.sum(axis=2).astype(float), counts.sum(axis=1).astype(float)
+    covariance = np.trace(counts, axis1=1, axis2=2) * n - np.sum(true * predicted, axis=1)
+    size = np.sqrt((n**2 - np.sum(true**2, axis=1)) * (n**2 - np.sum(predicted**2, axis=1)))
+    values: Array = np.divide(covariance, size, out=np.zeros_like(size), where=size > 0)
+    return 100.0 * values
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _accuracy, "numpy"),
-        Metric("f1", _f1, "scikit-learn", binary=True),
-        Metric("macro_f1", _macro_f1, "scikit-learn"),
-        Metric("matthews", _matthews, "scikit-learn"),
+        Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts),
+        Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
+        Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts),
         Metric("pearson", _pearson, "scipy", regression=True),
         Metric("spearman", _spearman, "scipy", regression=True),
     )

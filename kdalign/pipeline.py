@@ -14,6 +14,7 @@ from kdalign import models, student
 from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import count_parameters
 from kdalign.batches import Encoded, encode, in_order
+from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted
 from kdalign.evaluation import Predictions, agreement, predict, score_all, write_predictions
@@ -21,6 +22,7 @@ from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
 from kdalign.models import Checkpoint
 from kdalign.objective import build_objective
+from kdalign.observer import Observer, Silent
 from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task
 from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
@@ -28,7 +30,7 @@ from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.tasks import Examples, Task
 from kdalign.teachers import Teacher, calibrate
-from kdalign.training import Learner, Observer, Progress, Silent, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Learner, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 
 CALIBRATION_EXAMPLES = 512

@@ -19,8 +19,9 @@ from kdalign.tasks import Examples, Task, find_task, hold_out, load_examples
 from kdalign.tasks.data import split_exists
 from kdalign.training import total_steps
 
-MONITORED = 500
-"""Examples of train that are evaluated on the way where none are held out."""
+MONITORED = (100, 500)
+"""At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
+are held out: some ten evaluations then cost little beside the training."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
     if settings.holds_out:
         kept, held = hold_out(examples, settings.holdout, settings.seed)
         return examples.take(kept), examples.take(held)
-    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:MONITORED]
+    size = int(np.clip(len(examples) // 20, *MONITORED))
+    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
     return examples, examples.take(sorted(rows.tolist()))
 
 

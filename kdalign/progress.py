@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from kdalign.training import StepReport
+from kdalign.observer import StepReport
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""

@@ -122,7 +122,7 @@ class Train(_Section):
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations on a slice of train; a tenth of the run when left out."""
     checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints; as ``eval_every`` when left out."""
+    """Steps between checkpoints; a minute of training lies between them when left out."""
     select: Literal["last", "best"] = "last"
     """Which step's student is exported: the last, or the best on a slice held out of train."""
     patience: int | None = Field(None, ge=1)

@@ -14,10 +14,11 @@ from kdalign.evaluation import Absent, Evaluation, agreement, predict, score_all
 from kdalign.files import check_writable, write_json
 from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS, Array, Score
 from kdalign.models import Checkpoint
+from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, Recipe
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.tasks import Examples, Task, find_task, load_examples, write_submission
-from kdalign.training import Observer, Silent, make_accelerator
+from kdalign.training import make_accelerator
 
 DEFAULT_MAX_LENGTH = 128
 AGREEMENT = "agreement"

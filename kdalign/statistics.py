@@ -12,12 +12,18 @@ RESAMPLES = 1000
 
 
 def example_interval(
-    name: str, compute: Callable[[Array, Array], float], predictions: Array, references: Array
+    name: str,
+    compute: Callable[[Array, Array], float],
+    predictions: Array,
+    references: Array,
+    of_counts: Callable[[Array], Array] | None = None,
 ) -> tuple[float | None, float | None]:
     """The 95 % interval of a metric over examples, in the metric's unit.
 
     Accuracy has Wilson's interval (Wilson 1927), exact enough at any n; every other metric a percentile bootstrap
-    over examples (1,000 resamples, fixed seed), None where too few examples or no spread give one.
+    over examples (1,000 resamples, fixed seed), None where too few examples or no spread give one. A metric that
+    needs only the confusion counts (``of_counts``) is resampled through them: drawing n examples with replacement
+    is drawing their counts from a multinomial distribution.
     """
     if name == "accuracy":
         from scipy.stats import binomtest
@@ -27,11 +33,17 @@ def example_interval(
         return 100 * float(interval.low), 100 * float(interval.high)
     generator = np.random.default_rng(0)
     n = len(references)
-    values = []
-    for _ in range(RESAMPLES if n > 1 else 0):
-        rows = generator.integers(0, n, n)
-        values.append(compute(predictions[rows], references[rows]))
-    finite = [value for value in values if not math.isnan(value)]
+    if n < 2:
+        return None, None
+    if of_counts is not None:
+        classes = int(max(predictions.max(), references.max(), 1)) + 1
+        cells = np.bincount(references * classes + predictions, minlength=classes**2)
+        counts = generator.multinomial(n, cells / n, RESAMPLES)
+        values = of_counts(counts.reshape(RESAMPLES, classes, classes))
+    else:
+        draws = (generator.integers(0, n, n) for _ in range(RESAMPLES))
+        values = np.array([compute(predictions[rows], references[rows]) for rows in draws])
+    finite = values[~np.isnan(values)]
     if len(finite) < RESAMPLES // 2:
         return None, None
     low, high = np.percentile(finite, [2.5, 97.5])

@@ -5,26 +5,24 @@ in which micro-batches, with which dropout, at which learning rate. So a checkpo
 step number, and going on from it equals never having stopped.
 """
 
-import json
 import math
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,15 +30,17 @@ from kdalign.alignment import Plan
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.capture import ATTENTION, Signals, run
+from kdalign.checkpoints import Progress, load_checkpoint, save_checkpoint, save_weights
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
-from kdalign.files import whole_file, write_json
 from kdalign.objective import Objective, Signal, Unit, View, count_units
+from kdalign.observer import Observer, StepReport
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
 from kdalign.teachers import Teacher
 
-KEPT_CHECKPOINTS = 2
+CHECKPOINT_SECONDS = 60.0
+"""Training between checkpoints, where no number of steps is given."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _deterministic_options: Any = torch.utils.deterministic
@@ -83,89 +83,6 @@ class Learner(nn.Module):
             for student, teacher, _ in self._pairs:
                 signals.projected[student, teacher] = self.projections(signals.hidden[student], student, teacher)
         return signals
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step, for progress bars and the history.
-
-    Attributes:
-        loss: the weighted total over all micro-batches and ranks.
-        parts: each term before its weight.
-        samples_per_second: since training started or went on, without evaluation and checkpoints.
-        tokens_per_second: real tokens, likewise.
-        seconds_left: at this speed.
-    """
-
-    step: int
-    steps: int
-    epoch: float
-    loss: float
-    parts: dict[str, float]
-    lr: float
-    gradient_norm: float
-    samples_per_second: float
-    tokens_per_second: float
-    seconds_left: float
-
-
-class Observer(Protocol):
-    """Who watches: a progress bar, plain lines, a log file."""
-
-    def announce(self, line: str) -> None:
-        """Something the user should know."""
-
-    def started(self, what: str, step: int, steps: int) -> None:
-        """Training starts or goes on after ``step``."""
-
-    def stepped(self, report: StepReport) -> None:
-        """One step is done."""
-
-    def ended(self) -> None:
-        """Training is over."""
-
-    def into(self, log: Path) -> "Observer":
-        """The same observer, its announcements also written to a run's log."""
-
-
-class Silent:
-    """Nobody watches."""
-
-    def announce(self, line: str) -> None:
-        """Say nothing."""
-
-    def started(self, what: str, step: int, steps: int) -> None:
-        """Show nothing."""
-
-    def stepped(self, report: StepReport) -> None:
-        """Show nothing."""
-
-    def ended(self) -> None:
-        """Show nothing."""
-
-    def into(self, log: Path) -> Observer:
-        """Still nobody."""
-        return self
-
-
-@dataclass
-class Progress:
-    """What a checkpoint remembers beside weights and optimizer state."""
-
-    step: int = 0
-    examples: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_score: float | None = None
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def speed(self) -> dict[str, float]:
-        """Examples and real tokens a second of training."""
-        seconds = max(self.seconds, 1e-9)
-        return {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
 
 
 def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
@@ -280,20 +197,20 @@ def train(
     steps = total_steps(settings, len(encoded))
     teach = None if teacher is None else partial(teacher, wanted=learner.wanted_of_teacher)
     every = settings.eval_every or max(1, steps // 10)
-    save_every = settings.checkpoint_every or every
     learner.to(accelerator.device).train()
     if Signal.LOGITS not in objective.needs:
         _freeze_unreached(learner, teach, objective, encoded, settings, accelerator.device)
     optimizer = make_optimizer(learner, settings)
     progress = Progress()
     if go_on:
-        progress = _load(folder, learner, optimizer, accelerator)
+        progress = load_checkpoint(folder, learner, optimizer, accelerator)
     wrapped = accelerator.prepare_model(learner)
     main = accelerator.is_main_process
     lengths = encoded.lengths
     epoch_size = steps_per_epoch(len(encoded), settings.batch_size)
     epoch, batches = -1, list[list[int]]()
     speed_from = Progress(**asdict(progress))
+    saved_at = progress.seconds
 
     def look() -> bool:
         """Evaluate; true when training should stop early."""
@@ -309,7 +226,7 @@ def train(
                     0,
                 )
                 if settings.select == "best":
-                    _save_weights(folder.checkpoints / "best.safetensors", learner)
+                    save_weights(folder.checkpoints / "best.safetensors", learner)
             else:
                 progress.evaluations_without_gain += 1
         shared = broadcast_object_list([progress.evaluations_without_gain])
@@ -362,11 +279,16 @@ def train(
                 stopped = look()
             if stop:
                 if main:
-                    _save(folder, learner, optimizer, progress)
+                    save_checkpoint(folder, learner, optimizer, progress)
                 observer.ended()
                 raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", received[0] if received else 15)
-            if main and progress.step % save_every == 0 and progress.step < steps:
-                _save(folder, learner, optimizer, progress)
+            if settings.checkpoint_every is None:
+                due = progress.seconds - saved_at >= CHECKPOINT_SECONDS
+            else:
+                due = progress.step % settings.checkpoint_every == 0
+            if main and due and progress.step < steps:
+                save_checkpoint(folder, learner, optimizer, progress)
+                saved_at = progress.seconds
     observer.ended()
     if settings.select == "best":
         accelerator.wait_for_everyone()
@@ -459,62 +381,6 @@ def _history(report: StepReport) -> dict[str, Any]:
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
     return event
-
-
-def _save_weights(file: Path, learner: Learner) -> None:
-    with whole_file(file) as temporary:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()},
-            temporary,
-        )
-
-
-def _save(folder: RunFolder, learner: Learner, optimizer: torch.optim.AdamW, progress: Progress) -> None:
-    """Write a checkpoint whole, then drop older ones."""
-    final = folder.checkpoints / f"step-{progress.step}"
-    if final.exists():
-        return
-    draft = folder.checkpoints / f".step-{progress.step}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    _save_weights(draft / "model.safetensors", learner)
-    names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
-    moments = {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-    save_file(moments, draft / "optimizer.safetensors")
-    write_json(draft / "progress.json", asdict(progress))
-    draft.replace(final)
-    for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def _checkpoints(folder: RunFolder) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    found = folder.checkpoints.glob("step-*/progress.json")
-    return sorted((file.parent for file in found), key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _load(folder: RunFolder, learner: Learner, optimizer: torch.optim.AdamW, accelerator: Accelerator) -> Progress:
-    """Go on from the newest checkpoint; from the start where there is none."""
-    found = _checkpoints(folder)
-    progress = Progress()
-    if found:
-        newest = found[-1]
-        learner.load_state_dict(load_file(newest / "model.safetensors", device=str(accelerator.device)))
-        moments = load_file(newest / "optimizer.safetensors", device=str(accelerator.device))
-        for name, parameter in learner.named_parameters():
-            state = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
-            if state:
-                # The step counter of a fused optimizer lives beside the parameter.
-                optimizer.state[parameter] = state
-        progress = Progress(**json.loads((newest / "progress.json").read_text(encoding="utf-8")))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.cut_history(progress.step if found else -1)
-    return progress
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def test_a_missing_package_is_named_with_its_mend():
 @needs_packages
 @pytest.mark.slow
 def test_the_quick_demo_ends_in_an_honest_table(tmp_path, monkeypatch):
-    from kdalign.training import Silent
+    from kdalign.observer import Silent
 
     monkeypatch.chdir(tmp_path)
     comparison, lines = demo.run_demo(Path("runs/demo"), True, Silent())
@@ -48,5 +48,5 @@ def test_the_quick_demo_ends_in_an_honest_table(tmp_path, monkeypatch):
     assert "runs/demo" in " ".join(lines)
     for arm in ("labels", "soft", "joint"):
         record = json.loads(Path(f"runs/demo/{arm}/record.json").read_text())
-        assert record["training"]["steps"] == 47
+        assert record["training"]["steps"] == 32
         assert rows[arm].cells["data/accuracy"].low is not None

@@ -138,8 +138,29 @@ def test_a_bootstrap_resamples_predictions_and_references_together():
 def test_class_metrics_of_few_examples_have_intervals_without_a_warning(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 100)  # some resamples hold one class only
     for name in ("f1", "macro_f1", "matthews"):
-        low, high = example_interval(name, METRICS[name].compute, PREDICTIONS, REFERENCES)
+        metric = METRICS[name]
+        low, high = example_interval(name, metric.compute, PREDICTIONS, REFERENCES, metric.of_counts)
         assert -100 <= low <= high <= 100
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=12))
+def test_a_metric_from_confusion_counts_is_that_of_scikit_learn(pairs):
+    for name, classes in (("f1", 2), ("macro_f1", 3), ("matthews", 3)):
+        predictions, references = np.minimum(np.array(pairs).T, classes - 1)
+        counts = np.zeros((1, classes, classes), dtype=int)
+        np.add.at(counts[0], (references, predictions), 1)
+        assert METRICS[name].of_counts(counts)[0] == pytest.approx(compute(name, predictions, references), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews"])
+def test_resampling_counts_is_resampling_examples(name):
+    generator = np.random.default_rng(5)
+    references = generator.integers(0, 2, 400)
+    predictions = np.where(generator.random(400) < 0.8, references, 1 - references)
+    metric = METRICS[name]
+    by_counts = example_interval(name, metric.compute, predictions, references, metric.of_counts)
+    by_examples = example_interval(name, metric.compute, predictions, references)
+    assert by_counts == pytest.approx(by_examples, abs=1.0)  # two draws of 1,000
 
 
 def test_where_nothing_spreads_there_is_no_interval():

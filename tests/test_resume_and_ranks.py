@@ -18,7 +18,8 @@ def command(teacher, data, out, *more):
     return [
         "-m", "kdalign", "distill", "--teacher", str(teacher), "--student", "layers=2", "--task", "sst2",
         "--data", str(data), "--max-steps", str(STEPS), "--batch-size", "16", "--micro-batch", "8",
-        "--precision", "fp32", "--device", "cpu", "--eval-every", "4", "--out", str(out), *more,
+        "--precision", "fp32", "--device", "cpu", "--eval-every", "4", "--set",
+        "train.checkpoint_every=4", "--out", str(out), *more,
     ]  # fmt: skip
 
 
@@ -103,7 +104,16 @@ def test_projections_survive_a_kill(teacher, data, tmp_path, tmp_path_factory):
 
 def test_a_run_that_stopped_early_stays_stopped_when_it_is_resumed(teacher, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ("--patience", "1", "--lr", "1e-9", "--eval-every", "2")  # nothing is learnt: no evaluation gains
+    more = (
+        "--patience",
+        "1",
+        "--lr",
+        "1e-9",
+        "--eval-every",
+        "2",
+        "--set",
+        "train.checkpoint_every=2",
+    )  # nothing is learnt: no evaluation gains
     assert run(command(teacher, data, whole, *more)).returncode == 0
     assert len(each_step(whole, "loss")) == 2
     assert run(command(teacher, data, killed, *more)).returncode == 0

@@ -1,0 +1,68 @@
+"""Who watches a run, and what is told of each step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, for progress bars and the history.
+
+    Attributes:
+        loss: the weighted total over all micro-batches and ranks.
+        parts: each term before its weight.
+        samples_per_second: since training started or went on, without evaluation and checkpoints.
+        tokens_per_second: real tokens, likewise.
+        seconds_left: at this speed.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    gradient_norm: float
+    samples_per_second: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class Observer(Protocol):
+    """Who watches: a progress bar, plain lines, a log file."""
+
+    def announce(self, line: str) -> None:
+        """Something the user should know."""
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Training starts or goes on after ``step``."""
+
+    def stepped(self, report: StepReport) -> None:
+        """One step is done."""
+
+    def ended(self) -> None:
+        """Training is over."""
+
+    def into(self, log: Path) -> "Observer":
+        """The same observer, its announcements also written to a run's log."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def announce(self, line: str) -> None:
+        """Say nothing."""
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Show nothing."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Show nothing."""
+
+    def ended(self) -> None:
+        """Show nothing."""
+
+    def into(self, log: Path) -> Observer:
+        """Still nobody."""
+        return self
