@@ -46,9 +46,11 @@ DataFolder = Annotated[
 ]
 Dataset = Annotated[str | None, typer.Option("--dataset", metavar="HUB", help="A data set on the hub instead.")]
 Config = Annotated[str | None, typer.Option("--config", help="The hub data set's configuration.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
-MaxLength = Annotated[int | None, typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted. Default 128.")
+]
 
 
 def _examples(*lines: str) -> str:
@@ -79,7 +81,8 @@ def _options(
 def distill(
     teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="layers=N or layers=half (cut out of the teacher), hub id, or folder.")
+        str | None,
+        typer.Option(help="layers=N or layers=half (cut out of the teacher), hub id, or folder. Default layers=half."),
     ] = None,
     task: TaskName = None,
     data: DataFolder = None,
@@ -93,35 +96,44 @@ def distill(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Teacher layers a cut student starts from: uniform, first, last, skip, spread, '1 3 5', random."
+            help="Where a cut student starts: uniform, first, last, skip, spread, '1 3 5', random. Default uniform."
         ),
     ] = None,
     map_: Annotated[
         str | None,
-        typer.Option("--map", help="Which teacher layer teaches which: auto, a fixed map, or '0:1 1:3 2:5'."),
+        typer.Option(
+            "--map", help="Which teacher layer teaches which: auto, a fixed map, or '0:1 1:3 2:5'. Default auto."
+        ),
     ] = None,
-    hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's soft targets.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of the features' cosine.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="Weight of the features' Euclidean distance.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Weight of the attention maps.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Softens both distributions.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over train.")] = None,
+    hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy. Default 0.3.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's soft targets. Default 0.7.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the features' cosine. Default 1.0.")] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Weight of the features' Euclidean distance. Default 1.0.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Weight of the attention maps. Default 1.0.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Softens both distributions. Default 2.0.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over train. Default 3.0.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; wins over --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, over all ranks.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per optimizer step, over all ranks. Default 64.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of steps over which the learning rate rises.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay. Default 0.01.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant. Default linear.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of steps over which the learning rate rises. Default 0.06.")
+    ] = None,
     max_length: MaxLength = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. Default auto.")] = None,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Covers initialisation, data order and dropout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Covers initialisation, data order and dropout. Default 0.")] = None,
     limit: Limit = None,
     revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
     select: Annotated[
-        str | None, typer.Option(help="Export the last step, or the best on a slice held out of train: last, best.")
+        str | None,
+        typer.Option(help="Export the last step, or the best on a slice held out of train: last, best. Default last."),
     ] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations on a slice of train.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,

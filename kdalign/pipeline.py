@@ -85,7 +85,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         group = RunFolder(runs[0].folder.path.parent)
         claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite)
     for run in runs:
-        claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume))
+        claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume), run.inputs)
     return runs
 
 
@@ -129,7 +129,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     bf16 = use_bf16(run.recipe.train.precision, accelerator.device)
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": "bf16" if bf16 else "fp32"})
     if main:
-        folder.begin(recipe.dump(), keep=resume)
+        folder.begin(recipe.dump(), run.inputs, keep=resume)
     accelerator.wait_for_everyone()
     observer = observer.into(folder.log) if main else observer
     observer.announce(f"{run.teacher.name} teaches {recipe.student} on {task.name}; run folder {folder.path}")

@@ -1,5 +1,6 @@
 """Check a recipe against models and data before any weights are loaded and before anything is written."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ class Prepared:
     def finetunes(self) -> bool:
         """Whether the teacher must first be fine-tuned."""
         return not self.teacher.has_classifier
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of the models and splits that the run reads."""
+        found = {"teacher": self.teacher.hash, "train": self.train.fingerprint()}
+        found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
+        return found | ({"student": self.student.hash} if self.student is not None else {})
 
     @property
     def steps(self) -> int:
@@ -200,7 +208,9 @@ def _reported(task: Task, data: Data) -> dict[str, Examples]:
     return found
 
 
-def claim(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def claim(
+    folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool, inputs: Mapping[str, str] | None = None
+) -> None:
     """Refuse a folder that holds something, unless it is a run to resume or to overwrite; nothing is changed yet.
 
     Raises:
@@ -217,6 +227,13 @@ def claim(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool) -> N
         changed = _difference(load_recipe(folder.recipe), recipe)
         if changed:
             raise UsageError(f"{str(folder.path)!r} holds a run of another recipe ({changed}); give another --out")
+        before = json.loads(folder.inputs.read_text(encoding="utf-8")) if folder.inputs.is_file() else {}
+        for name, value in (inputs or {}).items():
+            if before.get(name, value) != value:
+                raise UsageError(
+                    f"{str(folder.path)!r} holds a run on another {name} ({before[name]} then, {value} now); "
+                    f"give --overwrite or another --out"
+                )
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:

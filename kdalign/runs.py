@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def inputs(self) -> Path:
+        """Fingerprints of the models and splits that the run reads."""
+        return self.path / "inputs.json"
+
+    @property
     def plan(self) -> Path:
         """The calibrated plan."""
         return self.path / "plan.json"
@@ -152,8 +157,14 @@ class RunFolder:
         """Whether anything of a run lies here."""
         return self.path.is_dir() and any(self.path.iterdir())
 
-    def begin(self, recipe: str, keep: bool) -> None:
-        """Make the folder and write the resolved recipe; unless ``keep``, clear away an earlier run first."""
+    def begin(self, recipe: str, inputs: Mapping[str, str], keep: bool) -> None:
+        """Make the folder, write the resolved recipe and what the run reads; clear away an earlier run first.
+
+        Args:
+            recipe: as YAML.
+            inputs: fingerprints of models and splits, by name.
+            keep: go on with the run that lies here.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / RECORD).unlink(missing_ok=True)
         if not keep:
@@ -161,6 +172,7 @@ class RunFolder:
                 shutil.rmtree(old, ignore_errors=True)
             for file in (self.history, self.log, self.plan, self.projections):
                 file.unlink(missing_ok=True)
+        write_json(self.inputs, inputs)
         write_text(self.recipe, recipe)
 
     def append_history(self, event: Mapping[str, Any]) -> None:

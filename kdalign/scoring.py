@@ -177,7 +177,8 @@ def _run_target(run: Path, asked: Asked) -> _Target:
     data = recipe.data
     if asked.task is not None or asked.folder is not None or asked.dataset is not None:
         names = (asked.task,) if asked.task else data.task
-        data = Data(task=names, folder=asked.folder, dataset=asked.dataset, config=asked.config)
+        elsewhere = asked if asked.folder is not None or asked.dataset is not None else data
+        data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
         str(run),
         models.locate(str(run)),
@@ -192,6 +193,8 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     if checkpoint.has_classifier:
         models.check_head(checkpoint, task)
     examples = load_examples(task, asked.split or task.evaluation[0])
+    if asked.limit is not None and task.submission and examples.split in task.test and checkpoint.has_classifier:
+        raise UsageError(f"split {examples.split} is written as the leaderboard's file, whole: leave --limit out")
     examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
     max_length = asked.max_length or DEFAULT_MAX_LENGTH
     models.check_length(checkpoint, max_length)

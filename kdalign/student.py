@@ -20,6 +20,8 @@ def layers_of_cut(student: str, teacher_layers: int) -> int | None:
         UsageError: not a number of layers that the teacher has.
     """
     if not student.startswith("layers="):
+        if re.fullmatch(r"layers?\s*[=:]?\s*\w*", student):
+            raise UsageError(f"--student {student!r}; did you mean 'layers=N', N of the teacher's, or 'layers=half'?")
         return None
     word = student.removeprefix("layers=")
     if word == "half":

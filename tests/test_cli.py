@@ -497,3 +497,74 @@ def test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode(teacher, d
     flags |= {"train.max_steps": 5, "train.eval_every": 2, "out": str(tmp_path / "run")}
     distill(build_recipe(None, flags))
     assert modes == [True] * 5
+
+
+def test_defaults_in_the_help_are_those_of_the_recipe():
+    import typer.main
+
+    from kdalign.cli import app
+    from kdalign.recipe import build_recipe
+
+    defaults = build_recipe(None, {"teacher": "t", "data.task": "sst2"}).flat()
+    by_flag = {key.rpartition(".")[2]: value for key, value in defaults.items() if not key.startswith("finetune.")}
+    shown = {}
+    for option in typer.main.get_command(app).commands["distill"].params:
+        found = re.search(r"Default (\S+)\.$", option.help or "")
+        if found:
+            shown[option.name.strip("_")] = found.group(1)
+    assert len(shown) >= 15
+    assert {name: str(by_flag[name]) for name in shown} == shown
+
+
+def test_resume_refuses_data_that_changed_since(kdalign, teacher, data, tmp_path):
+    import shutil
+
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    kdalign(*quick(teacher, mine, "--out", "runs/a"))
+    (tmp_path / "runs/a/record.json").unlink()
+    table = pd.read_parquet(mine / "train.parquet")
+    table.iloc[::-1].to_parquet(mine / "train.parquet", index=False)
+    status, _, err = kdalign("distill", "--out", "runs/a", "--resume")
+    assert status == 2
+    assert "another train" in one_line(err)
+
+
+def test_select_best_exports_the_step_that_scored_best_on_held_out_texts(kdalign, teacher, data, tmp_path):
+    from safetensors.torch import load_file
+
+    # The learning rate ruins the student after its start.
+    status, *_ = kdalign(
+        *quick(teacher, data, "--out", "runs/a", "--select", "best", "--lr", "0.05", "--eval-every", "1")
+    )
+    assert status == 0
+    record = json.loads((tmp_path / "runs/a/record.json").read_text())
+    events = [json.loads(line) for line in (tmp_path / "runs/a/history.jsonl").read_text().splitlines()]
+    looks = {event["step"]: event["accuracy"] for event in events if event["kind"] == "evaluation"}
+    best = max(looks, key=lambda step: (looks[step], -step))
+    assert record["training"]["exported_step"] == best
+    assert record["training"]["steps"] == 6
+    kept = load_file(tmp_path / "runs/a/checkpoints/best.safetensors")
+    exported = load_file(tmp_path / "runs/a/student/model.safetensors")
+    for name, weight in exported.items():
+        assert weight.equal(kept[f"student.{name}"]), name
+
+
+def test_a_run_scored_on_its_task_by_name_keeps_its_data(kdalign, teacher, data):
+    kdalign(*quick(teacher, data, "--out", "runs/a"))
+    status, out, _ = kdalign("eval", "runs/a", "--task", "sst2", "--limit", "16")
+    assert status == 0
+    assert "accuracy" in out
+
+
+def test_a_part_of_a_test_split_is_no_leaderboard_file(kdalign, teacher, data):
+    kdalign(*quick(teacher, data, "--out", "runs/a"))
+    status, _, err = kdalign("eval", "runs/a", "--split", "test", "--limit", "3")
+    assert status == 2
+    assert "leave --limit out" in one_line(err)
+
+
+def test_a_misspelt_cut_is_named(kdalign, teacher, data):
+    status, _, err = kdalign("distill", "--teacher", teacher, "--student", "layer=2", "--task", "sst2", "--data", data)
+    assert status == 2
+    assert "layers=N" in one_line(err)

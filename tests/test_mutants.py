@@ -81,6 +81,12 @@ MUTANTS = {
         ".eval()",
         "test_contract.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
     ),
+    "gradients averaged over ranks": (
+        "training.py",
+        "accelerator.backward(breakdown.total * accelerator.num_processes)",
+        "accelerator.backward(breakdown.total)",
+        "test_resume_and_ranks.py::test_two_ranks_take_the_steps_of_one_process",
+    ),
     "projections outside the optimizer": (
         "training.py",
         "trained = [p for p in learner.parameters() if p.requires_grad]",

@@ -31,7 +31,7 @@ RECORD = RunRecord(
 
 def started(path) -> RunFolder:
     folder = RunFolder(path)
-    folder.begin("teacher: t\n", keep=False)
+    folder.begin("teacher: t\n", {}, keep=False)
     return folder
 
 
@@ -61,7 +61,7 @@ def test_a_record_holds_the_hash_of_every_other_file_but_log_and_checkpoints(tmp
     folder.write_record(RECORD)
     folder.write_record(RECORD)  # a record does not hold its own hash
     files = read_record(tmp_path).files
-    assert set(files) == {"recipe.yaml", "student/model.safetensors", "predictions/validation.parquet"}
+    assert set(files) == {"recipe.yaml", "inputs.json", "student/model.safetensors", "predictions/validation.parquet"}
     assert files["recipe.yaml"] == hashlib.sha256(b"teacher: t\n").hexdigest()
     assert files["student/model.safetensors"] == hashlib.sha256(b"student/model.safetensors").hexdigest()
 
@@ -69,7 +69,7 @@ def test_a_record_holds_the_hash_of_every_other_file_but_log_and_checkpoints(tmp
 def test_a_folder_is_complete_with_its_record_and_not_before(tmp_path):
     folder = RunFolder(tmp_path / "run")
     assert (folder.started, folder.complete) == (False, False)
-    folder.begin("teacher: t\n", keep=False)
+    folder.begin("teacher: t\n", {}, keep=False)
     assert (folder.started, folder.complete) == (True, False)
     folder.write_record(RECORD)
     assert (folder.started, folder.complete) == (True, True)
@@ -176,7 +176,7 @@ def test_a_run_begun_over_another_clears_it_away_unless_it_goes_on(tmp_path, kee
     for name in (*FILES, *LOOSE, "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("old")
-    folder.begin("teacher: other\n", keep=keep)
+    folder.begin("teacher: other\n", {}, keep=keep)
     assert not folder.complete
     assert folder.recipe.read_text() == "teacher: other\n"
     assert {name for name in (*FILES, *LOOSE) if (tmp_path / name).exists()} == ({*FILES, *LOOSE} if keep else set())

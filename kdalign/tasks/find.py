@@ -76,7 +76,7 @@ def _source(folder: str | None, dataset: str | None, config: str | None, task: s
         return Source(dataset=dataset, config=config)
     path = Path(folder)
     if not path.is_dir():
-        raise UsageError(f"no data folder {folder!r}")
+        raise UsageError(f"no data folder {folder!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)")
     return Source(folder=path / task if (path / task).is_dir() else path)
 
 
