@@ -33,7 +33,7 @@ def plain_samples_per_second(teacher: str, data: str, steps: int, batch: int = 3
     big = AutoModelForSequenceClassification.from_pretrained(
         teacher, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    small = cut(load_classifier(locate(teacher), task, fresh_head=False, seed=0), (1, 3, 5)).train()
+    small = cut(load_classifier(locate(teacher), task, fresh_head=False, seed=0), {"encoder": (1, 3, 5)}).train()
     small.set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(small.parameters(), lr=2e-4)
     rows = np.random.default_rng(0).permutation(len(examples))

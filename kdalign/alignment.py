@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdalign.architecture import Architecture, Stack
+from kdalign.architecture import Architecture, Layer, Stack
 from kdalign.errors import UsageError, did_you_mean
 
 
@@ -79,6 +79,12 @@ def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str]
     return layers
 
 
+def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
+    """Layers of each stack for the reader: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
+    each = {name: " ".join(map(str, numbers)) for name, numbers in layers.items()}
+    return ", ".join(f"{name} {numbers}" if len(each) > 1 else numbers for name, numbers in each.items())
+
+
 @dataclass(frozen=True)
 class LayerMap:
     """Pairs of (student layer, teacher layer) between two stacks, each with its weight lambda_l (they sum to 1)."""
@@ -101,8 +107,8 @@ class LayerMap:
 class ProjectionShape:
     """A linear map from a student layer's width to a teacher layer's, for one pair of layers."""
 
-    student: int
-    teacher: int
+    student: Layer
+    teacher: Layer
     student_width: int
     teacher_width: int
 
@@ -119,7 +125,7 @@ class Plan:
     Attributes:
         maps: one per aligned pair of stacks.
         projections: for pairs whose widths differ; empty where they agree.
-        statistics: ``variance/LAYER``, the teacher layer's mean feature variance over real tokens, once calibrated.
+        statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
         chosen: how the map was chosen, for the reader.
     """
 
@@ -141,11 +147,15 @@ class Plan:
             raise UsageError("the projections must join the mapped layers whose widths differ, one each, and no others")
 
     @property
-    def pairs(self) -> tuple[tuple[int, int, float], ...]:
+    def pairs(self) -> tuple[tuple[Layer, Layer, float], ...]:
         """All (student layer, teacher layer, lambda_l)."""
-        return tuple((*pair, weight) for m in self.maps for pair, weight in zip(m.pairs, m.weights, strict=True))
+        return tuple(
+            (Layer(m.student_stack, ours), Layer(m.teacher_stack, theirs), weight)
+            for m in self.maps
+            for (ours, theirs), weight in zip(m.pairs, m.weights, strict=True)
+        )
 
-    def variance(self, teacher_layer: int) -> float:
+    def variance(self, teacher_layer: Layer) -> float:
         """The calibrated variance of a teacher layer's features."""
         return self.statistics[f"variance/{teacher_layer}"]
 
@@ -209,7 +219,7 @@ def propose(
     teacher: Architecture,
     student: Architecture,
     choice: str = "auto",
-    cut_from: Sequence[int] | None = None,
+    cut_from: Mapping[str, Sequence[int]] | None = None,
     weights: Sequence[float] | None = None,
 ) -> Plan:
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
@@ -218,39 +228,50 @@ def propose(
         teacher: what teaches.
         student: what learns.
         choice: ``auto``, a strategy of ``STRATEGIES``, or pairs such as ``0:1 1:3 2:5``.
-        cut_from: the teacher layers that the student was cut from; ``auto`` takes them.
-        weights: lambda_l for each pair, any positive scale; equal when left out.
+        cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
+        weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
     """
-    ours, theirs = student.stacks[0], teacher.stacks[0]
-    if choice == "auto" and cut_from is not None:
-        pairs, chosen = list(enumerate(cut_from)), "the layers that the student was cut from"
-    elif ":" in choice:
-        pairs, chosen = _given_pairs(choice), "given"
-    else:
-        name = "uniform" if choice == "auto" else choice
-        pairs, chosen = (
-            list(enumerate(choose_layers(name, ours.layers, theirs.layers, ("auto", "pairs such as 0:1 1:3")))),
-            name,
-        )
+    maps, chosen = [], ""
+    for ours in student.stacks:
+        if ours.name not in {stack.name for stack in teacher.stacks}:
+            continue
+        theirs = teacher.stack(ours.name)
+        if choice == "auto" and cut_from is not None:
+            pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
+        elif ":" in choice:
+            pairs, chosen = _given_pairs(choice), "given"
+        else:
+            chosen = "uniform" if choice == "auto" else choice
+            words = ("auto", "pairs such as 0:1 1:3")
+            pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
+        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
+    if not maps:
+        raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
+    return Plan(teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen)
+
+
+def _shares(weights: Sequence[float] | None, pairs: int) -> tuple[float, ...]:
+    """lambda_l scaled to sum to 1; equal where none are given."""
     if weights is None:
-        weights = [1.0] * len(pairs)
-    elif len(weights) != len(pairs):
-        raise UsageError(f"{len(weights)} weights lambda_l are given for {len(pairs)} pairs of layers")
+        return (1 / pairs,) * pairs
+    if len(weights) != pairs:
+        raise UsageError(f"{len(weights)} weights lambda_l are given for {pairs} pairs of layers")
     total = sum(weights)
     if not 0 < total < math.inf:
         raise UsageError(f"weights lambda_l must not be negative, and one must be above 0; given {tuple(weights)}")
-    layer_map = LayerMap(ours.name, theirs.name, tuple(pairs), tuple(weight / total for weight in weights))
-    return Plan(teacher, student, (layer_map,), _projections(teacher, student, (layer_map,)), {}, chosen)
+    return tuple(weight / total for weight in weights)
 
 
 def _projections(teacher: Architecture, student: Architecture, maps: Sequence[LayerMap]) -> tuple[ProjectionShape, ...]:
     shapes = []
     for layer_map in maps:
-        ours, theirs = student.stack(layer_map.student_stack).width, teacher.stack(layer_map.teacher_stack).width
-        shapes += [ProjectionShape(*pair, ours, theirs) for pair in layer_map.pairs if ours != theirs]
+        ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
+        for student_layer, teacher_layer in layer_map.pairs if ours.width != theirs.width else ():
+            pair = Layer(ours.name, student_layer), Layer(theirs.name, teacher_layer)
+            shapes.append(ProjectionShape(*pair, ours.width, theirs.width))
     return tuple(shapes)
 
 

@@ -5,9 +5,10 @@ This file and ``capture.py`` alone know where a family keeps its layers. A new f
 
 import copy
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdalign.errors import UsageError, did_you_mean
 
@@ -49,22 +50,67 @@ class Architecture:
         raise UsageError(f"a {self.model_type} model has no stack {name!r} (it has: {names})")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a model type keeps what kdalign reads: configuration fields, and module paths below the base model."""
+class Layer(NamedTuple):
+    """One layer of a model: its stack's name and its number there, from 0."""
 
+    stack: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.stack}.{self.number}"
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """Where a model type keeps one stack: configuration fields, and module paths.
+
+    Attributes:
+        blocks: path of the list of layers, below the base model.
+        attention: path of the self-attention, below a layer.
+    """
+
+    name: str
     blocks: str
     attention: str
-    embeddings: str = "embeddings"
-    family: str = "masked"
-    stack: str = "encoder"
     layers: str = "num_hidden_layers"
     width: str = "hidden_size"
     heads: str = "num_attention_heads"
     feed_forward: str = "intermediate_size"
 
 
-_BERT = Layout(blocks="encoder.layer", attention="attention.self")
+@dataclass(frozen=True)
+class Layout:
+    """Where a model type keeps what kdalign reads.
+
+    Attributes:
+        embeddings: module paths below the base model.
+        maps: whether its attention goes through Transformers' attention interface, where maps can be taken.
+    """
+
+    family: str
+    stacks: tuple[StackLayout, ...]
+    embeddings: tuple[str, ...] = ("embeddings",)
+    maps: bool = True
+
+
+_BERT = Layout("masked", (StackLayout("encoder", "encoder.layer", "attention.self"),))
+_LLAMA = Layout("causal", (StackLayout("decoder", "layers", "self_attn"),), ("embed_tokens",))
+_BART = Layout(
+    "seq2seq",
+    tuple(
+        StackLayout(
+            name,
+            f"{name}.layers",
+            "self_attn",
+            f"{name}_layers",
+            "d_model",
+            f"{name}_attention_heads",
+            f"{name}_ffn_dim",
+        )
+        for name in ("encoder", "decoder")
+    ),
+    ("shared", "encoder.embed_positions", "decoder.embed_positions"),
+)
 
 LAYOUTS: Mapping[str, Layout] = {
     "bert": _BERT,
@@ -73,13 +119,44 @@ LAYOUTS: Mapping[str, Layout] = {
     "camembert": _BERT,
     "electra": _BERT,
     "distilbert": Layout(
-        blocks="transformer.layer",
-        attention="attention",
-        layers="n_layers",
-        width="dim",
-        heads="n_heads",
-        feed_forward="hidden_dim",
+        "masked",
+        (StackLayout("encoder", "transformer.layer", "attention", "n_layers", "dim", "n_heads", "hidden_dim"),),
     ),
+    "deberta-v2": replace(_BERT, maps=False),
+    "xlnet": Layout(
+        "permutation",
+        (StackLayout("decoder", "layer", "rel_attn", "n_layer", "d_model", "n_head", "d_inner"),),
+        ("word_embedding",),
+        maps=False,
+    ),
+    "gpt2": Layout(
+        "causal", (StackLayout("decoder", "h", "attn", "n_layer", "n_embd", "n_head", "n_inner"),), ("wte", "wpe")
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "t5": Layout(
+        "seq2seq",
+        (
+            StackLayout(
+                "encoder", "encoder.block", "layer.0.SelfAttention", "num_layers", "d_model", "num_heads", "d_ff"
+            ),
+            StackLayout(
+                "decoder",
+                "decoder.block",
+                "layer.0.SelfAttention",
+                "num_decoder_layers",
+                "d_model",
+                "num_heads",
+                "d_ff",
+            ),
+        ),
+        ("shared",),
+    ),
+    "bart": _BART,
+    "marian": _BART,
 }
 
 
@@ -106,45 +183,105 @@ def describe(config: "PretrainedConfig") -> Architecture:
     Raises:
         UsageError: the model type is unknown.
     """
-    layout = layout_of(config)
-    width, heads = int(getattr(config, layout.width)), int(getattr(config, layout.heads))
-    stack = Stack(
-        name=layout.stack,
-        layers=int(getattr(config, layout.layers)),
-        width=width,
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        feed_forward=int(getattr(config, layout.feed_forward)),
-    )
     return Architecture(
         model_type=config.model_type,
-        family=layout.family,
-        stacks=(stack,),
+        family=layout_of(config).family,
+        stacks=tuple(_stack(config, layout) for layout in layout_of(config).stacks),
         vocabulary=int(config.vocab_size),
         parameters=count_parameters(skeleton(config)),
         tied=bool(config.tie_word_embeddings),
     )
 
 
-def skeleton(config: "PretrainedConfig", attention: str = "sdpa") -> "PreTrainedModel":
+def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
+    width, heads = int(getattr(config, layout.width)), int(getattr(config, layout.heads))
+    return Stack(
+        name=layout.name,
+        layers=int(getattr(config, layout.layers)),
+        width=width,
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_width=int(getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads),
+        feed_forward=int(getattr(config, layout.feed_forward) or 4 * width),  # GPT-2 leaves out what is 4 x width
+    )
+
+
+def skeleton(config: "PretrainedConfig", attention: str | None = None) -> "PreTrainedModel":
     """The model of a configuration on the meta device: shapes without storage.
 
-    The class is the one that ``config.architectures`` names; the bare encoder where it names none.
+    The class is the one that ``config.architectures`` names; the bare body where it names none.
     """
     import torch
-    import transformers
 
-    auto = transformers.AutoModelForSequenceClassification if has_classifier(config) else transformers.AutoModel
     with torch.device("meta"):
-        model = auto.from_config(copy.deepcopy(config), attn_implementation=attention)
+        model = auto_class(head_of(config)).from_config(
+            copy.deepcopy(config), attn_implementation=attention or attention_of(config)
+        )
     model.tie_weights()
     return model.eval()
 
 
+def attention_of(config: "PretrainedConfig") -> str:
+    """The attention implementation that a model is loaded with: SDPA, or its family's only one."""
+    return "sdpa" if layout_of(config).maps else "eager"
+
+
+class HeadKind(StrEnum):
+    """What a model answers with: a class, or tokens."""
+
+    CLASSIFIER = "classifier"
+    MASKED = "masked"
+    CAUSAL = "causal"
+    SEQ2SEQ = "seq2seq"
+    NONE = ""
+
+
+_HEADS = {
+    "ForSequenceClassification": HeadKind.CLASSIFIER,
+    "ForMaskedLM": HeadKind.MASKED,
+    "ForPreTraining": HeadKind.MASKED,
+    "ForCausalLM": HeadKind.CAUSAL,
+    "LMHeadModel": HeadKind.CAUSAL,
+    "ForConditionalGeneration": HeadKind.SEQ2SEQ,
+    "MTModel": HeadKind.SEQ2SEQ,
+}
+LANGUAGE_HEADS = {
+    "masked": HeadKind.MASKED,
+    "causal": HeadKind.CAUSAL,
+    "permutation": HeadKind.CAUSAL,
+    "seq2seq": HeadKind.SEQ2SEQ,
+}
+"""For each family, the head that gives tokens."""
+
+
+def head_of(config: "PretrainedConfig") -> HeadKind:
+    """The head that a checkpoint says it carries."""
+    return head_of_class((config.architectures or [""])[0])
+
+
+def head_of_class(name: str) -> HeadKind:
+    """The head of models of this class."""
+    if name == "ElectraForPreTraining":  # tells tokens that were replaced, and gives none
+        return HeadKind.NONE
+    return next((head for ending, head in _HEADS.items() if name.endswith(ending)), HeadKind.NONE)
+
+
+def auto_class(head: HeadKind) -> Any:
+    """The class of Transformers that loads models with this head."""
+    import transformers
+
+    return {
+        HeadKind.CLASSIFIER: transformers.AutoModelForSequenceClassification,
+        HeadKind.MASKED: transformers.AutoModelForMaskedLM,
+        HeadKind.CAUSAL: transformers.AutoModelForCausalLM,
+        HeadKind.SEQ2SEQ: transformers.AutoModelForSeq2SeqLM,
+        HeadKind.NONE: transformers.AutoModel,
+    }[head]
+
+
 def has_classifier(config: "PretrainedConfig") -> bool:
     """Whether the checkpoint says that it carries a sequence-classification head."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return head_of(config) is HeadKind.CLASSIFIER
 
 
 def count_parameters(model: "nn.Module") -> int:
@@ -152,21 +289,47 @@ def count_parameters(model: "nn.Module") -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def blocks(model: "PreTrainedModel") -> "nn.ModuleList":
-    """The model's layers, in order."""
-    found: nn.ModuleList = model.base_model.get_submodule(layout_of(model.config).blocks)
-    return found
+def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
+    """The model's layers, in order, stack by stack."""
+    return {
+        Layer(stack.name, number): block
+        for stack in layout_of(model.config).stacks
+        for number, block in enumerate(_block_list(model, stack))
+    }
 
 
-def attention_modules(model: "PreTrainedModel") -> list["nn.Module"]:
-    """For each layer, the module that computes its attention."""
-    return [block.get_submodule(layout_of(model.config).attention) for block in blocks(model)]
+def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
+    """For each layer, the module that computes its self-attention."""
+    paths = {stack.name: stack.attention for stack in layout_of(model.config).stacks}
+    return {layer: block.get_submodule(paths[layer.stack]) for layer, block in blocks(model).items()}
 
 
-def with_layers(config: "PretrainedConfig", layers: int) -> "PretrainedConfig":
-    """A copy of a configuration with another number of layers."""
+def block_paths(model: "PreTrainedModel") -> dict[str, str]:
+    """For each stack, the path of its list of layers in the model's state, such as ``bert.encoder.layer``."""
+    found = {id(_block_list(model, stack)): stack.name for stack in layout_of(model.config).stacks}
+    return {found[id(module)]: name for name, module in model.named_modules() if id(module) in found}
+
+
+def _block_list(model: "PreTrainedModel", stack: StackLayout) -> "nn.ModuleList":
+    module: nn.ModuleList = model.base_model.get_submodule(stack.blocks)
+    return module
+
+
+def embedding_parameters(model: "PreTrainedModel") -> int:
+    """The number of parameters in the embeddings."""
+    modules = [model.base_model.get_submodule(path) for path in layout_of(model.config).embeddings]
+    return sum(count_parameters(module) for module in modules)
+
+
+def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]]) -> "PretrainedConfig":
+    """A copy of a configuration with other layers: for each stack, the numbers of those that are kept."""
     changed = copy.deepcopy(config)
-    setattr(changed, layout_of(config).layers, layers)
+    for stack in layout_of(config).stacks:
+        kept = layers[stack.name]
+        setattr(changed, stack.layers, len(kept))
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None:  # such as sliding and full attention, one for each layer
+            changed.layer_types = [kinds[number] for number in kept]
     return changed
 
 

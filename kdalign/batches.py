@@ -1,9 +1,9 @@
-"""From texts to padded batches: encoded once, grouped by length, the same for any number of ranks.
+"""From token ids to padded batches: grouped by length, the same for any number of ranks.
 
 Randomness is a function of (seed, epoch), so the position in the data is the step number and nothing else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from kdalign.tasks import Examples
 
 NEIGHBOURHOOD = 200
 """Batches that are sorted by length together: 98.6 % of SST-2's tokens are then real at batch 64 (of 50: 95.0 %)."""
+
+
+Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
+"""What is done to a row's columns before it is used, by a generator of its own."""
+
+IGNORED = -100
+"""A target that is not one: padding, a context token, a token that was not masked."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,16 @@ class Encoded:
         labels: class numbers, scores, or None.
         pad: for each column, what padding holds.
         truncated: how many examples were longer than the limit.
+        corrupt: what is done anew to a row each time it is used, such as masking; None where nothing is.
+        words: of the text whose tokens are predicted, divided at white space; 0 for a classification task.
     """
 
     columns: dict[str, list[list[int]]]
     labels: np.ndarray[Any, Any] | None
     pad: dict[str, int]
-    truncated: int
+    truncated: int = 0
+    corrupt: Corruption | None = None
+    words: int = 0
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -58,16 +66,27 @@ class Batch:
         inputs: tensors (batch, time) by name, ``attention_mask`` among them.
         labels: (batch,), or None.
         counted: (batch,), false for a stand-in that keeps a rank without examples in step.
+        real: (batch, time), false for padding.
+        targets: (batch, time), the token that a language model answers at each position of its (decoder's) output,
+            ``IGNORED`` where none is asked for; None for a classification task.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
     counted: Bool[Tensor, "batch"]
+    real: Bool[Tensor, "batch time"]
+    targets: Tensor | None = None
 
     @property
     def tokens(self) -> Bool[Tensor, "batch time"]:
         """Real tokens of counted examples."""
-        return self.inputs["attention_mask"].bool() & self.counted[:, None]
+        return self.real & self.counted[:, None]
+
+    @property
+    def predicted(self) -> Bool[Tensor, "batch time"]:
+        """Positions of counted examples at which a token is asked for."""
+        assert self.targets is not None, "a language-modelling task has targets"
+        return (self.targets != IGNORED) & self.counted[:, None]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -75,49 +94,76 @@ class Batch:
             {name: value.to(device) for name, value in self.inputs.items()},
             None if self.labels is None else self.labels.to(device),
             self.counted.to(device),
+            self.real.to(device),
+            None if self.targets is None else self.targets.to(device),
         )
 
 
-def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenize a split; what is longer than ``max_length`` is cut (of a pair, the longer text first) and counted."""
-    columns = [list(column) for column in examples.texts]
-    # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
-    names = {"return_attention_mask": False, "return_token_type_ids": True}
-    whole = tokenizer(*columns, truncation=False, verbose=False, **names)
-    long = [row for row, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
-    encoded = {name: list(values) for name, values in whole.items()}
-    if long:
-        cut = tokenizer(
-            *[[column[row] for row in long] for column in columns],
-            truncation="longest_first",
-            max_length=max_length,
-            **names,
-        )
-        for name, values in cut.items():
-            for row, value in zip(long, values, strict=True):
-                encoded[name][row] = value
-    pad = {name: 0 for name in encoded}
-    pad["input_ids"] = int(tokenizer.pad_token_id)
-    pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
-    return Encoded(encoded, examples.labels, pad, len(long))
+def collate(
+    encoded: Encoded,
+    rows: Sequence[int],
+    counted: bool = True,
+    width: int | None = None,
+    draw: tuple[int, int] = (0, 0),
+) -> Batch:
+    """Pad these rows on the right, to the longest of them or to ``width``.
 
-
-def collate(encoded: Encoded, rows: Sequence[int], counted: bool = True, width: int | None = None) -> Batch:
-    """Pad these rows on the right, to the longest of them or to ``width``."""
-    longest = max(len(encoded.columns["input_ids"][row]) for row in rows)
-    width = max(longest, width or 0)
-    inputs = {}
-    for name, column in encoded.columns.items():
-        padded = np.full((len(rows), width), encoded.pad[name], dtype=np.int64)
-        for line, row in enumerate(rows):
-            padded[line, : len(column[row])] = column[row]
-        inputs[name] = torch.from_numpy(padded)
-    lengths = torch.tensor([len(encoded.columns["input_ids"][row]) for row in rows])
-    inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+    Args:
+        encoded: the split.
+        rows: their numbers.
+        counted: false for a stand-in.
+        width: at least so many positions.
+        draw: (seed, epoch) of what is drawn anew for a row each epoch, such as its masked tokens. A row's draw does
+            not depend on its batch, so that splitting a batch changes nothing.
+    """
+    columns = {name: [column[row] for row in rows] for name, column in encoded.columns.items()}
+    if encoded.corrupt is not None:
+        drawn = []
+        for number, row in enumerate(rows):
+            whole = {name: column[number] for name, column in columns.items()}
+            drawn.append(encoded.corrupt(whole, np.random.default_rng([*draw, row])))
+        columns = {name: [each[name] for each in drawn] for name in drawn[0]}
+    inputs = {name: _padded(column, encoded.pad[name], width) for name, column in columns.items()}
+    real = _mask(columns["input_ids"], width)
+    inputs["attention_mask"] = real.long()
+    if "document" in inputs:
+        inputs["attention_mask"] = _within_documents(inputs.pop("document"), real)
+    if "order" in inputs:
+        inputs |= _permutation(inputs.pop("order"), real)
+    if "decoder_input_ids" in columns:
+        inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
-    return Batch(inputs, labels, torch.full((len(rows),), counted))
+    return Batch(inputs, labels, torch.full((len(rows),), counted), real, inputs.pop("targets", None))
+
+
+def _padded(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
+    longest = max(max(map(len, column)), width or 0)
+    padded = np.full((len(column), longest), pad, dtype=np.int64)
+    for line, ids in enumerate(column):
+        padded[line, : len(ids)] = ids
+    return torch.from_numpy(padded)
+
+
+def _mask(column: Sequence[Sequence[int]], width: int | None) -> Bool[Tensor, "batch time"]:
+    lengths = torch.tensor([len(ids) for ids in column])
+    return torch.arange(max(int(lengths.max()), width or 0)) < lengths[:, None]
+
+
+def _within_documents(
+    document: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch 1 time time"]:
+    """Who may attend whom where documents are packed: the past of one's own document (padding: itself)."""
+    same = (document[:, :, None] == document[:, None, :]) & (real[:, :, None] == real[:, None, :])
+    return same.tril()[:, None]
+
+
+def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
+    """XLNet's masks: a position sees those that come before it in the order, and every position is predicted."""
+    hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
+    mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)
+    return {"perm_mask": hidden.float(), "target_mapping": mapping}
 
 
 def epoch_batches(lengths: Int[np.ndarray[Any, Any], "n"], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -142,7 +188,14 @@ def steps_per_epoch(examples: int, size: int) -> int:
     return whole * NEIGHBOURHOOD + -(-rest // size)
 
 
-def micro_batches(encoded: Encoded, rows: Sequence[int], rank: int, ranks: int, micro_batch: int | None) -> list[Batch]:
+def micro_batches(
+    encoded: Encoded,
+    rows: Sequence[int],
+    rank: int,
+    ranks: int,
+    micro_batch: int | None,
+    draw: tuple[int, int] = (0, 0),
+) -> list[Batch]:
     """This rank's share of a global batch, in micro-batches; the union over ranks is the batch, each row once.
 
     Every rank gets the same number of micro-batches, so that their gradients meet; a rank left without a row runs
@@ -152,7 +205,10 @@ def micro_batches(encoded: Encoded, rows: Sequence[int], rank: int, ranks: int, 
     count = -(-len(rows) // (size * ranks))
     mine = rows[rank::ranks]  # rows are sorted by length: a stride gives every rank the same work
     shares = [mine[i * size : (i + 1) * size] for i in range(count)]
-    return [collate(encoded, share) if share else collate(encoded, rows[:1], counted=False) for share in shares]
+    return [
+        collate(encoded, share, draw=draw) if share else collate(encoded, rows[:1], counted=False, draw=draw)
+        for share in shares
+    ]
 
 
 def in_order(encoded: Encoded, size: int) -> Iterator[tuple[list[int], Batch]]:

@@ -2,10 +2,11 @@
 
 Hidden states are taken by hooks on the layers themselves, never from ``output_hidden_states`` (whose last entry
 carries the final norm in many families). Attention stays on SDPA everywhere; for the named layers the map is
-computed again from queries and keys, before dropout.
+computed again from queries and keys, before dropout. A language model stops before its vocabulary: what it would
+multiply with the vocabulary's weights is kept instead, for losses that go block by block.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kdalign.architecture import attention_modules, blocks
+from kdalign.architecture import Layer, attention_modules, blocks, layout_of
+from kdalign.vocabulary import Head
 
 ATTENTION = "kdalign_sdpa"
 """The name under which models use SDPA with maps on request."""
@@ -29,24 +31,28 @@ class Signals:
     """What one forward left behind, by layer.
 
     Attributes:
-        logits: (batch, classes).
+        logits: (batch, classes); empty for a language model.
+        features: (batch, time, width), a language model's input to its vocabulary; empty for a classifier.
+        head: a language model's vocabulary.
         hidden: (batch, time, width), a layer's output.
         attention: (batch, heads, time, time), probabilities over keys before dropout.
         projected: (batch, time, teacher width), the student's features brought to the teacher's width, by pair.
     """
 
-    logits: Tensor
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    attention: dict[int, Tensor] = field(default_factory=dict)
-    projected: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    head: Head | None = None
+    hidden: dict[Layer, Tensor] = field(default_factory=dict)
+    attention: dict[Layer, Tensor] = field(default_factory=dict)
+    projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Wanted:
     """The layers whose signals are kept."""
 
-    hidden: frozenset[int] = frozenset()
-    attention: frozenset[int] = frozenset()
+    hidden: frozenset[Layer] = frozenset()
+    attention: frozenset[Layer] = frozenset()
 
 
 _keepers: WeakKeyDictionary[nn.Module, Callable[[Tensor], None]] = WeakKeyDictionary()
@@ -54,12 +60,16 @@ _keepers: WeakKeyDictionary[nn.Module, Callable[[Tensor], None]] = WeakKeyDictio
 
 def attention_map(
     query: Float[Tensor, "batch heads time head_width"],
-    key: Float[Tensor, "batch heads time head_width"],
-    mask: Bool[Tensor, "batch #heads #time time"] | None,
+    key: Float[Tensor, "batch kv_heads keys head_width"],
+    mask: Bool[Tensor, "batch #heads #time keys"] | None,
     scaling: float,
-) -> Float[Tensor, "batch heads time time"]:
-    r"""Attention probabilities before dropout, in float32: :math:`\mathrm{softmax}(Q K^\top s)` over unmasked keys."""
+    bias: Float[Tensor, "#batch heads time keys"] | None = None,
+) -> Float[Tensor, "batch heads time keys"]:
+    r"""Attention probabilities before dropout: :math:`\mathrm{softmax}(Q K^\top s + b)` over unmasked keys."""
+    key = repeat_kv(key, query.size(1) // key.size(1))
     scores = (query @ key.transpose(-1, -2)).float() * scaling
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
@@ -73,14 +83,30 @@ def sdpa_with_maps(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' SDPA attention, unchanged; a module whose map is wanted gets it beside."""
     keep = _keepers.get(module)
     if keep is not None:
-        keep(attention_map(query, key, attention_mask, scaling if scaling is not None else query.size(-1) ** -0.5))
+        mask = attention_mask
+        if mask is None and (vars(module).get("is_causal", True) if is_causal is None else is_causal):
+            # SDPA then masks the future itself: the map must, too.
+            mask = torch.ones(1, 1, query.size(2), key.size(2), dtype=torch.bool, device=query.device).tril()
+            mask = mask.expand(query.size(0), -1, -1, -1)
+        keep(attention_map(query, key, mask, scaling if scaling is not None else query.size(-1) ** -0.5, position_bias))
     return sdpa_attention_forward(  # type: ignore[no-any-return]
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        position_bias=position_bias,
+        **kwargs,
     )
 
 
@@ -89,49 +115,94 @@ AttentionInterface.register(ATTENTION, sdpa_with_maps)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def watch(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model's attention maps be taken, where its family allows it."""
+    if layout_of(model.config).maps:
+        model.set_attn_implementation(ATTENTION)
+    return model
+
+
 @contextmanager
 def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
-    signals = Signals(logits=torch.empty(0))
-    handles = [_hook(block, layer, signals) for layer, block in _named(blocks(model), wanted.hidden)]
-    watched = list(_named(attention_modules(model), wanted.attention))
-    for layer, module in watched:
+    signals = Signals()
+    handles = [_hook(block, layer, signals) for layer, block in blocks(model).items() if layer in wanted.hidden]
+    watched = {layer: module for layer, module in attention_modules(model).items() if layer in wanted.attention}
+    for layer, module in watched.items():
         _keepers[module] = _keep_map(layer, signals)
     try:
         yield signals
     finally:
         for handle in handles:
             handle.remove()
-        for _, module in watched:
+        for module in watched.values():
             del _keepers[module]
 
 
-def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order: Tensor) -> Signals:
-    """One forward: logits in the task's label order, and the wanted signals.
+def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order: Tensor | None) -> Signals:
+    """One forward: what the answer is made of, and the wanted signals.
 
     Args:
-        model: a classifier that uses the attention named ``ATTENTION``.
+        model: a model that uses the attention named ``ATTENTION``, where its family allows it.
         inputs: what its forward accepts.
         wanted: the layers to keep.
-        order: for each of the task's labels, the number of the model's output that stands for it.
+        order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
+            language model.
     """
     with recording(model, wanted) as signals:
-        signals.logits = model(**inputs).logits.index_select(-1, order)
+        if order is not None:
+            signals.logits = model(**inputs).logits.index_select(-1, order)
+        else:
+            signals.features, signals.head = _before_vocabulary(model, inputs)
     return signals
 
 
-def _named(modules: Iterable[nn.Module], layers: frozenset[int]) -> Iterator[tuple[int, nn.Module]]:
-    return ((layer, module) for layer, module in enumerate(modules) if layer in layers)
+def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+    """A language model's features where they meet the vocabulary, whose map is given no row to compute."""
+    kept: list[Tensor] = []
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        kept.append(args[0])
+        return args[0][:, :0]
+
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output[:, :0]
+
+    module, head = vocabulary_head(model)
+    linear = isinstance(module, nn.Linear)
+    handle = module.register_forward_pre_hook(before) if linear else module.register_forward_hook(after)
+    try:
+        model(**inputs)
+    finally:
+        handle.remove()
+    (features,) = kept
+    return features, head
 
 
-def _hook(block: nn.Module, layer: int, signals: Signals) -> torch.utils.hooks.RemovableHandle:
+def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, Head]:
+    """The map from features to the vocabulary: the module whose input it takes (or, no linear map, whose output)."""
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if model.config.model_type == "deberta-v2" and not model.config.legacy:
+        head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
+        return head.get_submodule("LayerNorm"), Head(model.get_input_embeddings().weight, head.get_parameter("bias"))
+    linear = model.get_output_embeddings()
+    assert isinstance(linear, nn.Linear), f"{model.config.model_type} maps to its vocabulary by a linear layer"
+    bias = linear.bias
+    extra = dict(model.named_buffers()).get("final_logits_bias")  # BART and Marian add a constant
+    if extra is not None:
+        bias = extra[0] if bias is None else bias + extra[0]
+    return linear, Head(linear.weight, bias, softcap)
+
+
+def _hook(block: nn.Module, layer: Layer, signals: Signals) -> torch.utils.hooks.RemovableHandle:
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         signals.hidden[layer] = output[0] if isinstance(output, tuple) else output
 
     return block.register_forward_hook(keep)
 
 
-def _keep_map(layer: int, signals: Signals) -> Callable[[Tensor], None]:
+def _keep_map(layer: Layer, signals: Signals) -> Callable[[Tensor], None]:
     def keep(probabilities: Tensor) -> None:
         signals.attention[layer] = probabilities
 

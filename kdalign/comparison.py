@@ -216,8 +216,8 @@ def _first_split(record: RunRecord) -> dict[str, Any]:
 
 
 def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
-    """A task's one number: the mean of its metrics, as GLUE averages them."""
-    values = [score["value"] for score in scores]
+    """A task's one number: the mean of its metrics in per cent, as GLUE averages them, or its primary perplexity."""
+    values = [score["value"] for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]["value"]]
     return None if None in values else float(np.mean(values))
 
 
@@ -281,14 +281,20 @@ def _student_cells(entry: _Entry) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student"), **_cost_of(records[0].student)}
     agreements = [_first_split(record)["agreement"] for record in records]
+    if None in agreements:  # trained without a teacher
+        agreements = []
     known = [found["value"] for found in agreements if found["value"] is not None]
     if len(agreements) == 1:
         cells["agreement"] = Cell(agreements[0]["value"], agreements[0]["low"], agreements[0]["high"])
-    elif len(known) == len(agreements):
+    elif agreements and len(known) == len(agreements):
         cells["agreement"] = Cell(float(np.mean(known)))
-    ours, theirs = _macro(entry.records, "student"), _macro(entry.records, "teacher")
+    taught = all(record.teacher is not None for record in records)
+    ours = _macro(entry.records, "student")
+    theirs = _macro(entry.records, "teacher") if taught else None
     directions = {score["higher_is_better"] for record in records for score in _first_split(record)["student"]}
-    if ours is None or theirs is None or not theirs > 0:
+    if not taught:
+        pass  # nothing to be retained
+    elif ours is None or theirs is None or not theirs > 0:
         cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
     elif directions == {True}:
         cells["retained"] = Cell(100 * ours / theirs)

@@ -96,6 +96,14 @@ def write_predictions(
         pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 
+def read_teacher(file: Path) -> Predictions:
+    """The teacher's answers that ``write_predictions`` kept; their logits are not."""
+    import pandas as pd
+
+    values = pd.read_parquet(file)["teacher"].to_numpy()
+    return Predictions(np.empty((len(values), 0), dtype=np.float32), values)
+
+
 @dataclass(frozen=True)
 class Absent:
     """A metric that a model cannot be scored on: why, and the command that would make it possible (or nothing)."""

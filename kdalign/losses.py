@@ -5,6 +5,9 @@ A mask is true where a unit counts. Nothing here divides by the number of units:
 by the units of the whole optimizer step. All arithmetic is in float32 or wider, whatever the inputs' precision.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -103,6 +106,61 @@ def attention_distance(
     """
     each = (_wide(student) - _wide(teacher)).square().sum(dim=-1).mean(dim=1)  # (batch, time)
     return torch.where(mask, each, 0).sum()
+
+
+def divergence(
+    student: Float[Tensor, "n classes"],
+    teacher: Float[Tensor, "n classes"],
+    kind: str,
+    temperature: float,
+    skew: float = 0.1,
+) -> Float[Tensor, ""]:
+    r"""Divergence between the softened distributions of teacher and student, summed over rows, in nats.
+
+    .. math:: \tau^2 \sum_i D(\sigma(z^t_i / \tau), \sigma(z^s_i / \tau))
+
+    ``kind`` names :math:`D` in ``DIVERGENCES``; ``skew``, strictly between 0 and 1, is the teacher's share in the
+    mixture of ``"skew"``. The factor :math:`\tau^2` is that of ``soft_target_kl``, of which ``"forward"`` with every
+    row counted is the same number. Logits are finite; probabilities may underflow, since all is done on logarithms.
+    """
+    student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
+
+
+def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
+    """KL(p || q) of logarithms of probabilities: a p that underflows to 0 meets a finite difference, never 0 * inf."""
+    return (p_log.exp() * (p_log - q_log)).sum()
+
+
+def _forward(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(t || s): Hinton et al. 2015, arXiv:1503.02531, section 2."""
+    return _kl(teacher, student)
+
+
+def _reverse(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(s || t): MiniLLM, Gu et al. 2024, arXiv:2306.08543, section 2.1, taken token by token in closed form."""
+    return _kl(student, teacher)
+
+
+def _jensen_shannon(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(t || m) / 2 + KL(s || m) / 2 with m = (t + s) / 2: GKD, Agarwal et al. 2024, arXiv:2306.13649, at beta 1/2."""
+    middle = torch.logaddexp(teacher, student) - math.log(2)
+    return (_kl(teacher, middle) + _kl(student, middle)) / 2
+
+
+def _skew(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(t || a t + (1 - a) s): the skew KL of DistiLLM, Ko et al. 2024, arXiv:2402.03898, section 3.1."""
+    return _kl(teacher, torch.logaddexp(teacher + math.log(skew), student + math.log1p(-skew)))
+
+
+# By name: functions of the student's and the teacher's log-probabilities and the skew; each returns a sum in nats.
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "forward": _forward,
+    "reverse": _reverse,
+    "js": _jensen_shannon,
+    "skew": _skew,
+}
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # it
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -24,11 +23,14 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from kdalign.architecture import has_classifier, layout_of
+from kdalign.architecture import LANGUAGE_HEADS, attention_of, auto_class, has_classifier, head_of, layout_of
 from kdalign.errors import UsageError
 from kdalign.files import sha256
 from kdalign.tasks import Task
 from kdalign.tasks.task import label_order
+
+UNBOUNDED = 10**9
+"""The positions of a model that has no longest input."""
 
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 
@@ -85,22 +87,30 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: it has none, or one without a padding token.
     """
+    return load_tokenizer_named(checkpoint.name, checkpoint.path, checkpoint.revision)
+
+
+def load_tokenizer_named(name: str, path: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, which need not hold a model.
+
+    Raises:
+        UsageError: it has none, or one without a padding token.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.path, revision=checkpoint.revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, HTTPError) as error:
-        raise UsageError(f"model {checkpoint.name!r} has no tokenizer: {_first_sentence(error)}") from None
+        raise UsageError(f"model {name!r} has no tokenizer: {_first_sentence(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what from_pretrained makes where there are no files
-        raise UsageError(f"model {checkpoint.name!r} has no tokenizer: its files hold no vocabulary")
+        raise UsageError(f"model {name!r} has no tokenizer: its files hold no vocabulary")
     if tokenizer.pad_token_id is None:
-        raise UsageError(f"the tokenizer of {checkpoint.name!r} has no padding token; batches cannot be made")
+        raise UsageError(f"the tokenizer of {name!r} has no padding token; batches cannot be made")
     return tokenizer
 
 
 def positions(config: PretrainedConfig) -> int:
     """The longest input in tokens that a model takes."""
-    found = int(config.max_position_embeddings)
+    given = getattr(config, "max_position_embeddings", None)  # T5 has none and XLNet -1: they count relatively
+    found = int(given) if given is not None and given > 0 else UNBOUNDED
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         found -= int(config.pad_token_id) + 1  # these count positions from after the padding id
     return found
@@ -159,7 +169,7 @@ def load_classifier(
                 config=config,
                 revision=checkpoint.revision,
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation=attention_of(config),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -176,12 +186,52 @@ def load_classifier(
     return _with_fresh_head(model, seed) if fresh_head else model
 
 
+def load_language_model(
+    checkpoint: Checkpoint, *, fresh_head: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a checkpoint with its family's language-model head.
+
+    Args:
+        checkpoint: where from.
+        fresh_head: put a new random head on a body without one; otherwise the head must be in the weights.
+        seed: of the new head.
+        dtype: of the weights in memory, whatever they are in the file.
+
+    Raises:
+        UsageError: the weights are unreadable, or lack what the configuration promises.
+    """
+    config = checkpoint.config
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = auto_class(LANGUAGE_HEADS[layout_of(config).family]).from_pretrained(
+                checkpoint.path,
+                config=config,
+                revision=checkpoint.revision,
+                dtype=dtype,
+                attn_implementation=attention_of(config),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+    missing = sorted(report["missing_keys"])
+    body = [key for key in missing if fresh_head and key.startswith(f"{model.base_model_prefix}.")]
+    if body or (missing and not fresh_head):
+        raise UsageError(
+            f"the weights of {checkpoint.name!r} lack {(body or missing)[0]!r} and would start it at random"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """The same encoder under a head drawn by the seed, even where the checkpoint's head would have fitted."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = AutoModelForSequenceClassification.from_config(
-            model.config, attn_implementation="sdpa", dtype=model.dtype
+            model.config, attn_implementation=attention_of(model.config), dtype=model.dtype
         )
     fresh.base_model.load_state_dict(model.base_model.state_dict())
     return fresh
@@ -193,17 +243,17 @@ def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         UsageError: the weights are unreadable.
     """
-    auto = AutoModelForSequenceClassification if checkpoint.has_classifier else AutoModel
     try:
         with _quiet():
-            return auto.from_pretrained(
+            model: PreTrainedModel = auto_class(head_of(checkpoint.config)).from_pretrained(
                 checkpoint.path,
                 revision=checkpoint.revision,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=attention_of(checkpoint.config),
                 use_safetensors=True,
                 trust_remote_code=False,
             )
+            return model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
 

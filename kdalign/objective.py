@@ -16,9 +16,11 @@ from torch import Tensor
 
 from kdalign import losses
 from kdalign.alignment import Plan
+from kdalign.architecture import Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted
 from kdalign.recipe import Objective as Weights
+from kdalign.vocabulary import vocabulary_losses
 
 
 class Signal(StrEnum):
@@ -34,6 +36,7 @@ class Unit(StrEnum):
 
     EXAMPLE = "example"
     TOKEN = "token"
+    TARGET = "target"
 
 
 @dataclass(frozen=True)
@@ -104,55 +107,143 @@ class SoftTargets:
 
 
 @dataclass(frozen=True)
-class HiddenCosine:
-    """Direction of the features, weighted over layers by lambda_l (L_feat)."""
+class Place:
+    """Where layers are compared: one stack of the plan.
 
-    plan: Plan
+    Attributes:
+        pairs: (student layer, teacher layer, lambda_l).
+        after_source: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
+    """
+
+    pairs: tuple[tuple[Layer, Layer, float], ...]
+    after_source: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """What a sum over its positions is divided by."""
+        return Unit.TARGET if self.after_source else Unit.TOKEN
+
+    def mask(self, batch: Batch) -> Tensor:
+        """(batch, time), the positions that count."""
+        return batch.predicted if self.after_source else batch.tokens
+
+
+@dataclass(frozen=True)
+class HiddenCosine:
+    """Direction of the features, weighted over layers by lambda_l (L_feat); each position lies in 0..2."""
+
+    place: Place
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
-    unit: Unit = Unit.TOKEN
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
-        """Each position lies in 0..2."""
-        total = view.student.logits.new_zeros(())
-        for student, teacher, weight in self.plan.pairs:
-            ours, theirs = view.student.projected[student, teacher], view.taught.hidden[teacher]
-            total = total + weight * losses.cosine_distance(ours, theirs, view.batch.tokens)
-        return total
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        return torch.stack(
+            [
+                weight * losses.cosine_distance(view.student.projected[ours, theirs], view.taught.hidden[theirs], mask)
+                for ours, theirs, weight in self.place.pairs
+            ]
+        ).sum()
 
 
 @dataclass(frozen=True)
 class HiddenEuclid:
-    """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist)."""
+    """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
 
-    plan: Plan
+    1 a position for a student that answers the teacher's mean. ``variances`` are the teacher layers'.
+    """
+
+    place: Place
+    variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
-    unit: Unit = Unit.TOKEN
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
-        """1 a position for a student that answers the teacher's mean."""
-        total = view.student.logits.new_zeros(())
-        for student, teacher, weight in self.plan.pairs:
-            ours, theirs = view.student.projected[student, teacher], view.taught.hidden[teacher]
-            variance = self.plan.variance(teacher)
-            total = total + weight * losses.scaled_euclid(ours, theirs, view.batch.tokens, variance)
-        return total
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            student, teacher = view.student.projected[ours, theirs], view.taught.hidden[theirs]
+            total.append(weight * losses.scaled_euclid(student, teacher, mask, self.variances[theirs]))
+        return torch.stack(total).sum()
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention probabilities, weighted over layers by lambda_l (L_attn); both models have the same heads."""
+    """Self-attention probabilities, weighted over layers by lambda_l (L_attn); both models have the same heads.
 
-    plan: Plan
+    Each query position lies in 0..2.
+    """
+
+    place: Place
     needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
-    unit: Unit = Unit.TOKEN
+
+    @property
+    def unit(self) -> Unit:
+        """Query positions."""
+        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
-        """Each query position lies in 0..2."""
-        total = view.student.logits.new_zeros(())
-        for student, teacher, weight in self.plan.pairs:
-            ours, theirs = view.student.attention[student], view.taught.attention[teacher]
-            total = total + weight * losses.attention_distance(ours, theirs, view.batch.tokens)
-        return total
+        """The sum over query positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        return torch.stack(
+            [
+                weight * losses.attention_distance(view.student.attention[ours], view.taught.attention[theirs], mask)
+                for ours, theirs, weight in self.place.pairs
+            ]
+        ).sum()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
+
+    Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
+    ``soft``, weighted here. The unit is the target token.
+
+    Attributes:
+        dtype: of the matrix products.
+    """
+
+    hard: float
+    soft: float
+    divergence: str = "forward"
+    temperature: float = 1.0
+    dtype: torch.dtype | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of a weight above 0."""
+        return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
+
+    def __call__(self, view: View) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over target tokens, and each part's sum, in nats."""
+        asked = view.batch.predicted
+        assert view.batch.targets is not None, "a language-modelling task has targets"
+        assert view.student.head is not None, "a language model has a vocabulary"
+        taught = view.taught if self.soft > 0 else None
+        total, *sums = vocabulary_losses(
+            view.student.features[asked],
+            view.student.head,
+            view.batch.targets[asked],
+            hard=self.hard,
+            soft=self.soft,
+            teacher=None if taught is None else taught.features[asked],
+            teacher_head=None if taught is None else taught.head,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            dtype=self.dtype,
+        )
+        return total, {name: value for name, value in zip(("hard", "soft"), sums, strict=True) if name in self.parts}
 
 
 @dataclass(frozen=True)
@@ -165,9 +256,10 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms by name; terms of weight 0 are left out."""
+    """Weighted terms by name, those of weight 0 left out; and a language model's vocabulary."""
 
     terms: Mapping[str, tuple[float, LossTerm]]
+    vocabulary: Vocabulary | None = None
 
     def __call__(self, view: View, units: Mapping[Unit, float]) -> Breakdown:
         """The micro-batch's share of the step's loss.
@@ -176,13 +268,27 @@ class Objective:
             view: both models' signals on the micro-batch.
             units: of the **whole optimizer step**, over micro-batches and ranks.
         """
-        total = view.student.logits.new_zeros((), dtype=torch.float32)
-        parts = {}
+        total = torch.zeros((), device=view.batch.counted.device)
+        parts: dict[str, Tensor] = {}
+        if self.vocabulary is not None:
+            weighted, sums = self.vocabulary(view)
+            total = total + weighted / units[Unit.TARGET]
+            parts |= {name: value / units[Unit.TARGET] for name, value in sums.items()}
         for name, (weight, term) in self.terms.items():
             mean = term(view) / units[term.unit]
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its parts, in the order of a breakdown."""
+        return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
+
+    @property
+    def reaches_the_head(self) -> bool:
+        """Whether the answer itself is compared, so that every parameter learns."""
+        return self.vocabulary is not None or Signal.LOGITS in self.needs
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -192,14 +298,14 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term but the hard labels is in it."""
-        return any(name != "hard" for name in self.terms)
+        return any(name != "hard" for name in self.names)
 
     @property
     def uses_hidden(self) -> bool:
         """Whether features are compared, so that projections are needed."""
         return Signal.HIDDEN in self.needs
 
-    def wanted(self, layers: Sequence[int]) -> Wanted:
+    def wanted(self, layers: Sequence[Layer]) -> Wanted:
         """What must be captured of a model at these layers."""
         return Wanted(
             hidden=frozenset(layers if Signal.HIDDEN in self.needs else ()),
@@ -207,16 +313,38 @@ class Objective:
         )
 
 
-def build_objective(weights: Weights, plan: Plan, regression: bool) -> Objective:
-    """The objective of a recipe's weights over a plan."""
-    terms: dict[str, tuple[float, LossTerm]] = {
+def build_objective(weights: Weights, plan: Plan | None, regression: bool) -> Objective:
+    """The objective of a classification or regression task."""
+    answers: dict[str, tuple[float, LossTerm]] = {
         "hard": (weights.hard, HardLabels(regression)),
         "soft": (weights.alpha, SoftTargets(weights.temperature, regression)),
-        "cosine": (weights.beta, HiddenCosine(plan)),
-        "euclid": (weights.gamma, HiddenEuclid(plan)),
-        "attention": (weights.delta, AttentionMaps(plan)),
     }
-    return Objective({name: (weight, term) for name, (weight, term) in terms.items() if weight > 0})
+    return Objective(_weighted(answers | _alignment(weights, plan)))
+
+
+def build_language_objective(weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None) -> Objective:
+    """The objective of a language-modelling task; ``dtype`` is the precision of products with the vocabulary."""
+    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype)
+    return Objective(_weighted(_alignment(weights, plan)), vocabulary if vocabulary.parts else None)
+
+
+def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
+    terms: dict[str, tuple[float, LossTerm]] = {}
+    for layer_map in plan.maps if plan is not None else ():
+        assert plan is not None
+        pairs = tuple(pair for pair in plan.pairs if pair[0].stack == layer_map.student_stack)
+        place = Place(pairs, after_source=plan.student.family == "seq2seq" and layer_map.student_stack == "decoder")
+        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if weights.gamma > 0 else {}
+        ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
+        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))
+        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place, variances))
+        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place))
+    return terms
+
+
+def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
+    return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}
 
 
 def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
@@ -224,4 +352,5 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
+        Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
     }

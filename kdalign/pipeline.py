@@ -2,28 +2,29 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import models, student
-from kdalign.alignment import Plan, read_plan
-from kdalign.architecture import count_parameters
-from kdalign.batches import Encoded, encode, in_order
+from kdalign.alignment import Plan, layers_text, read_plan
+from kdalign.architecture import LAYOUTS, count_parameters
+from kdalign.batches import Encoded, in_order
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted
-from kdalign.evaluation import Predictions, agreement, predict, score_all, write_predictions
 from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
+from kdalign.fresh import new_config, new_model, train_tokenizer
 from kdalign.models import Checkpoint
-from kdalign.objective import build_objective
 from kdalign.observer import Observer, Silent
-from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task
+from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task, trained_size
 from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe
@@ -32,8 +33,10 @@ from kdalign.tasks import Examples, Task
 from kdalign.teachers import Teacher, calibrate
 from kdalign.training import Learner, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
+from kdalign.work import Work
 
 CALIBRATION_EXAMPLES = 512
+CALIBRATION_BATCH = 32
 LATENCY_TOKENS = 128
 
 
@@ -125,51 +128,60 @@ def profile_models(
 
 def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, resume: bool) -> RunRecord:
     begun = time.perf_counter()
-    folder, task, main = run.folder, run.task, accelerator.is_main_process
+    folder, work, main = run.folder, run.work, accelerator.is_main_process
     bf16 = use_bf16(run.recipe.train.precision, accelerator.device)
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": "bf16" if bf16 else "fp32"})
     if main:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
     accelerator.wait_for_everyone()
     observer = observer.into(folder.log) if main else observer
-    observer.announce(f"{run.teacher.name} teaches {recipe.student} on {task.name}; run folder {folder.path}")
-    if task.found:
-        observer.announce(f"worked out from the data: {task.found}")
+    who = (
+        f"{run.teacher.name} teaches {recipe.student}" if run.teacher is not None else f"{recipe.student} learns alone"
+    )
+    observer.announce(f"{who} on {work.task.name}; run folder {folder.path}")
+    if work.task.found:
+        observer.announce(f"worked out from the data: {work.task.found}")
 
     # Texts to tokens.
-    tokenizer = models.load_tokenizer(run.teacher)
-    encoded = _encode(run.train, tokenizer, recipe.data.max_length, observer)
-    watched = _encode(run.watched, tokenizer, recipe.data.max_length, Silent())
-    reported = {split: _encode(e, tokenizer, recipe.data.max_length, observer) for split, e in run.reported.items()}
+    tokenizer = _tokenizer(run, observer)
+    config = _config(run, tokenizer)
+    encoded = _encode(run, run.train, tokenizer, config, observer, scored=False)
+    watched = _encode(run, run.watched, tokenizer, config, Silent(), scored=True)
+    reported = {split: _encode(run, e, tokenizer, config, observer, scored=True) for split, e in run.reported.items()}
 
     # The two models. The teacher is scored in float32, before it may be rounded for speed.
-    teacher_model, teacher_head = _load_teacher(run, recipe, encoded, tokenizer, accelerator, bf16, observer)
-    order = _order(teacher_model, task)
-    teacher_model.to(accelerator.device)
-    answers = {split: predict(teacher_model, order, e, task) for split, e in reported.items()} if main else {}
-    watched_answers = predict(teacher_model, order, watched, task) if main else None
-    student_model, student_source = _load_student(run, recipe, teacher_model)
+    taught = _load_teacher(run, recipe, encoded, tokenizer, accelerator, bf16, observer)
+    answers: dict[str, Any] = {}
+    if taught is not None and main:
+        taught.model.to(accelerator.device)
+        answers = {split: work.answer(taught.model, e) for split, e in reported.items()}
+        watched_answers = work.answer(taught.model, watched)
+    student_model, student_source = _load_student(run, config, taught.model if taught is not None else None)
     student_model.to(accelerator.device)
-    timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in (teacher_model, student_model)))
-    latencies = latencies_ms([teacher_model, student_model], timed) if main else [0.0, 0.0]
-    student_order = _order(student_model, task)
-    teacher = Teacher(teacher_model, order, torch.bfloat16 if bf16 else torch.float32, accelerator.device)
+    pair = [*([taught.model] if taught is not None else []), student_model]
+    timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
+    latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
+    student_order = work.order(student_model)
+    teacher = None
+    if taught is not None:
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        teacher = Teacher(taught.model, work.order(taught.model), dtype, accelerator.device)
 
     # What aligns them, and what is minimised.
-    plan = _calibrated(run, teacher, encoded, accelerator, resume)
-    objective = build_objective(recipe.objective, plan, task.regression)
-    projections = Projections(plan.projections if objective.uses_hidden else (), recipe.train.seed)
+    plan = _calibrated(run, teacher, encoded, accelerator, resume) if teacher is not None else None
+    objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
+    shapes = plan.projections if plan is not None and objective.uses_hidden else ()
+    projections = Projections(shapes, recipe.train.seed)
     learner = Learner(
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
 
     def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, float | None]]:
-        found = predict(model, student_order, watched, task)
-        assert run.watched.labels is not None
-        assert watched_answers is not None
-        scores = score_all(task, found.values, run.watched.labels, task.metrics, interval=False)
+        found = work.answer(model, watched)
+        scores = work.scores(found, watched, interval=False)
         first = scores[0]
-        scores.append(agreement(task, found.values, watched_answers.values, interval=False))
+        if taught is not None:
+            scores.append(work.agreement(found, watched_answers, interval=False))
         deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
         return deciding, {score.metric: score.value for score in scores}
 
@@ -184,7 +196,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         folder,
         observer,
         evaluate,
-        f"distilling {task.name}",
+        f"{'distilling' if taught is not None else 'training'} {work.task.name}",
         resume,
     )
     for tracker in accelerator.trackers:
@@ -192,19 +204,22 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
 
     # What was exported is what is scored.
     if main:
-        _export(student_model, tokenizer, projections, task, folder)
+        _export(student_model, tokenizer, projections, work, folder)
         checkpoint = models.locate(str(folder.student))
-        exported = models.load_classifier(checkpoint, task, fresh_head=False, seed=0).to(accelerator.device)
+        exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+        teacher_facts = None
+        if taught is not None and run.teacher is not None:
+            teacher_facts = _facts(run.teacher, taught.model, taught.head, run.teacher.name, latencies[0])
         folder.write_record(
             RunRecord(
                 schema=SCHEMA,
                 version=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                task=task.name,
-                metrics=task.metrics,
+                task=work.task.name,
+                metrics=work.metrics,
                 recipe=recipe.model_dump(mode="json"),
-                student=_facts(checkpoint, exported, "trained", student_source, latencies[1]),
-                teacher=_facts(run.teacher, teacher_model, teacher_head, run.teacher.name, latencies[0]),
+                student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
+                teacher=teacher_facts,
                 data=_data_facts(run, encoded, reported),
                 scores=_final_scores(run, exported, reported, answers),
                 training=_training_facts(progress, run, accelerator),
@@ -216,14 +231,58 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     return read_record(folder.path)
 
 
-def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, observer: Observer) -> Encoded:
-    encoded = encode(examples, tokenizer, max_length)
+def _tokenizer(run: Prepared, observer: Observer) -> PreTrainedTokenizerBase:
+    """The teacher's tokenizer; the student's own where it is alone, trained on the training text where so asked."""
+    first = run.teacher or run.student
+    if first is not None:
+        return models.load_tokenizer(first)
+    asked = run.recipe.tokenizer
+    assert asked is not None, "a student from nothing without a teacher names its tokenizer"
+    assert run.new is not None, "a student is a checkpoint, cut or new"
+    size = trained_size(asked)
+    if size is None:
+        return models.load_tokenizer_named(asked)
+    texts = (text for column in run.train.texts for text in column)
+    tokenizer = train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
+    observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
+    return tokenizer
+
+
+def _config(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of the student, or of the teacher that it is cut from."""
+    if run.new is not None:
+        return new_config(run.new, tokenizer)
+    first = run.student or run.teacher
+    assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
+    return first.config
+
+
+def _encode(
+    run: Prepared,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    observer: Observer,
+    *,
+    scored: bool,
+) -> Encoded:
+    encoded = run.work.encode(examples, tokenizer, config, scored=scored)
     if encoded.truncated:
         observer.announce(
-            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than {max_length} tokens "
-            f"and were cut (--max-length)"
+            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
+            f"{run.recipe.data.max_length} tokens and were cut (--max-length)"
         )
+    if examples.passed_over:
+        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
     return encoded
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """A teacher in float32, and where its head came from."""
+
+    model: PreTrainedModel
+    head: str
 
 
 def _load_teacher(
@@ -234,30 +293,35 @@ def _load_teacher(
     accelerator: Accelerator,
     bf16: bool,
     observer: Observer,
-) -> tuple[PreTrainedModel, str]:
-    """The teacher in float32, fine-tuned first where it has no head, and where its head came from."""
+) -> _Taught | None:
+    """The teacher, fine-tuned first where it has no head; None where there is none."""
+    if run.teacher is None:
+        return None
     if run.finetunes:
-        return finetuned(run.teacher, run.task, encoded, recipe.finetune, tokenizer, accelerator, bf16, observer)
-    return models.load_classifier(run.teacher, run.task, fresh_head=False, seed=0), "its own"
+        assert isinstance(run.task, Task), "only classifiers are fine-tuned first"
+        settings = recipe.finetune
+        return _Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
+    return _Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
 
 
-def _load_student(run: Prepared, recipe: Recipe, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
+def _load_student(
+    run: Prepared, config: PretrainedConfig, teacher: PreTrainedModel | None
+) -> tuple[PreTrainedModel, str]:
     """The student in float32 before its first step, and where it came from."""
+    seed = run.recipe.train.seed
     if run.cut_to is not None:
+        assert teacher is not None, "a student is cut out of a teacher"
+        assert run.teacher is not None, "a student is cut out of a teacher"
         if run.cut_from is None:
-            return student.at_random(teacher, run.cut_to, recipe.train.seed), f"{run.cut_to} layers at random"
-        return student.cut(teacher, run.cut_from), f"layers {' '.join(map(str, run.cut_from))} of {run.teacher.name}"
+            return student.at_random(teacher, run.cut_to, seed), f"{run.recipe.student} at random"
+        return student.cut(teacher, run.cut_from), f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+    if run.new is not None:
+        return new_model(config, seed), run.recipe.student
     own = run.student
-    assert own is not None, "a student is cut or a checkpoint"
-    keeps_head = own.has_classifier and models.output_order(own.config, run.task) is not None
-    model = models.load_classifier(own, run.task, fresh_head=not keeps_head, seed=recipe.train.seed)
+    assert own is not None, "a student is cut, a checkpoint or new"
+    keeps_head = run.work.keeps_head(own)
+    model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
-
-
-def _order(model: PreTrainedModel, task: Task) -> tuple[int, ...]:
-    order = models.output_order(model.config, task)
-    assert order is not None, "heads were checked, or are fresh"
-    return order
 
 
 def _calibrated(run: Prepared, teacher: Teacher, encoded: Encoded, accelerator: Accelerator, resume: bool) -> Plan:
@@ -265,9 +329,10 @@ def _calibrated(run: Prepared, teacher: Teacher, encoded: Encoded, accelerator: 
     if resume and run.folder.plan.is_file():
         return read_plan(run.folder.plan)
     plan = run.plan
+    assert plan is not None, "a teacher comes with a plan"
     if not plan.calibrated:
         rows = np.random.default_rng([run.recipe.train.seed, 2]).permutation(len(encoded))[:CALIBRATION_EXAMPLES]
-        batches = (batch for _, batch in in_order(encoded.take(rows.tolist()), 64))
+        batches = (batch for _, batch in in_order(encoded.take(rows.tolist()), CALIBRATION_BATCH))
         plan = calibrate(plan, teacher, batches, accelerator.device)
     if accelerator.is_main_process:
         write_text(run.folder.plan, plan.to_json())
@@ -276,12 +341,12 @@ def _calibrated(run: Prepared, teacher: Teacher, encoded: Encoded, accelerator: 
 
 
 def _export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, projections: Projections, task: Task, folder: RunFolder
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, projections: Projections, work: Work, folder: RunFolder
 ) -> None:
     """Write the student as a stock Transformers checkpoint with the task's label names, and the projections beside."""
-    order = _order(model, task)
-    if not task.regression:
-        model.config.id2label = dict(zip(order, task.labels, strict=True))
+    order = work.order(model)
+    if order is not None and isinstance(work.task, Task) and not work.task.regression:
+        model.config.id2label = dict(zip(order, work.task.labels, strict=True))
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
     model.save_pretrained(folder.student)
     tokenizer.save_pretrained(folder.student)
@@ -291,19 +356,18 @@ def _export(
 
 
 def _final_scores(
-    run: Prepared, exported: PreTrainedModel, reported: Mapping[str, Encoded], answers: Mapping[str, Predictions]
+    run: Prepared, exported: PreTrainedModel, reported: Mapping[str, Encoded], answers: Mapping[str, Any]
 ) -> dict[str, object]:
     """Score both models on every reported split, and keep the predictions."""
     scores: dict[str, object] = {}
     for split, encoded in reported.items():
-        labels = run.reported[split].labels
-        assert labels is not None, "reported splits have labels"
-        ours, theirs = predict(exported, _order(exported, run.task), encoded, run.task), answers[split]
-        write_predictions(run.folder.predictions(split), run.task, ours, labels, theirs.values)
+        ours, theirs = run.work.answer(exported, encoded), answers.get(split)
+        run.work.keep(run.folder.predictions(split), ours, encoded, theirs)
+        alike = run.work.agreement(ours, theirs).to_json() if theirs is not None else None
         scores[split] = {
-            "student": [s.to_json() for s in score_all(run.task, ours.values, labels, run.task.metrics)],
-            "teacher": [s.to_json() for s in score_all(run.task, theirs.values, labels, run.task.metrics)],
-            "agreement": agreement(run.task, ours.values, theirs.values).to_json(),
+            "student": [score.to_json() for score in run.work.scores(ours, encoded)],
+            "teacher": [score.to_json() for score in run.work.scores(theirs, encoded)] if theirs is not None else [],
+            "agreement": alike,
         }
     return scores
 
@@ -322,10 +386,19 @@ def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: st
 def _data_facts(run: Prepared, encoded: Encoded, reported: Mapping[str, Encoded]) -> dict[str, object]:
     return {
         "source": str(run.task.source),
-        "train": {"n": len(encoded), "truncated": encoded.truncated, "fingerprint": run.train.fingerprint()},
+        "train": {
+            "n": len(run.train),
+            "tokens": int(encoded.lengths.sum()),
+            "truncated": encoded.truncated,
+            "fingerprint": run.train.fingerprint(),
+        },
         "watched": {"n": len(run.watched), "from": run.watched_word},
         "reported": {
-            split: {"n": len(e), "truncated": e.truncated, "fingerprint": run.reported[split].fingerprint()}
+            split: {
+                "n": len(run.reported[split]),
+                "truncated": e.truncated,
+                "fingerprint": run.reported[split].fingerprint(),
+            }
             for split, e in reported.items()
         },
     }

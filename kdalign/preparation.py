@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PretrainedConfig
 
 from kdalign import models, student
 from kdalign.alignment import Plan, propose, read_plan
-from kdalign.architecture import Architecture, describe, with_layers
+from kdalign.architecture import LAYOUTS, HeadKind, describe, layout_of, with_layers
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
+from kdalign.fresh import NewModel, new_config, parse_new
 from kdalign.models import Checkpoint
 from kdalign.recipe import Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
-from kdalign.tasks import Examples, Task, find_task, hold_out, load_examples
+from kdalign.tasks import AnyTask, Examples, Task, find_task, hold_out
 from kdalign.tasks.data import split_exists
-from kdalign.training import total_steps
+from kdalign.work import Work, work_on
 
 MONITORED = (100, 500)
 """At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
@@ -30,39 +32,44 @@ class Prepared:
     """A run that was checked: configurations and data are read, weights are not.
 
     Attributes:
-        cut_to: the number of layers of a student that is cut out of the teacher; None for a checkpoint.
-        cut_from: the teacher layers it starts from; None for a checkpoint or a random start.
-        plan: the shape plan.
+        teacher: None where the student is trained alone.
+        student: a checkpoint of its own; None for a student that is cut or new.
+        new: what a student from nothing is; None for others.
+        cut_to: each stack's number of layers of a student that is cut out of the teacher; None for others.
+        cut_from: for each stack, the teacher layers it starts from; None for others, and for a random start.
+        plan: the shape plan; None without a teacher.
     """
 
     recipe: Recipe
-    task: Task
-    teacher: Checkpoint
+    work: Work
+    teacher: Checkpoint | None
     student: Checkpoint | None
-    cut_to: int | None
-    cut_from: tuple[int, ...] | None
-    plan: Plan
+    new: NewModel | None
+    cut_to: Mapping[str, int] | None
+    cut_from: Mapping[str, tuple[int, ...]] | None
+    plan: Plan | None
     train: Examples
     watched: Examples
     reported: Mapping[str, Examples]
     folder: RunFolder
 
     @property
+    def task(self) -> AnyTask:
+        """The task."""
+        return self.work.task
+
+    @property
     def finetunes(self) -> bool:
         """Whether the teacher must first be fine-tuned."""
-        return not self.teacher.has_classifier
+        return self.teacher is not None and not self.teacher.has_classifier and self.work.head is HeadKind.CLASSIFIER
 
     @property
     def inputs(self) -> dict[str, str]:
         """Fingerprints of the models and splits that the run reads."""
-        found = {"teacher": self.teacher.hash, "train": self.train.fingerprint()}
+        found = {"train": self.train.fingerprint()}
         found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
-        return found | ({"student": self.student.hash} if self.student is not None else {})
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the run."""
-        return total_steps(self.recipe.train, len(self.train))
+        models_read = {"teacher": self.teacher, "student": self.student}
+        return found | {word: model.hash for word, model in models_read.items() if model is not None}
 
     @property
     def watched_word(self) -> str:
@@ -78,56 +85,113 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     data = recipe.data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    teacher = models.locate(recipe.teacher, recipe.revision)
-    their_architecture = describe(teacher.config)
-    cut_to = student.layers_of_cut(recipe.student, their_architecture.stacks[0].layers)
-    own, cut_from = None, None
-    if cut_to is None:
-        own = models.locate(recipe.student, recipe.student_revision)
-        our_architecture = describe(own.config)
-    else:
-        cut_from = student.starting_layers(recipe.init, cut_to, their_architecture.stacks[0].layers)
-        our_architecture = describe(with_layers(teacher.config, cut_to))
-    _check_heads(recipe, task, teacher, own)
-    plan = _plan(recipe, their_architecture, our_architecture, cut_from)
-    tokenizer = models.load_tokenizer(teacher)
-    models.check_length(teacher, data.max_length)
-    if own is not None:
-        if not models.same_tokenizer(tokenizer, models.load_tokenizer(own)):
-            raise UsageError(
-                f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
-                f"choose a student with the teacher's vocabulary"
-            )
-        models.check_length(own, data.max_length)
-    train_examples = _limited(load_examples(task, task.train), data, recipe.train.seed)
-    if train_examples.labels is None:
+    teacher = models.locate(recipe.teacher, recipe.revision) if recipe.has_teacher else None
+    cut_to = cut_from = None
+    new = parse_new(recipe.student) if recipe.student.startswith("new:") else None
+    if new is None and teacher is not None:
+        theirs = describe(teacher.config)
+        cut_to = student.layers_of_cut(recipe.student, theirs)
+        cut_from = student.starting_layers(recipe.init, cut_to, theirs) if cut_to is not None else None
+    elif new is None and recipe.student.startswith("layers="):
+        raise UsageError(f"--student {recipe.student!r} is cut out of a teacher; without one, give a model or new:TYPE")
+    own = models.locate(recipe.student, recipe.student_revision) if new is None and cut_to is None else None
+    first = teacher or own
+    family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
+    work = work_on(task, family, data.max_length, first.name if first is not None else recipe.student)
+    _check_models(recipe, work, teacher, own, new)
+    train_examples = _limited(work.examples(task.train), data, recipe.train.seed)
+    if isinstance(task, Task) and train_examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
     train_examples, watched = _watched(train_examples, recipe.train)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     return Prepared(
         recipe=recipe.with_changes(out=str(folder.path)),
-        task=task,
+        work=work,
         teacher=teacher,
         student=own,
+        new=new,
         cut_to=cut_to,
         cut_from=cut_from,
-        plan=plan,
+        plan=_plan(recipe, teacher, own, new, cut_to, cut_from) if teacher is not None else None,
         train=train_examples,
         watched=watched,
-        reported=_reported(task, data),
+        reported=_reported(work, data),
         folder=folder,
     )
+
+
+def trained_size(tokenizer: str) -> int | None:
+    """The number of entries that ``train:SIZE`` asks for; None for a tokenizer that is there already.
+
+    Raises:
+        UsageError: not a number.
+    """
+    if not tokenizer.startswith("train:"):
+        return None
+    size = tokenizer.removeprefix("train:")
+    if not re.fullmatch(r"[1-9]\d*", size):
+        raise UsageError(f"--tokenizer {tokenizer!r}: accepted is train:SIZE, such as train:8000")
+    return int(size)
+
+
+def _type_of(new: NewModel | None) -> str:
+    assert new is not None, "a student is cut, a checkpoint or new"
+    return new.model_type
+
+
+def _check_models(
+    recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
+) -> None:
+    """Refuse heads, tokenizers and lengths that do not go together."""
+    classifies = work.head is HeadKind.CLASSIFIER
+    if teacher is not None:
+        work.check(teacher)
+        models.check_length(teacher, recipe.data.max_length)
+        if classifies and not teacher.has_classifier and not recipe.finetune_teacher:
+            raise UsageError(
+                f"teacher {teacher.name!r} has no classification head, so it cannot teach {work.task.name!r}; "
+                f"allow fine-tuning it first, or give a fine-tuned one"
+            )
+    if recipe.init == "random" and not recipe.student.startswith("layers="):
+        raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
+    if own is not None:
+        models.check_length(own, recipe.data.max_length)
+        if teacher is not None and not models.same_tokenizer(
+            models.load_tokenizer(teacher), models.load_tokenizer(own)
+        ):
+            raise UsageError(
+                f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
+                f"choose a student with the teacher's vocabulary"
+            )
+    if new is None:
+        if recipe.tokenizer is not None:
+            raise UsageError("--tokenizer is for a student from nothing (new:TYPE); others bring theirs")
+        return
+    if classifies:
+        raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
+    if new.positions < recipe.data.max_length:
+        raise UsageError(f"--max-length {recipe.data.max_length} is more than the {new.positions} positions asked for")
+    if teacher is None and recipe.tokenizer is None:
+        raise UsageError(f"--student {recipe.student!r} needs --tokenizer: a hub id, a folder, or train:8000")
+    if teacher is not None and recipe.tokenizer is not None:
+        raise UsageError("a student from nothing takes its teacher's tokenizer: leave --tokenizer out")
+    if recipe.tokenizer is not None:
+        trained_size(recipe.tokenizer)
 
 
 def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
     """The plan between a teacher and a student that is named as in ``--student``."""
     theirs = describe(teacher.config)
-    cut_to = student.layers_of_cut(student_name, theirs.stacks[0].layers)
+    cut_to = student.layers_of_cut(student_name, theirs)
     if cut_to is None:
         return propose(theirs, describe(models.locate(student_name).config), choice)
-    cut_from = student.starting_layers(init, cut_to, theirs.stacks[0].layers)
-    return propose(theirs, describe(with_layers(teacher.config, cut_to)), choice, cut_from)
+    cut_from = student.starting_layers(init, cut_to, theirs)
+    return propose(theirs, describe(_cut_config(teacher, cut_to)), choice, cut_from)
+
+
+def _cut_config(teacher: Checkpoint, layers: Mapping[str, int]) -> PretrainedConfig:
+    return with_layers(teacher.config, {stack: range(number) for stack, number in layers.items()})
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:
@@ -142,40 +206,54 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
     ]
 
 
-def default_name(recipe: Recipe, task: Task | None) -> str:
+def default_name(recipe: Recipe, task: AnyTask | None) -> str:
     """The run folder's name where none is given: task, teacher, student and seed."""
     words = [task.name if task else "-".join(Path(name).stem for name in recipe.data.task)]
-    words += [Path(recipe.teacher).name, Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
+    words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
+    words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
 
 
-def _check_heads(recipe: Recipe, task: Task, teacher: Checkpoint, own: Checkpoint | None) -> None:
-    if teacher.has_classifier:
-        models.check_head(teacher, task)
-    elif not recipe.finetune_teacher:
-        raise UsageError(
-            f"teacher {teacher.name!r} has no classification head, so it cannot teach {task.name!r}; "
-            f"allow fine-tuning it first, or give a fine-tuned one"
-        )
-    if own is not None and own.has_classifier and recipe.init == "random":
-        raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
-
-
-def _plan(recipe: Recipe, teacher: Architecture, ours: Architecture, cut_from: tuple[int, ...] | None) -> Plan:
+def _plan(
+    recipe: Recipe,
+    teacher: Checkpoint,
+    own: Checkpoint | None,
+    new: NewModel | None,
+    cut_to: Mapping[str, int] | None,
+    cut_from: Mapping[str, tuple[int, ...]] | None,
+) -> Plan:
+    theirs = describe(teacher.config)
+    if cut_to is not None:
+        ours = describe(_cut_config(teacher, cut_to))
+    elif new is not None:
+        ours = describe(new_config(new, models.load_tokenizer(teacher)))
+    else:
+        assert own is not None, "a student is cut, a checkpoint or new"
+        ours = describe(own.config)
     if recipe.align.plan is not None:
         if recipe.align.weights is not None or recipe.align.map != "auto":
             raise UsageError("a plan holds its own map and weights: give --plan, or --map and align.weights, not both")
         plan = read_plan(Path(recipe.align.plan)).with_statistics({})  # another teacher of this shape has others
-        plan.fits(teacher, ours)
+        plan.fits(theirs, ours)
     else:
-        plan = propose(teacher, ours, recipe.align.map, cut_from, recipe.align.weights)
-    theirs, our = teacher.stacks[0], ours.stacks[0]
-    if recipe.objective.delta > 0 and theirs.heads != our.heads:
-        raise UsageError(
-            f"the teacher has {theirs.heads} attention heads and the student {our.heads}: their maps cannot be "
-            f"compared; give --delta 0"
-        )
+        plan = propose(theirs, ours, recipe.align.map, cut_from, recipe.align.weights)
+    if recipe.objective.delta > 0:
+        _check_maps(plan)
     return plan
+
+
+def _check_maps(plan: Plan) -> None:
+    """Refuse to compare attention maps that cannot be taken, or that differ in their heads."""
+    for architecture in (plan.teacher, plan.student):
+        if not LAYOUTS[architecture.model_type].maps:
+            raise UsageError(f"attention maps of {architecture.model_type} cannot be taken; give --delta 0")
+    for layer_map in plan.maps:
+        theirs, ours = plan.teacher.stack(layer_map.teacher_stack), plan.student.stack(layer_map.student_stack)
+        if theirs.heads != ours.heads:
+            raise UsageError(
+                f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
+                f"compared; give --delta 0"
+            )
 
 
 def _limited(examples: Examples, data: Data, seed: int) -> Examples:
@@ -195,15 +273,15 @@ def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
     return examples, examples.take(sorted(rows.tolist()))
 
 
-def _reported(task: Task, data: Data) -> dict[str, Examples]:
-    """The labelled splits that the run is scored on, once, at its end."""
+def _reported(work: Work, data: Data) -> dict[str, Examples]:
+    """The splits that the run is scored on, once, at its end."""
     found = {}
-    for number, split in enumerate(task.evaluation):
-        if number and not split_exists(task.source, split):
+    for number, split in enumerate(work.task.evaluation):
+        if number and not split_exists(work.task.source, split):
             continue
-        examples = load_examples(task, split)
-        if examples.labels is None:
-            raise UsageError(f"{task.source}, split {split!r} has no labels to score against")
+        examples = work.examples(split)
+        if isinstance(work.task, Task) and examples.labels is None:
+            raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
         found[split] = examples.take(range(min(len(examples), data.limit or len(examples))))
     return found
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from kdalign.architecture import accepted_inputs, count_parameters, describe, skeleton
+from kdalign.architecture import accepted_inputs, count_parameters, describe, embedding_parameters, skeleton
 from kdalign.models import Checkpoint, check_length, weights_megabytes
 
 WARM_UP = 5
@@ -99,7 +99,7 @@ def profile(
         feed_forward=stack.feed_forward,
         vocabulary=architecture.vocabulary,
         parameters=parameters,
-        embedding_parameters=count_parameters(shape.base_model.get_submodule("embeddings")),
+        embedding_parameters=embedding_parameters(shape),
         megabytes=weights_megabytes(checkpoint) if has_weights else None,
         flops_per_token={length: count_flops(shape, length) / length for length in lengths},
         weights_mb=4 * parameters / 1e6,

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdalign.alignment import ProjectionShape
+from kdalign.architecture import Layer
 
 
 class Projections(nn.Module):
@@ -28,12 +29,12 @@ class Projections(nn.Module):
             )
 
     def forward(
-        self, hidden: Float[Tensor, "batch time width"], student: int, teacher: int
+        self, hidden: Float[Tensor, "batch time width"], student: Layer, teacher: Layer
     ) -> Float[Tensor, "batch time teacher_width"]:
         """The student layer's features at the teacher layer's width."""
         key = _key(student, teacher)
         return self.maps[key](hidden) if key in self.maps else hidden
 
 
-def _key(student: int, teacher: int) -> str:
-    return f"{student}_to_{teacher}"
+def _key(student: Layer, teacher: Layer) -> str:
+    return f"{student.stack}_{student.number}_to_{teacher.stack}_{teacher.number}"

@@ -76,6 +76,8 @@ class Objective(_Section):
     gamma: float = Field(1.0, ge=0)
     delta: float = Field(1.0, ge=0)
     temperature: float = Field(2.0, gt=0)
+    divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
+    """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
@@ -103,6 +105,8 @@ class Train(_Section):
     epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; wins over epochs."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Stop with the step in which so many real tokens were trained on; wins over epochs."""
     batch_size: int = Field(64, ge=1)
     """Examples per optimizer step, over all ranks."""
     micro_batch: int | None = Field(None, ge=1)
@@ -149,16 +153,40 @@ class Finetune(_Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+NO_TEACHER = "none"
+
+LANGUAGE_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization")
+
+LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "data": {"max_length": 256},
+    "objective": {"temperature": 1.0, "beta": 1.0, "gamma": 0.0, "delta": 0.0},
+    "train": {"epochs": 1.0, "batch_size": 16},
+}
+"""What differs for tasks whose answers are tokens: temperature 1 and features by cosine alone (Muralidharan et al.
+2024, arXiv:2407.14679: for decoders attention relations add nothing), and longer rows."""
+ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
+}
+"""What differs where there is no teacher."""
+
+
+def models_language(task: str) -> bool:
+    """Whether a task's answers are tokens, by its name."""
+    return task.partition(":")[0] in LANGUAGE_TASKS
+
+
 class Recipe(_Section):
     """One run of ``kdalign distill``, whole."""
 
     teacher: str
-    """Hub id or folder."""
+    """Hub id, folder, or ``none``: the student is then trained alone."""
     student: str = "layers=half"
-    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher)."""
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher), or ``new:TYPE,layers=N,width=N``."""
     revision: str | None = None
     """The teacher's revision on the hub."""
     student_revision: str | None = None
+    tokenizer: str | None = None
+    """Of a student that is built from nothing: hub id, folder, or ``train:SIZE``, trained on the training text."""
     init: str = "uniform"
     """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
     finetune_teacher: bool = True
@@ -170,6 +198,36 @@ class Recipe(_Section):
     finetune: Finetune = Finetune()
     out: str | None = None
     """The run folder; named after task, models and seed when left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_the_task(cls, tree: Any) -> Any:
+        """Where nothing is said, language models and students without a teacher start from other values."""
+        if not isinstance(tree, Mapping):
+            return tree
+        filled = dict(tree)
+        data = tree.get("data")
+        tasks = data.get("task") or () if isinstance(data, Mapping) else ()
+        names = tasks.split(",") if isinstance(tasks, str) else tasks
+        starts = [LANGUAGE_DEFAULTS] if any(models_language(str(name).strip()) for name in names) else []
+        starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
+        for start in starts:
+            for section, values in start.items():
+                given = tree.get(section, {})
+                if isinstance(given, Mapping):
+                    filled[section] = {**filled.get(section, {}), **values, **given}
+        return filled
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> "Recipe":
+        if not self.has_teacher and self.objective.needs_teacher:
+            raise ValueError("there is no teacher: alpha, beta, gamma and delta must be 0")
+        return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher != NO_TEACHER
 
     def with_changes(self, **changes: object) -> "Recipe":
         """A copy with top-level fields replaced, validated again."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdalign.evaluation import Evaluation
     from kdalign.preparation import Prepared
     from kdalign.profiling import Profile
+    from kdalign.recipe import Train
 
 FORMATS = ("rich", "markdown", "json")
 MOST_COLUMNS = 7
@@ -202,11 +203,12 @@ def plan_table(plan: "Plan") -> RenderableType:
     for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
         table.add_column(heading, justify="right")
     shapes = {(shape.student, shape.teacher): shape for shape in plan.projections}
+    single = len(plan.maps) == 1
     for student, teacher, weight in plan.pairs:
         shape = shapes.get((student, teacher))
         table.add_row(
-            str(student),
-            str(teacher),
+            str(student.number if single else student),
+            str(teacher.number if single else teacher),
             f"{weight:.3f}",
             f"{shape.student_width} to {shape.teacher_width}" if shape else "none, widths agree",
             f"{shape.parameters:,}" if shape else "0",
@@ -218,29 +220,39 @@ def plan_table(plan: "Plan") -> RenderableType:
 
 def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
     """What a dry run found: nothing was written."""
+    from kdalign.alignment import layers_text
+
     parts: list[RenderableType] = []
     for run in prepared:
         table = _table(f"{run.task.name}: what would be done")
         table.add_column("")
         table.add_column("", overflow="fold")
         facts = {
-            "teacher": f"{run.teacher.name} [{run.teacher.hash}]",
+            "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
             "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
             "student": run.recipe.student
-            + (f" from layers {' '.join(map(str, run.cut_from))}" if run.cut_from is not None else ""),
+            + (f" from layers {layers_text(run.cut_from)}" if run.cut_from is not None else ""),
             "data": str(run.task.source),
             "found": run.task.found,
             "training examples": f"{len(run.train):,}",
             "watched": f"{len(run.watched):,} {run.watched_word}",
             "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
-            "steps": f"{run.steps:,} of {run.recipe.train.batch_size}",
+            "budget": _budget(run.recipe.train, len(run.train)),
             "run folder": str(run.folder.path),
         }
         for name, value in facts.items():
             if value:
                 table.add_row(name, escape(value))
-        parts += [table, plan_table(run.plan)]
+        parts += [table, *([plan_table(run.plan)] if run.plan is not None else [])]
     return Group(*parts)
+
+
+def _budget(train: "Train", examples: int) -> str:
+    if train.max_steps is not None:
+        return f"{train.max_steps:,} steps of {train.batch_size} examples"
+    if train.max_tokens is not None:
+        return f"{train.max_tokens:,} tokens, {train.batch_size} rows a step"
+    return f"{train.epochs:g} epochs of {examples:,} examples, {train.batch_size} a step"
 
 
 def _table(title: str | None = None) -> Table:

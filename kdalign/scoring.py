@@ -8,17 +8,19 @@ from pathlib import Path
 import torch
 
 from kdalign import models
-from kdalign.batches import encode
+from kdalign.architecture import head_of, layout_of
 from kdalign.errors import UsageError, unknown
-from kdalign.evaluation import Absent, Evaluation, agreement, predict, score_all, write_predictions
+from kdalign.evaluation import Absent, Evaluation
 from kdalign.files import check_writable, write_json
-from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS, Array, Score
+from kdalign.likelihood import PERPLEXITIES
+from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, Recipe
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
-from kdalign.tasks import Examples, Task, find_task, load_examples, write_submission
+from kdalign.tasks import AnyTask, Examples, Task, find_task, write_submission
 from kdalign.training import make_accelerator
+from kdalign.work import Work, work_on
 
 DEFAULT_MAX_LENGTH = 128
 AGREEMENT = "agreement"
@@ -47,10 +49,19 @@ class _Target:
 
     name: str
     checkpoint: Checkpoint
-    task: Task
+    work: Work
     examples: Examples
-    max_length: int
     run: RunFolder | None
+
+    @property
+    def task(self) -> AnyTask:
+        """The task."""
+        return self.work.task
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the checkpoint says that it has the head that the task is answered by."""
+        return head_of(self.checkpoint.config) is self.work.head
 
 
 def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:
@@ -69,8 +80,9 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         targets = [str(_newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
     for name in asked.metrics or ():
-        if name not in (*METRICS, *LANGUAGE_MODEL_METRICS, AGREEMENT) and ":" not in name:
-            raise unknown("metric", name, (*METRICS, AGREEMENT, *LANGUAGE_MODEL_METRICS))
+        known = tuple(dict.fromkeys((*METRICS, AGREEMENT, *PERPLEXITIES, *LANGUAGE_MODEL_METRICS)))
+        if name not in known and ":" not in name:
+            raise unknown("metric", name, known)
     checked = [target for name in targets for target in _targets(name, asked)]
     out = Path(asked.out or _default_out(checked[0]))
     if out.suffix != ".json":
@@ -89,10 +101,10 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
 
 
 def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.device) -> Evaluation:
-    task, examples = target.task, target.examples
-    answers = _teacher_answers(target)
-    wanted = asked.metrics or (*task.metrics, *((AGREEMENT,) if answers is not None else ()))
-    reasons = {name: _why_not(name, target, answers) for name in wanted}
+    work, task, examples = target.work, target.task, target.examples
+    kept = _kept_teacher(target)
+    wanted = asked.metrics or (*work.metrics, *((AGREEMENT,) if kept is not None else ()))
+    reasons = {name: _why_not(name, target, kept) for name in wanted}
     result = Evaluation(
         model=target.name,
         task=task.name,
@@ -104,50 +116,56 @@ def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.dev
         absent=tuple(absent for absent in reasons.values() if absent is not None),
     )
     possible = [name for name, absent in reasons.items() if absent is None]
-    submits = examples.split in task.test and target.checkpoint.has_classifier
+    submits = examples.split in task.test and isinstance(task, Task) and target.has_head
     if not (possible or submits):
         return result
-    model = models.load_classifier(target.checkpoint, task, fresh_head=False, seed=0).to(device)
-    encoded = encode(examples, models.load_tokenizer(target.checkpoint), target.max_length)
-    order = models.output_order(model.config, task)
-    assert order is not None, "heads were checked"
-    found = predict(model, order, encoded, task)
+    model = work.load(target.checkpoint, fresh_head=False, seed=0).to(device)
+    tokenizer = models.load_tokenizer(target.checkpoint)
+    encoded = work.encode(examples, tokenizer, target.checkpoint.config, scored=True)
+    found = work.answer(model, encoded)
+    answers = work.kept(kept) if kept is not None else None
     file = folder / f"{_word(target.name)}-{task.name}-{examples.split}.parquet"
-    write_predictions(file, task, found, examples.labels, answers)
+    work.keep(file, found, encoded, answers)
     submission = None
-    if submits:
+    if submits and isinstance(task, Task):
         submission = write_submission(task, examples.split, found.values, folder / _word(target.name))
+    measured = work.scores(found, encoded, [name for name in possible if name != AGREEMENT])
+    if AGREEMENT in possible and answers is not None:
+        measured.append(work.agreement(found, answers))
     return replace(
         result,
         truncated=encoded.truncated,
-        scores=tuple(_score(name, task, found.values, examples, answers) for name in possible),
+        scores=tuple(measured),
         predictions=str(file),
         submission=str(submission) if submission else None,
     )
 
 
-def _score(name: str, task: Task, found: Array, examples: Examples, answers: Array | None) -> Score:
-    if name == AGREEMENT:
-        assert answers is not None, "agreement was found possible"
-        return agreement(task, found, answers)
-    assert examples.labels is not None, "metrics were found possible"
-    return score_all(task, found, examples.labels, [name])[0]
-
-
-def _why_not(name: str, target: _Target, answers: Array | None) -> Absent | None:
+def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
     """Why a model cannot be scored by a metric; None where it can."""
     task, model = target.task, target.checkpoint.name
-    if name in LANGUAGE_MODEL_METRICS:
-        return Absent(name, f"{model} has no language-model head, and this version of kdalign trains classifiers only")
-    if not target.checkpoint.has_classifier:
-        command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
-        return Absent(name, f"{model} has no classification head", command)
+    if not target.has_head:
+        if isinstance(task, Task):
+            command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
+            return Absent(name, f"{model} has no classification head", command)
+        command = f"kdalign distill --teacher none --student {model} --task {task.name}"
+        return Absent(name, f"{model} has no language-model head", command)
     if name == AGREEMENT:
-        if answers is None:
+        if kept is None:
             return Absent(
                 name, "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
             )
         return None
+    if isinstance(task, Task) and name in (*LANGUAGE_MODEL_METRICS, *PERPLEXITIES):
+        return Absent(
+            name,
+            f"{model} has no language-model head",
+            f"kdalign distill --teacher none --student {model} --task lm:{task.name}",
+        )
+    if not isinstance(task, Task):
+        if name in target.work.metrics:
+            return None
+        return Absent(name, f"task {task.name} gives this model {', '.join(target.work.metrics)}")
     if not task.fits(task.metric(name)):
         kind = "a score" if task.regression else f"{len(task.labels)} classes"
         return Absent(name, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
@@ -190,28 +208,28 @@ def _run_target(run: Path, asked: Asked) -> _Target:
 
 def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> _Target:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    if checkpoint.has_classifier:
-        models.check_head(checkpoint, task)
-    examples = load_examples(task, asked.split or task.evaluation[0])
-    if asked.limit is not None and task.submission and examples.split in task.test and checkpoint.has_classifier:
+    max_length = asked.max_length or DEFAULT_MAX_LENGTH
+    work = work_on(task, layout_of(checkpoint.config).family, max_length, checkpoint.name)
+    if head_of(checkpoint.config) is work.head:
+        work.check(checkpoint)
+    examples = work.examples(asked.split or task.evaluation[0])
+    submits = isinstance(task, Task) and bool(task.submission) and checkpoint.has_classifier
+    if asked.limit is not None and submits and examples.split in task.test:
         raise UsageError(f"split {examples.split} is written as the leaderboard's file, whole: leave --limit out")
     examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
-    max_length = asked.max_length or DEFAULT_MAX_LENGTH
     models.check_length(checkpoint, max_length)
-    return _Target(name, checkpoint, task, examples, max_length, run)
+    return _Target(name, checkpoint, work, examples, run)
 
 
-def _teacher_answers(target: _Target) -> Array | None:
-    """The teacher's answers that a run kept on this very split."""
+def _kept_teacher(target: _Target) -> Path | None:
+    """The file in which a run kept its teacher's answers on this very split; None where there is none."""
     if target.run is None:
         return None
     record, split = read_record(target.run.path), target.examples.split
     kept = record.data["reported"].get(split)
-    if kept is None or kept["fingerprint"] != target.examples.fingerprint():
+    if record.teacher is None or kept is None or kept["fingerprint"] != target.examples.fingerprint():
         return None
-    import pandas as pd
-
-    return pd.read_parquet(target.run.predictions(split))["teacher"].to_numpy()
+    return target.run.predictions(split)
 
 
 def _newest_run(folder: Path) -> Path:

@@ -1,20 +1,28 @@
 """The student: cut out of the teacher, or a checkpoint of its own; its weights are float32."""
 
-import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from kdalign.alignment import choose_layers
-from kdalign.architecture import describe, layout_of, with_layers
+from kdalign.architecture import (
+    Architecture,
+    Stack,
+    attention_of,
+    auto_class,
+    block_paths,
+    head_of_class,
+    with_layers,
+)
 from kdalign.errors import UsageError
 
 
-def layers_of_cut(student: str, teacher_layers: int) -> int | None:
-    """The number of layers that ``layers=N`` or ``layers=half`` asks for; None where the student is a checkpoint.
+def layers_of_cut(student: str, teacher: Architecture) -> dict[str, int] | None:
+    """The number of layers in each stack that ``layers=...`` asks for; None where the student is a checkpoint.
+
+    ``layers=3`` and ``layers=half`` cut every stack; ``layers=encoder:4,decoder:2`` one by one.
 
     Raises:
         UsageError: not a number of layers that the teacher has.
@@ -23,40 +31,59 @@ def layers_of_cut(student: str, teacher_layers: int) -> int | None:
         if re.fullmatch(r"layers?\s*[=:]?\s*\w*", student):
             raise UsageError(f"--student {student!r}; did you mean 'layers=N', N of the teacher's, or 'layers=half'?")
         return None
-    word = student.removeprefix("layers=")
+    wanted = student.removeprefix("layers=")
+    words = {stack.name: wanted for stack in teacher.stacks}
+    if ":" in wanted:
+        given = dict(part.partition(":")[::2] for part in wanted.split(","))
+        if set(given) != set(words):
+            raise UsageError(f"--student {student!r}: name every stack once ({', '.join(words)})")
+        words = given
+    return {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
+
+
+def _number(student: str, word: str, stack: Stack) -> int:
     if word == "half":
-        return max(1, teacher_layers // 2)
-    if not re.fullmatch(r"\d+", word) or not 1 <= int(word) <= teacher_layers:
-        raise UsageError(f"--student {student!r}: accepted are layers=1 to layers={teacher_layers}, or layers=half")
+        return max(1, stack.layers // 2)
+    if not re.fullmatch(r"\d+", word) or not 1 <= int(word) <= stack.layers:
+        raise UsageError(
+            f"--student {student!r}: accepted are layers=1 to layers={stack.layers} ({stack.name}), or layers=half"
+        )
     return int(word)
 
 
-def starting_layers(init: str, student: int, teacher: int) -> tuple[int, ...] | None:
-    """The teacher layers that a cut student starts from; None for ``random``."""
-    return None if init == "random" else choose_layers(init, student, teacher, ("random",))
+def starting_layers(init: str, layers: Mapping[str, int], teacher: Architecture) -> dict[str, tuple[int, ...]] | None:
+    """For each stack, the teacher layers that a cut student starts from; None for ``random``."""
+    if init == "random":
+        return None
+    return {
+        name: choose_layers(init, number, teacher.stack(name).layers, ("random",)) for name, number in layers.items()
+    }
 
 
-def cut(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A student made of these teacher layers, with the teacher's embeddings and head, in float32."""
-    student = _empty(teacher, len(layers))
-    blocks = f"{teacher.base_model_prefix}.{layout_of(teacher.config).blocks}."
+def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTrainedModel:
+    """A student made of these teacher layers, with the teacher's embeddings and head, in float32.
+
+    What only a stack's first layer has (T5's relative positions) stays there.
+    """
+    student = _empty(teacher, with_layers(teacher.config, layers))
     source = teacher.state_dict()
-    state: dict[str, Tensor] = {}
-    for name in student.state_dict():
-        origin = name
-        if name.startswith(blocks):
-            number, _, rest = name.removeprefix(blocks).partition(".")
-            origin = f"{blocks}{layers[int(number)]}.{rest}"
-        state[name] = source[origin].to(torch.float32)
-    student.load_state_dict(state)
+    origins = {name: name for name in student.state_dict()}
+    for stack, path in block_paths(student).items():
+        for name in origins:
+            if name.startswith(f"{path}."):
+                number, _, rest = name.removeprefix(f"{path}.").partition(".")
+                moved = f"{path}.{layers[stack][int(number)]}.{rest}"
+                origins[name] = moved if moved in source else name
+    student.load_state_dict({name: source[origin].to(torch.float32) for name, origin in origins.items()})
+    student.tie_weights()
     return student
 
 
-def at_random(teacher: PreTrainedModel, layers: int, seed: int) -> PreTrainedModel:
+def at_random(teacher: PreTrainedModel, layers: Mapping[str, int], seed: int) -> PreTrainedModel:
     """A student of the teacher's width and so many layers, every weight drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _empty(teacher, layers)
+        return _empty(teacher, with_layers(teacher.config, {name: range(number) for name, number in layers.items()}))
 
 
 def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedModel:
@@ -68,7 +95,7 @@ def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedMod
     return model
 
 
-def _empty(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-    config = with_layers(copy.deepcopy(teacher.config), layers)
-    assert describe(config).stacks[0].layers == layers
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+def _empty(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    auto = auto_class(head_of_class(type(teacher).__name__))
+    model: PreTrainedModel = auto.from_config(config, attn_implementation=attention_of(config), dtype=torch.float32)
+    return model

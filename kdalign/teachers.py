@@ -7,9 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.architecture import accepted_inputs
+from kdalign.architecture import Layer, accepted_inputs
 from kdalign.batches import Batch
-from kdalign.capture import ATTENTION, Signals, Wanted, run
+from kdalign.capture import Signals, Wanted, run, watch
 
 
 class Teacher:
@@ -19,10 +19,9 @@ class Teacher:
         model: its weights may be bfloat16: it is only read.
     """
 
-    def __init__(self, model: PreTrainedModel, order: tuple[int, ...], dtype: torch.dtype, device: torch.device):
-        model.set_attn_implementation(ATTENTION)
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self._order = torch.tensor(order, device=device)
+    def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
+        self.model = watch(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._order = None if order is None else torch.tensor(order, device=device)
 
     def __call__(self, inputs: dict[str, Tensor], wanted: Wanted) -> Signals:
         """One forward without gradients; logits in the task's label order."""
@@ -38,19 +37,21 @@ def calibrate(plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: to
     The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it.
     """
     layers = frozenset(layer for _, layer, _ in plan.pairs)
-    sums: dict[int, list[Tensor]] = {}
-    count = 0
+    sums: dict[Layer, list[Tensor]] = {}
+    counts: dict[Layer, int] = {}
     for batch in batches:
         batch = batch.to(device)
         signals = teacher(batch.inputs, Wanted(hidden=layers))
-        count += int(batch.tokens.sum())
         for layer, hidden in signals.hidden.items():
-            real = hidden[batch.tokens].double()
+            after_source = plan.teacher.family == "seq2seq" and layer.stack == "decoder"
+            real = hidden[batch.predicted if after_source else batch.tokens].double()
+            counts[layer] = counts.get(layer, 0) + len(real)
             found = sums.setdefault(layer, [torch.zeros(()), torch.zeros(())])
             found[0] = found[0] + real.sum(0).cpu()
             found[1] = found[1] + real.square().sum(0).cpu()
     statistics = {}
     for layer, (first, second) in sums.items():
+        count = counts[layer]
         variance = float((second / count - (first / count).square()).mean())
         # A layer that gives every token the same features has no scale of its own.
         statistics[f"variance/{layer}"] = max(variance, 1e-6)

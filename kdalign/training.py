@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +30,7 @@ from transformers import PreTrainedModel
 from kdalign.alignment import Plan
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
-from kdalign.capture import ATTENTION, Signals, run
+from kdalign.capture import Signals, run, watch
 from kdalign.checkpoints import Progress, load_checkpoint, save_checkpoint, save_weights
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.objective import Objective, Signal, Unit, View, count_units
@@ -61,14 +62,13 @@ class Learner(nn.Module):
         projections: Projections,
         plan: Plan | None,
         objective: Objective,
-        order: tuple[int, ...],
+        order: tuple[int, ...] | None,
         bf16: bool,
     ) -> None:
         super().__init__()
-        student.set_attn_implementation(ATTENTION)
-        self.student = student
+        self.student = watch(student)
         self.projections = projections
-        self.register_buffer("_order", torch.tensor(order), persistent=False)
+        self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
         self._pairs = plan.pairs if plan is not None and Signal.HIDDEN in objective.needs else ()
         pairs = plan.pairs if plan is not None else ()
         self._wanted = objective.wanted([student for student, _, _ in pairs])
@@ -77,8 +77,8 @@ class Learner(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Signals:
         """The student's signals on a batch."""
-        order = self.get_buffer("_order")
-        with torch.autocast(order.device.type, torch.bfloat16, enabled=self._bf16):
+        order: Tensor | None = self._buffers["_order"]
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
             signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
             for student, teacher, _ in self._pairs:
                 signals.projected[student, teacher] = self.projections(signals.hidden[student], student, teacher)
@@ -130,11 +130,19 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def total_steps(settings: Train, examples: int) -> int:
-    """Optimizer steps of a run."""
+def total_steps(settings: Train, encoded: Encoded) -> int:
+    """Optimizer steps of a run: as asked, until enough tokens were trained on, or whole epochs."""
     if settings.max_steps is not None:
         return settings.max_steps
-    return max(1, round(settings.epochs * steps_per_epoch(examples, settings.batch_size)))
+    if settings.max_tokens is None:
+        return max(1, round(settings.epochs * steps_per_epoch(len(encoded), settings.batch_size)))
+    steps, left, lengths = 0, settings.max_tokens, encoded.lengths
+    for epoch in count():
+        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch):
+            steps, left = steps + 1, left - int(lengths[rows].sum())
+            if left <= 0:
+                return steps
+    raise AssertionError("epochs never end")
 
 
 def learning_rate(settings: Train, step: int, steps: int) -> float:
@@ -194,11 +202,11 @@ def train(
         Interrupted: a signal arrived; the state is saved.
         RunError: the loss is not a number.
     """
-    steps = total_steps(settings, len(encoded))
+    steps = total_steps(settings, encoded)
     teach = None if teacher is None else partial(teacher, wanted=learner.wanted_of_teacher)
     every = settings.eval_every or max(1, steps // 10)
     learner.to(accelerator.device).train()
-    if Signal.LOGITS not in objective.needs:
+    if not objective.reaches_the_head:
         _freeze_unreached(learner, teach, objective, encoded, settings, accelerator.device)
     optimizer = make_optimizer(learner, settings)
     progress = Progress()
@@ -244,7 +252,12 @@ def train(
                 batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
             rows = batches[progress.step % epoch_size]
             share = micro_batches(
-                encoded, rows, accelerator.process_index, accelerator.num_processes, settings.micro_batch
+                encoded,
+                rows,
+                accelerator.process_index,
+                accelerator.num_processes,
+                settings.micro_batch,
+                (settings.seed, epoch),
             )
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
@@ -318,7 +331,7 @@ def _step(
     counts = accelerator.reduce(counts, reduction="sum")
     units = dict(zip(units, counts.tolist(), strict=False))
     optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(1 + len(objective.terms), device=device)
+    sums = torch.zeros(1 + len(objective.names), device=device)
     for number, batch in enumerate(share):
         batch = batch.to(device)
         torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
@@ -332,7 +345,7 @@ def _step(
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
-    return loss, dict(zip(objective.terms, parts, strict=True)), float(norm), units, bool(counts[-1] > 0)
+    return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, bool(counts[-1] > 0)
 
 
 def _derived_seed(*numbers: int) -> int:

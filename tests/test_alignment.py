@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdalign.alignment import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, propose, read_plan
-from kdalign.architecture import Architecture, Stack
+from kdalign.architecture import Architecture, Layer, Stack
 from kdalign.errors import UsageError
 
 
@@ -18,8 +18,12 @@ def shape(layers: int, width: int = 32, heads: int = 4, model_type: str = "bert"
     return Architecture(model_type, "masked", (stack,), 100, 1000, True)
 
 
+def layer(number: int) -> Layer:
+    return Layer("encoder", number)
+
+
 def pairs_of(plan: Plan) -> list[tuple[int, int]]:
-    return [(student, teacher) for student, teacher, _ in plan.pairs]
+    return [(student.number, teacher.number) for student, teacher, _ in plan.pairs]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_pairs_that_are_none_or_out_of_range_are_refused(text, said):
 
 
 def test_auto_takes_the_layers_that_the_student_was_cut_from():
-    plan = propose(shape(6), shape(3), "auto", cut_from=(0, 2, 4))
+    plan = propose(shape(6), shape(3), "auto", cut_from={"encoder": (0, 2, 4)})
     assert pairs_of(plan) == [(0, 0), (1, 2), (2, 4)]
     assert "cut from" in plan.chosen
 
@@ -148,7 +152,7 @@ def test_auto_without_a_cut_is_uniform():
 
 
 def test_a_named_map_wins_over_the_cut():
-    assert pairs_of(propose(shape(6), shape(3), "last", cut_from=(0, 2, 4))) == [(0, 3), (1, 4), (2, 5)]
+    assert pairs_of(propose(shape(6), shape(3), "last", cut_from={"encoder": (0, 2, 4)})) == [(0, 3), (1, 4), (2, 5)]
 
 
 def test_weights_are_equal_when_left_out_and_scaled_to_one_when_given():
@@ -186,34 +190,36 @@ def test_equal_widths_need_no_projection():
 def test_unequal_widths_get_one_projection_a_pair():
     plan = propose(shape(6, 48), shape(3, 32))
     assert plan.projections == (
-        ProjectionShape(0, 1, 32, 48),
-        ProjectionShape(1, 3, 32, 48),
-        ProjectionShape(2, 5, 32, 48),
+        ProjectionShape(layer(0), layer(1), 32, 48),
+        ProjectionShape(layer(1), layer(3), 32, 48),
+        ProjectionShape(layer(2), layer(5), 32, 48),
     )
     assert [projection.parameters for projection in plan.projections] == [1536] * 3
 
 
 def test_a_layer_learning_from_two_has_a_projection_for_each():
     plan = propose(shape(6, 48), shape(3, 32), "0:1 0:2")
-    assert [(projection.student, projection.teacher) for projection in plan.projections] == [(0, 1), (0, 2)]
+    assert [(shape.student.number, shape.teacher.number) for shape in plan.projections] == [(0, 1), (0, 2)]
 
 
 def test_a_plan_survives_json_and_a_file(tmp_path):
     plan = propose(shape(6, 48), shape(3, 32, heads=2, model_type="distilbert"), weights=(1, 2, 4))
-    plan = plan.with_statistics({"variance/1": 0.1 + 0.2, "variance/3": 1e-6, "variance/5": 3.0})
+    plan = plan.with_statistics(
+        {"variance/encoder.1": 0.1 + 0.2, "variance/encoder.3": 1e-6, "variance/encoder.5": 3.0}
+    )
     assert Plan.from_json(plan.to_json()) == plan
     (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     read = read_plan(tmp_path / "plan.json")
     assert read == plan
-    assert read.variance(1) == 0.1 + 0.2
+    assert read.variance(layer(1)) == 0.1 + 0.2
     read.fits(plan.teacher, plan.student)
 
 
 def test_a_plan_is_calibrated_once_every_mapped_teacher_layer_has_its_variance():
     plan = propose(shape(6), shape(3))
     assert not plan.calibrated
-    assert not plan.with_statistics({"variance/1": 1.0, "variance/3": 1.0}).calibrated
-    assert plan.with_statistics({f"variance/{layer}": 1.0 for layer in (1, 3, 5)}).calibrated
+    assert not plan.with_statistics({"variance/encoder.1": 1.0, "variance/encoder.3": 1.0}).calibrated
+    assert plan.with_statistics({f"variance/encoder.{number}": 1.0 for number in (1, 3, 5)}).calibrated
 
 
 @pytest.mark.parametrize(
@@ -268,7 +274,7 @@ def broken(change) -> str:
         broken(lambda tree: tree["projections"][0].update(student_width=16)),
         broken(lambda tree: tree["projections"].append(tree["projections"][0])),
         broken(lambda tree: tree["student"]["stacks"][0].update(width=48)),
-        broken(lambda tree: tree.update(statistics={"variance/1": "large"})),
+        broken(lambda tree: tree.update(statistics={"variance/encoder.1": "large"})),
     ],
 )
 def test_a_file_that_is_no_plan_gives_one_line_that_names_it(text, tmp_path):

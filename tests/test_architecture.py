@@ -5,10 +5,11 @@ import time
 import pytest
 import torch
 from conftest import tiny_classifier, tiny_config
-from transformers import AutoModel, BertConfig, BertForMaskedLM, GPT2Config
+from transformers import AutoModel, BertConfig, BertForMaskedLM, FalconConfig
 
 from kdalign.architecture import (
     LAYOUTS,
+    Layer,
     Stack,
     accepted_inputs,
     attention_modules,
@@ -99,8 +100,8 @@ def test_an_unknown_model_type_is_refused_with_the_nearest_and_all_supported():
     with pytest.raises(UsageError, match="'albert' is not supported; did you mean 'bert'") as error:
         describe(AlbertLike())
     assert all(kind in str(error.value) for kind in LAYOUTS)
-    with pytest.raises(UsageError, match=r"'gpt2' is not supported \(supported: bert, "):
-        describe(GPT2Config())
+    with pytest.raises(UsageError, match=r"'falcon' is not supported \(supported: bert, "):
+        describe(FalconConfig())
 
 
 def test_an_unknown_stack_is_refused_with_those_there_are():
@@ -113,8 +114,9 @@ def test_there_is_a_block_and_an_attention_module_for_every_layer(kind):
     model = tiny_classifier(kind, layers=3)
     assert len(blocks(model)) == 3
     found = attention_modules(model)
-    assert len({id(module) for module in found}) == 3
-    for block, attention in zip(blocks(model), found, strict=True):
+    assert len({id(module) for module in found.values()}) == 3
+    assert list(blocks(model)) == list(found) == [Layer("encoder", number) for number in range(3)]
+    for block, attention in zip(blocks(model).values(), found.values(), strict=True):
         assert any(attention is module for module in block.modules())
         weights = [name for name, _ in attention.named_parameters() if name.endswith("weight")]
         assert len(weights) >= 3, "queries, keys and values are computed in it"
@@ -123,7 +125,7 @@ def test_there_is_a_block_and_an_attention_module_for_every_layer(kind):
 @KINDS
 def test_layers_run_in_the_order_of_the_blocks(kind):
     model, called = tiny_classifier(kind, layers=3).eval(), []
-    for number, block in enumerate(blocks(model)):
+    for (_, number), block in blocks(model).items():
         block.register_forward_hook(lambda *_, number=number: called.append(number))
     model(input_ids=torch.tensor([[2, 5, 3]]))
     assert called == [0, 1, 2]
@@ -133,7 +135,7 @@ def test_layers_run_in_the_order_of_the_blocks(kind):
 def test_another_number_of_layers_leaves_the_original_as_it_was(kind):
     config = tiny_config(kind)
     before = config.to_dict()
-    changed = with_layers(config, 2)
+    changed = with_layers(config, {"encoder": (0, 1)})
     assert describe(changed).stacks[0].layers == 2
     assert describe(config).stacks[0].layers == 4
     assert config.to_dict() == before

@@ -12,12 +12,12 @@ from kdalign.batches import (
     NEIGHBOURHOOD,
     Encoded,
     collate,
-    encode,
     epoch_batches,
     in_order,
     micro_batches,
     steps_per_epoch,
 )
+from kdalign.encoding import encode_labelled
 from kdalign.tasks import Examples
 
 
@@ -213,7 +213,7 @@ def examples(*columns) -> Examples:
 
 def test_what_is_longer_than_the_limit_is_cut_and_counted(tokenizer):
     texts = ["the film", "the film was very good and funny but slow", "it was not bad but dull"]
-    encoded = encode(examples(texts), tokenizer, 8)
+    encoded = encode_labelled(examples(texts), tokenizer, 8)
     assert encoded.truncated == 1, "eight tokens fit eight: [CLS], six words, [SEP]"
     assert encoded.lengths.tolist() == [4, 8, 8]
     expected = ["[CLS]", "the", "film", "was", "very", "good", "and", "[SEP]"]
@@ -222,7 +222,7 @@ def test_what_is_longer_than_the_limit_is_cut_and_counted(tokenizer):
 
 
 def test_of_a_pair_the_longer_text_is_cut(tokenizer):
-    encoded = encode(examples(["the film was very good and funny"], ["it is"]), tokenizer, 9)
+    encoded = encode_labelled(examples(["the film was very good and funny"], ["it is"]), tokenizer, 9)
     expected = ["[CLS]", "the", "film", "was", "very", "[SEP]", "it", "is", "[SEP]"]
     assert words_of(tokenizer, encoded.columns["input_ids"][0]) == expected
     assert encoded.columns["token_type_ids"] == [[0, 0, 0, 0, 0, 0, 1, 1, 1]]
@@ -230,7 +230,7 @@ def test_of_a_pair_the_longer_text_is_cut(tokenizer):
 
 
 def test_token_types_are_kept_whatever_the_tokenizers_own_model_knows(tokenizer):
-    encoded = encode(examples(["good", "the film"], ["bad", "a very slow plot"]), tokenizer, 32)
+    encoded = encode_labelled(examples(["good", "the film"], ["bad", "a very slow plot"]), tokenizer, 32)
     assert encoded.columns["token_type_ids"] == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
     batch = collate(encoded, [0, 1])
     assert batch.inputs["token_type_ids"].tolist()[0] == [0, 0, 0, 1, 1, 0, 0, 0, 0]
@@ -238,13 +238,13 @@ def test_token_types_are_kept_whatever_the_tokenizers_own_model_knows(tokenizer)
 
 def test_a_batch_is_what_the_tokenizer_itself_would_pad(tokenizer):
     texts = ["the film", "it was not very good", ""]
-    batch = collate(encode(examples(texts), tokenizer, 32), range(3))
+    batch = collate(encode_labelled(examples(texts), tokenizer, 32), range(3))
     reference = tokenizer(texts, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(batch.inputs[name], reference[name])
 
 
 def test_a_split_without_labels_has_none_after_encoding(tokenizer):
-    encoded = encode(Examples("test", (("good",),), None), tokenizer, 16)
+    encoded = encode_labelled(Examples("test", (("good",),), None), tokenizer, 16)
     assert encoded.labels is None
     assert len(encoded) == 1

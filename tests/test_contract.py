@@ -9,7 +9,7 @@ from conftest import tiny_classifier
 
 from kdalign import losses
 from kdalign.alignment import propose
-from kdalign.architecture import describe
+from kdalign.architecture import Layer, describe
 from kdalign.batches import Batch, Encoded, collate, micro_batches
 from kdalign.capture import ATTENTION, Signals, Wanted, recording
 from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
@@ -31,6 +31,10 @@ def examples(n: int = 8, seed: int = 0) -> Encoded:
     kinds = [[0] * 2 + [1] * (len(row) - 2) for row in rows]
     columns = {"input_ids": rows, "token_type_ids": kinds}
     return Encoded(columns, generator.integers(0, 2, n), {"input_ids": 0, "token_type_ids": 0}, 0)
+
+
+def layer(number):
+    return Layer("encoder", number)
 
 
 class Setting:
@@ -97,7 +101,8 @@ def test_the_mask_counts_each_real_token_and_no_padding():
     data = examples()
     batch = collate(data, range(8), width=20)
     units = count_units([batch])
-    assert units == {Unit.EXAMPLE: 8.0, Unit.TOKEN: float(sum(len(row) for row in data.columns["input_ids"]))}
+    tokens = float(sum(len(row) for row in data.columns["input_ids"]))
+    assert units == {Unit.EXAMPLE: 8.0, Unit.TOKEN: tokens, Unit.TARGET: 0.0}
     assert [row.sum().item() for row in batch.tokens] == [len(row) for row in data.columns["input_ids"]]
 
 
@@ -117,9 +122,9 @@ def test_what_lies_in_padding_never_enters_a_term():
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_from_it(kind):
     setting = Setting(kind, kind, 32, Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1))
-    twin = cut(setting.teacher.model, range(4)).eval()
+    twin = cut(setting.teacher.model, {"encoder": range(4)}).eval()
     plan = propose(describe(twin.config), describe(twin.config)).with_statistics(
-        {f"variance/{layer}": 1.0 for layer in range(4)}
+        {f"variance/encoder.{number}": 1.0 for number in range(4)}
     )
     objective = build_objective(Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1), plan, False)
     learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
@@ -150,8 +155,8 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student()
 def test_every_projection_is_optimised_once_moves_in_a_step_and_belongs_to_its_pair_alone():
     setting = Setting("bert", "distilbert", 24)
     weights = dict(setting.learner.projections.named_parameters())
-    assert set(weights) == {"maps.0_to_1.weight", "maps.1_to_3.weight"}
-    assert weights["maps.0_to_1.weight"].shape == (32, 24)
+    assert set(weights) == {"maps.encoder_0_to_encoder_1.weight", "maps.encoder_1_to_encoder_3.weight"}
+    assert weights["maps.encoder_0_to_encoder_1.weight"].shape == (32, 24)
     optimizer = make_optimizer(setting.learner, Train())
     for weight in weights.values():
         assert sum(weight is p for group in optimizer.param_groups for p in group["params"]) == 1
@@ -169,22 +174,22 @@ def test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_m
     with torch.no_grad():
         plain = model(**inputs).logits
         model.set_attn_implementation(ATTENTION)
-        with recording(model, Wanted(frozenset({0, 2}), frozenset({1, 2}))) as signals:
+        with recording(model, Wanted(frozenset(map(layer, (0, 2))), frozenset(map(layer, (1, 2))))) as signals:
             captured = model(**inputs).logits
         model.set_attn_implementation("eager")
         reference = model(**inputs, output_attentions=True, output_hidden_states=True)
     assert torch.equal(captured, plain)
-    assert set(signals.hidden) == {0, 2}
-    assert set(signals.attention) == {1, 2}
+    assert set(signals.hidden) == {layer(0), layer(2)}
+    assert set(signals.attention) == {layer(1), layer(2)}
     real = batch.tokens
-    for layer in (1, 2):
-        ours, theirs = signals.attention[layer], reference.attentions[layer]
+    for number in (1, 2):
+        ours, theirs = signals.attention[layer(number)], reference.attentions[number]
         torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
         padded_keys = ours.masked_select(~real[:, None, None, :].expand_as(ours))
         assert float(padded_keys.abs().max()) == 0.0
-    for layer in (0, 2):  # BERT-likes: entry k + 1 is layer k's output, the last one too
+    for number in (0, 2):  # BERT-likes: entry k + 1 is layer k's output, the last one too
         torch.testing.assert_close(
-            signals.hidden[layer][real], reference.hidden_states[layer + 1][real], atol=1e-5, rtol=1e-4
+            signals.hidden[layer(number)][real], reference.hidden_states[number + 1][real], atol=1e-5, rtol=1e-4
         )
 
 
@@ -192,9 +197,9 @@ def test_maps_are_taken_before_dropout():
     model = tiny_classifier("bert", 2, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train()
     model.set_attn_implementation(ATTENTION)
     batch = collate(examples(), range(8))
-    with recording(model, Wanted(attention=frozenset({0}))) as signals:
+    with recording(model, Wanted(attention=frozenset({layer(0)}))) as signals:
         model(**batch.inputs)
-    sums = signals.attention[0].sum(-1)
+    sums = signals.attention[layer(0)].sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
@@ -202,7 +207,7 @@ def test_nothing_stays_hooked_after_a_recording():
     model = tiny_classifier("bert", 2)
     model.set_attn_implementation(ATTENTION)
     batch = collate(examples(), range(8))
-    with recording(model, Wanted(frozenset({0}), frozenset({0}))) as signals:
+    with recording(model, Wanted(frozenset({layer(0)}), frozenset({layer(0)}))) as signals:
         pass
     model(**batch.inputs)
     assert signals.hidden == {}
@@ -236,7 +241,7 @@ def test_each_term_alone_falls_below_a_tenth_of_its_start_on_one_batch(theirs, o
 
 def test_the_student_cut_from_a_teacher_is_its_layers_in_float32():
     teacher = tiny_classifier("bert", 4, seed=3).to(torch.float16)
-    student = cut(teacher, (1, 3))
+    student = cut(teacher, {"encoder": (1, 3)})
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     for ours, theirs in ((0, 1), (1, 3)):
         mine = dict(student.bert.encoder.layer[ours].named_parameters())
@@ -253,8 +258,8 @@ def test_the_teachers_variance_is_over_real_tokens_and_ignores_constant_features
     setting = Setting("bert", "bert", 32)
     batch = collate(setting.data, range(8), width=25)
     plan = calibrate(setting.plan, setting.teacher, [batch], setting.device)
-    hidden = setting.teacher(batch.inputs, Wanted(hidden=frozenset({1}))).hidden[1][batch.tokens].double()
-    assert plan.variance(1) == pytest.approx(float(hidden.var(dim=0, unbiased=False).mean()), rel=1e-6)
+    hidden = setting.teacher(batch.inputs, Wanted(hidden=frozenset({layer(1)}))).hidden[layer(1)][batch.tokens].double()
+    assert plan.variance(layer(1)) == pytest.approx(float(hidden.var(dim=0, unbiased=False).mean()), rel=1e-6)
 
 
 def test_a_term_of_weight_zero_is_not_computed_and_asks_for_no_signal():
@@ -326,7 +331,7 @@ def test_the_learning_rate_by_hand(scheduler, rates):
 def test_soft_targets_of_a_score_are_the_teachers_answers():
     # (1 - 3)^2 + (2 - 2)^2 = 4, from the teacher's answers 3 and 2; the labels 0 and 0 do not enter.
     batch = collate(examples(2), range(2))
-    batch = Batch(batch.inputs, torch.zeros(2), batch.counted)
+    batch = Batch(batch.inputs, torch.zeros(2), batch.counted, batch.real)
     view = View(Signals(torch.tensor([[1.0], [2.0]])), Signals(torch.tensor([[3.0], [2.0]])), batch)
     assert float(SoftTargets(2.0, regression=True)(view)) == pytest.approx(4.0)
     assert float(HardLabels(regression=True)(view)) == pytest.approx(5.0)

@@ -97,7 +97,7 @@ def test_projections_survive_a_kill(teacher, data, tmp_path, tmp_path_factory):
     assert status == -signal.SIGKILL
     assert run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"]).returncode == 0
     one, other = load_file(whole / "projections.safetensors"), load_file(killed / "projections.safetensors")
-    assert set(one) == {"maps.0_to_1.weight", "maps.1_to_3.weight"}
+    assert set(one) == {"maps.encoder_0_to_encoder_1.weight", "maps.encoder_1_to_encoder_3.weight"}
     assert all((one[name] == other[name]).all() for name in one)
     assert not any("maps" in name for name in load_file(whole / "student" / "model.safetensors"))
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
+TEXT_FORMATS = (*FORMATS, "txt")
+"""Formats of text without labels: in a .txt file, every line that is not blank is a document."""
 ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
 
 
@@ -28,11 +30,13 @@ class Examples:
     Attributes:
         texts: one column of texts, or two of the same length.
         labels: class numbers (int64) or scores (float64); None where the split has none.
+        passed_over: documents without a word that were left out.
     """
 
     split: str
     texts: tuple[tuple[str, ...], ...]
     labels: np.ndarray[Any, Any] | None
+    passed_over: int = 0
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -81,20 +85,29 @@ def load_examples(task: Task, split: str) -> Examples:
     return Examples(split=split, texts=texts, labels=_labels(task, table, where))
 
 
-def load_table(source: Source, split: str, texts: Sequence[str] = ()) -> "pd.DataFrame":
-    """Read a split as a table, from a folder or from the hub; ``texts`` names columns of text."""
-    return _from_folder(source.folder, split, texts) if source.folder is not None else _from_hub(source, split)
+def load_table(source: Source, split: str, texts: Sequence[str] = (), text_files: bool = False) -> "pd.DataFrame":
+    """Read a split as a table.
+
+    Args:
+        source: a folder, or a data set on the hub.
+        split: its name.
+        texts: columns that hold text whatever they look like.
+        text_files: whether a ``.txt`` file counts, too.
+    """
+    if source.folder is None:
+        return _from_hub(source, split)
+    return _from_folder(source.folder, split, texts, TEXT_FORMATS if text_files else FORMATS)
 
 
-def splits_of(folder: Path) -> list[str]:
+def splits_of(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
     """The splits that a folder holds, by its files' names."""
-    return sorted(file.stem for file in folder.iterdir() if file.suffix.lstrip(".") in FORMATS)
+    return sorted(file.stem for file in folder.iterdir() if file.suffix.lstrip(".") in formats)
 
 
 def split_exists(source: Source, split: str) -> bool:
     """Whether a source has a split."""
     if source.folder is not None:
-        return _file_of(source.folder, split) is not None
+        return _file_of(source.folder, split, TEXT_FORMATS) is not None
     import datasets
 
     with _reading(f"cannot list the splits of data set {source}"):
@@ -102,26 +115,26 @@ def split_exists(source: Source, split: str) -> bool:
     return split in names
 
 
-def _file_of(folder: Path, split: str) -> Path | None:
+def _file_of(folder: Path, split: str, formats: Sequence[str]) -> Path | None:
     for name in (split, *ALIASES.get(split, ())):
-        for extension in FORMATS:
+        for extension in formats:
             file = folder / f"{name}.{extension}"
             if file.is_file():
                 return file
     return None
 
 
-def _from_folder(folder: Path, split: str, texts: Sequence[str]) -> "pd.DataFrame":
+def _from_folder(folder: Path, split: str, texts: Sequence[str], formats: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     if not folder.is_dir():
         raise UsageError(f"no data folder {str(folder)!r}")
-    file = _file_of(folder, split)
+    file = _file_of(folder, split, formats)
     if file is None:
-        has = splits_of(folder)
+        has = splits_of(folder, formats)
         raise UsageError(
             f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
-            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(FORMATS)}'})"
+            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
         )
     try:
         match file.suffix:
@@ -131,6 +144,9 @@ def _from_folder(folder: Path, split: str, texts: Sequence[str]) -> "pd.DataFram
                 return _read_csv(file, texts)
             case ".tsv":
                 return _read_csv(file, texts, sep="\t", quoting=3)
+            case ".txt":
+                lines = file.read_text(encoding="utf-8").split("\n")
+                return pd.DataFrame({"text": [line for line in lines if line.strip()]})
             case _:
                 return _read_jsonl(file)
     except (ValueError, OSError) as error:  # pandas' and arrow's parse errors are ValueErrors

@@ -10,10 +10,13 @@ import yaml
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
+from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
 from kdalign.tasks.task import Source, Task
 
 if TYPE_CHECKING:
     import pandas as pd
+
+AnyTask = Task | LanguageTask
 
 INFERRED = "classification"
 _KEYS = (
@@ -35,11 +38,12 @@ _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
 _MOST_CLASSES = 100
 
 
-def find_task(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> Task:
+def find_task(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> AnyTask:
     """The task that a name stands for, with its data's place.
 
     Args:
-        name: a GLUE task, a YAML task file, or ``classification`` (worked out from the data).
+        name: a GLUE task, a YAML task file, ``classification`` (worked out from the data), or a task of language
+            modelling such as ``lm:sst2``.
         folder: a data folder, or the parent of one folder per task name.
         dataset: a hub data set instead.
         config: its configuration.
@@ -55,14 +59,22 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
         if folder is None and dataset is None:
             raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
         return _worked_out(_source(folder, dataset, config, name))
+    language = language_task(name)
+    if language is not None:
+        if folder is None and dataset is None and language.source == Source():
+            raise UsageError(f"task {name!r} names no data: give --data DIR or --dataset NAME")
+        if folder is not None or dataset is not None:
+            of = name.rpartition(":")[2]
+            language = replace(language, source=_source(folder, dataset, config, of))
+        return with_columns(language)
     if name in GLUE:
         task = GLUE[name]
     elif name.endswith((".yaml", ".yml")):
         task = _from_file(Path(name))
     else:
         raise UsageError(
-            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED])} "
-            f"(accepted: {', '.join([*GLUE, INFERRED])}, or a task file ending in .yaml)"
+            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED, *FAMILIES])} "
+            f"(accepted: {', '.join([*GLUE, INFERRED, *FAMILIES])}, or a task file ending in .yaml)"
         )
     if folder is None and dataset is None:
         if task.source == Source():

@@ -1,0 +1,199 @@
+"""From texts to token ids, for each kind of task.
+
+A language model's rows hold ``targets``, the token asked for at each position of its output: shifted by one for models
+that go left to right, the tokens that were masked for those that fill gaps.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kdalign.batches import IGNORED, Encoded
+from kdalign.tasks import Examples
+
+
+def encode_labelled(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted."""
+    columns = [list(column) for column in examples.texts]
+    # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
+    names = {"return_attention_mask": False, "return_token_type_ids": True}
+    whole = tokenizer(*columns, truncation=False, verbose=False, **names)
+    long = [row for row, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+    encoded = {name: list(values) for name, values in whole.items()}
+    if long:
+        cut = tokenizer(
+            *[[column[row] for row in long] for column in columns],
+            truncation="longest_first",
+            max_length=max_length,
+            **names,
+        )
+        for name, values in cut.items():
+            for row, value in zip(long, values, strict=True):
+                encoded[name][row] = value
+    pad = {name: 0 for name in encoded}
+    pad["input_ids"] = int(tokenizer.pad_token_id)
+    pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
+    return Encoded(encoded, examples.labels, pad, len(long))
+
+
+def encode_documents(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, family: str, max_length: int, scored: bool
+) -> Encoded:
+    """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``).
+
+    A document longer than ``max_length`` becomes several rows. For scoring, every token of the text is asked for once
+    and nothing else. For training, a causal model's documents are packed into full rows, in which nothing attends
+    across documents; the end of a document is asked for, too.
+    """
+    texts = examples.texts[0]
+    contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    before, after = _frame(tokenizer)
+    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
+    words = sum(len(text.split()) for text in texts)
+    if family == "causal":
+        start = before or _start(tokenizer)
+        if scored:
+            columns = _left_to_right(contents, start, max_length)
+        else:
+            columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
+        return Encoded(columns, None, pad, words=words)
+    room = max_length - len(before) - len(after)
+    rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
+    special = np.array(sorted(tokenizer.all_special_ids))
+    if family == "masked":
+        corrupt = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
+        return Encoded({"input_ids": rows}, None, pad, corrupt=corrupt, words=words)
+    return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right=scored), words=words)
+
+
+def encode_pairs(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, decoder_start: int, max_length: int
+) -> Encoded:
+    """Tokenize sources and targets for an encoder-decoder; what is longer than ``max_length`` is cut and counted.
+
+    The target ends with the tokenizer's end token, and the decoder reads it one position later.
+    """
+    sources, targets = (list(column) for column in examples.texts)
+    read = tokenizer(sources, verbose=False)["input_ids"]
+    asked = tokenizer(text_target=targets, verbose=False)["input_ids"]
+    truncated = sum(max(len(a), len(b)) > max_length for a, b in zip(read, asked, strict=True))
+    end = int(tokenizer.eos_token_id)
+    read, asked = (
+        [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in column] for column in (read, asked)
+    )
+    columns = {
+        "input_ids": read,
+        "decoder_input_ids": [[decoder_start, *ids[:-1]] for ids in asked],
+        "targets": asked,
+    }
+    blank = int(tokenizer.pad_token_id)
+    pad = {"input_ids": blank, "decoder_input_ids": blank, "targets": IGNORED}
+    return Encoded(columns, None, pad, truncated, words=sum(len(text.split()) for text in targets))
+
+
+@dataclass(frozen=True)
+class MaskTokens:
+    """Mask 15 % of a row's tokens, at least one: 80 % as the mask, 10 % as another token, 10 % as they are.
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1.
+    """
+
+    mask: int
+    vocabulary: int
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float = 0.15
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some tokens replaced, and those as its targets."""
+        ids = np.array(row["input_ids"])
+        free = np.flatnonzero(~np.isin(ids, self.special))
+        chosen = generator.permutation(free)[: max(1, round(self.rate * len(free)))]
+        targets = np.full(len(ids), IGNORED)
+        targets[chosen] = ids[chosen]
+        fate = generator.random(len(chosen))
+        ids[chosen[fate < 0.8]] = self.mask
+        other = chosen[(fate >= 0.8) & (fate < 0.9)]
+        ids[other] = generator.integers(0, self.vocabulary, len(other))
+        return {**row, "input_ids": ids.tolist(), "targets": targets.tolist()}
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Give a row the order in which its tokens are predicted: drawn, or left to right.
+
+    Yang et al. 2019, arXiv:1906.08237, section 2.2. The first in the order has nothing to be predicted from; its row of
+    XLNet's mask is empty, which lets it see everything, so it is never asked for. Special tokens come last.
+    """
+
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    left_to_right: bool = False
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with its order and targets."""
+        ids = np.array(row["input_ids"])
+        free = np.flatnonzero(~np.isin(ids, self.special))
+        sequence = free if self.left_to_right else generator.permutation(free)
+        order = np.arange(len(ids)) + len(free)
+        order[sequence] = np.arange(len(free))
+        targets = np.full(len(ids), IGNORED)
+        targets[sequence[1:]] = ids[sequence[1:]]
+        return {**row, "order": order.tolist(), "targets": targets.tolist()}
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    special = set(tokenizer.all_special_ids)
+    ids = tokenizer("a")["input_ids"]
+    inner = [number for number, token in enumerate(ids) if token not in special]
+    return ids[: inner[0]], ids[inner[-1] + 1 :]
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [int(start)]
+
+
+def _parts(content: list[int], room: int) -> Iterator[list[int]]:
+    for start in range(0, len(content), room):
+        yield content[start : start + room]
+
+
+def _left_to_right(contents: Sequence[list[int]], start: list[int], max_length: int) -> dict[str, list[list[int]]]:
+    """Rows of one document each: every token asked for once, a long document in windows that do not overlap."""
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
+    for content in contents:
+        whole = [*start, *content]
+        targets = [IGNORED] * (len(start) - 1) + content
+        for begin in range(0, len(targets), max_length):
+            columns["input_ids"].append(whole[begin : min(begin + max_length, len(targets))])
+            columns["targets"].append(targets[begin : begin + max_length])
+    return columns
+
+
+def _packed(
+    contents: Sequence[list[int]], start: list[int], end: list[int], max_length: int
+) -> dict[str, list[list[int]]]:
+    """Rows of ``max_length`` positions that documents fill one after another; positions begin anew with each."""
+    stream: dict[str, list[int]] = {"input_ids": [], "targets": [], "position_ids": [], "document": []}
+    for number, content in enumerate(contents):
+        targets = [IGNORED] * (len(start) - 1) + content + end
+        ids = [*start, *content]
+        stream["input_ids"] += ids
+        stream["targets"] += targets
+        stream["position_ids"] += range(len(ids))
+        stream["document"] += [number] * len(ids)
+    total = len(stream["input_ids"])
+    columns: dict[str, list[list[int]]] = {name: [] for name in stream}
+    for begin in range(0, total, max_length):
+        for name, values in stream.items():
+            columns[name].append(values[begin : begin + max_length])
+    first = [row[0] for row in columns["position_ids"]]
+    columns["position_ids"] = [
+        # A document that goes on in a new row begins anew there: a row's positions must not pass its length.
+        [p - shift if d == row[0] else p for p, d in zip(positions, row, strict=True)]
+        for positions, row, shift in zip(columns["position_ids"], columns["document"], first, strict=True)
+    ]
+    return columns

@@ -1,0 +1,138 @@
+"""Tasks of language modelling: which text a model learns, and which families of models can."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdalign.errors import UsageError, did_you_mean
+from kdalign.tasks.data import Examples, load_table
+from kdalign.tasks.glue import GLUE
+from kdalign.tasks.task import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "lm": ("masked", "causal", "permutation", "seq2seq"),
+    "masked-lm": ("masked",),
+    "language-modeling": ("causal", "permutation"),
+    "translation": ("seq2seq",),
+    "summarization": ("seq2seq",),
+}
+"""Language-modelling tasks, and the families whose models learn them. ``lm`` is whatever fits the model."""
+
+_PAIRS = {"translation": ("source", "target"), "summarization": ("document", "summary")}
+_TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """A task whose answers are tokens.
+
+    Attributes:
+        name: its word in flags and tables.
+        kind: a key of ``FAMILIES``.
+        columns: columns of text, each a document; for translation and summarization, source and target. Empty where
+            the data shows which column it is.
+        source: where the data lies.
+        found: what was worked out from the data.
+    """
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    source: Source
+    train: str = "train"
+    evaluation: tuple[str, ...] = ("validation",)
+    test: tuple[str, ...] = ("test",)
+    found: str = ""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example is a source and a target."""
+        return self.kind in _PAIRS
+
+    def check(self, family: str, model: str) -> None:
+        """Refuse a model of a family that cannot learn this."""
+        if family not in FAMILIES[self.kind]:
+            fitting = [kind for kind, families in FAMILIES.items() if family in families]
+            raise UsageError(f"{model!r} is a {family} model; task {self.name!r} is not for it (fitting: {fitting})")
+
+
+def language_task(name: str) -> LanguageTask | None:
+    """The language-modelling task of that name, its data still to be placed; None where the name is of none.
+
+    ``lm:sst2`` takes a GLUE task's sentences; ``translation:en-de`` names its columns.
+
+    Raises:
+        UsageError: a GLUE task or columns that are not there.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind not in FAMILIES:
+        return None
+    if not colon:
+        return LanguageTask(name, kind, _PAIRS.get(kind, ()), Source())
+    if kind in _PAIRS:
+        columns = tuple(rest.split("-"))
+        if len(columns) != 2 or not all(columns):
+            raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
+        return LanguageTask(name.replace(":", "-"), kind, columns, Source())
+    if rest not in GLUE:
+        raise UsageError(
+            f"task {name!r}: {rest!r} is no GLUE task{did_you_mean(rest, GLUE)} (accepted: {', '.join(GLUE)})"
+        )
+    glue = GLUE[rest]
+    return LanguageTask(
+        name.replace(":", "-"), kind, glue.columns, glue.source, evaluation=glue.evaluation, test=glue.test
+    )
+
+
+def with_columns(task: LanguageTask) -> LanguageTask:
+    """The task with its text column worked out from the training split, where it was not given."""
+    if task.columns:
+        return task
+    table = load_table(task.source, task.train, text_files=True)
+    strings = [name for name in table.columns if _holds_strings(table, name)]
+    named = [name for name in strings if name.lower() in _TEXT_COLUMNS]
+    if len(named or strings) != 1:
+        raise UsageError(
+            f"{task.source}: which column is the text? It has {', '.join(map(str, table.columns))}; name it 'text'"
+        )
+    (column,) = named or strings
+    return replace(task, columns=(column,), found=f"text in {column}")
+
+
+def load_texts(task: LanguageTask, split: str) -> Examples:
+    """Read a split's documents, or its pairs of source and target.
+
+    Documents without a word are passed over and counted; a pair must be whole.
+
+    Raises:
+        UsageError: no such split or column, no document with a word in it, or half a pair.
+    """
+    table = load_table(task.source, split, task.columns, text_files=True)
+    where = f"{task.source}, split {split!r}"
+    for column in task.columns:
+        if column not in table.columns:
+            raise UsageError(
+                f"task {task.name!r} needs column {column!r}, which {where} lacks"
+                f"{did_you_mean(column, table.columns)} (it has: {', '.join(map(str, table.columns))})"
+            )
+    texts = [tuple(table[column].fillna("").astype(str)) for column in task.columns]
+    if task.pairs:
+        for row, pair in enumerate(zip(*texts, strict=True)):
+            if not all(text.strip() for text in pair):
+                raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
+        if not texts[0]:
+            raise UsageError(f"{where} has no rows")
+        return Examples(split, tuple(texts), None)
+    every = [text for column in texts for text in column]
+    kept = tuple(text for text in every if text.strip())
+    if not kept:
+        raise UsageError(f"{where} has no text: every document is empty")
+    return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
+
+
+def _holds_strings(table: "pd.DataFrame", column: str) -> bool:
+    values = table[column].dropna()
+    return len(values) > 0 and isinstance(values.iloc[0], str)

@@ -1,0 +1,263 @@
+"""What a kind of task asks of a run: how text becomes tokens, which head answers, what is minimised and what scored.
+
+``Classifying`` is for classes and scores, ``Modelling`` for tokens; the pipeline knows neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign import evaluation, likelihood, models
+from kdalign.alignment import Plan
+from kdalign.architecture import LANGUAGE_HEADS, HeadKind, head_of, layout_of
+from kdalign.batches import Encoded
+from kdalign.encoding import encode_documents, encode_labelled, encode_pairs
+from kdalign.errors import UsageError
+from kdalign.evaluation import Predictions
+from kdalign.likelihood import TokenAnswers
+from kdalign.metrics import Score
+from kdalign.models import Checkpoint
+from kdalign.objective import Objective, build_language_objective, build_objective
+from kdalign.recipe import Objective as Weights
+from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
+
+Answers = Any
+"""A model's answers on a split: ``Predictions`` of classifiers, ``TokenAnswers`` of language models."""
+
+
+class Work(Protocol):
+    """A task, as the pipeline works on it."""
+
+    @property
+    def task(self) -> AnyTask:
+        """The task."""
+
+    @property
+    def head(self) -> HeadKind:
+        """The head that answers it."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names, the primary one first."""
+
+    def examples(self, split: str) -> Examples:
+        """Read and check a split."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint whose family or head is for something else."""
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a checkpoint with the head, in float32."""
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether a student's own head fits the task; else it gets a new one."""
+
+    def order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
+        """For each label, the number of the model's output; None for a language model."""
+
+    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+        """What is minimised; ``dtype`` is the precision of the largest matrix products."""
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Answers:
+        """A model's answers on a split."""
+
+    def scores(
+        self, answers: Answers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The metrics of answers, with their 95 % intervals."""
+
+    def agreement(self, ours: Answers, theirs: Answers, *, interval: bool = True) -> Score:
+        """How far two models answer alike."""
+
+    def keep(self, file: Path, ours: Answers, encoded: Encoded, theirs: Answers | None) -> None:
+        """Write answers into a file."""
+
+    def kept(self, file: Path) -> Answers:
+        """The teacher's answers that were kept in a file."""
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """Classes or scores, by a sequence-classification head."""
+
+    task: Task
+    max_length: int
+    head: HeadKind = HeadKind.CLASSIFIER
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names, the primary one first."""
+        return self.task.metrics
+
+    def examples(self, split: str) -> Examples:
+        """Read and check a split."""
+        return load_examples(self.task, split)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a family other than encoders, and a head for other labels."""
+        family = layout_of(checkpoint.config).family
+        if family != "masked":
+            raise UsageError(f"{checkpoint.name!r} is a {family} model; task {self.task.name!r} is for encoders")
+        if checkpoint.has_classifier:
+            models.check_head(checkpoint, self.task)
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize a split."""
+        return encode_labelled(examples, tokenizer, self.max_length)
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a classifier."""
+        return models.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed)
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether its labels are the task's."""
+        return checkpoint.has_classifier and models.output_order(checkpoint.config, self.task) is not None
+
+    def order(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """For each of the task's outputs, the number of the model's."""
+        order = models.output_order(model.config, self.task)
+        assert order is not None, "heads were checked, or are fresh"
+        return order
+
+    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+        """What is minimised."""
+        return build_objective(weights, plan, self.task.regression)
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
+        """Class numbers or scores, and logits."""
+        return evaluation.predict(model, self.order(model), encoded, self.task)
+
+    def scores(
+        self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The metrics of answers."""
+        names = self.metrics if metrics is None else metrics
+        if not names:
+            return []
+        assert encoded.labels is not None, "a split that is scored has labels"
+        return evaluation.score_all(self.task, answers.values, encoded.labels, names, interval)
+
+    def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
+        """The share of equal classes, or the scores' correlation."""
+        return evaluation.agreement(self.task, ours.values, theirs.values, interval)
+
+    def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
+        """Write predictions, labels and logits."""
+        evaluation.write_predictions(
+            file, self.task, ours, encoded.labels, theirs.values if theirs is not None else None
+        )
+
+    def kept(self, file: Path) -> Predictions:
+        """The teacher's classes or scores."""
+        return evaluation.read_teacher(file)
+
+
+@dataclass(frozen=True)
+class Modelling:
+    """Tokens, by a language-model head of a family."""
+
+    task: LanguageTask
+    family: str
+    max_length: int
+
+    @property
+    def head(self) -> HeadKind:
+        """The family's language-model head."""
+        return LANGUAGE_HEADS[self.family]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The family's perplexities."""
+        return likelihood.metrics_of(self.family)
+
+    def examples(self, split: str) -> Examples:
+        """Read documents or pairs."""
+        return load_texts(self.task, split)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse another family, and a checkpoint that says it has no language-model head."""
+        family = layout_of(checkpoint.config).family
+        self.task.check(family, checkpoint.name)
+        if family != self.family:
+            raise UsageError(f"{checkpoint.name!r} is a {family} model, the other one {self.family}")
+        if head_of(checkpoint.config) is not self.head:
+            raise UsageError(
+                f"{checkpoint.name!r} has no language-model head; `kdalign distill --teacher none --student "
+                f"{checkpoint.name} --task {self.task.name}` trains one"
+            )
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize documents or pairs."""
+        if self.family == "seq2seq":
+            return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
+        return encode_documents(examples, tokenizer, self.family, self.max_length, scored)
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a language model."""
+        return models.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed)
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether it says that it has a language-model head."""
+        return head_of(checkpoint.config) is self.head
+
+    def order(self, model: PreTrainedModel) -> None:
+        """A language model has no labels."""
+        return
+
+    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+        """What is minimised."""
+        return build_language_objective(weights, plan, dtype)
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
+        """Likelihoods and likeliest tokens."""
+        return likelihood.answer(model, encoded)
+
+    def scores(
+        self, answers: TokenAnswers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The perplexities of answers."""
+        found = likelihood.perplexities(answers, self.family, encoded.words, self.max_length, interval)
+        return [score for score in found if metrics is None or score.metric in metrics]
+
+    def agreement(self, ours: TokenAnswers, theirs: TokenAnswers, *, interval: bool = True) -> Score:
+        """The share of target tokens with the same likeliest token."""
+        return likelihood.token_agreement(ours, theirs, interval)
+
+    def keep(self, file: Path, ours: TokenAnswers, encoded: Encoded, theirs: TokenAnswers | None) -> None:
+        """Write likelihoods and likeliest tokens, row by row."""
+        likelihood.write_answers(file, ours, theirs)
+
+    def kept(self, file: Path) -> TokenAnswers:
+        """The teacher's likelihoods and likeliest tokens."""
+        return likelihood.read_teacher(file)
+
+
+def work_on(task: AnyTask, family: str, max_length: int, model: str) -> Work:
+    """The work of a task for models of a family.
+
+    Args:
+        task: what is learnt or scored.
+        family: of the models.
+        max_length: longest input in tokens.
+        model: its name, for the error line.
+
+    Raises:
+        UsageError: the family cannot do this task.
+    """
+    if isinstance(task, Task):
+        return Classifying(task, max_length)
+    task.check(family, model)
+    return Modelling(task, family, max_length)
