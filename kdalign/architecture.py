@@ -85,12 +85,14 @@ class Layout:
     Attributes:
         embeddings: module paths below the base model.
         maps: whether its attention goes through Transformers' attention interface, where maps can be taken.
+        time_first: whether its layers work on (time, batch, width).
     """
 
     family: str
     stacks: tuple[StackLayout, ...]
     embeddings: tuple[str, ...] = ("embeddings",)
     maps: bool = True
+    time_first: bool = False
 
 
 _BERT = Layout("masked", (StackLayout("encoder", "encoder.layer", "attention.self"),))
@@ -128,6 +130,7 @@ LAYOUTS: Mapping[str, Layout] = {
         (StackLayout("decoder", "layer", "rel_attn", "n_layer", "d_model", "n_head", "d_inner"),),
         ("word_embedding",),
         maps=False,
+        time_first=True,
     ),
     "gpt2": Layout(
         "causal", (StackLayout("decoder", "h", "attn", "n_layer", "n_embd", "n_head", "n_inner"),), ("wte", "wpe")

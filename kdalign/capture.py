@@ -126,7 +126,8 @@ def watch(model: PreTrainedModel) -> PreTrainedModel:
 def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
     signals = Signals()
-    handles = [_hook(block, layer, signals) for layer, block in blocks(model).items() if layer in wanted.hidden]
+    turned = layout_of(model.config).time_first
+    handles = [_hook(block, layer, signals, turned) for layer, block in blocks(model).items() if layer in wanted.hidden]
     watched = {layer: module for layer, module in attention_modules(model).items() if layer in wanted.attention}
     for layer, module in watched.items():
         _keepers[module] = _keep_map(layer, signals)
@@ -195,9 +196,10 @@ def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, Head]:
     return linear, Head(linear.weight, bias, softcap)
 
 
-def _hook(block: nn.Module, layer: Layer, signals: Signals) -> torch.utils.hooks.RemovableHandle:
+def _hook(block: nn.Module, layer: Layer, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        signals.hidden[layer] = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple) else output
+        signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
 
     return block.register_forward_hook(keep)
 

@@ -38,7 +38,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 TaskName = Annotated[
     str | None,
     typer.Option(
-        "--task", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, or classification."
+        "--task",
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification, or for tokens lm, "
+        "lm:sst2 (a task's sentences), masked-lm, language-modeling, translation:SOURCE-TARGET, summarization.",
     ),
 ]
 DataFolder = Annotated[
@@ -79,10 +81,16 @@ def _options(
     )
 )
 def distill(
-    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model, or none.")] = None,
     student: Annotated[
         str | None,
-        typer.Option(help="layers=N or layers=half (cut out of the teacher), hub id, or folder. Default layers=half."),
+        typer.Option(
+            help="layers=N or layers=half (cut out of the teacher), hub id, folder, or new:TYPE,layers=N,width=N. "
+            "Default layers=half."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of a student from nothing: hub id, folder, or train:SIZE on the training text.")
     ] = None,
     task: TaskName = None,
     data: DataFolder = None,
@@ -112,9 +120,15 @@ def distill(
         float | None, typer.Option(help="Weight of the features' Euclidean distance. Default 1.0.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Weight of the attention maps. Default 1.0.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Softens both distributions. Default 2.0.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Softens both distributions; 1 for tasks of tokens. Default 2.0.")
+    ] = None,
+    divergence: Annotated[
+        str | None, typer.Option(help="Between tokens' distributions: forward, reverse, js, skew. Default forward.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over train. Default 3.0.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; wins over --epochs.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many real tokens; wins over --epochs.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per optimizer step, over all ranks. Default 64.")
     ] = None,
@@ -157,6 +171,7 @@ def distill(
     flags: dict[str, Any] = {
         "teacher": teacher,
         "student": student,
+        "tokenizer": tokenizer,
         "revision": revision,
         "init": init,
         "finetune_teacher": False if no_finetune_teacher else None,
@@ -175,8 +190,10 @@ def distill(
         "objective.gamma": gamma,
         "objective.delta": delta,
         "objective.temperature": temperature,
+        "objective.divergence": divergence,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
+        "train.max_tokens": max_tokens,
         "train.batch_size": batch_size,
         "train.micro_batch": micro_batch,
         "train.lr": lr,

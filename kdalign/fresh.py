@@ -43,8 +43,8 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
 }
 """For each family, what is put around a text and around a pair; ``:1`` is a token type."""
 
-# Transformers rebuilds every tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file
-# says. Any other would give other ids after loading.
+# Transformers rebuilds a tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file says:
+# any other would give other ids after loading. It composes accents there, too (NFC); to that there is no answer here.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

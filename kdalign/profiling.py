@@ -116,7 +116,9 @@ def count_flops(model: PreTrainedModel, length: int) -> int:
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(input_ids=_inputs(model, 1, length)["input_ids"])
+        inputs = _inputs(model, 1, length)
+        del inputs["attention_mask"]
+        model(**inputs)
     return int(counter.get_total_flops())
 
 
@@ -163,7 +165,10 @@ def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_u
 
 def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Any]:
     ids = torch.full((batch, length), model.config.vocab_size // 2, device=model.device)
-    return accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    return accepted_inputs(model, inputs)
 
 
 def _wait(device: torch.device) -> None:

@@ -20,12 +20,16 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
-        self.model = watch(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        # XLNet mixes its weights with positions in float32: its products are rounded instead.
+        self._rounds = dtype == torch.bfloat16 and model.config.model_type == "xlnet"
+        weights = torch.float32 if self._rounds else dtype
+        self.model = watch(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)
 
     def __call__(self, inputs: dict[str, Tensor], wanted: Wanted) -> Signals:
         """One forward without gradients; logits in the task's label order."""
-        with torch.no_grad():
+        device = self.model.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._rounds):
             return run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
 
 

@@ -53,8 +53,8 @@ MUTANTS = {
     ),
     "hidden[k] for k + 1": (
         "capture.py",
-        "signals.hidden[layer] = output[0] if isinstance(output, tuple) else output",
-        "signals.hidden[layer] = _inputs[0]",
+        "hidden = output[0] if isinstance(output, tuple) else output",
+        "hidden = _inputs[0]",
         "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
     ),
     "attention softmaxed twice": (
