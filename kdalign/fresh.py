@@ -217,6 +217,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     """A byte-level BPE tokenizer of a text: no token is unknown, and every text decodes back to itself.
 
     The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
+    A special token that a text spells out is that token, as users of ``[MASK]`` expect.
 
     Args:
         texts: what is learned from; read once.

@@ -237,6 +237,19 @@ def test_a_new_deberta_is_built_as_version_3():
     assert not any("pos_key" in name or "position_embeddings" in name for name in names)
 
 
+def test_a_new_electra_has_embeddings_of_its_width():
+    assert not any("embeddings_project" in name for name in new_model(tiny("electra"), 0).state_dict())
+
+
+def test_a_new_marian_scales_its_words_up_to_its_positions():
+    assert new_model(tiny("marian"), 0).model.encoder.embed_scale == pytest.approx(32**0.5)
+
+
+def test_a_new_xlnet_remembers_nothing():
+    config = tiny("xlnet")
+    assert (config.mem_len, config.bi_data) == (None, False)
+
+
 def test_gemma_scales_its_scores_by_the_width_of_a_head():
     assert new_model(tiny("gemma3_text"), 0).model.layers[0].self_attn.scaling == pytest.approx(8**-0.5)
 
@@ -247,12 +260,23 @@ def test_an_encoder_decoder_needs_an_end_token(kind):
         new_config(parse_new(f"new:{kind}"), TOKENIZERS["masked"])
 
 
+FRAMES = {"masked": ("[CLS]", "[SEP]"), "permutation": ("", "<sep><cls>"), "causal": ("", ""), "seq2seq": ("", "</s>")}
+
+
 @FAMILIES
 @given(text=st.text())
 def test_every_text_comes_back(family, text):
     tokenizer = TOKENIZERS[family]
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
-    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    before, after = FRAMES[family]
+    assert tokenizer.decode(tokenizer(text).input_ids) == before + text + after
+
+
+@FAMILIES
+def test_a_special_token_that_a_text_spells_out_is_that_token(family):
+    tokenizer = TOKENIZERS[family]
+    for number, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True):
+        assert number in tokenizer(f"a {token} b", add_special_tokens=False).input_ids
 
 
 @FAMILIES

@@ -111,6 +111,48 @@ MUTANTS = {
         "model.eval()",
         "test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
     ),
+    "no shift in a causal model's targets": (
+        "encoding.py",
+        "targets = [IGNORED] * (len(start) - 1) + content + end",
+        "targets = ([IGNORED] * len(start) + content)[: len(start) + len(content)]",
+        "test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
+    ),
+    "packed documents attend to each other": (
+        "batches.py",
+        "same = (document[:, :, None] == document[:, None, :]) &",
+        "same = (document[:, :, None] > -9) &",
+        "test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
+    ),
+    "a permutation that shows the token asked for": (
+        "batches.py",
+        "order[:, None, :] >= order[:, :, None]",
+        "order[:, None, :] > order[:, :, None]",
+        "test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
+    ),
+    "the first of a permutation asked for": (
+        "encoding.py",
+        "targets[sequence[1:]] = ids[sequence[1:]]",
+        "targets[sequence] = ids[sequence]",
+        "test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
+    ),
+    "masks drawn by batch instead of by row": (
+        "batches.py",
+        "np.random.default_rng([*draw, row])",
+        "np.random.default_rng([*draw, number])",
+        "test_families.py::test_a_rows_mask_depends_on_seed_epoch_and_row_alone",
+    ),
+    "the vocabulary's loss a mean per micro-batch": (
+        "vocabulary.py",
+        "    total = hard * hard_sum + soft * soft_sum",
+        "    total = (hard * hard_sum + soft * soft_sum) / max(1, len(student))",
+        "test_vocabulary.py",
+    ),
+    "an encoder's mask on the decoder": (
+        "objective.py",
+        "return batch.predicted if self.after_source else batch.tokens",
+        "return batch.tokens",
+        "test_families.py::test_more_padding_changes_no_term_and_no_gradient",
+    ),
     "last batch of the evaluation dropped": (
         "batches.py",
         "for start in range(0, len(order), size):",

@@ -1,0 +1,330 @@
+"""The numerical contract on language models of every family: capture, cutting, splitting a step, padding, leaks."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentences
+from torch.nn import functional as F
+
+from kdalign import student
+from kdalign.alignment import propose
+from kdalign.architecture import LAYOUTS, Layer, accepted_inputs, blocks, describe, head_of_class, layout_of
+from kdalign.batches import IGNORED, collate, micro_batches
+from kdalign.capture import Wanted, run, watch
+from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+from kdalign.objective import Objective, View, build_language_objective, count_units
+from kdalign.projection import Projections
+from kdalign.recipe import Objective as Weights
+from kdalign.tasks import Examples, LanguageTask, Source
+from kdalign.teachers import Teacher, calibrate
+from kdalign.training import Learner
+from kdalign.work import Modelling
+
+KINDS = ["bert", "deberta-v2", "xlnet", "gpt2", "llama", "t5", "bart", "marian"]
+EVERY = pytest.mark.parametrize("kind", KINDS)
+FINAL_NORM = ("gpt2", "llama", "t5")  # their last hidden state carries the final norm
+
+
+@cache
+def tokenizer(family):
+    return train_tokenizer(sentences(200, 7)[0], 300, family, 64)
+
+
+def model(kind, layers=4, seed=0):
+    """A tiny language model whose weights are large enough to tell tokens apart."""
+    own = ",kv_heads=2" if kind == "llama" else ",dropout=0"
+    new = parse_new(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64{own}")
+    made = new_model(new_config(new, tokenizer(LAYOUTS[kind].family)), seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim >= 2 and kind != "t5":  # whose weights start large
+                parameter.mul_(4)
+    return made.eval()
+
+
+def work(kind, max_length=24):
+    family = LAYOUTS[kind].family
+    task = LanguageTask("lm", "translation" if family == "seq2seq" else "lm", ("a", "b"), Source())
+    return Modelling(task, family, max_length)
+
+
+def encoded(kind, scored=False, n=8, max_length=24):
+    texts = tuple(sentences(n, 3)[0])
+    columns = (texts, texts[::-1]) if LAYOUTS[kind].family == "seq2seq" else (texts,)
+    return work(kind, max_length).encode(
+        Examples("train", columns, None), tokenizer(LAYOUTS[kind].family), model(kind).config, scored=scored
+    )
+
+
+ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, temperature=1.5)
+
+
+def weights_for(kind):
+    return ALL if LAYOUTS[kind].maps else ALL.model_copy(update={"delta": 0.0})
+
+
+def answered(batch):
+    """Real positions of a model's output."""
+    return batch.inputs["decoder_attention_mask"].bool() if "decoder_attention_mask" in batch.inputs else batch.real
+
+
+class Setting:
+    """A teacher of four layers, a student of two cut out of it and shaken, and their objective."""
+
+    def __init__(self, kind, weights=None):
+        self.data = encoded(kind)
+        big = model(kind)
+        small = student.cut(big, {stack.name: (1, 3) for stack in layout_of(big.config).stacks})
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        device = torch.device("cpu")
+        self.teacher = Teacher(big, None, torch.float32, device)
+        plan = propose(describe(big.config), describe(small.config))
+        plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
+        self.objective = build_language_objective(weights or weights_for(kind), plan)
+        self.learner = Learner(small, Projections((), 0), plan, self.objective, None, False).eval()
+
+    def breakdown(self, batch, units):
+        taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
+        return self.objective(View(self.learner(batch.inputs), taught, batch), units)
+
+    def gradient(self, batches, units):
+        self.learner.zero_grad()
+        for batch in batches:
+            self.breakdown(batch, units).total.backward()
+        return {name: p.grad.clone() for name, p in self.learner.named_parameters() if p.grad is not None}
+
+
+def close(one, other, atol=1e-5):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=atol, rtol=1e-4, msg=name)
+
+
+@EVERY
+def test_what_is_captured_is_what_the_model_computes(kind):
+    net = model(kind)
+    batch = collate(encoded(kind), range(3), width=24)
+    inputs = accepted_inputs(net, batch.inputs)
+    layers = frozenset(blocks(net))
+    with torch.no_grad():
+        plain = net(**inputs, output_hidden_states=True)
+        signals = run(watch(net), inputs, Wanted(layers, layers if LAYOUTS[kind].maps else frozenset()), None)
+    assert torch.equal(signals.head.logits(signals.features)[answered(batch)], plain.logits[answered(batch)])
+    for stack in layout_of(net.config).stacks:
+        name = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}[stack.name]
+        states = plain[name] if LAYOUTS[kind].family == "seq2seq" else plain.hidden_states
+        real = answered(batch) if stack.name == "decoder" else batch.real
+        for number in range(4 - (kind in FINAL_NORM)):
+            theirs = states[number + 1]
+            if kind == "xlnet":  # both streams, where tokens are predicted
+                theirs = theirs[0] if isinstance(theirs, tuple) else plain.hidden_states[2 * (number + 1)]
+            torch.testing.assert_close(signals.hidden[Layer(stack.name, number)][real], theirs[real])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if LAYOUTS[kind].maps])
+def test_captured_maps_are_those_of_eager_attention(kind):
+    net = model(kind)
+    batch = collate(encoded(kind, scored=True), range(3), width=24)
+    inputs = accepted_inputs(net, batch.inputs)
+    layers = frozenset(blocks(net))
+    with torch.no_grad():
+        signals = run(watch(net), inputs, Wanted(attention=layers), None)
+        net.set_attn_implementation("eager")
+        eager = net(**inputs, output_attentions=True)
+    for layer, ours in signals.attention.items():
+        family = LAYOUTS[kind].family
+        theirs = (eager[f"{layer.stack}_attentions"] if family == "seq2seq" else eager.attentions)[layer.number]
+        real = answered(batch) if layer.stack == "decoder" else batch.real
+        torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
+
+
+@EVERY
+def test_a_cut_student_is_the_teachers_layers_embeddings_and_head(kind):
+    big = model(kind)
+    names = [stack.name for stack in layout_of(big.config).stacks]
+    small = student.cut(big, {name: (1, 3) for name in names})
+    theirs, ours = blocks(big), blocks(small)
+    assert list(ours) == [Layer(name, number) for name in names for number in (0, 1)]
+    for layer, block in ours.items():
+        source = dict(theirs[Layer(layer.stack, (1, 3)[layer.number])].named_parameters())
+        first = dict(theirs[Layer(layer.stack, 0)].named_parameters())
+        for name, weight in block.named_parameters():
+            assert torch.equal(weight, source[name] if name in source else first[name]), name
+    assert torch.equal(small.get_input_embeddings().weight, big.get_input_embeddings().weight)
+    whole = student.cut(big, {name: range(4) for name in names}).eval()
+    inputs = accepted_inputs(big, collate(encoded(kind), range(3)).inputs)
+    with torch.no_grad():
+        assert torch.equal(whole(**inputs).logits, big(**inputs).logits)
+
+
+@EVERY
+def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient(kind):
+    setting = Setting(kind)
+    rows = list(range(len(setting.data)))[:8]
+    whole = micro_batches(setting.data, rows, 0, 1, None, (3, 1))
+    units = count_units(whole)
+    expected = setting.gradient(whole, units)
+    for ranks, size in ((1, 1), (2, 2)):
+        shares = [
+            batch for rank in range(ranks) for batch in micro_batches(setting.data, rows, rank, ranks, size, (3, 1))
+        ]
+        assert count_units(shares) == units
+        close(setting.gradient(shares, units), expected)
+
+
+@EVERY
+def test_more_padding_changes_no_term_and_no_gradient(kind):
+    setting = Setting(kind)
+    rows = range(min(4, len(setting.data)))
+    tight, wide = collate(setting.data, rows, draw=(3, 1)), collate(setting.data, rows, width=30, draw=(3, 1))
+    units = count_units([tight])
+    assert count_units([wide]) == units
+    close(setting.breakdown(tight, units).parts, setting.breakdown(wide, units).parts)
+    close(setting.gradient([wide], units), setting.gradient([tight], units))
+
+
+@EVERY
+def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind):
+    weights = weights_for(kind).model_copy(update={"hard": 0.0})
+    big = model(kind)
+    names = [stack.name for stack in layout_of(big.config).stacks]
+    twin = student.cut(big, {name: range(4) for name in names})
+    device = torch.device("cpu")
+    teacher = Teacher(big, None, torch.float32, device)
+    data = encoded(kind)
+    batch = collate(data, range(min(4, len(data))))
+    plan = calibrate(propose(describe(twin.config), describe(twin.config)), teacher, [batch], device)
+    objective = build_language_objective(weights, plan)
+    learner = Learner(twin, Projections((), 0), plan, objective, None, False).eval()
+    view = View(learner(batch.inputs), teacher(batch.inputs, learner.wanted_of_teacher), batch)
+    breakdown = objective(view, count_units([batch]))
+    breakdown.total.backward()
+    assert float(breakdown.total.detach()) == pytest.approx(0, abs=1e-5)
+    assert max(float(p.grad.abs().max()) for p in twin.parameters() if p.grad is not None) < 1e-4
+
+
+@EVERY
+def test_the_hard_part_is_the_cross_entropy_that_transformers_computes(kind):
+    setting = Setting(kind, Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0))
+    batch = collate(setting.data, range(min(4, len(setting.data))), draw=(2, 0))
+    net = setting.learner.student
+    with torch.no_grad():
+        logits = net(**accepted_inputs(net, batch.inputs)).logits
+    expected = F.cross_entropy(logits.flatten(0, 1).double(), batch.targets.flatten(), ignore_index=IGNORED)
+    found = setting.breakdown(batch, count_units([batch])).parts["hard"]
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart", "marian", "xlnet"])
+def test_no_prediction_sees_the_token_that_is_asked_for(kind):
+    net, data = model(kind), encoded(kind, scored=True)
+    batch = collate(data, [int(np.argmax(data.lengths))])
+    asked = torch.nonzero(batch.predicted[0]).flatten().tolist()
+    assert len(asked) > 3
+
+    def features(inputs):
+        with torch.no_grad():
+            return run(net, accepted_inputs(net, inputs), Wanted(), None).features[0]
+
+    plain = features(batch.inputs)
+    read = "decoder_input_ids" if "decoder_input_ids" in batch.inputs else "input_ids"
+    for position in asked[:-1]:
+        place = position if kind == "xlnet" else position + 1  # where the answer is read
+        changed = {**batch.inputs, read: batch.inputs[read].clone()}
+        changed[read][0, place] = (changed[read][0, place] + 7) % 200 + 10
+        again = features(changed)
+        torch.testing.assert_close(again[position], plain[position], msg=f"{kind}: position {position}")
+        later = [other for other in asked if other > position]
+        assert any(not torch.allclose(again[other], plain[other]) for other in later), "the later ones see it"
+
+
+@EVERY
+def test_targets_are_the_text_itself(kind):
+    data = encoded(kind, scored=True, max_length=60)
+    pieces = tokenizer(LAYOUTS[kind].family)
+    batch = collate(data, range(len(data)), draw=(1, 0))
+    texts = sentences(8, 3)[0]
+    texts = texts[::-1] if LAYOUTS[kind].family == "seq2seq" else texts
+    for row, text in enumerate(texts):
+        targets = batch.targets[row][batch.targets[row] != IGNORED].tolist()
+        content = pieces(text, add_special_tokens=False).input_ids
+        match LAYOUTS[kind].family:
+            case "causal":
+                assert targets == content
+            case "permutation":
+                assert targets == content[1:]
+            case "seq2seq":
+                assert targets == [*content, pieces.eos_token_id]
+            case _:
+                places = torch.nonzero(batch.targets[row] != IGNORED).flatten().tolist()
+                assert [[pieces.cls_token_id, *content][place] for place in places] == targets
+                assert len(targets) == max(1, round(0.15 * len(content)))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_packed_documents_do_not_see_each_other_and_begin_at_position_zero(kind):
+    pieces, net = tokenizer("causal"), model(kind)
+    first, second = "the film was good", "we loved the plot and the acting"
+    together = work(kind).encode(Examples("train", ((first, second),), None), pieces, net.config, scored=False)
+    alone = work(kind).encode(Examples("train", ((second,),), None), pieces, net.config, scored=False)
+
+    def features(data):
+        batch = collate(data, [0])
+        with torch.no_grad():
+            return run(net, accepted_inputs(net, batch.inputs), Wanted(), None).features[0], batch
+
+    (both, packed), (single, one) = features(together), features(alone)
+    start = len(pieces(first).input_ids) + 1
+    length = min(len(single), 24 - start)
+    torch.testing.assert_close(both[start : start + length], single[:length])
+    assert packed.inputs["position_ids"][0, start : start + length].tolist() == list(range(length))
+    assert packed.targets[0, start - 1] == pieces.eos_token_id
+    assert packed.targets[0, start : start + length].tolist() == one.targets[0, :length].tolist()
+
+
+def test_a_rows_mask_depends_on_seed_epoch_and_row_alone():
+    data = encoded("bert")
+    alone = collate(data, [5], draw=(4, 2))
+    among = collate(data, [2, 5, 7], draw=(4, 2))
+    length = len(data.columns["input_ids"][5])
+    assert torch.equal(alone.targets[0, :length], among.targets[1, :length])
+    assert torch.equal(alone.inputs["input_ids"][0, :length], among.inputs["input_ids"][1, :length])
+    others = [collate(data, [5], draw=draw).targets[0, :length] for draw in ((4, 3), (5, 2))]
+    assert any(not torch.equal(other, alone.targets[0, :length]) for other in others)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
+@pytest.mark.parametrize("part", ["hard", "alpha", "beta", "gamma"])
+def test_each_part_alone_falls_below_a_tenth_of_its_start_on_one_batch(kind, part):
+    alone = {name: float(name == part) for name in ("hard", "alpha", "beta", "gamma", "delta")}
+    setting = Setting(kind, Weights(**alone))
+    batch = collate(setting.data, range(min(4, len(setting.data))))
+    units = count_units([batch])
+    optimizer = torch.optim.AdamW(setting.learner.parameters(), lr=3e-3, weight_decay=0)
+    start = value = float(setting.breakdown(batch, units).total.detach())
+    for _ in range(400):
+        optimizer.zero_grad()
+        total = setting.breakdown(batch, units).total
+        total.backward()
+        optimizer.step()
+        value = float(total.detach())
+        if value < start / 10:
+            break
+    assert value < start / 10
+
+
+def test_a_checkpoints_head_is_read_from_its_class():
+    heads = {"BertForMaskedLM": "masked", "GPT2LMHeadModel": "causal", "XLNetLMHeadModel": "causal",
+             "T5ForConditionalGeneration": "seq2seq", "MarianMTModel": "seq2seq", "ElectraForPreTraining": "",
+             "BertModel": "", "BertForSequenceClassification": "classifier"}  # fmt: skip
+    assert {name: str(head_of_class(name)) for name in heads} == heads
+
+
+def test_an_objective_without_parts_of_the_vocabulary_has_none():
+    objective = build_language_objective(Weights(hard=0, alpha=0, beta=1), None)
+    assert objective == Objective({}, None)
