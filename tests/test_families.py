@@ -328,3 +328,24 @@ def test_a_checkpoints_head_is_read_from_its_class():
 def test_an_objective_without_parts_of_the_vocabulary_has_none():
     objective = build_language_objective(Weights(hard=0, alpha=0, beta=1), None)
     assert objective == Objective({}, None)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "bart", "marian"])
+def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
+    setting = Setting(kind)
+    batch = collate(setting.data, range(min(4, len(setting.data))), width=24)
+    taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+    learnt = setting.learner(batch.inputs)
+    parts = setting.objective(View(learnt, taught, batch), count_units([batch])).parts
+    for stack in layout_of(setting.learner.student.config).stacks:
+        real = batch.predicted if kind != "gpt2" and stack.name == "decoder" else batch.real
+        distances = [
+            1 - F.cosine_similarity(learnt.hidden[ours][row, place], taught.hidden[theirs][row, place], dim=0)
+            for ours, theirs in (
+                (Layer(stack.name, 0), Layer(stack.name, 1)),
+                (Layer(stack.name, 1), Layer(stack.name, 3)),
+            )
+            for row, place in torch.nonzero(real).tolist()
+        ]
+        name = "cosine" if kind == "gpt2" else f"cosine {stack.name}"
+        assert float(parts[name]) == pytest.approx(float(torch.stack(distances).mean().detach()), rel=1e-4)

@@ -151,7 +151,7 @@ MUTANTS = {
         "objective.py",
         "return batch.predicted if self.after_source else batch.tokens",
         "return batch.tokens",
-        "test_families.py::test_more_padding_changes_no_term_and_no_gradient",
+        "test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
     "last batch of the evaluation dropped": (
         "batches.py",
