@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-install_import_hook(["kdalign.losses", "kdalign.capture", "kdalign.projection"], "beartype.beartype")
+install_import_hook(
+    ["kdalign.losses", "kdalign.vocabulary", "kdalign.capture", "kdalign.projection"], "beartype.beartype"
+)
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
