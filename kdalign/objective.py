@@ -286,11 +286,6 @@ class Objective:
         return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
 
     @property
-    def reaches_the_head(self) -> bool:
-        """Whether the answer itself is compared, so that every parameter learns."""
-        return self.vocabulary is not None or Signal.LOGITS in self.needs
-
-    @property
     def needs(self) -> frozenset[Signal]:
         """All signals that its terms look at."""
         return frozenset().union(*(term.needs for _, term in self.terms.values()))

@@ -206,8 +206,7 @@ def train(
     teach = None if teacher is None else partial(teacher, wanted=learner.wanted_of_teacher)
     every = settings.eval_every or max(1, steps // 10)
     learner.to(accelerator.device).train()
-    if not objective.reaches_the_head:
-        _freeze_unreached(learner, teach, objective, encoded, settings, accelerator.device)
+    _freeze_unreached(learner, teach, objective, encoded, accelerator.device)
     optimizer = make_optimizer(learner, settings)
     progress = Progress()
     if go_on:
@@ -358,10 +357,12 @@ def _freeze_unreached(
     teach: Teach | None,
     objective: Objective,
     encoded: Encoded,
-    settings: Train,
     device: torch.device,
 ) -> None:
-    """Freeze parameters that no term reaches (the head, where only features are aligned): DDP waits for each."""
+    """Freeze parameters that no term reaches, for each of which DDP would wait.
+
+    Such are the head where only features are aligned, and XLNet's weights for segments and masks.
+    """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
     view = View(learner(batch.inputs), teach(batch.inputs) if teach is not None else None, batch)
     objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """Tiny real models and data; shapes of every annotated function are checked while tests run."""
 
 import os
+import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -123,3 +124,28 @@ def save_model(folder: Path, kind: str, layers: int = 4, width: int = 32, heads:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 4 layers and width 32 with a head for two labels."""
     return save_model(tmp_path_factory.mktemp("teacher"), "bert", id2label={0: "negative", 1: "positive"})
+
+
+@pytest.fixture
+def kdalign(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder: (status, stdout, stderr)."""
+    from kdalign.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["kdalign", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
+
+
+def one_line(err):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("kdalign: error: ")
+    return lines[0]

@@ -10,25 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import save_model, sentences
-
-from kdalign.cli import main
-
-
-@pytest.fixture
-def kdalign(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["kdalign", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return exit_.value.code, out, err
-
-    return run
+from conftest import one_line, save_model, sentences
 
 
 def quick(teacher, data, *more):
@@ -53,13 +35,6 @@ def runs(tmp_path_factory, teacher, data):
         }  # fmt: skip
         distill(build_recipe(None, flags))
     return folder
-
-
-def one_line(err):
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("kdalign: error: ")
-    return lines[0]
 
 
 def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalign, teacher, data, tmp_path):

@@ -1,0 +1,245 @@
+"""Tasks of language modelling, from the word on the command line to a run that can be stopped and split."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import one_line, sentences
+
+from kdalign.errors import UsageError
+from kdalign.likelihood import TokenAnswers, perplexities, token_agreement
+from kdalign.recipe import LANGUAGE_TASKS, build_recipe
+from kdalign.tasks import find_task, load_texts
+from kdalign.tasks.language import FAMILIES, LanguageTask
+
+
+def folder(path: Path, table: pd.DataFrame, *splits: str) -> Path:
+    path.mkdir(exist_ok=True)
+    for split in splits or ("train", "validation"):
+        table.to_parquet(path / f"{split}.parquet")
+    return path
+
+
+def test_the_recipe_knows_the_tasks_of_tokens_by_the_same_names():
+    assert set(LANGUAGE_TASKS) == set(FAMILIES)
+
+
+def test_tokens_start_from_other_defaults_than_classes_and_flags_win_over_both():
+    classes = build_recipe(None, {"teacher": "t", "data.task": "sst2"})
+    tokens = build_recipe(None, {"teacher": "t", "data.task": "lm:sst2"})
+    asked = build_recipe(None, {"teacher": "t", "data.task": "lm:sst2", "objective.gamma": 0.5})
+    assert (classes.objective.temperature, classes.objective.gamma, classes.data.max_length) == (2.0, 1.0, 128)
+    assert (tokens.objective.temperature, tokens.objective.gamma, tokens.data.max_length) == (1.0, 0.0, 256)
+    assert (asked.objective.temperature, asked.objective.gamma) == (1.0, 0.5)
+    assert build_recipe(None, json.loads(tokens.model_dump_json())) == tokens
+
+
+def test_without_a_teacher_the_labels_are_all_there_is():
+    alone = build_recipe(None, {"teacher": "none", "data.task": "lm:sst2", "student": "new:gpt2"})
+    assert (alone.objective.hard, alone.objective.needs_teacher) == (1.0, False)
+    with pytest.raises(UsageError, match="there is no teacher: alpha, beta, gamma and delta must be 0"):
+        build_recipe(None, {"teacher": "none", "data.task": "lm:sst2", "objective.alpha": 0.5})
+
+
+def test_a_glue_tasks_sentences_are_documents_both_of_a_pair(tmp_path):
+    table = pd.DataFrame({"sentence1": ["one", "two"], "sentence2": ["three", " "], "label": [0.0, 5.0]})
+    task = find_task("lm:stsb", str(folder(tmp_path / "stsb", table)))
+    found = load_texts(task, "train")
+    assert task.name == "lm-stsb"
+    assert found.texts == (("one", "two", "three"),)
+    assert found.passed_over == 1
+    assert found.labels is None
+
+
+def test_each_line_of_a_text_file_is_a_document_and_blank_ones_are_none(tmp_path):
+    (tmp_path / "train.txt").write_text("first line \n\n  \nsecond\nthird", encoding="utf-8")
+    task = find_task("language-modeling", str(tmp_path))
+    assert task.columns == ("text",)
+    assert load_texts(task, "train").texts == (("first line ", "second", "third"),)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"), [({"idx": [1], "body": ["a"]}, "body"), ({"text": ["a"], "author": ["b"]}, "text")]
+)
+def test_the_text_column_is_worked_out_and_said(tmp_path, columns, found):
+    task = find_task("lm", str(folder(tmp_path / "d", pd.DataFrame(columns))))
+    assert (task.columns, task.found) == ((found,), f"text in {found}")
+
+
+def test_a_pair_of_columns_is_named_in_the_task(tmp_path):
+    table = pd.DataFrame({"en": ["a", "b"], "de": ["c", "d"], "fr": ["e", "f"]})
+    task = find_task("translation:en-fr", str(folder(tmp_path / "d", table)))
+    assert load_texts(task, "train").texts == (("a", "b"), ("e", "f"))
+
+
+BAD = [
+    ("lm", {"a": ["x"], "b": ["y"]}, "which column is the text"),
+    ("lm", {"n": [1, 2]}, "which column is the text"),
+    ("lm", {"text": ["", " "]}, "every document is empty"),
+    ("lm:sst3", {"sentence": ["x"]}, "no GLUE task; did you mean 'sst2'"),
+    ("translation:en", {"en": ["x"]}, "name two columns"),
+    ("translation:en-de", {"en": ["x"], "german": ["y"]}, "needs column 'de'"),
+    ("translation:en-de", {"en": ["x", "y"], "de": ["z", " "]}, "row 1 lacks its en or its de"),
+    ("masked-llm", {"text": ["x"]}, "did you mean 'masked-lm'"),
+]
+
+
+@pytest.mark.parametrize(("name", "columns", "said"), BAD)
+def test_what_is_no_text_is_refused_with_its_reason(tmp_path, name, columns, said):
+    place = folder(tmp_path / "d", pd.DataFrame(columns))
+    with pytest.raises(UsageError, match=said):
+        load_texts(find_task(name, str(place)), "train")
+
+
+def test_a_family_that_cannot_learn_a_task_is_refused():
+    task = LanguageTask("masked-lm", "masked-lm", ("text",), None)
+    with pytest.raises(UsageError, match="'x' is a causal model; task 'masked-lm' is not for it"):
+        task.check("causal", "x")
+
+
+def test_perplexity_is_from_the_total_over_all_tokens_and_words_by_hand():
+    # 2 ln 2 over 2 tokens and ln 8 over 1: total ln 32 over 3 tokens, over 2 words.
+    answers = TokenAnswers(np.log([4.0, 8.0]), np.array([2, 1]), np.array([1, 2, 3]))
+    token, word = perplexities(answers, "causal", words=2, max_length=8, interval=True)
+    assert (token.metric, token.value, token.n) == ("ppl", pytest.approx(32 ** (1 / 3)), 3)
+    assert (word.metric, word.value, word.n) == ("word_ppl", pytest.approx(32**0.5), 2)
+    # Resampled rows give ln 4 / 2 = ln 2 to ln 8 a token; the same scale, 3 tokens for 2 words, makes them words'.
+    assert (token.low, token.high) == (pytest.approx(2), pytest.approx(8))
+    assert (word.low, word.high) == (pytest.approx(2**1.5), pytest.approx(8**1.5))
+    assert not token.higher_is_better
+
+
+def test_agreement_of_tokens_is_their_share_whatever_the_rows():
+    ours = TokenAnswers(np.zeros(3), np.array([2, 0, 2]), np.array([1, 2, 3, 4]))
+    theirs = TokenAnswers(np.zeros(3), np.array([2, 0, 2]), np.array([1, 0, 3, 4]))
+    assert token_agreement(ours, theirs, interval=False).value == 75.0
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    place = tmp_path_factory.mktemp("texts")
+    for number, split in enumerate(("train", "validation")):
+        pd.DataFrame({"text": sentences(96 // (number + 1), number)[0]}).to_parquet(place / f"{split}.parquet")
+    return place
+
+
+@pytest.fixture(scope="module", params=["gpt2", "bert", "xlnet"])
+def taught(request, tmp_path_factory, texts):
+    """A teacher made by kdalign itself, from nothing."""
+    from kdalign.pipeline import distill
+
+    out = tmp_path_factory.mktemp("made") / request.param
+    flags = {"teacher": "none", "student": f"new:{request.param},layers=2,width=32,heads=4,positions=64",
+             "tokenizer": "train:300", "data.task": "lm", "data.folder": str(texts), "data.max_length": 32,
+             "train.max_steps": 6, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32",
+             "train.lr": 3e-3, "out": str(out)}  # fmt: skip
+    distill(build_recipe(None, flags))
+    return out
+
+
+def words(teacher, texts, out, *more):
+    return ["distill", "--teacher", teacher, "--student", "layers=1", "--task", "lm", "--data", texts, "--max-steps", 6,
+            "--batch-size", 8, "--micro-batch", 4, "--max-length", 32, "--precision", "fp32", "--device", "cpu",
+            "--set", "train.dropout=0", "--out", out, *more]  # fmt: skip
+
+
+def test_a_teacher_made_from_nothing_teaches_and_the_record_says_how_each_number_was_made(
+    kdalign,
+    taught,
+    texts,
+    tmp_path,
+):
+    status, out, err = kdalign(*words(taught, texts, "runs/a"))
+    assert status == 0, err
+    record = json.loads((tmp_path / "runs/a/record.json").read_text())
+    alone = json.loads((taught / "record.json").read_text())
+    assert alone["teacher"] is None
+    scores = record["scores"]["validation"]
+    primary = scores["student"][0]
+    assert primary["metric"] in ("ppl", "masked_ppl")
+    assert primary["low"] < primary["value"] < primary["high"] < 310
+    assert primary["signature"].split(";")[0] in (
+        "left to right, windows of 32, no overlap, from a start token",
+        "left to right, windows of 32, no overlap, each window's first token unscored",
+        "15 % of the tokens masked, one fixed draw",
+    )
+    # The teacher's score in this run is its own from the run that made it.
+    assert scores["teacher"][0]["value"] == pytest.approx(
+        alone["scores"]["validation"]["student"][0]["value"], rel=1e-5
+    )
+    assert set(record["training"]["terms"]) == {"hard", "soft", "cosine"}
+    assert "retained" in out
+
+
+def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, taught, texts, tmp_path):
+    kdalign(*words(taught, texts, "runs/a"))
+    status, _, err = kdalign("eval", "runs/a", "runs/a/student", "--task", "lm", "--data", texts, "--max-length", 32,
+                             "--out", "scores.json")  # fmt: skip
+    assert status == 0, err
+    of_run, of_folder = json.loads((tmp_path / "scores.json").read_text())["results"]
+    record = json.loads((tmp_path / "runs/a/record.json").read_text())
+    expected = record["scores"]["validation"]["student"][0]["value"]
+    assert of_run["scores"][0]["value"] == pytest.approx(expected, rel=1e-6)
+    assert of_folder["scores"][0]["value"] == pytest.approx(expected, rel=1e-6)
+    assert [score["metric"] for score in of_run["scores"]][-1] == "agreement"
+
+
+def test_two_ranks_take_the_steps_of_one_process_on_tokens(taught, texts, tmp_path):
+    from test_resume_and_ranks import each_step, run
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = ["-m", "kdalign", *map(str, words(taught, texts, one))]
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    done = run([*torchrun, "-m", "kdalign", *map(str, words(taught, texts, two))])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((two / "record.json").read_text())["training"]["ranks"] == 2
+    assert each_step(two, "loss") == pytest.approx(each_step(one, "loss"), abs=1e-5)
+    assert each_step(two, "gradient_norm") == pytest.approx(each_step(one, "gradient_norm"), rel=1e-3, abs=1e-5)
+
+
+def test_training_stops_with_the_step_that_reaches_the_tokens(kdalign, taught, texts, tmp_path):
+    asked = [word for word in words(taught, texts, "runs/a") if word not in ("--max-steps", 6)]
+    status, _, err = kdalign(*asked, "--max-tokens", 900)
+    assert status == 0, err
+    events = [json.loads(line) for line in (tmp_path / "runs/a/history.jsonl").read_text().splitlines()]
+    training = json.loads((tmp_path / "runs/a/record.json").read_text())["training"]
+    steps = sum(event["kind"] == "step" for event in events)
+    assert training["steps"] == steps
+    assert training["tokens"] >= 900
+    assert training["tokens"] * (steps - 1) / steps < 900 * 1.5
+
+
+WRONG = [
+    (("--student", "layers=2"), "is cut out of a teacher"),
+    (("--student", "new:gpt2,layers=1"), "needs --tokenizer"),
+    (("--student", "new:gpt2,layers=1", "--tokenizer", "train:many"), "accepted is train:SIZE"),
+    (("--student", "new:gpt2,layers=1,positions=16", "--tokenizer", "train:300"), "more than the 16 positions"),
+    (("--student", "new:gpt3", "--tokenizer", "train:300"), "gpt2"),
+    (("--student", "new:t5", "--tokenizer", "train:300", "--task", "masked-lm"), "seq2seq model"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), WRONG)
+def test_a_student_that_cannot_be_made_is_one_line_and_nothing_is_written(
+    kdalign,
+    texts,
+    tmp_path,
+    more,
+    said,
+):
+    task = () if "--task" in more else ("--task", "lm")
+    status, _, err = kdalign("distill", "--teacher", "none", "--data", texts, "--max-length", 32, *task, *more)
+    assert status == 2
+    assert said in one_line(err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_classifier_has_no_tokens_to_give(kdalign, teacher, texts):
+    status, _, err = kdalign("distill", "--teacher", teacher, "--student", "layers=2", "--task", "lm", "--data", texts)
+    assert status == 2
+    assert "has no language-model head; `kdalign distill --teacher none --student" in one_line(err)
