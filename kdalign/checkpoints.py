@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from kdalign.files import whole_file, write_json
@@ -38,12 +38,14 @@ class Progress:
 
 
 def save_weights(file: Path, module: nn.Module) -> None:
-    """Write a module's tensors whole."""
+    """Write a module's tensors whole, tied ones once."""
     with whole_file(file) as temporary:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()},
-            temporary,
-        )
+        save_model(module, str(temporary))
+
+
+def load_weights(file: Path, module: nn.Module) -> None:
+    """Read back what ``save_weights`` wrote."""
+    load_model(module, str(file))
 
 
 def save_checkpoint(folder: RunFolder, module: nn.Module, optimizer: torch.optim.AdamW, progress: Progress) -> None:
@@ -76,7 +78,7 @@ def load_checkpoint(
     progress = Progress()
     if found:
         newest = found[-1]
-        module.load_state_dict(load_file(newest / "model.safetensors", device=str(accelerator.device)))
+        load_weights(newest / "model.safetensors", module)
         moments = load_file(newest / "optimizer.safetensors", device=str(accelerator.device))
         for name, parameter in module.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}

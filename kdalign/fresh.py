@@ -122,7 +122,7 @@ def _positive(key: str, value: str) -> int:
 
 
 def _probability(value: str) -> float:
-    if not re.fullmatch(r"0|0?\.[0-9]+", value):
+    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", value):
         raise UsageError(f"dropout={value} (accepted: dropout=P, 0 <= P < 1, such as 0.1)")
     return float(value)
 

@@ -1,6 +1,7 @@
 """Find and load checkpoints: a hub id or a folder, safetensors only, no remote code."""
 
 import hashlib
+import importlib.util
 import logging
 import re
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Checkpoint:
         path: what ``from_pretrained`` takes.
         revision: the hub's commit that every file comes from; None for a folder.
         hash: the hub's commit, or the first 16 digits of the SHA-256 of a folder's weights.
+        gguf: the name of the GGUF file in a folder that holds one instead of safetensors.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Checkpoint:
     config: PretrainedConfig
     revision: str | None
     hash: str
+    gguf: str | None = None
 
     @property
     def has_classifier(self) -> bool:
@@ -71,13 +74,15 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
     folder = Path(name).expanduser()
     if (folder / "student" / "config.json").is_file():
         folder = folder / "student"
-    if folder.is_dir():
+    if folder.is_dir() or folder.suffix == ".gguf":
         if revision is not None:
-            raise UsageError(f"--revision is for hub models; {name!r} is a folder")
-        return _in_folder(name, folder)
+            raise UsageError(f"--revision is for hub models; {name!r} is a local one")
+        return _in_folder(name, folder) if folder.is_dir() else _in_gguf(name, folder)
     if folder.exists() or not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
         what = "is a file" if folder.exists() else "does not exist"
-        raise UsageError(f"model {name!r} {what} (accepted: a folder with config.json and safetensors, or a hub id)")
+        raise UsageError(
+            f"model {name!r} {what} (accepted: a folder with config.json and safetensors, a .gguf file, or a hub id)"
+        )
     return _on_hub(name, revision)
 
 
@@ -87,21 +92,27 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: it has none, or one without a padding token.
     """
-    return load_tokenizer_named(checkpoint.name, checkpoint.path, checkpoint.revision)
+    family = layout_of(checkpoint.config).family
+    return load_tokenizer_named(checkpoint.name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
 
 
-def load_tokenizer_named(name: str, path: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder, which need not hold a model.
+def load_tokenizer_named(
+    name: str, family: str, path: str | None = None, revision: str | None = None, gguf: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, which need not hold a model, for models of a family.
 
     Raises:
-        UsageError: it has none, or one without a padding token.
+        UsageError: it has none, or one without a padding token (causal models pad with their end token).
     """
+    extra = {} if gguf is None else {"gguf_file": gguf}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False, **extra)
     except (OSError, ValueError, HTTPError) as error:
         raise UsageError(f"model {name!r} has no tokenizer: {_first_sentence(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what from_pretrained makes where there are no files
         raise UsageError(f"model {name!r} has no tokenizer: its files hold no vocabulary")
+    if tokenizer.pad_token_id is None and family == "causal":
+        tokenizer.pad_token = tokenizer.eos_token  # what is padded is masked by its length, whatever it holds
     if tokenizer.pad_token_id is None:
         raise UsageError(f"the tokenizer of {name!r} has no padding token; batches cannot be made")
     return tokenizer
@@ -201,6 +212,8 @@ def load_language_model(
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
     config = checkpoint.config
+    if checkpoint.gguf is not None:
+        return _load_gguf(checkpoint, dtype)
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -224,6 +237,24 @@ def load_language_model(
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _load_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The language model of a GGUF file, its weights spread out, as an ordinary model.
+
+    What Transformers loads counts as quantised, and can be neither cast nor saved: its weights are moved into another.
+    """
+    auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
+    try:
+        with _quiet():
+            loaded = auto.from_pretrained(checkpoint.path, gguf_file=checkpoint.gguf, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+    model: PreTrainedModel = auto.from_config(
+        checkpoint.config, attn_implementation=attention_of(checkpoint.config), dtype=dtype
+    )
+    model.load_state_dict(loaded.state_dict())
+    return model
 
 
 def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -295,7 +326,8 @@ def weights_megabytes(checkpoint: Checkpoint) -> float:
     folder = Path(checkpoint.path)
     if checkpoint.revision is not None:
         folder = Path(cached_file(checkpoint.path, "config.json", revision=checkpoint.revision)).parent
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+    pattern = "*.safetensors" if checkpoint.gguf is None else checkpoint.gguf
+    return sum(file.stat().st_size for file in folder.glob(pattern)) / 1e6
 
 
 def _on_hub(name: str, revision: str | None) -> Checkpoint:
@@ -315,7 +347,25 @@ def _on_hub(name: str, revision: str | None) -> Checkpoint:
     return Checkpoint(name, name, config, commit, commit)
 
 
+def _in_gguf(name: str, file: Path) -> Checkpoint:
+    """A model in a GGUF file, which holds its configuration and tokenizer, too."""
+    if not file.is_file():
+        raise UsageError(f"model {name!r} does not exist")
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError(f"reading {name!r} needs a package: pip install 'kdalign[gguf]'")
+    try:
+        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UsageError(f"cannot read {name!r} as GGUF: {_first_sentence(error)}") from None
+    config.architectures = [auto_class(LANGUAGE_HEADS[layout_of(config).family])._model_mapping[type(config)].__name__]
+    vars(config).pop("quantization_config", None)
+    return Checkpoint(name, str(file.parent), config, None, sha256(file)[:16], file.name)
+
+
 def _in_folder(name: str, folder: Path) -> Checkpoint:
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1 and not (folder / "config.json").is_file():
+        return _in_gguf(name, ggufs[0])
     if not (folder / "config.json").is_file():
         raise UsageError(f"folder {name!r} holds no model: it has no config.json")
     try:

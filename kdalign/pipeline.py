@@ -239,11 +239,12 @@ def _tokenizer(run: Prepared, observer: Observer) -> PreTrainedTokenizerBase:
     asked = run.recipe.tokenizer
     assert asked is not None, "a student from nothing without a teacher names its tokenizer"
     assert run.new is not None, "a student is a checkpoint, cut or new"
+    family = LAYOUTS[run.new.model_type].family
     size = trained_size(asked)
     if size is None:
-        return models.load_tokenizer_named(asked)
+        return models.load_tokenizer_named(asked, family)
     texts = (text for column in run.train.texts for text in column)
-    tokenizer = train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
+    tokenizer = train_tokenizer(texts, size, family, run.new.positions)
     observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
     return tokenizer
 

@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,7 +30,7 @@ from kdalign.alignment import Plan
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.capture import Signals, run, watch
-from kdalign.checkpoints import Progress, load_checkpoint, save_checkpoint, save_weights
+from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.objective import Objective, Signal, Unit, View, count_units
 from kdalign.observer import Observer, StepReport
@@ -304,7 +303,7 @@ def train(
     observer.ended()
     if settings.select == "best":
         accelerator.wait_for_everyone()
-        learner.load_state_dict(load_file(folder.checkpoints / "best.safetensors"))
+        load_weights(folder.checkpoints / "best.safetensors", learner)
     return progress
 
 

@@ -260,6 +260,11 @@ def test_an_encoder_decoder_needs_an_end_token(kind):
         new_config(parse_new(f"new:{kind}"), TOKENIZERS["masked"])
 
 
+def test_an_encoder_decoder_ends_with_its_tokenizers_end_whatever_its_number():
+    config = new_config(parse_new("new:bart"), TOKENIZERS["causal"])
+    assert (config.eos_token_id, config.forced_eos_token_id, config.decoder_start_token_id) == (1, 1, 1)
+
+
 FRAMES = {"masked": ("[CLS]", "[SEP]"), "permutation": ("", "<sep><cls>"), "causal": ("", ""), "seq2seq": ("", "</s>")}
 
 
@@ -335,11 +340,12 @@ def test_a_text_is_read_once_and_its_first_line_counts():
 
 
 def ids_and_limits(tokenizer):
-    texts = [*TEXTS[-30:], "don't  DON'T 2024 été\n\n x", ""]
+    texts = [*TEXTS[-30:], "the  film   was\n\n good, don't  DON'T 2024 été\n\n x", ""]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     roles = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
     pairs = tokenizer("a", "b")
-    return [tokenizer(texts)["input_ids"], dict(pairs), roles, tokenizer.model_max_length, tokenizer.padding_side]
+    rest = tokenizer.model_max_length, tokenizer.padding_side, tokenizer.clean_up_tokenization_spaces
+    return [tokenizer(texts)["input_ids"], dict(pairs), roles, *rest]
 
 
 @TYPES
@@ -350,6 +356,7 @@ def test_a_saved_tokenizer_is_the_same_beside_every_model(kind, tmp_path):
     assert ids_and_limits(loaded) == ids_and_limits(tokenizer_of(kind))
     assert loaded.get_vocab() == tokenizer_of(kind).get_vocab()
     assert loaded.model_max_length == POSITIONS
+    assert loaded.clean_up_tokenization_spaces is False
 
 
 def test_beside_qwen2_alone_transformers_composes_accents(tmp_path):

@@ -186,6 +186,24 @@ def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, ta
     assert [score["metric"] for score in of_run["scores"]][-1] == "agreement"
 
 
+def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught, texts, tmp_path):
+    import signal
+
+    from test_resume_and_ranks import run, stop_after
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ("--max-steps", 24, "--set", "train.checkpoint_every=2", "--select", "best")
+    assert run(["-m", "kdalign", *map(str, words(taught, texts, whole, *more))]).returncode == 0
+    command = ["-m", "kdalign", *map(str, words(taught, texts, killed, *more))]
+    status, _ = stop_after(command, killed, 7, signal.SIGKILL)
+    assert status == -signal.SIGKILL, "it was killed in the middle"
+    assert list((killed / "checkpoints").glob("step-*"))
+    done = run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"])
+    assert done.returncode == 0, done.stderr
+    for name in ("student/model.safetensors", "history.jsonl", "predictions/validation.parquet"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
 def test_two_ranks_take_the_steps_of_one_process_on_tokens(taught, texts, tmp_path):
     from test_resume_and_ranks import each_step, run
 
