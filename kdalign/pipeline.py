@@ -36,6 +36,7 @@ from kdalign.version import __version__
 from kdalign.work import Work
 
 CALIBRATION_EXAMPLES = 512
+CALIBRATION_TOKENS = 16_384
 CALIBRATION_BATCH = 32
 LATENCY_TOKENS = 128
 
@@ -333,6 +334,8 @@ def _calibrated(run: Prepared, teacher: Teacher, encoded: Encoded, accelerator: 
     assert plan is not None, "a teacher comes with a plan"
     if not plan.calibrated:
         rows = np.random.default_rng([run.recipe.train.seed, 2]).permutation(len(encoded))[:CALIBRATION_EXAMPLES]
+        enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), CALIBRATION_TOKENS, side="right"))
+        rows = rows[: max(1, enough)]
         batches = (batch for _, batch in in_order(encoded.take(rows.tolist()), CALIBRATION_BATCH))
         plan = calibrate(plan, teacher, batches, accelerator.device)
     if accelerator.is_main_process:

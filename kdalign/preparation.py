@@ -25,6 +25,8 @@ from kdalign.work import Work, work_on
 MONITORED = (100, 500)
 """At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
 are held out: some ten evaluations then cost little beside the training."""
+MONITORED_CHARACTERS = 50_000
+"""At most so much text of them, for the same reason: documents can be long."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,8 @@ def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
         return examples.take(kept), examples.take(held)
     size = int(np.clip(len(examples) // 20, *MONITORED))
     rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
+    characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
+    rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
     return examples, examples.take(sorted(rows.tolist()))
 
 

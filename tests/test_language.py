@@ -186,6 +186,7 @@ def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, ta
     assert [score["metric"] for score in of_run["scores"]][-1] == "agreement"
 
 
+@pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught, texts, tmp_path):
     import signal
 
@@ -204,6 +205,8 @@ def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
+# XLNet has weights that no step reaches, for which DDP would wait.
+@pytest.mark.parametrize("taught", ["gpt2", "xlnet"], indirect=True)
 def test_two_ranks_take_the_steps_of_one_process_on_tokens(taught, texts, tmp_path):
     from test_resume_and_ranks import each_step, run
 
