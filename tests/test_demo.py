@@ -48,5 +48,5 @@ def test_the_quick_demo_ends_in_an_honest_table(tmp_path, monkeypatch):
     assert "runs/demo" in " ".join(lines)
     for arm in ("labels", "soft", "joint"):
         record = json.loads(Path(f"runs/demo/{arm}/record.json").read_text())
-        assert record["training"]["steps"] == 32
+        assert record["training"]["steps"] == 22
         assert rows[arm].cells["data/accuracy"].low is not None
