@@ -41,6 +41,10 @@ class Architecture:
     parameters: int
     tied: bool
 
+    def reads_target(self, stack: str) -> bool:
+        """Whether a stack's positions are those of the target: an encoder-decoder's decoder."""
+        return self.family == "seq2seq" and stack == "decoder"
+
     def stack(self, name: str) -> Stack:
         """The stack of that name."""
         for stack in self.stacks:
@@ -280,6 +284,12 @@ def auto_class(head: HeadKind) -> Any:
         HeadKind.SEQ2SEQ: transformers.AutoModelForSeq2SeqLM,
         HeadKind.NONE: transformers.AutoModel,
     }[head]
+
+
+def language_model_class(config: "PretrainedConfig") -> str:
+    """The name of the class that a family's language models of this type have."""
+    auto = auto_class(LANGUAGE_HEADS[layout_of(config).family])
+    return str(auto._model_mapping[type(config)].__name__)
 
 
 def has_classifier(config: "PretrainedConfig") -> bool:

@@ -33,7 +33,7 @@ class Encoded:
         pad: for each column, what padding holds.
         truncated: how many examples were longer than the limit.
         corrupt: what is done anew to a row each time it is used, such as masking; None where nothing is.
-        words: of the text whose tokens are predicted, divided at white space; 0 for a classification task.
+        words: of the text whose tokens are predicted, divided at white space; 0 where nothing counts them.
     """
 
     columns: dict[str, list[list[int]]]
@@ -55,7 +55,7 @@ class Encoded:
         """The examples of these rows, in this order."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         labels = None if self.labels is None else self.labels[np.asarray(rows)]
-        return replace(self, columns=columns, labels=labels)
+        return replace(self, columns=columns, labels=labels, words=0)  # the rows' words are not known
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class
+from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class, language_model_class
 from kdalign.errors import UsageError, unknown
 
 _LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -167,7 +167,7 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     config: PretrainedConfig = AutoConfig.for_model(
         new.model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **fields
     )
-    config.architectures = [auto_class(LANGUAGE_HEADS[layout.family])._model_mapping[type(config)].__name__]
+    config.architectures = [language_model_class(config)]
     return config
 
 

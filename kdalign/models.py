@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,7 +25,15 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from kdalign.architecture import LANGUAGE_HEADS, attention_of, auto_class, has_classifier, head_of, layout_of
+from kdalign.architecture import (
+    LANGUAGE_HEADS,
+    attention_of,
+    auto_class,
+    has_classifier,
+    head_of,
+    language_model_class,
+    layout_of,
+)
 from kdalign.errors import UsageError
 from kdalign.files import sha256
 from kdalign.tasks import Task
@@ -172,22 +181,7 @@ def load_classifier(
     config = checkpoint.config
     if fresh_head:
         config = for_task(config, task)
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint.path,
-                config=config,
-                revision=checkpoint.revision,
-                dtype=dtype,
-                attn_implementation=attention_of(config),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=fresh_head,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+    model, report = _load(AutoModelForSequenceClassification, checkpoint, config, dtype, seed, fresh_head)
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if not fresh_head and missing:
         raise UsageError(f"the weights of {checkpoint.name!r} lack {missing[0]!r} and would start it at random")
@@ -214,10 +208,25 @@ def load_language_model(
     config = checkpoint.config
     if checkpoint.gguf is not None:
         return _load_gguf(checkpoint, dtype)
+    auto = auto_class(LANGUAGE_HEADS[layout_of(config).family])
+    model, report = _load(auto, checkpoint, config, dtype, seed)
+    missing = sorted(report["missing_keys"])
+    body = [key for key in missing if fresh_head and key.startswith(f"{model.base_model_prefix}.")]
+    if body or (missing and not fresh_head):
+        raise UsageError(
+            f"the weights of {checkpoint.name!r} lack {(body or missing)[0]!r} and would start it at random"
+        )
+    return model
+
+
+def _load(
+    auto: Any, checkpoint: Checkpoint, config: PretrainedConfig, dtype: torch.dtype, seed: int = 0, resize: bool = False
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A checkpoint's model and Transformers' report on what its weights lack; that is drawn by the seed."""
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, report = auto_class(LANGUAGE_HEADS[layout_of(config).family]).from_pretrained(
+            model, report = auto.from_pretrained(
                 checkpoint.path,
                 config=config,
                 revision=checkpoint.revision,
@@ -226,17 +235,11 @@ def load_language_model(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=resize,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
-    missing = sorted(report["missing_keys"])
-    body = [key for key in missing if fresh_head and key.startswith(f"{model.base_model_prefix}.")]
-    if body or (missing and not fresh_head):
-        raise UsageError(
-            f"the weights of {checkpoint.name!r} lack {(body or missing)[0]!r} and would start it at random"
-        )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model, report
 
 
 def _load_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -274,19 +277,9 @@ def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         UsageError: the weights are unreadable.
     """
-    try:
-        with _quiet():
-            model: PreTrainedModel = auto_class(head_of(checkpoint.config)).from_pretrained(
-                checkpoint.path,
-                revision=checkpoint.revision,
-                dtype=torch.float32,
-                attn_implementation=attention_of(checkpoint.config),
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-            return model
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"cannot load the weights of {checkpoint.name!r}: {_first_sentence(error)}") from None
+    if checkpoint.gguf is not None:
+        return _load_gguf(checkpoint, torch.float32)
+    return _load(auto_class(head_of(checkpoint.config)), checkpoint, checkpoint.config, torch.float32)[0]
 
 
 def for_task(config: PretrainedConfig, task: Task) -> PretrainedConfig:
@@ -357,7 +350,7 @@ def _in_gguf(name: str, file: Path) -> Checkpoint:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UsageError(f"cannot read {name!r} as GGUF: {_first_sentence(error)}") from None
-    config.architectures = [auto_class(LANGUAGE_HEADS[layout_of(config).family])._model_mapping[type(config)].__name__]
+    config.architectures = [language_model_class(config)]
     vars(config).pop("quantization_config", None)
     return Checkpoint(name, str(file.parent), config, None, sha256(file)[:16], file.name)
 

@@ -112,20 +112,20 @@ class Place:
 
     Attributes:
         pairs: (student layer, teacher layer, lambda_l).
-        after_source: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
+        reads_target: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
-    after_source: bool = False
+    reads_target: bool = False
 
     @property
     def unit(self) -> Unit:
         """What a sum over its positions is divided by."""
-        return Unit.TARGET if self.after_source else Unit.TOKEN
+        return Unit.TARGET if self.reads_target else Unit.TOKEN
 
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), the positions that count."""
-        return batch.predicted if self.after_source else batch.tokens
+        return batch.predicted if self.reads_target else batch.tokens
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
         pairs = tuple(pair for pair in plan.pairs if pair[0].stack == layer_map.student_stack)
-        place = Place(pairs, after_source=plan.student.family == "seq2seq" and layer_map.student_stack == "decoder")
+        place = Place(pairs, reads_target=plan.student.reads_target(layer_map.student_stack))
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if weights.gamma > 0 else {}
         ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))

@@ -16,13 +16,12 @@ from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
-from kdalign.recipe import Data, Recipe
+from kdalign.recipe import LANGUAGE_DEFAULTS, Data, Recipe, models_language
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
-from kdalign.tasks import AnyTask, Examples, Task, find_task, write_submission
+from kdalign.tasks import GLUE, AnyTask, Examples, Task, find_task, write_submission
 from kdalign.training import make_accelerator
 from kdalign.work import Work, work_on
 
-DEFAULT_MAX_LENGTH = 128
 AGREEMENT = "agreement"
 
 
@@ -144,12 +143,12 @@ def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.dev
 def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
     """Why a model cannot be scored by a metric; None where it can."""
     task, model = target.task, target.checkpoint.name
+    alone = f"kdalign distill --teacher none --student {model}"
     if not target.has_head:
         if isinstance(task, Task):
             command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
             return Absent(name, f"{model} has no classification head", command)
-        command = f"kdalign distill --teacher none --student {model} --task {task.name}"
-        return Absent(name, f"{model} has no language-model head", command)
+        return Absent(name, f"{model} has no language-model head", f"{alone} --task {task.name}")
     if name == AGREEMENT:
         if kept is None:
             return Absent(
@@ -157,11 +156,8 @@ def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
             )
         return None
     if isinstance(task, Task) and name in (*LANGUAGE_MODEL_METRICS, *PERPLEXITIES):
-        return Absent(
-            name,
-            f"{model} has no language-model head",
-            f"kdalign distill --teacher none --student {model} --task lm:{task.name}",
-        )
+        text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
+        return Absent(name, f"{model} has no language-model head", f"{alone} --task {text}")
     if not isinstance(task, Task):
         if name in target.work.metrics:
             return None
@@ -185,7 +181,8 @@ def _targets(name: str, asked: Asked) -> list[_Target]:
             read_record(Path(name))  # raises: unfinished, and how to go on
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
     checkpoint = models.locate(name, asked.revision)
-    data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config)
+    start = LANGUAGE_DEFAULTS["data"] if models_language(asked.task) else {}
+    data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
     return [_checked(name, checkpoint, data, asked, None)]
 
 
@@ -208,7 +205,7 @@ def _run_target(run: Path, asked: Asked) -> _Target:
 
 def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> _Target:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    max_length = asked.max_length or DEFAULT_MAX_LENGTH
+    max_length = asked.max_length or data.max_length
     work = work_on(task, layout_of(checkpoint.config).family, max_length, checkpoint.name)
     if head_of(checkpoint.config) is work.head:
         work.check(checkpoint)

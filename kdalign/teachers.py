@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.architecture import Layer, accepted_inputs
+from kdalign.architecture import Layer, accepted_inputs, layout_of
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, run, watch
 
@@ -20,8 +20,8 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
-        # XLNet mixes its weights with positions in float32: its products are rounded instead.
-        self._rounds = dtype == torch.bfloat16 and model.config.model_type == "xlnet"
+        # Attention of a family's own may mix weights with positions in float32: its products are rounded instead.
+        self._rounds = dtype == torch.bfloat16 and not layout_of(model.config).maps
         weights = torch.float32 if self._rounds else dtype
         self.model = watch(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)
@@ -47,8 +47,7 @@ def calibrate(plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: to
         batch = batch.to(device)
         signals = teacher(batch.inputs, Wanted(hidden=layers))
         for layer, hidden in signals.hidden.items():
-            after_source = plan.teacher.family == "seq2seq" and layer.stack == "decoder"
-            real = hidden[batch.predicted if after_source else batch.tokens].double()
+            real = hidden[batch.predicted if plan.teacher.reads_target(layer.stack) else batch.tokens].double()
             counts[layer] = counts.get(layer, 0) + len(real)
             found = sums.setdefault(layer, [torch.zeros(()), torch.zeros(())])
             found[0] = found[0] + real.sum(0).cpu()

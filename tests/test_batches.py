@@ -18,7 +18,9 @@ from kdalign.batches import (
     steps_per_epoch,
 )
 from kdalign.encoding import encode_labelled
+from kdalign.recipe import Train
 from kdalign.tasks import Examples
+from kdalign.training import total_steps
 
 
 def numbered(lengths, pad: int = 0) -> Encoded:
@@ -248,3 +250,10 @@ def test_a_split_without_labels_has_none_after_encoding(tokenizer):
     encoded = encode_labelled(Examples("test", (("good",),), None), tokenizer, 16)
     assert encoded.labels is None
     assert len(encoded) == 1
+
+
+def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
+    # Four rows of ten tokens, two a step: 20 after one step, 40 after two, 60 after three, in the second epoch.
+    encoded = numbered([10, 10, 10, 10])
+    for tokens, steps in ((1, 1), (20, 1), (21, 2), (40, 2), (41, 3)):
+        assert total_steps(Train(batch_size=2, max_tokens=tokens), encoded) == steps

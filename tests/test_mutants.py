@@ -149,7 +149,7 @@ MUTANTS = {
     ),
     "an encoder's mask on the decoder": (
         "objective.py",
-        "return batch.predicted if self.after_source else batch.tokens",
+        "return batch.predicted if self.reads_target else batch.tokens",
         "return batch.tokens",
         "test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
