@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "padding counted in features": (
         "objective.py",
-        "losses.cosine_distance(ours, theirs, view.batch.tokens)",
-        "losses.cosine_distance(ours, theirs, view.batch.tokens | True)",
+        "return batch.predicted if self.reads_target else batch.tokens",
+        "return batch.predicted if self.reads_target else batch.tokens | True",
         "test_contract.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
@@ -47,8 +47,8 @@ MUTANTS = {
     ),
     "mask off by one": (
         "batches.py",
-        "(torch.arange(width) < lengths[:, None]).long()",
-        "(torch.arange(width) <= lengths[:, None]).long()",
+        "width or 0)) < lengths[:, None]",
+        "width or 0)) <= lengths[:, None]",
         "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
     ),
     "hidden[k] for k + 1": (
@@ -95,8 +95,8 @@ MUTANTS = {
     ),
     "student kept in half precision": (
         "student.py",
-        "source[origin].to(torch.float32)",
-        "source[origin]; student.to(torch.float16)",
+        "    student.tie_weights()",
+        "    student.tie_weights(); student.half()",
         "test_contract.py::test_the_student_cut_from_a_teacher_is_its_layers_in_float32",
     ),
     "embeddings counted as a layer": (
