@@ -32,7 +32,8 @@ class Signals:
 
     Attributes:
         logits: (batch, classes); empty for a language model.
-        features: (batch, time, width), a language model's input to its vocabulary; empty for a classifier.
+        features: (batch, time, width), a language model's input to its vocabulary, or the last ones of a model
+            without a head; empty for a classifier.
         head: a language model's vocabulary.
         hidden: (batch, time, width), a layer's output.
         attention: (batch, heads, time, time), probabilities over keys before dropout.
@@ -101,6 +102,7 @@ def sdpa_with_maps(
     dtype, exact = query.dtype, query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0
     if exact:
         query, key, value = query.float(), key.float(), value.float()
+        position_bias = None if position_bias is None else position_bias.float()
     with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
         output, _ = sdpa_attention_forward(
             module,
@@ -155,14 +157,24 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order
         inputs: what its forward accepts.
         wanted: the layers to keep.
         order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
-            language model.
+            language model or a model without a head.
     """
     with recording(model, wanted) as signals:
         if order is not None:
             signals.logits = model(**inputs).logits.index_select(-1, order)
+        elif model.base_model is model:  # no head at all
+            signals.features = model(**inputs).last_hidden_state
         else:
             signals.features, signals.head = _before_vocabulary(model, inputs)
     return signals
+
+
+def pooled(
+    features: Float[Tensor, "batch time width"], real: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch width"]:
+    """The mean of a text's features over its real tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+    weights = real[..., None].to(torch.float32)
+    return (features.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
+from kdalign.capture import pooled
 from kdalign.errors import RunError
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
@@ -50,6 +51,32 @@ def predict(
     finally:
         model.train(was_training)
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
+
+
+def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64) -> Array:
+    """The embedding of every row, (rows, width), in one pass in the model's own precision."""
+    device = next(model.parameters()).device
+    found = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows, batch in in_order(encoded, batch_size):
+                batch = batch.to(device)
+                features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
+                found[rows] = pooled(features, batch.real).cpu().numpy()
+    finally:
+        model.train(was_training)
+    return found
+
+
+def compare_pairs(model: PreTrainedModel, encoded: Encoded) -> Predictions:
+    """The cosines of pairs whose first texts are the first half of the rows, and whose second texts the other half."""
+    vectors = embed(model, encoded).astype(np.float64)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    first, second = np.split(unit, 2)
+    cosines = np.sum(first * second, axis=1)
+    return Predictions(cosines[:, None], cosines)
 
 
 def score_all(

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from transformers.utils import cached_file
 
 from kdalign.architecture import (
     LANGUAGE_HEADS,
+    HeadKind,
     attention_of,
     auto_class,
     has_classifier,
@@ -217,6 +219,31 @@ def load_language_model(
             f"the weights of {checkpoint.name!r} lack {(body or missing)[0]!r} and would start it at random"
         )
     return model
+
+
+def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a checkpoint without any head, in float32.
+
+    Raises:
+        UsageError: the weights are unreadable, or lack what the configuration promises.
+    """
+    model, report = _load(auto_class(HeadKind.NONE), checkpoint, checkpoint.config, torch.float32)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UsageError(f"the weights of {checkpoint.name!r} lack {missing[0]!r} and would start it at random")
+    return model
+
+
+def pooling_of(checkpoint: Checkpoint) -> str | None:
+    """How sentence-transformers would pool the tokens, by its file ``1_Pooling/config.json``; None without one."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(checkpoint.path, "1_Pooling/config.json", revision=checkpoint.revision, **missing)
+    if file is None:
+        return None
+    told = json.loads(Path(file).read_text(encoding="utf-8"))
+    word = re.compile(r"pooling_mode_(\w+?)(_tokens?)?")
+    matches = [word.fullmatch(key) for key, value in told.items() if value is True]
+    return " and ".join(match[1] for match in matches if match)
 
 
 def _load(

@@ -18,7 +18,7 @@ from kdalign import losses
 from kdalign.alignment import Plan
 from kdalign.architecture import Layer
 from kdalign.batches import Batch
-from kdalign.capture import Signals, Wanted
+from kdalign.capture import Signals, Wanted, pooled
 from kdalign.recipe import Objective as Weights
 from kdalign.vocabulary import vocabulary_losses
 
@@ -37,6 +37,8 @@ class Unit(StrEnum):
     EXAMPLE = "example"
     TOKEN = "token"
     TARGET = "target"
+    GROUP = "group"
+    """A micro-batch whose examples are compared with one another."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,34 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """The teacher's embeddings as targets, by direction; both models have the same width."""
+
+    needs: frozenset[Signal] = frozenset()
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over texts; each lies in 0..2."""
+        return losses.embedding_distance(*_embeddings(view), view.batch.counted)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the teacher finds the texts of a micro-batch; 1 where all are alike to the student."""
+
+    needs: frozenset[Signal] = frozenset()
+    unit: Unit = Unit.GROUP
+
+    def __call__(self, view: View) -> Tensor:
+        """The micro-batch's distance."""
+        return losses.similarity_distance(*_embeddings(view), view.batch.counted)
+
+
+def _embeddings(view: View) -> tuple[Tensor, Tensor]:
+    return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.real)
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
 
@@ -275,7 +305,7 @@ class Objective:
             total = total + weighted / units[Unit.TARGET]
             parts |= {name: value / units[Unit.TARGET] for name, value in sums.items()}
         for name, (weight, term) in self.terms.items():
-            mean = term(view) / units[term.unit]
+            mean = term(view) / (units[term.unit] or 1)  # a step without any has the sum 0
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
@@ -323,6 +353,16 @@ def build_language_objective(weights: Weights, plan: Plan | None, dtype: torch.d
     return Objective(_weighted(_alignment(weights, plan)), vocabulary if vocabulary.parts else None)
 
 
+def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
+    """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
+    same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "embedding": (weights.alpha if same else 0.0, Embedding()),
+        "similarity": (weights.alpha, Similarity()),
+    }
+    return Objective(_weighted(answers | _alignment(weights, plan)))
+
+
 def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
     """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
     terms: dict[str, tuple[float, LossTerm]] = {}
@@ -348,4 +388,5 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
+        Unit.GROUP: float(sum(int(batch.counted.sum()) >= losses.LEAST_GROUP for batch in batches)),
     }

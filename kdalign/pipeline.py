@@ -180,9 +180,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, float | None]]:
         found = work.answer(model, watched)
         scores = work.scores(found, watched, interval=False)
-        first = scores[0]
         if taught is not None:
             scores.append(work.agreement(found, watched_answers, interval=False))
+        first = scores[0]
         deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
         return deciding, {score.metric: score.value for score in scores}
 

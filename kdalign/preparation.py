@@ -147,6 +147,10 @@ def _check_models(
 ) -> None:
     """Refuse heads, tokenizers and lengths that do not go together."""
     classifies = work.head is HeadKind.CLASSIFIER
+    if work.head is HeadKind.NONE and teacher is None:
+        raise UsageError(f"task {work.task.name!r} learns from a teacher's embeddings: give --teacher")
+    if work.head is HeadKind.NONE and recipe.objective.hard > 0:
+        raise UsageError(f"task {work.task.name!r} has no labels: it takes --hard 0")
     if teacher is not None:
         work.check(teacher)
         models.check_length(teacher, recipe.data.max_length)
@@ -170,7 +174,7 @@ def _check_models(
         if recipe.tokenizer is not None:
             raise UsageError("--tokenizer is for a student from nothing (new:TYPE); others bring theirs")
         return
-    if classifies:
+    if classifies or work.head is HeadKind.NONE:
         raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
     if new.positions < recipe.data.max_length:
         raise UsageError(f"--max-length {recipe.data.max_length} is more than the {new.positions} positions asked for")

@@ -155,7 +155,8 @@ class Finetune(_Section):
 
 NO_TEACHER = "none"
 
-LANGUAGE_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization")
+TOKEN_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization")
+EMBEDDING_TASK = "embedding"
 
 LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "data": {"max_length": 256},
@@ -164,15 +165,21 @@ LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """What differs for tasks whose answers are tokens: temperature 1 and features by cosine alone (Muralidharan et al.
 2024, arXiv:2407.14679: for decoders attention relations add nothing), and longer rows."""
+EMBEDDING_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "objective": {"hard": 0.0, "alpha": 1.0},
+    "train": {"epochs": 1.0},
+}
+"""What differs for embeddings, which have no labels."""
 ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
 }
 """What differs where there is no teacher."""
 
 
-def models_language(task: str) -> bool:
-    """Whether a task's answers are tokens, by its name."""
-    return task.partition(":")[0] in LANGUAGE_TASKS
+def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """What differs for a task, by its name."""
+    kind = task.partition(":")[0]
+    return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
 
 
 class Recipe(_Section):
@@ -209,7 +216,7 @@ class Recipe(_Section):
         data = tree.get("data")
         tasks = data.get("task") or () if isinstance(data, Mapping) else ()
         names = tasks.split(",") if isinstance(tasks, str) else tasks
-        starts = [LANGUAGE_DEFAULTS] if any(models_language(str(name).strip()) for name in names) else []
+        starts = [defaults_of(str(name).strip()) for name in names]
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
         for start in starts:
             for section, values in start.items():

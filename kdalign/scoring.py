@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kdalign import models
-from kdalign.architecture import head_of, layout_of
+from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import UsageError, unknown
 from kdalign.evaluation import Absent, Evaluation
 from kdalign.files import check_writable, write_json
@@ -16,7 +16,7 @@ from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
-from kdalign.recipe import LANGUAGE_DEFAULTS, Data, Recipe, models_language
+from kdalign.recipe import Data, Recipe, defaults_of
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.tasks import GLUE, AnyTask, Examples, Task, find_task, write_submission
 from kdalign.training import make_accelerator
@@ -60,7 +60,7 @@ class _Target:
     @property
     def has_head(self) -> bool:
         """Whether the checkpoint says that it has the head that the task is answered by."""
-        return head_of(self.checkpoint.config) is self.work.head
+        return _has_head(self.checkpoint, self.work)
 
 
 def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:
@@ -181,7 +181,7 @@ def _targets(name: str, asked: Asked) -> list[_Target]:
             read_record(Path(name))  # raises: unfinished, and how to go on
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
     checkpoint = models.locate(name, asked.revision)
-    start = LANGUAGE_DEFAULTS["data"] if models_language(asked.task) else {}
+    start = defaults_of(asked.task).get("data", {})
     data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
     return [_checked(name, checkpoint, data, asked, None)]
 
@@ -207,7 +207,7 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     max_length = asked.max_length or data.max_length
     work = work_on(task, layout_of(checkpoint.config).family, max_length, checkpoint.name)
-    if head_of(checkpoint.config) is work.head:
+    if _has_head(checkpoint, work):
         work.check(checkpoint)
     examples = work.examples(asked.split or task.evaluation[0])
     submits = isinstance(task, Task) and bool(task.submission) and checkpoint.has_classifier
@@ -216,6 +216,10 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
     models.check_length(checkpoint, max_length)
     return _Target(name, checkpoint, work, examples, run)
+
+
+def _has_head(checkpoint: Checkpoint, work: Work) -> bool:
+    return work.head in (HeadKind.NONE, head_of(checkpoint.config))
 
 
 def _kept_teacher(target: _Target) -> Path | None:

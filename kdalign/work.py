@@ -1,13 +1,15 @@
 """What a kind of task asks of a run: how text becomes tokens, which head answers, what is minimised and what scored.
 
-``Classifying`` is for classes and scores, ``Modelling`` for tokens; the pipeline knows neither.
+``Classifying`` is for classes and scores, ``Modelling`` for tokens, ``Embedding`` for texts as vectors; the pipeline
+knows none of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +23,12 @@ from kdalign.evaluation import Predictions
 from kdalign.likelihood import TokenAnswers
 from kdalign.metrics import Score
 from kdalign.models import Checkpoint
-from kdalign.objective import Objective, build_language_objective, build_objective
+from kdalign.objective import (
+    Objective,
+    build_embedding_objective,
+    build_language_objective,
+    build_objective,
+)
 from kdalign.recipe import Objective as Weights
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
 
@@ -245,6 +252,92 @@ class Modelling:
         return likelihood.read_teacher(file)
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """Texts as vectors, by an encoder without a head."""
+
+    task: LanguageTask
+    scored: Task
+    max_length: int
+    head: HeadKind = HeadKind.NONE
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The correlations of cosines with likeness."""
+        return self.scored.metrics
+
+    def examples(self, split: str) -> Examples:
+        """Read texts, or in the splits that are scored, pairs with their likeness."""
+        return load_texts(self.task, split) if split == self.task.train else load_examples(self.scored, split)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a family other than encoders, and a pooling that is not the mean."""
+        self.task.check(layout_of(checkpoint.config).family, checkpoint.name)
+        pooling = models.pooling_of(checkpoint)
+        if pooling not in ("mean", None):
+            raise UsageError(f"{checkpoint.name!r} pools its tokens by {pooling}; accepted is the mean")
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize texts; to be scored, first texts and then second texts (each with its neighbour where unpaired)."""
+        if scored:
+            first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _turned(examples))
+            labels = None if examples.labels is None else np.concatenate([examples.labels, examples.labels])
+            examples = replace(examples, texts=((*first, *second),), labels=labels)
+        return encode_labelled(examples, tokenizer, self.max_length)
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load an encoder without a head."""
+        return models.load_body(checkpoint)
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """There is none to lose."""
+        return True
+
+    def order(self, model: PreTrainedModel) -> None:
+        """A vector has no labels."""
+        return
+
+    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+        """What is minimised."""
+        assert plan is not None, "embeddings are learnt from a teacher"
+        return build_embedding_objective(weights, plan)
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
+        """The cosines of pairs."""
+        return evaluation.compare_pairs(model, encoded)
+
+    def scores(
+        self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The correlations of cosines with likeness; none where pairs have no likeness."""
+        if encoded.labels is None:
+            return []
+        names = self.metrics if metrics is None else metrics
+        labels = np.split(encoded.labels, 2)[0]
+        found = evaluation.score_all(self.scored, answers.values, labels, names, interval)
+        return [replace(score, signature=f"cosines of mean-pooled tokens; {score.signature}") for score in found]
+
+    def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
+        """The correlation of both models' cosines."""
+        return evaluation.agreement(self.scored, ours.values, theirs.values, interval)
+
+    def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
+        """Write cosines and likeness."""
+        labels = None if encoded.labels is None else np.split(encoded.labels, 2)[0]
+        evaluation.write_predictions(file, self.scored, ours, labels, theirs.values if theirs is not None else None)
+
+    def kept(self, file: Path) -> Predictions:
+        """The teacher's cosines."""
+        return evaluation.read_teacher(file)
+
+
+def _turned(examples: Examples) -> tuple[str, ...]:
+    texts = examples.texts[0]
+    return (*texts[1:], texts[0])
+
+
 def work_on(task: AnyTask, family: str, max_length: int, model: str) -> Work:
     """The work of a task for models of a family.
 
@@ -260,4 +353,6 @@ def work_on(task: AnyTask, family: str, max_length: int, model: str) -> Work:
     if isinstance(task, Task):
         return Classifying(task, max_length)
     task.check(family, model)
+    if task.scored is not None:
+        return Embedding(task, task.scored, max_length)
     return Modelling(task, family, max_length)

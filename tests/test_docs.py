@@ -6,8 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from conftest import sentences
 
 from kdalign.cli import main
 
@@ -22,6 +24,11 @@ def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     Path("teacher").symlink_to(teacher)
     Path("sst2").symlink_to(data)
+    Path("encoder").symlink_to(teacher)
+    Path("pairs").mkdir()
+    pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet("pairs/train.parquet")
+    pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
+    pairs.to_parquet("pairs/validation.parquet")
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdalign ")]
     assert len(commands) >= 12
     for command in commands:

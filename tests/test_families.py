@@ -73,7 +73,7 @@ def answered(batch):
 class Setting:
     """A teacher of four layers, a student of two cut out of it and shaken, and their objective."""
 
-    def __init__(self, kind, weights=None):
+    def __init__(self, kind, weights=None, bf16=False):
         self.data = encoded(kind)
         big = model(kind)
         small = student.cut(big, {stack.name: (1, 3) for stack in layout_of(big.config).stacks})
@@ -82,11 +82,12 @@ class Setting:
             for parameter in small.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
         device = torch.device("cpu")
-        self.teacher = Teacher(big, None, torch.float32, device)
+        self.teacher = Teacher(big, None, torch.bfloat16 if bf16 else torch.float32, device)
         plan = propose(describe(big.config), describe(small.config))
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
-        self.objective = build_language_objective(weights or weights_for(kind), plan)
-        self.learner = Learner(small, Projections((), 0), plan, self.objective, None, False).eval()
+        dtype = torch.bfloat16 if bf16 else None
+        self.objective = build_language_objective(weights or weights_for(kind), plan, dtype)
+        self.learner = Learner(small, Projections((), 0), plan, self.objective, None, bf16).eval()
 
     def breakdown(self, batch, units):
         taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
@@ -296,6 +297,16 @@ def test_a_rows_mask_depends_on_seed_epoch_and_row_alone():
     assert torch.equal(alone.inputs["input_ids"][0, :length], among.inputs["input_ids"][1, :length])
     others = [collate(data, [5], draw=draw).targets[0, :length] for draw in ((4, 3), (5, 2))]
     assert any(not torch.equal(other, alone.targets[0, :length]) for other in others)
+
+
+@EVERY
+def test_in_bfloat16_a_step_goes_where_it_goes_in_float32(kind):
+    exact, rounded = Setting(kind), Setting(kind, bf16=True)
+    batch = collate(exact.data, range(min(4, len(exact.data))))
+    one, other = (setting.gradient([batch], count_units([batch])) for setting in (exact, rounded))
+    assert one.keys() == other.keys()
+    flat = [torch.cat([gradient[name].flatten() for name in one]) for gradient in (one, other)]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])

@@ -10,7 +10,7 @@ from conftest import one_line, sentences
 
 from kdalign.errors import UsageError
 from kdalign.likelihood import TokenAnswers, perplexities, token_agreement
-from kdalign.recipe import LANGUAGE_TASKS, build_recipe
+from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
 from kdalign.tasks import find_task, load_texts
 from kdalign.tasks.language import FAMILIES, LanguageTask
 
@@ -23,7 +23,7 @@ def folder(path: Path, table: pd.DataFrame, *splits: str) -> Path:
 
 
 def test_the_recipe_knows_the_tasks_of_tokens_by_the_same_names():
-    assert set(LANGUAGE_TASKS) == set(FAMILIES)
+    assert {*TOKEN_TASKS, EMBEDDING_TASK} == set(FAMILIES)
 
 
 def test_tokens_start_from_other_defaults_than_classes_and_flags_win_over_both():

@@ -45,6 +45,12 @@ MUTANTS = {
         "batch.tokens.numel() for batch",
         "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
     ),
+    "padding pooled": (
+        "capture.py",
+        "weights = real[..., None].to(torch.float32)",
+        "weights = torch.ones_like(features[..., :1]).float()",
+        "test_embedding.py::test_an_embedding_is_the_mean_over_real_tokens_alone",
+    ),
     "mask off by one": (
         "batches.py",
         "width or 0)) < lengths[:, None]",

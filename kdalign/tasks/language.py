@@ -1,4 +1,4 @@
-"""Tasks of language modelling: which text a model learns, and which families of models can."""
+"""Tasks learnt from text without labels: which text, and which families of models can."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kdalign.errors import UsageError, did_you_mean
 from kdalign.tasks.data import Examples, load_table
 from kdalign.tasks.glue import GLUE
-from kdalign.tasks.task import Source
+from kdalign.tasks.task import Source, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +18,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "language-modeling": ("causal", "permutation"),
     "translation": ("seq2seq",),
     "summarization": ("seq2seq",),
+    "embedding": ("masked",),
 }
-"""Language-modelling tasks, and the families whose models learn them. ``lm`` is whatever fits the model."""
+"""Tasks learnt from text alone, and the families whose models learn them. ``lm`` is whatever fits the model."""
 
 _PAIRS = {"translation": ("source", "target"), "summarization": ("document", "summary")}
 _TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
@@ -27,7 +28,7 @@ _TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
 
 @dataclass(frozen=True)
 class LanguageTask:
-    """A task whose answers are tokens.
+    """A task whose answers are tokens, or a text's embedding.
 
     Attributes:
         name: its word in flags and tables.
@@ -36,6 +37,7 @@ class LanguageTask:
             the data shows which column it is.
         source: where the data lies.
         found: what was worked out from the data.
+        scored: of a task of embeddings, the pairs of texts with a degree of likeness that it is scored on.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LanguageTask:
     evaluation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
     found: str = ""
+    scored: Task | None = None
 
     @property
     def pairs(self) -> bool:
@@ -82,15 +85,34 @@ def language_task(name: str) -> LanguageTask | None:
             f"task {name!r}: {rest!r} is no GLUE task{did_you_mean(rest, GLUE)} (accepted: {', '.join(GLUE)})"
         )
     glue = GLUE[rest]
+    if kind == "embedding" and not glue.regression:
+        raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
     return LanguageTask(
         name.replace(":", "-"), kind, glue.columns, glue.source, evaluation=glue.evaluation, test=glue.test
     )
 
 
 def with_columns(task: LanguageTask) -> LanguageTask:
-    """The task with its text column worked out from the training split, where it was not given."""
-    if task.columns:
-        return task
+    """The task with its columns worked out from the data, where they were not given."""
+    task = task if task.columns else _with_text_column(task)
+    return replace(task, scored=_likeness(task)) if task.kind == "embedding" else task
+
+
+def _likeness(task: LanguageTask) -> Task:
+    """The pairs that embeddings are scored on: two columns of text and a number, in the split that is reported."""
+    (split,) = task.evaluation
+    table = load_table(task.source, split)
+    texts = [str(name) for name in table.columns if _holds_strings(table, name)]
+    numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
+    if len(texts) != 2 or len(numbers) != 1:
+        raise UsageError(
+            f"{task.source}, split {split!r}: task {task.name!r} is scored on two columns of text and one named label, "
+            f"score or similarity (it has: {', '.join(map(str, table.columns))})"
+        )
+    return Task(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
+
+
+def _with_text_column(task: LanguageTask) -> LanguageTask:
     table = load_table(task.source, task.train, text_files=True)
     strings = [name for name in table.columns if _holds_strings(table, name)]
     named = [name for name in strings if name.lower() in _TEXT_COLUMNS]
