@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kdalign.architecture import Layer, attention_modules, blocks, layout_of
+from kdalign.architecture import HeadKind, Layer, attention_modules, blocks, head_of_class, layout_of
 from kdalign.vocabulary import Head
 
 ATTENTION = "kdalign_sdpa"
@@ -162,7 +162,7 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order
     with recording(model, wanted) as signals:
         if order is not None:
             signals.logits = model(**inputs).logits.index_select(-1, order)
-        elif model.base_model is model:  # no head at all
+        elif head_of_class(type(model).__name__) is HeadKind.NONE:
             signals.features = model(**inputs).last_hidden_state
         else:
             signals.features, signals.head = _before_vocabulary(model, inputs)
