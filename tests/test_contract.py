@@ -102,7 +102,7 @@ def test_the_mask_counts_each_real_token_and_no_padding():
     batch = collate(data, range(8), width=20)
     units = count_units([batch])
     tokens = float(sum(len(row) for row in data.columns["input_ids"]))
-    assert units == {Unit.EXAMPLE: 8.0, Unit.TOKEN: tokens, Unit.TARGET: 0.0}
+    assert units == {Unit.EXAMPLE: 8.0, Unit.TOKEN: tokens, Unit.TARGET: 0.0, Unit.GROUP: 1.0}
     assert [row.sum().item() for row in batch.tokens] == [len(row) for row in data.columns["input_ids"]]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 
@@ -215,6 +216,14 @@ def test_a_seed_decides_every_weight_and_touches_no_other_generator(kind):
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
     assert config.to_dict() == tiny(kind).to_dict()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYOUTS if kind != "t5"])
+def test_weights_start_with_the_spread_that_fits_the_width(kind):
+    made = new_model(new_config(parse_new(f"new:{kind},layers=1,width=128,heads=2"), tokenizer_of(kind)), 0)
+    drawn = [each for name, each in made.named_parameters() if each.ndim > 1 and "position" not in name]
+    largest = max(drawn, key=torch.numel)
+    assert largest.std().item() == pytest.approx(math.sqrt(2 / (5 * 128)), rel=0.05)
 
 
 def test_a_new_deberta_is_built_as_version_3():
