@@ -4,6 +4,7 @@ A language model's rows hold ``targets``, the token asked for at each position o
 that go left to right, the tokens that were masked for those that fill gaps.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.batches import IGNORED, Encoded
+from kdalign.errors import UsageError
 from kdalign.tasks import Examples
 
 
@@ -68,6 +70,47 @@ def encode_documents(
     return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right=scored), words=words)
 
 
+def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize conversations in the tokenizer's template; only the assistant's tokens and their ends are asked for.
+
+    What is longer than ``max_length`` is cut at its end and counted.
+
+    Raises:
+        UsageError: no template, or one that renders a conversation's beginning otherwise than its whole.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+    chats = [json.loads(chat) for chat in examples.texts[0]]
+    rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    pieces = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
+    truncated = 0
+    for chat, whole, ids, places in zip(chats, rendered, pieces["input_ids"], pieces["offset_mapping"], strict=True):
+        spans = _spoken(chat, whole, tokenizer)
+        asked = [any(start < last and first < end for first, last in spans) for start, end in places]
+        targets = [token if one else IGNORED for token, one in zip(ids, asked, strict=True)][1:]
+        truncated += len(targets) > max_length
+        columns["input_ids"].append(ids[: min(max_length, len(targets))])
+        columns["targets"].append(targets[:max_length])
+    return Encoded(columns, None, {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}, truncated)
+
+
+def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """The characters of a rendered conversation that the assistant says, each turn with its end."""
+    spans = []
+    for number, turn in enumerate(chat):
+        if turn["role"] == "assistant":
+            before = tokenizer.apply_chat_template(chat[:number], tokenize=False, add_generation_prompt=True)
+            after = tokenizer.apply_chat_template(chat[: number + 1], tokenize=False).rstrip()
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise UsageError(
+                    "the tokenizer's chat template renders a conversation's beginning otherwise than the whole, so "
+                    "the assistant's words cannot be told apart"
+                )
+            spans.append((len(before), len(after)))
+    return spans
+
+
 def encode_pairs(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, decoder_start: int, max_length: int
 ) -> Encoded:
@@ -90,7 +133,8 @@ def encode_pairs(
     }
     blank = int(tokenizer.pad_token_id)
     pad = {"input_ids": blank, "decoder_input_ids": blank, "targets": IGNORED}
-    return Encoded(columns, None, pad, truncated, words=sum(len(text.split()) for text in targets))
+    words = 0 if truncated else sum(len(text.split()) for text in targets)
+    return Encoded(columns, None, pad, truncated, words=words)
 
 
 @dataclass(frozen=True)

@@ -65,27 +65,26 @@ def answer(model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
     return TokenAnswers(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 
-def perplexities(answers: TokenAnswers, family: str, words: int, max_length: int, interval: bool) -> list[Score]:
-    """The perplexities that a family's likelihood gives.
+def perplexities(answers: TokenAnswers, way: str, words: int, max_length: int, interval: bool) -> list[Score]:
+    """The perplexities that a way to take the likelihood gives, a key of ``_PROTOCOLS``.
 
     Left to right (causal, permutation, encoder-decoder): ``ppl``, a target token's, and ``word_ppl``, the same total
     over the words of the text, which models with other tokenizers share. A masked model's is of the masked tokens
-    alone, ``masked_ppl``, and compares with nothing else.
+    alone, ``masked_ppl``, and compares with nothing else. Where texts were cut, their words are not known.
     """
-    how = f"{_PROTOCOLS[family].format(n=max_length)}; kdalign {__version__}"
+    how = f"{_PROTOCOLS[way].format(n=max_length)}; kdalign {__version__}"
     total = int(answers.tokens.sum())
-    if family == "masked":
+    if way == "masked":
         return [_perplexity("masked_ppl", answers, total, how, interval)]
-    return [
-        _perplexity("ppl", answers, total, how, interval),
-        _perplexity("word_ppl", answers, words, how, interval),
-    ]
+    found = [_perplexity("ppl", answers, total, how, interval)]
+    return [*found, _perplexity("word_ppl", answers, words, how, interval)] if words else found
 
 
 _PROTOCOLS = {
     "causal": "left to right, windows of {n}, no overlap, from a start token",
     "permutation": "left to right, windows of {n}, no overlap, each window's first token unscored",
     "seq2seq": "target given source",
+    "chat": "the assistant's tokens given all before, conversations cut at {n}",
     "masked": "15 % of the tokens masked, one fixed draw",
 }
 

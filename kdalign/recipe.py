@@ -155,7 +155,7 @@ class Finetune(_Section):
 
 NO_TEACHER = "none"
 
-TOKEN_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization")
+TOKEN_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization", "chat")
 EMBEDDING_TASK = "embedding"
 
 LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {

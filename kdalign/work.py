@@ -17,7 +17,7 @@ from kdalign import evaluation, likelihood, models
 from kdalign.alignment import Plan
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, head_of, layout_of
 from kdalign.batches import Encoded
-from kdalign.encoding import encode_documents, encode_labelled, encode_pairs
+from kdalign.encoding import encode_chats, encode_documents, encode_labelled, encode_pairs
 from kdalign.errors import UsageError
 from kdalign.evaluation import Predictions
 from kdalign.likelihood import TokenAnswers
@@ -185,8 +185,8 @@ class Modelling:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The family's perplexities."""
-        return likelihood.metrics_of(self.family)
+        """The family's perplexities; a conversation's words are not counted."""
+        return ("ppl",) if self.task.kind == "chat" else likelihood.metrics_of(self.family)
 
     def examples(self, split: str) -> Examples:
         """Read documents or pairs."""
@@ -208,6 +208,8 @@ class Modelling:
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> Encoded:
         """Tokenize documents or pairs."""
+        if self.task.kind == "chat":
+            return encode_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
             return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
         return encode_documents(examples, tokenizer, self.family, self.max_length, scored)
@@ -236,7 +238,8 @@ class Modelling:
         self, answers: TokenAnswers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
     ) -> list[Score]:
         """The perplexities of answers."""
-        found = likelihood.perplexities(answers, self.family, encoded.words, self.max_length, interval)
+        way = "chat" if self.task.kind == "chat" else self.family
+        found = likelihood.perplexities(answers, way, encoded.words, self.max_length, interval)
         return [score for score in found if metrics is None or score.metric in metrics]
 
     def agreement(self, ours: TokenAnswers, theirs: TokenAnswers, *, interval: bool = True) -> Score:

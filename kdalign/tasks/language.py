@@ -1,8 +1,9 @@
 """Tasks learnt from text without labels: which text, and which families of models can."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdalign.errors import UsageError, did_you_mean
 from kdalign.tasks.data import Examples, load_table
@@ -18,11 +19,14 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "language-modeling": ("causal", "permutation"),
     "translation": ("seq2seq",),
     "summarization": ("seq2seq",),
+    "chat": ("causal",),
     "embedding": ("masked",),
 }
 """Tasks learnt from text alone, and the families whose models learn them. ``lm`` is whatever fits the model."""
 
 _PAIRS = {"translation": ("source", "target"), "summarization": ("document", "summary")}
+_MESSAGES = ("messages", "conversations")
+_ROLES = ("system", "user", "assistant")
 _TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
 
 
@@ -94,6 +98,8 @@ def language_task(name: str) -> LanguageTask | None:
 
 def with_columns(task: LanguageTask) -> LanguageTask:
     """The task with its columns worked out from the data, where they were not given."""
+    if task.kind == "chat" and not task.columns:
+        return _with_messages(task)
     task = task if task.columns else _with_text_column(task)
     return replace(task, scored=_likeness(task)) if task.kind == "embedding" else task
 
@@ -112,6 +118,17 @@ def _likeness(task: LanguageTask) -> Task:
     return Task(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
 
 
+def _with_messages(task: LanguageTask) -> LanguageTask:
+    table = load_table(task.source, task.train)
+    named = [str(name) for name in table.columns if name in _MESSAGES]
+    if len(named) != 1:
+        raise UsageError(
+            f"{task.source}: task {task.name!r} needs one column of conversations named {' or '.join(_MESSAGES)} "
+            f"(it has: {', '.join(map(str, table.columns))})"
+        )
+    return replace(task, columns=tuple(named), found=f"conversations in {named[0]}")
+
+
 def _with_text_column(task: LanguageTask) -> LanguageTask:
     table = load_table(task.source, task.train, text_files=True)
     strings = [name for name in table.columns if _holds_strings(table, name)]
@@ -127,7 +144,8 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
 def load_texts(task: LanguageTask, split: str) -> Examples:
     """Read a split's documents, or its pairs of source and target.
 
-    Documents without a word are passed over and counted; a pair must be whole.
+    Documents without a word are passed over and counted; a pair must be whole. A conversation becomes JSON, a list of
+    objects with ``role`` and ``content``.
 
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
@@ -140,6 +158,12 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
                 f"task {task.name!r} needs column {column!r}, which {where} lacks"
                 f"{did_you_mean(column, table.columns)} (it has: {', '.join(map(str, table.columns))})"
             )
+    if task.kind == "chat":
+        (column,) = task.columns
+        chats = tuple(_chat(value, f"{where}, row {row}") for row, value in enumerate(table[column]))
+        if not chats:
+            raise UsageError(f"{where} has no rows")
+        return Examples(split, (chats,), None)
     texts = [tuple(table[column].fillna("").astype(str)) for column in task.columns]
     if task.pairs:
         for row, pair in enumerate(zip(*texts, strict=True)):
@@ -153,6 +177,22 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     if not kept:
         raise UsageError(f"{where} has no text: every document is empty")
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
+
+
+def _chat(value: Any, where: str) -> str:
+    """A conversation as JSON, checked."""
+    turns = [] if value is None or isinstance(value, str | float) else list(value)
+    messages = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str):
+            raise UsageError(
+                f"{where}: a message needs content and a role of {', '.join(_ROLES)}; given {str(turn)[:80]}"
+            )
+        messages.append({"role": role, "content": content})
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UsageError(f"{where}: a conversation is a list of messages, one of them the assistant's")
+    return json.dumps(messages, ensure_ascii=False)
 
 
 def _holds_strings(table: "pd.DataFrame", column: str) -> bool:

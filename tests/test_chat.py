@@ -1,0 +1,133 @@
+"""Conversations: which tokens are asked for, and a run that learns what the assistant says."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import sentences
+
+from kdalign.batches import IGNORED
+from kdalign.encoding import encode_chats
+from kdalign.errors import UsageError
+from kdalign.fresh import train_tokenizer
+from kdalign.recipe import build_recipe
+from kdalign.tasks import Examples, find_task, load_texts
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+LAST_ONLY = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}{{ m.role }}{% endif %}{% endfor %}"
+
+
+def said(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def tokenizer(template=TEMPLATE):
+    made = train_tokenizer(sentences(200, 0)[0], 300, "causal", 64)
+    made.chat_template = template
+    return made
+
+
+def examples(*chats):
+    return Examples("train", (tuple(json.dumps(chat) for chat in chats),), None)
+
+
+TWO_TURNS = said(
+    ("system", "be warm"), ("user", "a film"), ("assistant", "great"), ("user", "plot"), ("assistant", "dull")
+)
+
+
+def test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead():
+    pieces = tokenizer()
+    encoded = encode_chats(examples(TWO_TURNS), pieces, 200)
+    [ids], [targets] = encoded.columns["input_ids"], encoded.columns["targets"]
+    assert len(ids) == len(targets)
+    whole = pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"]
+    assert ids == whole[:-1]
+    assert all(target in (IGNORED, token) for target, token in zip(targets, whole[1:], strict=True))
+    # The piece " g" begins in the template and ends in the answer: it is part of what must be said.
+    assert pieces.decode([t for t in targets if t != IGNORED]) == " great<|endoftext|>dull<|endoftext|>"
+
+
+def test_a_long_conversation_is_cut_at_its_end_and_counted():
+    encoded = encode_chats(examples(TWO_TURNS, TWO_TURNS[1:3]), tokenizer(), 24)
+    assert [len(row) for row in encoded.columns["input_ids"]] == [24, 24]
+    assert encoded.truncated >= 1
+    assert encoded.columns["targets"][1].count(IGNORED) < 24
+
+
+def test_a_template_that_renders_the_beginning_otherwise_is_refused():
+    with pytest.raises(UsageError, match="renders a conversation's beginning otherwise"):
+        encode_chats(examples(TWO_TURNS), tokenizer(LAST_ONLY), 200)
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    with pytest.raises(UsageError, match=r"no chat template; save one beside it as chat_template\.jinja"):
+        encode_chats(examples(TWO_TURNS), tokenizer(None), 200)
+
+
+BAD = [
+    ([{"role": "robot", "content": "x"}], "a role of system, user, assistant"),
+    ([{"role": "user"}], "a message needs content"),
+    ([{"role": "user", "content": "x"}], "one of them the assistant's"),
+    ("hello", "a conversation is a list of messages"),
+]
+
+
+@pytest.mark.parametrize(("chat", "line"), BAD)
+def test_what_is_no_conversation_is_named_with_its_row(tmp_path, chat, line):
+    rows = [{"messages": TWO_TURNS}, {"messages": chat}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UsageError, match=f"row 1: .*{line}"):
+        load_texts(find_task("chat", str(tmp_path)), "train")
+
+
+def test_conversations_are_the_same_from_jsonl_and_parquet(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "train.jsonl").write_text(json.dumps({"messages": TWO_TURNS}))
+    pd.DataFrame({"conversations": [TWO_TURNS]}).to_parquet(tmp_path / "b" / "train.parquet")
+    found = [load_texts(find_task("chat", str(tmp_path / name)), "train") for name in "ab"]
+    assert found[0] == found[1]
+
+
+def test_a_column_of_conversations_is_asked_for_by_name(tmp_path):
+    pd.DataFrame({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match="needs one column of conversations named messages or conversations"):
+        find_task("chat", str(tmp_path))
+
+
+def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_path):
+    from kdalign.pipeline import distill
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    chats = [said(("user", a), ("assistant", b)) for a, b in zip(sentences(48, 0)[0], sentences(48, 1)[0], strict=True)]
+    for split in ("train", "validation"):
+        pd.DataFrame({"text": sentences(48, 2)[0]}).to_parquet(texts / f"{split}.parquet")
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    flags = {"teacher": "none", "student": "new:gpt2,layers=2,width=32,heads=4,positions=96",
+             "tokenizer": "train:300", "data.task": "lm", "data.folder": str(texts), "data.max_length": 32,
+             "train.max_steps": 4, "train.batch_size": 8, "train.device": "cpu", 
+             "out": str(tmp_path / "t")}  # fmt: skip
+    distill(build_recipe(None, flags))
+    words = ["distill", "--teacher", "t", "--student", "layers=1", "--task", "chat", "--data", tmp_path,
+             "--max-steps", 4, "--batch-size", 8, "--max-length", 96, "--device", "cpu", "--out", "runs/c"]  # fmt: skip
+    status, _, err = kdalign(*words)
+    assert status == 2
+    assert "has no chat template" in err
+    (tmp_path / "t" / "student" / "chat_template.jinja").write_text(TEMPLATE)
+    status, _, err = kdalign(*words, "--overwrite")
+    assert status == 0, err
+    assert (tmp_path / "runs/c/student/chat_template.jinja").is_file()
+    [ppl] = json.loads((tmp_path / "runs/c/record.json").read_text())["scores"]["validation"]["student"]
+    assert ppl["signature"].startswith("the assistant's tokens given all before, conversations cut at 96")
+    # Every letter of the answers, or a piece of several, and an end each.
+    assert 48 < ppl["n"] <= sum(len(chat[1]["content"]) + 1 for chat in chats)
+    status, _, err = kdalign("eval", "runs/c", "--out", "c.json")
+    assert status == 0, err
+    assert json.loads((tmp_path / "c.json").read_text())["results"][0]["scores"][0]["value"] == pytest.approx(
+        ppl["value"], rel=1e-6
+    )
