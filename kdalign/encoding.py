@@ -55,7 +55,7 @@ def encode_documents(
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
-        start = before or _start(tokenizer)
+        start = before or start_of(tokenizer)
         if scored:
             columns = _left_to_right(contents, start, max_length)
         else:
@@ -194,7 +194,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return [int(start)]

@@ -29,6 +29,7 @@ from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
+from kdalign.samples import Prompt, continued
 from kdalign.tasks import Examples, Task
 from kdalign.teachers import Teacher, calibrate
 from kdalign.training import Learner, make_accelerator, start_trackers, train, use_bf16
@@ -39,6 +40,8 @@ CALIBRATION_EXAMPLES = 512
 CALIBRATION_TOKENS = 16_384
 CALIBRATION_BATCH = 32
 LATENCY_TOKENS = 128
+SHOWN = 100
+"""Characters of a sample that are shown while training; the history and the record keep all."""
 
 
 def distill(
@@ -161,6 +164,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
+    prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
+    taught_says = continued(taught.model, tokenizer, prompts) if taught is not None and main else []
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     student_order = work.order(student_model)
     teacher = None
@@ -177,14 +182,17 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
 
-    def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, float | None]]:
+    def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, Any]]:
         found = work.answer(model, watched)
         scores = work.scores(found, watched, interval=False)
         if taught is not None:
             scores.append(work.agreement(found, watched_answers, interval=False))
         first = scores[0]
+        said = continued(model, tokenizer, prompts)
+        for prompt, saying in zip(prompts, said, strict=True):
+            observer.announce(f"sample: {_shown(prompt.text)} → {_shown(saying)}")
         deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
-        return deciding, {score.metric: score.value for score in scores}
+        return deciding, {score.metric: score.value for score in scores} | ({"samples": said} if said else {})
 
     start_trackers(accelerator, recipe)
     progress = train(
@@ -226,6 +234,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 training=_training_facts(progress, run, accelerator),
                 environment=environment(accelerator.device),
                 seconds=time.perf_counter() - begun,
+                samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
             )
         )
     accelerator.wait_for_everyone()
@@ -374,6 +383,16 @@ def _final_scores(
             "agreement": alike,
         }
     return scores
+
+
+def _shown(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"
+
+
+def _samples(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[dict[str, str]]:
+    found = [{"prompt": prompt.text, "student": said} for prompt, said in zip(prompts, ours, strict=True)]
+    return [each | {"teacher": said} for each, said in zip(found, theirs, strict=True)] if theirs else found
 
 
 def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float) -> ModelRecord:

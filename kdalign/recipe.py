@@ -127,6 +127,8 @@ class Train(_Section):
     """Steps between evaluations on a slice of train; a tenth of the run when left out."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; a minute of training lies between them when left out."""
+    samples: int = Field(3, ge=0)
+    """With each evaluation, so many prompts are continued by the student, for models that go left to right."""
     select: Literal["last", "best"] = "last"
     """Which step's student is exported: the last, or the best on a slice held out of train."""
     patience: int | None = Field(None, ge=1)

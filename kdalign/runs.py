@@ -56,6 +56,7 @@ class RunRecord:
     Attributes:
         scores: split to ``{"student": [...], "teacher": [...], "agreement": ...}``; scores as in ``metrics.Score``.
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
+        samples: prompts, and what the exported student and the teacher say after each; empty where models say nothing.
         files: SHA-256 of the folder's other files.
     """
 
@@ -72,6 +73,7 @@ class RunRecord:
     training: dict[str, Any]
     environment: dict[str, Any]
     seconds: float
+    samples: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def train(
     accelerator: Accelerator,
     folder: RunFolder,
     observer: Observer,
-    evaluate: Callable[[PreTrainedModel], tuple[float, Mapping[str, float | None]]] | None = None,
+    evaluate: Callable[[PreTrainedModel], tuple[float, Mapping[str, Any]]] | None = None,
     what: str = "training",
     go_on: bool = False,
 ) -> Progress:
@@ -193,7 +193,8 @@ def train(
         accelerator: device and ranks.
         folder: of the run.
         observer: who watches.
-        evaluate: a student's deciding number (higher is better) and its scores, on the slice of train that is watched.
+        evaluate: a student's deciding number (higher is better) and what the history keeps of it, on the slice of train
+            that is watched.
         what: the word for it in progress bars.
         go_on: go on from the newest checkpoint, if there is one.
 

@@ -30,6 +30,7 @@ from kdalign.objective import (
     build_objective,
 )
 from kdalign.recipe import Objective as Weights
+from kdalign.samples import Prompt, beginnings, questions, sources
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
 
 Answers = Any
@@ -73,6 +74,9 @@ class Work(Protocol):
 
     def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
         """What is minimised; ``dtype`` is the precision of the largest matrix products."""
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """What models are asked to go on from, to be looked at; none where they say nothing."""
 
     def answer(self, model: PreTrainedModel, encoded: Encoded) -> Answers:
         """A model's answers on a split."""
@@ -140,6 +144,10 @@ class Classifying:
     def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
         """What is minimised."""
         return build_objective(weights, plan, self.task.regression)
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """A class says nothing."""
+        return ()
 
     def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
         """Class numbers or scores, and logits."""
@@ -230,6 +238,14 @@ class Modelling:
         """What is minimised."""
         return build_language_objective(weights, plan, dtype)
 
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """Beginnings, questions or sources; none for models that do not go left to right."""
+        if self.task.kind == "chat":
+            return questions(examples, tokenizer, count)
+        if self.family == "seq2seq":
+            return sources(examples, tokenizer, count, self.max_length)
+        return beginnings(examples, tokenizer, count) if self.family == "causal" else ()
+
     def answer(self, model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
         """Likelihoods and likeliest tokens."""
         return likelihood.answer(model, encoded)
@@ -306,6 +322,10 @@ class Embedding:
         """What is minimised."""
         assert plan is not None, "embeddings are learnt from a teacher"
         return build_embedding_objective(weights, plan)
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """A vector says nothing."""
+        return ()
 
     def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
         """The cosines of pairs."""

@@ -187,6 +187,28 @@ def test_the_exported_language_model_scores_the_same_from_its_folder(kdalign, ta
 
 
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
+def test_samples_are_what_transformers_generates_from_each_models_files(kdalign, taught, texts, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    kdalign(*words(taught, texts, "runs/a", "--set", "train.samples=2"))
+    samples = json.loads((tmp_path / "runs/a/record.json").read_text())["samples"]
+    assert len(samples) == 2
+    tokenizer = AutoTokenizer.from_pretrained(taught / "student")
+    for who, folder in (("student", tmp_path / "runs/a/student"), ("teacher", taught / "student")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for sample in samples:
+            ids = tokenizer(tokenizer.bos_token + sample["prompt"], return_tensors="pt")
+            found = model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            new = found[0, ids["input_ids"].shape[1] :]
+            assert tokenizer.decode(new, skip_special_tokens=True) == sample[who]
+    events = [json.loads(line) for line in (tmp_path / "runs/a/history.jsonl").read_text().splitlines()]
+    looked = [event["samples"] for event in events if event["kind"] == "evaluation"]
+    assert all(len(said) == 2 for said in looked)
+    assert looked[-1] == [sample["student"] for sample in samples]
+    assert "sample: " in (tmp_path / "runs/a/log.txt").read_text()
+
+
+@pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught, texts, tmp_path):
     import signal
 
