@@ -328,10 +328,15 @@ def _block_list(model: "PreTrainedModel", stack: StackLayout) -> "nn.ModuleList"
     return module
 
 
+def embedding_weights(model: "PreTrainedModel") -> list["nn.Parameter"]:
+    """The parameters of the embeddings."""
+    modules = [model.base_model.get_submodule(path) for path in layout_of(model.config).embeddings]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
 def embedding_parameters(model: "PreTrainedModel") -> int:
     """The number of parameters in the embeddings."""
-    modules = [model.base_model.get_submodule(path) for path in layout_of(model.config).embeddings]
-    return sum(count_parameters(module) for module in modules)
+    return sum(parameter.numel() for parameter in embedding_weights(model))
 
 
 def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]]) -> "PretrainedConfig":

@@ -134,6 +134,9 @@ def distill(
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,
+    lora: Annotated[
+        int | None, typer.Option(metavar="RANK", help="Train low-rank adapters, merged at the end (needs peft).")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay. Default 0.01.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant. Default linear.")] = None,
     warmup: Annotated[
@@ -197,6 +200,7 @@ def distill(
         "train.batch_size": batch_size,
         "train.micro_batch": micro_batch,
         "train.lr": lr,
+        "train.lora": lora,
         "train.weight_decay": weight_decay,
         "train.scheduler": scheduler,
         "train.warmup": warmup,

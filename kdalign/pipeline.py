@@ -161,6 +161,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         answers = {split: work.answer(taught.model, e) for split, e in reported.items()}
         watched_answers = work.answer(taught.model, watched)
     student_model, student_source = _load_student(run, config, taught.model if taught is not None else None)
+    if recipe.train.lora is not None:
+        student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
@@ -213,6 +215,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
 
     # What was exported is what is scored.
     if main:
+        if recipe.train.lora is not None:
+            student_model = student.merged(student_model)
         _export(student_model, tokenizer, projections, work, folder)
         checkpoint = models.locate(str(folder.student))
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)

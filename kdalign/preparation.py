@@ -1,5 +1,6 @@
 """Check a recipe against models and data before any weights are loaded and before anything is written."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -146,6 +147,8 @@ def _check_models(
     recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
 ) -> None:
     """Refuse heads, tokenizers and lengths that do not go together."""
+    if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
+        raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
     classifies = work.head is HeadKind.CLASSIFIER
     if work.head is HeadKind.NONE and teacher is None:
         raise UsageError(f"task {work.task.name!r} learns from a teacher's embeddings: give --teacher")

@@ -118,6 +118,8 @@ class Train(_Section):
     """Share of the steps over which the learning rate rises."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    lora: int | None = Field(None, ge=1)
+    """Train low-rank adapters of this rank instead of the layers' weights; they are merged before export."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """The student's dropout; as its configuration says when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

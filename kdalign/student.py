@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from kdalign.alignment import choose_layers
 from kdalign.architecture import (
@@ -13,6 +14,8 @@ from kdalign.architecture import (
     attention_of,
     auto_class,
     block_paths,
+    blocks,
+    embedding_weights,
     head_of_class,
     with_layers,
 )
@@ -92,6 +95,43 @@ def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedMod
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout
+    return model
+
+
+def adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+    """The model with low-rank adapters on every linear map of its layers, the only thing in them that is trained.
+
+    LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1, by peft, scaled by 2. Embeddings are frozen, too; what lies
+    beside them and the layers (a classification head, a final norm) is trained whole.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inside = {id(module) for block in blocks(model).values() for module in block.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, torch.nn.Linear | Conv1D)
+    ]
+    of_layers = {id(parameter) for block in blocks(model).values() for parameter in block.parameters()}
+    frozen = of_layers | {id(parameter) for parameter in embedding_weights(model)}
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, fan_in_fan_out=turned)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or id(parameter) not in frozen)
+    return model
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """An adapted model as a stock one, each adapter added to the weights beside it."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
     return model
 
 

@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from kdalign import student
 from kdalign.alignment import propose
-from kdalign.architecture import LAYOUTS, Layer, accepted_inputs, blocks, describe, head_of_class, layout_of
+from kdalign.architecture import (
+    LAYOUTS,
+    Layer,
+    accepted_inputs,
+    block_paths,
+    blocks,
+    describe,
+    head_of_class,
+    layout_of,
+)
 from kdalign.batches import IGNORED, collate, micro_batches
 from kdalign.capture import Wanted, run, watch
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
@@ -301,6 +310,37 @@ def test_a_rows_mask_depends_on_seed_epoch_and_row_alone():
     assert torch.equal(alone.inputs["input_ids"][0, :length], among.inputs["input_ids"][1, :length])
     others = [collate(data, [5], draw=draw).targets[0, :length] for draw in ((4, 3), (5, 2))]
     assert any(not torch.equal(other, alone.targets[0, :length]) for other in others)
+
+
+@EVERY
+def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kind):
+    setting = Setting(kind)
+    small = setting.learner.student
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    student.adapted(small, 2, 0)
+    trained = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert all("lora_" in name for name in trained if name.startswith(tuple(block_paths(small).values())))
+    assert not small.get_input_embeddings().weight.requires_grad
+    batch = collate(setting.data, range(3))
+    learnt = [parameter for parameter in small.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learnt, lr=0.5)
+    for _ in range(2):  # in the first step only B moves, which starts at 0
+        optimizer.zero_grad()
+        setting.breakdown(batch, count_units([batch])).total.backward()
+        optimizer.step()
+    inputs = accepted_inputs(small, batch.inputs)
+    with torch.no_grad():
+        expected = small(**inputs).logits
+        stock = student.merged(small)
+        torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    after = stock.state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any(name.startswith(tuple(block_paths(stock).values())) for name in changed)
+    weight = stock.get_input_embeddings().weight
+    name = next(name for name, parameter in stock.named_parameters() if parameter is weight)
+    assert torch.equal(weight, before[name])
 
 
 @EVERY

@@ -209,6 +209,22 @@ def test_samples_are_what_transformers_generates_from_each_models_files(kdalign,
 
 
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
+def test_a_student_of_adapters_is_exported_as_a_stock_checkpoint_of_its_family(kdalign, taught, texts, tmp_path):
+    status, _, err = kdalign(*words(taught, texts, "runs/a", "--lora", 2))
+    assert status == 0, err
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "runs/a/student/model.safetensors", "pt") as ours:
+        with safe_open(taught / "student/model.safetensors", "pt") as theirs:
+            # The same names but those of the second layer, which was cut.
+            assert set(ours.keys()) < set(theirs.keys())
+            assert all(".h.0." in name or ".h.1." not in name for name in ours.keys())
+            name = "transformer.wte.weight"
+            assert (ours.get_tensor(name) == theirs.get_tensor(name)).all()
+    assert json.loads((tmp_path / "runs/a/record.json").read_text())["recipe"]["train"]["lora"] == 2
+
+
+@pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught, texts, tmp_path):
     import signal
 
