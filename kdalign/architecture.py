@@ -71,6 +71,7 @@ class StackLayout:
     Attributes:
         blocks: path of the list of layers, below the base model.
         attention: path of the self-attention, below a layer.
+        cross: path of the attention from an encoder-decoder's decoder to its encoder; empty elsewhere.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StackLayout:
     width: str = "hidden_size"
     heads: str = "num_attention_heads"
     feed_forward: str = "intermediate_size"
+    cross: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ _BART = Layout(
             "d_model",
             f"{name}_attention_heads",
             f"{name}_ffn_dim",
+            "encoder_attn" if name == "decoder" else "",
         )
         for name in ("encoder", "decoder")
     ),
@@ -158,6 +161,7 @@ LAYOUTS: Mapping[str, Layout] = {
                 "d_model",
                 "num_heads",
                 "d_ff",
+                "layer.1.EncDecAttention",
             ),
         ),
         ("shared",),
@@ -311,10 +315,19 @@ def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
     }
 
 
+CROSS = "cross"
+"""In place of a stack's name: the attention from a decoder's layer to the encoder."""
+
+
 def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
-    """For each layer, the module that computes its self-attention."""
-    paths = {stack.name: stack.attention for stack in layout_of(model.config).stacks}
-    return {layer: block.get_submodule(paths[layer.stack]) for layer, block in blocks(model).items()}
+    """For each layer, the module that computes its self-attention; under ``CROSS``, the attention to the encoder."""
+    found = {}
+    stacks = {stack.name: stack for stack in layout_of(model.config).stacks}
+    for layer, block in blocks(model).items():
+        found[layer] = block.get_submodule(stacks[layer.stack].attention)
+        if stacks[layer.stack].cross:
+            found[Layer(CROSS, layer.number)] = block.get_submodule(stacks[layer.stack].cross)
+    return found
 
 
 def block_paths(model: "PreTrainedModel") -> dict[str, str]:

@@ -36,7 +36,8 @@ class Signals:
             without a head; empty for a classifier.
         head: a language model's vocabulary.
         hidden: (batch, time, width), a layer's output.
-        attention: (batch, heads, time, time), probabilities over keys before dropout.
+        embeddings: (batch, time, width), what a stack's first layer reads, by stack.
+        attention: (batch, heads, time, keys), probabilities over keys before dropout.
         projected: (batch, time, teacher width), the student's features brought to the teacher's width, by pair.
     """
 
@@ -44,16 +45,18 @@ class Signals:
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     head: Head | None = None
     hidden: dict[Layer, Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The layers whose signals are kept."""
+    """The layers whose signals are kept, and the stacks whose embeddings."""
 
     hidden: frozenset[Layer] = frozenset()
     attention: frozenset[Layer] = frozenset()
+    embeddings: frozenset[str] = frozenset()
 
 
 _keepers: WeakKeyDictionary[nn.Module, Callable[[Tensor], None]] = WeakKeyDictionary()
@@ -137,6 +140,11 @@ def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     signals = Signals()
     turned = layout_of(model.config).time_first
     handles = [_hook(block, layer, signals, turned) for layer, block in blocks(model).items() if layer in wanted.hidden]
+    handles += [
+        _hook_input(block, layer.stack, signals, turned)
+        for layer, block in blocks(model).items()
+        if layer.number == 0 and layer.stack in wanted.embeddings
+    ]
     watched = {layer: module for layer, module in attention_modules(model).items() if layer in wanted.attention}
     for layer, module in watched.items():
         _keepers[module] = _keep_map(layer, signals)
@@ -221,6 +229,14 @@ def _hook(block: nn.Module, layer: Layer, signals: Signals, turned: bool) -> tor
         signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
 
     return block.register_forward_hook(keep)
+
+
+def _hook_input(block: nn.Module, stack: str, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        signals.embeddings[stack] = hidden.transpose(0, 1) if turned else hidden
+
+    return block.register_forward_pre_hook(keep, with_kwargs=True)
 
 
 def _keep_map(layer: Layer, signals: Signals) -> Callable[[Tensor], None]:

@@ -92,8 +92,8 @@ def scaled_euclid(
 
 
 def attention_distance(
-    student: Float[Tensor, "batch heads time time"],
-    teacher: Float[Tensor, "batch heads time time"],
+    student: Float[Tensor, "batch heads time keys"],
+    teacher: Float[Tensor, "batch heads time keys"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
     r"""Squared distance between two attention maps, summed over keys and counted queries, averaged over heads.

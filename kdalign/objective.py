@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdalign import losses
 from kdalign.alignment import Plan
-from kdalign.architecture import Layer
+from kdalign.architecture import CROSS, Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, pooled
 from kdalign.recipe import Objective as Weights
@@ -29,6 +29,8 @@ class Signal(StrEnum):
     LOGITS = "logits"
     HIDDEN = "hidden"
     ATTENTION = "attention"
+    CROSS = "cross"
+    EMBEDDINGS = "embeddings"
 
 
 class Unit(StrEnum):
@@ -154,6 +156,26 @@ class HiddenCosine:
 
 
 @dataclass(frozen=True)
+class EmbeddingsCosine:
+    """Direction of what a stack's first layer reads; both models have the same width."""
+
+    place: Place
+    stacks: tuple[str, str]
+    needs: frozenset[Signal] = frozenset({Signal.EMBEDDINGS})
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions; each lies in 0..2."""
+        ours, theirs = self.stacks
+        mask = self.place.mask(view.batch)
+        return losses.cosine_distance(view.student.embeddings[ours], view.taught.embeddings[theirs], mask)
+
+
+@dataclass(frozen=True)
 class HiddenEuclid:
     """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
 
@@ -181,7 +203,7 @@ class HiddenEuclid:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Self-attention probabilities, weighted over layers by lambda_l (L_attn); both models have the same heads.
+    """Attention probabilities, weighted over layers by lambda_l (L_attn); both models have the same heads.
 
     Each query position lies in 0..2.
     """
@@ -332,9 +354,16 @@ class Objective:
 
     def wanted(self, layers: Sequence[Layer]) -> Wanted:
         """What must be captured of a model at these layers."""
+        crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
         return Wanted(
             hidden=frozenset(layers if Signal.HIDDEN in self.needs else ()),
-            attention=frozenset(layers if Signal.ATTENTION in self.needs else ()),
+            attention=frozenset(
+                [
+                    *(layers if Signal.ATTENTION in self.needs else ()),
+                    *(crossing if Signal.CROSS in self.needs else ()),
+                ]
+            ),
+            embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
         )
 
 
@@ -375,6 +404,14 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))
         terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place, variances))
         terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place))
+        if place.reads_target:
+            crossing = tuple(
+                (Layer(CROSS, ours.number), Layer(CROSS, theirs.number), share) for ours, theirs, share in pairs
+            )
+            across = Place(crossing, reads_target=True)
+            terms["attention cross"] = (weights.delta, AttentionMaps(across, frozenset({Signal.CROSS})))
+        stacks = layer_map.student_stack, layer_map.teacher_stack
+        terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
     return terms
 
 

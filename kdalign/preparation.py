@@ -248,7 +248,20 @@ def _plan(
         plan = propose(theirs, ours, recipe.align.map, cut_from, recipe.align.weights)
     if recipe.objective.delta > 0:
         _check_maps(plan)
+    if recipe.objective.embeddings > 0:
+        _check_embeddings(plan)
     return plan
+
+
+def _check_embeddings(plan: Plan) -> None:
+    """Refuse to compare embeddings that differ in width."""
+    for layer_map in plan.maps:
+        theirs, ours = plan.teacher.stack(layer_map.teacher_stack), plan.student.stack(layer_map.student_stack)
+        if theirs.width != ours.width:
+            raise UsageError(
+                f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
+                f"compared; leave objective.embeddings at 0"
+            )
 
 
 def _check_maps(plan: Plan) -> None:

@@ -75,20 +75,22 @@ class Objective(_Section):
     beta: float = Field(1.0, ge=0)
     gamma: float = Field(1.0, ge=0)
     delta: float = Field(1.0, ge=0)
+    embeddings: float = Field(0.0, ge=0)
+    """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
     """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
-        if self.hard + self.alpha + self.beta + self.gamma + self.delta == 0:
+        if self.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
         return self
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return self.alpha + self.beta + self.gamma + self.delta > 0
+        return self.alpha + self.beta + self.gamma + self.delta + self.embeddings > 0
 
 
 ARMS: Mapping[str, Objective] = {
@@ -232,7 +234,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
-            raise ValueError("there is no teacher: alpha, beta, gamma and delta must be 0")
+            raise ValueError("there is no teacher: alpha, beta, gamma, delta and embeddings must be 0")
         return self
 
     @property

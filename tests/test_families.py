@@ -14,6 +14,7 @@ from kdalign.architecture import (
     LAYOUTS,
     Layer,
     accepted_inputs,
+    attention_modules,
     block_paths,
     blocks,
     describe,
@@ -67,7 +68,7 @@ def encoded(kind, scored=False, n=8, max_length=24):
     )
 
 
-ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, temperature=1.5)
+ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, embeddings=0.5, temperature=1.5)
 
 
 def weights_for(kind):
@@ -112,7 +113,8 @@ class Setting:
 def close(one, other, atol=1e-5):
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], atol=atol, rtol=1e-4, msg=name)
+        largest = max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(value, other[name], atol=atol * largest, rtol=1e-4, msg=name)
 
 
 @EVERY
@@ -123,12 +125,16 @@ def test_what_is_captured_is_what_the_model_computes(kind):
     layers = frozenset(blocks(net))
     with torch.no_grad():
         plain = net(**inputs, output_hidden_states=True)
-        signals = run(watch(net), inputs, Wanted(layers, layers if LAYOUTS[kind].maps else frozenset()), None)
+        maps = frozenset(attention_modules(net)) if LAYOUTS[kind].maps else frozenset()
+        stacks = frozenset(layer.stack for layer in layers)
+        signals = run(watch(net), inputs, Wanted(layers, maps, stacks), None)
     assert torch.equal(signals.head.logits(signals.features)[answered(batch)], plain.logits[answered(batch)])
     for stack in layout_of(net.config).stacks:
         name = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}[stack.name]
         states = plain[name] if LAYOUTS[kind].family == "seq2seq" else plain.hidden_states
         real = answered(batch) if stack.name == "decoder" else batch.real
+        first = states[0][0] if isinstance(states[0], tuple) else states[0]
+        torch.testing.assert_close(signals.embeddings[stack.name][real], first[real])
         for number in range(4 - (kind in FINAL_NORM)):
             theirs = states[number + 1]
             if kind == "xlnet":  # both streams, where tokens are predicted
@@ -141,15 +147,16 @@ def test_captured_maps_are_those_of_eager_attention(kind):
     net = model(kind)
     batch = collate(encoded(kind, scored=True), range(3), width=24)
     inputs = accepted_inputs(net, batch.inputs)
-    layers = frozenset(blocks(net))
+    layers = frozenset(attention_modules(net))
     with torch.no_grad():
         signals = run(watch(net), inputs, Wanted(attention=layers), None)
         net.set_attn_implementation("eager")
         eager = net(**inputs, output_attentions=True)
+    assert signals.attention.keys() == layers
     for layer, ours in signals.attention.items():
         family = LAYOUTS[kind].family
         theirs = (eager[f"{layer.stack}_attentions"] if family == "seq2seq" else eager.attentions)[layer.number]
-        real = answered(batch) if layer.stack == "decoder" else batch.real
+        real = batch.real if layer.stack == "encoder" else answered(batch)
         torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
 
 
@@ -350,7 +357,7 @@ def test_in_bfloat16_a_step_goes_where_it_goes_in_float32(kind):
     one, other = (setting.gradient([batch], count_units([batch])) for setting in (exact, rounded))
     assert one.keys() == other.keys()
     flat = [torch.cat([gradient[name].flatten() for name in one]) for gradient in (one, other)]
-    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.95
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
