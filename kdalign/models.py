@@ -101,10 +101,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
     Raises:
-        UsageError: it has none, or one without a padding token.
+        UsageError: it has none, one without a padding token, or one that numbers tokens beyond the model's vocabulary.
     """
-    family = layout_of(checkpoint.config).family
-    return load_tokenizer_named(checkpoint.name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
+    family, name = layout_of(checkpoint.config).family, checkpoint.name
+    tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if highest >= checkpoint.config.vocab_size:
+        raise UsageError(
+            f"the tokenizer of {name!r} is not this model's: it gives {token!r} the number {highest}, and the model "
+            f"has {checkpoint.config.vocab_size} entries; put the model's own tokenizer beside it"
+        )
+    return tokenizer
 
 
 def load_tokenizer_named(
@@ -125,7 +132,9 @@ def load_tokenizer_named(
     if tokenizer.pad_token_id is None and family == "causal":
         tokenizer.pad_token = tokenizer.eos_token  # what is padded is masked by its length, whatever it holds
     if tokenizer.pad_token_id is None:
-        raise UsageError(f"the tokenizer of {name!r} has no padding token; batches cannot be made")
+        raise UsageError(
+            f"the tokenizer of {name!r} has no padding token; name one of its tokens pad_token in tokenizer_config.json"
+        )
     return tokenizer
 
 

@@ -164,11 +164,11 @@ def _check_models(
             )
     if recipe.init == "random" and not recipe.student.startswith("layers="):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
+    tokenizer = models.load_tokenizer(teacher) if teacher is not None else None
     if own is not None:
         models.check_length(own, recipe.data.max_length)
-        if teacher is not None and not models.same_tokenizer(
-            models.load_tokenizer(teacher), models.load_tokenizer(own)
-        ):
+        theirs = models.load_tokenizer(own)
+        if teacher is not None and tokenizer is not None and not models.same_tokenizer(tokenizer, theirs):
             raise UsageError(
                 f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
                 f"choose a student with the teacher's vocabulary"

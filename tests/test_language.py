@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import one_line, sentences
+from conftest import make_tokenizer, one_line, sentences, tiny_config
 
 from kdalign.errors import UsageError
 from kdalign.likelihood import TokenAnswers, perplexities, token_agreement
@@ -72,6 +72,12 @@ def test_a_pair_of_columns_is_named_in_the_task(tmp_path):
     table = pd.DataFrame({"en": ["a", "b"], "de": ["c", "d"], "fr": ["e", "f"]})
     task = find_task("translation:en-fr", str(folder(tmp_path / "d", table)))
     assert load_texts(task, "train").texts == (("a", "b"), ("e", "f"))
+
+
+def test_a_pair_may_lie_in_one_object_as_in_the_hubs_translations(tmp_path):
+    table = pd.DataFrame({"id": [1, 2], "translation": [{"en": "a", "de": "c"}, {"en": "b", "de": "d"}]})
+    task = find_task("translation:de-en", str(folder(tmp_path / "d", table)))
+    assert load_texts(task, "train").texts == (("c", "d"), ("a", "b"))
 
 
 BAD = [
@@ -295,6 +301,19 @@ def test_a_student_that_cannot_be_made_is_one_line_and_nothing_is_written(
     status, _, err = kdalign("distill", "--teacher", "none", "--data", texts, "--max-length", 32, *task, *more)
     assert status == 2
     assert said in one_line(err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_of_another_model_is_told_by_its_numbers(kdalign, texts, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    make_tokenizer(teacher := tmp_path / "small", "bert")
+    AutoModelForMaskedLM.from_config(tiny_config("bert", vocab_size=40)).save_pretrained(teacher)
+    status, _, err = kdalign("distill", "--teacher", "none", "--student", teacher, "--task", "lm", "--data", texts,
+                            "--max-length", 32)  # fmt: skip
+    assert status == 2
+    assert "is not this model's: it gives '" in err
+    assert "and the model has 40 entries; put the model's own tokenizer beside it" in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -150,8 +150,12 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
     """
+    import pandas as pd
+
     table = load_table(task.source, split, task.columns, text_files=True)
     where = f"{task.source}, split {split!r}"
+    if task.pairs and "translation" in table.columns and len(table):  # as WMT and OPUS are kept: one object a row
+        table = pd.DataFrame(list(table["translation"]))
     for column in task.columns:
         if column not in table.columns:
             raise UsageError(
