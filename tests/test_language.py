@@ -1,7 +1,10 @@
 """Tasks of language modelling, from the word on the command line to a run that can be stopped and split."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pandas as pd
@@ -321,3 +324,23 @@ def test_a_classifier_has_no_tokens_to_give(kdalign, teacher, texts):
     status, _, err = kdalign("distill", "--teacher", teacher, "--student", "layers=2", "--task", "lm", "--data", texts)
     assert status == 2
     assert "has no language-model head; `kdalign distill --teacher none --student" in one_line(err)
+
+
+def test_text_that_is_only_scored_needs_no_training_split(tmp_path):
+    (tmp_path / "validation.txt").write_text("a film", encoding="utf-8")
+    task = find_task("lm", str(tmp_path))
+    assert load_texts(task, "validation").texts == (("a film",),)
+
+
+@pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
+def test_the_examples_bigram_is_a_distribution_and_is_scored_on_the_runs_own_tokens(taught):
+    script = Path(__file__).resolve().parents[1] / "examples" / "bigram.py"
+    Bigram = run_path(str(script), run_name="example")["Bigram"]  # noqa: N806
+    counted = np.array([[-1, 0, 1, 0], [0, 1, 0, 1]])
+    bigram = Bigram(counted, counted, 3)
+    everything = np.stack([np.zeros(3, dtype=int), np.arange(3)])
+    assert (bigram.parts(everything) @ bigram.weights).sum() == pytest.approx(1)
+    # After 0 always came 1; each of 0 and 1 is half of all tokens; 3 entries.
+    np.testing.assert_allclose(bigram.parts(np.array([[0], [1]])), [[1.0, 0.5, 1 / 3]])
+    out = subprocess.run([sys.executable, script, taught], capture_output=True, text=True, check=True).stdout
+    assert "; bigram " in out

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdalign.errors import UsageError, did_you_mean
-from kdalign.tasks.data import Examples, load_table
+from kdalign.tasks.data import Examples, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.task import Source, Task
 
@@ -119,7 +119,7 @@ def _likeness(task: LanguageTask) -> Task:
 
 
 def _with_messages(task: LanguageTask) -> LanguageTask:
-    table = load_table(task.source, task.train)
+    table = load_table(task.source, _first_split(task))
     named = [str(name) for name in table.columns if name in _MESSAGES]
     if len(named) != 1:
         raise UsageError(
@@ -130,7 +130,7 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
 
 
 def _with_text_column(task: LanguageTask) -> LanguageTask:
-    table = load_table(task.source, task.train, text_files=True)
+    table = load_table(task.source, _first_split(task), text_files=True)
     strings = [name for name in table.columns if _holds_strings(table, name)]
     named = [name for name in strings if name.lower() in _TEXT_COLUMNS]
     if len(named or strings) != 1:
@@ -197,6 +197,12 @@ def _chat(value: Any, where: str) -> str:
     if not any(message["role"] == "assistant" for message in messages):
         raise UsageError(f"{where}: a conversation is a list of messages, one of them the assistant's")
     return json.dumps(messages, ensure_ascii=False)
+
+
+def _first_split(task: LanguageTask) -> str:
+    """The training split, or where there is none, the first that there is: to be scored, a task needs no train."""
+    splits = (task.train, *task.evaluation, *task.test)
+    return next((split for split in splits if split_exists(task.source, split)), task.train)
 
 
 def _holds_strings(table: "pd.DataFrame", column: str) -> bool:
