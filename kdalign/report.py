@@ -134,7 +134,8 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
         row = (evaluation.model, evaluation.task, evaluation.split, f"{evaluation.n:,}")
         table.add_row(*(escape(cell) for cell in row), *cells)
         for score in evaluation.scores:
-            notes[f"{score.metric}: in {score.unit}, by {score.signature}; 95 % interval over examples"] = None
+            unit = f"in {score.unit}, " if score.unit else ""
+            notes[f"{score.metric}: {unit}by {score.signature}; 95 % interval over examples"] = None
         for absent in evaluation.absent:
             more = f"; this makes one: {absent.command}" if absent.command else ""
             notes[f"{absent.metric}: – because {absent.reason}{more}"] = None
