@@ -33,6 +33,7 @@ class Encoded:
         pad: for each column, what padding holds.
         truncated: how many examples were longer than the limit.
         corrupt: what is done anew to a row each time it is used, such as masking; None where nothing is.
+        passed_over: how many examples were left out, because nothing that is asked for lies within the limit.
         words: of the text whose tokens are predicted, divided at white space; 0 where nothing counts them.
     """
 
@@ -42,6 +43,7 @@ class Encoded:
     truncated: int = 0
     corrupt: Corruption | None = None
     words: int = 0
+    passed_over: int = 0
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.batches import IGNORED, Encoded
@@ -73,35 +74,56 @@ def encode_documents(
 def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
     """Tokenize conversations in the tokenizer's template; only the assistant's tokens and their ends are asked for.
 
-    What is longer than ``max_length`` is cut at its end and counted.
+    What is longer than ``max_length`` is cut at its end and counted; a conversation that is left without an answer is
+    passed over and counted. A first turn of the assistant's is not asked for: nothing leads to it.
 
     Raises:
-        UsageError: no template, or one that renders a conversation's beginning otherwise than its whole.
+        UsageError: no template, one that refuses a conversation or renders its beginning otherwise than its whole, or
+            no answer at all within ``max_length``.
     """
-    if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
     chats = [json.loads(chat) for chat in examples.texts[0]]
-    rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    rendered = [render(chat, tokenizer) for chat in chats]
     pieces = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
-    truncated = 0
+    truncated = unanswered = 0
     for chat, whole, ids, places in zip(chats, rendered, pieces["input_ids"], pieces["offset_mapping"], strict=True):
         spans = _spoken(chat, whole, tokenizer)
         asked = [any(start < last and first < end for first, last in spans) for start, end in places]
         targets = [token if one else IGNORED for token, one in zip(ids, asked, strict=True)][1:]
+        if all(target == IGNORED for target in targets[:max_length]):
+            unanswered += 1
+            continue
         truncated += len(targets) > max_length
         columns["input_ids"].append(ids[: min(max_length, len(targets))])
         columns["targets"].append(targets[:max_length])
-    return Encoded(columns, None, {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}, truncated)
+    if not columns["targets"]:
+        raise UsageError(f"{examples.split}: no answer lies within the first {max_length} tokens (--max-length)")
+    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
+    return Encoded(columns, None, pad, truncated, passed_over=unanswered)
+
+
+def render(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
+    """A conversation in the tokenizer's template; with ``ask``, up to where the assistant speaks.
+
+    Raises:
+        UsageError: there is no template, or it refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
+    except TemplateError as error:
+        begins = " ".join(json.dumps(chat, ensure_ascii=False).split())[:80]
+        raise UsageError(f"the tokenizer's chat template refuses a conversation ({error}): {begins}") from None
 
 
 def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
     """The characters of a rendered conversation that the assistant says, each turn with its end."""
     spans = []
     for number, turn in enumerate(chat):
-        if turn["role"] == "assistant":
-            before = tokenizer.apply_chat_template(chat[:number], tokenize=False, add_generation_prompt=True)
-            after = tokenizer.apply_chat_template(chat[: number + 1], tokenize=False).rstrip()
+        if number and turn["role"] == "assistant":
+            before = render(chat[:number], tokenizer, ask=True)
+            after = render(chat[: number + 1], tokenizer).rstrip()
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise UsageError(
                     "the tokenizer's chat template renders a conversation's beginning otherwise than the whole, so "

@@ -148,6 +148,7 @@ class Evaluation:
         scores: what was measured.
         absent: what was asked for and could not be.
         truncated: examples cut to ``max_length``.
+        passed_over: examples of which nothing that is asked for lies within ``max_length``.
         predictions: the file that keeps the model's answers; None where there are none.
         submission: the leaderboard's file, for test splits.
     """
@@ -160,6 +161,7 @@ class Evaluation:
     truncated: int
     scores: tuple[Score, ...]
     absent: tuple[Absent, ...] = ()
+    passed_over: int = 0
     predictions: str | None = None
     submission: str | None = None
 

@@ -324,10 +324,11 @@ class Objective:
         parts: dict[str, Tensor] = {}
         if self.vocabulary is not None:
             weighted, sums = self.vocabulary(view)
-            total = total + weighted / units[Unit.TARGET]
-            parts |= {name: value / units[Unit.TARGET] for name, value in sums.items()}
+            targets = units[Unit.TARGET] or 1  # a step without any has the sum 0
+            total = total + weighted / targets
+            parts |= {name: value / targets for name, value in sums.items()}
         for name, (weight, term) in self.terms.items():
-            mean = term(view) / (units[term.unit] or 1)  # a step without any has the sum 0
+            mean = term(view) / (units[term.unit] or 1)
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)

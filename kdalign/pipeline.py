@@ -135,6 +135,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     folder, work, main = run.folder, run.work, accelerator.is_main_process
     bf16 = use_bf16(run.recipe.train.precision, accelerator.device)
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": "bf16" if bf16 else "fp32"})
+
+    # Texts to tokens; what cannot be encoded is refused before anything is written.
+    tokenizer = _tokenizer(run)
+    config = _config(run, tokenizer)
+    encoded = work.encode(run.train, tokenizer, config, scored=False)
+    watched = work.encode(run.watched, tokenizer, config, scored=True)
+    reported = {split: work.encode(e, tokenizer, config, scored=True) for split, e in run.reported.items()}
+
     if main:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
     accelerator.wait_for_everyone()
@@ -145,13 +153,10 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     observer.announce(f"{who} on {work.task.name}; run folder {folder.path}")
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
-
-    # Texts to tokens.
-    tokenizer = _tokenizer(run, observer)
-    config = _config(run, tokenizer)
-    encoded = _encode(run, run.train, tokenizer, config, observer, scored=False)
-    watched = _encode(run, run.watched, tokenizer, config, Silent(), scored=True)
-    reported = {split: _encode(run, e, tokenizer, config, observer, scored=True) for split, e in run.reported.items()}
+    if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
+        observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
+    for examples, e in ((run.train, encoded), *((run.reported[split], e) for split, e in reported.items())):
+        _announce_cuts(examples, e, recipe.data.max_length, observer)
 
     # The two models. The teacher is scored in float32, before it may be rounded for speed.
     taught = _load_teacher(run, recipe, encoded, tokenizer, accelerator, bf16, observer)
@@ -161,14 +166,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         answers = {split: work.answer(taught.model, e) for split, e in reported.items()}
         watched_answers = work.answer(taught.model, watched)
     student_model, student_source = _load_student(run, config, taught.model if taught is not None else None)
-    if recipe.train.lora is not None:
-        student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says = continued(taught.model, tokenizer, prompts) if taught is not None and main else []
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
+    if recipe.train.lora is not None:
+        student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
     student_order = work.order(student_model)
     teacher = None
     if taught is not None:
@@ -245,7 +250,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     return read_record(folder.path)
 
 
-def _tokenizer(run: Prepared, observer: Observer) -> PreTrainedTokenizerBase:
+def _tokenizer(run: Prepared) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer; the student's own where it is alone, trained on the training text where so asked."""
     first = run.teacher or run.student
     if first is not None:
@@ -258,9 +263,7 @@ def _tokenizer(run: Prepared, observer: Observer) -> PreTrainedTokenizerBase:
     if size is None:
         return models.load_tokenizer_named(asked, family)
     texts = (text for column in run.train.texts for text in column)
-    tokenizer = train_tokenizer(texts, size, family, run.new.positions)
-    observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
-    return tokenizer
+    return train_tokenizer(texts, size, family, run.new.positions)
 
 
 def _config(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -272,24 +275,19 @@ def _config(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConf
     return first.config
 
 
-def _encode(
-    run: Prepared,
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
-    observer: Observer,
-    *,
-    scored: bool,
-) -> Encoded:
-    encoded = run.work.encode(examples, tokenizer, config, scored=scored)
+def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observer: Observer) -> None:
     if encoded.truncated:
         observer.announce(
             f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
-            f"{run.recipe.data.max_length} tokens and were cut (--max-length)"
+            f"{max_length} tokens and were cut (--max-length)"
+        )
+    if encoded.passed_over:
+        observer.announce(
+            f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
+            f"the first {max_length} tokens (--max-length)"
         )
     if examples.passed_over:
         observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
-    return encoded
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from kdalign.architecture import LAYOUTS, HeadKind, describe, layout_of, with_la
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
 from kdalign.fresh import NewModel, new_config, parse_new
+from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.recipe import Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
-from kdalign.tasks import AnyTask, Examples, Task, find_task, hold_out
+from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, find_task, hold_out
 from kdalign.tasks.data import split_exists
 from kdalign.work import Work, work_on
 
@@ -165,6 +167,15 @@ def _check_models(
     if recipe.init == "random" and not recipe.student.startswith("layers="):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
     tokenizer = models.load_tokenizer(teacher) if teacher is not None else None
+    if work.head is HeadKind.NONE:
+        size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+        if size < LEAST_GROUP:
+            raise UsageError(
+                f"task {work.task.name!r} compares the texts of a micro-batch with one another: {size} are too few "
+                f"(accepted: {LEAST_GROUP} or more)"
+            )
+    if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and new is not None and teacher is None:
+        raise UsageError(f"task {work.task.name!r} needs a chat template, which a new student's tokenizer has not")
     if own is not None:
         models.check_length(own, recipe.data.max_length)
         theirs = models.load_tokenizer(own)

@@ -141,6 +141,8 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
             notes[f"{absent.metric}: – because {absent.reason}{more}"] = None
         if evaluation.truncated:
             notes[f"{evaluation.model}: {evaluation.truncated:,} examples were cut to --max-length"] = None
+        if evaluation.passed_over:
+            notes[f"{evaluation.model}: {evaluation.passed_over:,} examples hold no answer within --max-length"] = None
         if evaluation.submission:
             notes[f"leaderboard file: {evaluation.submission}"] = None
     return Group(table, *(Text(f"· {note}", style="dim") for note in notes))

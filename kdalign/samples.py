@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.encoding import start_of
+from kdalign.encoding import render, start_of
+from kdalign.models import positions
 from kdalign.tasks import Examples
 
 PROMPT_TOKENS = 12
@@ -44,20 +45,25 @@ def questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int
     prompts = []
     for text in examples.texts[0][:count]:
         chat = json.loads(text)
-        asked = chat[: next(number for number, turn in enumerate(chat) if turn["role"] == "assistant")]
-        rendered = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        answers = [number for number, turn in enumerate(chat) if number and turn["role"] == "assistant"]
+        if not answers:
+            continue
+        asked = chat[: answers[0]]
+        rendered = render(asked, tokenizer, ask=True)
         ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-        prompts.append(Prompt(asked[-1]["content"] if asked else "", tuple(ids)))
+        prompts.append(Prompt(asked[-1]["content"], tuple(ids)))
     return tuple(prompts)
 
 
 def continued(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
-    """What a model says after each prompt, the likeliest token each time; the model's mode is put back afterwards."""
+    """What a model says after each prompt, the likeliest token each time, as far as its positions go.
+
+    The model's mode is put back afterwards.
+    """
     device = next(model.parameters()).device
     settings = GenerationConfig(
-        max_new_tokens=new_tokens,
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -70,6 +76,11 @@ def continued(
         with torch.inference_mode():
             for prompt in prompts:
                 ids = torch.tensor([prompt.ids], device=device)
+                taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
+                settings.max_new_tokens = min(new_tokens, positions(model.config) - taken)
+                if settings.max_new_tokens < 1:
+                    said.append("")
+                    continue
                 found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
                 new = found if model.config.is_encoder_decoder else found[len(prompt.ids) :]
                 said.append(tokenizer.decode(new, skip_special_tokens=True))

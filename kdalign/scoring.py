@@ -128,12 +128,15 @@ def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.dev
     submission = None
     if submits and isinstance(task, Task):
         submission = write_submission(task, examples.split, found.values, folder / _word(target.name))
+    if "word_ppl" in possible and not encoded.words:
+        result = replace(result, absent=(*result.absent, Absent("word_ppl", "texts were cut, so words are not known")))
     measured = work.scores(found, encoded, [name for name in possible if name != AGREEMENT])
     if AGREEMENT in possible and answers is not None:
         measured.append(work.agreement(found, answers))
     return replace(
         result,
         truncated=encoded.truncated,
+        passed_over=encoded.passed_over,
         scores=tuple(measured),
         predictions=str(file),
         submission=str(submission) if submission else None,
@@ -158,6 +161,8 @@ def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
     if isinstance(task, Task) and name in (*LANGUAGE_MODEL_METRICS, *PERPLEXITIES):
         text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
         return Absent(name, f"{model} has no language-model head", f"{alone} --task {text}")
+    if target.work.head is HeadKind.NONE and target.examples.labels is None:
+        return Absent(name, f"split {target.examples.split} has no pairs with their likeness")
     if not isinstance(task, Task):
         if name in target.work.metrics:
             return None

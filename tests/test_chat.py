@@ -11,6 +11,7 @@ from kdalign.encoding import encode_chats
 from kdalign.errors import UsageError
 from kdalign.fresh import train_tokenizer
 from kdalign.recipe import build_recipe
+from kdalign.samples import questions
 from kdalign.tasks import Examples, find_task, load_texts
 
 TEMPLATE = (
@@ -52,10 +53,45 @@ def test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ah
 
 
 def test_a_long_conversation_is_cut_at_its_end_and_counted():
-    encoded = encode_chats(examples(TWO_TURNS, TWO_TURNS[1:3]), tokenizer(), 24)
-    assert [len(row) for row in encoded.columns["input_ids"]] == [24, 24]
-    assert encoded.truncated >= 1
-    assert encoded.columns["targets"][1].count(IGNORED) < 24
+    encoded = encode_chats(examples(TWO_TURNS, TWO_TURNS[1:3]), tokenizer(), 48)
+    [first, second] = encoded.columns["input_ids"]
+    assert len(first) == 48 > len(second)
+    assert (encoded.truncated, encoded.passed_over) == (1, 0)
+
+
+def test_a_conversation_as_long_as_the_limit_and_its_last_token_is_whole():
+    pieces = tokenizer()
+    whole = len(pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"])
+    assert encode_chats(examples(TWO_TURNS), pieces, whole - 1).truncated == 0
+    assert encode_chats(examples(TWO_TURNS), pieces, whole - 2).truncated == 1
+
+
+def test_a_conversation_whose_answer_is_cut_off_is_passed_over_and_counted():
+    long = said(("user", "a film " * 40), ("assistant", "great"))
+    encoded = encode_chats(examples(long, TWO_TURNS), tokenizer(), 60)
+    assert (len(encoded), encoded.passed_over) == (1, 1)
+    with pytest.raises(UsageError, match="no answer lies within the first 60 tokens"):
+        encode_chats(examples(long), tokenizer(), 60)
+
+
+def test_a_first_turn_of_the_assistants_is_not_asked_for():
+    greeting = said(("assistant", "hello"), ("user", "a film"), ("assistant", "fine"))
+    pieces = tokenizer()
+    [targets] = encode_chats(examples(greeting), pieces, 200).columns["targets"]
+    assert pieces.decode([t for t in targets if t != IGNORED]).strip() == "fine<|endoftext|>"
+
+
+def test_what_a_template_refuses_is_one_line():
+    refusing = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UsageError, match=r"template refuses a conversation \(roles must alternate\): \["):
+        encode_chats(examples(TWO_TURNS), tokenizer(refusing), 200)
+
+
+def test_a_prompt_ends_where_the_assistant_begins():
+    pieces = tokenizer()
+    [prompt] = questions(examples(TWO_TURNS), pieces, 3)
+    assert prompt.text == "a film"
+    assert pieces.decode(prompt.ids).endswith("[user] a film<|endoftext|>\n[assistant] ")
 
 
 def test_a_template_that_renders_the_beginning_otherwise_is_refused():
@@ -73,6 +109,7 @@ BAD = [
     ([{"role": "user"}], "a message needs content"),
     ([{"role": "user", "content": "x"}], "one of them the assistant's"),
     ("hello", "a conversation is a list of messages"),
+    (5, "a conversation is a list of messages"),
 ]
 
 
@@ -118,8 +155,9 @@ def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_p
     status, _, err = kdalign(*words)
     assert status == 2
     assert "has no chat template" in err
+    assert not (tmp_path / "runs").exists()
     (tmp_path / "t" / "student" / "chat_template.jinja").write_text(TEMPLATE)
-    status, _, err = kdalign(*words, "--overwrite")
+    status, _, err = kdalign(*words)
     assert status == 0, err
     assert (tmp_path / "runs/c/student/chat_template.jinja").is_file()
     [ppl] = json.loads((tmp_path / "runs/c/record.json").read_text())["scores"]["validation"]["student"]

@@ -11,8 +11,10 @@ from conftest import one_line, save_model, sentences
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
+from kdalign.batches import Batch
 from kdalign.capture import pooled
 from kdalign.losses import embedding_distance, similarity_distance
+from kdalign.objective import Unit, count_units
 from kdalign.recipe import build_recipe
 
 ALL = torch.ones(3, dtype=torch.bool)
@@ -65,6 +67,21 @@ def test_fewer_than_three_texts_have_no_similarities_to_compare():
     loss = similarity_distance(student, torch.randn(3, 4), torch.tensor([True, True, False]))
     loss.backward()
     assert (loss.item(), student.grad.abs().sum().item()) == (0.0, 0.0)
+
+
+def test_a_teacher_that_finds_all_texts_alike_has_a_least_spread():
+    # Cosines 0.99995 and 0.9999 and 0.99980: their spread is far below 0.05, which divides.
+    teacher = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.02]])
+    student = torch.eye(3)
+    unit = torch.nn.functional.normalize(teacher, dim=-1)
+    cosines = (unit @ unit.T)[torch.triu(torch.ones(3, 3), 1).bool()]
+    expected = (cosines.square().mean() / 0.05**2).item()
+    assert similarity_distance(student, teacher, ALL).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none():
+    batches = [Batch({}, None, torch.ones(n, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)) for n in (3, 2, 5)]
+    assert count_units(batches)[Unit.GROUP] == 2
 
 
 def test_gradients_of_both_are_those_of_the_function():
@@ -149,7 +166,15 @@ def test_embeddings_have_no_labels():
     assert (recipe.objective.hard, recipe.objective.alpha, recipe.train.epochs) == (0.0, 1.0, 1.0)
 
 
+def test_the_training_split_has_nothing_to_score(kdalign, teacher, pairs, tmp_path):
+    status, out, _ = kdalign("eval", teacher, "--task", "embedding", "--data", pairs, "--split", "train")
+    assert status == 2
+    assert "split train has no pairs with their likeness" in out
+    assert not (tmp_path / "runs").exists()
+
+
 WRONG = [
+    (("--micro-batch", 2), "of a micro-batch with one another: 2 are too few (accepted: 3 or more)"),
     (("--hard", 0.5), "'embedding' has no labels: it takes --hard 0"),
     (("--student", "new:bert,layers=2"), "is not learnt from nothing"),
     (("--task", "embedding:sst2"), "pairs with a degree of likeness, as in embedding:stsb"),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdalign import student
 from kdalign.alignment import propose
 from kdalign.architecture import (
+    CROSS,
     LAYOUTS,
     Layer,
     accepted_inputs,
@@ -317,6 +318,36 @@ def test_a_rows_mask_depends_on_seed_epoch_and_row_alone():
     assert torch.equal(alone.inputs["input_ids"][0, :length], among.inputs["input_ids"][1, :length])
     others = [collate(data, [5], draw=draw).targets[0, :length] for draw in ((4, 3), (5, 2))]
     assert any(not torch.equal(other, alone.targets[0, :length]) for other in others)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "marian"])
+def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(kind):
+    setting = Setting(kind, Weights(hard=0, alpha=0, beta=0, gamma=0, delta=1))
+    batch = collate(setting.data, range(4))
+    wanted = setting.learner.wanted_of_teacher
+    with torch.no_grad():
+        theirs = setting.teacher(batch.inputs, wanted).attention
+        ours = setting.learner(batch.inputs).attention
+        found = setting.breakdown(batch, count_units([batch])).parts["attention cross"]
+    expected = 0.0
+    for own, of in ((0, 1), (1, 3)):
+        each = (ours[Layer(CROSS, own)] - theirs[Layer(CROSS, of)]).square().sum(-1).mean(1)
+        expected += float(each[batch.predicted].mean()) / 2
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert 0 < found < 2
+
+
+def test_an_adapter_adds_twice_the_product_of_its_matrices():
+    net = model("gpt2", layers=1)
+    before = net.transformer.h[0].mlp.c_fc.weight.clone()
+    student.adapted(net, 3, 0)
+    adapter = net.transformer.h[0].mlp.c_fc
+    with torch.no_grad():
+        adapter.lora_B["default"].weight.normal_()
+    a, b = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
+    assert a.shape == (3, 32)
+    expected = before + 2 * (b @ a).T  # GPT-2 keeps its weights turned
+    torch.testing.assert_close(student.merged(net).transformer.h[0].mlp.c_fc.weight, expected)
 
 
 @EVERY

@@ -326,6 +326,30 @@ def test_a_classifier_has_no_tokens_to_give(kdalign, teacher, texts):
     assert "has no language-model head; `kdalign distill --teacher none --student" in one_line(err)
 
 
+def test_samples_end_where_a_models_positions_end(kdalign, texts, tmp_path):
+    student = "new:gpt2,layers=1,width=32,heads=4,positions=16"
+    status, _, err = kdalign("distill", "--teacher", "none", "--student", student, "--tokenizer", "train:300",
+                             "--task", "lm", "--data", texts, "--max-length", 16, "--max-steps", 1,
+                             "--device", "cpu", "--out", "runs/p")  # fmt: skip
+    assert status == 0, err
+    assert len(json.loads((tmp_path / "runs/p/record.json").read_text())["samples"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [(("source", "translation"), "translation:source-translation"), (("en", "de"), "translation:en-de")],
+)
+def test_a_column_named_translation_may_be_a_text_like_any_other(tmp_path, columns, task):
+    table = pd.DataFrame({name: ["a", "b"] for name in (*columns, "translation")})
+    assert load_texts(find_task(task, str(folder(tmp_path / "d", table))), "train").texts == (("a", "b"), ("a", "b"))
+
+
+def test_a_row_without_its_object_of_texts_is_named(tmp_path):
+    table = pd.DataFrame({"translation": [{"en": "a", "de": "b"}, None]})
+    with pytest.raises(UsageError, match="row 1 has no object of texts in column 'translation'"):
+        load_texts(find_task("translation:en-de", str(folder(tmp_path / "d", table))), "train")
+
+
 def test_text_that_is_only_scored_needs_no_training_split(tmp_path):
     (tmp_path / "validation.txt").write_text("a film", encoding="utf-8")
     task = find_task("lm", str(tmp_path))

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdalign.errors import UsageError, did_you_mean
 from kdalign.tasks.data import Examples, load_table, split_exists
 from kdalign.tasks.glue import GLUE
@@ -154,8 +156,8 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
 
     table = load_table(task.source, split, task.columns, text_files=True)
     where = f"{task.source}, split {split!r}"
-    if task.pairs and "translation" in table.columns and len(table):  # as WMT and OPUS are kept: one object a row
-        table = pd.DataFrame(list(table["translation"]))
+    if task.pairs and "translation" in table.columns and not set(task.columns) <= set(table.columns):
+        table = pd.DataFrame([_object(value, row, where) for row, value in enumerate(table["translation"])])
     for column in task.columns:
         if column not in table.columns:
             raise UsageError(
@@ -183,9 +185,16 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
 
 
+def _object(value: Any, row: int, where: str) -> dict[str, Any]:
+    """A row of a column ``translation`` as WMT and OPUS keep it: one object with a text for each language."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: row {row} has no object of texts in column 'translation'")
+    return value
+
+
 def _chat(value: Any, where: str) -> str:
     """A conversation as JSON, checked."""
-    turns = [] if value is None or isinstance(value, str | float) else list(value)
+    turns = list(value) if isinstance(value, list | np.ndarray) else []
     messages = []
     for turn in turns:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
