@@ -39,8 +39,9 @@ TaskName = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification, or for tokens lm, "
-        "lm:sst2 (a task's sentences), masked-lm, language-modeling, translation:SOURCE-TARGET, summarization.",
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
+        "lm:sst2 (a task's sentences), masked-lm, language-modeling, chat, translation:A-B or summarization:A-B "
+        "(names of columns); or embedding.",
     ),
 ]
 DataFolder = Annotated[

@@ -188,7 +188,8 @@ def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]
         for task in [task for task, metrics in by_task.items() if metrics > 1]:
             for metric in {record.task: record for record in records}[task].metrics:
                 key = _metric_key(task, metric)
-                columns[key] = replace(columns[key], detail=True)
+                if key in columns:  # a metric may be impossible on a run's texts
+                    columns[key] = replace(columns[key], detail=True)
             columns[task] = Column(task, f"{task} mean", "%", 1)
     return [
         *columns.values(),

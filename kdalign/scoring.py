@@ -151,7 +151,7 @@ def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
         if isinstance(task, Task):
             command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
             return Absent(name, f"{model} has no classification head", command)
-        return Absent(name, f"{model} has no language-model head", f"{alone} --task {task.name}")
+        return Absent(name, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}")
     if name == AGREEMENT:
         if kept is None:
             return Absent(

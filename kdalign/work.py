@@ -209,7 +209,7 @@ class Modelling:
         if head_of(checkpoint.config) is not self.head:
             raise UsageError(
                 f"{checkpoint.name!r} has no language-model head; `kdalign distill --teacher none --student "
-                f"{checkpoint.name} --task {self.task.name}` trains one"
+                f"{checkpoint.name} --task {self.task.word}{self.task.source.flags}` trains one"
             )
 
     def encode(

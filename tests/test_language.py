@@ -289,6 +289,7 @@ WRONG = [
     (("--student", "new:gpt2,layers=1,positions=16", "--tokenizer", "train:300"), "more than the 16 positions"),
     (("--student", "new:gpt3", "--tokenizer", "train:300"), "gpt2"),
     (("--student", "new:t5", "--tokenizer", "train:300", "--task", "masked-lm"), "seq2seq model"),
+    (("--student", "new:t5", "--tokenizer", "train:300"), "not for it (fitting: translation, summarization)"),
 ]
 
 
@@ -324,6 +325,25 @@ def test_a_classifier_has_no_tokens_to_give(kdalign, teacher, texts):
     status, _, err = kdalign("distill", "--teacher", teacher, "--student", "layers=2", "--task", "lm", "--data", texts)
     assert status == 2
     assert "has no language-model head; `kdalign distill --teacher none --student" in one_line(err)
+
+
+@pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
+def test_runs_compare_though_one_lacks_a_metric_that_its_texts_made_impossible(kdalign, taught, tmp_path):
+    record = json.loads((taught / "record.json").read_text())
+    for name, metrics in (("whole", 2), ("cut", 1)):
+        changed = {**record, "task": name}
+        scores = record["scores"]["validation"]
+        changed["scores"] = {"validation": {**scores, "student": scores["student"][:metrics]}}
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "record.json").write_text(json.dumps(changed))
+    status, _, err = kdalign("compare", "runs")
+    assert status == 0, err
+
+
+def test_the_command_that_would_make_a_head_can_be_followed(kdalign, teacher, data):
+    status, out, _ = kdalign("eval", teacher, "--task", "lm:sst2", "--data", data, "--max-length", 64)
+    assert status == 2
+    assert f"--task lm:sst2 --data {data}" in " ".join(out.split()).replace("- ", "-")
 
 
 def test_samples_end_where_a_models_positions_end(kdalign, texts, tmp_path):

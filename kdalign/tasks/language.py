@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "lm": ("masked", "causal", "permutation", "seq2seq"),
+    "lm": ("masked", "causal", "permutation"),
     "masked-lm": ("masked",),
     "language-modeling": ("causal", "permutation"),
     "translation": ("seq2seq",),
@@ -57,6 +57,11 @@ class LanguageTask:
     scored: Task | None = None
 
     @property
+    def word(self) -> str:
+        """Its name as it is given in flags, such as ``lm:sst2``."""
+        return self.name.replace(f"{self.kind}-", f"{self.kind}:", 1)
+
+    @property
     def pairs(self) -> bool:
         """Whether an example is a source and a target."""
         return self.kind in _PAIRS
@@ -65,7 +70,9 @@ class LanguageTask:
         """Refuse a model of a family that cannot learn this."""
         if family not in FAMILIES[self.kind]:
             fitting = [kind for kind, families in FAMILIES.items() if family in families]
-            raise UsageError(f"{model!r} is a {family} model; task {self.name!r} is not for it (fitting: {fitting})")
+            raise UsageError(
+                f"{model!r} is a {family} model; task {self.word!r} is not for it (fitting: {', '.join(fitting)})"
+            )
 
 
 def language_task(name: str) -> LanguageTask | None:

@@ -18,6 +18,11 @@ class Source:
     dataset: str | None = None
     config: str | None = None
 
+    @property
+    def flags(self) -> str:
+        """The flags that name it, with a space before; nothing where a task brings its own."""
+        return f" --data {self.folder}" if self.folder is not None else ""
+
     def __str__(self) -> str:
         if self.folder is not None:
             return str(self.folder)
