@@ -52,7 +52,8 @@ Config = Annotated[str | None, typer.Option("--config", help="The hub data set's
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
 MaxLength = Annotated[
-    int | None, typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted. Default 128.")
+    int | None,
+    typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted; 256 for tokens. Default 128."),
 ]
 
 
@@ -76,6 +77,9 @@ def _options(
     epilog=_examples(
         "kdalign distill --teacher google-bert/bert-base-uncased --student layers=half --task sst2",
         "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc --data ./glue --epochs 3",
+        "kdalign distill --teacher ./llama --student layers=half --task lm --data ./texts --max-tokens 1000000",
+        "kdalign distill --teacher none --student new:marian,layers=4,width=256 --tokenizer train:8000 "
+        "--task translation:en-de --data ./pairs",
         "kdalign distill --recipe recipe.yaml --set train.lr=1e-4 --out runs/second",
         "kdalign distill --out runs/second --resume",
         "torchrun --nproc_per_node 2 -m kdalign distill --recipe recipe.yaml",
@@ -118,20 +122,24 @@ def distill(
     alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's soft targets. Default 0.7.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the features' cosine. Default 1.0.")] = None,
     gamma: Annotated[
-        float | None, typer.Option(help="Weight of the features' Euclidean distance. Default 1.0.")
+        float | None, typer.Option(help="Weight of the features' Euclidean distance; 0 for tokens. Default 1.0.")
     ] = None,
-    delta: Annotated[float | None, typer.Option(help="Weight of the attention maps. Default 1.0.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Weight of the attention maps; 0 for tokens. Default 1.0.")
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Softens both distributions; 1 for tasks of tokens. Default 2.0.")
+        float | None, typer.Option(help="Softens both distributions; 1 for tokens. Default 2.0.")
     ] = None,
     divergence: Annotated[
         str | None, typer.Option(help="Between tokens' distributions: forward, reverse, js, skew. Default forward.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over train. Default 3.0.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over train; 1 for tokens and embeddings. Default 3.0.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; wins over --epochs.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many real tokens; wins over --epochs.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Examples per optimizer step, over all ranks. Default 64.")
+        int | None, typer.Option(help="Examples per optimizer step, over all ranks; 16 for tokens. Default 64.")
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,

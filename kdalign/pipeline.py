@@ -171,6 +171,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says = continued(taught.model, tokenizer, prompts) if taught is not None and main else []
+    for prompt, saying in zip(prompts, taught_says, strict=False):
+        observer.announce(f"teacher's sample: {_shown(prompt.text)} → {_shown(saying)}")
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
         student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
@@ -196,8 +198,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             scores.append(work.agreement(found, watched_answers, interval=False))
         first = scores[0]
         said = continued(model, tokenizer, prompts)
-        for prompt, saying in zip(prompts, said, strict=True):
-            observer.announce(f"sample: {_shown(prompt.text)} → {_shown(saying)}")
+        if said:  # one is enough for the eye; the history keeps all
+            observer.announce(f"sample: {_shown(prompts[0].text)} → {_shown(said[0])}")
         deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
         return deciding, {score.metric: score.value for score in scores} | ({"samples": said} if said else {})
 
