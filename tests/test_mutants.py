@@ -45,6 +45,36 @@ MUTANTS = {
         "batch.tokens.numel() for batch",
         "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
     ),
+    "user's words asked for": (
+        "encoding.py",
+        'if number and turn["role"] == "assistant":',
+        "if number:",
+        "test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
+    ),
+    "conversations off by one": (
+        "encoding.py",
+        "zip(ids, asked, strict=True)][1:]",
+        "zip(ids, asked, strict=True)][:-1]",
+        "test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
+    ),
+    "adapters scaled otherwise than merged": (
+        "student.py",
+        "lora_alpha=2 * rank",
+        "lora_alpha=rank",
+        "test_families.py::test_an_adapter_adds_twice_the_product_of_its_matrices",
+    ),
+    "groups not counted": (
+        "objective.py",
+        "int(batch.counted.sum()) >= losses.LEAST_GROUP for batch",
+        "True for batch",
+        "test_embedding.py::test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none",
+    ),
+    "layers of cross-attention unweighted": (
+        "objective.py",
+        "Layer(CROSS, theirs.number), share)",
+        "Layer(CROSS, theirs.number), 1.0)",
+        "test_families.py::test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances",
+    ),
     "padding pooled": (
         "capture.py",
         "weights = real[..., None].to(torch.float32)",
