@@ -184,6 +184,8 @@ def _targets(name: str, asked: Asked) -> list[_Target]:
     if asked.task is None:
         if (Path(name) / "recipe.yaml").is_file():
             read_record(Path(name))  # raises: unfinished, and how to go on
+        if not Path(name).exists():
+            raise UsageError(f"there is no {name!r} here; if it is a model on the hub, say what to score it on: --task")
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
     checkpoint = models.locate(name, asked.revision)
     start = defaults_of(asked.task).get("data", {})

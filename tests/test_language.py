@@ -390,3 +390,9 @@ def test_the_examples_bigram_is_a_distribution_and_is_scored_on_the_runs_own_tok
     np.testing.assert_allclose(bigram.parts(np.array([[0], [1]])), [[1.0, 0.5, 1 / 3]])
     out = subprocess.run([sys.executable, script, taught], capture_output=True, text=True, check=True).stdout
     assert "; bigram " in out
+
+
+def test_a_model_that_is_not_there_is_said_not_to_be(kdalign):
+    status, _, err = kdalign("eval", "runs/nope")
+    assert status == 2
+    assert "there is no 'runs/nope' here; if it is a model on the hub, say what to score it on: --task" in one_line(err)
