@@ -255,7 +255,7 @@ def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught
 
 
 # XLNet has weights that no step reaches, for which DDP would wait.
-@pytest.mark.parametrize("taught", ["gpt2", "xlnet"], indirect=True)
+@pytest.mark.parametrize("taught", ["gpt2", pytest.param("xlnet", marks=pytest.mark.slow)], indirect=True)
 def test_two_ranks_take_the_steps_of_one_process_on_tokens(taught, texts, tmp_path):
     from test_resume_and_ranks import each_step, run
 
