@@ -136,6 +136,11 @@ class Plan:
     statistics: Mapping[str, float] = field(default_factory=dict)
     chosen: str = ""
 
+    @property
+    def stacks(self) -> tuple[tuple[Stack, Stack], ...]:
+        """The aligned stacks, the teacher's and the student's."""
+        return tuple((self.teacher.stack(m.teacher_stack), self.student.stack(m.student_stack)) for m in self.maps)
+
     def __post_init__(self) -> None:
         for layer_map in self.maps:
             student = self.student.stack(layer_map.student_stack)

@@ -135,6 +135,18 @@ def watch(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
+def answering(model: PreTrainedModel) -> Iterator[None]:
+    """A model in eval mode, without gradients; its mode is put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
 def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
     signals = Signals()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
-from kdalign.capture import pooled
+from kdalign.capture import answering, pooled
 from kdalign.errors import RunError
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
@@ -41,15 +41,10 @@ def predict(
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
     logits = np.empty((len(encoded), len(order)), dtype=np.float32)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for rows, batch in in_order(encoded, batch_size):
-                inputs = accepted_inputs(model, batch.to(device).inputs)
-                logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
-    finally:
-        model.train(was_training)
+    with answering(model):
+        for rows, batch in in_order(encoded, batch_size):
+            inputs = accepted_inputs(model, batch.to(device).inputs)
+            logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
 
 
@@ -57,16 +52,11 @@ def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64) -> Arr
     """The embedding of every row, (rows, width), in one pass in the model's own precision."""
     device = next(model.parameters()).device
     found = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for rows, batch in in_order(encoded, batch_size):
-                batch = batch.to(device)
-                features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
-                found[rows] = pooled(features, batch.real).cpu().numpy()
-    finally:
-        model.train(was_training)
+    with answering(model):
+        for rows, batch in in_order(encoded, batch_size):
+            batch = batch.to(device)
+            features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
+            found[rows] = pooled(features, batch.real).cpu().numpy()
     return found
 
 

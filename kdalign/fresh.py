@@ -171,7 +171,7 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
         new.model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **fields
     )
     if new.model_type != "t5":  # which has a rule of its own
-        spread = "init_std" if hasattr(config, "init_std") else "initializer_range"
+        spread = "init_std" if new.model_type in ("bart", "marian") else "initializer_range"
         setattr(config, spread, math.sqrt(2 / (5 * new.width)))
     config.architectures = [language_model_class(config)]
     return config

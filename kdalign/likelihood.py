@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
-from kdalign.capture import Wanted, run
+from kdalign.capture import Wanted, answering, run
 from kdalign.files import whole_file
 from kdalign.metrics import Score
 from kdalign.statistics import ratio_interval
@@ -44,24 +43,19 @@ def answer(model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
     rows_at_once = max(1, TOKENS_AT_ONCE // max(8, int(encoded.lengths.max())))
     nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
     best: dict[int, Array] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for rows, batch in in_order(encoded, rows_at_once):
-                batch = batch.to(device)
-                signals = run(model, accepted_inputs(model, batch.inputs), Wanted(), None)
-                assert batch.targets is not None, "a language-modelling task has targets"
-                assert signals.head is not None, "a language model has a vocabulary"
-                asked = batch.predicted
-                each, likeliest = vocabulary_scores(signals.features[asked], signals.head, batch.targets[asked])
-                ends = asked.sum(dim=1).cumsum(0).tolist()
-                for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
-                    nll[row] = float(each[start:end].double().sum())
-                    tokens[row] = end - start
-                    best[row] = likeliest[start:end].cpu().numpy()
-    finally:
-        model.train(was_training)
+    with answering(model):
+        for rows, batch in in_order(encoded, rows_at_once):
+            batch = batch.to(device)
+            signals = run(model, accepted_inputs(model, batch.inputs), Wanted(), None)
+            assert batch.targets is not None, "a language-modelling task has targets"
+            assert signals.head is not None, "a language model has a vocabulary"
+            asked = batch.predicted
+            each, likeliest = vocabulary_scores(signals.features[asked], signals.head, batch.targets[asked])
+            ends = asked.sum(dim=1).cumsum(0).tolist()
+            for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
+                nll[row] = float(each[start:end].double().sum())
+                tokens[row] = end - start
+                best[row] = likeliest[start:end].cpu().numpy()
     return TokenAnswers(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 

@@ -139,7 +139,7 @@ def similarity_distance(
 
     over pairs of counted texts; one number for the whole group, 0 for fewer than three texts. A student for whom all
     texts are alike to the same, right degree scores 1. Widths may differ. After the similarity-preserving loss of
-    Tung & Mori 2019, arXiv:1907.09682, equation 4; the scale is ours. A spread below 0.05 counts as 0.05.
+    Tung & Mori 2019, arXiv:1907.09682; the scale is ours. A spread below 0.05 counts as 0.05.
     """
     if int(mask.sum()) < LEAST_GROUP:
         return 0.0 * student.sum()

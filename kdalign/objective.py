@@ -358,12 +358,8 @@ class Objective:
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
         return Wanted(
             hidden=frozenset(layers if Signal.HIDDEN in self.needs else ()),
-            attention=frozenset(
-                [
-                    *(layers if Signal.ATTENTION in self.needs else ()),
-                    *(crossing if Signal.CROSS in self.needs else ()),
-                ]
-            ),
+            attention=frozenset(layers if Signal.ATTENTION in self.needs else ())
+            | frozenset(crossing if Signal.CROSS in self.needs else ()),
             embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
         )
 

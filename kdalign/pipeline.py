@@ -254,9 +254,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
 
 def _tokenizer(run: Prepared) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer; the student's own where it is alone, trained on the training text where so asked."""
-    first = run.teacher or run.student
-    if first is not None:
-        return models.load_tokenizer(first)
+    if run.tokenizer is not None:
+        return run.tokenizer
     asked = run.recipe.tokenizer
     assert asked is not None, "a student from nothing without a teacher names its tokenizer"
     assert run.new is not None, "a student is a checkpoint, cut or new"

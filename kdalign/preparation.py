@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.alignment import Plan, propose, read_plan
@@ -43,6 +43,7 @@ class Prepared:
         cut_to: each stack's number of layers of a student that is cut out of the teacher; None for others.
         cut_from: for each stack, the teacher layers it starts from; None for others, and for a random start.
         plan: the shape plan; None without a teacher.
+        tokenizer: of the teacher, or of a checkpoint that learns alone; None where a new student brings one.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Prepared:
     cut_to: Mapping[str, int] | None
     cut_from: Mapping[str, tuple[int, ...]] | None
     plan: Plan | None
+    tokenizer: PreTrainedTokenizerBase | None
     train: Examples
     watched: Examples
     reported: Mapping[str, Examples]
@@ -103,7 +105,8 @@ def prepare(recipe: Recipe) -> Prepared:
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
     work = work_on(task, family, data.max_length, first.name if first is not None else recipe.student)
-    _check_models(recipe, work, teacher, own, new)
+    _check_task(recipe, work, teacher)
+    tokenizer = _check_models(recipe, work, teacher, own, new)
     train_examples = _limited(work.examples(task.train), data, recipe.train.seed)
     if isinstance(task, Task) and train_examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
@@ -118,7 +121,8 @@ def prepare(recipe: Recipe) -> Prepared:
         new=new,
         cut_to=cut_to,
         cut_from=cut_from,
-        plan=_plan(recipe, teacher, own, new, cut_to, cut_from) if teacher is not None else None,
+        plan=_plan(recipe, teacher, own, new, cut_to, cut_from, tokenizer) if teacher is not None else None,
+        tokenizer=tokenizer,
         train=train_examples,
         watched=watched,
         reported=_reported(work, data),
@@ -145,17 +149,32 @@ def _type_of(new: NewModel | None) -> str:
     return new.model_type
 
 
-def _check_models(
-    recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
-) -> None:
-    """Refuse heads, tokenizers and lengths that do not go together."""
+def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
+    """Refuse what a kind of task cannot be taught with."""
+    name, trained = work.task.name, (recipe.tokenizer or "").startswith("train:")
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
+    if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
+        raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text has not")
+    if work.head is not HeadKind.NONE:
+        return
+    if teacher is None:
+        raise UsageError(f"task {name!r} learns from a teacher's embeddings: give --teacher")
+    if recipe.objective.hard > 0:
+        raise UsageError(f"task {name!r} has no labels: it takes --hard 0")
+    size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    if size < LEAST_GROUP:
+        raise UsageError(
+            f"task {name!r} compares the texts of a micro-batch with one another: {size} are too few "
+            f"(accepted: {LEAST_GROUP} or more)"
+        )
+
+
+def _check_models(
+    recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
+) -> PreTrainedTokenizerBase | None:
+    """Refuse heads, tokenizers and lengths that do not go together; the tokenizer, where a checkpoint brings it."""
     classifies = work.head is HeadKind.CLASSIFIER
-    if work.head is HeadKind.NONE and teacher is None:
-        raise UsageError(f"task {work.task.name!r} learns from a teacher's embeddings: give --teacher")
-    if work.head is HeadKind.NONE and recipe.objective.hard > 0:
-        raise UsageError(f"task {work.task.name!r} has no labels: it takes --hard 0")
     if teacher is not None:
         work.check(teacher)
         models.check_length(teacher, recipe.data.max_length)
@@ -167,19 +186,11 @@ def _check_models(
     if recipe.init == "random" and not recipe.student.startswith("layers="):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
     tokenizer = models.load_tokenizer(teacher) if teacher is not None else None
-    if work.head is HeadKind.NONE:
-        size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
-        if size < LEAST_GROUP:
-            raise UsageError(
-                f"task {work.task.name!r} compares the texts of a micro-batch with one another: {size} are too few "
-                f"(accepted: {LEAST_GROUP} or more)"
-            )
-    if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and new is not None and teacher is None:
-        raise UsageError(f"task {work.task.name!r} needs a chat template, which a new student's tokenizer has not")
     if own is not None:
         models.check_length(own, recipe.data.max_length)
-        theirs = models.load_tokenizer(own)
-        if teacher is not None and tokenizer is not None and not models.same_tokenizer(tokenizer, theirs):
+        ours = models.load_tokenizer(own)
+        tokenizer = tokenizer or ours
+        if teacher is not None and not models.same_tokenizer(tokenizer, ours):
             raise UsageError(
                 f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
                 f"choose a student with the teacher's vocabulary"
@@ -187,7 +198,7 @@ def _check_models(
     if new is None:
         if recipe.tokenizer is not None:
             raise UsageError("--tokenizer is for a student from nothing (new:TYPE); others bring theirs")
-        return
+        return tokenizer
     if classifies or work.head is HeadKind.NONE:
         raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
     if new.positions < recipe.data.max_length:
@@ -198,6 +209,7 @@ def _check_models(
         raise UsageError("a student from nothing takes its teacher's tokenizer: leave --tokenizer out")
     if recipe.tokenizer is not None:
         trained_size(recipe.tokenizer)
+    return tokenizer
 
 
 def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
@@ -241,12 +253,14 @@ def _plan(
     new: NewModel | None,
     cut_to: Mapping[str, int] | None,
     cut_from: Mapping[str, tuple[int, ...]] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Plan:
     theirs = describe(teacher.config)
     if cut_to is not None:
         ours = describe(_cut_config(teacher, cut_to))
     elif new is not None:
-        ours = describe(new_config(new, models.load_tokenizer(teacher)))
+        assert tokenizer is not None, "a teacher brings its tokenizer"
+        ours = describe(new_config(new, tokenizer))
     else:
         assert own is not None, "a student is cut, a checkpoint or new"
         ours = describe(own.config)
@@ -266,8 +280,7 @@ def _plan(
 
 def _check_embeddings(plan: Plan) -> None:
     """Refuse to compare embeddings that differ in width."""
-    for layer_map in plan.maps:
-        theirs, ours = plan.teacher.stack(layer_map.teacher_stack), plan.student.stack(layer_map.student_stack)
+    for theirs, ours in plan.stacks:
         if theirs.width != ours.width:
             raise UsageError(
                 f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
@@ -280,8 +293,7 @@ def _check_maps(plan: Plan) -> None:
     for architecture in (plan.teacher, plan.student):
         if not LAYOUTS[architecture.model_type].maps:
             raise UsageError(f"attention maps of {architecture.model_type} cannot be taken; give --delta 0")
-    for layer_map in plan.maps:
-        theirs, ours = plan.teacher.stack(layer_map.teacher_stack), plan.student.stack(layer_map.student_stack)
+    for theirs, ours in plan.stacks:
         if theirs.heads != ours.heads:
             raise UsageError(
                 f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from kdalign.architecture import accepted_inputs, count_parameters, describe, embedding_parameters, skeleton
+from kdalign.capture import answering
 from kdalign.models import Checkpoint, check_length, weights_megabytes
 
 WARM_UP = 5
@@ -148,10 +149,8 @@ def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: 
 
 def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_up: int = WARM_UP) -> list[float]:
     inputs = _inputs(model, batch, length)
-    was_training = model.training
-    model.eval()
     times = []
-    with torch.inference_mode():
+    with answering(model):
         for number in range(warm_up + repeats):
             _wait(model.device)
             begun = time.perf_counter()
@@ -159,7 +158,6 @@ def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_u
             _wait(model.device)
             if number >= warm_up:
                 times.append(time.perf_counter() - begun)
-    model.train(was_training)
     return times
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdalign.capture import answering
 from kdalign.encoding import render, start_of
 from kdalign.models import positions
 from kdalign.tasks import Examples
@@ -58,10 +59,7 @@ def questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int
 def continued(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
-    """What a model says after each prompt, the likeliest token each time, as far as its positions go.
-
-    The model's mode is put back afterwards.
-    """
+    """What a model says after each prompt, the likeliest token each time, as far as its positions go."""
     device = next(model.parameters()).device
     settings = GenerationConfig(
         do_sample=False,
@@ -70,20 +68,15 @@ def continued(
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
     said = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for prompt in prompts:
-                ids = torch.tensor([prompt.ids], device=device)
-                taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
-                settings.max_new_tokens = min(new_tokens, positions(model.config) - taken)
-                if settings.max_new_tokens < 1:
-                    said.append("")
-                    continue
-                found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
-                new = found if model.config.is_encoder_decoder else found[len(prompt.ids) :]
-                said.append(tokenizer.decode(new, skip_special_tokens=True))
-    finally:
-        model.train(was_training)
+    with answering(model):
+        for prompt in prompts:
+            ids = torch.tensor([prompt.ids], device=device)
+            taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
+            settings.max_new_tokens = min(new_tokens, positions(model.config) - taken)
+            if settings.max_new_tokens < 1:
+                said.append("")
+                continue
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
+            new = found if model.config.is_encoder_decoder else found[len(prompt.ids) :]
+            said.append(tokenizer.decode(new, skip_special_tokens=True))
     return said

@@ -335,10 +335,10 @@ class Embedding:
         self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
     ) -> list[Score]:
         """The correlations of cosines with likeness; none where pairs have no likeness."""
-        if encoded.labels is None:
+        labels = _likeness(encoded)
+        if labels is None:
             return []
         names = self.metrics if metrics is None else metrics
-        labels = np.split(encoded.labels, 2)[0]
         found = evaluation.score_all(self.scored, answers.values, labels, names, interval)
         return [replace(score, signature=f"cosines of mean-pooled tokens; {score.signature}") for score in found]
 
@@ -348,12 +348,17 @@ class Embedding:
 
     def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
         """Write cosines and likeness."""
-        labels = None if encoded.labels is None else np.split(encoded.labels, 2)[0]
-        evaluation.write_predictions(file, self.scored, ours, labels, theirs.values if theirs is not None else None)
+        theirs_too = theirs.values if theirs is not None else None
+        evaluation.write_predictions(file, self.scored, ours, _likeness(encoded), theirs_too)
 
     def kept(self, file: Path) -> Predictions:
         """The teacher's cosines."""
         return evaluation.read_teacher(file)
+
+
+def _likeness(encoded: Encoded) -> np.ndarray[Any, Any] | None:
+    """One number a pair, whose two rows both carry it."""
+    return None if encoded.labels is None else np.split(encoded.labels, 2)[0]
 
 
 def _turned(examples: Examples) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ MUTANTS = {
         "test_alignment.py::test_a_choice_of_layers_by_hand",
     ),
     "student left in eval mode": (
-        "evaluation.py",
+        "capture.py",
         "model.train(was_training)",
         "model.eval()",
         "test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
