@@ -113,25 +113,30 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
     for number, entry in enumerate(entries):
         again = any(entry.key == other.key and entry.seed == other.seed for other in entries[:number])
         groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
-    records = [record for entry in entries for record in entry.records.values()]
-    columns = _columns(records, evaluations)
+    columns = _columns(entries, evaluations)
     rows = _teacher_rows(entries)
     rows += [_student_row(group) for group in groups.values()]
     rows += [_evaluation_row(result) for result in evaluations]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
     if metrics is not None:
-        for name in metrics:
-            if name not in {column.key for column in columns}:
-                raise unknown("column", name, [column.key for column in columns])
-        columns = [column for column in columns if column.key in metrics]
-    mixed = _mixed_tasks(records)
-    rows = _mark_best(rows, columns, mixed)
+        wanted = [column for name in metrics for column in _named(name, columns)]
+        columns = [column for column in columns if column in wanted]
+    rows = _mark_best(rows, columns, _mixed(entries))
     if sort is not None:
-        by = next((column for column in columns if column.key == sort), None)
-        if by is None:
-            raise unknown("column", sort, [column.key for column in columns])
-        rows = sorted(rows, key=lambda row: _rank(row.cells.get(by.key), by))
-    return Comparison(tuple(columns), tuple(rows), tuple(_notes(records, evaluations, rows, columns)))
+        by = _named(sort, columns)
+        if len(by) > 1:
+            raise UsageError(f"--sort {sort!r}: which one? (accepted: {', '.join(column.key for column in by)})")
+        rows = sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
+    return Comparison(tuple(columns), tuple(rows), tuple(_notes(entries, evaluations, rows, columns)))
+
+
+def _named(name: str, columns: Sequence[Column]) -> list[Column]:
+    """The columns that a name stands for: a key, or a metric of every task that has it."""
+    found = [column for column in columns if name == column.key]
+    found = found or [column for column in columns if name == column.key.rpartition("/")[2]]
+    if not found:
+        raise unknown("column", name, [column.key for column in columns])
+    return found
 
 
 def _entries(path: Path) -> list[_Entry]:
@@ -165,13 +170,27 @@ def _read_evaluation(path: Path) -> list[dict[str, Any]]:
     return list(tree["results"])
 
 
+def _records(entries: Sequence[_Entry]) -> list[RunRecord]:
+    return [record for entry in entries for record in entry.records.values()]
+
+
+def _with_means(entry: _Entry) -> list[str]:
+    """The tasks of a row over several tasks whose metrics have a mean: percentages, more than one."""
+    several = [task for task, record in entry.records.items() if len(record.metrics) > 1 and _in_per_cent(record)]
+    return several if len(entry.records) > 1 else []
+
+
+def _in_per_cent(record: RunRecord) -> bool:
+    return all(score["unit"] == "%" for score in _first_split(record)["student"])
+
+
 def _metric_key(task: str, metric: str) -> str:
     return f"{task}/{metric}"
 
 
-def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]) -> list[Column]:
+def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]]) -> list[Column]:
     columns: dict[str, Column] = {}
-    for record in records:
+    for record in _records(entries):
         for split in record.scores.values():
             for score in split["student"]:
                 columns.setdefault(_metric_key(record.task, score["metric"]), _metric_column(record.task, score))
@@ -183,14 +202,10 @@ def _columns(records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]]
         for absent in result["absent"]:
             key = _metric_key(result["task"], absent["metric"])
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1))
-    by_task = {record.task: len(record.metrics) for record in records}
-    if len(by_task) > 1:
-        for task in [task for task, metrics in by_task.items() if metrics > 1]:
-            for metric in {record.task: record for record in records}[task].metrics:
-                key = _metric_key(task, metric)
-                if key in columns:  # a metric may be impossible on a run's texts
-                    columns[key] = replace(columns[key], detail=True)
-            columns[task] = Column(task, f"{task} mean", "%", 1)
+    for task in dict.fromkeys(task for entry in entries for task in _with_means(entry)):
+        for key in [key for key in columns if key.startswith(f"{task}/")]:
+            columns[key] = replace(columns[key], detail=True)
+        columns[task] = Column(task, f"{task} mean", "%", 1)
     return [
         *columns.values(),
         Column("macro", "macro", "%", 1),
@@ -224,7 +239,8 @@ def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
 
 def _macro(records: dict[str, RunRecord], who: str) -> float | None:
     values = [_task_score(_first_split(record)[who]) for record in records.values()]
-    return None if any(value is None for value in values) else float(np.mean([v for v in values if v is not None]))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _scores_of(entry: _Entry, who: str) -> dict[str, Cell]:
@@ -232,9 +248,9 @@ def _scores_of(entry: _Entry, who: str) -> dict[str, Cell]:
     for task, record in entry.records.items():
         for score in _first_split(record)[who]:
             cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
-            if len(record.metrics) > 1 and len(entry.records) > 1:
-                cells[task] = Cell(_task_score(_first_split(record)[who]))
-    if len(entry.records) > 1:
+    for task in _with_means(entry):
+        cells[task] = Cell(_task_score(_first_split(entry.records[task])[who]))
+    if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
         cells["macro"] = Cell(_macro(entry.records, who))
     return cells
 
@@ -295,6 +311,8 @@ def _student_cells(entry: _Entry) -> dict[str, Cell]:
     directions = {score["higher_is_better"] for record in records for score in _first_split(record)["student"]}
     if not taught:
         pass  # nothing to be retained
+    elif len(records) > 1 and not all(map(_in_per_cent, records)):
+        cells["retained"] = Cell(None, reason="the tasks have no mean")
     elif ours is None or theirs is None or not theirs > 0:
         cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
     elif directions == {True}:
@@ -358,16 +376,33 @@ def _protocol(record: RunRecord) -> str:
     """What a run was scored on and by what."""
     split, scores = next(iter(record.scores.items()))
     facts = record.data["reported"][split]
-    made = ", ".join(f"{score['metric']} by {score['signature']}" for score in scores["student"])
-    return f"{split}, n = {facts['n']} [{facts['fingerprint'][:8]}]; {made}"
+    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {_made(scores['student'])}"
 
 
-def _mixed_tasks(records: Sequence[RunRecord]) -> set[str]:
-    """Tasks whose runs were scored on different data or by different versions: their rows have no best."""
+def _made(scores: Sequence[dict[str, Any]]) -> str:
+    """How scores were taken: the metrics that share a signature together."""
+    metrics: dict[str, list[str]] = {}
+    for score in scores:
+        metrics.setdefault(score["signature"], []).append(score["metric"])
+    return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
+
+
+SHARED = ("macro", "agreement", "retained")
+"""Columns that stand for whatever a row's tasks are."""
+
+
+def _mixed(entries: Sequence[_Entry]) -> set[str]:
+    """Tasks and columns in which no row is best: other data, other versions, or other tasks from row to row."""
     seen: dict[str, set[str]] = {}
-    for record in records:
+    for record in _records(entries):
         seen.setdefault(record.task, set()).add(_protocol(record))
-    return {task for task, protocols in seen.items() if len(protocols) > 1}
+    mixed = {task for task, protocols in seen.items() if len(protocols) > 1}
+    return mixed | set(SHARED) if mixed or _differ(entries) else mixed
+
+
+def _differ(entries: Sequence[_Entry]) -> bool:
+    """Whether rows are of different tasks."""
+    return len({tuple(sorted(entry.records)) for entry in entries}) > 1
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) -> list[Row]:
@@ -375,10 +410,10 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) 
     marked = {id(row): dict(row.cells) for row in rows}
     for column in columns:
         students = [row for row in rows if row.kind == "student"]
-        if mixed and column.key.partition("/")[0] in {*mixed, "macro", "agreement", "retained"}:
+        if column.key.partition("/")[0] in mixed:
             continue
         values = [_rank(row.cells.get(column.key), column) for row in students]
-        if column.cost or len(students) < 2 or min(values) == float("inf"):
+        if column.cost or sum(value < float("inf") for value in values) < 2:
             continue
         for row, value in zip(students, values, strict=True):
             if round(value - min(values), 6) == 0:
@@ -387,10 +422,11 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) 
 
 
 def _notes(
-    records: Sequence[RunRecord], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
+    entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
 ) -> list[str]:
     """How the numbers were made, and what they cannot show."""
     notes = []
+    records = _records(entries)
     protocols: dict[str, set[str]] = {}
     for record in records:
         protocols.setdefault(record.task, set()).add(_protocol(record))
@@ -398,12 +434,13 @@ def _notes(
         notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    shared = [column.key for column in columns if column.key in SHARED]
+    if shared and _differ(entries):
+        notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
     for result in evaluations:
-        made = ", ".join(f"{score['metric']} by {score['signature']}" for score in result["scores"])
-        if made:
-            notes.append(
-                f"{_evaluation_name(result)}: n = {result['n']} of {result['source']}; {made}; never marked best"
-            )
+        if result["scores"]:
+            made = f"n = {result['n']:,} of {result['source']}; {_made(result['scores'])}; never marked best"
+            notes.append(f"{_evaluation_name(result)}: {made}")
     for row in rows:
         if len(row.seeds) > 1:
             seeds = " ".join(map(str, row.seeds))

@@ -45,7 +45,7 @@ def comparison_as(comparison: Comparison, form: str) -> RenderableType:
 
 def _rich(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
-    for title, columns in _halves(comparison):
+    for title, columns, rows in _tables(comparison):
         if len(columns) > MOST_COLUMNS:
             columns = [column for column in columns if not column.detail]
         table = _table(title)
@@ -53,7 +53,7 @@ def _rich(comparison: Comparison) -> RenderableType:
         for column in columns:
             table.add_column(_heading(column, "\n"), justify="right", overflow="fold")
         intervals = "\n" if len(columns) <= MOST_INTERVALS else None
-        for row in comparison.rows:
+        for row in rows:
             cells = [_shown(row.cells.get(column.key), column, intervals) for column in columns]
             best = [row.cells.get(column.key, Cell(None)).best for column in columns]
             style = "dim" if row.kind == "teacher" else ""
@@ -69,11 +69,11 @@ def _rich(comparison: Comparison) -> RenderableType:
 
 def _markdown(comparison: Comparison) -> str:
     lines = []
-    for _, columns in _halves(comparison):
+    for _, columns, rows in _tables(comparison):
         intervals = " " if len(columns) <= MOST_INTERVALS else None
         lines.append("| model | " + " | ".join(_heading(column, " ") for column in columns) + " |")
         lines.append("|---|" + "---:|" * len(columns))
-        for row in comparison.rows:
+        for row in rows:
             cells = []
             for column in columns:
                 cell = row.cells.get(column.key)
@@ -85,11 +85,30 @@ def _markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _halves(comparison: Comparison) -> list[tuple[str, list[Column]]]:
-    """Scores and costs as two tables: side by side they would not fit 80 columns."""
+def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
+    """Scores and costs as tables of their own, and scores by task where each row is of one: they fit 80 columns."""
     scores = [column for column in comparison.columns if not column.cost]
     costs = [column for column in comparison.columns if column.cost]
-    return [(title, columns) for title, columns in (("Scores", scores), ("Costs", costs)) if columns]
+    tasks = list(dict.fromkeys(_task(column) for column in scores if _task(column)))
+    rows_of = {task: [row for row in comparison.rows if _shows(row, scores, task)] for task in tasks}
+    if len(tasks) < 2 or sum(map(len, rows_of.values())) > len(comparison.rows):
+        found = [("Scores", scores, list(comparison.rows))]
+    else:
+        found = [(f"Scores: {task}", [c for c in scores if _task(c) in (task, "")], rows_of[task]) for task in tasks]
+    found = [
+        (title, [c for c in columns if any(c.key in row.cells for row in rows)], rows) for title, columns, rows in found
+    ]
+    found.append(("Costs", costs, list(comparison.rows)))
+    return [(title, columns, rows) for title, columns, rows in found if columns and rows]
+
+
+def _task(column: Column) -> str:
+    """The task that a column is of; none for those that stand for whatever a row's tasks are."""
+    return column.key.partition("/")[0] if "/" in column.key else ""
+
+
+def _shows(row: Row, columns: Sequence[Column], task: str) -> bool:
+    return any(_task(column) == task and column.key in row.cells for column in columns)
 
 
 def _heading(column: Column, between: str) -> str:
@@ -103,9 +122,10 @@ def _label(row: Row) -> str:
 def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
     if cell is None or cell.value is None:
         return "–"
-    shown = f"{cell.value:,.{column.digits}f}"
+    digits = column.digits if abs(cell.value) < 1000 else 0
+    shown = f"{cell.value:,.{digits}f}"
     if between is not None and not column.cost and cell.low is not None and cell.high is not None:
-        shown += f"{between}({cell.low:.{column.digits}f} to {cell.high:.{column.digits}f})"
+        shown += f"{between}({cell.low:,.{digits}f} to {cell.high:,.{digits}f})"
     return shown
 
 

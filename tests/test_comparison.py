@@ -1,0 +1,166 @@
+"""One table from records: what is averaged, what is best, and what does not rank."""
+
+import json
+
+import pytest
+
+from kdalign.comparison import compare
+from kdalign.errors import UsageError
+from kdalign.recipe import Recipe
+from kdalign.report import comparison_as
+from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord
+
+PER_CENT = {"accuracy": "%", "f1": "%", "ppl": "", "word_ppl": ""}
+
+
+def scores(**values):
+    return [
+        {
+            "metric": metric,
+            "value": value,
+            "unit": PER_CENT[metric],
+            "n": 10,
+            "higher_is_better": metric in ("accuracy", "f1"),
+            "signature": "hand",
+            "low": None if value is None else value - 1,
+            "high": None if value is None else value + 1,
+        }
+        for metric, value in values.items()
+    ]
+
+
+def run(path, task, student, teacher=None, seed=0, fingerprint="ab", **objective):
+    """A finished run whose scores are given by hand."""
+    recipe = Recipe.model_validate(
+        {"teacher": "t" if teacher else "none", "data": {"task": task}, "train": {"seed": seed}, "objective": objective}
+    )
+    agreement = {"value": 90.0, "low": 80.0, "high": 95.0, "metric": "agreement"} if teacher else None
+    folder = RunFolder(path)
+    folder.begin(recipe.dump(), {}, keep=False)
+    record = RunRecord(
+        schema=SCHEMA,
+        version="0",
+        created="2025-01-01T00:00:00+00:00",
+        task=task,
+        metrics=tuple(student),
+        recipe=recipe.model_dump(mode="json"),
+        student=ModelRecord("s", "0", 1_000_000, 4.0, "trained", 2.0),
+        teacher=ModelRecord("t", "1", 2_000_000, 8.0, "its own", 3.0) if teacher else None,
+        data={"reported": {"validation": {"n": 10, "fingerprint": fingerprint * 4}}},
+        scores={
+            "validation": {
+                "student": scores(**student),
+                "teacher": scores(**(teacher or {})),
+                "agreement": agreement,
+            }
+        },
+        training={"steps": 5, "seconds": 2.0, "examples": 20},
+        environment={},
+        seconds=3.0,
+    )
+    folder.write_record(record)
+    return path
+
+
+def cell(table, row, key):
+    [found] = [each for each in table.rows if each.name == row]
+    return found.cells[key]
+
+
+def best(table, key):
+    return [row.name for row in table.rows if key in row.cells and row.cells[key].best]
+
+
+def test_seeds_become_a_row_with_a_t_interval_over_them(tmp_path):
+    runs = [run(tmp_path / f"arm-{n}", "sst2", {"accuracy": 80.0 + n}, {"accuracy": 90.0}, seed=n) for n in (0, 1, 2)]
+    table = compare(runs)
+    found = cell(table, "arm", "sst2/accuracy")
+    # mean 81, standard deviation 1, t(0.975, 2) = 4.3027: half the interval is 4.3027 / sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((81, 81 - 2.4842, 81 + 2.4842), abs=1e-4)
+    assert cell(table, "arm", "retained").value == pytest.approx(90)
+    assert [row.kind for row in table.rows] == ["teacher", "student"]
+
+
+def test_what_is_retained_of_a_perplexity_is_the_teachers_over_the_students(tmp_path):
+    table = compare([run(tmp_path / "a", "lm", {"ppl": 8.0, "word_ppl": 40.0}, {"ppl": 6.0, "word_ppl": 30.0})])
+    assert cell(table, "a", "retained").value == pytest.approx(75)
+
+
+def test_a_row_over_tasks_has_the_mean_of_each_and_over_all(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "mrpc", "mrpc", {"accuracy": 70.0, "f1": 80.0}, {"accuracy": 90.0, "f1": 90.0})
+    run(group / "sst2", "sst2", {"accuracy": 85.0}, {"accuracy": 90.0})
+    table = compare([group])
+    assert cell(table, "both", "mrpc").value == 75
+    assert cell(table, "both", "macro").value == 80
+    assert cell(table, "both", "retained").value == pytest.approx(100 * 80 / 90)
+    assert [column.key for column in table.columns if column.detail] == ["mrpc/accuracy", "mrpc/f1"]
+
+
+def test_a_row_over_accuracy_and_perplexity_has_no_mean(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "sst2", "sst2", {"accuracy": 85.0}, {"accuracy": 90.0})
+    run(group / "lm", "lm", {"ppl": 8.0, "word_ppl": 40.0}, {"ppl": 6.0, "word_ppl": 30.0})
+    table = compare([group])
+    assert not {"macro", "lm"} & {column.key for column in table.columns}
+    assert cell(table, "both", "retained").value is None
+    assert any("the tasks have no mean" in note for note in table.notes)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two runs on tokens, one on classes of two metrics."""
+    return [
+        run(tmp_path / "good", "lm", {"ppl": 8.0, "word_ppl": 4000.0}, {"ppl": 6.0, "word_ppl": 3000.0}),
+        run(tmp_path / "poor", "lm", {"ppl": 12.0, "word_ppl": 6000.0}),
+        run(tmp_path / "pairs", "mrpc", {"accuracy": 70.0, "f1": 80.0}, {"accuracy": 90.0, "f1": 90.0}),
+    ]
+
+
+def test_rows_of_different_tasks_keep_every_score_and_do_not_rank(mixed):
+    table = compare(mixed)
+    keys = [column.key for column in table.columns]
+    assert keys[:6] == ["lm/ppl", "lm/word_ppl", "mrpc/accuracy", "mrpc/f1", "agreement", "retained"]
+    assert not any(column.detail for column in table.columns)
+    assert best(table, "lm/ppl") == ["good"]
+    assert best(table, "mrpc/f1") == [], "one row alone is not the best of anything"
+    assert best(table, "agreement") == best(table, "retained") == []
+    assert any(note.startswith("agreement, retained: of each row's own tasks") for note in table.notes)
+
+
+def test_scores_of_different_tasks_are_tables_of_their_own(mixed):
+    lines = str(comparison_as(compare(mixed), "markdown")).splitlines()
+    tables = "\n".join(lines).split("\n\n")
+    assert [table.splitlines()[0].split(" | ")[1] for table in tables[:2]] == ["lm ppl", "mrpc accuracy (%)"]
+    assert [row.split(" | ")[0] for row in tables[0].splitlines()[2:]] == ["| teacher t", "| good", "| poor"]
+    assert "pairs" in tables[1]
+    assert "4,000 (3,999 to 4,001)" in tables[0], "a perplexity of thousands needs no decimals"
+
+
+def test_rows_scored_on_different_data_have_no_best(tmp_path):
+    runs = [run(tmp_path / name, "sst2", {"accuracy": value}, fingerprint=name) for name, value in (("a", 1), ("b", 2))]
+    table = compare(runs)
+    assert best(table, "sst2/accuracy") == []
+    assert any("do not rank them" in note for note in table.notes)
+
+
+def test_a_metric_names_its_columns_alone_where_that_says_which(mixed):
+    assert [column.key for column in compare(mixed, ["ppl", "mrpc/f1"]).columns] == ["lm/ppl", "mrpc/f1"]
+    assert [row.name for row in compare(mixed, sort="ppl").rows][:2] == ["teacher t", "good"]
+    with pytest.raises(UsageError, match="did you mean 'lm/ppl'"):
+        compare(mixed, sort="lm/pp")
+
+
+def test_a_metric_of_two_tasks_does_not_say_what_to_sort_by(tmp_path):
+    runs = [run(tmp_path / task, task, {"accuracy": 1.0}) for task in ("sst2", "mrpc")]
+    assert len(compare(runs, ["accuracy"]).columns) == 2
+    with pytest.raises(UsageError, match=r"which one\? \(accepted: sst2/accuracy, mrpc/accuracy\)"):
+        compare(runs, sort="accuracy")
+
+
+def test_json_holds_the_table_and_its_notes(mixed):
+    tree = json.loads(str(comparison_as(compare(mixed), "json")))
+    assert [row["name"] for row in tree["rows"]] == ["teacher t", "teacher t", "good", "poor", "pairs"]
+    assert tree["notes"]
