@@ -168,25 +168,35 @@ def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch tim
     return {"perm_mask": hidden.float(), "target_mapping": mapping}
 
 
-def epoch_batches(lengths: Int[np.ndarray[Any, Any], "n"], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    lengths: Int[np.ndarray[Any, Any], "n"], size: int, seed: int, epoch: int, tokens: int | None = None
+) -> list[list[int]]:
     """One epoch's global batches: every row once, neighbours of similar length together, in random order.
 
-    Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the
-    batches shuffled. The last batch of the sort may be short; it is kept.
+    Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
+    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` about so
+    many tokens, however many rows that is: no row may then be longer.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
-    batches = []
-    for start in range(0, len(shuffled), size * NEIGHBOURHOOD):
-        rows = shuffled[start : start + size * NEIGHBOURHOOD]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[i : i + size].tolist() for i in range(0, len(rows), size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+    together = size if tokens is None else max(1, round(tokens / lengths.mean()))
+    neighbourhoods = np.split(shuffled, range(together * NEIGHBOURHOOD, len(shuffled), together * NEIGHBOURHOOD))
+    ordered = [rows[np.argsort(lengths[rows], kind="stable")] for rows in neighbourhoods]
+    if tokens is None:
+        batches = [rows[i : i + size] for rows in ordered for i in range(0, len(rows), size)]
+    else:  # up and down in turns, so that no batch holds the longest of one and the shortest of the next
+        rows = np.concatenate([rows[:: 1 - 2 * (number % 2)] for number, rows in enumerate(ordered)])
+        before = np.cumsum(lengths[rows]) - lengths[rows]
+        number = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
+        batches = np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+    return [batches[i].tolist() for i in generator.permutation(len(batches))]
 
 
-def steps_per_epoch(examples: int, size: int) -> int:
+def steps_per_epoch(lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None) -> int:
     """The number of batches that ``epoch_batches`` gives."""
-    whole, rest = divmod(examples, size * NEIGHBOURHOOD)
+    if tokens is not None:
+        return max(1, int(lengths.sum()) // tokens)
+    whole, rest = divmod(len(lengths), size * NEIGHBOURHOOD)
     return whole * NEIGHBOURHOOD + -(-rest // size)
 
 

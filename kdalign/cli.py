@@ -141,6 +141,9 @@ def distill(
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per optimizer step, over all ranks; 16 for tokens. Default 64.")
     ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="About so many real tokens per optimizer step instead of --batch-size.")
+    ] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,
     lora: Annotated[
@@ -207,6 +210,7 @@ def distill(
         "train.max_steps": max_steps,
         "train.max_tokens": max_tokens,
         "train.batch_size": batch_size,
+        "train.batch_tokens": batch_tokens,
         "train.micro_batch": micro_batch,
         "train.lr": lr,
         "train.lora": lora,

@@ -111,6 +111,8 @@ class Train(_Section):
     """Stop with the step in which so many real tokens were trained on; wins over epochs."""
     batch_size: int = Field(64, ge=1)
     """Examples per optimizer step, over all ranks."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """About so many real tokens per optimizer step instead, so that short texts weigh no more than long ones."""
     micro_batch: int | None = Field(None, ge=1)
     """Examples per forward and rank; the whole share when left out."""
     lr: float = Field(2e-4, gt=0)
@@ -230,6 +232,15 @@ class Recipe(_Section):
                 if isinstance(given, Mapping):
                     filled[section] = {**filled.get(section, {}), **values, **given}
         return filled
+
+    @model_validator(mode="after")
+    def _rows_fit_a_batch(self) -> "Recipe":
+        tokens = self.train.batch_tokens
+        if tokens is not None and tokens < self.data.max_length:
+            raise ValueError(
+                f"train.batch_tokens {tokens} is less than one row of data.max_length {self.data.max_length}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":

@@ -134,10 +134,11 @@ def total_steps(settings: Train, encoded: Encoded) -> int:
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_tokens is None:
-        return max(1, round(settings.epochs * steps_per_epoch(len(encoded), settings.batch_size)))
+        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens)
+        return max(1, round(settings.epochs * epoch_size))
     steps, left, lengths = 0, settings.max_tokens, encoded.lengths
     for epoch in count():
-        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch):
+        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens):
             steps, left = steps + 1, left - int(lengths[rows].sum())
             if left <= 0:
                 return steps
@@ -214,7 +215,7 @@ def train(
     wrapped = accelerator.prepare_model(learner)
     main = accelerator.is_main_process
     lengths = encoded.lengths
-    epoch_size = steps_per_epoch(len(encoded), settings.batch_size)
+    epoch_size = steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens)
     epoch, batches = -1, list[list[int]]()
     speed_from = Progress(**asdict(progress))
     saved_at = progress.seconds
@@ -248,7 +249,7 @@ def train(
             begun = time.perf_counter()
             if progress.step // epoch_size != epoch:
                 epoch = progress.step // epoch_size
-                batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
+                batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens)
             rows = batches[progress.step % epoch_size]
             share = micro_batches(
                 encoded,

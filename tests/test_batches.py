@@ -47,7 +47,26 @@ def test_every_row_comes_once_an_epoch(lengths, size, seed, epoch):
 
 @given(st.integers(1, 5000), st.integers(1, 40))
 def test_the_number_of_steps_is_known_beforehand(n, size):
-    assert steps_per_epoch(n, size) == len(epoch_batches(np.ones(n, dtype=int), size, 0, 0))
+    lengths = np.ones(n, dtype=int)
+    assert steps_per_epoch(lengths, size) == len(epoch_batches(lengths, size, 0, 0))
+
+
+@given(lengths_of_rows, st.integers(40, 3000), st.integers(0, 2**31 - 1), st.integers(0, 100))
+def test_batches_by_tokens_hold_every_row_once_and_about_as_many_tokens_each(lengths, tokens, seed, epoch):
+    batches = epoch_batches(lengths, 64, seed, epoch, tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert len(batches) == steps_per_epoch(lengths, 64, tokens) == max(1, lengths.sum() // tokens)
+    share = lengths.sum() / len(batches)  # between the tokens asked for and twice as many
+    assert all(abs(lengths[batch].sum() - share) <= lengths.max() for batch in batches)
+
+
+def test_batches_by_tokens_give_short_rows_no_more_steps_than_their_tokens():
+    lengths = np.repeat([4, 100], [10_000, 400])  # as many tokens of each
+    means = [lengths[batch].mean() for batch in epoch_batches(lengths, 64, 0, 0, 2000)]
+    assert len(means) == 40
+    assert sum(mean == 4 for mean in means) == sum(mean == 100 for mean in means) >= 18
+    by_rows = [lengths[batch].mean() for batch in epoch_batches(lengths, 64, 0, 0)]
+    assert sum(mean == 4 for mean in by_rows) > 20 * sum(mean == 100 for mean in by_rows)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +74,7 @@ def test_the_number_of_steps_is_known_beforehand(n, size):
     [(1, 64, 1), (64, 64, 1), (65, 64, 2), (67_349, 64, 1053), (3200, 64, 50), (3201, 64, 51), (100, 1, 100)],
 )
 def test_the_number_of_steps_by_hand(n, size, steps):
-    assert steps_per_epoch(n, size) == steps
+    assert steps_per_epoch(np.ones(n, dtype=int), size) == steps
 
 
 def test_no_batch_but_the_last_of_the_sort_is_short():
