@@ -234,14 +234,18 @@ def distill(
     if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
         recipe = Path(out) / "recipe.yaml"
     wanted = build_recipe(recipe, flags, sets or ())
+    from kdalign.tasks import check_named
+
+    for name in wanted.data.task:  # what is misspelt is said before torch is loaded
+        check_named(name, wanted.data.folder, wanted.data.dataset, wanted.data.config)
     if dry_run:
         from kdalign.pipeline import prepare_all
 
         with _error_console().status("checking"):
             prepared = prepare_all(wanted, resume=resume, overwrite=overwrite)
-        from kdalign.report import preparation_table
+        from kdalign.report import preparation_json, preparation_table
 
-        _print(preparation_table(prepared))
+        _print(preparation_json(prepared) if as_json else preparation_table(prepared))
         return
     _distill(wanted, resume, overwrite, as_json)
 
@@ -300,6 +304,10 @@ def eval_(
 
     A metric that a model has no head for is a dash with the reason. Splits without labels are never scored.
     """
+    if task is not None:
+        from kdalign.tasks import check_named
+
+        check_named(task, data, dataset, config)
     watcher = _watcher()
     from kdalign.scoring import Asked, evaluate
 
@@ -336,9 +344,10 @@ def eval_(
 )
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
-    form: Annotated[str, typer.Option("--format", help="rich, markdown or json.")] = "rich",
+    form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
@@ -348,6 +357,9 @@ def compare(
     from kdalign.comparison import compare as put_together
     from kdalign.report import FORMATS, comparison_as
 
+    if form is not None and as_json:
+        raise UsageError("give --json or --format, not both")
+    form = "json" if as_json else form or "rich"
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
     names = [name.strip() for name in metrics.split(",")] if metrics else None
@@ -531,7 +543,8 @@ def main() -> NoReturn:
     except KdalignError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except TyperException as error:
-        _fail(_usage_line(error), 2)
+        line = _usage_line(error)
+        sys.exit(2) if not line else _fail(line, 2)  # without a word the help says it all
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except (PermissionError, FileNotFoundError, NotADirectoryError) as error:

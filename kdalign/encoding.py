@@ -102,14 +102,19 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_len
     return Encoded(columns, None, pad, truncated, passed_over=unanswered)
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that has no way to write conversations."""
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+
+
 def render(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
     """A conversation in the tokenizer's template; with ``ask``, up to where the assistant speaks.
 
     Raises:
         UsageError: there is no template, or it refuses the conversation.
     """
-    if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+    check_template(tokenizer)
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
     except TemplateError as error:

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from kdalign import models, student
 from kdalign.alignment import Plan, propose, read_plan
 from kdalign.architecture import LAYOUTS, HeadKind, describe, layout_of, with_layers
+from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
 from kdalign.fresh import NewModel, new_config, parse_new
@@ -195,6 +196,8 @@ def _check_models(
                 f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
                 f"choose a student with the teacher's vocabulary"
             )
+    if tokenizer is not None and isinstance(work.task, LanguageTask) and work.task.kind == "chat":
+        check_template(tokenizer)
     if new is None:
         if recipe.tokenizer is not None:
             raise UsageError("--tokenizer is for a student from nothing (new:TYPE); others bring theirs")

@@ -88,9 +88,14 @@ class Objective(_Section):
         return self
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Each term's weight, by its key."""
+        return {key: getattr(self, key) for key in ("hard", "alpha", "beta", "gamma", "delta", "embeddings")}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return self.alpha + self.beta + self.gamma + self.delta + self.embeddings > 0
+        return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
 
 
 ARMS: Mapping[str, Objective] = {

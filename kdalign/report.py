@@ -243,39 +243,59 @@ def plan_table(plan: "Plan") -> RenderableType:
 
 def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
     """What a dry run found: nothing was written."""
-    from kdalign.alignment import layers_text
-
     parts: list[RenderableType] = []
     for run in prepared:
         table = _table(f"{run.task.name}: what would be done")
         table.add_column("")
         table.add_column("", overflow="fold")
-        facts = {
-            "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
-            "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
-            "student": run.recipe.student
-            + (f" from layers {layers_text(run.cut_from)}" if run.cut_from is not None else ""),
-            "data": str(run.task.source),
-            "found": run.task.found,
-            "training examples": f"{len(run.train):,}",
-            "watched": f"{len(run.watched):,} {run.watched_word}",
-            "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
-            "budget": _budget(run.recipe.train, len(run.train)),
-            "run folder": str(run.folder.path),
-        }
-        for name, value in facts.items():
-            if value:
-                table.add_row(name, escape(value))
+        for name, value in _facts(run).items():
+            table.add_row(name, escape(value))
         parts += [table, *([plan_table(run.plan)] if run.plan is not None else [])]
     return Group(*parts)
 
 
+def preparation_json(prepared: Sequence["Prepared"]) -> str:
+    """The same for machines: a list, an object per task, its recipe and plan in full."""
+    runs = [
+        {
+            "task": run.task.name,
+            **{name.replace(" ", "_"): value for name, value in _facts(run).items()},
+            "recipe": run.recipe.model_dump(mode="json"),
+            "plan": json.loads(run.plan.to_json()) if run.plan is not None else None,
+        }
+        for run in prepared
+    ]
+    return json.dumps(runs, indent=2)
+
+
+def _facts(run: "Prepared") -> dict[str, str]:
+    from kdalign.alignment import layers_text
+
+    train, cut_from = run.recipe.train, run.cut_from
+    facts = {
+        "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
+        "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
+        "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
+        "data": str(run.task.source),
+        "found": run.task.found,
+        "training examples": f"{len(run.train):,}",
+        "watched": f"{len(run.watched):,} {run.watched_word}",
+        "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
+        "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
+        "budget": _budget(train, len(run.train)),
+        "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
+        "run folder": str(run.folder.path),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
 def _budget(train: "Train", examples: int) -> str:
+    step = f"{train.batch_size} examples" if train.batch_tokens is None else f"about {train.batch_tokens:,} tokens"
     if train.max_steps is not None:
-        return f"{train.max_steps:,} steps of {train.batch_size} examples"
+        return f"{train.max_steps:,} steps of {step}"
     if train.max_tokens is not None:
-        return f"{train.max_tokens:,} tokens, {train.batch_size} rows a step"
-    return f"{train.epochs:g} epochs of {examples:,} examples, {train.batch_size} a step"
+        return f"{train.max_tokens:,} tokens, {step} a step"
+    return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
 
 
 def _table(title: str | None = None) -> Table:

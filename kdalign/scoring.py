@@ -1,8 +1,10 @@
 """Score checkpoints and runs on a split, and keep the predictions."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -83,7 +85,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         if name not in known and ":" not in name:
             raise unknown("metric", name, known)
     checked = [target for name in targets for target in _targets(name, asked)]
-    out = Path(asked.out or _default_out(checked[0]))
+    out = Path(asked.out) if asked.out else _default_out(checked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_writable(out.parent)
@@ -218,9 +220,11 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
         work.check(checkpoint)
     examples = work.examples(asked.split or task.evaluation[0])
     submits = isinstance(task, Task) and bool(task.submission) and checkpoint.has_classifier
-    if asked.limit is not None and submits and examples.split in task.test:
+    submitted = submits and examples.split in task.test
+    if asked.limit is not None and submitted:
         raise UsageError(f"split {examples.split} is written as the leaderboard's file, whole: leave --limit out")
-    examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
+    limit = asked.limit or (None if submitted else data.limit) or len(examples)
+    examples = examples.take(range(min(len(examples), limit)))
     models.check_length(checkpoint, max_length)
     return _Target(name, checkpoint, work, examples, run)
 
@@ -247,8 +251,25 @@ def _newest_run(folder: Path) -> Path:
     return runs[-1]
 
 
-def _default_out(target: _Target) -> str:
-    return f"runs/eval/{_word(target.name)}-{target.task.name}-{target.examples.split}.json"
+def _default_out(targets: Sequence[_Target]) -> Path:
+    """A name of its own for each set of models and data: another's scores are never written over."""
+    target = targets[0]
+    stem = f"runs/eval/{_word(target.name)}-{target.task.name}-{target.examples.split}"
+    ours = [[one.name, one.task.name, one.examples.split, str(one.task.source), len(one.examples)] for one in targets]
+    for number in count(1):
+        file = Path(f"{stem}-{number}.json" if number > 1 else f"{stem}.json")
+        if not file.exists() or _of_what(file) == ours:
+            return file
+    raise AssertionError("there is always another number")
+
+
+def _of_what(file: Path) -> list[list[object]]:
+    """Which models on which data an evaluation's file is of; nothing where it is none."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))["results"]
+        return [[result[key] for key in ("model", "task", "split", "source", "n")] for result in results]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _word(name: str) -> str:

@@ -152,9 +152,10 @@ def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_p
     distill(build_recipe(None, flags))
     words = ["distill", "--teacher", "t", "--student", "layers=1", "--task", "chat", "--data", tmp_path,
              "--max-steps", 4, "--batch-size", 8, "--max-length", 96, "--device", "cpu", "--out", "runs/c"]  # fmt: skip
-    status, _, err = kdalign(*words)
-    assert status == 2
-    assert "has no chat template" in err
+    for more in ((), ("--dry-run",)):
+        status, _, err = kdalign(*words, *more)
+        assert status == 2
+        assert "has no chat template" in err
     assert not (tmp_path / "runs").exists()
     (tmp_path / "t" / "student" / "chat_template.jinja").write_text(TEMPLATE)
     status, _, err = kdalign(*words)

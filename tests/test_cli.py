@@ -84,7 +84,33 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp
     assert status == 0
     assert "layers 1 3" in out
     assert "steps" in out
+    assert "hard 0.3, alpha 0.7, beta 1, gamma 1, delta 1" in out
+    status, out, _ = kdalign(*quick(teacher, data, "--out", "runs/a", "--dry-run", "--json"))
+    assert status == 0
+    [found] = json.loads(out)
+    assert found["recipe"]["train"]["max_steps"] == 6
+    assert found["plan"]["maps"][0]["pairs"] == [[0, 1], [1, 3]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_task_is_said_before_torch_is_loaded(teacher, data):
+    code = (
+        "import sys; from kdalign.cli import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error: print(error)\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    for command in (("distill", "--teacher", teacher), ("eval", teacher)):
+        words = [sys.executable, "-c", code, *map(str, command), "--task", "sst3", "--data", str(data)]
+        found = subprocess.run(words, capture_output=True, text=True)
+        assert "did you mean 'sst2'" in found.stdout
+        assert found.stdout.endswith("False False\n")
+
+
+def test_without_a_word_the_help_is_all_that_is_said(kdalign):
+    status, out, err = kdalign()
+    assert (status, err) == (2, "")
+    assert "Usage" in out
 
 
 BAD = {
@@ -246,6 +272,7 @@ def test_compare_writes_markdown_that_is_a_table(kdalign, runs):
     [
         (("compare", "nowhere"), "nowhere"),
         (("compare", "{runs}", "--format", "latx"), "accepted: rich, markdown, json"),
+        (("compare", "{runs}", "--format", "rich", "--json"), "not both"),
         (("compare", "{runs}", "--sort", "retaind"), "did you mean 'retained'"),
         (("compare", "{runs}", "--metrics", "bleu"), "unknown column 'bleu'"),
         (("eval", "{runs}/joint-0", "--metrics", "acuracy"), "did you mean 'accuracy'"),
@@ -278,6 +305,26 @@ def test_eval_of_a_run_gives_the_records_scores_and_keeps_predictions(kdalign, r
     status, out, _ = kdalign("compare", "scores.json", runs / "labels-0")
     assert status == 0
     assert "joint-0 (validation)" in " ".join(out.split())
+
+
+def test_an_evaluation_of_other_data_is_not_written_over(kdalign, runs):
+    for limit, name in ((20, "-2"), (20, "-2"), (10, "-3"), (64, "")):
+        if name == "-2":
+            kdalign("eval", runs / "joint-0")
+        status, _, err = kdalign("eval", runs / "joint-0", "--limit", limit)
+        assert status == 0
+        assert f"sst2-validation{name}.json" in "".join(err.split())
+    kept = [json.loads(file.read_text())["results"][0]["n"] for file in sorted(Path("runs/eval").glob("*.json"))]
+    assert sorted(kept) == [10, 20, 64]
+
+
+def test_eval_of_a_run_takes_its_limit_over(kdalign, teacher, data):
+    kdalign(*quick(teacher, data, "--limit", 40, "--out", "runs/a"))
+    status, out, _ = kdalign("eval", "runs/a", "--json")
+    assert status == 0
+    [found] = json.loads(out)
+    assert found["n"] == 40
+    assert [score["metric"] for score in found["scores"]] == ["accuracy", "agreement"]
 
 
 def test_eval_without_a_model_takes_the_newest_run_and_says_so(kdalign, runs):

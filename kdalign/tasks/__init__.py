@@ -1,7 +1,7 @@
 """Tasks: which columns hold the text, what the labels mean, which metrics score it, where the data lies."""
 
 from kdalign.tasks.data import Examples, load_examples
-from kdalign.tasks.find import AnyTask, find_task
+from kdalign.tasks.find import AnyTask, check_named, find_task
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.holdout import hold_out
 from kdalign.tasks.language import LanguageTask, load_texts
@@ -15,6 +15,7 @@ __all__ = [
     "LanguageTask",
     "Source",
     "Task",
+    "check_named",
     "find_task",
     "hold_out",
     "load_examples",

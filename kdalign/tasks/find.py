@@ -51,10 +51,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     Raises:
         UsageError: unknown name, unreadable task file, or data that does not show what the task is.
     """
-    if folder is not None and dataset is not None:
-        raise UsageError("give --data or --dataset, not both")
-    if config is not None and dataset is None:
-        raise UsageError("--config goes with --dataset")
+    check_named(name, folder, dataset, config)
     if name == INFERRED:
         if folder is None and dataset is None:
             raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
@@ -69,13 +66,8 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
         return with_columns(language)
     if name in GLUE:
         task = GLUE[name]
-    elif name.endswith((".yaml", ".yml")):
-        task = _from_file(Path(name))
     else:
-        raise UsageError(
-            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED, *FAMILIES])} "
-            f"(accepted: {', '.join([*GLUE, INFERRED, *FAMILIES])}, or a task file ending in .yaml)"
-        )
+        task = _from_file(Path(name))
     if folder is None and dataset is None:
         if task.source == Source():
             raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
@@ -83,12 +75,30 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     return replace(task, source=_source(folder, dataset, config, task.name))
 
 
+def check_named(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> None:
+    """Refuse names that stand for nothing, in an instant: no data is read.
+
+    Raises:
+        UsageError: an unknown task, a folder that is not there, or flags that do not go together.
+    """
+    if folder is not None and dataset is not None:
+        raise UsageError("give --data or --dataset, not both")
+    if config is not None and dataset is None:
+        raise UsageError("--config goes with --dataset")
+    is_file = name.endswith((".yaml", ".yml"))
+    if not (name in (*GLUE, INFERRED) or is_file or language_task(name) is not None):
+        raise UsageError(
+            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED, *FAMILIES])} "
+            f"(accepted: {', '.join([*GLUE, INFERRED, *FAMILIES])}, or a task file ending in .yaml)"
+        )
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"no data folder {folder!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)")
+
+
 def _source(folder: str | None, dataset: str | None, config: str | None, task: str) -> Source:
     if folder is None:
         return Source(dataset=dataset, config=config)
     path = Path(folder)
-    if not path.is_dir():
-        raise UsageError(f"no data folder {folder!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)")
     return Source(folder=path / task if (path / task).is_dir() else path)
 
 
