@@ -1,5 +1,6 @@
-"""What a run ran on, and where kdalign keeps what it can make again."""
+"""What a run ran on, where kdalign keeps what it can make again, and memory that is no longer needed."""
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -35,3 +36,15 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "libraries": libraries,
     }
+
+
+def give_memory_back() -> None:
+    """Hand freed memory to the system where its C library (glibc) keeps it; nothing elsewhere.
+
+    Tensors of ever other sizes leave gaps between those in use, which the library holds on to.
+    """
+    if _trim is not None:
+        _trim(0)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None

@@ -31,6 +31,7 @@ from kdalign.architecture import accepted_inputs
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.capture import Signals, run, watch
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.objective import Objective, Signal, Unit, View, count_units
 from kdalign.observer import Observer, StepReport
@@ -39,6 +40,8 @@ from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
 from kdalign.teachers import Teacher
 
+MEMORY_STEPS = 50
+"""Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
 CHECKPOINT_SECONDS = 60.0
 """Training between checkpoints, where no number of steps is given."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -279,6 +282,8 @@ def train(
                     f"lower --lr, or use --precision fp32"
                 )
             progress.step += 1
+            if progress.step % MEMORY_STEPS == 0:
+                give_memory_back()
             progress.examples += len(rows)
             progress.tokens += int(units[Unit.TOKEN])
             progress.seconds += time.perf_counter() - begun
