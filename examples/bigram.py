@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from kdalign.recipe import Recipe
 from kdalign.runs import read_record
 from kdalign.tasks import find_task, load_texts
 
@@ -47,7 +46,7 @@ class Bigram:
 
 def main(run):
     record = read_record(Path(run))
-    data = Recipe.model_validate(record.recipe).data
+    data = record.parsed_recipe().data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     train, scored = (load_texts(task, split).texts[0] for split in (task.train, task.evaluation[0]))
     tokenizer = AutoTokenizer.from_pretrained(f"{run}/student")

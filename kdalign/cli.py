@@ -40,8 +40,8 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
-        "lm:sst2 (a task's sentences), masked-lm, language-modeling, chat, translation:A-B or summarization:A-B "
-        "(names of columns); or embedding.",
+        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B or "
+        "summarization:A-B (names of columns); or embedding.",
     ),
 ]
 DataFolder = Annotated[
@@ -413,7 +413,9 @@ def profile(
 )
 def map_layers(
     teacher: Annotated[str, typer.Option(help="Hub id or folder of the large model.")],
-    student: Annotated[str, typer.Option(help="layers=N or layers=half, hub id, or folder.")] = "layers=half",
+    student: Annotated[
+        str, typer.Option(help="layers=N or layers=half, hub id, folder, or new:TYPE,layers=N,width=N.")
+    ] = "layers=half",
     map_: Annotated[str, typer.Option("--map", help="auto, a fixed map, or pairs such as '0:1 1:3 2:5'.")] = "auto",
     init: Annotated[str, typer.Option(help="Teacher layers a cut student starts from.")] = "uniform",
     revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,

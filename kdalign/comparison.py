@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from kdalign.errors import UsageError, unknown
-from kdalign.recipe import Recipe
 from kdalign.runs import RECORD, ModelRecord, RunRecord, read_record
 from kdalign.statistics import mean_interval
 
@@ -84,7 +83,7 @@ class _Entry:
     def key(self) -> str:
         """Equal for runs that differ by seed alone."""
         record = next(iter(self.records.values()))
-        flat = Recipe.model_validate(record.recipe).flat()
+        flat = record.parsed_recipe().flat()
         for name in ("train.seed", "out", "data.task"):
             flat.pop(name)
         return json.dumps([sorted(self.records), flat], sort_keys=True)

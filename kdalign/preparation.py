@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.alignment import Plan, propose, read_plan
-from kdalign.architecture import LAYOUTS, HeadKind, describe, layout_of, with_layers
+from kdalign.architecture import LAYOUTS, Architecture, HeadKind, describe, layout_of, with_layers
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
@@ -219,10 +219,28 @@ def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -
     """The plan between a teacher and a student that is named as in ``--student``."""
     theirs = describe(teacher.config)
     cut_to = student.layers_of_cut(student_name, theirs)
-    if cut_to is None:
-        return propose(theirs, describe(models.locate(student_name).config), choice)
-    cut_from = student.starting_layers(init, cut_to, theirs)
-    return propose(theirs, describe(_cut_config(teacher, cut_to)), choice, cut_from)
+    cut_from = None if cut_to is None else student.starting_layers(init, cut_to, theirs)
+    new = parse_new(student_name) if student_name.startswith("new:") else None
+    own = models.locate(student_name) if cut_to is None and new is None else None
+    tokenizer = models.load_tokenizer(teacher) if new is not None else None
+    return propose(theirs, _architecture(teacher, own, new, cut_to, tokenizer), choice, cut_from)
+
+
+def _architecture(
+    teacher: Checkpoint,
+    own: Checkpoint | None,
+    new: NewModel | None,
+    cut_to: Mapping[str, int] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Architecture:
+    """The student's: cut out of the teacher, new with the teacher's tokenizer, or a checkpoint's own."""
+    if cut_to is not None:
+        return describe(_cut_config(teacher, cut_to))
+    if new is not None:
+        assert tokenizer is not None, "a teacher brings its tokenizer"
+        return describe(new_config(new, tokenizer))
+    assert own is not None, "a student is cut, a checkpoint or new"
+    return describe(own.config)
 
 
 def _cut_config(teacher: Checkpoint, layers: Mapping[str, int]) -> PretrainedConfig:
@@ -259,14 +277,7 @@ def _plan(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Plan:
     theirs = describe(teacher.config)
-    if cut_to is not None:
-        ours = describe(_cut_config(teacher, cut_to))
-    elif new is not None:
-        assert tokenizer is not None, "a teacher brings its tokenizer"
-        ours = describe(new_config(new, tokenizer))
-    else:
-        assert own is not None, "a student is cut, a checkpoint or new"
-        ours = describe(own.config)
+    ours = _architecture(teacher, own, new, cut_to, tokenizer)
     if recipe.align.plan is not None:
         if recipe.align.weights is not None or recipe.align.map != "auto":
             raise UsageError("a plan holds its own map and weights: give --plan, or --map and align.weights, not both")

@@ -299,6 +299,15 @@ def build_recipe(
         if not equals:
             raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
         _assign(tree, key.strip(), _value(key.strip(), text))
+    return recipe_of(tree)
+
+
+def recipe_of(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe that a tree of keys and values holds.
+
+    Raises:
+        UsageError: unknown key (with the nearest known one), or a value that is not accepted.
+    """
     _check_keys(Recipe, tree, "")
     try:
         return Recipe.model_validate(tree)

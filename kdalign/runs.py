@@ -18,6 +18,7 @@ from typing import Any
 
 from kdalign.errors import UsageError
 from kdalign.files import sha256, write_json, write_text
+from kdalign.recipe import Recipe, recipe_of
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -79,6 +80,17 @@ class RunRecord:
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
+
+    def parsed_recipe(self) -> Recipe:
+        """The run's recipe.
+
+        Raises:
+            UsageError: another version wrote what this one does not know.
+        """
+        try:
+            return recipe_of(self.recipe)
+        except UsageError as error:
+            raise UsageError(f"a run of task {self.task!r} by kdalign {self.version} cannot be read: {error}") from None
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "RunRecord":

@@ -18,7 +18,7 @@ from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
-from kdalign.recipe import Data, Recipe, defaults_of
+from kdalign.recipe import Data, defaults_of
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.tasks import GLUE, AnyTask, Examples, Task, find_task, write_submission
 from kdalign.training import make_accelerator
@@ -197,7 +197,7 @@ def _targets(name: str, asked: Asked) -> list[_Target]:
 
 def _run_target(run: Path, asked: Asked) -> _Target:
     """A run's student, on its own task and data unless others are named."""
-    recipe = Recipe.model_validate(read_record(run).recipe)
+    recipe = read_record(run).parsed_recipe()
     data = recipe.data
     if asked.task is not None or asked.folder is not None or asked.dataset is not None:
         names = (asked.task,) if asked.task else data.task

@@ -220,6 +220,14 @@ def test_resume_with_another_recipe_is_refused(kdalign, teacher, data):
     assert "train.lr" in one_line(err)
 
 
+def test_map_layers_knows_a_student_from_nothing(kdalign, teacher):
+    status, out, err = kdalign("map-layers", "--teacher", teacher, "--student", "new:bert,layers=2,width=64", "--json")
+    assert status == 0, err
+    plan = json.loads(out)
+    assert plan["student"]["vocabulary"] == plan["teacher"]["vocabulary"]
+    assert [(shape["student_width"], shape["teacher_width"]) for shape in plan["projections"]] == [(64, 32)] * 2
+
+
 def test_a_plan_travels_from_map_layers_to_distill_and_is_refused_for_other_models(
     kdalign, teacher, data, tmp_path_factory
 ):

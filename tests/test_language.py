@@ -71,6 +71,18 @@ def test_the_text_column_is_worked_out_and_said(tmp_path, columns, found):
     assert (task.columns, task.found) == ((found,), f"text in {found}")
 
 
+def test_a_column_of_text_is_named_in_the_task(tmp_path):
+    place = folder(tmp_path / "d", pd.DataFrame({"en": ["a", "b"], "de": ["c", "d"]}))
+    task = find_task("masked-lm:de", str(place))
+    assert (task.name, task.word) == ("masked-lm-de", "masked-lm:de")
+    assert load_texts(task, "train").texts == (("c", "d"),)
+
+
+def test_a_misspelt_glue_task_is_no_column_where_no_data_is_named():
+    with pytest.raises(UsageError, match="'lm:sst3' names no data; did you mean 'sst2'"):
+        find_task("lm:sst3")
+
+
 def test_a_pair_of_columns_is_named_in_the_task(tmp_path):
     table = pd.DataFrame({"en": ["a", "b"], "de": ["c", "d"], "fr": ["e", "f"]})
     task = find_task("translation:en-fr", str(folder(tmp_path / "d", table)))
@@ -84,10 +96,12 @@ def test_a_pair_may_lie_in_one_object_as_in_the_hubs_translations(tmp_path):
 
 
 BAD = [
-    ("lm", {"a": ["x"], "b": ["y"]}, "which column is the text"),
+    ("lm", {"a": ["x"], "b": ["y"]}, "which column is the text. It has a, b; name it as in lm:a"),
     ("lm", {"n": [1, 2]}, "which column is the text"),
     ("lm", {"text": ["", " "]}, "every document is empty"),
-    ("lm:sst3", {"sentence": ["x"]}, "no GLUE task; did you mean 'sst2'"),
+    ("lm:sentense", {"sentence": ["x"]}, "needs column 'sentense', which .* lacks; did you mean 'sentence'"),
+    ("lm:", {"sentence": ["x"]}, "name a column of text or a GLUE task, as in lm:text or lm:sst2"),
+    ("embedding:sst2", {"sentence": ["x"]}, "as in embedding:stsb"),
     ("translation:en", {"en": ["x"]}, "name two columns"),
     ("translation:en-de", {"en": ["x"], "german": ["y"]}, "needs column 'de'"),
     ("translation:en-de", {"en": ["x", "y"], "de": ["z", " "]}, "row 1 lacks its en or its de"),

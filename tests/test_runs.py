@@ -94,6 +94,14 @@ def test_a_record_of_another_schema_is_refused(tmp_path, schema):
         read_record(tmp_path)
 
 
+def test_a_recipe_of_another_version_is_one_line_that_says_which():
+    record = replace(RECORD, recipe={"teacher": "t", "data": {"task": ["sst2"], "mask": 1}}, version="9.9")
+    with pytest.raises(
+        UsageError, match=r"task 'sst2' by kdalign 9\.9 cannot be read: unknown recipe key 'data\.mask'"
+    ):
+        record.parsed_recipe()
+
+
 def without(key: str) -> dict[str, object]:
     return {name: value for name, value in RECORD.to_json().items() if name != key}
 

@@ -59,7 +59,8 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     language = language_task(name)
     if language is not None:
         if folder is None and dataset is None and language.source == Source():
-            raise UsageError(f"task {name!r} names no data: give --data DIR or --dataset NAME")
+            near = did_you_mean(name.rpartition(":")[2], GLUE) if ":" in name else ""
+            raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
         if folder is not None or dataset is not None:
             of = name.rpartition(":")[2]
             language = replace(language, source=_source(folder, dataset, config, of))

@@ -78,10 +78,10 @@ class LanguageTask:
 def language_task(name: str) -> LanguageTask | None:
     """The language-modelling task of that name, its data still to be placed; None where the name is of none.
 
-    ``lm:sst2`` takes a GLUE task's sentences; ``translation:en-de`` names its columns.
+    ``lm:sst2`` takes a GLUE task's sentences, ``lm:COLUMN`` any column; ``translation:en-de`` names its columns.
 
     Raises:
-        UsageError: a GLUE task or columns that are not there.
+        UsageError: names that do not fit the task.
     """
     kind, colon, rest = name.partition(":")
     if kind not in FAMILIES:
@@ -93,13 +93,13 @@ def language_task(name: str) -> LanguageTask | None:
         if len(columns) != 2 or not all(columns):
             raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
         return LanguageTask(name.replace(":", "-"), kind, columns, Source())
-    if rest not in GLUE:
-        raise UsageError(
-            f"task {name!r}: {rest!r} is no GLUE task{did_you_mean(rest, GLUE)} (accepted: {', '.join(GLUE)})"
-        )
-    glue = GLUE[rest]
-    if kind == "embedding" and not glue.regression:
+    glue = GLUE.get(rest)
+    if kind == "embedding" and (glue is None or not glue.regression):
         raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
+    if glue is None:
+        if not rest:
+            raise UsageError(f"task {name!r}: name a column of text or a GLUE task, as in {kind}:text or {kind}:sst2")
+        return LanguageTask(name.replace(":", "-"), kind, (rest,), Source())
     return LanguageTask(
         name.replace(":", "-"), kind, glue.columns, glue.source, evaluation=glue.evaluation, test=glue.test
     )
@@ -144,7 +144,8 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
     named = [name for name in strings if name.lower() in _TEXT_COLUMNS]
     if len(named or strings) != 1:
         raise UsageError(
-            f"{task.source}: which column is the text? It has {', '.join(map(str, table.columns))}; name it 'text'"
+            f"{task.source}: which column is the text? It has {', '.join(map(str, table.columns))}; name it as in "
+            f"{task.kind}:{(strings or ['text'])[0]}"
         )
     (column,) = named or strings
     return replace(task, columns=(column,), found=f"text in {column}")
