@@ -243,7 +243,7 @@ class Recipe(_Section):
         tokens = self.train.batch_tokens
         if tokens is not None and tokens < self.data.max_length:
             raise ValueError(
-                f"train.batch_tokens {tokens} is less than one row of data.max_length {self.data.max_length}"
+                f"train.batch_tokens={tokens} is less than one row, data.max_length={self.data.max_length}"
             )
         return self
 
@@ -408,4 +408,5 @@ def _first_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
         return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
-    return f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}={first['input']!r}: {said}" if key else said  # of several keys: the message names them

@@ -113,13 +113,14 @@ def test_an_unknown_key_in_the_file_is_refused_with_its_section(file):
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("train.lr=-1", r"train\.lr=-1"),
+        ("train.lr=-1", r"^train\.lr=-1: must be greater than 0$"),
         ("train.lr=fast", r"train\.lr='fast'"),
         ("train.lr=nan", "finite"),
         ("train.epochs=inf", "finite"),
         ("train.clip=.inf", "finite"),
         ("train.batch_size=0", r"train\.batch_size=0"),
         ("train.batch_size=2.5", r"train\.batch_size=2\.5"),
+        ("train.batch_tokens=127", r"^train\.batch_tokens=127 is less than one row, data\.max_length=128$"),
         ("train.warmup=1", r"train\.warmup=1"),
         ("train.scheduler=square", "'linear', 'cosine' or 'constant'"),
         ("train.seed=-1", r"train\.seed=-1"),
