@@ -219,6 +219,13 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def check_size(size: int, family: str) -> None:
+    """Refuse a tokenizer without room for all bytes and a family's special tokens."""
+    least = 256 + len(set(_SPECIAL_TOKENS[family].values()))
+    if size < least:
+        raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
+
+
 def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a text: no token is unknown, and every text decodes back to itself.
 
@@ -234,11 +241,9 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     Raises:
         UsageError: no text, or a size without room for all bytes and special tokens.
     """
+    check_size(size, family)
     roles = _SPECIAL_TOKENS[family]
     special_tokens = list(dict.fromkeys(roles.values()))
-    least = 256 + len(special_tokens)
-    if size < least:
-        raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
     texts = iter(texts)
     first = next((text for text in texts if text), None)
     if first is None:

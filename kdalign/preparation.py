@@ -17,7 +17,7 @@ from kdalign.architecture import LAYOUTS, Architecture, HeadKind, describe, layo
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
-from kdalign.fresh import NewModel, new_config, parse_new
+from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.recipe import Data, Recipe, Train, load_recipe
@@ -210,8 +210,9 @@ def _check_models(
         raise UsageError(f"--student {recipe.student!r} needs --tokenizer: a hub id, a folder, or train:8000")
     if teacher is not None and recipe.tokenizer is not None:
         raise UsageError("a student from nothing takes its teacher's tokenizer: leave --tokenizer out")
-    if recipe.tokenizer is not None:
-        trained_size(recipe.tokenizer)
+    size = trained_size(recipe.tokenizer) if recipe.tokenizer is not None else None
+    if size is not None:
+        check_size(size, LAYOUTS[new.model_type].family)
     return tokenizer
 
 

@@ -302,6 +302,7 @@ WRONG = [
     (("--student", "layers=2"), "is cut out of a teacher"),
     (("--student", "new:gpt2,layers=1"), "needs --tokenizer"),
     (("--student", "new:gpt2,layers=1", "--tokenizer", "train:many"), "accepted is train:SIZE"),
+    (("--student", "new:gpt2,layers=1", "--tokenizer", "train:100", "--dry-run"), "train:100 has no room"),
     (("--student", "new:gpt2,layers=1,positions=16", "--tokenizer", "train:300"), "more than the 16 positions"),
     (("--student", "new:gpt3", "--tokenizer", "train:300"), "gpt2"),
     (("--student", "new:t5", "--tokenizer", "train:300", "--task", "masked-lm"), "seq2seq model"),
