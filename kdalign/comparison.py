@@ -21,6 +21,7 @@ class Column:
     """One column: its key, its title, its unit and how it is shown.
 
     Attributes:
+        task: that it is of; empty for what stands for whatever a row's tasks are.
         cost: of what a model costs, not of how good it is.
         detail: a metric whose task has a column of its own, the mean of its metrics.
     """
@@ -30,6 +31,7 @@ class Column:
     unit: str
     digits: int
     higher_is_better: bool = True
+    task: str = ""
     cost: bool = False
     detail: bool = False
 
@@ -112,27 +114,28 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
     for number, entry in enumerate(entries):
         again = any(entry.key == other.key and entry.seed == other.seed for other in entries[:number])
         groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
-    columns = _columns(entries, evaluations)
-    rows = _teacher_rows(entries)
-    rows += [_student_row(group) for group in groups.values()]
-    rows += [_evaluation_row(result) for result in evaluations]
+    means = _with_means(entries)
+    columns = _columns(entries, evaluations, means)
+    rows = _teacher_rows(entries, means)
+    rows += [_student_row(group, means) for group in groups.values()]
+    rows += [_evaluation_row(result, means) for result in evaluations]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
-    if metrics is not None:
-        wanted = [column for name in metrics for column in _named(name, columns)]
-        columns = [column for column in columns if column in wanted]
-    rows = _mark_best(rows, columns, _mixed(entries))
     if sort is not None:
         by = _named(sort, columns)
         if len(by) > 1:
             raise UsageError(f"--sort {sort!r}: which one? (accepted: {', '.join(column.key for column in by)})")
         rows = sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
+    if metrics is not None:
+        wanted = [column for name in metrics for column in _named(name, columns)]
+        columns = [column for column in columns if column in wanted]
+    rows = _mark_best(rows, columns, _mixed(entries))
     return Comparison(tuple(columns), tuple(rows), tuple(_notes(entries, evaluations, rows, columns)))
 
 
 def _named(name: str, columns: Sequence[Column]) -> list[Column]:
     """The columns that a name stands for: a key, or a metric of every task that has it."""
     found = [column for column in columns if name == column.key]
-    found = found or [column for column in columns if name == column.key.rpartition("/")[2]]
+    found = found or [column for column in columns if column.task and column.key == _metric_key(column.task, name)]
     if not found:
         raise unknown("column", name, [column.key for column in columns])
     return found
@@ -164,19 +167,20 @@ def _read_evaluation(path: Path) -> list[dict[str, Any]]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UsageError(f"{str(path)!r} is not JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or tree.get("kind") != "evaluation":
+    if not isinstance(tree, dict) or tree.get("kind") != "evaluation" or not isinstance(tree.get("results"), list):
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
-    return list(tree["results"])
+    results: list[dict[str, Any]] = tree["results"]
+    return results
 
 
 def _records(entries: Sequence[_Entry]) -> list[RunRecord]:
     return [record for entry in entries for record in entry.records.values()]
 
 
-def _with_means(entry: _Entry) -> list[str]:
-    """The tasks of a row over several tasks whose metrics have a mean: percentages, more than one."""
-    several = [task for task, record in entry.records.items() if len(record.metrics) > 1 and _in_per_cent(record)]
-    return several if len(entry.records) > 1 else []
+def _with_means(entries: Sequence[_Entry]) -> list[str]:
+    """The tasks of rows over several tasks whose metrics have a mean: percentages, more than one."""
+    several = _records([entry for entry in entries if len(entry.records) > 1])
+    return list(dict.fromkeys(one.task for one in several if len(one.metrics) > 1 and _in_per_cent(one)))
 
 
 def _in_per_cent(record: RunRecord) -> bool:
@@ -187,7 +191,7 @@ def _metric_key(task: str, metric: str) -> str:
     return f"{task}/{metric}"
 
 
-def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]]) -> list[Column]:
+def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]) -> list[Column]:
     columns: dict[str, Column] = {}
     for record in _records(entries):
         for split in record.scores.values():
@@ -198,15 +202,14 @@ def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]]) -
         for score in result["scores"]:
             if score["metric"] != "agreement":
                 columns.setdefault(_metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+    for result in evaluations:  # only then what no model has, whose unit and direction no score says
         for absent in result["absent"]:
             key = _metric_key(result["task"], absent["metric"])
-            columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1))
-    for task in dict.fromkeys(task for entry in entries for task in _with_means(entry)):
-        for key in [key for key in columns if key.startswith(f"{task}/")]:
-            columns[key] = replace(columns[key], detail=True)
-        columns[task] = Column(task, f"{task} mean", "%", 1)
+            columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
+    details = [replace(column, detail=column.task in means) for column in columns.values()]
     return [
-        *columns.values(),
+        *details,
+        *(Column(task, f"{task} mean", "%", 1, task=task) for task in means),
         Column("macro", "macro", "%", 1),
         Column("agreement", "agreement", "%", 1),
         Column("retained", "retained", "%", 1),
@@ -222,7 +225,7 @@ def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]]) -
 
 def _metric_column(task: str, score: dict[str, Any]) -> Column:
     key = _metric_key(task, score["metric"])
-    return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"])
+    return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"], task)
 
 
 def _first_split(record: RunRecord) -> dict[str, Any]:
@@ -242,13 +245,13 @@ def _macro(records: dict[str, RunRecord], who: str) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _scores_of(entry: _Entry, who: str) -> dict[str, Cell]:
+def _scores_of(entry: _Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
         for score in _first_split(record)[who]:
             cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
-    for task in _with_means(entry):
-        cells[task] = Cell(_task_score(_first_split(entry.records[task])[who]))
+        if task in means:
+            cells[task] = Cell(_task_score(_first_split(record)[who]))
     if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
         cells["macro"] = Cell(_macro(entry.records, who))
     return cells
@@ -262,30 +265,32 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
     }
 
 
-def _teacher_rows(entries: Sequence[_Entry]) -> list[Row]:
+def _teacher_rows(entries: Sequence[_Entry], means: Sequence[str]) -> list[Row]:
     """One row per different teacher (its weights, its head, its scores)."""
     rows: dict[str, Row] = {}
     for entry in entries:
         record = next(iter(entry.records.values()))
         if record.teacher is None:
             continue
-        scores = _scores_of(entry, "teacher")
+        scores = _scores_of(entry, "teacher", means)
         key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
         name = f"teacher {_model_name(record.teacher.source)}"
         rows.setdefault(key, Row(name, "teacher", (), {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}))
     return list(rows.values())
 
 
-def _student_row(group: Sequence[_Entry]) -> Row:
+def _student_row(group: Sequence[_Entry], means: Sequence[str]) -> Row:
     """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
-    each = [_student_cells(entry) for entry in group]
+    each = [_student_cells(entry, means) for entry in group]
     if len(group) == 1:
         return Row(group[0].name, "student", (group[0].seed,), each[0])
     cells = {}
-    for key in each[0]:
-        values = [cells_of_one[key].value for cells_of_one in each if key in cells_of_one]
+    for key in dict.fromkeys(key for cells_of_one in each for key in cells_of_one):
+        found = [cells_of_one.get(key, Cell(None, reason="a seed lacks it")) for cells_of_one in each]
+        values = [cell.value for cell in found]
         if None in values:
-            cells[key] = Cell(None, reason="undefined for a seed")
+            reasons = {cell.reason or "undefined for a seed" for cell in found if cell.value is None}
+            cells[key] = Cell(None, reason=" or ".join(sorted(reasons)))
             continue
         mean, half = mean_interval([value for value in values if value is not None])
         cells[key] = Cell(mean, None if half is None else mean - half, None if half is None else mean + half)
@@ -293,9 +298,9 @@ def _student_row(group: Sequence[_Entry]) -> Row:
     return Row(_common_name([entry.name for entry in group]), "student", seeds, cells)
 
 
-def _student_cells(entry: _Entry) -> dict[str, Cell]:
+def _student_cells(entry: _Entry, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
-    cells = {**_scores_of(entry, "student"), **_cost_of(records[0].student)}
+    cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
     agreements = [_first_split(record)["agreement"] for record in records]
     if None in agreements:  # trained without a teacher
         agreements = []
@@ -312,7 +317,9 @@ def _student_cells(entry: _Entry) -> dict[str, Cell]:
         pass  # nothing to be retained
     elif len(records) > 1 and not all(map(_in_per_cent, records)):
         cells["retained"] = Cell(None, reason="the tasks have no mean")
-    elif ours is None or theirs is None or not theirs > 0:
+    elif ours is None:
+        cells["retained"] = Cell(None, reason="the student's score is undefined")
+    elif theirs is None or not theirs > 0:
         cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
     elif directions == {True}:
         cells["retained"] = Cell(100 * ours / theirs)
@@ -329,7 +336,7 @@ def _student_cells(entry: _Entry) -> dict[str, Cell]:
     return cells
 
 
-def _evaluation_row(result: dict[str, Any]) -> Row:
+def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
     cells = {
         (s["metric"] if s["metric"] == "agreement" else _metric_key(result["task"], s["metric"])): Cell(
             s["value"], s["low"], s["high"]
@@ -339,6 +346,9 @@ def _evaluation_row(result: dict[str, Any]) -> Row:
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[_metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
+    own = [score for score in result["scores"] if score["metric"] != "agreement"]
+    if result["task"] in means and own and not result["absent"]:
+        cells[result["task"]] = Cell(_task_score(own))
     return Row(_evaluation_name(result), "evaluation", (), cells)
 
 
@@ -391,17 +401,27 @@ SHARED = ("macro", "agreement", "retained")
 
 
 def _mixed(entries: Sequence[_Entry]) -> set[str]:
-    """Tasks and columns in which no row is best: other data, other versions, or other tasks from row to row."""
+    """Tasks and columns in which no row is best: other data, versions, teachers or tasks from row to row."""
+    mixed = {task for task, protocols in _protocols(entries).items() if len(protocols) > 1}
+    if mixed or _tasks_differ(entries):
+        return mixed | set(SHARED)
+    return {"agreement", "retained"} if _teachers_differ(entries) else set()
+
+
+def _protocols(entries: Sequence[_Entry]) -> dict[str, set[str]]:
     seen: dict[str, set[str]] = {}
     for record in _records(entries):
         seen.setdefault(record.task, set()).add(_protocol(record))
-    mixed = {task for task, protocols in seen.items() if len(protocols) > 1}
-    return mixed | set(SHARED) if mixed or _differ(entries) else mixed
+    return seen
 
 
-def _differ(entries: Sequence[_Entry]) -> bool:
-    """Whether rows are of different tasks."""
+def _tasks_differ(entries: Sequence[_Entry]) -> bool:
     return len({tuple(sorted(entry.records)) for entry in entries}) > 1
+
+
+def _teachers_differ(entries: Sequence[_Entry]) -> bool:
+    teachers = {(one.task, one.teacher.revision) for one in _records(entries) if one.teacher is not None}
+    return len(teachers) > len({task for task, _ in teachers})
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) -> list[Row]:
@@ -409,7 +429,7 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) 
     marked = {id(row): dict(row.cells) for row in rows}
     for column in columns:
         students = [row for row in rows if row.kind == "student"]
-        if column.key.partition("/")[0] in mixed:
+        if (column.task or column.key) in mixed:
             continue
         values = [_rank(row.cells.get(column.key), column) for row in students]
         if column.cost or sum(value < float("inf") for value in values) < 2:
@@ -426,16 +446,15 @@ def _notes(
     """How the numbers were made, and what they cannot show."""
     notes = []
     records = _records(entries)
-    protocols: dict[str, set[str]] = {}
-    for record in records:
-        protocols.setdefault(record.task, set()).add(_protocol(record))
-    for task, seen in protocols.items():
+    for task, seen in _protocols(entries).items():
         notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
     shared = [column.key for column in columns if column.key in SHARED]
-    if shared and _differ(entries):
+    if shared and _tasks_differ(entries):
         notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
+    elif shared and _teachers_differ(entries):
+        notes.append("agreement, retained: of each row's own teacher, so they do not rank rows of different teachers")
     for result in evaluations:
         if result["scores"]:
             made = f"n = {result['n']:,} of {result['source']}; {_made(result['scores'])}; never marked best"
@@ -446,7 +465,7 @@ def _notes(
             notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
     if any(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
-    means = [column.key for column in columns if any(c.detail and c.key.startswith(f"{column.key}/") for c in columns)]
+    means = [column.key for column in columns if column.key == column.task]
     if means:
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"

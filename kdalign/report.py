@@ -86,29 +86,18 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
-    """Scores and costs as tables of their own, and scores by task where each row is of one: they fit 80 columns."""
+    """Scores and costs as tables of their own, so that they fit 80 columns; scores by task, if no row is of several."""
     scores = [column for column in comparison.columns if not column.cost]
-    costs = [column for column in comparison.columns if column.cost]
-    tasks = list(dict.fromkeys(_task(column) for column in scores if _task(column)))
-    rows_of = {task: [row for row in comparison.rows if _shows(row, scores, task)] for task in tasks}
-    if len(tasks) < 2 or sum(map(len, rows_of.values())) > len(comparison.rows):
-        found = [("Scores", scores, list(comparison.rows))]
-    else:
-        found = [(f"Scores: {task}", [c for c in scores if _task(c) in (task, "")], rows_of[task]) for task in tasks]
-    found = [
-        (title, [c for c in columns if any(c.key in row.cells for row in rows)], rows) for title, columns, rows in found
-    ]
-    found.append(("Costs", costs, list(comparison.rows)))
-    return [(title, columns, rows) for title, columns, rows in found if columns and rows]
-
-
-def _task(column: Column) -> str:
-    """The task that a column is of; none for those that stand for whatever a row's tasks are."""
-    return column.key.partition("/")[0] if "/" in column.key else ""
-
-
-def _shows(row: Row, columns: Sequence[Column], task: str) -> bool:
-    return any(_task(column) == task and column.key in row.cells for column in columns)
+    tasks = list(dict.fromkeys(column.task for column in scores if column.task))
+    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in comparison.rows]
+    found = [("Scores", scores, list(comparison.rows))]
+    if len(tasks) > 1 and all(len(own) < 2 for own in of):
+        rows = list(zip(comparison.rows, of, strict=True))
+        found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
+        found.append(("Scores", scores, [row for row, own in rows if not own]))
+    found.append(("Costs", [column for column in comparison.columns if column.cost], list(comparison.rows)))
+    filled = [(t, [c for c in columns if any(c.key in row.cells for row in rows)], rows) for t, columns, rows in found]
+    return [(title, columns, rows) for title, columns, rows in filled if columns]
 
 
 def _heading(column: Column, between: str) -> str:

@@ -164,3 +164,76 @@ def test_json_holds_the_table_and_its_notes(mixed):
     tree = json.loads(str(comparison_as(compare(mixed), "json")))
     assert [row["name"] for row in tree["rows"]] == ["teacher t", "teacher t", "good", "poor", "pairs"]
     assert tree["notes"]
+
+
+def test_a_slash_in_a_tasks_name_hides_nothing(tmp_path):
+    runs = [run(tmp_path / n, "org/x", {"accuracy": 70.0 + k}, fingerprint=n) for k, n in enumerate("ab")]
+    assert best(compare(runs), "org/x/accuracy") == [], "other data"
+    again = [run(tmp_path / f"again-{n}", "org/x", {"accuracy": 70.0 + k}) for k, n in enumerate("ab")]
+    assert best(compare(again), "org/x/accuracy") == ["again-b"]
+    assert [column.key for column in compare(again, ["accuracy"]).columns] == ["org/x/accuracy"]
+
+
+def test_a_single_run_beside_a_row_over_tasks_has_its_mean_too(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "mrpc", "mrpc", {"accuracy": 70.0, "f1": 80.0})
+    run(group / "sst2", "sst2", {"accuracy": 85.0})
+    table = compare([group, run(tmp_path / "one", "mrpc", {"accuracy": 60.0, "f1": 70.0})])
+    assert cell(table, "one", "mrpc").value == 65
+    [title] = [line for line in str(comparison_as(table, "markdown")).splitlines() if line.startswith("| model | mrpc")]
+    assert title.startswith("| model | mrpc accuracy (%) | mrpc f1 (%) | sst2 accuracy (%) | mrpc mean (%) | macro (%)")
+
+
+def test_a_row_over_tasks_is_not_torn_apart_by_a_row_of_none(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "mrpc", "mrpc", {"accuracy": 70.0})
+    run(group / "sst2", "sst2", {"accuracy": 85.0})
+    other = run(tmp_path / "other", "cola", {"accuracy": 60.0}, {"accuracy": 70.0})
+    table = compare([group, other], ["sst2/accuracy", "mrpc/accuracy", "retained"])
+    first = str(comparison_as(table, "markdown")).split("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0] for line in first[2:]] == ["| teacher t", "| both", "| other"]
+    assert first[0].endswith("| retained (%) |")
+
+
+def test_a_seed_that_lacks_a_metric_leaves_a_dash_with_the_reason_in_any_order(tmp_path):
+    runs = [run(tmp_path / "arm-0", "mrpc", {"accuracy": 70.0}, seed=0)]
+    runs += [run(tmp_path / f"arm-{n}", "mrpc", {"accuracy": 70.0, "f1": 80.0}, seed=n) for n in (1, 2)]
+    for order in (runs, runs[::-1]):
+        found = cell(compare(order), "arm", "mrpc/f1")
+        assert (found.value, found.reason) == (None, "a seed lacks it")
+
+
+def test_what_is_retained_of_different_teachers_does_not_rank(tmp_path):
+    runs = []
+    for name, theirs, ours in (("a", 90.0, 70.0), ("b", 99.0, 75.0)):
+        runs.append(run(tmp_path / name, "sst2", {"accuracy": ours}, {"accuracy": theirs}))
+        record = json.loads((runs[-1] / "record.json").read_text())
+        record["teacher"]["revision"] = name
+        (runs[-1] / "record.json").write_text(json.dumps(record))
+    table = compare(runs)
+    assert best(table, "sst2/accuracy") == ["b"]
+    assert best(table, "retained") == []
+    assert any("rows of different teachers" in note for note in table.notes)
+
+
+def evaluation(path, scores, absent=()):
+    result = {"model": f"m/{path.stem}", "task": "lm", "split": "validation", "source": "d", "n": 10}
+    tree = {"kind": "evaluation", "results": [{**result, "scores": scores, "absent": list(absent)}]}
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_a_metric_that_the_first_model_lacks_is_sorted_in_its_own_direction(tmp_path):
+    absent = [{"metric": "ppl", "reason": "no head", "command": ""}]
+    files = [evaluation(tmp_path / "none.json", [], absent)]
+    files += [evaluation(tmp_path / f"{value:.0f}.json", scores(ppl=value)) for value in (30.0, 10.0)]
+    names = [row.name for row in compare(files, sort="ppl").rows]
+    assert names == ["10 (validation)", "30 (validation)", "none (validation)"]
+
+
+def test_a_file_without_results_is_no_evaluation(tmp_path):
+    (tmp_path / "x.json").write_text('{"kind": "evaluation"}')
+    with pytest.raises(UsageError, match="neither a run nor an evaluation"):
+        compare([tmp_path / "x.json"])
