@@ -174,8 +174,8 @@ def epoch_batches(
     """One epoch's global batches: every row once, neighbours of similar length together, in random order.
 
     Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
-    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` about so
-    many tokens, however many rows that is: no row may then be longer.
+    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` so many
+    tokens or a little more, however many rows that is: no row may then be empty or longer.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths))
@@ -187,8 +187,8 @@ def epoch_batches(
     else:  # up and down in turns, so that no batch holds the longest of one and the shortest of the next
         rows = np.concatenate([rows[:: 1 - 2 * (number % 2)] for number, rows in enumerate(ordered)])
         before = np.cumsum(lengths[rows]) - lengths[rows]
-        number = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
-        batches = np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+        batch = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
+        batches = np.split(rows, np.flatnonzero(np.diff(batch)) + 1)
     return [batches[i].tolist() for i in generator.permutation(len(batches))]
 
 

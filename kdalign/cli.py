@@ -227,6 +227,8 @@ def distill(
     }
     if resume and overwrite:
         raise UsageError("give --resume or --overwrite, not both")
+    if batch_size is not None and batch_tokens is not None:
+        raise UsageError("give --batch-size or --batch-tokens, not both")
     if resume and teacher is None and recipe is None and not (out and (Path(out) / "recipe.yaml").is_file()):
         raise UsageError(
             f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
@@ -362,7 +364,7 @@ def compare(
     form = "json" if as_json else form or "rich"
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
-    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
     table = comparison_as(put_together(runs, names, sort), form)
     if out is None:
         _print(table)

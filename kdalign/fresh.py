@@ -153,10 +153,10 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     leave attention idle for long. What is not said here is as the type's own configuration class has it.
 
     Raises:
-        UsageError: the tokenizer has no padding token, or no end token for an encoder-decoder.
+        UsageError: the tokenizer has no padding token, or no end token for a model that writes.
     """
     layout = LAYOUTS[new.model_type]
-    for role in ("pad_token_id", *(["eos_token_id"] if layout.family == "seq2seq" else [])):
+    for role in ("pad_token_id", *(["eos_token_id"] if layout.family in ("seq2seq", "causal") else [])):
         if getattr(tokenizer, role) is None:
             raise UsageError(f"new:{new.model_type} needs a tokenizer with {role}; this one has none")
     fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)

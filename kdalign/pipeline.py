@@ -18,7 +18,7 @@ from kdalign.architecture import LAYOUTS, count_parameters
 from kdalign.batches import Encoded, in_order
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
-from kdalign.errors import Interrupted
+from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
 from kdalign.fresh import new_config, new_model, train_tokenizer
@@ -88,6 +88,8 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         UsageError: the first thing that is wrong.
     """
     runs = [prepare(one) for one in split_by_task(recipe)]
+    if len({run.folder.path for run in runs}) < len(runs):
+        raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
     if len(runs) > 1:
         group = RunFolder(runs[0].folder.path.parent)
         claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite)

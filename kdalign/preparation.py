@@ -161,6 +161,8 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
         return
     if teacher is None:
         raise UsageError(f"task {name!r} learns from a teacher's embeddings: give --teacher")
+    if recipe.train.batch_tokens is not None:
+        raise UsageError(f"task {name!r} compares the texts of a batch with one another: it takes --batch-size")
     if recipe.objective.hard > 0:
         raise UsageError(f"task {name!r} has no labels: it takes --hard 0")
     size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
@@ -255,14 +257,19 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
         return [recipe]
     parent = Path(recipe.out or f"runs/{default_name(recipe, None)}")
     return [
-        recipe.with_changes(data={**recipe.data.model_dump(), "task": (task,)}, out=str(parent / Path(task).stem))
+        recipe.with_changes(data={**recipe.data.model_dump(), "task": (task,)}, out=str(parent / _folder_name(task)))
         for task in tasks
     ]
 
 
+def _folder_name(task: str) -> str:
+    """A task's word as a folder's name."""
+    return Path(task).stem if task.endswith((".yaml", ".yml")) else re.sub(r"[^\w.]+", "-", task)
+
+
 def default_name(recipe: Recipe, task: AnyTask | None) -> str:
     """The run folder's name where none is given: task, teacher, student and seed."""
-    words = [task.name if task else "-".join(Path(name).stem for name in recipe.data.task)]
+    words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
     words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
     words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)

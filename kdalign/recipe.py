@@ -308,6 +308,8 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: unknown key (with the nearest known one), or a value that is not accepted.
     """
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recipe has keys")
     _check_keys(Recipe, tree, "")
     try:
         return Recipe.model_validate(tree)

@@ -90,7 +90,9 @@ class RunRecord:
         try:
             return recipe_of(self.recipe)
         except UsageError as error:
-            raise UsageError(f"a run of task {self.task!r} by kdalign {self.version} cannot be read: {error}") from None
+            run = self.recipe.get("out") if isinstance(self.recipe, dict) else None
+            where = f"the run {run!r}" if run else f"a run of task {self.task!r}"
+            raise UsageError(f"{where}, made by kdalign {self.version}, cannot be read: {error}") from None
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "RunRecord":

@@ -85,7 +85,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         if name not in known and ":" not in name:
             raise unknown("metric", name, known)
     checked = [target for name in targets for target in _targets(name, asked)]
-    out = Path(asked.out) if asked.out else _default_out(checked)
+    out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_writable(out.parent)
@@ -96,7 +96,8 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         results.append(_evaluate_one(target, asked, out.with_suffix(""), accelerator.device))
     if not any(result.scores or result.submission for result in results):
         return results
-    write_json(out, {"kind": "evaluation", "results": [result.to_json() for result in results]})
+    tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [result.to_json() for result in results]}
+    write_json(out, tree)
     observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
     return results
 
@@ -199,7 +200,8 @@ def _run_target(run: Path, asked: Asked) -> _Target:
     """A run's student, on its own task and data unless others are named."""
     recipe = read_record(run).parsed_recipe()
     data = recipe.data
-    if asked.task is not None or asked.folder is not None or asked.dataset is not None:
+    given = ((asked.task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
+    if any(value not in (None, own) for value, own in given):
         names = (asked.task,) if asked.task else data.task
         elsewhere = asked if asked.folder is not None or asked.dataset is not None else data
         data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
@@ -251,25 +253,31 @@ def _newest_run(folder: Path) -> Path:
     return runs[-1]
 
 
-def _default_out(targets: Sequence[_Target]) -> Path:
-    """A name of its own for each set of models and data: another's scores are never written over."""
+def _default_out(targets: Sequence[_Target], asked: Asked) -> Path:
+    """A name of its own for each set of models, data and settings: another's scores are never written over."""
     target = targets[0]
     stem = f"runs/eval/{_word(target.name)}-{target.task.name}-{target.examples.split}"
-    ours = [[one.name, one.task.name, one.examples.split, str(one.task.source), len(one.examples)] for one in targets]
-    for number in count(1):
-        file = Path(f"{stem}-{number}.json" if number > 1 else f"{stem}.json")
-        if not file.exists() or _of_what(file) == ours:
-            return file
-    raise AssertionError("there is always another number")
+    files = (Path(f"{stem}-{number}.json" if number > 1 else f"{stem}.json") for number in count(1))
+    return next(file for file in files if not file.exists() or _holds(file, _of(targets, asked)))
 
 
-def _of_what(file: Path) -> list[list[object]]:
-    """Which models on which data an evaluation's file is of; nothing where it is none."""
+def _of(targets: Sequence[_Target], asked: Asked) -> dict[str, object]:
+    """What tells one evaluation from another: models, texts, and how they are read and scored."""
+    return {
+        "targets": [
+            [one.name, one.task.name, one.examples.split, one.examples.fingerprint(), one.work.max_length]
+            for one in targets
+        ],
+        "metrics": list(asked.metrics or ()),
+        "revision": asked.revision,
+    }
+
+
+def _holds(file: Path, of: dict[str, object]) -> bool:
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))["results"]
-        return [[result[key] for key in ("model", "task", "split", "source", "n")] for result in results]
-    except (ValueError, KeyError, TypeError):
-        return []
+        return bool(json.loads(file.read_text(encoding="utf-8"))["of"] == of)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _word(name: str) -> str:

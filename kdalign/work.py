@@ -49,6 +49,10 @@ class Work(Protocol):
         """The head that answers it."""
 
     @property
+    def max_length(self) -> int:
+        """Longest input in tokens."""
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names, the primary one first."""
 

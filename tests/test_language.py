@@ -100,7 +100,7 @@ BAD = [
     ("lm", {"n": [1, 2]}, "which column is the text"),
     ("lm", {"text": ["", " "]}, "every document is empty"),
     ("lm:sentense", {"sentence": ["x"]}, "needs column 'sentense', which .* lacks; did you mean 'sentence'"),
-    ("lm:", {"sentence": ["x"]}, "name a column of text or a GLUE task, as in lm:text or lm:sst2"),
+    ("lm:", {"sentence": ["x"]}, "names no column: give one, as in lm:text"),
     ("embedding:sst2", {"sentence": ["x"]}, "as in embedding:stsb"),
     ("translation:en", {"en": ["x"]}, "name two columns"),
     ("translation:en-de", {"en": ["x"], "german": ["y"]}, "needs column 'de'"),

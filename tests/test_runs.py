@@ -96,10 +96,13 @@ def test_a_record_of_another_schema_is_refused(tmp_path, schema):
 
 def test_a_recipe_of_another_version_is_one_line_that_says_which():
     record = replace(RECORD, recipe={"teacher": "t", "data": {"task": ["sst2"], "mask": 1}}, version="9.9")
-    with pytest.raises(
-        UsageError, match=r"task 'sst2' by kdalign 9\.9 cannot be read: unknown recipe key 'data\.mask'"
-    ):
+    with pytest.raises(UsageError, match=r"task 'sst2', made by kdalign 9\.9, cannot be read: .* key 'data\.mask'"):
         record.parsed_recipe()
+    record = replace(record, recipe={**record.recipe, "out": "runs/x"})
+    with pytest.raises(UsageError, match=r"^the run 'runs/x', made by kdalign 9\.9"):
+        record.parsed_recipe()
+    with pytest.raises(UsageError, match="a recipe has keys"):
+        replace(record, recipe=None).parsed_recipe()
 
 
 def without(key: str) -> dict[str, object]:

@@ -62,7 +62,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             near = did_you_mean(name.rpartition(":")[2], GLUE) if ":" in name else ""
             raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
         if folder is not None or dataset is not None:
-            of = name.rpartition(":")[2]
+            of = "" if language.columns == (name.partition(":")[2],) and not language.pairs else name.rpartition(":")[2]
             language = replace(language, source=_source(folder, dataset, config, of))
         return with_columns(language)
     if name in GLUE:
@@ -87,6 +87,8 @@ def check_named(name: str, folder: str | None = None, dataset: str | None = None
     if config is not None and dataset is None:
         raise UsageError("--config goes with --dataset")
     is_file = name.endswith((".yaml", ".yml"))
+    if is_file and not Path(name).is_file():
+        raise UsageError(f"cannot read task file {name!r}: there is none")
     if not (name in (*GLUE, INFERRED) or is_file or language_task(name) is not None):
         raise UsageError(
             f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED, *FAMILIES])} "

@@ -98,8 +98,8 @@ def language_task(name: str) -> LanguageTask | None:
         raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
     if glue is None:
         if not rest:
-            raise UsageError(f"task {name!r}: name a column of text or a GLUE task, as in {kind}:text or {kind}:sst2")
-        return LanguageTask(name.replace(":", "-"), kind, (rest,), Source())
+            raise UsageError(f"task {name!r} names no column: give one, as in {kind}:text")
+        return LanguageTask(f"{kind}-{rest}", kind, (rest,), Source())
     return LanguageTask(
         name.replace(":", "-"), kind, glue.columns, glue.source, evaluation=glue.evaluation, test=glue.test
     )
