@@ -142,7 +142,7 @@ def distill(
         int | None, typer.Option(help="Examples per optimizer step, over all ranks; 16 for tokens. Default 64.")
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="About so many real tokens per optimizer step instead of --batch-size.")
+        int | None, typer.Option(help="About so many real tokens of input per optimizer step instead of --batch-size.")
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,

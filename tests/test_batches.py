@@ -60,6 +60,12 @@ def test_batches_by_tokens_hold_every_row_once_and_about_as_many_tokens_each(len
     assert all(abs(lengths[batch].sum() - share) <= lengths.max() for batch in batches)
 
 
+def test_batches_by_tokens_hold_rows_of_similar_length_where_neighbourhoods_meet_too():
+    lengths = np.random.default_rng(0).integers(1, 101, 5000)  # some six neighbourhoods
+    batches = epoch_batches(lengths, 1, 0, 0, 200)
+    assert max(np.ptp(lengths[batch]) for batch in batches) < 25
+
+
 def test_batches_by_tokens_give_short_rows_no_more_steps_than_their_tokens():
     lengths = np.repeat([4, 100], [10_000, 400])  # as many tokens of each
     means = [lengths[batch].mean() for batch in epoch_batches(lengths, 64, 0, 0, 2000)]

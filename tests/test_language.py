@@ -325,6 +325,18 @@ def test_a_student_that_cannot_be_made_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_by_tokens_takes_as_many_steps_as_its_tokens_fill(kdalign, texts, tmp_path):
+    student = "new:bert,layers=1,width=32,heads=4,positions=32"
+    status, _, err = kdalign("distill", "--teacher", "none", "--student", student, "--tokenizer", "train:300",
+                             "--task", "lm", "--data", texts, "--max-length", 32, "--batch-tokens", 200,
+                             "--epochs", 2, "--device", "cpu", "--out", "runs/t")  # fmt: skip
+    assert status == 0, err
+    record = json.loads((tmp_path / "runs/t/record.json").read_text())
+    trained, each = record["training"], record["data"]["train"]["tokens"]
+    assert trained["steps"] == 2 * (each // 200)
+    assert trained["tokens"] == 2 * each
+
+
 def test_a_tokenizer_of_another_model_is_told_by_its_numbers(kdalign, texts, tmp_path):
     from transformers import AutoModelForMaskedLM
 

@@ -62,7 +62,8 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             near = did_you_mean(name.rpartition(":")[2], GLUE) if ":" in name else ""
             raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
         if folder is not None or dataset is not None:
-            of = "" if language.columns == (name.partition(":")[2],) and not language.pairs else name.rpartition(":")[2]
+            rest = name.partition(":")[2]
+            of = "" if language.columns == (rest,) else rest  # a column's name is no folder's
             language = replace(language, source=_source(folder, dataset, config, of))
         return with_columns(language)
     if name in GLUE:
