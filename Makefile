@@ -22,8 +22,8 @@ help: ## List the targets
 demo: $(DEMO) ## Distill a small student and compare it with its teacher (ARGS=--quick for a shorter run)
 	$(BIN)/kdalign demo $(ARGS)
 
-test: $(DEV) ## Run the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(DEV) ## Run the tests on all cores, without those marked slow
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-all: $(DEV) ## Run every test
 	$(BIN)/python -m pytest $(ARGS)

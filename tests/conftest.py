@@ -9,6 +9,8 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; so do the commands that they start
 install_import_hook(
     ["kdalign.losses", "kdalign.vocabulary", "kdalign.capture", "kdalign.projection"], "beartype.beartype"
 )
