@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class, language_model_class
@@ -209,14 +210,37 @@ def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
 
 
 def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A float32 model with a language-model head, every weight drawn by the seed, not by the global generator."""
+    """A float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
+
+    Learnt positions start as sines and cosines, so that a position's neighbours can be told from the first step.
+    """
     auto = auto_class(LANGUAGE_HEADS[LAYOUTS[config.model_type].family])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(
             copy.deepcopy(config), attn_implementation=attention_of(config), dtype=torch.float32
         )
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            spread = float(module.weight.detach().std())
+            with torch.no_grad():
+                module.weight.copy_(spread * math.sqrt(2) * _waves(*module.weight.shape))
     return model
+
+
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+_SLOWEST = 100.0
+
+
+def _waves(positions: int, width: int) -> torch.Tensor:
+    r"""(positions, width): :math:`\sin(i \omega_k), \cos(i \omega_k)`, from a radian a position to a hundredth of one.
+
+    As in Vaswani et al. 2017, arXiv:1706.03762, section 3.5, whose slowest wave (a ten-thousandth) is as good as
+    constant over a short text.
+    """
+    frequencies = _SLOWEST ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def check_size(size: int, family: str) -> None:

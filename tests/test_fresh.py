@@ -226,6 +226,20 @@ def test_weights_start_with_the_spread_that_fits_the_width(kind):
     assert largest.std().item() == pytest.approx(math.sqrt(2 / (5 * 128)), rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "gpt2", "bart"])
+def test_learnt_positions_start_as_waves_in_which_every_step_along_is_the_same_turn(kind):
+    model = new_model(new_config(parse_new(f"new:{kind},layers=1,width=64,positions=40"), tokenizer_of(kind)), 0)
+    tables = [each for name, each in model.named_parameters() if "position" in name or "wpe" in name]
+    assert len(tables) == (2 if kind == "bart" else 1)
+    for table in tables:
+        assert table.square().mean().sqrt().item() == pytest.approx(math.sqrt(2 / (5 * 64)), rel=0.1)
+        likeness = table @ table.T  # depends on the distance alone, and is largest at none
+        for distance in range(20):
+            along = likeness.diagonal(distance)
+            torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-4, atol=1e-5)
+        assert likeness[0, 0] > likeness[0, 1] > likeness[0, 2] > likeness[0, 3]
+
+
 def test_a_new_deberta_is_built_as_version_3():
     config = new_config(parse_new("new:deberta-v2,width=768"), tokenizer_of("deberta-v2"))
     published = {
