@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+class Attention(StrEnum):
+    """How a family's attention can be looked at."""
+
+    INTERFACE = "interface"
+    """It goes through Transformers' attention interface: SDPA everywhere, maps and Q, K, V on request."""
+    OWN = "own"
+    """Code of the family's own, always eager, that kdalign knows: maps and Q, K, V can be taken."""
+    CLOSED = "closed"
+    """Code of the family's own that kdalign does not know: nothing can be taken."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """Layers of one kind, such as the encoder of a BERT."""
@@ -32,7 +43,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model's shape: its family (``masked``, ``causal``, ...), stacks, vocabulary and parameters (tied once)."""
+    """A model's shape: its family (``masked``, ``causal``, ...), stacks, vocabulary and parameters (tied once).
+
+    ``attention`` says what can be taken of its attention.
+    """
 
     model_type: str
     family: str
@@ -40,6 +54,7 @@ class Architecture:
     vocabulary: int
     parameters: int
     tied: bool
+    attention: Attention = Attention.INTERFACE
 
     def reads_target(self, stack: str) -> bool:
         """Whether a stack's positions are those of the target: an encoder-decoder's decoder."""
@@ -90,15 +105,17 @@ class Layout:
 
     Attributes:
         embeddings: module paths below the base model.
-        maps: whether its attention goes through Transformers' attention interface, where maps can be taken.
+        attention: how its attention can be looked at.
         time_first: whether its layers work on (time, batch, width).
+        shared: whether all layers are one module, run again and again.
     """
 
     family: str
     stacks: tuple[StackLayout, ...]
     embeddings: tuple[str, ...] = ("embeddings",)
-    maps: bool = True
+    attention: Attention = Attention.INTERFACE
     time_first: bool = False
+    shared: bool = False
 
 
 _BERT = Layout("masked", (StackLayout("encoder", "encoder.layer", "attention.self"),))
@@ -131,21 +148,35 @@ LAYOUTS: Mapping[str, Layout] = {
         "masked",
         (StackLayout("encoder", "transformer.layer", "attention", "n_layers", "dim", "n_heads", "hidden_dim"),),
     ),
-    "deberta-v2": replace(_BERT, maps=False),
+    "albert": Layout(
+        "masked",
+        (StackLayout("encoder", "encoder.albert_layer_groups", "albert_layers.0.attention"),),
+        ("embeddings", "encoder.embedding_hidden_mapping_in"),
+        shared=True,
+    ),
+    "modernbert": Layout("masked", (StackLayout("encoder", "layers", "attn"),)),
+    "deberta-v2": replace(_BERT, attention=Attention.OWN),
     "xlnet": Layout(
         "permutation",
         (StackLayout("decoder", "layer", "rel_attn", "n_layer", "d_model", "n_head", "d_inner"),),
         ("word_embedding",),
-        maps=False,
+        attention=Attention.OWN,
         time_first=True,
     ),
     "gpt2": Layout(
         "causal", (StackLayout("decoder", "h", "attn", "n_layer", "n_embd", "n_head", "n_inner"),), ("wte", "wpe")
     ),
+    "gpt_neox": Layout("causal", (StackLayout("decoder", "layers", "attention"),), ("embed_in",)),
+    "opt": Layout(
+        "causal",
+        (StackLayout("decoder", "decoder.layers", "self_attn", feed_forward="ffn_dim"),),
+        ("decoder.embed_tokens", "decoder.embed_positions"),
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
     "t5": Layout(
         "seq2seq",
@@ -172,18 +203,70 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def layout_of(config: "PretrainedConfig") -> Layout:
-    """The layout of a configuration's model type.
+    """The layout of a configuration's model type: its row, or what the usual names of fields and modules tell.
 
     Raises:
-        UsageError: kdalign does not know this model type.
+        UsageError: kdalign cannot read this model; what is missing.
     """
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
+        if config.model_type not in _derived:
+            _derived[config.model_type] = _derive(config)
+        layout = _derived[config.model_type]
+    groups = getattr(config, "num_hidden_groups", 1), getattr(config, "inner_group_num", 1)
+    if layout.shared and groups != (1, 1):
         raise UsageError(
-            f"model type {config.model_type!r} is not supported{did_you_mean(config.model_type, LAYOUTS)} "
-            f"(supported: {', '.join(LAYOUTS)})"
+            f"{config.model_type} with groups of layers is not supported (accepted: one group of one layer)"
         )
     return layout
+
+
+_derived: dict[str, Layout] = {}
+_USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _derive(config: "PretrainedConfig") -> Layout:
+    """The layout of a type without a row, from one list of layers that holds an attention in each."""
+    from torch import nn
+    from transformers.models.auto import modeling_auto
+
+    def refused(why: str) -> UsageError:
+        near = did_you_mean(config.model_type, LAYOUTS)
+        return UsageError(
+            f"model type {config.model_type!r} is not supported: {why}{near} (known: {', '.join(LAYOUTS)})"
+        )
+
+    if config.is_encoder_decoder or getattr(config, "text_config", None) is not None:
+        raise refused("it is made of several models")
+    masked = type(config) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+    if not masked and type(config) not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refused("Transformers has no masked or causal language model of it")
+    missing = [field for field in _USUAL if not isinstance(getattr(config, field, None), int)]
+    if missing:
+        raise refused(f"its configuration has no {' and no '.join(missing)}")
+    model = _on_meta(config, HeadKind.NONE, "eager").base_model
+    lists = [
+        (name, module[0])
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    found = next(((name, path) for name, layer in lists if (path := _attention_path(layer))), None)
+    embeddings = next((name for name, each in model.named_modules() if each is model.get_input_embeddings()), None)
+    if found is None or embeddings is None:
+        raise refused(f"its modules hold no list of {config.num_hidden_layers} layers with an attention in each")
+    stack = StackLayout("encoder" if masked else "decoder", *found)
+    open_ = model._supports_attention_backend or model._supports_sdpa
+    attention = Attention.INTERFACE if open_ else Attention.CLOSED
+    return Layout("masked" if masked else "causal", (stack,), (embeddings,), attention)
+
+
+def _attention_path(layer: "nn.Module") -> str:
+    """The innermost of the first modules called attention in a layer; empty where there is none."""
+    path = ""
+    for name, module in layer.named_modules():
+        if "ttention" in type(module).__name__ and (not path or name.startswith(f"{path}.")):
+            path = name
+    return path
 
 
 def describe(config: "PretrainedConfig") -> Architecture:
@@ -201,6 +284,7 @@ def describe(config: "PretrainedConfig") -> Architecture:
         vocabulary=int(config.vocab_size),
         parameters=count_parameters(skeleton(config)),
         tied=bool(config.tie_word_embeddings),
+        attention=layout_of(config).attention,
     )
 
 
@@ -213,7 +297,8 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_width=int(getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads),
-        feed_forward=int(getattr(config, layout.feed_forward) or 4 * width),  # GPT-2 leaves out what is 4 x width
+        # GPT-2 leaves out what is 4 x width.
+        feed_forward=int(getattr(config, layout.feed_forward, None) or 4 * width),
     )
 
 
@@ -222,19 +307,31 @@ def skeleton(config: "PretrainedConfig", attention: str | None = None) -> "PreTr
 
     The class is the one that ``config.architectures`` names; the bare body where it names none.
     """
+    return _on_meta(config, head_of(config), attention or attention_of(config))
+
+
+def _on_meta(config: "PretrainedConfig", head: "HeadKind", attention: str) -> "PreTrainedModel":
     import torch
 
     with torch.device("meta"):
-        model = auto_class(head_of(config)).from_config(
-            copy.deepcopy(config), attn_implementation=attention or attention_of(config)
-        )
+        model = auto_class(head).from_config(copy.deepcopy(config), attn_implementation=attention)
     model.tie_weights()
     return model.eval()
 
 
 def attention_of(config: "PretrainedConfig") -> str:
-    """The attention implementation that a model is loaded with: SDPA, or its family's only one."""
-    return "sdpa" if layout_of(config).maps else "eager"
+    """The attention implementation that a model is loaded with: SDPA, or eager where it has code of its own.
+
+    A type that Transformers has no SDPA for (Gemma 2, whose scores are capped) is computed by ``kdalign.attention``:
+    eager attention would add a mask of booleans to the scores.
+    """
+    if layout_of(config).attention is not Attention.INTERFACE:
+        return "eager"
+    if auto_class(HeadKind.NONE)._model_mapping[type(config)]._supports_sdpa:
+        return "sdpa"
+    from kdalign.attention import ATTENTION
+
+    return ATTENTION
 
 
 class HeadKind(StrEnum):
@@ -307,12 +404,13 @@ def count_parameters(model: "nn.Module") -> int:
 
 
 def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
-    """The model's layers, in order, stack by stack."""
-    return {
-        Layer(stack.name, number): block
-        for stack in layout_of(model.config).stacks
-        for number, block in enumerate(_block_list(model, stack))
-    }
+    """The model's layers, in order, stack by stack; where they share one module, each of them is that."""
+    found: dict[Layer, nn.Module] = {}
+    for stack in layout_of(model.config).stacks:
+        listed = list(_block_list(model, stack))
+        listed *= int(getattr(model.config, stack.layers)) if layout_of(model.config).shared else 1
+        found |= {Layer(stack.name, number): block for number, block in enumerate(listed)}
+    return found
 
 
 CROSS = "cross"

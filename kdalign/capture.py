@@ -1,29 +1,25 @@
-"""Keep a model's inner signals during one forward: hidden states and attention maps of named layers, nothing else.
+"""Keep a model's inner signals during one forward: hidden states and attention of named layers, nothing else.
 
 Hidden states are taken by hooks on the layers themselves, never from ``output_hidden_states`` (whose last entry
 carries the final norm in many families). Attention stays on SDPA everywhere; for the named layers the map is
-computed again from queries and keys, before dropout. A language model stops before its vocabulary: what it would
+computed again from queries and keys, before dropout. Families with attention of their own hand their map to a dropout,
+where it is taken. A language model stops before its vocabulary: what it would
 multiply with the vocabulary's weights is kept instead, for losses that go block by block.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from kdalign.architecture import HeadKind, Layer, attention_modules, blocks, head_of_class, layout_of
+from kdalign.architecture import Attention, HeadKind, Layer, attention_modules, blocks, head_of_class, layout_of
+from kdalign.attention import ATTENTION, keepers
 from kdalign.vocabulary import Head
-
-ATTENTION = "kdalign_sdpa"
-"""The name under which models use SDPA with maps on request."""
 
 
 @dataclass
@@ -38,6 +34,10 @@ class Signals:
         hidden: (batch, time, width), a layer's output.
         embeddings: (batch, time, width), what a stack's first layer reads, by stack.
         attention: (batch, heads, time, keys), probabilities over keys before dropout.
+        queries: (batch, heads, time, head width), positions turned in where the family does so, at the scale at which
+            scores are their products with keys over the square root of the head width.
+        keys: the same, (batch, kv heads, keys, head width).
+        values: the same as keys.
         projected: (batch, time, teacher width), the student's features brought to the teacher's width, by pair.
     """
 
@@ -47,89 +47,53 @@ class Signals:
     hidden: dict[Layer, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[Layer, Tensor] = field(default_factory=dict)
+    queries: dict[Layer, Tensor] = field(default_factory=dict)
+    keys: dict[Layer, Tensor] = field(default_factory=dict)
+    values: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The layers whose signals are kept, and the stacks whose embeddings."""
+    """The layers whose signals are kept (``relations``: queries, keys and values), and the stacks whose embeddings."""
 
     hidden: frozenset[Layer] = frozenset()
     attention: frozenset[Layer] = frozenset()
     embeddings: frozenset[str] = frozenset()
+    relations: frozenset[Layer] = frozenset()
 
 
-_keepers: WeakKeyDictionary[nn.Module, Callable[[Tensor], None]] = WeakKeyDictionary()
+class _Keeper:
+    """Keeps what one attention module computes; a module that several layers share is called once for each."""
 
+    def __init__(self, layers: Sequence[Layer], wanted: Wanted, signals: Signals) -> None:
+        self._layers, self._wanted, self._signals = iter(layers), wanted, signals
+        self._layer = Layer("", 0)
 
-def attention_map(
-    query: Float[Tensor, "batch heads time head_width"],
-    key: Float[Tensor, "batch kv_heads keys head_width"],
-    mask: Bool[Tensor, "batch #heads #time keys"] | None,
-    scaling: float,
-    bias: Float[Tensor, "#batch heads time keys"] | None = None,
-) -> Float[Tensor, "batch heads time keys"]:
-    r"""Attention probabilities before dropout: :math:`\mathrm{softmax}(Q K^\top s + b)` over unmasked keys."""
-    key = repeat_kv(key, query.size(1) // key.size(1))
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+    def begin(self) -> None:
+        """The next of the module's layers begins."""
+        self._layer = next(self._layers)
 
+    @property
+    def wants_map(self) -> bool:
+        return self._layer in self._wanted.attention
 
-def sdpa_with_maps(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Transformers' SDPA attention; a module whose map is wanted gets it beside."""
-    keep = _keepers.get(module)
-    if keep is not None:
-        mask = attention_mask
-        if mask is None and (vars(module).get("is_causal", True) if is_causal is None else is_causal):
-            # SDPA then masks the future itself: the map must, too.
-            mask = torch.ones(1, 1, query.size(2), key.size(2), dtype=torch.bool, device=query.device).tril()
-            mask = mask.expand(query.size(0), -1, -1, -1)
-        keep(attention_map(query, key, mask, scaling if scaling is not None else query.size(-1) ** -0.5, position_bias))
-    # On CPU, SDPA's backward takes up to five times as long in bfloat16 as in float32 (on short rows); with dropout it
-    # goes another way, which is not slower.
-    dtype, exact = query.dtype, query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0
-    if exact:
-        query, key, value = query.float(), key.float(), value.float()
-        position_bias = None if position_bias is None else position_bias.float()
-    with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
-        output, _ = sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            position_bias=position_bias,
-            **kwargs,
-        )
-    return output.to(dtype), None
+    @property
+    def wants_parts(self) -> bool:
+        return self._layer in self._wanted.relations
 
+    def keep_map(self, probabilities: Tensor) -> None:
+        self._signals.attention.setdefault(self._layer, probabilities)
 
-# Both are needed: an attention function without its mask function gets no padding mask, silently.
-AttentionInterface.register(ATTENTION, sdpa_with_maps)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    def keep_parts(self, **parts: Tensor) -> None:
+        """Keep queries, keys or values; of several calls in one forward the first is the attention's over the text."""
+        for name, value in parts.items():
+            vars(self._signals)[name].setdefault(self._layer, value)
 
 
 def watch(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's attention maps be taken, where its family allows it."""
-    if layout_of(model.config).maps:
+    if layout_of(model.config).attention is Attention.INTERFACE:
         model.set_attn_implementation(ATTENTION)
     return model
 
@@ -150,23 +114,31 @@ def answering(model: PreTrainedModel) -> Iterator[None]:
 def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
     signals = Signals()
-    turned = layout_of(model.config).time_first
-    handles = [_hook(block, layer, signals, turned) for layer, block in blocks(model).items() if layer in wanted.hidden]
+    layout, layers = layout_of(model.config), blocks(model)
+    handles = [
+        _hook(block, [layer for layer in layers if layers[layer] is block], wanted, signals, layout.time_first)
+        for block in dict.fromkeys(layers.values())
+    ]
     handles += [
-        _hook_input(block, layer.stack, signals, turned)
-        for layer, block in blocks(model).items()
+        _hook_input(block, layer.stack, signals, layout.time_first)
+        for layer, block in layers.items()
         if layer.number == 0 and layer.stack in wanted.embeddings
     ]
-    watched = {layer: module for layer, module in attention_modules(model).items() if layer in wanted.attention}
-    for layer, module in watched.items():
-        _keepers[module] = _keep_map(layer, signals)
+    attention = attention_modules(model)
+    watched = {module for layer, module in attention.items() if layer in wanted.attention | wanted.relations}
+    for module in watched:
+        keeper = _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
+        if layout.attention is Attention.OWN:
+            handles += _OWN[model.config.model_type](module, keeper)
+        else:
+            keepers[module] = keeper
     try:
         yield signals
     finally:
         for handle in handles:
             handle.remove()
-        for module in watched.values():
-            del _keepers[module]
+        for module in watched:
+            keepers.pop(module, None)
 
 
 def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order: Tensor | None) -> Signals:
@@ -235,10 +207,16 @@ def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, Head]:
     return linear, Head(linear.weight, bias, softcap)
 
 
-def _hook(block: nn.Module, layer: Layer, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
+def _hook(
+    block: nn.Module, layers: Sequence[Layer], wanted: Wanted, signals: Signals, turned: bool
+) -> torch.utils.hooks.RemovableHandle:
+    following = iter(layers)
+
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
+        layer = next(following)
+        if layer in wanted.hidden:
+            hidden = output[0] if isinstance(output, tuple) else output
+            signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
 
     return block.register_forward_hook(keep)
 
@@ -246,13 +224,59 @@ def _hook(block: nn.Module, layer: Layer, signals: Signals, turned: bool) -> tor
 def _hook_input(block: nn.Module, stack: str, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        signals.embeddings[stack] = hidden.transpose(0, 1) if turned else hidden
+        signals.embeddings.setdefault(stack, hidden.transpose(0, 1) if turned else hidden)
 
     return block.register_forward_pre_hook(keep, with_kwargs=True)
 
 
-def _keep_map(layer: Layer, signals: Signals) -> Callable[[Tensor], None]:
-    def keep(probabilities: Tensor) -> None:
-        signals.attention[layer] = probabilities
+def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """DeBERTa: the projections' first outputs are those of the text (the next are of relative positions)."""
+    heads = int(vars(module)["num_attention_heads"])
 
-    return keep
+    def part(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            if keeper.wants_parts:
+                keeper.keep_parts(**{name: output.view(*output.shape[:-1], heads, -1).transpose(1, 2)})
+
+        return keep
+
+    return [
+        *_own_map(module, keeper),
+        module.get_submodule("query_proj").register_forward_hook(part("queries")),
+        module.get_submodule("key_proj").register_forward_hook(part("keys")),
+        module.get_submodule("value_proj").register_forward_hook(part("values")),
+    ]
+
+
+def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """XLNet: queries, keys and values of the content stream, from its bare matrices (width, heads, head width)."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if keeper.wants_parts:
+            content = args[0] if args else kwargs["h"]
+            names = {"queries": "q", "keys": "k", "values": "v"}
+            maps = {ours: module.get_parameter(theirs) for ours, theirs in names.items()}
+            keeper.keep_parts(**{name: torch.einsum("ibh,hnd->bnid", content, each) for name, each in maps.items()})
+
+    return [*_own_map(module, keeper), module.register_forward_pre_hook(keep, with_kwargs=True)]
+
+
+def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """The map that an attention of a family's own hands to its dropout, first of all that the dropout is given."""
+
+    def begin(_module: nn.Module, _args: Any) -> None:
+        keeper.begin()
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if keeper.wants_map:
+            keeper.keep_map(args[0])
+
+    dropout = module.get_submodule("dropout")
+    return [module.register_forward_pre_hook(begin), dropout.register_forward_pre_hook(keep)]
+
+
+_OWN: dict[str, Callable[[nn.Module, _Keeper], list[torch.utils.hooks.RemovableHandle]]] = {
+    "deberta-v2": _deberta,
+    "xlnet": _xlnet,
+}
+"""How the attention of a family's own is looked at."""

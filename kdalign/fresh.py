@@ -16,13 +16,16 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class, language_model_class
 from kdalign.errors import UsageError, unknown
 
-_LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+_LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 _ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 
 _DROPOUTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(LAYOUTS, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
     **dict.fromkeys(_LLAMAS, ()),
     "distilbert": ("dropout", "attention_dropout"),
+    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout"),
+    "gpt_neox": ("hidden_dropout", "attention_dropout"),
+    "opt": ("dropout", "attention_dropout"),
     "xlnet": ("dropout",),
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     "t5": ("dropout_rate",),
@@ -137,6 +140,11 @@ def _check(new: NewModel) -> None:
         (new.heads % new.kv_heads == 0, f"heads={new.heads} and kv_heads={new.kv_heads}", "kv_heads that divide heads"),
         # Rotary positions turn pairs of features; sines and cosines are pairs, too.
         (new.model_type not in _LLAMAS or new.width // new.heads % 2 == 0, shape, "width / heads even"),
+        (
+            new.model_type != "gpt_neox" or new.width // new.heads % 8 == 0,  # it turns a quarter of them
+            shape,
+            "width / heads a multiple of 8",
+        ),
         (new.model_type != "xlnet" or new.width % 2 == 0, f"width={new.width}", "an even width"),
         # With less, the logarithm of the distance from which DeBERTa groups positions is 0, and is divided by.
         (new.model_type != "deberta-v2" or new.positions >= 4, f"positions={new.positions}", "positions=4 or more"),
@@ -167,12 +175,14 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     fields |= {role: getattr(tokenizer, role) for role in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if tokenizer.mask_token_id is not None:
         fields["mask_token_id"] = tokenizer.mask_token_id
+    if new.model_type == "modernbert":
+        fields |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
     fields |= _own_fields(new, tokenizer.pad_token_id, tokenizer.eos_token_id)
     config: PretrainedConfig = AutoConfig.for_model(
         new.model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **fields
     )
     if new.model_type != "t5":  # which has a rule of its own
-        spread = "init_std" if new.model_type in ("bart", "marian") else "initializer_range"
+        spread = "init_std" if new.model_type in ("bart", "marian", "opt") else "initializer_range"
         setattr(config, spread, math.sqrt(2 / (5 * new.width)))
     config.architectures = [language_model_class(config)]
     return config
@@ -187,7 +197,9 @@ def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {
         **dict.fromkeys(_ROBERTAS, after_padding),
         **dict.fromkeys(_LLAMAS, llama),
+        "albert": {**positions, "embedding_size": new.width},
         "electra": {**positions, "embedding_size": new.width},
+        "opt": {**positions, "word_embed_proj_dim": new.width},
         "deberta-v2": {  # version 3, as published
             **positions,
             "relative_attention": True,
@@ -200,7 +212,8 @@ def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
         },
         "xlnet": {"bi_data": False, "mem_len": None},  # counts relatively, without a limit
         "gpt2": {"n_positions": new.positions},
-        "gemma3_text": {**llama, "query_pre_attn_scalar": head_width},  # what scores are scaled by; else 256
+        "gemma2": {**llama, "query_pre_attn_scalar": head_width},  # what scores are scaled by; else 256
+        "gemma3_text": {**llama, "query_pre_attn_scalar": head_width},
         "t5": {"n_positions": new.positions, "d_kv": head_width, "decoder_start_token_id": pad},
         "bart": {**positions, "decoder_start_token_id": end, "forced_eos_token_id": end},
         # Unscaled, a new embedding's words would vanish beside its sinusoidal positions.

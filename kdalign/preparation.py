@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.alignment import Plan, propose, read_plan
-from kdalign.architecture import LAYOUTS, Architecture, HeadKind, describe, layout_of, with_layers
+from kdalign.architecture import LAYOUTS, Architecture, Attention, HeadKind, describe, layout_of, with_layers
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
@@ -313,7 +313,7 @@ def _check_embeddings(plan: Plan) -> None:
 def _check_maps(plan: Plan) -> None:
     """Refuse to compare attention maps that cannot be taken, or that differ in their heads."""
     for architecture in (plan.teacher, plan.student):
-        if not LAYOUTS[architecture.model_type].maps:
+        if architecture.attention is Attention.CLOSED:
             raise UsageError(f"attention maps of {architecture.model_type} cannot be taken; give --delta 0")
     for theirs, ours in plan.stacks:
         if theirs.heads != ours.heads:

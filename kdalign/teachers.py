@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.architecture import Layer, accepted_inputs, layout_of
+from kdalign.architecture import Attention, Layer, accepted_inputs, layout_of
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, run, watch
 
@@ -21,7 +21,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
         # Attention of a family's own may mix weights with positions in float32: its products are rounded instead.
-        self._rounds = dtype == torch.bfloat16 and not layout_of(model.config).maps
+        self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not Attention.INTERFACE
         weights = torch.float32 if self._rounds else dtype
         self.model = watch(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)

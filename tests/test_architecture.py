@@ -2,10 +2,20 @@
 
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import tiny_classifier, tiny_config
-from transformers import AutoModel, BertConfig, BertForMaskedLM, FalconConfig
+from transformers import (
+    AlbertConfig,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    FNetConfig,
+    PegasusConfig,
+    PretrainedConfig,
+)
 
 from kdalign.architecture import (
     LAYOUTS,
@@ -19,6 +29,7 @@ from kdalign.architecture import (
     skeleton,
     with_layers,
 )
+from kdalign.capture import Wanted, recording, watch
 from kdalign.errors import UsageError
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
@@ -92,16 +103,67 @@ def test_a_skeleton_has_shapes_without_storage_and_keeps_its_configuration():
     assert config.to_dict() == before
 
 
-class AlbertLike(BertConfig):
-    model_type = "albert"
+class BerdLike(PretrainedConfig):
+    model_type = "berd"
 
 
-def test_an_unknown_model_type_is_refused_with_the_nearest_and_all_supported():
-    with pytest.raises(UsageError, match="'albert' is not supported; did you mean 'bert'") as error:
-        describe(AlbertLike())
+def test_a_model_that_cannot_be_read_is_refused_with_what_is_missing_and_the_nearest():
+    with pytest.raises(UsageError, match=r"'berd' is not supported: .*; did you mean 'bert'") as error:
+        describe(BerdLike())
     assert all(kind in str(error.value) for kind in LAYOUTS)
-    with pytest.raises(UsageError, match=r"'falcon' is not supported \(supported: bert, "):
-        describe(FalconConfig())
+    with pytest.raises(UsageError, match="'fnet' is not supported: its configuration has no num_attention_heads"):
+        describe(FNetConfig())
+    with pytest.raises(UsageError, match="'pegasus' is not supported: it is made of several models"):
+        describe(PegasusConfig())
+    with pytest.raises(UsageError, match="albert with groups of layers is not supported"):
+        describe(AlbertConfig(num_hidden_groups=2))
+
+
+OTHERS = {
+    "ernie": {},
+    "eurobert": {"num_key_value_heads": 2},
+    "phi": {"partial_rotary_factor": 1.0},
+    "olmo2": {"num_key_value_heads": 2},
+    "biogpt": {},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_type_without_a_row_is_read_by_its_usual_names_and_its_signals_are_the_models(kind):
+    shape = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model(kind, vocab_size=50, pad_token_id=0, **shape, **OTHERS[kind])
+    masked = kind in ("ernie", "eurobert")
+    found = describe(config)
+    name = "encoder" if masked else "decoder"
+    kv_heads = 2 if kind in ("eurobert", "olmo2") else 4
+    assert (found.family, found.attention) == ("masked" if masked else "causal", "interface")
+    width_of_head = config.head_dim if kind == "eurobert" else 8
+    assert found.stacks == (Stack(name, 3, 32, 4, kv_heads, width_of_head, 64),)
+    body = AutoModel.from_config(config, attn_implementation="eager").eval()
+    ids, layers = torch.tensor([[2, 5, 6, 3]]), [Layer(name, number) for number in range(3)]
+    with torch.no_grad():
+        plain = body(input_ids=ids, output_hidden_states=True, output_attentions=True)
+        watch(body)
+        with recording(body, Wanted(frozenset(layers), frozenset(layers))) as signals:
+            body(input_ids=ids)
+    for number, layer in enumerate(layers):
+        torch.testing.assert_close(signals.attention[layer], plain.attentions[number], atol=1e-5, rtol=1e-4)
+        if number < 2:  # the last has the final norm in it
+            torch.testing.assert_close(signals.hidden[layer], plain.hidden_states[number + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_seventy_billion_parameters_are_described_in_seconds_and_without_memory():
+    config = AutoConfig.for_model(
+        "llama",
+        **{"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+        **{"num_key_value_heads": 8, "vocab_size": 128256},
+        architectures=["LlamaForCausalLM"],
+    )
+    before, begun = psutil.Process().memory_info().rss, time.process_time()
+    found = describe(config)
+    assert time.process_time() - begun < 5
+    assert psutil.Process().memory_info().rss - before < 1e9
+    assert found.parameters == 70_553_706_496  # Llama 3 70B's
 
 
 def test_an_unknown_stack_is_refused_with_those_there_are():

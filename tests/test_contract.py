@@ -10,8 +10,9 @@ from conftest import tiny_classifier
 from kdalign import losses
 from kdalign.alignment import propose
 from kdalign.architecture import Layer, describe
+from kdalign.attention import ATTENTION
 from kdalign.batches import Batch, Encoded, collate, micro_batches
-from kdalign.capture import ATTENTION, Signals, Wanted, recording
+from kdalign.capture import Signals, Wanted, recording
 from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import sentences
 from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from kdalign import student
 from kdalign.alignment import propose
@@ -23,7 +24,7 @@ from kdalign.architecture import (
     layout_of,
 )
 from kdalign.batches import IGNORED, collate, micro_batches
-from kdalign.capture import Wanted, run, watch
+from kdalign.capture import Wanted, recording, run, watch
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
 from kdalign.objective import Objective, Unit, View, build_language_objective, count_units
 from kdalign.projection import Projections
@@ -33,9 +34,31 @@ from kdalign.teachers import Teacher, calibrate
 from kdalign.training import Learner
 from kdalign.work import Modelling
 
-KINDS = ["bert", "deberta-v2", "xlnet", "gpt2", "llama", "t5", "bart", "marian"]
+KINDS = [
+    "bert",
+    "albert",
+    "modernbert",
+    "deberta-v2",
+    "xlnet",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "llama",
+    "gemma2",
+    "t5",
+    "bart",
+    "marian",
+]
 EVERY = pytest.mark.parametrize("kind", KINDS)
-FINAL_NORM = ("gpt2", "llama", "t5")  # their last hidden state carries the final norm
+FINAL_NORM = (
+    "modernbert",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "llama",
+    "gemma2",
+    "t5",
+)  # their last hidden state carries the final norm
 
 
 @cache
@@ -45,7 +68,7 @@ def tokenizer(family):
 
 def model(kind, layers=4, seed=0):
     """A tiny language model whose weights are large enough to tell tokens apart."""
-    own = ",kv_heads=2" if kind == "llama" else ",dropout=0"
+    own = ",kv_heads=2" if kind in ("llama", "gemma2") else ",dropout=0"
     new = parse_new(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64{own}")
     made = new_model(new_config(new, tokenizer(LAYOUTS[kind].family)), seed)
     with torch.no_grad():
@@ -72,10 +95,6 @@ def encoded(kind, scored=False, n=8, max_length=24):
 ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, embeddings=0.5, temperature=1.5)
 
 
-def weights_for(kind):
-    return ALL if LAYOUTS[kind].maps else ALL.model_copy(update={"delta": 0.0})
-
-
 def answered(batch):
     """Real positions of a model's output."""
     return batch.inputs["decoder_attention_mask"].bool() if "decoder_attention_mask" in batch.inputs else batch.real
@@ -97,7 +116,7 @@ class Setting:
         plan = propose(describe(big.config), describe(small.config))
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
         dtype = torch.bfloat16 if bf16 else None
-        self.objective = build_language_objective(weights or weights_for(kind), plan, dtype)
+        self.objective = build_language_objective(weights or ALL, plan, dtype)
         self.learner = Learner(small, Projections((), 0), plan, self.objective, None, bf16).eval()
 
     def breakdown(self, batch, units):
@@ -126,7 +145,7 @@ def test_what_is_captured_is_what_the_model_computes(kind):
     layers = frozenset(blocks(net))
     with torch.no_grad():
         plain = net(**inputs, output_hidden_states=True)
-        maps = frozenset(attention_modules(net)) if LAYOUTS[kind].maps else frozenset()
+        maps = frozenset(attention_modules(net))
         stacks = frozenset(layer.stack for layer in layers)
         signals = run(watch(net), inputs, Wanted(layers, maps, stacks), None)
     assert torch.equal(signals.head.logits(signals.features)[answered(batch)], plain.logits[answered(batch)])
@@ -143,7 +162,7 @@ def test_what_is_captured_is_what_the_model_computes(kind):
             torch.testing.assert_close(signals.hidden[Layer(stack.name, number)][real], theirs[real])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if LAYOUTS[kind].maps])
+@EVERY
 def test_captured_maps_are_those_of_eager_attention(kind):
     net = model(kind)
     batch = collate(encoded(kind, scored=True), range(3), width=24)
@@ -157,8 +176,55 @@ def test_captured_maps_are_those_of_eager_attention(kind):
     for layer, ours in signals.attention.items():
         family = LAYOUTS[kind].family
         theirs = (eager[f"{layer.stack}_attentions"] if family == "seq2seq" else eager.attentions)[layer.number]
+        theirs = theirs[0] if isinstance(theirs, tuple) else theirs  # XLNet's content stream, of two
         real = batch.real if layer.stack == "encoder" else answered(batch)
         torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
+
+
+OUTPUT = {"modernbert": "Wo", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_proj", "llama": "o_proj"}
+OUTPUT |= {"gemma2": "o_proj", "t5": "o", "bart": "out_proj", "marian": "out_proj", "albert": "dense"}
+"""What the mixed values go into, below the attention; BERT's and DeBERTa's give them back."""
+
+
+@EVERY
+def test_captured_maps_queries_keys_and_values_are_those_that_the_attention_mixes(kind):
+    net = watch(model(kind))
+    batch = collate(encoded(kind), range(3), width=24)
+    modules = attention_modules(net)
+    mixed, layers = {}, frozenset(modules)
+
+    def keep(layer):
+        def hook(_module, args, output):
+            given = args[0] if kind in OUTPUT else output[0]
+            mixed.setdefault(layer, given)
+
+        return hook
+
+    for layer, module in modules.items():
+        place = module.get_submodule(OUTPUT[kind]) if kind in OUTPUT else module
+        if kind != "albert" or layer.number == 0:  # one module is all of its layers: the first call is looked at
+            place.register_forward_hook(keep(layer))
+    with torch.no_grad(), recording(net, Wanted(attention=layers, relations=layers)) as signals:
+        net(**accepted_inputs(net, batch.inputs))
+    assert signals.queries.keys() == signals.keys.keys() == signals.values.keys() == layers
+    for layer, result in mixed.items():
+        values = repeat_kv(signals.values[layer], 4 // signals.values[layer].size(1))
+        ours = (signals.attention[layer] @ values).transpose(1, 2)  # (batch, time, heads, head width)
+        if kind == "xlnet":  # what comes back is added to the content stream: the words, in the first layer
+            if layer.number == 0:
+                words = net.transformer.word_embedding(batch.inputs["input_ids"]).transpose(0, 1)
+                again = modules[layer].post_attention(words, ours.transpose(0, 1))
+                torch.testing.assert_close(again, result, atol=1e-4, rtol=1e-4)
+            continue
+        torch.testing.assert_close(ours.flatten(2), result, atol=1e-4, rtol=1e-4)
+        if kind not in ("deberta-v2", "t5"):  # which add positions of their own to the scores
+            keys = repeat_kv(signals.keys[layer], 4 // signals.keys[layer].size(1))
+            scores = signals.queries[layer] @ keys.transpose(2, 3) / 8**0.5
+            if kind == "gemma2":
+                scores = 50 * torch.tanh(scores / 50)
+            maps = signals.attention[layer]
+            again = scores.masked_fill(maps == 0, -1e30).softmax(-1)
+            torch.testing.assert_close(again, maps, atol=1e-5, rtol=1e-3)
 
 
 @EVERY
@@ -212,7 +278,7 @@ def test_more_padding_changes_no_term_and_no_gradient(kind):
 
 @EVERY
 def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind):
-    weights = weights_for(kind).model_copy(update={"hard": 0.0})
+    weights = ALL.model_copy(update={"hard": 0.0})
     big = model(kind)
     names = [stack.name for stack in layout_of(big.config).stacks]
     twin = student.cut(big, {name: range(4) for name in names})

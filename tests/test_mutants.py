@@ -94,13 +94,13 @@ MUTANTS = {
         "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
     ),
     "attention softmaxed twice": (
-        "capture.py",
+        "attention.py",
         "return scores.softmax(dim=-1)",
         "return scores.softmax(dim=-1).softmax(dim=-1)",
         "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
     ),
     "attention without its padding mask": (
-        "capture.py",
+        "attention.py",
         "AttentionMaskInterface.register(ATTENTION, sdpa_mask)",
         "",
         "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",

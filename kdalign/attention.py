@@ -1,0 +1,123 @@
+"""Attention as Transformers' SDPA computes it, whose map, queries, keys and values can be kept beside."""
+
+from contextlib import nullcontext
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+class Keeper(Protocol):
+    """Keeps what one attention module computes."""
+
+    def begin(self) -> None:
+        """The module is called."""
+
+    @property
+    def wants_map(self) -> bool:
+        """Whether this call's map is to be kept."""
+
+    @property
+    def wants_parts(self) -> bool:
+        """Whether this call's queries, keys and values are to be kept."""
+
+    def keep_map(self, probabilities: Tensor) -> None:
+        """Keep (batch, heads, time, keys)."""
+
+    def keep_parts(self, **parts: Tensor) -> None:
+        """Keep ``queries``, ``keys`` or ``values``, (batch, heads, time, head width)."""
+
+
+keepers: WeakKeyDictionary[nn.Module, Keeper] = WeakKeyDictionary()
+"""Who keeps what a module computes, while a forward is recorded."""
+
+
+def attention_map(
+    query: Float[Tensor, "batch heads time head_width"],
+    key: Float[Tensor, "batch kv_heads keys head_width"],
+    mask: Bool[Tensor, "batch #heads #time keys"] | None,
+    scaling: float,
+    bias: Float[Tensor, "#batch heads time keys"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch heads time keys"]:
+    r"""Attention probabilities before dropout: :math:`\mathrm{softmax}(Q K^\top s + b)` over unmasked keys.
+
+    With a ``softcap`` c (Gemma 2), scores x are :math:`c \tanh(x / c)`.
+    """
+    key = repeat_kv(key, query.size(1) // key.size(1))
+    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def sdpa_with_maps(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' SDPA attention; a module whose attention is wanted gets it kept beside."""
+    keeper = keepers.get(module)
+    scale = scaling if scaling is not None else query.size(-1) ** -0.5
+    if keeper is not None:
+        keeper.begin()
+        if keeper.wants_parts:
+            usual = scale * query.size(-1) ** 0.5  # OPT's queries come scaled, T5's are meant to stay unscaled
+            keeper.keep_parts(queries=query if usual == 1 else query * usual, keys=key, values=value)
+    if softcap is not None or (keeper is not None and keeper.wants_map):
+        mask = attention_mask
+        if mask is None and (vars(module).get("is_causal", True) if is_causal is None else is_causal):
+            # SDPA then masks the future itself: the map must, too.
+            mask = torch.ones(1, 1, query.size(2), key.size(2), dtype=torch.bool, device=query.device).tril()
+            mask = mask.expand(query.size(0), -1, -1, -1)
+        probabilities = attention_map(query, key, mask, scale, position_bias, softcap)
+        if keeper is not None and keeper.wants_map:
+            keeper.keep_map(probabilities)
+        if softcap is not None:  # which SDPA does not know
+            spread = repeat_kv(value, query.size(1) // value.size(1))
+            mixed = torch.nn.functional.dropout(probabilities.to(value.dtype), dropout) @ spread
+            return mixed.transpose(1, 2).contiguous(), None
+    # On CPU, SDPA's backward takes up to five times as long in bfloat16 as in float32 (on short rows); with dropout it
+    # goes another way, which is not slower.
+    dtype, exact = query.dtype, query.device.type == "cpu" and torch.is_grad_enabled() and dropout == 0
+    if exact:
+        query, key, value = query.float(), key.float(), value.float()
+        position_bias = None if position_bias is None else position_bias.float()
+    with torch.autocast(query.device.type, enabled=False) if exact else nullcontext():
+        output, _ = sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            position_bias=position_bias,
+            **kwargs,
+        )
+    return output.to(dtype), None
+
+
+ATTENTION = "kdalign"
+"""The name under which models use SDPA with maps on request."""
+# Both are needed: an attention function without its mask function gets no padding mask, silently.
+AttentionInterface.register(ATTENTION, sdpa_with_maps)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
