@@ -5,78 +5,15 @@ Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from kdalign.architecture import Architecture, Layer, Stack
-from kdalign.errors import UsageError, did_you_mean
-
-
-def _uniform(student: int, teacher: int) -> list[int]:
-    return [(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i in range(student)]
-
-
-def _first(student: int, teacher: int) -> list[int]:
-    return list(range(student))
-
-
-def _last(student: int, teacher: int) -> list[int]:
-    return [teacher - student + i for i in range(student)]
-
-
-def _skip(student: int, teacher: int) -> list[int]:
-    return [i * teacher // student for i in range(student)]
-
-
-def _spread(student: int, teacher: int) -> list[int]:
-    if student == 1:
-        return [teacher - 1]
-    return [(2 * i * (teacher - 1) + student - 1) // (2 * (student - 1)) for i in range(student)]
-
-
-STRATEGIES: Mapping[str, Callable[[int, int], list[int]]] = {
-    "uniform": _uniform,
-    "first": _first,
-    "last": _last,
-    "skip": _skip,
-    "spread": _spread,
-}
-"""Fixed choices of teacher layers, (student layers, teacher layers) to one teacher layer each.
-
-Where a choice falls between two layers it is rounded as floor(x + 1/2). From 6 to 3 layers: uniform 1 3 5,
-first 0 1 2, last 3 4 5, skip 0 2 4, spread 0 3 5.
-"""
-
-
-def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str] = ()) -> tuple[int, ...]:
-    """For each student layer, a teacher layer.
-
-    Args:
-        choice: a strategy's name, or the layers themselves, such as ``1 3 5``.
-        student: number of student layers.
-        teacher: number of teacher layers.
-        others: further words that the caller takes, for the error line.
-
-    Raises:
-        UsageError: unknown strategy, wrong number of layers, or a layer that the teacher does not have.
-    """
-    if student > teacher:
-        raise UsageError(f"a student of {student} layers has more than its teacher's {teacher}")
-    if choice in STRATEGIES:
-        return tuple(STRATEGIES[choice](student, teacher))
-    if not re.fullmatch(r"\d+([ ,]+\d+)*", choice.strip()):
-        raise UsageError(
-            f"unknown choice of layers {choice!r}{did_you_mean(choice, [*STRATEGIES, *others])} "
-            f"(accepted: {', '.join([*STRATEGIES, *others])}, or numbers such as '1 3 5')"
-        )
-    layers = tuple(int(word) for word in re.split(r"[ ,]+", choice.strip()))
-    if len(layers) != student:
-        raise UsageError(f"layers {choice!r}: {len(layers)} are named for a student of {student} layers")
-    for layer in layers:
-        if layer >= teacher:
-            raise UsageError(f"layers {choice!r}: the teacher has layers 0 to {teacher - 1}, not {layer}")
-    return layers
+from kdalign.errors import UsageError
+from kdalign.maps import MEASURED, STRATEGIES, Alike, choose_layers, measured_strategy, needs_measuring
 
 
 def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
@@ -127,6 +64,8 @@ class Plan:
         projections: for pairs whose widths differ; empty where they agree.
         statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
         chosen: how the map was chosen, for the reader.
+        choice: the measured map that was asked for; empty for one that needs no measuring.
+        similarities: for each stack, the CKA of every student layer with every teacher layer, once measured.
     """
 
     teacher: Architecture
@@ -135,6 +74,8 @@ class Plan:
     projections: tuple[ProjectionShape, ...] = ()
     statistics: Mapping[str, float] = field(default_factory=dict)
     chosen: str = ""
+    choice: str = ""
+    similarities: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
 
     @property
     def stacks(self) -> tuple[tuple[Stack, Stack], ...]:
@@ -148,6 +89,11 @@ class Plan:
             for ours, theirs in layer_map.pairs:
                 _in_range("student", ours, student)
                 _in_range("teacher", theirs, teacher)
+            alike = self.similarities.get(student.name)
+            if alike is not None and (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
+                raise UsageError(
+                    f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
+                )
         if self.projections != _projections(self.teacher, self.student, self.maps):
             raise UsageError("the projections must join the mapped layers whose widths differ, one each, and no others")
 
@@ -166,8 +112,9 @@ class Plan:
 
     @property
     def calibrated(self) -> bool:
-        """Whether every teacher layer's variance is known."""
-        return all(f"variance/{teacher}" in self.statistics for _, teacher, _ in self.pairs)
+        """Whether every teacher layer's variance is known, and a map that is to be measured was."""
+        measured = not self.choice or bool(self.similarities)
+        return measured and all(f"variance/{teacher}" in self.statistics for _, teacher, _ in self.pairs)
 
     def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
         """The same plan, calibrated."""
@@ -232,30 +179,106 @@ def propose(
     Args:
         teacher: what teaches.
         student: what learns.
-        choice: ``auto``, a strategy of ``STRATEGIES``, or pairs such as ``0:1 1:3 2:5``.
+        choice: ``auto``, a strategy of ``STRATEGIES``, pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
+            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
         weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
     """
-    maps, chosen = [], ""
+    maps, chosen, measured = [], "", needs_measuring(choice)
+    if measured:
+        measured_strategy(choice)
+        if weights is not None:
+            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights out")
     for ours in student.stacks:
         if ours.name not in {stack.name for stack in teacher.stacks}:
             continue
         theirs = teacher.stack(ours.name)
         if choice == "auto" and cut_from is not None:
             pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
+        elif measured:
+            depths = [
+                min(theirs.layers - 1, (2 * i + 1) * theirs.layers // (2 * ours.layers)) for i in range(ours.layers)
+            ]
+            pairs, chosen = list(enumerate(depths)), f"{choice}, not measured yet"
         elif ":" in choice:
             pairs, chosen = _given_pairs(choice), "given"
         else:
             chosen = "uniform" if choice == "auto" else choice
-            words = ("auto", "pairs such as 0:1 1:3")
+            words = ("auto", *MEASURED, "pairs such as 0:1 1:3")
             pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
         maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
     if not maps:
         raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
-    return Plan(teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen)
+    return Plan(
+        teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen, choice if measured else ""
+    )
+
+
+def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
+    """A plan with these similarities, and the map that they suggest where a measured one was asked for.
+
+    Args:
+        plan: whose maps may still be stand-ins.
+        similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
+        source: what they were measured on, for the reader.
+
+    Raises:
+        UsageError: a function of the user's that gives no map.
+    """
+    kept = {name: tuple(tuple(row) for row in alike.tolist()) for name, alike in similarities.items()}
+    if not plan.choice:
+        return replace(plan, similarities=kept)
+    maps = _measured_maps(plan, plan.choice, similarities)
+    return replace(
+        plan,
+        maps=maps,
+        projections=_projections(plan.teacher, plan.student, maps),
+        chosen=f"{plan.choice} by likeness (CKA) over {source}",
+        similarities=kept,
+        statistics={},
+    )
+
+
+def alternatives(plan: Plan) -> dict[str, float]:
+    """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
+
+    For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
+    """
+    if not plan.similarities:
+        return {}
+    found = {"this map": _likeness(plan.maps, plan.similarities)}
+    if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
+        for name in STRATEGIES:
+            found[name] = _likeness(propose(plan.teacher, plan.student, name).maps, plan.similarities)
+    measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
+    return found | {name: _likeness(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED}
+
+
+def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
+    maps = []
+    for one in plan.maps:
+        flows = measured_strategy(choice)(similarities[one.student_stack])
+        pairs = tuple((ours, theirs) for ours, theirs, _ in flows)
+        try:
+            weights = _shares([weight for *_, weight in flows], len(pairs))
+            maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
+        except UsageError as error:
+            raise UsageError(f"map {choice!r}: {error}") from None
+    return tuple(maps)
+
+
+def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
+    means = [
+        sum(
+            weight * similarities[one.student_stack][ours][theirs]
+            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
+        )
+        for one in maps
+    ]
+    return sum(means) / len(means)
 
 
 def _shares(weights: Sequence[float] | None, pairs: int) -> tuple[float, ...]:

@@ -115,7 +115,9 @@ def distill(
     map_: Annotated[
         str | None,
         typer.Option(
-            "--map", help="Which teacher layer teaches which: auto, a fixed map, or '0:1 1:3 2:5'. Default auto."
+            "--map",
+            help="Which teacher layer teaches which: auto, uniform, first, last, skip, spread, '0:1 1:3 2:5', or by "
+            "likeness: cka, emd, or your module:function. Default auto.",
         ),
     ] = None,
     hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy. Default 0.3.")] = None,
@@ -411,6 +413,7 @@ def profile(
     epilog=_examples(
         "kdalign map-layers --teacher ./teacher --student layers=3",
         "kdalign map-layers --teacher ./teacher --student ./narrow --map '0:1 1:3 2:5' --out plan.json",
+        "kdalign map-layers --teacher ./teacher --student ./other --map cka --task sst2 --data ./sst2 --plot map.png",
     )
 )
 def map_layers(
@@ -418,16 +421,51 @@ def map_layers(
     student: Annotated[
         str, typer.Option(help="layers=N or layers=half, hub id, folder, or new:TYPE,layers=N,width=N.")
     ] = "layers=half",
-    map_: Annotated[str, typer.Option("--map", help="auto, a fixed map, or pairs such as '0:1 1:3 2:5'.")] = "auto",
+    map_: Annotated[
+        str,
+        typer.Option(
+            "--map",
+            help="auto, a fixed map, pairs such as '0:1 1:3 2:5', or by likeness: cka, emd, or your module:function.",
+        ),
+    ] = "auto",
     init: Annotated[str, typer.Option(help="Teacher layers a cut student starts from.")] = "uniform",
+    task: TaskName = None,
+    data: DataFolder = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    examples: Annotated[int, typer.Option(min=1, help="Texts of train that both models read, drawn at random.")] = 512,
+    max_length: MaxLength = None,
     revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan, for distill --plan.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw how alike the layers are: .png, .svg or .pdf.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show which teacher layer would teach which student layer, and the projections between them."""
-    from kdalign.pipeline import plan_layers
+    """Show which teacher layer would teach which student layer, and the projections between them.
 
-    plan = plan_layers(teacher, student, map_, init, revision)
+    With --task both models read some of its texts, and how alike their layers are (CKA) is shown for every map.
+    """
+    from kdalign.plots import check_picture
+
+    if plot is not None:
+        check_picture(plot)
+        if task is None:
+            raise UsageError("--plot draws how alike layers are, which is measured on text: give --task and --data")
+    if task is not None:
+        from kdalign.tasks import check_named
+
+        check_named(task, data, dataset, config)
+    watcher = _watcher()
+    from kdalign.planning import Reading, plan_layers
+
+    reading = Reading(task, data, dataset, config, examples, max_length or 128) if task is not None else None
+    plan = plan_layers(teacher, student, map_, init, revision, reading, watcher)
+    if plot is not None:
+        from kdalign.plots import draw_similarities
+
+        draw_similarities(plan, plot)
+        _error_console().print(f"picture: {plot}", highlight=False)
     if out is not None:
         from kdalign.files import check_writable, write_text
 

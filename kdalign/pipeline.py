@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -15,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign import models, student
 from kdalign.alignment import Plan, layers_text, read_plan
 from kdalign.architecture import LAYOUTS, count_parameters
-from kdalign.batches import Encoded, in_order
+from kdalign.batches import Encoded
+from kdalign.calibration import CALIBRATION_TOKENS, calibrate, mapped, some
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -24,21 +24,18 @@ from kdalign.finetuning import finetuned
 from kdalign.fresh import new_config, new_model, train_tokenizer
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
-from kdalign.preparation import Prepared, claim, prepare, shape_plan, split_by_task, trained_size
+from kdalign.preparation import Prepared, claim, prepare, split_by_task, trained_size
 from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
 from kdalign.tasks import Examples, Task
-from kdalign.teachers import Teacher, calibrate
+from kdalign.teachers import Teacher
 from kdalign.training import Learner, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
-CALIBRATION_EXAMPLES = 512
-CALIBRATION_TOKENS = 16_384
-CALIBRATION_BATCH = 32
 LATENCY_TOKENS = 128
 SHOWN = 100
 """Characters of a sample that are shown while training; the history and the record keep all."""
@@ -96,18 +93,6 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     for run in runs:
         claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume), run.inputs)
     return runs
-
-
-def plan_layers(
-    teacher: str, student_name: str, choice: str = "auto", init: str = "uniform", revision: str | None = None
-) -> Plan:
-    """The shape plan between two models, from their configurations.
-
-    Raises:
-        UsageError: a model, layer choice or map that is not there.
-    """
-    theirs = models.locate(teacher, revision)
-    return shape_plan(theirs, student_name, choice, init)
 
 
 def profile_models(
@@ -185,7 +170,10 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         teacher = Teacher(taught.model, work.order(taught.model), dtype, accelerator.device)
 
     # What aligns them, and what is minimised.
-    plan = _calibrated(run, teacher, encoded, accelerator, resume) if teacher is not None else None
+    plan = None
+    if teacher is not None:
+        plan = _calibrated(run, teacher, student_model, encoded, tokenizer, accelerator, resume)
+        observer.announce(f"map: {plan.chosen}")
     objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     projections = Projections(shapes, recipe.train.seed)
@@ -340,18 +328,25 @@ def _load_student(
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
 
 
-def _calibrated(run: Prepared, teacher: Teacher, encoded: Encoded, accelerator: Accelerator, resume: bool) -> Plan:
-    """The plan with the teacher's statistics: kept from before on resume, else measured on a few training examples."""
+def _calibrated(
+    run: Prepared,
+    teacher: Teacher,
+    student_model: PreTrainedModel,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    resume: bool,
+) -> Plan:
+    """The plan as it is trained with: kept from before on resume, else measured on a few training examples."""
     if resume and run.folder.plan.is_file():
         return read_plan(run.folder.plan)
-    plan = run.plan
+    plan, seed = run.plan, run.recipe.train.seed
     assert plan is not None, "a teacher comes with a plan"
+    if plan.choice:
+        special = tokenizer.all_special_ids
+        plan = mapped(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
-        rows = np.random.default_rng([run.recipe.train.seed, 2]).permutation(len(encoded))[:CALIBRATION_EXAMPLES]
-        enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), CALIBRATION_TOKENS, side="right"))
-        rows = rows[: max(1, enough)]
-        batches = (batch for _, batch in in_order(encoded.take(rows.tolist()), CALIBRATION_BATCH))
-        plan = calibrate(plan, teacher, batches, accelerator.device)
+        plan = calibrate(plan, teacher, some(encoded, seed, CALIBRATION_TOKENS), accelerator.device)
     if accelerator.is_main_process:
         write_text(run.folder.plan, plan.to_json())
     accelerator.wait_for_everyone()

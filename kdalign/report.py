@@ -10,11 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from kdalign.alignment import alternatives
 from kdalign.comparison import Cell, Column, Comparison, Row
 from kdalign.errors import unknown
 
 if TYPE_CHECKING:
-    from kdalign.alignment import Plan
+    from kdalign.alignment import LayerMap, Plan
     from kdalign.evaluation import Evaluation
     from kdalign.preparation import Prepared
     from kdalign.profiling import Profile
@@ -226,8 +227,39 @@ def plan_table(plan: "Plan") -> RenderableType:
             f"{shape.parameters:,}" if shape else "0",
         )
     total = sum(shape.parameters for shape in plan.projections)
-    note = f"· map: {plan.chosen}; layers count from 0; {total:,} projection weights, not in the exported student"
-    return Group(table, Text(note, style="dim"))
+    notes = [f"map: {plan.chosen}; layers count from 0; {total:,} projection weights, not in the exported student"]
+    scores = alternatives(plan)
+    if scores:
+        notes.append("CKA of mapped layers: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    heat = [_heat_map(plan, one) for one in plan.maps if one.student_stack in plan.similarities]
+    return Group(table, *heat, *(Text(f"· {note}", style="dim") for note in notes))
+
+
+_NUMBERS_FIT = 12
+_SHADES = " ░▒▓█"
+
+
+def _heat_map(plan: "Plan", one: "LayerMap") -> RenderableType:
+    """How alike the layers of two stacks are: numbers where they fit, else shades; mapped layers are starred."""
+    alike = plan.similarities[one.student_stack]
+    numbers = len(alike[0]) <= _NUMBERS_FIT
+    table = Table(box=None, padding=0, title=f"likeness (CKA), {one.student_stack}", title_justify="left")
+    table.add_column("", min_width=3)
+    for layer in range(len(alike[0])):
+        table.add_column(f" {layer:>4} " if numbers else f"{layer % 10} ", no_wrap=True)
+    for ours, values in enumerate(alike):
+        cells = []
+        for theirs, value in enumerate(values):
+            star = "*" if (ours, theirs) in one.pairs else " "
+            level = min(max(value, 0.0), 1.0)
+            shown = f"{value:4.2f}{star}" if numbers else _SHADES[round(4 * level)] + star
+            red, green, blue = int(40 + 180 * level), int(40 + 170 * level), int(90 - 40 * level)
+            style = (
+                f"{'bold ' if star == '*' else ''}{'black' if level > 0.5 else 'white'} on rgb({red},{green},{blue})"
+            )
+            cells.append(Text(shown, style=style))
+        table.add_row(str(ours), *cells)
+    return Group(Text(""), table)
 
 
 def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:

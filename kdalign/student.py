@@ -7,7 +7,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from kdalign.alignment import choose_layers
 from kdalign.architecture import (
     Architecture,
     Stack,
@@ -20,6 +19,7 @@ from kdalign.architecture import (
     with_layers,
 )
 from kdalign.errors import UsageError
+from kdalign.maps import choose_layers
 
 
 def layers_of_cut(student: str, teacher: Architecture) -> dict[str, int] | None:

@@ -1,14 +1,10 @@
-"""The teacher: in eval mode, without gradients, outside the student's parameters; and what is measured on it once."""
-
-from collections.abc import Iterable
+"""The teacher: in eval mode, without gradients, outside the student's parameters."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.alignment import Plan
-from kdalign.architecture import Attention, Layer, accepted_inputs, layout_of
-from kdalign.batches import Batch
+from kdalign.architecture import Attention, accepted_inputs, layout_of
 from kdalign.capture import Signals, Wanted, run, watch
 
 
@@ -31,31 +27,3 @@ class Teacher:
         device = self.model.device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._rounds):
             return run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
-
-
-def calibrate(plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device) -> Plan:
-    r"""Measure each mapped teacher layer's feature variance over real tokens, and keep it in the plan.
-
-    .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
-
-    The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it.
-    """
-    layers = frozenset(layer for _, layer, _ in plan.pairs)
-    sums: dict[Layer, list[Tensor]] = {}
-    counts: dict[Layer, int] = {}
-    for batch in batches:
-        batch = batch.to(device)
-        signals = teacher(batch.inputs, Wanted(hidden=layers))
-        for layer, hidden in signals.hidden.items():
-            real = hidden[batch.predicted if plan.teacher.reads_target(layer.stack) else batch.tokens].double()
-            counts[layer] = counts.get(layer, 0) + len(real)
-            found = sums.setdefault(layer, [torch.zeros(()), torch.zeros(())])
-            found[0] = found[0] + real.sum(0).cpu()
-            found[1] = found[1] + real.square().sum(0).cpu()
-    statistics = {}
-    for layer, (first, second) in sums.items():
-        count = counts[layer]
-        variance = float((second / count - (first / count).square()).mean())
-        # A layer that gives every token the same features has no scale of its own.
-        statistics[f"variance/{layer}"] = max(variance, 1e-6)
-    return plan.with_statistics(statistics)

@@ -129,7 +129,7 @@ def test_pairs_may_leave_layers_out_and_repeat_them():
         ("0:1 0:1", "none twice"),
         ("0:1 1", "pairs are written STUDENT:TEACHER"),
         ("0:-1", "pairs are written STUDENT:TEACHER"),
-        ("a:b", "pairs are written STUDENT:TEACHER"),
+        ("0:a", "pairs are written STUDENT:TEACHER"),
         (":", "pairs are written STUDENT:TEACHER"),
         ("0:1:2", "pairs are written STUDENT:TEACHER"),
     ],

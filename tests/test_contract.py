@@ -12,13 +12,14 @@ from kdalign.alignment import propose
 from kdalign.architecture import Layer, describe
 from kdalign.attention import ATTENTION
 from kdalign.batches import Batch, Encoded, collate, micro_batches
+from kdalign.calibration import calibrate
 from kdalign.capture import Signals, Wanted, recording
 from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.student import cut
-from kdalign.teachers import Teacher, calibrate
+from kdalign.teachers import Teacher
 from kdalign.training import Learner, learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]

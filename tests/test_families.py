@@ -24,13 +24,14 @@ from kdalign.architecture import (
     layout_of,
 )
 from kdalign.batches import IGNORED, collate, micro_batches
+from kdalign.calibration import calibrate
 from kdalign.capture import Wanted, recording, run, watch
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
 from kdalign.objective import Objective, Unit, View, build_language_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.tasks import Examples, LanguageTask, Source
-from kdalign.teachers import Teacher, calibrate
+from kdalign.teachers import Teacher
 from kdalign.training import Learner
 from kdalign.work import Modelling
 

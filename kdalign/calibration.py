@@ -1,0 +1,139 @@
+"""What is measured on a few texts before training: how far the teacher's features spread, and how alike layers are."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdalign.alignment import Plan, remap
+from kdalign.architecture import Layer, accepted_inputs, blocks
+from kdalign.batches import Batch, Encoded, in_order
+from kdalign.capture import Signals, Wanted, answering, recording
+from kdalign.errors import UsageError
+from kdalign.maps import Alike
+from kdalign.similarity import LEAST_TOKENS, similarities
+from kdalign.teachers import Teacher
+
+CALIBRATION_TOKENS = 16_384
+"""Read by the teacher to measure how far its features spread."""
+SIMILARITY_TOKENS = 4_096
+"""Read by both models to measure how alike their layers are."""
+_EXAMPLES = 512
+_BATCH = 32
+
+
+def calibrate(plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device) -> Plan:
+    r"""Measure each mapped teacher layer's feature variance over real tokens, and keep it in the plan.
+
+    .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
+
+    The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it.
+    """
+    layers = frozenset(layer for _, layer, _ in plan.pairs)
+    sums: dict[Layer, list[Tensor]] = {}
+    counts: dict[Layer, int] = {}
+    for batch in batches:
+        batch = batch.to(device)
+        signals = teacher(batch.inputs, Wanted(hidden=layers))
+        for layer, hidden in signals.hidden.items():
+            real = hidden[_positions(plan, batch, layer.stack)].double()
+            counts[layer] = counts.get(layer, 0) + len(real)
+            found = sums.setdefault(layer, [torch.zeros(()), torch.zeros(())])
+            found[0] = found[0] + real.sum(0).cpu()
+            found[1] = found[1] + real.square().sum(0).cpu()
+    statistics = {}
+    for layer, (first, second) in sums.items():
+        count = counts[layer]
+        variance = float((second / count - (first / count).square()).mean())
+        # A layer that gives every token the same features has no scale of its own.
+        statistics[f"variance/{layer}"] = max(variance, 1e-6)
+    return plan.with_statistics(statistics)
+
+
+def mapped(
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    encoded: Encoded,
+    special: Sequence[int],
+    texts: str,
+    seed: int,
+) -> Plan:
+    """A plan with the similarities of its layers on a few of these texts, and the map that they suggest.
+
+    Args:
+        plan: whose maps may be stand-ins.
+        teacher: read without gradients, in eval mode; so is the student.
+        student: with the teacher's tokenizer.
+        encoded: texts.
+        special: ids of special tokens, which do not count.
+        texts: what they are called.
+        seed: of the few.
+    """
+    batches = list(some(encoded, seed, SIMILARITY_TOKENS))
+    alike_layers, tokens = alike(plan, teacher, student, batches, special, student.device)
+    return remap(plan, alike_layers, f"{tokens:,} tokens of {texts}")
+
+
+def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
+    """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
+    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
+    enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
+    return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
+
+
+def alike(
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Batch],
+    special: Sequence[int],
+    device: torch.device,
+) -> tuple[dict[str, Alike], int]:
+    """How alike each student layer is to each teacher layer, for every aligned stack; and over how many tokens.
+
+    Args:
+        plan: which stacks are aligned.
+        teacher: read without gradients, in eval mode; so is the student.
+        student: with the teacher's tokenizer.
+        batches: of texts.
+        special: ids of special tokens, which do not count.
+        device: of both models.
+
+    Raises:
+        UsageError: fewer tokens than an estimate needs.
+    """
+    stacks = {ours.name for _, ours in plan.stacks}
+    kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
+    for batch in batches:
+        batch = batch.to(device)
+        for features, model in zip(kept, (student, teacher), strict=True):
+            for layer, hidden in _features(model, batch).hidden.items():
+                if layer.stack in stacks:
+                    real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
+                    features.setdefault(layer, []).append(real)
+    found = {}
+    for stack in sorted(stacks):
+        ours, theirs = (
+            [torch.cat(parts) for layer, parts in sorted(features.items()) if layer.stack == stack] for features in kept
+        )
+        if len(ours[0]) < LEAST_TOKENS:
+            raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
+        found[stack] = similarities(ours, theirs)
+    return found, len(ours[0])
+
+
+def _features(model: PreTrainedModel, batch: Batch) -> Signals:
+    body = model.base_model
+    with answering(body), recording(model, Wanted(hidden=frozenset(blocks(model)))) as signals:
+        body(**accepted_inputs(body, batch.inputs))
+    return signals
+
+
+def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
+    """(batch, time): the positions of a stack that count, without special tokens."""
+    target = plan.student.reads_target(stack)
+    counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.tokens, "input_ids")
+    return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

@@ -1,0 +1,118 @@
+"""The story of a plan: which teacher layer would teach which student layer, by shape or by what both make of texts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign import models, student
+from kdalign.alignment import Plan
+from kdalign.architecture import describe, layout_of
+from kdalign.batches import Encoded
+from kdalign.calibration import mapped
+from kdalign.encoding import encode_labelled, encode_pairs
+from kdalign.errors import UsageError
+from kdalign.fresh import new_config, new_model, parse_new
+from kdalign.maps import needs_measuring
+from kdalign.models import Checkpoint
+from kdalign.observer import Observer, Silent
+from kdalign.preparation import shape_plan
+from kdalign.tasks import Task, find_task, load_examples, load_texts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts for both models to read.
+
+    Attributes:
+        task: whose texts.
+        folder: their folder; None for the hub.
+        dataset: a hub data set.
+        config: its configuration.
+        examples: so many, drawn at random from train.
+        max_length: longest input in tokens.
+    """
+
+    task: str
+    folder: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    examples: int = 512
+    max_length: int = 128
+
+
+def plan_layers(
+    teacher: str,
+    student_name: str,
+    choice: str = "auto",
+    init: str = "uniform",
+    revision: str | None = None,
+    reading: Reading | None = None,
+    observer: Observer | None = None,
+) -> Plan:
+    """The plan between two models: from their configurations alone, or by similarity where there is text to read.
+
+    Raises:
+        UsageError: a model, layer choice, map or text that is not there, or tokenizers that differ.
+    """
+    theirs = models.locate(teacher, revision)
+    plan = shape_plan(theirs, student_name, choice, init)
+    if reading is None:
+        if needs_measuring(choice):
+            raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
+        return plan
+    observer = observer or Silent()
+    tokenizer = models.load_tokenizer(theirs)
+    own = _own(theirs, student_name, tokenizer)
+    encoded, source = _read(reading, tokenizer, theirs.config)
+    models.check_length(theirs, reading.max_length)
+    big = models.load_as_it_is(theirs)
+    small, trained = _student(theirs, big, own, student_name, init, tokenizer)
+    if not trained:
+        observer.announce("the student is untrained: how alike its layers are says nothing of what they will learn")
+    return mapped(plan, big, small, encoded, tokenizer.all_special_ids, source, 0)
+
+
+def _own(teacher: Checkpoint, name: str, tokenizer: PreTrainedTokenizerBase) -> Checkpoint | None:
+    """The student's checkpoint, with its teacher's tokenizer; None where it is cut or new."""
+    if name.startswith(("layers=", "new:")):
+        return None
+    own = models.locate(name)
+    if not models.same_tokenizer(tokenizer, models.load_tokenizer(own)):
+        raise UsageError(f"teacher {teacher.name!r} and student {name!r} have different tokenizers (token for token)")
+    return own
+
+
+def _read(reading: Reading, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> tuple[Encoded, str]:
+    task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
+    examples = load_examples(task, task.train) if isinstance(task, Task) else load_texts(task, task.train)
+    if reading.examples < len(examples):
+        rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
+        examples = examples.take(sorted(rows.tolist()))
+    if layout_of(config).family != "seq2seq":
+        return encode_labelled(examples, tokenizer, reading.max_length), task.name
+    if len(examples.texts) != 2:
+        raise UsageError(
+            f"an encoder-decoder reads pairs: task {reading.task!r} has one text (accepted: translation:A-B)"
+        )
+    return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), reading.max_length), task.name
+
+
+def _student(
+    teacher: Checkpoint,
+    big: PreTrainedModel,
+    own: Checkpoint | None,
+    name: str,
+    init: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[PreTrainedModel, bool]:
+    """The student, and whether its weights come from anywhere."""
+    if own is not None:
+        return models.load_as_it_is(own), True
+    if name.startswith("new:"):
+        return new_model(new_config(parse_new(name), tokenizer), 0), False
+    theirs = describe(teacher.config)
+    layers = student.layers_of_cut(name, theirs)
+    assert layers is not None, "what is no checkpoint and not new is cut"
+    start = student.starting_layers(init, layers, theirs)
+    return (student.at_random(big, layers, 0), False) if start is None else (student.cut(big, start), True)
