@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.alignment import alternatives
 from kdalign.comparison import Cell, Column, Comparison, Row
 from kdalign.errors import unknown
 
@@ -211,7 +210,9 @@ def profile_table(profiles: Sequence["Profile"]) -> RenderableType:
 
 
 def plan_table(plan: "Plan") -> RenderableType:
-    """Which teacher layer teaches which student layer."""
+    """Which teacher layer teaches which student layer, and where it was measured, how alike all layers are."""
+    from kdalign.alignment import alternatives
+
     table = _table(f"{plan.teacher.model_type} teaches {plan.student.model_type}")
     for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
         table.add_column(heading, justify="right")
