@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdalign.architecture import Architecture, Layer, Stack
+from kdalign.architecture import CROSS, Architecture, Layer, Stack
 from kdalign.errors import UsageError
 from kdalign.maps import MEASURED, STRATEGIES, Alike, choose_layers, measured_strategy, needs_measuring
 
@@ -56,6 +56,16 @@ class ProjectionShape:
 
 
 @dataclass(frozen=True)
+class HeadMix:
+    """Learned shares by which a student layer's heads are mixed into as many as its teacher layer has."""
+
+    student: Layer
+    teacher: Layer
+    student_heads: int
+    teacher_heads: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What aligns a student with its teacher.
 
@@ -66,6 +76,9 @@ class Plan:
         chosen: how the map was chosen, for the reader.
         choice: the measured map that was asked for; empty for one that needs no measuring.
         similarities: for each stack, the CKA of every student layer with every teacher layer, once measured.
+        heads: how attention maps are compared: ``each``, ``mean`` or ``mix``.
+        relations: what the relations between positions are of: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: of relations between positions.
     """
 
     teacher: Architecture
@@ -76,6 +89,22 @@ class Plan:
     chosen: str = ""
     choice: str = ""
     similarities: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    heads: str = "each"
+    relations: str = "values"
+    relation_heads: int = 1
+
+    @property
+    def mixes(self) -> tuple[HeadMix, ...]:
+        """The mixes of heads that attention maps need, those of the attention to the encoder, too."""
+        found = []
+        for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
+            places = (
+                (one.student_stack, CROSS) if self.student.reads_target(one.student_stack) else (one.student_stack,)
+            )
+            for place in places if self.heads == "mix" and ours.heads != theirs.heads else ():
+                for student, teacher in one.pairs:
+                    found.append(HeadMix(Layer(place, student), Layer(place, teacher), ours.heads, theirs.heads))
+        return tuple(found)
 
     @property
     def stacks(self) -> tuple[tuple[Stack, Stack], ...]:
@@ -173,6 +202,9 @@ def propose(
     choice: str = "auto",
     cut_from: Mapping[str, Sequence[int]] | None = None,
     weights: Sequence[float] | None = None,
+    heads: str = "auto",
+    relations: str = "values",
+    relation_heads: int | None = None,
 ) -> Plan:
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
 
@@ -183,6 +215,9 @@ def propose(
             ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
         weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
+        heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
+        relations: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
@@ -199,10 +234,8 @@ def propose(
         if choice == "auto" and cut_from is not None:
             pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
         elif measured:
-            depths = [
-                min(theirs.layers - 1, (2 * i + 1) * theirs.layers // (2 * ours.layers)) for i in range(ours.layers)
-            ]
-            pairs, chosen = list(enumerate(depths)), f"{choice}, not measured yet"
+            same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
+            pairs, chosen = list(enumerate(same_depth)), f"{choice}, not measured yet"
         elif ":" in choice:
             pairs, chosen = _given_pairs(choice), "given"
         else:
@@ -212,9 +245,29 @@ def propose(
         maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
     if not maps:
         raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
-    return Plan(
-        teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen, choice if measured else ""
+    plan = Plan(teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen)
+    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+    return replace(
+        plan,
+        choice=choice if measured else "",
+        heads=heads if heads != "auto" else "each" if same else "mix",
+        relations=relations,
+        relation_heads=_relation_heads(plan, relation_heads),
     )
+
+
+def _relation_heads(plan: Plan, asked: int | None) -> int:
+    widths = [
+        number * stack.head_width for pair in plan.stacks for stack in pair for number in (stack.heads, stack.kv_heads)
+    ]
+    common = math.gcd(*widths)
+    accepted = [number for number in range(1, common + 1) if common % number == 0]
+    if asked is None:
+        return max(number for number in accepted if number <= plan.stacks[0][0].heads)
+    if asked not in accepted:
+        shown = ", ".join(map(str, accepted))
+        raise UsageError(f"{asked} relation heads do not divide the widths {sorted(set(widths))} (accepted: {shown})")
+    return asked
 
 
 def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:

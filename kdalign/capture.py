@@ -39,6 +39,7 @@ class Signals:
         keys: the same, (batch, kv heads, keys, head width).
         values: the same as keys.
         projected: (batch, time, teacher width), the student's features brought to the teacher's width, by pair.
+        mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -51,6 +52,7 @@ class Signals:
     keys: dict[Layer, Tensor] = field(default_factory=dict)
     values: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

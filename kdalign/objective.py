@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kdalign import losses
@@ -31,6 +32,7 @@ class Signal(StrEnum):
     ATTENTION = "attention"
     CROSS = "cross"
     EMBEDDINGS = "embeddings"
+    RELATIONS = "relations"
 
 
 class Unit(StrEnum):
@@ -117,10 +119,12 @@ class Place:
     Attributes:
         pairs: (student layer, teacher layer, lambda_l).
         reads_target: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
+        looks_back: whether a position sees those before it alone.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
     reads_target: bool = False
+    looks_back: bool = False
 
     @property
     def unit(self) -> Unit:
@@ -130,6 +134,14 @@ class Place:
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), the positions that count."""
         return batch.predicted if self.reads_target else batch.tokens
+
+    def visible(self, batch: Batch) -> Tensor:
+        """(batch, time, time), which positions each position may be related to: real, and of its own document."""
+        given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
+        if given.ndim == 4:  # documents that are packed, which do not see each other
+            return given[:, 0]
+        seen = given[:, None, :].expand(-1, given.size(1), -1)
+        return seen.tril() if self.looks_back else seen
 
 
 @dataclass(frozen=True)
@@ -203,12 +215,16 @@ class HiddenEuclid:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention probabilities, weighted over layers by lambda_l (L_attn); both models have the same heads.
+    """Attention probabilities, weighted over layers by lambda_l (L_attn).
 
     Each query position lies in 0..2.
+
+    Attributes:
+        mean: compare their mean over heads.
     """
 
     place: Place
+    mean: bool = False
     needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
 
     @property
@@ -219,12 +235,55 @@ class AttentionMaps:
     def __call__(self, view: View) -> Tensor:
         """The sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
-        return torch.stack(
-            [
-                weight * losses.attention_distance(view.student.attention[ours], view.taught.attention[theirs], mask)
-                for ours, theirs, weight in self.place.pairs
-            ]
-        ).sum()
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            student, teacher = view.student.mixed[ours, theirs], view.taught.attention[theirs]
+            if self.mean:
+                student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
+            total.append(weight * losses.attention_distance(student, teacher, mask))
+        return torch.stack(total).sum()
+
+
+@dataclass(frozen=True)
+class Relations:
+    """How positions relate to one another by their values (or queries and keys, too), weighted over layers by lambda_l.
+
+    Attributes:
+        heads: relation heads.
+        parts: of ``queries``, ``keys`` and ``values``, those that are compared; their mean counts.
+    """
+
+    place: Place
+    heads: int
+    parts: tuple[str, ...] = ("values",)
+    needs: frozenset[Signal] = frozenset({Signal.RELATIONS})
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted divergences, in nats."""
+        mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            for part in self.parts:
+                student, teacher = (
+                    relation_heads(kept, self.heads)
+                    for kept in (vars(view.student)[part][ours], vars(view.taught)[part][theirs])
+                )
+                divergence = losses.relation_divergence(student, teacher, visible, mask)
+                total.append(weight / len(self.parts) * divergence)
+        return torch.stack(total).sum()
+
+
+def relation_heads(
+    x: Float[Tensor, "batch heads time head_width"], number: int
+) -> Float[Tensor, "batch number time width"]:
+    """Heads put side by side and split again into another number of them, which divides their whole width."""
+    whole = x.transpose(1, 2).flatten(2)
+    return whole.view(*whole.shape[:2], number, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -353,6 +412,12 @@ class Objective:
         """Whether features are compared, so that projections are needed."""
         return Signal.HIDDEN in self.needs
 
+    @property
+    def compared_maps(self) -> tuple[tuple[Layer, Layer], ...]:
+        """The (student layer, teacher layer) whose attention maps are compared."""
+        terms = [term for _, term in self.terms.values() if isinstance(term, AttentionMaps)]
+        return tuple(pair[:2] for term in terms for pair in term.place.pairs)
+
     def wanted(self, layers: Sequence[Layer]) -> Wanted:
         """What must be captured of a model at these layers."""
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
@@ -360,6 +425,7 @@ class Objective:
             hidden=frozenset(layers if Signal.HIDDEN in self.needs else ()),
             attention=frozenset(layers if Signal.ATTENTION in self.needs else ())
             | frozenset(crossing if Signal.CROSS in self.needs else ()),
+            relations=frozenset(layers if Signal.RELATIONS in self.needs else ()),
             embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
         )
 
@@ -395,20 +461,24 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
         pairs = tuple(pair for pair in plan.pairs if pair[0].stack == layer_map.student_stack)
-        place = Place(pairs, reads_target=plan.student.reads_target(layer_map.student_stack))
+        target = plan.student.reads_target(layer_map.student_stack)
+        place = Place(pairs, target, looks_back=target or plan.student.family == "causal")
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if weights.gamma > 0 else {}
         ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))
         terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place, variances))
-        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place))
+        mean = plan.heads == "mean"
+        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place, mean))
         if place.reads_target:
             crossing = tuple(
                 (Layer(CROSS, ours.number), Layer(CROSS, theirs.number), share) for ours, theirs, share in pairs
             )
             across = Place(crossing, reads_target=True)
-            terms["attention cross"] = (weights.delta, AttentionMaps(across, frozenset({Signal.CROSS})))
+            terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
         stacks = layer_map.student_stack, layer_map.teacher_stack
         terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
+        parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")
+        terms[f"relations{ending}"] = (weights.relations, Relations(place, plan.relation_heads, parts))
     return terms
 
 

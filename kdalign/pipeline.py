@@ -176,7 +176,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         observer.announce(f"map: {plan.chosen}")
     objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
-    projections = Projections(shapes, recipe.train.seed)
+    mixes = plan.mixes if plan is not None and objective.compared_maps else ()
+    projections = Projections(shapes, recipe.train.seed, mixes)
     learner = Learner(
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
@@ -363,7 +364,7 @@ def _export(
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
     model.save_pretrained(folder.student)
     tokenizer.save_pretrained(folder.student)
-    if projections.maps:
+    if projections.state_dict():
         with whole_file(folder.projections) as temporary:
             save_file({name: value.detach().cpu() for name, value in projections.state_dict().items()}, temporary)
 

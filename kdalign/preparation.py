@@ -20,7 +20,7 @@ from kdalign.files import check_writable
 from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
-from kdalign.recipe import Data, Recipe, Train, load_recipe
+from kdalign.recipe import Align, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, find_task, hold_out
 from kdalign.tasks.data import split_exists
@@ -287,14 +287,17 @@ def _plan(
     theirs = describe(teacher.config)
     ours = _architecture(teacher, own, new, cut_to, tokenizer)
     if recipe.align.plan is not None:
-        if recipe.align.weights is not None or recipe.align.map != "auto":
-            raise UsageError("a plan holds its own map and weights: give --plan, or --map and align.weights, not both")
+        if recipe.align.model_copy(update={"plan": None}) != Align():
+            raise UsageError(
+                "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
+            )
         plan = read_plan(Path(recipe.align.plan)).with_statistics({})  # another teacher of this shape has others
         plan.fits(theirs, ours)
     else:
-        plan = propose(theirs, ours, recipe.align.map, cut_from, recipe.align.weights)
-    if recipe.objective.delta > 0:
-        _check_maps(plan)
+        how = recipe.align
+        plan = propose(theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads)
+    if recipe.objective.delta > 0 or recipe.objective.relations > 0:
+        _check_attention(plan)
     if recipe.objective.embeddings > 0:
         _check_embeddings(plan)
     return plan
@@ -310,16 +313,18 @@ def _check_embeddings(plan: Plan) -> None:
             )
 
 
-def _check_maps(plan: Plan) -> None:
-    """Refuse to compare attention maps that cannot be taken, or that differ in their heads."""
+def _check_attention(plan: Plan) -> None:
+    """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
     for architecture in (plan.teacher, plan.student):
         if architecture.attention is Attention.CLOSED:
-            raise UsageError(f"attention maps of {architecture.model_type} cannot be taken; give --delta 0")
+            raise UsageError(
+                f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
+            )
     for theirs, ours in plan.stacks:
-        if theirs.heads != ours.heads:
+        if theirs.heads != ours.heads and plan.heads == "each":
             raise UsageError(
                 f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
-                f"compared; give --delta 0"
+                f"compared head by head (accepted: align.heads=mix, align.heads=mean, --delta 0)"
             )
 
 

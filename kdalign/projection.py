@@ -1,4 +1,4 @@
-"""Projections: linear maps that bring a student layer's features to its teacher layer's width."""
+"""Projections: what brings a student layer's features and attention maps to its teacher layer's width and heads."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdalign.alignment import ProjectionShape
+from kdalign.alignment import HeadMix, ProjectionShape
 from kdalign.architecture import Layer
 
 
 class Projections(nn.Module):
-    """One linear map per pair of layers whose widths differ; pairs of equal width pass unchanged.
+    """What brings a student's signals to its teacher's shapes, pair by pair; pairs of equal shape pass unchanged.
 
-    Each pair has weights of its own. They belong to training alone: they are optimised and checkpointed with the
-    student and never exported in it.
+    One linear map for features of each pair of layers whose widths differ, and for attention maps of each pair whose
+    heads differ, learned shares that start equal. They belong to training alone: they are optimised and checkpointed
+    with the student and never exported in it.
     """
 
-    def __init__(self, shapes: Sequence[ProjectionShape], seed: int) -> None:
+    def __init__(self, shapes: Sequence[ProjectionShape], seed: int, mixes: Sequence[HeadMix] = ()) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -27,6 +28,9 @@ class Projections(nn.Module):
                     for shape in shapes
                 }
             )
+        self.mixes = nn.ParameterDict(
+            {_key(mix.student, mix.teacher): torch.zeros(mix.teacher_heads, mix.student_heads) for mix in mixes}
+        )
 
     def forward(
         self, hidden: Float[Tensor, "batch time width"], student: Layer, teacher: Layer
@@ -34,6 +38,15 @@ class Projections(nn.Module):
         """The student layer's features at the teacher layer's width."""
         key = _key(student, teacher)
         return self.maps[key](hidden) if key in self.maps else hidden
+
+    def mixed(
+        self, attention: Float[Tensor, "batch heads time keys"], student: Layer, teacher: Layer
+    ) -> Float[Tensor, "batch teacher_heads time keys"]:
+        """The student layer's maps as many as the teacher layer has: each a mean of its heads, by learned shares."""
+        key = _key(student, teacher)
+        if key not in self.mixes:
+            return attention
+        return torch.einsum("ts,bsij->btij", self.mixes[key].softmax(dim=-1), attention)
 
 
 def _key(student: Layer, teacher: Layer) -> str:

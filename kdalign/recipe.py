@@ -58,6 +58,13 @@ class Align(_Section):
     """A plan saved by ``kdalign map-layers`` instead."""
     weights: tuple[float, ...] | None = None
     """lambda_l, one for each pair of layers; scaled to sum to 1. Equal when left out."""
+    heads: Literal["auto", "each", "mean", "mix"] = "auto"
+    """How attention maps are compared: head by head, averaged over heads, or the student's mixed by learned shares
+    into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
+    relations: Literal["values", "all"] = "values"
+    """What ``objective.relations`` compares: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
+    relation_heads: int | None = Field(None, ge=1)
+    """Heads of relations, a divisor of both models' widths; the largest up to the teacher's own when left out."""
 
     @field_validator("weights")
     @classmethod
@@ -65,6 +72,10 @@ class Align(_Section):
         if value is not None and (any(not weight >= 0 for weight in value) or not sum(value) > 0):
             raise ValueError("weights lambda_l must not be negative, and one must be above 0")
         return value
+
+
+TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations")
+"""The objective's weights."""
 
 
 class Objective(_Section):
@@ -77,6 +88,8 @@ class Objective(_Section):
     delta: float = Field(1.0, ge=0)
     embeddings: float = Field(0.0, ge=0)
     """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
+    relations: float = Field(0.0, ge=0)
+    """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
     """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
@@ -90,7 +103,7 @@ class Objective(_Section):
     @property
     def weights(self) -> dict[str, float]:
         """Each term's weight, by its key."""
-        return {key: getattr(self, key) for key in ("hard", "alpha", "beta", "gamma", "delta", "embeddings")}
+        return {key: getattr(self, key) for key in TERM_KEYS}
 
     @property
     def needs_teacher(self) -> bool:
@@ -250,7 +263,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
-            raise ValueError("there is no teacher: alpha, beta, gamma, delta and embeddings must be 0")
+            raise ValueError("there is no teacher: every weight but hard must be 0")
         return self
 
     @property

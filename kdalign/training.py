@@ -55,7 +55,7 @@ Teach = Callable[[dict[str, Tensor]], Signals]
 class Learner(nn.Module):
     """All that is trained: the student and its projections, in one module, so that DDP and the optimizer see both.
 
-    Its forward gives the student's signals, features already at the teacher's width.
+    Its forward gives the student's signals, features already at the teacher's width and maps at its heads.
     """
 
     def __init__(
@@ -71,8 +71,9 @@ class Learner(nn.Module):
         self.student = watch(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
-        self._pairs = plan.pairs if plan is not None and Signal.HIDDEN in objective.needs else ()
         pairs = plan.pairs if plan is not None else ()
+        self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
+        self._maps = objective.compared_maps
         self._wanted = objective.wanted([student for student, _, _ in pairs])
         self.wanted_of_teacher = objective.wanted([teacher for _, teacher, _ in pairs])
         self._bf16 = bf16
@@ -82,8 +83,10 @@ class Learner(nn.Module):
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
             signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
-            for student, teacher, _ in self._pairs:
+            for student, teacher in self._pairs:
                 signals.projected[student, teacher] = self.projections(signals.hidden[student], student, teacher)
+            for student, teacher in self._maps:
+                signals.mixed[student, teacher] = self.projections.mixed(signals.attention[student], student, teacher)
         return signals
 
 

@@ -93,7 +93,7 @@ def encoded(kind, scored=False, n=8, max_length=24):
     )
 
 
-ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, embeddings=0.5, temperature=1.5)
+ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, embeddings=0.5, relations=0.5, temperature=1.5)
 
 
 def answered(batch):
@@ -114,7 +114,7 @@ class Setting:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
         device = torch.device("cpu")
         self.teacher = Teacher(big, None, torch.bfloat16 if bf16 else torch.float32, device)
-        plan = propose(describe(big.config), describe(small.config))
+        plan = propose(describe(big.config), describe(small.config), relations="all")
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
         dtype = torch.bfloat16 if bf16 else None
         self.objective = build_language_objective(weights or ALL, plan, dtype)
@@ -438,7 +438,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     with torch.no_grad():
         expected = small(**inputs).logits
         stock = student.merged(small)
-        torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
     after = stock.state_dict()
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}

@@ -125,3 +125,25 @@ def test_gradients_are_those_of_the_function(loss):
     theirs = torch.randn(2, 3, 4, dtype=torch.float64)
     mask = torch.tensor([[True, False, True], [True, True, False]])
     assert torch.autograd.gradcheck(lambda s: loss(s, theirs, mask), (ours,))
+
+
+def test_relation_divergence_by_hand():
+    """Two positions in one head: scores x x^T, so position 0 relates to (0, 1) by softmax(x0 x0, x0 x1)."""
+    teacher = torch.tensor([[[[1.0], [0.0]]]])  # position 0: softmax(1, 0); position 1: softmax(0, 0)
+    student = torch.zeros(1, 1, 2, 1)  # even everywhere
+    visible, mask = torch.ones(1, 2, 2, dtype=torch.bool), torch.tensor([[True, True]])
+    p = math.e / (1 + math.e)
+    by_hand = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert float(losses.relation_divergence(student, teacher, visible, mask)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(losses.relation_divergence(student, teacher, visible, ~mask)) == 0
+    assert float(losses.relation_divergence(student, teacher, visible.tril(), mask)) == pytest.approx(0, abs=1e-7)
+
+
+def test_relations_of_equal_values_have_no_divergence_and_no_gradient_and_do_not_depend_on_a_rotation():
+    values = torch.randn(2, 3, 5, 8, requires_grad=True)
+    turned = torch.linalg.qr(torch.randn(8, 8))[0]
+    visible, mask = torch.ones(2, 5, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    found = losses.relation_divergence(values, (values @ turned).detach(), visible, mask)
+    assert float(found.detach()) == pytest.approx(0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(found, values)
+    assert float(gradient.abs().max()) < 1e-5
