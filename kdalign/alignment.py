@@ -41,18 +41,70 @@ class LayerMap:
 
 
 @dataclass(frozen=True)
+class ProjectionStyle:
+    """What projections are.
+
+    Attributes:
+        kind: ``linear``, ``norm`` (linear and a layer norm), ``mlp`` (two linear maps around a GELU), or ``orthogonal``
+            (its rows or columns stay orthonormal).
+        side: whose features are projected to the other's width, the ``student``'s or the ``teacher``'s.
+        shared: one for all pairs of a stack instead of one for each.
+        start: ``random``, or from calibration: ``least-squares``, ``procrustes``, ``pca``.
+    """
+
+    kind: str = "linear"
+    side: str = "student"
+    shared: bool = False
+    start: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.side == "teacher" and self.kind != "orthogonal":
+            raise UsageError(
+                f"a {self.kind} projection of the teacher's features could learn to give the same for every token "
+                f"(accepted: align.projection=orthogonal with align.side=teacher)"
+            )
+        accepted = STARTS[self.kind]
+        if self.start not in accepted:
+            raise UsageError(
+                f"a {self.kind} projection cannot start by {self.start!r} (accepted: {', '.join(accepted)})"
+            )
+
+
+STARTS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("random", "least-squares", "procrustes", "pca"),
+    "norm": ("random", "least-squares", "procrustes", "pca"),
+    "mlp": ("random",),
+    "orthogonal": ("random", "procrustes", "pca"),
+}
+"""For each kind of projection, how it can start."""
+
+
+@dataclass(frozen=True)
 class ProjectionShape:
-    """A linear map from a student layer's width to a teacher layer's, for one pair of layers."""
+    """A map from one side's width to the other's, for one pair of layers or, where it is shared, all of a stack."""
 
     student: Layer
     teacher: Layer
     student_width: int
     teacher_width: int
+    style: ProjectionStyle = ProjectionStyle()
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The width that goes in and the width that comes out."""
+        widths = self.student_width, self.teacher_width
+        return widths if self.style.side == "student" else widths[::-1]
 
     @property
     def parameters(self) -> int:
-        """Its number of weights; there is no bias."""
-        return self.student_width * self.teacher_width
+        """Its number of weights; linear maps have no bias."""
+        into, out = self.ends
+        match self.style.kind:
+            case "norm":
+                return into * out + 2 * out
+            case "mlp":
+                return (into + out) * max(into, out) + max(into, out) + out
+        return into * out
 
 
 @dataclass(frozen=True)
@@ -71,7 +123,8 @@ class Plan:
 
     Attributes:
         maps: one per aligned pair of stacks.
-        projections: for pairs whose widths differ; empty where they agree.
+        projections: for pairs whose widths differ, in their style; empty where they agree. Shared ones are named by the
+            first pair of their stack.
         statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
         chosen: how the map was chosen, for the reader.
         choice: the measured map that was asked for; empty for one that needs no measuring.
@@ -79,6 +132,7 @@ class Plan:
         heads: how attention maps are compared: ``each``, ``mean`` or ``mix``.
         relations: what the relations between positions are of: ``values``, or ``all`` of queries, keys and values.
         relation_heads: of relations between positions.
+        style: of the projections.
     """
 
     teacher: Architecture
@@ -92,6 +146,7 @@ class Plan:
     heads: str = "each"
     relations: str = "values"
     relation_heads: int = 1
+    style: ProjectionStyle = ProjectionStyle()
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
@@ -123,8 +178,10 @@ class Plan:
                 raise UsageError(
                     f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
                 )
-        if self.projections != _projections(self.teacher, self.student, self.maps):
-            raise UsageError("the projections must join the mapped layers whose widths differ, one each, and no others")
+        if self.projections != _projections(self.teacher, self.student, self.maps, self.style):
+            raise UsageError(
+                "the projections must join the mapped layers whose widths differ, in the plan's style, and no others"
+            )
 
     @property
     def pairs(self) -> tuple[tuple[Layer, Layer, float], ...]:
@@ -205,6 +262,7 @@ def propose(
     heads: str = "auto",
     relations: str = "values",
     relation_heads: int | None = None,
+    style: ProjectionStyle = ProjectionStyle(),
 ) -> Plan:
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
 
@@ -218,6 +276,7 @@ def propose(
         heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
         relations: ``values``, or ``all`` of queries, keys and values.
         relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
+        style: of projections.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
@@ -245,7 +304,8 @@ def propose(
         maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
     if not maps:
         raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
-    plan = Plan(teacher, student, tuple(maps), _projections(teacher, student, maps), {}, chosen)
+    projections = _projections(teacher, student, maps, style)
+    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style)
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     return replace(
         plan,
@@ -288,7 +348,7 @@ def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
     return replace(
         plan,
         maps=maps,
-        projections=_projections(plan.teacher, plan.student, maps),
+        projections=_projections(plan.teacher, plan.student, maps, plan.style),
         chosen=f"{plan.choice} by likeness (CKA) over {source}",
         similarities=kept,
         statistics={},
@@ -346,13 +406,16 @@ def _shares(weights: Sequence[float] | None, pairs: int) -> tuple[float, ...]:
     return tuple(weight / total for weight in weights)
 
 
-def _projections(teacher: Architecture, student: Architecture, maps: Sequence[LayerMap]) -> tuple[ProjectionShape, ...]:
+def _projections(
+    teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle
+) -> tuple[ProjectionShape, ...]:
     shapes = []
     for layer_map in maps:
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
-        for student_layer, teacher_layer in layer_map.pairs if ours.width != theirs.width else ():
+        pairs = layer_map.pairs[:1] if style.shared else layer_map.pairs
+        for student_layer, teacher_layer in pairs if ours.width != theirs.width else ():
             pair = Layer(ours.name, student_layer), Layer(theirs.name, teacher_layer)
-            shapes.append(ProjectionShape(*pair, ours.width, theirs.width))
+            shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
     return tuple(shapes)
 
 

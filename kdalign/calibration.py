@@ -13,6 +13,7 @@ from kdalign.batches import Batch, Encoded, in_order
 from kdalign.capture import Signals, Wanted, answering, recording
 from kdalign.errors import UsageError
 from kdalign.maps import Alike
+from kdalign.projection import Projections, first_weight
 from kdalign.similarity import LEAST_TOKENS, similarities
 from kdalign.teachers import Teacher
 
@@ -106,23 +107,54 @@ def alike(
         UsageError: fewer tokens than an estimate needs.
     """
     stacks = {ours.name for _, ours in plan.stacks}
-    kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
-    for batch in batches:
-        batch = batch.to(device)
-        for features, model in zip(kept, (student, teacher), strict=True):
-            for layer, hidden in _features(model, batch).hidden.items():
-                if layer.stack in stacks:
-                    real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
-                    features.setdefault(layer, []).append(real)
+    kept = _gathered(plan, (student, teacher), batches, special, device)
     found = {}
     for stack in sorted(stacks):
-        ours, theirs = (
-            [torch.cat(parts) for layer, parts in sorted(features.items()) if layer.stack == stack] for features in kept
-        )
+        ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
         if len(ours[0]) < LEAST_TOKENS:
             raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
         found[stack] = similarities(ours, theirs)
     return found, len(ours[0])
+
+
+def start_projections(
+    projections: Projections,
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Batch],
+    device: torch.device,
+) -> None:
+    """Let projections start where the plan's style says: fitted to the features that both models have of some texts."""
+    ours, theirs = _gathered(plan, (student, teacher), batches, (), device)
+    for shape in plan.projections:
+        pairs = [(shape.student, shape.teacher)]
+        if shape.style.shared:
+            pairs = [pair[:2] for pair in plan.pairs if pair[0].stack == shape.student.stack]
+        sides = torch.cat([ours[pair[0]] for pair in pairs]), torch.cat([theirs[pair[1]] for pair in pairs])
+        given, wanted = sides if shape.style.side == "student" else sides[::-1]
+        scaled = shape.style.kind != "orthogonal"
+        projections.start(shape, first_weight(shape.style.start, given, wanted, scaled).to(device))
+
+
+def _gathered(
+    plan: Plan,
+    both: tuple[PreTrainedModel, PreTrainedModel],
+    batches: Iterable[Batch],
+    special: Sequence[int],
+    device: torch.device,
+) -> tuple[dict[Layer, Tensor], ...]:
+    """For each of two models, every layer's features, (tokens, width), of the positions that count."""
+    stacks = {ours.name for _, ours in plan.stacks}
+    kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
+    for batch in batches:
+        batch = batch.to(device)
+        for features, model in zip(kept, both, strict=True):
+            for layer, hidden in _features(model, batch).hidden.items():
+                if layer.stack in stacks:
+                    real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
+                    features.setdefault(layer, []).append(real)
+    return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
 
 
 def _features(model: PreTrainedModel, batch: Batch) -> Signals:

@@ -38,7 +38,8 @@ class Signals:
             scores are their products with keys over the square root of the head width.
         keys: the same, (batch, kv heads, keys, head width).
         values: the same as keys.
-        projected: (batch, time, teacher width), the student's features brought to the teacher's width, by pair.
+        projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
+        targets: (batch, time, width), by pair, the teacher's features that they are compared with.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
     """
 
@@ -52,6 +53,7 @@ class Signals:
     keys: dict[Layer, Tensor] = field(default_factory=dict)
     values: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
 
 

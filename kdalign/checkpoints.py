@@ -40,7 +40,7 @@ class Progress:
 def save_weights(file: Path, module: nn.Module) -> None:
     """Write a module's tensors whole, tied ones once."""
     with whole_file(file) as temporary:
-        save_model(module, str(temporary))
+        save_model(module, str(temporary), force_contiguous=True)
 
 
 def load_weights(file: Path, module: nn.Module) -> None:

@@ -161,7 +161,8 @@ class HiddenCosine:
         mask = self.place.mask(view.batch)
         return torch.stack(
             [
-                weight * losses.cosine_distance(view.student.projected[ours, theirs], view.taught.hidden[theirs], mask)
+                weight
+                * losses.cosine_distance(view.student.projected[ours, theirs], view.student.targets[ours, theirs], mask)
                 for ours, theirs, weight in self.place.pairs
             ]
         ).sum()
@@ -208,7 +209,7 @@ class HiddenEuclid:
         mask = self.place.mask(view.batch)
         total = []
         for ours, theirs, weight in self.place.pairs:
-            student, teacher = view.student.projected[ours, theirs], view.taught.hidden[theirs]
+            student, teacher = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
             total.append(weight * losses.scaled_euclid(student, teacher, mask, self.variances[theirs]))
         return torch.stack(total).sum()
 

@@ -15,7 +15,7 @@ from kdalign import models, student
 from kdalign.alignment import Plan, layers_text, read_plan
 from kdalign.architecture import LAYOUTS, count_parameters
 from kdalign.batches import Encoded
-from kdalign.calibration import CALIBRATION_TOKENS, calibrate, mapped, some
+from kdalign.calibration import CALIBRATION_TOKENS, SIMILARITY_TOKENS, calibrate, mapped, some, start_projections
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -178,6 +178,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
+    if plan is not None and teacher is not None and shapes and plan.style.start != "random":
+        few = some(encoded, recipe.train.seed, SIMILARITY_TOKENS)
+        start_projections(projections, plan, teacher.model, student_model, few, accelerator.device)
     learner = Learner(
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
@@ -366,7 +369,8 @@ def _export(
     tokenizer.save_pretrained(folder.student)
     if projections.state_dict():
         with whole_file(folder.projections) as temporary:
-            save_file({name: value.detach().cpu() for name, value in projections.state_dict().items()}, temporary)
+            weights = {name: value.detach().cpu().contiguous() for name, value in projections.state_dict().items()}
+            save_file(weights, temporary)
 
 
 def _final_scores(

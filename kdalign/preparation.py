@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
-from kdalign.alignment import Plan, propose, read_plan
+from kdalign.alignment import Plan, ProjectionStyle, propose, read_plan
 from kdalign.architecture import LAYOUTS, Architecture, Attention, HeadKind, describe, layout_of, with_layers
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
@@ -295,7 +295,10 @@ def _plan(
         plan.fits(theirs, ours)
     else:
         how = recipe.align
-        plan = propose(theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads)
+        style = ProjectionStyle(how.projection, how.side, how.shared, how.start)
+        plan = propose(
+            theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
+        )
     if recipe.objective.delta > 0 or recipe.objective.relations > 0:
         _check_attention(plan)
     if recipe.objective.embeddings > 0:

@@ -65,6 +65,14 @@ class Align(_Section):
     """What ``objective.relations`` compares: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
     relation_heads: int | None = Field(None, ge=1)
     """Heads of relations, a divisor of both models' widths; the largest up to the teacher's own when left out."""
+    projection: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
+    """What brings features of different widths together."""
+    side: Literal["student", "teacher"] = "student"
+    """Whose features are projected; the teacher's by an orthogonal projection alone."""
+    shared: bool = False
+    """One projection for all pairs of a stack instead of one for each."""
+    start: Literal["random", "least-squares", "procrustes", "pca"] = "random"
+    """How projections start: at random, or from the features of a few training examples."""
 
     @field_validator("weights")
     @classmethod

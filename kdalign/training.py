@@ -74,17 +74,24 @@ class Learner(nn.Module):
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
         self._maps = objective.compared_maps
+        self._side = plan.style.side if plan is not None else "student"
         self._wanted = objective.wanted([student for student, _, _ in pairs])
         self.wanted_of_teacher = objective.wanted([teacher for _, teacher, _ in pairs])
         self._bf16 = bf16
 
-    def forward(self, inputs: dict[str, Tensor]) -> Signals:
-        """The student's signals on a batch."""
+    def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
+        """The student's signals on a batch, beside the teacher's features that they are compared with."""
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
             signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
-            for student, teacher in self._pairs:
-                signals.projected[student, teacher] = self.projections(signals.hidden[student], student, teacher)
+            for pair in self._pairs:
+                assert taught is not None, "features are compared with a teacher's"
+                ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]
+                if self._side == "student":
+                    ours = self.projections(ours, *pair)
+                else:
+                    theirs = self.projections(theirs, *pair)
+                signals.projected[pair], signals.targets[pair] = ours, theirs
             for student, teacher in self._maps:
                 signals.mixed[student, teacher] = self.projections.mixed(signals.attention[student], student, teacher)
         return signals
@@ -346,7 +353,7 @@ def _step(
         taught = teach(batch.inputs) if teach is not None else None
         last = number == len(share) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            breakdown = objective(View(wrapped(batch.inputs), taught, batch), units)
+            breakdown = objective(View(wrapped(batch.inputs, taught), taught, batch), units)
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(breakdown.total * accelerator.num_processes)
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
@@ -373,7 +380,8 @@ def _freeze_unreached(
     Such are the head where only features are aligned, and XLNet's weights for segments and masks.
     """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
-    view = View(learner(batch.inputs), teach(batch.inputs) if teach is not None else None, batch)
+    taught = teach(batch.inputs) if teach is not None else None
+    view = View(learner(batch.inputs, taught), taught, batch)
     objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)

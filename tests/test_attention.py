@@ -54,7 +54,7 @@ class Pair:
 
     def parts(self, batch):
         taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs), taught, batch), count_units([batch]))
+        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), count_units([batch]))
 
 
 MAPS = Weights(hard=0, alpha=0, beta=0, gamma=0, delta=1)

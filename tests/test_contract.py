@@ -56,7 +56,7 @@ class Setting:
 
     def breakdown(self, batch: Batch, units: dict[Unit, float]):
         taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs), taught, batch), units)
+        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches: list[Batch]) -> torch.Tensor:
         self.learner.zero_grad()
@@ -132,7 +132,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_fr
     learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch.inputs, learner.wanted_of_teacher)
-    breakdown = objective(View(learner(batch.inputs), taught, batch), count_units([batch]))
+    breakdown = objective(View(learner(batch.inputs, taught), taught, batch), count_units([batch]))
     breakdown.total.backward()
     assert all(abs(float(part)) < 1e-5 for part in breakdown.parts.values()), breakdown.parts
     assert max(float(p.grad.abs().max()) for p in learner.parameters() if p.grad is not None) < 1e-4
@@ -287,7 +287,7 @@ def test_layer_weights_scale_their_layers_share():
         plan = propose(setting.plan.teacher, setting.plan.student, weights=weights)
         objective = build_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
         taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
-        parts = objective(View(setting.learner(batch.inputs), taught, batch), count_units([batch])).parts
+        parts = objective(View(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
         shares.append(parts["cosine"])
     torch.testing.assert_close(0.25 * shares[0] + 0.75 * shares[1], shares[2])
 

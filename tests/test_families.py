@@ -122,7 +122,7 @@ class Setting:
 
     def breakdown(self, batch, units):
         taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs), taught, batch), units)
+        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches, units):
         self.learner.zero_grad()
@@ -290,7 +290,8 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     plan = calibrate(propose(describe(twin.config), describe(twin.config)), teacher, [batch], device)
     objective = build_language_objective(weights, plan)
     learner = Learner(twin, Projections((), 0), plan, objective, None, False).eval()
-    view = View(learner(batch.inputs), teacher(batch.inputs, learner.wanted_of_teacher), batch)
+    taught = teacher(batch.inputs, learner.wanted_of_teacher)
+    view = View(learner(batch.inputs, taught), taught, batch)
     breakdown = objective(view, count_units([batch]))
     breakdown.total.backward()
     assert float(breakdown.total.detach()) == pytest.approx(0, abs=1e-5)
@@ -394,7 +395,7 @@ def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(k
     wanted = setting.learner.wanted_of_teacher
     with torch.no_grad():
         theirs = setting.teacher(batch.inputs, wanted).attention
-        ours = setting.learner(batch.inputs).attention
+        ours = setting.learner(batch.inputs, None).attention
         found = setting.breakdown(batch, count_units([batch])).parts["attention cross"]
     expected = 0.0
     for own, of in ((0, 1), (1, 3)):
@@ -495,7 +496,7 @@ def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
     setting = Setting(kind)
     batch = collate(setting.data, range(min(4, len(setting.data))), width=24)
     taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
-    learnt = setting.learner(batch.inputs)
+    learnt = setting.learner(batch.inputs, taught)
     parts = setting.objective(View(learnt, taught, batch), count_units([batch])).parts
     for stack in layout_of(setting.learner.student.config).stacks:
         real = batch.predicted if kind != "gpt2" and stack.name == "decoder" else batch.real
