@@ -244,7 +244,7 @@ def _derive(config: "PretrainedConfig") -> Layout:
     missing = [field for field in _USUAL if not isinstance(getattr(config, field, None), int)]
     if missing:
         raise refused(f"its configuration has no {' and no '.join(missing)}")
-    model = _on_meta(config, HeadKind.NONE, "eager").base_model
+    model = _shaped(config, HeadKind.NONE, "eager").base_model
     lists = [
         (name, module[0])
         for name, module in model.named_modules()
@@ -302,18 +302,18 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
     )
 
 
-def skeleton(config: "PretrainedConfig", attention: str | None = None) -> "PreTrainedModel":
+def skeleton(config: "PretrainedConfig", attention: str | None = None, device: str = "meta") -> "PreTrainedModel":
     """The model of a configuration on the meta device: shapes without storage.
 
     The class is the one that ``config.architectures`` names; the bare body where it names none.
     """
-    return _on_meta(config, head_of(config), attention or attention_of(config))
+    return _shaped(config, head_of(config), attention or attention_of(config), device)
 
 
-def _on_meta(config: "PretrainedConfig", head: "HeadKind", attention: str) -> "PreTrainedModel":
+def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device: str = "meta") -> "PreTrainedModel":
     import torch
 
-    with torch.device("meta"):
+    with torch.device(device):
         model = auto_class(head).from_config(copy.deepcopy(config), attn_implementation=attention)
     model.tie_weights()
     return model.eval()

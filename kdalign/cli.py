@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from kdalign.errors import Interrupted, KdalignError, UsageError, did_you_mean
+from kdalign.errors import Interrupted, KdalignError, UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -382,31 +382,48 @@ def compare(
     epilog=_examples(
         "kdalign profile ./teacher runs/mine",
         "kdalign profile ./teacher ./student --seq-len 128,512 --no-weights",
+        "kdalign profile ./teacher runs/mine --layers --plot costs.png",
     )
 )
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, folders or runs.")],
     seq_len: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "128",
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch, for throughput.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch, for throughput and memory.")] = 32,
     device: Device = None,
+    dtype: Annotated[str, typer.Option(help="Precision of what is timed: fp32 or bf16.")] = "fp32",
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Read configurations only; nothing is timed.")
     ] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer's parameters and FLOPs, too.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw where the costs lie: .png, .svg or .pdf.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="The first model's revision on the hub.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what models cost, side by side: layers, parameters, FLOPs, memory, measured latency and throughput."""
     lengths = _lengths(seq_len)
+    if dtype not in ("fp32", "bf16"):
+        raise unknown("--dtype", dtype, ("fp32", "bf16"))
+    if plot is not None:
+        from kdalign.plots import check_picture
+
+        check_picture(plot)
     from kdalign.pipeline import profile_models
 
     with _error_console().status("measuring"):
-        profiles = profile_models(models, lengths, batch_size, device or "auto", not no_weights, revision)
+        profiles = profile_models(models, lengths, batch_size, device or "auto", not no_weights, revision, dtype)
+    if plot is not None:
+        from kdalign.plots import draw_costs
+
+        draw_costs(profiles, plot)
+        _error_console().print(f"picture: {plot}", highlight=False)
     if as_json:
         print(json.dumps([found.to_json() for found in profiles], indent=2))
         return
     from kdalign.report import profile_table
 
-    _print(profile_table(profiles))
+    _print(profile_table(profiles, layers))
 
 
 @app.command(

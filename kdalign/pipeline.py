@@ -102,6 +102,7 @@ def profile_models(
     device: str = "auto",
     weights: bool = True,
     revision: str | None = None,
+    precision: str = "fp32",
 ) -> list[Profile]:
     """Profile models one after another; measured where ``weights`` are loaded.
 
@@ -113,7 +114,7 @@ def profile_models(
     profiles = []
     for checkpoint in checkpoints:
         model = models.load_as_it_is(checkpoint).to(place) if weights else None
-        profiles.append(profile(checkpoint, lengths, batch_size, model, str(place)))
+        profiles.append(profile(checkpoint, lengths, batch_size, model, str(place), precision))
     return profiles
 
 

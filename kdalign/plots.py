@@ -1,5 +1,6 @@
 """Pictures of what was measured, as PNG, SVG or PDF by the file's name. Computes nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kdalign.alignment import Plan
+    from kdalign.profiling import Profile
 
 ENDINGS = (".png", ".svg", ".pdf")
 MOST_NUMBERS = 16
@@ -58,6 +60,37 @@ def draw_similarities(plan: "Plan", file: Path) -> None:
         figure.colorbar(image, ax=axes, label="debiased linear CKA", shrink=0.8)
     figure.suptitle(f"{plan.teacher.model_type} teaches {plan.student.model_type}: {plan.chosen}", fontsize=9)
     _save(figure, file)
+
+
+def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
+    """Where parameters and FLOPs of models lie: a bar a model, its parts stacked from the embeddings up."""
+    from matplotlib.figure import Figure
+
+    lengths = list(profiles[0].flops_per_token)
+    figure = Figure(figsize=(4 + 1.2 * len(profiles) * (1 + len(lengths)), 4.5), layout="constrained")
+    panels = figure.subplots(1, 1 + len(lengths), squeeze=False)[0]
+    names = [Path(profile.name).name for profile in profiles]
+    titles = ["parameters (M)", *(f"MFLOP a token, {length} tokens" for length in lengths)]
+    for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+        for bar, profile in enumerate(profiles):
+            bottom = 0.0
+            for part in profile.parts:
+                value = (part.parameters if number == 0 else part.flops_per_token[lengths[number - 1]]) / 1e6
+                stack = part.name.partition(".")[0]
+                axes.bar(bar, value, bottom=bottom, color=_COLOURS[stack], edgecolor="white", linewidth=0.5)
+                bottom += value
+        axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
+        axes.set_title(title, fontsize=9)
+    stacks = dict.fromkeys(part.name.partition(".")[0] for profile in profiles for part in profile.parts)
+    handles = [panels[0].bar(0, 0, color=_COLOURS[stack]) for stack in stacks]
+    figure.legend(
+        handles, [_WORDS.get(stack, f"{stack} layers") for stack in stacks], loc="outside lower center", ncols=4
+    )
+    _save(figure, file)
+
+
+_COLOURS = {"embeddings": "tab:gray", "encoder": "tab:blue", "decoder": "tab:orange", "rest": "tab:green"}
+_WORDS = {"embeddings": "embeddings", "rest": "head and the rest"}
 
 
 def _save(figure: "Figure", file: Path) -> None:

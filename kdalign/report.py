@@ -157,8 +157,8 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
 
 
-def profile_table(profiles: Sequence["Profile"]) -> RenderableType:
-    """Models side by side, and each one's ratio to the first."""
+def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> RenderableType:
+    """Models side by side, and each one's ratio to the first; with ``layers`` a table of each one's parts."""
     first = profiles[0]
     table = _table()
     table.add_column("")
@@ -190,23 +190,53 @@ def profile_table(profiles: Sequence["Profile"]) -> RenderableType:
     add("parameters (M, tied once)", [p.parameters / 1e6 for p in profiles], ",.2f")
     add("  in the embeddings (M)", [p.embedding_parameters / 1e6 for p in profiles], ",.2f")
     add("on disk (MB)", [p.megabytes for p in profiles], ",.1f")
-    add("weights in fp32 (MB)", [p.weights_mb for p in profiles], ",.1f")
+    for name in first.weights_mb:
+        add(f"weights in {name} (MB)", [p.weights_mb[name] for p in profiles], ",.1f")
     add("training in fp32 (MB)", [p.training_mb for p in profiles], ",.1f")
+    for name in first.weights_mb if any(p.cache_kb_per_token for p in profiles) else ():
+        add(f"cache a token in {name} (kB)", [p.cache_kb_per_token.get(name) for p in profiles], ",.1f")
     for length in first.flops_per_token:
         add(f"MFLOP a token, {length} tokens", [p.flops_per_token[length] / 1e6 for p in profiles], ",.2f")
+        add("  growing with length² (%)", [100 * p.quadratic_share[length] for p in profiles], ",.1f", ratio=False)
+        add("  with its backward", [p.training_flops_per_token[length] / 1e6 for p in profiles], ",.2f")
     for number, timing in enumerate(first.timings):
         timed = [p.timings[number] for p in profiles]
         add(f"latency p50 (ms), {timing.length} tokens", [t.latency_ms for t in timed], ",.2f")
         add(f"latency p95 (ms), {timing.length} tokens", [t.latency_p95_ms for t in timed], ",.2f")
-        label = f"examples/s, batch {timing.batch_size}, {timing.length} tokens"
-        add(label, [t.throughput for t in timed], ",.1f")
+        add(f"examples/s, batch {timing.batch_size}, {timing.length} tokens", [t.throughput for t in timed], ",.1f")
+        add("  peak beside the weights (MB)", [t.peak_mb for t in timed], ",.1f")
+        add("  kept to train on (MB)", [t.activations_mb for t in timed], ",.1f")
     notes = [
         "FLOPs: of one forward, counted by torch over eager attention, 2 a multiply-add, the head included",
         "training: weights, gradients and AdamW's moments; activations come on top",
     ]
     if first.timings:
-        notes.append(f"latency and throughput: measured on {first.device} in fp32 after warm-up; batch 1 for latency")
-    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+        notes.append(
+            f"times and peak: measured on {first.device} in {first.precision} after warm-up; latency at batch 1"
+        )
+        notes.append("kept to train on: activations that a training forward in fp32 keeps for its backward")
+    parts = [_parts_table(profile) for profile in profiles] if layers else []
+    return Group(table, *parts, *(Text(f"· {note}", style="dim") for note in notes))
+
+
+def _parts_table(profile: "Profile") -> RenderableType:
+    """One model's parameters and FLOPs, part by part; neighbours that cost the same are one row."""
+    table = _table(escape(profile.name))
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for length in profile.flops_per_token:
+        table.add_column(f"MFLOP a token, {length}", justify="right")
+    rows: list[tuple[list[str], list[str]]] = []
+    for part in profile.parts:
+        values = [f"{part.parameters:,}", *(f"{flops / 1e6:,.3f}" for flops in part.flops_per_token.values())]
+        if rows and rows[-1][1] == values:
+            rows[-1][0].append(part.name)
+        else:
+            rows.append(([part.name], values))
+    for names, values in rows:
+        last = names[-1].rpartition(".")[2]
+        table.add_row(names[0] if len(names) == 1 else f"{names[0]} to {last}, each", *values)
+    return table
 
 
 def plan_table(plan: "Plan") -> RenderableType:
