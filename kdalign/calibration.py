@@ -25,14 +25,20 @@ _EXAMPLES = 512
 _BATCH = 32
 
 
-def calibrate(plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device) -> Plan:
+def calibrate(
+    plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device, *, every: bool = False
+) -> Plan:
     r"""Measure each mapped teacher layer's feature variance over real tokens, and keep it in the plan.
 
     .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
 
-    The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it.
+    The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it. With
+    ``every``, those of all layers of the aligned stacks, which may be mapped later.
     """
+    stacks = {theirs.name for theirs, _ in plan.stacks}
     layers = frozenset(layer for _, layer, _ in plan.pairs)
+    if every:
+        layers = frozenset(layer for layer in blocks(teacher.model) if layer.stack in stacks)
     sums: dict[Layer, list[Tensor]] = {}
     counts: dict[Layer, int] = {}
     for batch in batches:

@@ -19,7 +19,11 @@ KEPT = 2
 
 @dataclass
 class Progress:
-    """What a checkpoint remembers beside weights and optimizer state."""
+    """What a checkpoint remembers beside weights and optimizer state.
+
+    Attributes:
+        plan: the plan that is followed, as JSON, where it is measured again on the way; else empty.
+    """
 
     step: int = 0
     examples: int = 0
@@ -29,6 +33,7 @@ class Progress:
     best_step: int = 0
     evaluations_without_gain: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    plan: str = ""
 
     @property
     def speed(self) -> dict[str, float]:

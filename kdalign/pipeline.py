@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
 from kdalign.tasks import Examples, Task
 from kdalign.teachers import Teacher
-from kdalign.training import Learner, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Learner, Remapping, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -198,6 +199,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
         return deciding, {score.metric: score.value for score in scores} | ({"samples": said} if said else {})
 
+    remapping = None
+    if plan is not None and teacher is not None and recipe.align.remap_every is not None:
+        remapping = Remapping(
+            recipe.align.remap_every,
+            partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
+            lambda found: work.objective(recipe.objective, found, torch.bfloat16 if bf16 else None),
+        )
+
     start_trackers(accelerator, recipe)
     progress = train(
         learner,
@@ -211,7 +220,10 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         evaluate,
         f"{'distilling' if taught is not None else 'training'} {work.task.name}",
         resume,
+        remapping,
     )
+    if progress.plan and main:
+        write_text(folder.plan, progress.plan)
     for tracker in accelerator.trackers:
         tracker.finish()
 
@@ -351,11 +363,20 @@ def _calibrated(
         special = tokenizer.all_special_ids
         plan = mapped(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
-        plan = calibrate(plan, teacher, some(encoded, seed, CALIBRATION_TOKENS), accelerator.device)
+        batches, again = some(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
+        plan = calibrate(plan, teacher, batches, accelerator.device, every=again)
     if accelerator.is_main_process:
         write_text(run.folder.plan, plan.to_json())
     accelerator.wait_for_everyone()
     return plan
+
+
+def _mapped_again(
+    plan: Plan, teacher: Teacher, encoded: Encoded, special: Sequence[int], seed: int, student_model: PreTrainedModel
+) -> Plan:
+    """The plan for a student on its way; the teacher's statistics stay."""
+    found = mapped(plan, teacher.model, student_model, encoded, special, "training text", seed)
+    return found.with_statistics(plan.statistics)
 
 
 def _export(

@@ -303,7 +303,21 @@ def _plan(
         _check_attention(plan)
     if recipe.objective.embeddings > 0:
         _check_embeddings(plan)
+    if recipe.align.remap_every is not None:
+        _check_remapping(plan, recipe.objective.delta > 0)
     return plan
+
+
+def _check_remapping(plan: Plan, compares_maps: bool) -> None:
+    """Refuse to map again what a map by likeness did not choose, or what has weights for each pair of layers."""
+    if not plan.choice:
+        raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
+    if plan.projections and not plan.style.shared:
+        raise UsageError("align.remap_every changes pairs of layers: projections need align.shared=true")
+    if compares_maps and plan.mixes:
+        raise UsageError(
+            "align.remap_every changes pairs of layers: heads cannot be mixed (accepted: align.heads=mean)"
+        )
 
 
 def _check_embeddings(plan: Plan) -> None:

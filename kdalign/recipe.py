@@ -54,6 +54,9 @@ class Align(_Section):
 
     map: str = "auto"
     """``auto`` (the layers that the student was cut from, else uniform), a fixed map, or pairs such as ``0:1 1:3``."""
+    remap_every: int | None = Field(None, ge=1)
+    """Steps after which a map by likeness is measured again on the student as it is then; once, before training, when
+    left out."""
     plan: str | None = None
     """A plan saved by ``kdalign map-layers`` instead."""
     weights: tuple[float, ...] | None = None

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -71,13 +71,17 @@ class Learner(nn.Module):
         self.student = watch(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
+        self._bf16 = bf16
+        self.follow(plan, objective)
+
+    def follow(self, plan: Plan | None, objective: Objective) -> None:
+        """Give from now on the signals that this objective compares by this plan."""
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
         self._maps = objective.compared_maps
         self._side = plan.style.side if plan is not None else "student"
         self._wanted = objective.wanted([student for student, _, _ in pairs])
         self.wanted_of_teacher = objective.wanted([teacher for _, teacher, _ in pairs])
-        self._bf16 = bf16
 
     def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
         """The student's signals on a batch, beside the teacher's features that they are compared with."""
@@ -95,6 +99,21 @@ class Learner(nn.Module):
             for student, teacher in self._maps:
                 signals.mixed[student, teacher] = self.projections.mixed(signals.attention[student], student, teacher)
         return signals
+
+
+@dataclass(frozen=True)
+class Remapping:
+    """How layers are mapped again on the way (adaptive alignment).
+
+    Attributes:
+        every: steps between.
+        measure: the plan for a student as it is.
+        objective: what is minimised by a plan.
+    """
+
+    every: int
+    measure: Callable[[PreTrainedModel], Plan]
+    objective: Callable[[Plan], Objective]
 
 
 def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
@@ -195,6 +214,7 @@ def train(
     evaluate: Callable[[PreTrainedModel], tuple[float, Mapping[str, Any]]] | None = None,
     what: str = "training",
     go_on: bool = False,
+    remapping: Remapping | None = None,
 ) -> Progress:
     """Train the learner in place, writing history and checkpoints into the run folder.
 
@@ -211,6 +231,7 @@ def train(
             that is watched.
         what: the word for it in progress bars.
         go_on: go on from the newest checkpoint, if there is one.
+        remapping: how layers are mapped again on the way; None where they are not.
 
     Raises:
         Interrupted: a signal arrived; the state is saved.
@@ -225,6 +246,19 @@ def train(
     progress = Progress()
     if go_on:
         progress = load_checkpoint(folder, learner, optimizer, accelerator)
+
+    def follow(plan: Plan) -> None:
+        """Map layers by this plan from now on."""
+        nonlocal objective, teach
+        assert remapping is not None, "a plan changes where layers are mapped again"
+        assert teacher is not None, "layers are mapped to a teacher's"
+        objective = remapping.objective(plan)
+        learner.follow(plan, objective)
+        teach = partial(teacher, wanted=learner.wanted_of_teacher)
+        progress.plan = plan.to_json()
+
+    if progress.plan:
+        follow(Plan.from_json(progress.plan))
     wrapped = accelerator.prepare_model(learner)
     main = accelerator.is_main_process
     lengths = encoded.lengths
@@ -303,6 +337,11 @@ def train(
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
                 accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
+            if remapping is not None and progress.step % remapping.every == 0 and progress.step < steps:
+                follow(remapping.measure(learner.student))
+                if main:
+                    pairs = [list(pair) for one in Plan.from_json(progress.plan).maps for pair in one.pairs]
+                    folder.append_history({"kind": "map", "step": progress.step, "pairs": pairs})
             if progress.step % every == 0 or progress.step == steps:
                 stopped = look()
             if stop:

@@ -1,6 +1,7 @@
 """Maps by likeness: found on real tokens, kept in the plan, drawn, and trained with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -182,3 +183,64 @@ def test_mistakes_are_named_before_anything_is_loaded(kdalign, teacher, words, n
     status, _, err = kdalign("map-layers", "--teacher", teacher, *words)
     assert status == 2
     assert named in one_line(err)
+
+
+def test_layers_are_mapped_again_on_the_way_and_a_resumed_run_ends_in_the_same_weights(
+    kdalign, teacher, other, data, tmp_path
+):
+    from safetensors.torch import load_file
+
+    own = tmp_path / "own.py"  # every pair, weighted by its likeness: another map whenever the student has changed
+    own.write_text(
+        "def soft(alike):\n    return [(s, t, max(alike[s][t], 0.01)) for s in range(2) for t in range(4)]\n"
+    )
+    words = ("distill", "--teacher", teacher, "--student", other, "--task", "sst2", "--data", data)
+    words += (
+        "--map",
+        f"{own}:soft",
+        "--set",
+        "align.remap_every=2",
+        "--set",
+        "align.shared=true",
+        "--set",
+        "train.checkpoint_every=2",
+    )
+    words += ("--max-steps", 7, "--lr", "0.02", "--precision", "fp32", "--set", "objective.delta=0")
+    status, _, err = kdalign(*words, "--out", "run")
+    assert status == 0, err
+    run = tmp_path / "run"
+    events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    maps = [event for event in events if event["kind"] == "map"]
+    assert [event["step"] for event in maps] == [2, 4, 6]
+    plan = Plan.from_json((run / "plan.json").read_text())
+    assert [list(pair) for pair in plan.maps[0].pairs] == maps[-1]["pairs"]
+    assert {name for name in plan.statistics} == {f"variance/encoder.{number}" for number in range(4)}
+    newest = json.loads((run / "checkpoints" / "step-6" / "progress.json").read_text())["plan"]
+    assert (
+        Plan.from_json(newest)
+        == plan
+        != Plan.from_json(json.loads((run / "checkpoints" / "step-4" / "progress.json").read_text())["plan"])
+    )
+    before = load_file(run / "student" / "model.safetensors") | load_file(run / "projections.safetensors")
+    (run / "record.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-6")  # so that the map of step 4 is followed first, not the last one
+    status, _, err = kdalign("distill", "--out", "run", "--resume")
+    assert status == 0, err
+    after = load_file(run / "student" / "model.safetensors") | load_file(run / "projections.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()] == events
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "map 'uniform' is fixed: give --map cka or emd"),
+        (("--map", "cka"), "projections need align.shared=true"),
+        (("--map", "cka", "--set", "align.shared=true", "--set", "objective.delta=1"), None),
+    ],
+)
+def test_what_cannot_be_mapped_again_is_refused(kdalign, teacher, other, data, words, named):
+    base = ("distill", "--teacher", teacher, "--student", other, "--task", "sst2", "--data", data, "--dry-run")
+    status, _, err = kdalign(*base, "--set", "align.remap_every=2", *words)
+    assert status == (0 if named is None else 2)
+    assert named is None or named in one_line(err)
