@@ -307,11 +307,21 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
 
 
 def preparation_json(prepared: Sequence["Prepared"]) -> str:
-    """The same for machines: a list, an object per task, its recipe and plan in full."""
+    """The same for machines: a list, an object per task, with its recipe and plan in full."""
     runs = [
         {
             "task": run.task.name,
-            **{name.replace(" ", "_"): value for name, value in _facts(run).items()},
+            "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
+            "finetunes": run.finetunes,
+            "cut_from": run.cut_from,
+            "data": str(run.task.source),
+            "found": run.task.found or None,
+            "examples": {
+                "train": len(run.train),
+                "watched": len(run.watched),
+                **{split: len(examples) for split, examples in run.reported.items()},
+            },
+            "out": str(run.folder.path),
             "recipe": run.recipe.model_dump(mode="json"),
             "plan": json.loads(run.plan.to_json()) if run.plan is not None else None,
         }

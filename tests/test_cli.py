@@ -90,6 +90,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp
     [found] = json.loads(out)
     assert found["recipe"]["train"]["max_steps"] == 6
     assert found["plan"]["maps"][0]["pairs"] == [[0, 1], [1, 3]]
+    assert found["examples"] == {"train": 256, "watched": 100, "validation": 64}
+    assert (found["cut_from"], found["finetunes"]) == ({"encoder": [1, 3]}, False)
     assert list(tmp_path.iterdir()) == []
 
 
