@@ -91,9 +91,9 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     check_writable(out.parent)
     accelerator = make_accelerator(asked.device)
     results = []
-    for target in checked:
+    for target, word in zip(checked, _words(checked), strict=True):
         observer.announce(f"scoring {target.name} on {target.task.name}, {target.examples.split}")
-        results.append(_evaluate_one(target, asked, out.with_suffix(""), accelerator.device))
+        results.append(_evaluate_one(target, asked, out.with_suffix(""), word, accelerator.device))
     if not any(result.scores or result.submission for result in results):
         return results
     tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [result.to_json() for result in results]}
@@ -102,7 +102,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     return results
 
 
-def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.device) -> Evaluation:
+def _evaluate_one(target: _Target, asked: Asked, folder: Path, word: str, device: torch.device) -> Evaluation:
     work, task, examples = target.work, target.task, target.examples
     kept = _kept_teacher(target)
     wanted = asked.metrics or (*work.metrics, *((AGREEMENT,) if kept is not None else ()))
@@ -126,11 +126,11 @@ def _evaluate_one(target: _Target, asked: Asked, folder: Path, device: torch.dev
     encoded = work.encode(examples, tokenizer, target.checkpoint.config, scored=True)
     found = work.answer(model, encoded)
     answers = work.kept(kept) if kept is not None else None
-    file = folder / f"{_word(target.name)}-{task.name}-{examples.split}.parquet"
+    file = folder / f"{word}-{task.name}-{examples.split}.parquet"
     work.keep(file, found, encoded, answers)
     submission = None
     if submits and isinstance(task, Task):
-        submission = write_submission(task, examples.split, found.values, folder / _word(target.name))
+        submission = write_submission(task, examples.split, found.values, folder / word)
     if "word_ppl" in possible and not encoded.words:
         result = replace(result, absent=(*result.absent, Absent("word_ppl", "texts were cut, so words are not known")))
     measured = work.scores(found, encoded, [name for name in possible if name != AGREEMENT])
@@ -278,6 +278,17 @@ def _holds(file: Path, of: dict[str, object]) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8"))["of"] == of)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _words(targets: Sequence[_Target]) -> list[str]:
+    """A file name's beginning for each target, another for each model: ``a/b`` and ``a-b`` do not share theirs."""
+    names = list(dict.fromkeys(target.name for target in targets))
+    alike = [_word(name) for name in names]
+    found = {
+        name: word if alike.count(word) == 1 else f"{word}-{alike[:number].count(word) + 1}"
+        for number, (name, word) in enumerate(zip(names, alike, strict=True))
+    }
+    return [found[target.name] for target in targets]
 
 
 def _word(name: str) -> str:

@@ -327,6 +327,16 @@ def test_eval_of_a_run_takes_its_limit_over(kdalign, teacher, data):
     assert [score["metric"] for score in found["scores"]] == ["accuracy", "agreement"]
 
 
+def test_models_of_like_names_do_not_share_their_predictions(kdalign, teacher, data, tmp_path):
+    for name in ("a/b", "a-b"):
+        shutil.copytree(teacher, tmp_path / name)
+    status, out, err = kdalign("eval", "a/b", "a-b", "--task", "sst2", "--data", data, "--json", "--out", "both.json")
+    assert status == 0, err
+    kept = [Path(found["predictions"]).name for found in json.loads(out)]
+    assert kept == ["a-b-1-sst2-validation.parquet", "a-b-2-sst2-validation.parquet"]
+    assert all((tmp_path / "both" / name).is_file() for name in kept)
+
+
 def test_eval_without_a_model_takes_the_newest_run_and_says_so(kdalign, runs):
     Path("runs").symlink_to(runs)
     status, _, err = kdalign("eval")
