@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -52,10 +53,10 @@ class ProjectionStyle:
         start: ``random``, or from calibration: ``least-squares``, ``procrustes``, ``pca``.
     """
 
-    kind: str = "linear"
-    side: str = "student"
+    kind: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
+    side: Literal["student", "teacher"] = "student"
     shared: bool = False
-    start: str = "random"
+    start: Literal["random", "least-squares", "procrustes", "pca"] = "random"
 
     def __post_init__(self) -> None:
         if self.side == "teacher" and self.kind != "orthogonal":
@@ -143,8 +144,8 @@ class Plan:
     chosen: str = ""
     choice: str = ""
     similarities: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
-    heads: str = "each"
-    relations: str = "values"
+    heads: Literal["each", "mean", "mix"] = "each"
+    relations: Literal["values", "all"] = "values"
     relation_heads: int = 1
     style: ProjectionStyle = ProjectionStyle()
 
@@ -167,13 +168,25 @@ class Plan:
         return tuple((self.teacher.stack(m.teacher_stack), self.student.stack(m.student_stack)) for m in self.maps)
 
     def __post_init__(self) -> None:
+        if len({one.student_stack for one in self.maps}) < len(self.maps):
+            raise UsageError("the plan maps a stack twice")
+        if any(not value > 0 for value in self.statistics.values()):
+            raise UsageError("the plan's variances must be above 0")
+        if self.relation_heads not in _relation_heads(self.stacks):
+            raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for layer_map in self.maps:
+            if layer_map.student_stack != layer_map.teacher_stack:
+                raise UsageError(
+                    f"the plan maps {layer_map.student_stack} to {layer_map.teacher_stack}: stacks must agree"
+                )
             student = self.student.stack(layer_map.student_stack)
             teacher = self.teacher.stack(layer_map.teacher_stack)
             for ours, theirs in layer_map.pairs:
                 _in_range("student", ours, student)
                 _in_range("teacher", theirs, teacher)
             alike = self.similarities.get(student.name)
+            if alike is not None and not all(math.isfinite(value) for row in alike for value in row):
+                raise UsageError(f"the similarities of {student.name} are not all numbers")
             if alike is not None and (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
                 raise UsageError(
                     f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
@@ -259,8 +272,8 @@ def propose(
     choice: str = "auto",
     cut_from: Mapping[str, Sequence[int]] | None = None,
     weights: Sequence[float] | None = None,
-    heads: str = "auto",
-    relations: str = "values",
+    heads: Literal["auto", "each", "mean", "mix"] = "auto",
+    relations: Literal["values", "all"] = "values",
     relation_heads: int | None = None,
     style: ProjectionStyle = ProjectionStyle(),
 ) -> Plan:
@@ -307,27 +320,28 @@ def propose(
     projections = _projections(teacher, student, maps, style)
     plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style)
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+    accepted = _relation_heads(plan.stacks)
+    if relation_heads is None:
+        relation_heads = max(number for number in accepted if number <= plan.stacks[0][0].heads)
+    elif relation_heads not in accepted:
+        shown = ", ".join(map(str, accepted))
+        raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
     return replace(
         plan,
         choice=choice if measured else "",
         heads=heads if heads != "auto" else "each" if same else "mix",
         relations=relations,
-        relation_heads=_relation_heads(plan, relation_heads),
+        relation_heads=relation_heads,
     )
 
 
-def _relation_heads(plan: Plan, asked: int | None) -> int:
+def _relation_heads(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
+    """The numbers of relation heads that divide every width of queries, keys and values."""
     widths = [
-        number * stack.head_width for pair in plan.stacks for stack in pair for number in (stack.heads, stack.kv_heads)
+        number * stack.head_width for pair in stacks for stack in pair for number in (stack.heads, stack.kv_heads)
     ]
     common = math.gcd(*widths)
-    accepted = [number for number in range(1, common + 1) if common % number == 0]
-    if asked is None:
-        return max(number for number in accepted if number <= plan.stacks[0][0].heads)
-    if asked not in accepted:
-        shown = ", ".join(map(str, accepted))
-        raise UsageError(f"{asked} relation heads do not divide the widths {sorted(set(widths))} (accepted: {shown})")
-    return asked
+    return [number for number in range(1, common + 1) if common % number == 0]
 
 
 def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:

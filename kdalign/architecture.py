@@ -213,6 +213,8 @@ def layout_of(config: "PretrainedConfig") -> Layout:
         if config.model_type not in _derived:
             _derived[config.model_type] = _derive(config)
         layout = _derived[config.model_type]
+    if config.model_type == "deberta-v2" and getattr(config, "conv_kernel_size", 0):
+        raise UsageError("deberta-v2 with a convolution after its first layer is not supported (accepted: without)")
     groups = getattr(config, "num_hidden_groups", 1), getattr(config, "inner_group_num", 1)
     if layout.shared and groups != (1, 1):
         raise UsageError(
@@ -255,8 +257,10 @@ def _derive(config: "PretrainedConfig") -> Layout:
     if found is None or embeddings is None:
         raise refused(f"its modules hold no list of {config.num_hidden_layers} layers with an attention in each")
     stack = StackLayout("encoder" if masked else "decoder", *found)
-    open_ = model._supports_attention_backend or model._supports_sdpa
-    attention = Attention.INTERFACE if open_ else Attention.CLOSED
+    attention = Attention.INTERFACE if model._supports_sdpa else Attention.CLOSED
+    if attention is Attention.CLOSED and not masked:
+        # Eager attention would add the masks of packed documents, which are booleans, to its scores.
+        raise refused("its attention is code of its own")
     return Layout("masked" if masked else "causal", (stack,), (embeddings,), attention)
 
 
@@ -456,9 +460,9 @@ def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]])
     for stack in layout_of(config).stacks:
         kept = layers[stack.name]
         setattr(changed, stack.layers, len(kept))
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None:  # such as sliding and full attention, one for each layer
-            changed.layer_types = [kinds[number] for number in kept]
+        for name, kinds in config.to_dict().items():  # such as sliding and full attention, one for each layer
+            if "layer" in name and isinstance(kinds, list) and len(kinds) == getattr(config, stack.layers):
+                setattr(changed, name, [kinds[number] for number in kept])
     return changed
 
 

@@ -50,7 +50,8 @@ def attention_map(
     With a ``softcap`` c (Gemma 2), scores x are :math:`c \tanh(x / c)`.
     """
     key = repeat_kv(key, query.size(1) // key.size(1))
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    with torch.autocast(query.device.type, enabled=False):  # rounded scores would move a map by hundredths
+        scores = query.float() @ key.float().transpose(-1, -2) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
@@ -74,6 +75,7 @@ def sdpa_with_maps(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' SDPA attention; a module whose attention is wanted gets it kept beside."""
+    assert kwargs.get("s_aux") is None, "attention sinks are not known here"
     keeper = keepers.get(module)
     scale = scaling if scaling is not None else query.size(-1) ** -0.5
     if keeper is not None:
@@ -85,8 +87,8 @@ def sdpa_with_maps(
         mask = attention_mask
         if mask is None and (vars(module).get("is_causal", True) if is_causal is None else is_causal):
             # SDPA then masks the future itself: the map must, too.
-            mask = torch.ones(1, 1, query.size(2), key.size(2), dtype=torch.bool, device=query.device).tril()
-            mask = mask.expand(query.size(0), -1, -1, -1)
+            mask = torch.ones(query.size(2), key.size(2), dtype=torch.bool, device=query.device)
+            mask = mask.tril(key.size(2) - query.size(2)).expand(query.size(0), 1, -1, -1)  # the last query is now
         probabilities = attention_map(query, key, mask, scale, position_bias, softcap)
         if keeper is not None and keeper.wants_map:
             keeper.keep_map(probabilities)

@@ -21,6 +21,7 @@ CALIBRATION_TOKENS = 16_384
 """Read by the teacher to measure how far its features spread."""
 SIMILARITY_TOKENS = 4_096
 """Read by both models to measure how alike their layers are."""
+UNTRAINED = "the student is untrained: how alike its layers are says nothing of what they will learn"
 _EXAMPLES = 512
 _BATCH = 32
 
@@ -119,6 +120,8 @@ def alike(
         ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
         if len(ours[0]) < LEAST_TOKENS:
             raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
+        if not all(bool(rows.isfinite().all()) for rows in (*ours, *theirs)):
+            raise UsageError(f"a model's {stack} gives numbers that are not finite: its layers cannot be compared")
         found[stack] = similarities(ours, theirs)
     return found, len(ours[0])
 

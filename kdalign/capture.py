@@ -17,8 +17,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kdalign.architecture import Attention, HeadKind, Layer, attention_modules, blocks, head_of_class, layout_of
+from kdalign.architecture import (
+    LAYOUTS,
+    Attention,
+    HeadKind,
+    Layer,
+    accepted_inputs,
+    attention_modules,
+    blocks,
+    head_of_class,
+    layout_of,
+)
 from kdalign.attention import ATTENTION, keepers
+from kdalign.errors import UsageError
 from kdalign.vocabulary import Head
 
 
@@ -35,7 +46,8 @@ class Signals:
         embeddings: (batch, time, width), what a stack's first layer reads, by stack.
         attention: (batch, heads, time, keys), probabilities over keys before dropout.
         queries: (batch, heads, time, head width), positions turned in where the family does so, at the scale at which
-            scores are their products with keys over the square root of the head width.
+            scores are their products with keys over the square root of the head width (DeBERTa's and XLNet's, whose
+            scores have further parts, as they are projected).
         keys: the same, (batch, kv heads, keys, head width).
         values: the same as keys.
         projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
@@ -163,6 +175,59 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order
         else:
             signals.features, signals.head = _before_vocabulary(model, inputs)
     return signals
+
+
+def check_read(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of a type with a row; or of another, once what is read of a few tokens is what it computes.
+
+    Its logits must be its features times its vocabulary, every layer must be seen, maps must be probabilities, and
+    packed documents must not see each other nor the future.
+
+    Raises:
+        UsageError: what is not as it should be.
+    """
+    if model.config.model_type in LAYOUTS:
+        return model
+    try:
+        wrong = _misread(model)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, StopIteration, AssertionError) as error:
+        wrong = f"its forward cannot be read ({type(error).__name__}: {error})"
+    if wrong:
+        raise UsageError(f"model type {model.config.model_type!r} is not supported: {wrong}")
+    return model
+
+
+def _misread(model: PreTrainedModel) -> str:
+    """What of a model is read wrongly; empty where all is right."""
+    head, before = head_of_class(type(model).__name__), model.config._attn_implementation
+    ids = torch.arange(5, 17, device=model.device)[None] % int(model.config.vocab_size)
+    inputs = accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    layers = frozenset(blocks(model))
+    maps = layers if layout_of(model.config).attention is Attention.INTERFACE else frozenset[Layer]()
+    order = torch.arange(model.config.num_labels, device=model.device) if head is HeadKind.CLASSIFIER else None
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one.float(), other.float(), atol=1e-3, rtol=1e-3)
+
+    with answering(model):
+        plain = model(**inputs)[0]
+        signals = run(watch(model), inputs, Wanted(hidden=layers, attention=maps), order)
+        if signals.head is not None and not same(signals.head.logits(signals.features), plain):
+            return "its logits are not its features times its vocabulary"
+        if signals.hidden.keys() != layers or signals.attention.keys() != maps:
+            return "not every layer can be seen"
+        if not all(same(each.sum(dim=-1), torch.ones_like(each[..., 0])) for each in signals.attention.values()):
+            return "its attention maps are no probabilities"
+        if head is HeadKind.CAUSAL:
+            half = ids.size(1) // 2
+            document = torch.arange(ids.size(1), device=ids.device) // half
+            mask = (document[:, None] == document).tril()[None, None]
+            places = torch.arange(ids.size(1), device=ids.device)[None] % half
+            packed = accepted_inputs(model, {"input_ids": ids, "attention_mask": mask, "position_ids": places})
+            if not same(model(**packed)[0][:, half:], model(input_ids=ids[:, half:])[0]):
+                return "documents that are packed together see each other"
+    model.set_attn_implementation(before)
+    return ""
 
 
 def pooled(

@@ -16,7 +16,15 @@ from kdalign import models, student
 from kdalign.alignment import Plan, layers_text, read_plan
 from kdalign.architecture import LAYOUTS, count_parameters
 from kdalign.batches import Encoded
-from kdalign.calibration import CALIBRATION_TOKENS, SIMILARITY_TOKENS, calibrate, mapped, some, start_projections
+from kdalign.calibration import (
+    CALIBRATION_TOKENS,
+    SIMILARITY_TOKENS,
+    UNTRAINED,
+    calibrate,
+    mapped,
+    some,
+    start_projections,
+)
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -176,6 +184,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if teacher is not None:
         plan = _calibrated(run, teacher, student_model, encoded, tokenizer, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
+        if plan.choice and (run.new is not None or (run.cut_to is not None and run.cut_from is None)):
+            observer.announce(UNTRAINED)
     objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
@@ -359,7 +369,7 @@ def _calibrated(
         return read_plan(run.folder.plan)
     plan, seed = run.plan, run.recipe.train.seed
     assert plan is not None, "a teacher comes with a plan"
-    if plan.choice:
+    if plan.choice and not plan.similarities:
         special = tokenizer.all_special_ids
         plan = mapped(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:

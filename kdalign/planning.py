@@ -9,7 +9,8 @@ from kdalign import models, student
 from kdalign.alignment import Plan
 from kdalign.architecture import describe, layout_of
 from kdalign.batches import Encoded
-from kdalign.calibration import mapped
+from kdalign.calibration import UNTRAINED, mapped
+from kdalign.capture import check_read
 from kdalign.encoding import encode_labelled, encode_pairs
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config, new_model, parse_new
@@ -66,10 +67,10 @@ def plan_layers(
     own = _own(theirs, student_name, tokenizer)
     encoded, source = _read(reading, tokenizer, theirs.config)
     models.check_length(theirs, reading.max_length)
-    big = models.load_as_it_is(theirs)
+    big = check_read(models.load_as_it_is(theirs))
     small, trained = _student(theirs, big, own, student_name, init, tokenizer)
     if not trained:
-        observer.announce("the student is untrained: how alike its layers are says nothing of what they will learn")
+        observer.announce(UNTRAINED)
     return mapped(plan, big, small, encoded, tokenizer.all_special_ids, source, 0)
 
 
@@ -108,7 +109,7 @@ def _student(
 ) -> tuple[PreTrainedModel, bool]:
     """The student, and whether its weights come from anywhere."""
     if own is not None:
-        return models.load_as_it_is(own), True
+        return check_read(models.load_as_it_is(own)), True
     if name.startswith("new:"):
         return new_model(new_config(parse_new(name), tokenizer), 0), False
     theirs = describe(teacher.config)

@@ -100,6 +100,8 @@ def prepare(recipe: Recipe) -> Prepared:
         theirs = describe(teacher.config)
         cut_to = student.layers_of_cut(recipe.student, theirs)
         cut_from = student.starting_layers(recipe.init, cut_to, theirs) if cut_to is not None else None
+        if cut_from is not None:
+            student.check_cut(teacher.config, cut_from)
     elif new is None and recipe.student.startswith("layers="):
         raise UsageError(f"--student {recipe.student!r} is cut out of a teacher; without one, give a model or new:TYPE")
     own = models.locate(recipe.student, recipe.student_revision) if new is None and cut_to is None else None
@@ -223,6 +225,8 @@ def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -
     theirs = describe(teacher.config)
     cut_to = student.layers_of_cut(student_name, theirs)
     cut_from = None if cut_to is None else student.starting_layers(init, cut_to, theirs)
+    if cut_from is not None:
+        student.check_cut(teacher.config, cut_from)
     new = parse_new(student_name) if student_name.startswith("new:") else None
     own = models.locate(student_name) if cut_to is None and new is None else None
     tokenizer = models.load_tokenizer(teacher) if new is not None else None

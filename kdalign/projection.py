@@ -53,7 +53,8 @@ class Projections(nn.Module):
         key = _key(student, teacher)
         if key not in self.mixes:
             return attention
-        return torch.einsum("ts,bsij->btij", self.mixes[key].softmax(dim=-1), attention)
+        with torch.autocast(attention.device.type, enabled=False):
+            return torch.einsum("ts,bsij->btij", self.mixes[key].softmax(dim=-1), attention.float())
 
 
 def _made(shape: ProjectionShape) -> nn.Module:

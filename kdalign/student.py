@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kdalign.architecture import (
     Architecture,
+    Layer,
     Stack,
     attention_of,
     auto_class,
@@ -16,6 +17,7 @@ from kdalign.architecture import (
     blocks,
     embedding_weights,
     head_of_class,
+    skeleton,
     with_layers,
 )
 from kdalign.errors import UsageError
@@ -61,6 +63,30 @@ def starting_layers(init: str, layers: Mapping[str, int], teacher: Architecture)
     return {
         name: choose_layers(init, number, teacher.stack(name).layers, ("random",)) for name, number in layers.items()
     }
+
+
+def check_cut(config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
+    """Refuse to move a layer to a place where the family's layers are made of other parts, before weights load.
+
+    ModernBERT's first layer has no norm before its attention; some mixtures of experts begin with layers of another
+    kind. What T5's first layers have beside (relative positions) stays with the first.
+
+    Raises:
+        UsageError: the layer, and what is accepted.
+    """
+    source, target = blocks(skeleton(config)), blocks(skeleton(with_layers(config, layers)))
+    for (stack, place), block in target.items():
+        moved = Layer(stack, layers[stack][place])
+        ours, theirs = (
+            {name for name, _ in each.named_parameters() if "relative_attention_bias" not in name}
+            for each in (block, source[moved])
+        )
+        if ours != theirs:
+            differs = sorted(ours ^ theirs)[0]
+            raise UsageError(
+                f"layer {moved} of {config.model_type} cannot become the student's layer {place}: they differ in "
+                f"{differs!r}; start from others, such as --init first or --init skip"
+            )
 
 
 def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from kdalign import evaluation, likelihood, models
 from kdalign.alignment import Plan
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, head_of, layout_of
 from kdalign.batches import Encoded
+from kdalign.capture import check_read
 from kdalign.encoding import encode_chats, encode_documents, encode_labelled, encode_pairs
 from kdalign.errors import UsageError
 from kdalign.evaluation import Predictions
@@ -133,7 +134,7 @@ class Classifying:
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a classifier."""
-        return models.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed)
+        return check_read(models.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed))
 
     def keeps_head(self, checkpoint: Checkpoint) -> bool:
         """Whether its labels are the task's."""
@@ -210,6 +211,12 @@ class Modelling:
         self.task.check(family, checkpoint.name)
         if family != self.family:
             raise UsageError(f"{checkpoint.name!r} is a {family} model, the other one {self.family}")
+        window = getattr(checkpoint.config, "sliding_window", None)
+        if family == "causal" and window is not None and window < self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
+                f"packed documents would be seen whole"
+            )
         if head_of(checkpoint.config) is not self.head:
             raise UsageError(
                 f"{checkpoint.name!r} has no language-model head; `kdalign distill --teacher none --student "
@@ -228,7 +235,7 @@ class Modelling:
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a language model."""
-        return models.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed)
+        return check_read(models.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
 
     def keeps_head(self, checkpoint: Checkpoint) -> bool:
         """Whether it says that it has a language-model head."""
@@ -312,7 +319,7 @@ class Embedding:
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
-        return models.load_body(checkpoint)
+        return check_read(models.load_body(checkpoint))
 
     def keeps_head(self, checkpoint: Checkpoint) -> bool:
         """There is none to lose."""

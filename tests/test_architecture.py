@@ -10,6 +10,7 @@ from transformers import (
     AlbertConfig,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     FNetConfig,
@@ -23,14 +24,16 @@ from kdalign.architecture import (
     Stack,
     accepted_inputs,
     attention_modules,
+    attention_of,
     blocks,
     count_parameters,
     describe,
     skeleton,
     with_layers,
 )
-from kdalign.capture import Wanted, recording, watch
+from kdalign.capture import Wanted, check_read, recording, watch
 from kdalign.errors import UsageError
+from kdalign.student import check_cut
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 
@@ -150,6 +153,44 @@ def test_a_type_without_a_row_is_read_by_its_usual_names_and_its_signals_are_the
         torch.testing.assert_close(signals.attention[layer], plain.attentions[number], atol=1e-5, rtol=1e-4)
         if number < 2:  # the last has the final norm in it
             torch.testing.assert_close(signals.hidden[layer], plain.hidden_states[number + 1], atol=1e-5, rtol=1e-4)
+
+
+def other_model(kind, **changes):
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape, **changes
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention_of(config)).eval()
+
+
+def test_a_type_without_a_row_is_refused_where_what_is_read_is_not_what_it_computes():
+    check_read(other_model("granite"))
+    with pytest.raises(UsageError, match="'granite' is not supported: its logits are not its features times"):
+        check_read(other_model("granite", logits_scaling=8.0))
+    with pytest.raises(UsageError, match="'falcon' is not supported: not every layer can be seen"):
+        check_read(other_model("falcon"))
+    with pytest.raises(UsageError, match="'gptj' is not supported: its attention is code of its own"):
+        attention_of(AutoConfig.for_model("gptj"))  # eager, it would add the masks of packed documents to its scores
+    with pytest.raises(UsageError, match="deberta-v2 with a convolution after its first layer"):
+        describe(AutoConfig.for_model("deberta-v2", conv_kernel_size=3))
+
+
+def test_a_layer_that_cannot_take_anothers_place_is_refused_before_weights_load():
+    small = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 50, "pad_token_id": 0}
+    config = AutoConfig.for_model("modernbert", **small)
+    with pytest.raises(UsageError, match=r"encoder.1 of modernbert cannot become the student's layer 0: .*attn_norm"):
+        check_cut(config, {"encoder": (1, 3)})
+    check_cut(config, {"encoder": (0, 2)})
+    t5 = AutoConfig.for_model("t5", num_layers=4, d_model=32, vocab_size=50, pad_token_id=0)
+    check_cut(t5, {"encoder": (1, 3), "decoder": (1, 3)})
+
+
+def test_what_a_configuration_says_of_each_layer_is_cut_with_them():
+    small = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 50, "pad_token_id": 0}
+    config = AutoConfig.for_model("smollm3", **small)
+    kept = with_layers(config, {"decoder": (1, 3)})
+    assert kept.no_rope_layers == [config.no_rope_layers[1], config.no_rope_layers[3]]
+    assert kept.layer_types == [config.layer_types[1], config.layer_types[3]]
 
 
 def test_seventy_billion_parameters_are_described_in_seconds_and_without_memory():

@@ -8,11 +8,12 @@ from conftest import one_line, save_model
 from test_contract import examples
 from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
 
+from kdalign import losses
 from kdalign.alignment import HeadMix, Plan, propose
 from kdalign.architecture import Architecture, Layer, Stack, describe
-from kdalign.batches import collate
+from kdalign.batches import Batch, collate
 from kdalign.errors import UsageError
-from kdalign.objective import View, build_objective, count_units, relation_heads
+from kdalign.objective import Place, View, build_objective, count_units, relation_heads
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
@@ -43,11 +44,11 @@ def classifier(kind, layers, width, heads, seed):
 class Pair:
     """A teacher and a student of other heads, trained on their attention alone."""
 
-    def __init__(self, theirs, ours, weights, **how):
+    def __init__(self, theirs, ours, terms, **how):
         self.teacher = Teacher(classifier(*theirs, seed=1), (0, 1), torch.float32, torch.device("cpu"))
         student = classifier(*ours, seed=2)
         self.plan = propose(describe(self.teacher.model.config), describe(student.config), **how)
-        self.objective = build_objective(weights, self.plan, regression=False)
+        self.objective = build_objective(terms, self.plan, regression=False)
         mixes = self.plan.mixes if self.objective.compared_maps else ()
         self.learner = Learner(student, Projections((), 0, mixes), self.plan, self.objective, (0, 1), False)
         self.data = examples()
@@ -101,6 +102,37 @@ def test_more_padding_changes_no_attention_term(way):
     assert narrow == pytest.approx(wide, rel=1e-5)
 
 
+def test_the_term_is_the_weighted_mean_over_layers_and_parts_of_their_divergences():
+    weights = (1.0, 3.0)
+    setting = Pair(*PAIRS["12 heads teach 8"], RELATIONS, relations="all", relation_heads=4, weights=weights)
+    batch = collate(setting.data, range(8))
+    taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+    ours = setting.learner(batch.inputs, taught)
+    seen = batch.inputs["attention_mask"].bool()[:, None, :].expand(-1, batch.real.size(1), -1)
+    expected = 0.0
+    for (student, teacher), share in zip(((0, 1), (1, 3)), (0.25, 0.75), strict=True):
+        for part in ("queries", "keys", "values"):
+            x, y = vars(ours)[part][Layer("encoder", student)], vars(taught)[part][Layer("encoder", teacher)]
+            x, y = relation_heads(x, 4), relation_heads(y, 4)
+            expected += share / 3 * float(losses.relation_divergence(x, y, seen, batch.tokens).detach())
+    assert float(setting.parts(batch).total.detach()) == pytest.approx(expected / int(batch.tokens.sum()), rel=1e-5)
+
+
+def test_a_position_is_related_to_those_it_may_see():
+    real = torch.tensor([[True, True, True, False]])
+    batch = Batch(
+        {"attention_mask": real.long(), "decoder_attention_mask": torch.tensor([[1, 1, 0]])}, None, real[:, 0], real
+    )
+    assert Place(()).visible(batch)[0].tolist() == [[True, True, True, False]] * 4
+    back = Place((), looks_back=True).visible(batch)[0]
+    assert back.tolist() == [[i >= j and j < 3 for j in range(4)] for i in range(4)]
+    target = Place((), reads_target=True, looks_back=True).visible(batch)[0]
+    assert target.tolist() == [[True, False, False], [True, True, False], [True, True, False]]
+    within = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    packed = Batch({"attention_mask": within}, None, real[:, 0], real)
+    assert torch.equal(Place((), looks_back=True).visible(packed), within[:, 0])
+
+
 def test_mixed_heads_start_as_the_mean_stay_probabilities_and_are_trained():
     layers = Layer("encoder", 0), Layer("encoder", 1)
     projections = Projections((), 0, (HeadMix(*layers, 3, 5),))
@@ -135,7 +167,7 @@ def test_relation_heads_divide_every_width_also_of_grouped_keys():
     # Queries 64 wide and keys 32 (2 of 4 heads), against 48 and 48: common divisors of 16.
     assert propose(shape(4, 64, 2), shape(6, 48)).relation_heads == 4
     assert propose(shape(4, 64, 2), shape(6, 48), relation_heads=16).relation_heads == 16
-    with pytest.raises(UsageError, match=r"divide the widths \[32, 48, 64\] \(accepted: 1, 2, 4, 8, 16\)"):
+    with pytest.raises(UsageError, match=r"divide the models' widths \(accepted: 1, 2, 4, 8, 16\)"):
         propose(shape(4, 64, 2), shape(6, 48), relation_heads=5)
     assert propose(shape(12, 384), shape(12, 384)).relation_heads == 12
 

@@ -26,7 +26,9 @@ from kdalign.architecture import (
 from kdalign.batches import IGNORED, collate, micro_batches
 from kdalign.calibration import calibrate
 from kdalign.capture import Wanted, recording, run, watch
+from kdalign.errors import UsageError
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+from kdalign.models import Checkpoint
 from kdalign.objective import Objective, Unit, View, build_language_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
@@ -180,6 +182,24 @@ def test_captured_maps_are_those_of_eager_attention(kind):
         theirs = theirs[0] if isinstance(theirs, tuple) else theirs  # XLNet's content stream, of two
         real = batch.real if layer.stack == "encoder" else answered(batch)
         torch.testing.assert_close(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_a_step_of_generation_is_the_whole_forwards_last(kind):
+    net, ids = watch(model(kind)), torch.randint(5, 50, (1, 9))
+    with torch.no_grad():
+        whole = net(input_ids=ids).logits[:, -1]
+        past = net(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        step = net(input_ids=ids[:, -1:], past_key_values=past).logits[:, -1]
+    torch.testing.assert_close(step, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_documents_longer_than_the_layers_look_back_are_refused():
+    net = model("gemma2")
+    net.config.sliding_window = 16
+    with pytest.raises(UsageError, match="--max-length 24 is more than the 16 tokens that 'x' looks back"):
+        work("gemma2", 24).check(Checkpoint("x", "x", net.config, None, ""))
+    work("gemma2", 16).check(Checkpoint("x", "x", net.config, None, ""))
 
 
 OUTPUT = {"modernbert": "Wo", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_proj", "llama": "o_proj"}

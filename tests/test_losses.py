@@ -139,6 +139,26 @@ def test_relation_divergence_by_hand():
     assert float(losses.relation_divergence(student, teacher, visible.tril(), mask)) == pytest.approx(0, abs=1e-7)
 
 
+def test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 3, 4, 5, generator=generator)
+    teacher = torch.randn(2, 3, 4, 8, generator=generator)
+    visible = torch.rand(2, 4, 4, generator=generator) > 0.3
+    visible |= torch.eye(4, dtype=torch.bool)
+    mask = torch.tensor([[True, True, True, False], [True, False, True, True]])
+    total = 0.0
+    for b in range(2):
+        for head in range(3):
+            for i in range(4):
+                if not mask[b, i]:
+                    continue
+                seen = visible[b, i].nonzero().flatten()
+                rows = [each[b, head].double() for each in (teacher, student)]
+                p, q = ((x[seen] @ x[i] / x.shape[1] ** 0.5).softmax(0) for x in rows)
+                total += float((p * (p / q).log()).sum()) / 3
+    assert float(losses.relation_divergence(student, teacher, visible, mask)) == pytest.approx(total, rel=1e-5)
+
+
 def test_relations_of_equal_values_have_no_divergence_and_no_gradient_and_do_not_depend_on_a_rotation():
     values = torch.randn(2, 3, 5, 8, requires_grad=True)
     turned = torch.linalg.qr(torch.randn(8, 8))[0]

@@ -164,10 +164,59 @@ def test_a_student_learns_by_a_map_that_was_measured_and_the_run_keeps_it(kdalig
     assert len(plan.projections) == len(plan.maps[0].pairs) >= 4
 
 
+def test_a_measured_plan_that_was_edited_is_followed_as_it_stands(kdalign, teacher, other, data, tmp_path):
+    words = ("--teacher", teacher, "--student", other, "--task", "sst2", "--data", data)
+    assert kdalign("map-layers", *words, "--map", "cka", "--out", "plan.json")[0] == 0
+    tree = json.loads((tmp_path / "plan.json").read_text())
+    tree["maps"][0]["pairs"] = [[0, 3], [1, 0]]
+    for shape, (ours, theirs) in zip(tree["projections"], [(0, 3), (1, 0)], strict=True):
+        shape["student"], shape["teacher"] = ["encoder", ours], ["encoder", theirs]
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    status, _, err = kdalign("distill", *words, "--plan", "plan.json", "--max-steps", 1, "--out", "run")
+    assert status == 0, err
+    assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()).maps[0].pairs == ((0, 3), (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"heads": "Each"}, "heads"),
+        ({"relations": "value"}, "relations"),
+        ({"relation_heads": 5}, "5 relation heads do not divide"),
+        ({"relation_heads": 0}, "0 relation heads do not divide"),
+        ({"statistics": {"variance/encoder.1": -1.0}}, "variances must be above 0"),
+        ({"similarities": {"encoder": [[0.1, 0.2, 0.3, float("nan")]] * 2}}, "not all numbers"),
+    ],
+)
+def test_a_plan_that_says_what_cannot_be_is_refused(change, named):
+    tree = json.loads(propose(shape(4), shape(2)).to_json()) | change
+    with pytest.raises(UsageError, match=named):
+        Plan.from_json(json.dumps(tree))
+
+
+def test_a_plan_that_maps_a_stack_twice_is_refused():
+    tree = json.loads(propose(shape(4), shape(2)).to_json())
+    tree["maps"] *= 2
+    with pytest.raises(UsageError, match="maps a stack twice"):
+        Plan.from_json(json.dumps(tree))
+
+
+def test_features_that_are_no_numbers_are_refused(teacher):
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    texts, labels = sentences(8, 9)
+    encoded = encode_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
+    bodies = [AutoModel.from_config(tiny_config("bert", 2, 32, 4, vocab_size=len(tokenizer))).eval() for _ in range(2)]
+    bodies[0].encoder.layer[0].output.dense.weight.data[:] = float("nan")
+    with pytest.raises(UsageError, match="are not finite"):
+        alike(propose(shape(2), shape(2)), *bodies, [collate(encoded, range(8))], [], torch.device("cpu"))
+
+
 def test_an_untrained_student_warns(kdalign, teacher, data):
     words = ("map-layers", "--teacher", teacher, "--task", "sst2", "--data", data, "--map", "cka")
     assert "untrained" in kdalign(*words, "--student", "layers=2", "--init", "random")[2]
     assert "untrained" not in kdalign(*words, "--student", "layers=2")[2]
+    run = ("distill", *words[1:], "--student", "layers=2", "--init", "random", "--max-steps", 1, "--out", "run")
+    assert "untrained" in kdalign(*run)[2]
 
 
 @pytest.mark.parametrize(
