@@ -1,6 +1,7 @@
 """Attention across head counts and families: mixed, averaged, or as relations between positions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Deberta
 
 from kdalign import losses
 from kdalign.alignment import HeadMix, Plan, propose
-from kdalign.architecture import Architecture, Layer, Stack, describe
+from kdalign.architecture import Architecture, Attention, Layer, Stack, describe
 from kdalign.batches import Batch, collate
 from kdalign.errors import UsageError
 from kdalign.objective import Place, View, build_objective, count_units, relation_heads
+from kdalign.preparation import _check_attention
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
@@ -170,6 +172,13 @@ def test_relation_heads_divide_every_width_also_of_grouped_keys():
     with pytest.raises(UsageError, match=r"divide the models' widths \(accepted: 1, 2, 4, 8, 16\)"):
         propose(shape(4, 64, 2), shape(6, 48), relation_heads=5)
     assert propose(shape(12, 384), shape(12, 384)).relation_heads == 12
+
+
+def test_attention_that_cannot_be_taken_is_refused():
+    closed = replace(shape(4, 32), attention=Attention.CLOSED)
+    for pair in ((closed, shape(4, 32)), (shape(4, 32), closed)):
+        with pytest.raises(UsageError, match="attention of llama cannot be taken; give --delta 0"):
+            _check_attention(propose(*pair))
 
 
 def test_heads_are_compared_each_where_they_agree_and_mixed_where_they_do_not():

@@ -225,9 +225,18 @@ def test_captured_maps_queries_keys_and_values_are_those_that_the_attention_mixe
         place = module.get_submodule(OUTPUT[kind]) if kind in OUTPUT else module
         if kind != "albert" or layer.number == 0:  # one module is all of its layers: the first call is looked at
             place.register_forward_hook(keep(layer))
-    with torch.no_grad(), recording(net, Wanted(attention=layers, relations=layers)) as signals:
+    stacks = frozenset(layer.stack for layer in blocks(net))
+    with torch.no_grad(), recording(net, Wanted(frozenset(), layers, stacks, layers)) as signals:
         net(**accepted_inputs(net, batch.inputs))
     assert signals.queries.keys() == signals.keys.keys() == signals.values.keys() == layers
+    first, read = next(iter(modules.values())), signals.embeddings[next(iter(blocks(net))).stack]
+    for name, place in {"queries": "query_proj", "keys": "key_proj", "values": "value_proj"}.items():
+        kept = next(iter(vars(signals)[name].values()))
+        if kind == "deberta-v2":
+            torch.testing.assert_close(kept.transpose(1, 2).flatten(2), first.get_submodule(place)(read))
+        if kind == "xlnet":
+            by_hand = torch.einsum("bih,hnd->bnid", read, first.get_parameter(name[0]))
+            torch.testing.assert_close(kept, by_hand)
     for layer, result in mixed.items():
         values = repeat_kv(signals.values[layer], 4 // signals.values[layer].size(1))
         ours = (signals.attention[layer] @ values).transpose(1, 2)  # (batch, time, heads, head width)

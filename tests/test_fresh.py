@@ -268,6 +268,13 @@ def test_a_new_marian_scales_its_words_up_to_its_positions():
     assert new_model(tiny("marian"), 0).model.encoder.embed_scale == pytest.approx(32**0.5)
 
 
+def test_positions_that_are_not_learnt_stay_as_the_type_has_them():
+    made = new_model(tiny("marian"), 0).model.encoder.embed_positions
+    assert not made.weight.requires_grad
+    stock = transformers.MarianModel(tiny("marian")).encoder.embed_positions
+    assert torch.equal(made.weight, stock.weight)
+
+
 def test_a_new_xlnet_remembers_nothing():
     config = tiny("xlnet")
     assert (config.mem_len, config.bi_data) == (None, False)

@@ -201,6 +201,21 @@ def test_a_plan_that_maps_a_stack_twice_is_refused():
         Plan.from_json(json.dumps(tree))
 
 
+def test_dropout_has_no_say_in_likeness_and_a_models_mode_is_put_back(teacher):
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    texts, labels = sentences(30, 9)
+    encoded = encode_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
+    bodies = [AutoModel.from_config(tiny_config("bert", 2, 32, 4, vocab_size=len(tokenizer))) for _ in range(2)]
+    found = []
+    for training in (True, False):
+        for body in bodies:
+            body.train(training)
+        batches = [collate(encoded, range(30))]
+        found.append(alike(propose(shape(2), shape(2)), *bodies, batches, [], torch.device("cpu"))[0]["encoder"])
+        assert all(body.training is training for body in bodies)
+    np.testing.assert_array_equal(*found)
+
+
 def test_features_that_are_no_numbers_are_refused(teacher):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     texts, labels = sentences(8, 9)
@@ -214,6 +229,7 @@ def test_features_that_are_no_numbers_are_refused(teacher):
 def test_an_untrained_student_warns(kdalign, teacher, data):
     words = ("map-layers", "--teacher", teacher, "--task", "sst2", "--data", data, "--map", "cka")
     assert "untrained" in kdalign(*words, "--student", "layers=2", "--init", "random")[2]
+    assert "untrained" in kdalign(*words, "--student", "new:bert,layers=2,width=32,heads=4")[2]
     assert "untrained" not in kdalign(*words, "--student", "layers=2")[2]
     run = ("distill", *words[1:], "--student", "layers=2", "--init", "random", "--max-steps", 1, "--out", "run")
     assert "untrained" in kdalign(*run)[2]
