@@ -154,10 +154,8 @@ class Plan:
         """The mixes of heads that attention maps need, those of the attention to the encoder, too."""
         found = []
         for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
-            places = (
-                (one.student_stack, CROSS) if self.student.reads_target(one.student_stack) else (one.student_stack,)
-            )
-            for place in places if self.heads == "mix" and ours.heads != theirs.heads else ():
+            crossing = [CROSS] if self.student.reads_target(one.student_stack) else []
+            for place in [one.student_stack, *crossing] if self.heads == "mix" and ours.heads != theirs.heads else ():
                 for student, teacher in one.pairs:
                     found.append(HeadMix(Layer(place, student), Layer(place, teacher), ours.heads, theirs.heads))
         return tuple(found)
@@ -174,26 +172,25 @@ class Plan:
             raise UsageError("the plan's variances must be above 0")
         if self.relation_heads not in _relation_heads(self.stacks):
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
-        for layer_map in self.maps:
-            if layer_map.student_stack != layer_map.teacher_stack:
-                raise UsageError(
-                    f"the plan maps {layer_map.student_stack} to {layer_map.teacher_stack}: stacks must agree"
-                )
-            student = self.student.stack(layer_map.student_stack)
-            teacher = self.teacher.stack(layer_map.teacher_stack)
-            for ours, theirs in layer_map.pairs:
-                _in_range("student", ours, student)
-                _in_range("teacher", theirs, teacher)
-            alike = self.similarities.get(student.name)
-            if alike is not None and not all(math.isfinite(value) for row in alike for value in row):
-                raise UsageError(f"the similarities of {student.name} are not all numbers")
-            if alike is not None and (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
-                raise UsageError(
-                    f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
-                )
+        for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
+            self._check(one, teacher, student)
         if self.projections != _projections(self.teacher, self.student, self.maps, self.style):
+            raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
+
+    def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
+        if teacher.name != student.name:
+            raise UsageError(f"the plan maps {student.name} to {teacher.name}: stacks of one name are aligned")
+        for ours, theirs in one.pairs:
+            _in_range("student", ours, student)
+            _in_range("teacher", theirs, teacher)
+        alike = self.similarities.get(student.name)
+        if alike is None:
+            return
+        if not all(math.isfinite(value) for row in alike for value in row):
+            raise UsageError(f"the similarities of {student.name} are not all numbers")
+        if (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
             raise UsageError(
-                "the projections must join the mapped layers whose widths differ, in the plan's style, and no others"
+                f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
             )
 
     @property
