@@ -384,8 +384,14 @@ def alternatives(plan: Plan) -> dict[str, float]:
 def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
     maps = []
     for one in plan.maps:
-        flows = measured_strategy(choice)(similarities[one.student_stack])
-        pairs = tuple((ours, theirs) for ours, theirs, _ in flows)
+        try:
+            flows = measured_strategy(choice)(similarities[one.student_stack])
+            pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
+        except Exception as error:  # whatever a function of the user's raises
+            raise UsageError(
+                f"map {choice!r} failed ({type(error).__name__}: {error}); accepted is a function that gives "
+                f"(student layer, teacher layer, weight) for each pair"
+            ) from error
         try:
             weights = _shares([weight for *_, weight in flows], len(pairs))
             maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))

@@ -41,7 +41,7 @@ from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
 from kdalign.tasks import Examples, Task
 from kdalign.teachers import Teacher
-from kdalign.training import Learner, Remapping, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Learner, Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -93,6 +93,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     Raises:
         UsageError: the first thing that is wrong.
     """
+    check_device(recipe.train.device, recipe.train.trackers)
     runs = [prepare(one) for one in split_by_task(recipe)]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
@@ -287,7 +288,10 @@ def _tokenizer(run: Prepared) -> PreTrainedTokenizerBase:
 def _config(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of the student, or of the teacher that it is cut from."""
     if run.new is not None:
-        return new_config(run.new, tokenizer)
+        config = new_config(run.new, tokenizer)
+        if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
+            config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
+        return config
     first = run.student or run.teacher
     assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
     return first.config

@@ -191,6 +191,13 @@ def _check_models(
     if recipe.init == "random" and not recipe.student.startswith("layers="):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
     tokenizer = models.load_tokenizer(teacher) if teacher is not None else None
+    if own is not None and teacher is not None and work.head is HeadKind.SEQ2SEQ:
+        starts = [int(each.config.decoder_start_token_id) for each in (teacher, own)]
+        if starts[0] != starts[1]:
+            raise UsageError(
+                f"targets of teacher {teacher.name!r} begin with token {starts[0]} and those of student {own.name!r} "
+                f"with {starts[1]}: they cannot read the same"
+            )
     if own is not None:
         models.check_length(own, recipe.data.max_length)
         ours = models.load_tokenizer(own)
@@ -208,6 +215,10 @@ def _check_models(
         return tokenizer
     if classifies or work.head is HeadKind.NONE:
         raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
+    family = LAYOUTS[new.model_type].family
+    if teacher is not None and family != layout_of(teacher.config).family:
+        theirs = layout_of(teacher.config).family
+        raise UsageError(f"--student {recipe.student!r} is a {family} model, teacher {teacher.name!r} a {theirs} one")
     if new.positions < recipe.data.max_length:
         raise UsageError(f"--max-length {recipe.data.max_length} is more than the {new.positions} positions asked for")
     if teacher is None and recipe.tokenizer is None:
@@ -216,7 +227,9 @@ def _check_models(
         raise UsageError("a student from nothing takes its teacher's tokenizer: leave --tokenizer out")
     size = trained_size(recipe.tokenizer) if recipe.tokenizer is not None else None
     if size is not None:
-        check_size(size, LAYOUTS[new.model_type].family)
+        check_size(size, family)
+    elif recipe.tokenizer is not None:
+        models.load_tokenizer_named(recipe.tokenizer, family)
     return tokenizer
 
 

@@ -173,6 +173,12 @@ class Train(_Section):
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate by name, such as ``tensorboard``."""
 
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Train":
+        if self.max_steps is not None and self.max_tokens is not None:
+            raise ValueError("give train.max_steps or train.max_tokens, not both")
+        return self
+
     @property
     def holds_out(self) -> bool:
         """Whether a slice of train is kept from training."""

@@ -37,6 +37,8 @@ def beginnings(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: in
 def sources(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int) -> tuple[Prompt, ...]:
     """The first sources."""
     texts = list(examples.texts[0][:count])
+    if not texts:
+        return ()
     pieces = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)["input_ids"]
     return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
 

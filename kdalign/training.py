@@ -116,11 +116,11 @@ class Remapping:
     objective: Callable[[Plan], Objective]
 
 
-def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
-    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
+def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
+    """Refuse a device that is not here, and trackers that are unknown or not installed.
 
     Raises:
-        UsageError: no such device here, or a tracker that is unknown or not installed.
+        UsageError: what is accepted.
     """
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
@@ -134,6 +134,15 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
             raise unknown("tracker", tracker, known)
         if tracker not in installed:
             raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
+
+
+def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
+
+    Raises:
+        UsageError: no such device here, or a tracker that is unknown or not installed.
+    """
+    check_device(device, trackers)
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     return Accelerator(
         cpu=cpu,
@@ -356,6 +365,8 @@ def train(
             if main and due and progress.step < steps:
                 save_checkpoint(folder, learner, optimizer, progress)
                 saved_at = progress.seconds
+        if main:  # what follows may be interrupted, too
+            save_checkpoint(folder, learner, optimizer, progress)
     observer.ended()
     if settings.select == "best":
         accelerator.wait_for_everyone()

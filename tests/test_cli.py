@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from conftest import one_line, save_model, sentences
 
+from kdalign.version import __version__
+
 
 def quick(teacher, data, *more):
     return (
@@ -326,6 +328,10 @@ def test_eval_of_a_run_takes_its_limit_over(kdalign, teacher, data):
     [found] = json.loads(out)
     assert found["n"] == 40
     assert [score["metric"] for score in found["scores"]] == ["accuracy", "agreement"]
+
+
+def test_the_version_is_told_and_nothing_else_is_asked(kdalign):
+    assert kdalign("--version") == (0, f"kdalign {__version__}\n", "")
 
 
 def test_models_of_like_names_do_not_share_their_predictions(kdalign, teacher, data, tmp_path):

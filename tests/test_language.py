@@ -1,6 +1,7 @@
 """Tasks of language modelling, from the word on the command line to a run that can be stopped and split."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -306,6 +307,12 @@ WRONG = [
     (("--student", "new:gpt2,layers=1,positions=16", "--tokenizer", "train:300"), "more than the 16 positions"),
     (("--student", "new:gpt3", "--tokenizer", "train:300"), "gpt2"),
     (("--student", "new:t5", "--tokenizer", "train:300", "--task", "masked-lm"), "seq2seq model"),
+    (("--student", "new:gpt2", "--tokenizer", "./missing", "--dry-run"), "'./missing' has no tokenizer"),
+    (("--student", "new:gpt2", "--tokenizer", "train:300", "--device", "gpu", "--dry-run"), "unknown device 'gpu'"),
+    (
+        ("--student", "new:gpt2", "--tokenizer", "train:300", "--max-steps", 9, "--max-tokens", 9),
+        "train.max_steps or train.max_tokens, not both",
+    ),
     (("--student", "new:t5", "--tokenizer", "train:300"), "not for it (fitting: translation, summarization)"),
 ]
 
@@ -423,3 +430,34 @@ def test_a_model_that_is_not_there_is_said_not_to_be(kdalign):
     status, _, err = kdalign("eval", "runs/nope")
     assert status == 2
     assert "there is no 'runs/nope' here; if it is a model on the hub, say what to score it on: --task" in one_line(err)
+
+
+def test_a_new_student_of_another_family_than_its_teachers_is_refused(kdalign, taught, texts, tmp_path):
+    words = ("distill", "--teacher", taught, "--task", "lm", "--data", texts, "--max-length", 32, "--dry-run")
+    other = "gpt2" if "gpt2" not in json.loads((taught / "student/config.json").read_text())["model_type"] else "xlnet"
+    status, _, err = kdalign(*words, "--student", f"new:{other},layers=1,width=32,heads=4")
+    assert status == 2
+    assert re.search("is a (causal|permutation) model, teacher", one_line(err))
+
+
+def test_a_bart_reads_its_marian_teachers_targets_and_no_samples_are_none(kdalign, tmp_path):
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for number, split in enumerate(("train", "validation")):
+        english, _ = sentences(40, number)
+        pd.DataFrame({"en": english, "de": english[::-1]}).to_parquet(pairs / f"{split}.parquet")
+    words = ("distill", "--task", "translation:en-de", "--data", pairs, "--max-length", 24, "--max-steps", 2)
+    words += ("--set", "train.samples=0")
+    made = "new:marian,layers=1,width=32,heads=4,positions=32"
+    status, _, err = kdalign(*words, "--teacher", "none", "--student", made, "--tokenizer", "train:300", "--out", "big")
+    assert status == 0, err
+    status, _, err = kdalign(*words, "--teacher", "big", "--student", made.replace("marian", "bart"), "--out", "small")
+    assert status == 0, err
+    records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("big", "small")]
+    first, again = (records[0]["scores"]["validation"]["student"], records[1]["scores"]["validation"]["teacher"])
+    assert [score["value"] for score in first] == pytest.approx([score["value"] for score in again])
+    starts = [
+        json.loads((tmp_path / name / "student/config.json").read_text())["decoder_start_token_id"]
+        for name in ("big", "small")
+    ]
+    assert starts[0] == starts[1]

@@ -60,7 +60,10 @@ def test_a_function_of_the_users_maps_layers_and_its_mistakes_are_named(tmp_path
     file.write_text(
         "def upside_down(alike):\n    return [(0, 3, 1.0), (1, 0, 3.0)]\n"
         "def beyond(alike):\n    return [(0, 9, 1.0)]\nvalue = 3\n"
+        "def matrix(alike):\n    return alike\n"
     )
+    with pytest.raises(UsageError, match=r"matrix' failed .*accepted is a function that gives \(student layer"):
+        remap(propose(shape(4), shape(2), f"{file}:matrix"), ALIKE, "x")
     found = remap(propose(shape(4), shape(2), f"{file}:upside_down"), ALIKE, "x").maps[0]
     assert (found.pairs, found.weights) == (((0, 3), (1, 0)), (0.25, 0.75))
     with pytest.raises(UsageError, match="the map names teacher layer 9; its encoder has layers 0 to 3"):
