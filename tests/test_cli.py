@@ -330,6 +330,19 @@ def test_eval_of_a_run_takes_its_limit_over(kdalign, teacher, data):
     assert [score["metric"] for score in found["scores"]] == ["accuracy", "agreement"]
 
 
+def test_a_run_that_was_stopped_while_it_was_scored_is_scored_again_without_training(kdalign, teacher, data):
+    kdalign(*quick(teacher, data, "--out", "runs/a"))
+    history, weights = (Path("runs/a") / name for name in ("history.jsonl", "student/model.safetensors"))
+    before = history.read_bytes(), weights.read_bytes()
+    Path("runs/a/record.json").unlink()
+    shutil.rmtree("runs/a/student")
+    status, _, err = kdalign("distill", "--out", "runs/a", "--resume")
+    assert status == 0, err
+    assert (history.read_bytes(), weights.read_bytes()) == before
+    record = json.loads(Path("runs/a/record.json").read_text())
+    assert record["training"]["steps"] == 6
+
+
 def test_the_version_is_told_and_nothing_else_is_asked(kdalign):
     assert kdalign("--version") == (0, f"kdalign {__version__}\n", "")
 
