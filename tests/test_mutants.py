@@ -136,7 +136,7 @@ MUTANTS = {
         "test_contract.py::test_the_student_cut_from_a_teacher_is_its_layers_in_float32",
     ),
     "embeddings counted as a layer": (
-        "alignment.py",
+        "maps.py",
         "(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i",
         "max(0, (2 * (i + 1) * teacher + student) // (2 * student) - 2) for i",
         "test_alignment.py::test_a_choice_of_layers_by_hand",
@@ -188,6 +188,42 @@ MUTANTS = {
         "return batch.predicted if self.reads_target else batch.tokens",
         "return batch.tokens",
         "test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
+    ),
+    "relations to padding and to the future": (
+        "objective.py",
+        "return seen.tril() if self.looks_back else seen",
+        "return torch.ones_like(seen)",
+        "test_attention.py::test_a_position_is_related_to_those_it_may_see",
+    ),
+    "relations summed over heads": (
+        "losses.py",
+        "(teacher_log - student_log)).sum(dim=-1).mean(dim=1)",
+        "(teacher_log - student_log)).sum(dim=-1).sum(dim=1)",
+        "test_losses.py::test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop",
+    ),
+    "likeness by the biased estimate": (
+        "similarity.py",
+        "trace = (x.T @ y).square().sum() - own_x @ own_y",
+        "trace = (x.T @ y).square().sum()",
+        "test_similarity.py::test_hsic_is_the_average_over_all_quadruples_of_distinct_tokens",
+    ),
+    "special tokens counted in likeness": (
+        "calibration.py",
+        "return counted & ~torch.isin(",
+        "return counted | torch.isin(",
+        "test_planning.py::test_special_tokens_and_padding_say_nothing_of_likeness",
+    ),
+    "a step of generation sees its first token alone": (
+        "attention.py",
+        "mask.tril(key.size(2) - query.size(2))",
+        "mask.tril()",
+        "test_families.py::test_a_step_of_generation_is_the_whole_forwards_last",
+    ),
+    "heads mixed over the wrong side": (
+        "projection.py",
+        "softmax(dim=-1), attention.float()",
+        "softmax(dim=0), attention.float()",
+        "test_attention.py::test_mixed_heads_start_as_the_mean_stay_probabilities_and_are_trained",
     ),
     "last batch of the evaluation dropped": (
         "batches.py",
