@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from kdalign.errors import UsageError
 from kdalign.files import whole_file, write_json
 from kdalign.runs import RunFolder
 
@@ -83,8 +85,14 @@ def load_checkpoint(
     progress = Progress()
     if found:
         newest = found[-1]
-        load_weights(newest / "model.safetensors", module)
-        moments = load_file(newest / "optimizer.safetensors", device=str(accelerator.device))
+        try:
+            load_weights(newest / "model.safetensors", module)
+            moments = load_file(newest / "optimizer.safetensors", device=str(accelerator.device))
+        except (SafetensorError, RuntimeError) as error:
+            raise UsageError(
+                f"checkpoint {str(newest)!r} is damaged ({str(error).splitlines()[0]}): remove it to go on from the "
+                f"one before, or give --overwrite"
+            ) from None
         for name, parameter in module.named_parameters():
             state = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
             if state:

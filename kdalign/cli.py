@@ -457,7 +457,9 @@ def map_layers(
     dataset: Dataset = None,
     config: Config = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts of train that both models read, drawn at random.")] = 512,
-    max_length: MaxLength = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Longest input in tokens. Default 128, or the models' positions.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan, for distill --plan.")] = None,
     plot: Annotated[
@@ -482,7 +484,7 @@ def map_layers(
     watcher = _watcher()
     from kdalign.planning import Reading, plan_layers
 
-    reading = Reading(task, data, dataset, config, examples, max_length or 128) if task is not None else None
+    reading = Reading(task, data, dataset, config, examples, max_length) if task is not None else None
     plan = plan_layers(teacher, student, map_, init, revision, reading, watcher)
     if plot is not None:
         from kdalign.plots import draw_similarities

@@ -151,7 +151,8 @@ def check_length(checkpoint: Checkpoint, max_length: int, flag: str = "--max-len
     """Refuse inputs longer than the model's positions."""
     if max_length > positions(checkpoint.config):
         raise UsageError(
-            f"{flag} {max_length} is more than the {positions(checkpoint.config)} positions of {checkpoint.name!r}"
+            f"{flag} {max_length} is more than the {positions(checkpoint.config)} positions of {checkpoint.name!r}: "
+            f"give {flag} {positions(checkpoint.config)} or less"
         )
 
 

@@ -20,6 +20,8 @@ from kdalign.observer import Observer, Silent
 from kdalign.preparation import shape_plan
 from kdalign.tasks import Task, find_task, load_examples, load_texts
 
+LENGTH = 128
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -31,7 +33,7 @@ class Reading:
         dataset: a hub data set.
         config: its configuration.
         examples: so many, drawn at random from train.
-        max_length: longest input in tokens.
+        max_length: longest input in tokens; 128 or the teacher's positions when left out.
     """
 
     task: str
@@ -39,7 +41,7 @@ class Reading:
     dataset: str | None = None
     config: str | None = None
     examples: int = 512
-    max_length: int = 128
+    max_length: int | None = None
 
 
 def plan_layers(
@@ -65,8 +67,11 @@ def plan_layers(
     observer = observer or Silent()
     tokenizer = models.load_tokenizer(theirs)
     own = _own(theirs, student_name, tokenizer)
-    encoded, source = _read(reading, tokenizer, theirs.config)
-    models.check_length(theirs, reading.max_length)
+    most = min(models.positions(each.config) for each in (theirs, own or theirs))
+    max_length = reading.max_length if reading.max_length is not None else min(LENGTH, most)
+    for each in (theirs, own or theirs):
+        models.check_length(each, max_length)
+    encoded, source = _read(reading, tokenizer, theirs.config, max_length)
     big = check_read(models.load_as_it_is(theirs))
     small, trained = _student(theirs, big, own, student_name, init, tokenizer)
     if not trained:
@@ -84,19 +89,21 @@ def _own(teacher: Checkpoint, name: str, tokenizer: PreTrainedTokenizerBase) -> 
     return own
 
 
-def _read(reading: Reading, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> tuple[Encoded, str]:
+def _read(
+    reading: Reading, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int
+) -> tuple[Encoded, str]:
     task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
     examples = load_examples(task, task.train) if isinstance(task, Task) else load_texts(task, task.train)
     if reading.examples < len(examples):
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
     if layout_of(config).family != "seq2seq":
-        return encode_labelled(examples, tokenizer, reading.max_length), task.name
+        return encode_labelled(examples, tokenizer, max_length), task.name
     if len(examples.texts) != 2:
         raise UsageError(
             f"an encoder-decoder reads pairs: task {reading.task!r} has one text (accepted: translation:A-B)"
         )
-    return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), reading.max_length), task.name
+    return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), max_length), task.name
 
 
 def _student(

@@ -229,6 +229,16 @@ def test_features_that_are_no_numbers_are_refused(teacher):
         alike(propose(shape(2), shape(2)), *bodies, [collate(encoded, range(8))], [], torch.device("cpu"))
 
 
+def test_models_of_few_positions_read_as_much_as_they_can(kdalign, data, tmp_path_factory):
+    short = save_model(tmp_path_factory.mktemp("short"), "bert", layers=2, max_position_embeddings=20)
+    words = ("map-layers", "--teacher", short, "--student", "layers=1", "--task", "sst2", "--data", data)
+    assert kdalign(*words)[0] == 0
+    status, _, err = kdalign(*words, "--max-length", 32)
+    assert status == 2
+    assert "--max-length 32 is more than the 20 positions" in one_line(err)
+    assert "give --max-length 20 or less" in one_line(err)
+
+
 def test_an_untrained_student_warns(kdalign, teacher, data):
     words = ("map-layers", "--teacher", teacher, "--task", "sst2", "--data", data, "--map", "cka")
     assert "untrained" in kdalign(*words, "--student", "layers=2", "--init", "random")[2]
