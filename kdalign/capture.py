@@ -133,7 +133,7 @@ def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     layout, layers = layout_of(model.config), blocks(model)
     handles = [
         _hook(block, [layer for layer in layers if layers[layer] is block], wanted, signals, layout.time_first)
-        for block in dict.fromkeys(layers.values())
+        for block in dict.fromkeys(layers[layer] for layer in layers if layer in wanted.hidden)
     ]
     handles += [
         _hook_input(block, layer.stack, signals, layout.time_first)

@@ -33,7 +33,7 @@ class Reading:
         dataset: a hub data set.
         config: its configuration.
         examples: so many, drawn at random from train.
-        max_length: longest input in tokens; 128 or the teacher's positions when left out.
+        max_length: longest input in tokens; 128 or the models' positions when left out.
     """
 
     task: str

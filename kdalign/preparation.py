@@ -304,7 +304,7 @@ def _plan(
     theirs = describe(teacher.config)
     ours = _architecture(teacher, own, new, cut_to, tokenizer)
     if recipe.align.plan is not None:
-        if recipe.align.model_copy(update={"plan": None}) != Align():
+        if recipe.align.model_copy(update={"plan": None, "remap_every": None}) != Align():
             raise UsageError(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )
@@ -317,7 +317,7 @@ def _plan(
             theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
         )
     if recipe.objective.delta > 0 or recipe.objective.relations > 0:
-        _check_attention(plan)
+        _check_attention(plan, recipe.objective.delta > 0)
     if recipe.objective.embeddings > 0:
         _check_embeddings(plan)
     if recipe.align.remap_every is not None:
@@ -347,7 +347,7 @@ def _check_embeddings(plan: Plan) -> None:
             )
 
 
-def _check_attention(plan: Plan) -> None:
+def _check_attention(plan: Plan, compares_maps: bool) -> None:
     """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
     for architecture in (plan.teacher, plan.student):
         if architecture.attention is Attention.CLOSED:
@@ -355,7 +355,7 @@ def _check_attention(plan: Plan) -> None:
                 f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
             )
     for theirs, ours in plan.stacks:
-        if theirs.heads != ours.heads and plan.heads == "each":
+        if compares_maps and theirs.heads != ours.heads and plan.heads == "each":
             raise UsageError(
                 f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
                 f"compared head by head (accepted: align.heads=mix, align.heads=mean, --delta 0)"

@@ -347,9 +347,10 @@ def train(
                 folder.append_history({"kind": "step", **_history(report)})
                 accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
             if remapping is not None and progress.step % remapping.every == 0 and progress.step < steps:
-                follow(remapping.measure(learner.student))
+                plan = remapping.measure(learner.student)
+                follow(plan)
                 if main:
-                    pairs = [list(pair) for one in Plan.from_json(progress.plan).maps for pair in one.pairs]
+                    pairs = [list(pair) for one in plan.maps for pair in one.pairs]
                     folder.append_history({"kind": "map", "step": progress.step, "pairs": pairs})
             if progress.step % every == 0 or progress.step == steps:
                 stopped = look()

@@ -178,7 +178,7 @@ def test_attention_that_cannot_be_taken_is_refused():
     closed = replace(shape(4, 32), attention=Attention.CLOSED)
     for pair in ((closed, shape(4, 32)), (shape(4, 32), closed)):
         with pytest.raises(UsageError, match="attention of llama cannot be taken; give --delta 0"):
-            _check_attention(propose(*pair))
+            _check_attention(propose(*pair), True)
 
 
 def test_heads_are_compared_each_where_they_agree_and_mixed_where_they_do_not():
@@ -213,3 +213,5 @@ def test_a_student_of_other_heads_learns_and_is_exported_without_its_mixes(
     assert status == 2
     assert "accepted: align.heads=mix, align.heads=mean, --delta 0" in one_line(err)
     assert not (tmp_path / "other").exists()
+    relations = ("--set", "align.heads=each", "--delta", 0, "--set", "objective.relations=1", "--dry-run")
+    assert kdalign(*words, *relations, "--out", "other")[0] == 0  # no map is compared

@@ -37,31 +37,11 @@ from kdalign.teachers import Teacher
 from kdalign.training import Learner
 from kdalign.work import Modelling
 
-KINDS = [
-    "bert",
-    "albert",
-    "modernbert",
-    "deberta-v2",
-    "xlnet",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "llama",
-    "gemma2",
-    "t5",
-    "bart",
-    "marian",
-]
+KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]
+KINDS += ["t5", "bart", "marian"]
 EVERY = pytest.mark.parametrize("kind", KINDS)
-FINAL_NORM = (
-    "modernbert",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "llama",
-    "gemma2",
-    "t5",
-)  # their last hidden state carries the final norm
+# Their last hidden state carries the final norm.
+FINAL_NORM = ("modernbert", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "t5")
 
 
 @cache
