@@ -14,7 +14,7 @@ from kdalign.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Attention(StrEnum):
@@ -463,6 +463,27 @@ def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]])
         for name, kinds in config.to_dict().items():  # such as sliding and full attention, one for each layer
             if "layer" in name and isinstance(kinds, list) and len(kinds) == getattr(config, stack.layers):
                 setattr(changed, name, [kinds[number] for number in kept])
+    return changed
+
+
+def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    """A copy of a configuration for another tokenizer: its number of entries, and its special tokens' ids.
+
+    Raises:
+        UsageError: positions are counted from after the padding id, which would move.
+    """
+    pad = config.pad_token_id
+    if config.model_type in ("roberta", "xlm-roberta", "camembert") and tokenizer.pad_token_id != pad:
+        raise UsageError(
+            f"a {config.model_type} model counts positions from after its padding id, {pad}, and the tokenizer's is "
+            f"{tokenizer.pad_token_id} (accepted: a tokenizer that pads with {pad})"
+        )
+    changed = copy.deepcopy(config)
+    changed.vocab_size = len(tokenizer)
+    for role in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"):
+        name = f"{role}_token_id"
+        if name in config.to_dict():
+            setattr(changed, name, getattr(tokenizer, name))
     return changed
 
 

@@ -44,7 +44,7 @@ def calibrate(
     counts: dict[Layer, int] = {}
     for batch in batches:
         batch = batch.to(device)
-        signals = teacher(batch.inputs, Wanted(hidden=layers))
+        signals = teacher(batch, Wanted(hidden=layers))
         for layer, hidden in signals.hidden.items():
             real = hidden[_positions(plan, batch, layer.stack)].double()
             counts[layer] = counts.get(layer, 0) + len(real)
@@ -74,7 +74,7 @@ def mapped(
     Args:
         plan: whose maps may be stand-ins.
         teacher: read without gradients, in eval mode; so is the student.
-        student: with the teacher's tokenizer.
+        student: of whose tokens the texts are.
         encoded: texts.
         special: ids of special tokens, which do not count.
         texts: what they are called.
@@ -105,7 +105,7 @@ def alike(
     Args:
         plan: which stacks are aligned.
         teacher: read without gradients, in eval mode; so is the student.
-        student: with the teacher's tokenizer.
+        student: of whose tokens the texts are.
         batches: of texts.
         special: ids of special tokens, which do not count.
         device: of both models.
@@ -158,23 +158,31 @@ def _gathered(
     kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
     for batch in batches:
         batch = batch.to(device)
-        for features, model in zip(kept, both, strict=True):
-            for layer, hidden in _features(model, batch).hidden.items():
+        for features, signals in zip(kept, _both_read(both, batch), strict=True):
+            for layer, hidden in signals.hidden.items():
                 if layer.stack in stacks:
                     real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
                     features.setdefault(layer, []).append(real)
     return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
 
 
-def _features(model: PreTrainedModel, batch: Batch) -> Signals:
+def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Signals]:
+    """The student's signals and the teacher's, at the student's positions."""
+    student, teacher = both
+    yield _features(student, batch.inputs)
+    signals = _features(teacher, batch.inputs if batch.taught is None else batch.taught)
+    yield signals if batch.matching is None else signals.moved(batch.matching)
+
+
+def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Signals:
     body = model.base_model
     with answering(body), recording(model, Wanted(hidden=frozenset(blocks(model)))) as signals:
-        body(**accepted_inputs(body, batch.inputs))
+        body(**accepted_inputs(body, inputs))
     return signals
 
 
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
     """(batch, time): the positions of a stack that count, without special tokens."""
     target = plan.student.reads_target(stack)
-    counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.tokens, "input_ids")
+    counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.compared, "input_ids")
     return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

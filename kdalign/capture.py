@@ -9,7 +9,7 @@ multiply with the vocabulary's weights is kept instead, for losses that go block
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from kdalign.architecture import (
 )
 from kdalign.attention import ATTENTION, keepers
 from kdalign.errors import UsageError
+from kdalign.matching import Matching
 from kdalign.vocabulary import Head
 
 
@@ -67,6 +68,22 @@ class Signals:
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+
+    def moved(self, matching: Matching) -> "Signals":
+        """A teacher's signals at its student's positions; features and logits stay where they are."""
+
+        def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
+            return {place: matching.states(states) for place, states in kept.items()}
+
+        return replace(
+            self,
+            hidden=at(self.hidden),
+            embeddings=at(self.embeddings),
+            queries=at(self.queries),
+            keys=at(self.keys),
+            values=at(self.values),
+            attention={layer: matching.maps(kept) for layer, kept in self.attention.items()},
+        )
 
 
 @dataclass(frozen=True)

@@ -315,6 +315,8 @@ def _student_cells(entry: _Entry, means: Sequence[str]) -> dict[str, Cell]:
     directions = {score["higher_is_better"] for record in records for score in _first_split(record)["student"]}
     if not taught:
         pass  # nothing to be retained
+    elif any("tokenizers" in record.data and not _in_per_cent(record) for record in records):
+        cells["retained"] = Cell(None, reason="perplexities over different tokens do not compare")
     elif len(records) > 1 and not all(map(_in_per_cent, records)):
         cells["retained"] = Cell(None, reason="the tasks have no mean")
     elif ours is None:

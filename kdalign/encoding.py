@@ -14,25 +14,33 @@ from transformers import PreTrainedTokenizerBase
 
 from kdalign.batches import IGNORED, Encoded
 from kdalign.errors import UsageError
+from kdalign.matching import spans_of
 from kdalign.tasks import Examples
 
 
-def encode_labelled(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted."""
+def encode_labelled(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, spans: bool = False
+) -> Encoded:
+    """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted.
+
+    With ``spans``, the columns ``start`` and ``end`` say which characters a token stands for.
+    """
     columns = [list(column) for column in examples.texts]
     # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
-    names = {"return_attention_mask": False, "return_token_type_ids": True}
-    whole = tokenizer(*columns, truncation=False, verbose=False, **names)
-    long = [row for row, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
-    encoded = {name: list(values) for name, values in whole.items()}
+    names = {"return_attention_mask": False, "return_token_type_ids": True, "return_offsets_mapping": spans}
+
+    def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
+        found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
+        values = {name: list(column) for name, column in found.items() if name != "offset_mapping"}
+        if spans:
+            places = [spans_of(tokenizer, found, number, len(columns[0][row]) + 1) for number, row in enumerate(rows)]
+            values["start"], values["end"] = ([[place[side] for place in row] for row in places] for side in (0, 1))
+        return values
+
+    encoded = tokenized(range(len(examples)), truncation=False)
+    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
     if long:
-        cut = tokenizer(
-            *[[column[row] for row in long] for column in columns],
-            truncation="longest_first",
-            max_length=max_length,
-            **names,
-        )
-        for name, values in cut.items():
+        for name, values in tokenized(long, truncation="longest_first", max_length=max_length).items():
             for row, value in zip(long, values, strict=True):
                 encoded[name][row] = value
     pad = {name: 0 for name in encoded}
@@ -52,7 +60,7 @@ def encode_documents(
     """
     texts = examples.texts[0]
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    before, after = _frame(tokenizer)
+    before, after = frame_of(tokenizer)
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
@@ -164,6 +172,10 @@ def encode_pairs(
     return Encoded(columns, None, pad, truncated, words=words)
 
 
+MASKED_RATE = 0.15
+"""Share of a row's tokens that are masked (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+
 @dataclass(frozen=True)
 class MaskTokens:
     """Mask 15 % of a row's tokens, at least one: 80 % as the mask, 10 % as another token, 10 % as they are.
@@ -174,7 +186,7 @@ class MaskTokens:
     mask: int
     vocabulary: int
     special: np.ndarray[tuple[int], np.dtype[np.int64]]
-    rate: float = 0.15
+    rate: float = MASKED_RATE
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
         """The row with some tokens replaced, and those as its targets."""
@@ -213,7 +225,7 @@ class Permute:
         return {**row, "order": order.tolist(), "targets": targets.tolist()}
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     special = set(tokenizer.all_special_ids)
     ids = tokenizer("a")["input_ids"]

@@ -197,6 +197,64 @@ def divergence(
     return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
 
 
+def divergence_of_shared(
+    student: Float[Tensor, "n classes"],
+    teacher: Float[Tensor, "n other_classes"],
+    shared: tuple[Int[Tensor, "entries"], Int[Tensor, "entries"]],
+    kind: str,
+    temperature: float,
+    skew: float = 0.1,
+) -> Float[Tensor, ""]:
+    r"""Divergence of two softened distributions over what two vocabularies share, summed over rows, in nats.
+
+    .. math:: \tau^2 \sum_i D(\bar p^t_i, \bar p^s_i), \quad
+        \bar p_i = \big(p_{i k_1}, \dots, p_{i k_m},\, \textstyle\sum_{k \notin \{k_j\}} p_{ik}\big)
+
+    Each shared entry stands for itself, and all others for one: a coarser view of both distributions, so that the
+    divergence is 0 where they agree, and never above that of the whole where the vocabularies are one. ``shared`` names
+    the entries of student and teacher, side by side; with all entries shared it is ``divergence``.
+    """
+    logs = []
+    for logits, entries in zip((student, teacher), shared, strict=True):
+        log = F.log_softmax(_wide(logits) / temperature, dim=-1)
+        parts = [log[:, entries]]
+        if len(entries) < log.size(1):
+            parts.append(log.index_fill(1, entries, -math.inf).logsumexp(dim=1, keepdim=True))
+        logs.append(parts)
+    if len(logs[0]) != len(logs[1]):  # one vocabulary holds the other: what only one has has no probability there
+        nothing = torch.full_like(logs[0][0][:, :1], math.log(torch.finfo(logs[0][0].dtype).tiny))
+        logs = [parts if len(parts) == 2 else [*parts, nothing] for parts in logs]
+    student_log, teacher_log = (torch.cat(parts, dim=1) for parts in logs)
+    return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
+
+
+def universal_logit_distance(
+    student: Float[Tensor, "n classes"],
+    teacher: Float[Tensor, "n other_classes"],
+    shared: tuple[Int[Tensor, "entries"], Int[Tensor, "entries"]],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    r"""Distance of the probabilities of what is not shared, largest to largest, summed over rows; each in 0..2.
+
+    .. math:: \sum_i \sum_j \big| p^t_{i (j)} - p^s_{i (j)} \big|
+
+    with :math:`p_{(1)} \ge p_{(2)} \ge \dots` the softened probabilities of the entries outside ``shared``, the
+    shorter list filled with zeros: the universal logit distillation of Boizard et al. 2024, arXiv:2402.12030, section
+    3.2, which compares how probability is spread where it cannot be told over what.
+    """
+    kept = []
+    for logits, entries in zip((student, teacher), shared, strict=True):
+        probabilities = F.softmax(_wide(logits) / temperature, dim=-1)
+        others = torch.ones(logits.size(1), dtype=torch.bool, device=logits.device)
+        others[entries] = False
+        kept.append(probabilities[:, others])
+    both = min(each.size(1) for each in kept)
+    # What has no counterpart need not be sorted: all of it counts.
+    ours, theirs = (each.topk(both, dim=1).values for each in kept)
+    left = sum((each.sum() - top.sum() for each, top in zip(kept, (ours, theirs), strict=True)), student.new_zeros(()))
+    return (theirs - ours).abs().sum() + left
+
+
 def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
     """KL(p || q) of logarithms of probabilities: a p that underflows to 0 meets a finite difference, never 0 * inf."""
     return (p_log.exp() * (p_log - q_log)).sum()

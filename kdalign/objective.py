@@ -20,6 +20,7 @@ from kdalign.alignment import Plan
 from kdalign.architecture import CROSS, Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, pooled
+from kdalign.matching import Shared
 from kdalign.recipe import Objective as Weights
 from kdalign.vocabulary import vocabulary_losses
 
@@ -40,7 +41,11 @@ class Unit(StrEnum):
 
     EXAMPLE = "example"
     TOKEN = "token"
+    COMPARED = "compared"
+    """A token for which the teacher has something to be compared with: all, where it reads the same tokens."""
     TARGET = "target"
+    ANSWERED = "answered"
+    """A target token that the teacher is asked for, too: all, where it reads the same tokens."""
     GROUP = "group"
     """A micro-batch whose examples are compared with one another."""
 
@@ -129,17 +134,19 @@ class Place:
     @property
     def unit(self) -> Unit:
         """What a sum over its positions is divided by."""
-        return Unit.TARGET if self.reads_target else Unit.TOKEN
+        return Unit.TARGET if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), the positions that count."""
-        return batch.predicted if self.reads_target else batch.tokens
+        return batch.predicted if self.reads_target else batch.compared
 
     def visible(self, batch: Batch) -> Tensor:
         """(batch, time, time), which positions each position may be related to: real, and of its own document."""
         given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
         if given.ndim == 4:  # documents that are packed, which do not see each other
             return given[:, 0]
+        if batch.matching is not None:
+            given = given & batch.matching.compared
         seen = given[:, None, :].expand(-1, given.size(1), -1)
         return seen.tril() if self.looks_back else seen
 
@@ -312,7 +319,9 @@ class Similarity:
 
 
 def _embeddings(view: View) -> tuple[Tensor, Tensor]:
-    return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.real)
+    batch = view.batch
+    theirs = batch.real if batch.taught is None else batch.taught["attention_mask"].bool()
+    return pooled(view.student.features, batch.real), pooled(view.taught.features, theirs)
 
 
 @dataclass(frozen=True)
@@ -324,6 +333,7 @@ class Vocabulary:
 
     Attributes:
         dtype: of the matrix products.
+        shared: the entries that stand for the same in the teacher's vocabulary, where it is another.
     """
 
     hard: float
@@ -331,31 +341,42 @@ class Vocabulary:
     divergence: str = "forward"
     temperature: float = 1.0
     dtype: torch.dtype | None = None
+    shared: Shared | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of a weight above 0."""
         return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
 
-    def __call__(self, view: View) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over target tokens, and each part's sum, in nats."""
-        asked = view.batch.predicted
+    def __call__(self, view: View, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted share of the step's mean over target tokens, and each part's, in nats.
+
+        Where the teacher has another tokenizer, ``soft`` is the mean over the tokens that it is asked for, too.
+        """
+        asked, matching = view.batch.predicted, view.batch.matching
         assert view.batch.targets is not None, "a language-modelling task has targets"
         assert view.student.head is not None, "a language model has a vocabulary"
         taught = view.taught if self.soft > 0 else None
-        total, *sums = vocabulary_losses(
+        features = None
+        if taught is not None:
+            features = taught.features if matching is None else matching.answered(taught.features)
+        targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
+        total, hard, soft = vocabulary_losses(
             view.student.features[asked],
             view.student.head,
             view.batch.targets[asked],
             hard=self.hard,
-            soft=self.soft,
-            teacher=None if taught is None else taught.features[asked],
+            soft=self.soft * (targets / answered),
+            teacher=None if features is None else features[asked],
             teacher_head=None if taught is None else taught.head,
             divergence=self.divergence,
             temperature=self.temperature,
             dtype=self.dtype,
+            shared=self.shared,
+            answered=None if matching is None else view.batch.answered[asked],
         )
-        return total, {name: value for name, value in zip(("hard", "soft"), sums, strict=True) if name in self.parts}
+        means = {"hard": hard / targets, "soft": soft / answered}
+        return total / targets, {name: means[name] for name in self.parts}
 
 
 @dataclass(frozen=True)
@@ -383,10 +404,9 @@ class Objective:
         total = torch.zeros((), device=view.batch.counted.device)
         parts: dict[str, Tensor] = {}
         if self.vocabulary is not None:
-            weighted, sums = self.vocabulary(view)
-            targets = units[Unit.TARGET] or 1  # a step without any has the sum 0
-            total = total + weighted / targets
-            parts |= {name: value / targets for name, value in sums.items()}
+            weighted, means = self.vocabulary(view, units)
+            total = total + weighted
+            parts |= means
         for name, (weight, term) in self.terms.items():
             mean = term(view) / (units[term.unit] or 1)
             parts[name] = mean.detach()
@@ -440,9 +460,18 @@ def build_objective(weights: Weights, plan: Plan | None, regression: bool) -> Ob
     return Objective(_weighted(answers | _alignment(weights, plan)))
 
 
-def build_language_objective(weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None) -> Objective:
-    """The objective of a language-modelling task; ``dtype`` is the precision of products with the vocabulary."""
-    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype)
+def build_language_objective(
+    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+) -> Objective:
+    """The objective of a language-modelling task.
+
+    Args:
+        weights: of its terms.
+        plan: what aligns layers; None without a teacher.
+        dtype: the precision of products with the vocabulary.
+        shared: what the vocabularies share, where they are two.
+    """
+    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
     return Objective(_weighted(_alignment(weights, plan)), vocabulary if vocabulary.parts else None)
 
 
@@ -492,6 +521,8 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
+        Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
+        Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
         Unit.GROUP: float(sum(int(batch.counted.sum()) >= losses.LEAST_GROUP for batch in batches)),
     }

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdalign import models, student
 from kdalign.alignment import Plan, layers_text, read_plan
-from kdalign.architecture import LAYOUTS, count_parameters
+from kdalign.architecture import count_parameters
 from kdalign.batches import Encoded
 from kdalign.calibration import (
     CALIBRATION_TOKENS,
@@ -30,16 +30,17 @@ from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
-from kdalign.fresh import new_config, new_model, train_tokenizer
+from kdalign.fresh import new_model
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
-from kdalign.preparation import Prepared, claim, prepare, split_by_task, trained_size
+from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, latencies_ms, profile
 from kdalign.projection import Projections
+from kdalign.reading import Texts, announce, config_of, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
-from kdalign.tasks import Examples, Task
+from kdalign.tasks import Task
 from kdalign.teachers import Teacher
 from kdalign.training import Learner, Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
@@ -135,11 +136,10 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": "bf16" if bf16 else "fp32"})
 
     # Texts to tokens; what cannot be encoded is refused before anything is written.
-    tokenizer = _tokenizer(run)
-    config = _config(run, tokenizer)
-    encoded = work.encode(run.train, tokenizer, config, scored=False)
-    watched = work.encode(run.watched, tokenizer, config, scored=True)
-    reported = {split: work.encode(e, tokenizer, config, scored=True) for split, e in run.reported.items()}
+    tokenizer = tokenizer_of(run)
+    config = config_of(run, tokenizer)
+    texts = read_texts(run, tokenizer, config)
+    encoded, watched = texts.train, texts.watched
 
     if main:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
@@ -151,24 +151,24 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     observer.announce(f"{who} on {work.task.name}; run folder {folder.path}")
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
-    if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
-        observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
-    for examples, e in ((run.train, encoded), *((run.reported[split], e) for split, e in reported.items())):
-        _announce_cuts(examples, e, recipe.data.max_length, observer)
+    announce(run, texts, tokenizer, observer)
 
     # The two models. The teacher is scored in float32, before it may be rounded for speed.
-    taught = _load_teacher(run, recipe, encoded, tokenizer, accelerator, bf16, observer)
+    taught = _load_teacher(run, recipe, accelerator, bf16, observer)
     answers: dict[str, Any] = {}
     if taught is not None and main:
         taught.model.to(accelerator.device)
-        answers = {split: work.answer(taught.model, e) for split, e in reported.items()}
-        watched_answers = work.answer(taught.model, watched)
-    student_model, student_source = _load_student(run, config, taught.model if taught is not None else None)
+        answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
+        watched_answers = work.answer(taught.model, texts.watched_by_teacher)
+    student_model, student_source = _load_student(run, config, taught.model if taught is not None else None, tokenizer)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
-    taught_says = continued(taught.model, tokenizer, prompts) if taught is not None and main else []
+    taught_says = []
+    if taught is not None and main and run.teacher_tokenizer is not None:
+        asked = work.prompts(run.watched, run.teacher_tokenizer, recipe.train.samples)
+        taught_says = continued(taught.model, run.teacher_tokenizer, asked)
     for prompt, saying in zip(prompts, taught_says, strict=False):
         observer.announce(f"teacher's sample: {_shown(prompt.text)} → {_shown(saying)}")
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
@@ -187,7 +187,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         observer.announce(f"map: {plan.chosen}")
         if plan.choice and (run.new is not None or (run.cut_to is not None and run.cut_from is None)):
             observer.announce(UNTRAINED)
-    objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
+    shared = texts.across.shared if texts.across is not None else None
+    objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None, shared)
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
@@ -198,10 +199,12 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
     )
 
+    comparable = taught is not None and not (texts.across is not None and work.token_by_token)
+
     def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, Any]]:
         found = work.answer(model, watched)
         scores = work.scores(found, watched, interval=False)
-        if taught is not None:
+        if comparable:
             scores.append(work.agreement(found, watched_answers, interval=False))
         first = scores[0]
         said = continued(model, tokenizer, prompts)
@@ -215,7 +218,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         remapping = Remapping(
             recipe.align.remap_every,
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: work.objective(recipe.objective, found, torch.bfloat16 if bf16 else None),
+            lambda found: work.objective(recipe.objective, found, torch.bfloat16 if bf16 else None, shared),
         )
 
     start_trackers(accelerator, recipe)
@@ -258,8 +261,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 recipe=recipe.model_dump(mode="json"),
                 student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
                 teacher=teacher_facts,
-                data=_data_facts(run, encoded, reported),
-                scores=_final_scores(run, exported, reported, answers),
+                data=_data_facts(run, texts),
+                scores=_final_scores(run, exported, texts, answers, comparable),
                 training=_training_facts(progress, run, accelerator),
                 environment=environment(accelerator.device),
                 seconds=time.perf_counter() - begun,
@@ -268,48 +271,6 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         )
     accelerator.wait_for_everyone()
     return read_record(folder.path)
-
-
-def _tokenizer(run: Prepared) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer; the student's own where it is alone, trained on the training text where so asked."""
-    if run.tokenizer is not None:
-        return run.tokenizer
-    asked = run.recipe.tokenizer
-    assert asked is not None, "a student from nothing without a teacher names its tokenizer"
-    assert run.new is not None, "a student is a checkpoint, cut or new"
-    family = LAYOUTS[run.new.model_type].family
-    size = trained_size(asked)
-    if size is None:
-        return models.load_tokenizer_named(asked, family)
-    texts = (text for column in run.train.texts for text in column)
-    return train_tokenizer(texts, size, family, run.new.positions)
-
-
-def _config(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of the student, or of the teacher that it is cut from."""
-    if run.new is not None:
-        config = new_config(run.new, tokenizer)
-        if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
-            config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
-        return config
-    first = run.student or run.teacher
-    assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
-    return first.config
-
-
-def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observer: Observer) -> None:
-    if encoded.truncated:
-        observer.announce(
-            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
-            f"{max_length} tokens and were cut (--max-length)"
-        )
-    if encoded.passed_over:
-        observer.announce(
-            f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
-            f"the first {max_length} tokens (--max-length)"
-        )
-    if examples.passed_over:
-        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
 
 
 @dataclass(frozen=True)
@@ -321,26 +282,21 @@ class _Taught:
 
 
 def _load_teacher(
-    run: Prepared,
-    recipe: Recipe,
-    encoded: Encoded,
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    bf16: bool,
-    observer: Observer,
+    run: Prepared, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
 ) -> _Taught | None:
     """The teacher, fine-tuned first where it has no head; None where there is none."""
-    if run.teacher is None:
+    if run.teacher is None or run.teacher_tokenizer is None:
         return None
     if run.finetunes:
         assert isinstance(run.task, Task), "only classifiers are fine-tuned first"
-        settings = recipe.finetune
+        settings, tokenizer = recipe.finetune, run.teacher_tokenizer
+        encoded = run.work.encode(run.train, tokenizer, run.teacher.config, scored=False)
         return _Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
     return _Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
 
 
 def _load_student(
-    run: Prepared, config: PretrainedConfig, teacher: PreTrainedModel | None
+    run: Prepared, config: PretrainedConfig, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, str]:
     """The student in float32 before its first step, and where it came from."""
     seed = run.recipe.train.seed
@@ -348,8 +304,13 @@ def _load_student(
         assert teacher is not None, "a student is cut out of a teacher"
         assert run.teacher is not None, "a student is cut out of a teacher"
         if run.cut_from is None:
-            return student.at_random(teacher, run.cut_to, seed), f"{run.recipe.student} at random"
-        return student.cut(teacher, run.cut_from), f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+            own = tokenizer if run.across else None
+            return student.at_random(teacher, run.cut_to, seed, own), f"{run.recipe.student} at random"
+        model, source = student.cut(teacher, run.cut_from), f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+        if run.across and run.teacher_tokenizer is not None:
+            model = student.with_vocabulary(model, tokenizer, run.teacher_tokenizer)
+            source += f", with {len(tokenizer):,} entries made of its own"
+        return model, source
     if run.new is not None:
         return new_model(config, seed), run.recipe.student
     own = run.student
@@ -410,18 +371,18 @@ def _export(
 
 
 def _final_scores(
-    run: Prepared, exported: PreTrainedModel, reported: Mapping[str, Encoded], answers: Mapping[str, Any]
+    run: Prepared, exported: PreTrainedModel, texts: Texts, answers: Mapping[str, Any], comparable: bool
 ) -> dict[str, object]:
     """Score both models on every reported split, and keep the predictions."""
     scores: dict[str, object] = {}
-    for split, encoded in reported.items():
+    for split, encoded in texts.reported.items():
         ours, theirs = run.work.answer(exported, encoded), answers.get(split)
-        run.work.keep(run.folder.predictions(split), ours, encoded, theirs)
-        alike = run.work.agreement(ours, theirs).to_json() if theirs is not None else None
+        run.work.keep(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
+        of_teacher = [] if theirs is None else run.work.scores(theirs, texts.reported_to_teacher[split])
         scores[split] = {
             "student": [score.to_json() for score in run.work.scores(ours, encoded)],
-            "teacher": [score.to_json() for score in run.work.scores(theirs, encoded)] if theirs is not None else [],
-            "agreement": alike,
+            "teacher": [score.to_json() for score in of_teacher],
+            "agreement": run.work.agreement(ours, theirs).to_json() if comparable else None,
         }
     return scores
 
@@ -447,13 +408,13 @@ def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: st
     )
 
 
-def _data_facts(run: Prepared, encoded: Encoded, reported: Mapping[str, Encoded]) -> dict[str, object]:
-    return {
+def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
+    facts: dict[str, object] = {
         "source": str(run.task.source),
         "train": {
             "n": len(run.train),
-            "tokens": int(encoded.lengths.sum()),
-            "truncated": encoded.truncated,
+            "tokens": int(texts.train.lengths.sum()),
+            "truncated": texts.train.truncated,
             "fingerprint": run.train.fingerprint(),
         },
         "watched": {"n": len(run.watched), "from": run.watched_word},
@@ -463,9 +424,10 @@ def _data_facts(run: Prepared, encoded: Encoded, reported: Mapping[str, Encoded]
                 "truncated": e.truncated,
                 "fingerprint": run.reported[split].fingerprint(),
             }
-            for split, e in reported.items()
+            for split, e in texts.reported.items()
         },
     }
+    return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 
 def _training_facts(progress: Progress, run: Prepared, accelerator: Accelerator) -> dict[str, object]:

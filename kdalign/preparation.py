@@ -12,8 +12,18 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
+from kdalign.across import check_spans
 from kdalign.alignment import Plan, ProjectionStyle, propose, read_plan
-from kdalign.architecture import LAYOUTS, Architecture, Attention, HeadKind, describe, layout_of, with_layers
+from kdalign.architecture import (
+    LAYOUTS,
+    Architecture,
+    Attention,
+    HeadKind,
+    describe,
+    layout_of,
+    with_layers,
+    with_tokenizer,
+)
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
@@ -44,7 +54,8 @@ class Prepared:
         cut_to: each stack's number of layers of a student that is cut out of the teacher; None for others.
         cut_from: for each stack, the teacher layers it starts from; None for others, and for a random start.
         plan: the shape plan; None without a teacher.
-        tokenizer: of the teacher, or of a checkpoint that learns alone; None where a new student brings one.
+        tokenizer: the student's; None where it is trained on the text.
+        teacher_tokenizer: the teacher's; None without a teacher.
     """
 
     recipe: Recipe
@@ -56,6 +67,7 @@ class Prepared:
     cut_from: Mapping[str, tuple[int, ...]] | None
     plan: Plan | None
     tokenizer: PreTrainedTokenizerBase | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
     train: Examples
     watched: Examples
     reported: Mapping[str, Examples]
@@ -70,6 +82,13 @@ class Prepared:
     def finetunes(self) -> bool:
         """Whether the teacher must first be fine-tuned."""
         return self.teacher is not None and not self.teacher.has_classifier and self.work.head is HeadKind.CLASSIFIER
+
+    @property
+    def across(self) -> bool:
+        """Whether teacher and student have different tokenizers."""
+        if self.teacher_tokenizer is None:
+            return False
+        return self.tokenizer is None or not models.same_tokenizer(self.tokenizer, self.teacher_tokenizer)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -109,7 +128,9 @@ def prepare(recipe: Recipe) -> Prepared:
     family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
     work = work_on(task, family, data.max_length, first.name if first is not None else recipe.student)
     _check_task(recipe, work, teacher)
-    tokenizer = _check_models(recipe, work, teacher, own, new)
+    tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new)
+    # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
+    planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     train_examples = _limited(work.examples(task.train), data, recipe.train.seed)
     if isinstance(task, Task) and train_examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
@@ -124,8 +145,9 @@ def prepare(recipe: Recipe) -> Prepared:
         new=new,
         cut_to=cut_to,
         cut_from=cut_from,
-        plan=_plan(recipe, teacher, own, new, cut_to, cut_from, tokenizer) if teacher is not None else None,
+        plan=_plan(recipe, teacher, own, new, cut_to, cut_from, planned) if teacher is not None else None,
         tokenizer=tokenizer,
+        teacher_tokenizer=theirs_too,
         train=train_examples,
         watched=watched,
         reported=_reported(work, data),
@@ -177,8 +199,8 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
 
 def _check_models(
     recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
-) -> PreTrainedTokenizerBase | None:
-    """Refuse heads, tokenizers and lengths that do not go together; the tokenizer, where a checkpoint brings it."""
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    """Refuse heads, tokenizers and lengths that do not go together; the student's tokenizer and the teacher's."""
     classifies = work.head is HeadKind.CLASSIFIER
     if teacher is not None:
         work.check(teacher)
@@ -190,7 +212,6 @@ def _check_models(
             )
     if recipe.init == "random" and not recipe.student.startswith("layers="):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
-    tokenizer = models.load_tokenizer(teacher) if teacher is not None else None
     if own is not None and teacher is not None and work.head is HeadKind.SEQ2SEQ:
         starts = [int(each.config.decoder_start_token_id) for each in (teacher, own)]
         if starts[0] != starts[1]:
@@ -200,20 +221,22 @@ def _check_models(
             )
     if own is not None:
         models.check_length(own, recipe.data.max_length)
-        ours = models.load_tokenizer(own)
-        tokenizer = tokenizer or ours
-        if teacher is not None and not models.same_tokenizer(tokenizer, ours):
-            raise UsageError(
-                f"teacher {teacher.name!r} and student {own.name!r} have different tokenizers (token for token); "
-                f"choose a student with the teacher's vocabulary"
-            )
-    if tokenizer is not None and isinstance(work.task, LanguageTask) and work.task.kind == "chat":
-        check_template(tokenizer)
-    if new is None:
-        if recipe.tokenizer is not None:
-            raise UsageError("--tokenizer is for a student from nothing (new:TYPE); others bring theirs")
-        return tokenizer
-    if classifies or work.head is HeadKind.NONE:
+    if new is not None:
+        _check_new(recipe, work, teacher, new)
+    theirs = models.load_tokenizer(teacher) if teacher is not None else None
+    ours = _own_tokenizer(recipe, work, teacher, own, theirs)
+    if ours is not None and isinstance(work.task, LanguageTask) and work.task.kind == "chat":
+        check_template(ours)
+    if theirs is not None and teacher is not None and (ours is None or not models.same_tokenizer(ours, theirs)):
+        work.check_across()
+        for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
+            check_spans(tokenizer, name)
+    return ours, theirs
+
+
+def _check_new(recipe: Recipe, work: Work, teacher: Checkpoint | None, new: NewModel) -> None:
+    """Refuse a student from nothing that cannot learn this, or not from this teacher."""
+    if work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
     family = LAYOUTS[new.model_type].family
     if teacher is not None and family != layout_of(teacher.config).family:
@@ -223,14 +246,38 @@ def _check_models(
         raise UsageError(f"--max-length {recipe.data.max_length} is more than the {new.positions} positions asked for")
     if teacher is None and recipe.tokenizer is None:
         raise UsageError(f"--student {recipe.student!r} needs --tokenizer: a hub id, a folder, or train:8000")
-    if teacher is not None and recipe.tokenizer is not None:
-        raise UsageError("a student from nothing takes its teacher's tokenizer: leave --tokenizer out")
-    size = trained_size(recipe.tokenizer) if recipe.tokenizer is not None else None
+
+
+def _own_tokenizer(
+    recipe: Recipe,
+    work: Work,
+    teacher: Checkpoint | None,
+    own: Checkpoint | None,
+    theirs: PreTrainedTokenizerBase | None,
+) -> PreTrainedTokenizerBase | None:
+    """The student's tokenizer: its own, one that was asked for, or its teacher's; None where it is to be trained."""
+    if own is not None:
+        if recipe.tokenizer is not None:
+            raise UsageError("--tokenizer is for students that are cut or new; a checkpoint brings its own")
+        return models.load_tokenizer(own)
+    if recipe.tokenizer is None:
+        return theirs
+    family = _family(recipe, teacher)
+    size = trained_size(recipe.tokenizer)
     if size is not None:
         check_size(size, family)
-    elif recipe.tokenizer is not None:
-        models.load_tokenizer_named(recipe.tokenizer, family)
-    return tokenizer
+        return None
+    found = models.load_tokenizer_named(recipe.tokenizer, family)
+    if teacher is not None and not recipe.student.startswith("new:"):
+        with_tokenizer(teacher.config, found)
+    return found
+
+
+def _family(recipe: Recipe, teacher: Checkpoint | None) -> str:
+    """Of a student that is cut or new."""
+    if teacher is not None:
+        return layout_of(teacher.config).family
+    return LAYOUTS[parse_new(recipe.student).model_type].family
 
 
 def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
@@ -253,11 +300,15 @@ def _architecture(
     cut_to: Mapping[str, int] | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Architecture:
-    """The student's: cut out of the teacher, new with the teacher's tokenizer, or a checkpoint's own."""
+    """The student's: cut out of the teacher, new, or a checkpoint's own.
+
+    ``tokenizer`` is a new student's, or one that a cut student gets in place of its teacher's.
+    """
     if cut_to is not None:
-        return describe(_cut_config(teacher, cut_to))
+        config = _cut_config(teacher, cut_to)
+        return describe(config if tokenizer is None else with_tokenizer(config, tokenizer))
     if new is not None:
-        assert tokenizer is not None, "a teacher brings its tokenizer"
+        assert tokenizer is not None, "a new student has a tokenizer, or stands in with its teacher's"
         return describe(new_config(new, tokenizer))
     assert own is not None, "a student is cut, a checkpoint or new"
     return describe(own.config)

@@ -243,6 +243,8 @@ def _kept_teacher(target: _Target) -> Path | None:
     kept = record.data["reported"].get(split)
     if record.teacher is None or kept is None or kept["fingerprint"] != target.examples.fingerprint():
         return None
+    if record.scores[split]["agreement"] is None:  # answers to other tokens than the student's
+        return None
     return target.run.predictions(split)
 
 

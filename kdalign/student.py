@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from kdalign.architecture import (
@@ -19,9 +19,11 @@ from kdalign.architecture import (
     head_of_class,
     skeleton,
     with_layers,
+    with_tokenizer,
 )
 from kdalign.errors import UsageError
 from kdalign.maps import choose_layers
+from kdalign.matching import spelled
 
 
 def layers_of_cut(student: str, teacher: Architecture) -> dict[str, int] | None:
@@ -108,11 +110,35 @@ def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTra
     return student
 
 
-def at_random(teacher: PreTrainedModel, layers: Mapping[str, int], seed: int) -> PreTrainedModel:
-    """A student of the teacher's width and so many layers, every weight drawn by the seed."""
+def at_random(
+    teacher: PreTrainedModel, layers: Mapping[str, int], seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel:
+    """A student of the teacher's width and so many layers, every weight drawn by the seed; for its own tokenizer."""
+    config = with_layers(teacher.config, {name: range(number) for name, number in layers.items()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _empty(teacher, with_layers(teacher.config, {name: range(number) for name, number in layers.items()}))
+        return _empty(teacher, config if tokenizer is None else with_tokenizer(config, tokenizer))
+
+
+def with_vocabulary(
+    model: PreTrainedModel, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """A model with one tokenizer's vocabulary made into one with another's, everything else as it is.
+
+    An entry starts as the mean of the entries that its text was made of (fast vocabulary transfer, Gee et al. 2022,
+    arXiv:2402.09977, section 3.2); what is no text, as the mean of all.
+    """
+    student = _empty(model, with_tokenizer(model.config, ours))
+    pieces, source, target = spelled(ours, theirs), model.state_dict(), student.state_dict()
+    for name, values in target.items():
+        old = source[name].to(torch.float32)
+        if old.shape == values.shape:
+            target[name] = old
+        else:
+            target[name] = torch.stack([old[ids].mean(dim=0) if ids else old.mean(dim=0) for ids in pieces])
+    student.load_state_dict(target)
+    student.tie_weights()
+    return student
 
 
 def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedModel:

@@ -1,10 +1,10 @@
 """The teacher: in eval mode, without gradients, outside the student's parameters."""
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.architecture import Attention, accepted_inputs, layout_of
+from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, run, watch
 
 
@@ -22,8 +22,10 @@ class Teacher:
         self.model = watch(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)
 
-    def __call__(self, inputs: dict[str, Tensor], wanted: Wanted) -> Signals:
-        """One forward without gradients; logits in the task's label order."""
-        device = self.model.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._rounds):
-            return run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
+    def __call__(self, batch: Batch, wanted: Wanted) -> Signals:
+        """One forward without gradients, at the student's positions; logits in the task's label order."""
+        device, inputs = self.model.device.type, batch.inputs if batch.taught is None else batch.taught
+        with torch.no_grad():
+            with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
+                signals = run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
+            return signals if batch.matching is None else signals.moved(batch.matching)

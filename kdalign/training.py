@@ -48,7 +48,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _deterministic_options: Any = torch.utils.deterministic
 
-Teach = Callable[[dict[str, Tensor]], Signals]
+Teach = Callable[[Batch], Signals]
 """The teacher's signals on a batch."""
 
 
@@ -401,7 +401,7 @@ def _step(
     for number, batch in enumerate(share):
         batch = batch.to(device)
         torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
-        taught = teach(batch.inputs) if teach is not None else None
+        taught = teach(batch) if teach is not None else None
         last = number == len(share) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
             breakdown = objective(View(wrapped(batch.inputs, taught), taught, batch), units)
@@ -431,7 +431,7 @@ def _freeze_unreached(
     Such are the head where only features are aligned, and XLNet's weights for segments and masks.
     """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
-    taught = teach(batch.inputs) if teach is not None else None
+    taught = teach(batch) if teach is not None else None
     view = View(learner(batch.inputs, taught), taught, batch)
     objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]
     for parameter in learner.parameters():

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdalign import losses
+from kdalign.matching import Shared
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def vocabulary_losses(
     skew: float = 0.1,
     rows: int | None = None,
     dtype: torch.dtype | None = None,
+    shared: Shared | None = None,
+    answered: Bool[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     r"""Cross-entropy and divergence from the teacher over a vocabulary, summed over rows, in nats, block by block.
 
@@ -75,14 +78,16 @@ def vocabulary_losses(
     Without a teacher the second is 0. Teacher and teacher's head get no gradient.
 
     Where the vocabularies are padded to different sizes, D is taken over the entries that both have, renormalised; the
-    cross-entropy over all of the student's. ``dtype`` is the precision of the matrix products (default: the wider of
+    cross-entropy over all of the student's. Where they are two, ``shared`` names the entries that both have: D is then
+    that over what they share, plus the distance of the rest (``losses.universal_logit_distance``), in the rows in which
+    the teacher has ``answered`` the same. ``dtype`` is the precision of the matrix products (default: the wider of
     features and weight); softmax and sums are in float32 or wider. Gradients are formed before any loss scaling, so
     float16, in which small probabilities vanish, is not for ``dtype``; bfloat16 is.
     """
     assert (teacher is None) == (teacher_head is None)
     if teacher is not None and teacher_head is not None:
         precision = dtype or torch.promote_types(teacher.dtype, teacher_head.weight.dtype)
-        teacher_head = teacher_head.detached(precision, len(student_head.weight))
+        teacher_head = teacher_head.detached(precision, None if shared is not None else len(student_head.weight))
     dtype = dtype or torch.promote_types(student.dtype, student_head.weight.dtype)
     wide, head = _wide(dtype), student_head.detached(dtype)
     learned = student, student_head.weight, student_head.bias
@@ -105,12 +110,16 @@ def vocabulary_losses(
                 slope[here] -= hard
             if teacher is not None and teacher_head is not None:
                 target = teacher_head.logits(teacher[block])
-                ours = logits[:, : target.shape[1]].requires_grad_(sloped)
+                ours = (logits if shared is not None else logits[:, : target.shape[1]]).requires_grad_(sloped)
                 with torch.set_grad_enabled(sloped):
-                    each = losses.divergence(ours, target, divergence, temperature, skew)
+                    if shared is None:
+                        each = losses.divergence(ours, target, divergence, temperature, skew)
+                    else:
+                        same = slice(None) if answered is None else answered[block]
+                        each = _across(ours[same], target[same], shared, divergence, temperature, skew)
                 soft_sum += each.detach()
                 if sloped:
-                    slope[:, : target.shape[1]].add_(torch.autograd.grad(each, ours)[0], alpha=soft)
+                    slope[:, : ours.shape[1]].add_(torch.autograd.grad(each, ours)[0], alpha=soft)
             if sloped and head.softcap is not None:
                 slope *= 1 - (logits / head.softcap).square()  # the derivative of c tanh(z / c), by its value
             if of_bias is not None:
@@ -140,6 +149,15 @@ def vocabulary_scores(
             nll[block] = F.cross_entropy(logits, labels[block], reduction="none")
             best[block] = logits.argmax(dim=-1)
     return nll, best
+
+
+def _across(
+    student: Tensor, teacher: Tensor, shared: Shared, divergence: str, temperature: float, skew: float
+) -> Tensor:
+    """Two vocabularies: what they share by its meaning, the rest by how its probability is spread."""
+    entries = shared.student.to(student.device), shared.teacher.to(student.device)
+    alike = losses.divergence_of_shared(student, teacher, entries, divergence, temperature, skew)
+    return alike + losses.universal_logit_distance(student, teacher, entries, temperature)
 
 
 class _Sloped(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import evaluation, likelihood, models
+from kdalign.across import Tokenizers, encode_documents_across, encode_labelled_across
 from kdalign.alignment import Plan
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, head_of, layout_of
 from kdalign.batches import Encoded
@@ -22,6 +23,7 @@ from kdalign.encoding import encode_chats, encode_documents, encode_labelled, en
 from kdalign.errors import UsageError
 from kdalign.evaluation import Predictions
 from kdalign.likelihood import TokenAnswers
+from kdalign.matching import Shared
 from kdalign.metrics import Score
 from kdalign.models import Checkpoint
 from kdalign.objective import (
@@ -68,6 +70,16 @@ class Work(Protocol):
     ) -> Encoded:
         """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
 
+    @property
+    def token_by_token(self) -> bool:
+        """Whether answers are to tokens, so that those of models with different tokenizers do not compare."""
+
+    def check_across(self) -> None:
+        """Refuse a teacher with another tokenizer, where its tokens cannot be matched with the student's."""
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize a split for training by the student's tokenizer and the teacher's."""
+
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a checkpoint with the head, in float32."""
 
@@ -77,8 +89,17 @@ class Work(Protocol):
     def order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
         """For each label, the number of the model's output; None for a language model."""
 
-    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
-        """What is minimised; ``dtype`` is the precision of the largest matrix products."""
+    def objective(
+        self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None, shared: Shared | None = None
+    ) -> Objective:
+        """What is minimised.
+
+        Args:
+            weights: of its terms.
+            plan: what aligns layers; None without a teacher.
+            dtype: the precision of the largest matrix products.
+            shared: what the vocabularies share, where the teacher has another tokenizer.
+        """
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """What models are asked to go on from, to be looked at; none where they say nothing."""
@@ -108,6 +129,7 @@ class Classifying:
     task: Task
     max_length: int
     head: HeadKind = HeadKind.CLASSIFIER
+    token_by_token: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -132,6 +154,13 @@ class Classifying:
         """Tokenize a split."""
         return encode_labelled(examples, tokenizer, self.max_length)
 
+    def check_across(self) -> None:
+        """Texts are matched by their characters."""
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize a split by both."""
+        return encode_labelled_across(examples, tokenizers, self.max_length)
+
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a classifier."""
         return check_read(models.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed))
@@ -146,7 +175,9 @@ class Classifying:
         assert order is not None, "heads were checked, or are fresh"
         return order
 
-    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+    def objective(
+        self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None, shared: Shared | None = None
+    ) -> Objective:
         """What is minimised."""
         return build_objective(weights, plan, self.task.regression)
 
@@ -190,6 +221,7 @@ class Modelling:
     task: LanguageTask
     family: str
     max_length: int
+    token_by_token: bool = True
 
     @property
     def head(self) -> HeadKind:
@@ -233,6 +265,16 @@ class Modelling:
             return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
         return encode_documents(examples, tokenizer, self.family, self.max_length, scored)
 
+    def check_across(self) -> None:
+        """Refuse conversations, and families other than ``masked`` and ``causal``."""
+        if self.task.kind == "chat" or self.family not in ("masked", "causal"):
+            what = "conversations" if self.task.kind == "chat" else f"{self.family} models"
+            raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize documents by both."""
+        return encode_documents_across(examples, tokenizers, self.family, self.max_length)
+
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a language model."""
         return check_read(models.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
@@ -245,9 +287,11 @@ class Modelling:
         """A language model has no labels."""
         return
 
-    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+    def objective(
+        self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None, shared: Shared | None = None
+    ) -> Objective:
         """What is minimised."""
-        return build_language_objective(weights, plan, dtype)
+        return build_language_objective(weights, plan, dtype, shared)
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """Beginnings, questions or sources; none for models that do not go left to right."""
@@ -290,6 +334,7 @@ class Embedding:
     scored: Task
     max_length: int
     head: HeadKind = HeadKind.NONE
+    token_by_token: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -317,6 +362,13 @@ class Embedding:
             examples = replace(examples, texts=((*first, *second),), labels=labels)
         return encode_labelled(examples, tokenizer, self.max_length)
 
+    def check_across(self) -> None:
+        """Texts are matched by their characters."""
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize a split by both."""
+        return encode_labelled_across(examples, tokenizers, self.max_length)
+
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
         return check_read(models.load_body(checkpoint))
@@ -329,7 +381,9 @@ class Embedding:
         """A vector has no labels."""
         return
 
-    def objective(self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None) -> Objective:
+    def objective(
+        self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None, shared: Shared | None = None
+    ) -> Objective:
         """What is minimised."""
         assert plan is not None, "embeddings are learnt from a teacher"
         return build_embedding_objective(weights, plan)

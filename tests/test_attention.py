@@ -56,7 +56,7 @@ class Pair:
         self.data = examples()
 
     def parts(self, batch):
-        taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
+        taught = self.teacher(batch, self.learner.wanted_of_teacher)
         return self.objective(View(self.learner(batch.inputs, taught), taught, batch), count_units([batch]))
 
 
@@ -108,7 +108,7 @@ def test_the_term_is_the_weighted_mean_over_layers_and_parts_of_their_divergence
     weights = (1.0, 3.0)
     setting = Pair(*PAIRS["12 heads teach 8"], RELATIONS, relations="all", relation_heads=4, weights=weights)
     batch = collate(setting.data, range(8))
-    taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     ours = setting.learner(batch.inputs, taught)
     seen = batch.inputs["attention_mask"].bool()[:, None, :].expand(-1, batch.real.size(1), -1)
     expected = 0.0

@@ -55,7 +55,7 @@ class Setting:
         self.learner = Learner(student, Projections(self.plan.projections, 0), self.plan, self.objective, (0, 1), False)
 
     def breakdown(self, batch: Batch, units: dict[Unit, float]):
-        taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
+        taught = self.teacher(batch, self.learner.wanted_of_teacher)
         return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches: list[Batch]) -> torch.Tensor:
@@ -104,7 +104,8 @@ def test_the_mask_counts_each_real_token_and_no_padding():
     batch = collate(data, range(8), width=20)
     units = count_units([batch])
     tokens = float(sum(len(row) for row in data.columns["input_ids"]))
-    assert units == {Unit.EXAMPLE: 8.0, Unit.TOKEN: tokens, Unit.TARGET: 0.0, Unit.GROUP: 1.0}
+    assert units[Unit.TOKEN] == units[Unit.COMPARED] == tokens
+    assert (units[Unit.EXAMPLE], units[Unit.TARGET], units[Unit.ANSWERED], units[Unit.GROUP]) == (8.0, 0.0, 0.0, 1.0)
     assert [row.sum().item() for row in batch.tokens] == [len(row) for row in data.columns["input_ids"]]
 
 
@@ -131,7 +132,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_fr
     objective = build_objective(Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1), plan, False)
     learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
     batch = collate(setting.data, range(8))
-    taught = setting.teacher(batch.inputs, learner.wanted_of_teacher)
+    taught = setting.teacher(batch, learner.wanted_of_teacher)
     breakdown = objective(View(learner(batch.inputs, taught), taught, batch), count_units([batch]))
     breakdown.total.backward()
     assert all(abs(float(part)) < 1e-5 for part in breakdown.parts.values()), breakdown.parts
@@ -142,7 +143,7 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student()
     setting = Setting("bert", "bert", 32)
     setting.learner.train()
     batch = collate(setting.data, range(8))
-    taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     assert not setting.teacher.model.training
     assert not any(p.requires_grad for p in setting.teacher.model.parameters())
     for tensor in (taught.logits, *taught.hidden.values(), *taught.attention.values()):
@@ -260,7 +261,7 @@ def test_the_teachers_variance_is_over_real_tokens_and_ignores_constant_features
     setting = Setting("bert", "bert", 32)
     batch = collate(setting.data, range(8), width=25)
     plan = calibrate(setting.plan, setting.teacher, [batch], setting.device)
-    hidden = setting.teacher(batch.inputs, Wanted(hidden=frozenset({layer(1)}))).hidden[layer(1)][batch.tokens].double()
+    hidden = setting.teacher(batch, Wanted(hidden=frozenset({layer(1)}))).hidden[layer(1)][batch.tokens].double()
     assert plan.variance(layer(1)) == pytest.approx(float(hidden.var(dim=0, unbiased=False).mean()), rel=1e-6)
 
 
@@ -286,7 +287,7 @@ def test_layer_weights_scale_their_layers_share():
     for weights in ((1.0, 0.0), (0.0, 1.0), (1.0, 3.0)):
         plan = propose(setting.plan.teacher, setting.plan.student, weights=weights)
         objective = build_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
-        taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+        taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
         parts = objective(View(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
         shares.append(parts["cosine"])
     torch.testing.assert_close(0.25 * shares[0] + 0.75 * shares[1], shares[2])
@@ -301,8 +302,8 @@ def test_a_copy_of_the_learner_has_the_same_state_as_itself():
 def test_an_objective_divides_by_the_units_it_is_told():
     setting = Setting("bert", "bert", 32)
     batch = collate(setting.data, range(8))
-    once = setting.breakdown(batch, {Unit.EXAMPLE: 8.0, Unit.TOKEN: 100.0}).parts
-    half = setting.breakdown(batch, {Unit.EXAMPLE: 16.0, Unit.TOKEN: 200.0}).parts
+    once = setting.breakdown(batch, {Unit.EXAMPLE: 8.0, Unit.COMPARED: 100.0}).parts
+    half = setting.breakdown(batch, {Unit.EXAMPLE: 16.0, Unit.COMPARED: 200.0}).parts
     for name in once:
         torch.testing.assert_close(half[name] * 2, once[name])
     assert isinstance(setting.objective, Objective)
@@ -347,5 +348,5 @@ def test_a_teacher_whose_outputs_are_in_another_order_teaches_the_same():
         turned.classifier.bias.copy_(turned.classifier.bias.flip(0).clone())
     other = Teacher(turned, (1, 0), torch.float32, setting.device)
     batch = collate(setting.data, range(8))
-    first, second = setting.teacher(batch.inputs, Wanted()).logits, other(batch.inputs, Wanted()).logits
+    first, second = setting.teacher(batch, Wanted()).logits, other(batch, Wanted()).logits
     torch.testing.assert_close(first, second)

@@ -103,7 +103,7 @@ class Setting:
         self.learner = Learner(small, Projections((), 0), plan, self.objective, None, bf16).eval()
 
     def breakdown(self, batch, units):
-        taught = self.teacher(batch.inputs, self.learner.wanted_of_teacher)
+        taught = self.teacher(batch, self.learner.wanted_of_teacher)
         return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches, units):
@@ -299,7 +299,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     plan = calibrate(propose(describe(twin.config), describe(twin.config)), teacher, [batch], device)
     objective = build_language_objective(weights, plan)
     learner = Learner(twin, Projections((), 0), plan, objective, None, False).eval()
-    taught = teacher(batch.inputs, learner.wanted_of_teacher)
+    taught = teacher(batch, learner.wanted_of_teacher)
     view = View(learner(batch.inputs, taught), taught, batch)
     breakdown = objective(view, count_units([batch]))
     breakdown.total.backward()
@@ -403,7 +403,7 @@ def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(k
     batch = collate(setting.data, range(4))
     wanted = setting.learner.wanted_of_teacher
     with torch.no_grad():
-        theirs = setting.teacher(batch.inputs, wanted).attention
+        theirs = setting.teacher(batch, wanted).attention
         ours = setting.learner(batch.inputs, None).attention
         found = setting.breakdown(batch, count_units([batch])).parts["attention cross"]
     expected = 0.0
@@ -504,7 +504,7 @@ def test_an_objective_without_parts_of_the_vocabulary_has_none():
 def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
     setting = Setting(kind)
     batch = collate(setting.data, range(min(4, len(setting.data))), width=24)
-    taught = setting.teacher(batch.inputs, setting.learner.wanted_of_teacher)
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     learnt = setting.learner(batch.inputs, taught)
     parts = setting.objective(View(learnt, taught, batch), count_units([batch])).parts
     for stack in layout_of(setting.learner.student.config).stacks:

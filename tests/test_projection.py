@@ -100,7 +100,7 @@ def first_parts(style, setting):
     objective = build_objective(Weights(hard=0, alpha=0, delta=0), plan, False)
     learner = Learner(student.eval(), projections, plan, objective, (0, 1), False)
     batch = collate(setting.data, range(8))
-    taught = setting.teacher(batch.inputs, learner.wanted_of_teacher)
+    taught = setting.teacher(batch, learner.wanted_of_teacher)
     return objective(View(learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
 
 

@@ -1,0 +1,277 @@
+r"""Two tokenizations of one text, brought together by the characters that their tokens stand for.
+
+A token's *span* is (start, end) in characters of its text, which padding and tokens without text have empty. Special
+tokens stand for no characters: they have spans below 0, one for each place around texts, so that they meet as well.
+
+Shapes: ``time`` positions of the student, ``theirs`` positions of the teacher.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Spans = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+"""(tokens, 2): start and end of each token."""
+
+CLASSES, BEFORE, BETWEEN, AFTER = (-2, -1), (-8, -7), (-6, -5), (-4, -3)
+"""The spans of special tokens: the one that stands for the whole text, and those around and between texts."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How a teacher's positions bear on its student's.
+
+    Attributes:
+        shares: (batch, time, theirs), of how much of each teacher position what a student position is compared with is
+            made; a row sums to 1, or is 0 where there is nothing to compare with.
+        spread: (batch, theirs, time), to which student positions each teacher position's share of attention goes.
+        answers: (batch, time), the teacher's position that is asked the same as the student's; -1 where none is.
+    """
+
+    shares: Float[Tensor, "batch time theirs"]
+    spread: Float[Tensor, "batch theirs time"]
+    answers: Int[Tensor, "batch time"]
+
+    @cached_property
+    def compared(self) -> Bool[Tensor, "batch time"]:
+        """The student's positions that have something to be compared with."""
+        return self.shares.sum(dim=-1) > 0
+
+    def states(self, states: Float[Tensor, "batch *heads theirs width"]) -> Float[Tensor, "batch *heads time width"]:
+        """What the teacher says at its positions, for the student's, in float32."""
+        shares = self.shares if states.ndim == 3 else self.shares[:, None]
+        return shares @ states.float()
+
+    def maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
+        """The teacher's attention maps between the student's positions, as shares of the keys that both have."""
+        between = self.shares[:, None] @ maps.float()
+        lost = (between * ~(self.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
+        return between @ self.spread[:, None] / (1 - lost).clamp_min(torch.finfo(between.dtype).eps)
+
+    def answered(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
+        """The teacher's features where it is asked the same; those of some other position where it is not."""
+        index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
+        return features.gather(1, index)
+
+    def to(self, device: torch.device) -> "Matching":
+        """The same on a device."""
+        return Matching(self.shares.to(device), self.spread.to(device), self.answers.to(device))
+
+
+def match(ours: Int[Tensor, "batch time 2"], theirs: Int[Tensor, "batch theirs 2"], left_to_right: bool) -> Matching:
+    """Bring positions together by their spans.
+
+    In models that see a whole text, a student position is compared with the mean of the teacher positions that share
+    characters with it, by how many they share; both are asked the same where they share with no other. In models that
+    go left to right, two positions say the same only where both have read the same: where their tokens end together,
+    the last of tokens that share one character (bytes) alone.
+    """
+    shared = _overlaps(ours, theirs)
+    spread = shared.transpose(1, 2)
+    if left_to_right:
+        shares = (_closed(ours)[:, :, None] == _closed(theirs)[:, None, :]) & (_closed(ours) != _OPEN)[:, :, None]
+        alone = shares
+    else:
+        shares = shared
+        touching = shared > 0
+        alone = touching & (touching.sum(dim=2, keepdim=True) == 1) & (touching.sum(dim=1, keepdim=True) == 1)
+    answers = torch.where(alone.any(dim=-1), alone.int().argmax(dim=-1), -1)
+    return Matching(_rows_of_one(shares.float()), _rows_of_one(spread.float()), answers)
+
+
+def _overlaps(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
+    """Characters that two tokens share."""
+    start = torch.maximum(ours[:, :, None, 0], theirs[:, None, :, 0])
+    end = torch.minimum(ours[:, :, None, 1], theirs[:, None, :, 1])
+    return (end - start).clamp_min(0)
+
+
+_OPEN = torch.iinfo(torch.long).min
+
+
+def _closed(spans: Tensor) -> Int[Tensor, "batch time"]:
+    """Where a token's text ends; nowhere for one without text, and for all but the last that end together."""
+    start, end = spans.unbind(dim=-1)
+    goes_on = torch.zeros_like(end, dtype=torch.bool)
+    goes_on[:, :-1] = (end[:, 1:] == end[:, :-1]) & (start[:, 1:] < end[:, 1:])
+    return torch.where((start < end) & ~goes_on, end, _OPEN)
+
+
+def _rows_of_one(weights: Tensor) -> Tensor:
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def spans_of(tokenizer: PreTrainedTokenizerBase, encoding: Any, row: int, shift: int) -> list[tuple[int, int]]:
+    """The spans of a row's tokens; a second text's stand ``shift`` further on, its place after the first text."""
+    places: list[tuple[int, int]] = []
+    texts = encoding.sequence_ids(row)
+    last = max((number for number, text in enumerate(texts) if text is not None), default=-1)
+    seen = False
+    columns = zip(encoding["input_ids"][row], texts, encoding["offset_mapping"][row], strict=True)
+    for number, (token, text, (start, end)) in enumerate(columns):
+        seen = seen or text is not None
+        if text is not None:
+            places.append((start + shift * text, end + shift * text))
+        elif token == tokenizer.cls_token_id:
+            places.append(CLASSES)
+        else:
+            places.append(BEFORE if not seen else AFTER if number > last else BETWEEN)
+    return places
+
+
+def coverage(text: str, ours: tuple[Sequence[int], ...], theirs: tuple[Sequence[int], ...]) -> tuple[int, int]:
+    """Of a text's characters that are no white space, how many lie in tokens of both; and how many there are.
+
+    Args:
+        text: a text.
+        ours: starts and ends of one side's tokens; those of special tokens do not count.
+        theirs: the other side's.
+    """
+    written = np.array([not character.isspace() for character in text], dtype=bool)
+    both = _held(len(text), *ours) & _held(len(text), *theirs) & written
+    return int(both.sum()), int(written.sum())
+
+
+def _held(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(length,): which characters lie in a token."""
+    steps = np.zeros(length + 1, dtype=int)
+    real = np.array(starts, dtype=int) >= 0
+    np.add.at(steps, np.array(starts, dtype=int)[real], 1)
+    np.add.at(steps, np.array(ends, dtype=int)[real], -1)
+    held: np.ndarray[Any, np.dtype[np.bool_]] = np.cumsum(steps)[:length] > 0
+    return held
+
+
+def windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Cut two tokenizations of a text into rows of at most ``room`` tokens of each, where both have a boundary.
+
+    A stretch without a common boundary that is longer than a row is cut off there, and what is left of it passed over.
+    """
+    ends = [{int(end): number for number, end in enumerate(spans[:, 1])} for spans in (ours, theirs)]
+    common = sorted(ends[0].keys() & ends[1].keys())
+    places = [(ends[0][end] + 1, ends[1][end] + 1) for end in common]
+    begun, last = (0, 0), (0, 0)
+    for place in places:
+        if any(here - start > most for here, start, most in zip(place, begun, room, strict=True)):
+            if last > begun:
+                yield slice(begun[0], last[0]), slice(begun[1], last[1])
+                begun = last
+            if any(here - start > most for here, start, most in zip(place, begun, room, strict=True)):
+                cut = [min(start + most, here) for here, start, most in zip(place, begun, room, strict=True)]
+                yield slice(begun[0], cut[0]), slice(begun[1], cut[1])
+                begun = place
+        last = place
+    if last > begun:
+        yield slice(begun[0], last[0]), slice(begun[1], last[1])
+
+
+def segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """For each token of both, the number of the smallest stretch of text that whole tokens of both fill."""
+    spans = np.concatenate([ours, theirs])
+    order = np.lexsort((spans[:, 1], spans[:, 0]))
+    ends = np.maximum.accumulate(spans[order, 1])
+    begins = np.concatenate([[False], spans[order[1:], 0] >= ends[:-1]])
+    numbers = np.empty(len(spans), dtype=int)
+    numbers[order] = np.cumsum(begins)
+    return numbers[: len(ours)], numbers[len(ours) :]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The entries of two vocabularies that stand for the same text or have the same role, side by side."""
+
+    student: Int[Tensor, "entries"]
+    teacher: Int[Tensor, "entries"]
+
+    def __len__(self) -> int:
+        return len(self.student)
+
+
+def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Shared:
+    """The entries that both vocabularies have, by what they stand for, not by how they are written.
+
+    ``Ġthe`` of a byte-level tokenizer, ``▁the`` of SentencePiece and ``the`` of WordPiece all stand for " the".
+    """
+    theirs_by = _meanings(theirs)
+    pairs: dict[int, int] = {}
+    for meaning, number in _meanings(ours).items():
+        if meaning in theirs_by and number not in pairs and theirs_by[meaning] not in pairs.values():
+            pairs[number] = theirs_by[meaning]
+    student, teacher = torch.tensor(sorted(pairs.items()), dtype=torch.long).reshape(-1, 2).unbind(dim=1)
+    return Shared(student, teacher)
+
+
+_ROLES = ("cls_token", "sep_token", "mask_token", "eos_token", "bos_token")
+
+
+def _meanings(tokenizer: PreTrainedTokenizerBase) -> dict[bytes | str, int]:
+    """The entry for each meaning: the bytes of its text, with a space before what begins a word; a special's role."""
+    settings = _settings(tokenizer)
+    prefix = settings["model"].get("continuing_subword_prefix") or ""
+    byte_level = any('"ByteLevel"' in json.dumps(settings[part]) for part in ("pre_tokenizer", "decoder"))
+    special = set(tokenizer.all_special_ids)
+    roles = {role: getattr(tokenizer, f"{role}_id") for role in _ROLES}
+    found: dict[bytes | str, int] = {role: int(number) for role, number in roles.items() if number is not None}
+    # Bytes come last: where a character has an entry of its own, its byte stands for nothing.
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (_is_byte(entry[0]), entry[1])):
+        if number not in special:
+            found.setdefault(_bytes_of(token, prefix, byte_level), number)
+    return found
+
+
+def spelled(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[list[int]]:
+    """For each entry of our vocabulary, the entries of theirs that its text is made of; none for what is no text.
+
+    An entry that stands for the same is taken as it is, and a special token for one of the same role.
+    """
+    theirs_by = _meanings(theirs)
+    (first, *_) = theirs("a", add_special_tokens=False)["input_ids"]
+    adds_space = theirs_by.get(b" a") == first
+    pieces: list[list[int]] = [[] for _ in range(len(ours))]
+    for meaning, number in _meanings(ours).items():
+        if meaning in theirs_by:
+            pieces[number] = [theirs_by[meaning]]
+        elif isinstance(meaning, bytes):
+            text = meaning.decode(errors="ignore")
+            text = text.removeprefix(" ") if adds_space else text
+            pieces[number] = list(theirs(text, add_special_tokens=False)["input_ids"]) if text else []
+    return pieces
+
+
+def _settings(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+    settings: Mapping[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return settings
+
+
+def _is_byte(token: str) -> bool:
+    """Whether a token is how SentencePiece writes a byte."""
+    return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
+
+
+def _bytes_of(token: str, prefix: str, byte_level: bool) -> bytes:
+    if prefix:
+        return token.removeprefix(prefix).encode() if token.startswith(prefix) else b" " + token.encode()
+    if byte_level and all(character in _BYTES for character in token):
+        return bytes(_BYTES[character] for character in token)
+    if _is_byte(token):
+        return bytes.fromhex(token[3:5])
+    return token.replace("▁", " ").encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters by which byte-level tokenizers write bytes: printable ones themselves, others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()

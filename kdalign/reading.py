@@ -1,0 +1,150 @@
+"""What a run reads: the student's tokenizer, and its texts as tokens, the teacher's beside where it has others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign import models
+from kdalign.architecture import LAYOUTS, layout_of, with_tokenizer
+from kdalign.batches import Encoded
+from kdalign.fresh import new_config, train_tokenizer
+from kdalign.matching import Shared, shared_vocabulary
+from kdalign.observer import Observer
+from kdalign.preparation import Prepared, trained_size
+from kdalign.tasks import Examples
+
+
+@dataclass(frozen=True)
+class Across:
+    """How far two tokenizers can be brought together on the training text.
+
+    Attributes:
+        covered: characters that lie in tokens of both, white space apart.
+        characters: all of them.
+        shared: entries that stand for the same.
+        entries: of the student's vocabulary and of the teacher's.
+    """
+
+    covered: int
+    characters: int
+    shared: Shared
+    entries: tuple[int, int]
+
+    def __str__(self) -> str:
+        share = 100 * self.covered / max(1, self.characters)
+        ours, theirs = self.entries
+        return (
+            f"tokenizers differ: {share:.2f} % of {self.characters:,} characters lie in tokens of both; "
+            f"{len(self.shared):,} of the student's {ours:,} entries and the teacher's {theirs:,} stand for the same"
+        )
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For the record."""
+        counts = {"characters": self.characters, "covered": self.covered, "shared_entries": len(self.shared)}
+        return counts | dict(zip(("student_entries", "teacher_entries"), self.entries, strict=True))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A run's texts as tokens.
+
+    Attributes:
+        train: to train on; where tokenizers differ, in the tokens of both.
+        watched: the slice of train that is evaluated on the way, by the student.
+        reported: the splits that the student is scored on.
+        watched_by_teacher: the same slice as the teacher reads it.
+        reported_to_teacher: the same splits.
+        across: how far tokenizers that differ come together; None for one tokenizer.
+    """
+
+    train: Encoded
+    watched: Encoded
+    reported: Mapping[str, Encoded]
+    watched_by_teacher: Encoded
+    reported_to_teacher: Mapping[str, Encoded]
+    across: Across | None
+
+
+def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, trained on the training text where so asked."""
+    if run.tokenizer is not None:
+        return run.tokenizer
+    asked = run.recipe.tokenizer
+    size = trained_size(asked) if asked is not None else None
+    assert size is not None, "a tokenizer that is not there is to be trained"
+    texts = (text for column in run.train.texts for text in column)
+    if run.new is not None:
+        return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
+    assert run.teacher is not None, "a student is a checkpoint, cut or new"
+    return train_tokenizer(texts, size, layout_of(run.teacher.config).family, models.positions(run.teacher.config))
+
+
+def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of the student, or of the teacher that it is cut from.
+
+    Raises:
+        UsageError: it is not for this tokenizer.
+    """
+    if run.new is not None:
+        config = new_config(run.new, tokenizer)
+        if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
+            config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
+        return config
+    first = run.student or run.teacher
+    assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
+    return with_tokenizer(first.config, tokenizer) if run.cut_to is not None and run.across else first.config
+
+
+def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Texts:
+    """Tokenize all that a run reads.
+
+    Raises:
+        UsageError: a text that cannot be encoded.
+    """
+    theirs = run.teacher_tokenizer
+    watched, reported = _scored(run, tokenizer, config)
+    if run.teacher is None or theirs is None or not run.across:
+        train = run.work.encode(run.train, tokenizer, config, scored=False)
+        return Texts(train, watched, reported, watched, reported, None)
+    train = run.work.encode_across(run.train, (tokenizer, theirs))
+    assert train.covered is not None, "two tokenizations are compared"
+    across = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
+    return Texts(train, watched, reported, *_scored(run, theirs, run.teacher.config), across)
+
+
+def _scored(
+    run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> tuple[Encoded, dict[str, Encoded]]:
+    def encoded(examples: Examples) -> Encoded:
+        return run.work.encode(examples, tokenizer, config, scored=True)
+
+    return encoded(run.watched), {split: encoded(examples) for split, examples in run.reported.items()}
+
+
+def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, observer: Observer) -> None:
+    """Say what became of the texts."""
+    recipe = run.recipe
+    if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
+        observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
+    _announce_cuts(run.train, texts.train, recipe.data.max_length, observer)
+    for split, encoded in texts.reported.items():
+        _announce_cuts(run.reported[split], encoded, recipe.data.max_length, observer)
+    if texts.across is not None:
+        observer.announce(str(texts.across))
+
+
+def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observer: Observer) -> None:
+    if encoded.truncated:
+        observer.announce(
+            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
+            f"{max_length} tokens and were cut (--max-length)"
+        )
+    if encoded.passed_over:
+        observer.announce(
+            f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
+            f"the first {max_length} tokens (--max-length)"
+        )
+    if examples.passed_over:
+        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")

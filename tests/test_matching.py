@@ -1,0 +1,566 @@
+"""Two tokenizers: which positions, entries and embeddings stand for the same text, and what is learnt from that."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, sentences, tiny_classifier
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from kdalign import losses
+from kdalign.across import encode_documents_across, encode_labelled_across
+from kdalign.alignment import propose
+from kdalign.architecture import describe
+from kdalign.batches import IGNORED, TEACHER, collate, micro_batches
+from kdalign.calibration import calibrate
+from kdalign.encoding import encode_labelled
+from kdalign.fresh import new_config, new_model, parse_new
+from kdalign.matching import match, segments, shared_vocabulary, spelled, windows
+from kdalign.objective import Unit, View, build_language_objective, build_objective, count_units
+from kdalign.projection import Projections
+from kdalign.recipe import Objective as Weights
+from kdalign.student import with_vocabulary
+from kdalign.tasks import Examples
+from kdalign.teachers import Teacher
+from kdalign.training import Learner
+
+HARD_TEXTS = (
+    "A naïve café — “déjà vu”, 1½ times: 100 % façade!",
+    "Emoji 🎉 and families 👩‍👩‍👧, flags 🇩🇪, hearts ❤️ everywhere…",
+    "Grüße aus Zürich; Москва, Αθήνα, 東京, 서울 und  two  spaces.",
+    "don't you think it's the director's cut?\nA new line\tand a tab.",
+    "ﬁne ligatures, combining e\u0301 and zero\u200bwidth",
+)
+CPU = torch.device("cpu")
+
+
+def fast(made, **roles):
+    return PreTrainedTokenizerFast(tokenizer_object=made, **roles)
+
+
+def texts(n=300):
+    return [*sentences(n, 7)[0], *HARD_TEXTS * 3]
+
+
+def word_piece(size=260):
+    """As BERT's: lower case, without accents, pieces marked by ##."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made.train_from_iterator(texts(), trainers.WordPieceTrainer(vocab_size=size, special_tokens=special))
+    ids = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
+    roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return fast(made, unk_token="[UNK]", **roles)
+
+
+def byte_level(size=420):
+    """As RoBERTa's and GPT-2's: bytes, spaces before words."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        texts(), trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+    )
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
+    roles = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    return fast(made, bos_token="<s>", eos_token="</s>", **roles)
+
+
+def unigram(size=260):
+    """As XLNet's: SentencePiece, its special tokens after the text."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>"]
+    made.train_from_iterator(
+        texts(), trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>")
+    )
+    ids = [("<sep>", 4), ("<cls>", 3)]
+    made.post_processor = processors.TemplateProcessing("$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2", ids)
+    roles = {"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"}
+    return fast(made, unk_token="<unk>", **roles)
+
+
+def byte_fallback(size=460):
+    """As Llama's: SentencePiece with bytes for what it has no entry for."""
+    made = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made.train_from_iterator(sentences(300, 7)[0], trainers.BpeTrainer(vocab_size=size + 20, special_tokens=special))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    return fast(made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def examples(*columns):
+    return Examples("train", tuple(tuple(column) for column in columns), None)
+
+
+def spans(*lengths, start=0):
+    ends = start + np.cumsum(lengths)
+    return np.stack([ends - lengths, ends], axis=1)
+
+
+def tensor(rows):
+    return torch.from_numpy(np.asarray(rows))[None]
+
+
+def test_a_token_is_compared_with_the_mean_of_those_that_share_its_characters():
+    # don|'t|you against don|'|tyou
+    matching = match(tensor(spans(3, 2, 3)), tensor(spans(3, 1, 4)), left_to_right=False)
+    expected = torch.tensor([[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    torch.testing.assert_close(matching.shares[0], expected)
+    assert matching.answers.tolist() == [[0, -1, -1]]
+    torch.testing.assert_close(matching.spread[0], torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0.25, 0.75]]))
+
+
+def test_a_model_that_goes_left_to_right_is_compared_where_both_have_read_the_same():
+    # ab|cd|e against a|bcd|e: after ab the teacher has read a or abcd
+    matching = match(tensor(spans(2, 2, 1)), tensor(spans(1, 3, 1)), left_to_right=True)
+    assert matching.answers.tolist() == [[-1, 1, 2]]
+    assert matching.compared.tolist() == [[False, True, True]]
+
+
+def test_of_the_bytes_of_a_character_only_the_last_has_read_it():
+    ours = tensor([[0, 1], [0, 1], [0, 1], [1, 2]])
+    matching = match(ours, tensor(spans(1, 1)), left_to_right=True)
+    assert matching.answers.tolist() == [[-1, -1, 0, 1]]
+    seen_whole = match(ours, tensor(spans(1, 1)), left_to_right=False)
+    assert seen_whole.shares[0, :, 0].tolist() == [1, 1, 1, 0]
+    assert seen_whole.spread[0, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_padding_and_tokens_without_text_are_compared_with_nothing():
+    ours, theirs = tensor([[0, 2], [0, 0], [0, 0]]), tensor([[0, 2], [2, 2], [0, 0]])
+    for left_to_right in (False, True):
+        matching = match(ours, theirs, left_to_right)
+        assert matching.compared.tolist() == [[True, False, False]]
+        assert matching.answers.tolist() == [[0, -1, -1]]
+
+
+PARTS = st.lists(st.integers(1, 4), min_size=1, max_size=12)
+
+
+def cut_to(lengths, total):
+    """These lengths, repeated until the text is full."""
+    whole = []
+    while sum(whole) < total:
+        whole += lengths
+    ends = [end for end in np.cumsum(whole) if end < total] + [total]
+    return np.diff([0, *ends])
+
+
+@given(PARTS, PARTS, st.integers(1, 40))
+def test_where_positions_match_left_to_right_both_have_read_the_same_and_no_attention_goes_ahead(one, other, total):
+    ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
+    matching = match(tensor(ours), tensor(theirs), left_to_right=True)
+    maps = torch.ones(1, 1, len(theirs), len(theirs)).tril().softmax(dim=-1)
+    maps = maps.tril() / maps.tril().sum(dim=-1, keepdim=True)
+    moved = matching.maps(maps)[0, 0]
+    for position, theirs_too in enumerate(matching.answers[0].tolist()):
+        assert (theirs_too >= 0) == bool((theirs[:, 1] == ours[position, 1]).any())
+        if theirs_too >= 0:
+            assert ours[position, 1] == theirs[theirs_too, 1]
+            assert float(moved[position].sum()) == pytest.approx(1, abs=1e-5)
+            assert float(moved[position, position + 1 :].sum()) == 0
+
+
+@given(PARTS, PARTS, st.integers(1, 40))
+def test_where_models_see_all_every_character_counts_once(one, other, total):
+    ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
+    matching = match(tensor(ours), tensor(theirs), left_to_right=False)
+    torch.testing.assert_close(matching.shares.sum(dim=-1), torch.ones(1, len(ours)))
+    torch.testing.assert_close(matching.spread.sum(dim=-1), torch.ones(1, len(theirs)))
+    starts = torch.tensor(theirs.mean(axis=1), dtype=torch.float32)[None, :, None]
+    # A straight line over the text stays within the token's neighbours.
+    assert bool(((matching.states(starts)[0, :, 0] - torch.tensor(ours.mean(axis=1))).abs() <= 4).all())
+
+
+@given(PARTS, PARTS, st.integers(1, 60), st.tuples(st.integers(4, 9), st.integers(4, 9)))
+def test_windows_hold_the_same_text_in_both_and_fit(one, other, total, room):
+    ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
+    last = 0
+    for a, b in windows(ours, theirs, room):
+        assert a.stop - a.start <= room[0]
+        assert b.stop - b.start <= room[1]
+        assert ours[a.start, 0] == theirs[b.start, 0] >= last
+        last = ours[a.stop - 1, 1]
+        if a.stop < len(ours):
+            assert last == theirs[b.stop - 1, 1] or a.stop - a.start == room[0] or b.stop - b.start == room[1]
+    if len(ours) <= room[0] and len(theirs) <= room[1]:
+        assert list(windows(ours, theirs, room)) == [(slice(0, len(ours)), slice(0, len(theirs)))]
+
+
+@given(PARTS, PARTS, st.integers(1, 40))
+def test_segments_are_the_smallest_stretches_that_whole_tokens_of_both_fill(one, other, total):
+    ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
+    boundaries = sorted({*ours[:, 1]} & {*theirs[:, 1]})
+    found = segments(ours, theirs)
+    for side, tokens in zip(found, (ours, theirs), strict=True):
+        assert side.tolist() == np.searchsorted(boundaries, tokens[:, 1]).tolist()
+
+
+PAIRS = {
+    "BERT and RoBERTa": (word_piece, byte_level),
+    "BERT and XLNet": (word_piece, unigram),
+    "Llama and GPT-2": (byte_fallback, byte_level),
+    "Llama and BERT": (byte_fallback, word_piece),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_nearly_all_characters_of_hard_texts_lie_in_tokens_of_both(pair):
+    tokenizers = tuple(make() for make in PAIRS[pair])
+    for both in (tokenizers, tokenizers[::-1]):
+        covered, characters = encode_labelled_across(examples(texts(20)), both, 256).covered
+        assert characters == sum(not c.isspace() for text in texts(20) for c in text)
+        assert covered >= 0.99 * characters
+
+
+def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_its_role():
+    both = byte_level(), word_piece()
+    batch = collate(encode_labelled_across(examples(["a film"], ["it was good"]), both, 64), [0])
+    ours, theirs = (
+        t.convert_ids_to_tokens(ids[0])
+        for t, ids in zip(both, (batch.inputs["input_ids"], batch.taught["input_ids"]), strict=True)
+    )
+    met = {(ours[a], theirs[b]) for a, b in torch.nonzero(batch.matching.shares[0]).tolist()}
+    assert ("<s>", "[CLS]") in met
+    assert ("</s>", "[SEP]") in met
+    assert not any(a.startswith("<") != b.startswith("[") for a, b in met)
+    turned = collate(encode_labelled_across(examples(["a film"]), (unigram(), word_piece()), 64), [0])
+    last = int(turned.real.sum()) - 1
+    assert turned.matching.answers[0, last] == 0, "<cls> stands last, [CLS] first"
+    assert turned.matching.answers[0, last - 1] == int(turned.taught["attention_mask"].sum()) - 1
+
+
+def test_the_second_text_of_a_pair_is_not_matched_with_the_first():
+    batch = collate(
+        encode_labelled_across(examples(["good film"], ["good film"]), (byte_level(), word_piece()), 64), [0]
+    )
+    types = batch.taught["token_type_ids"][0]
+    first_separator = (batch.inputs["input_ids"][0] == 2).nonzero()[0, 0]
+    for ours, theirs in torch.nonzero(batch.matching.shares[0]).tolist():
+        if theirs not in (0, len(types) - 1) and batch.inputs["input_ids"][0, ours] > 3:
+            assert (ours > first_separator) == bool(types[theirs])
+
+
+def test_entries_of_two_vocabularies_meet_by_what_they_stand_for():
+    ours, theirs = byte_level(), word_piece()
+    shared = shared_vocabulary(ours, theirs)
+    pairs = {
+        (ours.convert_ids_to_tokens(a), theirs.convert_ids_to_tokens(b))
+        for a, b in zip(shared.student.tolist(), shared.teacher.tolist(), strict=True)
+    }
+    assert {("Ġfilm", "film"), ("s", "##s"), ("<s>", "[CLS]"), ("</s>", "[SEP]"), ("<mask>", "[MASK]")} <= pairs
+    assert len({*shared.student.tolist()}) == len({*shared.teacher.tolist()}) == len(shared)
+    for one, other in pairs:
+        if not one.startswith("<"):
+            assert one.replace("Ġ", "") == other.removeprefix("##")
+            assert one.startswith("Ġ") != other.startswith("##")
+
+
+def test_a_character_meets_the_byte_that_stands_for_it_only_where_it_has_no_entry_of_its_own():
+    llama, gpt = byte_fallback(), byte_level()
+    shared = shared_vocabulary(gpt, llama)
+    met = dict(zip(gpt.convert_ids_to_tokens(shared.student), llama.convert_ids_to_tokens(shared.teacher), strict=True))
+    assert met["s"] == "s"
+    assert met["Ã"] == "<0xC3>"
+    assert met["Ġfilm"] == "▁film"
+
+
+def test_one_tokenizer_twice_shares_everything_and_spells_itself():
+    tokenizer = byte_level()
+    shared = shared_vocabulary(tokenizer, tokenizer)
+    assert shared.student.tolist() == shared.teacher.tolist()
+    assert len(shared) == len(tokenizer) - 1, "all but the padding"
+    assert [ids for number, ids in enumerate(spelled(tokenizer, tokenizer)) if number != 1] == [
+        [number] for number in range(len(tokenizer)) if number != 1
+    ]
+
+
+def test_a_model_with_another_vocabulary_starts_from_the_pieces_of_its_entries():
+    theirs, ours = word_piece(150), byte_level()
+    big = tiny_classifier("bert", vocab_size=len(theirs))
+    small = with_vocabulary(big, ours, theirs)
+    assert small.config.vocab_size == len(ours)
+    assert small.config.pad_token_id == ours.pad_token_id
+    old, new = big.get_input_embeddings().weight, small.get_input_embeddings().weight
+    vocabulary = theirs.get_vocab()
+    same = next(token for token in ours.get_vocab() if len(token) > 2 and f"##{token}" in vocabulary)
+    torch.testing.assert_close(new[ours.convert_tokens_to_ids(same)], old[vocabulary[f"##{same}"]])
+    words = [token[1:] for token in ours.get_vocab() if token.startswith("Ġ") and token[1:] in WORDS]
+    word = next(word for word in words if word and word not in vocabulary)
+    pieces = theirs(word, add_special_tokens=False)["input_ids"]
+    assert len(pieces) > 1
+    torch.testing.assert_close(new[ours.convert_tokens_to_ids(f"Ġ{word}")], old[pieces].mean(dim=0))
+    rest = [name for name in big.state_dict() if "word_embeddings" not in name]
+    assert all(torch.equal(big.state_dict()[name], small.state_dict()[name]) for name in rest)
+
+
+# -- losses over two vocabularies ---------------------------------------------------------------------------------
+
+
+def everything(n):
+    return torch.arange(n), torch.arange(n)
+
+
+@pytest.mark.parametrize("kind", losses.DIVERGENCES)
+def test_with_every_entry_shared_the_divergence_is_the_plain_one(kind):
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    plain = losses.divergence(student, teacher, kind, 1.7)
+    torch.testing.assert_close(losses.divergence_of_shared(student, teacher, everything(7), kind, 1.7), plain)
+    assert float(losses.universal_logit_distance(student, teacher, everything(7), 1.7)) == 0
+
+
+def test_what_is_not_shared_counts_as_one_entry_and_by_its_sorted_probabilities():
+    student = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    teacher = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
+    shared = torch.tensor([0]), torch.tensor([1])  # the rest: 0.3, 0.2 against 0.25, 0.15, 0.1
+    by_hand = 0.5 * np.log(0.5 / 0.5) + 0.5 * np.log(0.5 / 0.5)
+    assert float(losses.divergence_of_shared(student, teacher, shared, "forward", 1.0)) == pytest.approx(
+        by_hand, abs=1e-6
+    )
+    distance = abs(0.25 - 0.3) + abs(0.15 - 0.2) + 0.1
+    assert float(losses.universal_logit_distance(student, teacher, shared, 1.0)) == pytest.approx(distance, abs=1e-6)
+    other = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    by_hand = 0.5 * np.log(0.5 / 0.2) + 0.5 * np.log(0.5 / 0.8)
+    assert float(losses.divergence_of_shared(other, teacher, shared, "forward", 1.0)) == pytest.approx(
+        by_hand, abs=1e-6
+    )
+
+
+def test_the_losses_over_two_vocabularies_have_the_gradients_of_their_formulas():
+    student = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 9, dtype=torch.float64)
+    shared = torch.tensor([0, 2, 5]), torch.tensor([8, 1, 3])
+    for kind in losses.DIVERGENCES:
+        assert torch.autograd.gradcheck(
+            lambda s, kind=kind: losses.divergence_of_shared(s, teacher, shared, kind, 2.0), student
+        )
+    assert torch.autograd.gradcheck(lambda s: losses.universal_logit_distance(s, teacher, shared, 2.0), student)
+
+
+def test_a_vocabulary_that_holds_the_other_whole_gives_a_finite_divergence():
+    student = torch.randn(2, 3, requires_grad=True)
+    loss = losses.divergence_of_shared(student, torch.randn(2, 5), (torch.arange(3), torch.arange(3)), "forward", 1.0)
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert bool(student.grad.isfinite().all())
+
+
+# -- the numerical contract across tokenizers ---------------------------------------------------------------------
+
+ALL = Weights(hard=0.5, alpha=0.7, beta=1, gamma=0.5, delta=0.5, embeddings=0.5, relations=0.5, temperature=1.5)
+KINDS = {
+    "classes": ("bert", "bert", byte_level, word_piece),
+    "masked": ("bert", "bert", byte_level, word_piece),
+    "causal": ("gpt2", "llama", byte_level, byte_fallback),
+}
+EVERY = pytest.mark.parametrize("kind", KINDS)
+
+
+class Setting:
+    """A teacher and a student that read the same texts in other tokens, and all that joins them."""
+
+    def __init__(self, kind, weights=ALL):
+        ours_type, theirs_type, *make = KINDS[kind]
+        self.tokenizers = tuple(one() for one in make)
+        rows, labels = sentences(8, 3)
+        rows[3] = HARD_TEXTS[0]
+        split = Examples("train", (tuple(rows),), np.array(labels) if kind == "classes" else None)
+        if kind == "classes":
+            self.data = encode_labelled_across(split, self.tokenizers, 64)
+            silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+            big, small = (
+                tiny_classifier(each, layers, 32, seed=layers, vocab_size=len(tokenizer), **silent)
+                for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
+            )
+        else:
+            self.data = encode_documents_across(split, self.tokenizers, kind, 24)
+            big, small = (
+                self._model(each, layers, tokenizer)
+                for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
+            )
+        order = (0, 1) if kind == "classes" else None
+        self.teacher = Teacher(big, order, torch.float32, CPU)
+        plan = propose(describe(big.config), describe(small.config), relations="all")
+        self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
+        if kind == "classes":
+            self.objective = build_objective(weights, self.plan, regression=False)
+        else:
+            self.objective = build_language_objective(weights, self.plan, None, shared_vocabulary(*self.tokenizers))
+        self.learner = Learner(small, Projections((), 0), self.plan, self.objective, order, False).eval()
+
+    @staticmethod
+    def _model(kind, layers, tokenizer):
+        new = parse_new(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64")
+        made = new_model(new_config(new, tokenizer), layers)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.mul_(4 if parameter.ndim >= 2 else 1)
+        return made.eval()
+
+    def breakdown(self, batch, units):
+        taught = self.teacher(batch, self.learner.wanted_of_teacher)
+        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
+
+    def gradient(self, batches):
+        self.learner.zero_grad()
+        units = count_units(batches)
+        for batch in batches:
+            self.breakdown(batch, units).total.backward()
+        return torch.cat([p.grad.flatten() for p in self.learner.parameters() if p.grad is not None])
+
+
+@EVERY
+def test_across_tokenizers_a_step_may_be_split_and_padded_at_will(kind):
+    setting = Setting(kind)
+    rows = range(len(setting.data))
+    whole = setting.gradient(micro_batches(setting.data, rows, 0, 1, None))
+    ones = setting.gradient(micro_batches(setting.data, rows, 0, 1, 1))
+    ranks = [batch for rank in (0, 1) for batch in micro_batches(setting.data, rows, rank, 2, 2)]
+    wide = setting.gradient([collate(setting.data, rows, width=60)])
+    largest = float(whole.abs().max())
+    assert largest > 1e-3
+    for other in (ones, setting.gradient(ranks), wide):
+        torch.testing.assert_close(other, whole, atol=1e-5 * max(1, largest), rtol=1e-4)
+
+
+@EVERY
+def test_across_tokenizers_every_term_is_there_and_finite(kind):
+    setting = Setting(kind)
+    batch = collate(setting.data, range(len(setting.data)))
+    parts = setting.breakdown(batch, count_units([batch])).parts
+    assert set(parts) == {"hard", "soft", "cosine", "euclid", "attention", "embeddings", "relations"}
+    assert all(0 < float(part) < 100 for part in parts.values()), parts
+
+
+@pytest.mark.parametrize("kind", ["classes", "masked"])
+def test_positions_that_the_teacher_lacks_enter_no_term(kind):
+    setting = Setting(kind)
+    batch = collate(setting.data, range(len(setting.data)))
+    lonely = batch.tokens & ~batch.compared
+    half = batch.tokens & (torch.arange(batch.tokens.size(1)) % 2 == 0)
+    matching = replace(batch.matching, shares=torch.where(half[..., None], 0, batch.matching.shares))
+    fewer = replace(batch, matching=matching)
+    units = count_units([fewer])
+    assert units[Unit.COMPARED] == int((batch.compared & ~half).sum())
+    assert units[Unit.TOKEN] == int(batch.tokens.sum())
+    assert int(lonely.sum()) < int(batch.compared.sum())
+    signals = setting.teacher(fewer, setting.learner.wanted_of_teacher)
+    ours = setting.learner(fewer.inputs, signals)
+    before = setting.objective(View(ours, signals, fewer), units).parts
+    for hidden in ours.hidden.values():
+        hidden[half] = 1e4
+    for pair in ours.projected:
+        ours.projected[pair] = ours.hidden[pair[0]]
+    after = setting.objective(View(ours, signals, fewer), units).parts
+    assert float(after["cosine"]) == float(before["cosine"])
+    assert float(after["euclid"]) == float(before["euclid"])
+
+
+def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
+    setting = Setting("classes")
+    tokenizer = setting.tokenizers[0]
+    rows, labels = sentences(8, 3)
+    split = Examples("train", (tuple(rows),), np.array(labels))
+    plain, both = encode_labelled(split, tokenizer, 64), encode_labelled_across(split, (tokenizer, tokenizer), 64)
+    big = tiny_classifier("bert", 4, 32, seed=4, vocab_size=len(tokenizer))
+    setting.teacher = Teacher(big, (0, 1), torch.float32, CPU)
+    for rows in (range(8), range(3)):
+        one, other = collate(plain, rows), collate(both, rows)
+        assert other.matching is not None
+        first, second = (setting.breakdown(batch, count_units([batch])) for batch in (one, other))
+        assert float(first.total.detach()) == float(second.total.detach())
+        assert {n: float(v) for n, v in first.parts.items()} == {n: float(v) for n, v in second.parts.items()}
+
+
+@EVERY
+@pytest.mark.parametrize("term", ["alpha", "beta", "gamma", "delta", "embeddings", "relations"])
+def test_across_tokenizers_each_term_alone_falls_below_a_tenth_on_one_batch(kind, term):
+    weights = Weights(**{**dict.fromkeys(ALL.weights, 0.0), term: 1.0}, temperature=1.0)
+    setting = Setting(kind, weights)
+    batch = collate(setting.data, range(len(setting.data)))
+    units = count_units([batch])
+    setting.learner.train()
+    for module in setting.learner.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    first = float(setting.breakdown(batch, units).total.detach())
+    optimizer = torch.optim.Adam(setting.learner.parameters(), lr=3e-3)
+    last = first
+    for _ in range(800):
+        optimizer.zero_grad()
+        loss = setting.breakdown(batch, units).total
+        loss.backward()
+        optimizer.step()
+        last = min(last, float(loss.detach()))
+        if last < first / 10:
+            break
+    assert last < first / 10, f"{term}: {first} to {last}"
+
+
+def test_masking_hides_the_same_text_from_both_and_asks_for_all_of_it():
+    setting = Setting("masked")
+    for row in range(len(setting.data)):
+        before = {name: column[row] for name, column in setting.data.columns.items()}
+        after = setting.data.corrupt(before, np.random.default_rng(row))
+        characters = []
+        for side, asked in (("", np.array(after["targets"]) != IGNORED), (TEACHER, None)):
+            if asked is None:
+                asked = np.array(after[TEACHER + "input_ids"]) != np.array(before[TEACHER + "input_ids"])
+            places = zip(before[side + "start"], before[side + "end"], asked, strict=True)
+            characters.append({c for start, end, one in places if one for c in range(start, end)})
+        asked_for, hidden_from_teacher = characters
+        assert asked_for
+        assert hidden_from_teacher <= asked_for
+        changed = np.array(after["input_ids"]) != np.array(before["input_ids"])
+        assert (np.array(after["targets"])[changed] != IGNORED).all()
+        targets = np.array(after["targets"])
+        assert (targets == np.array(before["input_ids"]))[targets != IGNORED].all()
+
+
+def test_what_is_masked_for_the_student_is_masked_for_its_teacher():
+    setting = Setting("masked")
+    ours, theirs = setting.tokenizers
+    seen = 0
+    for row in range(len(setting.data)):
+        before = {name: column[row] for name, column in setting.data.columns.items()}
+        after = setting.data.corrupt(before, np.random.default_rng(row))
+        batch = [np.array(after[side + "input_ids"]) for side in ("", TEACHER)]
+        hidden = [
+            {
+                c
+                for start, end, token in zip(before[side + "start"], before[side + "end"], tokens, strict=True)
+                if token == tokenizer.mask_token_id
+                for c in range(start, end)
+            }
+            for side, tokens, tokenizer in zip(("", TEACHER), batch, (ours, theirs), strict=True)
+        ]
+        assert {c for c in hidden[0] ^ hidden[1] if c >= 0} <= set(np.flatnonzero([t.isspace() for t in HARD_TEXTS[0]]))
+        seen += len(hidden[0])
+    assert seen > 20
+
+
+def test_a_causal_teacher_is_asked_where_it_has_read_the_same_text():
+    setting = Setting("causal")
+    batch = collate(setting.data, range(len(setting.data)))
+    ours, theirs = setting.tokenizers
+    asked = 0
+    for row, position in torch.nonzero(batch.answered).tolist():
+        other = int(batch.matching.answers[row, position])
+        first = ours.decode(batch.inputs["input_ids"][row, 1 : position + 1]).strip()
+        second = theirs.decode(batch.taught["input_ids"][row, 1 : other + 1]).strip()
+        assert first == second
+        asked += 1
+    assert asked > 40
