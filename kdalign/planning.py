@@ -6,6 +6,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import models, student
+from kdalign.across import Tokenizers, encode_labelled_across
 from kdalign.alignment import Plan
 from kdalign.architecture import describe, layout_of
 from kdalign.batches import Encoded
@@ -56,7 +57,7 @@ def plan_layers(
     """The plan between two models: from their configurations alone, or by similarity where there is text to read.
 
     Raises:
-        UsageError: a model, layer choice, map or text that is not there, or tokenizers that differ.
+        UsageError: a model, layer choice, map or text that is not there.
     """
     theirs = models.locate(teacher, revision)
     plan = shape_plan(theirs, student_name, choice, init)
@@ -65,13 +66,14 @@ def plan_layers(
             raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
         return plan
     observer = observer or Silent()
-    tokenizer = models.load_tokenizer(theirs)
-    own = _own(theirs, student_name, tokenizer)
+    theirs_too = models.load_tokenizer(theirs)
+    own = None if student_name.startswith(("layers=", "new:")) else models.locate(student_name)
+    tokenizer = theirs_too if own is None else models.load_tokenizer(own)
     most = min(models.positions(each.config) for each in (theirs, own or theirs))
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, most)
     for each in (theirs, own or theirs):
         models.check_length(each, max_length)
-    encoded, source = _read(reading, tokenizer, theirs.config, max_length)
+    encoded, source = _read(reading, (tokenizer, theirs_too), theirs.config, max_length)
     big = check_read(models.load_as_it_is(theirs))
     small, trained = _student(theirs, big, own, student_name, init, tokenizer)
     if not trained:
@@ -79,31 +81,24 @@ def plan_layers(
     return mapped(plan, big, small, encoded, tokenizer.all_special_ids, source, 0)
 
 
-def _own(teacher: Checkpoint, name: str, tokenizer: PreTrainedTokenizerBase) -> Checkpoint | None:
-    """The student's checkpoint, with its teacher's tokenizer; None where it is cut or new."""
-    if name.startswith(("layers=", "new:")):
-        return None
-    own = models.locate(name)
-    if not models.same_tokenizer(tokenizer, models.load_tokenizer(own)):
-        raise UsageError(f"teacher {teacher.name!r} and student {name!r} have different tokenizers (token for token)")
-    return own
-
-
-def _read(
-    reading: Reading, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int
-) -> tuple[Encoded, str]:
+def _read(reading: Reading, tokenizers: Tokenizers, config: PretrainedConfig, max_length: int) -> tuple[Encoded, str]:
     task = find_task(reading.task, reading.folder, reading.dataset, reading.config)
     examples = load_examples(task, task.train) if isinstance(task, Task) else load_texts(task, task.train)
     if reading.examples < len(examples):
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
-    if layout_of(config).family != "seq2seq":
-        return encode_labelled(examples, tokenizer, max_length), task.name
+    family, across = layout_of(config).family, not models.same_tokenizer(*tokenizers)
+    if family != "seq2seq" and across:
+        return encode_labelled_across(examples, tokenizers, max_length, family == "causal"), task.name
+    if family != "seq2seq":
+        return encode_labelled(examples, tokenizers[0], max_length), task.name
+    if across:
+        raise UsageError("encoder-decoders with two tokenizers cannot be compared (accepted: the same one)")
     if len(examples.texts) != 2:
         raise UsageError(
             f"an encoder-decoder reads pairs: task {reading.task!r} has one text (accepted: translation:A-B)"
         )
-    return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), max_length), task.name
+    return encode_pairs(examples, tokenizers[0], int(config.decoder_start_token_id), max_length), task.name
 
 
 def _student(

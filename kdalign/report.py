@@ -314,6 +314,7 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
             "finetunes": run.finetunes,
             "cut_from": run.cut_from,
+            "two_tokenizers": run.across,
             "data": str(run.task.source),
             "found": run.task.found or None,
             "examples": {
@@ -338,6 +339,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
         "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
+        "tokenizers": "two, matched by the characters of their tokens" if run.across else "",
         "data": str(run.task.source),
         "found": run.task.found,
         "training examples": f"{len(run.train):,}",
