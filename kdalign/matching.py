@@ -203,9 +203,12 @@ def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizer
     """
     theirs_by = _meanings(theirs)
     pairs: dict[int, int] = {}
+    taken: set[int] = set()
     for meaning, number in _meanings(ours).items():
-        if meaning in theirs_by and number not in pairs and theirs_by[meaning] not in pairs.values():
-            pairs[number] = theirs_by[meaning]
+        other = theirs_by.get(meaning)
+        if other is not None and number not in pairs and other not in taken:  # one token may have two roles
+            pairs[number] = other
+            taken.add(other)
     student, teacher = torch.tensor(sorted(pairs.items()), dtype=torch.long).reshape(-1, 2).unbind(dim=1)
     return Shared(student, teacher)
 
