@@ -14,7 +14,7 @@ import numpy as np
 
 from kdalign.architecture import CROSS, Architecture, Layer, Stack
 from kdalign.errors import UsageError
-from kdalign.maps import MEASURED, STRATEGIES, Alike, choose_layers, measured_strategy, needs_measuring
+from kdalign.maps import LEARNED, MEASURED, STRATEGIES, Alike, choose_layers, measured_strategy, needs_measuring
 
 
 def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
@@ -118,6 +118,16 @@ class HeadMix:
     teacher_heads: int
 
 
+def blend(student: Layer) -> Layer:
+    """What a student layer is compared with where it attends to several teacher layers: the mean it makes of them."""
+    return Layer(f"{student.stack}_all", student.number)
+
+
+def crossed(layer: Layer) -> Layer:
+    """In a decoder, the attention to the encoder that stands beside a layer, or beside a blend of layers."""
+    return Layer(layer.stack.replace("decoder", CROSS), layer.number)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What aligns a student with its teacher.
@@ -134,6 +144,7 @@ class Plan:
         relations: what the relations between positions are of: ``values``, or ``all`` of queries, keys and values.
         relation_heads: of relations between positions.
         style: of the projections.
+        attended: whether each student layer is compared with a mean of its map's teacher layers, to which it attends.
     """
 
     teacher: Architecture
@@ -148,16 +159,18 @@ class Plan:
     relations: Literal["values", "all"] = "values"
     relation_heads: int = 1
     style: ProjectionStyle = ProjectionStyle()
+    attended: bool = False
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
         """The mixes of heads that attention maps need, those of the attention to the encoder, too."""
         found = []
         for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
-            crossing = [CROSS] if self.student.reads_target(one.student_stack) else []
-            for place in [one.student_stack, *crossing] if self.heads == "mix" and ours.heads != theirs.heads else ():
-                for student, teacher in one.pairs:
-                    found.append(HeadMix(Layer(place, student), Layer(place, teacher), ours.heads, theirs.heads))
+            crossing = self.student.reads_target(one.student_stack)
+            pairs = self.pairs_of(one) if self.heads == "mix" and ours.heads != theirs.heads else ()
+            found += [HeadMix(student, teacher, ours.heads, theirs.heads) for student, teacher, _ in pairs]
+            for student, teacher, _ in pairs if crossing else ():
+                found.append(HeadMix(crossed(student), crossed(teacher), ours.heads, theirs.heads))
         return tuple(found)
 
     @property
@@ -174,7 +187,7 @@ class Plan:
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
             self._check(one, teacher, student)
-        if self.projections != _projections(self.teacher, self.student, self.maps, self.style):
+        if self.projections != _projections(self.teacher, self.student, self.maps, self.style, self.attended):
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
     def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
@@ -195,22 +208,48 @@ class Plan:
 
     @property
     def pairs(self) -> tuple[tuple[Layer, Layer, float], ...]:
-        """All (student layer, teacher layer, lambda_l)."""
+        """All (student layer, teacher layer, lambda_l) that are compared, stack by stack."""
+        return tuple(pair for one in self.maps for pair in self.pairs_of(one))
+
+    def pairs_of(self, one: LayerMap) -> tuple[tuple[Layer, Layer, float], ...]:
+        """Those of one map; where teacher layers are attended to, each student layer with its ``blend`` of them."""
+        pairs = [
+            (Layer(one.student_stack, ours), Layer(one.teacher_stack, theirs), weight)
+            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
+        ]
+        if not self.attended:
+            return tuple(pairs)
+        shares: dict[Layer, float] = {}
+        for ours, _, weight in pairs:
+            shares[ours] = shares.get(ours, 0.0) + weight
+        return tuple((ours, blend(ours), weight) for ours, weight in shares.items())
+
+    @property
+    def teaching(self) -> tuple[Layer, ...]:
+        """The teacher layers that are read."""
+        return tuple(dict.fromkeys(Layer(one.teacher_stack, theirs) for one in self.maps for _, theirs in one.pairs))
+
+    def attended_by(self, student: Layer) -> tuple[Layer, ...]:
+        """The teacher layers that a student layer attends to."""
         return tuple(
-            (Layer(m.student_stack, ours), Layer(m.teacher_stack, theirs), weight)
-            for m in self.maps
-            for (ours, theirs), weight in zip(m.pairs, m.weights, strict=True)
+            Layer(one.teacher_stack, theirs)
+            for one in self.maps
+            for ours, theirs in one.pairs
+            if Layer(one.student_stack, ours) == student
         )
 
     def variance(self, teacher_layer: Layer) -> float:
-        """The calibrated variance of a teacher layer's features."""
-        return self.statistics[f"variance/{teacher_layer}"]
+        """The calibrated variance of a teacher layer's features; of a blend, the mean of its layers'."""
+        layers = [teacher_layer]
+        if self.attended:
+            layers = [layer for layer in self.teaching if blend(layer).stack == teacher_layer.stack]
+        return sum(self.statistics[f"variance/{layer}"] for layer in layers) / len(layers)
 
     @property
     def calibrated(self) -> bool:
         """Whether every teacher layer's variance is known, and a map that is to be measured was."""
         measured = not self.choice or bool(self.similarities)
-        return measured and all(f"variance/{teacher}" in self.statistics for _, teacher, _ in self.pairs)
+        return measured and all(f"variance/{teacher}" in self.statistics for teacher in self.teaching)
 
     def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
         """The same plan, calibrated."""
@@ -280,7 +319,8 @@ def propose(
         teacher: what teaches.
         student: what learns.
         choice: ``auto``, a strategy of ``STRATEGIES``, pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
-            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in.
+            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
+            ``learned``, every student layer with all teacher layers, to which it attends.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
         weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
         heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
@@ -305,17 +345,26 @@ def propose(
         elif measured:
             same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
             pairs, chosen = list(enumerate(same_depth)), f"{choice}, not measured yet"
+        elif choice == LEARNED:
+            pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
+            chosen = "learned: each student layer attends to all teacher layers"
         elif ":" in choice:
             pairs, chosen = _given_pairs(choice), "given"
         else:
             chosen = "uniform" if choice == "auto" else choice
-            words = ("auto", *MEASURED, "pairs such as 0:1 1:3")
+            words = ("auto", *MEASURED, LEARNED, "pairs such as 0:1 1:3")
             pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
         maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
     if not maps:
         raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
-    projections = _projections(teacher, student, maps, style)
-    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style)
+    attended = choice == LEARNED
+    if attended and (weights is not None or style.start != "random" or style.side != "student"):
+        raise UsageError(
+            "map 'learned' makes a mean of teacher layers for each student layer: it takes no align.weights, and only "
+            "align.start=random with align.side=student"
+        )
+    projections = _projections(teacher, student, maps, style, attended)
+    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     accepted = _relation_heads(plan.stacks)
     if relation_heads is None:
@@ -359,7 +408,7 @@ def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
     return replace(
         plan,
         maps=maps,
-        projections=_projections(plan.teacher, plan.student, maps, plan.style),
+        projections=_projections(plan.teacher, plan.student, maps, plan.style, plan.attended),
         chosen=f"{plan.choice} by likeness (CKA) over {source}",
         similarities=kept,
         statistics={},
@@ -424,14 +473,15 @@ def _shares(weights: Sequence[float] | None, pairs: int) -> tuple[float, ...]:
 
 
 def _projections(
-    teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle
+    teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
 ) -> tuple[ProjectionShape, ...]:
     shapes = []
     for layer_map in maps:
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
-        pairs = layer_map.pairs[:1] if style.shared else layer_map.pairs
-        for student_layer, teacher_layer in pairs if ours.width != theirs.width else ():
-            pair = Layer(ours.name, student_layer), Layer(theirs.name, teacher_layer)
+        pairs = [(Layer(ours.name, one), Layer(theirs.name, other)) for one, other in layer_map.pairs]
+        if attended:
+            pairs = [(one, blend(one)) for one in dict.fromkeys(one for one, _ in pairs)]
+        for pair in pairs[: 1 if style.shared else None] if ours.width != theirs.width else ():
             shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
     return tuple(shapes)
 

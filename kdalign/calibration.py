@@ -12,6 +12,7 @@ from kdalign.architecture import Layer, accepted_inputs, blocks
 from kdalign.batches import Batch, Encoded, in_order
 from kdalign.capture import Signals, Wanted, answering, recording
 from kdalign.errors import UsageError
+from kdalign.learner import Learner
 from kdalign.maps import Alike
 from kdalign.projection import Projections, first_weight
 from kdalign.similarity import LEAST_TOKENS, similarities
@@ -37,7 +38,7 @@ def calibrate(
     ``every``, those of all layers of the aligned stacks, which may be mapped later.
     """
     stacks = {theirs.name for theirs, _ in plan.stacks}
-    layers = frozenset(layer for _, layer, _ in plan.pairs)
+    layers = frozenset(plan.teaching)
     if every:
         layers = frozenset(layer for layer in blocks(teacher.model) if layer.stack in stacks)
     sums: dict[Layer, list[Tensor]] = {}
@@ -124,6 +125,30 @@ def alike(
             raise UsageError(f"a model's {stack} gives numbers that are not finite: its layers cannot be compared")
         found[stack] = similarities(ours, theirs)
     return found, len(ours[0])
+
+
+def layer_attention(
+    plan: Plan, learner: Learner, teacher: Teacher, batches: Iterable[Batch], device: torch.device
+) -> dict[str, list[list[float]]]:
+    """How much each student layer attends to each teacher layer, the mean over texts.
+
+    Returns:
+        For each stack of the student, (student layers, teacher layers); rows sum to 1.
+    """
+    sums: dict[str, Tensor] = {}
+    texts = 0
+    was_training = learner.training
+    learner.eval()
+    with torch.no_grad():
+        for batch in batches:
+            batch = batch.to(device)
+            signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
+            texts += len(batch.counted)
+            for one in plan.maps:
+                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(one)])
+                sums[one.student_stack] = sums.get(one.student_stack, torch.zeros_like(rows)) + rows
+    learner.train(was_training)
+    return {stack: (total / texts).tolist() for stack, total in sums.items()}
 
 
 def start_projections(

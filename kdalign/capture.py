@@ -54,6 +54,8 @@ class Signals:
         projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
+        maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
+        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -68,6 +70,8 @@ class Signals:
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    shares: dict[Layer, Tensor] = field(default_factory=dict)
 
     def moved(self, matching: Matching) -> "Signals":
         """A teacher's signals at its student's positions; features and logits stay where they are."""

@@ -123,7 +123,7 @@ def distill(
         typer.Option(
             "--map",
             help="Which teacher layer teaches which: auto, uniform, first, last, skip, spread, '0:1 1:3 2:5', or by "
-            "likeness: cka, emd, or your module:function. Default auto.",
+            "likeness: cka, emd, or your module:function; learned: a mean of all. Default auto.",
         ),
     ] = None,
     hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy. Default 0.3.")] = None,
@@ -448,7 +448,8 @@ def map_layers(
         str,
         typer.Option(
             "--map",
-            help="auto, a fixed map, pairs such as '0:1 1:3 2:5', or by likeness: cka, emd, or your module:function.",
+            help="auto, a fixed map, pairs such as '0:1 1:3 2:5', or by likeness: cka, emd, or your "
+            "module:function; or learned, a mean of all.",
         ),
     ] = "auto",
     init: Annotated[str, typer.Option(help="Teacher layers a cut student starts from.")] = "uniform",

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import models
 from kdalign.batches import Encoded
 from kdalign.environment import cache_folder
+from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.objective import HardLabels, Objective
 from kdalign.observer import Observer
@@ -17,7 +18,7 @@ from kdalign.projection import Projections
 from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
-from kdalign.training import Learner, train
+from kdalign.training import train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""

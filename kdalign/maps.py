@@ -65,6 +65,10 @@ MEASURED: Mapping[str, Callable[[Alike], Flows]] = {"cka": _path, "emd": _transp
 """Maps chosen by how alike layers are: the best path that never goes back, and the earth mover's flow."""
 
 
+LEARNED = "learned"
+"""Every student layer with all teacher layers, to which it attends (ALP-KD, Passban et al. 2021, arXiv:2012.14022)."""
+
+
 def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
     """The function behind a measured map: a shipped one, ``package.module:name`` or ``file.py:name``.
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdalign import losses
-from kdalign.alignment import Plan
+from kdalign.alignment import Plan, crossed
 from kdalign.architecture import CROSS, Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals, Wanted, pooled
@@ -245,7 +245,7 @@ class AttentionMaps:
         mask = self.place.mask(view.batch)
         total = []
         for ours, theirs, weight in self.place.pairs:
-            student, teacher = view.student.mixed[ours, theirs], view.taught.attention[theirs]
+            student, teacher = view.student.mixed[ours, theirs], view.student.maps[ours, theirs]
             if self.mean:
                 student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
             total.append(weight * losses.attention_distance(student, teacher, mask))
@@ -490,7 +490,7 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
     terms: dict[str, tuple[float, LossTerm]] = {}
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
-        pairs = tuple(pair for pair in plan.pairs if pair[0].stack == layer_map.student_stack)
+        pairs = plan.pairs_of(layer_map)
         target = plan.student.reads_target(layer_map.student_stack)
         place = Place(pairs, target, looks_back=target or plan.student.family == "causal")
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if weights.gamma > 0 else {}
@@ -500,9 +500,7 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
         mean = plan.heads == "mean"
         terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place, mean))
         if place.reads_target:
-            crossing = tuple(
-                (Layer(CROSS, ours.number), Layer(CROSS, theirs.number), share) for ours, theirs, share in pairs
-            )
+            crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
             across = Place(crossing, reads_target=True)
             terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
         stacks = layer_map.student_stack, layer_map.teacher_stack

@@ -21,6 +21,7 @@ from kdalign.calibration import (
     SIMILARITY_TOKENS,
     UNTRAINED,
     calibrate,
+    layer_attention,
     mapped,
     some,
     start_projections,
@@ -31,6 +32,7 @@ from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_text
 from kdalign.finetuning import finetuned
 from kdalign.fresh import new_model
+from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
@@ -42,7 +44,7 @@ from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
-from kdalign.training import Learner, Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -238,6 +240,12 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     )
     if progress.plan and main:
         write_text(folder.plan, progress.plan)
+    attended = {}
+    if plan is not None and plan.attended and teacher is not None:
+        few = some(encoded, recipe.train.seed, SIMILARITY_TOKENS)
+        attended = layer_attention(plan, learner, teacher, few, accelerator.device)
+        for stack, rows in attended.items():
+            observer.announce(f"attention of {stack} layers to the teacher's: {_shares_text(rows)}")
     for tracker in accelerator.trackers:
         tracker.finish()
 
@@ -263,7 +271,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 teacher=teacher_facts,
                 data=_data_facts(run, texts),
                 scores=_final_scores(run, exported, texts, answers, comparable),
-                training=_training_facts(progress, run, accelerator),
+                training=_training_facts(progress, run, accelerator)
+                | ({"layer_attention": attended} if attended else {}),
                 environment=environment(accelerator.device),
                 seconds=time.perf_counter() - begun,
                 samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
@@ -385,6 +394,15 @@ def _final_scores(
             "agreement": run.work.agreement(ours, theirs).to_json() if comparable else None,
         }
     return scores
+
+
+def _shares_text(rows: Sequence[Sequence[float]]) -> str:
+    """Each student layer with the teacher layers that have most of its attention, such as ``0: 61 % 1, 30 % 0``."""
+    found = []
+    for number, row in enumerate(rows):
+        most = sorted(range(len(row)), key=lambda layer: -row[layer])[:3]
+        found.append(f"{number}: " + ", ".join(f"{100 * row[layer]:.0f} % {layer}" for layer in most))
+    return "; ".join(found)
 
 
 def _shown(text: str) -> str:

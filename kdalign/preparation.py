@@ -367,6 +367,10 @@ def _plan(
         plan = propose(
             theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
         )
+    if plan.attended and recipe.objective.relations > 0:
+        raise UsageError(
+            "map 'learned' blends features and attention maps, not relations: leave objective.relations at 0"
+        )
     if recipe.objective.delta > 0 or recipe.objective.relations > 0:
         _check_attention(plan, recipe.objective.delta > 0)
     if recipe.objective.embeddings > 0:

@@ -252,7 +252,7 @@ def plan_table(plan: "Plan") -> RenderableType:
         shape = shapes.get((student, teacher))
         table.add_row(
             str(student.number if single else student),
-            str(teacher.number if single else teacher),
+            "all" if plan.attended else str(teacher.number if single else teacher),
             f"{weight:.3f}",
             f"{shape.student_width} to {shape.teacher_width}" if shape else "none, widths agree",
             f"{shape.parameters:,}" if shape else "0",

@@ -23,19 +23,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.architecture import accepted_inputs
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
-from kdalign.capture import Signals, run, watch
+from kdalign.capture import Signals
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
-from kdalign.objective import Objective, Signal, Unit, View, count_units
+from kdalign.learner import Learner
+from kdalign.objective import Objective, Unit, View, count_units
 from kdalign.observer import Observer, StepReport
-from kdalign.projection import Projections
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
 from kdalign.teachers import Teacher
@@ -50,55 +49,6 @@ _deterministic_options: Any = torch.utils.deterministic
 
 Teach = Callable[[Batch], Signals]
 """The teacher's signals on a batch."""
-
-
-class Learner(nn.Module):
-    """All that is trained: the student and its projections, in one module, so that DDP and the optimizer see both.
-
-    Its forward gives the student's signals, features already at the teacher's width and maps at its heads.
-    """
-
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        projections: Projections,
-        plan: Plan | None,
-        objective: Objective,
-        order: tuple[int, ...] | None,
-        bf16: bool,
-    ) -> None:
-        super().__init__()
-        self.student = watch(student)
-        self.projections = projections
-        self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
-        self._bf16 = bf16
-        self.follow(plan, objective)
-
-    def follow(self, plan: Plan | None, objective: Objective) -> None:
-        """Give from now on the signals that this objective compares by this plan."""
-        pairs = plan.pairs if plan is not None else ()
-        self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
-        self._maps = objective.compared_maps
-        self._side = plan.style.side if plan is not None else "student"
-        self._wanted = objective.wanted([student for student, _, _ in pairs])
-        self.wanted_of_teacher = objective.wanted([teacher for _, teacher, _ in pairs])
-
-    def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
-        """The student's signals on a batch, beside the teacher's features that they are compared with."""
-        order: Tensor | None = self._buffers["_order"]
-        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
-            signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
-            for pair in self._pairs:
-                assert taught is not None, "features are compared with a teacher's"
-                ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]
-                if self._side == "student":
-                    ours = self.projections(ours, *pair)
-                else:
-                    theirs = self.projections(theirs, *pair)
-                signals.projected[pair], signals.targets[pair] = ours, theirs
-            for student, teacher in self._maps:
-                signals.mixed[student, teacher] = self.projections.mixed(signals.attention[student], student, teacher)
-        return signals
 
 
 @dataclass(frozen=True)

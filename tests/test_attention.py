@@ -14,13 +14,14 @@ from kdalign.alignment import HeadMix, Plan, propose
 from kdalign.architecture import Architecture, Attention, Layer, Stack, describe
 from kdalign.batches import Batch, collate
 from kdalign.errors import UsageError
+from kdalign.learner import Learner
 from kdalign.objective import Place, View, build_objective, count_units, relation_heads
 from kdalign.preparation import _check_attention
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.teachers import Teacher
-from kdalign.training import Learner, make_optimizer
+from kdalign.training import make_optimizer
 
 
 def classifier(kind, layers, width, heads, seed):

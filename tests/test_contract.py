@@ -14,13 +14,14 @@ from kdalign.attention import ATTENTION
 from kdalign.batches import Batch, Encoded, collate, micro_batches
 from kdalign.calibration import calibrate
 from kdalign.capture import Signals, Wanted, recording
+from kdalign.learner import Learner
 from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.student import cut
 from kdalign.teachers import Teacher
-from kdalign.training import Learner, learning_rate, make_optimizer
+from kdalign.training import learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]
 FAMILIES = pytest.mark.parametrize(("theirs", "ours", "width"), PAIRS, ids=["bert", "bert-distilbert", "distilbert"])

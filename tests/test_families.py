@@ -28,13 +28,13 @@ from kdalign.calibration import calibrate
 from kdalign.capture import Wanted, recording, run, watch
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective, Unit, View, build_language_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.tasks import Examples, LanguageTask, Source
 from kdalign.teachers import Teacher
-from kdalign.training import Learner
 from kdalign.work import Modelling
 
 KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]

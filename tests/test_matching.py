@@ -19,6 +19,7 @@ from kdalign.batches import IGNORED, TEACHER, collate, micro_batches
 from kdalign.calibration import calibrate
 from kdalign.encoding import encode_labelled
 from kdalign.fresh import new_config, new_model, parse_new
+from kdalign.learner import Learner
 from kdalign.matching import match, segments, shared_vocabulary, spelled, windows
 from kdalign.objective import Unit, View, build_language_objective, build_objective, count_units
 from kdalign.projection import Projections
@@ -26,7 +27,6 @@ from kdalign.recipe import Objective as Weights
 from kdalign.student import with_vocabulary
 from kdalign.tasks import Examples
 from kdalign.teachers import Teacher
-from kdalign.training import Learner
 
 HARD_TEXTS = (
     "A naïve café — “déjà vu”, 1½ times: 100 % façade!",

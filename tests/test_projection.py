@@ -11,10 +11,10 @@ from kdalign.architecture import Layer
 from kdalign.batches import collate, in_order
 from kdalign.calibration import calibrate, start_projections
 from kdalign.errors import UsageError
+from kdalign.learner import Learner
 from kdalign.objective import View, build_objective, count_units
 from kdalign.projection import Projections, first_weight
 from kdalign.recipe import Objective as Weights
-from kdalign.training import Learner
 
 PAIR = Layer("encoder", 0), Layer("encoder", 1)
 
