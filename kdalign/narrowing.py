@@ -239,7 +239,7 @@ def narrow(
         seed: of ``random``.
 
     Raises:
-        UsageError: sizes that the family cannot have, or an unknown method.
+        UsageError: sizes that the family cannot have, an unknown method, or ``svd`` where embeddings have another width.
     """
     if by not in METHODS:
         raise unknown("way of narrowing", by, METHODS)
@@ -252,12 +252,15 @@ def narrow(
     if by == "random":
         return student
     (old,), (new,) = describe(model.config).stacks, describe(config).stacks
+    words = model.get_input_embeddings().weight
+    if by == "svd" and words.size(1) != old.width:
+        raise UsageError(f"by=svd with embeddings narrower than the layers (accepted: pca, importance, random)")
     texts = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches if new != old]
     assert texts or new == old, "what is kept is measured on texts"
     with torch.no_grad():
         seen = _measure(model, old, texts)
         kept = {place: _kept(scores, place.axis, old, new) for place, scores in seen.importance.items()}
-        basis = None if new.width == old.width else _basis(by, seen, model.get_input_embeddings().weight, new.width)
+        basis = None if new.width == old.width else _basis(by, seen, words, new.width)
         cut = _Cut(model, old, new, seen.means, kept, basis, _folded(model))
         norms = {} if basis is None else _fitted_norms(cut, student, texts)
         for name, parameter in student.named_parameters():  # tied ones once
@@ -284,10 +287,10 @@ class _Seen:
     """What a teacher does on a few texts, in float64.
 
     Attributes:
-        importance: of each head or neuron, the mean L2 norm of what it adds to the linear map's output.
+        importance: of each head or neuron, the L2 norm of what it adds to the linear map's output, summed over tokens.
         means: (into), each linear map's mean input, by name.
-        channels: (width), the mean absolute outputs of norms, summed over them.
-        moment: (width, width), the residual stream's second moment around its mean or 0, a mean over norms.
+        channels: (width), the absolute outputs of norms, summed over tokens and norms.
+        moment: (width, width), the residual stream's second moment (around its mean for LayerNorms), summed.
     """
 
     importance: Mapping[_Place, Tensor]
@@ -441,7 +444,9 @@ def _own_keys(old: Stack, new: Stack) -> bool:
     return old.heads == old.kv_heads and new.heads == new.kv_heads
 
 
-def _basis(by: str, seen: _Seen, words: Float[Tensor, "words width"], width: int) -> Float[Tensor, "width narrower"]:
+def _basis(
+    by: str, seen: _Seen, words: Float[Tensor, "words embedding"], width: int
+) -> Float[Tensor, "width narrower"]:
     """The directions of the residual stream that are kept, orthonormal.
 
     Main directions are turned within their span until they are as near as can be to the largest channels (Schönemann

@@ -222,6 +222,8 @@ def test_embeddings_that_are_narrower_than_the_stream_stay():
         made.electra.embeddings.word_embeddings.weight, teacher.electra.embeddings.word_embeddings.weight
     )
     assert made.electra.embeddings_project.weight.shape == (24, 16)
+    with pytest.raises(UsageError, match="by=svd with embeddings narrower than the layers"):
+        narrow(teacher, Narrowing(width=24), "svd", texts())
     with pytest.raises(UsageError, match="width=16 loses electra's map"):
         narrow_config(teacher.config, Narrowing(width=16))
 
