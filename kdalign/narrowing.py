@@ -239,7 +239,7 @@ def narrow(
         seed: of ``random``.
 
     Raises:
-        UsageError: sizes that the family cannot have, an unknown method, or ``svd`` where embeddings have another width.
+        UsageError: sizes that the family cannot have, an unknown method, or ``svd`` of embeddings of another width.
     """
     if by not in METHODS:
         raise unknown("way of narrowing", by, METHODS)
@@ -254,7 +254,7 @@ def narrow(
     (old,), (new,) = describe(model.config).stacks, describe(config).stacks
     words = model.get_input_embeddings().weight
     if by == "svd" and words.size(1) != old.width:
-        raise UsageError(f"by=svd with embeddings narrower than the layers (accepted: pca, importance, random)")
+        raise UsageError("by=svd with embeddings narrower than the layers (accepted: pca, importance, random)")
     texts = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches if new != old]
     assert texts or new == old, "what is kept is measured on texts"
     with torch.no_grad():

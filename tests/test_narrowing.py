@@ -165,6 +165,13 @@ def test_of_heads_that_share_keys_and_values_as_many_are_kept_of_each():
     made = narrow(teacher, Narrowing(heads=2), "pca", texts())
     assert made.config.num_key_value_heads == 2
     near(logits(made), logits(teacher))
+    with torch.no_grad():  # now both of the first pair add more than any of the second
+        for layer in teacher.model.layers:
+            layer.self_attn.o_proj.weight[:, 8:16] *= 10
+            layer.self_attn.o_proj.weight[:, :8] = layer.self_attn.o_proj.weight[:, 8:16]
+    made = narrow(teacher, Narrowing(heads=2), "pca", texts())
+    for ours, theirs in zip(made.model.layers, teacher.model.layers, strict=True):
+        assert torch.equal(ours.self_attn.q_proj.weight[8:], theirs.self_attn.q_proj.weight[16:24])
 
 
 @pytest.mark.parametrize("kind", LLAMAS)
