@@ -12,7 +12,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; so do the commands that they start
 install_import_hook(
-    ["kdalign.losses", "kdalign.vocabulary", "kdalign.attention", "kdalign.capture", "kdalign.projection"],
+    [
+        "kdalign.losses",
+        "kdalign.vocabulary",
+        "kdalign.attention",
+        "kdalign.capture",
+        "kdalign.projection",
+        "kdalign.narrowing",
+    ],
     "beartype.beartype",
 )
 
