@@ -93,6 +93,15 @@ def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
     return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
 
 
+def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
+    """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
+    for batch in batches:
+        inputs = batch.inputs if batch.taught is None else batch.taught
+        mask = batch.real.long() if batch.taught is None else batch.taught["attention_mask"]
+        kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
+        yield kept | {"attention_mask": mask}
+
+
 def alike(
     plan: Plan,
     teacher: PreTrainedModel,

@@ -20,6 +20,7 @@ from kdalign.calibration import (
     CALIBRATION_TOKENS,
     SIMILARITY_TOKENS,
     UNTRAINED,
+    as_read_by_teacher,
     calibrate,
     layer_attention,
     mapped,
@@ -36,7 +37,7 @@ from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
-from kdalign.profiling import Profile, latencies_ms, profile
+from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.reading import Texts, announce, config_of, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
@@ -162,8 +163,11 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         taught.model.to(accelerator.device)
         answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
         watched_answers = work.answer(taught.model, texts.watched_by_teacher)
-    student_model, student_source = _load_student(run, config, taught.model if taught is not None else None, tokenizer)
+    big = taught.model if taught is not None else None
+    student_model, student_source = _load_student(run, config, big, tokenizer, encoded)
     student_model.to(accelerator.device)
+    if big is not None and main:
+        observer.announce(_compared(student_model, big))
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
@@ -187,7 +191,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if teacher is not None:
         plan = _calibrated(run, teacher, student_model, encoded, tokenizer, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
-        if plan.choice and (run.new is not None or (run.cut_to is not None and run.cut_from is None)):
+        if plan.choice and _untrained(run):
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
     objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None, shared)
@@ -305,17 +309,23 @@ def _load_teacher(
 
 
 def _load_student(
-    run: Prepared, config: PretrainedConfig, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+    run: Prepared,
+    config: PretrainedConfig,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Encoded,
 ) -> tuple[PreTrainedModel, str]:
     """The student in float32 before its first step, and where it came from."""
     seed = run.recipe.train.seed
-    if run.cut_to is not None:
+    if run.cut is not None:
         assert teacher is not None, "a student is cut out of a teacher"
         assert run.teacher is not None, "a student is cut out of a teacher"
-        if run.cut_from is None:
-            own = tokenizer if run.across else None
-            return student.at_random(teacher, run.cut_to, seed, own), f"{run.recipe.student} at random"
-        model, source = student.cut(teacher, run.cut_from), f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+        texts = as_read_by_teacher(some(encoded, seed, CALIBRATION_TOKENS))
+        model = student.made(teacher, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
+        source = f"{run.recipe.student} at random"
+        if not _untrained(run) and run.cut_from is not None:
+            source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+            source += f", narrowed by {run.recipe.narrow_by}" if run.cut.narrows else ""
         if run.across and run.teacher_tokenizer is not None:
             model = student.with_vocabulary(model, tokenizer, run.teacher_tokenizer)
             source += f", with {len(tokenizer):,} entries made of its own"
@@ -327,6 +337,23 @@ def _load_student(
     keeps_head = run.work.keeps_head(own)
     model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+
+
+def _compared(small: PreTrainedModel, big: PreTrainedModel) -> str:
+    """Size and cost of a student beside its teacher's."""
+    length = min(LATENCY_TOKENS, *(models.positions(model.config) for model in (small, big)))
+    ours, theirs = (count_parameters(model) for model in (small, big))
+    ours_cost, theirs_cost = (flops_of(model, length) for model in (small, big))
+    return (
+        f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
+        f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
+    )
+
+
+def _untrained(run: Prepared) -> bool:
+    """Whether a student's layers start at random."""
+    drawn = run.cut is not None and (run.cut_from is None or (run.cut.narrows and run.recipe.narrow_by == "random"))
+    return run.new is not None or drawn
 
 
 def _calibrated(

@@ -10,7 +10,7 @@ from kdalign.across import Tokenizers, encode_labelled_across
 from kdalign.alignment import Plan
 from kdalign.architecture import describe, layout_of
 from kdalign.batches import Encoded
-from kdalign.calibration import UNTRAINED, mapped
+from kdalign.calibration import CALIBRATION_TOKENS, UNTRAINED, as_read_by_teacher, mapped, some
 from kdalign.capture import check_read
 from kdalign.encoding import encode_labelled, encode_pairs
 from kdalign.errors import UsageError
@@ -67,7 +67,8 @@ def plan_layers(
         return plan
     observer = observer or Silent()
     theirs_too = models.load_tokenizer(theirs)
-    own = None if student_name.startswith(("layers=", "new:")) else models.locate(student_name)
+    made = student.is_cut(student_name) or student_name.startswith("new:")
+    own = None if made else models.locate(student_name)
     tokenizer = theirs_too if own is None else models.load_tokenizer(own)
     most = min(models.positions(each.config) for each in (theirs, own or theirs))
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, most)
@@ -75,7 +76,7 @@ def plan_layers(
         models.check_length(each, max_length)
     encoded, source = _read(reading, (tokenizer, theirs_too), theirs.config, max_length)
     big = check_read(models.load_as_it_is(theirs))
-    small, trained = _student(theirs, big, own, student_name, init, tokenizer)
+    small, trained = _student(theirs, big, own, student_name, init, tokenizer, encoded)
     if not trained:
         observer.announce(UNTRAINED)
     return mapped(plan, big, small, encoded, tokenizer.all_special_ids, source, 0)
@@ -108,6 +109,7 @@ def _student(
     name: str,
     init: str,
     tokenizer: PreTrainedTokenizerBase,
+    encoded: Encoded,
 ) -> tuple[PreTrainedModel, bool]:
     """The student, and whether its weights come from anywhere."""
     if own is not None:
@@ -115,7 +117,8 @@ def _student(
     if name.startswith("new:"):
         return new_model(new_config(parse_new(name), tokenizer), 0), False
     theirs = describe(teacher.config)
-    layers = student.layers_of_cut(name, theirs)
-    assert layers is not None, "what is no checkpoint and not new is cut"
-    start = student.starting_layers(init, layers, theirs)
-    return (student.at_random(big, layers, 0), False) if start is None else (student.cut(big, start), True)
+    cut = student.cut_of(name, theirs)
+    assert cut is not None, "what is no checkpoint and not new is cut"
+    start = student.starting_layers(init, cut.layers, theirs)
+    texts = as_read_by_teacher(some(encoded, 0, CALIBRATION_TOKENS))
+    return student.made(big, cut, start, "pca", texts, 0), start is not None

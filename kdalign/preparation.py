@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.across import check_spans
@@ -21,7 +21,6 @@ from kdalign.architecture import (
     HeadKind,
     describe,
     layout_of,
-    with_layers,
     with_tokenizer,
 )
 from kdalign.encoding import check_template
@@ -32,6 +31,7 @@ from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.recipe import Align, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
+from kdalign.student import Cut
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, find_task, hold_out
 from kdalign.tasks.data import split_exists
 from kdalign.work import Work, work_on
@@ -51,7 +51,7 @@ class Prepared:
         teacher: None where the student is trained alone.
         student: a checkpoint of its own; None for a student that is cut or new.
         new: what a student from nothing is; None for others.
-        cut_to: each stack's number of layers of a student that is cut out of the teacher; None for others.
+        cut: what a student keeps that is cut out of the teacher; None for others.
         cut_from: for each stack, the teacher layers it starts from; None for others, and for a random start.
         plan: the shape plan; None without a teacher.
         tokenizer: the student's; None where it is trained on the text.
@@ -63,7 +63,7 @@ class Prepared:
     teacher: Checkpoint | None
     student: Checkpoint | None
     new: NewModel | None
-    cut_to: Mapping[str, int] | None
+    cut: Cut | None
     cut_from: Mapping[str, tuple[int, ...]] | None
     plan: Plan | None
     tokenizer: PreTrainedTokenizerBase | None
@@ -113,22 +113,18 @@ def prepare(recipe: Recipe) -> Prepared:
     data = recipe.data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     teacher = models.locate(recipe.teacher, recipe.revision) if recipe.has_teacher else None
-    cut_to = cut_from = None
+    cut = cut_from = None
     new = parse_new(recipe.student) if recipe.student.startswith("new:") else None
     if new is None and teacher is not None:
-        theirs = describe(teacher.config)
-        cut_to = student.layers_of_cut(recipe.student, theirs)
-        cut_from = student.starting_layers(recipe.init, cut_to, theirs) if cut_to is not None else None
-        if cut_from is not None:
-            student.check_cut(teacher.config, cut_from)
-    elif new is None and recipe.student.startswith("layers="):
+        cut, cut_from = _cut(teacher, recipe.student, recipe.init)
+    elif new is None and student.is_cut(recipe.student):
         raise UsageError(f"--student {recipe.student!r} is cut out of a teacher; without one, give a model or new:TYPE")
-    own = models.locate(recipe.student, recipe.student_revision) if new is None and cut_to is None else None
+    own = models.locate(recipe.student, recipe.student_revision) if new is None and cut is None else None
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
     work = work_on(task, family, data.max_length, first.name if first is not None else recipe.student)
     _check_task(recipe, work, teacher)
-    tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new)
+    tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     train_examples = _limited(work.examples(task.train), data, recipe.train.seed)
@@ -143,9 +139,9 @@ def prepare(recipe: Recipe) -> Prepared:
         teacher=teacher,
         student=own,
         new=new,
-        cut_to=cut_to,
+        cut=cut,
         cut_from=cut_from,
-        plan=_plan(recipe, teacher, own, new, cut_to, cut_from, planned) if teacher is not None else None,
+        plan=_plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None,
         tokenizer=tokenizer,
         teacher_tokenizer=theirs_too,
         train=train_examples,
@@ -198,7 +194,12 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
 
 
 def _check_models(
-    recipe: Recipe, work: Work, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None
+    recipe: Recipe,
+    work: Work,
+    teacher: Checkpoint | None,
+    own: Checkpoint | None,
+    new: NewModel | None,
+    cut: Cut | None,
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
     """Refuse heads, tokenizers and lengths that do not go together; the student's tokenizer and the teacher's."""
     classifies = work.head is HeadKind.CLASSIFIER
@@ -210,7 +211,11 @@ def _check_models(
                 f"teacher {teacher.name!r} has no classification head, so it cannot teach {work.task.name!r}; "
                 f"allow fine-tuning it first, or give a fine-tuned one"
             )
-    if recipe.init == "random" and not recipe.student.startswith("layers="):
+    if recipe.narrow_by != "pca" and not (cut is not None and cut.narrows):
+        raise UsageError(
+            f"narrow_by={recipe.narrow_by} is for a student narrower than its teacher, such as layers=half,width=192"
+        )
+    if recipe.init == "random" and not student.is_cut(recipe.student):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
     if own is not None and teacher is not None and work.head is HeadKind.SEQ2SEQ:
         starts = [int(each.config.decoder_start_token_id) for each in (teacher, own)]
@@ -280,42 +285,48 @@ def _family(recipe: Recipe, teacher: Checkpoint | None) -> str:
     return LAYOUTS[parse_new(recipe.student).model_type].family
 
 
+def _cut(teacher: Checkpoint, name: str, init: str) -> tuple[Cut | None, Mapping[str, tuple[int, ...]] | None]:
+    """What a student keeps of its teacher, and the layers that it starts from, checked; None for what is no cut."""
+    theirs = describe(teacher.config)
+    cut = student.cut_of(name, theirs)
+    if cut is None:
+        return None, None
+    cut.config(teacher.config)
+    start = student.starting_layers(init, cut.layers, theirs)
+    if start is not None:
+        student.check_cut(teacher.config, start)
+    return cut, start
+
+
 def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
     """The plan between a teacher and a student that is named as in ``--student``."""
     theirs = describe(teacher.config)
-    cut_to = student.layers_of_cut(student_name, theirs)
-    cut_from = None if cut_to is None else student.starting_layers(init, cut_to, theirs)
-    if cut_from is not None:
-        student.check_cut(teacher.config, cut_from)
+    cut, cut_from = _cut(teacher, student_name, init)
     new = parse_new(student_name) if student_name.startswith("new:") else None
-    own = models.locate(student_name) if cut_to is None and new is None else None
+    own = models.locate(student_name) if cut is None and new is None else None
     tokenizer = models.load_tokenizer(teacher) if new is not None else None
-    return propose(theirs, _architecture(teacher, own, new, cut_to, tokenizer), choice, cut_from)
+    return propose(theirs, _architecture(teacher, own, new, cut, tokenizer), choice, cut_from)
 
 
 def _architecture(
     teacher: Checkpoint,
     own: Checkpoint | None,
     new: NewModel | None,
-    cut_to: Mapping[str, int] | None,
+    cut: Cut | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Architecture:
     """The student's: cut out of the teacher, new, or a checkpoint's own.
 
     ``tokenizer`` is a new student's, or one that a cut student gets in place of its teacher's.
     """
-    if cut_to is not None:
-        config = _cut_config(teacher, cut_to)
+    if cut is not None:
+        config = cut.config(teacher.config)
         return describe(config if tokenizer is None else with_tokenizer(config, tokenizer))
     if new is not None:
         assert tokenizer is not None, "a new student has a tokenizer, or stands in with its teacher's"
         return describe(new_config(new, tokenizer))
     assert own is not None, "a student is cut, a checkpoint or new"
     return describe(own.config)
-
-
-def _cut_config(teacher: Checkpoint, layers: Mapping[str, int]) -> PretrainedConfig:
-    return with_layers(teacher.config, {stack: range(number) for stack, number in layers.items()})
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:
@@ -348,12 +359,12 @@ def _plan(
     teacher: Checkpoint,
     own: Checkpoint | None,
     new: NewModel | None,
-    cut_to: Mapping[str, int] | None,
+    cut: Cut | None,
     cut_from: Mapping[str, tuple[int, ...]] | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Plan:
     theirs = describe(teacher.config)
-    ours = _architecture(teacher, own, new, cut_to, tokenizer)
+    ours = _architecture(teacher, own, new, cut, tokenizer)
     if recipe.align.plan is not None:
         if recipe.align.model_copy(update={"plan": None, "remap_every": None}) != Align():
             raise UsageError(

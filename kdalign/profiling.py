@@ -177,6 +177,17 @@ def _runnable(config: PretrainedConfig, length: int) -> PreTrainedModel:
     return shape
 
 
+def flops_of(model: PreTrainedModel, length: int) -> int:
+    """Floating-point operations of a loaded model's forward over one text of so many tokens."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with answering(model):
+            return count_flops(model, length).total
+    finally:
+        model.set_attn_implementation(before)
+
+
 def _quadratic(model: PreTrainedModel, length: int, flops: int) -> float:
     """B n^2 of the FLOPs a + b n^2 + c n at a length, told apart by two shorter ones; 0 for lengths below 4."""
     if length < 4:

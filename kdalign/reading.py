@@ -94,7 +94,7 @@ def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
         return config
     first = run.student or run.teacher
     assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
-    return with_tokenizer(first.config, tokenizer) if run.cut_to is not None and run.across else first.config
+    return with_tokenizer(first.config, tokenizer) if run.cut is not None and run.across else first.config
 
 
 def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Texts:

@@ -231,7 +231,8 @@ class Recipe(_Section):
     teacher: str
     """Hub id, folder, or ``none``: the student is then trained alone."""
     student: str = "layers=half"
-    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher), or ``new:TYPE,layers=N,width=N``."""
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher, ``layers=N,width=N`` narrower, too), or
+    ``new:TYPE,layers=N,width=N``."""
     revision: str | None = None
     """The teacher's revision on the hub."""
     student_revision: str | None = None
@@ -239,6 +240,9 @@ class Recipe(_Section):
     """Of a student that is built from nothing: hub id, folder, or ``train:SIZE``, trained on the training text."""
     init: str = "uniform"
     """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
+    narrow_by: Literal["pca", "svd", "importance", "random"] = "pca"
+    """How a cut student becomes narrower: along its features' main directions, its word embeddings', or by its largest
+    channels; or all weights at random."""
     finetune_teacher: bool = True
     """Fine-tune a teacher that has no head for the task; refuse it when false."""
     data: Data

@@ -1,9 +1,11 @@
 """The student: cut out of the teacher, or a checkpoint of its own; its weights are float32."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -21,31 +23,75 @@ from kdalign.architecture import (
     with_layers,
     with_tokenizer,
 )
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, unknown
 from kdalign.maps import choose_layers
 from kdalign.matching import spelled
+from kdalign.narrowing import Narrowing, narrow, narrow_config
 
 
-def layers_of_cut(student: str, teacher: Architecture) -> dict[str, int] | None:
-    """The number of layers in each stack that ``layers=...`` asks for; None where the student is a checkpoint.
+@dataclass(frozen=True)
+class Cut:
+    """What a student that is made out of its teacher keeps: so many layers of each stack, and their sizes."""
 
-    ``layers=3`` and ``layers=half`` cut every stack; ``layers=encoder:4,decoder:2`` one by one.
+    layers: Mapping[str, int]
+    narrowing: Narrowing = field(default_factory=Narrowing)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any size is asked for."""
+        return self.narrowing != Narrowing()
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """The student's configuration.
+
+        Raises:
+            UsageError: a size that the family cannot have.
+        """
+        config = with_layers(teacher, {stack: range(number) for stack, number in self.layers.items()})
+        return narrow_config(config, self.narrowing) if self.narrows else config
+
+
+_SIZES = tuple(size.name for size in fields(Narrowing))
+
+
+def is_cut(student: str) -> bool:
+    """Whether a student is described as a cut of its teacher, such as ``layers=3`` or ``layers=half,width=192``."""
+    return student.partition("=")[0] in ("layers", *_SIZES) and "=" in student
+
+
+def cut_of(student: str, teacher: Architecture) -> Cut | None:
+    """The cut that ``--student`` describes; None where the student is a checkpoint or new.
+
+    ``layers=3`` and ``layers=half`` cut every stack, ``layers=encoder:4,decoder:2`` one by one; ``width``, ``heads``,
+    ``kv_heads`` and ``feed_forward`` make what is left narrower.
 
     Raises:
-        UsageError: not a number of layers that the teacher has.
+        UsageError: not a number of layers that the teacher has, or an unknown size.
     """
-    if not student.startswith("layers="):
+    if not is_cut(student):
         if re.fullmatch(r"layers?\s*[=:]?\s*\w*", student):
             raise UsageError(f"--student {student!r}; did you mean 'layers=N', N of the teacher's, or 'layers=half'?")
         return None
-    wanted = student.removeprefix("layers=")
-    words = {stack.name: wanted for stack in teacher.stacks}
+    given: dict[str, str] = {}
+    for part in re.split(r",(?=\w+=)", student):
+        key, _, value = part.partition("=")
+        if key not in ("layers", *_SIZES):
+            raise unknown(f"part of --student {student!r}:", key, ("layers", *_SIZES))
+        if key in given:
+            raise UsageError(f"--student {student!r} gives {key} twice")
+        given[key] = value
+    for key in _SIZES:
+        if key in given and not re.fullmatch("[1-9][0-9]{0,6}", given[key]):
+            raise UsageError(f"--student {student!r}: {key} is a whole number above 0")
+    wanted = given.pop("layers", "")
+    words = {stack.name: wanted or str(stack.layers) for stack in teacher.stacks}
     if ":" in wanted:
-        given = dict(part.partition(":")[::2] for part in wanted.split(","))
-        if set(given) != set(words):
+        chosen = dict(part.partition(":")[::2] for part in wanted.split(","))
+        if set(chosen) != set(words):
             raise UsageError(f"--student {student!r}: name every stack once ({', '.join(words)})")
-        words = given
-    return {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
+        words = chosen
+    layers = {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
+    return Cut(layers, Narrowing(**{key: int(value) for key, value in given.items()}))
 
 
 def _number(student: str, word: str, stack: Stack) -> int:
@@ -110,14 +156,30 @@ def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTra
     return student
 
 
-def at_random(
-    teacher: PreTrainedModel, layers: Mapping[str, int], seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+def made(
+    teacher: PreTrainedModel,
+    cut_: Cut,
+    start: Mapping[str, Sequence[int]] | None,
+    by: str,
+    texts: Iterable[Mapping[str, Tensor]],
+    seed: int,
 ) -> PreTrainedModel:
-    """A student of the teacher's width and so many layers, every weight drawn by the seed; for its own tokenizer."""
-    config = with_layers(teacher.config, {name: range(number) for name, number in layers.items()})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _empty(teacher, config if tokenizer is None else with_tokenizer(config, tokenizer))
+    """A student made out of its teacher, in float32.
+
+    Args:
+        teacher: in float32.
+        cut_: what is kept.
+        start: for each stack, the teacher layers that are copied; None draws every weight by the seed.
+        by: how it is narrowed, one of ``narrowing.METHODS``.
+        texts: a few that the teacher reads, by which it is narrowed.
+        seed: of what is drawn.
+    """
+    if start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _empty(teacher, cut_.config(teacher.config))
+    # Narrowed first: what its layers do is seen best in the teacher as it is.
+    return cut(narrow(teacher, cut_.narrowing, by, texts, seed) if cut_.narrows else teacher, start)
 
 
 def with_vocabulary(

@@ -232,6 +232,11 @@ def train(
             return False
         if main:
             value, scores = evaluate(learner.student)
+            if progress.step == 0:
+                numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
+                observer.announce(
+                    "before training: " + ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
+                )
             folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
             if progress.best_score is None or value > progress.best_score:
                 progress.best_score, progress.best_step, progress.evaluations_without_gain = (
