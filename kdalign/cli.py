@@ -179,6 +179,10 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Let an error of the checks through: memory, disk, special-tokens."),
+    ] = None,
     no_finetune_teacher: Annotated[
         bool, typer.Option("--no-finetune-teacher", help="Refuse a teacher without a head for the task.")
     ] = False,
@@ -197,6 +201,7 @@ def distill(
         "tokenizer": tokenizer,
         "revision": revision,
         "init": init,
+        "allow": tuple(allow) if allow else None,
         "finetune_teacher": False if no_finetune_teacher else None,
         "out": out,
         "data.task": task,

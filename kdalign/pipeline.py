@@ -36,6 +36,7 @@ from kdalign.fresh import new_model
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
+from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
@@ -50,6 +51,8 @@ from kdalign.version import __version__
 from kdalign.work import Work
 
 LATENCY_TOKENS = 128
+_MACHINE = ("memory", "disk")
+"""Checks that say nothing of the run itself, unless they were let through."""
 SHOWN = 100
 """Characters of a sample that are shown while training; the history and the record keep all."""
 
@@ -99,6 +102,8 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     """
     check_device(recipe.train.device, recipe.train.trackers)
     runs = [prepare(one) for one in split_by_task(recipe)]
+    for run in runs:
+        preflight(run)
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
     if len(runs) > 1:
@@ -155,6 +160,10 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
     announce(run, texts, tokenizer, observer)
+    checked = preflight(run)
+    for finding in checked:
+        if finding.allowed or finding.what in NOTEWORTHY:
+            observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
 
     # The two models. The teacher is scored in float32, before it may be rounded for speed.
     taught = _load_teacher(run, recipe, accelerator, bf16, observer)
@@ -273,7 +282,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 recipe=recipe.model_dump(mode="json"),
                 student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
                 teacher=teacher_facts,
-                data=_data_facts(run, texts),
+                data=_data_facts(run, texts)
+                | {"checks": {each.what: each.said for each in checked if each.allowed or each.what not in _MACHINE}},
                 scores=_final_scores(run, exported, texts, answers, comparable),
                 training=_training_facts(progress, run, accelerator)
                 | ({"layer_attention": attended} if attended else {}),

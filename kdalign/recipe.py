@@ -245,6 +245,8 @@ class Recipe(_Section):
     channels; or all weights at random."""
     finetune_teacher: bool = True
     """Fine-tune a teacher that has no head for the task; refuse it when false."""
+    allow: tuple[Literal["memory", "disk", "special-tokens"], ...] = ()
+    """Findings of the checks before a run that are let through."""
     data: Data
     align: Align = Align()
     objective: Objective = Objective()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -308,13 +309,15 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
 
 def preparation_json(prepared: Sequence["Prepared"]) -> str:
     """The same for machines: a list, an object per task, with its recipe and plan in full."""
+    from kdalign.preflight import preflight
+
     runs = [
         {
             "task": run.task.name,
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
             "finetunes": run.finetunes,
             "cut_from": run.cut_from,
-            "two_tokenizers": run.across,
+            "checks": [asdict(finding) for finding in preflight(run)],
             "data": str(run.task.source),
             "found": run.task.found or None,
             "examples": {
@@ -333,13 +336,13 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
 
 def _facts(run: "Prepared") -> dict[str, str]:
     from kdalign.alignment import layers_text
+    from kdalign.preflight import preflight
 
     train, cut_from = run.recipe.train, run.cut_from
     facts = {
         "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
         "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
-        "tokenizers": "two, matched by the characters of their tokens" if run.across else "",
         "data": str(run.task.source),
         "found": run.task.found,
         "training examples": f"{len(run.train):,}",
@@ -350,6 +353,8 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }
+    for finding in preflight(run):
+        facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
 
 

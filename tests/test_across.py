@@ -115,7 +115,7 @@ def test_two_checkpoints_whose_vocabularies_are_numbered_otherwise_are_matched_w
                "--max-steps", "2", "--batch-size", "16", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
     status, out, err = kdalign(*command, "--dry-run")
     assert status == 0, err
-    assert "two, matched by the characters" in " ".join(out.split())
+    assert "matched by the characters" in " ".join(out.split())
     status, _, err = kdalign(*command, "--out", "runs/a")
     assert status == 0, err
     facts = json.loads((tmp_path / "runs/a/record.json").read_text())["data"]["tokenizers"]

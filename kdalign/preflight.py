@@ -1,0 +1,202 @@
+"""What a run would meet: tokens, labels, inputs, lengths, attention, dropout, memory and disk, before any weights load.
+
+A finding with a mend is an error, which ``--allow`` lets through by its name; the others are for the reader.
+"""
+
+import inspect
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign import models
+from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton
+from kdalign.errors import UsageError
+from kdalign.fresh import new_config
+from kdalign.preparation import Prepared
+from kdalign.tasks import Examples, Task
+
+_TRAINED_BYTES = 16
+"""Of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
+_SAVED_BYTES = 12
+"""Of a parameter in a checkpoint: itself and the moments."""
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
+)
+NOTEWORTHY = ("labels", "inputs", "tied weights", "leak")
+"""What is said of a run before it begins, beside what was let through."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name, which ``--allow`` takes.
+        said: what was found.
+        mend: what can be done about it; empty where nothing is wrong.
+        allowed: whether the recipe lets it through.
+    """
+
+    what: str
+    said: str
+    mend: str = ""
+    allowed: bool = False
+
+
+def preflight(run: Prepared) -> tuple[Finding, ...]:
+    """Look at all of it.
+
+    Raises:
+        UsageError: the first thing that is wrong and not allowed, with its mend.
+    """
+    found = []
+    for finding in _findings(run):
+        allowed = bool(finding.mend) and finding.what in run.recipe.allow
+        if finding.mend and not allowed:
+            raise UsageError(f"{finding.said}: {finding.mend}, or let it through by --allow {finding.what}")
+        found.append(Finding(finding.what, finding.said, finding.mend, allowed))
+    return tuple(found)
+
+
+def _findings(run: Prepared) -> Iterator[Finding]:
+    student = _student_config(run)
+    theirs = run.teacher.config if run.teacher is not None else None
+    both = [(word, config) for word, config in (("teacher", theirs), ("student", student)) if config is not None]
+    if run.teacher_tokenizer is not None:
+        yield Finding("tokenizers", _tokenizers(run))
+    for (word, config), tokenizer in zip(both, _tokenizers_of(run, theirs), strict=False):
+        if tokenizer is not None and not (word == "student" and run.cut is not None and run.across):
+            yield from _special_tokens(word, config, tokenizer)
+    if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, Task):
+        yield from _labels(run, run.task)
+    yield from _inputs(both)
+    longest = [models.positions(config) for _, config in both]
+    said = ", ".join(
+        f"{word} {'any' if most >= models.UNBOUNDED else most}" for (word, _), most in zip(both, longest, strict=True)
+    )
+    yield Finding("lengths", f"{run.work.max_length} tokens of positions: {said}")
+    yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
+    if student is not None:
+        yield Finding("dropout", _dropout(run, student))
+        if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
+            tied = "teacher" if theirs.tie_word_embeddings else "student"
+            yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
+    yield from _seen_before(run)
+    yield from _room(run, theirs, student)
+
+
+def _student_config(run: Prepared) -> PretrainedConfig | None:
+    """The student's configuration; None where it waits for a tokenizer."""
+    if run.student is not None:
+        return run.student.config
+    if run.cut is not None and run.teacher is not None:
+        return run.cut.config(run.teacher.config)
+    tokenizer = run.tokenizer or run.teacher_tokenizer
+    return new_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
+
+
+def _tokenizers_of(run: Prepared, teacher: PretrainedConfig | None) -> list[PreTrainedTokenizerBase | None]:
+    return [*([run.teacher_tokenizer] if teacher is not None else []), run.tokenizer]
+
+
+def _tokenizers(run: Prepared) -> str:
+    if run.across:
+        return "two; positions are matched by the characters of their tokens"
+    return "one: every token has the same number"
+
+
+def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """A configuration that names other padding, start or end tokens than the tokenizer gives."""
+    for role in ("pad", "bos", "eos"):
+        named, given = config.to_dict().get(f"{role}_token_id"), getattr(tokenizer, f"{role}_token_id")
+        accepted = named if isinstance(named, list) else [named]
+        if role == "pad" and layout_of(config).family == "causal":
+            continue  # what is padded is masked by its length, whatever it holds
+        if named is not None and given is not None and given not in accepted:
+            yield Finding(
+                "special-tokens",
+                f"the {word}'s {role} token is {named} in its configuration and {given} in its tokenizer",
+                f"set {role}_token_id in config.json",
+            )
+
+
+def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
+    """In which order the models answer, where it is not the task's."""
+    if task.regression:
+        return
+    for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
+        if checkpoint is not None and checkpoint.has_classifier:
+            order = models.output_order(checkpoint.config, task)
+            if order is not None and order != tuple(range(len(order))):
+                outputs = [f"{label} is output {number}" for label, number in zip(task.labels, order, strict=True)]
+                yield Finding("labels", f"the {word}'s are matched by name: {', '.join(outputs)}")
+
+
+def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:
+    """Token types that one model reads and the other does not."""
+    reads = {word: "token_type_ids" in inspect.signature(skeleton(config).forward).parameters for word, config in both}
+    if len(set(reads.values())) > 1:
+        which = next(word for word, does in reads.items() if does)
+        yield Finding("inputs", f"token types reach the {which} alone; the other model has none")
+
+
+def _attention(config: PretrainedConfig) -> str:
+    return {
+        Attention.INTERFACE: "SDPA, maps again in mapped layers",
+        Attention.OWN: f"{config.model_type}'s own, eager",
+        Attention.CLOSED: "its own, eager; maps cannot be taken",
+    }[layout_of(config).attention]
+
+
+def _dropout(run: Prepared, config: PretrainedConfig) -> str:
+    if run.recipe.train.dropout is not None:
+        return f"the student's is set to {run.recipe.train.dropout:g} everywhere; the teacher has none"
+    own = config.to_dict()
+    values = {value for name in _DROPOUTS if isinstance(value := own.get(name), int | float)}
+    shown = ", ".join(f"{value:g}" for value in sorted(values)) or "none"
+    return f"the student's own ({shown}); the teacher has none"
+
+
+def _seen_before(run: Prepared) -> Iterator[Finding]:
+    """Texts that are reported on and trained on."""
+
+    def rows(examples: Examples) -> list[tuple[str, ...]]:
+        return list(zip(*examples.texts, strict=True))
+
+    trained = set(rows(run.train))
+    for split, examples in run.reported.items():
+        seen = sum(row in trained for row in rows(examples))
+        if seen:
+            yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
+
+
+def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
+    """Memory for weights, gradients and moments, and disk for the student and two checkpoints, against what is free."""
+    ours = describe(student).parameters if student is not None else 0
+    theirs = describe(teacher).parameters if teacher is not None else 0
+    memory, disk = _TRAINED_BYTES * ours + 4 * theirs, (4 + 2 * _SAVED_BYTES) * ours
+    cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
+    free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    place = run.folder.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free_disk = shutil.disk_usage(place).free
+    for what, needed, free, mend in (
+        ("memory", memory, free_memory, "take a smaller student or teacher, or another machine"),
+        ("disk", disk, free_disk, "choose another --out, or make room"),
+    ):
+        kind = "weights and optimizer, activations apart" if what == "memory" else "student and checkpoints"
+        said = f"{_size(needed)} for {kind}; {_size(free)} free"
+        if needed <= free:
+            yield Finding(what, said)
+        else:
+            yield Finding(what, f"{what} does not suffice: {said}", mend)
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
