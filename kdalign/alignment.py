@@ -318,8 +318,9 @@ def propose(
     Args:
         teacher: what teaches.
         student: what learns.
-        choice: ``auto``, a strategy of ``STRATEGIES``, pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
-            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
+        choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
+            ``STRATEGIES``, pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``, ``emd`` or a function of the
+            user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
         weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
@@ -342,9 +343,10 @@ def propose(
         theirs = teacher.stack(ours.name)
         if choice == "auto" and cut_from is not None:
             pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
-        elif measured:
+        elif measured or (choice == "auto" and ours.layers > theirs.layers):
             same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
-            pairs, chosen = list(enumerate(same_depth)), f"{choice}, not measured yet"
+            pairs = list(enumerate(same_depth))
+            chosen = f"{choice}, not measured yet" if measured else "layers of the same depth"
         elif choice == LEARNED:
             pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
             chosen = "learned: each student layer attends to all teacher layers"

@@ -96,6 +96,11 @@ def test_a_student_deeper_than_its_teacher_is_refused(choice):
         propose(shape(6), shape(7), choice)
 
 
+def test_a_student_deeper_than_its_teacher_has_by_default_the_layers_of_the_same_depth():
+    plan = propose(shape(3), shape(6))
+    assert plan.maps[0].pairs == ((0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2))
+
+
 @pytest.mark.parametrize(
     ("choice", "said"),
     [

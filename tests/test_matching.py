@@ -1,5 +1,6 @@
 """Two tokenizers: which positions, entries and embeddings stand for the same text, and what is learnt from that."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from conftest import WORDS, sentences, tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kdalign import losses
@@ -46,13 +48,26 @@ def texts(n=300):
     return [*sentences(n, 7)[0], *HARD_TEXTS * 3]
 
 
-def word_piece(size=260):
-    """As BERT's: lower case, without accents, pieces marked by ##."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    made.train_from_iterator(texts(), trainers.WordPieceTrainer(vocab_size=size, special_tokens=special))
+def word_piece(words=60):
+    """As BERT's: lower case, without accents, pieces marked by ##; its characters, and the commonest words and ends."""
+    plain = normalizers.BertNormalizer(lowercase=True)
+    split = [word for text in texts() for word, _ in BertPreTokenizer().pre_tokenize_str(plain.normalize_str(text))]
+    ends = [f"##{word[cut:]}" for word in split for cut in range(1, len(word)) if len(word) - cut > 1]
+    characters = sorted({character for word in split for character in word})
+    common = [token for found in (split, ends) for token, _ in Counter(sorted(found)).most_common(words)]
+    entries = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{each}" for each in characters),
+        *common,
+    ]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(entries))}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # its trainer is not the same every time
+    made.normalizer, made.pre_tokenizer = plain, BertPreTokenizer()
     ids = [("[CLS]", 2), ("[SEP]", 3)]
     made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
     roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -289,7 +304,7 @@ def test_one_tokenizer_twice_shares_everything_and_spells_itself():
 
 
 def test_a_model_with_another_vocabulary_starts_from_the_pieces_of_its_entries():
-    theirs, ours = word_piece(150), byte_level()
+    theirs, ours = word_piece(10), byte_level()
     big = tiny_classifier("bert", vocab_size=len(theirs))
     small = with_vocabulary(big, ours, theirs)
     assert small.config.vocab_size == len(ours)
