@@ -484,6 +484,28 @@ def test_positions_that_the_teacher_lacks_enter_no_term(kind):
     assert float(after["euclid"]) == float(before["euclid"])
 
 
+def test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for():
+    weights = Weights(hard=0, alpha=1, beta=0, gamma=0, delta=0, temperature=1)
+    setting = Setting("causal", weights)
+    batch = collate(setting.data, range(len(setting.data)))
+    units = count_units([batch])
+    assert 0 < units[Unit.ANSWERED] < units[Unit.TARGET]
+    breakdown = setting.breakdown(batch, units)
+    total = float(breakdown.total.detach())
+    assert total == pytest.approx(float(breakdown.parts["soft"]), rel=1e-5)
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
+    signals = setting.learner(batch.inputs, taught)
+    shared = shared_vocabulary(*setting.tokenizers)
+    entries = shared.student, shared.teacher
+    by_hand = 0.0
+    for row, position in torch.nonzero(batch.answered).tolist():
+        ours = signals.head.logits(signals.features[row, position])[None]
+        theirs = taught.head.logits(taught.features[row, int(batch.matching.answers[row, position])])[None]
+        by_hand += float(losses.divergence_of_shared(ours, theirs, entries, "forward", 1.0).detach())
+        by_hand += float(losses.universal_logit_distance(ours, theirs, entries, 1.0).detach())
+    assert total == pytest.approx(by_hand / units[Unit.ANSWERED], rel=1e-4)
+
+
 def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
     setting = Setting("classes")
     tokenizer = setting.tokenizers[0]

@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "padding counted in features": (
         "objective.py",
-        "return batch.predicted if self.reads_target else batch.tokens",
-        "return batch.predicted if self.reads_target else batch.tokens | True",
+        "return batch.predicted if self.reads_target else batch.compared",
+        "return batch.predicted if self.reads_target else batch.compared | True",
         "test_contract.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
@@ -71,8 +71,8 @@ MUTANTS = {
     ),
     "layers of cross-attention unweighted": (
         "objective.py",
-        "Layer(CROSS, theirs.number), share)",
-        "Layer(CROSS, theirs.number), 1.0)",
+        "crossed(theirs), share)",
+        "crossed(theirs), 1.0)",
         "test_families.py::test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances",
     ),
     "padding pooled": (
@@ -185,7 +185,7 @@ MUTANTS = {
     ),
     "an encoder's mask on the decoder": (
         "objective.py",
-        "return batch.predicted if self.reads_target else batch.tokens",
+        "return batch.predicted if self.reads_target else batch.compared",
         "return batch.tokens",
         "test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
@@ -230,6 +230,54 @@ MUTANTS = {
         "for start in range(0, len(order), size):",
         "for start in range(0, len(order) - size + 1, size):",
         "test_batches.py",
+    ),
+    "bytes of a character taken for the whole": (
+        "matching.py",
+        "return torch.where((start < end) & ~goes_on, end, _OPEN)",
+        "return torch.where(start < end, end, _OPEN)",
+        "test_matching.py::test_of_the_bytes_of_a_character_only_the_last_has_read_it",
+    ),
+    "left to right, compared by overlap": (
+        "matching.py",
+        "    if left_to_right:",
+        "    if False:",
+        "test_matching.py::test_a_model_that_goes_left_to_right_is_compared_where_both_have_read_the_same",
+    ),
+    "positions that the teacher lacks are counted": (
+        "batches.py",
+        "return self.tokens if self.matching is None else self.tokens & self.matching.compared",
+        "return self.tokens",
+        "test_matching.py::test_positions_that_the_teacher_lacks_enter_no_term",
+    ),
+    "soft targets divided by tokens that the teacher is not asked for": (
+        "objective.py",
+        "soft=self.soft * (targets / answered),",
+        "soft=self.soft,",
+        "test_matching.py::test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for",
+    ),
+    "a continuing piece taken for a word": (
+        "matching.py",
+        'if token.startswith(prefix) else b" " + token.encode()',
+        "if token.startswith(prefix) else token.encode()",
+        "test_matching.py::test_entries_of_two_vocabularies_meet_by_what_they_stand_for",
+    ),
+    "what is masked for one is seen by the other": (
+        "across.py",
+        "for side, tokens in enumerate(ids):",
+        "for side, tokens in list(enumerate(ids))[:1]:",
+        "test_matching.py::test_what_is_masked_for_the_student_is_masked_for_its_teacher",
+    ),
+    "layers attended to without their norm": (
+        "learner.py",
+        "return F.layer_norm(pooled_features.float(), pooled_features.shape[-1:])",
+        "return pooled_features.float()",
+        "test_learned.py::test_attention_to_layers_by_hand",
+    ),
+    "padding counted in what is kept of a width": (
+        "narrowing.py",
+        'real = batch["attention_mask"].bool()',
+        'real = batch["attention_mask"] >= 0',
+        "test_narrowing.py",
     ),
     "seed does not cover the data order": (
         "batches.py",
