@@ -403,8 +403,8 @@ def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(k
     batch = collate(setting.data, range(4))
     wanted = setting.learner.wanted_of_teacher
     with torch.no_grad():
-        theirs = setting.teacher(batch, wanted).attention
-        ours = setting.learner(batch.inputs, None).attention
+        taught = setting.teacher(batch, wanted)
+        theirs, ours = taught.attention, setting.learner(batch.inputs, taught).attention
         found = setting.breakdown(batch, count_units([batch])).parts["attention cross"]
     expected = 0.0
     for own, of in ((0, 1), (1, 3)):
