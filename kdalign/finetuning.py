@@ -12,12 +12,13 @@ from kdalign.batches import Encoded
 from kdalign.environment import cache_folder
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
-from kdalign.objective import HardLabels, Objective
+from kdalign.objective import Objective
 from kdalign.observer import Observer
 from kdalign.projection import Projections
 from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
+from kdalign.terms import HardLabels
 from kdalign.training import train
 
 KEY_VERSION = 2

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from kdalign.alignment import Plan, crossed
 from kdalign.architecture import Layer, accepted_inputs
 from kdalign.capture import Signals, Wanted, pooled, run, watch
-from kdalign.objective import Objective, Signal
+from kdalign.objective import Objective
 from kdalign.projection import Projections
+from kdalign.terms import Signal
 
 
 class Learner(nn.Module):

@@ -33,11 +33,12 @@ from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_ch
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.learner import Learner
-from kdalign.objective import Objective, Unit, View, count_units
+from kdalign.objective import Objective, count_units
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
 from kdalign.teachers import Teacher
+from kdalign.terms import Unit, View
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""

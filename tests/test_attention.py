@@ -15,12 +15,13 @@ from kdalign.architecture import Architecture, Attention, Layer, Stack, describe
 from kdalign.batches import Batch, collate
 from kdalign.errors import UsageError
 from kdalign.learner import Learner
-from kdalign.objective import Place, View, build_objective, count_units, relation_heads
+from kdalign.objective import build_objective, count_units
 from kdalign.preparation import _check_attention
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.teachers import Teacher
+from kdalign.terms import Place, View, relation_heads
 from kdalign.training import make_optimizer
 
 

@@ -15,12 +15,13 @@ from kdalign.batches import Batch, Encoded, collate, micro_batches
 from kdalign.calibration import calibrate
 from kdalign.capture import Signals, Wanted, recording
 from kdalign.learner import Learner
-from kdalign.objective import HardLabels, Objective, SoftTargets, Unit, View, build_objective, count_units
+from kdalign.objective import Objective, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.student import cut
 from kdalign.teachers import Teacher
+from kdalign.terms import HardLabels, SoftTargets, Unit, View
 from kdalign.training import learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]

@@ -14,8 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 from kdalign.batches import Batch
 from kdalign.capture import pooled
 from kdalign.losses import embedding_distance, similarity_distance
-from kdalign.objective import Unit, count_units
+from kdalign.objective import count_units
 from kdalign.recipe import build_recipe
+from kdalign.terms import Unit
 
 ALL = torch.ones(3, dtype=torch.bool)
 

@@ -30,11 +30,12 @@ from kdalign.errors import UsageError
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
-from kdalign.objective import Objective, Unit, View, build_language_objective, count_units
+from kdalign.objective import Objective, build_language_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.tasks import Examples, LanguageTask, Source
 from kdalign.teachers import Teacher
+from kdalign.terms import Unit, View
 from kdalign.work import Modelling
 
 KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]

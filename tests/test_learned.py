@@ -14,9 +14,10 @@ from kdalign.architecture import Layer, describe, layout_of
 from kdalign.batches import collate
 from kdalign.calibration import calibrate, layer_attention
 from kdalign.learner import Learner
-from kdalign.objective import View, build_language_objective, count_units
+from kdalign.objective import build_language_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
+from kdalign.terms import View
 
 ALONE = Weights(hard=0, alpha=0, beta=1, gamma=0.5, delta=0.5)
 

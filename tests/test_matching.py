@@ -23,12 +23,13 @@ from kdalign.encoding import encode_labelled
 from kdalign.fresh import new_config, new_model, parse_new
 from kdalign.learner import Learner
 from kdalign.matching import match, segments, shared_vocabulary, spelled, windows
-from kdalign.objective import Unit, View, build_language_objective, build_objective, count_units
+from kdalign.objective import build_language_objective, build_objective, count_units
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.student import with_vocabulary
 from kdalign.tasks import Examples
 from kdalign.teachers import Teacher
+from kdalign.terms import Unit, View
 
 HARD_TEXTS = (
     "A naïve café — “déjà vu”, 1½ times: 100 % façade!",

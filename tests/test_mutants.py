@@ -34,7 +34,7 @@ MUTANTS = {
         "test_contract.py::test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient",
     ),
     "padding counted in features": (
-        "objective.py",
+        "terms.py",
         "return batch.predicted if self.reads_target else batch.compared",
         "return batch.predicted if self.reads_target else batch.compared | True",
         "test_contract.py::test_more_padding_changes_no_term_and_no_gradient",
@@ -184,13 +184,13 @@ MUTANTS = {
         "test_vocabulary.py",
     ),
     "an encoder's mask on the decoder": (
-        "objective.py",
+        "terms.py",
         "return batch.predicted if self.reads_target else batch.compared",
         "return batch.tokens",
         "test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
     "relations to padding and to the future": (
-        "objective.py",
+        "terms.py",
         "return seen.tril() if self.looks_back else seen",
         "return torch.ones_like(seen)",
         "test_attention.py::test_a_position_is_related_to_those_it_may_see",
@@ -250,7 +250,7 @@ MUTANTS = {
         "test_matching.py::test_positions_that_the_teacher_lacks_enter_no_term",
     ),
     "soft targets divided by tokens that the teacher is not asked for": (
-        "objective.py",
+        "terms.py",
         "soft=self.soft * (targets / answered),",
         "soft=self.soft,",
         "test_matching.py::test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for",

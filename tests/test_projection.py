@@ -12,9 +12,10 @@ from kdalign.batches import collate, in_order
 from kdalign.calibration import calibrate, start_projections
 from kdalign.errors import UsageError
 from kdalign.learner import Learner
-from kdalign.objective import View, build_objective, count_units
+from kdalign.objective import build_objective, count_units
 from kdalign.projection import Projections, first_weight
 from kdalign.recipe import Objective as Weights
+from kdalign.terms import View
 
 PAIR = Layer("encoder", 0), Layer("encoder", 1)
 
