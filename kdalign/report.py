@@ -343,6 +343,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
         "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
+        "size": _size(run),
         "data": str(run.task.source),
         "found": run.task.found,
         "training examples": f"{len(run.train):,}",
@@ -356,6 +357,14 @@ def _facts(run: "Prepared") -> dict[str, str]:
     for finding in preflight(run):
         facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
+
+
+def _size(run: "Prepared") -> str:
+    """Of the student, where its vocabulary is known and it has a teacher."""
+    if run.plan is None or run.tokenizer is None:
+        return ""
+    ours, theirs = run.plan.student.parameters, run.plan.teacher.parameters
+    return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's"
 
 
 def _budget(train: "Train", examples: int) -> str:
