@@ -50,13 +50,19 @@ def encode_labelled(
 
 
 def encode_documents(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, family: str, max_length: int, scored: bool
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    family: str,
+    max_length: int,
+    scored: bool,
+    left_to_right: bool = True,
 ) -> Encoded:
     """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``).
 
     A document longer than ``max_length`` becomes several rows. For scoring, every token of the text is asked for once
     and nothing else. For training, a causal model's documents are packed into full rows, in which nothing attends
-    across documents; the end of a document is asked for, too.
+    across documents; the end of a document is asked for, too. A permutation model predicts from left to right, or in
+    drawn orders.
     """
     texts = examples.texts[0]
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -76,7 +82,7 @@ def encode_documents(
     if family == "masked":
         corrupt = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
         return Encoded({"input_ids": rows}, None, pad, corrupt=corrupt, words=words)
-    return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right=scored), words=words)
+    return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right), words=words)
 
 
 def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:

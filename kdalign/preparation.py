@@ -122,7 +122,10 @@ def prepare(recipe: Recipe) -> Prepared:
     own = models.locate(recipe.student, recipe.student_revision) if new is None and cut is None else None
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
-    work = work_on(task, family, data.max_length, first.name if first is not None else recipe.student)
+    who = first.name if first is not None else recipe.student
+    work = work_on(task, family, data.max_length, who, data.order)
+    if data.order != "drawn" and family != "permutation":
+        raise UsageError(f"data.order={data.order} is for permutation models (XLNet); {who!r} is a {family} one")
     _check_task(recipe, work, teacher)
     tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.

@@ -31,6 +31,8 @@ class Data(_Section):
     """The hub data set's configuration."""
     max_length: int = Field(128, ge=8)
     """Longest input in tokens; longer ones are cut, counted and reported."""
+    order: Literal["drawn", "left-to-right"] = "drawn"
+    """In which order a permutation model (XLNet) is trained to predict tokens; it is scored from left to right."""
     limit: int | None = Field(None, ge=1)
     """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
 

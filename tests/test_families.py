@@ -415,6 +415,21 @@ def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(k
     assert 0 < found < 2
 
 
+def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
+    texts = Examples("train", (tuple(sentences(8, 3)[0]),), None)
+    task, config = LanguageTask("lm", "lm", ("a", "b"), Source()), model("xlnet").config
+
+    def orders(asked, scored):
+        data = Modelling(task, "permutation", 24, asked).encode(texts, tokenizer("permutation"), config, scored=scored)
+        columns = {name: column[0] for name, column in data.columns.items()}
+        return [data.corrupt(columns, np.random.default_rng(seed))["order"] for seed in range(3)]
+
+    drawn, straight = orders("drawn", False), orders("left-to-right", False)
+    assert drawn[0] != drawn[1]
+    assert straight == orders("drawn", True) == orders("left-to-right", True)
+    assert straight[0] == straight[1] == sorted(straight[0])
+
+
 def test_an_adapter_adds_twice_the_product_of_its_matrices():
     net = model("gpt2", layers=1)
     before = net.transformer.h[0].mlp.c_fc.weight.clone()
