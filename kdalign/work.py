@@ -221,7 +221,7 @@ class Modelling:
     task: LanguageTask
     family: str
     max_length: int
-    order: str = "drawn"
+    asked_in: str = "drawn"
     token_by_token: bool = True
 
     @property
@@ -264,7 +264,7 @@ class Modelling:
             return encode_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
             return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
-        ordered = scored or self.order == "left-to-right"
+        ordered = scored or self.asked_in == "left-to-right"
         return encode_documents(examples, tokenizer, self.family, self.max_length, scored, ordered)
 
     def check_across(self) -> None:
@@ -433,7 +433,7 @@ def _turned(examples: Examples) -> tuple[str, ...]:
     return (*texts[1:], texts[0])
 
 
-def work_on(task: AnyTask, family: str, max_length: int, model: str, order: str = "drawn") -> Work:
+def work_on(task: AnyTask, family: str, max_length: int, model: str, asked_in: str = "drawn") -> Work:
     """The work of a task for models of a family.
 
     Args:
@@ -441,7 +441,7 @@ def work_on(task: AnyTask, family: str, max_length: int, model: str, order: str 
         family: of the models.
         max_length: longest input in tokens.
         model: its name, for the error line.
-        order: in which a permutation model is trained to predict tokens.
+        asked_in: the order in which a permutation model is trained to predict tokens.
 
     Raises:
         UsageError: the family cannot do this task.
@@ -451,4 +451,4 @@ def work_on(task: AnyTask, family: str, max_length: int, model: str, order: str 
     task.check(family, model)
     if task.scored is not None:
         return Embedding(task, task.scored, max_length)
-    return Modelling(task, family, max_length, order)
+    return Modelling(task, family, max_length, asked_in)
