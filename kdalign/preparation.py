@@ -270,6 +270,8 @@ def _own_tokenizer(
         return models.load_tokenizer(own)
     if recipe.tokenizer is None:
         return theirs
+    if recipe.train.lora is not None and teacher is not None:
+        raise UsageError("--lora leaves embeddings as they are, and a vocabulary of its own (--tokenizer) learns them")
     family = _family(recipe, teacher)
     size = trained_size(recipe.tokenizer)
     if size is not None:

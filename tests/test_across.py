@@ -149,6 +149,14 @@ def test_encoder_decoders_with_two_tokenizers_are_refused_before_anything_is_wri
     assert not (tmp_path / "runs/no").exists()
 
 
+def test_adapters_leave_no_way_to_learn_a_vocabulary(kdalign, words, tmp_path):
+    pytest.importorskip("peft")
+    status, _, err = kdalign(*words("classes", "runs/a", "--lora", "2"))
+    assert status == 2
+    assert "--lora leaves embeddings" in one_line(err)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_checkpoint_keeps_its_tokenizer(kdalign, teacher, data, tmp_path_factory):
     other = save_model(tmp_path_factory.mktemp("other"), "bert", layers=2)
     status, _, err = kdalign("distill", "--teacher", teacher, "--student", other, "--tokenizer", "train:300", "--task",
