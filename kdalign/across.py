@@ -60,7 +60,8 @@ def encode_documents_across(examples: Examples, tokenizers: Tokenizers, family: 
                 for name, (before, after) in _around(frames[side], classes[side]).items():
                     rows[side][name].append([*before, *whole[side][name][document][part], *after])
             ids = whole[0]["input_ids"][document]
-            last = int(tokenizers[0].eos_token_id or 0) if parts[0].stop == len(ids) else IGNORED
+            ends = family == "causal" and parts[0].stop == len(ids)
+            last = int(tokenizers[0].eos_token_id) if ends else IGNORED
             targets.append([*[IGNORED] * (len(frames[0][0]) - 1), *ids[parts[0]], last])
     if family == "causal":
         rows[0]["targets"] = targets

@@ -55,6 +55,7 @@ class Signals:
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
+        compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
         shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
     """
 
@@ -72,6 +73,7 @@ class Signals:
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     shares: dict[Layer, Tensor] = field(default_factory=dict)
+    compared: Tensor | None = None
 
     def moved(self, matching: Matching) -> "Signals":
         """A teacher's signals at its student's positions; features and logits stay where they are."""
@@ -87,6 +89,7 @@ class Signals:
             keys=at(self.keys),
             values=at(self.values),
             attention={layer: matching.maps(kept) for layer, kept in self.attention.items()},
+            compared=matching.compared,
         )
 
 

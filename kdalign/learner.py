@@ -85,13 +85,15 @@ class Learner(nn.Module):
         .. math:: \tilde h_s = \sum_t \alpha_{st} h_t, \quad
             \alpha_{st} = \mathrm{softmax}_t \big( n(\bar h_s) \cdot n(\bar h_t) / \sqrt{d} \big)
 
-        for each text, with :math:`\bar h` the mean over its tokens and n a layer norm without weights: without it the
-        largest layers would get all. After ALP-KD, Passban et al. 2021, arXiv:2012.14022, section 3. Attention maps are
-        blended by the same shares.
+        for each row (a text, or those that are packed in it), with :math:`\bar h` the mean over its tokens, the later
+        ones too, and n a layer norm without weights: without it the largest layers would get all. After ALP-KD,
+        Passban et al. 2021, arXiv:2012.14022, section 3. Attention maps are blended by the same shares.
         """
         hidden, attention = dict(taught.hidden), dict(taught.attention)
         for (ours, mean), layers in self._attends.items():
             real = _real(inputs, ours)
+            if taught.compared is not None:
+                real = real & taught.compared
             asking = _unit(pooled(self.projections(signals.hidden[ours].float(), ours, mean), real))
             offered = torch.stack([_unit(pooled(taught.hidden[layer], real)) for layer in layers], dim=1)
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5

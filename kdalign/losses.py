@@ -211,20 +211,19 @@ def divergence_of_shared(
         \bar p_i = \big(p_{i k_1}, \dots, p_{i k_m},\, \textstyle\sum_{k \notin \{k_j\}} p_{ik}\big)
 
     Each shared entry stands for itself, and all others for one: a coarser view of both distributions, so that the
-    divergence is 0 where they agree, and never above that of the whole where the vocabularies are one. ``shared`` names
-    the entries of student and teacher, side by side; with all entries shared it is ``divergence``.
+    divergence is 0 where they agree, and never above that of the whole where the vocabularies are one. Where one
+    vocabulary holds the other whole, only what is shared is compared, renormalised. ``shared`` names the entries of
+    student and teacher, side by side; with all entries shared it is ``divergence``.
     """
     logs = []
+    rest = all(len(entries) < logits.size(1) for logits, entries in zip((student, teacher), shared, strict=True))
     for logits, entries in zip((student, teacher), shared, strict=True):
-        log = F.log_softmax(_wide(logits) / temperature, dim=-1)
-        parts = [log[:, entries]]
-        if len(entries) < log.size(1):
-            parts.append(log.index_fill(1, entries, -math.inf).logsumexp(dim=1, keepdim=True))
-        logs.append(parts)
-    if len(logs[0]) != len(logs[1]):  # one vocabulary holds the other: what only one has has no probability there
-        nothing = torch.full_like(logs[0][0][:, :1], math.log(torch.finfo(logs[0][0].dtype).tiny))
-        logs = [parts if len(parts) == 2 else [*parts, nothing] for parts in logs]
-    student_log, teacher_log = (torch.cat(parts, dim=1) for parts in logs)
+        scores = _wide(logits) / temperature
+        parts = [scores[:, entries]]
+        if rest:
+            parts.append(scores.index_fill(1, entries, -math.inf).logsumexp(dim=1, keepdim=True))
+        logs.append(F.log_softmax(torch.cat(parts, dim=1), dim=-1))
+    student_log, teacher_log = logs
     return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
 
 

@@ -8,6 +8,7 @@ Shapes: ``time`` positions of the student, ``theirs`` positions of the teacher.
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,17 +217,22 @@ def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizer
 _ROLES = ("cls_token", "sep_token", "mask_token", "eos_token", "bos_token")
 
 
-def _meanings(tokenizer: PreTrainedTokenizerBase) -> dict[bytes | str, int]:
-    """The entry for each meaning: the bytes of its text, with a space before what begins a word; a special's role."""
+def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES) -> dict[bytes | str, int]:
+    """The entry for each meaning: the bytes of its text, with a space before what begins a word; a special's role.
+
+    WordPiece splits texts around punctuation and Chinese characters, with or without a space: theirs is left out.
+    """
     settings = _settings(tokenizer)
     prefix = settings["model"].get("continuing_subword_prefix") or ""
     byte_level = any('"ByteLevel"' in json.dumps(settings[part]) for part in ("pre_tokenizer", "decoder"))
     special = set(tokenizer.all_special_ids)
-    roles = {role: getattr(tokenizer, f"{role}_id") for role in _ROLES}
-    found: dict[bytes | str, int] = {role: int(number) for role, number in roles.items() if number is not None}
+    numbers = {role: getattr(tokenizer, f"{role}_id") for role in roles}
+    found: dict[bytes | str, int] = {role: int(number) for role, number in numbers.items() if number is not None}
     # Bytes come last: where a character has an entry of its own, its byte stands for nothing.
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (_is_byte(entry[0]), entry[1])):
-        if number not in special:
+        if number not in special and not (
+            prefix and token.startswith(prefix) and _is_isolated(token.removeprefix(prefix))
+        ):
             found.setdefault(_bytes_of(token, prefix, byte_level), number)
     return found
 
@@ -236,11 +242,12 @@ def spelled(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> l
 
     An entry that stands for the same is taken as it is, and a special token for one of the same role.
     """
-    theirs_by = _meanings(theirs)
+    roles = ("pad_token", "unk_token", *_ROLES)  # one token may have several: the last counts
+    theirs_by = _meanings(theirs, roles)
     (first, *_) = theirs("a", add_special_tokens=False)["input_ids"]
     adds_space = theirs_by.get(b" a") == first
     pieces: list[list[int]] = [[] for _ in range(len(ours))]
-    for meaning, number in _meanings(ours).items():
+    for meaning, number in _meanings(ours, roles).items():
         if meaning in theirs_by:
             pieces[number] = [theirs_by[meaning]]
         elif isinstance(meaning, bytes):
@@ -255,6 +262,14 @@ def _settings(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
     return settings
 
 
+def _is_isolated(token: str) -> bool:
+    """Whether WordPiece's texts are split around a token, which then says nothing of a space before it."""
+    if len(token) != 1:
+        return False
+    punctuation = unicodedata.category(token).startswith("P") or (token.isascii() and not token.isalnum())
+    return punctuation or "CJK" in unicodedata.name(token, "")
+
+
 def _is_byte(token: str) -> bool:
     """Whether a token is how SentencePiece writes a byte."""
     return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
@@ -262,7 +277,9 @@ def _is_byte(token: str) -> bool:
 
 def _bytes_of(token: str, prefix: str, byte_level: bool) -> bytes:
     if prefix:
-        return token.removeprefix(prefix).encode() if token.startswith(prefix) else b" " + token.encode()
+        if token.startswith(prefix) or _is_isolated(token):
+            return token.removeprefix(prefix).encode()
+        return b" " + token.encode()
     if byte_level and all(character in _BYTES for character in token):
         return bytes(_BYTES[character] for character in token)
     if _is_byte(token):

@@ -43,7 +43,7 @@ from kdalign.projection import Projections
 from kdalign.reading import Texts, announce, config_of, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
-from kdalign.samples import Prompt, continued
+from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
 from kdalign.training import Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
@@ -182,7 +182,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says = []
     if taught is not None and main and run.teacher_tokenizer is not None:
-        asked = work.prompts(run.watched, run.teacher_tokenizer, recipe.train.samples)
+        asked = prompts if texts.across is None else reworded(prompts, run.teacher_tokenizer)
         taught_says = continued(taught.model, run.teacher_tokenizer, asked)
     for prompt, saying in zip(prompts, taught_says, strict=False):
         observer.announce(f"teacher's sample: {_shown(prompt.text)} → {_shown(saying)}")

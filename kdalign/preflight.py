@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models
-from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton
+from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config
 from kdalign.preparation import Prepared
@@ -95,7 +95,8 @@ def _student_config(run: Prepared) -> PretrainedConfig | None:
     if run.student is not None:
         return run.student.config
     if run.cut is not None and run.teacher is not None:
-        return run.cut.config(run.teacher.config)
+        config = run.cut.config(run.teacher.config)
+        return with_tokenizer(config, run.tokenizer) if run.across and run.tokenizer is not None else config
     tokenizer = run.tokenizer or run.teacher_tokenizer
     return new_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
 
@@ -179,7 +180,8 @@ def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedCo
     """Memory for weights, gradients and moments, and disk for the student and two checkpoints, against what is free."""
     ours = describe(student).parameters if student is not None else 0
     theirs = describe(teacher).parameters if teacher is not None else 0
-    memory, disk = _TRAINED_BYTES * ours + 4 * theirs, (4 + 2 * _SAVED_BYTES) * ours
+    trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
+    memory, disk = trained * ours + 4 * theirs, (4 + 2 * _SAVED_BYTES) * ours
     cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
     free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     place = run.folder.path.absolute()

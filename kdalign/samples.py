@@ -30,8 +30,15 @@ def beginnings(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: in
     for text in examples.texts[0][:count]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids[: min(PROMPT_TOKENS, -(-len(ids) // 2))]
-        prompts.append(Prompt(tokenizer.decode(ids), (*start_of(tokenizer), *ids)))
+        text = tokenizer.decode(ids).rstrip("\ufffd")  # a character that is cut in its bytes
+        prompts.append(Prompt(text, (*start_of(tokenizer), *ids)))
     return tuple(prompts)
+
+
+def reworded(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
+    """The same beginnings of texts in another tokenizer's tokens."""
+    tokens = [tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
+    return tuple(Prompt(prompt.text, (*start_of(tokenizer), *ids)) for prompt, ids in zip(prompts, tokens, strict=True))
 
 
 def sources(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int) -> tuple[Prompt, ...]:

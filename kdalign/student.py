@@ -1,5 +1,6 @@
 """The student: cut out of the teacher, or a checkpoint of its own; its weights are float32."""
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -191,12 +192,16 @@ def with_vocabulary(
     arXiv:2402.09977, section 3.2); what is no text, as the mean of all.
     """
     student = _empty(model, with_tokenizer(model.config, ours))
+    larger = copy.deepcopy(model.config)
+    larger.vocab_size += 1
+    with torch.device("meta"):
+        grown = _empty(model, larger).state_dict()
     pieces, source, target = spelled(ours, theirs), model.state_dict(), student.state_dict()
-    for name, values in target.items():
+    for name in target:
         old = source[name].to(torch.float32)
-        if old.shape == values.shape:
+        if grown[name].shape == old.shape:
             target[name] = old
-        else:
+        else:  # it grows with the vocabulary
             target[name] = torch.stack([old[ids].mean(dim=0) if ids else old.mean(dim=0) for ids in pieces])
     student.load_state_dict(target)
     student.tie_weights()

@@ -149,6 +149,29 @@ def test_encoder_decoders_with_two_tokenizers_are_refused_before_anything_is_wri
     assert not (tmp_path / "runs/no").exists()
 
 
+def test_the_teacher_is_asked_to_go_on_from_the_same_text(kdalign, words, tmp_path):
+    assert kdalign(*words("causal", "runs/a"))[0] == 0
+    samples = json.loads((tmp_path / "runs/a/record.json").read_text())["samples"]
+    assert len(samples) == 3
+    assert all("\ufffd" not in sample["prompt"] and "teacher" in sample for sample in samples)
+
+
+def test_embeddings_are_learnt_from_a_teacher_with_other_tokens(kdalign, teacher, tmp_path):
+    place = tmp_path / "pairs"
+    place.mkdir()
+    first, labels = sentences(60, 1)
+    pd.DataFrame({"text": first}).to_parquet(place / "train.parquet")
+    pairs = {"sentence1": first, "sentence2": first[::-1], "label": [float(x) for x in labels]}
+    pd.DataFrame(pairs).to_parquet(place / "validation.parquet")
+    status, _, err = kdalign("distill", "--teacher", teacher, "--student", "layers=2", "--tokenizer", "train:290",
+                             "--task", "embedding", "--data", place, "--max-steps", "4", "--batch-size", "16",
+                             "--precision", "fp32", "--device", "cpu", "--out", "runs/a")  # fmt: skip
+    assert status == 0, err
+    record = json.loads((tmp_path / "runs/a/record.json").read_text())
+    assert record["scores"]["validation"]["agreement"]["value"] is not None
+    assert 0 < record["training"]["terms"]["embedding"] < 2
+
+
 def test_adapters_leave_no_way_to_learn_a_vocabulary(kdalign, words, tmp_path):
     pytest.importorskip("peft")
     status, _, err = kdalign(*words("classes", "runs/a", "--lora", "2"))

@@ -1,5 +1,6 @@
 """Two tokenizers: which positions, entries and embeddings stand for the same text, and what is learnt from that."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -279,8 +280,9 @@ def test_entries_of_two_vocabularies_meet_by_what_they_stand_for():
     }
     assert {("Ġfilm", "film"), ("s", "##s"), ("<s>", "[CLS]"), ("</s>", "[SEP]"), ("<mask>", "[MASK]")} <= pairs
     assert len({*shared.student.tolist()}) == len({*shared.teacher.tolist()}) == len(shared)
+    assert {(",", ","), ("?", "?"), ("'", "'")} <= pairs, "WordPiece splits around punctuation, whatever stands before"
     for one, other in pairs:
-        if not one.startswith("<"):
+        if one[-1].isalnum() and one.isascii():
             assert one.replace("Ġ", "") == other.removeprefix("##")
             assert one.startswith("Ġ") != other.startswith("##")
 
@@ -321,6 +323,26 @@ def test_a_model_with_another_vocabulary_starts_from_the_pieces_of_its_entries()
     torch.testing.assert_close(new[ours.convert_tokens_to_ids(f"Ġ{word}")], old[pieces].mean(dim=0))
     rest = [name for name in big.state_dict() if "word_embeddings" not in name]
     assert all(torch.equal(big.state_dict()[name], small.state_dict()[name]) for name in rest)
+
+
+@pytest.mark.parametrize("head", ["classes", "masked", "causal"])
+def test_a_vocabulary_of_the_same_size_is_not_taken_by_number(head):
+    theirs = byte_level()
+    words = sorted(theirs.get_vocab(), key=theirs.get_vocab().get)
+    turned = json.loads(theirs.backend_tokenizer.to_str())
+    numbers = {word: number for number, word in enumerate([*words[:4], *words[:3:-1]])}
+    turned["model"]["vocab"] = numbers
+    ours = fast(Tokenizer.from_str(json.dumps(turned)), **{r: t for r, t in theirs.special_tokens_map.items()})
+    if head == "classes":
+        big = tiny_classifier("bert", vocab_size=len(theirs)).eval()
+    else:
+        big = Setting._model("bert" if head == "masked" else "gpt2", 2, theirs)
+    small = with_vocabulary(big, ours, theirs).eval()
+    text = "a good film, isn't it?"
+    one, other = (model(torch.tensor([t(text)["input_ids"]])).logits for model, t in ((big, theirs), (small, ours)))
+    if head != "classes":
+        other = other[..., [numbers[word] for word in words]]
+    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
 
 
 # -- losses over two vocabularies ---------------------------------------------------------------------------------
@@ -366,6 +388,14 @@ def test_the_losses_over_two_vocabularies_have_the_gradients_of_their_formulas()
     assert torch.autograd.gradcheck(lambda s: losses.universal_logit_distance(s, teacher, shared, 2.0), student)
 
 
+def test_of_a_vocabulary_that_holds_the_other_whole_only_what_is_shared_is_compared():
+    student, teacher = torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[5.0, 0.0, 0.0, 3.0]])
+    for one, other in ((student, teacher), (teacher, student)):
+        for kind in losses.DIVERGENCES:
+            found = losses.divergence_of_shared(one, other, (torch.arange(3), torch.arange(3)), kind, 1.0)
+            assert float(found) == pytest.approx(0, abs=1e-6)
+
+
 def test_a_vocabulary_that_holds_the_other_whole_gives_a_finite_divergence():
     student = torch.randn(2, 3, requires_grad=True)
     loss = losses.divergence_of_shared(student, torch.randn(2, 5), (torch.arange(3), torch.arange(3)), "forward", 1.0)
@@ -388,7 +418,7 @@ EVERY = pytest.mark.parametrize("kind", KINDS)
 class Setting:
     """A teacher and a student that read the same texts in other tokens, and all that joins them."""
 
-    def __init__(self, kind, weights=ALL):
+    def __init__(self, kind, weights=ALL, choice="auto"):
         ours_type, theirs_type, *make = KINDS[kind]
         self.tokenizers = tuple(one() for one in make)
         rows, labels = sentences(8, 3)
@@ -409,7 +439,7 @@ class Setting:
             )
         order = (0, 1) if kind == "classes" else None
         self.teacher = Teacher(big, order, torch.float32, CPU)
-        plan = propose(describe(big.config), describe(small.config), relations="all")
+        plan = propose(describe(big.config), describe(small.config), choice, relations="all")
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
         if kind == "classes":
             self.objective = build_objective(weights, self.plan, regression=False)
@@ -483,6 +513,35 @@ def test_positions_that_the_teacher_lacks_enter_no_term(kind):
     after = setting.objective(View(ours, signals, fewer), units).parts
     assert float(after["cosine"]) == float(before["cosine"])
     assert float(after["euclid"]) == float(before["euclid"])
+
+
+@pytest.mark.parametrize(("choice", "term"), [("learned", "beta"), ("auto", "beta"), ("auto", "relations")])
+def test_no_gradient_reaches_positions_that_the_teacher_lacks(choice, term):
+    weights = Weights(**{**dict.fromkeys(ALL.weights, 0.0), term: 1.0})
+    setting = Setting("classes", weights, choice)
+    batch = collate(setting.data, range(len(setting.data)))
+    lacking = batch.tokens & (torch.arange(batch.tokens.size(1)) % 3 == 1)
+    shares = torch.where(lacking[..., None], 0, batch.matching.shares)
+    batch = replace(batch, matching=replace(batch.matching, shares=shares))
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
+    signals = setting.learner(batch.inputs, taught)
+    kept = signals.hidden if term == "beta" else signals.values
+    last = max(kept)
+    (slope,) = torch.autograd.grad(
+        setting.objective(View(signals, taught, batch), count_units([batch])).total, kept[last]
+    )
+    slope = slope if term == "beta" else slope.transpose(1, 2).flatten(2)
+    assert float(slope[lacking].abs().max()) == 0
+    assert float(slope[batch.compared].abs().max()) > 0
+
+
+def test_the_end_of_a_document_is_asked_for_once_and_not_where_it_goes_on():
+    tokenizers = byte_level(), byte_fallback()
+    document = " ".join(sentences(20, 5)[0])
+    data = encode_documents_across(examples([document]), tokenizers, "causal", 24)
+    lasts = [row[-1] for row in data.columns["targets"]]
+    assert len(lasts) > 2
+    assert lasts == [IGNORED] * (len(lasts) - 1) + [tokenizers[0].eos_token_id]
 
 
 def test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for():
