@@ -86,6 +86,7 @@ def _options(
         "kdalign distill --teacher ./llama --student layers=half --task lm --data ./texts --max-tokens 1000000",
         "kdalign distill --teacher none --student new:marian,layers=4,width=256 --tokenizer train:8000 "
         "--task translation:en-de --data ./pairs",
+        "kdalign distill --teacher ./bert --student layers=3,width=192 --tokenizer train:8000 --task sst2",
         "kdalign distill --recipe recipe.yaml --set train.lr=1e-4 --out runs/second",
         "kdalign distill --out runs/second --resume",
         "torchrun --nproc_per_node 2 -m kdalign distill --recipe recipe.yaml",
@@ -96,12 +97,13 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            help="layers=N or layers=half (cut out of the teacher), hub id, folder, or new:TYPE,layers=N,width=N. "
-            "Default layers=half."
+            help="layers=N or layers=half (cut out of the teacher; layers=N,width=N narrower, too, and heads, "
+            "kv_heads, feed_forward), hub id, folder, or new:TYPE,layers=N,width=N. Default layers=half."
         ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Of a student from nothing: hub id, folder, or train:SIZE on the training text.")
+        str | None,
+        typer.Option(help="Of a student that is cut or new: hub id, folder, or train:SIZE on the training text."),
     ] = None,
     task: TaskName = None,
     data: DataFolder = None,
@@ -181,7 +183,9 @@ def distill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHAT", help="Let an error of the checks through: memory, disk, special-tokens."),
+        typer.Option(
+            metavar="WHAT", help="Let an error of the checks through: memory, disk, special-tokens; may be repeated."
+        ),
     ] = None,
     no_finetune_teacher: Annotated[
         bool, typer.Option("--no-finetune-teacher", help="Refuse a teacher without a head for the task.")

@@ -219,6 +219,12 @@ def narrow_config(config: PretrainedConfig, wanted: Narrowing) -> PretrainedConf
     setattr(changed, names.feed_forward, wanted.feed_forward or stack.feed_forward)
     if family.free:
         changed.num_key_value_heads, changed.head_dim = kv_heads, stack.head_width
+    if family.free and width % heads and stack.width % stack.heads == 0:
+        # Transformers refuses to save such a Llama, though it runs.
+        raise UsageError(
+            f"a {config.model_type} student of width={width} and heads={heads} (accepted: a width that heads divide, "
+            f"such as width={max(heads, width - width % heads)}, or other heads)"
+        )
     if config.model_type == "electra" and config.embedding_size == stack.width:
         changed.embedding_size = width
     elif config.model_type == "electra" and config.embedding_size == width:

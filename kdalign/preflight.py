@@ -16,7 +16,7 @@ from kdalign import models
 from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config
-from kdalign.preparation import Prepared
+from kdalign.preparation import Prepared, trained_size
 from kdalign.tasks import Examples, Task
 
 _TRAINED_BYTES = 16
@@ -74,7 +74,8 @@ def _findings(run: Prepared) -> Iterator[Finding]:
             yield from _special_tokens(word, config, tokenizer)
     if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, Task):
         yield from _labels(run, run.task)
-    yield from _inputs(both)
+    if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
+        yield from _inputs(both)
     longest = [models.positions(config) for _, config in both]
     said = ", ".join(
         f"{word} {'any' if most >= models.UNBOUNDED else most}" for (word, _), most in zip(both, longest, strict=True)
@@ -96,7 +97,11 @@ def _student_config(run: Prepared) -> PretrainedConfig | None:
         return run.student.config
     if run.cut is not None and run.teacher is not None:
         config = run.cut.config(run.teacher.config)
-        return with_tokenizer(config, run.tokenizer) if run.across and run.tokenizer is not None else config
+        if run.across and run.tokenizer is not None:
+            return with_tokenizer(config, run.tokenizer)
+        size = trained_size(run.recipe.tokenizer) if run.recipe.tokenizer is not None else None
+        config.vocab_size = size or config.vocab_size
+        return config
     tokenizer = run.tokenizer or run.teacher_tokenizer
     return new_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
 

@@ -235,9 +235,8 @@ def train(
             value, scores = evaluate(learner.student)
             if progress.step == 0:
                 numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
-                observer.announce(
-                    "before training: " + ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
-                )
+                shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
+                observer.announce(f"before training, on the watched texts: {shown}")
             folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
             if progress.best_score is None or value > progress.best_score:
                 progress.best_score, progress.best_step, progress.evaluations_without_gain = (

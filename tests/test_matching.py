@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def texts(n=300):
     return [*sentences(n, 7)[0], *HARD_TEXTS * 3]
 
 
+@cache
 def word_piece(words=60):
     """As BERT's: lower case, without accents, pieces marked by ##; its characters, and the commonest words and ends."""
     plain = normalizers.BertNormalizer(lowercase=True)
@@ -76,6 +78,7 @@ def word_piece(words=60):
     return fast(made, unk_token="[UNK]", **roles)
 
 
+@cache
 def byte_level(size=420):
     """As RoBERTa's and GPT-2's: bytes, spaces before words."""
     made = Tokenizer(models.BPE())
@@ -91,6 +94,7 @@ def byte_level(size=420):
     return fast(made, bos_token="<s>", eos_token="</s>", **roles)
 
 
+@cache
 def unigram(size=260):
     """As XLNet's: SentencePiece, its special tokens after the text."""
     made = Tokenizer(models.Unigram())
@@ -107,6 +111,7 @@ def unigram(size=260):
     return fast(made, unk_token="<unk>", **roles)
 
 
+@cache
 def byte_fallback(size=460):
     """As Llama's: SentencePiece with bytes for what it has no entry for."""
     made = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))

@@ -117,7 +117,7 @@ def write_into(teacher, onto):
 def test_main_directions_lose_nothing_of_a_stream_that_lies_in_them(kind):
     teacher = write_into(model(kind, tie_word_embeddings=False), directions())
     near(logits(narrow(teacher, Narrowing(width=16), "pca", texts())), logits(teacher))
-    assert not torch.allclose(logits(narrow(teacher, Narrowing(width=15), "pca", texts())), logits(teacher), atol=0.05)
+    assert not torch.allclose(logits(narrow(teacher, Narrowing(width=12), "pca", texts())), logits(teacher), atol=0.05)
 
 
 @pytest.mark.parametrize("kind", GEMMAS)
@@ -298,3 +298,9 @@ def test_of_a_real_models_half_width_main_directions_keep_most_answers_and_chann
     agreement = {by: float((found == answers[""]).float().mean()) for by, found in answers.items()}
     assert agreement["pca"] > 0.8
     assert max(agreement["importance"], agreement["random"]) < 0.65
+
+
+def test_a_llama_whose_heads_do_not_divide_its_width_is_refused_since_it_could_not_be_saved():
+    with pytest.raises(UsageError, match="a width that heads divide, such as width=16"):
+        narrow_config(config_of("llama"), Narrowing(width=18))
+    narrow_config(config_of("llama"), Narrowing(width=20)).to_json_string()
