@@ -106,6 +106,16 @@ class Batch:
         return (self.targets != IGNORED) & self.counted[:, None]
 
     @property
+    def taught_inputs(self) -> dict[str, Tensor]:
+        """What the teacher reads."""
+        return self.inputs if self.taught is None else self.taught
+
+    @property
+    def taught_real(self) -> Bool[Tensor, "batch theirs"]:
+        """(batch, the teacher's time), false for padding."""
+        return self.real if self.taught is None else self.taught["attention_mask"].bool()
+
+    @property
     def compared(self) -> Bool[Tensor, "batch time"]:
         """Real tokens of counted examples for which the teacher has something to be compared with."""
         return self.tokens if self.matching is None else self.tokens & self.matching.compared

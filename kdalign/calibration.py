@@ -96,10 +96,9 @@ def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
 def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
     """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
     for batch in batches:
-        inputs = batch.inputs if batch.taught is None else batch.taught
-        mask = batch.real.long() if batch.taught is None else batch.taught["attention_mask"]
+        inputs = batch.taught_inputs
         kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
-        yield kept | {"attention_mask": mask}
+        yield kept | {"attention_mask": batch.taught_real.long()}
 
 
 def alike(
@@ -204,7 +203,7 @@ def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> I
     """The student's signals and the teacher's, at the student's positions."""
     student, teacher = both
     yield _features(student, batch.inputs)
-    signals = _features(teacher, batch.inputs if batch.taught is None else batch.taught)
+    signals = _features(teacher, batch.taught_inputs)
     yield signals if batch.matching is None else signals.moved(batch.matching)
 
 

@@ -55,7 +55,7 @@ def encode_documents(
     family: str,
     max_length: int,
     scored: bool,
-    left_to_right: bool = True,
+    left_to_right: bool,
 ) -> Encoded:
     """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``).
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -102,8 +102,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     """
     check_device(recipe.train.device, recipe.train.trackers)
     runs = [prepare(one) for one in split_by_task(recipe)]
-    for run in runs:
-        preflight(run)
+    runs = [replace(run, checks=preflight(run)) for run in runs]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
     if len(runs) > 1:
@@ -160,8 +159,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
     announce(run, texts, tokenizer, observer)
-    checked = preflight(run)
-    for finding in checked:
+    for finding in run.checks:
         if finding.allowed or finding.what in NOTEWORTHY:
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
 
@@ -283,7 +281,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
                 teacher=teacher_facts,
                 data=_data_facts(run, texts)
-                | {"checks": {each.what: each.said for each in checked if each.allowed or each.what not in _MACHINE}},
+                | {
+                    "checks": {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
+                },
                 scores=_final_scores(run, exported, texts, answers, comparable),
                 training=_training_facts(progress, run, accelerator)
                 | ({"layer_attention": attended} if attended else {}),
@@ -482,6 +482,7 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
             for split, e in texts.reported.items()
         },
     }
+    facts["checks"] = {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 

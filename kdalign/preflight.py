@@ -6,7 +6,6 @@ A finding with a mend is an error, which ``--allow`` lets through by its name; t
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -16,7 +15,7 @@ from kdalign import models
 from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config
-from kdalign.preparation import Prepared, trained_size
+from kdalign.preparation import Finding, Prepared, trained_size
 from kdalign.tasks import Examples, Task
 
 _TRAINED_BYTES = 16
@@ -29,23 +28,6 @@ _DROPOUTS = (
 )
 NOTEWORTHY = ("labels", "inputs", "tied weights", "leak")
 """What is said of a run before it begins, beside what was let through."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: its name, which ``--allow`` takes.
-        said: what was found.
-        mend: what can be done about it; empty where nothing is wrong.
-        allowed: whether the recipe lets it through.
-    """
-
-    what: str
-    said: str
-    mend: str = ""
-    allowed: bool = False
 
 
 def preflight(run: Prepared) -> tuple[Finding, ...]:

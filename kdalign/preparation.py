@@ -44,6 +44,23 @@ MONITORED_CHARACTERS = 50_000
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name, which ``--allow`` takes.
+        said: what was found.
+        mend: what can be done about it; empty where nothing is wrong.
+        allowed: whether the recipe lets it through.
+    """
+
+    what: str
+    said: str
+    mend: str = ""
+    allowed: bool = False
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A run that was checked: configurations and data are read, weights are not.
 
@@ -56,6 +73,7 @@ class Prepared:
         plan: the shape plan; None without a teacher.
         tokenizer: the student's; None where it is trained on the text.
         teacher_tokenizer: the teacher's; None without a teacher.
+        checks: what was found that a run would meet, once it was looked for.
     """
 
     recipe: Recipe
@@ -72,6 +90,7 @@ class Prepared:
     watched: Examples
     reported: Mapping[str, Examples]
     folder: RunFolder
+    checks: tuple[Finding, ...] = ()
 
     @property
     def task(self) -> AnyTask:

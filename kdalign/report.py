@@ -309,15 +309,13 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
 
 def preparation_json(prepared: Sequence["Prepared"]) -> str:
     """The same for machines: a list, an object per task, with its recipe and plan in full."""
-    from kdalign.preflight import preflight
-
     runs = [
         {
             "task": run.task.name,
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
             "finetunes": run.finetunes,
             "cut_from": run.cut_from,
-            "checks": [asdict(finding) for finding in preflight(run)],
+            "checks": [asdict(finding) for finding in run.checks],
             "data": str(run.task.source),
             "found": run.task.found or None,
             "examples": {
@@ -336,7 +334,6 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
 
 def _facts(run: "Prepared") -> dict[str, str]:
     from kdalign.alignment import layers_text
-    from kdalign.preflight import preflight
 
     train, cut_from = run.recipe.train, run.cut_from
     facts = {
@@ -354,7 +351,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }
-    for finding in preflight(run):
+    for finding in run.checks:
         facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
 

@@ -159,7 +159,7 @@ def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTra
 
 def made(
     teacher: PreTrainedModel,
-    cut_: Cut,
+    wanted: Cut,
     start: Mapping[str, Sequence[int]] | None,
     by: str,
     texts: Iterable[Mapping[str, Tensor]],
@@ -169,7 +169,7 @@ def made(
 
     Args:
         teacher: in float32.
-        cut_: what is kept.
+        wanted: what is kept.
         start: for each stack, the teacher layers that are copied; None draws every weight by the seed.
         by: how it is narrowed, one of ``narrowing.METHODS``.
         texts: a few that the teacher reads, by which it is narrowed.
@@ -178,9 +178,9 @@ def made(
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _empty(teacher, cut_.config(teacher.config))
+            return _empty(teacher, wanted.config(teacher.config))
     # Narrowed first: what its layers do is seen best in the teacher as it is.
-    return cut(narrow(teacher, cut_.narrowing, by, texts, seed) if cut_.narrows else teacher, start)
+    return cut(narrow(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher, start)
 
 
 def with_vocabulary(

@@ -24,7 +24,7 @@ class Teacher:
 
     def __call__(self, batch: Batch, wanted: Wanted) -> Signals:
         """One forward without gradients, at the student's positions; logits in the task's label order."""
-        device, inputs = self.model.device.type, batch.inputs if batch.taught is None else batch.taught
+        device, inputs = self.model.device.type, batch.taught_inputs
         with torch.no_grad():
             with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
                 signals = run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)

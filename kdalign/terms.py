@@ -314,9 +314,7 @@ class Similarity:
 
 
 def _embeddings(view: View) -> tuple[Tensor, Tensor]:
-    batch = view.batch
-    theirs = batch.real if batch.taught is None else batch.taught["attention_mask"].bool()
-    return pooled(view.student.features, batch.real), pooled(view.taught.features, theirs)
+    return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.taught_real)
 
 
 @dataclass(frozen=True)

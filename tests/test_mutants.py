@@ -257,8 +257,8 @@ MUTANTS = {
     ),
     "a continuing piece taken for a word": (
         "matching.py",
-        'if token.startswith(prefix) else b" " + token.encode()',
-        "if token.startswith(prefix) else token.encode()",
+        'return b" " + token.encode()',
+        "return token.encode()",
         "test_matching.py::test_entries_of_two_vocabularies_meet_by_what_they_stand_for",
     ),
     "what is masked for one is seen by the other": (
