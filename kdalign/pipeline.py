@@ -280,10 +280,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 recipe=recipe.model_dump(mode="json"),
                 student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
                 teacher=teacher_facts,
-                data=_data_facts(run, texts)
-                | {
-                    "checks": {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
-                },
+                data=_data_facts(run, texts),
                 scores=_final_scores(run, exported, texts, answers, comparable),
                 training=_training_facts(progress, run, accelerator)
                 | ({"layer_attention": attended} if attended else {}),
