@@ -43,6 +43,8 @@ class Encoded:
         words: of the text whose tokens are predicted, divided at white space; 0 where nothing counts them.
         left_to_right: whether a position has read what stands before it alone, which decides how positions of two
             tokenizers are matched.
+        bytes: of that text in UTF-8; 0 where nothing counts them.
+        groups: (rows,) which rows an interval resamples together, such as those of one text; None for each by itself.
         covered: where there are two tokenizers, the characters that lie in tokens of both, and all (no white space).
     """
 
@@ -55,6 +57,8 @@ class Encoded:
     passed_over: int = 0
     left_to_right: bool = False
     covered: tuple[int, int] | None = None
+    bytes: int = 0
+    groups: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -68,7 +72,9 @@ class Encoded:
         """The examples of these rows, in this order."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         labels = None if self.labels is None else self.labels[np.asarray(rows)]
-        return replace(self, columns=columns, labels=labels, words=0)  # the rows' words are not known
+        groups = None if self.groups is None else self.groups[np.asarray(rows)]
+        # The rows' words and bytes are not known.
+        return replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
 
 
 @dataclass(frozen=True)
@@ -268,9 +274,16 @@ def micro_batches(
     ]
 
 
-def in_order(encoded: Encoded, size: int) -> Iterator[tuple[list[int], Batch]]:
-    """All rows once in batches of similar length, for evaluation; each batch with its row numbers."""
-    order = np.argsort(encoded.lengths, kind="stable")
-    for start in range(0, len(order), size):
-        rows = order[start : start + size].tolist()
-        yield rows, collate(encoded, rows)
+def in_order(encoded: Encoded, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
+    """All rows once in batches of similar length, for evaluation; each batch with its row numbers.
+
+    A batch holds ``size`` rows, or with ``tokens`` as many as fill so many positions, at least one.
+    """
+    lengths = encoded.lengths
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        # From the longest down: what is left to do then takes less and less time, and memory is full at once.
+        rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
+        start += len(rows)
+        yield rows.tolist(), collate(encoded, rows.tolist())

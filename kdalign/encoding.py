@@ -54,15 +54,13 @@ def encode_documents(
     tokenizer: PreTrainedTokenizerBase,
     family: str,
     max_length: int,
-    scored: bool,
-    left_to_right: bool,
+    left_to_right: bool = False,
 ) -> Encoded:
-    """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``).
+    """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``) to learn from.
 
-    A document longer than ``max_length`` becomes several rows. For scoring, every token of the text is asked for once
-    and nothing else. For training, a causal model's documents are packed into full rows, in which nothing attends
-    across documents; the end of a document is asked for, too. A permutation model predicts from left to right, or in
-    drawn orders.
+    A document longer than ``max_length`` becomes several rows. A causal model's documents are packed into full rows, in
+    which nothing attends across documents; the end of a document is asked for, too. A permutation model predicts from
+    left to right, or in drawn orders.
     """
     texts = examples.texts[0]
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -71,10 +69,7 @@ def encode_documents(
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
         start = before or start_of(tokenizer)
-        if scored:
-            columns = _left_to_right(contents, start, max_length)
-        else:
-            columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
+        columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
         return Encoded(columns, None, pad, words=words)
     room = max_length - len(before) - len(after)
     rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
@@ -175,7 +170,8 @@ def encode_pairs(
     blank = int(tokenizer.pad_token_id)
     pad = {"input_ids": blank, "decoder_input_ids": blank, "targets": IGNORED}
     words = 0 if truncated else sum(len(text.split()) for text in targets)
-    return Encoded(columns, None, pad, truncated, words=words)
+    size = 0 if truncated else sum(len(text.encode("utf-8", "surrogatepass")) for text in targets)
+    return Encoded(columns, None, pad, truncated, words=words, bytes=size)
 
 
 MASKED_RATE = 0.15
@@ -248,18 +244,6 @@ def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _parts(content: list[int], room: int) -> Iterator[list[int]]:
     for start in range(0, len(content), room):
         yield content[start : start + room]
-
-
-def _left_to_right(contents: Sequence[list[int]], start: list[int], max_length: int) -> dict[str, list[list[int]]]:
-    """Rows of one document each: every token asked for once, a long document in windows that do not overlap."""
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
-    for content in contents:
-        whole = [*start, *content]
-        targets = [IGNORED] * (len(start) - 1) + content
-        for begin in range(0, len(targets), max_length):
-            columns["input_ids"].append(whole[begin : min(begin + max_length, len(targets))])
-            columns["targets"].append(targets[begin : begin + max_length])
-    return columns
 
 
 def _packed(

@@ -1,6 +1,7 @@
 """How likely a language model finds a text: total negative log-likelihood over counted tokens, divided once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,20 @@ class TokenAnswers:
     best: Array
 
 
-def answer(model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
-    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards."""
+def answer(model: PreTrainedModel, encoded: Encoded, tell: Callable[[int, int], None] | None = None) -> TokenAnswers:
+    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
+
+    Args:
+        model: with a language-model head.
+        encoded: rows with targets.
+        tell: told how many tokens have been read, and of how many.
+    """
     device = next(model.parameters()).device
-    rows_at_once = max(1, TOKENS_AT_ONCE // max(8, int(encoded.lengths.max())))
     nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
     best: dict[int, Array] = {}
+    read, total = 0, int(encoded.lengths.sum())
     with answering(model):
-        for rows, batch in in_order(encoded, rows_at_once):
+        for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
             batch = batch.to(device)
             signals = run(model, accepted_inputs(model, batch.inputs), Wanted(), None)
             assert batch.targets is not None, "a language-modelling task has targets"
@@ -56,50 +63,85 @@ def answer(model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
                 nll[row] = float(each[start:end].double().sum())
                 tokens[row] = end - start
                 best[row] = likeliest[start:end].cpu().numpy()
+            if tell is not None:
+                read += int(batch.real.sum())
+                tell(read, total)
     return TokenAnswers(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 
-def perplexities(answers: TokenAnswers, way: str, words: int, max_length: int, interval: bool) -> list[Score]:
-    """The perplexities that a way to take the likelihood gives, a key of ``_PROTOCOLS``.
+def perplexities(
+    answers: TokenAnswers,
+    encoded: Encoded,
+    how: str,
+    interval: bool,
+    *,
+    masked: bool = False,
+    mark: str = "",
+) -> list[Score]:
+    r"""The perplexities of answers, all from one total: :math:`\exp(\mathrm{NLL} / n)` for n tokens, words or bytes.
 
-    Left to right (causal, permutation, encoder-decoder): ``ppl``, a target token's, and ``word_ppl``, the same total
-    over the words of the text, which models with other tokenizers share. A masked model's is of the masked tokens
-    alone, ``masked_ppl``, and compares with nothing else. Where texts were cut, their words are not known.
+    ``ppl`` is a target token's; ``word_ppl``, ``byte_ppl`` and ``bits_per_byte`` are over the words and bytes of the
+    text, which models with other tokenizers share. With ``masked`` the total is of the masked tokens alone,
+    ``masked_ppl``, and compares with nothing else. Where texts were cut, their words and bytes are not known.
+
+    Args:
+        answers: to the rows of ``encoded``.
+        encoded: knows the words and bytes that were asked for.
+        how: the protocol, from ``protocol``.
+        interval: whether to compute one.
+        masked: whether 15 % of the tokens were asked for.
+        mark: what a table says beside the number, such as ``pseudo``.
     """
-    how = f"{_PROTOCOLS[way].format(n=max_length)}; kdalign {__version__}"
-    total = int(answers.tokens.sum())
-    if way == "masked":
-        return [_perplexity("masked_ppl", answers, total, how, interval)]
-    found = [_perplexity("ppl", answers, total, how, interval)]
-    return [*found, _perplexity("word_ppl", answers, words, how, interval)] if words else found
+    nll, tokens = answers.nll, answers.tokens
+    if encoded.groups is not None:
+        _, group = np.unique(encoded.groups, return_inverse=True)
+        nll, tokens = np.bincount(group, nll), np.bincount(group, tokens)
+    total, units = float(nll.sum()), int(tokens.sum())
+    # Rows or texts are resampled, each with its tokens: a text's tokens are not independent of one another.
+    low, high = ratio_interval(nll, tokens) if interval else (None, None)
+
+    def perplexity(name: str, per: int, unit: str = "") -> Score:
+        def of(nats: float) -> float:  # a token
+            per_unit = nats * units / per
+            return per_unit / math.log(2) if unit else math.exp(per_unit)
+
+        ends = (None if low is None else of(low), None if high is None else of(high))
+        return Score(name, of(total / units), unit, per, False, how, *ends, mark=mark)
+
+    if masked:
+        return [perplexity("masked_ppl", units)]
+    found = [perplexity("ppl", units)]
+    if encoded.words:
+        found.append(perplexity("word_ppl", encoded.words))
+    if encoded.bytes:
+        found += [perplexity("byte_ppl", encoded.bytes), perplexity("bits_per_byte", encoded.bytes, unit="bits")]
+    return found
+
+
+def protocol(way: str, length: int, stride: int | None = None) -> str:
+    """How a likelihood is taken, a key of ``_PROTOCOLS``, as a score's signature."""
+    step = f"stride {stride}" if stride is not None and stride < length else "no overlap"
+    return f"{_PROTOCOLS[way].format(n=length, step=step)}; kdalign {__version__}"
 
 
 _PROTOCOLS = {
-    "causal": "left to right, windows of {n}, no overlap, from a start token",
-    "permutation": "left to right, windows of {n}, no overlap, each window's first token unscored",
+    "causal": "left to right, windows of {n}, {step}, from a start token",
+    "permutation": "left to right, windows of {n}, {step}, each text's first token unscored",
     "seq2seq": "target given source",
     "chat": "the assistant's tokens given all before, conversations cut at {n}",
     "masked": "15 % of the tokens masked, one fixed draw",
+    "word-l2r": "pseudo: each token masked with what follows in its word (PLL-word-l2r), windows of {n}",
+    "token": "pseudo: each token masked alone (PLL), windows of {n}",
 }
 
 
-PERPLEXITIES = ("ppl", "word_ppl", "masked_ppl")
+PERPLEXITIES = ("ppl", "word_ppl", "byte_ppl", "bits_per_byte")
+"""From the likelihood of all tokens."""
 
 
 def metrics_of(family: str) -> tuple[str, ...]:
     """The names of a family's perplexities, the primary one first."""
     return ("masked_ppl",) if family == "masked" else ("ppl", "word_ppl")
-
-
-def _perplexity(name: str, answers: TokenAnswers, units: int, how: str, interval: bool) -> Score:
-    low = high = None
-    if interval:
-        # Rows are resampled, each with its tokens: a text's tokens are not independent of one another.
-        log_low, log_high = ratio_interval(answers.nll, answers.tokens)
-        scale = answers.tokens.sum() / units
-        if log_low is not None and log_high is not None:
-            low, high = math.exp(log_low * scale), math.exp(log_high * scale)
-    return Score(name, math.exp(answers.nll.sum() / units), "", units, False, how, low, high)
 
 
 def token_agreement(student: TokenAnswers, teacher: TokenAnswers, interval: bool) -> Score:

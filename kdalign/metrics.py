@@ -24,6 +24,7 @@ class Score:
         high: upper end.
         n: examples.
         signature: what produced it, library and version.
+        mark: what a table says beside it, such as ``pseudo`` of a perplexity that is none.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Score:
     signature: str
     low: float | None = None
     high: float | None = None
+    mark: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -200,7 +200,16 @@ class Finetune(_Section):
 
 NO_TEACHER = "none"
 
-TOKEN_TASKS = ("lm", "masked-lm", "language-modeling", "translation", "summarization", "chat")
+TOKEN_TASKS = (
+    "lm",
+    "masked-lm",
+    "language-modeling",
+    "translation",
+    "summarization",
+    "dialogue",
+    "transcription",
+    "chat",
+)
 EMBEDDING_TASK = "embedding"
 
 LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -223,8 +232,24 @@ ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
     """What differs for a task, by its name."""
-    kind = task.partition(":")[0]
+    kind = _kind_of(task)
     return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
+
+
+TASK_FILES = Path(__file__).parent / "tasks" / "files"
+"""Task files that are shipped: their names without the ending are tasks, too."""
+
+
+def _kind_of(task: str) -> str:
+    """What a task's name begins with, or the kind that a task file says."""
+    file = Path(task) if task.endswith((".yaml", ".yml")) else TASK_FILES / f"{task}.yaml"
+    if not file.is_file():
+        return task.partition(":")[0]
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # said by whoever reads the whole of it
+        return ""
+    return str(tree.get("kind", "")) if isinstance(tree, dict) else ""
 
 
 class Recipe(_Section):

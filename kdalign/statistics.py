@@ -60,6 +60,20 @@ def ratio_interval(sums: Array, units: Array) -> tuple[float | None, float | Non
     return float(low), float(high)
 
 
+def sums_interval(rows: Array, value: Callable[[Array], float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a value of summed rows (n, counts): percentile bootstrap, 1,000 resamples, fixed seed."""
+    n = len(rows)
+    if n < 2:
+        return None, None
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    values = np.array([value(sums) for sums in drawn @ rows])
+    finite = values[~np.isnan(values)]
+    if len(finite) < RESAMPLES // 2:
+        return None, None
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean over seeds and half the width of its 95 % interval (Student's t); None for a single seed."""
     mean = float(np.mean(values))

@@ -35,6 +35,7 @@ from kdalign.objective import (
 from kdalign.recipe import Objective as Weights
 from kdalign.samples import Prompt, beginnings, questions, sources
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
+from kdalign.windows import encode_causal, encode_permuted
 
 Answers = Any
 """A model's answers on a split: ``Predictions`` of classifiers, ``TokenAnswers`` of language models."""
@@ -222,6 +223,7 @@ class Modelling:
     family: str
     max_length: int
     asked_in: str = "drawn"
+    stride: int | None = None
     token_by_token: bool = True
 
     @property
@@ -264,8 +266,11 @@ class Modelling:
             return encode_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
             return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
-        ordered = scored or self.asked_in == "left-to-right"
-        return encode_documents(examples, tokenizer, self.family, self.max_length, scored, ordered)
+        if scored and self.family != "masked":
+            encode = encode_causal if self.family == "causal" else encode_permuted
+            return encode(examples.texts[0], tokenizer, self.max_length, self.stride)
+        ordered = self.asked_in == "left-to-right"
+        return encode_documents(examples, tokenizer, self.family, self.max_length, ordered)
 
     def check_across(self) -> None:
         """Refuse conversations, and families other than ``masked`` and ``causal``."""
@@ -312,7 +317,8 @@ class Modelling:
     ) -> list[Score]:
         """The perplexities of answers."""
         way = "chat" if self.task.kind == "chat" else self.family
-        found = likelihood.perplexities(answers, way, encoded.words, self.max_length, interval)
+        how = likelihood.protocol(way, self.max_length, self.stride)
+        found = likelihood.perplexities(answers, encoded, how, interval, masked=way == "masked")
         return [score for score in found if metrics is None or score.metric in metrics]
 
     def agreement(self, ours: TokenAnswers, theirs: TokenAnswers, *, interval: bool = True) -> Score:
@@ -433,7 +439,9 @@ def _turned(examples: Examples) -> tuple[str, ...]:
     return (*texts[1:], texts[0])
 
 
-def work_on(task: AnyTask, family: str, max_length: int, model: str, asked_in: str = "drawn") -> Work:
+def work_on(
+    task: AnyTask, family: str, max_length: int, model: str, asked_in: str = "drawn", stride: int | None = None
+) -> Work:
     """The work of a task for models of a family.
 
     Args:
@@ -442,6 +450,7 @@ def work_on(task: AnyTask, family: str, max_length: int, model: str, asked_in: s
         max_length: longest input in tokens.
         model: its name, for the error line.
         asked_in: the order in which a permutation model is trained to predict tokens.
+        stride: positions between one window and the next, where a text is scored from left to right.
 
     Raises:
         UsageError: the family cannot do this task.
@@ -451,4 +460,4 @@ def work_on(task: AnyTask, family: str, max_length: int, model: str, asked_in: s
     task.check(family, model)
     if task.scored is not None:
         return Embedding(task, task.scored, max_length)
-    return Modelling(task, family, max_length, asked_in)
+    return Modelling(task, family, max_length, asked_in, stride)

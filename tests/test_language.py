@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from conftest import make_tokenizer, one_line, sentences, tiny_config
 
+from kdalign.batches import Encoded
 from kdalign.errors import UsageError
-from kdalign.likelihood import TokenAnswers, perplexities, token_agreement
+from kdalign.likelihood import TokenAnswers, perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
 from kdalign.tasks import find_task, load_texts
 from kdalign.tasks.language import FAMILIES, LanguageTask
@@ -126,7 +127,9 @@ def test_a_family_that_cannot_learn_a_task_is_refused():
 def test_perplexity_is_from_the_total_over_all_tokens_and_words_by_hand():
     # 2 ln 2 over 2 tokens and ln 8 over 1: total ln 32 over 3 tokens, over 2 words.
     answers = TokenAnswers(np.log([4.0, 8.0]), np.array([2, 1]), np.array([1, 2, 3]))
-    token, word = perplexities(answers, "causal", words=2, max_length=8, interval=True)
+    encoded = Encoded({"input_ids": [[1, 2], [3]]}, None, {}, words=2, bytes=5)
+    token, word, byte, bits = perplexities(answers, encoded, protocol("causal", 8), interval=True)
+    assert (byte.value, bits.value, bits.unit) == (pytest.approx(2.0), pytest.approx(1.0), "bits")  # ln 32 over 5 bytes
     assert (token.metric, token.value, token.n) == ("ppl", pytest.approx(32 ** (1 / 3)), 3)
     assert (word.metric, word.value, word.n) == ("word_ppl", pytest.approx(32**0.5), 2)
     # Resampled rows give ln 4 / 2 = ln 2 to ln 8 a token; the same scale, 3 tokens for 2 words, makes them words'.
@@ -186,7 +189,7 @@ def test_a_teacher_made_from_nothing_teaches_and_the_record_says_how_each_number
     assert primary["low"] < primary["value"] < primary["high"] < 310
     assert primary["signature"].split(";")[0] in (
         "left to right, windows of 32, no overlap, from a start token",
-        "left to right, windows of 32, no overlap, each window's first token unscored",
+        "left to right, windows of 32, no overlap, each text's first token unscored",
         "15 % of the tokens masked, one fixed draw",
     )
     # The teacher's score in this run is its own from the run that made it.

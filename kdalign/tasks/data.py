@@ -31,12 +31,14 @@ class Examples:
         texts: one column of texts, or two of the same length.
         labels: class numbers (int64) or scores (float64); None where the split has none.
         passed_over: documents without a word that were left out.
+        references: for each row all texts that are right; empty where the second column is all there is.
     """
 
     split: str
     texts: tuple[tuple[str, ...], ...]
     labels: np.ndarray[Any, Any] | None
     passed_over: int = 0
+    references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -47,6 +49,7 @@ class Examples:
             self,
             texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
             labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
+            references=tuple(self.references[row] for row in rows) if self.references else (),
         )
 
     def fingerprint(self) -> str:
@@ -55,6 +58,8 @@ class Examples:
         for column in self.texts:
             for text in column:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        for known in self.references:
+            digest.update("\0".join(known).encode("utf-8", "surrogatepass") + b"\1")
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.recipe import TASK_FILES
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
@@ -21,10 +22,14 @@ AnyTask = Task | LanguageTask
 INFERRED = "classification"
 _KEYS = (
     "name",
+    "kind",
     "columns",
     "label",
     "labels",
     "metrics",
+    "references",
+    "language",
+    "prompt",
     "data",
     "dataset",
     "config",
@@ -32,7 +37,9 @@ _KEYS = (
     "evaluation",
     "test",
 )
-_SINGLE = ("name", "label", "data", "dataset", "config", "train")
+_SINGLE = ("name", "kind", "label", "language", "prompt", "data", "dataset", "config", "train")
+_OF_TEXTS = ("references", "language", "prompt")
+"""Keys of tasks whose answers are texts."""
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
 _MOST_CLASSES = 100
@@ -67,14 +74,19 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             language = replace(language, source=_source(folder, dataset, config, of))
         return with_columns(language)
     if name in GLUE:
-        task = GLUE[name]
+        task: AnyTask = GLUE[name]
     else:
-        task = _from_file(Path(name))
+        task = _from_file(_shipped().get(name, Path(name)))
     if folder is None and dataset is None:
         if task.source == Source():
             raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
         return task
     return replace(task, source=_source(folder, dataset, config, task.name))
+
+
+def _shipped() -> dict[str, Path]:
+    """The task files that kdalign brings, by name."""
+    return {file.stem: file for file in sorted(TASK_FILES.glob("*.yaml"))}
 
 
 def check_named(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> None:
@@ -90,10 +102,11 @@ def check_named(name: str, folder: str | None = None, dataset: str | None = None
     is_file = name.endswith((".yaml", ".yml"))
     if is_file and not Path(name).is_file():
         raise UsageError(f"cannot read task file {name!r}: there is none")
-    if not (name in (*GLUE, INFERRED) or is_file or language_task(name) is not None):
+    names = [*GLUE, INFERRED, *FAMILIES, *_shipped()]
+    if not (name in names or is_file or language_task(name) is not None):
         raise UsageError(
-            f"unknown task {name!r}{did_you_mean(name, [*GLUE, INFERRED, *FAMILIES])} "
-            f"(accepted: {', '.join([*GLUE, INFERRED, *FAMILIES])}, or a task file ending in .yaml)"
+            f"unknown task {name!r}{did_you_mean(name, names)} "
+            f"(accepted: {', '.join(names)}, or a task file ending in .yaml)"
         )
     if folder is not None and not Path(folder).is_dir():
         raise UsageError(f"no data folder {folder!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)")
@@ -106,7 +119,7 @@ def _source(folder: str | None, dataset: str | None, config: str | None, task: s
     return Source(folder=path / task if (path / task).is_dir() else path)
 
 
-def _from_file(file: Path) -> Task:
+def _from_file(file: Path) -> AnyTask:
     try:
         # Every value is text: a label called no is not a boolean, nor is 2024-01-05 a date.
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -121,17 +134,20 @@ def _from_file(file: Path) -> Task:
     if "columns" not in given:
         raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
     one = {key: words[0] for key, words in given.items() if key in _SINGLE}
+    if "kind" in one:
+        return _language_of(given, one, file)
+    for key in _OF_TEXTS:
+        if key in given:
+            raise UsageError(
+                f"task file {str(file)!r}: {key!r} is for tasks whose answers are texts, which name a kind"
+            )
     labels = given.get("labels", ())
     return Task(
         name=one.get("name", file.stem),
         columns=given["columns"],
         labels=labels,
         metrics=given.get("metrics", ("accuracy",) if labels else ("pearson", "spearman")),
-        source=Source(
-            folder=_beside(file, one["data"]) if "data" in one else None,
-            dataset=one.get("dataset"),
-            config=one.get("config"),
-        ),
+        source=_source_of(one, file),
         label=one.get("label", "label"),
         train=one.get("train", "train"),
         evaluation=given.get("evaluation", ("validation",)),
@@ -139,9 +155,39 @@ def _from_file(file: Path) -> Task:
     )
 
 
-def _beside(file: Path, folder: str) -> Path:
-    """A data folder named in a task file is looked for beside the file."""
-    return Path(folder) if Path(folder).is_absolute() else file.parent / folder
+def _source_of(one: Mapping[str, str], file: Path) -> Source:
+    """Where a task file says that its data lies; a folder is looked for beside the file."""
+    folder = file.parent / one["data"] if "data" in one else None
+    return Source(folder, one.get("dataset"), one.get("config"))
+
+
+def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path) -> LanguageTask:
+    """A task file of text: documents, or sources and what is to be written."""
+    where, kind = f"task file {str(file)!r}", one["kind"]
+    if kind not in FAMILIES or kind in ("chat", "embedding"):
+        raise unknown(f"kind in {where}:", kind, [name for name in FAMILIES if name not in ("chat", "embedding")])
+    for key in ("label", "labels"):
+        if key in given:
+            raise UsageError(f"{where}: {key!r} is for classes, which have no kind")
+    task = LanguageTask(
+        one.get("name", file.stem),
+        kind,
+        given["columns"],
+        _source_of(one, file),
+        train=one.get("train", "train"),
+        evaluation=given.get("evaluation", ("validation",)),
+        test=given.get("test", ("test",)),
+        references=given.get("references", ()),
+        language=one.get("language", ""),
+        prompt=one.get("prompt", ""),
+        metrics=given.get("metrics", ()),
+    )
+    if task.pairs and len(task.columns) != 2:
+        raise UsageError(f"{where}: a {kind} has two columns, its source and its target")
+    if not task.pairs and (task.references or task.prompt):
+        raise UsageError(f"{where}: references and prompt are for tasks with a source and a target")
+    task.asked({column: "" for column in task.columns})  # raises where the prompt names another column
+    return task
 
 
 def _words(key: str, value: object, file: Path) -> tuple[str, ...]:

@@ -21,12 +21,26 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "language-modeling": ("causal", "permutation"),
     "translation": ("seq2seq",),
     "summarization": ("seq2seq",),
+    "dialogue": ("seq2seq",),
+    "transcription": ("seq2seq",),
     "chat": ("causal",),
     "embedding": ("masked",),
 }
 """Tasks learnt from text alone, and the families whose models learn them. ``lm`` is whatever fits the model."""
 
-_PAIRS = {"translation": ("source", "target"), "summarization": ("document", "summary")}
+_PAIRS = {
+    "translation": ("source", "target"),
+    "summarization": ("document", "summary"),
+    "dialogue": ("dialogue", "summary"),
+    "transcription": ("text", "transcript"),
+}
+TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
+    "translation": ("bleu", "chrf"),
+    "summarization": ("rouge1", "rouge2", "rougeL"),
+    "dialogue": ("rouge1", "rouge2", "rougeL"),
+    "transcription": ("cer", "wer"),
+}
+"""What texts are compared by where nobody says."""
 _MESSAGES = ("messages", "conversations")
 _ROLES = ("system", "user", "assistant")
 _TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
@@ -44,6 +58,10 @@ class LanguageTask:
         source: where the data lies.
         found: what was worked out from the data.
         scored: of a task of embeddings, the pairs of texts with a degree of likeness that it is scored on.
+        references: columns that hold what is right, a text or several; the target where left out.
+        language: of what is written, a code such as ``de``; empty where nobody says.
+        prompt: how a model without an encoder is asked, with ``{column}`` for the source.
+        metrics: names of metrics of what is written; those of the kind where left out.
     """
 
     name: str
@@ -55,6 +73,30 @@ class LanguageTask:
     test: tuple[str, ...] = ("test",)
     found: str = ""
     scored: Task | None = None
+    references: tuple[str, ...] = ()
+    language: str = ""
+    prompt: str = ""
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        """What its texts are compared by where nobody says."""
+        return self.metrics or TEXT_METRICS_OF.get(self.kind, ())
+
+    def asked(self, row: Mapping[str, str]) -> str:
+        """A source as it is given to a model without an encoder.
+
+        Raises:
+            UsageError: the prompt names a column that is no source.
+        """
+        source, target = self.columns if self.pairs else (self.columns[0], "")
+        template = self.prompt or f"{source}: {{{source}}}\n{target}:"
+        try:
+            return template.format(**{source: row[source]})
+        except (KeyError, IndexError, ValueError):
+            raise UsageError(
+                f"task {self.name!r}: its prompt may name {{{source}}} alone; given {template!r}"
+            ) from None
 
     @property
     def word(self) -> str:
@@ -92,7 +134,8 @@ def language_task(name: str) -> LanguageTask | None:
         columns = tuple(rest.split("-"))
         if len(columns) != 2 or not all(columns):
             raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
-        return LanguageTask(name.replace(":", "-"), kind, columns, Source())
+        language = columns[1] if kind == "translation" and len(columns[1]) == 2 else ""
+        return LanguageTask(name.replace(":", "-"), kind, columns, Source(), language=language)
     glue = GLUE.get(rest)
     if kind == "embedding" and (glue is None or not glue.regression):
         raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
@@ -185,12 +228,30 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
                 raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
         if not texts[0]:
             raise UsageError(f"{where} has no rows")
-        return Examples(split, tuple(texts), None)
+        return Examples(split, tuple(texts), None, references=_references(task, table, where))
     every = [text for column in texts for text in column]
     kept = tuple(text for text in every if text.strip())
     if not kept:
         raise UsageError(f"{where} has no text: every document is empty")
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
+
+
+def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+    """What is right for each row: the texts of its columns of references, each once; empty where the target is all."""
+    for column in task.references:
+        if column not in table.columns:
+            raise UsageError(f"{where} has no column {column!r} of references{did_you_mean(column, table.columns)}")
+    rows = []
+    for row in range(len(table)) if task.references else ():
+        known: dict[str, None] = {}
+        for column in task.references:
+            value = table[column].iloc[row]
+            values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+            known |= {text: None for text in values if isinstance(text, str) and text.strip()}
+        if not known:
+            raise UsageError(f"{where}: row {row} has no reference in {', '.join(task.references)}")
+        rows.append(tuple(known))
+    return tuple(rows)
 
 
 def _object(value: Any, row: int, where: str) -> dict[str, Any]:

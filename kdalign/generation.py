@@ -1,0 +1,303 @@
+"""Texts that models write, for every family: greedily or by beams, by filling gaps, or from left to right."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from kdalign.architecture import accepted_inputs, layout_of
+from kdalign.capture import Wanted, answering, run
+from kdalign.encoding import frame_of
+from kdalign.errors import UsageError
+from kdalign.models import positions
+from kdalign.tasks.cases import Case, first_words, spaced
+
+ROWS = 32
+"""Texts that are written at once."""
+
+Tell = Callable[[int, int], None]
+"""Told how many texts are written, and of how many."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written.
+
+    Attributes:
+        beams: 1 writes the likeliest token each time.
+        new_tokens: at most so many, where a model ends its text itself.
+        rounds: of Mask-Predict.
+        max_length: longest source in tokens.
+    """
+
+    beams: int = 1
+    new_tokens: int = 256
+    rounds: int = 10
+    max_length: int = 256
+
+
+def write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing, tell: Tell
+) -> list[str]:
+    """A text for each case, in the model's own precision.
+
+    A continuation goes on until it has as many words as what is held out, or the model ends it.
+
+    Raises:
+        UsageError: an encoder-decoder is to continue texts and knows no mask to fill.
+    """
+    families: dict[str, Any] = {
+        "causal": _go_on, "seq2seq": _answer, "masked": _fill, "permutation": _from_left_to_right
+    }  # fmt: skip
+    family = families[layout_of(model.config).family]
+    written: dict[int, str] = {}
+    # Prompts of like length together, the longest first, so that little is padded.
+    order = sorted(range(len(cases)), key=lambda number: -len(cases[number].prompt))
+    with answering(model):
+        for start in range(0, len(order), ROWS):
+            rows = order[start : start + ROWS]
+            texts = family(model, tokenizer, [cases[row] for row in rows], writing)
+            for row, text in zip(rows, texts, strict=True):
+                words = cases[row].words
+                written[row] = first_words(spaced([text])[0], words) if words else text.strip()
+            tell(len(written), len(cases))
+    return [written[row] for row in range(len(cases))]
+
+
+def how_written(family: str, continuing: bool, writing: Writing) -> str:
+    """How a family's texts were made, for a score's signature."""
+    search = "greedy" if writing.beams == 1 else f"{writing.beams} beams"
+    way = {
+        "causal": search,
+        "seq2seq": f"{search}, its mask filled" if continuing else search,
+        "masked": f"Mask-Predict, {writing.rounds} rounds, told how many tokens are held out",
+        "permutation": "left to right, greedy",
+    }[family]
+    return f"{way}, ends after as many words as the reference" if continuing else way
+
+
+def _go_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+) -> list[str]:
+    """A causal model's continuations, padded on the left."""
+    before = frame_of(tokenizer)[0]
+    prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [[*before, *prompt] or [tokenizer.eos_token_id] for prompt in prompts]
+    most = _room(cases, writing)
+    longest = positions(model.config) - most
+    ids = [one[-longest:] for one in ids]
+    padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
+    settings = _settings(model, tokenizer, writing, most)
+    stop = StoppingCriteriaList()
+    if writing.beams == 1 and all(case.words for case in cases):
+        stop.append(_EnoughWords(tokenizer, padded.size(1), [case.words for case in cases]))
+    found = model.generate(padded, attention_mask=real, generation_config=settings, stopping_criteria=stop)
+    return _decoded(tokenizer, found[:, padded.size(1) :])
+
+
+def _has_words(text: str, words: int) -> bool:
+    """Whether more words than that have begun, by the spacing that texts are compared in."""
+    return len(spaced([text])[0].split()) > words
+
+
+class _EnoughWords(StoppingCriteria):
+    """Ends a row once a word has begun after those that are wanted."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, words: Sequence[int]) -> None:
+        self._tokenizer, self._prompt, self._words = tokenizer, prompt, words
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        texts = _decoded(self._tokenizer, input_ids[:, self._prompt :])
+        enough = [_has_words(text, words) for text, words in zip(texts, self._words, strict=True)]
+        return torch.tensor(enough, device=input_ids.device)
+
+
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+) -> list[str]:
+    """An encoder-decoder's answers to sources; beginnings of texts are given with a mask after them, to be filled."""
+    continuing = all(case.words for case in cases)
+    sentinels = _sentinels(tokenizer) if continuing else ()
+    mask = sentinels[0] if sentinels else tokenizer.mask_token
+    if continuing and mask is None:
+        raise UsageError(f"a {model.config.model_type} model knows no mask to fill, so it does not continue texts")
+    texts = [f"{case.prompt} {mask}" if continuing else case.prompt for case in cases]
+    limit = min(writing.max_length, positions(model.config))
+    found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
+    most = min(_room(cases, writing, with_prompt=continuing and not sentinels), positions(model.config) - 1)
+    inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
+    new = model.generate(**inputs, generation_config=_settings(model, tokenizer, writing, most))
+    if sentinels:  # T5: <extra_id_0> what fills the first gap <extra_id_1> ...
+        said = tokenizer.batch_decode(new, skip_special_tokens=False)
+        gaps = [text.partition(sentinels[0])[2].partition(sentinels[1])[0] for text in said]
+        special = [tokenizer.pad_token, tokenizer.eos_token]
+        return [_without(gap, special) for gap in gaps]
+    said = _decoded(tokenizer, new)
+    if not continuing:
+        return said
+    return [  # BART writes the whole text again
+        " ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(said, cases, strict=True)
+    ]
+
+
+def can_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether an encoder-decoder has a mask that it can fill."""
+    return bool(_sentinels(tokenizer)) or tokenizer.mask_token is not None
+
+
+def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """T5's masks, if it has them."""
+    masks = ("<extra_id_0>", "<extra_id_1>")
+    return masks if set(masks) <= set(tokenizer.get_vocab()) else ()
+
+
+def _without(text: str, tokens: Sequence[str]) -> str:
+    for token in tokens:
+        text = text.replace(token, " ")
+    return text
+
+
+def _fill(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+) -> list[str]:
+    r"""A masked model's continuations by Mask-Predict: Ghazvininejad et al. 2019, arXiv:1904.09324, section 3.
+
+    As many masks as the held-out text has tokens are filled at once; in round t of T the
+    :math:`\lfloor N (T - t) / T \rfloor` of the N least probable are masked again.
+    """
+    before, after = frame_of(tokenizer)
+    mask, special = int(tokenizer.mask_token_id), torch.tensor(tokenizer.all_special_ids, device=model.device)
+    rows, spans = [], []
+    for case in cases:
+        prompt, gap = _tokens_of(tokenizer, case)
+        room = positions(model.config) - len(before) - len(after) - gap
+        prompt = prompt[-room:]
+        spans.append((len(before) + len(prompt), gap))
+        rows.append([*before, *prompt, *[mask] * gap, *after])
+    ids, real = _padded(rows, int(tokenizer.pad_token_id), model.device)
+    gaps = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (start, size) in enumerate(spans):
+        gaps[row, start : start + size] = True
+    sizes, masked = gaps.sum(dim=1), gaps.clone()
+    sure = torch.zeros(ids.shape, device=model.device)
+    for turn in range(1, writing.rounds + 1):
+        signals = run(model, accepted_inputs(model, {"input_ids": ids, "attention_mask": real}), Wanted(), None)
+        assert signals.head is not None, "a language model has a vocabulary"
+        logits = signals.head.logits(signals.features[masked])
+        logits[:, special] = -torch.inf
+        probability, token = logits.softmax(dim=-1).max(dim=-1)
+        ids[masked], sure[masked] = token, probability
+        again = sizes * (writing.rounds - turn) // writing.rounds
+        ranks = torch.where(gaps, sure, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        masked = gaps & (ranks < again[:, None])
+        if not masked.any():
+            break
+        ids = torch.where(masked, mask, ids)
+    return _decoded(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)])
+
+
+def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: Case) -> tuple[list[int], int]:
+    """A prompt's tokens, and how many more the held-out text has after it."""
+    found = tokenizer(case.whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    prompt = [
+        token
+        for token, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        if end <= len(case.prompt)
+    ]
+    return prompt, max(1, len(found["input_ids"]) - len(prompt))
+
+
+def _from_left_to_right(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+) -> list[str]:
+    """A permutation model's continuations: each next position is predicted from all before it, the text read anew."""
+    prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
+    special = torch.tensor([*set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}], device=model.device)
+    ids = [list(prompt) for prompt in prompts]
+    going = list(range(len(cases)))
+    for _ in range(_room(cases, writing)):
+        # The position to be predicted holds some token, which nobody sees.
+        padded, real = _padded([[*ids[row], 0] for row in going], 0, model.device)
+        last = real.sum(dim=1) - 1
+        place = torch.arange(padded.size(1), device=model.device)
+        unseen = (place[None, None, :] >= place[None, :, None]) | (real == 0)[:, None, :]
+        inputs = {
+            "input_ids": padded,
+            "attention_mask": real,
+            "perm_mask": unseen.to(model.dtype),
+            "target_mapping": torch.nn.functional.one_hot(last, padded.size(1))[:, None, :].to(model.dtype),
+        }
+        signals = run(model, inputs, Wanted(), None)
+        assert signals.head is not None, "a language model has a vocabulary"
+        logits = signals.head.logits(signals.features[:, 0])
+        logits[:, special] = -torch.inf
+        for row, token in zip(going, logits.argmax(dim=-1).tolist(), strict=True):
+            ids[row].append(token)
+        texts = _decoded(tokenizer, [ids[row][len(prompts[row]) :] for row in going])
+        going = [
+            row
+            for row, text in zip(going, texts, strict=True)
+            if ids[row][-1] != tokenizer.eos_token_id and not (cases[row].words and _has_words(text, cases[row].words))
+        ]
+        if not going:
+            break
+    return _decoded(tokenizer, [one[len(prompt) :] for one, prompt in zip(ids, prompts, strict=True)])
+
+
+def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:
+    """The most tokens that may be written: for continuations four a word and some, else what is allowed."""
+    words = max(case.words for case in cases)
+    if not words:
+        return writing.new_tokens
+    given = max(len(case.prompt.split()) for case in cases) if with_prompt else 0
+    return 4 * (words + given) + 16
+
+
+def _settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, writing: Writing, new_tokens: int
+) -> GenerationConfig:
+    """The model's own settings, but for the search and its end."""
+    settings = copy.deepcopy(model.generation_config)
+    assert settings is not None, "a model that generates has settings"
+    settings.update(
+        do_sample=False,
+        num_beams=writing.beams,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        max_length=None,
+        max_new_tokens=new_tokens,
+        early_stopping=writing.beams > 1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if settings.eos_token_id is None:
+        settings.eos_token_id = tokenizer.eos_token_id
+    if settings.decoder_start_token_id is None:
+        settings.decoder_start_token_id = getattr(model.config, "decoder_start_token_id", None)
+    return settings
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
+    """(rows, time) token ids, and 1 where they are real."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    real = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(0, len(row))
+        ids[number, place] = torch.tensor(list(row))
+        real[number, place] = 1
+    return ids.to(device), real.to(device)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Any] | Iterator[Any] | Tensor) -> list[str]:
+    return [tokenizer.decode(one, skip_special_tokens=True) for one in ids]

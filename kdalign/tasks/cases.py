@@ -1,0 +1,96 @@
+"""What a model is asked to write, and what it is compared with."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdalign.tasks.data import Examples
+
+PREFIX_WORDS, SPAN_WORDS = 64, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One text to be written.
+
+    Attributes:
+        prompt: the beginning of a text, or a source.
+        references: one or more that are right.
+        words: of the text that is held out, where a continuation ends with as many; 0 where a model ends itself.
+    """
+
+    prompt: str
+    references: tuple[str, ...]
+    words: int = 0
+
+    @property
+    def whole(self) -> str:
+        """The prompt with what is held out after it."""
+        return f"{self.prompt} {self.references[0]}"
+
+
+def continuations(
+    examples: Examples, language: str = "en", prefix: int = PREFIX_WORDS, span: int = SPAN_WORDS
+) -> tuple[list[Case], int]:
+    """The protocol ``continuation``: a text's first half is given, and the words after it are held out.
+
+    Texts are brought to one spacing first. Of a long one, the ``prefix`` words before its middle are given, and
+    ``span`` words after it held out. Returns the cases and how many texts were passed over because they have only one word.
+    """
+    cases = []
+    for text in spaced(examples.texts[0], language):
+        words = text.split()
+        middle = -(-len(words) // 2)
+        if middle == len(words):
+            continue
+        held = words[middle : middle + span]
+        cases.append(Case(" ".join(words[max(0, middle - prefix) : middle]), (" ".join(held),), len(held)))
+    return cases, len(examples) - len(cases)
+
+
+def sources(examples: Examples) -> list[Case]:
+    """A source each, with its references."""
+    known = examples.references or [(target,) for target in examples.texts[1]]
+    return [Case(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
+
+
+def first_words(text: str, count: int) -> str:
+    """A text up to so many words."""
+    return " ".join(text.split()[:count])
+
+
+def copied(case: Case) -> str:
+    """The baseline that says the prompt again: its last words, as many as are held out, or the whole source."""
+    if not case.words:
+        return case.prompt
+    words = case.prompt.split()
+    again = words * -(-case.words // len(words))
+    return " ".join(again[-case.words :])
+
+
+def spaced(texts: Sequence[str], language: str = "en") -> list[str]:
+    """Texts with one spacing, whatever tokenizer wrote them: words and marks, put together by Moses' detokenizer."""
+    from sacremoses import MosesDetokenizer
+
+    join = MosesDetokenizer(lang=language)
+    return [join.detokenize([found[0] for found in _WORDS.finditer(_joined(text))]) for text in texts]
+
+
+def _joined(text: str) -> str:
+    """What tokenizers take apart as it is written: it's, don't, well-known, 1,000, 3.5, ... and --."""
+    for apart, together in _APART:
+        text = apart.sub(together, text)
+    return text
+
+
+_APART: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"\s*@([-,.])@\s*"), r"\1"),  # WikiText's marks
+    (re.compile(r"([.-])(?:\s*\1)+"), lambda found: re.sub(r"\s", "", found[0])),
+    (re.compile(r"(?<=\w)\s+n\s*'\s*t\b"), "n't"),
+    (re.compile(r"(?<=\w)\s*'\s*(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE), "'"),
+    (re.compile(r"(?<=\w)\s*-\s*(?=\w)"), "-"),
+    (re.compile(r"(?<=\d)\s*,\s*(?=\d{3}\b)"), ","),
+    (re.compile(r"(?<=\d)\s*\.\s*(?=\d)"), "."),
+)
+_WORDS = re.compile(r"\w+(?:['-]\w+|(?<=\d)[.,]\d+)*|([^\w\s])\1*")
