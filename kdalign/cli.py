@@ -297,7 +297,8 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         "kdalign eval runs/mine",
         "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
         "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
-        "kdalign eval --metrics accuracy,f1",
+        "kdalign eval ./bert ./gpt ./xlnet --task lm:sst2 --data ./glue --metrics ppl,bits_per_byte,bleu,rouge,cer",
+        "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
     ),
 )
 def eval_(
@@ -309,8 +310,28 @@ def eval_(
     dataset: Dataset = None,
     config: Config = None,
     split: Annotated[str | None, typer.Option(help="The split; test writes the leaderboard's file.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names separated by commas; the task's when left out.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Names separated by commas; the task's when left out. Of classes: accuracy, f1, ...; of likelihood: "
+            "ppl, word_ppl, byte_ppl, bits_per_byte, masked_ppl; of texts: bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, "
+            "rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; or your own."
+        ),
+    ] = None,
     max_length: MaxLength = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens between windows of a long text; none overlap when left out.")
+    ] = None,
+    pseudo: Annotated[str, typer.Option(help="How a masked model's likelihood masks: word-l2r or token.")] = "word-l2r",
+    beams: Annotated[int, typer.Option(min=1, help="Of texts that are written; 1 is greedy.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, help="At most so many where a model ends its text itself.")] = 256,
+    language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.")] = "fp32",
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Score texts beside copy and unigram.")
+    ] = True,
     limit: Limit = None,
     revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
     device: Device = None,
@@ -319,19 +340,22 @@ def eval_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score checkpoints and runs on a split, and keep their predictions.
+    """Score checkpoints and runs on splits, and keep what they answered.
 
-    A metric that a model has no head for is a dash with the reason. Splits without labels are never scored.
+    Texts are continued (tasks lm, language-modeling, masked-lm) or answered (translation, summarization, dialogue,
+    transcription) by models of every family, and stand beside what needs no model. A metric that a model cannot be
+    scored by is a dash with the reason. Splits without labels are never scored.
     """
-    if task is not None:
+    tasks = [name.strip() for name in task.split(",") if name.strip()] if task else []
+    for name in tasks:
         from kdalign.tasks import check_named
 
-        check_named(task, data, dataset, config)
+        check_named(name, data, dataset, config)
     watcher = _watcher()
     from kdalign.scoring import Asked, evaluate
 
     asked = Asked(
-        task=task,
+        task=tuple(tasks) or None,
         folder=data,
         dataset=dataset,
         config=config,
@@ -342,8 +366,18 @@ def eval_(
         revision=revision,
         device=device or "auto",
         out=out,
+        stride=stride,
+        pseudo=pseudo,
+        beams=beams,
+        new_tokens=new_tokens,
+        language=language,
+        precision=precision,
+        baselines=baselines,
     )
-    results = evaluate(models or [], asked, watcher)
+    try:
+        results = evaluate(models or [], asked, watcher)
+    finally:
+        watcher.ended()
     if as_json:
         print(json.dumps([result.to_json() for result in results], indent=2))
     else:

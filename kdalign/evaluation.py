@@ -15,6 +15,7 @@ from kdalign.capture import answering, pooled
 from kdalign.errors import RunError
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
+from kdalign.observer import Tell, untold
 from kdalign.statistics import example_interval
 from kdalign.tasks import Task
 
@@ -35,34 +36,43 @@ class Predictions:
 
 
 def predict(
-    model: PreTrainedModel, order: Sequence[int], encoded: Encoded, task: Task, batch_size: int = 64
+    model: PreTrainedModel,
+    order: Sequence[int],
+    encoded: Encoded,
+    task: Task,
+    batch_size: int = 64,
+    tell: Tell = untold,
 ) -> Predictions:
     """One forward pass over a split in the model's own precision; the model's mode is put back afterwards."""
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
-    logits = np.empty((len(encoded), len(order)), dtype=np.float32)
+    logits, done = np.empty((len(encoded), len(order)), dtype=np.float32), 0
     with answering(model):
         for rows, batch in in_order(encoded, batch_size):
             inputs = accepted_inputs(model, batch.to(device).inputs)
             logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
+            done += len(rows)
+            tell(done, len(encoded))
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
 
 
-def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64) -> Array:
+def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64, tell: Tell = untold) -> Array:
     """The embedding of every row, (rows, width), in one pass in the model's own precision."""
     device = next(model.parameters()).device
-    found = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32)
+    found, done = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32), 0
     with answering(model):
         for rows, batch in in_order(encoded, batch_size):
             batch = batch.to(device)
             features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
-            found[rows] = pooled(features, batch.real).cpu().numpy()
+            found[rows] = pooled(features, batch.real).float().cpu().numpy()
+            done += len(rows)
+            tell(done, len(encoded))
     return found
 
 
-def compare_pairs(model: PreTrainedModel, encoded: Encoded) -> Predictions:
+def compare_pairs(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
     """The cosines of pairs whose first texts are the first half of the rows, and whose second texts the other half."""
-    vectors = embed(model, encoded).astype(np.float64)
+    vectors = embed(model, encoded, tell=tell).astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     first, second = np.split(unit, 2)
     cosines = np.sum(first * second, axis=1)
@@ -141,6 +151,11 @@ class Evaluation:
         passed_over: examples of which nothing that is asked for lies within ``max_length``.
         predictions: the file that keeps the model's answers; None where there are none.
         submission: the leaderboard's file, for test splits.
+        texts: the file that keeps what was written, with each text's own scores; None where nothing was.
+        kind: ``model``, ``served`` or ``baseline``.
+        parameters: tied ones once; None where they are not known.
+        trained_tokens: that the run which made the model trained on; None where it is no run.
+        notes: what must be known to read the scores.
     """
 
     model: str
@@ -154,6 +169,11 @@ class Evaluation:
     passed_over: int = 0
     predictions: str | None = None
     submission: str | None = None
+    texts: str | None = None
+    kind: str = "model"
+    parameters: int | None = None
+    trained_tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -1,7 +1,7 @@
 """Texts that models write, for every family: greedily or by beams, by filling gaps, or from left to right."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,11 @@ from kdalign.capture import Wanted, answering, run
 from kdalign.encoding import frame_of
 from kdalign.errors import UsageError
 from kdalign.models import positions
-from kdalign.tasks.cases import Case, first_words, spaced
+from kdalign.observer import Tell
+from kdalign.tasks.cases import Case
 
 ROWS = 32
 """Texts that are written at once."""
-
-Tell = Callable[[int, int], None]
-"""Told how many texts are written, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ def write(
         for start in range(0, len(order), ROWS):
             rows = order[start : start + ROWS]
             texts = family(model, tokenizer, [cases[row] for row in rows], writing)
-            for row, text in zip(rows, texts, strict=True):
-                words = cases[row].words
-                written[row] = first_words(spaced([text])[0], words) if words else text.strip()
+            written |= {row: cases[row].cut(text) for row, text in zip(rows, texts, strict=True)}
             tell(len(written), len(cases))
     return [written[row] for row in range(len(cases))]
 
@@ -99,27 +95,22 @@ def _go_on(
     padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
     settings = _settings(model, tokenizer, writing, most)
     stop = StoppingCriteriaList()
-    if writing.beams == 1 and all(case.words for case in cases):
-        stop.append(_EnoughWords(tokenizer, padded.size(1), [case.words for case in cases]))
+    if writing.beams == 1:
+        stop.append(_Ended(tokenizer, padded.size(1), cases))
     found = model.generate(padded, attention_mask=real, generation_config=settings, stopping_criteria=stop)
     return _decoded(tokenizer, found[:, padded.size(1) :])
 
 
-def _has_words(text: str, words: int) -> bool:
-    """Whether more words than that have begun, by the spacing that texts are compared in."""
-    return len(spaced([text])[0].split()) > words
+class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
+    """Ends the rows whose cases need no more."""
 
-
-class _EnoughWords(StoppingCriteria):
-    """Ends a row once a word has begun after those that are wanted."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, words: Sequence[int]) -> None:
-        self._tokenizer, self._prompt, self._words = tokenizer, prompt, words
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, cases: Sequence[Case]) -> None:
+        self._tokenizer, self._prompt, self._cases = tokenizer, prompt, cases
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         texts = _decoded(self._tokenizer, input_ids[:, self._prompt :])
-        enough = [_has_words(text, words) for text, words in zip(texts, self._words, strict=True)]
-        return torch.tensor(enough, device=input_ids.device)
+        ended = [case.ended(text) for text, case in zip(texts, self._cases, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def _answer(
@@ -247,7 +238,7 @@ def _from_left_to_right(
         going = [
             row
             for row, text in zip(going, texts, strict=True)
-            if ids[row][-1] != tokenizer.eos_token_id and not (cases[row].words and _has_words(text, cases[row].words))
+            if ids[row][-1] != tokenizer.eos_token_id and not cases[row].ended(text)
         ]
         if not going:
             break

@@ -1,7 +1,6 @@
 """How likely a language model finds a text: total negative log-likelihood over counted tokens, divided once."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from kdalign.batches import Encoded, in_order
 from kdalign.capture import Wanted, answering, run
 from kdalign.files import whole_file
 from kdalign.metrics import Score
+from kdalign.observer import Tell, untold
 from kdalign.statistics import ratio_interval
 from kdalign.version import __version__
 from kdalign.vocabulary import vocabulary_scores
@@ -38,7 +38,7 @@ class TokenAnswers:
     best: Array
 
 
-def answer(model: PreTrainedModel, encoded: Encoded, tell: Callable[[int, int], None] | None = None) -> TokenAnswers:
+def answer(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> TokenAnswers:
     """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
 
     Args:
@@ -63,9 +63,8 @@ def answer(model: PreTrainedModel, encoded: Encoded, tell: Callable[[int, int], 
                 nll[row] = float(each[start:end].double().sum())
                 tokens[row] = end - start
                 best[row] = likeliest[start:end].cpu().numpy()
-            if tell is not None:
-                read += int(batch.real.sum())
-                tell(read, total)
+            read += int(batch.real.sum())
+            tell(read, total)
     return TokenAnswers(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 
@@ -115,6 +114,17 @@ def perplexities(
         found.append(perplexity("word_ppl", encoded.words))
     if encoded.bytes:
         found += [perplexity("byte_ppl", encoded.bytes), perplexity("bits_per_byte", encoded.bytes, unit="bits")]
+    return found
+
+
+def of_words(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
+    """The perplexities of texts (n,) whose words were given a likelihood as wholes, by totals; ``size`` in bytes."""
+    found = []
+    for name, units, unit in (("word_ppl", words, ""), ("byte_ppl", size, ""), ("bits_per_byte", size, "bits")):
+        low, high = ratio_interval(nll, units)
+        ends = (float(nll.sum() / units.sum()), low, high)
+        value, low, high = (None if one is None else one / math.log(2) if unit else math.exp(one) for one in ends)
+        found.append(Score(name, value, unit, int(units.sum()), False, how, low, high))
     return found
 
 

@@ -1,8 +1,16 @@
 """Who watches a run, and what is told of each step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+Tell = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
+
+
+def untold(done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,9 @@ class Observer(Protocol):
     def ended(self) -> None:
         """Training is over."""
 
+    def progress(self, what: str) -> Tell:
+        """Something else is under way: a function to tell how much of how much is done, to be called to the end."""
+
     def into(self, log: Path) -> "Observer":
         """The same observer, its announcements also written to a run's log."""
 
@@ -62,6 +73,10 @@ class Silent:
 
     def ended(self) -> None:
         """Show nothing."""
+
+    def progress(self, what: str) -> Tell:
+        """Show nothing."""
+        return untold
 
     def into(self, log: Path) -> Observer:
         """Still nobody."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from kdalign.observer import StepReport
+from kdalign.observer import StepReport, Tell
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
@@ -71,6 +71,30 @@ class Watcher:
         self._write(line)
         if self._bar is None:
             self._console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def progress(self, what: str) -> Tell:
+        """Show a bar with the time left, or now and then a line, for what has no steps."""
+        begun, shown = time.monotonic(), time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            left = _minutes((now - begun) * (total - done) / max(done, 1))
+            if self._console.is_terminal and not self._console.quiet:
+                if self._bar is None:
+                    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
+                    self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+                    self._task = self._bar.add_task(escape(what), total=total, left=left)
+                    self._bar.start()
+                self._bar.update(self._task, completed=done, total=total, left=left)
+                if done >= total:
+                    self.ended()
+            elif now - shown >= PLAIN_EVERY and done < total:
+                shown = now
+                line = f"{what}: {100 * done / total:.0f} %, {left} left"
+                self._console.print(escape(line), highlight=False, soft_wrap=True)
+
+        return tell
 
     def ended(self) -> None:
         """Take the bar away."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -17,6 +18,7 @@ from kdalign.errors import unknown
 if TYPE_CHECKING:
     from kdalign.alignment import LayerMap, Plan
     from kdalign.evaluation import Evaluation
+    from kdalign.metrics import Score
     from kdalign.preparation import Prepared
     from kdalign.profiling import Profile
     from kdalign.recipe import Train
@@ -120,42 +122,79 @@ def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
 
 
 def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
-    """Scores of an evaluation, one model a row; a dash where there is none, with the reason below."""
-    metrics = list(
-        dict.fromkeys(
-            [s.metric for e in evaluations for s in e.scores] + [a.metric for e in evaluations for a in e.absent]
-        )
-    )
-    table = _table()
-    for heading in ("model", "task", "split", "n"):
-        table.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
+    """Scores of an evaluation, a table for each split, one model a row; a dash where there is none, with the reason."""
+    splits = list(dict.fromkeys((one.task, one.split, one.n) for one in evaluations))
+    parts: list[RenderableType] = []
+    for task, split, n in splits:
+        rows = [one for one in evaluations if (one.task, one.split, one.n) == (task, split, n)]
+        parts.append(_split_table(f"{task}, {split}, n = {n:,}", rows))
+    return Group(*parts, *(Text(f"· {note}", style="dim") for note in _evaluation_notes(evaluations)))
+
+
+def _split_table(title: str, rows: Sequence["Evaluation"]) -> RenderableType:
+    names = [score.metric for one in rows for score in one.scores] + [
+        lack.metric for one in rows for lack in one.absent
+    ]
+    metrics = list(dict.fromkeys(names))
+    sized = len(rows) > 1 and any(one.parameters for one in rows)
+    table = _table(escape(title))
+    table.add_column("model", overflow="fold")
+    if sized:
+        table.add_column("params\n(M)", justify="right")
     for metric in metrics:
-        table.add_column(metric, justify="right")
+        head, mark, tail = metric.rpartition("_")
+        table.add_column(f"{head}{mark}\n{tail}" if len(metric) > 8 else metric, justify="right")
+    short = [Path(row.model).name for row in rows]
+    named = short if len(set(short)) == len(set(row.model for row in rows)) else [row.model for row in rows]
+    for row, name in zip(rows, named, strict=True):
+        scores = {score.metric: score for score in row.scores}
+        cells = [_score_cell(scores.get(metric)) for metric in metrics]
+        size = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "–"] if sized else []
+        table.add_row(escape(name), *size, *cells, style="dim" if row.kind == "baseline" else "")
+    return table
+
+
+def _score_cell(score: "Score | None") -> str:
+    if score is None or score.value is None:
+        return "–"
+    shown = _number(score.value, 2) + ("*" if score.mark else "")
+    if score.low is not None and score.high is not None:
+        shown += f"\n{_number(score.low, 1)} to {_number(score.high, 1)}"
+    return shown
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
+
+
+def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+    """How the scores were made, what is missing and why."""
+    made: dict[str, dict[str, None]] = {}
     notes: dict[str, None] = {}
-    for evaluation in evaluations:
-        scores = {score.metric: score for score in evaluation.scores}
-        cells = []
-        for metric in metrics:
-            score = scores.get(metric)
-            shown = "–" if score is None or score.value is None else f"{score.value:.2f}"
-            if score is not None and score.low is not None and score.high is not None:
-                shown += f"\n{score.low:.1f} to {score.high:.1f}"
-            cells.append(shown)
-        row = (evaluation.model, evaluation.task, evaluation.split, f"{evaluation.n:,}")
-        table.add_row(*(escape(cell) for cell in row), *cells)
-        for score in evaluation.scores:
-            unit = f"in {score.unit}, " if score.unit else ""
-            notes[f"{score.metric}: {unit}by {score.signature}; 95 % interval over examples"] = None
-        for absent in evaluation.absent:
+    for one in evaluations:
+        for score in one.scores:
+            unit = f" (in {score.unit})" if score.unit else ""
+            made.setdefault(score.signature, {})[f"{score.metric}{unit}"] = None
+            if score.mark:
+                notes[f"* {score.mark}-perplexity: no perplexity, and compares with none"] = None
+    for signature, names in made.items():
+        notes[f"{', '.join(names)}: {signature}"] = None
+    if any(score.low is not None for one in evaluations for score in one.scores):
+        notes["below a score: its 95 % interval over examples"] = None
+    for one in evaluations:
+        notes |= dict.fromkeys(one.notes)
+        reasons: dict[str, list[str]] = {}
+        for absent in one.absent:
             more = f"; this makes one: {absent.command}" if absent.command else ""
-            notes[f"{absent.metric}: – because {absent.reason}{more}"] = None
-        if evaluation.truncated:
-            notes[f"{evaluation.model}: {evaluation.truncated:,} examples were cut to --max-length"] = None
-        if evaluation.passed_over:
-            notes[f"{evaluation.model}: {evaluation.passed_over:,} examples hold no answer within --max-length"] = None
-        if evaluation.submission:
-            notes[f"leaderboard file: {evaluation.submission}"] = None
-    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+            reasons.setdefault(f"– because {absent.reason}{more}", []).append(absent.metric)
+        notes |= {f"{', '.join(names)}: {reason}": None for reason, names in reasons.items()}
+        if one.truncated:
+            notes[f"{one.model}: {one.truncated:,} examples were cut to --max-length"] = None
+        if one.passed_over:
+            notes[f"{one.model}: {one.passed_over:,} examples hold no answer within --max-length"] = None
+        if one.submission:
+            notes[f"leaderboard file: {one.submission}"] = None
+    return list(notes)
 
 
 def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> RenderableType:

@@ -1,9 +1,9 @@
-"""Score checkpoints and runs on a split, and keep the predictions."""
+"""Score models on splits, whatever their family, and keep what they answered."""
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -12,26 +12,43 @@ import torch
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import UsageError, unknown
-from kdalign.evaluation import Absent, Evaluation
+from kdalign.evaluation import Evaluation
 from kdalign.files import check_writable, write_json
+from kdalign.generation import Writing
 from kdalign.likelihood import PERPLEXITIES
-from kdalign.metrics import LANGUAGE_MODEL_METRICS, METRICS
+from kdalign.metrics import METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, defaults_of
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
-from kdalign.tasks import GLUE, AnyTask, Examples, Task, find_task, write_submission
+from kdalign.targets import AGREEMENT, MASKED, Baseline, Job, LocalModel, Place, Settings, Target, is_text_metric
+from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_texts
+from kdalign.tasks.language import FAMILIES
+from kdalign.text_metrics import TEXT_METRICS
 from kdalign.training import make_accelerator
 from kdalign.work import Work, work_on
 
-AGREEMENT = "agreement"
+GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
+"""Words on the command line that stand for metrics: perplexity a token and a word, ROUGE by the longest sequence."""
+BASELINES = ("copy", "unigram")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to score on, as far as the user said; a run fills in the rest from its recipe."""
+    """What to score on and how, as far as the user said; a run fills in the rest from its recipe.
 
-    task: str | None = None
+    Attributes:
+        task: one or several.
+        stride: positions between windows; none overlap where left out.
+        pseudo: how a masked model's pseudo-likelihood masks, ``word-l2r`` or ``token``.
+        beams: of texts that are written; 1 is greedy.
+        new_tokens: at most so many where a model ends its text itself.
+        language: of texts, a code such as ``de``.
+        precision: of local models, ``fp32`` or ``bf16``.
+        baselines: whether texts are scored beside what needs no model.
+    """
+
+    task: str | Sequence[str] | None = None
     folder: str | None = None
     dataset: str | None = None
     config: str | None = None
@@ -42,31 +59,31 @@ class Asked:
     revision: str | None = None
     device: str = "auto"
     out: str | None = None
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One model, checked, with the split it is scored on."""
-
-    name: str
-    checkpoint: Checkpoint
-    work: Work
-    examples: Examples
-    run: RunFolder | None
+    stride: int | None = None
+    pseudo: str = "word-l2r"
+    beams: int = 1
+    new_tokens: int = 256
+    language: str | None = None
+    precision: str = "fp32"
+    baselines: bool = True
 
     @property
-    def task(self) -> AnyTask:
-        """The task."""
-        return self.work.task
+    def tasks(self) -> tuple[str | None, ...]:
+        """The tasks by name; None for a run's own."""
+        if self.task is None:
+            return (None,)
+        return (self.task,) if isinstance(self.task, str) else tuple(self.task)
 
     @property
-    def has_head(self) -> bool:
-        """Whether the checkpoint says that it has the head that the task is answered by."""
-        return _has_head(self.checkpoint, self.work)
+    def wanted(self) -> tuple[str, ...] | None:
+        """The metrics, with what each group stands for."""
+        if self.metrics is None:
+            return None
+        return tuple(dict.fromkeys(name for word in self.metrics for name in GROUPS.get(word, (word,))))
 
 
 def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:
-    """Score models on a split; predictions and scores are kept in a file.
+    """Score models on splits; predictions, texts and scores are kept in files.
 
     Args:
         targets: checkpoints, runs, or folders of runs; the newest run below ``runs`` where none is named.
@@ -80,129 +97,105 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     if not targets:
         targets = [str(_newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
-    for name in asked.metrics or ():
-        known = tuple(dict.fromkeys((*METRICS, AGREEMENT, *PERPLEXITIES, *LANGUAGE_MODEL_METRICS)))
-        if name not in known and ":" not in name:
-            raise unknown("metric", name, known)
-    checked = [target for name in targets for target in _targets(name, asked)]
+    _check(asked)
+    checked: list[Target] = [
+        target for task in asked.tasks for name in targets for target in _targets(name, replace(asked, task=task))
+    ]
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_writable(out.parent)
-    accelerator = make_accelerator(asked.device)
-    results = []
+    device = make_accelerator(asked.device).device
+    checked = _with_baselines(checked, asked) if asked.baselines else checked
+    results: list[Evaluation] = []
     for target, word in zip(checked, _words(checked), strict=True):
-        observer.announce(f"scoring {target.name} on {target.task.name}, {target.examples.split}")
-        results.append(_evaluate_one(target, asked, out.with_suffix(""), word, accelerator.device))
-    if not any(result.scores or result.submission for result in results):
-        return results
-    tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [result.to_json() for result in results]}
-    write_json(out, tree)
-    observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
+        if not isinstance(target, Baseline):
+            observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")
+        results.append(_evaluate_one(target, asked, Place(out.with_suffix(""), word), device, observer))
+        if any(result.scores or result.submission for result in results):
+            tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [one.to_json() for one in results]}
+            write_json(out, tree)
+    if any(result.scores or result.submission for result in results):
+        observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
     return results
 
 
-def _evaluate_one(target: _Target, asked: Asked, folder: Path, word: str, device: torch.device) -> Evaluation:
-    work, task, examples = target.work, target.task, target.examples
-    kept = _kept_teacher(target)
-    wanted = asked.metrics or (*work.metrics, *((AGREEMENT,) if kept is not None else ()))
-    reasons = {name: _why_not(name, target, kept) for name in wanted}
-    result = Evaluation(
-        model=target.name,
-        task=task.name,
-        split=examples.split,
-        source=str(task.source),
-        n=len(examples),
-        truncated=0,
-        scores=(),
-        absent=tuple(absent for absent in reasons.values() if absent is not None),
-    )
+def _check(asked: Asked) -> None:
+    known = tuple(dict.fromkeys((*METRICS, AGREEMENT, *PERPLEXITIES, MASKED, *TEXT_METRICS, *GROUPS)))
+    for name in asked.metrics or ():
+        if name not in known and ":" not in name:
+            raise unknown("metric", name, known)
+    if asked.precision not in DTYPES:
+        raise unknown("precision", asked.precision, DTYPES)
+    if asked.pseudo not in ("word-l2r", "token"):
+        raise unknown("pseudo-likelihood", asked.pseudo, ("word-l2r", "token"))
+    if asked.stride is not None and asked.max_length is not None and asked.stride > asked.max_length:
+        raise UsageError(f"--stride {asked.stride} is longer than the windows, --max-length {asked.max_length}")
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _evaluate_one(target: Target, asked: Asked, place: Place, device: torch.device, observer: Observer) -> Evaluation:
+    reasons = {name: target.why_not(name) for name in asked.wanted or target.default_metrics}
     possible = [name for name, absent in reasons.items() if absent is None]
-    submits = examples.split in task.test and isinstance(task, Task) and target.has_head
-    if not (possible or submits):
-        return result
-    model = work.load(target.checkpoint, fresh_head=False, seed=0).to(device)
-    tokenizer = models.load_tokenizer(target.checkpoint)
-    encoded = work.encode(examples, tokenizer, target.checkpoint.config, scored=True)
-    found = work.answer(model, encoded)
-    answers = work.kept(kept) if kept is not None else None
-    file = folder / f"{word}-{task.name}-{examples.split}.parquet"
-    work.keep(file, found, encoded, answers)
-    submission = None
-    if submits and isinstance(task, Task):
-        submission = write_submission(task, examples.split, found.values, folder / word)
-    if "word_ppl" in possible and not encoded.words:
-        result = replace(result, absent=(*result.absent, Absent("word_ppl", "texts were cut, so words are not known")))
-    measured = work.scores(found, encoded, [name for name in possible if name != AGREEMENT])
-    if AGREEMENT in possible and answers is not None:
-        measured.append(work.agreement(found, answers))
-    return replace(
-        result,
-        truncated=encoded.truncated,
-        passed_over=encoded.passed_over,
-        scores=tuple(measured),
-        predictions=str(file),
-        submission=str(submission) if submission else None,
-    )
+    result = target.measure(possible, place, device, observer)
+    absent = [one for one in reasons.values() if one is not None]
+    if isinstance(target, Baseline):
+        absent = []
+    return replace(result, absent=(*absent, *result.absent))
 
 
-def _why_not(name: str, target: _Target, kept: Path | None) -> Absent | None:
-    """Why a model cannot be scored by a metric; None where it can."""
-    task, model = target.task, target.checkpoint.name
-    alone = f"kdalign distill --teacher none --student {model}"
-    if not target.has_head:
-        if isinstance(task, Task):
-            command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
-            return Absent(name, f"{model} has no classification head", command)
-        return Absent(name, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}")
-    if name == AGREEMENT:
-        if kept is None:
-            return Absent(
-                name, "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
-            )
-        return None
-    if isinstance(task, Task) and name in (*LANGUAGE_MODEL_METRICS, *PERPLEXITIES):
-        text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
-        return Absent(name, f"{model} has no language-model head", f"{alone} --task {text}")
-    if target.work.head is HeadKind.NONE and target.examples.labels is None:
-        return Absent(name, f"split {target.examples.split} has no pairs with their likeness")
-    if not isinstance(task, Task):
-        if name in target.work.metrics:
-            return None
-        return Absent(name, f"task {task.name} gives this model {', '.join(target.work.metrics)}")
-    if not task.fits(task.metric(name)):
-        kind = "a score" if task.regression else f"{len(task.labels)} classes"
-        return Absent(name, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
-    if target.examples.labels is None:
-        return Absent(name, f"split {target.examples.split} has no labels")
-    return None
+def _with_baselines(targets: Sequence[Target], asked: Asked) -> list[Target]:
+    """The targets with the baselines after the last one of each split whose texts are scored."""
+    found: list[Target] = []
+    for number, target in enumerate(targets):
+        found.append(target)
+        key = _split_of(target)
+        if key in map(_split_of, targets[number + 1 :]):
+            continue
+        here = [one for one in targets if _split_of(one) == key]
+        wanted = {
+            name: None
+            for one in here
+            for name in asked.wanted or one.default_metrics
+            if not isinstance(one.job.task, Task) and one.why_not(name) is None
+        }
+        if any(is_text_metric(name) for name in wanted):
+            found += [Baseline(name, target.job, tuple(wanted)) for name in BASELINES]
+    return found
 
 
-def _targets(name: str, asked: Asked) -> list[_Target]:
+def _split_of(target: Target) -> tuple[str, str, str]:
+    return target.job.task.name, target.job.examples.split, target.job.examples.fingerprint()
+
+
+def _targets(name: str, asked: Asked) -> list[LocalModel]:
     """A checkpoint, a run, or every run below a folder."""
     if Path(name).is_dir():
         runs = list(find_runs(Path(name)))
         if runs:
             return [_run_target(run, asked) for run in runs]
-    if asked.task is None:
+    (task,) = asked.tasks
+    if task is None:
         if (Path(name) / "recipe.yaml").is_file():
             read_record(Path(name))  # raises: unfinished, and how to go on
         if not Path(name).exists():
             raise UsageError(f"there is no {name!r} here; if it is a model on the hub, say what to score it on: --task")
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
     checkpoint = models.locate(name, asked.revision)
-    start = defaults_of(asked.task).get("data", {})
-    data = Data(task=(asked.task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
+    start = defaults_of(task).get("data", {})
+    data = Data(task=(task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
     return [_checked(name, checkpoint, data, asked, None)]
 
 
-def _run_target(run: Path, asked: Asked) -> _Target:
+def _run_target(run: Path, asked: Asked) -> LocalModel:
     """A run's student, on its own task and data unless others are named."""
     recipe = read_record(run).parsed_recipe()
-    data = recipe.data
-    given = ((asked.task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
+    data, (task,) = recipe.data, asked.tasks
+    given = ((task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
     if any(value not in (None, own) for value, own in given):
-        names = (asked.task,) if asked.task else data.task
+        names = (task,) if task else data.task
         elsewhere = asked if asked.folder is not None or asked.dataset is not None else data
         data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
@@ -214,13 +207,19 @@ def _run_target(run: Path, asked: Asked) -> _Target:
     )
 
 
-def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> _Target:
+def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> LocalModel:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     max_length = asked.max_length or data.max_length
-    work = work_on(task, layout_of(checkpoint.config).family, max_length, checkpoint.name)
-    if _has_head(checkpoint, work):
+    work = _work(task, checkpoint, max_length, asked)
+    has_head = work is not None and work.head in (HeadKind.NONE, head_of(checkpoint.config))
+    if work is not None and has_head:
         work.check(checkpoint)
-    examples = work.examples(asked.split or task.evaluation[0])
+    split = asked.split or task.evaluation[0]
+    if work is not None:
+        examples = work.examples(split)
+    else:
+        assert isinstance(task, LanguageTask), "every model has work on classes, if it has the head"
+        examples = load_texts(task, split)
     submits = isinstance(task, Task) and bool(task.submission) and checkpoint.has_classifier
     submitted = submits and examples.split in task.test
     if asked.limit is not None and submitted:
@@ -228,24 +227,23 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     limit = asked.limit or (None if submitted else data.limit) or len(examples)
     examples = examples.take(range(min(len(examples), limit)))
     models.check_length(checkpoint, max_length)
-    return _Target(name, checkpoint, work, examples, run)
+    settings = Settings(
+        Writing(asked.beams, asked.new_tokens, max_length=max_length),
+        asked.language or "",
+        asked.pseudo == "word-l2r",
+        DTYPES[asked.precision],
+    )
+    return LocalModel(name, checkpoint, Job(task, examples, settings), work, run)
 
 
-def _has_head(checkpoint: Checkpoint, work: Work) -> bool:
-    return work.head in (HeadKind.NONE, head_of(checkpoint.config))
-
-
-def _kept_teacher(target: _Target) -> Path | None:
-    """The file in which a run kept its teacher's answers on this very split; None where there is none."""
-    if target.run is None:
+def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: Asked) -> Work | None:
+    """The task as the model's family does it; None where it is only asked to write texts, which more families can."""
+    family = layout_of(checkpoint.config).family
+    written = isinstance(task, LanguageTask) and any(map(is_text_metric, asked.wanted or task.text_metrics))
+    unusual = ("seq2seq",) if isinstance(task, LanguageTask) and not task.pairs else ("causal",)
+    if written and isinstance(task, LanguageTask) and family in unusual and family not in FAMILIES[task.kind]:
         return None
-    record, split = read_record(target.run.path), target.examples.split
-    kept = record.data["reported"].get(split)
-    if record.teacher is None or kept is None or kept["fingerprint"] != target.examples.fingerprint():
-        return None
-    if record.scores[split]["agreement"] is None:  # answers to other tokens than the student's
-        return None
-    return target.run.predictions(split)
+    return work_on(task, family, max_length, checkpoint.name, stride=asked.stride)
 
 
 def _newest_run(folder: Path) -> Path:
@@ -255,24 +253,26 @@ def _newest_run(folder: Path) -> Path:
     return runs[-1]
 
 
-def _default_out(targets: Sequence[_Target], asked: Asked) -> Path:
+def _default_out(targets: Sequence[Target], asked: Asked) -> Path:
     """A name of its own for each set of models, data and settings: another's scores are never written over."""
     target = targets[0]
-    stem = f"runs/eval/{_word(target.name)}-{target.task.name}-{target.examples.split}"
+    stem = f"runs/eval/{_word(target.name)}-{target.job.task.name}-{target.job.examples.split}"
     files = (Path(f"{stem}-{number}.json" if number > 1 else f"{stem}.json") for number in count(1))
     return next(file for file in files if not file.exists() or _holds(file, _of(targets, asked)))
 
 
-def _of(targets: Sequence[_Target], asked: Asked) -> dict[str, object]:
+def _of(targets: Sequence[Target], asked: Asked) -> dict[str, object]:
     """What tells one evaluation from another: models, texts, and how they are read and scored."""
+    settings = {name: value for name, value in asdict(asked).items() if name not in _ELSEWHERE}
     return {
-        "targets": [
-            [one.name, one.task.name, one.examples.split, one.examples.fingerprint(), one.work.max_length]
-            for one in targets
-        ],
+        "targets": [[one.name, *_split_of(one), getattr(one.job.settings.writing, "max_length", 0)] for one in targets],
+        **settings,
         "metrics": list(asked.metrics or ()),
-        "revision": asked.revision,
     }
+
+
+_ELSEWHERE = ("task", "folder", "dataset", "config", "split", "limit", "device", "out", "baselines", "max_length")
+"""What the targets say, or what moves no number."""
 
 
 def _holds(file: Path, of: dict[str, object]) -> bool:
@@ -282,7 +282,7 @@ def _holds(file: Path, of: dict[str, object]) -> bool:
         return False
 
 
-def _words(targets: Sequence[_Target]) -> list[str]:
+def _words(targets: Sequence[Target]) -> list[str]:
     """A file name's beginning for each target, another for each model: ``a/b`` and ``a-b`` do not share theirs."""
     names = list(dict.fromkeys(target.name for target in targets))
     alike = [_word(name) for name in names]

@@ -84,9 +84,16 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
 
     The counts are those that sacreBLEU itself adds up for its significance tests.
     """
-    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
 
-    scorer: Any = {"bleu": partial(BLEU, trg_lang=language, force=True), "chrf": CHRF, "ter": TER}[name]()
+    makers: dict[str, Callable[[], Any]] = {
+        "bleu": lambda: BLEU(trg_lang=language, force=True),
+        "chrf": CHRF,
+        "ter": TER,
+    }
+    scorer = makers[name]()
     most = max(map(len, references))
     by_number = [[known[n] if n < len(known) else "" for known in references] for n in range(most)]
     rows = np.array(scorer._extract_corpus_statistics(list(predictions), by_number), dtype=float)

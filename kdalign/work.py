@@ -32,6 +32,7 @@ from kdalign.objective import (
     build_language_objective,
     build_objective,
 )
+from kdalign.observer import Tell, untold
 from kdalign.recipe import Objective as Weights
 from kdalign.samples import Prompt, beginnings, questions, sources
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
@@ -105,7 +106,7 @@ class Work(Protocol):
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """What models are asked to go on from, to be looked at; none where they say nothing."""
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Answers:
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Answers:
         """A model's answers on a split."""
 
     def scores(
@@ -186,9 +187,9 @@ class Classifying:
         """A class says nothing."""
         return ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
         """Class numbers or scores, and logits."""
-        return evaluation.predict(model, self.order(model), encoded, self.task)
+        return evaluation.predict(model, self.order(model), encoded, self.task, tell=tell)
 
     def scores(
         self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
@@ -308,9 +309,9 @@ class Modelling:
             return sources(examples, tokenizer, count, self.max_length)
         return beginnings(examples, tokenizer, count) if self.family == "causal" else ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded) -> TokenAnswers:
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> TokenAnswers:
         """Likelihoods and likeliest tokens."""
-        return likelihood.answer(model, encoded)
+        return likelihood.answer(model, encoded, tell)
 
     def scores(
         self, answers: TokenAnswers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
@@ -400,9 +401,9 @@ class Embedding:
         """A vector says nothing."""
         return ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded) -> Predictions:
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
         """The cosines of pairs."""
-        return evaluation.compare_pairs(model, encoded)
+        return evaluation.compare_pairs(model, encoded, tell)
 
     def scores(
         self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdalign.tasks.data import Examples
+from kdalign.tasks.language import LanguageTask
 
 PREFIX_WORDS, SPAN_WORDS = 64, 16
 
@@ -18,16 +19,30 @@ class Case:
         prompt: the beginning of a text, or a source.
         references: one or more that are right.
         words: of the text that is held out, where a continuation ends with as many; 0 where a model ends itself.
+        stop: what ends a text, such as a line's end; empty where nothing does.
     """
 
     prompt: str
     references: tuple[str, ...]
     words: int = 0
+    stop: str = ""
 
     @property
     def whole(self) -> str:
         """The prompt with what is held out after it."""
         return f"{self.prompt} {self.references[0]}"
+
+    def ended(self, text: str) -> bool:
+        """Whether a text that is being written needs no more: a word has begun after those that are wanted."""
+        if self.stop and self.stop in text.lstrip():
+            return True
+        return bool(self.words) and len(spaced([text])[0].split()) > self.words
+
+    def cut(self, text: str) -> str:
+        """What was written, up to its end; a continuation in the spacing that texts are compared in."""
+        if self.words:
+            return first_words(spaced([text])[0], self.words)
+        return (text.lstrip().partition(self.stop)[0] if self.stop else text).strip()
 
 
 def continuations(
@@ -36,7 +51,7 @@ def continuations(
     """The protocol ``continuation``: a text's first half is given, and the words after it are held out.
 
     Texts are brought to one spacing first. Of a long one, the ``prefix`` words before its middle are given, and
-    ``span`` words after it held out. Returns the cases and how many texts were passed over because they have only one word.
+    ``span`` words after it held out. Returns the cases, and how many texts of one word were passed over.
     """
     cases = []
     for text in spaced(examples.texts[0], language):
@@ -53,6 +68,11 @@ def sources(examples: Examples) -> list[Case]:
     """A source each, with its references."""
     known = examples.references or [(target,) for target in examples.texts[1]]
     return [Case(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
+
+
+def asked(cases: Sequence[Case], task: LanguageTask) -> list[Case]:
+    """The same sources in the task's prompt, for models without an encoder, which answer with one line."""
+    return [replace(case, prompt=task.asked({task.columns[0]: case.prompt}), stop="\n") for case in cases]
 
 
 def first_words(text: str, count: int) -> str:

@@ -1,0 +1,423 @@
+"""What is scored: a local model or a baseline on a split, each asked for the same metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign import likelihood, models
+from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
+from kdalign.baselines import Unigram
+from kdalign.evaluation import Absent, Evaluation
+from kdalign.extend import resolve
+from kdalign.files import whole_file
+from kdalign.generation import Writing, can_continue, how_written, write
+from kdalign.likelihood import PERPLEXITIES
+from kdalign.metrics import METRICS
+from kdalign.models import Checkpoint
+from kdalign.observer import Observer
+from kdalign.runs import RunFolder, read_record
+from kdalign.tasks import GLUE, AnyTask, Examples, LanguageTask, Task, load_texts, write_submission
+from kdalign.tasks.cases import PREFIX_WORDS, SPAN_WORDS, Case, asked, continuations, copied, sources
+from kdalign.tasks.data import split_exists
+from kdalign.text_metrics import TEXT_METRICS, TextMetric, score_texts
+from kdalign.windows import encode_pseudo
+from kdalign.work import Work
+
+AGREEMENT = "agreement"
+MASKED = "masked_ppl"
+MOST_TRAINING_TEXTS = 20_000
+"""So many texts of train are enough for a unigram."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are made to answer, whichever they are.
+
+    Attributes:
+        writing: of texts.
+        language: of texts, a code; empty where the task says it, or English.
+        within_words: whether a masked model's pseudo-likelihood masks what follows in a word.
+        dtype: of a local model's weights and activations.
+    """
+
+    writing: Writing = field(default_factory=Writing)
+    language: str = ""
+    within_words: bool = True
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Job:
+    """A split of a task, and how it is answered."""
+
+    task: AnyTask
+    examples: Examples
+    settings: Settings
+
+    @property
+    def language(self) -> str:
+        """Of the texts."""
+        own = self.task.language if isinstance(self.task, LanguageTask) else ""
+        return self.settings.language or own or "en"
+
+    @property
+    def continuing(self) -> bool:
+        """Whether texts are continued, not answered."""
+        return isinstance(self.task, LanguageTask) and not self.task.pairs and self.task.kind not in _UNWRITTEN
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """What is to be written."""
+        return continuations(self.examples, self.language)[0] if self.continuing else sources(self.examples)
+
+    @cached_property
+    def training_texts(self) -> Sequence[str]:
+        """What a baseline learns from: documents or targets of train; nothing where there is no train."""
+        if not isinstance(self.task, LanguageTask) or not split_exists(self.task.source, self.task.train):
+            return ()
+        return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
+
+    @property
+    def protocol(self) -> str:
+        """What is written and how it is compared, in one sentence."""
+        if not self.continuing:
+            return ""
+        return (
+            f"continuation: of each text the first half is given, at most {PREFIX_WORDS} words, and the next ones, at "
+            f"most {SPAN_WORDS}, are held out; prompts, references and answers in one spacing"
+        )
+
+
+_UNWRITTEN = ("chat", "embedding")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a target's files go: a folder, and the beginning of their names."""
+
+    folder: Path
+    word: str
+
+    def file(self, job: Job, end: str) -> Path:
+        """A file of a job."""
+        return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{end}"
+
+
+class Target(Protocol):
+    """One model, or what stands for one, with the split it is scored on."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def job(self) -> Job:
+        """What it is scored on."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """What it is scored by where nobody says."""
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Why it cannot be scored by a metric; None where it can."""
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Its scores by metrics that it can be scored by.
+
+        Args:
+            metrics: names.
+            place: for its files.
+            device: to run on.
+            observer: who watches.
+        """
+
+
+def is_text_metric(name: str) -> bool:
+    """Whether a metric is of texts: a shipped one, or the user's own."""
+    return name in TEXT_METRICS or (
+        ":" in name and name not in METRICS and isinstance(resolve(name, {}, "metric"), TextMetric)
+    )
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A checkpoint or a run's student, checked, its weights not yet loaded.
+
+    Attributes:
+        work: the task as models of its family do it; None where they only continue its texts.
+        run: that the model comes from.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    job: Job
+    work: Work | None
+    run: RunFolder | None
+
+    @property
+    def family(self) -> str:
+        """The model's."""
+        return layout_of(self.checkpoint.config).family
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the checkpoint says that it has the head that the task is answered by."""
+        head = LANGUAGE_HEADS[self.family] if self.work is None else self.work.head
+        return head in (HeadKind.NONE, head_of(self.checkpoint.config))
+
+    @property
+    def submits(self) -> bool:
+        """Whether its answers are written as the leaderboard's file."""
+        task = self.job.task
+        return isinstance(task, Task) and self.job.examples.split in task.test and self.has_head
+
+    @cached_property
+    def teachers_answers(self) -> Path | None:
+        """The file in which a run kept its teacher's answers on this very split; None where there is none."""
+        if self.run is None:
+            return None
+        record, split = read_record(self.run.path), self.job.examples.split
+        kept = record.data["reported"].get(split)
+        if record.teacher is None or kept is None or kept["fingerprint"] != self.job.examples.fingerprint():
+            return None
+        if record.scores[split]["agreement"] is None:  # answers to other tokens than the student's
+            return None
+        return self.run.predictions(split)
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """The task's, agreement where the teacher's answers are kept, and for pairs what texts are compared by."""
+        task = self.job.task
+        of_texts = task.text_metrics if isinstance(task, LanguageTask) else ()
+        by_work = self.work.metrics if self.work is not None else ()
+        return (*by_work, *((AGREEMENT,) if self.teachers_answers is not None else ()), *of_texts)
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Why the model cannot be scored by a metric; None where it can."""
+        task, model, work, examples = self.job.task, self.checkpoint.name, self.work, self.job.examples
+        alone = f"kdalign distill --teacher none --student {model}"
+        if not self.has_head:
+            if isinstance(task, Task):
+                command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
+                return Absent(metric, f"{model} has no classification head", command)
+            return Absent(
+                metric, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}"
+            )
+        if metric == AGREEMENT:
+            missing = "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
+            return None if self.teachers_answers is not None else Absent(metric, missing)
+        if isinstance(task, Task):
+            if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED):
+                text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
+                return Absent(metric, f"{model} has no language-model head", f"{alone} --task {text}")
+            if not task.fits(task.metric(metric)):
+                kind = "a score" if task.regression else f"{len(task.labels)} classes"
+                return Absent(metric, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
+            return None if examples.labels is not None else Absent(metric, f"split {examples.split} has no labels")
+        if is_text_metric(metric):
+            return self._why_not_written(metric, task)
+        if work is None:
+            return Absent(metric, f"a {self.family} model gives the likelihood of a target given a source")
+        if work.head is HeadKind.NONE and examples.labels is None:
+            return Absent(metric, f"split {examples.split} has no pairs with their likeness")
+        known = (*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ()))
+        if metric in known:
+            return None
+        return Absent(metric, f"task {task.name} gives this model {', '.join(known)}")
+
+    def _why_not_written(self, metric: str, task: LanguageTask) -> Absent | None:
+        if task.kind in _UNWRITTEN:
+            return Absent(metric, f"texts are not written for task {task.name}")
+        if task.pairs and self.family not in ("seq2seq", "causal"):
+            return Absent(metric, f"a {self.family} model does not answer sources")
+        if not task.pairs and self.family == "seq2seq" and not can_continue(models.load_tokenizer(self.checkpoint)):
+            return Absent(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
+        if not task.pairs and not self.job.cases:
+            return Absent(metric, f"split {self.job.examples.split} has no text of two words")
+        return None
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Load the model once, and take its answers, its pseudo-likelihood and its texts as the metrics need them."""
+        task = self.job.task
+        result = blank(self)
+        of_texts = [name for name in metrics if not isinstance(task, Task) and is_text_metric(name)]
+        pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
+        answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
+        if not (metrics or self.submits):
+            return result
+        if self.work is not None:
+            model = self.work.load(self.checkpoint, fresh_head=False, seed=0)
+        else:
+            model = models.load_language_model(self.checkpoint)
+        model = model.to(device, self.job.settings.dtype)
+        tokenizer = models.load_tokenizer(self.checkpoint)
+        result = replace(result, parameters=count_parameters(model))
+        if answered or self.submits:
+            result = self._by_answers(result, model, tokenizer, answered, place, observer)
+        if pseudo:
+            result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, observer)
+        if of_texts:
+            result = self._by_texts(result, model, tokenizer, of_texts, place, observer)
+        order = {name: number for number, name in enumerate(metrics)}
+        scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
+        return replace(result, scores=tuple(scores))
+
+    def _by_answers(
+        self,
+        result: Evaluation,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Sequence[str],
+        place: Place,
+        observer: Observer,
+    ) -> Evaluation:
+        """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
+        work, examples = self.work, self.job.examples
+        assert work is not None, "checked"
+        encoded = work.encode(examples, tokenizer, self.checkpoint.config, scored=True)
+        tell = observer.progress(f"{self.name}: reading")
+        found = work.answer(model, encoded, tell)
+        kept = self.teachers_answers
+        answers = work.kept(kept) if kept is not None else None
+        predictions = place.file(self.job, ".parquet")
+        work.keep(predictions, found, encoded, answers)
+        submission = None
+        if self.submits and isinstance(work.task, Task):
+            submission = str(write_submission(work.task, examples.split, found.values, place.folder / place.word))
+        if encoded.truncated and not encoded.words:
+            cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
+            reason = "texts were cut, so their words and bytes are not known"
+            result = replace(result, absent=(*result.absent, *(Absent(name, reason) for name in cut)))
+        measured = work.scores(found, encoded, [name for name in metrics if name != AGREEMENT])
+        if AGREEMENT in metrics and answers is not None:
+            measured.append(work.agreement(found, answers))
+        return replace(
+            result,
+            truncated=encoded.truncated,
+            passed_over=encoded.passed_over,
+            scores=(*result.scores, *measured),
+            predictions=str(predictions),
+            submission=submission,
+        )
+
+    def _by_pseudo_likelihood(
+        self,
+        result: Evaluation,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Sequence[str],
+        observer: Observer,
+    ) -> Evaluation:
+        assert self.work is not None, "masked models have work on documents"
+        length, within = self.work.max_length, self.job.settings.within_words
+        encoded = encode_pseudo(self.job.examples.texts[0], tokenizer, length, within)
+        answers = likelihood.answer(model, encoded, observer.progress(f"{self.name}: masking token by token"))
+        how = likelihood.protocol("word-l2r" if within else "token", length)
+        found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
+        return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
+
+    def _by_texts(
+        self,
+        result: Evaluation,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Sequence[str],
+        place: Place,
+        observer: Observer,
+    ) -> Evaluation:
+        task, settings = self.job.task, self.job.settings
+        assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
+        cases = asked(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
+        texts = write(model, tokenizer, cases, settings.writing, observer.progress(f"{self.name}: writing"))
+        how = how_written(self.family, self.job.continuing, settings.writing)
+        if task.pairs and self.family == "causal":
+            how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
+        return with_texts(result, self.job, cases, texts, metrics, how, place)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What writes without a model: ``copy`` says the prompt again, ``unigram`` draws words by how often they occur."""
+
+    name: str
+    job: Job
+    default_metrics: tuple[str, ...] = field(default=())
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Perplexities are the unigram's alone, where there is text that it can learn from."""
+        if is_text_metric(metric):
+            return None
+        if self.name != "unigram" or metric not in ("word_ppl", "byte_ppl", "bits_per_byte") or not self.job.continuing:
+            return Absent(metric, f"the baseline {self.name} has none")
+        if not self.job.training_texts:
+            return Absent(metric, f"{self.job.task.source} has no split {self.job.task.train} to count words in")
+        return None
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Texts and, of the unigram, the likelihood of words."""
+        result, cases = blank(self), self.job.cases
+        of_texts = [name for name in metrics if is_text_metric(name)]
+        if self.name == "copy":
+            how = "copy: the prompt's last words again" if self.job.continuing else "copy: the source"
+            return with_texts(result, self.job, cases, [copied(case) for case in cases], of_texts, how, place)
+        learnt = self.job.training_texts
+        unigram = Unigram(learnt or [case.prompt for case in cases])
+        lengths = [case.words or len(case.references[0].split()) for case in cases]
+        of = "of train" if learnt else "of the prompts"
+        how = f"unigram: words {of} drawn by their frequency, as many as the reference has"
+        result = with_texts(result, self.job, cases, unigram.write(lengths), of_texts, how, place)
+        others = [name for name in metrics if name not in of_texts]
+        if others:
+            texts = self.job.examples.texts[0]
+            nll = np.array([unigram.nll(text) for text in texts])
+            words = np.array([len(text.split()) for text in texts])
+            size = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts])
+            found = likelihood.of_words(nll, words, size, "words of train by their frequency, new ones spelled")
+            result = replace(result, scores=(*found, *result.scores))
+        return replace(result, scores=tuple(score for score in result.scores if score.metric in metrics))
+
+
+def blank(target: Target) -> Evaluation:
+    """An evaluation of a target before anything is measured."""
+    job = target.job
+    return Evaluation(
+        model=target.name,
+        task=job.task.name,
+        split=job.examples.split,
+        source=str(job.task.source),
+        n=len(job.examples),
+        truncated=0,
+        scores=(),
+        kind="baseline" if isinstance(target, Baseline) else "model",
+    )
+
+
+def with_texts(
+    result: Evaluation,
+    job: Job,
+    cases: Sequence[Case],
+    texts: Sequence[str],
+    metrics: Sequence[str],
+    how: str,
+    place: Place,
+) -> Evaluation:
+    """An evaluation with the scores of texts, which are kept with each one's own scores."""
+    import pandas as pd
+
+    scores, each = score_texts(metrics, texts, [case.references for case in cases], job.language)
+    kept: dict[str, Any] = {
+        "prompt": [case.prompt for case in cases],
+        "references": [list(case.references) for case in cases],
+        "prediction": list(texts),
+    }
+    file = place.file(job, "-texts.parquet")
+    with whole_file(file) as temporary:
+        pd.DataFrame(kept | each).to_parquet(temporary, index=False)
+    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}")
+    return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))
