@@ -314,8 +314,8 @@ def eval_(
         str | None,
         typer.Option(
             help="Names separated by commas; the task's when left out. Of classes: accuracy, f1, ...; of likelihood: "
-            "ppl, word_ppl, byte_ppl, bits_per_byte, masked_ppl; of texts: bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, "
-            "rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; or your own."
+            "ppl, word_ppl, byte_ppl, bits_per_byte, masked_ppl; of texts: bleu, chrf, ter, rouge, rouge1, rouge2, "
+            "rougeL, rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; or your own."
         ),
     ] = None,
     max_length: MaxLength = None,
