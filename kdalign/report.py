@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.comparison import Cell, Column, Comparison, Row
 from kdalign.errors import unknown
+from kdalign.table import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from kdalign.alignment import LayerMap, Plan
