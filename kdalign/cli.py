@@ -359,6 +359,7 @@ def eval_(
         "kdalign compare runs/labels runs/soft runs/joint",
         "kdalign compare runs --format markdown --out table.md",
         "kdalign compare runs --sort retained --format json",
+        "kdalign compare runs --reference examples/paper-table-1.yaml",
     )
 )
 def compare(
@@ -366,6 +367,10 @@ def compare(
     form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
+    ] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
 ) -> None:
@@ -382,7 +387,7 @@ def compare(
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    table = comparison_as(put_together(runs, names, sort), form)
+    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
     if out is None:
         _print(table)
         return

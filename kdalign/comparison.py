@@ -24,22 +24,31 @@ from kdalign.entries import (
 )
 from kdalign.errors import UsageError, unknown
 from kdalign.notes import notes_under
+from kdalign.published import marked, read_published, reference_rows
 from kdalign.runs import RECORD, ModelRecord, RunRecord
 from kdalign.statistics import mean_interval
-from kdalign.table import SHARED, Cell, Column, Comparison, Row
+from kdalign.table import SHARED, Cell, Column, Comparison, Row, metric_key
 
 
-def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, sort: str | None = None) -> Comparison:
+def compare(
+    paths: Sequence[str | Path],
+    metrics: Sequence[str] | None = None,
+    sort: str | None = None,
+    references: Sequence[str | Path] = (),
+) -> Comparison:
     """Put runs and evaluations side by side.
 
     Args:
         paths: run folders, folders of runs (one folder per task makes one row), or evaluation files.
         metrics: columns to show, by their keys; all when left out.
-        sort: the column to sort by, best first.
+        sort: the column to sort by, best first; rows that others have published stay last.
+        references: files of rows that others have published.
 
     Raises:
-        UsageError: nothing there, an unfinished run, or an unknown column.
+        UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
     """
+    files = {Path(file).resolve(): Path(file) for file in references}
+    published = [row for file in files.values() for row in read_published(file)]
     entries: list[Entry] = []
     evaluations: list[dict[str, Any]] = []
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
@@ -63,17 +72,24 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
         if len(by) > 1:
             raise UsageError(f"--sort {sort!r}: which one? (accepted: {', '.join(column.key for column in by)})")
         rows = sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
+    beside, further = reference_rows(published, columns)
+    columns += further
     if metrics is not None:
         wanted = [column for name in metrics for column in _named(name, columns)]
         columns = [column for column in columns if column in wanted]
     rows = _mark_best(rows, columns, _mixed(entries))
+    rows += marked([row for row in beside if any(_has(row, column) for column in columns)])
     return Comparison(tuple(columns), tuple(rows), tuple(notes_under(entries, evaluations, rows, columns)))
 
 
 def _named(name: str, columns: Sequence[Column]) -> list[Column]:
     """The columns that a name stands for: a key, or a metric of every task that has it."""
     found = [column for column in columns if name == column.key]
-    found = found or [column for column in columns if column.task and column.key == _metric_key(column.task, name)]
+    found = found or [
+        column
+        for column in columns
+        if (column.task or column.published) and column.key == metric_key(column.task, name, column.published)
+    ]
     if not found:
         raise unknown("column", name, [column.key for column in columns])
     return found
@@ -89,24 +105,20 @@ def _in_per_cent(record: RunRecord) -> bool:
     return all(score["unit"] == "%" for score in first_split(record)["student"])
 
 
-def _metric_key(task: str, metric: str) -> str:
-    return f"{task}/{metric}"
-
-
 def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]) -> list[Column]:
     columns: dict[str, Column] = {}
     for record in records_of(entries):
         for split in record.scores.values():
             for score in split["student"]:
-                columns.setdefault(_metric_key(record.task, score["metric"]), _metric_column(record.task, score))
+                columns.setdefault(metric_key(record.task, score["metric"]), _metric_column(record.task, score))
             break
     for result in evaluations:
         for score in result["scores"]:
             if score["metric"] != "agreement":
-                columns.setdefault(_metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+                columns.setdefault(metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
     for result in evaluations:  # only then what no model has, whose unit and direction no score says
         for absent in result["absent"]:
-            key = _metric_key(result["task"], absent["metric"])
+            key = metric_key(result["task"], absent["metric"])
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
     details = [replace(column, detail=column.task in means) for column in columns.values()]
     return [
@@ -126,7 +138,7 @@ def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], me
 
 
 def _metric_column(task: str, score: dict[str, Any]) -> Column:
-    key = _metric_key(task, score["metric"])
+    key = metric_key(task, score["metric"])
     return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"], task)
 
 
@@ -146,7 +158,7 @@ def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
         for score in first_split(record)[who]:
-            cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
+            cells[metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
         if task in means:
             cells[task] = Cell(_task_score(first_split(record)[who]))
     if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
@@ -237,14 +249,14 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
 
 def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
     cells = {
-        (s["metric"] if s["metric"] == "agreement" else _metric_key(result["task"], s["metric"])): Cell(
+        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): Cell(
             s["value"], s["low"], s["high"]
         )
         for s in result["scores"]
     }
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
-        cells[_metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
+        cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = Cell(_task_score(own))

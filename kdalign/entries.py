@@ -64,6 +64,8 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: the file is something else.
     """
+    if path.suffix in (".yaml", ".yml"):
+        raise UsageError(f"{str(path)!r} is neither a run nor an evaluation (published rows: --reference {path.name})")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -50,7 +50,35 @@ def notes_under(
         for key, cell in row.cells.items():
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
+    return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _published(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Say where published rows are from, and that no number of theirs ranks with a measured one."""
+    notes = []
+    measured = [column for column in columns if not column.published]
+    for mark in dict.fromkeys(row.mark for row in rows):
+        ours = [row for row in rows if row.mark == mark]
+        said = [ours[0].source, *filter(None, [ours[0].note]), *_other_names(ours, measured)]
+        notes.append(f"{mark} published, not measured here: {'; '.join(said)}")
+    marks = dict.fromkeys(row.mark for row in rows if any(column.key in row.cells for column in measured))
+    if marks:
+        notes.append(
+            f"{', '.join(marks)}: beside measured rows, but of other data or protocols, as far as is known: "
+            f"do not rank them together"
+        )
     return notes
+
+
+def _other_names(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Which published numbers are shown under a metric that their source calls otherwise."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for column in columns:
+            metric = column.key.removeprefix(f"{column.task}/")
+            if column.key in row.cells and row.cells[column.key].called not in (column.key, metric):
+                names[f"{row.cells[column.key].called} under {metric}"] = None
+    return [f"shown here: its {', its '.join(names)}"] if names else []
 
 
 def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
