@@ -315,7 +315,8 @@ def eval_(
         typer.Option(
             help="Names separated by commas; the task's when left out. Of classes: accuracy, f1, ...; of likelihood: "
             "ppl, word_ppl, byte_ppl, bits_per_byte, masked_ppl; of texts: bleu, chrf, ter, rouge, rouge1, rouge2, "
-            "rougeL, rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; or your own."
+            "rougeL, rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; "
+            "or your own."
         ),
     ] = None,
     max_length: MaxLength = None,
@@ -393,6 +394,7 @@ def eval_(
         "kdalign compare runs/labels runs/soft runs/joint",
         "kdalign compare runs --format markdown --out table.md",
         "kdalign compare runs --sort retained --format json",
+        "kdalign compare runs --reference examples/paper-table-1.yaml",
     )
 )
 def compare(
@@ -400,6 +402,10 @@ def compare(
     form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
+    ] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
 ) -> None:
@@ -416,7 +422,7 @@ def compare(
     if form not in FORMATS:
         raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    table = comparison_as(put_together(runs, names, sort), form)
+    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
     if out is None:
         _print(table)
         return

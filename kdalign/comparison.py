@@ -5,112 +5,59 @@ Reads run folders and evaluation files only; no model, no torch.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdalign.entries import (
+    Entry,
+    evaluation_name,
+    first_split,
+    protocols,
+    read_entries,
+    read_evaluation,
+    records_of,
+    tasks_differ,
+    teachers_differ,
+)
 from kdalign.errors import UsageError, unknown
-from kdalign.runs import RECORD, ModelRecord, RunRecord, read_record
+from kdalign.notes import notes_under
+from kdalign.published import marked, read_published, reference_rows
+from kdalign.runs import RECORD, ModelRecord, RunRecord
 from kdalign.statistics import mean_interval
+from kdalign.table import SHARED, Cell, Column, Comparison, Row, metric_key
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: its key, its title, its unit and how it is shown.
-
-    Attributes:
-        task: that it is of; empty for what stands for whatever a row's tasks are.
-        cost: of what a model costs, not of how good it is.
-        detail: a metric whose task has a column of its own, the mean of its metrics.
-    """
-
-    key: str
-    title: str
-    unit: str
-    digits: int
-    higher_is_better: bool = True
-    task: str = ""
-    cost: bool = False
-    detail: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One value, with the ends of its 95 % interval where there are any; a reason where there is no value."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    best: bool = False
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model, or the mean of one recipe's runs over seeds."""
-
-    name: str
-    kind: str
-    seeds: tuple[int, ...]
-    cells: dict[str, Cell]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A table and what must be known to read it."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Runs of one recipe and seed, by task."""
-
-    name: str
-    records: dict[str, RunRecord] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        return int(next(iter(self.records.values())).recipe["train"]["seed"])
-
-    @property
-    def key(self) -> str:
-        """Equal for runs that differ by seed alone."""
-        record = next(iter(self.records.values()))
-        flat = record.parsed_recipe().flat()
-        for name in ("train.seed", "out", "data.task"):
-            flat.pop(name)
-        return json.dumps([sorted(self.records), flat], sort_keys=True)
-
-
-def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, sort: str | None = None) -> Comparison:
+def compare(
+    paths: Sequence[str | Path],
+    metrics: Sequence[str] | None = None,
+    sort: str | None = None,
+    references: Sequence[str | Path] = (),
+) -> Comparison:
     """Put runs and evaluations side by side.
 
     Args:
         paths: run folders, folders of runs (one folder per task makes one row), or evaluation files.
         metrics: columns to show, by their keys; all when left out.
-        sort: the column to sort by, best first.
+        sort: the column to sort by, best first; rows that others have published stay last.
+        references: files of rows that others have published.
 
     Raises:
-        UsageError: nothing there, an unfinished run, or an unknown column.
+        UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
     """
-    entries: list[_Entry] = []
+    files = {Path(file).resolve(): Path(file) for file in references}
+    published = [row for file in files.values() for row in read_published(file)]
+    entries: list[Entry] = []
     evaluations: list[dict[str, Any]] = []
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
         if path.is_file() and path.name != RECORD:
-            evaluations += _read_evaluation(path)
+            evaluations += read_evaluation(path)
         else:
-            entries += _entries(path)
+            entries += read_entries(path)
     entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
-    groups: dict[str, list[_Entry]] = {}
+    groups: dict[str, list[Entry]] = {}
     for number, entry in enumerate(entries):
         again = any(entry.key == other.key and entry.seed == other.seed for other in entries[:number])
         groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
@@ -125,86 +72,53 @@ def compare(paths: Sequence[str | Path], metrics: Sequence[str] | None = None, s
         if len(by) > 1:
             raise UsageError(f"--sort {sort!r}: which one? (accepted: {', '.join(column.key for column in by)})")
         rows = sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
+    beside, further = reference_rows(published, columns)
+    columns += further
     if metrics is not None:
         wanted = [column for name in metrics for column in _named(name, columns)]
         columns = [column for column in columns if column in wanted]
     rows = _mark_best(rows, columns, _mixed(entries))
-    return Comparison(tuple(columns), tuple(rows), tuple(_notes(entries, evaluations, rows, columns)))
+    rows += marked([row for row in beside if any(_has(row, column) for column in columns)])
+    return Comparison(tuple(columns), tuple(rows), tuple(notes_under(entries, evaluations, rows, columns)))
 
 
 def _named(name: str, columns: Sequence[Column]) -> list[Column]:
     """The columns that a name stands for: a key, or a metric of every task that has it."""
     found = [column for column in columns if name == column.key]
-    found = found or [column for column in columns if column.task and column.key == _metric_key(column.task, name)]
+    found = found or [
+        column
+        for column in columns
+        if (column.task or column.published) and column.key == metric_key(column.task, name, column.published)
+    ]
     if not found:
         raise unknown("column", name, [column.key for column in columns])
     return found
 
 
-def _entries(path: Path) -> list[_Entry]:
-    if (path / RECORD).is_file() or path.name == RECORD or not path.is_dir():
-        record = read_record(path)
-        folder = path.parent if path.name == RECORD else path
-        return [_Entry(folder.name, {record.task: record})]
-    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    if (path / "recipe.yaml").is_file():  # one recipe over several tasks: one row
-        runs = [read_record(folder) for folder in inner if (folder / "recipe.yaml").is_file()]
-        if not runs:
-            read_record(path)  # raises, saying that it is unfinished
-        return [_Entry(path.name, {record.task: record for record in runs})]
-    found = [entry for folder in inner if _holds_runs(folder) for entry in _entries(folder)]
-    if not found:
-        read_record(path)
-    return found
-
-
-def _holds_runs(folder: Path) -> bool:
-    return next(folder.rglob(RECORD), None) is not None
-
-
-def _read_evaluation(path: Path) -> list[dict[str, Any]]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(path)!r} is not JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or tree.get("kind") != "evaluation" or not isinstance(tree.get("results"), list):
-        raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
-    results: list[dict[str, Any]] = tree["results"]
-    return results
-
-
-def _records(entries: Sequence[_Entry]) -> list[RunRecord]:
-    return [record for entry in entries for record in entry.records.values()]
-
-
-def _with_means(entries: Sequence[_Entry]) -> list[str]:
+def _with_means(entries: Sequence[Entry]) -> list[str]:
     """The tasks of rows over several tasks whose metrics have a mean: percentages, more than one."""
-    several = _records([entry for entry in entries if len(entry.records) > 1])
+    several = records_of([entry for entry in entries if len(entry.records) > 1])
     return list(dict.fromkeys(one.task for one in several if len(one.metrics) > 1 and _in_per_cent(one)))
 
 
 def _in_per_cent(record: RunRecord) -> bool:
-    return all(score["unit"] == "%" for score in _first_split(record)["student"])
+    return all(score["unit"] == "%" for score in first_split(record)["student"])
 
 
-def _metric_key(task: str, metric: str) -> str:
-    return f"{task}/{metric}"
-
-
-def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]) -> list[Column]:
+def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]) -> list[Column]:
     columns: dict[str, Column] = {}
-    for record in _records(entries):
+    for record in records_of(entries):
         for split in record.scores.values():
             for score in split["student"]:
-                columns.setdefault(_metric_key(record.task, score["metric"]), _metric_column(record.task, score))
+                columns.setdefault(metric_key(record.task, score["metric"]), _metric_column(record.task, score))
             break
     for result in evaluations:
         for score in result["scores"]:
             if score["metric"] != "agreement":
-                columns.setdefault(_metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+                columns.setdefault(metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
     for result in evaluations:  # only then what no model has, whose unit and direction no score says
         for absent in result["absent"]:
-            key = _metric_key(result["task"], absent["metric"])
+            key = metric_key(result["task"], absent["metric"])
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
     details = [replace(column, detail=column.task in means) for column in columns.values()]
     return [
@@ -224,13 +138,8 @@ def _columns(entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]], m
 
 
 def _metric_column(task: str, score: dict[str, Any]) -> Column:
-    key = _metric_key(task, score["metric"])
+    key = metric_key(task, score["metric"])
     return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"], task)
-
-
-def _first_split(record: RunRecord) -> dict[str, Any]:
-    """The scores of the split that stands for the task (MNLI's matched one)."""
-    return next(iter(record.scores.values()))
 
 
 def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
@@ -240,18 +149,18 @@ def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _macro(records: dict[str, RunRecord], who: str) -> float | None:
-    values = [_task_score(_first_split(record)[who]) for record in records.values()]
+    values = [_task_score(first_split(record)[who]) for record in records.values()]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _scores_of(entry: _Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
+def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
-        for score in _first_split(record)[who]:
-            cells[_metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
+        for score in first_split(record)[who]:
+            cells[metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
         if task in means:
-            cells[task] = Cell(_task_score(_first_split(record)[who]))
+            cells[task] = Cell(_task_score(first_split(record)[who]))
     if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
         cells["macro"] = Cell(_macro(entry.records, who))
     return cells
@@ -265,7 +174,7 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
     }
 
 
-def _teacher_rows(entries: Sequence[_Entry], means: Sequence[str]) -> list[Row]:
+def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
     """One row per different teacher (its weights, its head, its scores)."""
     rows: dict[str, Row] = {}
     for entry in entries:
@@ -279,7 +188,7 @@ def _teacher_rows(entries: Sequence[_Entry], means: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
-def _student_row(group: Sequence[_Entry], means: Sequence[str]) -> Row:
+def _student_row(group: Sequence[Entry], means: Sequence[str]) -> Row:
     """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
     each = [_student_cells(entry, means) for entry in group]
     if len(group) == 1:
@@ -298,10 +207,10 @@ def _student_row(group: Sequence[_Entry], means: Sequence[str]) -> Row:
     return Row(_common_name([entry.name for entry in group]), "student", seeds, cells)
 
 
-def _student_cells(entry: _Entry, means: Sequence[str]) -> dict[str, Cell]:
+def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
-    agreements = [_first_split(record)["agreement"] for record in records]
+    agreements = [first_split(record)["agreement"] for record in records]
     if None in agreements:  # trained without a teacher
         agreements = []
     known = [found["value"] for found in agreements if found["value"] is not None]
@@ -312,7 +221,7 @@ def _student_cells(entry: _Entry, means: Sequence[str]) -> dict[str, Cell]:
     taught = all(record.teacher is not None for record in records)
     ours = _macro(entry.records, "student")
     theirs = _macro(entry.records, "teacher") if taught else None
-    directions = {score["higher_is_better"] for record in records for score in _first_split(record)["student"]}
+    directions = {score["higher_is_better"] for record in records for score in first_split(record)["student"]}
     if not taught:
         pass  # nothing to be retained
     elif any("tokenizers" in record.data and not _in_per_cent(record) for record in records):
@@ -340,22 +249,18 @@ def _student_cells(entry: _Entry, means: Sequence[str]) -> dict[str, Cell]:
 
 def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
     cells = {
-        (s["metric"] if s["metric"] == "agreement" else _metric_key(result["task"], s["metric"])): Cell(
+        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): Cell(
             s["value"], s["low"], s["high"]
         )
         for s in result["scores"]
     }
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
-        cells[_metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
+        cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = Cell(_task_score(own))
-    return Row(_evaluation_name(result), "evaluation", (), cells)
-
-
-def _evaluation_name(result: dict[str, Any]) -> str:
-    return f"{Path(result['model']).name} ({result['split']})"
+    return Row(evaluation_name(result), "evaluation", (), cells)
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -383,47 +288,12 @@ def _rank(cell: Cell | None, column: Column) -> float:
     return -cell.value if column.higher_is_better else cell.value
 
 
-def _protocol(record: RunRecord) -> str:
-    """What a run was scored on and by what."""
-    split, scores = next(iter(record.scores.items()))
-    facts = record.data["reported"][split]
-    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {_made(scores['student'])}"
-
-
-def _made(scores: Sequence[dict[str, Any]]) -> str:
-    """How scores were taken: the metrics that share a signature together."""
-    metrics: dict[str, list[str]] = {}
-    for score in scores:
-        metrics.setdefault(score["signature"], []).append(score["metric"])
-    return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
-
-
-SHARED = ("macro", "agreement", "retained")
-"""Columns that stand for whatever a row's tasks are."""
-
-
-def _mixed(entries: Sequence[_Entry]) -> set[str]:
+def _mixed(entries: Sequence[Entry]) -> set[str]:
     """Tasks and columns in which no row is best: other data, versions, teachers or tasks from row to row."""
-    mixed = {task for task, protocols in _protocols(entries).items() if len(protocols) > 1}
-    if mixed or _tasks_differ(entries):
+    mixed = {task for task, protocols in protocols(entries).items() if len(protocols) > 1}
+    if mixed or tasks_differ(entries):
         return mixed | set(SHARED)
-    return {"agreement", "retained"} if _teachers_differ(entries) else set()
-
-
-def _protocols(entries: Sequence[_Entry]) -> dict[str, set[str]]:
-    seen: dict[str, set[str]] = {}
-    for record in _records(entries):
-        seen.setdefault(record.task, set()).add(_protocol(record))
-    return seen
-
-
-def _tasks_differ(entries: Sequence[_Entry]) -> bool:
-    return len({tuple(sorted(entry.records)) for entry in entries}) > 1
-
-
-def _teachers_differ(entries: Sequence[_Entry]) -> bool:
-    teachers = {(one.task, one.teacher.revision) for one in _records(entries) if one.teacher is not None}
-    return len(teachers) > len({task for task, _ in teachers})
+    return {"agreement", "retained"} if teachers_differ(entries) else set()
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) -> list[Row]:
@@ -440,75 +310,3 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) 
             if round(value - min(values), 6) == 0:
                 marked[id(row)][column.key] = replace(row.cells[column.key], best=True)
     return [replace(row, cells=marked[id(row)]) for row in rows]
-
-
-def _notes(
-    entries: Sequence[_Entry], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
-) -> list[str]:
-    """How the numbers were made, and what they cannot show."""
-    notes = []
-    records = _records(entries)
-    for task, seen in _protocols(entries).items():
-        notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
-        if len(seen) > 1:
-            notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
-    shared = [column.key for column in columns if column.key in SHARED]
-    if shared and _tasks_differ(entries):
-        notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
-    elif shared and _teachers_differ(entries):
-        notes.append("agreement, retained: of each row's own teacher, so they do not rank rows of different teachers")
-    for result in evaluations:
-        if result["scores"]:
-            made = f"n = {result['n']:,} of {result['source']}; {_made(result['scores'])}; never marked best"
-            notes.append(f"{_evaluation_name(result)}: {made}")
-    for row in rows:
-        if len(row.seeds) > 1:
-            seeds = " ".join(map(str, row.seeds))
-            notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
-    if any(len(row.seeds) == 1 for row in rows):
-        notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
-    means = [column.key for column in columns if column.key == column.task]
-    if means:
-        notes.append(
-            f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
-        )
-    if any(column.key == "speed-up" for column in columns):
-        notes.append(
-            "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
-        )
-    sizes = {record.student.bytes_per_parameter for record in records}
-    sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
-    if len(sizes) > 1:
-        notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
-    notes += _ties(rows, columns)
-    for row in rows:
-        for key, cell in row.cells.items():
-            if cell.value is None and cell.reason:
-                notes.append(f"{row.name}, {key}: no value, {cell.reason}")
-    return notes
-
-
-def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    """Say where the best student's interval meets another's: the table then shows no difference."""
-    notes = []
-    for column in columns:
-        students = [row for row in rows if row.kind == "student" and column.key in row.cells]
-        best = next((row for row in students if row.cells[column.key].best), None)
-        if column.cost or best is None:
-            continue
-        top = best.cells[column.key]
-        meeting = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
-        if meeting:
-            notes.append(
-                f"{column.title}: the intervals of {best.name} and {', '.join(meeting)} overlap; "
-                f"this table alone does not tell them apart"
-            )
-    return notes
-
-
-def _meet(first: Cell, second: Cell) -> bool:
-    ends = (first.low, first.high, second.low, second.high)
-    if any(end is None for end in ends):
-        return False
-    low, high, other_low, other_high = (float(end) for end in ends if end is not None)
-    return low <= other_high and other_low <= high

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kdalign.comparison import Comparison, compare
+from kdalign.comparison import compare
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, whole_file
 from kdalign.observer import Observer
 from kdalign.pipeline import distill
 from kdalign.recipe import ARMS, Recipe
+from kdalign.table import Comparison
 
 TRAINED = 3000
 SCORED = 2000

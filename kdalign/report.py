@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.comparison import Cell, Column, Comparison, Row
 from kdalign.errors import unknown
+from kdalign.table import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from kdalign.alignment import LayerMap, Plan
@@ -54,12 +54,14 @@ def _rich(comparison: Comparison) -> RenderableType:
         table = _table(title)
         table.add_column("model", overflow="fold")
         for column in columns:
-            table.add_column(_heading(column, "\n"), justify="right", overflow="fold")
+            table.add_column(escape(_heading(column, "\n")), justify="right", overflow="fold")
         intervals = "\n" if len(columns) <= MOST_INTERVALS else None
-        for row in rows:
+        for before, row in zip([None, *rows], rows, strict=False):
+            if row.kind == "reference" and before is not None and before.kind != "reference":
+                table.add_section()
             cells = [_shown(row.cells.get(column.key), column, intervals) for column in columns]
             best = [row.cells.get(column.key, Cell(None)).best for column in columns]
-            style = "dim" if row.kind == "teacher" else ""
+            style = "dim" if row.kind in ("teacher", "reference") else ""
             table.add_row(
                 escape(_label(row)),
                 *(f"[bold]{cell}[/bold]" if top else cell for cell, top in zip(cells, best, strict=True)),
@@ -74,7 +76,7 @@ def _markdown(comparison: Comparison) -> str:
     lines = []
     for _, columns, rows in _tables(comparison):
         intervals = " " if len(columns) <= MOST_INTERVALS else None
-        lines.append("| model | " + " | ".join(_heading(column, " ") for column in columns) + " |")
+        lines.append("| model | " + " | ".join(_in_cell(_heading(column, " ")) for column in columns) + " |")
         lines.append("|---|" + "---:|" * len(columns))
         for row in rows:
             cells = []
@@ -82,25 +84,46 @@ def _markdown(comparison: Comparison) -> str:
                 cell = row.cells.get(column.key)
                 shown = _shown(cell, column, intervals)
                 cells.append(f"**{shown}**" if cell is not None and cell.best else shown)
-            lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {_in_cell(_label(row))} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"- {note}" for note in comparison.notes]
     return "\n".join(lines)
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
-    """Scores and costs as tables of their own, so that they fit 80 columns; scores by task, if no row is of several."""
-    scores = [column for column in comparison.columns if not column.cost]
+    """Scores and costs as tables of their own, so that they fit 80 columns; scores by task, if no row is of several.
+
+    Published rows are in every table of measured scores that has a column of theirs. What nobody measured is a table of
+    its own: beside measured scores it would be dashes, and would take the width from their intervals.
+    """
+    scores = [column for column in comparison.columns if not column.cost and not column.published]
     tasks = list(dict.fromkeys(column.task for column in scores if column.task))
-    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in comparison.rows]
-    found = [("Scores", scores, list(comparison.rows))]
+    measured = [row for row in comparison.rows if row.kind != "reference"]
+    references = [row for row in comparison.rows if row.kind == "reference"]
+    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in measured]
+    found = [("Scores", scores, measured)]
     if len(tasks) > 1 and all(len(own) < 2 for own in of):
-        rows = list(zip(comparison.rows, of, strict=True))
+        rows = list(zip(measured, of, strict=True))
         found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
         found.append(("Scores", scores, [row for row, own in rows if not own]))
-    found.append(("Costs", [column for column in comparison.columns if column.cost], list(comparison.rows)))
-    filled = [(t, [c for c in columns if any(c.key in row.cells for row in rows)], rows) for t, columns, rows in found]
-    return [(title, columns, rows) for title, columns, rows in filled if columns]
+    found.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
+    found.append(("Costs", [column for column in comparison.columns if column.cost], measured))
+    filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in found]
+    return [
+        (title, columns, _with(rows, columns) if rows is references else [*rows, *_with(references, columns)])
+        for title, columns, rows in filled
+        if columns
+    ]
+
+
+def _with(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """The rows that have one of the columns."""
+    return [row for row in rows if any(column.key in row.cells for column in columns)]
+
+
+def _in_cell(text: str) -> str:
+    """Text that ends no cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def _heading(column: Column, between: str) -> str:
@@ -108,12 +131,14 @@ def _heading(column: Column, between: str) -> str:
 
 
 def _label(row: Row) -> str:
-    return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name
+    return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name + row.mark
 
 
 def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
     if cell is None or cell.value is None:
         return "–"
+    if cell.written:
+        return cell.written
     digits = column.digits if abs(cell.value) < 1000 else 0
     shown = f"{cell.value:,.{digits}f}"
     if between is not None and not column.cost and cell.low is not None and cell.high is not None:

@@ -25,6 +25,7 @@ def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monk
     Path("teacher").symlink_to(teacher)
     Path("sst2").symlink_to(data)
     Path("encoder").symlink_to(teacher)
+    Path("examples").symlink_to(ROOT / "examples")
     Path("pairs").mkdir()
     pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet("pairs/train.parquet")
     pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})

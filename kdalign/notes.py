@@ -1,0 +1,107 @@
+"""What is said under a table: how its numbers were made, and what they cannot show."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdalign.entries import Entry, evaluation_name, how_made, protocols, records_of, tasks_differ, teachers_differ
+from kdalign.table import SHARED, Cell, Column, Row
+
+
+def notes_under(
+    entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
+) -> list[str]:
+    """How the numbers were made, and what they cannot show."""
+    notes = []
+    records = records_of(entries)
+    for task, seen in protocols(entries).items():
+        notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
+        if len(seen) > 1:
+            notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    shared = [column.key for column in columns if column.key in SHARED]
+    if shared and tasks_differ(entries):
+        notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
+    elif shared and teachers_differ(entries):
+        notes.append("agreement, retained: of each row's own teacher, so they do not rank rows of different teachers")
+    for result in evaluations:
+        if result["scores"]:
+            how = f"n = {result['n']:,} of {result['source']}; {how_made(result['scores'])}; never marked best"
+            notes.append(f"{evaluation_name(result)}: {how}")
+    for row in rows:
+        if len(row.seeds) > 1:
+            seeds = " ".join(map(str, row.seeds))
+            notes.append(f"{row.name}: mean of {len(row.seeds)} seeds ({seeds}), 95 % t-interval over seeds")
+    if any(len(row.seeds) == 1 for row in rows):
+        notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
+    means = [column.key for column in columns if column.key == column.task]
+    if means:
+        notes.append(
+            f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
+        )
+    if any(column.key == "speed-up" for column in columns):
+        notes.append(
+            "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
+        )
+    sizes = {record.student.bytes_per_parameter for record in records}
+    sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
+    if len(sizes) > 1:
+        notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
+    notes += _ties(rows, columns)
+    for row in rows:
+        for key, cell in row.cells.items():
+            if cell.value is None and cell.reason:
+                notes.append(f"{row.name}, {key}: no value, {cell.reason}")
+    return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _published(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Say where published rows are from, and that no number of theirs ranks with a measured one."""
+    notes = []
+    measured = [column for column in columns if not column.published]
+    for mark in dict.fromkeys(row.mark for row in rows):
+        ours = [row for row in rows if row.mark == mark]
+        said = [ours[0].source, *filter(None, [ours[0].note]), *_other_names(ours, measured)]
+        notes.append(f"{mark} published, not measured here: {'; '.join(said)}")
+    marks = dict.fromkeys(row.mark for row in rows if any(column.key in row.cells for column in measured))
+    if marks:
+        notes.append(
+            f"{', '.join(marks)}: beside measured rows, but of other data or protocols, as far as is known: "
+            f"do not rank them together"
+        )
+    return notes
+
+
+def _other_names(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Which published numbers are shown under a metric that their source calls otherwise."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for column in columns:
+            metric = column.key.removeprefix(f"{column.task}/")
+            if column.key in row.cells and row.cells[column.key].called not in (column.key, metric):
+                names[f"{row.cells[column.key].called} under {metric}"] = None
+    return [f"shown here: its {', its '.join(names)}"] if names else []
+
+
+def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Say where the best student's interval meets another's: the table then shows no difference."""
+    notes = []
+    for column in columns:
+        students = [row for row in rows if row.kind == "student" and column.key in row.cells]
+        best = next((row for row in students if row.cells[column.key].best), None)
+        if column.cost or best is None:
+            continue
+        top = best.cells[column.key]
+        meeting = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
+        if meeting:
+            notes.append(
+                f"{column.title}: the intervals of {best.name} and {', '.join(meeting)} overlap; "
+                f"this table alone does not tell them apart"
+            )
+    return notes
+
+
+def _meet(first: Cell, second: Cell) -> bool:
+    ends = (first.low, first.high, second.low, second.high)
+    if any(end is None for end in ends):
+        return False
+    low, high, other_low, other_high = (float(end) for end in ends if end is not None)
+    return low <= other_high and other_low <= high

@@ -1,0 +1,87 @@
+"""A table of models: its columns, cells and rows, and what must be known to read it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PUBLISHED = "published"
+
+SHARED = ("macro", "agreement", "retained")
+"""Columns that stand for whatever a row's tasks are."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key, its title, its unit and how it is shown.
+
+    Attributes:
+        task: that it is of; empty for what stands for whatever a row's tasks are.
+        cost: of what a model costs, not of how good it is.
+        detail: a metric whose task has a column of its own, the mean of its metrics.
+        published: that only rows which others have published have.
+    """
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    higher_is_better: bool = True
+    task: str = ""
+    cost: bool = False
+    detail: bool = False
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value, with the ends of its 95 % interval where there are any; a reason where there is no value.
+
+    Attributes:
+        written: how its source writes it, and how it is therefore shown; empty for what was measured.
+        called: what its source calls it.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    best: bool = False
+    reason: str = ""
+    written: str = ""
+    called: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model, or the mean of one recipe's runs over seeds.
+
+    Attributes:
+        kind: ``teacher``, ``student``, ``evaluation``, or ``reference`` for what others have published.
+        source: where it was published.
+        note: what is not known of how a published row was made.
+        mark: that stands behind a published row's name and before the note on its source.
+    """
+
+    name: str
+    kind: str
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
+    source: str = ""
+    note: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table and what must be known to read it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def metric_key(task: str, metric: str, published: bool = False) -> str:
+    """A metric's column by its key: of a task, or of rows that others have published."""
+    return "/".join(part for part in (PUBLISHED if published else "", task, metric) if part)
