@@ -7,6 +7,7 @@ Results go to stdout; progress, announcements and errors to stderr. Exit codes: 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from kdalign.progress import Watcher
     from kdalign.recipe import Recipe
+    from kdalign.results import Evaluation
 
 app = typer.Typer(
     name="kdalign",
@@ -298,6 +300,7 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
         "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
         "kdalign eval ./bert ./gpt ./xlnet --task lm:sst2 --data ./glue --metrics ppl,bits_per_byte,bleu,rouge,cer",
+        "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
         "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
     ),
 )
@@ -330,6 +333,12 @@ def eval_(
         str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.")] = "fp32",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Score a file instead (parquet, csv, tsv, jsonl): prediction, and reference(s)."
+        ),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Score texts beside copy and unigram.")
     ] = True,
@@ -347,6 +356,12 @@ def eval_(
     transcription) by models of every family, and stand beside what needs no model. A metric that a model cannot be
     scored by is a dash with the reason. Splits without labels are never scored.
     """
+    named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None
+    if predictions is not None:
+        if models or task or data or dataset:
+            raise UsageError("--predictions scores a file alone: leave models, --task and data out")
+        _show_evaluations([_score_file(predictions, named, language, out)], as_json)
+        return
     tasks = [name.strip() for name in task.split(",") if name.strip()] if task else []
     for name in tasks:
         from kdalign.tasks import check_named
@@ -361,7 +376,7 @@ def eval_(
         dataset=dataset,
         config=config,
         split=split,
-        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None,
+        metrics=named,
         max_length=max_length,
         limit=limit,
         revision=revision,
@@ -379,14 +394,33 @@ def eval_(
         results = evaluate(models or [], asked, watcher)
     finally:
         watcher.ended()
-    if as_json:
-        print(json.dumps([result.to_json() for result in results], indent=2))
-    else:
-        from kdalign.report import evaluation_table
-
-        _print(evaluation_table(results))
+    _show_evaluations(results, as_json)
     if not any(result.scores or result.submission for result in results):
         raise UsageError("nothing was scored: the reasons are above")
+
+
+def _score_file(
+    file: Path, metrics: tuple[str, ...] | None, language: str | None, out: Path | str | None
+) -> "Evaluation":
+    with _error_console().status("scoring"):
+        from kdalign.written import score_file
+
+        result = score_file(str(file), metrics, language or "en")
+    if out is not None:
+        from kdalign.files import check_writable, write_json
+
+        check_writable(Path(out).parent)
+        write_json(Path(out), {"kind": "evaluation", "results": [result.to_json()]})
+    return result
+
+
+def _show_evaluations(results: "Sequence[Evaluation]", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([result.to_json() for result in results], indent=2))
+        return
+    from kdalign.report import evaluation_table
+
+    _print(evaluation_table(results))
 
 
 @app.command(

@@ -4,7 +4,7 @@ Scores are in per cent for accuracy, F1, Matthews and correlations; each says it
 scikit-learn and scipy compute them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -149,8 +149,13 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 
-LANGUAGE_MODEL_METRICS = ("ppl", "bleu", "rouge", "cer")
-"""Metrics that need a language-model head."""
+GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
+"""Words that stand for metrics: perplexity a token and a word, ROUGE by the longest common sequence."""
+
+
+def expanded(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics, each once, with what each group stands for."""
+    return tuple(dict.fromkeys(name for word in words for name in GROUPS.get(word, (word,))))
 
 
 def score(metric: Metric, predictions: Array, references: Array) -> Score:

@@ -17,11 +17,11 @@ from kdalign.table import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from kdalign.alignment import LayerMap, Plan
-    from kdalign.evaluation import Evaluation
     from kdalign.metrics import Score
     from kdalign.preparation import Prepared
     from kdalign.profiling import Profile
     from kdalign.recipe import Train
+    from kdalign.results import Evaluation
 
 FORMATS = ("rich", "markdown", "json")
 MOST_COLUMNS = 7

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -12,14 +12,14 @@ import torch
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import UsageError, unknown
-from kdalign.evaluation import Evaluation
 from kdalign.files import check_writable, write_json
 from kdalign.generation import Writing
 from kdalign.likelihood import PERPLEXITIES
-from kdalign.metrics import METRICS
+from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, defaults_of
+from kdalign.results import Evaluation
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.targets import AGREEMENT, MASKED, Baseline, Job, LocalModel, Place, Settings, Target, is_text_metric
 from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_texts
@@ -28,8 +28,6 @@ from kdalign.text_metrics import TEXT_METRICS
 from kdalign.training import make_accelerator
 from kdalign.work import Work, work_on
 
-GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
-"""Words on the command line that stand for metrics: perplexity a token and a word, ROUGE by the longest sequence."""
 BASELINES = ("copy", "unigram")
 
 
@@ -79,7 +77,7 @@ class Asked:
         """The metrics, with what each group stands for."""
         if self.metrics is None:
             return None
-        return tuple(dict.fromkeys(name for word in self.metrics for name in GROUPS.get(word, (word,))))
+        return expanded(self.metrics)
 
 
 def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:

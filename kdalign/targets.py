@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import likelihood, models
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
 from kdalign.baselines import Unigram
-from kdalign.evaluation import Absent, Evaluation
 from kdalign.extend import resolve
 from kdalign.files import whole_file
 from kdalign.generation import Writing, can_continue, how_written, write
@@ -21,6 +20,7 @@ from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import METRICS
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
+from kdalign.results import Absent, Evaluation
 from kdalign.runs import RunFolder, read_record
 from kdalign.tasks import GLUE, AnyTask, Examples, LanguageTask, Task, load_texts, write_submission
 from kdalign.tasks.cases import PREFIX_WORDS, SPAN_WORDS, Case, asked, continuations, copied, sources

@@ -130,8 +130,6 @@ def _file_of(folder: Path, split: str, formats: Sequence[str]) -> Path | None:
 
 
 def _from_folder(folder: Path, split: str, texts: Sequence[str], formats: Sequence[str]) -> "pd.DataFrame":
-    import pandas as pd
-
     if not folder.is_dir():
         raise UsageError(f"no data folder {str(folder)!r}")
     file = _file_of(folder, split, formats)
@@ -141,6 +139,17 @@ def _from_folder(folder: Path, split: str, texts: Sequence[str], formats: Sequen
             f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
             f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
         )
+    return read_table(file, texts)
+
+
+def read_table(file: Path, texts: Sequence[str]) -> "pd.DataFrame":
+    """Read a file as a table; ``texts`` are columns that hold text whatever they look like.
+
+    Raises:
+        UsageError: the file is not what its name says.
+    """
+    import pandas as pd
+
     try:
         match file.suffix:
             case ".parquet":

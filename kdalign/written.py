@@ -1,0 +1,111 @@
+"""Score predictions that lie in a file, whoever made them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.metrics import METRICS, Score, expanded, score
+from kdalign.results import Evaluation
+from kdalign.statistics import example_interval
+from kdalign.tasks.data import read_table
+from kdalign.text_metrics import TEXT_METRICS, score_texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_match")
+"""What texts are scored by where nobody says."""
+FORMATS = ("parquet", "csv", "tsv", "jsonl")
+
+
+def score_file(file: str, metrics: Sequence[str] | None = None, language: str = "en") -> Evaluation:
+    """Score a file with the columns ``prediction`` and ``reference``, or ``references``, a list for each row.
+
+    Texts are scored by metrics of texts, numbers (classes or scores) by metrics of classes and scores.
+
+    Args:
+        file: parquet, csv, tsv or jsonl.
+        metrics: names; those of texts, or accuracy and macro F1 for whole numbers, or correlations where left out.
+        language: of the texts.
+
+    Raises:
+        UsageError: no such file or column, a row without its text, or a metric of something else.
+    """
+    place = Path(file)
+    if not place.is_file():
+        near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else [])
+        raise UsageError(f"no file {file!r}{near} (accepted: .{', .'.join(FORMATS)})")
+    if place.suffix.lstrip(".") not in FORMATS:
+        raise UsageError(f"{file!r}: predictions are read from {', '.join(FORMATS)} files")
+    table = read_table(place, ())
+    column = next((name for name in ("references", "reference") if name in table.columns), None)
+    if column is None or "prediction" not in table.columns:
+        raise UsageError(
+            f"{file!r} needs the columns prediction and reference (or references), and has "
+            f"{', '.join(map(str, table.columns)) or 'none'}"
+        )
+    if len(table) == 0:
+        raise UsageError(f"{file!r} has no rows")
+    metrics = expanded(metrics or ())
+    for name in ("prediction", column):
+        if table[name].isna().any():
+            raise UsageError(f"{file!r}: row {int(np.flatnonzero(table[name].isna())[0])} has no {name}")
+    scores = _numbers(table, column, metrics, file) if _are_numbers(table, column, metrics) else None
+    if scores is None:
+        scores = _texts(table, column, metrics, language, file)
+    return Evaluation(
+        model=place.stem,
+        task=place.stem,
+        split="file",
+        source=file,
+        n=len(table),
+        truncated=0,
+        scores=tuple(scores),
+        predictions=file,
+        kind="file",
+    )
+
+
+def _are_numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str]) -> bool:
+    """Numbers are classes or scores, unless a metric of texts is asked for."""
+    import pandas as pd
+
+    numeric = all(pd.api.types.is_numeric_dtype(table[name]) for name in ("prediction", column))
+    return numeric and not any(name in TEXT_METRICS for name in metrics)
+
+
+def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: str) -> list[Score]:
+    predictions, references = (table[name].to_numpy() for name in ("prediction", column))
+    whole = all(np.array_equal(values, np.round(values)) for values in (predictions, references))
+    found = []
+    for name in metrics or (("accuracy", "macro_f1") if whole else ("pearson", "spearman")):
+        if name not in METRICS:
+            raise unknown(f"metric of the numbers in {file!r}:", name, METRICS)
+        metric = METRICS[name]
+        if not metric.regression and not whole:
+            raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
+        ours, right = predictions, references
+        if not metric.regression:
+            ours, right = ours.astype(np.int64), right.astype(np.int64)
+            if min(ours.min(), right.min()) < 0:
+                raise UsageError(f"{file!r}: classes are counted from 0")
+        low, high = example_interval(name, metric.compute, ours, right, metric.of_counts)
+        found.append(replace(score(metric, ours, right), low=low, high=high))
+    return found
+
+
+def _texts(table: "pd.DataFrame", column: str, metrics: Sequence[str], language: str, file: str) -> list[Score]:
+    references = []
+    for row, value in enumerate(table[column]):
+        known = [value] if not isinstance(value, list | tuple | np.ndarray) else list(value)
+        if not known or not all(isinstance(text, str | int | float) for text in known):
+            raise UsageError(f"{file!r}: row {row} has no text in {column!r}")
+        references.append([str(text) for text in known])
+    for name in metrics:
+        if name in METRICS:
+            raise UsageError(f"{file!r}: {name} is of numbers, and predictions are texts")
+    return score_texts(metrics or OF_TEXTS, [str(text) for text in table["prediction"]], references, language)[0]
