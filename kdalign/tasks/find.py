@@ -11,7 +11,8 @@ from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
-from kdalign.tasks.task import Source, Task
+from kdalign.tasks.prompts import plain_wording
+from kdalign.tasks.task import Source, Task, Wording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +32,10 @@ _KEYS = (
     "train",
     "evaluation",
     "test",
+    "prompt",
+    "answers",
 )
-_SINGLE = ("name", "label", "data", "dataset", "config", "train")
+_SINGLE = ("name", "label", "data", "dataset", "config", "train", "prompt")
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
 _MOST_CLASSES = 100
@@ -122,7 +125,7 @@ def _from_file(file: Path) -> Task:
         raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
     one = {key: words[0] for key, words in given.items() if key in _SINGLE}
     labels = given.get("labels", ())
-    return Task(
+    task = Task(
         name=one.get("name", file.stem),
         columns=given["columns"],
         labels=labels,
@@ -137,6 +140,17 @@ def _from_file(file: Path) -> Task:
         evaluation=given.get("evaluation", ("validation",)),
         test=given.get("test", ("test",)),
     )
+    if not {"prompt", "answers"} & set(given):
+        return task
+    plain = plain_wording(task)
+    return replace(
+        task,
+        wording=Wording(
+            # A YAML block ends with a line break; what stands before an answer is the separator's to say.
+            template=one["prompt"].rstrip() if "prompt" in one else plain.template,
+            answers=given.get("answers", plain.answers),
+        ),
+    )
 
 
 def _beside(file: Path, folder: str) -> Path:
@@ -148,7 +162,7 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     """What a task file gives for a key: one word, or several where the key takes them."""
     words = value if isinstance(value, list) else [value]
     if not words or not all(isinstance(word, str) for word in words) or (key in _SINGLE and len(words) > 1):
-        takes = "one name" if key in _SINGLE else "a name or a list of names"
+        takes = "one text" if key == "prompt" else "one name" if key in _SINGLE else "a name or a list of names"
         raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")
     return tuple(words)
 
