@@ -5,20 +5,25 @@ from kdalign.tasks.find import AnyTask, check_named, find_task
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.holdout import hold_out
 from kdalign.tasks.language import LanguageTask, load_texts
+from kdalign.tasks.prompts import Question, questions, wording_of
 from kdalign.tasks.submission import write_submission
-from kdalign.tasks.task import Source, Task
+from kdalign.tasks.task import Source, Task, Wording
 
 __all__ = [
     "GLUE",
     "AnyTask",
     "Examples",
     "LanguageTask",
+    "Question",
     "Source",
     "Task",
+    "Wording",
     "check_named",
     "find_task",
     "hold_out",
     "load_examples",
     "load_texts",
+    "questions",
+    "wording_of",
     "write_submission",
 ]

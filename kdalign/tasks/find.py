@@ -12,7 +12,8 @@ from kdalign.recipe import TASK_FILES
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
-from kdalign.tasks.task import Source, Task
+from kdalign.tasks.prompts import plain_wording
+from kdalign.tasks.task import Source, Task, Wording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +37,10 @@ _KEYS = (
     "train",
     "evaluation",
     "test",
+    "answers",
 )
 _SINGLE = ("name", "kind", "label", "language", "prompt", "data", "dataset", "config", "train")
-_OF_TEXTS = ("references", "language", "prompt")
+_OF_TEXTS = ("references", "language")
 """Keys of tasks whose answers are texts."""
 _LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
 _SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
@@ -142,7 +144,7 @@ def _from_file(file: Path) -> AnyTask:
                 f"task file {str(file)!r}: {key!r} is for tasks whose answers are texts, which name a kind"
             )
     labels = given.get("labels", ())
-    return Task(
+    task = Task(
         name=one.get("name", file.stem),
         columns=given["columns"],
         labels=labels,
@@ -152,6 +154,17 @@ def _from_file(file: Path) -> AnyTask:
         train=one.get("train", "train"),
         evaluation=given.get("evaluation", ("validation",)),
         test=given.get("test", ("test",)),
+    )
+    if not {"prompt", "answers"} & set(given):
+        return task
+    plain = plain_wording(task)
+    return replace(
+        task,
+        wording=Wording(
+            # A YAML block ends with a line break; what stands before an answer is the separator's to say.
+            template=one["prompt"].rstrip() if "prompt" in one else plain.template,
+            answers=given.get("answers", plain.answers),
+        ),
     )
 
 
@@ -166,7 +179,7 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
     where, kind = f"task file {str(file)!r}", one["kind"]
     if kind not in FAMILIES or kind in ("chat", "embedding"):
         raise unknown(f"kind in {where}:", kind, [name for name in FAMILIES if name not in ("chat", "embedding")])
-    for key in ("label", "labels"):
+    for key in ("label", "labels", "answers"):
         if key in given:
             raise UsageError(f"{where}: {key!r} is for classes, which have no kind")
     task = LanguageTask(
@@ -194,7 +207,7 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     """What a task file gives for a key: one word, or several where the key takes them."""
     words = value if isinstance(value, list) else [value]
     if not words or not all(isinstance(word, str) for word in words) or (key in _SINGLE and len(words) > 1):
-        takes = "one name" if key in _SINGLE else "a name or a list of names"
+        takes = "one text" if key == "prompt" else "one name" if key in _SINGLE else "a name or a list of names"
         raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")
     return tuple(words)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, unknown
 from kdalign.extend import resolve
 from kdalign.metrics import METRICS, Metric
 
@@ -30,6 +30,68 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Wording:
+    r"""How a classification task is put to a model that answers in words.
+
+    Attributes:
+        template: the question, with each column's text at its place, ``{column}``; ``{{`` and ``}}`` are braces.
+        answers: for each label, in the task's order, the word that stands for it.
+        separator: what stands between a question and its answer.
+        between: what stands between a solved example and the next question.
+        sentences: columns whose text is stripped, and ended with a full stop where it has none.
+        origin: whose words these are, for a score's signature.
+    """
+
+    template: str
+    answers: tuple[str, ...]
+    separator: str = " "
+    between: str = "\n\n"
+    sentences: tuple[str, ...] = ()
+    origin: str = "prompt of its own"
+
+    def fill(self, columns: Sequence[str], texts: Sequence[str]) -> str:
+        """The question about these texts, one for each column."""
+        at = {f"{{{column}}}": text for column, text in zip(columns, texts, strict=True)} | {"{{": "{", "}}": "}"}
+        for column in self.sentences:
+            text = at[f"{{{column}}}"].strip()
+            at[f"{{{column}}}"] = text if text.endswith(".") else f"{text}."
+        return "".join(at.get(part, part) for part in _parts(self.template))
+
+    def check(self, name: str, columns: Sequence[str], labels: Sequence[str]) -> None:
+        """Refuse a wording that does not fit the task of this name.
+
+        Raises:
+            UsageError: a place that is no column, a column without a place, a lone brace, or answers that do not tell
+                the labels apart.
+        """
+        if not labels:
+            raise UsageError(f"task {name!r} asks for a score: a prompt and answers need 'labels' to choose from")
+        parts = _parts(self.template)
+        if any("{" in part or "}" in part for part in parts[::2]):  # between places and doubled braces
+            raise UsageError(f"task {name!r}: the prompt has a brace that belongs to no place; write it twice")
+        places = [part[1:-1] for part in parts if part.startswith("{") and part != "{{" and part.endswith("}")]
+        for place in places:
+            if place not in columns:
+                raise unknown(f"place in the prompt of task {name!r}:", place, columns)
+        for column in columns:
+            if column not in places:
+                raise UsageError(f"task {name!r}: the prompt has no place for column {column!r}; write {{{column}}}")
+        if len(self.answers) != len(labels):
+            raise UsageError(
+                f"task {name!r}: {len(self.answers)} answers ({', '.join(self.answers)}) for {len(labels)} labels "
+                f"(one each for {', '.join(labels)})"
+            )
+        words = [answer.strip() for answer in self.answers]
+        if not all(words) or len(set(words)) < len(words):
+            raise UsageError(f"task {name!r}: answers must be different words, given {', '.join(map(repr, words))}")
+
+
+def _parts(template: str) -> list[str]:
+    """A template's plain text, and between two of its pieces a place or a doubled brace."""
+    return re.split(r"(\{\{|\}\}|\{[^{}]*\})", template)
+
+
+@dataclass(frozen=True)
 class Task:
     """A task over one text or a pair of texts.
 
@@ -45,6 +107,7 @@ class Task:
         submission: file names of the leaderboard for the test splits.
         order_unknown: the labels were sorted by name, so their numbers say nothing about a model's outputs.
         found: what was worked out from the data, a sentence for the user; empty where everything was given.
+        wording: how it is put to a model that answers in words; None for the plain one (``prompts.wording_of``).
     """
 
     name: str
@@ -59,6 +122,7 @@ class Task:
     submission: tuple[str, ...] = ()
     found: str = ""
     order_unknown: bool = False
+    wording: Wording | None = None
 
     def __post_init__(self) -> None:
         if len(self.columns) not in (1, 2):
@@ -72,6 +136,8 @@ class Task:
                 kind = "regression" if self.regression else f"{len(self.labels)} classes"
                 fitting = ", ".join(m.name for m in METRICS.values() if self.fits(m))
                 raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
+        if self.wording is not None:
+            self.wording.check(self.name, self.columns, self.labels)
 
     @property
     def regression(self) -> bool:
