@@ -21,6 +21,7 @@ from kdalign.encoding import frame_of, start_of
 from kdalign.errors import RunError, UsageError
 from kdalign.evaluation import Predictions
 from kdalign.likelihood import TOKENS_AT_ONCE
+from kdalign.observer import Tell, untold
 from kdalign.tasks import Question
 from kdalign.vocabulary import vocabulary_scores
 
@@ -29,7 +30,7 @@ Array = np.ndarray[Any, Any]
 Per = Literal["answer", "byte"]
 """What an answer's log-likelihood is of: the whole answer, or each of its bytes."""
 
-QUESTIONS_AT_ONCE = 1024
+QUESTIONS_AT_ONCE = 256
 """Questions that are tokenized and sorted by length together: 40,000 with solved examples would take gigabytes."""
 
 Tokens = list[int]
@@ -49,7 +50,11 @@ class LabelScores:
 
 
 def label_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    max_length: int,
+    tell: Tell = untold,
 ) -> LabelScores:
     """The log-likelihood of every answer, by a causal model in its own precision.
 
@@ -59,6 +64,7 @@ def label_scores(
         questions: each with as many answers.
         max_length: the most tokens that the model reads at once. A longer context loses its beginning, a start token
             with it, as in lm-evaluation-harness.
+        tell: told how many questions are answered, and of how many.
 
     Raises:
         UsageError: an answer without a token, or of more than ``max_length``.
@@ -70,6 +76,7 @@ def label_scores(
             pieces = encode_answers(tokenizer, some)
             truncated += sum(any(len(c) + len(a) - 1 > max_length for c, a in pairs) for pairs in pieces)
             values[start : start + len(some)] = _scores(model, pieces, max_length, tokenizer.pad_token_id or 0)
+            tell(start + len(some), len(questions))
     return LabelScores(values, truncated)
 
 
@@ -155,7 +162,7 @@ def _scores(
     values = np.zeros((len(pieces), len(pieces[0])))
     encoded = Encoded({"input_ids": inputs}, None, {"input_ids": pad})
     device = next(model.parameters()).device
-    for rows, batch in in_order(encoded, max(1, TOKENS_AT_ONCE // int(encoded.lengths.max()))):
+    for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
         signals = run(model, accepted_inputs(model, batch.to(device).inputs), Wanted(), None)
         assert signals.head is not None, "answers are asked of a language model"
         every = np.array([(line, *each) for line, row in enumerate(rows) for each in asked[row]])

@@ -333,6 +333,10 @@ def eval_(
         str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.")] = "fp32",
+    shots: Annotated[
+        int, typer.Option(min=0, help="Solved examples before each question to a model that answers in words.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.")] = 0,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -388,6 +392,8 @@ def eval_(
         new_tokens=new_tokens,
         language=language,
         precision=precision,
+        shots=shots,
+        seed=seed,
         baselines=baselines,
     )
     try:

@@ -43,6 +43,8 @@ class Asked:
         new_tokens: at most so many where a model ends its text itself.
         language: of texts, a code such as ``de``.
         precision: of local models, ``fp32`` or ``bf16``.
+        shots: solved examples before each question to a model that answers classes in words.
+        seed: of what is drawn, such as those examples.
         baselines: whether texts are scored beside what needs no model.
     """
 
@@ -63,6 +65,8 @@ class Asked:
     new_tokens: int = 256
     language: str | None = None
     precision: str = "fp32"
+    shots: int = 0
+    seed: int = 0
     baselines: bool = True
 
     @property
@@ -230,6 +234,8 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
         asked.language or "",
         asked.pseudo == "word-l2r",
         DTYPES[asked.precision],
+        asked.shots,
+        asked.seed,
     )
     return LocalModel(name, checkpoint, Job(task, examples, settings), work, run)
 

@@ -10,19 +10,32 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign import likelihood, models
+from kdalign import choosing, likelihood, models
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
 from kdalign.baselines import Unigram
+from kdalign.evaluation import Predictions, score_all, write_predictions
 from kdalign.extend import resolve
 from kdalign.files import whole_file
 from kdalign.generation import Writing, can_continue, how_written, write
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import METRICS
-from kdalign.models import Checkpoint
+from kdalign.models import Checkpoint, positions
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
 from kdalign.runs import RunFolder, read_record
-from kdalign.tasks import GLUE, AnyTask, Examples, LanguageTask, Task, load_texts, write_submission
+from kdalign.tasks import (
+    GLUE,
+    AnyTask,
+    Examples,
+    LanguageTask,
+    Question,
+    Task,
+    load_examples,
+    load_texts,
+    questions,
+    wording_of,
+    write_submission,
+)
 from kdalign.tasks.cases import PREFIX_WORDS, SPAN_WORDS, Case, asked, continuations, copied, sources
 from kdalign.tasks.data import split_exists
 from kdalign.text_metrics import TEXT_METRICS, TextMetric, score_texts
@@ -44,12 +57,16 @@ class Settings:
         language: of texts, a code; empty where the task says it, or English.
         within_words: whether a masked model's pseudo-likelihood masks what follows in a word.
         dtype: of a local model's weights and activations.
+        shots: solved examples before each question to a model that answers classes in words.
+        seed: of what is drawn, such as those examples.
     """
 
     writing: Writing = field(default_factory=Writing)
     language: str = ""
     within_words: bool = True
     dtype: torch.dtype = torch.float32
+    shots: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,13 @@ class Job:
         if not isinstance(self.task, LanguageTask) or not split_exists(self.task.source, self.task.train):
             return ()
         return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """A classification's examples as text, each with its answers."""
+        assert isinstance(self.task, Task), "questions are of classes"
+        shots = load_examples(self.task, self.task.train) if self.settings.shots else None
+        return questions(self.task, self.examples, shots, self.settings.shots, self.settings.seed)
 
     @property
     def protocol(self) -> str:
@@ -172,6 +196,13 @@ class LocalModel:
         return head in (HeadKind.NONE, head_of(self.checkpoint.config))
 
     @property
+    def prompted(self) -> bool:
+        """Whether it has no head for classes, but can be asked which word stands for the class."""
+        task = self.job.task
+        head = head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
+        return isinstance(task, Task) and bool(task.labels) and self.family == "causal" and head
+
+    @property
     def submits(self) -> bool:
         """Whether its answers are written as the leaderboard's file."""
         task = self.job.task
@@ -202,7 +233,7 @@ class LocalModel:
         """Why the model cannot be scored by a metric; None where it can."""
         task, model, work, examples = self.job.task, self.checkpoint.name, self.work, self.job.examples
         alone = f"kdalign distill --teacher none --student {model}"
-        if not self.has_head:
+        if not self.has_head and not self.prompted:
             if isinstance(task, Task):
                 command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
                 return Absent(metric, f"{model} has no classification head", command)
@@ -251,14 +282,16 @@ class LocalModel:
         answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
         if not (metrics or self.submits):
             return result
-        if self.work is not None:
+        if self.work is not None and not self.prompted:
             model = self.work.load(self.checkpoint, fresh_head=False, seed=0)
         else:
             model = models.load_language_model(self.checkpoint)
         model = model.to(device, self.job.settings.dtype)
         tokenizer = models.load_tokenizer(self.checkpoint)
         result = replace(result, parameters=count_parameters(model))
-        if answered or self.submits:
+        if answered and self.prompted:
+            result = self._by_prompts(result, model, tokenizer, answered, place, observer)
+        elif answered or self.submits:
             result = self._by_answers(result, model, tokenizer, answered, place, observer)
         if pseudo:
             result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, observer)
@@ -304,6 +337,31 @@ class LocalModel:
             scores=(*result.scores, *measured),
             predictions=str(predictions),
             submission=submission,
+        )
+
+    def _by_prompts(
+        self,
+        result: Evaluation,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Sequence[str],
+        place: Place,
+        observer: Observer,
+    ) -> Evaluation:
+        """Classes by the likelihood of the words that stand for them."""
+        task, settings = self.job.task, self.job.settings
+        assert isinstance(task, Task), "checked"
+        room = min(settings.writing.max_length, positions(self.checkpoint.config))
+        tell = observer.progress(f"{self.name}: asking")
+        found = choosing.label_scores(model, tokenizer, self.job.questions, room, tell)
+        chosen = choosing.choose(found.values, self.job.questions)
+        return classified(
+            replace(result, truncated=found.truncated),
+            self.job,
+            chosen,
+            metrics,
+            choosing.signature(wording_of(task).origin, settings.shots, settings.seed),
+            place,
         )
 
     def _by_pseudo_likelihood(
@@ -396,6 +454,20 @@ def blank(target: Target) -> Evaluation:
         scores=(),
         kind="baseline" if isinstance(target, Baseline) else "model",
     )
+
+
+def classified(
+    result: Evaluation, job: Job, chosen: Predictions, metrics: Sequence[str], how: str, place: Place
+) -> Evaluation:
+    """An evaluation with the scores of classes that were chosen by words, which are kept."""
+    task, labels = job.task, job.examples.labels
+    assert isinstance(task, Task), "classes"
+    assert labels is not None, "a split that is scored has labels"
+    file = place.file(job, ".parquet")
+    write_predictions(file, task, chosen, labels, None)
+    scores = score_all(task, chosen.values, labels, metrics)
+    note = f"{result.model} is asked: {how}"
+    return replace(result, scores=(*result.scores, *scores), predictions=str(file), notes=(*result.notes, note))
 
 
 def with_texts(
