@@ -21,22 +21,11 @@ import pytest
 import torch
 from conftest import WORDS, sentences
 
-from kdalign import served as module
 from kdalign.errors import RunError, UsageError
 from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
-from kdalign.served import (
-    Manner,
-    Refused,
-    Served,
-    Settings,
-    Unavailable,
-    adapted,
-    answer_key,
-    cut_at,
-    is_served,
-    label_said,
-    request_body,
-)
+from kdalign.served import OPENAI_URL, Manner, Served, Settings, Unavailable, is_served, label_said
+from kdalign.served.asking import Refused, adapted, answer_key, cut_at, request_body
+from kdalign.served.kept import Kept
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -254,7 +243,7 @@ def test_settings_that_cannot_be_are_refused(given, tmp_path):
 
 def test_openai_itself_needs_a_key_and_a_key_needs_plain_letters(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
-        Served("openai:m", module.OPENAI_URL, tmp_path)
+        Served("openai:m", OPENAI_URL, tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\nx")
     with pytest.raises(UsageError, match="OPENAI_API_KEY") as error:
         Served("openai:m", "http://127.0.0.1:1/v1", tmp_path)
@@ -271,6 +260,24 @@ def test_opening_a_model_writes_nothing(tmp_path):
     with Served("openai:m", "http://127.0.0.1:1/v1", tmp_path / "new") as model:
         assert (model.way, model.dropped, model.complete([], [])) == (None, (), [])
     assert not (tmp_path / "new").exists()
+
+
+def test_of_a_file_whole_lines_are_known_and_a_half_written_one_is_ended_before_the_next(tmp_path):
+    file = tmp_path / "served.jsonl"
+    file.write_bytes(b'{"key": "a", "text": "caf\\u00e9"}\n[1]\nnull\n{"key": "b", "text": "caf\xc3')
+    kept = Kept(file)
+    assert set(kept.answers) == {"a"}
+    kept.keep_answer("b", {"text": "café\n \ud800"})
+    kept.keep_manner("m", Manner("chat", "json_schema", ("seed",)))
+    again = Kept(file)
+    assert {key: answer["text"] for key, answer in again.answers.items()} == {"a": "café", "b": "café\n \ud800"}
+    assert again.manners == {"m": Manner("chat", "json_schema", ("seed",))}
+
+
+def test_a_disk_that_takes_no_answer_is_an_error_of_the_run(tmp_path):
+    (tmp_path / "served.jsonl").mkdir()
+    with pytest.raises(RunError, match="cannot keep an answer"):
+        Kept(tmp_path / "served.jsonl").keep_answer("a", {"text": ""})
 
 
 # A server that is not there

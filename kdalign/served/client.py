@@ -1,106 +1,46 @@
-"""Models behind an OpenAI-compatible API: they write, choose among labels, and tell the likelihood of a text.
+"""A model behind an OpenAI-compatible API: asked in threads, every answer kept at once."""
 
-::
-
-    Served ── one model at one URL
-      complete          text that goes on from each prompt, greedily
-      choose            one of some labels for each prompt, constrained to them where the server can
-      prompt_logprobs   the log-probability of each token of a text, or why there is none
-
-Every answer is appended to ``served.jsonl`` at once, under the SHA-256 of all that decides it: what is asked again is
-read there. How a server wants to be asked is found out by the first request, and kept in the same file.
-"""
-
-import hashlib
-import json
-import math
 import os
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean
 from kdalign.files import check_writable
+from kdalign.served.asking import (
+    Constraint,
+    Manner,
+    Refused,
+    Way,
+    adapted,
+    answer_key,
+    read_echo,
+    read_label,
+    read_text,
+    request_body,
+)
+from kdalign.served.budget import OverBudget, Purse, Settings, Spent, check_settings
+from kdalign.served.kept import Kept
 
 PREFIX = "openai:"
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 FILE = "served.jsonl"
 
-Way = Literal["completions", "chat"]
-Constraint = Literal["json_schema", "json_object", "none"]
 Progress = Callable[[int, int], None]
 """Told of (prompts answered, prompts) in the caller's thread."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a server is asked.
-
-    Attributes:
-        concurrency: requests under way at once.
-        timeout: seconds to wait for one answer.
-        retries: of a request that met no answer, a full server (429) or a server's error (5xx), with growing pauses.
-        max_requests: answers to pay for, from the opening of the model; None for any number.
-        max_tokens: tokens of prompts and answers to pay for, as the server counts them; None for any number.
-        chat: ask through ``/chat/completions`` even where the server completes raw text.
-    """
-
-    concurrency: int = 4
-    timeout: float = 120.0
-    retries: int = 5
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    chat: bool = False
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What was paid for: answers, and tokens as the server counts them."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Of prompts and answers together."""
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How a server wants to be asked.
-
-    Attributes:
-        way: the endpoint.
-        constraint: how answers are held to labels.
-        refused: the parameters that it named when it refused a request.
-    """
-
-    way: Way
-    constraint: Constraint = "none"
-    refused: tuple[str, ...] = ()
-
-    @property
-    def path(self) -> str:
-        """The endpoint's path."""
-        return "/completions" if self.way == "completions" else "/chat/completions"
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """What of ``temperature``, ``seed`` and ``stop`` is not sent: without them a server need not write greedily.
-
-        A ``max_tokens`` is sent under another name, and a server that refuses ``repeat_penalty`` has none.
-        """
-        return tuple(name for name in self.refused if name in ("temperature", "seed", "stop"))
+def is_served(name: str) -> bool:
+    """Whether a model's name is ``openai:NAME``."""
+    return name.startswith(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -141,118 +81,8 @@ class Unavailable:
     reason: str
 
 
-def is_served(name: str) -> bool:
-    """Whether a model's name is ``openai:NAME``."""
-    return name.startswith(PREFIX)
-
-
-def label_said(text: str, labels: Sequence[str]) -> int | None:
-    """The number of the label that an answer names first, or None.
-
-    Case does not count; a label is a whole word or several, with blanks, hyphens and underscores alike between them.
-    Where several labels start at one place the longest is meant. So "Not entailment." names ``not_entailment``, and not
-    ``entailment``.
-    """
-    numbers = sorted((n for n, label in enumerate(labels) if label.strip()), key=lambda n: -len(labels[n].strip()))
-    words = [r"[\s_-]+".join(map(re.escape, re.split(r"(?<=\w)[\s_-]+(?=\w)", labels[n].strip()))) for n in numbers]
-    if not words:
-        return None
-    found = re.search("|".join(rf"(?<!\w)(?<!\w-)({word})(?!\w)(?!-\w)" for word in words), text, re.IGNORECASE)
-    return None if found is None or found.lastindex is None else numbers[found.lastindex - 1]
-
-
-def cut_at(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of some stop texts: some servers leave the stop text in."""
-    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
-
-
-def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str] = ()) -> str:
-    """The SHA-256 of all that decides an answer: where it was asked, with what, and where it is cut."""
-    asked = {"url": url, "path": path, "body": body, "stop": list(stop)}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
-
-
-def request_body(
-    model: str,
-    manner: Manner,
-    prompt: str,
-    max_tokens: int,
-    stop: Sequence[str] = (),
-    labels: Sequence[str] = (),
-) -> dict[str, Any]:
-    """What is sent for a prompt: greedy, in the server's manner.
-
-    llama-cpp-python makes words that were there less likely (``repeat_penalty`` 1.1) unless it is told not to; servers
-    that do not know the word pass over it or refuse it.
-    """
-    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1}
-    if manner.way == "completions":
-        body["prompt"] = prompt
-    else:
-        body["messages"] = [{"role": "user", "content": prompt}]
-    if stop:
-        body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them
-    if manner.constraint != "none":
-        body["response_format"] = _response_format(manner.constraint, labels)
-    for name in manner.refused:
-        value = body.pop(name, None)
-        if name == "max_tokens":
-            body["max_completion_tokens"] = value
-    return body
-
-
-def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str, Any]:
-    """One of the labels under ``answer``: in OpenAI's words, or in those of llama.cpp."""
-    schema = {
-        "type": "object",
-        "properties": {"answer": {"type": "string", "enum": list(labels)}},
-        "required": ["answer"],
-        "additionalProperties": False,
-    }
-    if constraint == "json_object":
-        return {"type": "json_object", "schema": schema}
-    return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
-
-
-class Refused(Exception):
-    """The server refused a request, or failed on it.
-
-    Attributes:
-        status: of HTTP.
-        parameter: the request's part that it names as the reason, or None.
-        code: its word for the reason, or None.
-        message: what it says, in one line without the key.
-    """
-
-    def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status, self.message, self.parameter, self.code = status, message, parameter, code
-
-
 class _Gone(Exception):
     """No server answered; the text says why."""
-
-
-class _OverBudget(Exception):
-    """The next request could take more than is left."""
-
-
-def adapted(manner: Manner, refusal: Refused) -> Manner | None:
-    """The manner to try after a refusal; None where the refusal is about something else.
-
-    A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), is
-    asked through chat. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
-    """
-    if manner.way == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
-        return replace(manner, way="chat")
-    if refusal.status not in (400, 422) or refusal.code == "context_length_exceeded":
-        return None
-    for name in ("max_tokens", "temperature", "seed", "stop", "repeat_penalty"):
-        if name in manner.refused or (name == "max_tokens" and manner.way == "completions"):
-            continue
-        if refusal.parameter == name or re.search(rf"(?<![\w.]){name}(?!\w)", refusal.message):
-            return replace(manner, refused=(*manner.refused, name))
-    return None
 
 
 @dataclass(frozen=True)
@@ -265,62 +95,6 @@ class _Question:
     characters: int
     longest: int
     read: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-class _Purse:
-    """What may be spent: a request takes its share before it is sent, and pays what the server counts."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._most_requests = settings.max_requests
-        self._most_tokens = settings.max_tokens
-        self._changed = threading.Condition()
-        self._held_requests = 0
-        self._held_tokens = 0
-        self._characters = 0
-        self.spent = Spent()
-
-    def take(self, characters: int, longest: int) -> int:
-        """Hold a request's share, and wait while requests under way may leave enough of theirs.
-
-        Args:
-            characters: of its prompt; its tokens are guessed by those of the prompts before, and half as many more.
-            longest: its answer, in tokens.
-
-        Returns:
-            The tokens held.
-
-        Raises:
-            _OverBudget: not enough is left.
-        """
-        with self._changed:
-            while True:
-                ratio = self.spent.prompt_tokens / self._characters if self._characters else 0.3
-                tokens = math.ceil(1.5 * ratio * characters) + longest
-                fits = _within(self.spent.requests + self._held_requests + 1, self._most_requests)
-                fits &= _within(self.spent.tokens + self._held_tokens + tokens, self._most_tokens)
-                if fits:
-                    self._held_requests += 1
-                    self._held_tokens += tokens
-                    return tokens
-                if self._held_requests == 0:
-                    raise _OverBudget
-                self._changed.wait()
-
-    def pay(self, held: int, characters: int, used: tuple[int, int] | None) -> None:
-        """Give back what was held, and pay for the answer's tokens (of prompt and answer), if one came."""
-        with self._changed:
-            self._held_requests -= 1
-            self._held_tokens -= held
-            if used is not None:
-                self._characters += characters
-                self.spent = Spent(
-                    self.spent.requests + 1, self.spent.prompt_tokens + used[0], self.spent.completion_tokens + used[1]
-                )
-            self._changed.notify_all()
-
-
-def _within(wanted: int, most: int | None) -> bool:
-    return most is None or wanted <= most
 
 
 class Served:
@@ -351,7 +125,7 @@ class Served:
             UsageError: the extra is not installed, or a name, URL, setting, folder or key that cannot be.
         """
         self.settings = settings or Settings()
-        _check_settings(self.settings)
+        check_settings(self.settings)
         self.model = name.removeprefix(PREFIX)
         if not is_served(name) or not self.model:
             raise UsageError(f"model {name!r} is not one behind an API (accepted: openai:NAME)")
@@ -360,9 +134,8 @@ class Served:
         self.file = folder / FILE
         self._key = _key(self.url)
         self._client = _client(self.url, self._key, self.settings)
-        self._purse = _Purse(self.settings)
-        self._writing = threading.Lock()
-        self._answers, self._manners = _kept(self.file)
+        self._purse = Purse(self.settings)
+        self._kept = Kept(self.file)
         self.answered_by: tuple[str, ...] = ()
         self.cut_empty = 0
 
@@ -379,13 +152,13 @@ class Served:
     @property
     def way(self) -> Way | None:
         """Through which endpoint ``complete`` asks; None before the first answer."""
-        manner = self._manners.get(self._manner_key("complete"))
+        manner = self._kept.manners.get(self._manner_key("complete"))
         return None if manner is None else manner.way
 
     @property
     def dropped(self) -> tuple[str, ...]:
         """The parameters that the server refused and ``complete`` leaves out, as ``temperature``."""
-        manner = self._manners.get(self._manner_key("complete"))
+        manner = self._kept.manners.get(self._manner_key("complete"))
         return () if manner is None else manner.dropped
 
     @property
@@ -423,7 +196,7 @@ class Served:
         def question(manner: Manner, prompt: str, longest: int) -> _Question:
             body = request_body(self.model, manner, prompt, longest, ends)
             key = answer_key(self.url, manner.path, body, ends)
-            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: _read_text(answer, ends))
+            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: read_text(answer, ends))
 
         rows = list(zip(prompts, max_tokens, strict=True))
         if not rows:
@@ -461,14 +234,14 @@ class Served:
         def question(manner: Manner, prompt: str) -> _Question:
             body = request_body(self.model, manner, prompt, longest, (), labels)
             key = answer_key(self.url, manner.path, body)
-            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: _read_label(answer, labels))
+            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: read_label(answer, labels))
 
         if not prompts:
             return Choices([], "none", self.way or "completions")
         key = self._manner_key("choose")
-        if key not in self._manners:
+        if key not in self._kept.manners:
             self._find_constraint(key, lambda manner: question(manner, prompts[0]), len(prompts))
-        manner = self._manners[key]
+        manner = self._kept.manners[key]
         if manner.constraint == "none":
             texts = self.complete(prompts, [max_tokens] * len(prompts), stop, progress)
             assert self.way is not None
@@ -495,15 +268,15 @@ class Served:
                 raise Refused(404, "it has no /completions for this model")
             body = request_body(self.model, manner, text, 1) | {"echo": True, "logprobs": 1}
             key = answer_key(self.url, manner.path, body)
-            return _Question(manner.path, body, key, len(text), 1, lambda answer: _read_echo(answer, text))
+            return _Question(manner.path, body, key, len(text), 1, lambda answer: read_echo(answer, text))
 
         asked = [text for text in texts if text]  # an empty prompt is refused by some servers
         key = self._manner_key("prompt_logprobs")
-        if asked and key not in self._manners:
+        if asked and key not in self._kept.manners:
             reason = self._check_echo(key, question, len(asked))
             if reason is not None:
                 return Unavailable(reason)
-        lines = self._ask([question(self._manners[key], text) for text in asked], progress)
+        lines = self._ask([question(self._kept.manners[key], text) for text in asked], progress)
         for line in lines:
             if "reason" in line:
                 return Unavailable(f"the server at {self.url} {line['reason']}")
@@ -528,7 +301,7 @@ class Served:
             "completion_tokens": spent.completion_tokens,
         }
 
-    def _texts(self, lines: Sequence[dict[str, Any]]) -> list[str]:
+    def _texts(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
         self.cut_empty = sum(line["text"] == "" and line["finish"] == "length" for line in lines)
         return [line["text"] for line in lines]
 
@@ -536,22 +309,17 @@ class Served:
         """What a manner is kept under: it belongs to a model at a URL, and to what is asked of it."""
         return answer_key(self.url, purpose, {"model": self.model, "chat": self.settings.chat})
 
-    def _keep_manner(self, key: str, manner: Manner) -> None:
-        kept = {"manner": key, "way": manner.way, "constraint": manner.constraint, "refused": list(manner.refused)}
-        self._append(kept)
-        self._manners[key] = manner
-
     def _manner(self, purpose: str, question: Callable[[Manner], _Question], total: int) -> Manner:
         """The manner in which the server answers, found by asking the first question where it is not kept."""
         key = self._manner_key(purpose)
-        if key not in self._manners:
+        if key not in self._kept.manners:
             start = Manner("chat" if self.settings.chat else "completions")
             try:
                 manner = self._adapt(start, question)
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            self._keep_manner(key, manner)
-        return self._manners[key]
+            self._kept.keep_manner(key, manner)
+        return self._kept.manners[key]
 
     def _adapt(self, manner: Manner, question: Callable[[Manner], _Question], retries: int | None = None) -> Manner:
         """Ask until the server answers, each time without what it refused; the answer is kept.
@@ -585,10 +353,10 @@ class Served:
                 continue
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            if self._answers[question(manner).key]["label"]:
-                self._keep_manner(key, manner)
+            if self._kept.answers[question(manner).key]["label"]:
+                self._kept.keep_manner(key, manner)
                 return
-        self._keep_manner(key, Manner("completions"))
+        self._kept.keep_manner(key, Manner("completions"))
 
     def _check_echo(self, key: str, question: Callable[..., _Question], total: int) -> str | None:
         """Keep the manner in which the server tells log-probabilities of prompts; else say why it does not."""
@@ -604,7 +372,7 @@ class Served:
                 return f"the server at {self.url} refuses to tell log-probabilities of a prompt ({refusal})"
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            line = self._answers[asked(manner).key]
+            line = self._kept.answers[asked(manner).key]
             if "reason" in line:
                 return f"the server at {self.url} {line['reason']}"
             verdicts.append(line["in_place"])
@@ -615,10 +383,10 @@ class Served:
             )
         if True not in verdicts:
             return f"whether the server at {self.url} tells log-probabilities of the right tokens cannot be checked"
-        self._keep_manner(key, manner)
+        self._kept.keep_manner(key, manner)
         return None
 
-    def _ask(self, questions: Sequence[_Question], progress: Progress | None) -> list[dict[str, Any]]:
+    def _ask(self, questions: Sequence[_Question], progress: Progress | None) -> list[Mapping[str, Any]]:
         """The kept lines of all answers, in the order of the questions; what is not kept yet is asked.
 
         The threads end with the process: a pool's would hold up Ctrl-C until all requests under way are answered.
@@ -626,10 +394,10 @@ class Served:
         often: dict[str, int] = {}
         todo: queue.SimpleQueue[_Question] = queue.SimpleQueue()
         for question in questions:
-            if question.key not in self._answers and question.key not in often:
+            if question.key not in self._kept.answers and question.key not in often:
                 todo.put(question)
             often[question.key] = often.get(question.key, 0) + 1
-        answered = sum(times for key, times in often.items() if key in self._answers)
+        answered = sum(times for key, times in often.items() if key in self._kept.answers)
         if progress is not None and answered:
             progress(answered, len(questions))
         waiting = todo.qsize()
@@ -647,14 +415,14 @@ class Served:
                 if isinstance(outcome, BaseException):
                     stop.set()
                     _wait_for(workers, 10.0)
-                    answered = sum(times for key, times in often.items() if key in self._answers)
+                    answered = sum(times for key, times in often.items() if key in self._kept.answers)
                     raise self._explained(outcome, answered, len(questions)) from None
                 answered += often[outcome]
                 if progress is not None:
                     progress(answered, len(questions))
         finally:
             stop.set()
-        return [self._answers[question.key] for question in questions]
+        return [self._kept.answers[question.key] for question in questions]
 
     def _work(
         self,
@@ -680,10 +448,10 @@ class Served:
         Raises:
             Refused: by the server.
             _Gone: no server.
-            _OverBudget: not enough is left.
+            OverBudget: not enough is left.
             RunError: the answer's tokens are not counted though there is a budget of them, or it cannot be kept.
         """
-        if question.key in self._answers:
+        if question.key in self._kept.answers:
             return
         held = self._purse.take(question.characters, question.longest)
         used: tuple[int, int] | None = None
@@ -694,8 +462,7 @@ class Served:
         finally:
             self._purse.pay(held, question.characters, used)
         line = question.read(answer) | {"prompt_tokens": used[0], "completion_tokens": used[1]}
-        self._append({"key": question.key, "model": answer.get("model"), **line})
-        self._answers[question.key] = line
+        self._kept.keep_answer(question.key, {"model": answer.get("model"), **line})
         if isinstance(answer.get("model"), str):
             self.answered_by = tuple(sorted({*self.answered_by, answer["model"]}))
         if self.settings.max_tokens is not None and used[0] == 0:
@@ -757,7 +524,7 @@ class Served:
         """The line for the user that an error stands for; what is none of them stays as it is."""
         kept = f"{answered} of {total} answers are kept in {self.file}"
         on = f"{kept}: the same command goes on" if answered else "nothing was answered"
-        if isinstance(error, _OverBudget):
+        if isinstance(error, OverBudget):
             spent = self.spent
             paid = f"{spent.requests} requests, {spent.tokens} tokens"
             return RunError(
@@ -805,125 +572,6 @@ class Served:
     def _budget(self) -> str:
         limits = ((self.settings.max_requests, "requests"), (self.settings.max_tokens, "tokens"))
         return " and ".join(f"{most} {what}" for most, what in limits if most is not None)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the file in one write, after ending a half-written one.
-
-        Raises:
-            RunError: the disk does not take it.
-        """
-        text = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-        try:
-            with self._writing:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a+b", buffering=0) as file:
-                    size = file.seek(0, os.SEEK_END)
-                    if size:
-                        file.seek(size - 1)
-                        text = text if file.read(1) == b"\n" else b"\n" + text
-                    file.write(text)
-        except OSError as error:
-            raise RunError(f"cannot keep an answer in {self.file}: {error.strerror}") from None
-
-
-def _kept(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Manner]]:
-    """The answers by their keys, and the manners, of a file that need not be there.
-
-    A line that is not whole was being written when a run was killed: it is passed over, and asked again.
-    """
-    answers: dict[str, dict[str, Any]] = {}
-    manners: dict[str, Manner] = {}
-    for raw in file.read_bytes().split(b"\n") if file.is_file() else []:
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "key" in line:
-            answers[line["key"]] = line
-        elif isinstance(line, dict) and "manner" in line:
-            manners[line["manner"]] = Manner(line["way"], line["constraint"], tuple(line["refused"]))
-    return answers, manners
-
-
-def _read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
-    """What the file keeps of a written answer: its text, and why it ended."""
-    choice = answer["choices"][0]
-    text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
-    return {"text": cut_at(text, stop) if isinstance(text, str) else "", "finish": choice.get("finish_reason")}
-
-
-def _read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any]:
-    """What the file keeps of a constrained answer: the label, or the text where it is none of them."""
-    line = _read_text(answer, ())
-    try:
-        said = json.loads(line["text"])
-    except ValueError:
-        said = None
-    label = said.get("answer") if isinstance(said, dict) else None
-    found = isinstance(label, str) and label in labels
-    return line | {"label": found} | ({"text": label} if found else {})
-
-
-def _read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
-    """What the file keeps of an echoed text: its tokens, or the reason why there are none.
-
-    ``in_place`` says whether log-probabilities stand at their own tokens: the written token, chosen greedily, must be
-    the likeliest at its place. llama-cpp-python's are those of the next place where a model's texts start without BOS;
-    then the last place tells the written token, which itself is not listed. None: that cannot be seen here.
-    """
-    choice = answer["choices"][0]
-    told = choice.get("logprobs")
-    if not isinstance(told, dict) or not told.get("token_logprobs"):
-        return {"reason": "passes over echo and logprobs: it returns no log-probabilities of a prompt"}
-    echoed = choice.get("text") or ""
-    if not echoed.startswith(text):
-        return {"reason": "passes over echo: it returns log-probabilities of its answer, not of the prompt"}
-    tokens, logprobs = list(told["tokens"]), list(told["token_logprobs"])
-    tops = told.get("top_logprobs") or [None] * len(tokens)
-    written, joined = echoed[len(text) :], "".join(tokens)
-    in_place = None
-    if written and joined.endswith(text + written):
-        top = tops[-1]
-        in_place = None if not top else bool(logprobs[-1] >= max(top.values()) - 1e-3)
-    elif written and joined.endswith(text) and tops[-1]:
-        in_place = False if max(tops[-1], key=tops[-1].get) == written else None
-    usage = answer.get("usage") or {}
-    extra = int(usage.get("completion_tokens", 1 if written else 0)) if in_place is not False else 0
-    count = len(tokens) - extra
-    return {"in_place": in_place, **_within_text(tokens[:count], logprobs[:count], told.get("text_offset"), text)}
-
-
-def _within_text(
-    tokens: list[str], logprobs: list[float | None], given: list[int] | None, text: str
-) -> dict[str, list[Any]]:
-    """Tokens with their offsets, without a BOS written out before the text.
-
-    Where the tokens spell the text their lengths give the offsets, for those of servers are off by a BOS or by the
-    blank that a SentencePiece model puts first. Elsewhere (a character in several tokens) the server's own are taken.
-    """
-    joined = "".join(tokens)
-    if not joined.endswith(text):
-        offsets: list[int | None] = list(given[: len(tokens)]) if given else [None] * len(tokens)
-        return {"tokens": tokens, "logprobs": logprobs, "offsets": offsets}
-    start = len(text) - len(joined)
-    kept: dict[str, list[Any]] = {"tokens": [], "logprobs": [], "offsets": []}
-    for token, logprob in zip(tokens, logprobs, strict=True):
-        if start + len(token) > 0:
-            kept["tokens"].append(token)
-            kept["logprobs"].append(logprob)
-            kept["offsets"].append(max(start, 0))
-        start += len(token)
-    return kept
-
-
-def _check_settings(settings: Settings) -> None:
-    least = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0}
-    for name, bound in least.items():
-        given = getattr(settings, name)
-        if given is not None and given < bound:
-            raise UsageError(f"{name} {given} of a served model is too small (accepted: {bound} or more)")
-    if not settings.timeout > 0:
-        raise UsageError(f"timeout {settings.timeout} of a served model is too small (accepted: seconds above 0)")
 
 
 def _checked_url(url: str) -> str:
