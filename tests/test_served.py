@@ -508,8 +508,9 @@ def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, 
         assert asked.spent.requests == 3
     assert len(openai_rules.asked) == 5 + 3  # one each for endpoint, max_tokens, temperature, seed and repeat_penalty
     with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+        asked.complete(["a"], [5])
+        assert (asked.dropped, asked.answered_by) == (("temperature", "seed"), ("gpt-chat-2025",))
         asked.complete(["a", "d"], [5] * 2)
-        assert asked.dropped == ("temperature", "seed")
     path, last = openai_rules.asked[-1]
     assert (len(openai_rules.asked), path, last["max_completion_tokens"]) == (9, "/v1/chat/completions", 5)
 

@@ -422,7 +422,10 @@ class Served:
                     progress(answered, len(questions))
         finally:
             stop.set()
-        return [self._kept.answers[question.key] for question in questions]
+        lines = [self._kept.answers[question.key] for question in questions]
+        models = {line["model"] for line in lines if isinstance(line["model"], str)}
+        self.answered_by = tuple(sorted({*self.answered_by, *models}))
+        return lines
 
     def _work(
         self,
@@ -463,8 +466,6 @@ class Served:
             self._purse.pay(held, question.characters, used)
         line = question.read(answer) | {"prompt_tokens": used[0], "completion_tokens": used[1]}
         self._kept.keep_answer(question.key, {"model": answer.get("model"), **line})
-        if isinstance(answer.get("model"), str):
-            self.answered_by = tuple(sorted({*self.answered_by, answer["model"]}))
         if self.settings.max_tokens is not None and used[0] == 0:
             raise RunError(
                 f"the server at {self.url} does not count tokens, so a budget of them cannot be kept: "
