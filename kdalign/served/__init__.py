@@ -1,0 +1,40 @@
+"""Models behind an OpenAI-compatible API: they write, choose among labels, and tell the likelihood of a text.
+
+::
+
+    Served ── one model at one URL
+      complete          text that goes on from each prompt, greedily
+      choose            one of some labels for each prompt, constrained to them where the server can
+      prompt_logprobs   the log-probability of each token of a text, or why there is none
+
+Every answer is appended to ``served.jsonl`` at once, under the SHA-256 of all that decides it: what is asked again is
+read there. How a server wants to be asked is found out by the first request, and kept in the same file.
+"""
+
+from kdalign.served.asking import Constraint, Manner, Way, label_said
+from kdalign.served.budget import Settings, Spent
+from kdalign.served.client import (
+    OPENAI_URL,
+    Choices,
+    Progress,
+    Served,
+    TokenLogprob,
+    Unavailable,
+    is_served,
+)
+
+__all__ = [
+    "OPENAI_URL",
+    "Choices",
+    "Constraint",
+    "Manner",
+    "Progress",
+    "Served",
+    "Settings",
+    "Spent",
+    "TokenLogprob",
+    "Unavailable",
+    "Way",
+    "is_served",
+    "label_said",
+]

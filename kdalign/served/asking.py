@@ -1,0 +1,211 @@
+"""What is sent to an OpenAI-compatible API, what a refusal asks for, and what is read from an answer."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Way = Literal["completions", "chat"]
+Constraint = Literal["json_schema", "json_object", "none"]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a server wants to be asked.
+
+    Attributes:
+        way: the endpoint.
+        constraint: how answers are held to labels.
+        refused: the parameters that it named when it refused a request.
+    """
+
+    way: Way
+    constraint: Constraint = "none"
+    refused: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The endpoint's path."""
+        return "/completions" if self.way == "completions" else "/chat/completions"
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What of ``temperature``, ``seed`` and ``stop`` is not sent: without them a server need not write greedily.
+
+        A ``max_tokens`` is sent under another name, and a server that refuses ``repeat_penalty`` has none.
+        """
+        return tuple(name for name in self.refused if name in ("temperature", "seed", "stop"))
+
+
+class Refused(Exception):
+    """The server refused a request, or failed on it.
+
+    Attributes:
+        status: of HTTP.
+        parameter: the request's part that it names as the reason, or None.
+        code: its word for the reason, or None.
+        message: what it says, in one line without the key.
+    """
+
+    def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message, self.parameter, self.code = status, message, parameter, code
+
+
+def request_body(
+    model: str,
+    manner: Manner,
+    prompt: str,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    labels: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What is sent for a prompt: greedy, in the server's manner.
+
+    llama-cpp-python makes words that were there less likely (``repeat_penalty`` 1.1) unless it is told not to; servers
+    that do not know the word pass over it or refuse it.
+    """
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1}
+    if manner.way == "completions":
+        body["prompt"] = prompt
+    else:
+        body["messages"] = [{"role": "user", "content": prompt}]
+    if stop:
+        body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them
+    if manner.constraint != "none":
+        body["response_format"] = _response_format(manner.constraint, labels)
+    for name in manner.refused:
+        value = body.pop(name, None)
+        if name == "max_tokens":
+            body["max_completion_tokens"] = value
+    return body
+
+
+def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str, Any]:
+    """One of the labels under ``answer``: in OpenAI's words, or in those of llama.cpp."""
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"type": "string", "enum": list(labels)}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    if constraint == "json_object":
+        return {"type": "json_object", "schema": schema}
+    return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
+
+
+def adapted(manner: Manner, refusal: Refused) -> Manner | None:
+    """The manner to try after a refusal; None where the refusal is about something else.
+
+    A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), is
+    asked through chat. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
+    """
+    if manner.way == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
+        return replace(manner, way="chat")
+    if refusal.status not in (400, 422) or refusal.code == "context_length_exceeded":
+        return None
+    for name in ("max_tokens", "temperature", "seed", "stop", "repeat_penalty"):
+        if name in manner.refused or (name == "max_tokens" and manner.way == "completions"):
+            continue
+        if refusal.parameter == name or re.search(rf"(?<![\w.]){name}(?!\w)", refusal.message):
+            return replace(manner, refused=(*manner.refused, name))
+    return None
+
+
+def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str] = ()) -> str:
+    """The SHA-256 of all that decides an answer: where it was asked, with what, and where it is cut."""
+    asked = {"url": url, "path": path, "body": body, "stop": list(stop)}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of some stop texts: some servers leave the stop text in."""
+    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
+
+
+def label_said(text: str, labels: Sequence[str]) -> int | None:
+    """The number of the label that an answer names first, or None.
+
+    Case does not count; a label is a whole word or several, with blanks, hyphens and underscores alike between them.
+    Where several labels start at one place the longest is meant. So "Not entailment." names ``not_entailment``, and not
+    ``entailment``.
+    """
+    numbers = sorted((n for n, label in enumerate(labels) if label.strip()), key=lambda n: -len(labels[n].strip()))
+    words = [r"[\s_-]+".join(map(re.escape, re.split(r"(?<=\w)[\s_-]+(?=\w)", labels[n].strip()))) for n in numbers]
+    if not words:
+        return None
+    found = re.search("|".join(rf"(?<!\w)(?<!\w-)({word})(?!\w)(?!-\w)" for word in words), text, re.IGNORECASE)
+    return None if found is None or found.lastindex is None else numbers[found.lastindex - 1]
+
+
+def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
+    """What the file keeps of a written answer: its text, and why it ended."""
+    choice = answer["choices"][0]
+    text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
+    return {"text": cut_at(text, stop) if isinstance(text, str) else "", "finish": choice.get("finish_reason")}
+
+
+def read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any]:
+    """What the file keeps of a constrained answer: the label, or the text where it is none of them."""
+    line = read_text(answer, ())
+    try:
+        said = json.loads(line["text"])
+    except ValueError:
+        said = None
+    label = said.get("answer") if isinstance(said, dict) else None
+    found = isinstance(label, str) and label in labels
+    return line | {"label": found} | ({"text": label} if found else {})
+
+
+def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
+    """What the file keeps of an echoed text: its tokens, or the reason why there are none.
+
+    ``in_place`` says whether log-probabilities stand at their own tokens: the written token, chosen greedily, must be
+    the likeliest at its place. llama-cpp-python's are those of the next place where a model's texts start without BOS;
+    then the last place tells the written token, which itself is not listed. None: that cannot be seen here.
+    """
+    choice = answer["choices"][0]
+    told = choice.get("logprobs")
+    if not isinstance(told, dict) or not told.get("token_logprobs"):
+        return {"reason": "passes over echo and logprobs: it returns no log-probabilities of a prompt"}
+    echoed = choice.get("text") or ""
+    if not echoed.startswith(text):
+        return {"reason": "passes over echo: it returns log-probabilities of its answer, not of the prompt"}
+    tokens, logprobs = list(told["tokens"]), list(told["token_logprobs"])
+    tops = told.get("top_logprobs") or [None] * len(tokens)
+    written, joined = echoed[len(text) :], "".join(tokens)
+    in_place = None
+    if written and joined.endswith(text + written):
+        top = tops[-1]
+        in_place = None if not top else bool(logprobs[-1] >= max(top.values()) - 1e-3)
+    elif written and joined.endswith(text) and tops[-1]:
+        in_place = False if max(tops[-1], key=tops[-1].get) == written else None
+    usage = answer.get("usage") or {}
+    extra = int(usage.get("completion_tokens", 1 if written else 0)) if in_place is not False else 0
+    count = len(tokens) - extra
+    return {"in_place": in_place, **_within_text(tokens[:count], logprobs[:count], told.get("text_offset"), text)}
+
+
+def _within_text(
+    tokens: list[str], logprobs: list[float | None], given: list[int] | None, text: str
+) -> dict[str, list[Any]]:
+    """Tokens with their offsets, without a BOS written out before the text.
+
+    Where the tokens spell the text their lengths give the offsets, for those of servers are off by a BOS or by the
+    blank that a SentencePiece model puts first. Elsewhere (a character in several tokens) the server's own are taken.
+    """
+    joined = "".join(tokens)
+    if not joined.endswith(text):
+        offsets: list[int | None] = list(given[: len(tokens)]) if given else [None] * len(tokens)
+        return {"tokens": tokens, "logprobs": logprobs, "offsets": offsets}
+    start = len(text) - len(joined)
+    kept: dict[str, list[Any]] = {"tokens": [], "logprobs": [], "offsets": []}
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        if start + len(token) > 0:
+            kept["tokens"].append(token)
+            kept["logprobs"].append(logprob)
+            kept["offsets"].append(max(start, 0))
+        start += len(token)
+    return kept

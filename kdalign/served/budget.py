@@ -1,0 +1,117 @@
+"""How much may be asked of a server, and what was paid for."""
+
+import math
+import threading
+from dataclasses import dataclass
+
+from kdalign.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is asked.
+
+    Attributes:
+        concurrency: requests under way at once.
+        timeout: seconds to wait for one answer.
+        retries: of a request that met no answer, a full server (429) or a server's error (5xx), with growing pauses.
+        max_requests: answers to pay for, from the opening of the model; None for any number.
+        max_tokens: tokens of prompts and answers to pay for, as the server counts them; None for any number.
+        chat: ask through ``/chat/completions`` even where the server completes raw text.
+    """
+
+    concurrency: int = 4
+    timeout: float = 120.0
+    retries: int = 5
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was paid for: answers, and tokens as the server counts them."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and answers together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class OverBudget(Exception):
+    """The next request could take more than is left."""
+
+
+class Purse:
+    """What may be spent: a request takes its share before it is sent, and pays what the server counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._most_requests = settings.max_requests
+        self._most_tokens = settings.max_tokens
+        self._changed = threading.Condition()
+        self._held_requests = 0
+        self._held_tokens = 0
+        self._characters = 0
+        self.spent = Spent()
+
+    def take(self, characters: int, longest: int) -> int:
+        """Hold a request's share, and wait while requests under way may leave enough of theirs.
+
+        Args:
+            characters: of its prompt; its tokens are guessed by those of the prompts before, and half as many more.
+            longest: its answer, in tokens.
+
+        Returns:
+            The tokens held.
+
+        Raises:
+            OverBudget: not enough is left.
+        """
+        with self._changed:
+            while True:
+                ratio = self.spent.prompt_tokens / self._characters if self._characters else 0.3
+                tokens = math.ceil(1.5 * ratio * characters) + longest
+                fits = _within(self.spent.requests + self._held_requests + 1, self._most_requests)
+                fits &= _within(self.spent.tokens + self._held_tokens + tokens, self._most_tokens)
+                if fits:
+                    self._held_requests += 1
+                    self._held_tokens += tokens
+                    return tokens
+                if self._held_requests == 0:
+                    raise OverBudget
+                self._changed.wait()
+
+    def pay(self, held: int, characters: int, used: tuple[int, int] | None) -> None:
+        """Give back what was held, and pay for the answer's tokens (of prompt and answer), if one came."""
+        with self._changed:
+            self._held_requests -= 1
+            self._held_tokens -= held
+            if used is not None:
+                self._characters += characters
+                self.spent = Spent(
+                    self.spent.requests + 1, self.spent.prompt_tokens + used[0], self.spent.completion_tokens + used[1]
+                )
+            self._changed.notify_all()
+
+
+def _within(wanted: int, most: int | None) -> bool:
+    return most is None or wanted <= most
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that cannot be.
+
+    Raises:
+        UsageError: one is too small.
+    """
+    least = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0}
+    for name, bound in least.items():
+        given = getattr(settings, name)
+        if given is not None and given < bound:
+            raise UsageError(f"{name} {given} of a served model is too small (accepted: {bound} or more)")
+    if not settings.timeout > 0:
+        raise UsageError(f"timeout {settings.timeout} of a served model is too small (accepted: seconds above 0)")
