@@ -300,6 +300,8 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
         "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
         "kdalign eval ./bert ./gpt ./xlnet --task lm:sst2 --data ./glue --metrics ppl,bits_per_byte,bleu,rouge,cer",
+        "kdalign eval openai:gpt-4o --task sst2 --data ./sst2 --limit 200 --max-requests 500",
+        "kdalign eval openai:mine --base-url http://127.0.0.1:8000/v1 --task lm:sst2 --data ./sst2 --metrics bleu,cer",
         "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
         "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
     ),
@@ -337,6 +339,17 @@ def eval_(
         int, typer.Option(min=0, help="Solved examples before each question to a model that answers in words.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.")] = 0,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the API of models named openai:NAME. Default OpenAI's.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask a served model by chat even if it completes text.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to a server under way at once.")] = 4,
+    max_requests: Annotated[
+        int | None, typer.Option(min=0, help="Requests to a server to pay for; the same command with more goes on.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens of prompts and answers to a server to pay for, likewise.")
+    ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -357,8 +370,9 @@ def eval_(
     """Score checkpoints and runs on splits, and keep what they answered.
 
     Texts are continued (tasks lm, language-modeling, masked-lm) or answered (translation, summarization, dialogue,
-    transcription) by models of every family, and stand beside what needs no model. A metric that a model cannot be
-    scored by is a dash with the reason. Splits without labels are never scored.
+    transcription) by models of every family, local or served (openai:NAME, key in OPENAI_API_KEY), and stand beside
+    what needs no model. A metric that a model cannot be scored by is a dash with the reason. Splits without labels
+    are never scored.
     """
     named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None
     if predictions is not None:
@@ -394,6 +408,11 @@ def eval_(
         precision=precision,
         shots=shots,
         seed=seed,
+        base_url=base_url,
+        chat=chat,
+        concurrency=concurrency,
+        max_requests=max_requests,
+        max_tokens=max_tokens,
         baselines=baselines,
     )
     try:

@@ -246,12 +246,11 @@ def _from_left_to_right(
 
 
 def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:
-    """The most tokens that may be written: for continuations four a word and some, else what is allowed."""
-    words = max(case.words for case in cases)
-    if not words:
+    """The most tokens that may be written: for continuations what surely holds their words, else what is allowed."""
+    most = max(case.room for case in cases)
+    if not most:
         return writing.new_tokens
-    given = max(len(case.prompt.split()) for case in cases) if with_prompt else 0
-    return 4 * (words + given) + 16
+    return most + (3 * max(len(case.prompt.split()) for case in cases) if with_prompt else 0)
 
 
 def _settings(

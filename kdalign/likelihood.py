@@ -95,6 +95,21 @@ def perplexities(
     if encoded.groups is not None:
         _, group = np.unique(encoded.groups, return_inverse=True)
         nll, tokens = np.bincount(group, nll), np.bincount(group, tokens)
+    return totals(nll, tokens, encoded.words, encoded.bytes, how, interval, masked=masked, mark=mark)
+
+
+def totals(
+    nll: Array,
+    tokens: Array,
+    words: int,
+    size: int,
+    how: str,
+    interval: bool = True,
+    *,
+    masked: bool = False,
+    mark: str = "",
+) -> list[Score]:
+    """The perplexities of rows (n,) of tokens, as in ``perplexities``; 0 ``words`` or bytes are not known."""
     total, units = float(nll.sum()), int(tokens.sum())
     # Rows or texts are resampled, each with its tokens: a text's tokens are not independent of one another.
     low, high = ratio_interval(nll, tokens) if interval else (None, None)
@@ -110,10 +125,10 @@ def perplexities(
     if masked:
         return [perplexity("masked_ppl", units)]
     found = [perplexity("ppl", units)]
-    if encoded.words:
-        found.append(perplexity("word_ppl", encoded.words))
-    if encoded.bytes:
-        found += [perplexity("byte_ppl", encoded.bytes), perplexity("bits_per_byte", encoded.bytes, unit="bits")]
+    if words:
+        found.append(perplexity("word_ppl", words))
+    if size:
+        found += [perplexity("byte_ppl", size), perplexity("bits_per_byte", size, unit="bits")]
     return found
 
 
@@ -141,6 +156,7 @@ _PROTOCOLS = {
     "chat": "the assistant's tokens given all before, conversations cut at {n}",
     "masked": "15 % of the tokens masked, one fixed draw",
     "word-l2r": "pseudo: each token masked with what follows in its word (PLL-word-l2r), windows of {n}",
+    "served": "left to right as the server tells, each text's first token unscored where it tells none",
     "token": "pseudo: each token masked alone (PLL), windows of {n}",
 }
 

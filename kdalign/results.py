@@ -31,6 +31,7 @@ class Evaluation:
         parameters: tied ones once; None where they are not known.
         trained_tokens: that the run which made the model trained on; None where it is no run.
         notes: what must be known to read the scores.
+        served: how a served model was asked and what was paid for.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Evaluation:
     parameters: int | None = None
     trained_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    served: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -19,16 +19,21 @@ from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, defaults_of
+from kdalign.remote import ServedModel
 from kdalign.results import Evaluation
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
+from kdalign.served import OPENAI_URL, Served, is_served
+from kdalign.served import Settings as ServerSettings
 from kdalign.targets import AGREEMENT, MASKED, Baseline, Job, LocalModel, Place, Settings, Target, is_text_metric
-from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_texts
+from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_examples, load_texts
 from kdalign.tasks.language import FAMILIES
 from kdalign.text_metrics import TEXT_METRICS
 from kdalign.training import make_accelerator
 from kdalign.work import Work, work_on
 
 BASELINES = ("copy", "unigram")
+EVALUATIONS = Path("runs/eval")
+"""Where scores go, if nobody says."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Asked:
         precision: of local models, ``fp32`` or ``bf16``.
         shots: solved examples before each question to a model that answers classes in words.
         seed: of what is drawn, such as those examples.
+        base_url: of the API of served models, ``openai:NAME``; OpenAI's where left out.
+        chat: whether a served model is asked by chat even where it completes raw text.
+        concurrency: requests to a server under way at once.
+        max_requests: to pay for; None for any number.
+        max_tokens: of a served model's prompts and answers to pay for; None for any number.
         baselines: whether texts are scored beside what needs no model.
     """
 
@@ -67,6 +77,11 @@ class Asked:
     precision: str = "fp32"
     shots: int = 0
     seed: int = 0
+    base_url: str | None = None
+    chat: bool = False
+    concurrency: int = 4
+    max_requests: int | None = None
+    max_tokens: int | None = None
     baselines: bool = True
 
     @property
@@ -100,9 +115,11 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         targets = [str(_newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
     _check(asked)
-    checked: list[Target] = [
-        target for task in asked.tasks for name in targets for target in _targets(name, replace(asked, task=task))
-    ]
+    checked: list[Target] = []
+    for task in asked.tasks:
+        alone = replace(asked, task=task)
+        for name in targets:
+            checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
@@ -191,6 +208,32 @@ def _targets(name: str, asked: Asked) -> list[LocalModel]:
     return [_checked(name, checkpoint, data, asked, None)]
 
 
+def _served_target(name: str, asked: Asked) -> ServedModel:
+    """A model behind an API."""
+    (task_name,) = asked.tasks
+    if task_name is None:
+        raise UsageError(f"say what to score {name!r} on: --task")
+    task = find_task(task_name, asked.folder, asked.dataset, asked.config)
+    split = asked.split or task.evaluation[0]
+    if isinstance(task, Task):
+        examples = load_examples(task, split)
+    elif task.kind == "embedding":
+        raise UsageError(f"a served model is not asked for task {task.name!r}")
+    else:
+        examples = load_texts(task, split)
+    examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
+    start = defaults_of(task_name).get("data", {})
+    job = Job(task, examples, _settings(asked, asked.max_length or Data(task=(task_name,), **start).max_length))
+    api = ServerSettings(
+        asked.concurrency, max_requests=asked.max_requests, max_tokens=asked.max_tokens, chat=asked.chat
+    )
+    url = asked.base_url or OPENAI_URL
+    folder = (Path(asked.out).parent if asked.out else EVALUATIONS) / "served" / _word(f"{name} {url}")
+    target = ServedModel(name, url, job, folder, api)
+    Served(name, url, folder, api).close()  # refuses what cannot be before anything else is scored
+    return target
+
+
 def _run_target(run: Path, asked: Asked) -> LocalModel:
     """A run's student, on its own task and data unless others are named."""
     recipe = read_record(run).parsed_recipe()
@@ -229,7 +272,11 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     limit = asked.limit or (None if submitted else data.limit) or len(examples)
     examples = examples.take(range(min(len(examples), limit)))
     models.check_length(checkpoint, max_length)
-    settings = Settings(
+    return LocalModel(name, checkpoint, Job(task, examples, _settings(asked, max_length)), work, run)
+
+
+def _settings(asked: Asked, max_length: int) -> Settings:
+    return Settings(
         Writing(asked.beams, asked.new_tokens, max_length=max_length),
         asked.language or "",
         asked.pseudo == "word-l2r",
@@ -237,7 +284,6 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
         asked.shots,
         asked.seed,
     )
-    return LocalModel(name, checkpoint, Job(task, examples, settings), work, run)
 
 
 def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: Asked) -> Work | None:
@@ -260,7 +306,7 @@ def _newest_run(folder: Path) -> Path:
 def _default_out(targets: Sequence[Target], asked: Asked) -> Path:
     """A name of its own for each set of models, data and settings: another's scores are never written over."""
     target = targets[0]
-    stem = f"runs/eval/{_word(target.name)}-{target.job.task.name}-{target.job.examples.split}"
+    stem = f"{EVALUATIONS}/{_word(target.name)}-{target.job.task.name}-{target.job.examples.split}"
     files = (Path(f"{stem}-{number}.json" if number > 1 else f"{stem}.json") for number in count(1))
     return next(file for file in files if not file.exists() or _holds(file, _of(targets, asked)))
 
@@ -269,13 +315,16 @@ def _of(targets: Sequence[Target], asked: Asked) -> dict[str, object]:
     """What tells one evaluation from another: models, texts, and how they are read and scored."""
     settings = {name: value for name, value in asdict(asked).items() if name not in _ELSEWHERE}
     return {
-        "targets": [[one.name, *_split_of(one), getattr(one.job.settings.writing, "max_length", 0)] for one in targets],
+        "targets": [[one.name, *_split_of(one), one.job.settings.writing.max_length] for one in targets],
         **settings,
         "metrics": list(asked.metrics or ()),
     }
 
 
-_ELSEWHERE = ("task", "folder", "dataset", "config", "split", "limit", "device", "out", "baselines", "max_length")
+_ELSEWHERE = (
+    *("task", "folder", "dataset", "config", "split", "limit", "device", "out", "baselines", "max_length"),
+    *("concurrency", "max_requests", "max_tokens"),
+)
 """What the targets say, or what moves no number."""
 
 

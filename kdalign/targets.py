@@ -86,7 +86,7 @@ class Job:
     @property
     def continuing(self) -> bool:
         """Whether texts are continued, not answered."""
-        return isinstance(self.task, LanguageTask) and not self.task.pairs and self.task.kind not in _UNWRITTEN
+        return isinstance(self.task, LanguageTask) and not self.task.pairs and is_written(self.task)
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -119,6 +119,11 @@ class Job:
 
 
 _UNWRITTEN = ("chat", "embedding")
+
+
+def is_written(task: LanguageTask) -> bool:
+    """Whether models are asked to write texts for a task."""
+    return task.kind not in _UNWRITTEN
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ class LocalModel:
         return Absent(metric, f"task {task.name} gives this model {', '.join(known)}")
 
     def _why_not_written(self, metric: str, task: LanguageTask) -> Absent | None:
-        if task.kind in _UNWRITTEN:
+        if not is_written(task):
             return Absent(metric, f"texts are not written for task {task.name}")
         if task.pairs and self.family not in ("seq2seq", "causal"):
             return Absent(metric, f"a {self.family} model does not answer sources")

@@ -126,6 +126,16 @@ def encode_pseudo(
     return _scored(columns, tokenizer, texts, origin, corrupt=mask, groups=np.array(origin))
 
 
+def counted(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
+    """The words and the bytes of texts, less those of the beginnings that are given: a word counts while any of it."""
+    words = sum(len(text.split()) for text in texts)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    for text, start in zip(texts, given, strict=False):
+        words -= len(start.split()) if text[len(start) : len(start) + 1].strip() == "" else len(start.split()[:-1])
+        size -= len(start.encode("utf-8", "surrogatepass"))
+    return words, size
+
+
 def _word_ends(words: Sequence[int | None]) -> list[int]:
     """For each token, where its word ends; a token of no word is one by itself."""
     ends = [0] * len(words)
@@ -146,11 +156,7 @@ def _scored(
 ) -> Encoded:
     """Rows with the words and bytes of what is asked for: all but what is given of each text."""
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "order": -1, "asked": 0}
-    words = sum(len(text.split()) for text in texts)
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    for text, start in zip(texts, given, strict=False):
-        words -= len(start.split()) if text[len(start) : len(start) + 1].strip() == "" else len(start.split()[:-1])
-        size -= len(start.encode("utf-8", "surrogatepass"))
+    words, size = counted(texts, given)
     if groups is None and len(texts) >= FEW:
         groups = np.array(origin)
     return Encoded(columns, None, pad, words=words, bytes=size, groups=groups, **more)

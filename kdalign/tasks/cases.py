@@ -32,6 +32,11 @@ class Case:
         """The prompt with what is held out after it."""
         return f"{self.prompt} {self.references[0]}"
 
+    @property
+    def room(self) -> int:
+        """Tokens that surely hold so many words; 0 where a model ends its text itself."""
+        return 3 * self.words + 16 if self.words else 0
+
     def ended(self, text: str) -> bool:
         """Whether a text that is being written needs no more: a word has begun after those that are wanted."""
         if self.stop and self.stop in text.lstrip():
