@@ -339,6 +339,10 @@ def eval_(
         int, typer.Option(min=0, help="Solved examples before each question to a model that answers in words.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.")] = 0,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Score once more with mistakes in what is read: typos=0.1 for a tenth of the words."),
+    ] = None,
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the API of models named openai:NAME. Default OpenAI's.")
     ] = None,
@@ -386,6 +390,7 @@ def eval_(
 
         check_named(name, data, dataset, config)
     watcher = _watcher()
+    from kdalign.noise import Noise
     from kdalign.scoring import Asked, evaluate
 
     asked = Asked(
@@ -414,6 +419,7 @@ def eval_(
         max_requests=max_requests,
         max_tokens=max_tokens,
         baselines=baselines,
+        noise=Noise.parse(noise, seed) if noise else None,
     )
     try:
         results = evaluate(models or [], asked, watcher)

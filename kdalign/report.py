@@ -167,8 +167,7 @@ def _split_table(title: str, rows: Sequence["Evaluation"]) -> RenderableType:
     if sized:
         table.add_column("params\n(M)", justify="right")
     for metric in metrics:
-        head, mark, tail = metric.rpartition("_")
-        table.add_column(f"{head}{mark}\n{tail}" if len(metric) > 8 else metric, justify="right")
+        table.add_column(_broken(metric), justify="right")
     short = [Path(row.model).name for row in rows]
     named = short if len(set(short)) == len(set(row.model for row in rows)) else [row.model for row in rows]
     for row, name in zip(rows, named, strict=True):
@@ -177,6 +176,13 @@ def _split_table(title: str, rows: Sequence["Evaluation"]) -> RenderableType:
         size = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "–"] if sized else []
         table.add_row(escape(name), *size, *cells, style="dim" if row.kind == "baseline" else "")
     return table
+
+
+def _broken(metric: str) -> str:
+    """A metric's name, on two lines where it is long."""
+    metric = metric.replace(" ", "\n")
+    head, mark, tail = metric.rpartition("_")
+    return f"{head}{mark}\n{tail}" if mark and len(metric) > 8 and "\n" not in metric else metric
 
 
 def _score_cell(score: "Score | None") -> str:

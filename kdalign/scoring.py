@@ -17,6 +17,7 @@ from kdalign.generation import Writing
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
+from kdalign.noise import Noise
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Data, defaults_of
 from kdalign.remote import ServedModel
@@ -56,6 +57,7 @@ class Asked:
         max_requests: to pay for; None for any number.
         max_tokens: of a served model's prompts and answers to pay for; None for any number.
         baselines: whether texts are scored beside what needs no model.
+        noise: of what is read, for columns of their own beside the others.
     """
 
     task: str | Sequence[str] | None = None
@@ -83,6 +85,7 @@ class Asked:
     max_requests: int | None = None
     max_tokens: int | None = None
     baselines: bool = True
+    noise: Noise | None = None
 
     @property
     def tasks(self) -> tuple[str | None, ...]:
@@ -160,9 +163,31 @@ def _evaluate_one(target: Target, asked: Asked, place: Place, device: torch.devi
     possible = [name for name, absent in reasons.items() if absent is None]
     result = target.measure(possible, place, device, observer)
     absent = [one for one in reasons.values() if one is not None]
+    if asked.noise is not None:
+        result = _with_noise(result, target, asked.noise, possible, place, device, observer)
     if isinstance(target, Baseline):
         absent = []
     return replace(result, absent=(*absent, *result.absent))
+
+
+def _with_noise(
+    result: Evaluation,
+    target: Target,
+    noise: Noise,
+    metrics: Sequence[str],
+    place: Place,
+    device: torch.device,
+    observer: Observer,
+) -> Evaluation:
+    """The result with the scores of what is answered to noise, as metrics of their own."""
+    answered = [name for name in metrics if name not in (AGREEMENT, MASKED, *PERPLEXITIES)]
+    if not answered:
+        return result
+    noisy = replace(target, job=target.job.with_noise(noise))  # type: ignore[type-var]  # every target is a dataclass
+    found = noisy.measure(answered, place, device, observer)
+    scores = [replace(score, metric=f"{score.metric} {noise}") for score in found.scores]
+    note = f"{noise}: {100 * noise.rate:g} % of the words that are read have a mistake each (seed {noise.seed})"
+    return replace(result, scores=(*result.scores, *scores), notes=(*result.notes, note))
 
 
 def _with_baselines(targets: Sequence[Target], asked: Asked) -> list[Target]:

@@ -20,6 +20,7 @@ from kdalign.generation import Writing, can_continue, how_written, write
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import METRICS
 from kdalign.models import Checkpoint, positions
+from kdalign.noise import Noise
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
 from kdalign.runs import RunFolder, read_record
@@ -71,11 +72,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A split of a task, and how it is answered."""
+    """A split of a task, and how it is answered. Noise is in what is asked, not in what is right."""
 
     task: AnyTask
     examples: Examples
     settings: Settings
+    noise: Noise | None = None
+
+    def with_noise(self, noise: Noise) -> "Job":
+        """The same split, what is read of it with noise."""
+        texts = self.examples.texts
+        if isinstance(self.task, Task):
+            texts = tuple(noise(column) for column in texts)
+        elif self.task.pairs:
+            texts = (noise(texts[0]), *texts[1:])
+        return replace(self, examples=replace(self.examples, texts=texts), noise=noise)
 
     @property
     def language(self) -> str:
@@ -91,7 +102,13 @@ class Job:
     @cached_property
     def cases(self) -> list[Case]:
         """What is to be written."""
-        return continuations(self.examples, self.language)[0] if self.continuing else sources(self.examples)
+        if not self.continuing:
+            return sources(self.examples)
+        found = continuations(self.examples, self.language)[0]
+        if self.noise is None:
+            return found
+        prompts = self.noise([case.prompt for case in found])
+        return [replace(case, prompt=prompt) for case, prompt in zip(found, prompts, strict=True)]
 
     @cached_property
     def training_texts(self) -> Sequence[str]:
@@ -135,7 +152,8 @@ class Place:
 
     def file(self, job: Job, end: str) -> Path:
         """A file of a job."""
-        return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{end}"
+        noise = f"-{job.noise}" if job.noise is not None else ""
+        return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{noise}{end}"
 
 
 class Target(Protocol):
