@@ -122,6 +122,8 @@ def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], me
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
     details = [replace(column, detail=column.task in means) for column in columns.values()]
     return [
+        Column("size", "params", "M", 1, higher_is_better=False),
+        Column("trained", "trained", "M tokens", 1),
         *details,
         *(Column(task, f"{task} mean", "%", 1, task=task) for task in means),
         Column("macro", "macro", "%", 1),
@@ -139,7 +141,14 @@ def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], me
 
 def _metric_column(task: str, score: dict[str, Any]) -> Column:
     key = metric_key(task, score["metric"])
-    return Column(key, f"{task} {score['metric']}", score["unit"], 1, score["higher_is_better"], task)
+    return Column(
+        key,
+        f"{task} {score['metric']}",
+        score["unit"],
+        2 if score["unit"] == "bits" else 1,
+        score["higher_is_better"],
+        task,
+    )
 
 
 def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
@@ -250,10 +259,14 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
 def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
     cells = {
         (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): Cell(
-            s["value"], s["low"], s["high"]
+            s["value"], s["low"], s["high"], mark=s.get("mark", "")
         )
         for s in result["scores"]
     }
+    for key in ("size", "trained"):
+        number = result.get({"size": "parameters", "trained": "trained_tokens"}[key])
+        if number is not None:
+            cells[key] = Cell(number / 1e6)
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)

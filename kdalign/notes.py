@@ -1,9 +1,10 @@
 """What is said under a table: how its numbers were made, and what they cannot show."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from kdalign.entries import Entry, evaluation_name, how_made, protocols, records_of, tasks_differ, teachers_differ
+from kdalign.entries import Entry, how_made, protocols, records_of, tasks_differ, teachers_differ
 from kdalign.table import SHARED, Cell, Column, Row
 
 
@@ -22,10 +23,7 @@ def notes_under(
         notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
     elif shared and teachers_differ(entries):
         notes.append("agreement, retained: of each row's own teacher, so they do not rank rows of different teachers")
-    for result in evaluations:
-        if result["scores"]:
-            how = f"n = {result['n']:,} of {result['source']}; {how_made(result['scores'])}; never marked best"
-            notes.append(f"{evaluation_name(result)}: {how}")
+    notes += _evaluated(evaluations)
     for row in rows:
         if len(row.seeds) > 1:
             seeds = " ".join(map(str, row.seeds))
@@ -51,6 +49,36 @@ def notes_under(
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
+    """How evaluations were made: what all models of a split share is said once."""
+    notes: dict[str, None] = {}
+    scored = [result for result in evaluations if result["scores"]]
+    splits = dict.fromkeys((result["task"], result["split"], result["n"], result["source"]) for result in scored)
+    for task, split, n, source in splits:
+        ours = [r for r in scored if (r["task"], r["split"], r["n"], r["source"]) == (task, split, n, source)]
+        made: dict[str, dict[str, dict[str, None]]] = {}
+        for result in ours:
+            for score in result["scores"]:
+                models = made.setdefault(score["metric"], {}).setdefault(score["signature"], {})
+                models[Path(result["model"]).name] = None
+        alike = how_made([{"metric": m, "signature": next(iter(by))} for m, by in made.items() if len(by) == 1])
+        notes[f"{task}: {split}, n = {n:,} of {source}{'; ' if alike else ''}{alike}"] = None
+        apart: dict[tuple[str, str], list[str]] = {}
+        for metric, by in made.items():
+            for signature, models in by.items() if len(by) > 1 else ():
+                apart.setdefault((", ".join(models), signature), []).append(metric)
+        notes |= {f"{task}, {models}: {', '.join(m)} by {how}": None for (models, how), m in apart.items()}
+    for result in scored:
+        notes |= dict.fromkeys(result.get("notes", ()))
+        marks = {score["mark"] for score in result["scores"] if score.get("mark")}
+        notes |= {f"* {mark}-perplexity: no perplexity, and compares with none": None for mark in marks}
+    if notes:
+        notes["evaluations are never marked best"] = None
+    if any(result.get("trained_tokens") for result in scored):
+        notes["trained: tokens that the run behind a model read, not those of the model that it began with"] = None
+    return list(notes)
 
 
 def _published(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:

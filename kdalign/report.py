@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FORMATS = ("rich", "markdown", "json")
 MOST_COLUMNS = 7
 """Terminal tables with more score columns than this leave out metrics whose task has a mean."""
+MOST_METRICS = 6
+"""An evaluation with more metrics than this has further tables for the rest."""
 MOST_INTERVALS = 4
 """Tables with more score columns than this leave intervals to JSON: they would not fit."""
 
@@ -139,10 +141,9 @@ def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
         return "–"
     if cell.written:
         return cell.written
-    digits = column.digits if abs(cell.value) < 1000 else 0
-    shown = f"{cell.value:,.{digits}f}"
+    shown = _number(cell.value, column.digits) + ("*" if cell.mark else "")
     if between is not None and not column.cost and cell.low is not None and cell.high is not None:
-        shown += f"{between}({cell.low:,.{digits}f} to {cell.high:,.{digits}f})"
+        shown += f"{between}({_number(cell.low, column.digits)} to {_number(cell.high, column.digits)})"
     return shown
 
 
@@ -152,29 +153,30 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     parts: list[RenderableType] = []
     for task, split, n in splits:
         rows = [one for one in evaluations if (one.task, one.split, one.n) == (task, split, n)]
-        parts.append(_split_table(f"{task}, {split}, n = {n:,}", rows))
+        names = [each.metric for one in rows for each in (*one.scores, *one.absent)]
+        metrics = list(dict.fromkeys(names))
+        for start in range(0, max(1, len(metrics)), MOST_METRICS):
+            title = f"{task}, {split}, n = {n:,}" if not start else f"{task}, further metrics"
+            parts.append(_split_table(title, rows, metrics[start : start + MOST_METRICS]))
     return Group(*parts, *(Text(f"· {note}", style="dim") for note in _evaluation_notes(evaluations)))
 
 
-def _split_table(title: str, rows: Sequence["Evaluation"]) -> RenderableType:
-    names = [score.metric for one in rows for score in one.scores] + [
-        lack.metric for one in rows for lack in one.absent
-    ]
-    metrics = list(dict.fromkeys(names))
+def _split_table(title: str, rows: Sequence["Evaluation"], metrics: Sequence[str]) -> RenderableType:
     sized = len(rows) > 1 and any(one.parameters for one in rows)
     table = _table(escape(title))
     table.add_column("model", overflow="fold")
     if sized:
         table.add_column("params\n(M)", justify="right")
     for metric in metrics:
-        table.add_column(_broken(metric), justify="right")
+        table.add_column(_broken(metric), justify="right", overflow="fold")
     short = [Path(row.model).name for row in rows]
-    named = short if len(set(short)) == len(set(row.model for row in rows)) else [row.model for row in rows]
-    for row, name in zip(rows, named, strict=True):
+    alone = len(set(short)) == len({row.model for row in rows})
+    for row, name in zip(rows, short, strict=True):
         scores = {score.metric: score for score in row.scores}
         cells = [_score_cell(scores.get(metric)) for metric in metrics]
         size = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "–"] if sized else []
-        table.add_row(escape(name), *size, *cells, style="dim" if row.kind == "baseline" else "")
+        shown = escape(name if alone else row.model)
+        table.add_row(shown, *size, *cells, style="dim" if row.kind == "baseline" else "")
     return table
 
 

@@ -38,6 +38,7 @@ class Cell:
     Attributes:
         written: how its source writes it, and how it is therefore shown; empty for what was measured.
         called: what its source calls it.
+        mark: what must be said beside it, such as ``pseudo``.
     """
 
     value: float | None
@@ -47,6 +48,7 @@ class Cell:
     reason: str = ""
     written: str = ""
     called: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,8 @@ class LocalModel:
             model = models.load_language_model(self.checkpoint)
         model = model.to(device, self.job.settings.dtype)
         tokenizer = models.load_tokenizer(self.checkpoint)
-        result = replace(result, parameters=count_parameters(model))
+        tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
+        result = replace(result, parameters=count_parameters(model), trained_tokens=tokens)
         if answered and self.prompted:
             result = self._by_prompts(result, model, tokenizer, answered, place, observer)
         elif answered or self.submits:
