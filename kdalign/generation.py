@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -59,15 +60,21 @@ def write(
     }  # fmt: skip
     family = families[layout_of(model.config).family]
     written: dict[int, str] = {}
-    # Prompts of like length together, the longest first, so that little is padded.
-    order = sorted(range(len(cases)), key=lambda number: -len(cases[number].prompt))
     with answering(model):
-        for start in range(0, len(order), ROWS):
-            rows = order[start : start + ROWS]
+        for rows in _batches(cases):
             texts = family(model, tokenizer, [cases[row] for row in rows], writing)
             written |= {row: cases[row].cut(text) for row, text in zip(rows, texts, strict=True)}
             tell(len(written), len(cases))
     return [written[row] for row in range(len(cases))]
+
+
+def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
+    """Cases of one room together, so that nobody ends by the others; of them those of like lengths, to pad little."""
+    order = sorted(range(len(cases)), key=lambda number: (-cases[number].room, -len(cases[number].prompt)))
+    for _, group in groupby(order, key=lambda number: cases[number].room):
+        rows = list(group)
+        for start in range(0, len(rows), ROWS):
+            yield rows[start : start + ROWS]
 
 
 def how_written(family: str, continuing: bool, writing: Writing) -> str:
@@ -247,10 +254,10 @@ def _from_left_to_right(
 
 def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:
     """The most tokens that may be written: for continuations what surely holds their words, else what is allowed."""
-    most = max(case.room for case in cases)
-    if not most:
+    room = cases[0].room
+    if not room:
         return writing.new_tokens
-    return most + (3 * max(len(case.prompt.split()) for case in cases) if with_prompt else 0)
+    return room + (3 * max(len(case.prompt.split()) for case in cases) if with_prompt else 0)
 
 
 def _settings(

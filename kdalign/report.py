@@ -153,7 +153,8 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     parts: list[RenderableType] = []
     for task, split, n in splits:
         rows = [one for one in evaluations if (one.task, one.split, one.n) == (task, split, n)]
-        names = [each.metric for one in rows for each in (*one.scores, *one.absent)]
+        names = [score.metric for one in rows for score in one.scores]
+        names += [absent.metric for one in rows for absent in one.absent]
         metrics = list(dict.fromkeys(names))
         for start in range(0, max(1, len(metrics)), MOST_METRICS):
             title = f"{task}, {split}, n = {n:,}" if not start else f"{task}, further metrics"

@@ -25,7 +25,18 @@ from kdalign.results import Evaluation
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.served import OPENAI_URL, Served, is_served
 from kdalign.served import Settings as ServerSettings
-from kdalign.targets import AGREEMENT, MASKED, Baseline, Job, LocalModel, Place, Settings, Target, is_text_metric
+from kdalign.targets import (
+    AGREEMENT,
+    MASKED,
+    UNWRITTEN,
+    Baseline,
+    Job,
+    LocalModel,
+    Place,
+    Settings,
+    Target,
+    is_text_metric,
+)
 from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_examples, load_texts
 from kdalign.tasks.language import FAMILIES
 from kdalign.text_metrics import TEXT_METRICS
@@ -238,12 +249,12 @@ def _served_target(name: str, asked: Asked) -> ServedModel:
     (task_name,) = asked.tasks
     if task_name is None:
         raise UsageError(f"say what to score {name!r} on: --task")
+    if task_name.partition(":")[0] in UNWRITTEN:
+        raise UsageError(f"a served model is not asked for task {task_name!r}")
     task = find_task(task_name, asked.folder, asked.dataset, asked.config)
     split = asked.split or task.evaluation[0]
     if isinstance(task, Task):
         examples = load_examples(task, split)
-    elif task.kind == "embedding":
-        raise UsageError(f"a served model is not asked for task {task.name!r}")
     else:
         examples = load_texts(task, split)
     examples = examples.take(range(min(len(examples), asked.limit or len(examples))))

@@ -1,6 +1,7 @@
 """What is scored: a local model or a baseline on a split, each asked for the same metrics."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,12 +136,14 @@ class Job:
         )
 
 
-_UNWRITTEN = ("chat", "embedding")
+_SHORT = {torch.bfloat16: "bf16"}
+UNWRITTEN = ("chat", "embedding")
+"""Kinds of tasks for which no text is written."""
 
 
 def is_written(task: LanguageTask) -> bool:
     """Whether models are asked to write texts for a task."""
-    return task.kind not in _UNWRITTEN
+    return task.kind not in UNWRITTEN
 
 
 @dataclass(frozen=True)
@@ -309,20 +312,26 @@ class LocalModel:
             model = self.work.load(self.checkpoint, fresh_head=False, seed=0)
         else:
             model = models.load_language_model(self.checkpoint)
-        model = model.to(device, self.job.settings.dtype)
+        dtype = self.job.settings.dtype
+        # XLNet computes its positions in float32, whatever its weights are in.
+        cast = torch.float32 if self.family == "permutation" else dtype
+        model = model.to(device, cast)
         tokenizer = models.load_tokenizer(self.checkpoint)
         tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
         result = replace(result, parameters=count_parameters(model), trained_tokens=tokens)
-        if answered and self.prompted:
-            result = self._by_prompts(result, model, tokenizer, answered, place, observer)
-        elif answered or self.submits:
-            result = self._by_answers(result, model, tokenizer, answered, place, observer)
-        if pseudo:
-            result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, observer)
-        if of_texts:
-            result = self._by_texts(result, model, tokenizer, of_texts, place, observer)
+        with torch.autocast(device.type, dtype) if cast is not dtype else nullcontext():
+            if answered and self.prompted:
+                result = self._by_prompts(result, model, tokenizer, answered, place, observer)
+            elif answered or self.submits:
+                result = self._by_answers(result, model, tokenizer, answered, place, observer)
+            if pseudo:
+                result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, observer)
+            if of_texts:
+                result = self._by_texts(result, model, tokenizer, of_texts, place, observer)
         order = {name: number for number, name in enumerate(metrics)}
         scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
+        if dtype is not torch.float32:
+            scores = [replace(score, signature=f"{score.signature}; model in {_SHORT[dtype]}") for score in scores]
         return replace(result, scores=tuple(scores))
 
     def _by_answers(

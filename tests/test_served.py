@@ -707,3 +707,120 @@ def test_llama_cpp_chooses_within_the_labels(without_bos, tmp_path):
         choices = asked.choose(PROMPTS[:4], ["good", "bad"])
     assert (choices.constraint, choices.way) == ("json_object", "chat")
     assert set(choices.texts) <= {"good", "bad"}
+
+
+# The command
+
+
+@pytest.fixture
+def texts(tmp_path):
+    import pandas as pd
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    written = sentences(10, 31)[0]
+    pd.DataFrame({"text": written}).to_parquet(folder / "validation.parquet")
+    labelled = pd.DataFrame({"sentence": written, "label": [number % 2 for number in range(10)]})
+    (tmp_path / "sst2").mkdir()
+    labelled.to_parquet(tmp_path / "sst2" / "validation.parquet")
+    return folder
+
+
+def evaluated(kdalign, *words):
+    status, out, err = kdalign("eval", *words, "--max-length", 64, "--json")
+    assert status == 0, err
+    return {result["model"]: result for result in json.loads(out)}
+
+
+def test_a_served_model_writes_what_the_same_model_writes_here(kdalign, server, llama, texts):
+    served = f"openai:{llama}"
+    words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "ppl,bleu,cer"]
+    found = evaluated(kdalign, llama, served, *words)
+    assert list(found) == [str(llama), served, "copy", "unigram"]
+    ours, theirs = ({s["metric"]: s["value"] for s in found[name]["scores"]} for name in (str(llama), served))
+    assert list(theirs) == ["bleu", "cer"]
+    assert {name: ours[name] for name in theirs} == theirs
+    assert {one["metric"] for one in found[served]["absent"]} == {"ppl", "word_ppl"}
+    assert "returns no log-probabilities of a prompt" in found[served]["absent"][0]["reason"]
+    assert found[served]["served"]["way"] == "completions"
+    again = evaluated(kdalign, llama, served, *words)
+    assert again[served]["served"]["requests"] == 0
+    assert again[served]["scores"] == found[served]["scores"]
+
+
+def test_an_evaluation_whose_server_dies_half_way_goes_on_with_the_same_command(kdalign, server, llama, texts):
+    words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "cer", "--max-length", 64]
+    status, _, err = kdalign("eval", f"openai:{llama}", *words, "--max-requests", 4)
+    assert (status, "4" in err.splitlines()[-1]) == (1, True)
+    server.kill()
+    status, _, err = kdalign("eval", f"openai:{llama}", *words)
+    assert status == 1
+    assert server.url in err.splitlines()[-1]
+    server.start()
+    found = evaluated(kdalign, f"openai:{llama}", *words[:-2])
+    assert found[f"openai:{llama}"]["served"]["requests"] == 10 - 4
+
+
+def test_a_model_that_only_chats_is_asked_to_continue_in_words(kdalign, server, llama, texts):
+    words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "cer"]
+    found = evaluated(kdalign, f"openai:{llama}", *words, "--chat")[f"openai:{llama}"]
+    assert found["served"]["way"] == "chat"
+    assert any("asked by 'Continue this text with the next {words} words." in note for note in found["notes"])
+
+
+def test_a_served_model_that_names_no_label_is_wrong(kdalign, server, llama, texts):
+    words = ["--task", "sst2", "--data", texts.parent, "--base-url", server.url]
+    found = evaluated(kdalign, f"openai:{llama}", *words)[f"openai:{llama}"]
+    (score,) = found["scores"]
+    assert any("10 of 10 name no label and count as wrong" in note for note in found["notes"])
+    assert score["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--task", "embedding:stsb"], "a served model is not asked for task"),
+        ([], "say what to score"),
+        (["--task", "lm", "--base-url", "htp://x"], "htp://x"),
+        (["--task", "lm", "--metrics", "masked_ppl"], "nothing was scored"),
+    ],
+)
+def test_what_a_served_model_is_not_asked_gets_one_line(kdalign, texts, words, said):
+    given = ["--data", texts, *(["--base-url", "http://127.0.0.1:9/v1"] if "--base-url" not in words else [])]
+    status, _, err = kdalign("eval", "openai:x", *words, *given)
+    assert (status, said in err.splitlines()[-1]) == (2, True), err
+    assert not (texts.parent / "runs").exists()
+
+
+def test_likelihoods_that_a_server_tells_are_those_of_the_same_model_here(kdalign, with_bos, llama, texts):
+    from kdalign.likelihood import answer
+    from kdalign.windows import encode_causal
+
+    words = ["--task", "lm", "--data", texts, "--base-url", with_bos.url, "--metrics", "ppl,bits_per_byte"]
+    found = evaluated(kdalign, "openai:tiny", *words)["openai:tiny"]
+    theirs = {score["metric"]: score for score in found["scores"]}
+    model, tokenizer = loaded(llama)
+    nll = size = tokens = 0
+    for text in sentences(10, 31)[0]:
+        ids = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = encode_causal([text], tokenizer, 128)
+        encoded.columns["targets"][0][0] = -100  # the first token is given
+        answers = answer(model, encoded)
+        nll, tokens = nll + answers.nll.sum(), tokens + int(answers.tokens.sum())
+        size += len(text[ids["offset_mapping"][0][1] :].encode())
+    assert theirs["ppl"]["n"] == tokens
+    assert theirs["bits_per_byte"]["n"] == size
+    import math
+
+    assert theirs["bits_per_byte"]["value"] == pytest.approx(nll / size / math.log(2), rel=5e-3)
+
+
+def test_a_server_that_tells_likelihoods_chooses_classes_by_them(kdalign, with_bos, llama, texts):
+    words = ["--task", "sst2", "--data", texts.parent, "--base-url", with_bos.url]
+    found = evaluated(kdalign, "openai:tiny", *words)["openai:tiny"]
+    here = evaluated(kdalign, llama, "--task", "sst2", "--data", texts.parent)[str(llama)]
+    import pandas as pd
+
+    ours, theirs = (pd.read_parquet(one["predictions"])["prediction"].tolist() for one in (here, found))
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 9  # keys and values in 16 bits may turn one
+    assert any("likeliest answer" in note for note in found["notes"])
