@@ -35,6 +35,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     sort: str | None = None,
     references: Sequence[str | Path] = (),
+    evaluations: Sequence[dict[str, Any]] = (),
 ) -> Comparison:
     """Put runs and evaluations side by side.
 
@@ -43,6 +44,7 @@ def compare(
         metrics: columns to show, by their keys; all when left out.
         sort: the column to sort by, best first; rows that others have published stay last.
         references: files of rows that others have published.
+        evaluations: results of evaluations, as plain dictionaries, beside those in files.
 
     Raises:
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
@@ -50,7 +52,7 @@ def compare(
     files = {Path(file).resolve(): Path(file) for file in references}
     published = [row for file in files.values() for row in read_published(file)]
     entries: list[Entry] = []
-    evaluations: list[dict[str, Any]] = []
+    evaluations = list(evaluations)
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
         if path.is_file() and path.name != RECORD:
             evaluations += read_evaluation(path)

@@ -42,6 +42,13 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # which tests that save models would show
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

@@ -1,0 +1,258 @@
+"""Commands that score and compare: eval, compare."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdalign.cli.shared import (
+    Config,
+    DataFolder,
+    Dataset,
+    Device,
+    Json,
+    Limit,
+    MaxLength,
+    TaskName,
+    app,
+    as_text,
+    error_console,
+    examples,
+    new_watcher,
+    show,
+)
+from kdalign.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdalign.results import Evaluation
+
+
+@app.command(
+    name="eval",
+    epilog=examples(
+        "kdalign eval runs/mine",
+        "kdalign eval ./model --task sst2 --data ./glue/sst2 --metrics accuracy,f1",
+        "kdalign eval runs/mine --split test --out runs/eval/mine-test.json",
+        "kdalign eval ./bert ./gpt ./xlnet --task lm:sst2 --data ./glue --metrics ppl,bits_per_byte,bleu,rouge,cer",
+        "kdalign eval openai:gpt-4o --task sst2 --data ./sst2 --limit 200 --max-requests 500",
+        "kdalign eval openai:mine --base-url http://127.0.0.1:8000/v1 --task lm:sst2 --data ./sst2 --metrics bleu,cer",
+        "kdalign eval --predictions answers.jsonl --metrics bleu,chrf,cer",
+        "kdalign eval runs/translator --task multi30k --data ./multi30k --metrics bleu,chrf,ter,cer --beams 4",
+    ),
+)
+def eval_(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL|RUN]...", help="Checkpoints or runs; else the newest run.")
+    ] = None,
+    task: TaskName = None,
+    data: DataFolder = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    split: Annotated[str | None, typer.Option(help="The split; test writes the leaderboard's file.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Names separated by commas; the task's when left out. Of classes: accuracy, f1, ...; of likelihood: "
+            "ppl, word_ppl, byte_ppl, bits_per_byte, masked_ppl; of texts: bleu, chrf, ter, rouge, rouge1, rouge2, "
+            "rougeL, rougeLsum, cer, wer, cer_normalized, wer_normalized, exact_match, distinct1, distinct2; "
+            "or your own."
+        ),
+    ] = None,
+    max_length: MaxLength = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens between windows of a long text; none overlap when left out.")
+    ] = None,
+    pseudo: Annotated[str, typer.Option(help="How a masked model's likelihood masks: word-l2r or token.")] = "word-l2r",
+    beams: Annotated[int, typer.Option(min=1, help="Of texts that are written; 1 is greedy.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, help="At most so many where a model ends its text itself.")] = 256,
+    language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.")] = "fp32",
+    shots: Annotated[
+        int, typer.Option(min=0, help="Solved examples before each question to a model that answers in words.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.")] = 0,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Score once more with mistakes in what is read: typos=0.1 for a tenth of the words."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the API of models named openai:NAME. Default OpenAI's.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask a served model by chat even if it completes text.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to a server under way at once.")] = 4,
+    max_requests: Annotated[
+        int | None, typer.Option(min=0, help="Requests to a server to pay for; the same command with more goes on.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens of prompts and answers to a server to pay for, likewise.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Score a file instead (parquet, csv, tsv, jsonl): prediction, and reference(s)."
+        ),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Rows that others have published, as in compare; repeatable."),
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="As compare prints it: rich, markdown or json.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Score texts beside copy and unigram.")
+    ] = True,
+    limit: Limit = None,
+    revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
+    device: Device = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where scores go (.json), predictions beside.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score checkpoints and runs on splits, and keep what they answered.
+
+    Texts are continued (tasks lm, language-modeling, masked-lm) or answered (translation, summarization, dialogue,
+    transcription) by models of every family, local or served (openai:NAME, key in OPENAI_API_KEY), and stand beside
+    what needs no model. A metric that a model cannot be scored by is a dash with the reason. Splits without labels
+    are never scored.
+    """
+    named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None
+    if form is not None and as_json:
+        raise UsageError("give --json or --format, not both")
+    if form is not None or reference:
+        form = _checked_form(form or "rich")
+    if predictions is not None:
+        if models or task or data or dataset:
+            raise UsageError("--predictions scores a file alone: leave models, --task and data out")
+        _show_evaluations([_score_file(predictions, named, language, out)], as_json, form, reference)
+        return
+    tasks = [name.strip() for name in task.split(",") if name.strip()] if task else []
+    for name in tasks:
+        from kdalign.tasks import check_named
+
+        check_named(name, data, dataset, config)
+    watcher = new_watcher()
+    from kdalign.noise import Noise
+    from kdalign.scoring import Asked, evaluate
+
+    asked = Asked(
+        task=tuple(tasks) or None,
+        folder=data,
+        dataset=dataset,
+        config=config,
+        split=split,
+        metrics=named,
+        max_length=max_length,
+        limit=limit,
+        revision=revision,
+        device=device or "auto",
+        out=out,
+        stride=stride,
+        pseudo=pseudo,
+        beams=beams,
+        new_tokens=new_tokens,
+        language=language,
+        precision=precision,
+        shots=shots,
+        seed=seed,
+        base_url=base_url,
+        chat=chat,
+        concurrency=concurrency,
+        max_requests=max_requests,
+        max_tokens=max_tokens,
+        baselines=baselines,
+        noise=Noise.parse(noise, seed) if noise else None,
+    )
+    try:
+        results = evaluate(models or [], asked, watcher)
+    finally:
+        watcher.ended()
+    _show_evaluations(results, as_json, form, reference)
+    if not any(result.scores or result.submission for result in results):
+        raise UsageError("nothing was scored: the reasons are above")
+
+
+def _score_file(
+    file: Path, metrics: tuple[str, ...] | None, language: str | None, out: Path | str | None
+) -> "Evaluation":
+    with error_console().status("scoring"):
+        from kdalign.written import score_file
+
+        result = score_file(str(file), metrics, language or "en")
+    if out is not None:
+        from kdalign.files import check_writable, write_json
+
+        check_writable(Path(out).parent)
+        write_json(Path(out), {"kind": "evaluation", "results": [result.to_json()]})
+    return result
+
+
+def _show_evaluations(
+    results: "Sequence[Evaluation]", as_json: bool, form: str | None = None, references: Sequence[str] | None = None
+) -> None:
+    """The evaluation's own table, with intervals and reasons; or the one in which it stands beside published rows."""
+    if as_json:
+        print(json.dumps([result.to_json() for result in results], indent=2))
+        return
+    from kdalign.report import comparison_as, evaluation_table
+
+    if form is None:
+        show(evaluation_table(results))
+        return
+    from kdalign.comparison import compare as put_together
+
+    trees = [result.to_json() for result in results]
+    show(comparison_as(put_together([], references=references or (), evaluations=trees), form))
+
+
+def _checked_form(form: str) -> str:
+    from kdalign.report import FORMATS
+
+    if form not in FORMATS:
+        raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
+    return form
+
+
+@app.command(
+    epilog=examples(
+        "kdalign compare runs/labels runs/soft runs/joint",
+        "kdalign compare runs --format markdown --out table.md",
+        "kdalign compare runs --sort retained --format json",
+        "kdalign compare runs --reference examples/paper-table-1.yaml",
+    )
+)
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
+    form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
+    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
+) -> None:
+    """Put runs side by side: scores, agreement, what was retained, and what it costs.
+
+    Runs of one recipe that differ by seed alone become one row, their mean.
+    """
+    from kdalign.comparison import compare as put_together
+    from kdalign.report import comparison_as
+
+    if form is not None and as_json:
+        raise UsageError("give --json or --format, not both")
+    form = _checked_form("json" if as_json else form or "rich")
+    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
+    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
+    if out is None:
+        show(table)
+        return
+    from kdalign.files import check_writable, write_text
+
+    check_writable(out.parent)
+    write_text(out, as_text(table))
+    error_console().print(f"written: {out}", highlight=False)

@@ -1,0 +1,118 @@
+"""What the commands share: the application, options that several have, and printing."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from kdalign.progress import Watcher
+
+app = typer.Typer(
+    name="kdalign",
+    help="Distill a large Transformers model into a small one by feature alignment, and prove how well it did.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    epilog="Start here: [bold]kdalign demo --quick[/bold]",
+)
+recipe_app = typer.Typer(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(recipe_app, name="recipe")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
+        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B or "
+        "summarization:A-B (names of columns); or embedding.",
+    ),
+]
+DataFolder = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Folder with <split>.parquet|csv|tsv|jsonl.")
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", metavar="HUB", help="A data set on the hub instead.")]
+Config = Annotated[str | None, typer.Option("--config", help="The hub data set's configuration.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted; 256 for tokens. Default 128."),
+]
+
+
+def examples(*lines: str) -> str:
+    """Examples as the end of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from kdalign.version import __version__
+
+        print(f"kdalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def error_console() -> "Console":
+    """A console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def new_watcher() -> "Watcher":
+    """Loading torch takes seconds, so say that something happens."""
+    console = error_console()
+    with console.status("loading"):
+        from kdalign.progress import Watcher
+
+        _quiet_libraries()
+    return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def show(renderable: "RenderableType") -> None:
+    """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
+    if isinstance(renderable, str):
+        print(renderable)
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=100)
+    console.print(renderable, highlight=False, soft_wrap=False)
+
+
+def as_text(renderable: "RenderableType") -> str:
+    """A result as it goes into a file, 100 columns wide."""
+    if isinstance(renderable, str):
+        return renderable + "\n"
+    import io
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=100).print(renderable, highlight=False)
+    return buffer.getvalue()
