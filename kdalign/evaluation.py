@@ -80,17 +80,24 @@ def compare_pairs(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold)
 
 
 def score_all(
-    task: Task, predictions: Array, references: Array, metrics: Sequence[str], interval: bool = True
+    task: Task,
+    predictions: Array,
+    references: Array,
+    metrics: Sequence[str],
+    interval: bool = True,
+    logits: Array | None = None,
 ) -> list[Score]:
-    """The named metrics on a split, each with its 95 % interval over examples."""
+    """The named metrics on a split, each with its 95 % interval over examples; some are of ``logits``."""
     if not np.isfinite(predictions).all():
         raise RunError(f"{int((~np.isfinite(predictions)).sum())} predictions are not numbers: the model has diverged")
     found = []
     for name in metrics:
         metric = task.metric(name)
-        made = score(metric, predictions, references)
+        assert logits is not None or not metric.of_logits, "whoever asks for such a metric has logits"
+        answers = logits if metric.of_logits and logits is not None else predictions
+        made = score(metric, answers, references)
         if interval:
-            low, high = example_interval(name, metric.compute, predictions, references, metric.of_counts)
+            low, high = example_interval(name, metric.compute, answers, references, metric.of_counts)
             made = replace(made, low=low, high=high)
         found.append(made)
     return found

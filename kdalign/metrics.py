@@ -55,6 +55,7 @@ class Metric:
         binary: whether it is for two classes only.
         of_counts: for metrics of classes, the same from confusion counts (resamples, reference class, predicted
             class) to values (resamples,): an interval then needs no thousand calls of a library.
+        of_logits: whether it takes logits (examples, classes) instead of class numbers.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Metric:
     unit: str = "%"
     higher_is_better: bool = True
     of_counts: Callable[[Array], Array] | None = None
+    of_logits: bool = False
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -109,6 +111,22 @@ def _correlation(function: Callable[..., Any], predictions: Array, references: A
     return 100.0 * float(function(predictions, references).statistic)
 
 
+BINS = 15
+
+
+def _calibration_error(logits: Array, references: Array) -> float:
+    r"""Expected calibration error: :math:`\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|` over 15 equal bins.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 3; the confidence is the greatest of the softmax.
+    """
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    right = logits.argmax(axis=1) == references
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], ...
+    gaps = np.bincount(bins, right - confidence, BINS)
+    return 100.0 * float(np.abs(gaps).sum() / len(references))
+
+
 def _f1_of_counts(counts: Array) -> Array:
     return 100.0 * _class_f1(counts)[:, 1]
 
@@ -144,6 +162,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts),
         Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
         Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts),
+        Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_logits=True),
         Metric("pearson", _pearson, "scipy", regression=True),
         Metric("spearman", _spearman, "scipy", regression=True),
     )

@@ -163,6 +163,10 @@ class ServedModel:
             (int(right) + 1) % len(labels) if one is None else one for one, right in zip(said, truth, strict=True)
         ]
         logits = np.eye(len(labels), dtype=np.float32)[numbers]
+        unsure = [name for name in metrics if task.metric(name).of_logits]
+        lacks = (Absent(name, "answers that are read say nothing of how sure they are") for name in unsure)
+        result = replace(result, absent=(*result.absent, *lacks))
+        metrics = [name for name in metrics if name not in unsure]
         held = (
             "free answers"
             if chosen_texts.constraint == "none"

@@ -498,7 +498,7 @@ def classified(
     assert labels is not None, "a split that is scored has labels"
     file = place.file(job, ".parquet")
     write_predictions(file, task, chosen, labels, None)
-    scores = score_all(task, chosen.values, labels, metrics)
+    scores = score_all(task, chosen.values, labels, metrics, logits=chosen.logits)
     note = f"{result.model} is asked: {how}"
     return replace(result, scores=(*result.scores, *scores), predictions=str(file), notes=(*result.notes, note))
 

@@ -199,7 +199,7 @@ class Classifying:
         if not names:
             return []
         assert encoded.labels is not None, "a split that is scored has labels"
-        return evaluation.score_all(self.task, answers.values, encoded.labels, names, interval)
+        return evaluation.score_all(self.task, answers.values, encoded.labels, names, interval, answers.logits)
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """The share of equal classes, or the scores' correlation."""

@@ -86,6 +86,8 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
         if name not in METRICS:
             raise unknown(f"metric of the numbers in {file!r}:", name, METRICS)
         metric = METRICS[name]
+        if metric.of_logits:
+            raise UsageError(f"{file!r}: {name} is of logits, which the file does not hold")
         if not metric.regression and not whole:
             raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
         ours, right = predictions, references

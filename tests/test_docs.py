@@ -30,6 +30,7 @@ def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monk
     pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet("pairs/train.parquet")
     pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
     pairs.to_parquet("pairs/validation.parquet")
+    Path("answers.jsonl").write_text('{"prediction": "a fine film", "reference": "a good film"}\n' * 3)
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdalign ")]
     assert len(commands) >= 12
     for command in commands:

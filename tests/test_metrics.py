@@ -220,9 +220,9 @@ def task_with(*metrics: str, labels=("a", "b")) -> Task:
 @pytest.mark.parametrize(
     ("metric", "labels", "said"),
     [
-        ("pearson", ("a", "b"), r"not for 2 classes \(fitting: accuracy, f1, macro_f1, matthews\)"),
+        ("pearson", ("a", "b"), r"not for 2 classes \(fitting: accuracy, f1, macro_f1, matthews, ece\)"),
         ("accuracy", (), r"not for regression \(fitting: pearson, spearman\)"),
-        ("f1", ("a", "b", "c"), r"not for 3 classes \(fitting: accuracy, macro_f1, matthews\)"),
+        ("f1", ("a", "b", "c"), r"not for 3 classes \(fitting: accuracy, macro_f1, matthews, ece\)"),
         ("acuracy", ("a", "b"), "unknown metric 'acuracy'; did you mean 'accuracy'"),
     ],
 )
@@ -302,3 +302,24 @@ def test_a_metric_may_be_better_when_lower():
     metric = replace(METRICS["accuracy"], name="errors", higher_is_better=False)
     assert isinstance(metric, Metric)
     assert not score(metric, PREDICTIONS, REFERENCES).higher_is_better
+
+
+def test_calibration_error_by_hand():
+    # Two answers at 0.75, one of them right, and one at 0.6, wrong: (2 |0.5 - 0.75| + |0 - 0.6|) / 3.
+    logits = np.log(np.array([[0.75, 0.25], [0.25, 0.75], [0.6, 0.4]]))
+    references = np.array([0, 0, 1])
+    metric = METRICS["ece"]
+    assert metric.compute(logits, references) == pytest.approx(100 * (0.5 + 0.6) / 3)
+    assert metric.compute(logits + 7, references) == pytest.approx(metric.compute(logits, references))
+    sure = np.array([[9.0, -900], [-900, 9.0]])
+    assert metric.compute(sure, np.array([0, 1])) == 0
+    assert metric.compute(sure, np.array([1, 0])) == 100
+    assert not metric.higher_is_better
+
+
+def test_a_classifiers_calibration_is_of_its_logits():
+    task = GLUE["sst2"]
+    logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8]] * 10))
+    (made,) = score_all(task, logits.argmax(1), np.array([0, 1] * 10), ["ece"], logits=logits)
+    assert made.value == pytest.approx(15.0)
+    assert made.low == pytest.approx(10.0, abs=5)
