@@ -17,7 +17,8 @@ from kdalign.errors import UsageError
 from kdalign.generation import Writing, write
 from kdalign.noise import Noise
 from kdalign.observer import untold
-from kdalign.tasks import Examples, find_task, load_texts
+from kdalign.targets import Job, Settings
+from kdalign.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
 from kdalign.tasks.cases import Case, continuations, copied, spaced
 from kdalign.text_metrics import score_texts
 
@@ -213,6 +214,21 @@ def test_noise_touches_the_share_of_words_that_is_asked_for_and_is_the_same_ever
     assert 0.17 < np.mean(changed) < 0.2
     assert all(abs(len(a) - len(b)) <= 1 for text in found for a, b in zip(text.split(), texts[0].split(), strict=True))
     assert noise(["alone", *texts[1:]])[1] == found[1]  # a text's noise does not depend on others
+
+
+def test_noise_is_in_what_is_read_alone():
+    noise, settings = Noise.parse("typos=1"), Settings()
+    pairs = Examples("x", (("some source",), ("the right one",)), None)
+    (case,) = Job(LanguageTask("t", "translation", ("a", "b"), Source()), pairs, settings).with_noise(noise).cases
+    assert case.prompt != "some source"
+    assert case.references == ("the right one",)
+    documents = Examples("x", (("four words of text",),), None)
+    (case,) = Job(LanguageTask("lm", "lm", ("a",), Source()), documents, settings).with_noise(noise).cases
+    assert case.prompt != "four words"
+    assert case.references == ("of text",)
+    classes = Examples("x", (("one text",), ("another",)), np.array([1]))
+    read = Job(GLUE["rte"], classes, settings).with_noise(noise).examples
+    assert all(a != b for a, b in zip(read.texts, classes.texts, strict=True))
 
 
 @pytest.mark.parametrize("given", ["typo=0.1", "typos", "typos=x", "typos=0", "typos=2", "typos=nan"])

@@ -227,8 +227,8 @@ MUTANTS = {
     ),
     "last batch of the evaluation dropped": (
         "batches.py",
-        "for start in range(0, len(order), size):",
-        "for start in range(0, len(order) - size + 1, size):",
+        "    while start < len(order):",
+        "    while start + size <= len(order):",
         "test_batches.py",
     ),
     "bytes of a character taken for the whole": (
@@ -278,6 +278,54 @@ MUTANTS = {
         'real = batch["attention_mask"].bool()',
         'real = batch["attention_mask"] >= 0',
         "test_narrowing.py",
+    ),
+    "a window without its context": (
+        "windows.py",
+        "yield max(0, end - length), end, asked",
+        "yield asked, end, asked",
+        "test_windows.py::test_windows_by_hand",
+    ),
+    "likelihood one position off": (
+        "windows.py",
+        "[IGNORED] * (asked - begin) + whole[asked + 1 : end + 1]",
+        "[IGNORED] * (asked - begin) + whole[asked:end]",
+        "test_windows.py::test_a_causal_likelihood_is_that_of_a_naive_loop_in_float64",
+    ),
+    "the rest of a masked word is seen": (
+        "windows.py",
+        "ids[position:end] = [self.mask] * (end - position)",
+        "ids[position] = self.mask",
+        "test_windows.py::test_a_pseudo_likelihood_is_that_of_a_naive_loop_in_float64",
+    ),
+    "a given token's bytes counted": (
+        "windows.py",
+        'size -= len(start.encode("utf-8", "surrogatepass"))',
+        "size -= 0",
+        "test_windows.py::test_words_and_bytes_are_of_what_is_asked_for",
+    ),
+    "the surest tokens masked again": (
+        "generation.py",
+        "torch.where(gaps, sure, torch.inf)",
+        "torch.where(gaps, -sure, torch.inf)",
+        "test_evaluating.py::test_a_masked_model_fills_the_gap_by_mask_predict",
+    ),
+    "error rate averaged over texts": (
+        "text_metrics.py",
+        "    return Counts(np.array(rows, dtype=float), _per_cent,",
+        "    return Counts(np.array([(e / max(n, 1), 1) for e, n in rows]), _per_cent,",
+        "test_text_metrics.py::test_error_rates_are_edits_over_characters_of_the_corpus_not_a_mean_of_rates",
+    ),
+    "the first of several references alone": (
+        "text_metrics.py",
+        "rows.append(min(counted, key=lambda one: one[0] / max(one[1], 1)))",
+        "rows.append(counted[0])",
+        "test_text_metrics.py::test_the_nearest_of_several_references_counts_and_an_empty_one_has_no_characters",
+    ),
+    "noise in what is right": (
+        "targets.py",
+        "texts = (noise(texts[0]), *texts[1:])",
+        "texts = tuple(map(noise, texts))",
+        "test_evaluating.py::test_noise_is_in_what_is_read_alone",
     ),
     "seed does not cover the data order": (
         "batches.py",
