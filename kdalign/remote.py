@@ -9,11 +9,12 @@ import torch
 
 from kdalign import choosing, likelihood
 from kdalign.evaluation import Predictions
+from kdalign.jobs import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
 from kdalign.served import Served, Settings, TokenLogprob, Unavailable, label_said
-from kdalign.targets import AGREEMENT, MASKED, Job, Place, blank, classified, is_text_metric, is_written, with_texts
+from kdalign.targets import AGREEMENT, MASKED
 from kdalign.tasks import LanguageTask, Task, wording_of
 from kdalign.tasks.cases import asked
 from kdalign.windows import counted
@@ -66,7 +67,7 @@ class ServedModel:
     def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
         """Ask what is not kept yet, and score it."""
         task = self.job.task
-        result = replace(blank(self), kind="served")
+        result = blank(self.name, self.job, "served")
         if not metrics:
             return result
         with Served(self.name, self.url, self.folder, self.settings) as served:

@@ -14,6 +14,7 @@ from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import UsageError, unknown
 from kdalign.files import check_writable, write_json
 from kdalign.generation import Writing
+from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
@@ -25,18 +26,7 @@ from kdalign.results import Evaluation
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.served import OPENAI_URL, Served, is_served
 from kdalign.served import Settings as ServerSettings
-from kdalign.targets import (
-    AGREEMENT,
-    MASKED,
-    UNWRITTEN,
-    Baseline,
-    Job,
-    LocalModel,
-    Place,
-    Settings,
-    Target,
-    is_text_metric,
-)
+from kdalign.targets import AGREEMENT, MASKED, Baseline, LocalModel, Target
 from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_examples, load_texts
 from kdalign.tasks.language import FAMILIES
 from kdalign.text_metrics import TEXT_METRICS

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,149 +14,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import choosing, likelihood, models
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
 from kdalign.baselines import Unigram
-from kdalign.evaluation import Predictions, score_all, write_predictions
-from kdalign.extend import resolve
-from kdalign.files import whole_file
-from kdalign.generation import Writing, can_continue, how_written, write
+from kdalign.generation import can_continue, how_written, write
+from kdalign.jobs import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.likelihood import PERPLEXITIES
-from kdalign.metrics import METRICS
 from kdalign.models import Checkpoint, positions
-from kdalign.noise import Noise
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
 from kdalign.runs import RunFolder, read_record
 from kdalign.tasks import (
     GLUE,
-    AnyTask,
-    Examples,
     LanguageTask,
-    Question,
     Task,
-    load_examples,
-    load_texts,
-    questions,
     wording_of,
     write_submission,
 )
-from kdalign.tasks.cases import PREFIX_WORDS, SPAN_WORDS, Case, asked, continuations, copied, sources
-from kdalign.tasks.data import split_exists
-from kdalign.text_metrics import TEXT_METRICS, TextMetric, score_texts
+from kdalign.tasks.cases import asked, copied
 from kdalign.windows import encode_pseudo
 from kdalign.work import Work
 
 AGREEMENT = "agreement"
 MASKED = "masked_ppl"
-MOST_TRAINING_TEXTS = 20_000
-"""So many texts of train are enough for a unigram."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How models are made to answer, whichever they are.
-
-    Attributes:
-        writing: of texts.
-        language: of texts, a code; empty where the task says it, or English.
-        within_words: whether a masked model's pseudo-likelihood masks what follows in a word.
-        dtype: of a local model's weights and activations.
-        shots: solved examples before each question to a model that answers classes in words.
-        seed: of what is drawn, such as those examples.
-    """
-
-    writing: Writing = field(default_factory=Writing)
-    language: str = ""
-    within_words: bool = True
-    dtype: torch.dtype = torch.float32
-    shots: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """A split of a task, and how it is answered. Noise is in what is asked, not in what is right."""
-
-    task: AnyTask
-    examples: Examples
-    settings: Settings
-    noise: Noise | None = None
-
-    def with_noise(self, noise: Noise) -> "Job":
-        """The same split, what is read of it with noise."""
-        texts = self.examples.texts
-        if isinstance(self.task, Task):
-            texts = tuple(noise(column) for column in texts)
-        elif self.task.pairs:
-            texts = (noise(texts[0]), *texts[1:])
-        return replace(self, examples=replace(self.examples, texts=texts), noise=noise)
-
-    @property
-    def language(self) -> str:
-        """Of the texts."""
-        own = self.task.language if isinstance(self.task, LanguageTask) else ""
-        return self.settings.language or own or "en"
-
-    @property
-    def continuing(self) -> bool:
-        """Whether texts are continued, not answered."""
-        return isinstance(self.task, LanguageTask) and not self.task.pairs and is_written(self.task)
-
-    @cached_property
-    def cases(self) -> list[Case]:
-        """What is to be written."""
-        if not self.continuing:
-            return sources(self.examples)
-        found = continuations(self.examples, self.language)[0]
-        if self.noise is None:
-            return found
-        prompts = self.noise([case.prompt for case in found])
-        return [replace(case, prompt=prompt) for case, prompt in zip(found, prompts, strict=True)]
-
-    @cached_property
-    def training_texts(self) -> Sequence[str]:
-        """What a baseline learns from: documents or targets of train; nothing where there is no train."""
-        if not isinstance(self.task, LanguageTask) or not split_exists(self.task.source, self.task.train):
-            return ()
-        return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
-
-    @cached_property
-    def questions(self) -> list[Question]:
-        """A classification's examples as text, each with its answers."""
-        assert isinstance(self.task, Task), "questions are of classes"
-        shots = load_examples(self.task, self.task.train) if self.settings.shots else None
-        return questions(self.task, self.examples, shots, self.settings.shots, self.settings.seed)
-
-    @property
-    def protocol(self) -> str:
-        """What is written and how it is compared, in one sentence."""
-        if not self.continuing:
-            return ""
-        return (
-            f"continuation: of each text the first half is given, at most {PREFIX_WORDS} words, and the next ones, at "
-            f"most {SPAN_WORDS}, are held out; prompts, references and answers in one spacing"
-        )
-
-
-_SHORT = {torch.bfloat16: "bf16"}
-UNWRITTEN = ("chat", "embedding")
-"""Kinds of tasks for which no text is written."""
-
-
-def is_written(task: LanguageTask) -> bool:
-    """Whether models are asked to write texts for a task."""
-    return task.kind not in UNWRITTEN
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a target's files go: a folder, and the beginning of their names."""
-
-    folder: Path
-    word: str
-
-    def file(self, job: Job, end: str) -> Path:
-        """A file of a job."""
-        noise = f"-{job.noise}" if job.noise is not None else ""
-        return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{noise}{end}"
 
 
 class Target(Protocol):
@@ -186,13 +63,6 @@ class Target(Protocol):
             device: to run on.
             observer: who watches.
         """
-
-
-def is_text_metric(name: str) -> bool:
-    """Whether a metric is of texts: a shipped one, or the user's own."""
-    return name in TEXT_METRICS or (
-        ":" in name and name not in METRICS and isinstance(resolve(name, {}, "metric"), TextMetric)
-    )
 
 
 @dataclass(frozen=True)
@@ -302,7 +172,7 @@ class LocalModel:
     def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
         """Load the model once, and take its answers, its pseudo-likelihood and its texts as the metrics need them."""
         task = self.job.task
-        result = blank(self)
+        result = blank(self.name, self.job)
         of_texts = [name for name in metrics if not isinstance(task, Task) and is_text_metric(name)]
         pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
         answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
@@ -331,7 +201,7 @@ class LocalModel:
         order = {name: number for number, name in enumerate(metrics)}
         scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
         if dtype is not torch.float32:
-            scores = [replace(score, signature=f"{score.signature}; model in {_SHORT[dtype]}") for score in scores]
+            scores = [replace(score, signature=f"{score.signature}; model in bf16") for score in scores]
         return replace(result, scores=tuple(scores))
 
     def _by_answers(
@@ -452,7 +322,7 @@ class Baseline:
 
     def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
         """Texts and, of the unigram, the likelihood of words."""
-        result, cases = blank(self), self.job.cases
+        result, cases = blank(self.name, self.job, "baseline"), self.job.cases
         of_texts = [name for name in metrics if is_text_metric(name)]
         if self.name == "copy":
             how = "copy: the prompt's last words again" if self.job.continuing else "copy: the source"
@@ -472,57 +342,3 @@ class Baseline:
             found = likelihood.of_words(nll, words, size, "words of train by their frequency, new ones spelled")
             result = replace(result, scores=(*found, *result.scores))
         return replace(result, scores=tuple(score for score in result.scores if score.metric in metrics))
-
-
-def blank(target: Target) -> Evaluation:
-    """An evaluation of a target before anything is measured."""
-    job = target.job
-    return Evaluation(
-        model=target.name,
-        task=job.task.name,
-        split=job.examples.split,
-        source=str(job.task.source),
-        n=len(job.examples),
-        truncated=0,
-        scores=(),
-        kind="baseline" if isinstance(target, Baseline) else "model",
-    )
-
-
-def classified(
-    result: Evaluation, job: Job, chosen: Predictions, metrics: Sequence[str], how: str, place: Place
-) -> Evaluation:
-    """An evaluation with the scores of classes that were chosen by words, which are kept."""
-    task, labels = job.task, job.examples.labels
-    assert isinstance(task, Task), "classes"
-    assert labels is not None, "a split that is scored has labels"
-    file = place.file(job, ".parquet")
-    write_predictions(file, task, chosen, labels, None)
-    scores = score_all(task, chosen.values, labels, metrics, logits=chosen.logits)
-    note = f"{result.model} is asked: {how}"
-    return replace(result, scores=(*result.scores, *scores), predictions=str(file), notes=(*result.notes, note))
-
-
-def with_texts(
-    result: Evaluation,
-    job: Job,
-    cases: Sequence[Case],
-    texts: Sequence[str],
-    metrics: Sequence[str],
-    how: str,
-    place: Place,
-) -> Evaluation:
-    """An evaluation with the scores of texts, which are kept with each one's own scores."""
-    import pandas as pd
-
-    scores, each = score_texts(metrics, texts, [case.references for case in cases], job.language)
-    kept: dict[str, Any] = {
-        "prompt": [case.prompt for case in cases],
-        "references": [list(case.references) for case in cases],
-        "prediction": list(texts),
-    }
-    file = place.file(job, "-texts.parquet")
-    with whole_file(file) as temporary:
-        pd.DataFrame(kept | each).to_parquet(temporary, index=False)
-    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}")
-    return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))

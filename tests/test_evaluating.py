@@ -15,9 +15,9 @@ from kdalign.baselines import Unigram
 from kdalign.capture import Wanted, run
 from kdalign.errors import UsageError
 from kdalign.generation import Writing, write
+from kdalign.jobs import Job, Settings
 from kdalign.noise import Noise
 from kdalign.observer import untold
-from kdalign.targets import Job, Settings
 from kdalign.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
 from kdalign.tasks.cases import Case, continuations, copied, spaced
 from kdalign.text_metrics import score_texts

@@ -322,7 +322,7 @@ MUTANTS = {
         "test_text_metrics.py::test_the_nearest_of_several_references_counts_and_an_empty_one_has_no_characters",
     ),
     "noise in what is right": (
-        "targets.py",
+        "jobs.py",
         "texts = (noise(texts[0]), *texts[1:])",
         "texts = tuple(map(noise, texts))",
         "test_evaluating.py::test_noise_is_in_what_is_read_alone",
