@@ -203,6 +203,16 @@ def read_teacher(file: Path) -> TokenAnswers:
     return TokenAnswers(table["teacher_nll"].to_numpy(), table["tokens"].to_numpy(), best)
 
 
+def write_totals(file: Path, answers: TokenAnswers, encoded: Encoded) -> None:
+    """Keep what each text (or part of one, where there are few) weighs, as parquet: ``nll`` and ``tokens``."""
+    import pandas as pd
+
+    assert encoded.groups is not None, "rows of one text belong together"
+    rows = pd.DataFrame({"text": encoded.groups, "nll": answers.nll, "tokens": answers.tokens})
+    with whole_file(file) as temporary:
+        rows.groupby("text", as_index=False).sum().to_parquet(temporary, index=False)
+
+
 def write_answers(file: Path, student: TokenAnswers, teacher: TokenAnswers | None) -> None:
     """Keep a split's answers as parquet, a row each: ``nll``, ``tokens``, ``best``, and the teacher's."""
     import pandas as pd

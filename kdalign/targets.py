@@ -142,6 +142,8 @@ class LocalModel:
         if isinstance(task, Task):
             if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED):
                 text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
+                if self.prompted:
+                    return Absent(metric, f"task {task.name} is of classes; its texts are scored by --task {text}")
                 return Absent(metric, f"{model} has no language-model head", f"{alone} --task {text}")
             if not task.fits(task.metric(metric)):
                 kind = "a score" if task.regression else f"{len(task.labels)} classes"
@@ -195,7 +197,7 @@ class LocalModel:
             elif answered or self.submits:
                 result = self._by_answers(result, model, tokenizer, answered, place, observer)
             if pseudo:
-                result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, observer)
+                result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, place, observer)
             if of_texts:
                 result = self._by_texts(result, model, tokenizer, of_texts, place, observer)
         order = {name: number for number, name in enumerate(metrics)}
@@ -273,6 +275,7 @@ class LocalModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         metrics: Sequence[str],
+        place: Place,
         observer: Observer,
     ) -> Evaluation:
         assert self.work is not None, "masked models have work on documents"
@@ -280,6 +283,7 @@ class LocalModel:
         encoded = encode_pseudo(self.job.examples.texts[0], tokenizer, length, within)
         answers = likelihood.answer(model, encoded, observer.progress(f"{self.name}: masking token by token"))
         how = likelihood.protocol("word-l2r" if within else "token", length)
+        likelihood.write_totals(place.file(self.job, "-pseudo.parquet"), answers, encoded)
         found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
         return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
 

@@ -289,6 +289,10 @@ def test_one_command_scores_every_family_by_likelihood_and_text_beside_the_basel
         expected, _ = score_texts(["bleu", "cer"], kept["prediction"], [list(r) for r in kept["references"]])
         assert [score.value for score in expected] == [ours["bleu"]["value"], ours["cer"]["value"]]
         assert {"prompt", "bleu", "rougeL", "cer"} <= set(kept.columns)
+    kept = pd.read_parquet(found["bert"]["texts"].replace("-texts", "-pseudo"))
+    ours = scores(found["bert"])["ppl"]
+    assert (len(kept), kept["tokens"].sum()) == (40, ours["n"])
+    assert math.exp(kept["nll"].sum() / ours["n"]) == pytest.approx(ours["value"])
     absent = {one["metric"]: one["reason"] for one in found["marian"]["absent"]}
     assert absent["ppl"] == "a seq2seq model gives the likelihood of a target given a source"
     assert "knows no mask to fill" in absent["bleu"]
