@@ -36,6 +36,8 @@ def hub(tmp_path_factory):
         hub.add("models", "tests/no-config", without(main, folder / "no-config", "config.json"))
         hub.add("datasets", "nyu-mll/glue", glue(folder / "glue", ["negative", "positive"]))
         hub.add("datasets", "tests/turned", glue(folder / "turned", ["positive", "negative"]))
+        hub.add("datasets", "bentrevett/multi30k", pairs(folder / "multi30k"))
+        hub.add("datasets", "wmt/wmt14", wmt(folder / "wmt14"))
         hub.add("datasets", "tests/script", script(folder / "script"))
         yield hub
 
@@ -82,6 +84,27 @@ def glue(folder: Path, names: list[str]) -> Path:
         files = [{"split": split, "path": f"{config}/{split}-*"} for split in ROWS]
         card["configs"].append({"config_name": config, "data_files": files})
     (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n# GLUE\n")  # YAML can be written as JSON
+    return folder
+
+
+def pairs(folder: Path) -> Path:
+    """Multi30k as the hub has it: a line, a pair."""
+    folder.mkdir()
+    for number, split in enumerate(("train", "val", "test")):
+        rows = [{"en": text, "de": text.upper()} for text in sentences(8, number)[0]]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def wmt(folder: Path) -> Path:
+    """WMT as the hub has it: both texts of a pair in one column."""
+    (folder / "de-en").mkdir(parents=True)
+    for number, split in enumerate(("train", "validation")):
+        rows = [{"translation": {"de": text.upper(), "en": text}} for text in sentences(6, number)[0]]
+        pd.DataFrame(rows).to_parquet(folder / "de-en" / f"{split}-00000-of-00001.parquet", index=False)
+    files = [{"split": split, "path": f"de-en/{split}-*"} for split in ("train", "validation")]
+    card = {"configs": [{"config_name": "de-en", "data_files": files}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     return folder
 
 
@@ -292,3 +315,25 @@ def test_a_hub_repository_that_cannot_be_used_is_named_in_one_line(probes, case,
 
 def test_pickled_weights_are_not_even_asked_for(hub, first, probes):
     assert not [request for request in hub.requests if ".bin" in request]
+
+
+TASKS = """
+import json
+from kdalign.tasks import find_task, load_texts
+found = {}
+for name in ("multi30k", "wmt14"):
+    task = find_task(name)
+    examples = load_texts(task, "validation")
+    found[name] = [examples.texts[0][0], examples.texts[1][0], len(examples), task.language]
+print(json.dumps(found))
+"""
+
+
+def test_shipped_tasks_find_their_pairs_on_the_hub(python):
+    done = python("-c", TASKS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    text = sentences(8, 1)[0][0]
+    assert found["multi30k"] == [text, text.upper(), 8, "de"]
+    text = sentences(6, 1)[0][0]
+    assert found["wmt14"] == [text.upper(), text, 6, "en"]
