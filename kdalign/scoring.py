@@ -152,8 +152,6 @@ def _check(asked: Asked) -> None:
         raise unknown("precision", asked.precision, DTYPES)
     if asked.pseudo not in ("word-l2r", "token"):
         raise unknown("pseudo-likelihood", asked.pseudo, ("word-l2r", "token"))
-    if asked.stride is not None and asked.max_length is not None and asked.stride > asked.max_length:
-        raise UsageError(f"--stride {asked.stride} is longer than the windows, --max-length {asked.max_length}")
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -281,6 +279,8 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
 def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> LocalModel:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     max_length = asked.max_length or data.max_length
+    if asked.stride is not None and asked.stride > max_length:
+        raise UsageError(f"--stride {asked.stride} is longer than the windows of {name!r}, --max-length {max_length}")
     work = _work(task, checkpoint, max_length, asked)
     has_head = work is not None and work.head in (HeadKind.NONE, head_of(checkpoint.config))
     if work is not None and has_head:

@@ -384,6 +384,7 @@ def test_several_tasks_have_a_table_each(kdalign, models, texts, tmp_path):
         (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--pseudo", "words"], "unknown pseudo-likelihood 'words'; did you mean"),
         (["--stride", "64", "--max-length", "32"], "--stride 64 is longer than the windows"),
+        (["--stride", "300"], "--stride 300 is longer than the windows"),
         (["--noise", "typo=0.1"], "unknown noise 'typo'; did you mean 'typos=0.1'?"),
         (["--metrics", "masked_ppl", "--max-length", "32"], "nothing was scored"),
     ],
