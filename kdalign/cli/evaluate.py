@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kdalign.results import Evaluation
 
 
+_HOW, _SERVED, _TABLE = "How models answer", "Served models (openai:NAME)", "Files and tables"
+
+
 @app.command(
     name="eval",
     epilog=examples(
@@ -62,62 +65,101 @@ def eval_(
     ] = None,
     max_length: MaxLength = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens between windows of a long text; none overlap when left out.")
+        int | None,
+        typer.Option(
+            min=1, help="Tokens between windows of a long text; none overlap when left out.", rich_help_panel=_HOW
+        ),
     ] = None,
-    pseudo: Annotated[str, typer.Option(help="How a masked model's likelihood masks: word-l2r or token.")] = "word-l2r",
-    beams: Annotated[int, typer.Option(min=1, help="Of texts that are written; 1 is greedy.")] = 1,
-    new_tokens: Annotated[int, typer.Option(min=1, help="At most so many where a model ends its text itself.")] = 256,
+    pseudo: Annotated[
+        str, typer.Option(help="How a masked model's likelihood masks: word-l2r or token.", rich_help_panel=_HOW)
+    ] = "word-l2r",
+    beams: Annotated[
+        int, typer.Option(min=1, help="Of texts that are written; 1 is greedy.", rich_help_panel=_HOW)
+    ] = 1,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, help="At most so many where a model ends its text itself.", rich_help_panel=_HOW)
+    ] = 256,
     language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.")
+        str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.", rich_help_panel=_HOW)
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.", rich_help_panel=_HOW)] = "fp32",
     shots: Annotated[
-        int, typer.Option(min=0, help="Solved examples before each question to a model that answers in words.")
+        int,
+        typer.Option(
+            min=0, help="Solved examples before each question to a model that answers in words.", rich_help_panel=_HOW
+        ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.", rich_help_panel=_HOW)] = 0,
     noise: Annotated[
         str | None,
-        typer.Option(help="Score once more with mistakes in what is read: typos=0.1 for a tenth of the words."),
+        typer.Option(
+            help="Score once more with mistakes in what is read: typos=0.1 for a tenth of the words.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of the API of models named openai:NAME. Default OpenAI's.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="Of the API of models named openai:NAME. Default OpenAI's.", rich_help_panel=_SERVED
+        ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask a served model by chat even if it completes text.")] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to a server under way at once.")] = 4,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask a served model by chat even if it completes text.", rich_help_panel=_SERVED),
+    ] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests to a server under way at once.", rich_help_panel=_SERVED)
+    ] = 4,
     max_requests: Annotated[
-        int | None, typer.Option(min=0, help="Requests to a server to pay for; the same command with more goes on.")
+        int | None,
+        typer.Option(
+            min=0, help="Requests to a server to pay for; the same command with more goes on.", rich_help_panel=_SERVED
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens of prompts and answers to a server to pay for, likewise.")
+        int | None,
+        typer.Option(
+            min=0, help="Tokens of prompts and answers to a server to pay for, likewise.", rich_help_panel=_SERVED
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Score a file instead (parquet, csv, tsv, jsonl): prediction, and reference(s)."
+            metavar="FILE",
+            help="Score a file instead (parquet, csv, tsv, jsonl): prediction, and reference(s).",
+            rich_help_panel=_TABLE,
         ),
     ] = None,
     reference: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Rows that others have published, as in compare; repeatable."),
+        typer.Option(
+            metavar="FILE", help="Rows that others have published, as in compare; repeatable.", rich_help_panel=_TABLE
+        ),
     ] = None,
-    form: Annotated[str | None, typer.Option("--format", help="As compare prints it: rich, markdown or json.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="As compare prints it: rich, markdown or json.", rich_help_panel=_TABLE),
+    ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Score texts beside copy and unigram.")
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Score texts beside copy and unigram.", rich_help_panel=_TABLE),
     ] = True,
     limit: Limit = None,
     revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
     device: Device = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where scores go (.json), predictions beside.")
+        str | None,
+        typer.Option(metavar="FILE", help="Where scores go (.json), predictions beside.", rich_help_panel=_TABLE),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Score checkpoints and runs on splits, and keep what they answered.
 
-    Texts are continued (tasks lm, language-modeling, masked-lm) or answered (translation, summarization, dialogue,
-    transcription) by models of every family, local or served (openai:NAME, key in OPENAI_API_KEY), and stand beside
-    what needs no model. A metric that a model cannot be scored by is a dash with the reason. Splits without labels
-    are never scored.
+    Texts are continued (lm, language-modeling, masked-lm) or answered
+    (translation, summarization, dialogue, transcription) by models of every
+    family, local or served (openai:NAME, key in OPENAI_API_KEY), and stand
+    beside what needs no model. A metric that a model cannot be scored by is a
+    dash with the reason. Splits without labels are never scored.
     """
     named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None
     if form is not None and as_json:

@@ -29,8 +29,9 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
-        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B or "
-        "summarization:A-B (names of columns); or embedding.",
+        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B, "
+        "summarization:A-B, dialogue:A-B or transcription:A-B (names of columns), multi30k, wmt14, wmt16, xsum, "
+        "cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
     ),
 ]
 DataFolder = Annotated[
