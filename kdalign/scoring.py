@@ -11,7 +11,7 @@ import torch
 
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
-from kdalign.errors import UsageError, unknown
+from kdalign.errors import KdalignError, UsageError, unknown
 from kdalign.files import check_writable, write_json
 from kdalign.generation import Writing
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
@@ -131,16 +131,29 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     device = make_accelerator(asked.device).device
     checked = _with_baselines(checked, asked) if asked.baselines else checked
     results: list[Evaluation] = []
+    # What is measured of some models is kept when another fails; an earlier whole evaluation is not written over by it.
+    partial = out.with_suffix(".partial.json")
     for target, word in zip(checked, _words(checked), strict=True):
         if not isinstance(target, Baseline):
             observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")
-        results.append(_evaluate_one(target, asked, Place(out.with_suffix(""), word), device, observer))
-        if any(result.scores or result.submission for result in results):
-            tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [one.to_json() for one in results]}
-            write_json(out, tree)
-    if any(result.scores or result.submission for result in results):
+        try:
+            results.append(_evaluate_one(target, asked, Place(out.with_suffix(""), word), device, observer))
+        except (KdalignError, KeyboardInterrupt):
+            if partial.is_file():
+                observer.announce(f"scores so far: {partial}")
+            raise
+        if _any(results) and target is not checked[-1]:
+            write_json(partial, {"kind": "evaluation", "results": [one.to_json() for one in results]})
+    if _any(results):
+        tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [one.to_json() for one in results]}
+        write_json(out, tree)
         observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
+    partial.unlink(missing_ok=True)
     return results
+
+
+def _any(results: Sequence[Evaluation]) -> bool:
+    return any(result.scores or result.submission for result in results)
 
 
 def _check(asked: Asked) -> None:
@@ -192,12 +205,12 @@ def _with_noise(
 def _with_baselines(targets: Sequence[Target], asked: Asked) -> list[Target]:
     """The targets with the baselines after the last one of each split whose texts are scored."""
     found: list[Target] = []
-    for number, target in enumerate(targets):
+    keys = [_split_of(target) for target in targets]
+    for number, (target, key) in enumerate(zip(targets, keys, strict=True)):
         found.append(target)
-        key = _split_of(target)
-        if key in map(_split_of, targets[number + 1 :]):
+        if key in keys[number + 1 :]:
             continue
-        here = [one for one in targets if _split_of(one) == key]
+        here = [one for one, other in zip(targets, keys, strict=True) if other == key]
         wanted = {
             name: None
             for one in here
