@@ -47,10 +47,11 @@ class Writing:
 
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing, tell: Tell
-) -> list[str]:
-    """A text for each case, in the model's own precision.
+) -> tuple[list[str], int]:
+    """A text for each case, in the model's own precision, and how many prompts were too long and cut.
 
-    A continuation goes on until it has as many words as what is held out, or the model ends it.
+    A continuation goes on until it has as many words as what is held out, or the model ends it. Of a prompt that is too
+    long the beginning is left out (of a source, the end).
 
     Raises:
         UsageError: an encoder-decoder is to continue texts and knows no mask to fill.
@@ -60,12 +61,14 @@ def write(
     }  # fmt: skip
     family = families[layout_of(model.config).family]
     written: dict[int, str] = {}
+    cut = 0
     with answering(model):
         for rows in _batches(cases):
-            texts = family(model, tokenizer, [cases[row] for row in rows], writing)
+            texts, long = family(model, tokenizer, [cases[row] for row in rows], writing)
+            cut += long
             written |= {row: cases[row].cut(text) for row, text in zip(rows, texts, strict=True)}
             tell(len(written), len(cases))
-    return [written[row] for row in range(len(cases))]
+    return [written[row] for row in range(len(cases))], cut
 
 
 def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
@@ -91,13 +94,14 @@ def how_written(family: str, continuing: bool, writing: Writing) -> str:
 
 def _go_on(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
-) -> list[str]:
+) -> tuple[list[str], int]:
     """A causal model's continuations, padded on the left."""
     before = frame_of(tokenizer)[0]
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
     ids = [[*before, *prompt] or [tokenizer.eos_token_id] for prompt in prompts]
-    most = _room(cases, writing)
+    most = min(_room(cases, writing), positions(model.config) // 2)
     longest = positions(model.config) - most
+    cut = sum(len(one) > longest for one in ids)
     ids = [one[-longest:] for one in ids]
     padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
     settings = _settings(model, tokenizer, writing, most)
@@ -105,7 +109,7 @@ def _go_on(
     if writing.beams == 1:
         stop.append(_Ended(tokenizer, padded.size(1), cases))
     found = model.generate(padded, attention_mask=real, generation_config=settings, stopping_criteria=stop)
-    return _decoded(tokenizer, found[:, padded.size(1) :])
+    return _decoded(tokenizer, found[:, padded.size(1) :]), cut
 
 
 class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
@@ -122,7 +126,7 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not t
 
 def _answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
-) -> list[str]:
+) -> tuple[list[str], int]:
     """An encoder-decoder's answers to sources; beginnings of texts are given with a mask after them, to be filled."""
     continuing = all(case.words for case in cases)
     sentinels = _sentinels(tokenizer) if continuing else ()
@@ -131,6 +135,7 @@ def _answer(
         raise UsageError(f"a {model.config.model_type} model knows no mask to fill, so it does not continue texts")
     texts = [f"{case.prompt} {mask}" if continuing else case.prompt for case in cases]
     limit = min(writing.max_length, positions(model.config))
+    cut = sum(len(ids) > limit for ids in tokenizer(texts, verbose=False)["input_ids"])
     found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
     most = min(_room(cases, writing, with_prompt=continuing and not sentinels), positions(model.config) - 1)
     inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
@@ -139,13 +144,12 @@ def _answer(
         said = tokenizer.batch_decode(new, skip_special_tokens=False)
         gaps = [text.partition(sentinels[0])[2].partition(sentinels[1])[0] for text in said]
         special = [tokenizer.pad_token, tokenizer.eos_token]
-        return [_without(gap, special) for gap in gaps]
+        return [_without(gap, special) for gap in gaps], cut
     said = _decoded(tokenizer, new)
     if not continuing:
-        return said
-    return [  # BART writes the whole text again
-        " ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(said, cases, strict=True)
-    ]
+        return said, cut
+    # BART writes the whole text again.
+    return [" ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(said, cases, strict=True)], cut
 
 
 def can_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -167,7 +171,7 @@ def _without(text: str, tokens: Sequence[str]) -> str:
 
 def _fill(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
-) -> list[str]:
+) -> tuple[list[str], int]:
     r"""A masked model's continuations by Mask-Predict: Ghazvininejad et al. 2019, arXiv:1904.09324, section 3.
 
     As many masks as the held-out text has tokens are filled at once; in round t of T the
@@ -175,11 +179,13 @@ def _fill(
     """
     before, after = frame_of(tokenizer)
     mask, special = int(tokenizer.mask_token_id), torch.tensor(tokenizer.all_special_ids, device=model.device)
-    rows, spans = [], []
+    rows, spans, cut = [], [], 0
     for case in cases:
         prompt, gap = _tokens_of(tokenizer, case)
-        room = positions(model.config) - len(before) - len(after) - gap
-        prompt = prompt[-room:]
+        room = positions(model.config) - len(before) - len(after)
+        gap = min(gap, room // 2)
+        cut += len(prompt) > room - gap
+        prompt = prompt[-(room - gap) :]
         spans.append((len(before) + len(prompt), gap))
         rows.append([*before, *prompt, *[mask] * gap, *after])
     ids, real = _padded(rows, int(tokenizer.pad_token_id), model.device)
@@ -201,7 +207,7 @@ def _fill(
         if not masked.any():
             break
         ids = torch.where(masked, mask, ids)
-    return _decoded(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)])
+    return _decoded(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)]), cut
 
 
 def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: Case) -> tuple[list[int], int]:
@@ -217,7 +223,7 @@ def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: Case) -> tuple[list[int
 
 def _from_left_to_right(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
-) -> list[str]:
+) -> tuple[list[str], int]:
     """A permutation model's continuations: each next position is predicted from all before it, the text read anew."""
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
     special = torch.tensor([*set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}], device=model.device)
@@ -249,7 +255,7 @@ def _from_left_to_right(
         ]
         if not going:
             break
-    return _decoded(tokenizer, [one[len(prompt) :] for one, prompt in zip(ids, prompts, strict=True)])
+    return _decoded(tokenizer, [one[len(prompt) :] for one, prompt in zip(ids, prompts, strict=True)]), 0
 
 
 def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:

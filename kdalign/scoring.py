@@ -27,7 +27,7 @@ from kdalign.runs import RECORD, RunFolder, find_runs, read_record
 from kdalign.served import OPENAI_URL, Served, is_served
 from kdalign.served import Settings as ServerSettings
 from kdalign.targets import AGREEMENT, MASKED, Baseline, LocalModel, Target
-from kdalign.tasks import AnyTask, LanguageTask, Task, find_task, load_examples, load_texts
+from kdalign.tasks import AnyTask, LanguageTask, Source, Task, find_task, load_examples, load_texts
 from kdalign.tasks.language import FAMILIES
 from kdalign.text_metrics import TEXT_METRICS
 from kdalign.training import make_accelerator
@@ -59,6 +59,7 @@ class Asked:
         max_tokens: of a served model's prompts and answers to pay for; None for any number.
         baselines: whether texts are scored beside what needs no model.
         noise: of what is read, for columns of their own beside the others.
+        several: whether others are scored beside, so that what a model cannot do is a dash, not an error.
     """
 
     task: str | Sequence[str] | None = None
@@ -87,6 +88,7 @@ class Asked:
     max_tokens: int | None = None
     baselines: bool = True
     noise: Noise | None = None
+    several: bool = False
 
     @property
     def tasks(self) -> tuple[str | None, ...]:
@@ -120,8 +122,9 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
     _check(asked)
     checked: list[Target] = []
+    several = len(targets) > 1
     for task in asked.tasks:
-        alone = replace(asked, task=task)
+        alone = replace(asked, task=task, several=several)
         for name in targets:
             checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
@@ -129,6 +132,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_writable(out.parent)
     device = make_accelerator(asked.device).device
+    of = _of(checked, asked)
     checked = _with_baselines(checked, asked) if asked.baselines else checked
     results: list[Evaluation] = []
     # What is measured of some models is kept when another fails; an earlier whole evaluation is not written over by it.
@@ -145,7 +149,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         if _any(results) and target is not checked[-1]:
             write_json(partial, {"kind": "evaluation", "results": [one.to_json() for one in results]})
     if _any(results):
-        tree = {"kind": "evaluation", "of": _of(checked, asked), "results": [one.to_json() for one in results]}
+        tree = {"kind": "evaluation", "of": of, "results": [one.to_json() for one in results]}
         write_json(out, tree)
         observer.announce(f"scores and predictions: {out}, {out.with_suffix('')}/")
     partial.unlink(missing_ok=True)
@@ -278,7 +282,8 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
     given = ((task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
     if any(value not in (None, own) for value, own in given):
         names = (task,) if task else data.task
-        elsewhere = asked if asked.folder is not None or asked.dataset is not None else data
+        own = task is not None and task.endswith((".yaml", ".yml")) and _names_data(task)
+        elsewhere = asked if own or asked.folder is not None or asked.dataset is not None else data
         data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
         str(run),
@@ -287,6 +292,14 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
         replace(asked, max_length=asked.max_length or recipe.data.max_length),
         RunFolder(run),
     )
+
+
+def _names_data(file: str) -> bool:
+    """Whether a task file says where its data lies."""
+    try:
+        return find_task(file).source != Source()
+    except UsageError:  # said where it is read again, with the data that was named
+        return False
 
 
 def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> LocalModel:
@@ -330,8 +343,9 @@ def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: Asked) 
     family = layout_of(checkpoint.config).family
     written = isinstance(task, LanguageTask) and any(map(is_text_metric, asked.wanted or task.text_metrics))
     unusual = ("seq2seq",) if isinstance(task, LanguageTask) and not task.pairs else ("causal",)
-    if written and isinstance(task, LanguageTask) and family in unusual and family not in FAMILIES[task.kind]:
-        return None
+    if isinstance(task, LanguageTask) and family not in FAMILIES[task.kind]:
+        if (written and family in unusual) or (asked.several and task.kind not in UNWRITTEN):
+            return None
     return work_on(task, family, max_length, checkpoint.name, stride=asked.stride)
 
 
@@ -362,7 +376,7 @@ def _of(targets: Sequence[Target], asked: Asked) -> dict[str, object]:
 
 _ELSEWHERE = (
     *("task", "folder", "dataset", "config", "split", "limit", "device", "out", "baselines", "max_length"),
-    *("concurrency", "max_requests", "max_tokens"),
+    *("concurrency", "max_requests", "max_tokens", "several"),
 )
 """What the targets say, or what moves no number."""
 

@@ -102,7 +102,8 @@ class LocalModel:
     def submits(self) -> bool:
         """Whether its answers are written as the leaderboard's file."""
         task = self.job.task
-        return isinstance(task, Task) and self.job.examples.split in task.test and self.has_head
+        asked_for = isinstance(task, Task) and bool(task.submission) and self.job.examples.split in task.test
+        return asked_for and self.has_head
 
     @cached_property
     def teachers_answers(self) -> Path | None:
@@ -132,7 +133,8 @@ class LocalModel:
         if not self.has_head and not self.prompted:
             if isinstance(task, Task):
                 command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
-                return Absent(metric, f"{model} has no classification head", command)
+                reason = f"{model} has no head for {'classes' if task.labels else 'scores'}"
+                return Absent(metric, reason, command if self.family == "masked" else "")
             return Absent(
                 metric, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}"
             )
@@ -152,13 +154,15 @@ class LocalModel:
         if is_text_metric(metric):
             return self._why_not_written(metric, task)
         if work is None:
+            if task.pairs:
+                return Absent(metric, f"task {task.name} is not for a {self.family} model")
             return Absent(metric, f"a {self.family} model gives the likelihood of a target given a source")
         if work.head is HeadKind.NONE and examples.labels is None:
             return Absent(metric, f"split {examples.split} has no pairs with their likeness")
-        known = (*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ()))
+        known = dict.fromkeys((*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ())))
         if metric in known:
             return None
-        return Absent(metric, f"task {task.name} gives this model {', '.join(known)}")
+        return Absent(metric, f"task {task.name} gives {model} {', '.join(known)}")
 
     def _why_not_written(self, metric: str, task: LanguageTask) -> Absent | None:
         if not is_written(task):
@@ -299,7 +303,8 @@ class LocalModel:
         task, settings = self.job.task, self.job.settings
         assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
         cases = asked(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
-        texts = write(model, tokenizer, cases, settings.writing, observer.progress(f"{self.name}: writing"))
+        texts, cut = write(model, tokenizer, cases, settings.writing, observer.progress(f"{self.name}: writing"))
+        result = replace(result, truncated=max(result.truncated, cut))
         how = how_written(self.family, self.job.continuing, settings.writing)
         if task.pairs and self.family == "causal":
             how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"

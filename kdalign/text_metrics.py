@@ -56,7 +56,7 @@ class TextMetric:
     higher_is_better: bool = True
 
 
-def mean_of(name: str, score: Callable[[str, Sequence[str]], float], unit: str = "%", **settings: Any) -> TextMetric:
+def mean_of(name: str, score: Callable[[str, Sequence[str]], float], unit: str = "", **settings: Any) -> TextMetric:
     """A metric that is the mean of ``score(prediction, references)`` over examples, in ``unit``."""
 
     def count(predictions: Sequence[str], references: References, language: str) -> Counts:

@@ -1,5 +1,7 @@
 """Score predictions that lie in a file, whoever made them."""
 
+import json
+from ast import literal_eval
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,17 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
     )
 
 
+def _listed(value: str, where: str) -> object:
+    """A list as a file of text writes it, by JSON or by Python."""
+    try:
+        found = literal_eval(value) if not value.startswith('["') else json.loads(value)
+    except (ValueError, SyntaxError):
+        found = None
+    if not isinstance(found, list):
+        raise UsageError(f'{where} has no list in \'references\', such as ["one", "other"]; given {value[:60]!r}')
+    return found
+
+
 def _are_numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str]) -> bool:
     """Numbers are classes or scores, unless a metric of texts is asked for."""
     import pandas as pd
@@ -88,6 +101,8 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
         metric = METRICS[name]
         if metric.of_logits:
             raise UsageError(f"{file!r}: {name} is of logits, which the file does not hold")
+        if metric.binary and max(predictions.max(), references.max()) > 1:
+            raise UsageError(f"{file!r}: {name} is of two classes, 0 and 1; macro_f1 is of more")
         if not metric.regression and not whole:
             raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
         ours, right = predictions, references
@@ -103,6 +118,8 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
 def _texts(table: "pd.DataFrame", column: str, metrics: Sequence[str], language: str, file: str) -> list[Score]:
     references = []
     for row, value in enumerate(table[column]):
+        if column == "references" and isinstance(value, str):
+            value = _listed(value, f"{file!r}: row {row}")
         known = [value] if not isinstance(value, list | tuple | np.ndarray) else list(value)
         if not known or not all(isinstance(text, str | int | float) for text in known):
             raise UsageError(f"{file!r}: row {row} has no text in {column!r}")

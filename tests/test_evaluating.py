@@ -62,7 +62,7 @@ def test_a_continuation_is_cut_to_as_many_words_as_are_held_out():
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt", "llama"])
 def test_a_causal_model_goes_on_with_its_likeliest_token_whatever_stands_beside_it(kind):
     net, reads = model(kind), tokenizer("causal")
-    together = write(net, reads, CASES, Writing(), untold)
+    together, _ = write(net, reads, CASES, Writing(), untold)
     for case, text in zip(CASES, together, strict=True):
         ids = reads(case.prompt, add_special_tokens=False)["input_ids"]
         start = len(ids)
@@ -76,8 +76,8 @@ def test_a_causal_model_goes_on_with_its_likeliest_token_whatever_stands_beside_
 
 def test_a_permutation_model_goes_on_from_left_to_right_whatever_stands_beside_it():
     net, reads = model("xlnet"), tokenizer("permutation")
-    together = write(net, reads, CASES, Writing(), untold)
-    assert together == [write(net, reads, [case], Writing(), untold)[0] for case in CASES]
+    together, _ = write(net, reads, CASES, Writing(), untold)
+    assert together == [write(net, reads, [case], Writing(), untold)[0][0] for case in CASES]
     case, text = CASES[0], together[0]
     ids = reads(case.prompt, add_special_tokens=False)["input_ids"]
     start, special = len(ids), set(reads.all_special_ids) - {reads.eos_token_id}
@@ -121,7 +121,7 @@ def mask_predict(net, reads, case, rounds):
 @pytest.mark.parametrize("kind", ["bert", "albert", "modernbert", "deberta-v2"])
 def test_a_masked_model_fills_the_gap_by_mask_predict(kind):
     net, reads = model(kind), tokenizer("masked")
-    written = write(net, reads, CASES, Writing(rounds=4), untold)
+    written, _ = write(net, reads, CASES, Writing(rounds=4), untold)
     assert written == [mask_predict(net, reads, case, 4) for case in CASES]
     assert all(len(text.split()) <= case.words for text, case in zip(written, CASES, strict=True))
 
@@ -129,11 +129,11 @@ def test_a_masked_model_fills_the_gap_by_mask_predict(kind):
 def test_an_encoder_decoder_answers_as_transformers_generates():
     net, reads = model("marian"), tokenizer("seq2seq")
     cases = [Case(text, ("x",)) for text in TEXTS]
-    written = write(net, reads, cases, Writing(new_tokens=12), untold)
+    written, _ = write(net, reads, cases, Writing(new_tokens=12), untold)
     for case, text in zip(cases, written, strict=True):
         found = net.generate(**reads(case.prompt, return_tensors="pt"), max_new_tokens=12, do_sample=False, num_beams=1)
         assert reads.decode(found[0], skip_special_tokens=True).strip() == text
-    assert write(net, reads, cases, Writing(beams=3, new_tokens=12), untold) != written
+    assert write(net, reads, cases, Writing(beams=3, new_tokens=12), untold)[0] != written
 
 
 def test_an_encoder_decoder_without_a_mask_does_not_continue_texts():
@@ -149,7 +149,7 @@ def test_a_model_that_fills_masks_continues_a_text_by_what_it_puts_there():
     copy = _with_sentinels(tokenizer("seq2seq"))
     assert callable(reads)
     net.resize_token_embeddings(len(copy))
-    written = write(net, copy, CASES[:3], Writing(), untold)
+    written, _ = write(net, copy, CASES[:3], Writing(), untold)
     for case, text in zip(CASES[:3], written, strict=True):
         ids = copy(f"{case.prompt} <extra_id_0>", return_tensors="pt")
         said = copy.decode(net.generate(**ids, max_new_tokens=max(c.room for c in CASES[:3]), do_sample=False)[0])

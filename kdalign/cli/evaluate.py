@@ -167,8 +167,8 @@ def eval_(
     if form is not None or reference:
         form = _checked_form(form or "rich")
     if predictions is not None:
-        if models or task or data or dataset:
-            raise UsageError("--predictions scores a file alone: leave models, --task and data out")
+        if models or task or data or dataset or limit or noise:
+            raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
         _show_evaluations([_score_file(predictions, named, language, out)], as_json, form, reference)
         return
     tasks = [name.strip() for name in task.split(",") if name.strip()] if task else []
