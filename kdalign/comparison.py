@@ -67,7 +67,7 @@ def compare(
     columns = _columns(entries, evaluations, means)
     rows = _teacher_rows(entries, means)
     rows += [_student_row(group, means) for group in groups.values()]
-    rows += [_evaluation_row(result, means) for result in evaluations]
+    rows += [_evaluation_row(result, means, evaluations) for result in evaluations]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
     if sort is not None:
         by = _named(sort, columns)
@@ -258,7 +258,7 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
     return cells
 
 
-def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
+def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
     cells = {
         (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): Cell(
             s["value"], s["low"], s["high"], mark=s.get("mark", "")
@@ -275,7 +275,7 @@ def _evaluation_row(result: dict[str, Any], means: Sequence[str]) -> Row:
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = Cell(_task_score(own))
-    return Row(evaluation_name(result), "evaluation", (), cells)
+    return Row(evaluation_name(result, others), "evaluation", (), cells)
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -86,9 +86,17 @@ def first_split(record: RunRecord) -> dict[str, Any]:
     return next(iter(record.scores.values()))
 
 
-def evaluation_name(result: dict[str, Any]) -> str:
-    """What a row calls an evaluation: its model and split."""
-    return f"{Path(result['model']).name} ({result['split']})"
+def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
+    """What a row calls an evaluation: its model and split; how many of which data, where others share both."""
+    name, data = Path(result["model"]).name, f"{result['n']:,} of {Path(result['source']).name}"
+    alike = [one for one in others if evaluation_name(one) == f"{name} ({result['split']})"]
+    if any(
+        (one["task"], one["n"], one["source"]) != (result["task"], result["n"], result["source"])
+        and one["task"] == result["task"]
+        for one in alike
+    ):
+        return f"{name} ({result['split']}, {data})"
+    return f"{name} ({result['split']})"
 
 
 def _protocol(record: RunRecord) -> str:

@@ -77,7 +77,7 @@ def _rich(comparison: Comparison) -> RenderableType:
 def _markdown(comparison: Comparison) -> str:
     lines = []
     for _, columns, rows in _tables(comparison):
-        intervals = " " if len(columns) <= MOST_INTERVALS else None
+        intervals = " "
         lines.append("| model | " + " | ".join(_in_cell(_heading(column, " ")) for column in columns) + " |")
         lines.append("|---|" + "---:|" * len(columns))
         for row in rows:
@@ -149,15 +149,15 @@ def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
 
 def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """Scores of an evaluation, a table for each split, one model a row; a dash where there is none, with the reason."""
-    splits = list(dict.fromkeys((one.task, one.split, one.n) for one in evaluations))
+    splits = list(dict.fromkeys((one.task, one.split, one.n, one.source) for one in evaluations))
     parts: list[RenderableType] = []
-    for task, split, n in splits:
-        rows = [one for one in evaluations if (one.task, one.split, one.n) == (task, split, n)]
+    for task, split, n, source in splits:
+        rows = [one for one in evaluations if (one.task, one.split, one.n, one.source) == (task, split, n, source)]
         names = [score.metric for one in rows for score in one.scores]
         names += [absent.metric for one in rows for absent in one.absent]
         metrics = list(dict.fromkeys(names))
         for start in range(0, max(1, len(metrics)), MOST_METRICS):
-            title = f"{task}, {split}, n = {n:,}" if not start else f"{task}, further metrics"
+            title = f"{task}, {split}, n = {n:,} of {source}" if not start else f"{task}, further metrics"
             parts.append(_split_table(title, rows, metrics[start : start + MOST_METRICS]))
     return Group(*parts, *(Text(f"· {note}", style="dim") for note in _evaluation_notes(evaluations)))
 
@@ -204,15 +204,20 @@ def _number(value: float, digits: int) -> str:
 def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     """How the scores were made, what is missing and why."""
     made: dict[str, dict[str, None]] = {}
+    models: dict[str, dict[str, None]] = {}
+    ways: dict[str, set[str]] = {}
     notes: dict[str, None] = {}
     for one in evaluations:
         for score in one.scores:
             unit = f" (in {score.unit})" if score.unit else ""
             made.setdefault(score.signature, {})[f"{score.metric}{unit}"] = None
+            models.setdefault(score.signature, {})[Path(one.model).name] = None
+            ways.setdefault(f"{score.metric}{unit}", set()).add(score.signature)
             if score.mark:
                 notes[f"* {score.mark}-perplexity: no perplexity, and compares with none"] = None
     for signature, names in made.items():
-        notes[f"{', '.join(names)}: {signature}"] = None
+        whose = f" of {', '.join(models[signature])}" if any(len(ways[name]) > 1 for name in names) else ""
+        notes[f"{', '.join(names)}{whose}: {signature}"] = None
     if any(score.low is not None for one in evaluations for score in one.scores):
         notes["below a score: its 95 % interval over examples"] = None
     for one in evaluations:

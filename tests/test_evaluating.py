@@ -464,3 +464,72 @@ def test_a_task_file_of_texts_that_does_not_fit_is_refused(tmp_path, lines, said
     file.write_text(f"{lines}\ndata: {tmp_path}\n")
     with pytest.raises(UsageError, match=said.replace("{", r"\{").replace("}", r"\}").replace("?", r"\?")):
         find_task(str(file))
+
+
+# What a first user met
+
+
+def test_a_prompt_that_leaves_no_room_is_cut_and_counted(kdalign, models, tmp_path):
+    place = tmp_path / "long"
+    place.mkdir()
+    pd.DataFrame({"text": [" ".join(sentences(30, 5)[0])] * 2}).to_parquet(place / "validation.parquet")
+    words = ["--task", "lm", "--data", place, "--metrics", "cer", "--max-length", 32, "--json"]
+    for kind in ("llama", "bert"):  # both of 64 positions
+        status, out, err = kdalign("eval", models[kind], *words)
+        assert status == 0, err
+        assert results(out)[kind]["truncated"] == 2
+
+
+def test_a_task_files_own_data_is_scored_whatever_a_run_was_trained_on(kdalign, texts, tmp_path):
+    words = ["--teacher", "none", "--student", "new:gpt2,layers=1,width=16,heads=2,positions=64", "--tokenizer",
+             "train:300", "--task", "lm", "--data", texts, "--max-length", 32, "--max-steps", 1, "--out", "runs/own"]  # fmt: skip
+    assert kdalign("distill", *words)[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    pd.DataFrame({"text": sentences(7, 9)[0]}).to_parquet(other / "validation.parquet")
+    (tmp_path / "mine.yaml").write_text("kind: lm\ncolumns: text\ndata: other\n")
+    status, out, err = kdalign("eval", "runs/own", "--task", "mine.yaml", "--metrics", "ppl", "--json")
+    assert status == 0, err
+    (result,) = json.loads(out)
+    assert (result["n"], result["source"]) == (7, "other")
+    status, table, _ = kdalign("eval", "runs/own", "--task", "mine.yaml", "--metrics", "ppl")
+    assert "mine, validation, n = 7 of other" in table
+
+
+def test_the_same_command_writes_the_same_file_with_baselines_too(kdalign, models, texts, tmp_path):
+    words = [
+        "eval",
+        models["llama"],
+        "--task",
+        "lm",
+        "--data",
+        texts,
+        "--limit",
+        4,
+        "--max-length",
+        32,
+        "--metrics",
+        "cer",
+    ]
+    assert kdalign(*words)[0] == kdalign(*words)[0] == 0
+    assert len(list((tmp_path / "runs" / "eval").glob("*.json"))) == 1
+
+
+def test_rows_of_other_data_are_told_apart_in_compare(kdalign, models, texts, tmp_path):
+    for n in (4, 6):
+        words = ["--task", "lm", "--data", texts, "--limit", n, "--max-length", 32, "--metrics", "ppl"]
+        assert kdalign("eval", models["llama"], *words, "--out", f"{n}.json")[0] == 0
+    _, out, _ = kdalign("compare", "4.json", "6.json", "--format", "markdown")
+    assert f"llama (validation, 4 of {texts.name})" in out
+    assert f"llama (validation, 6 of {texts.name})" in out
+
+
+def test_beside_others_what_a_model_cannot_do_is_a_dash(kdalign, models, tmp_path):
+    place = tmp_path / "pairs"
+    place.mkdir()
+    pd.DataFrame({"en": sentences(4, 1)[0], "de": sentences(4, 2)[0]}).to_parquet(place / "validation.parquet")
+    words = ["--task", "translation:en-de", "--data", place, "--max-length", 64, "--new-tokens", 8, "--metrics", "cer"]
+    status, out, err = kdalign("eval", models["marian"], models["bert"], *words, "--json")
+    assert status == 0, err
+    (absent,) = results(out)["bert"]["absent"]
+    assert absent["reason"] == "a masked model does not answer sources"

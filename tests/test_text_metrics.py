@@ -241,3 +241,19 @@ def test_a_file_that_is_not_there_names_the_nearest(kdalign, tmp_path):
     (tmp_path / "answers.xml").write_text("")
     status, _, err = kdalign("eval", "--predictions", "answers.xml")
     assert "parquet, csv, tsv, jsonl" in one_line(err)
+
+
+@pytest.mark.parametrize("written", ['["a b c", "x"]', "['a b c', 'x']"])
+def test_a_list_of_references_in_a_csv_is_a_list(kdalign, tmp_path, written):
+    place = write(tmp_path / "said.csv", {"prediction": ["x"], "references": [written]}, "csv")
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
+    assert json.loads(out)[0]["scores"][0]["value"] == 100
+    place = write(tmp_path / "no.csv", {"prediction": ["x"], "references": ["a b"]}, "csv")
+    status, _, err = kdalign("eval", "--predictions", place)
+    assert (status, "row 0 has no list in 'references'" in one_line(err)) == (2, True)
+
+
+def test_a_metric_of_two_classes_is_not_for_more(kdalign, tmp_path):
+    place = write(tmp_path / "said.csv", {"prediction": [0, 1, 2], "reference": [0, 1, 1]}, "csv")
+    status, _, err = kdalign("eval", "--predictions", place, "--metrics", "f1")
+    assert (status, "macro_f1 is of more" in one_line(err)) == (2, True)
