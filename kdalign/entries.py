@@ -89,7 +89,9 @@ def first_split(record: RunRecord) -> dict[str, Any]:
 def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
     """What a row calls an evaluation: its model and split; how many of which data, where others share both."""
     name, data = Path(result["model"]).name, f"{result['n']:,} of {Path(result['source']).name}"
-    alike = [one for one in others if evaluation_name(one) == f"{name} ({result['split']})"]
+    if any(Path(one["model"]).name == name and one["model"] != result["model"] for one in others):
+        name = result["model"]
+    alike = [one for one in others if (one["model"], one["split"]) == (result["model"], result["split"])]
     if any(
         (one["task"], one["n"], one["source"]) != (result["task"], result["n"], result["source"])
         and one["task"] == result["task"]

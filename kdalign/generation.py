@@ -102,7 +102,7 @@ def _go_on(
     most = min(_room(cases, writing), positions(model.config) // 2)
     longest = positions(model.config) - most
     cut = sum(len(one) > longest for one in ids)
-    ids = [one[-longest:] for one in ids]
+    ids = [one if len(one) <= longest else [*before, *one[len(before) - longest :]] for one in ids]
     padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
     settings = _settings(model, tokenizer, writing, most)
     stop = StoppingCriteriaList()
@@ -133,9 +133,11 @@ def _answer(
     mask = sentinels[0] if sentinels else tokenizer.mask_token
     if continuing and mask is None:
         raise UsageError(f"a {model.config.model_type} model knows no mask to fill, so it does not continue texts")
-    texts = [f"{case.prompt} {mask}" if continuing else case.prompt for case in cases]
     limit = min(writing.max_length, positions(model.config))
-    cut = sum(len(ids) > limit for ids in tokenizer(texts, verbose=False)["input_ids"])
+    texts = [case.prompt for case in cases]
+    if continuing:  # whatever is cut, the mask stays
+        texts = [f"{_last_tokens(tokenizer, text, limit - 8)} {mask}" for text in texts]
+    cut = sum(len(ids) > limit for ids in tokenizer([case.prompt for case in cases], verbose=False)["input_ids"])
     found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
     most = min(_room(cases, writing, with_prompt=continuing and not sentinels), positions(model.config) - 1)
     inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
@@ -150,6 +152,11 @@ def _answer(
         return said, cut
     # BART writes the whole text again.
     return [" ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(said, cases, strict=True)], cut
+
+
+def _last_tokens(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= most else str(tokenizer.decode(ids[-most:]))
 
 
 def can_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -260,16 +267,15 @@ def _from_left_to_right(
 
 def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:
     """The most tokens that may be written: for continuations what surely holds their words, else what is allowed."""
-    room = cases[0].room
-    if not room:
+    if not cases[0].room:
         return writing.new_tokens
-    return room + (3 * max(len(case.prompt.split()) for case in cases) if with_prompt else 0)
+    return cases[0].room + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
 
 
 def _settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, writing: Writing, new_tokens: int
 ) -> GenerationConfig:
-    """The model's own settings, but for the search and its end."""
+    """The model's own special tokens, a plain search: no penalties, no forced lengths, nothing suppressed."""
     settings = copy.deepcopy(model.generation_config)
     assert settings is not None, "a model that generates has settings"
     settings.update(
@@ -281,6 +287,21 @@ def _settings(
         max_length=None,
         max_new_tokens=new_tokens,
         early_stopping=writing.beams > 1,
+        num_return_sequences=1,
+        repetition_penalty=None,
+        encoder_repetition_penalty=None,
+        no_repeat_ngram_size=None,
+        encoder_no_repeat_ngram_size=None,
+        min_length=None,
+        min_new_tokens=None,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        guidance_scale=None,
+        max_time=None,
+        stop_strings=None,
+        penalty_alpha=None,
+        prompt_lookup_num_tokens=None,
+        return_dict_in_generate=False,
         pad_token_id=tokenizer.pad_token_id,
     )
     if settings.eos_token_id is None:

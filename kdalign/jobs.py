@@ -44,6 +44,7 @@ class Settings:
         dtype: of a local model's weights and activations.
         shots: solved examples before each question to a model that answers classes in words.
         seed: of what is drawn, such as those examples.
+        max_length: of inputs, where the user said it.
     """
 
     writing: Writing = field(default_factory=Writing)
@@ -52,6 +53,7 @@ class Settings:
     dtype: torch.dtype = torch.float32
     shots: int = 0
     seed: int = 0
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Job:
         """The same split, what is read of it with noise."""
         texts = self.examples.texts
         if isinstance(self.task, Task):
-            texts = tuple(noise(column) for column in texts)
+            texts = tuple(noise(column, number) for number, column in enumerate(texts))
         elif self.task.pairs:
             texts = (noise(texts[0]), *texts[1:])
         return replace(self, examples=replace(self.examples, texts=texts), noise=noise)

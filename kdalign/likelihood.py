@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
 from kdalign.capture import Wanted, answering, run
+from kdalign.errors import UsageError
 from kdalign.files import whole_file
 from kdalign.metrics import Score
 from kdalign.observer import Tell, untold
@@ -50,6 +51,8 @@ def answer(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Tok
     nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
     best: dict[int, Array] = {}
     read, total = 0, int(encoded.lengths.sum())
+    if not len(encoded):
+        raise UsageError("no text has a token that could be asked for")
     with answering(model):
         for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
             batch = batch.to(device)
@@ -115,9 +118,9 @@ def totals(
     low, high = ratio_interval(nll, tokens) if interval else (None, None)
 
     def perplexity(name: str, per: int, unit: str = "") -> Score:
-        def of(nats: float) -> float:  # a token
+        def of(nats: float) -> float | None:  # a token
             per_unit = nats * units / per
-            return per_unit / math.log(2) if unit else math.exp(per_unit)
+            return per_unit / math.log(2) if unit else _exp(per_unit)
 
         ends = (None if low is None else of(low), None if high is None else of(high))
         return Score(name, of(total / units), unit, per, False, how, *ends, mark=mark)
@@ -138,9 +141,14 @@ def of_words(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
     for name, units, unit in (("word_ppl", words, ""), ("byte_ppl", size, ""), ("bits_per_byte", size, "bits")):
         low, high = ratio_interval(nll, units)
         ends = (float(nll.sum() / units.sum()), low, high)
-        value, low, high = (None if one is None else one / math.log(2) if unit else math.exp(one) for one in ends)
+        value, low, high = (None if one is None else one / math.log(2) if unit else _exp(one) for one in ends)
         found.append(Score(name, value, unit, int(units.sum()), False, how, low, high))
     return found
+
+
+def _exp(nats: float) -> float | None:
+    """A perplexity; None where it is beyond every number, as of words of hundreds of characters."""
+    return math.exp(nats) if nats < 700 else None
 
 
 def protocol(way: str, length: int, stride: int | None = None) -> str:

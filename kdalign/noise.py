@@ -10,7 +10,7 @@ from kdalign.errors import UsageError, unknown
 
 
 def _mistyped(word: str, generator: np.random.Generator) -> str:
-    """A word with one mistake at one of its letters: left out, doubled, changed places with the next, or another."""
+    """A word with one mistake at one of its characters: left out, doubled, changed places with the next, or another."""
     place = int(generator.integers(len(word)))
     match int(generator.integers(4)):
         case 0 if len(word) > 1:
@@ -58,12 +58,12 @@ class Noise:
     def __str__(self) -> str:
         return f"{self.kind}={self.rate:g}"
 
-    def __call__(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """The texts with their mistakes; their white space stays."""
-        return tuple(self._touched(number, text) for number, text in enumerate(texts))
+    def __call__(self, texts: Sequence[str], column: int = 0) -> tuple[str, ...]:
+        """The texts with their mistakes; their white space stays. Columns of a pair have draws of their own."""
+        return tuple(self._touched(column, number, text) for number, text in enumerate(texts))
 
-    def _touched(self, number: int, text: str) -> str:
-        generator = np.random.default_rng([self.seed, number])
+    def _touched(self, column: int, number: int, text: str) -> str:
+        generator = np.random.default_rng([self.seed, column, number])
         change = NOISES[self.kind]
         parts = _words_and_blanks(text)
         return "".join(

@@ -72,6 +72,8 @@ def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
         notes |= {f"{task}, {models}: {', '.join(m)} by {how}": None for (models, how), m in apart.items()}
     for result in scored:
         notes |= dict.fromkeys(result.get("notes", ()))
+        if result.get("truncated"):
+            notes[f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were cut"] = None
         marks = {score["mark"] for score in result["scores"] if score.get("mark")}
         notes |= {f"* {mark}-perplexity: no perplexity, and compares with none": None for mark in marks}
     if notes:

@@ -127,7 +127,7 @@ class ServedModel:
         for number, row in enumerate(found):
             known = [token.logprob for token in row if token.logprob is not None]
             nll[number], tokens[number] = -sum(known), len(known)
-            given.append("".join(token.token for token in row if token.logprob is None))
+            given.append(_given(texts[number], row))
         words, size = counted(texts, given)
         how = likelihood.protocol("served", 0)
         scores = likelihood.totals(nll, tokens, words, size, how)
@@ -176,6 +176,15 @@ class ServedModel:
         missing = sum(one is None for one in said)
         how = f"{held}, {missing:,} of {len(said):,} name no label and count as wrong; {wording_of(task).origin}"
         return classified(result, self.job, Predictions(logits, np.array(numbers)), metrics, how, place)
+
+
+def _given(text: str, row: Sequence[TokenLogprob]) -> str:
+    """A text's beginning up to the first token that has a log-probability."""
+    told = next((token for token in row if token.logprob is not None), None)
+    if told is not None and told.offset is not None:
+        return text[: told.offset]
+    start = "".join(token.token for token in row if token.logprob is None)
+    return start if text.startswith(start) else ""
 
 
 def _answer_log(row: Sequence[TokenLogprob], start: int) -> float:

@@ -335,6 +335,7 @@ def _settings(asked: Asked, max_length: int) -> Settings:
         DTYPES[asked.precision],
         asked.shots,
         asked.seed,
+        asked.max_length,
     )
 
 
@@ -389,14 +390,24 @@ def _holds(file: Path, of: dict[str, object]) -> bool:
 
 
 def _words(targets: Sequence[Target]) -> list[str]:
-    """A file name's beginning for each target, another for each model: ``a/b`` and ``a-b`` do not share theirs."""
-    names = list(dict.fromkeys(target.name for target in targets))
+    """The beginning of each target's files, another for each model and split: nobody's answers are written over."""
+    names = list(dict.fromkeys(map(_who, targets)))
     alike = [_word(name) for name in names]
     found = {
         name: word if alike.count(word) == 1 else f"{word}-{alike[:number].count(word) + 1}"
         for number, (name, word) in enumerate(zip(names, alike, strict=True))
     }
-    return [found[target.name] for target in targets]
+    keys = [_split_of(target) for target in targets]
+    # Two data sets under one task's name are told apart by their texts.
+    double = {task for task, split, _ in keys if len({print_ for t, s, print_ in keys if (t, s) == (task, split)}) > 1}
+    return [
+        found[_who(target)] + (f"-{key[2][:6]}" if key[0] in double else "")
+        for target, key in zip(targets, keys, strict=True)
+    ]
+
+
+def _who(target: Target) -> str:
+    return f"baseline-{target.name}" if isinstance(target, Baseline) else target.name
 
 
 def _word(name: str) -> str:

@@ -28,12 +28,14 @@ from kdalign.tasks import (
     wording_of,
     write_submission,
 )
-from kdalign.tasks.cases import asked, copied
+from kdalign.tasks.cases import asked, copied, spaced
 from kdalign.windows import encode_pseudo
 from kdalign.work import Work
 
 AGREEMENT = "agreement"
 MASKED = "masked_ppl"
+LONGEST_QUESTION = 2048
+"""Tokens of a question with its solved examples, where nobody says."""
 
 
 class Target(Protocol):
@@ -260,7 +262,7 @@ class LocalModel:
         """Classes by the likelihood of the words that stand for them."""
         task, settings = self.job.task, self.job.settings
         assert isinstance(task, Task), "checked"
-        room = min(settings.writing.max_length, positions(self.checkpoint.config))
+        room = min(settings.max_length or LONGEST_QUESTION, positions(self.checkpoint.config))
         tell = observer.progress(f"{self.name}: asking")
         found = choosing.label_scores(model, tokenizer, self.job.questions, room, tell)
         chosen = choosing.choose(found.values, self.job.questions)
@@ -334,17 +336,18 @@ class Baseline:
         result, cases = blank(self.name, self.job, "baseline"), self.job.cases
         of_texts = [name for name in metrics if is_text_metric(name)]
         if self.name == "copy":
-            how = "copy: the prompt's last words again" if self.job.continuing else "copy: the source"
+            how = "the prompt's last words again" if self.job.continuing else "the source"
             return with_texts(result, self.job, cases, [copied(case) for case in cases], of_texts, how, place)
         learnt = self.job.training_texts
-        unigram = Unigram(learnt or [case.prompt for case in cases])
+        unigram = Unigram(spaced(learnt, self.job.language) or [case.prompt for case in cases])
         lengths = [case.words or len(case.references[0].split()) for case in cases]
         of = "of train" if learnt else "of the prompts"
-        how = f"unigram: words {of} drawn by their frequency, as many as the reference has"
-        result = with_texts(result, self.job, cases, unigram.write(lengths), of_texts, how, place)
+        how = f"words {of} drawn by their frequency, as many as the reference has"
+        texts = [case.cut(text) for case, text in zip(cases, unigram.write(lengths), strict=True)]
+        result = with_texts(result, self.job, cases, texts, of_texts, how, place)
         others = [name for name in metrics if name not in of_texts]
         if others:
-            texts = self.job.examples.texts[0]
+            texts, unigram = list(self.job.examples.texts[0]), Unigram(learnt)
             nll = np.array([unigram.nll(text) for text in texts])
             words = np.array([len(text.split()) for text in texts])
             size = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts])

@@ -4,7 +4,6 @@ Every metric is a value of statistics that add up over examples (matched n-grams
 is scored once, an interval resamples rows of numbers, and nothing is averaged that should have been summed.
 """
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import regex
 
 from kdalign.errors import UsageError
 from kdalign.extend import resolve
@@ -93,7 +93,10 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
         "chrf": CHRF,
         "ter": TER,
     }
-    scorer = makers[name]()
+    try:
+        scorer = makers[name]()
+    except (RuntimeError, ImportError) as error:  # Japanese and Korean need a package of their own
+        raise UsageError(f"{name} of language {language!r}: {' '.join(str(error).split())}") from None
     most = max(map(len, references))
     by_number = [[known[n] if n < len(known) else "" for known in references] for n in range(most)]
     rows = np.array(scorer._extract_corpus_statistics(list(predictions), by_number), dtype=float)
@@ -124,11 +127,12 @@ class UnicodeWords:
     """Words of Unicode letters, digits and marks, case folded; a character each where script has no spaces."""
 
     name = "unicode words"
-    _word = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+    _alone = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    _word = regex.compile(rf"[{_alone}]\p{{M}}*|[^\W_{_alone}](?:[^\W_{_alone}]|\p{{M}})*")
 
     def tokenize(self, text: str) -> list[str]:
         """Its words."""
-        return self._word.findall(unicodedata.normalize("NFKC", text).casefold())
+        return list(self._word.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: References, language: str) -> Counts:

@@ -43,7 +43,9 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
         raise UsageError(f"no file {file!r}{near} (accepted: .{', .'.join(FORMATS)})")
     if place.suffix.lstrip(".") not in FORMATS:
         raise UsageError(f"{file!r}: predictions are read from {', '.join(FORMATS)} files")
-    table = read_table(place, ())
+    metrics = expanded(metrics or ())
+    of_texts = any(name in TEXT_METRICS for name in metrics)
+    table = read_table(place, ("prediction", "reference") if of_texts else ())
     column = next((name for name in ("references", "reference") if name in table.columns), None)
     if column is None or "prediction" not in table.columns:
         raise UsageError(
@@ -52,7 +54,6 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
         )
     if len(table) == 0:
         raise UsageError(f"{file!r} has no rows")
-    metrics = expanded(metrics or ())
     for name in ("prediction", column):
         if table[name].isna().any():
             raise UsageError(f"{file!r}: row {int(np.flatnonzero(table[name].isna())[0])} has no {name}")

@@ -316,7 +316,7 @@ WRONG = [
         ("--student", "new:gpt2", "--tokenizer", "train:300", "--max-steps", 9, "--max-tokens", 9),
         "train.max_steps or train.max_tokens, not both",
     ),
-    (("--student", "new:t5", "--tokenizer", "train:300"), "not for it (fitting: translation, summarization)"),
+    (("--student", "new:t5", "--tokenizer", "train:300"), "not for it (fitting: translation, summarization, dialogue"),
 ]
 
 

@@ -89,7 +89,9 @@ def eval_(
             min=0, help="Solved examples before each question to a model that answers in words.", rich_help_panel=_HOW
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn, such as those examples.", rich_help_panel=_HOW)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of what is drawn, such as those examples.", rich_help_panel=_HOW)
+    ] = 0,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -225,6 +227,8 @@ def _score_file(
 
         result = score_file(str(file), metrics, language or "en")
     if out is not None:
+        if Path(out).suffix != ".json":
+            raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
         from kdalign.files import check_writable, write_json
 
         check_writable(Path(out).parent)

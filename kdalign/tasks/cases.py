@@ -20,12 +20,14 @@ class Case:
         references: one or more that are right.
         words: of the text that is held out, where a continuation ends with as many; 0 where a model ends itself.
         stop: what ends a text, such as a line's end; empty where nothing does.
+        language: of the spacing in which continuations are compared, a code.
     """
 
     prompt: str
     references: tuple[str, ...]
     words: int = 0
     stop: str = ""
+    language: str = "en"
 
     @property
     def whole(self) -> str:
@@ -34,20 +36,20 @@ class Case:
 
     @property
     def room(self) -> int:
-        """Tokens that surely hold so many words; 0 where a model ends its text itself."""
-        return 3 * self.words + 16 if self.words else 0
+        """Tokens that hold so many words, even a byte each; 0 where a model ends its text itself."""
+        return max(3 * self.words, len(self.references[0].encode())) + 16 if self.words else 0
 
     def ended(self, text: str) -> bool:
         """Whether a text that is being written needs no more: a word has begun after those that are wanted."""
-        if self.stop and self.stop in text.lstrip():
+        if self.stop and self.stop in text:
             return True
-        return bool(self.words) and len(spaced([text])[0].split()) > self.words
+        return bool(self.words) and len(spaced([text], self.language)[0].split()) > self.words
 
     def cut(self, text: str) -> str:
         """What was written, up to its end; a continuation in the spacing that texts are compared in."""
         if self.words:
-            return first_words(spaced([text])[0], self.words)
-        return (text.lstrip().partition(self.stop)[0] if self.stop else text).strip()
+            return first_words(spaced([text], self.language)[0], self.words)
+        return (text.partition(self.stop)[0] if self.stop else text).strip()
 
 
 def continuations(
@@ -65,7 +67,8 @@ def continuations(
         if middle == len(words):
             continue
         held = words[middle : middle + span]
-        cases.append(Case(" ".join(words[max(0, middle - prefix) : middle]), (" ".join(held),), len(held)))
+        prompt = " ".join(words[max(0, middle - prefix) : middle])
+        cases.append(Case(prompt, (" ".join(held),), len(held), language=language))
     return cases, len(examples) - len(cases)
 
 
@@ -95,11 +98,11 @@ def copied(case: Case) -> str:
 
 
 def spaced(texts: Sequence[str], language: str = "en") -> list[str]:
-    """Texts with one spacing, whatever tokenizer wrote them: words and marks, put together by Moses' detokenizer."""
+    """Texts with one spacing, whatever tokenizer wrote them: what was taken apart is put together by Moses' rules."""
     from sacremoses import MosesDetokenizer
 
     join = MosesDetokenizer(lang=language)
-    return [join.detokenize([found[0] for found in _WORDS.finditer(_joined(text))]) for text in texts]
+    return [join.detokenize(_joined(text).split()) for text in texts]
 
 
 def _joined(text: str) -> str:
@@ -111,11 +114,11 @@ def _joined(text: str) -> str:
 
 _APART: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\s*@([-,.])@\s*"), r"\1"),  # WikiText's marks
-    (re.compile(r"([.-])(?:\s*\1)+"), lambda found: re.sub(r"\s", "", found[0])),
-    (re.compile(r"(?<=\w)\s+n\s*'\s*t\b"), "n't"),
-    (re.compile(r"(?<=\w)\s*'\s*(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE), "'"),
-    (re.compile(r"(?<=\w)\s*-\s*(?=\w)"), "-"),
+    (re.compile(r"([.-])(?:\s+\1)+"), lambda found: re.sub(r"\s", "", found[0])),
+    (re.compile(r"\s*(?<!-)--(?!-)\s*"), " -- "),
+    (re.compile(r"(?<=\w)\s+n\s*(['’])\s*t\b"), r"n\1t"),
+    (re.compile(r"(?<=\w)\s*(['’])\s*(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE), r"\1"),
+    (re.compile(r"(?<=\w)\s+-\s+(?=\w)"), "-"),
     (re.compile(r"(?<=\d)\s*,\s*(?=\d{3}\b)"), ","),
-    (re.compile(r"(?<=\d)\s*\.\s*(?=\d)"), "."),
+    (re.compile(r"(?<=\d)\s*\.\s+(?=\d)"), "."),
 )
-_WORDS = re.compile(r"\w+(?:['-]\w+|(?<=\d)[.,]\d+)*|([^\w\s])\1*")
