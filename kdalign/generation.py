@@ -1,7 +1,7 @@
 """Texts that models write, for every family: greedily or by beams, by filling gaps, or from left to right."""
 
-import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -62,7 +62,7 @@ def write(
     family = families[layout_of(model.config).family]
     written: dict[int, str] = {}
     cut = 0
-    with answering(model):
+    with answering(model), _plain(model, tokenizer):
         for rows in _batches(cases):
             texts, long = family(model, tokenizer, [cases[row] for row in rows], writing)
             cut += long
@@ -275,40 +275,43 @@ def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) ->
 def _settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, writing: Writing, new_tokens: int
 ) -> GenerationConfig:
-    """The model's own special tokens, a plain search: no penalties, no forced lengths, nothing suppressed."""
-    settings = copy.deepcopy(model.generation_config)
-    assert settings is not None, "a model that generates has settings"
-    settings.update(
+    """A plain search that knows the model's special tokens: no penalties, no forced lengths, nothing suppressed."""
+    return GenerationConfig(
+        **_special_tokens(model, tokenizer),
         do_sample=False,
         num_beams=writing.beams,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        max_length=None,
         max_new_tokens=new_tokens,
         early_stopping=writing.beams > 1,
-        num_return_sequences=1,
-        repetition_penalty=None,
-        encoder_repetition_penalty=None,
-        no_repeat_ngram_size=None,
-        encoder_no_repeat_ngram_size=None,
-        min_length=None,
-        min_new_tokens=None,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-        guidance_scale=None,
-        max_time=None,
-        stop_strings=None,
-        penalty_alpha=None,
-        prompt_lookup_num_tokens=None,
-        return_dict_in_generate=False,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    if settings.eos_token_id is None:
-        settings.eos_token_id = tokenizer.eos_token_id
-    if settings.decoder_start_token_id is None:
-        settings.decoder_start_token_id = getattr(model.config, "decoder_start_token_id", None)
-    return settings
+
+
+def _special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    own, names = (
+        model.generation_config,
+        ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
+    )
+    assert own is not None, "a model that generates has settings"
+    found = {name: vars(own).get(name) for name in (*names, "bos_token_id", "eos_token_id")}
+    found["pad_token_id"] = tokenizer.pad_token_id
+    if found["eos_token_id"] is None:
+        found["eos_token_id"] = tokenizer.eos_token_id
+    if found["decoder_start_token_id"] is None:
+        found["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
+    return found
+
+
+@contextmanager
+def _plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A model without settings of its own: what is not given would be taken from there."""
+    if not model.can_generate():
+        yield
+        return
+    own = model.generation_config
+    model.generation_config = GenerationConfig(**_special_tokens(model, tokenizer))
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:

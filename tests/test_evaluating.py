@@ -535,3 +535,75 @@ def test_beside_others_what_a_model_cannot_do_is_a_dash(kdalign, models, tmp_pat
     assert status == 0, err
     (absent,) = results(out)["bert"]["absent"]
     assert absent["reason"] == "a masked model does not answer sources"
+
+
+# What a reviewer broke
+
+
+def test_spacing_leaves_what_is_written_as_it_is():
+    for text in ("हिन्दी में", "café naïve", "don’t it’s u.s. C++ http://a.b/c <unk> x", "👩‍👩‍👧 ok"):
+        assert spaced([text]) == [text]
+    assert spaced(["Ça va ? Oui , merci !"], "fr") == ["Ça va ? Oui, merci !"]
+    case = Case("x", ("Ça va ? Oui, merci !",), 6, language="fr")
+    assert case.cut(case.references[0]) == case.references[0]
+
+
+def test_even_a_byte_a_token_has_room_for_what_is_held_out():
+    case = Case("x", ("extraordinarily incomprehensible characterisations",), 3)
+    assert case.room >= len(case.references[0].encode())
+
+
+def test_noise_of_a_pair_is_drawn_for_each_text():
+    pair = Examples("x", (("the cat sat on the mat",) * 9, ("the cat sat on the mat",) * 9), np.zeros(9, dtype=int))
+    read = Job(GLUE["mrpc"], pair, Settings()).with_noise(Noise.parse("typos=0.5")).examples
+    assert sum(a == b for a, b in zip(*read.texts, strict=True)) <= 1
+
+
+def test_the_search_is_plain_whatever_a_models_settings_say():
+    net, reads = model("gpt2"), tokenizer("causal")
+    plain, _ = write(net, reads, CASES, Writing(), untold)
+    net.generation_config.update(
+        repetition_penalty=3.0, no_repeat_ngram_size=1, do_sample=True, num_return_sequences=1, suppress_tokens=[7, 8],
+        min_length=30, return_dict_in_generate=True, temperature=0.3, num_beams=3,
+    )  # fmt: skip
+    assert write(net, reads, CASES, Writing(), untold)[0] == plain
+
+
+def test_a_model_called_as_a_baseline_keeps_its_own_texts(kdalign, texts, tmp_path):
+    saved(tmp_path / "copy", "llama")
+    words = ["--task", "lm", "--data", texts, "--limit", 4, "--max-length", 32, "--metrics", "cer", "--json"]
+    _, out, _ = kdalign("eval", "./copy", *words)
+    ours, *baselines = json.loads(out)
+    assert len({one["texts"] for one in (ours, *baselines)}) == 3
+    kept = pd.read_parquet(ours["texts"])
+    (score,) = ours["scores"]
+    assert score_texts(["cer"], kept["prediction"], [list(r) for r in kept["references"]])[0][0].value == score["value"]
+
+
+def test_a_perplexity_beyond_all_numbers_is_a_dash():
+    from kdalign.likelihood import totals
+
+    found = {s.metric: s for s in totals(np.array([5000.0]), np.array([4]), 1, 400, "x", interval=False)}
+    assert (found["ppl"].value, found["word_ppl"].value) == (None, None)
+    assert found["bits_per_byte"].value == pytest.approx(5000 / 400 / math.log(2))
+
+
+def test_the_other_pseudo_likelihood_is_asked_for_by_its_name(kdalign, models, tmp_path):
+    place = tmp_path / "odd"
+    place.mkdir()
+    pd.DataFrame({"text": ["zqxj film", "unlikely words"]}).to_parquet(place / "validation.parquet")
+    values = {}
+    for how in ("word-l2r", "token"):
+        words = ["--task", "lm", "--data", place, "--max-length", 32, "--metrics", "ppl", "--pseudo", how, "--json"]
+        (score, *_) = json.loads(kdalign("eval", models["bert"], *words)[1])[0]["scores"]
+        values[how] = score["value"]
+    assert values["word-l2r"] != values["token"]
+
+
+def test_the_mark_stands_beside_the_number_in_compare(kdalign, models, texts):
+    words = ["--task", "lm", "--data", texts, "--limit", 4, "--max-length", 32, "--metrics", "word_ppl"]
+    kdalign("eval", models["bert"], models["llama"], *words, "--out", "marked.json")
+    _, out, _ = kdalign("compare", "marked.json", "--format", "markdown")
+    rows = {line.split("|")[1].split()[0]: line for line in out.splitlines() if line.startswith("|")}
+    assert "*" in rows["bert"]
+    assert "*" not in rows["llama"]

@@ -257,3 +257,20 @@ def test_a_metric_of_two_classes_is_not_for_more(kdalign, tmp_path):
     place = write(tmp_path / "said.csv", {"prediction": [0, 1, 2], "reference": [0, 1, 1]}, "csv")
     status, _, err = kdalign("eval", "--predictions", place, "--metrics", "f1")
     assert (status, "macro_f1 is of more" in one_line(err)) == (2, True)
+
+
+def test_words_keep_their_marks_and_chinese_beside_digits_is_a_character_each():
+    words = UnicodeWords().tokenize
+    assert words("कि") != words("की")
+    assert words("2023年发生") == ["2023", "年", "发", "生"]
+
+
+def test_bleu_takes_a_languages_own_tokenizer():
+    ((score,), _) = score_texts(["bleu"], ["你好世界很大"], [["你好世界很小"]], "zh")
+    assert "tok:zh" in score.signature
+
+
+def test_texts_of_digits_are_compared_as_they_are_written(kdalign, tmp_path):
+    place = write(tmp_path / "said.csv", {"prediction": ["7.50", "007"], "reference": ["7.5", "7"]}, "csv")
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
+    assert json.loads(out)[0]["scores"][0]["value"] == 0
