@@ -52,8 +52,9 @@ def test_texts_have_one_spacing_whatever_tokenizer_wrote_them():
 def test_a_continuation_is_cut_to_as_many_words_as_are_held_out():
     case = Case("the", ("a b c",), 3)
     assert case.cut("  one two , three four") == "one two, three"
-    assert not case.ended("one two three")  # the third may go on
-    assert case.ended("one two three f")
+    assert not case.ended("one two three -")  # the third may go on
+    assert case.cut("one two three - four five") == "one two three-four"
+    assert case.ended("one two three four f")
     line = Case("Q:", ("a",), stop="\n")
     assert line.cut(" an answer\nQ: more") == "an answer"
     assert (line.ended(" an answer"), line.ended(" an answer\n")) == (False, True)

@@ -40,10 +40,13 @@ class Case:
         return max(3 * self.words, len(self.references[0].encode())) + 16 if self.words else 0
 
     def ended(self, text: str) -> bool:
-        """Whether a text that is being written needs no more: a word has begun after those that are wanted."""
+        """Whether a text that is being written needs no more: two words have begun after those that are wanted.
+
+        After one alone the last might still go on: ``all -`` becomes ``all-consuming``.
+        """
         if self.stop and self.stop in text:
             return True
-        return bool(self.words) and len(spaced([text], self.language)[0].split()) > self.words
+        return bool(self.words) and len(spaced([text], self.language)[0].split()) > self.words + 1
 
     def cut(self, text: str) -> str:
         """What was written, up to its end; a continuation in the spacing that texts are compared in."""
