@@ -36,8 +36,12 @@ class Case:
 
     @property
     def room(self) -> int:
-        """Tokens that hold so many words, even a byte each; 0 where a model ends its text itself."""
-        return max(3 * self.words, len(self.references[0].encode())) + 16 if self.words else 0
+        """Tokens that hold so many words, even a byte each; 0 where a model ends its text itself.
+
+        In steps of 32, so that cases of one room, which are written together, are many.
+        """
+        needed = max(3 * self.words, len(self.references[0].encode())) + 16
+        return -(-needed // 32) * 32 if self.words else 0
 
     def ended(self, text: str) -> bool:
         """Whether a text that is being written needs no more: two words have begun after those that are wanted.
