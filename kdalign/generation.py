@@ -293,8 +293,6 @@ def _special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     assert own is not None, "a model that generates has settings"
     found = {name: vars(own).get(name) for name in (*names, "bos_token_id", "eos_token_id")}
     found["pad_token_id"] = tokenizer.pad_token_id
-    if found["eos_token_id"] is None:
-        found["eos_token_id"] = tokenizer.eos_token_id
     if found["decoder_start_token_id"] is None:
         found["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
     return found

@@ -411,7 +411,7 @@ class Served:
             for worker in workers:
                 worker.start()
             for _ in range(waiting):
-                outcome = ended.get()
+                outcome = _next(ended)
                 if isinstance(outcome, BaseException):
                     stop.set()
                     _wait_for(workers, 10.0)
@@ -619,6 +619,15 @@ def _client(url: str, key: str | None, settings: Settings) -> Any:
     except ImportError:
         raise UsageError("models behind an API need OpenAI's client: pip install 'kdalign[served]'") from None
     return openai.OpenAI(api_key=key or "none", base_url=url, timeout=settings.timeout, max_retries=settings.retries)
+
+
+def _next(ended: "queue.SimpleQueue[str | BaseException]") -> "str | BaseException":
+    """What ends next. A signal that comes just before a wait does not end it, so that no wait may be long."""
+    while True:
+        try:
+            return ended.get(timeout=0.2)
+        except queue.Empty:
+            continue
 
 
 def _wait_for(workers: Sequence[threading.Thread], seconds: float) -> None:
