@@ -560,8 +560,10 @@ def test_refused_log_probabilities_are_unavailable_with_the_servers_reason_but_n
 
 def test_ctrl_c_stops_at_once_and_keeps_what_was_answered(openai_rules, tmp_path):
     script = f"""
+import signal
 from pathlib import Path
 from kdalign.served import Served
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a command in the background is started without
 asked = Served("openai:gpt-old", {openai_rules.url!r}, Path({str(tmp_path)!r}))
 asked.complete(["a", "b", "hang", "hang on", "c", "d"], [5] * 6, progress=lambda *n: print(*n, flush=True))
 """
