@@ -104,11 +104,10 @@ def _go_on(
     cut = sum(len(one) > longest for one in ids)
     ids = [one if len(one) <= longest else [*before, *one[len(before) - longest :]] for one in ids]
     padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
-    settings = _settings(model, tokenizer, writing, most)
     stop = StoppingCriteriaList()
     if writing.beams == 1:
         stop.append(_Ended(tokenizer, padded.size(1), cases))
-    found = model.generate(padded, attention_mask=real, generation_config=settings, stopping_criteria=stop)
+    found = model.generate(padded, attention_mask=real, stopping_criteria=stop, **_search(writing, most))
     return _decoded(tokenizer, found[:, padded.size(1) :]), cut
 
 
@@ -141,7 +140,7 @@ def _answer(
     found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
     most = min(_room(cases, writing, with_prompt=continuing and not sentinels), positions(model.config) - 1)
     inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
-    new = model.generate(**inputs, generation_config=_settings(model, tokenizer, writing, most))
+    new = model.generate(**inputs, **_search(writing, most))
     if sentinels:  # T5: <extra_id_0> what fills the first gap <extra_id_1> ...
         said = tokenizer.batch_decode(new, skip_special_tokens=False)
         gaps = [text.partition(sentinels[0])[2].partition(sentinels[1])[0] for text in said]
@@ -272,44 +271,34 @@ def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) ->
     return cases[0].room + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
 
 
-def _settings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, writing: Writing, new_tokens: int
-) -> GenerationConfig:
-    """A plain search that knows the model's special tokens: no penalties, no forced lengths, nothing suppressed."""
-    return GenerationConfig(
-        **_special_tokens(model, tokenizer),
-        do_sample=False,
-        num_beams=writing.beams,
-        max_new_tokens=new_tokens,
-        early_stopping=writing.beams > 1,
-    )
-
-
-def _special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    own, names = (
-        model.generation_config,
-        ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
-    )
-    assert own is not None, "a model that generates has settings"
-    found = {name: vars(own).get(name) for name in (*names, "bos_token_id", "eos_token_id")}
-    found["pad_token_id"] = tokenizer.pad_token_id
-    if found["decoder_start_token_id"] is None:
-        found["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
-    return found
+def _search(writing: Writing, new_tokens: int) -> dict[str, Any]:
+    """What ``generate`` is told; the special tokens stand in the model's plain settings."""
+    beams = writing.beams
+    return {"do_sample": False, "num_beams": beams, "early_stopping": beams > 1, "max_new_tokens": new_tokens}
 
 
 @contextmanager
 def _plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """A model without settings of its own: what is not given would be taken from there."""
+    """A model whose settings are its special tokens alone: no penalties, no forced lengths, nothing suppressed."""
     if not model.can_generate():
         yield
         return
     own = model.generation_config
-    model.generation_config = GenerationConfig(**_special_tokens(model, tokenizer))
+    assert own is not None, "a model that generates has settings"
+    tokens = {name: vars(own).get(name) for name in _SPECIAL} | {"pad_token_id": tokenizer.pad_token_id}
+    if tokens["decoder_start_token_id"] is None:
+        tokens["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
+    model.generation_config = GenerationConfig(**tokens)
     try:
         yield
     finally:
         model.generation_config = own
+
+
+_SPECIAL = (
+    *("bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
+)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:

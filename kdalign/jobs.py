@@ -115,9 +115,11 @@ class Job:
         """What is written and how it is compared, in one sentence."""
         if not self.continuing:
             return ""
+        alone = len(self.examples) - len(self.cases)
         return (
             f"continuation: of each text the first half is given, at most {PREFIX_WORDS} words, and the next ones, at "
             f"most {SPAN_WORDS}, are held out; prompts, references and answers in one spacing"
+            + (f"; {alone:,} texts of one word are passed over" if alone else "")
         )
 
 

@@ -282,8 +282,8 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
     given = ((task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
     if any(value not in (None, own) for value, own in given):
         names = (task,) if task else data.task
-        own = task is not None and task.endswith((".yaml", ".yml")) and _names_data(task)
-        elsewhere = asked if own or asked.folder is not None or asked.dataset is not None else data
+        brings = task is not None and task.endswith((".yaml", ".yml")) and _names_data(task)
+        elsewhere = asked if brings or asked.folder is not None or asked.dataset is not None else data
         data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
         str(run),

@@ -68,6 +68,16 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
+class _Loaded:
+    """A local model in memory, and where its answers go."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    place: Place
+    observer: Observer
+
+
+@dataclass(frozen=True)
 class LocalModel:
     """A checkpoint or a run's student, checked, its weights not yet loaded.
 
@@ -197,43 +207,38 @@ class LocalModel:
         tokenizer = models.load_tokenizer(self.checkpoint)
         tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
         result = replace(result, parameters=count_parameters(model), trained_tokens=tokens)
+        loaded = _Loaded(model, tokenizer, place, observer)
         with torch.autocast(device.type, dtype) if cast is not dtype else nullcontext():
             if answered and self.prompted:
-                result = self._by_prompts(result, model, tokenizer, answered, place, observer)
+                result = self._by_prompts(result, loaded, answered)
             elif answered or self.submits:
-                result = self._by_answers(result, model, tokenizer, answered, place, observer)
+                result = self._by_answers(result, loaded, answered)
             if pseudo:
-                result = self._by_pseudo_likelihood(result, model, tokenizer, pseudo, place, observer)
+                result = self._by_pseudo_likelihood(result, loaded, pseudo)
             if of_texts:
-                result = self._by_texts(result, model, tokenizer, of_texts, place, observer)
+                result = self._by_texts(result, loaded, of_texts)
         order = {name: number for number, name in enumerate(metrics)}
         scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
         if dtype is not torch.float32:
             scores = [replace(score, signature=f"{score.signature}; model in bf16") for score in scores]
         return replace(result, scores=tuple(scores))
 
-    def _by_answers(
-        self,
-        result: Evaluation,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: Sequence[str],
-        place: Place,
-        observer: Observer,
-    ) -> Evaluation:
+    def _by_answers(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
         """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
         work, examples = self.work, self.job.examples
         assert work is not None, "checked"
-        encoded = work.encode(examples, tokenizer, self.checkpoint.config, scored=True)
-        tell = observer.progress(f"{self.name}: reading")
-        found = work.answer(model, encoded, tell)
+        encoded = work.encode(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
+        tell = loaded.observer.progress(f"{self.name}: reading")
+        found = work.answer(loaded.model, encoded, tell)
         kept = self.teachers_answers
         answers = work.kept(kept) if kept is not None else None
-        predictions = place.file(self.job, ".parquet")
+        predictions = loaded.place.file(self.job, ".parquet")
         work.keep(predictions, found, encoded, answers)
         submission = None
         if self.submits and isinstance(work.task, Task):
-            submission = str(write_submission(work.task, examples.split, found.values, place.folder / place.word))
+            submission = str(
+                write_submission(work.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
+            )
         if encoded.truncated and not encoded.words:
             cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
             reason = "texts were cut, so their words and bytes are not known"
@@ -250,21 +255,13 @@ class LocalModel:
             submission=submission,
         )
 
-    def _by_prompts(
-        self,
-        result: Evaluation,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: Sequence[str],
-        place: Place,
-        observer: Observer,
-    ) -> Evaluation:
+    def _by_prompts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
         """Classes by the likelihood of the words that stand for them."""
         task, settings = self.job.task, self.job.settings
         assert isinstance(task, Task), "checked"
         room = min(settings.max_length or LONGEST_QUESTION, positions(self.checkpoint.config))
-        tell = observer.progress(f"{self.name}: asking")
-        found = choosing.label_scores(model, tokenizer, self.job.questions, room, tell)
+        tell = loaded.observer.progress(f"{self.name}: asking")
+        found = choosing.label_scores(loaded.model, loaded.tokenizer, self.job.questions, room, tell)
         chosen = choosing.choose(found.values, self.job.questions)
         return classified(
             replace(result, truncated=found.truncated),
@@ -272,45 +269,33 @@ class LocalModel:
             chosen,
             metrics,
             choosing.signature(wording_of(task).origin, settings.shots, settings.seed),
-            place,
+            loaded.place,
         )
 
-    def _by_pseudo_likelihood(
-        self,
-        result: Evaluation,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: Sequence[str],
-        place: Place,
-        observer: Observer,
-    ) -> Evaluation:
+    def _by_pseudo_likelihood(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
         assert self.work is not None, "masked models have work on documents"
         length, within = self.work.max_length, self.job.settings.within_words
-        encoded = encode_pseudo(self.job.examples.texts[0], tokenizer, length, within)
-        answers = likelihood.answer(model, encoded, observer.progress(f"{self.name}: masking token by token"))
+        encoded = encode_pseudo(self.job.examples.texts[0], loaded.tokenizer, length, within)
+        answers = likelihood.answer(
+            loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")
+        )
         how = likelihood.protocol("word-l2r" if within else "token", length)
-        likelihood.write_totals(place.file(self.job, "-pseudo.parquet"), answers, encoded)
+        likelihood.write_totals(loaded.place.file(self.job, "-pseudo.parquet"), answers, encoded)
         found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
         return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
 
-    def _by_texts(
-        self,
-        result: Evaluation,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: Sequence[str],
-        place: Place,
-        observer: Observer,
-    ) -> Evaluation:
+    def _by_texts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
         task, settings = self.job.task, self.job.settings
         assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
         cases = asked(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
-        texts, cut = write(model, tokenizer, cases, settings.writing, observer.progress(f"{self.name}: writing"))
+        texts, cut = write(
+            loaded.model, loaded.tokenizer, cases, settings.writing, loaded.observer.progress(f"{self.name}: writing")
+        )
         result = replace(result, truncated=max(result.truncated, cut))
         how = how_written(self.family, self.job.continuing, settings.writing)
         if task.pairs and self.family == "causal":
             how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
-        return with_texts(result, self.job, cases, texts, metrics, how, place)
+        return with_texts(result, self.job, cases, texts, metrics, how, loaded.place)
 
 
 @dataclass(frozen=True)

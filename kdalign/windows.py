@@ -132,7 +132,8 @@ def counted(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
     words = sum(len(text.split()) for text in texts)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     for text, start in zip(texts, given, strict=False):
-        words -= len(start.split()) if text[len(start) : len(start) + 1].strip() == "" else len(start.split()[:-1])
+        ends = start != start.rstrip() or text[len(start) : len(start) + 1].strip() == ""  # with a word of its own
+        words -= len(start.split()) if ends else len(start.split()[:-1])
         size -= len(start.encode("utf-8", "surrogatepass"))
     return words, size
 

@@ -13,7 +13,7 @@ from test_families import model, tokenizer
 from kdalign import likelihood
 from kdalign.batches import IGNORED
 from kdalign.encoding import start_of
-from kdalign.windows import FEW, encode_causal, encode_permuted, encode_pseudo, windows
+from kdalign.windows import FEW, counted, encode_causal, encode_permuted, encode_pseudo, windows
 
 TEXTS = [*sentences(6, 11)[0], " ".join(sentences(12, 12)[0])]
 """Six short texts and one of some windows."""
@@ -197,6 +197,12 @@ def test_words_and_bytes_are_of_what_is_asked_for():
         encoded = encode_permuted([text], reads, 16)
         assert encoded.bytes == len(text.encode()) - len(text[:first].encode())
         assert encoded.words == len(text.split()) - whole
+
+
+def test_a_given_beginning_takes_its_whole_words_along_whether_or_not_its_blank_is_with_it():
+    assert counted(["the film"], ["the"]) == (1, 5)
+    assert counted(["the film"], ["the "]) == (1, 4)
+    assert counted(["the film"], ["th"]) == (2, 6)
 
 
 def test_many_texts_are_resampled_as_wholes_and_few_by_their_rows():
