@@ -21,7 +21,8 @@ from kdalign.vocabulary import vocabulary_scores
 
 Array = np.ndarray[Any, Any]
 
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 4096
+"""SmolLM2 in bfloat16 on two cores: at 8,192 a tenth slower, whose activations leave the caches, at 1,024 a quarter."""
 
 
 @dataclass(frozen=True)
