@@ -19,7 +19,7 @@ from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
 from kdalign.terms import HardLabels
-from kdalign.training import train
+from kdalign.training import Stage, train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
@@ -69,7 +69,19 @@ def finetuned(
         learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
         accelerator.wait_for_everyone()
         what = f"fine-tuning the teacher on {task.name}"
-        train(learner, None, objective, encoded, _train(settings), accelerator, draft, observer, None, what, True)
+        train(
+            learner,
+            None,
+            [Stage(0, objective)],
+            encoded,
+            _train(settings),
+            accelerator,
+            draft,
+            observer,
+            None,
+            what,
+            True,
+        )
         if accelerator.is_main_process:
             model.save_pretrained(draft.student)
             tokenizer.save_pretrained(draft.student)

@@ -46,7 +46,7 @@ from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
-from kdalign.training import Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Remapping, Stage, check_device, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -190,8 +190,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     student_order = work.order(student_model)
     teacher = None
     if taught is not None:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        teacher = Teacher(taught.model, work.order(taught.model), dtype, accelerator.device)
+        rounded = torch.bfloat16 if bf16 else torch.float32
+        teacher = Teacher(taught.model, work.order(taught.model), rounded, accelerator.device)
 
     # What aligns them, and what is minimised.
     plan = None
@@ -201,7 +201,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         if plan.choice and _untrained(run):
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
-    objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None, shared)
+    dtype = torch.bfloat16 if bf16 else None
+    stages = [Stage(after, work.objective(part, plan, dtype, shared)) for after, part in recipe.objective.stages]
+    objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
@@ -231,14 +233,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         remapping = Remapping(
             recipe.align.remap_every,
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: work.objective(recipe.objective, found, torch.bfloat16 if bf16 else None, shared),
+            lambda found: work.objective(recipe.objective, found, dtype, shared),
         )
 
     start_trackers(accelerator, recipe)
     progress = train(
         learner,
-        teacher if objective.needs_teacher else None,
-        objective,
+        teacher,
+        stages,
         encoded,
         recipe.train,
         accelerator,

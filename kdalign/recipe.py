@@ -89,6 +89,8 @@ class Align(_Section):
 
 TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations")
 """The objective's weights."""
+ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
+"""Those of the terms that compare layers."""
 
 
 class Objective(_Section):
@@ -106,12 +108,25 @@ class Objective(_Section):
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
     """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
+    align_first: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps in which layers alone are aligned; after them only ``hard`` and ``alpha`` count."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
         if self.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
+        if self.align_first and not (self.hard + self.alpha > 0 and any(getattr(self, key) for key in ALIGNING_KEYS)):
+            aligning = ", ".join(ALIGNING_KEYS)
+            raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
+
+    @property
+    def stages(self) -> tuple[tuple[float, "Objective"], ...]:
+        """One after the other, the share of the steps after which each begins, and what it minimises."""
+        if not self.align_first:
+            return ((0.0, self),)
+        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0})
+        return (0.0, aligning), (self.align_first, self.model_copy(update=dict.fromkeys(ALIGNING_KEYS, 0.0)))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -124,12 +139,15 @@ class Objective(_Section):
         return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
 
 
-ARMS: Mapping[str, Objective] = {
-    "labels": Objective(hard=1, alpha=0, beta=0, gamma=0, delta=0),
-    "soft": Objective(beta=0, gamma=0, delta=0),
-    "joint": Objective(),
+_UNALIGNED = dict.fromkeys(ALIGNING_KEYS, 0.0)
+ARMS: Mapping[str, Mapping[str, float]] = {
+    "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
+    "soft": _UNALIGNED,
+    "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5},
+    "joint": {},
 }
-"""What is compared on one budget: hard labels only, hard and soft labels, everything at once."""
+"""What is compared on one budget, by what differs from the recipe's objective: hard labels only; hard and soft labels;
+layers aligned for the first half of the steps and hard labels for the second; everything at once."""
 
 
 class Train(_Section):
@@ -308,6 +326,12 @@ class Recipe(_Section):
             raise ValueError(
                 f"train.batch_tokens={tokens} is less than one row, data.max_length={self.data.max_length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mapped_once_in_stages(self) -> "Recipe":
+        if self.objective.align_first and self.align.remap_every is not None:
+            raise ValueError("align.remap_every is for layers aligned all the time: leave objective.align_first at 0")
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def runs(tmp_path_factory, teacher, data):
     for arm, seed in (("labels", 0), ("joint", 0), ("joint", 1)):
         flags = {
             "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
-            "objective": ARMS[arm].model_dump(), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
+            "objective": dict(ARMS[arm]), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
             "train.device": "cpu", "out": str(folder / f"{arm}-{seed}"),
         }  # fmt: skip
         distill(build_recipe(None, flags))
