@@ -5,6 +5,7 @@ both. The dump holds every default, and loading the dump gives the same recipe a
 """
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -377,16 +378,25 @@ def build_recipe(
     Raises:
         UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
     """
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
-    for key, value in (flags or {}).items():
+    return recipe_of(merged(read_tree(file) if file else {}, flags or {}, sets))
+
+
+def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
+    """A tree of keys and values with flags that win over it, and assignments that win over both.
+
+    Raises:
+        UsageError: an assignment that is none, or to a key of something that has no keys.
+    """
+    found = deepcopy(dict(tree))
+    for key, value in flags.items():
         if value is not None:
-            _assign(tree, key, value)
+            assign(found, key, value)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
-        _assign(tree, key.strip(), _value(key.strip(), text))
-    return recipe_of(tree)
+        assign(found, key.strip(), value_of(key.strip(), text))
+    return found
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
@@ -409,7 +419,12 @@ def load_recipe(file: Path) -> Recipe:
     return build_recipe(file)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -425,7 +440,7 @@ def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def _value(key: str, text: str) -> Any:
+def value_of(key: str, text: str) -> Any:
     """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
 
     Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63.
@@ -453,7 +468,12 @@ def _holds_text(key: str) -> bool:
     return name in known and known[name].annotation in (str, str | None)
 
 
-def _assign(tree: dict[str, Any], key: str, value: object) -> None:
+def assign(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key in a tree, in place.
+
+    Raises:
+        UsageError: a part of the key holds a value.
+    """
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})

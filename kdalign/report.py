@@ -16,6 +16,7 @@ from kdalign.errors import unknown
 from kdalign.table import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
+    from kdalign.ablation import Ablation, Trial
     from kdalign.alignment import LayerMap, Plan
     from kdalign.metrics import Score
     from kdalign.preparation import Prepared
@@ -410,6 +411,22 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
     return json.dumps(runs, indent=2)
 
 
+def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
+    """What an ablation would run, arm by arm."""
+    table = _table(
+        f"{len(trials)} runs: {len(ablation.arms)} arms, {len(ablation.tasks)} tasks, seeds "
+        f"{' '.join(map(str, ablation.seeds))}"
+    )
+    table.add_column("arm")
+    table.add_column("differs by", overflow="fold")
+    for arm, changes in ablation.arms.items():
+        shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
+        table.add_row(escape(arm), escape(shown or "nothing"))
+    one = trials[0].recipe
+    notes = [f"tasks: {', '.join(ablation.tasks)}", f"each: {one.student} of {one.teacher}, {_schedule(one.train)}"]
+    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+
+
 def _facts(run: "Prepared") -> dict[str, str]:
     from kdalign.alignment import layers_text
 
@@ -449,6 +466,11 @@ def _budget(train: "Train", examples: int) -> str:
     if train.max_tokens is not None:
         return f"{train.max_tokens:,} tokens, {step} a step"
     return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
+
+
+def _schedule(train: "Train") -> str:
+    length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
+    return f"{length}, batch {train.batch_size}, learning rate {train.lr:g}"
 
 
 def _table(title: str | None = None) -> Table:

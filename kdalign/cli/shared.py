@@ -82,11 +82,12 @@ def new_watcher() -> "Watcher":
     with console.status("loading"):
         from kdalign.progress import Watcher
 
-        _quiet_libraries()
+        quiet_libraries()
     return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Keep Transformers' own bars and warnings away."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
