@@ -160,7 +160,6 @@ def ablate(
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
     watcher = new_watcher()
     from kdalign.ablating import ablate as run
-
     from kdalign.files import write_json
     from kdalign.search import search as choose
 
