@@ -5,10 +5,12 @@
     OUT/  ablation.yaml               the recipe that all share, arms and seeds
           ARM-seedN[/TASK]/           a run folder
           kept/ARM-TASK-seedN.json.gz its record without what the ablation says already, and its answers
+          kept/HASH.gz                labels, or a teacher's answers, which many runs share
 """
 
 import base64
 import gzip
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +34,7 @@ DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 _UNKEPT = ("recipe", "environment", "samples", "files")
 _ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
+_SHARED = ("label", "teacher", "tokens")
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,8 @@ class Kept:
 
     Attributes:
         record: the run's, without environment and samples.
-        answers: by split and column, the student's answers, the labels, and the teacher's classes; a language model's
-            ``nll`` and ``tokens`` by row.
+        answers: by split and column, as in the run's predictions: ``prediction``, ``label``, ``teacher``; a language
+            model's ``nll`` and ``tokens``.
     """
 
     trial: Trial
@@ -206,7 +209,10 @@ def keep(trial: Trial, folder: Path) -> Kept:
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
     answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
-    packed = {split: {name: _packed(values) for name, values in columns.items()} for split, columns in answers.items()}
+    packed = {
+        split: {name: _packed(name, values, folder) for name, values in columns.items()}
+        for split, columns in answers.items()
+    }
     content = {name: value for name, value in tree.items() if name not in _UNKEPT} | {"answers": packed}
     with whole_file(folder / trial.file) as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
@@ -223,7 +229,7 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     try:
         tree = json.loads(gzip.decompress(file.read_bytes()))
         answers = {
-            split: {name: _unpacked(values) for name, values in columns.items()}
+            split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
     except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
@@ -242,19 +248,29 @@ def _read_answers(file: Path) -> dict[str, Array]:
     import pandas as pd
 
     table = pd.read_parquet(file)
-    columns = {name: table[name].to_numpy() for name in _ANSWERS if name in table.columns}
-    if "teacher" in columns and columns["teacher"].dtype.kind == "f":
-        del columns["teacher"]  # as large as all else, and the same in every run
-    return columns
+    return {name: table[name].to_numpy() for name in _ANSWERS if name in table.columns}
 
 
-def _packed(values: Array) -> dict[str, str]:
-    kind = "<f2" if values.dtype.kind == "f" else "<i4"
-    return {"dtype": kind, "values": base64.b64encode(values.astype(kind).tobytes()).decode()}
+def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
+    """A column as text, or the name of a file in the folder where many runs share it."""
+    kind = "<i4" if values.dtype.kind != "f" else "<f2" if name == "prediction" else "<f4"
+    raw = values.astype(kind).tobytes()
+    if name not in _SHARED:
+        return {"dtype": kind, "values": base64.b64encode(raw).decode()}
+    file = folder / f"{hashlib.sha256(raw).hexdigest()[:16]}.gz"
+    if not file.is_file():
+        with whole_file(file) as temporary:
+            temporary.write_bytes(gzip.compress(raw, mtime=0))
+    return {"dtype": kind, "file": file.name}
 
 
-def _unpacked(packed: Mapping[str, str]) -> Array:
-    values: Array = np.frombuffer(base64.b64decode(packed["values"]), dtype=packed["dtype"])
+def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
+    raw = (
+        gzip.decompress((folder / packed["file"]).read_bytes())
+        if "file" in packed
+        else base64.b64decode(packed["values"])
+    )
+    values: Array = np.frombuffer(raw, dtype=packed["dtype"])
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
