@@ -127,7 +127,7 @@ def _markdown(tables: Sequence[Grid], notes: Sequence[str]) -> str:
         for name, row in zip(grid.rows, grid.cells, strict=True):
             lines.append(f"| {_in_cell(str(name))} | " + " | ".join(map(_markdown_cell, row)) + " |")
         lines.append("")
-    lines += [f"- {_plain(note)}" for note in notes]
+    lines += [f"- {_no_list(_plain(note))}" for note in notes]
     return "\n".join(lines)
 
 
@@ -143,6 +143,11 @@ def _in_cell(text: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("<", "&lt;")
+
+
+def _no_list(text: str) -> str:
+    """A line that begins no list of its own."""
+    return re.sub(r"^(?=[*+#-])", r"\\", text)
 
 
 def _latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
@@ -180,9 +185,8 @@ def _latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
 
 def _legend(grid: Grid) -> str:
     cells = [cell for row in grid.cells for cell in row]
-    said = [" The best is bold" if any(cell.best for cell in cells) else ""]
-    said.append(", the second underlined" if any(cell.second for cell in cells) else "")
-    return "".join(said) + ("." if any(said) else "")
+    said = ["best bold"] * any(cell.best for cell in cells) + ["second underlined"] * any(cell.second for cell in cells)
+    return f" {', '.join(said).capitalize()}." if said else ""
 
 
 def _tabular(grid: Grid) -> Iterator[str]:
@@ -193,7 +197,7 @@ def _tabular(grid: Grid) -> Iterator[str]:
         yield from (f"  {line}" for line in _latex_groups(grid.columns))
     yield _latex_row(grid.corner, [_latex_text(name.text) for name in grid.columns])
     if any(name.unit for name in grid.columns):
-        yield _latex_row("", [_latex_text(name.unit and f"({name.unit})") for name in grid.columns])
+        yield _latex_row("", [_latex_text(name.lines[-1]) for name in grid.columns])
     yield r"  \midrule"
     for before, name, row in zip([None, *grid.rows], grid.rows, grid.cells, strict=False):
         if name.apart and before is not None and not before.apart:
@@ -215,7 +219,7 @@ def _latex_name(name: str, width: int) -> str:
     lines = [_latex_start(line) for line in folded(name, width)]
     if len(lines) == 1:
         return lines[0]
-    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"
+    return r"\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
 def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
@@ -232,9 +236,10 @@ def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
 
 
 def _latex_number(cell: Shown) -> str:
+    """The number; what stands behind it takes no width, so that numbers stand above one another."""
     number = _latex_text(cell.number)
     number = rf"\textbf{{{number}}}" if cell.best else rf"\underline{{{number}}}" if cell.second else number
-    return number + _latex_text(cell.tail)
+    return number + (rf"\rlap{{{_latex_text(cell.tail)}}}" if cell.tail else "")
 
 
 def _footnotes(notes: Iterable[str]) -> Iterator[str]:

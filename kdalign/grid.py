@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from kdalign.table import Cell, Column, Comparison, Row
 
 DASH = "–"
-WORD = 10
+WORD = 12
 """Characters of a heading's line, where its words can be broken."""
 
 
@@ -31,12 +31,12 @@ class Name:
     mean: str = ""
 
     def __str__(self) -> str:
-        return " ".join(self.words)
+        return " ".join(filter(None, self.lines))
 
     @property
-    def words(self) -> list[str]:
-        """Group, text and unit."""
-        return [*filter(None, [self.group]), *self.text.split(), *([f"({self.unit})"] if self.unit else [])]
+    def lines(self) -> tuple[str, str, str]:
+        """Group, text and unit, each of which may be empty."""
+        return self.group, self.text, f"({self.unit})" if self.unit else ""
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,9 @@ def column_width(grid: Grid, number: int, fold: bool = True) -> int:
 
 
 def heading(name: Name, fold: bool = True) -> list[str]:
-    """A column's heading as lines: a word on each, long ones broken where they can be; or group, text and unit."""
-    if not fold:
-        return [name.group, name.text, f"({name.unit})" if name.unit else ""]
-    return [line for word in name.words for line in folded(word, WORD)]
+    """A column's heading as lines: group, text and unit, long ones broken where they can be."""
+    lines = [line for line in name.lines if line]
+    return [part for line in lines for part in folded(line, WORD)] if fold else lines
 
 
 def folded(text: str, width: int) -> list[str]:
