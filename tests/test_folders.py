@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import make_tokenizer
 from test_comparison import best, cell, evaluation, run, scores
 
 from kdalign.comparison import compare
@@ -141,6 +142,20 @@ def test_older_records_tell_tokenizers_apart_by_their_files(tmp_path):
     (paths[1] / "student" / "tokenizer.json").write_text("a")
     RunFolder(paths[1]).write_record(read_record(paths[1]))
     assert best(compare(paths), "lm/ppl") == ["r0"]
+
+
+def test_a_tokenizer_is_known_by_its_tokens_and_not_by_how_far_it_cuts(tmp_path):
+    from transformers import AutoTokenizer
+
+    from kdalign.reading import fingerprint
+
+    make_tokenizer(tmp_path, "bert")
+    tokenizer, other = (AutoTokenizer.from_pretrained(tmp_path) for _ in range(2))
+    before = fingerprint(tokenizer)
+    tokenizer(["a good film", "bad"], truncation=True, max_length=3, padding="max_length")
+    assert fingerprint(tokenizer) == before == fingerprint(other)
+    other.add_tokens(["splendid"])
+    assert fingerprint(other) != before
 
 
 def watched(path, *events):
