@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import UsageError
+from kdalign.integrity import read_checked
 from kdalign.runs import RECORD, RunRecord, read_record
 
 
@@ -36,15 +37,15 @@ def read_entries(path: Path) -> list[Entry]:
     """The runs at a run folder, a record, or a folder of runs (one folder per task makes one entry).
 
     Raises:
-        UsageError: nothing there, or an unfinished run.
+        UsageError: nothing there, an unfinished run, or one that was changed after it ended.
     """
     if (path / RECORD).is_file() or path.name == RECORD or not path.is_dir():
-        record = read_record(path)
+        record = read_checked(path)
         folder = path.parent if path.name == RECORD else path
         return [Entry(folder.name, {record.task: record})]
     inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     if (path / "recipe.yaml").is_file():  # one recipe over several tasks: one row
-        runs = [read_record(folder) for folder in inner if (folder / "recipe.yaml").is_file()]
+        runs = [read_checked(folder) for folder in inner if (folder / "recipe.yaml").is_file()]
         if not runs:
             read_record(path)  # raises, saying that it is unfinished
         return [Entry(path.name, {record.task: record for record in runs})]

@@ -43,12 +43,26 @@ def notes_under(
     sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
     if len(sizes) > 1:
         notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
+    notes += _unsealed(entries)
     notes += _ties(rows, columns)
     for row in rows:
         for key, cell in row.cells.items():
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _unsealed(entries: Sequence[Entry]) -> list[str]:
+    """Say whose record an older version left without a seal."""
+    names = [entry.name for entry in entries if not all(record.seal for record in entry.records.values())]
+    if not names:
+        return []
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return [f"records of an older kdalign, without a seal that would show a changed number: {shown}"]
+
+
+_NAMED = 5
+"""So many names are enough in a note."""
 
 
 def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
