@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Entry:
         """The runs' own."""
         return int(next(iter(self.records.values())).recipe["train"]["seed"])
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for runs that differ by seed alone."""
         record = next(iter(self.records.values()))
