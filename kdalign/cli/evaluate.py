@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -268,6 +269,7 @@ def _checked_form(form: str) -> str:
         "kdalign compare runs --format markdown --out table.md",
         "kdalign compare runs --sort retained --format json",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs --verify",
     )
 )
 def compare(
@@ -279,12 +281,16 @@ def compare(
         list[str] | None,
         typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
+    ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
 
-    Runs of one recipe that differ by seed alone become one row, their mean.
+    Runs of one recipe that differ by seed alone become one row, their mean. A
+    run whose files or record were changed after it ended is refused.
     """
     from kdalign.comparison import compare as put_together
     from kdalign.report import comparison_as
@@ -293,7 +299,10 @@ def compare(
         raise UsageError("give --json or --format, not both")
     form = _checked_form("json" if as_json else form or "rich")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
+    found = put_together(runs, names, sort, reference or ())
+    if verify:
+        found = replace(found, notes=(*found.notes, *_verified(runs)))
+    table = comparison_as(found, form)
     if out is None:
         show(table)
         return
@@ -302,3 +311,13 @@ def compare(
     check_writable(out.parent)
     write_text(out, as_text(table))
     error_console().print(f"written: {out}", highlight=False)
+
+
+def _verified(runs: Sequence[str]) -> tuple[str, ...]:
+    """What is said of scores that were taken again and agree."""
+    with error_console().status("verifying"):
+        from kdalign.verification import verify
+
+        found = verify(runs)
+    found.check()
+    return found.notes
