@@ -40,7 +40,7 @@ from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
-from kdalign.reading import Texts, announce, config_of, read_texts, tokenizer_of
+from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
@@ -173,10 +173,11 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     big = taught.model if taught is not None else None
     student_model, student_source = _load_student(run, config, big, tokenizer, encoded)
     student_model.to(accelerator.device)
-    if big is not None and main:
-        observer.announce(_compared(student_model, big))
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
+    flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
+    if big is not None and main:
+        observer.announce(_compared(student_model, big, flops, timed))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says = []
     if taught is not None and main and run.teacher_tokenizer is not None:
@@ -269,7 +270,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
         teacher_facts = None
         if taught is not None and run.teacher is not None:
-            teacher_facts = _facts(run.teacher, taught.model, taught.head, run.teacher.name, latencies[0])
+            teacher_facts = _facts(
+                run.teacher, taught.model, taught.head, run.teacher.name, latencies[0], flops[0], timed
+            )
         folder.write_record(
             RunRecord(
                 schema=SCHEMA,
@@ -278,9 +281,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
                 task=work.task.name,
                 metrics=work.metrics,
                 recipe=recipe.model_dump(mode="json"),
-                student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
+                student=_facts(checkpoint, exported, "trained", student_source, latencies[-1], flops[-1], timed),
                 teacher=teacher_facts,
-                data=_data_facts(run, texts),
+                data=_data_facts(run, texts) | {"tokenizer": fingerprint(tokenizer)},
                 scores=_final_scores(run, exported, texts, answers, comparable),
                 training=_training_facts(progress, run, accelerator)
                 | ({"layer_attention": attended} if attended else {}),
@@ -346,11 +349,10 @@ def _load_student(
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
 
 
-def _compared(small: PreTrainedModel, big: PreTrainedModel) -> str:
-    """Size and cost of a student beside its teacher's."""
-    length = min(LATENCY_TOKENS, *(models.positions(model.config) for model in (small, big)))
+def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
+    """Size and cost of a student beside its teacher's; the teacher's FLOPs come first."""
     ours, theirs = (count_parameters(model) for model in (small, big))
-    ours_cost, theirs_cost = (flops_of(model, length) for model in (small, big))
+    theirs_cost, ours_cost = flops
     return (
         f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
         f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
@@ -449,7 +451,9 @@ def _samples(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[st
     return [each | {"teacher": said} for each, said in zip(found, theirs, strict=True)] if theirs else found
 
 
-def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float) -> ModelRecord:
+def _facts(
+    checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float, flops: int, tokens: int
+) -> ModelRecord:
     return ModelRecord(
         source=source,
         revision=checkpoint.hash,
@@ -457,6 +461,8 @@ def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: st
         megabytes=models.weights_megabytes(checkpoint),
         head=head,
         latency_ms=latency,
+        flops=flops,
+        tokens=tokens,
     )
 
 

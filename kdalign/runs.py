@@ -36,6 +36,8 @@ class ModelRecord:
         megabytes: of its weights on disk, 10^6 bytes.
         latency_ms: median of one forward, batch 1, 128 tokens, fp32; None where it was not measured.
         head: where its task head came from.
+        flops: floating-point operations of such a forward, 2 a multiply-add; None where they were not counted.
+        tokens: of such a forward, 128 unless the models have fewer positions.
     """
 
     source: str
@@ -44,6 +46,13 @@ class ModelRecord:
     megabytes: float
     head: str
     latency_ms: float | None = None
+    flops: int | None = None
+    tokens: int = 128
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Of a forward; None where they were not counted."""
+        return None if self.flops is None else self.flops / self.tokens
 
     @property
     def bytes_per_parameter(self) -> int:

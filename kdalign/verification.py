@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.entries import read_evaluation
+from kdalign.entries import evaluations_in, read_all, read_evaluation
 from kdalign.errors import RunError, UsageError
 from kdalign.extend import resolve
 from kdalign.integrity import check_weights, read_checked
 from kdalign.metrics import METRICS, Metric, Score, score
-from kdalign.runs import RECORD, RunFolder, find_runs
+from kdalign.runs import RECORD, RunFolder
 from kdalign.statistics import example_interval
 from kdalign.tasks import LanguageTask, find_task
 from kdalign.tasks.data import read_table
@@ -85,12 +85,13 @@ def verify(paths: Sequence[str | Path]) -> Verified:
         UsageError: nothing there, or a run that was changed after it ended.
     """
     found = Verified()
+    for entry in read_all(paths).entries:
+        for run in entry.folders.values():
+            found += verify_run(run)
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
-        if path.is_file() and path.name != RECORD:
-            found += verify_evaluation(path)
-        else:
-            for run in [path.parent] if path.name == RECORD else find_runs(path):
-                found += verify_run(run)
+        alone = path.is_file() and path.name != RECORD
+        for file in [path] if alone else evaluations_in(path)[0]:
+            found += verify_evaluation(file)
     return found
 
 

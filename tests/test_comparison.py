@@ -7,8 +7,8 @@ import pytest
 
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
+from kdalign.formats import comparison_as
 from kdalign.recipe import Recipe
-from kdalign.report import comparison_as
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 
 PER_CENT = {"accuracy": "%", "f1": "%", "ppl": "", "word_ppl": ""}
@@ -137,7 +137,7 @@ def test_scores_of_different_tasks_are_tables_of_their_own(mixed):
     assert [table.splitlines()[0].split(" | ")[1] for table in tables[:2]] == ["lm ppl", "mrpc accuracy (%)"]
     assert [row.split(" | ")[0] for row in tables[0].splitlines()[2:]] == ["| teacher t", "| good", "| poor"]
     assert "pairs" in tables[1]
-    assert "4,000 (3,999 to 4,001)" in tables[0], "a perplexity of thousands needs no decimals"
+    assert "**4,000** (3,999 to 4,001)" in tables[0], "a perplexity of thousands needs no decimals"
 
 
 def test_rows_scored_on_different_data_have_no_best(tmp_path):

@@ -24,7 +24,7 @@ from kdalign.cli.shared import (
     new_watcher,
     show,
 )
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
     from kdalign.results import Evaluation
@@ -141,7 +141,9 @@ def eval_(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="As compare prints it: rich, markdown or json.", rich_help_panel=_TABLE),
+        typer.Option(
+            "--format", help="As compare prints it: rich, markdown, latex, csv or json.", rich_help_panel=_TABLE
+        ),
     ] = None,
     baselines: Annotated[
         bool,
@@ -168,7 +170,9 @@ def eval_(
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if form is not None or reference:
-        form = _checked_form(form or "rich")
+        from kdalign.formats import form_for
+
+        form = form_for(form)
     if predictions is not None:
         if models or task or data or dataset or limit or noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
@@ -244,65 +248,84 @@ def _show_evaluations(
     if as_json:
         print(json.dumps([result.to_json() for result in results], indent=2))
         return
-    from kdalign.report import comparison_as, evaluation_table
-
     if form is None:
+        from kdalign.report import evaluation_table
+
         show(evaluation_table(results))
         return
     from kdalign.comparison import compare as put_together
+    from kdalign.formats import comparison_as
 
     trees = [result.to_json() for result in results]
     show(comparison_as(put_together([], references=references or (), evaluations=trees), form))
 
 
-def _checked_form(form: str) -> str:
-    from kdalign.report import FORMATS
-
-    if form not in FORMATS:
-        raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
-    return form
-
-
 @app.command(
     epilog=examples(
         "kdalign compare runs/labels runs/soft runs/joint",
-        "kdalign compare runs --format markdown --out table.md",
-        "kdalign compare runs --sort retained --format json",
+        "kdalign compare runs --out table.tex",
+        "kdalign compare runs --sort retained --filter 'retained>=95' --filter name~joint",
+        "kdalign compare runs/joint runs/labels --steps-to accuracy=85 --transpose",
+        "kdalign compare runs runs/eval --format csv",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
         "kdalign compare runs --verify",
     )
 )
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
-    form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|FILE...", help="Runs, evaluation files, or folders of either."),
+    ],
     metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="CONDITION",
+            help="Rows to show: 'retained>=95' (>=, <=, >, <, =) or name~TEXT; repeatable, all must hold.",
+        ),
+    ] = None,
+    steps_to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=VALUE", help="The first step that reached it on the watched texts; repeatable."),
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="rich, markdown, latex, csv or json; else by --out's ending, or rich."),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
     ] = False,
+    transpose: Annotated[bool, typer.Option("--transpose", help="Models as columns, metrics as rows.")] = False,
     as_json: Json = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table there instead (.md .tex .csv .json .txt).")
+    ] = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
 
-    Runs of one recipe that differ by seed alone become one row, their mean. A
-    run whose files or record were changed after it ended is refused.
+    Runs of one recipe that differ by seed alone become one row, their mean.
+    The best student of a column is bold, the second underlined. In a folder of
+    runs, unfinished and foreign ones are passed over, with a note; one whose
+    files or record were changed after it ended is refused.
     """
-    from kdalign.comparison import compare as put_together
-    from kdalign.report import comparison_as
-
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
-    form = _checked_form("json" if as_json else form or "rich")
+    from kdalign.formats import comparison_as, form_for
+
+    form = form_for("json" if as_json else form, out)
+    from kdalign.comparison import compare as put_together
+
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    found = put_together(runs, names, sort, reference or ())
+    found = put_together(runs, names, sort, reference or (), filters=filters or (), steps_to=steps_to or ())
     if verify:
         found = replace(found, notes=(*found.notes, *_verified(runs)))
-    table = comparison_as(found, form)
+    table = comparison_as(found, form, transpose)
     if out is None:
         show(table)
         return

@@ -96,7 +96,7 @@ def _quiet_libraries() -> None:
 def show(renderable: "RenderableType") -> None:
     """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
     if isinstance(renderable, str):
-        print(renderable)
+        print(renderable, end="" if renderable.endswith("\n") else "\n")
         return
     from rich.console import Console
 
@@ -109,7 +109,7 @@ def show(renderable: "RenderableType") -> None:
 def as_text(renderable: "RenderableType") -> str:
     """A result as it goes into a file, 100 columns wide."""
     if isinstance(renderable, str):
-        return renderable + "\n"
+        return renderable if renderable.endswith("\n") else renderable + "\n"
     import io
 
     from rich.console import Console

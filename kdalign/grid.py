@@ -1,0 +1,263 @@
+"""A comparison as it is shown: its tables, names and cells as text, from which terminal, Markdown and LaTeX are made."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kdalign.table import Cell, Column, Comparison, Row
+
+DASH = "–"
+WORD = 10
+"""Characters of a heading's line, where its words can be broken."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """What stands over a column or before a row.
+
+    Attributes:
+        group: stands over neighbours that share it, such as a metric's task.
+        unit: empty where there is none.
+        quiet: not what the table is about: a teacher, or what others have published.
+        apart: of the rows that others have published.
+        mean: the group whose metrics' mean this is.
+    """
+
+    text: str
+    group: str = ""
+    unit: str = ""
+    quiet: bool = False
+    apart: bool = False
+    mean: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """Group, text and unit."""
+        return [*filter(None, [self.group]), *self.text.split(), *([f"({self.unit})"] if self.unit else [])]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell: its number as text, what stands behind it, and its interval, or nothing."""
+
+    number: str
+    mark: str = ""
+    verdict: str = ""
+    interval: str = ""
+    best: bool = False
+    second: bool = False
+
+    @property
+    def tail(self) -> str:
+        """What stands behind the number."""
+        return self.mark + self.verdict
+
+
+NOTHING = Shown(DASH)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        corner: what rows are: ``model``, or ``metric`` once transposed.
+        cells: row by row.
+    """
+
+    title: str
+    corner: str
+    columns: tuple[Name, ...]
+    rows: tuple[Name, ...]
+    cells: tuple[tuple[Shown, ...], ...]
+
+    def transposed(self) -> "Grid":
+        """Rows as columns."""
+        corner = "metric" if self.corner == "model" else "model"
+        return Grid(self.title, corner, self.rows, self.columns, tuple(zip(*self.cells, strict=True)))
+
+    def only(self, columns: Sequence[int], title: str | None = None) -> "Grid":
+        """Some of its columns."""
+        return replace(
+            self,
+            title=self.title if title is None else title,
+            columns=tuple(self.columns[number] for number in columns),
+            cells=tuple(tuple(row[number] for number in columns) for row in self.cells),
+        )
+
+    def without_intervals(self) -> "Grid":
+        """Numbers alone."""
+        return replace(self, cells=tuple(tuple(replace(cell, interval="") for cell in row) for row in self.cells))
+
+
+def grids(comparison: Comparison, transpose: bool = False) -> list[Grid]:
+    """Scores, what others have published, costs and training as tables of their own."""
+    made = [_grid(title, columns, rows) for title, columns, rows in _tables(comparison)]
+    return [grid.transposed() for grid in made] if transpose else made
+
+
+def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
+    """Scores by task, if no row is of several; else together.
+
+    Published rows are in every table of measured scores that has a column of theirs. What nobody measured is a table of
+    its own: beside measured scores it would be dashes, and would take the width from their intervals.
+    """
+    scores = [column for column in comparison.columns if not column.cost and not column.published]
+    tasks = list(dict.fromkeys(column.task for column in scores if column.task))
+    measured = [row for row in comparison.rows if row.kind != "reference"]
+    references = [row for row in comparison.rows if row.kind == "reference"]
+    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in measured]
+    found = [("Scores", scores, measured)]
+    if len(tasks) > 1 and all(len(own) < 2 for own in of):
+        rows = list(zip(measured, of, strict=True))
+        found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
+        found.append(("Scores", scores, [row for row, own in rows if not own]))
+    costs = [column for column in comparison.columns if column.cost]
+    made = [column for column in costs if column.training]
+    found.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
+    found.append(("Costs", [column for column in costs if not column.training], measured))
+    found.append(("Training", made, _with(measured, made)))
+    filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in found]
+    return [
+        (title, columns, _with(rows, columns) if rows is references else [*rows, *_with(references, columns)])
+        for title, columns, rows in filled
+        if columns
+    ]
+
+
+def _with(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """The rows that have one of the columns."""
+    return [row for row in rows if any(column.key in row.cells for column in columns)]
+
+
+def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Grid:
+    return Grid(
+        title,
+        "model",
+        tuple(map(_of_column, columns)),
+        tuple(Name(label(row), quiet=row.kind in _QUIET, apart=row.kind == "reference") for row in rows),
+        tuple(tuple(_shown(row.cells.get(column.key), column) for column in columns) for row in rows),
+    )
+
+
+_QUIET = ("teacher", "reference")
+
+
+def _of_column(column: Column) -> Name:
+    head = f"{column.task} "
+    grouped = bool(column.task) and column.title.startswith(head)
+    return Name(
+        column.title.removeprefix(head) if grouped else column.title,
+        group=column.task if grouped else "",
+        unit=column.unit,
+        mean=column.task if column.key == column.task else "",
+    )
+
+
+def label(row: Row) -> str:
+    """A row's name, with how many seeds it is the mean of."""
+    return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name + row.mark
+
+
+def _shown(cell: Cell | None, column: Column) -> Shown:
+    if cell is None or cell.value is None:
+        return NOTHING
+    if cell.written:
+        return Shown(cell.written)
+    interval = ""
+    if not column.cost and cell.low is not None and cell.high is not None:
+        interval = f"({in_digits(cell.low, column.digits)} to {in_digits(cell.high, column.digits)})"
+    shown = in_digits(cell.value, column.digits)
+    return Shown(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second)
+
+
+def in_digits(value: float, digits: int) -> str:
+    """A number with its thousands apart; one of thousands needs no decimals."""
+    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How wide a grid's parts are in characters: of the names before its rows, and of each column."""
+
+    names: int
+    columns: tuple[int, ...]
+
+
+def measured(grid: Grid, width: int) -> Measured | None:
+    """How wide the parts of a grid are within a width; None where they do not fit.
+
+    Args:
+        grid: what is to be shown.
+        width: in characters; between two columns there are ``GAP``.
+    """
+    columns = tuple(
+        max(_cells_width([row[number] for row in grid.cells]), *(len(line) for line in heading(name)))
+        for number, name in enumerate(grid.columns)
+    )
+    wanted = max(len(grid.corner), *(len(str(name)) for name in grid.rows)) if grid.rows else len(grid.corner)
+    room = width - sum(columns) - GAP * len(columns) - EDGES
+    return Measured(min(wanted, room), columns) if room >= min(wanted, max(8, width // 4)) else None
+
+
+GAP = 2
+EDGES = 2
+
+
+def _cells_width(cells: Sequence[Shown]) -> int:
+    tail = max((len(cell.tail) for cell in cells), default=0)
+    return max((max(len(cell.number) + tail, len(cell.interval)) for cell in cells), default=0)
+
+
+def heading(name: Name) -> list[str]:
+    """A column's heading as lines: a word on each, long ones broken where they can be."""
+    return [line for word in name.words for line in folded(word, WORD)]
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Lines of at most so many characters, broken behind spaces and ``- _ / . : ,`` where that is possible."""
+    lines = [""]
+    for piece in re.findall(r"[^\s\-_/.:,]*[\s\-_/.:,]?", text):
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
+            lines[-1] = lines[-1].rstrip()
+            lines.append("")
+        rest = lines[-1] + piece
+        while len(rest.rstrip()) > width:
+            lines[-1], rest = rest[:width], rest[width:]
+            lines.append("")
+        lines[-1] = rest
+    return [line.rstrip() for line in lines if line.strip()] or [""]
+
+
+def fitting(grid: Grid, width: int, leave_out: bool) -> tuple[list[Grid], list[str]]:
+    """A grid as tables that fit a width.
+
+    Intervals go first, then metrics whose task has a column of its own, their mean; what is left is several tables.
+
+    Args:
+        grid: what is to be shown.
+        width: in characters.
+        leave_out: whether metrics may be left out.
+
+    Returns:
+        The tables, and the names of the metrics that are in none.
+    """
+    for each in (grid, grid.without_intervals()):
+        if measured(each, width):
+            return [each], []
+    plain = grid.without_intervals()
+    means = {name.mean for name in grid.columns if name.mean}
+    kept = [number for number, name in enumerate(grid.columns) if name.mean or name.group not in means]
+    left_out = [str(name) for number, name in enumerate(grid.columns) if number not in kept] if leave_out else []
+    if left_out:
+        plain = plain.only(kept)
+    parts: list[list[int]] = [[]]
+    for number in range(len(plain.columns)):
+        if parts[-1] and not measured(plain.only([*parts[-1], number]), width):
+            parts.append([])
+        parts[-1].append(number)
+    titles = [plain.title, *[f"{plain.title}, continued"] * (len(parts) - 1)]
+    return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], left_out
