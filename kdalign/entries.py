@@ -33,6 +33,23 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A row that cost nothing to train.
+
+    Attributes:
+        kind: ``int8`` or ``majority``.
+        entry: runs whose student it is; what they say of training is not its own.
+        reasons: why a score has no value, by task.
+        notes: how it was made.
+    """
+
+    kind: str
+    entry: Entry
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Found:
     """What lies at the paths of a table.
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,8 +51,7 @@ def finetuned(
     Returns:
         The model in float32, and a line for the record.
     """
-    key = _key(checkpoint, task, encoded, settings, accelerator, bf16)
-    folder = cache_folder() / "teachers" / key
+    folder = kept_teacher(checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16)
     if (folder / "config.json").is_file():
         observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
     else:
@@ -59,7 +59,7 @@ def finetuned(
             f"teacher {checkpoint.name} has no head for {task.name}: fine-tuning it first "
             f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
         )
-        draft = RunFolder(folder.with_name(f"{key}.unfinished"))
+        draft = RunFolder(folder.with_name(f"{folder.name}.unfinished"))
         if accelerator.is_main_process:
             draft.path.mkdir(parents=True, exist_ok=True)
         model = models.load_classifier(checkpoint, task, fresh_head=True, seed=settings.seed)
@@ -91,10 +91,20 @@ def _train(settings: Finetune) -> Train:
     )
 
 
-def _key(
-    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, accelerator: Accelerator, bf16: bool
-) -> str:
-    """A hash of all that decides the fine-tuned weights."""
+def kept_teacher(
+    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, ranks: int, device: str, bf16: bool
+) -> Path:
+    """Where a fine-tuned teacher is kept, whether it was made or not: by a hash of all that decides its weights.
+
+    Args:
+        checkpoint: without a head for the task.
+        task: what it learns.
+        encoded: its training examples.
+        settings: how it is trained.
+        ranks: processes that train it together.
+        device: their kind, such as ``cpu``.
+        bf16: whether it is trained in bfloat16.
+    """
     content = {
         "version": KEY_VERSION,
         "teacher": checkpoint.hash,
@@ -103,8 +113,9 @@ def _key(
         "tokens": encoded.columns,
         "answers": None if encoded.labels is None else encoded.labels.tolist(),
         "settings": settings.model_dump(),
-        "ranks": accelerator.num_processes,
-        "device": accelerator.device.type,
+        "ranks": ranks,
+        "device": device,
         "bf16": bf16,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return cache_folder() / "teachers" / key

@@ -27,6 +27,7 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdalign.entries import Beside
     from kdalign.results import Evaluation
 
 
@@ -268,6 +269,7 @@ def _show_evaluations(
         "kdalign compare runs/joint runs/labels --steps-to accuracy=85 --transpose",
         "kdalign compare runs runs/eval --format csv",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs/joint --beside int8,majority",
         "kdalign compare runs --verify",
     )
 )
@@ -298,6 +300,13 @@ def compare(
         str | None,
         typer.Option("--format", help="rich, markdown, latex, csv or json; else by --out's ending, or rich."),
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that cost nothing to train: int8 (the teacher, quantised), majority (train's most frequent "
+            "class); with commas."
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
     ] = False,
@@ -322,7 +331,15 @@ def compare(
     from kdalign.comparison import compare as put_together
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    found = put_together(runs, names, sort, reference or (), filters=filters or (), steps_to=steps_to or ())
+    found = put_together(
+        runs,
+        names,
+        sort,
+        reference or (),
+        filters=filters or (),
+        steps_to=steps_to or (),
+        beside=_beside(runs, beside) if beside else (),
+    )
     if verify:
         found = replace(found, notes=(*found.notes, *_verified(runs)))
     table = comparison_as(found, form, transpose)
@@ -344,3 +361,9 @@ def _verified(runs: Sequence[str]) -> tuple[str, ...]:
         found = verify(runs)
     found.check()
     return found.notes
+
+
+def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
+    from kdalign.beside import rows_beside
+
+    return rows_beside(runs, [kind.strip() for kind in kinds.split(",") if kind.strip()], new_watcher)
