@@ -195,11 +195,15 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> M
         scores=[score.to_json() for score in work.scores(answers, encoded)],
         agreement=agreement,
         model=replace(
-            record.teacher, parameters=parameters_of(small), megabytes=megabytes_of(small), latency_ms=after_ms
+            record.teacher,
+            parameters=parameters_of(small),
+            megabytes=megabytes_of(small),
+            latency_ms=after_ms,
+            flops=None,  # its products are of integers
         ),
         beside_ms=before_ms,
-        how=f"int8: the teacher by {how_quantized()}, rounded by tensor, untrained, on the CPU; disk: what its state "
-        f"takes; speed-up: over the teacher in fp32, in turns with it ({before_ms:.1f} ms)",
+        how=f"int8: the teacher by {how_quantized()}, rounded by tensor, on the CPU; all else, such as embeddings, "
+        f"in fp32; disk: what its state takes; speed-up: over the fp32 teacher, in turns with it ({before_ms:.1f} ms)",
     )
 
 

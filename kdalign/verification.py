@@ -74,8 +74,9 @@ class Verified:
     @property
     def notes(self) -> tuple[str, ...]:
         """For a table."""
-        of = f" and the weights of {self.runs:,} runs checked by their hashes" if self.runs else ""
-        return (f"verified: {self.scores:,} scores taken from kept answers again{of}", *self.untaken)
+        runs = f"{self.runs:,} run{'s' if self.runs > 1 else ''}"
+        weights = f"; the weights of {runs} are as their records say" if self.runs else ""
+        return (f"verified: {self.scores:,} scores taken from kept answers again{weights}", *self.untaken)
 
 
 def verify(paths: Sequence[str | Path]) -> Verified:

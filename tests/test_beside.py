@@ -92,7 +92,8 @@ def test_of_scores_the_mean_is_said_which_has_no_correlation(tmp_path):
         (first, _), (second, _) = sentences(24, number), sentences(24, number + 2)
         table = pd.DataFrame({"sentence1": first, "sentence2": second, "label": np.linspace(0, 5, 24)})
         table.to_parquet(data / f"{split}.parquet")
-    path = run(tmp_path / "r", teacher, **{"data.task": "stsb", "data.folder": str(data)})
+    (tmp_path / "likeness.yaml").write_text("columns: [sentence1, sentence2]\nmetrics: [pearson]\n")
+    path = run(tmp_path / "r", teacher, **{"data.task": str(tmp_path / "likeness.yaml"), "data.folder": str(data)})
     cells = row(table_with(path, kinds=["majority"]), "majority").cells
     assert {(cell.value, cell.reason) for cell in cells.values()} == {(None, "a constant has no correlation")}
     assert row(table_with(path, kinds=["int8"]), "teacher t in int8").cells["agreement"].value > 50
@@ -154,7 +155,7 @@ def test_every_family_can_be_held_in_int8_and_still_tells_tokens_apart(kind):
     with torch.no_grad():
         ours, theirs = (each(input_ids=ids, **extra).logits for each in (small, plain))
     assert not torch.equal(ours, theirs)
-    assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.8
 
 
 def test_the_teacher_in_int8_is_scored_as_the_teacher_is(finished, teacher):
@@ -167,7 +168,7 @@ def test_the_teacher_in_int8_is_scored_as_the_teacher_is(finished, teacher):
     assert found.cells["latency"].value > 0
     assert found.cells["speed-up"].value > 0
     assert 50 < found.cells["agreement"].value <= 100
-    assert not {"steps", "seconds", "samples/s", "tokens"} & set(found.cells)
+    assert not {"steps", "seconds", "samples/s", "tokens", "flops"} & set(found.cells)
     [accuracy] = [s["value"] for s in record.scores["validation"]["teacher"] if s["metric"] == "accuracy"]
     assert abs(found.cells["films/accuracy"].value - accuracy) <= 100 - found.cells["agreement"].value
     [note] = [note for note in table.notes if note.startswith("int8: ")]

@@ -124,7 +124,7 @@ def test_edited_answers_are_found(made, tmp_path):
 def test_compare_verifies_and_says_so(kdalign, made):
     status, out, err = kdalign("compare", made / "classes", made / "gpt2", "--verify", "--format", "markdown")
     assert status == 0, err
-    assert "- verified: 17 scores taken from kept answers again and the weights of 2 runs checked" in out
+    assert "- verified: 17 scores taken from kept answers again; the weights of 2 runs are as" in out
     assert "teacher ece was not taken again: its logits are not kept" in out
 
 
