@@ -152,6 +152,7 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
         entries += found
         if evaluations_in(inner)[0]:
             passed[inner] = "evaluations, which are taken where it is named"
+            below = {place: why for place, why in below.items() if why != FOREIGN}  # what evaluations keep
         elif not found and set(below.values()) <= {FOREIGN}:
             passed[inner] = FOREIGN
             continue

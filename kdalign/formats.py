@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -15,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.grid import GAP, Grid, Name, Shown, fitting, folded, grids, heading, label, measured
+from kdalign.grid import GAP, Grid, Name, Shown, column_width, fitting, folded, grids, heading, label, names_width
 from kdalign.table import Comparison
 
 FORMATS = ("rich", "markdown", "latex", "csv", "json")
 ENDINGS = {".txt": "rich", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
-PAGE = 90
+PAGE = 80
 """Characters in small type that the lines of a printed page hold."""
 
 
@@ -77,53 +78,45 @@ class _Terminal:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         missing: list[str] = []
         for whole in self.grids:
-            parts, left_out = fitting(whole, options.max_width, leave_out=True)
-            missing += left_out
+            parts, left_out = fitting(whole, options.max_width)
+            missing += [name for name in left_out if name not in missing]
             for part in parts:
                 yield _table(part, options.max_width)
         if missing:
-            yield Text(f"· no room for {', '.join(missing)}; --metrics names them, other formats hold all", style="dim")
+            more = "a wider terminal, fewer --metrics or another format has them"
+            yield Text(f"· no room for {', '.join(missing)}: {more}", style="dim")
         for note in self.notes:
             yield Text(f"· {note}", style="dim")
 
 
 def _table(grid: Grid, width: int) -> Table:
-    sizes = measured(grid, width)
-    names = sizes.names if sizes else max(8, width // 4)
-    table = Table(
-        title=escape(grid.title),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        padding=(0, GAP - 1, 0, 0),
-    )
+    """A table in which numbers stand above one another, whatever stands behind them."""
+    names = names_width(grid, width) or max(8, width // 4)
+    table = Table(title=escape(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table.title_justify, table.title_style = "left", "bold"
     table.add_column(grid.corner, width=names, overflow="fold")
-    for number, name in enumerate(grid.columns):
-        table.add_column(
-            Text("\n".join(heading(name))),
-            justify="right",
-            overflow="fold",
-            width=sizes.columns[number] if sizes else None,
-        )
-    tails = [max(len(row[number].tail) for row in grid.cells) for number in range(len(grid.columns))]
+    widths = [column_width(grid, number) for number in range(len(grid.columns))]
+    tails = [max((len(row[number].tail) for row in grid.cells), default=0) for number in range(len(grid.columns))]
+    for name, size in zip(grid.columns, widths, strict=True):
+        lines = [line.rjust(size) for line in heading(name)]
+        table.add_column(Text("\n".join(lines)), overflow="fold", width=size)
     for before, name, row in zip([None, *grid.rows], grid.rows, grid.cells, strict=False):
         if name.apart and before is not None and not before.apart:
             table.add_section()
         cells = [
-            _terminal_cell(cell, tail, column.quiet)
-            for cell, tail, column in zip(row, tails, grid.columns, strict=True)
+            _terminal_cell(cell, size, tail, column.quiet)
+            for cell, size, tail, column in zip(row, widths, tails, grid.columns, strict=True)
         ]
         table.add_row(Text("\n".join(folded(str(name), names))), *cells, style="dim" if name.quiet else "")
     return table
 
 
-def _terminal_cell(cell: Shown, tail: int, quiet: bool) -> Text:
+def _terminal_cell(cell: Shown, width: int, tail: int, quiet: bool) -> Text:
     """The number, what stands behind it in a place of its own, and the interval below."""
     style = "bold" if cell.best else "underline" if cell.second else ""
-    text = Text.assemble((cell.number, style), cell.tail, style="dim" if quiet else "")
-    blank = "\N{BRAILLE PATTERN BLANK}" * (tail - len(cell.tail))  # white space at a line's end would not be kept
-    text.append(blank if tail else "")
-    return text.append(f"\n{cell.interval}") if cell.interval else text
+    before = " " * (width - tail - len(cell.number))
+    below = f"\n{cell.interval.rjust(width)}" if cell.interval else ""
+    return Text.assemble(before, (cell.number, style), cell.tail, below, style="dim" if quiet else "")
 
 
 def _markdown(tables: Sequence[Grid], notes: Sequence[str]) -> str:
@@ -134,7 +127,7 @@ def _markdown(tables: Sequence[Grid], notes: Sequence[str]) -> str:
         for name, row in zip(grid.rows, grid.cells, strict=True):
             lines.append(f"| {_in_cell(str(name))} | " + " | ".join(map(_markdown_cell, row)) + " |")
         lines.append("")
-    lines += [f"- {_plain(note)}" for note in notes]
+    lines += [f"- {_no_list(_plain(note))}" for note in notes]
     return "\n".join(lines)
 
 
@@ -152,15 +145,24 @@ def _plain(text: str) -> str:
     return text.replace("<", "&lt;")
 
 
+def _no_list(text: str) -> str:
+    """A line that begins no list of its own."""
+    return re.sub(r"^(?=[*+#-])", r"\\", text)
+
+
 def _latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
     """A ``table`` environment for each table; the notes are below the first one."""
-    parts = [part for whole in tables for part in fitting(whole, PAGE, leave_out=False)[0]]
+    parts: list[Grid] = []
+    missing: list[str] = []
+    for whole in tables:
+        found, lost = fitting(whole, PAGE, fold=False)
+        parts += found
+        missing += [f"no room for {what}: csv and json have them" for what in lost]
+    below = [*dict.fromkeys(missing), *notes]
     lines = [r"% needs \usepackage{booktabs}"]
     labels: list[str] = []
     for number, grid in enumerate(parts):
-        name = "tab:" + "".join(
-            letter if letter.isascii() and letter.isalnum() else "-" for letter in grid.title.lower()
-        )
+        name = "tab:" + "-".join(re.findall("[a-z0-9]+", grid.title.lower()))
         labels.append(name)
         again = f"-{labels.count(name)}" if labels.count(name) > 1 else ""
         lines += [
@@ -172,33 +174,52 @@ def _latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
             r"  \small",
             r"  \setlength{\tabcolsep}{4pt}",
             *(f"  {line}" for line in _tabular(grid)),
-            *(f"  {line}" for line in (_footnotes(notes) if number == 0 and notes else [])),
+            *(f"  {line}" for line in (_footnotes(below) if number == 0 and below else [])),
             r"\end{table}",
         ]
+    foreign = {letter for line in lines for letter in line if ord(letter) > 0x17F}
+    if foreign:
+        lines[0] += f"; pdflatex does not know {' '.join(sorted(foreign))}, lualatex does where the font has them"
     return "\n".join(lines)
 
 
 def _legend(grid: Grid) -> str:
     cells = [cell for row in grid.cells for cell in row]
-    said = [" The best is bold" if any(cell.best for cell in cells) else ""]
-    said.append(", the second underlined" if any(cell.second for cell in cells) else "")
-    return "".join(said) + ("." if any(said) else "")
+    said = ["best bold"] * any(cell.best for cell in cells) + ["second underlined"] * any(cell.second for cell in cells)
+    return f" {', '.join(said).capitalize()}." if said else ""
 
 
 def _tabular(grid: Grid) -> Iterator[str]:
+    names = names_width(grid, PAGE, fold=False) or PAGE // 4
     yield rf"\begin{{tabular}}{{@{{}}l{'r' * len(grid.columns)}@{{}}}}"
     yield r"  \toprule"
     if any(name.group for name in grid.columns):
         yield from (f"  {line}" for line in _latex_groups(grid.columns))
-    heads = [_latex_text(" ".join(filter(None, [name.text, name.unit and f"({name.unit})"]))) for name in grid.columns]
-    yield rf"  {grid.corner} & {' & '.join(heads)} \\"
+    yield _latex_row(grid.corner, [_latex_text(name.text) for name in grid.columns])
+    if any(name.unit for name in grid.columns):
+        yield _latex_row("", [_latex_text(name.lines[-1]) for name in grid.columns])
     yield r"  \midrule"
     for before, name, row in zip([None, *grid.rows], grid.rows, grid.cells, strict=False):
         if name.apart and before is not None and not before.apart:
             yield r"  \midrule"
-        yield rf"  {_latex_start(str(name))} & {' & '.join(map(_latex_cell, row))} \\"
+        yield _latex_row(_latex_name(str(name), names), map(_latex_number, row))
+        if any(cell.interval for cell in row):
+            below = [rf"{{\scriptsize {_latex_text(cell.interval)}}}" if cell.interval else "" for cell in row]
+            yield _latex_row("", below) + "[2pt]"
     yield r"  \bottomrule"
     yield r"\end{tabular}"
+
+
+def _latex_row(first: str, cells: Iterable[str]) -> str:
+    return rf"  {' & '.join([first, *cells])} \\"
+
+
+def _latex_name(name: str, width: int) -> str:
+    """A row's name, on several lines where it is long."""
+    lines = [_latex_start(line) for line in folded(name, width)]
+    if len(lines) == 1:
+        return lines[0]
+    return r"\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
 def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
@@ -214,11 +235,11 @@ def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
         yield " ".join(rules)
 
 
-def _latex_cell(cell: Shown) -> str:
+def _latex_number(cell: Shown) -> str:
+    """The number; what stands behind it takes no width, so that numbers stand above one another."""
     number = _latex_text(cell.number)
     number = rf"\textbf{{{number}}}" if cell.best else rf"\underline{{{number}}}" if cell.second else number
-    tail = _latex_text(cell.tail)
-    return number + tail + (rf" {{\scriptsize {_latex_text(cell.interval)}}}" if cell.interval else "")
+    return number + (rf"\rlap{{{_latex_text(cell.tail)}}}" if cell.tail else "")
 
 
 def _footnotes(notes: Iterable[str]) -> Iterator[str]:
@@ -237,8 +258,7 @@ _LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
-        "`": r"\textasciigrave{}",
+        '"': "''",
         "–": "--",
         "—": "---",
         "…": r"\ldots{}",
@@ -260,8 +280,8 @@ _LATEX = str.maketrans(
 
 
 def _latex_text(text: str) -> str:
-    """Text as LaTeX sets it; other letters than these are left to its ``inputenc``."""
-    return " ".join(text.replace("--", "-\0-").split()).translate(_LATEX).replace("\0", "{}")
+    """Text as LaTeX sets it: no sign is a command, and hyphens stay hyphens."""
+    return re.sub("-(?=-)", "-\0", " ".join(text.split())).translate(_LATEX).replace("\0", "{}")
 
 
 def _latex_start(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A comparison as it is shown: its tables, names and cells as text, from which terminal, Markdown and LaTeX are made."""
+"""A comparison as it is shown: tables, names and cells as text, of which terminal, Markdown and LaTeX are made."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from kdalign.table import Cell, Column, Comparison, Row
 
 DASH = "–"
-WORD = 10
+WORD = 12
 """Characters of a heading's line, where its words can be broken."""
 
 
@@ -31,12 +31,12 @@ class Name:
     mean: str = ""
 
     def __str__(self) -> str:
-        return " ".join(self.words)
+        return " ".join(filter(None, self.lines))
 
     @property
-    def words(self) -> list[str]:
-        """Group, text and unit."""
-        return [*filter(None, [self.group]), *self.text.split(), *([f"({self.unit})"] if self.unit else [])]
+    def lines(self) -> tuple[str, str, str]:
+        """Group, text and unit, each of which may be empty."""
+        return self.group, self.text, f"({self.unit})" if self.unit else ""
 
 
 @dataclass(frozen=True)
@@ -179,42 +179,39 @@ def in_digits(value: float, digits: int) -> str:
     return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """How wide a grid's parts are in characters: of the names before its rows, and of each column."""
-
-    names: int
-    columns: tuple[int, ...]
+GAP = 2
+"""Characters between two columns."""
+_EDGES = 2
 
 
-def measured(grid: Grid, width: int) -> Measured | None:
-    """How wide the parts of a grid are within a width; None where they do not fit.
+def names_width(grid: Grid, width: int, fold: bool = True) -> int | None:
+    """How much of a width the names before the rows have; None where the grid does not fit.
+
+    Long ones may be folded, to no less than a quarter of the width.
 
     Args:
         grid: what is to be shown.
-        width: in characters; between two columns there are ``GAP``.
+        width: in characters.
+        fold: whether headings may be broken, too.
     """
-    columns = tuple(
-        max(_cells_width([row[number] for row in grid.cells]), *(len(line) for line in heading(name)))
-        for number, name in enumerate(grid.columns)
-    )
-    wanted = max(len(grid.corner), *(len(str(name)) for name in grid.rows)) if grid.rows else len(grid.corner)
-    room = width - sum(columns) - GAP * len(columns) - EDGES
-    return Measured(min(wanted, room), columns) if room >= min(wanted, max(8, width // 4)) else None
+    wanted = max(len(name) for name in (grid.corner, *map(str, grid.rows)))
+    columns = sum(column_width(grid, number, fold) + GAP for number in range(len(grid.columns)))
+    room = width - columns - _EDGES
+    return min(wanted, room) if room >= min(wanted, max(8, width // 4)) else None
 
 
-GAP = 2
-EDGES = 2
-
-
-def _cells_width(cells: Sequence[Shown]) -> int:
+def column_width(grid: Grid, number: int, fold: bool = True) -> int:
+    """How wide a column is, in characters; an interval is below its number."""
+    cells = [row[number] for row in grid.cells]
     tail = max((len(cell.tail) for cell in cells), default=0)
-    return max((max(len(cell.number) + tail, len(cell.interval)) for cell in cells), default=0)
+    lines = [*heading(grid.columns[number], fold), *(cell.interval for cell in cells)]
+    return max(len(line) for line in (*lines, *(cell.number + tail * " " for cell in cells)))
 
 
-def heading(name: Name) -> list[str]:
-    """A column's heading as lines: a word on each, long ones broken where they can be."""
-    return [line for word in name.words for line in folded(word, WORD)]
+def heading(name: Name, fold: bool = True) -> list[str]:
+    """A column's heading as lines: group, text and unit, long ones broken where they can be."""
+    lines = [line for line in name.lines if line]
+    return [part for line in lines for part in folded(line, WORD)] if fold else lines
 
 
 def folded(text: str, width: int) -> list[str]:
@@ -232,32 +229,44 @@ def folded(text: str, width: int) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
-def fitting(grid: Grid, width: int, leave_out: bool) -> tuple[list[Grid], list[str]]:
+def fitting(grid: Grid, width: int, fold: bool = True) -> tuple[list[Grid], list[str]]:
     """A grid as tables that fit a width.
 
-    Intervals go first, then metrics whose task has a column of its own, their mean; what is left is several tables.
+    Intervals go first; then, where headings are folded, metrics whose task has a column of its own, their mean; what is
+    left is several tables of like size.
 
     Args:
         grid: what is to be shown.
         width: in characters.
-        leave_out: whether metrics may be left out.
+        fold: as in ``names_width``.
 
     Returns:
-        The tables, and the names of the metrics that are in none.
+        The tables, and what is in none of them.
     """
-    for each in (grid, grid.without_intervals()):
-        if measured(each, width):
-            return [each], []
     plain = grid.without_intervals()
-    means = {name.mean for name in grid.columns if name.mean}
-    kept = [number for number, name in enumerate(grid.columns) if name.mean or name.group not in means]
-    left_out = [str(name) for number, name in enumerate(grid.columns) if number not in kept] if leave_out else []
-    if left_out:
+    lost = [] if plain == grid else ["intervals"]
+    if names_width(grid, width, fold) is not None:
+        return [grid], []
+    if names_width(plain, width, fold) is not None:
+        return [plain], lost
+    if fold:
+        means = {name.mean for name in grid.columns if name.mean}
+        kept = [number for number, name in enumerate(grid.columns) if name.mean or name.group not in means]
+        lost += [f"{name.group} {name.text}" for number, name in enumerate(grid.columns) if number not in kept]
         plain = plain.only(kept)
+    parts = _parts(plain, width, fold)
+    titles = [plain.title, *[f"{plain.title}, continued"] * (len(parts) - 1)]
+    return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], lost
+
+
+def _parts(grid: Grid, width: int, fold: bool) -> list[list[int]]:
+    """Its columns, in as few tables as fit a width."""
     parts: list[list[int]] = [[]]
-    for number in range(len(plain.columns)):
-        if parts[-1] and not measured(plain.only([*parts[-1], number]), width):
+    count = len(grid.columns)
+    for number in range(count):
+        if parts[-1] and names_width(grid.only([*parts[-1], number]), width, fold) is None:
             parts.append([])
         parts[-1].append(number)
-    titles = [plain.title, *[f"{plain.title}, continued"] * (len(parts) - 1)]
-    return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], left_out
+    size = -(-count // len(parts))
+    even = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    return even if all(names_width(grid.only(part), width, fold) is not None for part in even) else parts

@@ -156,20 +156,20 @@ def _other_names(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
 
 def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """Say where the best student's interval meets another's: the table then shows no difference."""
-    notes = []
+    meeting: dict[tuple[str, str], list[str]] = {}
     for column in columns:
         students = [row for row in rows if row.kind == "student" and column.key in row.cells]
         best = next((row for row in students if row.cells[column.key].best), None)
         if column.cost or best is None:
             continue
         top = best.cells[column.key]
-        meeting = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
-        if meeting:
-            notes.append(
-                f"{column.title}: the intervals of {best.name} and {listed(meeting)} overlap; "
-                f"this table alone does not tell them apart"
-            )
-    return notes
+        others = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
+        if others:
+            meeting.setdefault((best.name, listed(others)), []).append(column.title)
+    return [
+        f"{', '.join(titles)}: the intervals of {best} and {others} overlap; this table alone does not tell them apart"
+        for (best, others), titles in meeting.items()
+    ]
 
 
 def _meet(first: Cell, second: Cell) -> bool:

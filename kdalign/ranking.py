@@ -44,7 +44,7 @@ def _rank(cell: Cell | None, column: Column) -> float:
     return -cell.value if column.higher_is_better else cell.value
 
 
-_FORM = re.compile(r"\s*(.+?)\s*(>=|<=|>|<|=|~)\s*(.*?)\s*")
+_FORM = re.compile(r"\s*(?:(name)\s*(~)|(.*[^<>=~\s])\s*(>=|<=|>|<|=|~))\s*(.*?)\s*")  # a key may hold a sign
 _HOLDS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -78,7 +78,8 @@ class Filter:
         found = _FORM.fullmatch(written)
         if not found:
             raise UsageError(f"--filter {written!r}: {_ACCEPTED}")
-        made = cls(written.strip(), *found.groups())
+        name, sign = found[1] or found[3], found[2] or found[4]
+        made = cls(written.strip(), name, sign, found[5])
         if (made.name == "name") != (made.sign == "~") or not made.text:
             raise UsageError(f"--filter {written!r}: {_ACCEPTED}")
         if made.sign != "~":
