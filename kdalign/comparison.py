@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdalign.entries import (
+    Beside,
     Entry,
     evaluation_name,
     first_split,
@@ -39,6 +40,7 @@ def compare(
     evaluations: Sequence[dict[str, Any]] = (),
     filters: Sequence[str] = (),
     steps_to: Sequence[str] = (),
+    beside: Sequence[Beside] = (),
 ) -> Comparison:
     """Put runs and evaluations side by side.
 
@@ -50,6 +52,7 @@ def compare(
         evaluations: results of evaluations, as plain dictionaries, beside those in files.
         filters: conditions that rows must meet, such as ``retained>=95`` or ``name~joint``.
         steps_to: scores on the watched texts, such as ``accuracy=85``, each with the step that reached it first.
+        beside: rows that cost nothing to train, from ``beside.rows_beside``.
 
     Raises:
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
@@ -67,24 +70,25 @@ def compare(
     of_teachers = _teacher_rows(entries, means)
     of_runs = [_student_row(group, means, milestones) for group in groups]
     of_results = [_evaluation_row(result, means, results) for result in results]
-    rows = [*of_teachers, *of_runs, *of_results]
+    rows = [*of_teachers, *_baseline_rows(beside, means, columns), *of_runs, *of_results]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
     if sort is not None:
         rows = best_first(rows, sort, columns)
-    beside, further = reference_rows(published, columns)
+    of_others, further = reference_rows(published, columns)
     columns += further
-    every = [*rows, *beside]
+    every = [*rows, *of_others]
     left = {id(row) for row in filtered(every, conditions, columns)}
-    rows, beside = ([row for row in each if id(row) in left] for each in (rows, beside))
+    rows, of_others = ([row for row in each if id(row) in left] for each in (rows, of_others))
     if metrics is not None:
         wanted = [column for name in metrics for column in named(name, columns)]
         columns = [column for column in columns if column in wanted]
-    columns = [column for column in columns if any(_has(row, column) for row in [*rows, *beside])]
+    columns = [column for column in columns if any(_has(row, column) for row in [*rows, *of_others])]
     entries = [entry for row, group in zip(of_runs, groups, strict=True) if id(row) in left for entry in group]
     results = [result for row, result in zip(of_results, results, strict=True) if id(row) in left]
     rows = mark_best(rows, columns, _unranked(entries))
-    rows += marked([row for row in beside if any(_has(row, column) for column in columns)])
+    rows += marked([row for row in of_others if any(_has(row, column) for column in columns)])
     notes = notes_under(entries, results, rows, columns)
+    notes += dict.fromkeys(note for each in beside for note in each.notes)
     if conditions:
         said = " and ".join(condition.written for condition in conditions)
         notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
@@ -213,6 +217,24 @@ def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
         key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
         name = f"teacher {_model_name(record.teacher.source)}"
         rows.setdefault(key, Row(name, "teacher", (), {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}))
+    return list(rows.values())
+
+
+def _baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
+    """Rows that cost nothing to train; those with the same numbers, as of one teacher's runs, once."""
+    tasks = {column.key: column.task for column in columns}
+    trained = {column.key for column in columns if column.training}
+    rows: dict[str, Row] = {}
+    for one in beside:
+        model = next(iter(one.entry.records.values())).student
+        left_out = trained if model.parameters else trained | set(_cost_of(model))
+        cells = {key: cell for key, cell in _student_cells(one.entry, means).items() if key not in left_out}
+        for key, cell in cells.items():
+            if cell.value is None and not cell.reason:
+                cells[key] = replace(cell, reason=one.reasons.get(tasks.get(key, ""), ""))
+        name = f"teacher {_model_name(model.source)} in int8" if one.kind == "int8" and model.source else one.kind
+        row = Row(name, "baseline", (), cells)
+        rows.setdefault(json.dumps([row.name, *sorted((key, cell.value) for key, cell in cells.items())]), row)
     return list(rows.values())
 
 

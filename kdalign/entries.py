@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import UsageError
+from kdalign.errors import Changed, UsageError
+from kdalign.integrity import read_checked
 from kdalign.runs import RECORD, RunRecord, read_record
 from kdalign.table import metric_key
 
@@ -29,6 +30,23 @@ class Entry:
     def seed(self) -> int:
         """The runs' own."""
         return int(next(iter(self.records.values())).recipe["train"]["seed"])
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A row that cost nothing to train.
+
+    Attributes:
+        kind: ``int8`` or ``majority``.
+        entry: runs whose student it is; what they say of training is not its own.
+        reasons: why a score has no value, by task.
+        notes: how it was made.
+    """
+
+    kind: str
+    entry: Entry
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ def read_all(paths: Iterable[str | Path]) -> Found:
     where their file is named, or the folder in which it lies.
 
     Raises:
-        UsageError: nothing there, or an unfinished run.
+        UsageError: nothing there, an unfinished run, or one that was changed after it ended.
     """
     entries: list[Entry] = []
     evaluations: dict[Path, list[dict[str, Any]]] = {}
@@ -67,7 +85,7 @@ def read_all(paths: Iterable[str | Path]) -> Found:
             entries.append(_read_run(path))
         else:
             found, passed = _walk(path)
-            files, foreign = _evaluations_in(path)
+            files, foreign = evaluations_in(path)
             if not found and not files:
                 unfinished = [folder.name for folder, why in passed.items() if why == UNFINISHED]
                 if unfinished:
@@ -93,7 +111,7 @@ def _read_run(path: Path) -> Entry:
         UsageError: nothing there, an unfinished run, or a record of another version.
     """
     folder = path.parent if path.name == RECORD else path
-    read = [(read_record(place), place) for place in _places(folder)]
+    read = [(read_checked(place), place) for place in _places(folder)]
     records = {record.task: record for record, _ in read}
     return Entry(folder.name, _key(records), records, {record.task: place for record, place in read})
 
@@ -125,12 +143,14 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
                     entries.append(_read_run(inner))
                 else:
                     passed[inner] = UNFINISHED
+            except Changed:  # which is no reason to show the others without it
+                raise
             except UsageError as error:
                 passed[inner] = str(error)
             continue
         found, below = _walk(inner)
         entries += found
-        if _evaluations_in(inner)[0]:
+        if evaluations_in(inner)[0]:
             passed[inner] = "evaluations, which are taken where it is named"
             below = {place: why for place, why in below.items() if why != FOREIGN}  # what evaluations keep
         elif not found and set(below.values()) <= {FOREIGN}:
@@ -140,7 +160,7 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
     return entries, passed
 
 
-def _evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:
+def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:
     """The evaluation files that lie in a folder itself, and JSON files of another kind."""
     found: dict[Path, list[dict[str, Any]]] = {}
     foreign: dict[Path, str] = {}

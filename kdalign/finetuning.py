@@ -54,8 +54,7 @@ def finetuned(
     Returns:
         The model in float32, and a line for the record.
     """
-    key = _key(checkpoint, task, encoded, settings, accelerator, bf16)
-    folder = cache_folder() / "teachers" / key
+    folder = kept_teacher(checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same teacher at the same time, one makes it and the others wait.
     with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():
@@ -113,10 +112,20 @@ def _train(settings: Finetune) -> Train:
     )
 
 
-def _key(
-    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, accelerator: Accelerator, bf16: bool
-) -> str:
-    """A hash of all that decides the fine-tuned weights."""
+def kept_teacher(
+    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, ranks: int, device: str, bf16: bool
+) -> Path:
+    """Where a fine-tuned teacher is kept, whether it was made or not: by a hash of all that decides its weights.
+
+    Args:
+        checkpoint: without a head for the task.
+        task: what it learns.
+        encoded: its training examples.
+        settings: how it is trained.
+        ranks: processes that train it together.
+        device: their kind, such as ``cpu``.
+        bf16: whether it is trained in bfloat16.
+    """
     content = {
         "version": KEY_VERSION,
         "teacher": checkpoint.hash,
@@ -125,8 +134,9 @@ def _key(
         "tokens": encoded.columns,
         "answers": None if encoded.labels is None else encoded.labels.tolist(),
         "settings": settings.model_dump(),
-        "ranks": accelerator.num_processes,
-        "device": accelerator.device.type,
+        "ranks": ranks,
+        "device": device,
         "bf16": bf16,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return cache_folder() / "teachers" / key

@@ -143,7 +143,7 @@ def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Grid:
     )
 
 
-_QUIET = ("teacher", "reference")
+_QUIET = ("teacher", "baseline", "reference")
 
 
 def _of_column(column: Column) -> Name:

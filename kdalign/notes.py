@@ -58,6 +58,11 @@ def notes_under(
     sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
     if len(sizes) > 1:
         notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
+    unsealed = [entry.name for entry in entries if not all(record.seal for record in entry.records.values())]
+    if unsealed:
+        notes.append(
+            f"records of an older kdalign, without a seal that would show a changed number: {listed(unsealed)}"
+        )
     notes += _ties(rows, columns)
     for row in rows:
         for key, cell in row.cells.items():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdalign.entries import Beside
     from kdalign.results import Evaluation
 
 
@@ -267,6 +269,8 @@ def _show_evaluations(
         "kdalign compare runs/joint runs/labels --steps-to accuracy=85 --transpose",
         "kdalign compare runs runs/eval --format csv",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs/joint --beside int8,majority",
+        "kdalign compare runs --verify",
     )
 )
 def compare(
@@ -296,6 +300,16 @@ def compare(
         str | None,
         typer.Option("--format", help="rich, markdown, latex, csv or json; else by --out's ending, or rich."),
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that cost nothing to train: int8 (the teacher, quantised), majority (train's most frequent "
+            "class); with commas."
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
+    ] = False,
     transpose: Annotated[bool, typer.Option("--transpose", help="Models as columns, metrics as rows.")] = False,
     as_json: Json = False,
     out: Annotated[
@@ -306,7 +320,8 @@ def compare(
 
     Runs of one recipe that differ by seed alone become one row, their mean.
     The best student of a column is bold, the second underlined. In a folder of
-    runs, unfinished and foreign ones are passed over, with a note.
+    runs, unfinished and foreign ones are passed over, with a note; one whose
+    files or record were changed after it ended is refused.
     """
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
@@ -316,7 +331,17 @@ def compare(
     from kdalign.comparison import compare as put_together
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    found = put_together(runs, names, sort, reference or (), filters=filters or (), steps_to=steps_to or ())
+    found = put_together(
+        runs,
+        names,
+        sort,
+        reference or (),
+        filters=filters or (),
+        steps_to=steps_to or (),
+        beside=_beside(runs, beside) if beside else (),
+    )
+    if verify:
+        found = replace(found, notes=(*found.notes, *_verified(runs)))
     table = comparison_as(found, form, transpose)
     if out is None:
         show(table)
@@ -326,3 +351,19 @@ def compare(
     check_writable(out.parent)
     write_text(out, as_text(table))
     error_console().print(f"written: {out}", highlight=False)
+
+
+def _verified(runs: Sequence[str]) -> tuple[str, ...]:
+    """What is said of scores that were taken again and agree."""
+    with error_console().status("verifying"):
+        from kdalign.verification import verify
+
+        found = verify(runs)
+    found.check()
+    return found.notes
+
+
+def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
+    from kdalign.beside import rows_beside
+
+    return rows_beside(runs, [kind.strip() for kind in kinds.split(",") if kind.strip()], new_watcher)
