@@ -56,7 +56,8 @@ class Row:
     """A model, or the mean of one recipe's runs over seeds.
 
     Attributes:
-        kind: ``teacher``, ``student``, ``evaluation``, or ``reference`` for what others have published.
+        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` for one that needs no model, or ``reference`` for
+            what others have published.
         source: where it was published.
         note: what is not known of how a published row was made.
         mark: that stands behind a published row's name and before the note on its source.

@@ -1,6 +1,7 @@
 """Commands that score and compare: eval, compare."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ from kdalign.cli.shared import (
     new_watcher,
     show,
 )
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import RunError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from kdalign.results import Evaluation
@@ -268,6 +269,7 @@ def _checked_form(form: str) -> str:
         "kdalign compare runs --format markdown --out table.md",
         "kdalign compare runs --sort retained --format json",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs --baseline table.json --max-drop accuracy=0.5 --require 'retained>=97'",
     )
 )
 def compare(
@@ -281,24 +283,53 @@ def compare(
     ] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GATE", help="Fail (exit code 1) unless a column holds, such as 'retained>=97'; >= > <= < =."
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An earlier table in JSON, a run or an evaluation, for --max-drop."),
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=X", help="Fail where a column is worse than the baseline's by more than X, in its unit."
+        ),
+    ] = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
 
-    Runs of one recipe that differ by seed alone become one row, their mean.
+    Runs of one recipe that differ by seed alone become one row, their mean. Gates are checked on students and evaluated
+    models, all of them, and said below the table; where one fails, the exit code is 1.
     """
     from kdalign.comparison import compare as put_together
+    from kdalign.gates import below, check_gates
     from kdalign.report import comparison_as
 
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     form = _checked_form("json" if as_json else form or "rich")
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
+    found = put_together(runs, names, sort, reference or ())
+    whole = put_together(runs) if names is not None else found  # a gate may be on a column that is not shown
+    verdicts = check_gates(whole, require or (), max_drop or (), baseline)
+    table = below(comparison_as(found, form), form, verdicts)
+    lines = "".join(f"{verdict.line}\n" for verdict in verdicts)
     if out is None:
         show(table)
-        return
-    from kdalign.files import check_writable, write_text
+    else:
+        from kdalign.files import check_writable, write_text
 
-    check_writable(out.parent)
-    write_text(out, as_text(table))
-    error_console().print(f"written: {out}", highlight=False)
+        check_writable(out.parent)
+        write_text(out, as_text(table) + (lines if form == "rich" else ""))
+        error_console().print(f"written: {out}", highlight=False)
+    if out is None and form == "rich":
+        print(lines, end="")
+    elif out is not None or form not in ("markdown", "json"):
+        print(lines, end="", file=sys.stderr)
+    failed = sum(not verdict.passed for verdict in verdicts)
+    if failed:
+        raise RunError(f"{failed} of {len(verdicts)} gates failed")
