@@ -219,7 +219,7 @@ def _languages(run: _Run) -> list[str] | None:
 def _summary(run: _Run) -> str:
     record = run.record
     ours, theirs = record.student, record.teacher
-    made = f"distilled from {_code(theirs.source)} " if theirs is not None else "trained without a teacher "
+    made = f"distilled from `{theirs.source}` " if theirs is not None else "trained without a teacher "
     lines = [
         f"# {run.name}",
         "",
@@ -250,7 +250,9 @@ def _scores(run: _Run) -> str:
             for score in scores["student"]
         ]
         if scores["agreement"] is not None:
-            rows.append(["agreement with the teacher (%)", _value(scores["agreement"]), "", ""])
+            agreement = scores["agreement"]
+            title = _titled({**agreement, "metric": "agreement with the teacher"})
+            rows.append([title, _value(agreement), "", ""])
         head = ["", "student", *(["teacher", "retained (%)"] if theirs else [])]
         lines += [*_table(head, rows), ""]
         made: dict[str, list[str]] = {}
@@ -416,7 +418,3 @@ def _latency(milliseconds: float | None) -> str:
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:,.2f} M"
-
-
-def _code(text: str) -> str:
-    return f"`{text}`"

@@ -311,16 +311,13 @@ def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:
         for row in tree["rows"]:
             cells = {str(key): _made(Cell, cell) for key, cell in row["cells"].items()}
             rows.append(_made(Row, {**row, "cells": cells}))
-        for value in (value for row in rows for cell in row.cells.values() for value in (cell.value, *_ends(cell))):
+        cells_of_all = [cell for row in rows for cell in row.cells.values()]
+        for value in (value for cell in cells_of_all for value in (cell.value, cell.low, cell.high)):
             if value is not None and not isinstance(value, int | float):
                 raise TypeError(f"{value!r} is no number")
         return Comparison(columns, tuple(rows), tuple(map(str, tree.get("notes", ()))))
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{str(file)!r} is not a table that `kdalign compare --format json` wrote: {error}") from None
-
-
-def _ends(cell: Cell) -> tuple[float | None, float | None]:
-    return cell.low, cell.high
 
 
 def _made(kind: type[_Made], tree: Mapping[str, Any]) -> _Made:
