@@ -319,7 +319,8 @@ def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequen
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = Cell(_task_score(own))
-    return Row(evaluation_name(result, others), "evaluation", (), cells)
+    kind = "baseline" if result.get("kind") == "baseline" else "evaluation"
+    return Row(evaluation_name(result, others), kind, (), cells)
 
 
 def _common_name(names: Sequence[str]) -> str:

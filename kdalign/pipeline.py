@@ -27,6 +27,7 @@ from kdalign.calibration import (
     some,
     start_projections,
 )
+from kdalign.card import CARD, model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -275,25 +276,24 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             teacher_facts = _facts(
                 run.teacher, taught.model, taught.head, run.teacher.name, latencies[0], flops[0], timed
             )
-        folder.write_record(
-            RunRecord(
-                schema=SCHEMA,
-                version=__version__,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                task=work.task.name,
-                metrics=work.metrics,
-                recipe=recipe.model_dump(mode="json"),
-                student=_facts(checkpoint, exported, "trained", student_source, latencies[-1], flops[-1], timed),
-                teacher=teacher_facts,
-                data=_data_facts(run, texts) | {"tokenizer": fingerprint(tokenizer)},
-                scores=_final_scores(run, exported, texts, answers, comparable),
-                training=_training_facts(progress, run, accelerator)
-                | ({"layer_attention": attended} if attended else {}),
-                environment=environment(accelerator.device),
-                seconds=time.perf_counter() - begun,
-                samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
-            )
+        record = RunRecord(
+            schema=SCHEMA,
+            version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            task=work.task.name,
+            metrics=work.metrics,
+            recipe=recipe.model_dump(mode="json"),
+            student=_facts(checkpoint, exported, "trained", student_source, latencies[-1], flops[-1], timed),
+            teacher=teacher_facts,
+            data=_data_facts(run, texts) | {"tokenizer": fingerprint(tokenizer)},
+            scores=_final_scores(run, exported, texts, answers, comparable),
+            training=_training_facts(progress, run, accelerator) | ({"layer_attention": attended} if attended else {}),
+            environment=environment(accelerator.device),
+            seconds=time.perf_counter() - begun,
+            samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
         )
+        write_text(folder.student / CARD, model_card(record, folder.path))
+        folder.write_record(record)
     accelerator.wait_for_everyone()
     return read_record(folder.path)
 

@@ -504,7 +504,7 @@ def test_help_has_examples_and_starts_at_once():
         subprocess.run([*words, "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - begun)
     assert min(times) < 0.5
-    for command in ("distill", "eval", "compare", "profile", "map-layers", "demo"):
+    for command in ("distill", "eval", "compare", "card", "profile", "map-layers", "demo"):
         out = subprocess.run([*words, command, "--help"], check=True, capture_output=True, text=True).stdout
         assert "Examples" in out
         assert f"kdalign {command}" in re.sub(r"\s+", " ", out)

@@ -1,8 +1,7 @@
-"""Commands that score and compare: eval, compare."""
+"""The command that scores models: eval."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ from kdalign.cli.shared import (
     MaxLength,
     TaskName,
     app,
-    as_text,
     error_console,
     examples,
     new_watcher,
@@ -27,7 +25,6 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdalign.entries import Beside
     from kdalign.results import Evaluation
 
 
@@ -259,111 +256,3 @@ def _show_evaluations(
 
     trees = [result.to_json() for result in results]
     show(comparison_as(put_together([], references=references or (), evaluations=trees), form))
-
-
-@app.command(
-    epilog=examples(
-        "kdalign compare runs/labels runs/soft runs/joint",
-        "kdalign compare runs --out table.tex",
-        "kdalign compare runs --sort retained --filter 'retained>=95' --filter name~joint",
-        "kdalign compare runs/joint runs/labels --steps-to accuracy=85 --transpose",
-        "kdalign compare runs runs/eval --format csv",
-        "kdalign compare runs --reference examples/paper-table-1.yaml",
-        "kdalign compare runs/joint --beside int8,majority",
-        "kdalign compare runs --verify",
-    )
-)
-def compare(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN|FILE...", help="Runs, evaluation files, or folders of either."),
-    ],
-    metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
-    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            metavar="CONDITION",
-            help="Rows to show: 'retained>=95' (>=, <=, >, <, =) or name~TEXT; repeatable, all must hold.",
-        ),
-    ] = None,
-    steps_to: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC=VALUE", help="The first step that reached it on the watched texts; repeatable."),
-    ] = None,
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="rich, markdown, latex, csv or json; else by --out's ending, or rich."),
-    ] = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(
-            help="Rows that cost nothing to train: int8 (the teacher, quantised), majority (train's most frequent "
-            "class); with commas."
-        ),
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
-    ] = False,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Models as columns, metrics as rows.")] = False,
-    as_json: Json = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table there instead (.md .tex .csv .json .txt).")
-    ] = None,
-) -> None:
-    """Put runs side by side: scores, agreement, what was retained, and what it costs.
-
-    Runs of one recipe that differ by seed alone become one row, their mean.
-    The best student of a column is bold, the second underlined. In a folder of
-    runs, unfinished and foreign ones are passed over, with a note; one whose
-    files or record were changed after it ended is refused.
-    """
-    if form is not None and as_json:
-        raise UsageError("give --json or --format, not both")
-    from kdalign.formats import comparison_as, form_for
-
-    form = form_for("json" if as_json else form, out)
-    from kdalign.comparison import compare as put_together
-
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    found = put_together(
-        runs,
-        names,
-        sort,
-        reference or (),
-        filters=filters or (),
-        steps_to=steps_to or (),
-        beside=_beside(runs, beside) if beside else (),
-    )
-    if verify:
-        found = replace(found, notes=(*found.notes, *_verified(runs)))
-    table = comparison_as(found, form, transpose)
-    if out is None:
-        show(table)
-        return
-    from kdalign.files import check_writable, write_text
-
-    check_writable(out.parent)
-    write_text(out, as_text(table))
-    error_console().print(f"written: {out}", highlight=False)
-
-
-def _verified(runs: Sequence[str]) -> tuple[str, ...]:
-    """What is said of scores that were taken again and agree."""
-    with error_console().status("verifying"):
-        from kdalign.verification import verify
-
-        found = verify(runs)
-    found.check()
-    return found.notes
-
-
-def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
-    from kdalign.beside import rows_beside
-
-    return rows_beside(runs, [kind.strip() for kind in kinds.split(",") if kind.strip()], new_watcher)
