@@ -26,6 +26,8 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from kdalign.results import Evaluation
 
 
@@ -268,11 +270,13 @@ def _checked_form(form: str) -> str:
         "kdalign compare runs --format markdown --out table.md",
         "kdalign compare runs --sort retained --format json",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs --format html --out report.html",
+        "kdalign compare runs --plots pictures",
     )
 )
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
-    form: Annotated[str | None, typer.Option("--format", help="rich, markdown or json. Default rich.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="rich, markdown, json or html. Default rich.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
     sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
     reference: Annotated[
@@ -281,19 +285,41 @@ def compare(
     ] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw training, quality against cost, and calibration there (PNG and SVG)."),
+    ] = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
 
-    Runs of one recipe that differ by seed alone become one row, their mean.
+    Runs of one recipe that differ by seed alone become one row, their mean. --format html makes one file that needs
+    no network: tables, pictures, examples on which students differ from their teacher, recipes and commands.
     """
     from kdalign.comparison import compare as put_together
     from kdalign.report import comparison_as
 
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
-    form = _checked_form("json" if as_json else form or "rich")
+    form = "html" if form == "html" else _checked_form("json" if as_json else form or "rich")
+    if plots is not None:
+        from kdalign.pictures import check_folder
+
+        check_folder(plots)
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    table = comparison_as(put_together(runs, names, sort, reference or ()), form)
+    comparison = put_together(runs, names, sort, reference or ())
+    if plots is not None:
+        from kdalign.evidence import finished_runs
+        from kdalign.pictures import pictures_of, save_all
+
+        files = save_all(pictures_of(comparison, finished_runs(runs)), plots)
+        error_console().print(f"pictures: {len(files)} files in {plots}", highlight=False)
+    if form == "html":
+        from kdalign.evidence import finished_runs
+        from kdalign.page import page
+
+        table: RenderableType = page(comparison, finished_runs(runs))
+    else:
+        table = comparison_as(comparison, form)
     if out is None:
         show(table)
         return

@@ -50,7 +50,7 @@ def profile(
     if dtype not in ("fp32", "bf16"):
         raise unknown("--dtype", dtype, ("fp32", "bf16"))
     if plot is not None:
-        from kdalign.plots import check_picture
+        from kdalign.pictures import check_picture
 
         check_picture(plot)
     from kdalign.pipeline import profile_models
@@ -58,7 +58,7 @@ def profile(
     with error_console().status("measuring"):
         profiles = profile_models(models, lengths, batch_size, device or "auto", not no_weights, revision, dtype)
     if plot is not None:
-        from kdalign.plots import draw_costs
+        from kdalign.pictures import draw_costs
 
         draw_costs(profiles, plot)
         error_console().print(f"picture: {plot}", highlight=False)
@@ -110,7 +110,7 @@ def map_layers(
 
     With --task both models read some of its texts, and how alike their layers are (CKA) is shown for every map.
     """
-    from kdalign.plots import check_picture
+    from kdalign.pictures import check_picture
 
     if plot is not None:
         check_picture(plot)
@@ -126,7 +126,7 @@ def map_layers(
     reading = Reading(task, data, dataset, config, examples, max_length) if task is not None else None
     plan = plan_layers(teacher, student, map_, init, revision, reading, watcher)
     if plot is not None:
-        from kdalign.plots import draw_similarities
+        from kdalign.pictures import draw_similarities
 
         draw_similarities(plan, plot)
         error_console().print(f"picture: {plot}", highlight=False)
