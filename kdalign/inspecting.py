@@ -16,7 +16,7 @@ from kdalign.calibration import SIMILARITY_TOKENS, alike, some
 from kdalign.capture import Wanted, answering, recording, watch
 from kdalign.encoding import encode_labelled, encode_pairs
 from kdalign.errors import UsageError
-from kdalign.evidence import FinishedRun
+from kdalign.evidence import Disagreements, FinishedRun
 from kdalign.metrics import confidences
 from kdalign.observer import Observer, Silent
 from kdalign.pipeline import load_student, load_teacher
@@ -143,24 +143,37 @@ def layer_likeness(pair: Pair) -> Likeness:
     return Likeness(before, after, {one.student_stack: one.pairs for one in pair.plan.maps}, tokens)
 
 
-def looks(pair: Pair, texts: Sequence[str], most: int = 4) -> Looks:
+def some_text(pair: Pair, differing: Disagreements | None) -> tuple[str, ...]:
+    """The texts of the example on which the two differ most; where it is not known, of the first that is reported."""
+    if differing is not None and differing.examples and differing.examples[0].texts:
+        return differing.examples[0].texts
+    first = next(iter(pair.prepared.reported.values()))
+    return tuple(column[0] for column in first.texts[: _texts_read(pair)])
+
+
+def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int = 4) -> Looks:
     """Let both models read one text (of a task over pairs, two); the attention of a few pairs of layers is kept.
 
     Args:
         pair: the models.
         texts: as many as the task reads.
+        head: that is to be looked at; None for all.
         most: pairs of layers, spread over the plan's.
 
     Raises:
-        UsageError: another number of texts than the task reads, or a family whose attention cannot be taken.
+        UsageError: another number of texts than the task reads, a head that is not there, or a family whose attention
+            cannot be taken.
     """
     work, plan = pair.prepared.work, pair.plan
-    wanted = len(pair.prepared.train.texts) if isinstance(work.task, Task) or work.head is HeadKind.SEQ2SEQ else 1
+    wanted = _texts_read(pair)
     if len(texts) != wanted:
-        raise UsageError(f"task {work.task.name!r} reads --text {wanted} times, and it is given {len(texts)} times")
+        raise UsageError(f"task {work.task.name!r} takes {wanted} --text an example, given {len(texts)}")
     for model in (pair.student, pair.teacher):
         if layout_of(model.config).attention is Attention.CLOSED:
             raise UsageError(f"attention of {model.config.model_type} cannot be taken")
+    heads = min(stack.heads for both in plan.stacks for stack in both)
+    if head is not None and head >= heads:
+        raise UsageError(f"--head {head}: the smaller model has {heads} attention heads (accepted: 0 to {heads - 1})")
     pairs = {
         Layer(one.student_stack, ours): Layer(one.teacher_stack, theirs)
         for one in plan.maps
@@ -181,6 +194,13 @@ def looks(pair: Pair, texts: Sequence[str], most: int = 4) -> Looks:
         teacher_tokens=theirs.tokens,
         answers=tuple(answer for answer in (ours.answer, theirs.answer) if answer is not None),
     )
+
+
+def _texts_read(pair: Pair) -> int:
+    """How many texts an example has for the models: two of a pair, or of a source and its target."""
+    work = pair.prepared.work
+    paired = isinstance(work.task, Task) or work.head is HeadKind.SEQ2SEQ
+    return len(pair.prepared.train.texts) if paired else 1
 
 
 @dataclass(frozen=True)

@@ -153,26 +153,33 @@ def check_folder(folder: Path) -> None:
 
 
 @styled
-def save(figure: "Figure", file: Path) -> None:
-    """Write a figure in the format that its file's ending says."""
+def save(figure: "Figure", file: Path, whole: bool = False) -> None:
+    """Write a figure in the format that its file's ending says; ``whole``, with words that stand beside its frame."""
+    form = file.suffix[1:].lower()
     with whole_file(file) as temporary:
-        form = file.suffix[1:].lower()
-        figure.savefig(temporary, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(
+            temporary,
+            format=form,
+            dpi=DPI,
+            bbox_inches="tight" if whole else None,
+            metadata={"Date": None} if form == "svg" else None,
+        )
 
 
 @styled
 def save_all(pictures: Iterable[Picture], folder: Path, endings: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
-    """Write pictures into a folder, each with its title and caption, in each of these formats."""
+    """Write pictures into a folder, each with its title above and its caption below, in each of these formats."""
     files = []
     for picture in pictures:
         figure = picture.figure
-        figure.suptitle(picture.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        lines = textwrap.wrap(picture.caption, int(_CAPTION * figure.get_figwidth() / WIDTH))
         width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.3 + 0.14 * len(lines))
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color=QUIET)
+        words = "\n".join(textwrap.wrap(picture.caption, int(_CAPTION * width / WIDTH)))
+        title = figure.text(0.01, 1 + 0.08 / height, picture.title, va="bottom", fontsize=10, fontweight="bold")
+        caption = figure.text(0.01, -0.1 / height, words, va="top", fontsize=7, color=QUIET, linespacing=1.3)
         for ending in endings:
             file = folder / f"{picture.name}{ending}"
-            save(figure, file)
+            save(figure, file, whole=True)
             files.append(file)
+        title.remove()
+        caption.remove()
     return files

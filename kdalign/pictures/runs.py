@@ -43,6 +43,8 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
 @styled
 def draw_terms(trained: Sequence[Curves]) -> Picture:
     """Each term before its weight, and the gradient's norm, over the steps; runs of one recipe share a colour."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     figure, found = panels(len(terms) + 1, 1.35, share_x=True)
     groups = _groups(trained)
@@ -66,6 +68,9 @@ def draw_terms(trained: Sequence[Curves]) -> Picture:
     found[-1].set_title("gradient norm, before clipping")
     found[-1].set_ylabel("norm")
     found[-1].set_yscale("log")
+    found[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    found[-1].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    found[-1].yaxis.set_minor_locator(NullLocator())
     for clip in clips:
         found[-1].axhline(clip, color=QUIET, linewidth=0.8, linestyle=":")
     found[-1].set_xlabel("optimizer step")
@@ -124,7 +129,7 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
         n: examples that it was taken on, for the caption.
     """
     rows = [row for row in comparison.rows if row.kind != "reference" and _value(row, column.key) is not None]
-    costs = [cost for cost in comparison.columns if cost.key in COSTS]
+    costs = [cost for key in COSTS for cost in comparison.columns if cost.key == key]
     drawn = [(cost, [row for row in rows if _value(row, cost.key) is not None]) for cost in costs]
     drawn = [(cost, ours) for cost, ours in drawn if len(ours) > 1]
     if not drawn:
@@ -197,6 +202,8 @@ def draw_calibration(answered: Sequence[Answers]) -> Picture:
         said.append(words.rstrip("; "))
         axes.set_xlim(0, 102)
         axes.set_ylim(0, 102)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_yticks(range(0, 101, 25))
         axes.set_aspect("equal")
         axes.set_title(shortened(each.name, 24))
         axes.legend(loc="upper left", handlelength=1.2, borderpad=0, fontsize=7)
