@@ -171,7 +171,7 @@ def _lean(svg: str, alternative: str) -> str:
     svg = svg[svg.index("<svg") :]
     for pattern in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(?::\w+)?="[^"]*"'):
         svg = re.sub(pattern, "", svg, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)  # a hundredth of a point
     svg = re.sub(r"\n\s*", "\n", svg).replace(INK, "currentColor")

@@ -162,10 +162,10 @@ def draw_attention(
         teacher_tokens: likewise.
         head: whose map is drawn; the mean over heads when left out.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    tall = 0.55 + 0.115 * min(len(student_tokens), 22) + 1.2
-    figure = Figure(figsize=(WIDTH, max(tall, 1.9) * len(maps)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.45 * len(maps) + 0.55), layout="constrained")
     found = figure.subplots(len(maps), 2, squeeze=False)
     drawn = [
         (one.mean(axis=0), other.mean(axis=0)) if head is None else (one[head], other[head])
@@ -176,7 +176,8 @@ def draw_attention(
         for axes, who, name, values, tokens in zip(
             found[row], ("student", "teacher"), names[:2], pair, (student_tokens, teacher_tokens), strict=True
         ):
-            image = axes.imshow(values, cmap="cividis", vmin=0, vmax=greatest, aspect="equal", interpolation="nearest")
+            scale = PowerNorm(0.5, vmin=0, vmax=greatest)
+            image = axes.imshow(values, cmap="cividis", norm=scale, aspect="equal", interpolation="nearest")
             axes.set_title(f"{who}, layer {name}")
             axes.tick_params(length=0)
             if len(tokens) > MOST_TOKENS:
@@ -191,7 +192,8 @@ def draw_attention(
     figure.colorbar(image, ax=found.ravel().tolist(), label="attention", location="bottom", shrink=0.6, aspect=40)
     of = "the mean over heads" if head is None else f"head {head}, counted from 0"
     caption = (
-        f"Rows: tokens that look; columns: tokens looked at; {of}, before dropout, on one text. "
+        f"Rows: tokens that look; columns: tokens looked at; {of}, before dropout, on one text; colours "
+        f"by the square root, so that small shares are seen. "
         f"Pairs of layers are the plan's."
     )
     layers = ", ".join(f"{ours} beside {theirs}" for ours, theirs, _, _ in maps)

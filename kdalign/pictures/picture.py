@@ -172,6 +172,7 @@ def save_all(pictures: Iterable[Picture], folder: Path, endings: tuple[str, ...]
     files = []
     for picture in pictures:
         figure = picture.figure
+        _settle(figure)
         width, height = figure.get_size_inches()
         words = "\n".join(textwrap.wrap(picture.caption, int(_CAPTION * width / WIDTH)))
         title = figure.text(0.01, 1 + 0.08 / height, picture.title, va="bottom", fontsize=10, fontweight="bold")
@@ -183,3 +184,15 @@ def save_all(pictures: Iterable[Picture], folder: Path, endings: tuple[str, ...]
         title.remove()
         caption.remove()
     return files
+
+
+def _settle(figure: "Figure") -> None:
+    """Lay a figure out for good, and tie its legend to a panel: words beside the frame would else lie upon it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    panel = figure.axes[0].transAxes
+    for names in figure.legends:
+        corner = panel.inverted().transform(names.get_window_extent().min)
+        names.borderaxespad = 0
+        names.set_loc("lower left")
+        names.set_bbox_to_anchor(corner, transform=panel)

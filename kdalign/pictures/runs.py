@@ -77,8 +77,9 @@ def draw_terms(trained: Sequence[Curves]) -> Picture:
     legend(figure, list(handles.values()), [groups[group] for group in handles])
     thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
     smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
+    alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
     caption = (
-        f"Each term of the objective before its weight, {smooth}. {_counted(trained)} "
+        f"Each term of the objective before its weight, {smooth}. {_counted(trained)}{alike}. "
         f"Dotted: where gradients were clipped ({', '.join(f'{clip:g}' for clip in clips)})."
     )
     lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
@@ -108,7 +109,7 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
         axes.set_xlabel("optimizer step")
     legend(figure, [handles[name] for name in terms], terms)
     what = "Weight times value of each term, in per cent of their sum; means of neighbouring steps"
-    caption = f"{what}. {_counted(trained)}"
+    caption = f"{what}. {_counted(trained)}."
     last = [
         f"{each.name}: " + ", ".join(f"{name} {share[-1]:.0f} %" for name, share in each.shares.items())
         for each in trained
@@ -243,8 +244,7 @@ def _groups(trained: Sequence[Curves]) -> dict[str, str]:
 def _counted(trained: Sequence[Curves]) -> str:
     runs = f"{len(trained)} runs" if len(trained) > 1 else "One run"
     longest = max(int(each.steps[-1]) for each in trained)
-    several = "; runs that differ by seed alone share a colour" if len(_groups(trained)) < len(trained) else ""
-    return f"{runs}, up to {longest:,} steps{several}."
+    return f"{runs}, up to {longest:,} steps"
 
 
 def _value(row: Row, key: str) -> float | None:
