@@ -57,7 +57,13 @@ def distill_command(recipe: Recipe) -> str:
         if key not in _ALWAYS and value == plain[key]:
             continue
         if key in FLAGS and value is not None and not (key == "train.batch_size" and recipe.train.batch_tokens):
-            words += [FLAGS[key], ",".join(value) if isinstance(value, list) else str(value)]
+            words += [FLAGS[key], _as_word(value)]
         else:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
+
+
+def _as_word(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -130,8 +130,8 @@ def write_predictions(
         columns["teacher"] = teacher.values
     for number, name in enumerate(task.labels or (task.label,)):
         columns[f"logit/{name}"] = student.logits[:, number]
-        if teacher is not None and task.labels and teacher.logits.size:
-            columns[f"teacher_logit/{name}"] = teacher.logits[:, number]
+    if teacher is not None and teacher.logits.size:
+        columns |= {f"teacher_logit/{name}": teacher.logits[:, number] for number, name in enumerate(task.labels)}
     with whole_file(file) as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
 

@@ -76,7 +76,7 @@ class Curves:
     """The steps of one training.
 
     Attributes:
-        name: of the run, or of what runs of one recipe have in common.
+        name: of the run.
         group: as in ``FinishedRun``.
         steps: (steps,), counted from 1.
         terms: each term before its weight, (steps,), in the order of the objective.
@@ -88,6 +88,7 @@ class Curves:
     """
 
     name: str
+    task: str
     group: str
     steps: Array
     terms: Mapping[str, Array]
@@ -210,6 +211,7 @@ def curves(run: FinishedRun) -> Curves | None:
     scores = run.record.metrics[0] in METRICS and METRICS[run.record.metrics[0]].regression
     return Curves(
         name=run.name,
+        task=run.record.task,
         group=run.group,
         steps=np.array([event["step"] for event in events]),
         terms={name: np.array([event["parts"].get(name, np.nan) for event in events]) for name in names},

@@ -37,11 +37,11 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Described:
-    """A run's own part of the page."""
+    """A run's own part of the page; its command flag by flag."""
 
     name: str
     summary: str
-    command: str
+    command: tuple[str, ...]
     facts: Mapping[str, str]
     recipe: str
 
@@ -129,7 +129,7 @@ def _described(run: FinishedRun) -> _Described:
     return _Described(
         name=run.name,
         summary=f"{record.task}, seed {run.recipe.train.seed}, {steps:,} steps",
-        command=distill_command(run.recipe),
+        command=tuple(re.split(r" (?=--)", distill_command(run.recipe))),
         facts={key: value for key, value in facts.items() if value},
         recipe=run.recipe.dump(),
     )

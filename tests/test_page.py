@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -222,6 +223,19 @@ def test_compare_writes_the_page_and_the_pictures(kdalign, runs, tmp_path):
     assert {file.suffix for file in Path("pictures").iterdir()} == {".png", ".svg"}
     status, out, _ = kdalign("compare", runs, "--format", "html")
     assert out.startswith("<!doctype html>")
+
+
+def test_the_page_is_made_without_torch(runs, tmp_path):
+    code = (
+        "import sys; sys.argv = ['kdalign', 'compare', sys.argv[1], '--format', 'html', '--out', sys.argv[2]]\n"
+        "from kdalign.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, runs, tmp_path / "r.html"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pictures_in_the_place_of_a_file_are_refused_before_anything_is_read(kdalign, runs, tmp_path):

@@ -26,6 +26,7 @@ def training(name="a", group="a", steps=10, **terms):
     terms = {key: np.asarray(values, dtype=float) for key, values in (terms or {"hard": range(steps)}).items()}
     return Curves(
         name=name,
+        task="sst2",
         group=group,
         steps=np.arange(1, steps + 1),
         terms=terms,
@@ -176,7 +177,7 @@ def test_attention_is_the_mean_over_heads_or_one_head_with_tokens_at_its_sides(h
 def test_pictures_are_whole_files_in_both_formats_whatever_a_run_is_called(tmp_path):
     name = '_<b>&"$x_{$'
     files = save_all([draw_terms([training(name)])], tmp_path / "made")
-    assert [file.name for file in files] == ["terms.png", "terms.svg"]
+    assert [file.name for file in files] == ["terms-sst2.png", "terms-sst2.svg"]
     assert sorted((tmp_path / "made").iterdir()) == files
     svg = files[1].read_text()
     assert '_&lt;b&gt;&amp;"$x_{$' in svg

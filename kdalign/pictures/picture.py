@@ -195,4 +195,4 @@ def _settle(figure: "Figure") -> None:
         corner = panel.inverted().transform(names.get_window_extent().min)
         names.borderaxespad = 0
         names.set_loc("lower left")
-        names.set_bbox_to_anchor(corner, transform=panel)
+        names.set_bbox_to_anchor((float(corner[0]), float(corner[1])), transform=panel)

@@ -1,5 +1,6 @@
 """Pictures of finished runs: their training, what quality costs, how far confidence can be trusted."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,10 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
     """All pictures that records, histories and kept answers give; those that have nothing to show are left out."""
     trained = [found for found in map(curves, runs) if found is not None]
     answered = [found for found in map(answers, runs) if found is not None and found.student_logits is not None]
-    found = [draw_terms(trained), draw_shares(trained)] if trained else []
+    tasks = list(dict.fromkeys(each.task for each in trained))
+    found = [draw_terms([each for each in trained if each.task == task]) for task in tasks]
+    shared = [each for each in trained if len(each.terms) > 1]
+    found += [draw_shares(shared)] if shared else []
     primary: dict[str, Column] = {}
     for column in comparison.columns:
         if not column.cost and not column.published and column.task and not (column.detail or column.task in primary):
@@ -42,7 +46,10 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
 
 @styled
 def draw_terms(trained: Sequence[Curves]) -> Picture:
-    """Each term before its weight, and the gradient's norm, over the steps; runs of one recipe share a colour."""
+    """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
+
+    Runs of one recipe share a colour.
+    """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
@@ -83,7 +90,9 @@ def draw_terms(trained: Sequence[Curves]) -> Picture:
         f"Dotted: where gradients were clipped ({', '.join(f'{clip:g}' for clip in clips)})."
     )
     lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
-    return Picture("terms", figure, "Terms of the objective", caption, f"Line chart over steps. {'; '.join(lasts)}.")
+    task = trained[0].task
+    said = f"Line chart over steps. {'; '.join(lasts)}."
+    return Picture(f"terms-{_in_a_name(task)}", figure, f"Terms of the objective: {task}", caption, said)
 
 
 @styled
@@ -173,7 +182,7 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
         f"Grey line: models that none beats at their cost. Star: teacher.{seeds}"
     )
     said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
-    name = f"quality-{column.key.replace('/', '-')}"
+    name = f"quality-{_in_a_name(column.key)}"
     return Picture(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
 
 
@@ -217,7 +226,7 @@ def draw_calibration(answered: Sequence[Answers]) -> Picture:
         f"{first.task}, {first.split}, n = {n:,}: 15 equal bins of the answer's softmax; a point's size is its "
         f"share of the examples. On the dotted line confidence is what it says; ECE: mean distance from it."
     )
-    name = f"calibration-{first.task.replace(':', '-').replace('/', '-')}"
+    name = f"calibration-{_in_a_name(first.task)}"
     title = f"How far confidence can be trusted: {first.task}"
     return Picture(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
 
@@ -260,3 +269,8 @@ def _ends(cell: Cell) -> tuple[float, float]:
 def _axis(column: Column) -> str:
     title = {"params": "parameters"}.get(column.title, column.title)
     return f"{title} ({column.unit})" if column.unit else title
+
+
+def _in_a_name(text: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", text)
