@@ -257,7 +257,7 @@ def _student_row(group: Sequence[Entry], means: Sequence[str], milestones: Seque
         mean, half = mean_interval([value for value in values if value is not None])
         cells[key] = Cell(mean, None if half is None else mean - half, None if half is None else mean + half)
     seeds = tuple(sorted(entry.seed for entry in group))
-    return Row(_common_name([entry.name for entry in group]), "student", seeds, cells)
+    return Row(common_name([entry.name for entry in group]), "student", seeds, cells)
 
 
 def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
@@ -323,7 +323,7 @@ def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequen
     return Row(evaluation_name(result, others), kind, (), cells)
 
 
-def _common_name(names: Sequence[str]) -> str:
+def common_name(names: Sequence[str]) -> str:
     """What the names of one recipe's runs have in common."""
     prefix = names[0]
     for name in names[1:]:

@@ -113,7 +113,7 @@ def _read_run(path: Path) -> Entry:
     folder = path.parent if path.name == RECORD else path
     read = [(read_checked(place), place) for place in _places(folder)]
     records = {record.task: record for record, _ in read}
-    return Entry(folder.name, _key(records), records, {record.task: place for record, place in read})
+    return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
 
 
 def _places(folder: Path) -> list[Path]:
@@ -123,7 +123,8 @@ def _places(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir()) if (inner / "recipe.yaml").is_file()] or [folder]
 
 
-def _key(records: Mapping[str, RunRecord]) -> str:
+def key_of(records: Mapping[str, RunRecord]) -> str:
+    """Equal for runs, by task, whose recipes differ by seed and folder alone."""
     flat = next(iter(records.values())).parsed_recipe().flat()
     for name in ("train.seed", "out", "data.task"):
         flat.pop(name)

@@ -114,25 +114,32 @@ def agreement(task: Task, student: Array, teacher: Array, interval: bool = True)
 
 
 def write_predictions(
-    file: Path, task: Task, student: Predictions, labels: Array | None, teacher: Array | None
+    file: Path, task: Task, student: Predictions, labels: Array | None, teacher: Predictions | None
 ) -> None:
-    """Keep a split's predictions as parquet: ``prediction``, ``label``, ``teacher``, and one logit column an output."""
+    """Keep a split's predictions as parquet.
+
+    Columns: ``prediction``, ``label``, ``teacher``, and for each output ``logit/NAME`` and, of classes, the teacher's
+    ``teacher_logit/NAME``.
+    """
     import pandas as pd
 
     columns: dict[str, Any] = {"prediction": student.values}
     if labels is not None:
         columns["label"] = labels
     if teacher is not None:
-        columns["teacher"] = teacher
+        columns["teacher"] = teacher.values
     for number, name in enumerate(task.labels or (task.label,)):
         columns[f"logit/{name}"] = student.logits[:, number]
+    if teacher is not None and teacher.logits.size:
+        columns |= {f"teacher_logit/{name}": teacher.logits[:, number] for number, name in enumerate(task.labels)}
     with whole_file(file) as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 
 def read_teacher(file: Path) -> Predictions:
-    """The teacher's answers that ``write_predictions`` kept; their logits are not."""
+    """The teacher's answers that ``write_predictions`` kept; logits of classes, where they were kept, too."""
     import pandas as pd
 
-    values = pd.read_parquet(file)["teacher"].to_numpy()
-    return Predictions(np.empty((len(values), 0), dtype=np.float32), values)
+    table = pd.read_parquet(file)
+    logits = table[[name for name in table.columns if name.startswith("teacher_logit/")]]
+    return Predictions(logits.to_numpy(dtype=np.float32), table["teacher"].to_numpy())

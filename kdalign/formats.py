@@ -19,7 +19,8 @@ from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.grid import GAP, Grid, Name, Shown, column_width, fitting, folded, grids, heading, label, names_width
 from kdalign.table import Comparison
 
-FORMATS = ("rich", "markdown", "latex", "csv", "json")
+FORMATS = ("rich", "markdown", "latex", "csv", "json", "html")
+"""The last is a page (``page``), which is made of runs as well."""
 ENDINGS = {".txt": "rich", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 PAGE = 80
 """Characters in small type that the lines of a printed page hold."""

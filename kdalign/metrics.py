@@ -114,17 +114,50 @@ def _correlation(function: Callable[..., Any], predictions: Array, references: A
 BINS = 15
 
 
-def _calibration_error(logits: Array, references: Array) -> float:
-    r"""Expected calibration error: :math:`\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|` over 15 equal bins.
+@dataclass(frozen=True)
+class Reliability:
+    """How often a classifier is right where it is so confident, over 15 equal bins (0, 1/15], (1/15, 2/15], ...
 
-    Guo et al. 2017, arXiv:1706.04599, equation 3; the confidence is the greatest of the softmax.
+    Attributes:
+        counts: (bins,), examples whose confidence lies there.
+        confidence: (bins,), their mean confidence; NaN where there are none.
+        accuracy: (bins,), the share of them that is right; likewise.
     """
+
+    counts: Array
+    confidence: Array
+    accuracy: Array
+
+    @property
+    def error(self) -> float:
+        r"""Expected calibration error in per cent: :math:`\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|`.
+
+        Guo et al. 2017, arXiv:1706.04599, equation 3.
+        """
+        gaps = self.counts * np.abs(self.accuracy - self.confidence)
+        return 100.0 * float(np.nansum(gaps) / self.counts.sum())
+
+
+def confidences(logits: Array) -> Array:
+    """The greatest of each row's softmax, from (examples, classes) to (examples,), in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    found: Array = shifted.max(axis=1) / shifted.sum(axis=1)
+    return found
+
+
+def reliability(logits: Array, references: Array) -> Reliability:
+    """Bin a classifier's answers, logits (examples, classes), by their confidence."""
+    confidence = confidences(logits)
     right = logits.argmax(axis=1) == references
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], ...
-    gaps = np.bincount(bins, right - confidence, BINS)
-    return 100.0 * float(np.abs(gaps).sum() / len(references))
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    sums = [np.bincount(bins, weights, BINS) for weights in (confidence, right)]
+    means = [np.divide(each, counts, out=np.full(BINS, np.nan), where=counts > 0) for each in sums]
+    return Reliability(counts, *means)
+
+
+def _calibration_error(logits: Array, references: Array) -> float:
+    return reliability(logits, references).error
 
 
 def _f1_of_counts(counts: Array) -> Array:

@@ -165,14 +165,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
 
     # The two models. The teacher is scored in float32, before it may be rounded for speed.
-    taught = _load_teacher(run, recipe, accelerator, bf16, observer)
+    taught = load_teacher(run, recipe, accelerator, bf16, observer)
     answers: dict[str, Any] = {}
     if taught is not None and main:
         taught.model.to(accelerator.device)
         answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
         watched_answers = work.answer(taught.model, texts.watched_by_teacher)
     big = taught.model if taught is not None else None
-    student_model, student_source = _load_student(run, config, big, tokenizer, encoded)
+    student_model, student_source = load_student(run, config, big, tokenizer, encoded)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
@@ -299,16 +299,16 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
 
 
 @dataclass(frozen=True)
-class _Taught:
+class Taught:
     """A teacher in float32, and where its head came from."""
 
     model: PreTrainedModel
     head: str
 
 
-def _load_teacher(
+def load_teacher(
     run: Prepared, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
-) -> _Taught | None:
+) -> Taught | None:
     """The teacher, fine-tuned first where it has no head; None where there is none."""
     if run.teacher is None or run.teacher_tokenizer is None:
         return None
@@ -316,11 +316,11 @@ def _load_teacher(
         assert isinstance(run.task, Task), "only classifiers are fine-tuned first"
         settings, tokenizer = recipe.finetune, run.teacher_tokenizer
         encoded = run.work.encode(run.train, tokenizer, run.teacher.config, scored=False)
-        return _Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
-    return _Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
+        return Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
+    return Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
 
 
-def _load_student(
+def load_student(
     run: Prepared,
     config: PretrainedConfig,
     teacher: PreTrainedModel | None,

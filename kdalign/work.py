@@ -207,9 +207,7 @@ class Classifying:
 
     def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
         """Write predictions, labels and logits."""
-        evaluation.write_predictions(
-            file, self.task, ours, encoded.labels, theirs.values if theirs is not None else None
-        )
+        evaluation.write_predictions(file, self.task, ours, encoded.labels, theirs)
 
     def kept(self, file: Path) -> Predictions:
         """The teacher's classes or scores."""
@@ -422,8 +420,7 @@ class Embedding:
 
     def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
         """Write cosines and likeness."""
-        theirs_too = theirs.values if theirs is not None else None
-        evaluation.write_predictions(file, self.scored, ours, _likeness(encoded), theirs_too)
+        evaluation.write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
     def kept(self, file: Path) -> Predictions:
         """The teacher's cosines."""

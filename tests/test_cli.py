@@ -61,7 +61,8 @@ def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalig
     assert [e["step"] for e in steps if e["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [e["step"] for e in steps if e["kind"] == "evaluation"] == [0, 1, 2, 3, 4, 5, 6]
     kept = pd.read_parquet(run / "predictions" / "validation.parquet")
-    assert list(kept.columns) == ["prediction", "label", "teacher", "logit/negative", "logit/positive"]
+    logits = ["logit/negative", "logit/positive", "teacher_logit/negative", "teacher_logit/positive"]
+    assert list(kept.columns) == ["prediction", "label", "teacher", *logits]
     accuracy = 100 * (kept.prediction == kept.label).mean()
     assert record["scores"]["validation"]["student"][0]["value"] == pytest.approx(accuracy)
     assert not list(run.rglob("*.pt")) + list(run.rglob("*.bin")) + list(run.rglob("*.pkl"))
@@ -504,7 +505,7 @@ def test_help_has_examples_and_starts_at_once():
         subprocess.run([*words, "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - begun)
     assert min(times) < 0.5
-    for command in ("distill", "eval", "compare", "card", "profile", "map-layers", "demo"):
+    for command in ("ablate", "distill", "eval", "compare", "card", "profile", "map-layers", "inspect", "demo"):
         out = subprocess.run([*words, command, "--help"], check=True, capture_output=True, text=True).stdout
         assert "Examples" in out
         assert f"kdalign {command}" in re.sub(r"\s+", " ", out)

@@ -12,6 +12,8 @@ from kdalign.cli.shared import Json, app, as_text, error_console, examples, new_
 from kdalign.errors import RunError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from kdalign.entries import Beside
 
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
         "kdalign compare runs --reference examples/paper-table-1.yaml",
         "kdalign compare runs/joint --beside int8,majority",
         "kdalign compare runs --verify",
+        "kdalign compare runs --out report.html",
+        "kdalign compare runs --plots pictures",
         "kdalign compare runs --baseline table.json --max-drop accuracy=0.5 --require 'retained>=97'",
     )
 )
@@ -53,7 +57,10 @@ def compare(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="rich, markdown, latex, csv or json; else by --out's ending, or rich."),
+        typer.Option(
+            "--format",
+            help="rich, markdown, latex, csv, json or html (one page with pictures); else by --out's ending, or rich.",
+        ),
     ] = None,
     beside: Annotated[
         str | None,
@@ -68,7 +75,12 @@ def compare(
     transpose: Annotated[bool, typer.Option("--transpose", help="Models as columns, metrics as rows.")] = False,
     as_json: Json = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table there instead (.md .tex .csv .json .txt).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the table there instead (.md .tex .csv .json .html .txt)."),
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw training, quality against cost, and calibration there (PNG and SVG)."),
     ] = None,
     require: Annotated[
         list[str] | None,
@@ -93,11 +105,17 @@ def compare(
     The best student of a column is bold, the second underlined. In a folder of
     runs, unfinished and foreign ones are passed over, with a note; one whose
     files or record were changed after it ended is refused.
+    --format html makes one file that needs no network: tables, pictures, examples
+    on which students differ from their teacher, recipes and commands.
     Gates are checked on students and evaluated models, all of them, and said
     below the table; where one fails, the exit code is 1.
     """
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
+    if plots is not None:
+        from kdalign.pictures import check_folder
+
+        check_folder(plots)
     from kdalign.formats import comparison_as, form_for
 
     form = form_for("json" if as_json else form, out)
@@ -113,13 +131,26 @@ def compare(
         steps_to=steps_to or (),
         beside=_beside(runs, beside) if beside else (),
     )
+    if plots is not None:
+        from kdalign.evidence import finished_runs
+        from kdalign.pictures import pictures_of, save_all
+
+        files = save_all(pictures_of(found, finished_runs(runs)), plots)
+        error_console().print(f"pictures: {len(files)} files in {plots}", highlight=False)
     if verify:
         found = replace(found, notes=(*found.notes, *_verified(runs)))
     from kdalign.gates import below, check_gates
 
     whole = put_together(runs) if names is not None or filters else found  # a gate may be on what is not shown
     checked = check_gates(whole, require or (), max_drop or (), baseline)
-    table = below(comparison_as(found, form, transpose), form, checked)
+    if form == "html":
+        from kdalign.evidence import finished_runs
+        from kdalign.page import page
+
+        shown: RenderableType = page(found, finished_runs(runs))
+    else:
+        shown = comparison_as(found, form, transpose)
+    table = below(shown, form, checked)
     lines = "".join(f"{one.line}\n" for one in checked)
     if out is None:
         show(table)

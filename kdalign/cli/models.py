@@ -1,4 +1,4 @@
-"""Commands that look at models: profile, map-layers."""
+"""Commands that look at models: profile, map-layers, inspect."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def profile(
     if dtype not in ("fp32", "bf16"):
         raise unknown("--dtype", dtype, ("fp32", "bf16"))
     if plot is not None:
-        from kdalign.plots import check_picture
+        from kdalign.pictures import check_picture
 
         check_picture(plot)
     from kdalign.pipeline import profile_models
@@ -58,7 +58,7 @@ def profile(
     with error_console().status("measuring"):
         profiles = profile_models(models, lengths, batch_size, device or "auto", not no_weights, revision, dtype)
     if plot is not None:
-        from kdalign.plots import draw_costs
+        from kdalign.pictures import draw_costs
 
         draw_costs(profiles, plot)
         error_console().print(f"picture: {plot}", highlight=False)
@@ -110,7 +110,7 @@ def map_layers(
 
     With --task both models read some of its texts, and how alike their layers are (CKA) is shown for every map.
     """
-    from kdalign.plots import check_picture
+    from kdalign.pictures import check_picture
 
     if plot is not None:
         check_picture(plot)
@@ -126,7 +126,7 @@ def map_layers(
     reading = Reading(task, data, dataset, config, examples, max_length) if task is not None else None
     plan = plan_layers(teacher, student, map_, init, revision, reading, watcher)
     if plot is not None:
-        from kdalign.plots import draw_similarities
+        from kdalign.pictures import draw_similarities
 
         draw_similarities(plan, plot)
         error_console().print(f"picture: {plot}", highlight=False)
@@ -144,6 +144,65 @@ def map_layers(
     from kdalign.report import plan_table
 
     show(plan_table(plan))
+
+
+@app.command(
+    epilog=examples(
+        'kdalign inspect runs/mine --text "a warm, funny film"',
+        'kdalign inspect runs/mine --text "a warm, funny film" --head 3 --plots pictures',
+        'kdalign inspect runs/pairs --text "A man sleeps." --text "He is awake." --examples 20',
+    )
+)
+def inspect(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run with a teacher.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="What both models read; twice for a task over pairs. Else an example they differ on."),
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(min=0, help="The attention head that is drawn, from 0. Default their mean.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="So many examples on which the two differ most.")] = 5,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw layers and attention there (PNG and SVG).")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Look into a run: how alike student and teacher became, layer by layer, and where they still differ.
+
+    Both models are loaded, and the student's start is made again by the recipe: teacher and data must be where the run
+    found them.
+    """
+    from kdalign.evidence import disagreements, finished_runs
+    from kdalign.runs import read_record
+
+    read_record(Path(run))  # says what is there instead
+    found = finished_runs([run])
+    if len(found) != 1:
+        raise UsageError(f"{run!r} holds {len(found)} runs: name one of {', '.join(str(r.folder.path) for r in found)}")
+    if plots is not None:
+        from kdalign.pictures import check_folder
+
+        check_folder(plots)
+    differing = disagreements(found[0], max(examples, 1))
+    watcher = new_watcher()
+    from kdalign.inspecting import layer_likeness, load_pair, looks, some_text
+
+    pair = load_pair(found[0], device or "auto", watcher)
+    look = looks(pair, text or some_text(pair, differing), head)
+    likeness = layer_likeness(pair)
+    from kdalign.inspection import inspection_table
+
+    show(inspection_table(likeness, look, differing if examples else None))
+    if plots is not None:
+        from kdalign.pictures import draw_attention, draw_likeness, save_all
+
+        words = f", {likeness.tokens:,} tokens of {found[0].record.task}'s training text"
+        pictures = [draw_likeness(likeness.before, likeness.after, likeness.pairs, words)]
+        if look.maps:
+            pictures.append(draw_attention(look.maps, look.student_tokens, look.teacher_tokens, head))
+        files = save_all(pictures, plots)
+        error_console().print(f"pictures: {', '.join(map(str, files))}", highlight=False)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

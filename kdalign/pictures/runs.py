@@ -1,0 +1,276 @@
+"""Pictures of finished runs: their training, what quality costs, how far confidence can be trusted."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdalign.comparison import common_name
+from kdalign.evidence import Answers, Curves, FinishedRun, answers, curves, front
+from kdalign.metrics import reliability
+from kdalign.pictures.picture import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
+from kdalign.table import Cell, Column, Comparison, Row
+
+Array = np.ndarray[Any, Any]
+
+POINTS = 80
+"""A smoothed line has at most so many points, each the mean of equally many steps."""
+MOST_RAW = 4
+"""With more runs than this, single steps are left out: they would hide the lines."""
+MOST_NAMES = 12
+"""With more models than this, only those on the front and the teachers are named."""
+COSTS = ("latency", "parameters")
+
+
+def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Picture]:
+    """All pictures that records, histories and kept answers give; those that have nothing to show are left out."""
+    trained = [found for found in map(curves, runs) if found is not None]
+    answered = [found for found in map(answers, runs) if found is not None and found.student_logits is not None]
+    tasks = list(dict.fromkeys(each.task for each in trained))
+    found = [draw_terms([each for each in trained if each.task == task]) for task in tasks]
+    shared = [each for each in trained if len(each.terms) > 1]
+    found += [draw_shares(shared)] if shared else []
+    primary: dict[str, Column] = {}
+    for column in comparison.columns:
+        if not column.cost and not column.published and column.task and not (column.detail or column.task in primary):
+            primary[column.task] = column
+    for task, column in primary.items():
+        sizes = {run.record.data["reported"][run.split]["n"] for run in runs if run.record.task == task}
+        picture = draw_quality(comparison, column, sizes.pop() if len(sizes) == 1 else None)
+        found += [] if picture is None else [picture]
+    for task in dict.fromkeys(each.task for each in answered):
+        found.append(draw_calibration([each for each in answered if each.task == task]))
+    return found
+
+
+@styled
+def draw_terms(trained: Sequence[Curves]) -> Picture:
+    """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
+
+    Runs of one recipe share a colour.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    terms = list(dict.fromkeys(name for each in trained for name in each.terms))
+    figure, found = panels(len(terms) + 1, 1.35, share_x=True)
+    groups = _groups(trained)
+    handles: dict[str, Any] = {}
+    every = 1
+    for each in trained:
+        colour, dash, _ = look(list(groups).index(each.group))
+        shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
+        for axes, values in [*shown, (found[-1], each.gradient_norm)]:
+            if len(trained) <= MOST_RAW:
+                axes.plot(each.steps, values, color=colour, alpha=0.22, linewidth=0.6)
+            size, steps, means = smoothed(each.steps, values)
+            every = max(every, size)
+            (line,) = axes.plot(steps, means, color=colour, linestyle=dash)
+            handles.setdefault(each.group, line)
+    for axes, name in zip(found, terms, strict=False):
+        axes.set_title(name)
+        axes.set_ylabel(" or ".join(dict.fromkeys(each.units[name] for each in trained if name in each.terms)))
+        axes.set_ylim(bottom=0)
+    clips = sorted({each.clip for each in trained})
+    found[-1].set_title("gradient norm, before clipping")
+    found[-1].set_ylabel("norm")
+    found[-1].set_yscale("log")
+    found[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    found[-1].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    found[-1].yaxis.set_minor_locator(NullLocator())
+    for clip in clips:
+        found[-1].axhline(clip, color=QUIET, linewidth=0.8, linestyle=":")
+    found[-1].set_xlabel("optimizer step")
+    legend(figure, list(handles.values()), [groups[group] for group in handles])
+    thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
+    smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
+    alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
+    caption = (
+        f"Each term of the objective before its weight, {smooth}. {_counted(trained)}{alike}. "
+        f"Dotted: where gradients were clipped ({', '.join(f'{clip:g}' for clip in clips)})."
+    )
+    lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
+    task = trained[0].task
+    said = f"Line chart over steps. {'; '.join(lasts)}."
+    return Picture(f"terms-{_in_a_name(task)}", figure, f"Terms of the objective: {task}", caption, said)
+
+
+@styled
+def draw_shares(trained: Sequence[Curves]) -> Picture:
+    """Each term's part of the loss over the steps: weight times value, stacked to 100 per cent; a panel a run."""
+    terms = list(dict.fromkeys(name for each in trained for name in each.terms))
+    columns = 1 if len(trained) == 1 else 2
+    figure, found = panels(len(trained), 1.5, columns)
+    handles: dict[str, Any] = {}
+    for number, (axes, each) in enumerate(zip(found, trained, strict=True)):
+        parts = [smoothed(each.steps, values) for values in each.shares.values()]
+        colours = [COLOURS[terms.index(name) % len(COLOURS)] for name in each.terms]
+        areas = axes.stackplot(parts[0][1], [means for _, _, means in parts], colors=colours, linewidth=0)
+        handles |= dict(zip(each.terms, areas, strict=True))
+        axes.set_title(shortened(each.name, 24))
+        axes.set_ylim(0, 100)
+        axes.set_xlim(parts[0][1][0], parts[0][1][-1] if len(parts[0][1]) > 1 else parts[0][1][0] + 1)
+        if number % columns == 0:
+            axes.set_ylabel("% of the loss")
+        else:
+            axes.tick_params(labelleft=False)
+    for axes in found[-2:]:
+        axes.set_xlabel("optimizer step")
+    legend(figure, [handles[name] for name in terms], terms)
+    what = "Weight times value of each term, in per cent of their sum; means of neighbouring steps"
+    caption = f"{what}. {_counted(trained)}."
+    last = [
+        f"{each.name}: " + ", ".join(f"{name} {share[-1]:.0f} %" for name, share in each.shares.items())
+        for each in trained
+    ]
+    said = f"Stacked areas over steps. At the end, {'; '.join(last)}."
+    return Picture("shares", figure, "What the loss is made of", caption, said)
+
+
+@styled
+def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -> Picture | None:
+    """One score against latency and against parameters; None where no two models have both.
+
+    A line joins the rows that none beats: cheaper ones are worse. Bars are 95 % intervals.
+
+    Args:
+        comparison: whose rows are drawn, but for those that others have published.
+        column: of the score.
+        n: examples that it was taken on, for the caption.
+    """
+    rows = [row for row in comparison.rows if row.kind != "reference" and _value(row, column.key) is not None]
+    costs = [cost for key in COSTS for cost in comparison.columns if cost.key == key]
+    drawn = [(cost, [row for row in rows if _value(row, cost.key) is not None]) for cost in costs]
+    drawn = [(cost, ours) for cost, ours in drawn if len(ours) > 1]
+    if not drawn:
+        return None
+    figure, found = panels(len(drawn), 2.2)
+    students = [row.name for row in rows if row.kind != "teacher"]
+    teachers = [row.name for row in rows if row.kind == "teacher"]
+    handles: dict[str, Any] = {}
+    fronts: dict[str, list[str]] = {}
+    for axes, (cost, ours) in zip(found, drawn, strict=True):
+        x = np.array([_value(row, cost.key) for row in ours], dtype=float)
+        y = np.array([_value(row, column.key) for row in ours], dtype=float)
+        best = front(x, y if column.higher_is_better else -y)
+        axes.plot(x[best], y[best], color=QUIET, linewidth=1, zorder=1, gid="front")
+        fronts[cost.key] = [ours[number].name for number in best]
+        for number, row in enumerate(ours):
+            cell = row.cells[column.key]
+            style: dict[str, Any] = {"color": INK, "marker": "*", "markersize": 9}
+            if row.kind != "teacher":
+                colour, _, marker = look(students.index(row.name))
+                style = {"color": colour, "marker": marker, "markersize": 5.5}
+            low, high = _ends(cell)
+            bars = [[y[number] - low], [high - y[number]]]
+            handle = axes.errorbar(
+                [x[number]], [y[number]], bars, linestyle="none", elinewidth=0.8, capsize=2, zorder=2, **style
+            )
+            named = len(rows) <= MOST_NAMES or row.kind == "teacher" or row.name in fronts[cost.key]
+            if named:
+                handles.setdefault(row.name, handle)
+        axes.set_xlabel(_axis(cost))
+        axes.set_ylabel(_axis(column))
+        axes.set_xlim(0, 1.1 * x.max())
+    order = [name for name in (*teachers, *students) if name in handles]
+    legend(figure, [handles[name] for name in order], order)
+    several = {row.name: len(row.seeds) for row in rows if len(row.seeds) > 1}
+    seeds = "".join(f" {name}: mean of {count} seeds." for name, count in several.items())
+    better = "higher" if column.higher_is_better else "lower"
+    caption = (
+        f"{column.title}, {better} is better; bars: 95 % intervals{f', n = {n:,}' if n else ''}. "
+        f"Grey line: models that none beats at their cost. Star: teacher.{seeds}"
+    )
+    said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
+    name = f"quality-{_in_a_name(column.key)}"
+    return Picture(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
+
+
+@styled
+def draw_calibration(answered: Sequence[Answers]) -> Picture:
+    """How often students and teachers are right where they are so confident; a panel for each student."""
+    columns = 1 if len(answered) == 1 else 2
+    figure, found = panels(len(answered), 2.05, columns)
+    said, n = [], 0
+    for number, (axes, each) in enumerate(zip(found, answered, strict=True)):
+        assert each.student_logits is not None, "answers are classes"
+        assert each.references is not None, "a split that is scored has labels"
+        n = len(each.references)
+        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.8, linestyle=":")
+        words = f"{each.name}: "
+        sides = (("teacher", each.teacher_logits, INK), ("student", each.student_logits, COLOURS[0]))
+        for who, logits, colour in sides:
+            if logits is None:
+                continue
+            bins = reliability(logits, each.references)
+            held = bins.counts > 0
+            label = f"{who}, ECE {bins.error:.1f} %"
+            x, y = 100 * bins.confidence[held], 100 * bins.accuracy[held]
+            axes.plot(x, y, color=colour, linewidth=1.1, label=label)
+            axes.scatter(x, y, s=4 + 50 * bins.counts[held] / bins.counts.sum(), color=colour, zorder=3, linewidths=0)
+            words += f"{label}; "
+        said.append(words.rstrip("; "))
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_yticks(range(0, 101, 25))
+        axes.set_aspect("equal")
+        axes.set_title(shortened(each.name, 24))
+        axes.legend(loc="upper left", handlelength=1.2, borderpad=0, fontsize=7)
+        if number >= len(answered) - 2:
+            axes.set_xlabel("confidence (%)")
+        if number % columns == 0:
+            axes.set_ylabel("right (%)")
+    first = answered[0]
+    caption = (
+        f"{first.task}, {first.split}, n = {n:,}: 15 equal bins of the answer's softmax; a point's size is its "
+        f"share of the examples. On the dotted line confidence is what it says; ECE: mean distance from it."
+    )
+    name = f"calibration-{_in_a_name(first.task)}"
+    title = f"How far confidence can be trusted: {first.task}"
+    return Picture(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
+
+
+def smoothed(steps: Array, values: Array) -> tuple[int, Array, Array]:
+    """Means of equally many neighbouring steps, so that at most ``POINTS`` are left: their number, steps and means."""
+    size = -(-len(steps) // POINTS)
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff(np.append(starts, len(steps)))
+    return size, np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+
+
+def _groups(trained: Sequence[Curves]) -> dict[str, str]:
+    """For each recipe, what its runs' names have in common, and how many seeds they are."""
+    names: dict[str, list[str]] = {}
+    for each in trained:
+        names.setdefault(each.group, []).append(each.name)
+    return {
+        group: ours[0] if len(ours) == 1 else f"{common_name(ours)} ({len(ours)} seeds)"
+        for group, ours in names.items()
+    }
+
+
+def _counted(trained: Sequence[Curves]) -> str:
+    runs = f"{len(trained)} runs" if len(trained) > 1 else "One run"
+    longest = max(int(each.steps[-1]) for each in trained)
+    return f"{runs}, up to {longest:,} steps"
+
+
+def _value(row: Row, key: str) -> float | None:
+    cell = row.cells.get(key)
+    return None if cell is None else cell.value
+
+
+def _ends(cell: Cell) -> tuple[float, float]:
+    assert cell.value is not None, "rows without a value are not drawn"
+    return (cell.value if cell.low is None else cell.low), (cell.value if cell.high is None else cell.high)
+
+
+def _axis(column: Column) -> str:
+    title = {"params": "parameters"}.get(column.title, column.title)
+    return f"{title} ({column.unit})" if column.unit else title
+
+
+def _in_a_name(text: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", text)
