@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from kdalign.ablation import Ablation, Kept, Trial, check_same, keep, read_kept, write_ablation
+from kdalign.ablation import FILE, KEPT, Ablation, Kept, Trial, check_same, keep, read_kept, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
 from kdalign.files import check_writable
 from kdalign.observer import Observer, Silent
@@ -51,7 +51,6 @@ def ablate(
     out: Path,
     observer: Observer | None = None,
     *,
-    kept: Path | None = None,
     jobs: int = 1,
     overwrite: bool = False,
     drop: bool = False,
@@ -64,7 +63,6 @@ def ablate(
         ablation: what to compare.
         out: its folder.
         observer: told what happens to the ablation.
-        kept: where the results of finished runs are kept; ``out/kept`` when left out.
         jobs: runs at a time; cores are divided among them.
         overwrite: put it in the place of what lies in ``out``.
         drop: remove a run's folder, with its student, once its result is kept.
@@ -77,7 +75,7 @@ def ablate(
         Interrupted: a signal arrived; what was under way goes on where it was.
     """
     observer = observer or Silent()
-    kept = kept or out / "kept"
+    kept = out / KEPT
     if overwrite:
         _check_ours(out)
     else:
@@ -88,7 +86,6 @@ def ablate(
     _check(todo, overwrite)
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.rmtree(kept, ignore_errors=True)
     write_ablation(ablation, out)
     state = State(trials, [read_kept(trial, kept) for trial in trials if trial not in todo])
     if state.done:
@@ -124,7 +121,7 @@ def _check(trials: Sequence[Trial], overwrite: bool) -> None:
 
 
 def _check_ours(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / "ablation.yaml").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
         raise UsageError(
             f"{str(out)!r} holds no ablation, so --overwrite would remove something else; give another --out"
         )

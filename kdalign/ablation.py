@@ -30,6 +30,7 @@ from kdalign.runs import RunFolder, RunRecord, read_record
 Array = np.ndarray[Any, Any]
 
 FILE = "ablation.yaml"
+KEPT = "kept"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 _UNKEPT = ("recipe", "environment", "samples", "files")
@@ -97,6 +98,8 @@ class Ablation:
         folder = out / f"{_word(arm)}-seed{seed}"
         assign(tree, "data.task", [task])
         assign(tree, "train.seed", seed)
+        if tree["data"].get("limit") is not None:  # one draw, so that all seeds share their teacher
+            tree["data"].setdefault("limit_seed", 0)
         assign(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
         try:
             return recipe_of(tree)
@@ -238,9 +241,26 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     return Kept(trial, RunRecord.from_json(whole, repr(str(file))), answers)
 
 
-def read_all_kept(out: Path, kept: Path | None = None) -> list[Kept]:
+def budget_notes(kept: Sequence[Kept]) -> list[str]:
+    """Whether all arms took as many steps and tokens on each task and seed, and how long each arm took in all."""
+    spent: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
+    hours: dict[str, float] = {}
+    for one in kept:
+        trial, training = one.trial, one.record.training
+        spent.setdefault((trial.task, trial.seed), {})[trial.arm] = training["steps"], training["tokens"]
+        hours[trial.arm] = hours.get(trial.arm, 0.0) + training["seconds"] / 3600
+    notes = []
+    for (task, seed), arms in spent.items():
+        if len(set(arms.values())) > 1:
+            told = ", ".join(f"{arm} {steps:,} steps of {tokens:,} tokens" for arm, (steps, tokens) in arms.items())
+            notes.append(f"budgets differ on {task}, seed {seed}: {told}")
+    same = [] if notes else ["budget: all arms took the same steps and tokens on each task and seed"]
+    return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
+
+
+def read_all_kept(out: Path) -> list[Kept]:
     """All that is kept of an ablation so far."""
-    folder = kept or out / "kept"
+    folder = out / KEPT
     return [read_kept(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.differences import Held, hold_against
 from kdalign.entries import (
     Beside,
     Entry,
@@ -41,6 +42,8 @@ def compare(
     filters: Sequence[str] = (),
     steps_to: Sequence[str] = (),
     beside: Sequence[Beside] = (),
+    against: str | None = None,
+    kept: Sequence[Entry] = (),
 ) -> Comparison:
     """Put runs and evaluations side by side.
 
@@ -53,6 +56,8 @@ def compare(
         filters: conditions that rows must meet, such as ``retained>=95`` or ``name~joint``.
         steps_to: scores on the watched texts, such as ``accuracy=85``, each with the step that reached it first.
         beside: rows that cost nothing to train, from ``beside.rows_beside``.
+        against: the name of a row of runs; all others are tested against it.
+        kept: an ablation's runs, beside those at the paths.
 
     Raises:
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
@@ -62,13 +67,15 @@ def compare(
     files = {Path(file).resolve(): Path(file) for file in references}
     published = [row for file in files.values() for row in read_published(file)]
     found = read_all(paths)
-    entries, results = list(found.entries), [*evaluations, *found.evaluations]
+    entries, results = [*found.entries, *kept], [*evaluations, *found.evaluations]
     groups = _grouped(entries)
     means = _with_means(entries)
     columns = _columns(entries, results, means)
     columns += [column for each in milestones for column in each.columns(entries)]
     of_teachers = _teacher_rows(entries, means)
     of_runs = [_student_row(group, means, milestones) for group in groups]
+    held = hold_against(of_runs, groups, against) if against is not None else Held(tuple(of_runs))
+    of_runs = list(held.rows)
     of_results = [_evaluation_row(result, means, results) for result in results]
     rows = [*of_teachers, *_baseline_rows(beside, means, columns), *of_runs, *of_results]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
@@ -76,9 +83,10 @@ def compare(
         rows = best_first(rows, sort, columns)
     of_others, further = reference_rows(published, columns)
     columns += further
-    every = [*rows, *of_others]
+    every = [*rows, *held.differences, *of_others]
     left = {id(row) for row in filtered(every, conditions, columns)}
     rows, of_others = ([row for row in each if id(row) in left] for each in (rows, of_others))
+    rows += [row for row in held.differences if id(row) in left]
     if metrics is not None:
         wanted = [column for name in metrics for column in named(name, columns)]
         columns = [column for column in columns if column in wanted]
@@ -89,10 +97,13 @@ def compare(
     rows += marked([row for row in of_others if any(_has(row, column) for column in columns)])
     notes = notes_under(entries, results, rows, columns)
     notes += dict.fromkeys(note for each in beside for note in each.notes)
+    notes += held.notes
     if conditions:
         said = " and ".join(condition.written for condition in conditions)
         notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
-    return Comparison(tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)))
+    return Comparison(
+        tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)), held.judged if held is not None else ()
+    )
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:

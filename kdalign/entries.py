@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdalign.ablation import FILE as ABLATION
+from kdalign.ablation import Kept, read_all_kept
 from kdalign.errors import Changed, UsageError
 from kdalign.integrity import read_checked
 from kdalign.runs import RECORD, RunRecord, read_record
@@ -19,12 +21,14 @@ class Entry:
     Attributes:
         key: of the recipe: equal for runs that differ by seed alone.
         folders: where the runs lie, by task.
+        answers: by task, split and column, where an ablation keeps them.
     """
 
     name: str
     key: str
     records: dict[str, RunRecord]
     folders: dict[str, Path] = field(default_factory=dict, compare=False)
+    answers: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:
@@ -81,6 +85,8 @@ def read_all(paths: Iterable[str | Path]) -> Found:
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
         if path.is_file() and path.name != RECORD:
             evaluations[path] = read_evaluation(path)
+        elif (path / ABLATION).is_file():
+            entries += _read_ablation(path)
         elif _is_run(path) or not path.is_dir():
             entries.append(_read_run(path))
         else:
@@ -116,6 +122,32 @@ def _read_run(path: Path) -> Entry:
     return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
 
 
+def _read_ablation(path: Path) -> list[Entry]:
+    """An ablation's finished runs.
+
+    Raises:
+        UsageError: there are none.
+    """
+    kept = read_all_kept(path)
+    if not kept:
+        raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
+    return entries_kept(kept)
+
+
+def entries_kept(kept: Sequence[Kept]) -> list[Entry]:
+    """An ablation's runs, those of an arm and a seed together."""
+    found: dict[tuple[str, int], list[Kept]] = {}
+    for one in kept:
+        found.setdefault((one.trial.arm, one.trial.seed), []).append(one)
+    entries = []
+    for (arm, _), several in found.items():
+        records = {one.record.task: one.record for one in several}
+        folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
+        answers = {one.record.task: one.answers for one in several}
+        entries.append(Entry(arm, key_of(records), records, folders, answers))
+    return entries
+
+
 def _places(folder: Path) -> list[Path]:
     """The folders of a run: its own, or those inside the folder of one recipe over several tasks."""
     if (folder / RECORD).is_file() or not folder.is_dir():
@@ -137,6 +169,9 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
     passed: dict[Path, str] = {}
     for inner in sorted(folder.iterdir()):
         if not inner.is_dir() or inner.name.startswith("."):
+            continue
+        if (inner / ABLATION).is_file():
+            entries += entries_kept(read_all_kept(inner))
             continue
         if _is_run(inner):
             try:

@@ -116,9 +116,9 @@ def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]
         found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
         found.append(("Scores", scores, [row for row, own in rows if not own]))
     costs = [column for column in comparison.columns if column.cost]
-    made = [column for column in costs if column.training]
+    own, made = ([column for column in costs if column.training is training] for training in (False, True))
     found.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
-    found.append(("Costs", [column for column in costs if not column.training], measured))
+    found.append(("Costs", own, _with(measured, own)))
     found.append(("Training", made, _with(measured, made)))
     filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in found]
     return [
@@ -143,7 +143,7 @@ def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Grid:
     )
 
 
-_QUIET = ("teacher", "baseline", "reference")
+_QUIET = ("teacher", "difference", "baseline", "reference")
 
 
 def _of_column(column: Column) -> Name:

@@ -465,6 +465,7 @@ def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
 def _limited(examples: Examples, data: Data, seed: int) -> Examples:
     if data.limit is None or data.limit >= len(examples):
         return examples
+    seed = seed if data.limit_seed is None else data.limit_seed
     rows = np.random.default_rng([seed, len(examples)]).permutation(len(examples))[: data.limit]
     return examples.take(sorted(rows.tolist()))
 

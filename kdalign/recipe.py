@@ -36,6 +36,8 @@ class Data(_Section):
     """In which order a permutation model (XLNet) is trained to predict tokens; it is scored from left to right."""
     limit: int | None = Field(None, ge=1)
     """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
+    limit_seed: int | None = Field(None, ge=0, lt=2**31)
+    """Of that draw; the training's own seed when left out. Arms of an ablation learn from one draw, 0."""
 
     @field_validator("task", mode="before")
     @classmethod

@@ -67,8 +67,8 @@ class Row:
     """A model, or the mean of one recipe's runs over seeds.
 
     Attributes:
-        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` for what cost nothing to train, or
-            ``reference`` for what others have published.
+        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` for what cost nothing to train, ``difference`` of
+            two students, or ``reference`` for what others have published.
         source: where it was published.
         note: what is not known of how a published row was made.
         mark: that stands behind a published row's name and before the note on its source.
@@ -85,11 +85,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table and what must be known to read it; verdicts are explained in its notes, as everything is."""
+    """A table and what must be known to read it; verdicts are explained in its notes, as everything is.
+
+    Attributes:
+        judged: the tests behind verdicts, in full.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    judged: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -5,7 +5,7 @@ Reads records and kept predictions only; no model, no torch.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,10 +24,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its record, and the folder with its kept answers."""
+    """A finished run.
+
+    Attributes:
+        folder: where its answers lie.
+        kept: or the answers themselves, by split and column.
+    """
 
     record: RunRecord
     folder: RunFolder
+    kept: Mapping[str, Mapping[str, Array]] | None = field(default=None, compare=False)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "Finished":
@@ -63,6 +69,8 @@ class Finished:
         """
         import pandas as pd
 
+        if self.kept is not None:
+            return pd.DataFrame(self.kept[self.split])
         file = self.folder.predictions(self.split)
         if not file.is_file():
             raise UsageError(
@@ -359,7 +367,8 @@ def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
     def value(sums: Array) -> Array:
         nats = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0) * tokens_a_unit
         if unit == "bits":
-            return nats / math.log(2)
+            bits: Array = nats / math.log(2)
+            return bits
         known: Array = np.exp(np.where(nats < 700, nats, np.nan))  # beyond every number, as in likelihood.totals
         return known
 
@@ -389,5 +398,5 @@ def _token_agreement(run: Finished) -> Answered:
 def _flat(column: Any) -> Array:
     """A column's values; those of lists one after another."""
     values: Array = column.to_numpy()
-    flat: Array = np.concatenate(values) if values.dtype == object else values
+    flat: Array = np.concatenate(list(values)) if values.dtype == object else values
     return flat

@@ -91,6 +91,12 @@ def test_an_ablation_goes_on_with_more_arms_and_seeds_but_not_with_another_recip
         check_same(build_ablation(None, FLAGS | {"train.max_steps": 7}, arms="labels"), tmp_path)
 
 
+def test_all_seeds_learn_from_the_same_examples_where_there_is_a_limit(tmp_path):
+    trials = build_ablation(None, FLAGS | {"data.limit": 50}, arms="joint", seeds="3").trials(tmp_path)
+    assert {one.recipe.data.limit_seed for one in trials} == {0}
+    assert {one.recipe.data.limit_seed for one in build_ablation(None, FLAGS, arms="joint").trials(tmp_path)} == {None}
+
+
 def arguments(teacher, data, *more):
     return [
         "ablate", "--teacher", str(teacher), "--student", "layers=2", "--task", "sst2", "--data", str(data),
@@ -130,6 +136,37 @@ def test_an_ablation_keeps_what_its_runs_leave(done):
             assert np.array_equal(kept.answers["validation"][column], answers[column]), column
         assert not (run_folder / "checkpoints").exists()
     assert sum(file.stat().st_size for file in (folder / "a/kept").iterdir()) < 4 * 3000
+
+
+def test_the_table_tests_arms_against_the_first_and_says_whether_budgets_were_equal(done):
+    _, _, made = done
+    said = " ".join(made.stdout.split())
+    assert "joint − labels (2 seeds)" in said
+    assert "no evidence of either at 5 %" in said
+    assert "budget: all arms took the same steps and tokens on each task and seed" in said
+    assert "kdalign compare a --against labels" in made.stderr
+
+
+def test_compare_reads_an_ablation_and_its_verdicts_are_those_of_its_runs(done, kdalign, monkeypatch):
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    status, out, err = kdalign("compare", "a", "--against", "labels", "--json")
+    assert status == 0, err
+    kept = json.loads(out)
+    runs = [f"a/{arm}-seed{seed}" for arm in ("labels", "joint") for seed in (0, 1)]
+    status, out, err = kdalign("compare", *runs, "--against", "labels", "--json")
+    assert status == 0, err
+    read = json.loads(out)
+    assert [one["verdict"] for one in kept["judged"]] == [one["verdict"] for one in read["judged"]]
+    assert {one["key"] for one in kept["judged"]} == {"sst2/accuracy", "sst2/agreement"}
+    shown = {row["name"]: row["cells"] for row in kept["rows"]}
+    difference = shown["joint − labels"]["sst2/accuracy"]["value"]
+    assert difference == pytest.approx(
+        shown["joint"]["sst2/accuracy"]["value"] - shown["labels"]["sst2/accuracy"]["value"]
+    )
+    status, _, err = kdalign("compare", "a", "--against", "lables")
+    assert status == 2
+    assert "did you mean 'labels'" in one_line(err)
 
 
 def test_the_same_command_again_runs_nothing(done):
@@ -228,7 +265,7 @@ def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp
         "train.max_steps": 12, "train.batch_size": 16, "train.precision": "fp32", "train.device": "cpu",
     }  # fmt: skip
     ablation = build_ablation(None, flags, arms="labels,soft", seeds="2")
-    (folder / "validation.parquet").rename(folder / "away")  # nobody reads it
+    (folder / "validation.parquet").write_bytes(b"nobody reads it")
     chosen, tried = search(
         ablation, {"train.lr": [1e-9, 2e-3], "objective.temperature": [2.0, 4.0]}, tmp_path / "s", jobs=2
     )

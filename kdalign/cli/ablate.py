@@ -1,7 +1,8 @@
 """The command that compares arms over tasks and seeds: ablate."""
 
 import os
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,10 +104,6 @@ def ablate(
     device: Device = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The ablation's folder.")] = Path("runs/ablation"),
-    kept: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where results of finished runs are kept, a few KB each. Default OUT/kept."),
-    ] = None,
     drop_runs: Annotated[
         bool, typer.Option("--drop-runs", help="Remove a run's folder, student too, once its result is kept.")
     ] = False,
@@ -118,7 +115,7 @@ def ablate(
 
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
-    from kdalign.ablation import build_ablation, swept, write_ablation
+    from kdalign.ablation import budget_notes, build_ablation, swept, write_ablation
 
     flags: dict[str, Any] = {
         "teacher": teacher,
@@ -171,8 +168,17 @@ def ablate(
             write_ablation(ablation, out)
             if search_only:
                 return
-        run(ablation, out, watcher, kept=kept, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
-    # tables and verdicts
+        kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
+    from kdalign.comparison import compare
+    from kdalign.entries import entries_kept
+    from kdalign.formats import comparison_as
+
+    baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
+    table = compare([], against=baseline, kept=entries_kept(kept))
+    table = replace(table, notes=(*table.notes, *budget_notes(kept)))
+    show(comparison_as(table, "json" if as_json else "rich"))
+    held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
+    watcher.announce(f"this table again, in other forms: kdalign compare {out}{held}")
 
 
 def _quiet() -> "Observer":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         "kdalign compare runs/joint runs/labels --steps-to accuracy=85 --transpose",
         "kdalign compare runs runs/eval --format csv",
         "kdalign compare runs --reference examples/paper-table-1.yaml",
+        "kdalign compare runs/labels runs/soft runs/joint --against labels",
         "kdalign compare runs/joint --beside int8,majority",
         "kdalign compare runs --verify",
         "kdalign compare runs --out report.html",
@@ -45,6 +46,13 @@ def compare(
             "--filter",
             metavar="CONDITION",
             help="Rows to show: 'retained>=95' (>=, <=, >, <, =) or name~TEXT; repeatable, all must hold.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW",
+            help="Test all other rows of runs against this one: paired by example and seed, Holm-corrected.",
         ),
     ] = None,
     steps_to: Annotated[
@@ -130,6 +138,7 @@ def compare(
         filters=filters or (),
         steps_to=steps_to or (),
         beside=_beside(runs, beside) if beside else (),
+        against=against,
     )
     if plots is not None:
         from kdalign.evidence import finished_runs

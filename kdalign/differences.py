@@ -1,0 +1,95 @@
+"""Rows held against one of them: a mark behind each number, and a row of differences for each arm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kdalign.entries import Entry
+from kdalign.errors import UsageError, unknown
+from kdalign.runs import RunFolder
+from kdalign.table import ALIKE, BETTER, WORSE, Cell, Row
+from kdalign.verdicts import Arm, Finished, Judged, judge
+
+_MARKS = {"better": BETTER, "worse": WORSE, "no evidence": ALIKE}
+KIND = "difference"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What paired tests add to a table.
+
+    Attributes:
+        rows: the rows of runs, with marks.
+        differences: a row for each arm: how much better it is than the row that all are held against.
+        judged: the verdicts in full, as plain dictionaries.
+    """
+
+    rows: tuple[Row, ...]
+    differences: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    judged: tuple[dict[str, Any], ...] = ()
+
+
+def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: str) -> Held:
+    """Test every row of runs against one of them, by the answers that the runs keep.
+
+    Args:
+        rows: of runs.
+        groups: the runs of each row, one for each seed.
+        name: of the row that all are held against.
+
+    Raises:
+        UsageError: no such row, two of one name, or runs that cannot be paired.
+    """
+    names = [row.name for row in rows]
+    if name not in names:
+        raise unknown("row to hold others against", name, names)
+    double = [each for each in names if names.count(each) > 1]
+    if double:
+        raise UsageError(f"two rows are called {double[0]!r}, so that nothing can be held against: compare fewer runs")
+    runs = dict(zip(names, groups, strict=True))
+    found = judge({row: _arm(group) for row, group in runs.items()}, name)
+    cells: dict[str, dict[str, Cell]] = {row: {} for row in names}
+    for one in found.verdicts:
+        single = len({task for entry in runs[one.arm] for task in entry.records}) == 1
+        key = one.metric if single and one.metric == "agreement" else one.key  # as the table calls it
+        verdict = one.verdict
+        cells[one.arm][key] = Cell(verdict.difference, verdict.low, verdict.high, verdict=_MARKS[verdict.word])
+    return Held(
+        tuple(_marked(row, cells[row.name]) for row in rows),
+        tuple(Row(f"{row.name} − {name}", KIND, row.seeds, cells[row.name]) for row in rows if cells[row.name]),
+        _notes(found.verdicts, name, found.notes),
+        tuple(one.to_json() for one in found.verdicts),
+    )
+
+
+def _marked(row: Row, differences: Mapping[str, Cell]) -> Row:
+    verdicts = {key: differences[key].verdict for key in row.cells if key in differences}
+    return replace(row, cells=row.cells | {key: replace(row.cells[key], verdict=v) for key, v in verdicts.items()})
+
+
+def _arm(group: Sequence[Entry]) -> Arm:
+    return {
+        (task, entry.seed): Finished(record, RunFolder(entry.folders[task]), entry.answers.get(task))
+        for entry in group
+        for task, record in entry.records.items()
+    }
+
+
+def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[str, ...]:
+    tests = ", ".join(dict.fromkeys(one.verdict.test for one in verdicts))
+    several = len({one.arm for one in verdicts}) > 1
+    corrected = ", corrected for the number of rows (Holm)" if several else ""
+    notes = [
+        f"{BETTER} better than {name}, {WORSE} worse, {ALIKE} no evidence of either at 5 %{corrected}; paired by "
+        f"example and seed ({tests})",
+        f"− {name}: how much better, whatever a metric's direction, with its 95 % interval",
+    ]
+    whole = [one for one in verdicts if one.key == "macro"] or [one for one in verdicts if one.primary]
+    notes += [
+        f"{one.arm} − {name}, {one.key}: p = {one.verdict.p_holm:.2g}; such data show a difference of "
+        f"{one.verdict.detectable:.1f} in 80 % of cases"
+        for one in whole
+        if one.verdict.detectable is not None
+    ]
+    return (*notes, *more)
