@@ -4,7 +4,7 @@ Reads run folders and evaluation files only; no model, no torch.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 
 from kdalign.entries import (
+    Beside,
     Entry,
     evaluation_name,
     first_split,
+    not_comparable,
     protocols,
-    read_entries,
-    read_evaluation,
+    read_all,
     records_of,
     tasks_differ,
     teachers_differ,
 )
-from kdalign.errors import UsageError, unknown
-from kdalign.notes import notes_under
+from kdalign.milestones import Milestone
+from kdalign.notes import listed, notes_under
 from kdalign.published import marked, read_published, reference_rows
-from kdalign.runs import RECORD, ModelRecord, RunRecord
+from kdalign.ranking import Filter, best_first, filtered, mark_best, named
+from kdalign.runs import ModelRecord, RunRecord
 from kdalign.statistics import mean_interval
 from kdalign.table import SHARED, Cell, Column, Comparison, Row, metric_key
 
@@ -36,65 +38,80 @@ def compare(
     sort: str | None = None,
     references: Sequence[str | Path] = (),
     evaluations: Sequence[dict[str, Any]] = (),
+    filters: Sequence[str] = (),
+    steps_to: Sequence[str] = (),
+    beside: Sequence[Beside] = (),
 ) -> Comparison:
     """Put runs and evaluations side by side.
 
     Args:
-        paths: run folders, folders of runs (one folder per task makes one row), or evaluation files.
+        paths: run folders, folders of runs (one folder per task makes one row), or evaluation files and their folders.
         metrics: columns to show, by their keys; all when left out.
         sort: the column to sort by, best first; rows that others have published stay last.
         references: files of rows that others have published.
         evaluations: results of evaluations, as plain dictionaries, beside those in files.
+        filters: conditions that rows must meet, such as ``retained>=95`` or ``name~joint``.
+        steps_to: scores on the watched texts, such as ``accuracy=85``, each with the step that reached it first.
+        beside: rows that cost nothing to train, from ``beside.rows_beside``.
 
     Raises:
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
     """
+    conditions = [Filter.parse(each) for each in filters]
+    milestones = [Milestone.parse(each) for each in steps_to]
     files = {Path(file).resolve(): Path(file) for file in references}
     published = [row for file in files.values() for row in read_published(file)]
-    entries: list[Entry] = []
-    evaluations = list(evaluations)
-    for path in dict.fromkeys(Path(path).resolve() for path in paths):
-        if path.is_file() and path.name != RECORD:
-            evaluations += read_evaluation(path)
-        else:
-            entries += read_entries(path)
-    entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
-    groups: dict[str, list[Entry]] = {}
-    for number, entry in enumerate(entries):
-        again = any(entry.key == other.key and entry.seed == other.seed for other in entries[:number])
-        groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
+    found = read_all(paths)
+    entries, results = list(found.entries), [*evaluations, *found.evaluations]
+    groups = _grouped(entries)
     means = _with_means(entries)
-    columns = _columns(entries, evaluations, means)
-    rows = _teacher_rows(entries, means)
-    rows += [_student_row(group, means) for group in groups.values()]
-    rows += [_evaluation_row(result, means, evaluations) for result in evaluations]
+    columns = _columns(entries, results, means)
+    columns += [column for each in milestones for column in each.columns(entries)]
+    of_teachers = _teacher_rows(entries, means)
+    of_runs = [_student_row(group, means, milestones) for group in groups]
+    of_results = [_evaluation_row(result, means, results) for result in results]
+    rows = [*of_teachers, *_baseline_rows(beside, means, columns), *of_runs, *of_results]
     columns = [column for column in columns if any(_has(row, column) for row in rows)]
     if sort is not None:
-        by = _named(sort, columns)
-        if len(by) > 1:
-            raise UsageError(f"--sort {sort!r}: which one? (accepted: {', '.join(column.key for column in by)})")
-        rows = sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
-    beside, further = reference_rows(published, columns)
+        rows = best_first(rows, sort, columns)
+    of_others, further = reference_rows(published, columns)
     columns += further
+    every = [*rows, *of_others]
+    left = {id(row) for row in filtered(every, conditions, columns)}
+    rows, of_others = ([row for row in each if id(row) in left] for each in (rows, of_others))
     if metrics is not None:
-        wanted = [column for name in metrics for column in _named(name, columns)]
+        wanted = [column for name in metrics for column in named(name, columns)]
         columns = [column for column in columns if column in wanted]
-    rows = _mark_best(rows, columns, _mixed(entries))
-    rows += marked([row for row in beside if any(_has(row, column) for column in columns)])
-    return Comparison(tuple(columns), tuple(rows), tuple(notes_under(entries, evaluations, rows, columns)))
+    columns = [column for column in columns if any(_has(row, column) for row in [*rows, *of_others])]
+    entries = [entry for row, group in zip(of_runs, groups, strict=True) if id(row) in left for entry in group]
+    results = [result for row, result in zip(of_results, results, strict=True) if id(row) in left]
+    rows = mark_best(rows, columns, _unranked(entries))
+    rows += marked([row for row in of_others if any(_has(row, column) for column in columns)])
+    notes = notes_under(entries, results, rows, columns)
+    notes += dict.fromkeys(note for each in beside for note in each.notes)
+    if conditions:
+        said = " and ".join(condition.written for condition in conditions)
+        notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
+    return Comparison(tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)))
 
 
-def _named(name: str, columns: Sequence[Column]) -> list[Column]:
-    """The columns that a name stands for: a key, or a metric of every task that has it."""
-    found = [column for column in columns if name == column.key]
-    found = found or [
-        column
-        for column in columns
-        if (column.task or column.published) and column.key == metric_key(column.task, name, column.published)
-    ]
-    if not found:
-        raise unknown("column", name, [column.key for column in columns])
-    return found
+def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Runs that differ by seed alone together; a seed that comes again is a row of its own."""
+    groups: dict[str, list[Entry]] = {}
+    seen: set[tuple[str, int]] = set()
+    for number, entry in enumerate(entries):
+        again = (entry.key, entry.seed) in seen
+        seen.add((entry.key, entry.seed))
+        groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
+    return list(groups.values())
+
+
+def _passed_over(places: Mapping[Path, str]) -> list[str]:
+    """What was no finished run, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for place, why in places.items():
+        reasons.setdefault(why, []).append(place.name)
+    return [f"passed over: {listed(names)} ({why})" for why, names in reasons.items()]
 
 
 def _with_means(entries: Sequence[Entry]) -> list[str]:
@@ -133,11 +150,13 @@ def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], me
         Column("retained", "retained", "%", 1),
         Column("parameters", "params", "M", 1, higher_is_better=False, cost=True),
         Column("megabytes", "disk", "MB", 1, higher_is_better=False, cost=True),
+        Column("flops", "FLOPs/token", "M", 1, higher_is_better=False, cost=True),
         Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
         Column("speed-up", "speed-up", "x", 2, cost=True),
-        Column("steps", "steps", "", 0, higher_is_better=False, cost=True),
-        Column("samples/s", "samples/s", "", 0, cost=True),
-        Column("seconds", "train", "s", 0, higher_is_better=False, cost=True),
+        Column("steps", "steps", "", 0, higher_is_better=False, cost=True, training=True),
+        Column("tokens", "tokens", "M", 2, higher_is_better=False, cost=True, training=True),
+        Column("samples/s", "samples/s", "", 0, cost=True, training=True),
+        Column("seconds", "train", "s", 0, higher_is_better=False, cost=True, training=True),
     ]
 
 
@@ -178,11 +197,13 @@ def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
 
 
 def _cost_of(model: ModelRecord) -> dict[str, Cell]:
-    return {
+    cells = {
         "parameters": Cell(model.parameters / 1e6),
         "megabytes": Cell(model.megabytes),
         "latency": Cell(model.latency_ms),
     }
+    per_token = model.flops_per_token
+    return cells if per_token is None else cells | {"flops": Cell(per_token / 1e6)}
 
 
 def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
@@ -199,9 +220,30 @@ def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
     return list(rows.values())
 
 
-def _student_row(group: Sequence[Entry], means: Sequence[str]) -> Row:
+def _baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
+    """Rows that cost nothing to train; those with the same numbers, as of one teacher's runs, once."""
+    tasks = {column.key: column.task for column in columns}
+    trained = {column.key for column in columns if column.training}
+    rows: dict[str, Row] = {}
+    for one in beside:
+        model = next(iter(one.entry.records.values())).student
+        left_out = trained if model.parameters else trained | set(_cost_of(model))
+        cells = {key: cell for key, cell in _student_cells(one.entry, means).items() if key not in left_out}
+        for key, cell in cells.items():
+            if cell.value is None and not cell.reason:
+                cells[key] = replace(cell, reason=one.reasons.get(tasks.get(key, ""), ""))
+        name = f"teacher {_model_name(model.source)} in int8" if one.kind == "int8" and model.source else one.kind
+        row = Row(name, "baseline", (), cells)
+        rows.setdefault(json.dumps([row.name, *sorted((key, cell.value) for key, cell in cells.items())]), row)
+    return list(rows.values())
+
+
+def _student_row(group: Sequence[Entry], means: Sequence[str], milestones: Sequence[Milestone]) -> Row:
     """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
     each = [_student_cells(entry, means) for entry in group]
+    for cells, entry in zip(each, group, strict=True):
+        for milestone in milestones:
+            cells |= milestone.cells(entry)
     if len(group) == 1:
         return Row(group[0].name, "student", (group[0].seed,), each[0])
     cells = {}
@@ -254,6 +296,8 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
         cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
     cells["steps"] = Cell(sum(record.training["steps"] for record in records))
     cells["seconds"] = Cell(sum(record.training["seconds"] for record in records))
+    if all("tokens" in record.training for record in records):
+        cells["tokens"] = Cell(sum(record.training["tokens"] for record in records) / 1e6)
     cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
     return cells
 
@@ -275,7 +319,8 @@ def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequen
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = Cell(_task_score(own))
-    return Row(evaluation_name(result, others), "evaluation", (), cells)
+    kind = "baseline" if result.get("kind") == "baseline" else "evaluation"
+    return Row(evaluation_name(result, others), kind, (), cells)
 
 
 def common_name(names: Sequence[str]) -> str:
@@ -297,31 +342,10 @@ def _has(row: Row, column: Column) -> bool:
     return column.key in row.cells
 
 
-def _rank(cell: Cell | None, column: Column) -> float:
-    if cell is None or cell.value is None:
-        return float("inf")
-    return -cell.value if column.higher_is_better else cell.value
-
-
-def _mixed(entries: Sequence[Entry]) -> set[str]:
-    """Tasks and columns in which no row is best: other data, versions, teachers or tasks from row to row."""
+def _unranked(entries: Sequence[Entry]) -> set[str]:
+    """Tasks and columns in which no row is best: other data, versions, tokens, teachers or tasks from row to row."""
+    tokens = set(not_comparable(entries))
     mixed = {task for task, protocols in protocols(entries).items() if len(protocols) > 1}
     if mixed or tasks_differ(entries):
-        return mixed | set(SHARED)
-    return {"agreement", "retained"} if teachers_differ(entries) else set()
-
-
-def _mark_best(rows: Sequence[Row], columns: Sequence[Column], mixed: set[str]) -> list[Row]:
-    """Mark the best run of each score, equal ones all; nothing where rows were scored on different data."""
-    marked = {id(row): dict(row.cells) for row in rows}
-    for column in columns:
-        students = [row for row in rows if row.kind == "student"]
-        if (column.task or column.key) in mixed:
-            continue
-        values = [_rank(row.cells.get(column.key), column) for row in students]
-        if column.cost or sum(value < float("inf") for value in values) < 2:
-            continue
-        for row, value in zip(students, values, strict=True):
-            if round(value - min(values), 6) == 0:
-                marked[id(row)][column.key] = replace(row.cells[column.key], best=True)
-    return [replace(row, cells=marked[id(row)]) for row in rows]
+        return mixed | tokens | set(SHARED)
+    return tokens | ({"agreement", "retained"} if teachers_differ(entries) else set())

@@ -61,7 +61,7 @@ def _recipe(teacher: Path, out: Path, arm: str) -> Recipe:
             "teacher": str(teacher),
             "student": "layers=half",
             "data": {"task": "classification", "folder": str(out / "data")},
-            "objective": ARMS[arm].model_dump(),
+            "objective": dict(ARMS[arm]),
             "train": {"epochs": 1, "batch_size": 32},
             "finetune": {"epochs": 1, "batch_size": 16},
             "out": str(out / arm),

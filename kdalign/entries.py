@@ -1,61 +1,176 @@
 """What goes into one table: runs by recipe and seed, and evaluations, read from their files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import UsageError
+from kdalign.errors import Changed, UsageError
+from kdalign.integrity import read_checked
 from kdalign.runs import RECORD, RunRecord, read_record
+from kdalign.table import metric_key
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Runs of one recipe and seed, by task."""
+    """Runs of one recipe and seed, by task.
+
+    Attributes:
+        key: of the recipe: equal for runs that differ by seed alone.
+        folders: where the runs lie, by task.
+    """
 
     name: str
-    records: dict[str, RunRecord] = field(default_factory=dict)
+    key: str
+    records: dict[str, RunRecord]
+    folders: dict[str, Path] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:
         """The runs' own."""
         return int(next(iter(self.records.values())).recipe["train"]["seed"])
 
-    @property
-    def key(self) -> str:
-        """Equal for runs that differ by seed alone."""
-        record = next(iter(self.records.values()))
-        flat = record.parsed_recipe().flat()
-        for name in ("train.seed", "out", "data.task"):
-            flat.pop(name)
-        return json.dumps([sorted(self.records), flat], sort_keys=True)
+
+@dataclass(frozen=True)
+class Beside:
+    """A row that cost nothing to train.
+
+    Attributes:
+        kind: ``int8`` or ``majority``.
+        entry: runs whose student it is; what they say of training is not its own.
+        reasons: why a score has no value, by task.
+        notes: how it was made.
+    """
+
+    kind: str
+    entry: Entry
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """The runs at a run folder, a record, or a folder of runs (one folder per task makes one entry).
+@dataclass(frozen=True)
+class Found:
+    """What lies at the paths of a table.
+
+    Attributes:
+        evaluations: results, as plain dictionaries.
+        passed_over: in folders of runs, what is no finished run, and why: by path.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    evaluations: tuple[dict[str, Any], ...] = ()
+    passed_over: Mapping[Path, str] = field(default_factory=dict)
+
+
+FOREIGN, UNFINISHED = "no run", "unfinished"
+
+
+def read_all(paths: Iterable[str | Path]) -> Found:
+    """The runs and evaluations at run folders, folders of runs, and evaluation files, each once.
+
+    A run that is named itself must be finished; in a folder of runs, what is not is passed over. Evaluations are taken
+    where their file is named, or the folder in which it lies.
 
     Raises:
-        UsageError: nothing there, or an unfinished run.
+        UsageError: nothing there, an unfinished run, or one that was changed after it ended.
     """
-    if (path / RECORD).is_file() or path.name == RECORD or not path.is_dir():
-        record = read_record(path)
-        folder = path.parent if path.name == RECORD else path
-        return [Entry(folder.name, {record.task: record})]
-    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    if (path / "recipe.yaml").is_file():  # one recipe over several tasks: one row
-        runs = [read_record(folder) for folder in inner if (folder / "recipe.yaml").is_file()]
-        if not runs:
-            read_record(path)  # raises, saying that it is unfinished
-        return [Entry(path.name, {record.task: record for record in runs})]
-    found = [entry for folder in inner if _holds_runs(folder) for entry in read_entries(folder)]
-    if not found:
-        read_record(path)
-    return found
+    entries: list[Entry] = []
+    evaluations: dict[Path, list[dict[str, Any]]] = {}
+    passed_over: dict[Path, str] = {}
+    for path in dict.fromkeys(Path(path).resolve() for path in paths):
+        if path.is_file() and path.name != RECORD:
+            evaluations[path] = read_evaluation(path)
+        elif _is_run(path) or not path.is_dir():
+            entries.append(_read_run(path))
+        else:
+            found, passed = _walk(path)
+            files, foreign = evaluations_in(path)
+            if not found and not files:
+                unfinished = [folder.name for folder, why in passed.items() if why == UNFINISHED]
+                if unfinished:
+                    raise UsageError(f"no finished run at {str(path)!r}; not finished: {', '.join(unfinished)}")
+                read_record(path)  # raises, saying what a run is
+            entries += found
+            evaluations |= files
+            passed_over |= passed | foreign
+    entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
+    results = tuple(result for file in evaluations.values() for result in file)
+    return Found(tuple(entries), results, passed_over)
 
 
-def _holds_runs(folder: Path) -> bool:
-    return next(folder.rglob(RECORD), None) is not None
+def _is_run(path: Path) -> bool:
+    """Whether a path names a run, finished or not, or the folder of one recipe over several tasks."""
+    return path.name == RECORD or (path / RECORD).is_file() or (path / "recipe.yaml").is_file()
+
+
+def _read_run(path: Path) -> Entry:
+    """A run, or those of one recipe over several tasks, which make one row.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or a record of another version.
+    """
+    folder = path.parent if path.name == RECORD else path
+    read = [(read_checked(place), place) for place in _places(folder)]
+    records = {record.task: record for record, _ in read}
+    return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders of a run: its own, or those inside the folder of one recipe over several tasks."""
+    if (folder / RECORD).is_file() or not folder.is_dir():
+        return [folder]
+    return [inner for inner in sorted(folder.iterdir()) if (inner / "recipe.yaml").is_file()] or [folder]
+
+
+def key_of(records: Mapping[str, RunRecord]) -> str:
+    """Equal for runs, by task, whose recipes differ by seed and folder alone."""
+    flat = next(iter(records.values())).parsed_recipe().flat()
+    for name in ("train.seed", "out", "data.task"):
+        flat.pop(name)
+    return json.dumps([sorted(records), flat], sort_keys=True)
+
+
+def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
+    """The finished runs below a folder, and what is none."""
+    entries: list[Entry] = []
+    passed: dict[Path, str] = {}
+    for inner in sorted(folder.iterdir()):
+        if not inner.is_dir() or inner.name.startswith("."):
+            continue
+        if _is_run(inner):
+            try:
+                if all((place / RECORD).is_file() for place in _places(inner)):
+                    entries.append(_read_run(inner))
+                else:
+                    passed[inner] = UNFINISHED
+            except Changed:  # which is no reason to show the others without it
+                raise
+            except UsageError as error:
+                passed[inner] = str(error)
+            continue
+        found, below = _walk(inner)
+        entries += found
+        if evaluations_in(inner)[0]:
+            passed[inner] = "evaluations, which are taken where it is named"
+            below = {place: why for place, why in below.items() if why != FOREIGN}  # what evaluations keep
+        elif not found and set(below.values()) <= {FOREIGN}:
+            passed[inner] = FOREIGN
+            continue
+        passed |= below
+    return entries, passed
+
+
+def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:
+    """The evaluation files that lie in a folder itself, and JSON files of another kind."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    foreign: dict[Path, str] = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found[file] = read_evaluation(file)
+        except UsageError:
+            foreign[file] = "no evaluation"
+    return found, foreign
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
@@ -133,3 +248,31 @@ def teachers_differ(entries: Sequence[Entry]) -> bool:
     """Whether a task has several teachers."""
     teachers = {(one.task, one.teacher.revision) for one in records_of(entries) if one.teacher is not None}
     return len(teachers) > len({task for task, _ in teachers})
+
+
+_OF_TOKENS = ("ppl", "masked_ppl")
+_OF_TEXT = ("word_ppl", "byte_ppl", "bits_per_byte")
+
+
+def not_comparable(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Likelihoods a token, by their columns, where runs have other tokenizers than one another.
+
+    With each, what compares instead because it is over the words or bytes of the text, as far as the runs have it.
+    """
+    found: dict[str, list[str]] = {}
+    for task in dict.fromkeys(record.task for record in records_of(entries)):
+        records = [record for record in records_of(entries) if record.task == task]
+        metrics = dict.fromkeys(score["metric"] for record in records for score in first_split(record)["student"])
+        if len(_tokenizers(records)) > 1:
+            instead = [name for name in metrics if name in _OF_TEXT]
+            found |= {metric_key(task, name): instead for name in metrics if name in _OF_TOKENS}
+    return found
+
+
+def _tokenizers(records: Sequence[RunRecord]) -> set[str]:
+    """What tells the students' tokenizers apart.
+
+    Where a record does not say, the hashes of their files, in which libraries also keep how far texts are cut.
+    """
+    said = [record.data.get("tokenizer", "") for record in records]
+    return set(said if all(said) else [record.files.get("student/tokenizer.json", "") for record in records])

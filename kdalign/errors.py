@@ -4,6 +4,7 @@
 
     KdalignError            base of all; one clear line for the user
     ├── UsageError          the user's mistake: exit code 2, nothing written
+    │   └── Changed         a run's files are not as it left them
     ├── RunError            a run or a gate failed: exit code 1
     └── Interrupted         stopped by a signal after saving a checkpoint
 """
@@ -18,6 +19,10 @@ class KdalignError(Exception):
 
 class UsageError(KdalignError):
     """The user asked for something that cannot be done; the line says what was given and what is accepted."""
+
+
+class Changed(UsageError):
+    """A file of a run is missing or another than when the run ended."""
 
 
 class RunError(KdalignError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.entries import Entry
+from kdalign.entries import key_of
 from kdalign.errors import UsageError
 from kdalign.metrics import METRICS
 from kdalign.recipe import Recipe
@@ -185,8 +185,7 @@ def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
     runs = []
     for folder, name in names.items():
         record = read_record(folder)
-        entry = Entry(name, {record.task: record})
-        runs.append(FinishedRun(name, RunFolder(folder), record, entry.key))
+        runs.append(FinishedRun(name, RunFolder(folder), record, key_of({record.task: record})))
     return runs
 
 

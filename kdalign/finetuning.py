@@ -3,8 +3,12 @@
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import models
@@ -19,7 +23,7 @@ from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
 from kdalign.terms import HardLabels
-from kdalign.training import train
+from kdalign.training import Stage, train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
@@ -50,34 +54,51 @@ def finetuned(
     Returns:
         The model in float32, and a line for the record.
     """
-    key = _key(checkpoint, task, encoded, settings, accelerator, bf16)
-    folder = cache_folder() / "teachers" / key
-    if (folder / "config.json").is_file():
-        observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
-    else:
-        observer.announce(
-            f"teacher {checkpoint.name} has no head for {task.name}: fine-tuning it first "
-            f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
-        )
-        draft = RunFolder(folder.with_name(f"{key}.unfinished"))
-        if accelerator.is_main_process:
-            draft.path.mkdir(parents=True, exist_ok=True)
-        model = models.load_classifier(checkpoint, task, fresh_head=True, seed=settings.seed)
-        order = models.output_order(model.config, task)
-        assert order is not None, "a fresh head is the task's"
-        objective = Objective({"hard": (1.0, HardLabels(task.regression))})
-        learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
-        accelerator.wait_for_everyone()
-        what = f"fine-tuning the teacher on {task.name}"
-        train(learner, None, objective, encoded, _train(settings), accelerator, draft, observer, None, what, True)
-        if accelerator.is_main_process:
-            model.save_pretrained(draft.student)
-            tokenizer.save_pretrained(draft.student)
-            draft.student.replace(folder)
-            shutil.rmtree(draft.path)
-        accelerator.wait_for_everyone()
+    folder = kept_teacher(checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of several runs that need the same teacher at the same time, one makes it and the others wait.
+    with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():
+        [there] = broadcast_object_list([(folder / "config.json").is_file()])
+        if there:
+            observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
+        else:
+            observer.announce(
+                f"teacher {checkpoint.name} has no head for {task.name}: fine-tuning it first "
+                f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
+            )
+            _make(folder, checkpoint, task, encoded, settings, tokenizer, accelerator, bf16, observer)
     model = models.load_classifier(models.locate(str(folder)), task, fresh_head=False, seed=settings.seed)
     return model, f"fine-tuned on {task.name}: {settings.epochs:g} epochs, lr {settings.lr:g}, seed {settings.seed}"
+
+
+def _make(
+    folder: Path,
+    checkpoint: Checkpoint,
+    task: Task,
+    encoded: Encoded,
+    settings: Finetune,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    bf16: bool,
+    observer: Observer,
+) -> None:
+    draft = RunFolder(folder.with_name(f"{folder.name}.unfinished"))
+    if accelerator.is_main_process:
+        draft.path.mkdir(parents=True, exist_ok=True)
+    model = models.load_classifier(checkpoint, task, fresh_head=True, seed=settings.seed)
+    order = models.output_order(model.config, task)
+    assert order is not None, "a fresh head is the task's"
+    objective = Objective({"hard": (1.0, HardLabels(task.regression))})
+    learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
+    accelerator.wait_for_everyone()
+    what, stages = f"fine-tuning the teacher on {task.name}", [Stage(0, objective)]
+    train(learner, None, stages, encoded, _train(settings), accelerator, draft, observer, None, what, True)
+    if accelerator.is_main_process:
+        model.save_pretrained(draft.student)
+        tokenizer.save_pretrained(draft.student)
+        draft.student.replace(folder)
+        shutil.rmtree(draft.path)
+    accelerator.wait_for_everyone()
 
 
 def _train(settings: Finetune) -> Train:
@@ -91,10 +112,20 @@ def _train(settings: Finetune) -> Train:
     )
 
 
-def _key(
-    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, accelerator: Accelerator, bf16: bool
-) -> str:
-    """A hash of all that decides the fine-tuned weights."""
+def kept_teacher(
+    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, ranks: int, device: str, bf16: bool
+) -> Path:
+    """Where a fine-tuned teacher is kept, whether it was made or not: by a hash of all that decides its weights.
+
+    Args:
+        checkpoint: without a head for the task.
+        task: what it learns.
+        encoded: its training examples.
+        settings: how it is trained.
+        ranks: processes that train it together.
+        device: their kind, such as ``cpu``.
+        bf16: whether it is trained in bfloat16.
+    """
     content = {
         "version": KEY_VERSION,
         "teacher": checkpoint.hash,
@@ -103,8 +134,9 @@ def _key(
         "tokens": encoded.columns,
         "answers": None if encoded.labels is None else encoded.labels.tolist(),
         "settings": settings.model_dump(),
-        "ranks": accelerator.num_processes,
-        "device": accelerator.device.type,
+        "ranks": ranks,
+        "device": device,
         "bf16": bf16,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return cache_folder() / "teachers" / key

@@ -41,6 +41,7 @@ class Learner(nn.Module):
 
     def follow(self, plan: Plan | None, objective: Objective) -> None:
         """Give from now on the signals that this objective compares by this plan."""
+        self.plan = plan
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
         self._maps = objective.compared_maps

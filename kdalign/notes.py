@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdalign.entries import Entry, how_made, protocols, records_of, tasks_differ, teachers_differ
+from kdalign.entries import Entry, how_made, not_comparable, protocols, records_of, tasks_differ, teachers_differ
 from kdalign.table import SHARED, Cell, Column, Row
 
 
@@ -18,6 +18,7 @@ def notes_under(
         notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    notes += _other_tokens(entries, columns)
     shared = [column.key for column in columns if column.key in SHARED]
     if shared and tasks_differ(entries):
         notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
@@ -35,6 +36,20 @@ def notes_under(
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
         )
+    if any(column.key == "flops" for column in columns):
+        models = [model for record in records for model in (record.student, record.teacher) if model is not None]
+        lengths = {model.tokens for model in models if model.flops is not None}
+        notes.append(
+            f"FLOPs/token: of a forward of {' or '.join(map(str, sorted(lengths)))} tokens, 2 a multiply-add, "
+            f"attention and head included"
+        )
+    if any(column.key == "tokens" for column in columns):
+        notes.append("tokens: real ones that were trained on, each time that they were read")
+    if any(column.key.startswith("steps-to/") for column in columns):
+        notes.append(
+            "steps to: the first evaluation on the watched texts that reached it; runs look only so often "
+            "(train.eval_every)"
+        )
     if any(column.key == "speed-up" for column in columns):
         notes.append(
             "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
@@ -43,12 +58,40 @@ def notes_under(
     sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
     if len(sizes) > 1:
         notes.append("disk: some weights are stored in 2 bytes each, some in 4; params compare sizes")
+    unsealed = [entry.name for entry in entries if not all(record.seal for record in entry.records.values())]
+    if unsealed:
+        notes.append(
+            f"records of an older kdalign, without a seal that would show a changed number: {listed(unsealed)}"
+        )
     notes += _ties(rows, columns)
     for row in rows:
         for key, cell in row.cells.items():
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+MOST_NAMES = 12
+"""A note with more names than this counts the rest."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas, the first of them where they are many."""
+    shown = (
+        list(names) if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"]
+    )
+    return ", ".join(shown)
+
+
+def _other_tokens(entries: Sequence[Entry], columns: Sequence[Column]) -> list[str]:
+    """Say which likelihoods are over other tokens from row to row."""
+    keys = [column.key for column in columns]
+    return [
+        f"{key}: a token's, and the rows' tokenizers differ: do not rank them"
+        + (f"; compare {' or '.join(instead)}" if instead else "")
+        for key, instead in not_comparable(entries).items()
+        if key in keys
+    ]
 
 
 def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
@@ -113,20 +156,20 @@ def _other_names(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
 
 def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     """Say where the best student's interval meets another's: the table then shows no difference."""
-    notes = []
+    meeting: dict[tuple[str, str], list[str]] = {}
     for column in columns:
         students = [row for row in rows if row.kind == "student" and column.key in row.cells]
         best = next((row for row in students if row.cells[column.key].best), None)
         if column.cost or best is None:
             continue
         top = best.cells[column.key]
-        meeting = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
-        if meeting:
-            notes.append(
-                f"{column.title}: the intervals of {best.name} and {', '.join(meeting)} overlap; "
-                f"this table alone does not tell them apart"
-            )
-    return notes
+        others = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
+        if others:
+            meeting.setdefault((best.name, listed(others)), []).append(column.title)
+    return [
+        f"{', '.join(titles)}: the intervals of {best} and {others} overlap; this table alone does not tell them apart"
+        for (best, others), titles in meeting.items()
+    ]
 
 
 def _meet(first: Cell, second: Cell) -> bool:

@@ -27,6 +27,7 @@ from kdalign.calibration import (
     some,
     start_projections,
 )
+from kdalign.card import CARD, model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -40,13 +41,13 @@ from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
-from kdalign.reading import Texts, announce, config_of, read_texts, tokenizer_of
+from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
-from kdalign.training import Remapping, check_device, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import Remapping, Stage, check_device, make_accelerator, start_trackers, train, use_bf16
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -173,10 +174,11 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     big = taught.model if taught is not None else None
     student_model, student_source = load_student(run, config, big, tokenizer, encoded)
     student_model.to(accelerator.device)
-    if big is not None and main:
-        observer.announce(_compared(student_model, big))
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(models.positions(model.config) for model in pair))
+    flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
+    if big is not None and main:
+        observer.announce(_compared(student_model, big, flops, timed))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says = []
     if taught is not None and main and run.teacher_tokenizer is not None:
@@ -190,8 +192,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     student_order = work.order(student_model)
     teacher = None
     if taught is not None:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        teacher = Teacher(taught.model, work.order(taught.model), dtype, accelerator.device)
+        rounded = torch.bfloat16 if bf16 else torch.float32
+        teacher = Teacher(taught.model, work.order(taught.model), rounded, accelerator.device)
 
     # What aligns them, and what is minimised.
     plan = None
@@ -201,7 +203,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         if plan.choice and _untrained(run):
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
-    objective = work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None, shared)
+    dtype = torch.bfloat16 if bf16 else None
+    stages = [Stage(after, work.objective(part, plan, dtype, shared)) for after, part in recipe.objective.stages]
+    objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
@@ -231,14 +235,14 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         remapping = Remapping(
             recipe.align.remap_every,
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: work.objective(recipe.objective, found, torch.bfloat16 if bf16 else None, shared),
+            lambda found: work.objective(recipe.objective, found, dtype, shared),
         )
 
     start_trackers(accelerator, recipe)
     progress = train(
         learner,
-        teacher if objective.needs_teacher else None,
-        objective,
+        teacher,
+        stages,
         encoded,
         recipe.train,
         accelerator,
@@ -269,26 +273,27 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
         teacher_facts = None
         if taught is not None and run.teacher is not None:
-            teacher_facts = _facts(run.teacher, taught.model, taught.head, run.teacher.name, latencies[0])
-        folder.write_record(
-            RunRecord(
-                schema=SCHEMA,
-                version=__version__,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                task=work.task.name,
-                metrics=work.metrics,
-                recipe=recipe.model_dump(mode="json"),
-                student=_facts(checkpoint, exported, "trained", student_source, latencies[-1]),
-                teacher=teacher_facts,
-                data=_data_facts(run, texts),
-                scores=_final_scores(run, exported, texts, answers, comparable),
-                training=_training_facts(progress, run, accelerator)
-                | ({"layer_attention": attended} if attended else {}),
-                environment=environment(accelerator.device),
-                seconds=time.perf_counter() - begun,
-                samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
+            teacher_facts = _facts(
+                run.teacher, taught.model, taught.head, run.teacher.name, latencies[0], flops[0], timed
             )
+        record = RunRecord(
+            schema=SCHEMA,
+            version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            task=work.task.name,
+            metrics=work.metrics,
+            recipe=recipe.model_dump(mode="json"),
+            student=_facts(checkpoint, exported, "trained", student_source, latencies[-1], flops[-1], timed),
+            teacher=teacher_facts,
+            data=_data_facts(run, texts) | {"tokenizer": fingerprint(tokenizer)},
+            scores=_final_scores(run, exported, texts, answers, comparable),
+            training=_training_facts(progress, run, accelerator) | ({"layer_attention": attended} if attended else {}),
+            environment=environment(accelerator.device),
+            seconds=time.perf_counter() - begun,
+            samples=_samples(prompts, continued(exported, tokenizer, prompts), taught_says),
         )
+        write_text(folder.student / CARD, model_card(record, folder.path))
+        folder.write_record(record)
     accelerator.wait_for_everyone()
     return read_record(folder.path)
 
@@ -346,11 +351,10 @@ def load_student(
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
 
 
-def _compared(small: PreTrainedModel, big: PreTrainedModel) -> str:
-    """Size and cost of a student beside its teacher's."""
-    length = min(LATENCY_TOKENS, *(models.positions(model.config) for model in (small, big)))
+def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
+    """Size and cost of a student beside its teacher's; the teacher's FLOPs come first."""
     ours, theirs = (count_parameters(model) for model in (small, big))
-    ours_cost, theirs_cost = (flops_of(model, length) for model in (small, big))
+    theirs_cost, ours_cost = flops
     return (
         f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
         f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
@@ -449,7 +453,9 @@ def _samples(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[st
     return [each | {"teacher": said} for each, said in zip(found, theirs, strict=True)] if theirs else found
 
 
-def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float) -> ModelRecord:
+def _facts(
+    checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float, flops: int, tokens: int
+) -> ModelRecord:
     return ModelRecord(
         source=source,
         revision=checkpoint.hash,
@@ -457,6 +463,8 @@ def _facts(checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: st
         megabytes=models.weights_megabytes(checkpoint),
         head=head,
         latency_ms=latency,
+        flops=flops,
+        tokens=tokens,
     )
 
 

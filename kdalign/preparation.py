@@ -149,10 +149,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
-    train_examples = _limited(work.examples(task.train), data, recipe.train.seed)
-    if isinstance(task, Task) and train_examples.labels is None:
-        raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
-    train_examples, watched = _watched(train_examples, recipe.train)
+    train_examples, watched = training_examples(work, recipe)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     return Prepared(
@@ -452,6 +449,19 @@ def _check_attention(plan: Plan, compares_maps: bool) -> None:
             )
 
 
+def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
+    """The rows to train on, and the slice of train that is evaluated on the way.
+
+    Raises:
+        UsageError: no such data, or none with labels where the task needs them.
+    """
+    task = work.task
+    examples = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
+    if isinstance(task, Task) and examples.labels is None:
+        raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
+    return _watched(examples, recipe.train)
+
+
 def _limited(examples: Examples, data: Data, seed: int) -> Examples:
     if data.limit is None or data.limit >= len(examples):
         return examples
@@ -477,11 +487,20 @@ def _reported(work: Work, data: Data) -> dict[str, Examples]:
     for number, split in enumerate(work.task.evaluation):
         if number and not split_exists(work.task.source, split):
             continue
-        examples = work.examples(split)
-        if isinstance(work.task, Task) and examples.labels is None:
-            raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
-        found[split] = examples.take(range(min(len(examples), data.limit or len(examples))))
+        found[split] = reported_examples(work, data, split)
     return found
+
+
+def reported_examples(work: Work, data: Data, split: str) -> Examples:
+    """One of the splits that a run is scored on.
+
+    Raises:
+        UsageError: no such data, or none with labels where the task needs them.
+    """
+    examples = work.examples(split)
+    if isinstance(work.task, Task) and examples.labels is None:
+        raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
+    return examples.take(range(min(len(examples), data.limit or len(examples))))
 
 
 def claim(

@@ -1,15 +1,24 @@
 """Watch a run: a progress bar on a terminal, plain lines where stderr is piped, and the run's log."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from kdalign.observer import StepReport, Tell
+
+if TYPE_CHECKING:
+    from kdalign.ablating import State
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
@@ -96,6 +105,15 @@ class Watcher:
 
         return tell
 
+    @contextmanager
+    def filling(self) -> Iterator[Callable[["State"], None]]:
+        """On a terminal, show an ablation as a table that fills; elsewhere its announcements say enough."""
+        if not self._console.is_terminal or self._console.quiet:
+            yield lambda state: None
+            return
+        with Live(console=self._console, transient=True, refresh_per_second=2) as live:
+            yield lambda state: live.update(_filled(state))
+
     def ended(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
@@ -111,6 +129,40 @@ class Watcher:
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+
+
+def _filled(state: "State") -> RenderableType:
+    """The means so far, arm by task, and what is under way."""
+    tasks = list(dict.fromkeys(trial.task for trial in state.trials))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
+    for task in tasks:
+        table.add_column(escape(task), justify="right")
+    for arm in dict.fromkeys(trial.arm for trial in state.trials):
+        cells = []
+        for task in tasks:
+            wanted = sum((trial.arm, trial.task) == (arm, task) for trial in state.trials)
+            found = [one.record for one in state.done if (one.trial.arm, one.trial.task) == (arm, task)]
+            values = [next(iter(record.scores.values()))["student"][0]["value"] for record in found]
+            known = [value for value in values if value is not None]
+            mean = f"{sum(known) / len(known):.1f} " if known else ""
+            cells.append(f"{mean}[dim]{len(found)}/{wanted}[/dim]")
+        table.add_row(escape(arm), *cells)
+    lines = [f"{trial.name}: {_last_line(Path(str(trial.recipe.out)))}" for trial, _ in state.running.values()]
+    if state.seconds_left is not None:
+        lines.append(f"about {_minutes(state.seconds_left)} left")
+    return Group(table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _last_line(run: Path) -> str:
+    """What a run's log said last, without its time."""
+    log = run / "log.txt"
+    if not log.is_file():
+        return "loading"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2000))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return lines[-1].partition(" ")[2] if lines else "loading"
 
 
 def plain(report: StepReport) -> str:

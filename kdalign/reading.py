@@ -1,5 +1,7 @@
 """What a run reads: the student's tokenizer, and its texts as tokens, the teacher's beside where it has others."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,6 +81,19 @@ def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
         return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
     assert run.teacher is not None, "a student is a checkpoint, cut or new"
     return train_tokenizer(texts, size, layout_of(run.teacher.config).family, models.positions(run.teacher.config))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what makes a tokenizer's tokens: equal where the tokens of every text are.
+
+    How far it cuts or pads is left out, which its library keeps in the same file.
+    """
+    if tokenizer.is_fast:
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())
+        kept = {key: value for key, value in tree.items() if key not in ("truncation", "padding")}
+    else:
+        kept = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

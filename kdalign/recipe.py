@@ -5,6 +5,7 @@ both. The dump holds every default, and loading the dump gives the same recipe a
 """
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,8 @@ class Align(_Section):
 
 TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations")
 """The objective's weights."""
+ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
+"""Those of the terms that compare layers."""
 
 
 class Objective(_Section):
@@ -106,12 +109,25 @@ class Objective(_Section):
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
     """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
+    align_first: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps in which layers alone are aligned; after them only ``hard`` and ``alpha`` count."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
         if self.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
+        if self.align_first and not (self.hard + self.alpha > 0 and any(getattr(self, key) for key in ALIGNING_KEYS)):
+            aligning = ", ".join(ALIGNING_KEYS)
+            raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
+
+    @property
+    def stages(self) -> tuple[tuple[float, "Objective"], ...]:
+        """One after the other, the share of the steps after which each begins, and what it minimises."""
+        if not self.align_first:
+            return ((0.0, self),)
+        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0})
+        return (0.0, aligning), (self.align_first, self.model_copy(update=dict.fromkeys(ALIGNING_KEYS, 0.0)))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -124,12 +140,15 @@ class Objective(_Section):
         return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
 
 
-ARMS: Mapping[str, Objective] = {
-    "labels": Objective(hard=1, alpha=0, beta=0, gamma=0, delta=0),
-    "soft": Objective(beta=0, gamma=0, delta=0),
-    "joint": Objective(),
+_UNALIGNED = dict.fromkeys(ALIGNING_KEYS, 0.0)
+ARMS: Mapping[str, Mapping[str, float]] = {
+    "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
+    "soft": _UNALIGNED,
+    "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5},
+    "joint": {},
 }
-"""What is compared on one budget: hard labels only, hard and soft labels, everything at once."""
+"""What is compared on one budget, by what differs from the recipe's objective: hard labels only; hard and soft labels;
+layers aligned for the first half of the steps and hard labels for the second; everything at once."""
 
 
 class Train(_Section):
@@ -311,6 +330,12 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _mapped_once_in_stages(self) -> "Recipe":
+        if self.objective.align_first and self.align.remap_every is not None:
+            raise ValueError("align.remap_every is for layers aligned all the time: leave objective.align_first at 0")
+        return self
+
+    @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
             raise ValueError("there is no teacher: every weight but hard must be 0")
@@ -353,16 +378,25 @@ def build_recipe(
     Raises:
         UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
     """
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
-    for key, value in (flags or {}).items():
+    return recipe_of(merged(read_tree(file) if file else {}, flags or {}, sets))
+
+
+def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
+    """A tree of keys and values with flags that win over it, and assignments that win over both.
+
+    Raises:
+        UsageError: an assignment that is none, or to a key of something that has no keys.
+    """
+    found = deepcopy(dict(tree))
+    for key, value in flags.items():
         if value is not None:
-            _assign(tree, key, value)
+            assign(found, key, value)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
-        _assign(tree, key.strip(), _value(key.strip(), text))
-    return recipe_of(tree)
+        assign(found, key.strip(), value_of(key.strip(), text))
+    return found
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
@@ -385,7 +419,12 @@ def load_recipe(file: Path) -> Recipe:
     return build_recipe(file)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -401,7 +440,7 @@ def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def _value(key: str, text: str) -> Any:
+def value_of(key: str, text: str) -> Any:
     """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
 
     Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63.
@@ -429,7 +468,12 @@ def _holds_text(key: str) -> bool:
     return name in known and known[name].annotation in (str, str | None)
 
 
-def _assign(tree: dict[str, Any], key: str, value: object) -> None:
+def assign(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key in a tree, in place.
+
+    Raises:
+        UsageError: a part of the key holds a value.
+    """
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})

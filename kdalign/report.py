@@ -1,4 +1,4 @@
-"""From results to what people read: Rich tables, Markdown, JSON. Computes nothing."""
+"""From results of evaluations, profiles and plans to what people read: Rich tables, JSON. Computes nothing."""
 
 import json
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.errors import unknown
-from kdalign.table import Cell, Column, Comparison, Row
+from kdalign.grid import in_digits
 
 if TYPE_CHECKING:
+    from kdalign.ablation import Ablation, Trial
     from kdalign.alignment import LayerMap, Plan
     from kdalign.metrics import Score
     from kdalign.preparation import Prepared
@@ -23,128 +23,8 @@ if TYPE_CHECKING:
     from kdalign.recipe import Train
     from kdalign.results import Evaluation
 
-FORMATS = ("rich", "markdown", "json")
-MOST_COLUMNS = 7
-"""Terminal tables with more score columns than this leave out metrics whose task has a mean."""
 MOST_METRICS = 6
 """An evaluation with more metrics than this has further tables for the rest."""
-MOST_INTERVALS = 4
-"""Tables with more score columns than this leave intervals to JSON: they would not fit."""
-
-
-def comparison_as(comparison: Comparison, form: str) -> RenderableType:
-    """A comparison in the form asked for; Markdown and JSON as a string, to be printed as it is.
-
-    Raises:
-        UsageError: an unknown form.
-    """
-    match form:
-        case "rich":
-            return _rich(comparison)
-        case "markdown":
-            return _markdown(comparison)
-        case "json":
-            return json.dumps(comparison.to_json(), indent=2)
-    raise unknown("format", form, FORMATS)
-
-
-def _rich(comparison: Comparison) -> RenderableType:
-    parts: list[RenderableType] = []
-    for title, columns, rows in _tables(comparison):
-        if len(columns) > MOST_COLUMNS:
-            columns = [column for column in columns if not column.detail]
-        table = _table(title)
-        table.add_column("model", overflow="fold")
-        for column in columns:
-            table.add_column(escape(_heading(column, "\n")), justify="right", overflow="fold")
-        intervals = "\n" if len(columns) <= MOST_INTERVALS else None
-        for before, row in zip([None, *rows], rows, strict=False):
-            if row.kind == "reference" and before is not None and before.kind != "reference":
-                table.add_section()
-            cells = [_shown(row.cells.get(column.key), column, intervals) for column in columns]
-            best = [row.cells.get(column.key, Cell(None)).best for column in columns]
-            style = "dim" if row.kind in ("teacher", "reference") else ""
-            table.add_row(
-                escape(_label(row)),
-                *(f"[bold]{cell}[/bold]" if top else cell for cell, top in zip(cells, best, strict=True)),
-                style=style,
-            )
-        parts.append(table)
-    parts += [Text(f"· {note}", style="dim") for note in comparison.notes]
-    return Group(*parts)
-
-
-def _markdown(comparison: Comparison) -> str:
-    lines = []
-    for _, columns, rows in _tables(comparison):
-        intervals = " "
-        lines.append("| model | " + " | ".join(_in_cell(_heading(column, " ")) for column in columns) + " |")
-        lines.append("|---|" + "---:|" * len(columns))
-        for row in rows:
-            cells = []
-            for column in columns:
-                cell = row.cells.get(column.key)
-                shown = _shown(cell, column, intervals)
-                cells.append(f"**{shown}**" if cell is not None and cell.best else shown)
-            lines.append(f"| {_in_cell(_label(row))} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += [f"- {note}" for note in comparison.notes]
-    return "\n".join(lines)
-
-
-def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
-    """Scores and costs as tables of their own, so that they fit 80 columns; scores by task, if no row is of several.
-
-    Published rows are in every table of measured scores that has a column of theirs. What nobody measured is a table of
-    its own: beside measured scores it would be dashes, and would take the width from their intervals.
-    """
-    scores = [column for column in comparison.columns if not column.cost and not column.published]
-    tasks = list(dict.fromkeys(column.task for column in scores if column.task))
-    measured = [row for row in comparison.rows if row.kind != "reference"]
-    references = [row for row in comparison.rows if row.kind == "reference"]
-    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in measured]
-    found = [("Scores", scores, measured)]
-    if len(tasks) > 1 and all(len(own) < 2 for own in of):
-        rows = list(zip(measured, of, strict=True))
-        found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
-        found.append(("Scores", scores, [row for row, own in rows if not own]))
-    found.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
-    found.append(("Costs", [column for column in comparison.columns if column.cost], measured))
-    filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in found]
-    return [
-        (title, columns, _with(rows, columns) if rows is references else [*rows, *_with(references, columns)])
-        for title, columns, rows in filled
-        if columns
-    ]
-
-
-def _with(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """The rows that have one of the columns."""
-    return [row for row in rows if any(column.key in row.cells for column in columns)]
-
-
-def _in_cell(text: str) -> str:
-    """Text that ends no cell of a Markdown table."""
-    return text.replace("|", "\\|")
-
-
-def _heading(column: Column, between: str) -> str:
-    return column.title.replace(" ", between) + (f"{between}({column.unit})" if column.unit else "")
-
-
-def _label(row: Row) -> str:
-    return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name + row.mark
-
-
-def _shown(cell: Cell | None, column: Column, between: str | None) -> str:
-    if cell is None or cell.value is None:
-        return "–"
-    if cell.written:
-        return cell.written
-    shown = _number(cell.value, column.digits) + ("*" if cell.mark else "")
-    if between is not None and not column.cost and cell.low is not None and cell.high is not None:
-        shown += f"{between}({_number(cell.low, column.digits)} to {_number(cell.high, column.digits)})"
-    return shown
 
 
 def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
@@ -191,14 +71,10 @@ def _broken(metric: str) -> str:
 def _score_cell(score: "Score | None") -> str:
     if score is None or score.value is None:
         return "–"
-    shown = _number(score.value, 2) + ("*" if score.mark else "")
+    shown = in_digits(score.value, 2) + ("*" if score.mark else "")
     if score.low is not None and score.high is not None:
-        shown += f"\n{_number(score.low, 1)} to {_number(score.high, 1)}"
+        shown += f"\n{in_digits(score.low, 1)} to {in_digits(score.high, 1)}"
     return shown
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
 
 
 def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
@@ -410,6 +286,22 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
     return json.dumps(runs, indent=2)
 
 
+def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
+    """What an ablation would run, arm by arm."""
+    table = _table(
+        f"{len(trials)} runs: {len(ablation.arms)} arms, {len(ablation.tasks)} tasks, seeds "
+        f"{' '.join(map(str, ablation.seeds))}"
+    )
+    table.add_column("arm")
+    table.add_column("differs by", overflow="fold")
+    for arm, changes in ablation.arms.items():
+        shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
+        table.add_row(escape(arm), escape(shown or "nothing"))
+    one = trials[0].recipe
+    notes = [f"tasks: {', '.join(ablation.tasks)}", f"each: {one.student} of {one.teacher}, {_schedule(one.train)}"]
+    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+
+
 def _facts(run: "Prepared") -> dict[str, str]:
     from kdalign.alignment import layers_text
 
@@ -449,6 +341,11 @@ def _budget(train: "Train", examples: int) -> str:
     if train.max_tokens is not None:
         return f"{train.max_tokens:,} tokens, {step} a step"
     return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
+
+
+def _schedule(train: "Train") -> str:
+    length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
+    return f"{length}, batch {train.batch_size}, learning rate {train.lr:g}"
 
 
 def _table(title: str | None = None) -> Table:

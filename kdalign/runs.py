@@ -5,9 +5,10 @@
     runs/NAME/  recipe.yaml  plan.json  history.jsonl  log.txt  predictions/SPLIT.parquet
                 student/     projections.safetensors   checkpoints/step-N/   record.json
 
-``record.json`` is written last, with the other files' hashes: a folder that has one is complete.
+``record.json`` is written last, with the other files' hashes and a seal over itself: a folder that has one is complete.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ class ModelRecord:
         megabytes: of its weights on disk, 10^6 bytes.
         latency_ms: median of one forward, batch 1, 128 tokens, fp32; None where it was not measured.
         head: where its task head came from.
+        flops: floating-point operations of such a forward, 2 a multiply-add; None where they were not counted.
+        tokens: of such a forward, 128 unless the models have fewer positions.
     """
 
     source: str
@@ -43,6 +46,13 @@ class ModelRecord:
     megabytes: float
     head: str
     latency_ms: float | None = None
+    flops: int | None = None
+    tokens: int = 128
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Of a forward; None where they were not counted."""
+        return None if self.flops is None else self.flops / self.tokens
 
     @property
     def bytes_per_parameter(self) -> int:
@@ -59,6 +69,7 @@ class RunRecord:
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
         samples: prompts, and what the exported student and the teacher say after each; empty where models say nothing.
         files: SHA-256 of the folder's other files.
+        seal: SHA-256 of all else in the record; empty in records of versions that wrote none.
     """
 
     schema: int
@@ -76,6 +87,7 @@ class RunRecord:
     seconds: float
     samples: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    seal: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -212,13 +224,20 @@ class RunFolder:
         write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
 
     def write_record(self, record: RunRecord) -> None:
-        """Hash the folder's files and write the record, which makes the run complete."""
+        """Hash the folder's files, seal the record and write it, which makes the run complete."""
         files = {
             str(file.relative_to(self.path)): sha256(file)
             for file in sorted(self.path.rglob("*"))
             if file.is_file() and file.name not in (RECORD, self.log.name) and self.checkpoints not in file.parents
         }
-        write_json(self.path / RECORD, {**record.to_json(), "files": files})
+        tree = json.loads(json.dumps({**record.to_json(), "files": files}))  # as it will be read
+        write_json(self.path / RECORD, {**tree, "seal": seal_of(tree)})
+
+
+def seal_of(tree: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record as it was read from JSON, its seal left out: keys sorted, no white space, ASCII."""
+    rest = {key: value for key, value in tree.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_record(path: Path) -> RunRecord:
@@ -226,6 +245,16 @@ def read_record(path: Path) -> RunRecord:
 
     Raises:
         UsageError: nothing there, an unfinished run, or not a record.
+    """
+    tree, where = read_tree(path)
+    return RunRecord.from_json(tree, where)
+
+
+def read_tree(path: Path) -> tuple[dict[str, Any], str]:
+    """A record as it lies in its file, and the words for that file in an error line.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or no JSON.
     """
     file = path / RECORD if path.is_dir() else path
     if not file.is_file():
@@ -238,7 +267,7 @@ def read_record(path: Path) -> RunRecord:
         raise UsageError(f"{str(file)!r} is not JSON: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{str(file)!r} is not a run's record")
-    return RunRecord.from_json(tree, repr(str(file)))
+    return tree, repr(str(file))
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,10 @@ SHARED = ("macro", "agreement", "retained")
 """Columns that stand for whatever a row's tasks are."""
 
 
+BETTER, WORSE, ALIKE = VERDICTS = ("↑", "↓", "≈")
+"""Marks behind a number: better or worse than the row that it is held against, or no evidence of either."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: its key, its title, its unit and how it is shown.
@@ -16,6 +20,7 @@ class Column:
     Attributes:
         task: that it is of; empty for what stands for whatever a row's tasks are.
         cost: of what a model costs, not of how good it is.
+        training: of them, what it cost to make it.
         detail: a metric whose task has a column of its own, the mean of its metrics.
         published: that only rows which others have published have.
     """
@@ -27,6 +32,7 @@ class Column:
     higher_is_better: bool = True
     task: str = ""
     cost: bool = False
+    training: bool = False
     detail: bool = False
     published: bool = False
 
@@ -36,19 +42,24 @@ class Cell:
     """One value, with the ends of its 95 % interval where there are any; a reason where there is no value.
 
     Attributes:
+        best: among the students of a column whose rows rank.
+        second: the best after those.
         written: how its source writes it, and how it is therefore shown; empty for what was measured.
         called: what its source calls it.
         mark: what must be said beside it, such as ``pseudo``.
+        verdict: what a test says of it beside the row that it is held against: one of ``VERDICTS``, or nothing.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     best: bool = False
+    second: bool = False
     reason: str = ""
     written: str = ""
     called: str = ""
     mark: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class Row:
     """A model, or the mean of one recipe's runs over seeds.
 
     Attributes:
-        kind: ``teacher``, ``student``, ``evaluation``, or ``reference`` for what others have published.
+        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` for what cost nothing to train, or
+            ``reference`` for what others have published.
         source: where it was published.
         note: what is not known of how a published row was made.
         mark: that stands behind a published row's name and before the note on its source.
@@ -73,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table and what must be known to read it."""
+    """A table and what must be known to read it; verdicts are explained in its notes, as everything is."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -65,6 +65,18 @@ class Remapping:
     every: int
     measure: Callable[[PreTrainedModel], Plan]
     objective: Callable[[Plan], Objective]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is minimised from a part of the steps on.
+
+    Attributes:
+        after: share of the steps after which it begins.
+    """
+
+    after: float
+    objective: Objective
 
 
 def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
@@ -165,7 +177,7 @@ def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
 def train(
     learner: Learner,
     teacher: Teacher | None,
-    objective: Objective,
+    stages: Sequence[Stage],
     encoded: Encoded,
     settings: Train,
     accelerator: Accelerator,
@@ -180,8 +192,8 @@ def train(
 
     Args:
         learner: in float32.
-        teacher: None where the objective needs none.
-        objective: what to minimise.
+        teacher: None where no stage needs one.
+        stages: what to minimise, one after the other; the learner gives the first one's signals.
         encoded: the training examples.
         settings: how.
         accelerator: device and ranks.
@@ -198,28 +210,45 @@ def train(
         RunError: the loss is not a number.
     """
     steps = total_steps(settings, encoded)
-    teach = None if teacher is None else partial(teacher, wanted=learner.wanted_of_teacher)
+    begins = {round(stage.after * steps): stage.objective for stage in stages}
     every = settings.eval_every or max(1, steps // 10)
     learner.to(accelerator.device).train()
-    _freeze_unreached(learner, teach, objective, encoded, accelerator.device)
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(learner, settings)
     progress = Progress()
     if go_on:
         progress = load_checkpoint(folder, learner, optimizer, accelerator)
+    objective, teach, wrapped = stages[0].objective, None, learner
+
+    def minimise(chosen: Objective, plan: Plan | None) -> None:
+        """Minimise this from now on, with layers mapped by this plan."""
+        nonlocal objective, teach
+        objective = chosen
+        learner.follow(plan, objective)
+        taught = teacher if objective.needs_teacher else None
+        teach = None if taught is None else partial(taught, wanted=learner.wanted_of_teacher)
 
     def follow(plan: Plan) -> None:
         """Map layers by this plan from now on."""
-        nonlocal objective, teach
         assert remapping is not None, "a plan changes where layers are mapped again"
-        assert teacher is not None, "layers are mapped to a teacher's"
-        objective = remapping.objective(plan)
-        learner.follow(plan, objective)
-        teach = partial(teacher, wanted=learner.wanted_of_teacher)
+        minimise(remapping.objective(plan), plan)
         progress.plan = plan.to_json()
 
+    def begin(chosen: Objective) -> None:
+        """Begin a stage: other parameters may be reached than before, and DDP waits for none that is not."""
+        nonlocal wrapped
+        minimise(chosen, learner.plan)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        _freeze_unreached(learner, teach, objective, encoded, accelerator.device)
+        wrapped = learner
+        accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters
+        wrapped = accelerator.prepare_model(learner)
+
+    begun_at = progress.step
+    begin(begins[max(first for first in begins if first <= progress.step)])
     if progress.plan:
         follow(Plan.from_json(progress.plan))
-    wrapped = accelerator.prepare_model(learner)
     main = accelerator.is_main_process
     lengths = encoded.lengths
     epoch_size = steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens)
@@ -258,6 +287,8 @@ def train(
             look()
         while progress.step < steps and not stopped:
             begun = time.perf_counter()
+            if progress.step in begins and progress.step != begun_at:
+                begin(begins[progress.step])
             if progress.step // epoch_size != epoch:
                 epoch = progress.step // epoch_size
                 batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens)

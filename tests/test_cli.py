@@ -33,7 +33,7 @@ def runs(tmp_path_factory, teacher, data):
     for arm, seed in (("labels", 0), ("joint", 0), ("joint", 1)):
         flags = {
             "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
-            "objective": ARMS[arm].model_dump(), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
+            "objective": dict(ARMS[arm]), "train.max_steps": 6, "train.precision": "fp32", "train.seed": seed,
             "train.device": "cpu", "out": str(folder / f"{arm}-{seed}"),
         }  # fmt: skip
         distill(build_recipe(None, flags))
@@ -262,10 +262,13 @@ def test_compare_writes_markdown_that_is_a_table(kdalign, runs):
     ("words", "said"),
     [
         (("compare", "nowhere"), "nowhere"),
-        (("compare", "{runs}", "--format", "latx"), "accepted: rich, markdown, json"),
+        (("compare", "{runs}", "--format", "latx"), "accepted: rich, markdown, latex, csv, json"),
         (("compare", "{runs}", "--format", "rich", "--json"), "not both"),
         (("compare", "{runs}", "--sort", "retaind"), "did you mean 'retained'"),
         (("compare", "{runs}", "--metrics", "bleu"), "unknown column 'bleu'"),
+        (("compare", "{runs}", "--filter", "retained>=9999"), "leaves no row"),
+        (("compare", "{runs}", "--steps-to", "acuracy=85"), "did you mean 'sst2/accuracy'"),
+        (("compare", "{runs}", "--out", "t.pdf"), "accepted: .txt, .md, .tex, .csv, .json"),
         (("eval", "{runs}/joint-0", "--metrics", "acuracy"), "did you mean 'accuracy'"),
         (("eval", "{runs}/joint-0", "--split", "tset"), "did you mean 'test'"),
         (("eval", "{teacher}"), "--task"),
@@ -479,6 +482,20 @@ def test_profile_shows_models_side_by_side_with_ratios(kdalign, teacher, runs):
     assert json.loads(out)[0]["timings"] == []
 
 
+def test_a_runs_record_holds_the_flops_that_profile_counts_and_compare_shows_them(kdalign, teacher, runs):
+    _, out, _ = kdalign("profile", teacher, runs / "joint-0" / "student", "--seq-len", "128", "--no-weights", "--json")
+    record = json.loads((runs / "joint-0" / "record.json").read_text())
+    for model, who in zip(json.loads(out), ("teacher", "student"), strict=True):
+        assert record[who]["tokens"] == 128
+        assert record[who]["flops"] / 128 == pytest.approx(model["flops_per_token"]["128"])
+    _, out, _ = kdalign("compare", runs / "joint-0", "--format", "json")
+    cells = json.loads(out)["rows"][1]["cells"]
+    assert cells["flops"]["value"] == pytest.approx(record["student"]["flops"] / 128e6)
+    assert cells["tokens"]["value"] == pytest.approx(record["training"]["tokens"] / 1e6)
+    _, out, _ = kdalign("compare", runs / "joint-0", "--steps-to", "accuracy=0", "--format", "csv")
+    assert "steps-to/sst2/accuracy=0" in out.splitlines()[0]
+
+
 def test_help_has_examples_and_starts_at_once():
     words = [sys.executable, "-m", "kdalign"]
     subprocess.run([*words, "--help"], check=True, capture_output=True)  # warm the file cache
@@ -488,7 +505,7 @@ def test_help_has_examples_and_starts_at_once():
         subprocess.run([*words, "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - begun)
     assert min(times) < 0.5
-    for command in ("distill", "eval", "compare", "profile", "map-layers", "inspect", "demo"):
+    for command in ("ablate", "distill", "eval", "compare", "card", "profile", "map-layers", "inspect", "demo"):
         out = subprocess.run([*words, command, "--help"], check=True, capture_output=True, text=True).stdout
         assert "Examples" in out
         assert f"kdalign {command}" in re.sub(r"\s+", " ", out)

@@ -1,14 +1,15 @@
 """One table from records: what is averaged, what is best, and what does not rank."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
+from kdalign.formats import comparison_as
 from kdalign.recipe import Recipe
-from kdalign.report import comparison_as
-from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord
+from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 
 PER_CENT = {"accuracy": "%", "f1": "%", "ppl": "", "word_ppl": ""}
 
@@ -136,7 +137,7 @@ def test_scores_of_different_tasks_are_tables_of_their_own(mixed):
     assert [table.splitlines()[0].split(" | ")[1] for table in tables[:2]] == ["lm ppl", "mrpc accuracy (%)"]
     assert [row.split(" | ")[0] for row in tables[0].splitlines()[2:]] == ["| teacher t", "| good", "| poor"]
     assert "pairs" in tables[1]
-    assert "4,000 (3,999 to 4,001)" in tables[0], "a perplexity of thousands needs no decimals"
+    assert "**4,000** (3,999 to 4,001)" in tables[0], "a perplexity of thousands needs no decimals"
 
 
 def test_rows_scored_on_different_data_have_no_best(tmp_path):
@@ -209,9 +210,8 @@ def test_what_is_retained_of_different_teachers_does_not_rank(tmp_path):
     runs = []
     for name, theirs, ours in (("a", 90.0, 70.0), ("b", 99.0, 75.0)):
         runs.append(run(tmp_path / name, "sst2", {"accuracy": ours}, {"accuracy": theirs}))
-        record = json.loads((runs[-1] / "record.json").read_text())
-        record["teacher"]["revision"] = name
-        (runs[-1] / "record.json").write_text(json.dumps(record))
+        record = read_record(runs[-1])
+        RunFolder(runs[-1]).write_record(replace(record, teacher=replace(record.teacher, revision=name)))
     table = compare(runs)
     assert best(table, "sst2/accuracy") == ["b"]
     assert best(table, "retained") == []

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
@@ -16,6 +17,7 @@ from kdalign.batches import Encoded
 from kdalign.errors import UsageError
 from kdalign.likelihood import TokenAnswers, perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
+from kdalign.runs import RunFolder, read_record
 from kdalign.tasks import find_task, load_texts
 from kdalign.tasks.language import FAMILIES, LanguageTask
 
@@ -368,13 +370,12 @@ def test_a_classifier_has_no_tokens_to_give(kdalign, teacher, texts):
 
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_runs_compare_though_one_lacks_a_metric_that_its_texts_made_impossible(kdalign, taught, tmp_path):
-    record = json.loads((taught / "record.json").read_text())
+    record = read_record(taught)
     for name, metrics in (("whole", 2), ("cut", 1)):
-        changed = {**record, "task": name}
-        scores = record["scores"]["validation"]
-        changed["scores"] = {"validation": {**scores, "student": scores["student"][:metrics]}}
+        scores = record.scores["validation"]
+        changed = {"validation": {**scores, "student": scores["student"][:metrics]}}
         (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "record.json").write_text(json.dumps(changed))
+        RunFolder(tmp_path / "runs" / name).write_record(replace(record, task=name, scores=changed))
     status, _, err = kdalign("compare", "runs")
     assert status == 0, err
 

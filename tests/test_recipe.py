@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kdalign.errors import UsageError
-from kdalign.recipe import Recipe, build_recipe, load_recipe
+from kdalign.recipe import ARMS, Objective, Recipe, build_recipe, load_recipe, recipe_of
 
 NEEDED = {"teacher": "some/teacher", "data.task": "sst2"}
 
@@ -276,3 +276,27 @@ def test_a_dump_loads_as_the_same_recipe(
     file = tmp_path_factory.getbasetemp() / "dump.yaml"
     file.write_text(recipe.dump(), encoding="utf-8")
     assert load_recipe(file) == recipe
+
+
+def test_the_stages_of_a_recipe_align_first_and_answer_then():
+    objective = Objective(hard=1, alpha=0.5, beta=2, align_first=0.25)
+    (first, aligning), (then, answering) = objective.stages
+    assert (first, then) == (0.0, 0.25)
+    assert {key: weight for key, weight in aligning.weights.items() if weight} == {"beta": 2, "gamma": 1, "delta": 1}
+    assert {key: weight for key, weight in answering.weights.items() if weight} == {"hard": 1, "alpha": 0.5}
+    assert Objective().stages == ((0.0, Objective()),)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"hard": 0, "alpha": 0}, {"beta": 0, "gamma": 0, "delta": 0}], ids=["no answers", "no layers"]
+)
+def test_a_stage_without_anything_to_learn_is_refused(weights):
+    with pytest.raises(UsageError, match="align_first needs one of"):
+        recipe_of({"teacher": "t", "data": {"task": "sst2"}, "objective": {**weights, "align_first": 0.5}})
+
+
+def test_every_shipped_arm_fits_every_kind_of_labelled_task():
+    for arm, changes in ARMS.items():
+        for task in ("sst2", "stsb", "lm"):
+            recipe = recipe_of({"teacher": "t", "data": {"task": task}, "objective": dict(changes)})
+            assert recipe.objective.needs_teacher == (arm != "labels")

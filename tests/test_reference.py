@@ -11,8 +11,8 @@ from test_comparison import best, cell, evaluation, run, scores
 
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
+from kdalign.formats import comparison_as
 from kdalign.published import read_published
-from kdalign.report import comparison_as
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TABLES = [EXAMPLES / "paper-table-1.yaml", EXAMPLES / "paper-table-2.yaml"]
@@ -82,7 +82,7 @@ def test_the_papers_rows_appear_as_they_were_written(runs):
         if row.kind == "reference"
     }
     assert shown == PAPER
-    (measured, apart, _), _ = markdown(table)
+    (measured, apart, *_), _ = markdown(table)
     for name, values in PAPER.items():
         mark = "†" if name in list(PAPER)[:5] else "‡"
         assert measured[name + mark] == {
@@ -159,7 +159,7 @@ def test_published_columns_leave_the_intervals_of_what_was_measured(runs):
 
 
 def test_costs_know_no_published_rows(runs):
-    (*_, costs), _ = markdown(compare(runs, references=TABLES))
+    (*_, costs, _), _ = markdown(compare(runs, references=TABLES))
     assert list(costs) == ["teacher t", "poor", "good"]
 
 
@@ -203,7 +203,7 @@ def three(tmp_path):
 
 def test_a_row_without_a_task_is_in_each_tasks_table_that_has_its_column(three, reference):
     rows = [{"model": "both", "scores": {"accuracy": 91, "f1": 88}}, {"model": "words", "scores": {"ppl": 9}}]
-    (tokens, pairs, films, _), _ = markdown(compare(three, references=[reference(published(rows))]))
+    (tokens, pairs, films, *_), _ = markdown(compare(three, references=[reference(published(rows))]))
     assert list(tokens) == ["tokens", "words†"]
     assert pairs["both†"] == {"mrpc accuracy (%)": "91", "mrpc f1 (%)": "88"}
     assert films["both†"] == {"sst2 accuracy (%)": "91"}
@@ -216,7 +216,7 @@ def test_a_row_with_a_task_is_in_its_table_alone(three, reference):
         {"model": "other", "task": "qnli", "scores": {"accuracy": 92}},
     ]
     table = compare(three, references=[reference(published(rows))])
-    (tokens, pairs, films, apart, _), _ = markdown(table)
+    (tokens, pairs, films, apart, *_), _ = markdown(table)
     assert list(tokens) == ["tokens"]
     assert list(pairs) == ["pairs"]
     assert films["its†"] == {"sst2 accuracy (%)": "91"}
@@ -244,7 +244,7 @@ def test_a_row_over_tasks_keeps_its_table_beside_published_ones(tmp_path, refere
     run(group / "mrpc", "mrpc", {"accuracy": 70.0})
     run(group / "sst2", "sst2", {"accuracy": 85.0})
     rows = [{"model": "m", "scores": {"mrpc/accuracy": 88, "sst2/accuracy": 91, "macro": 89.5}}]
-    (first, _), _ = markdown(compare([group], references=[reference(published(rows))]))
+    (first, *_), _ = markdown(compare([group], references=[reference(published(rows))]))
     assert list(first) == ["both", "m†"]
     assert list(first["m†"].values()) == ["88", "91", "89.5"]
 
@@ -262,7 +262,7 @@ def test_metrics_choose_published_columns_too_and_leave_out_rows_without_them(ru
 def test_text_of_a_file_breaks_no_table(runs, reference):
     rows = [{"model": "a|b [red]", "scores": {"x|y [z]": 1}, "source": "two\n lines"}]
     table = compare(runs, references=[reference(published(rows))])
-    (*_, apart, _), notes = markdown(table)
+    (_, apart, *_), notes = markdown(table)
     assert apart == {r"a\|b [red]†": {r"published x\|y [z]": "1"}}
     assert notes[-1] == "† published, not measured here: two lines"
     assert "a|b [red]†" in terminal(table)

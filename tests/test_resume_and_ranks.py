@@ -123,7 +123,26 @@ def test_a_run_that_stopped_early_stays_stopped_when_it_is_resumed(teacher, data
     assert (whole / "history.jsonl").read_bytes() == (killed / "history.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("more", [(), ("--hard", "0", "--alpha", "0")], ids=["all terms", "features only"])
+STAGED = ("--hard", "1", "--alpha", "0", "--set", "objective.align_first=0.5")
+
+
+@pytest.mark.parametrize("killed_at", [6, 14], ids=["while layers are aligned", "while labels are learnt"])
+def test_a_run_in_two_stages_killed_and_resumed_ends_in_the_same_weights(teacher, data, tmp_path, killed_at):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(command(teacher, data, whole, *STAGED)).returncode == 0
+    status, _ = stop_after(command(teacher, data, killed, *STAGED), killed, killed_at, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"]).returncode == 0
+    for name in ("student/model.safetensors", "history.jsonl"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    events = [json.loads(line) for line in (whole / "history.jsonl").read_text().splitlines()]
+    terms = [set(event["parts"]) for event in events if event["kind"] == "step"]
+    assert terms == [{"cosine", "euclid", "attention"}] * 12 + [{"hard"}] * 12
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--hard", "0", "--alpha", "0"), STAGED], ids=["all terms", "features only", "two stages"]
+)
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
     one, two = tmp_path / "one", tmp_path / "two"
     more = (*more, "--set", "train.dropout=0", "--limit", "250")  # 250 = 15 batches of 16 and a short one of 10

@@ -10,11 +10,11 @@ from typing import NoReturn
 
 from typer.exceptions import TyperException
 
-from kdalign.cli import distill, evaluate, models  # each brings its commands
+from kdalign.cli import ablate, card, compare, distill, evaluate, models  # each brings its commands
 from kdalign.cli.shared import app
 from kdalign.errors import Interrupted, KdalignError, UsageError
 
-__all__ = ["app", "distill", "evaluate", "main", "models"]
+__all__ = ["ablate", "app", "card", "compare", "distill", "evaluate", "main", "models"]
 
 
 def main() -> NoReturn:

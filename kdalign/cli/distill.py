@@ -230,7 +230,7 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
     if int(os.environ.get("RANK", "0")):
         return
     from kdalign.comparison import compare as put_together
-    from kdalign.report import comparison_as
+    from kdalign.formats import comparison_as
 
     folders = [record.recipe["out"] for record in records]
     if as_json:
@@ -254,7 +254,7 @@ def demo(
     """
     watcher = new_watcher()
     from kdalign.demo import run_demo
-    from kdalign.report import comparison_as
+    from kdalign.formats import comparison_as
 
     try:
         comparison, lines = run_demo(Path(out), quick, watcher)

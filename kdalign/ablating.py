@@ -1,0 +1,304 @@
+"""The story of an ablation: check all of it, run what is not there yet, in several processes, and keep what each gives.
+
+A worker is a process that makes one run after another, so that libraries are loaded once. Runs that differ by arm or
+seed share their fine-tuned teacher through the cache; two workers never make the same one.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from kdalign.ablation import Ablation, Kept, Trial, check_same, keep, read_kept, write_ablation
+from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
+from kdalign.files import check_writable
+from kdalign.observer import Observer, Silent
+from kdalign.recipe import recipe_of
+from kdalign.runs import RunFolder
+
+LOOK_SECONDS = 1.0
+
+
+@dataclass
+class State:
+    """How far an ablation is, for those who watch.
+
+    Attributes:
+        done: what is kept, in the order of the trials.
+        running: trials under way, with the time at which they began.
+        failed: trials that ended otherwise, with the reason.
+        seconds_left: at the speed so far; None before one has ended.
+    """
+
+    trials: Sequence[Trial]
+    done: list[Kept] = field(default_factory=list)
+    running: dict[str, tuple[Trial, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds_left: float | None = None
+
+
+def ablate(
+    ablation: Ablation,
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    kept: Path | None = None,
+    jobs: int = 1,
+    overwrite: bool = False,
+    drop: bool = False,
+    watch: Callable[[], Observer] = Silent,
+    tell: Callable[[State], None] = lambda state: None,
+) -> list[Kept]:
+    """Make all runs of an ablation that are not there yet; the same call goes on after a stop.
+
+    Args:
+        ablation: what to compare.
+        out: its folder.
+        observer: told what happens to the ablation.
+        kept: where the results of finished runs are kept; ``out/kept`` when left out.
+        jobs: runs at a time; cores are divided among them.
+        overwrite: put it in the place of what lies in ``out``.
+        drop: remove a run's folder, with its student, once its result is kept.
+        watch: makes whoever watches a single run, in its worker.
+        tell: called whenever something has changed, and each second.
+
+    Raises:
+        UsageError: an arm cannot be carried out; nothing was written.
+        RunError: runs failed; all others are kept.
+        Interrupted: a signal arrived; what was under way goes on where it was.
+    """
+    observer = observer or Silent()
+    kept = kept or out / "kept"
+    if overwrite:
+        _check_ours(out)
+    else:
+        check_same(ablation, out)
+    check_writable(out)
+    trials = ablation.trials(out)
+    todo = [trial for trial in trials if overwrite or not (kept / trial.file).is_file()]
+    _check(todo, overwrite)
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
+    write_ablation(ablation, out)
+    state = State(trials, [read_kept(trial, kept) for trial in trials if trial not in todo])
+    if state.done:
+        observer.announce(f"{len(state.done)} of {len(trials)} runs are there already")
+    _run_all(state, todo, kept, max(1, min(jobs, len(todo))), drop, observer, watch, tell)
+    if state.failed:
+        lines = "; ".join(f"{name}: {reason}" for name, reason in state.failed.items())
+        raise RunError(f"{len(state.failed)} of {len(trials)} runs failed ({lines}); the same command tries them again")
+    order = {trial.name: number for number, trial in enumerate(trials)}
+    return sorted(state.done, key=lambda one: order[one.trial.name])
+
+
+def check(ablation: Ablation, out: Path) -> list[Trial]:
+    """Check an ablation without writing anything; its trials."""
+    check_same(ablation, out)
+    trials = ablation.trials(out)
+    _check(trials, False)
+    return trials
+
+
+def _check(trials: Sequence[Trial], overwrite: bool) -> None:
+    """Each arm on each task once: what is refused is refused before anything is written."""
+    from kdalign.pipeline import prepare_all
+
+    seen = set()
+    for trial in trials:
+        if (trial.arm, trial.task) not in seen:
+            seen.add((trial.arm, trial.task))
+            try:
+                prepare_all(trial.recipe, resume=RunFolder(Path(str(trial.recipe.out))).started, overwrite=overwrite)
+            except UsageError as error:
+                raise UsageError(f"arm {trial.arm!r}, task {trial.task!r}: {error}") from None
+
+
+def _check_ours(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "ablation.yaml").is_file():
+        raise UsageError(
+            f"{str(out)!r} holds no ablation, so --overwrite would remove something else; give another --out"
+        )
+
+
+def _run_all(
+    state: State,
+    todo: Sequence[Trial],
+    kept: Path,
+    jobs: int,
+    drop: bool,
+    observer: Observer,
+    watch: Callable[[], Observer],
+    tell: Callable[[State], None],
+) -> None:
+    waiting, spent, told = list(todo), list[float](), False
+    workers: dict[Connection, _Worker] = {}
+    with _stopping() as stopped:
+        try:
+            while (waiting and not stopped) or state.running:
+                if stopped and not told:
+                    told = True
+                    for worker in workers.values():
+                        worker.process.terminate()  # a run that trains saves where it is
+                while waiting and not stopped and len(state.running) < jobs:
+                    free = next((one for one in workers.values() if one.trial is None), None)
+                    if free is None:
+                        free = _Worker.started(max(1, (os.cpu_count() or 1) // jobs), watch)
+                        workers[free.connection] = free
+                    trial = waiting.pop(0)
+                    free.give(trial)
+                    state.running[trial.name] = (trial, time.monotonic())
+                    tell(state)
+                for connection in wait(list(workers), timeout=LOOK_SECONDS):
+                    assert isinstance(connection, Connection)
+                    worker = workers[connection]
+                    ended, reason = worker.trial, worker.answer()
+                    if reason == _DEAD:
+                        del workers[connection]
+                    if ended is None:
+                        continue
+                    worker.trial = None
+                    _, begun = state.running.pop(ended.name)
+                    if stopped and reason:
+                        continue
+                    if reason:
+                        state.failed[ended.name] = reason
+                        observer.announce(f"failed: {ended.name}: {reason}")
+                        continue
+                    spent.append(time.monotonic() - begun)
+                    state.done.append(keep(ended, kept))
+                    if drop:
+                        shutil.rmtree(str(ended.recipe.out))
+                    left = len(waiting) + len(state.running) / 2
+                    state.seconds_left = sum(spent) / len(spent) * left / jobs
+                    observer.announce(_line(state, ended, spent[-1]))
+                tell(state)
+        finally:
+            for worker in workers.values():
+                worker.end()
+    if stopped:
+        raise Interrupted(
+            f"stopped; {len(state.done)} of {len(state.trials)} runs are kept; the same command goes on", stopped[0]
+        )
+
+
+def _line(state: State, trial: Trial, seconds: float) -> str:
+    last = state.done[-1].record
+    scores = next(iter(last.scores.values()))
+    shown = [f"{s['metric']} {s['value']:.1f}" for s in scores["student"] if s["value"] is not None]
+    if scores["agreement"] and scores["agreement"]["value"] is not None:
+        shown.append(f"agreement {scores['agreement']['value']:.1f}")
+    left = "" if state.seconds_left is None else f", about {state.seconds_left / 60:.0f} min left"
+    return f"[{len(state.done)}/{len(state.trials)}] {trial.name}: {', '.join(shown)} ({seconds:.0f} s{left})"
+
+
+_DEAD = "its process ended"
+
+
+@dataclass
+class _Worker:
+    """A process that makes one run after another."""
+
+    process: BaseProcess
+    connection: Connection
+    trial: Trial | None = None
+
+    @classmethod
+    def started(cls, threads: int, watch: Callable[[], Observer]) -> "_Worker":
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, threads, watch), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false"):
+            process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def give(self, trial: Trial) -> None:
+        self.trial = trial
+        self.connection.send(trial.recipe.model_dump(mode="json"))
+
+    def answer(self) -> str:
+        """Why a run failed; empty where it did not."""
+        try:
+            return str(self.connection.recv())
+        except (EOFError, ConnectionResetError):
+            return _DEAD
+
+    def end(self) -> None:
+        if self.trial is not None and self.process.is_alive():
+            self.process.terminate()
+        self.connection.close()
+        self.process.join()
+
+
+def _work(connection: Connection, threads: int, watch: Callable[[], Observer]) -> None:
+    """Make the runs that are asked for until nobody asks."""
+    os.setsid()  # Ctrl-C is for the one that watches; it tells its workers once
+    import torch
+
+    from kdalign.pipeline import distill
+
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            recipe = recipe_of(connection.recv())
+        except (EOFError, KeyboardInterrupt):
+            return
+        folder = RunFolder(Path(str(recipe.out)))
+        try:
+            distill(recipe, watch(), resume=folder.started)
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # nothing is left to go on with
+            reason = ""
+        except KdalignError as error:
+            reason = str(error)
+        except KeyboardInterrupt:
+            reason = "stopped"
+        except Exception as error:
+            # Whatever is wrong with one run, the others go on; its log keeps the whole of it.
+            with folder.log.open("a", encoding="utf-8") as file:
+                file.write(traceback.format_exc())
+            reason = f"{type(error).__name__}: {error}"
+        connection.send(reason)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM; workers of a terminal get their own, others are told to end."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        previous[each] = signal.signal(each, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,346 @@
+"""An ablation: arms x tasks x seeds of one recipe, as runs; and the little that is kept of each for tables and tests.
+
+::
+
+    OUT/  ablation.yaml               the recipe that all share, arms and seeds
+          ARM-seedN[/TASK]/           a run folder
+          kept/ARM-TASK-seedN.json.gz its record without what the ablation says already, and its answers
+          kept/HASH.gz                labels, or a teacher's answers, which many runs share
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kdalign.errors import UsageError, unknown
+from kdalign.files import whole_file, write_text
+from kdalign.recipe import ARMS, Recipe, assign, merged, read_tree, recipe_of, value_of
+from kdalign.runs import RunFolder, RunRecord, read_record
+
+Array = np.ndarray[Any, Any]
+
+FILE = "ablation.yaml"
+DEFAULT_ARMS = "labels,soft,align,joint"
+_OWN_KEYS = ("arms", "seeds", "sweep")
+_UNKEPT = ("recipe", "environment", "samples", "files")
+_ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
+_SHARED = ("label", "teacher", "tokens")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of an ablation, made or to be made."""
+
+    arm: str
+    task: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.arm}, {self.task}, seed {self.seed}"
+
+    @property
+    def file(self) -> str:
+        """The name of what is kept of it."""
+        return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.gz"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is compared on one budget.
+
+    Attributes:
+        base: the recipe that all arms share, as keys and values; what a task's defaults are is not in it.
+        arms: by name, the recipe's keys that differ, such as ``{"objective.beta": 0}``.
+        seeds: of the students; teachers are shared.
+    """
+
+    base: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of tasks."""
+        return recipe_of(self.base).data.task
+
+    def trials(self, out: Path) -> list[Trial]:
+        """All runs below a folder, seed by seed, tasks innermost: what is there early says something of every arm.
+
+        Raises:
+            UsageError: an arm's changes do not go with the recipe.
+        """
+        tasks = self.tasks
+        return [
+            Trial(arm, task, seed, self._recipe(arm, task, seed, out, several=len(tasks) > 1))
+            for seed in self.seeds
+            for arm in self.arms
+            for task in tasks
+        ]
+
+    def _recipe(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Recipe:
+        tree: dict[str, Any] = deepcopy(dict(self.base))
+        for key, value in self.arms[arm].items():
+            assign(tree, key, value)
+        folder = out / f"{_word(arm)}-seed{seed}"
+        assign(tree, "data.task", [task])
+        assign(tree, "train.seed", seed)
+        assign(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
+        try:
+            return recipe_of(tree)
+        except UsageError as error:
+            raise UsageError(f"arm {arm!r}: {error}") from None
+
+    def dump(self) -> str:
+        """As YAML."""
+        arms = {name: dict(changes) for name, changes in self.arms.items()}
+        return yaml.safe_dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, sort_keys=False)
+
+
+def build_ablation(
+    file: Path | None,
+    flags: Mapping[str, object],
+    sets: Iterable[str] = (),
+    arms: str | None = None,
+    seeds: str | None = None,
+    sweeps: Sequence[str] = (),
+) -> Ablation:
+    """Make an ablation of a recipe file, which may also hold ``arms``, ``seeds`` and ``sweep``, and of flags.
+
+    Args:
+        file: YAML.
+        flags: as in ``build_recipe``.
+        sets: as in ``build_recipe``.
+        arms: names separated by commas, shipped or in the file.
+        seeds: a number of seeds, counted from 0, or seeds separated by commas.
+        sweeps: such as ``train.lr=1e-4,2e-4``: every arm with each of the values.
+
+    Raises:
+        UsageError: unknown keys or arms, or values that are not accepted.
+    """
+    tree = read_tree(file) if file is not None else {}
+    own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
+    base = yaml.safe_load(yaml.safe_dump(merged(tree, flags, sets)))  # as it is read back
+    known = {**ARMS_CHANGES, **_arms_in(own.get("arms"))}
+    names = [name.strip() for name in arms.split(",")] if arms is not None else list(own.get("arms") or ())
+    names = names or DEFAULT_ARMS.split(",")
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name not in known:
+            raise unknown("arm", name, known)
+        if name in chosen:
+            raise UsageError(f"arm {name!r} is named twice")
+        chosen[name] = dict(known[name])
+    for key, values in {**_swept_in(own.get("sweep")), **dict(swept(sweep) for sweep in sweeps)}.items():
+        chosen = _crossed(chosen, key, values)
+    words = [_word(name) for name in chosen]
+    for name, word in zip(chosen, words, strict=True):
+        if words.count(word) > 1 or not word:
+            raise UsageError(f"arm {name!r}: give arms names whose letters and digits differ")
+    made = Ablation(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
+    made.trials(Path("runs"))  # refuses what does not go together
+    return made
+
+
+def read_ablation(out: Path) -> Ablation:
+    """The ablation in a folder.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return build_ablation(out / FILE, {})
+
+
+def check_same(ablation: Ablation, out: Path) -> None:
+    """Refuse to go on with another ablation than the one that lies in a folder; arms and seeds may be added.
+
+    Raises:
+        UsageError: what differs.
+    """
+    if not (out / FILE).is_file():
+        return
+    there = read_ablation(out)
+    changed = [key for key in {**there.base, **ablation.base} if there.base.get(key) != ablation.base.get(key)]
+    changed += [f"arm {name}" for name in there.arms if ablation.arms.get(name, there.arms[name]) != there.arms[name]]
+    if changed:
+        raise UsageError(
+            f"{str(out)!r} holds another ablation: {', '.join(changed)} differ; give another --out, or --overwrite"
+        )
+
+
+def write_ablation(ablation: Ablation, out: Path) -> None:
+    """Write an ablation into its folder; arms that lie there already and are not named now stay."""
+    if (out / FILE).is_file():
+        there = read_ablation(out)
+        seeds = tuple(dict.fromkeys((*there.seeds, *ablation.seeds)))
+        ablation = Ablation(ablation.base, {**there.arms, **ablation.arms}, seeds)
+    write_text(out / FILE, ablation.dump())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a finished run.
+
+    Attributes:
+        record: the run's, without environment and samples.
+        answers: by split and column, as in the run's predictions: ``prediction``, ``label``, ``teacher``; a language
+            model's ``nll`` and ``tokens``.
+    """
+
+    trial: Trial
+    record: RunRecord
+    answers: Mapping[str, Mapping[str, Array]]
+
+
+def keep(trial: Trial, folder: Path) -> Kept:
+    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to 16 bits."""
+    run = RunFolder(Path(str(trial.recipe.out)))
+    tree = read_record(run.path).to_json()
+    answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
+    packed = {
+        split: {name: _packed(name, values, folder) for name, values in columns.items()}
+        for split, columns in answers.items()
+    }
+    content = {name: value for name, value in tree.items() if name not in _UNKEPT} | {"answers": packed}
+    with whole_file(folder / trial.file) as temporary:
+        temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
+    return read_kept(trial, folder)
+
+
+def read_kept(trial: Trial, folder: Path) -> Kept:
+    """What ``keep`` wrote.
+
+    Raises:
+        UsageError: the file is something else.
+    """
+    file = folder / trial.file
+    try:
+        tree = json.loads(gzip.decompress(file.read_bytes()))
+        answers = {
+            split: {name: _unpacked(values, folder) for name, values in columns.items()}
+            for split, columns in tree.pop("answers").items()
+        }
+    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
+    whole = {**tree, "recipe": trial.recipe.model_dump(mode="json"), "environment": {}, "samples": [], "files": {}}
+    return Kept(trial, RunRecord.from_json(whole, repr(str(file))), answers)
+
+
+def read_all_kept(out: Path, kept: Path | None = None) -> list[Kept]:
+    """All that is kept of an ablation so far."""
+    folder = kept or out / "kept"
+    return [read_kept(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
+
+
+def _read_answers(file: Path) -> dict[str, Array]:
+    import pandas as pd
+
+    table = pd.read_parquet(file)
+    return {name: table[name].to_numpy() for name in _ANSWERS if name in table.columns}
+
+
+def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
+    """A column as text, or the name of a file in the folder where many runs share it."""
+    kind = "<i4" if values.dtype.kind != "f" else "<f2" if name == "prediction" else "<f4"
+    raw = values.astype(kind).tobytes()
+    if name not in _SHARED:
+        return {"dtype": kind, "values": base64.b64encode(raw).decode()}
+    file = folder / f"{hashlib.sha256(raw).hexdigest()[:16]}.gz"
+    if not file.is_file():
+        with whole_file(file) as temporary:
+            temporary.write_bytes(gzip.compress(raw, mtime=0))
+    return {"dtype": kind, "file": file.name}
+
+
+def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
+    raw = (
+        gzip.decompress((folder / packed["file"]).read_bytes())
+        if "file" in packed
+        else base64.b64decode(packed["values"])
+    )
+    values: Array = np.frombuffer(raw, dtype=packed["dtype"])
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+
+
+ARMS_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    name: {f"objective.{key}": weight for key, weight in changes.items()} for name, changes in ARMS.items()
+}
+"""The shipped arms, by the recipe's keys."""
+
+
+def _arms_in(tree: object) -> dict[str, dict[str, Any]]:
+    """The arms of a file: changes by dotted keys, after those of the shipped arm that ``from`` names, or of its own."""
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping):
+        raise UsageError(f"arms takes names, each with the recipe's keys that differ; given {tree!r}")
+    found = {}
+    for name, changes in tree.items():
+        given = dict(changes or {}) if isinstance(changes, Mapping | None) else None
+        if given is None:
+            raise UsageError(f"arm {name!r} takes keys such as objective.beta: 0; given {changes!r}")
+        start = given.pop("from", name if name in ARMS_CHANGES else None)
+        if start is not None and start not in ARMS_CHANGES:
+            raise unknown(f"arm after which {name!r} is made", str(start), ARMS_CHANGES)
+        found[str(name)] = {**(ARMS_CHANGES[start] if start is not None else {}), **given}
+    return found
+
+
+def _swept_in(tree: object) -> dict[str, list[Any]]:
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping) or not all(isinstance(values, list) and values for values in tree.values()):
+        raise UsageError(f"sweep takes the recipe's keys with lists of values; given {tree!r}")
+    return {str(key): list(values) for key, values in tree.items()}
+
+
+def swept(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
+    """The key and the values of KEY=VALUE,VALUE.
+
+    Raises:
+        UsageError: it has another form.
+    """
+    key, equals, text = sweep.partition("=")
+    if not equals or not text.strip():
+        raise UsageError(f"{flag} takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4; given {sweep!r}")
+    return key.strip(), [value_of(key.strip(), value.strip()) for value in text.split(",")]
+
+
+def _crossed(arms: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Every arm with each value of a key; a single arm's name is left out."""
+    short = key.rpartition(".")[2]
+    return {
+        f"{f'{name} ' if len(arms) > 1 else ''}{short}={value}": {**changes, key: value}
+        for name, changes in arms.items()
+        for value in values
+    }
+
+
+def _seeds(given: object) -> tuple[int, ...]:
+    """Seeds 0 to N - 1 of a number N, or those that are listed."""
+    words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
+    texts = [str(word).strip() for word in words]
+    if not all(text.isdigit() for text in texts) or len(set(texts)) < len(texts):
+        raise UsageError(f"seeds {given!r}: accepted are a number of them, such as 5, or different ones, such as 0,1,7")
+    listed = isinstance(given, list) or len(texts) > 1
+    numbers = tuple(int(text) for text in texts) if listed else tuple(range(int(texts[0])))
+    if not numbers:
+        raise UsageError("an ablation needs at least one seed")
+    return numbers
+
+
+def _word(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^\w.=]+", "-", name).strip("-.")

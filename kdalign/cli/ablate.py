@@ -1,0 +1,186 @@
+"""The command that compares arms over tasks and seeds: ablate."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdalign.cli.shared import (
+    Config,
+    DataFolder,
+    Dataset,
+    Device,
+    Json,
+    Limit,
+    MaxLength,
+    TaskName,
+    app,
+    error_console,
+    examples,
+    new_watcher,
+    show,
+)
+from kdalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdalign.observer import Observer
+
+_WHAT, _BUDGET = "What is compared", "The budget, the same for all"
+
+
+@app.command(
+    epilog=examples(
+        "kdalign ablate --teacher ./teacher --student layers=half --task sst2 --data ./sst2 --seeds 5",
+        "kdalign ablate --teacher ./bert --student layers=2 --task cola,mrpc,rte --data ./glue --arms labels,joint",
+        "kdalign ablate --teacher ./bert --task rte --data ./glue --arms joint --sweep align.map=uniform,cka,last",
+        "kdalign ablate --recipe ablation.yaml --jobs 2 --out ablations/map",
+    )
+)
+def ablate(
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model.")] = None,
+    student: Annotated[str | None, typer.Option(help="As in distill. Default layers=half.")] = None,
+    task: TaskName = None,
+    data: DataFolder = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A recipe in YAML, with arms, seeds and sweep if it has them; flags win."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for all arms.")
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Names separated by commas: labels (hard labels only), soft (and the teacher's), align (layers first, "
+            "then hard labels), joint (all at once), or arms of the recipe file. Default all four.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many, counted from 0, or which: 0,1,7. Default 3.", rich_help_panel=_WHAT)
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V", help="Every arm with each value of a recipe key; repeatable.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V",
+            help="First choose a key's value for each arm on a slice of train; repeatable, one after the other.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    search_only: Annotated[
+        bool,
+        typer.Option(
+            "--search-only", help="Stop after the search: OUT/ablation.yaml holds the choice.", rich_help_panel=_WHAT
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM", help="The arm that others are tested against. Default the first.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over train. Default 3.", rich_help_panel=_BUDGET)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps instead.", rich_help_panel=_BUDGET)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per optimizer step. Default 64.", rich_help_panel=_BUDGET)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate. Default 0.0002.", rich_help_panel=_BUDGET)
+    ] = None,
+    max_length: MaxLength = None,
+    limit: Limit = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. Default auto.")] = None,
+    device: Device = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The ablation's folder.")] = Path("runs/ablation"),
+    kept: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results of finished runs are kept, a few KB each. Default OUT/kept."),
+    ] = None,
+    drop_runs: Annotated[
+        bool, typer.Option("--drop-runs", help="Remove a run's folder, student too, once its result is kept.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ablation in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train every arm on every task with every seed on one budget, and say which is better and whether that is noise.
+
+    The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
+    """
+    from kdalign.ablation import build_ablation, swept, write_ablation
+
+    flags: dict[str, Any] = {
+        "teacher": teacher,
+        "student": student,
+        "data.task": task,
+        "data.folder": data,
+        "data.dataset": dataset,
+        "data.config": config,
+        "data.max_length": max_length,
+        "data.limit": limit,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.precision": precision,
+        "train.device": device,
+    }
+    if recipe is None and teacher is None and task is None and (out / "ablation.yaml").is_file():
+        recipe = out / "ablation.yaml"
+    ablation = build_ablation(recipe, flags, sets or (), arms, seeds, sweep or ())
+    if against is not None and against not in ablation.arms:
+        from kdalign.errors import unknown
+
+        raise unknown("arm", against, ablation.arms)
+    from kdalign.tasks import check_named
+
+    for name in ablation.tasks:  # what is misspelt is said before torch is loaded
+        check_named(name, data, dataset, config)
+    if dry_run:
+        with error_console().status("checking"):
+            from kdalign.ablating import check
+
+            trials = check(ablation, out)
+        from kdalign.report import trials_table
+
+        show(trials_table(ablation, trials))
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
+    watcher = new_watcher()
+    from kdalign.ablating import ablate as run
+    from kdalign.files import write_json
+    from kdalign.search import search as choose
+
+    with watcher.filling() as tell:
+        if search:
+            space = dict(swept(one, "--search") for one in search)
+            ablation, tried = choose(ablation, space, out / "search", watcher, jobs=jobs, watch=_quiet, tell=tell)
+            write_json(out / "search" / "tried.json", [asdict(one) for one in tried])
+            write_ablation(ablation, out)
+            if search_only:
+                return
+        run(ablation, out, watcher, kept=kept, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
+    # tables and verdicts
+
+
+def _quiet() -> "Observer":
+    """Whoever watches one of many runs: only its log hears of it."""
+    from rich.console import Console
+
+    from kdalign.cli.shared import quiet_libraries
+    from kdalign.progress import Watcher
+
+    quiet_libraries()
+    return Watcher(Console(stderr=True), silent=True)

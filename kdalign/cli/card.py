@@ -1,0 +1,37 @@
+"""The command that says what a run's student is: card."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdalign.cli.shared import app, error_console, examples
+from kdalign.errors import UsageError
+
+
+@app.command(epilog=examples("kdalign card runs/mine", "kdalign card runs/mine --out runs/mine/student/README.md"))
+def card(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the card there instead.")] = None,
+) -> None:
+    """Print the model card of a run's student: metadata for the hub, scores, training, data, limits, use, recipe.
+
+    A run writes it beside its student; this makes it for older runs, too.
+    """
+    from kdalign.runs import read_record
+
+    record = read_record(run)
+    if not run.is_dir():
+        raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read, too")
+    with error_console().status("loading"):
+        from kdalign.card import model_card
+
+        text = model_card(record, run)
+    if out is None:
+        print(text, end="")
+        return
+    from kdalign.files import check_writable, write_text
+
+    check_writable(out.parent)
+    write_text(out, text)
+    error_console().print(f"written: {out}", highlight=False)

@@ -1,0 +1,154 @@
+"""Choose arms' settings on a slice of train: one key after the other, each arm for itself, the reported split unread.
+
+The slice is held out by whole texts (``tasks.holdout``) and written as data of its own, so that a search is an
+ablation like any other, on other data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdalign.ablating import State, ablate
+from kdalign.ablation import Ablation, Kept
+from kdalign.errors import UsageError
+from kdalign.files import whole_file
+from kdalign.observer import Observer, Silent
+from kdalign.recipe import assign
+from kdalign.tasks import Task, find_task, hold_out, load_examples
+from kdalign.tasks.data import load_table
+
+SHARE = 0.1
+"""Of train, held out to choose by; at most 1,000 rows."""
+SEED = 0
+"""Of the slice, and of the runs that are compared on it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of an arm, and what it reached on the slice of train.
+
+    Attributes:
+        settings: the keys searched so far, with their values.
+        score: mean over tasks of the primary metric, in its unit; None where it is undefined.
+        chosen: whether the search went on with it.
+    """
+
+    arm: str
+    settings: Mapping[str, Any]
+    score: float | None
+    chosen: bool = False
+
+
+def search(
+    ablation: Ablation,
+    space: Mapping[str, Sequence[Any]],
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    jobs: int = 1,
+    watch: Callable[[], Observer] = Silent,
+    tell: Callable[[State], None] = lambda state: None,
+) -> tuple[Ablation, list[Candidate]]:
+    """The ablation with each arm's best settings, and all that was tried.
+
+    Args:
+        ablation: its arms, tasks and budget.
+        space: recipe keys with the values to try, in the order in which they are searched.
+        out: a folder for slices and runs; the same call goes on after a stop.
+        observer: told what is chosen.
+        jobs: runs at a time.
+        watch: as in ``ablate``.
+        tell: as in ``ablate``.
+
+    Raises:
+        UsageError: tasks without classes or scores, or an arm that cannot be carried out.
+    """
+    observer = observer or Silent()
+    base = deepcopy(dict(ablation.base))
+    _write_slices(ablation, out / "data")
+    for key in ("dataset", "config", "limit"):
+        base.get("data", {}).pop(key, None)
+    assign(base, "data.folder", str(out / "data"))
+    arms = {name: dict(changes) for name, changes in ablation.arms.items()}
+    found: dict[str, dict[str, Any]] = {name: {} for name in arms}
+    tried: list[Candidate] = []
+    for key, values in space.items():
+        asked = {
+            _named(arm, settings): (arm, settings)
+            for arm in arms
+            for settings in _settings(ablation, arm, found[arm], key, values)
+        }
+        runs = replace(
+            ablation,
+            base=base,
+            arms={name: {**arms[arm], **settings} for name, (arm, settings) in asked.items()},
+            seeds=(SEED,),
+        )
+        kept = ablate(runs, out / "runs", observer, jobs=jobs, drop=True, watch=watch, tell=tell)
+        scores = {name: _mean([one for one in kept if one.trial.arm == name]) for name in asked}
+        for arm in arms:
+            own = [name for name in asked if asked[name][0] == arm]
+            best = max(own, key=lambda name: _rank(scores[name]))
+            found[arm] = dict(asked[best][1])
+            tried += [Candidate(arm, asked[name][1], scores[name], name == best) for name in own]
+            observer.announce(f"{key}: {best} has the best mean of {len(own)}, {_shown(scores[best])}")
+    chosen = {arm: {**changes, **found[arm]} for arm, changes in ablation.arms.items()}
+    return replace(ablation, arms=chosen), tried
+
+
+def _settings(
+    ablation: Ablation, arm: str, settings: Mapping[str, Any], key: str, values: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What is tried of an arm: each value, but one where the key says nothing to it."""
+    first = next(one for one in ablation.trials(Path("runs")) if one.arm == arm).recipe
+    here = first.flat()
+    if key.startswith("objective.") and not first.objective.needs_teacher:
+        return [dict(settings)]
+    if key in ("objective.beta", "objective.gamma", "objective.delta") and not here[key]:
+        return [dict(settings)]  # an arm without this term stays without
+    # The value that the arm has anyway is not named, so that it is not run again.
+    return [dict(settings) if here.get(key) == value else {**settings, key: value} for value in values]
+
+
+def _named(arm: str, settings: Mapping[str, Any]) -> str:
+    return " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
+
+
+def _mean(kept: Sequence[Kept]) -> float | None:
+    """The mean over tasks of the means of their metrics, all of which are better when higher."""
+    values = []
+    for one in kept:
+        scores = next(iter(one.record.scores.values()))["student"]
+        if any(score["value"] is None for score in scores):
+            return None
+        values.append(float(np.mean([score["value"] for score in scores])))
+    return float(np.mean(values))
+
+
+def _rank(score: float | None) -> float:
+    return -np.inf if score is None else score
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _write_slices(ablation: Ablation, folder: Path) -> None:
+    """Train of every task, cut into a part to train on and a slice to choose by, under their own names."""
+    for trial in {one.task: one for one in ablation.trials(Path("runs"))}.values():
+        data = trial.recipe.data
+        task = find_task(trial.task, data.folder, data.dataset, data.config)
+        if not isinstance(task, Task) or trial.task.endswith((".yaml", ".yml")):
+            raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
+        own = folder / task.name
+        if (own / f"{task.evaluation[0]}.parquet").is_file():
+            continue
+        rows, held = hold_out(load_examples(task, task.train), SHARE, SEED)
+        table = load_table(task.source, task.train, task.columns)
+        for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):
+            with whole_file(own / f"{split}.parquet") as temporary:
+                table.iloc[part].to_parquet(temporary, index=False)

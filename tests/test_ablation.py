@@ -1,0 +1,269 @@
+"""Arms over tasks and seeds: which runs there are, what is kept of them, and that a stop loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import one_line, sentences
+
+from kdalign.ablation import build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
+from kdalign.errors import UsageError
+from kdalign.runs import read_record
+from kdalign.search import search
+from kdalign.tasks import load_examples
+from kdalign.tasks.glue import GLUE
+
+FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
+
+
+def test_every_arm_meets_every_task_and_seed_once_on_one_budget(tmp_path):
+    ablation = build_ablation(None, FLAGS, arms="labels,joint", seeds="2")
+    trials = ablation.trials(tmp_path)
+    assert {(one.arm, one.task, one.seed) for one in trials} == {
+        (arm, task, seed) for arm in ("labels", "joint") for task in ("sst2", "rte") for seed in (0, 1)
+    }
+    assert len(trials) == 8
+    assert len({one.recipe.out for one in trials}) == 8
+    assert len({one.file for one in trials}) == 8
+    assert {one.recipe.train.max_steps for one in trials} == {6}
+    assert {one.recipe.train.seed for one in trials if one.seed == 1} == {1}
+    weights = {one.arm: one.recipe.objective.weights for one in trials}
+    assert weights["labels"] == {**dict.fromkeys(weights["labels"], 0), "hard": 1}
+    assert weights["joint"]["beta"] == weights["joint"]["delta"] == 1
+
+
+def test_arms_of_a_file_start_from_shipped_ones_and_sweeps_cross_them(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "teacher: t\ndata: {task: rte}\narms:\n  joint:\n  cool: {from: soft, objective.temperature: 1}\n"
+        "  narrow: {student: 'layers=2,width=16'}\nseeds: [3, 5]\n"
+    )
+    ablation = build_ablation(file, {}, sweeps=["train.lr=1e-4,2e-4"])
+    assert list(ablation.arms) == [
+        f"{arm} lr={lr}" for arm in ("joint", "cool", "narrow") for lr in ("0.0001", "0.0002")
+    ]
+    assert ablation.seeds == (3, 5)
+    recipes = {one.arm: one.recipe for one in ablation.trials(tmp_path)}
+    assert recipes["cool lr=0.0002"].objective.temperature == 1
+    assert recipes["cool lr=0.0002"].objective.beta == 0
+    assert recipes["narrow lr=0.0001"].student == "layers=2,width=16"
+    assert recipes["joint lr=0.0001"].train.lr == 1e-4
+    single = build_ablation(None, {**FLAGS, "data.task": "rte"}, arms="joint", sweeps=["align.map=uniform,0:1 1:3"])
+    assert list(single.arms) == ["map=uniform", "map=0:1 1:3"]
+    assert [one.recipe.align.map for one in single.trials(tmp_path)][::3] == ["uniform", "0:1 1:3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"arms": "labels,jont"}, "unknown arm 'jont'; did you mean 'joint'?"),
+        ({"arms": "joint,joint"}, "arm 'joint' is named twice"),
+        ({"seeds": "0"}, "at least one seed"),
+        ({"seeds": "1,1"}, "accepted are a number of them"),
+        ({"seeds": "-1"}, "accepted are a number of them"),
+        ({"sweeps": ["train.lr"]}, "--sweep takes KEY=VALUE,VALUE"),
+        ({"sweeps": ["train.lrr=1,2"]}, "train.lrr"),
+        ({"arms": "labels", "sweeps": ["objective.hard=0,1"]}, "arm 'hard=0': .*nothing to learn from"),
+    ],
+)
+def test_what_makes_no_ablation_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        build_ablation(None, FLAGS, **given)
+
+
+def test_an_ablation_goes_on_with_more_arms_and_seeds_but_not_with_another_recipe(tmp_path):
+    first = build_ablation(None, FLAGS, arms="labels", seeds="1")
+    write_ablation(first, tmp_path)
+    assert read_ablation(tmp_path) == first
+    more = build_ablation(None, FLAGS, arms="joint", seeds="2")
+    check_same(more, tmp_path)
+    write_ablation(more, tmp_path)
+    both = read_ablation(tmp_path)
+    assert (list(both.arms), both.seeds) == (["labels", "joint"], (0, 1))
+    with pytest.raises(UsageError, match="holds another ablation: train differ"):
+        check_same(build_ablation(None, FLAGS | {"train.max_steps": 7}, arms="labels"), tmp_path)
+
+
+def arguments(teacher, data, *more):
+    return [
+        "ablate", "--teacher", str(teacher), "--student", "layers=2", "--task", "sst2", "--data", str(data),
+        "--max-steps", "6", "--batch-size", "16", "--precision", "fp32", "--device", "cpu", "--out", "a", *more,
+    ]  # fmt: skip
+
+
+def run(words, folder, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "kdalign", *words], capture_output=True, text=True, env=environment, cwd=folder, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, teacher, data):
+    """An ablation of two arms and two seeds in two processes, and what it printed."""
+    folder = tmp_path_factory.mktemp("ablation")
+    words = arguments(teacher, data, "--arms", "labels,joint", "--seeds", "2", "--jobs", "2")
+    made = run(words, folder)
+    assert made.returncode == 0, made.stderr
+    return folder, words, made
+
+
+def test_an_ablation_keeps_what_its_runs_leave(done):
+    folder, _, _ = done
+    ablation = read_ablation(folder / "a")
+    trials = ablation.trials(Path("a"))
+    assert len(trials) == 4
+    for trial in trials:
+        run_folder = folder / str(trial.recipe.out)
+        kept, record = read_kept(trial, folder / "a" / "kept"), read_record(run_folder)
+        assert kept.record.scores == record.scores
+        assert kept.record.recipe == record.recipe | {"train": kept.record.recipe["train"]}
+        answers = pd.read_parquet(run_folder / "predictions/validation.parquet")
+        for column in ("prediction", "label", "teacher"):
+            assert np.array_equal(kept.answers["validation"][column], answers[column]), column
+        assert not (run_folder / "checkpoints").exists()
+    assert sum(file.stat().st_size for file in (folder / "a/kept").iterdir()) < 4 * 3000
+
+
+def test_the_same_command_again_runs_nothing(done):
+    folder, words, _ = done
+    before = {file: file.stat().st_mtime_ns for file in (folder / "a").rglob("*") if file.name == "record.json"}
+    again = run(words, folder)
+    assert again.returncode == 0, again.stderr
+    assert "4 of 4 runs are there already" in again.stderr
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_runs_of_an_ablation_are_those_that_distill_makes(done, kdalign, teacher, data):
+    folder, _, _ = done
+    recipe = folder / "a/joint-seed1/recipe.yaml"
+    status, _, err = kdalign("distill", "--recipe", recipe, "--out", "again")
+    assert status == 0, err
+    ours, theirs = (path / "student/model.safetensors" for path in (folder / "a/joint-seed1", Path("again")))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_stop_says_so_and_the_same_command_goes_on_to_the_same_results(done, teacher, data, tmp_path):
+    folder, words, _ = done
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdalign", *words], stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("a/*/history.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err
+    assert "the same command goes on" in err
+    assert len(list(tmp_path.glob("a/kept/*seed*"))) < 4
+    resumed = run(words, tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for trial in read_ablation(tmp_path / "a").trials(Path("a")):
+        ours, theirs = (read_kept(trial, where / "a" / "kept") for where in (tmp_path, folder))
+        assert ours.record.scores == theirs.record.scores, trial.name
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(kdalign, teacher, data, tmp_path):
+    words = arguments(teacher, data, "--arms", "labels", "--seeds", "1", "--sweep", "train.lr=1e-4,1e30")
+    status, _, err = kdalign(*words)
+    assert status == 1
+    last = [line for line in err.splitlines() if line.startswith("kdalign: error: ")]
+    assert len(last) == 1
+    assert "1 of 2 runs failed (lr=1e+30, sst2, seed 0:" in last[0]
+    assert [file.name for file in Path("a/kept").glob("*seed*")] == ["lr=0.0001-sst2-seed0.json.gz"]
+
+
+def test_what_is_wrong_with_an_arm_is_said_before_anything_is_written(kdalign, teacher, data, tmp_path):
+    words = arguments(teacher, data, "--arms", "joint", "--sweep", "align.map=uniform,upside")
+    status, _, err = kdalign(*words)
+    assert status == 2
+    assert "arm 'map=upside', task 'sst2'" in one_line(err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_lists_arms_and_writes_nothing(kdalign, teacher, data, tmp_path):
+    status, out, _ = kdalign(*arguments(teacher, data, "--seeds", "5", "--dry-run"))
+    assert status == 0
+    assert "20 runs: 4 arms, 1 tasks, seeds 0 1 2 3 4" in " ".join(out.split())
+    assert "align_first 0.5" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_removes_only_an_ablation(kdalign, teacher, data, tmp_path):
+    Path("a").mkdir()
+    Path("a/precious").write_text("x")
+    status, _, err = kdalign(*arguments(teacher, data, "--overwrite"))
+    assert status == 2
+    assert "holds no ablation" in one_line(err)
+    assert Path("a/precious").is_file()
+
+
+def test_a_damaged_result_is_named(done, tmp_path):
+    folder, _, _ = done
+    trial = read_ablation(folder / "a").trials(Path("a"))[0]
+    (tmp_path / trial.file).write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="is not what an ablation kept"):
+        read_kept(trial, tmp_path)
+
+
+def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    table = pd.read_parquet(data / "train.parquet")
+    table.to_parquet(folder / "train.parquet")
+    texts, labels = sentences(8, 77)
+    pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(folder / "validation.parquet")
+    flags = {
+        "teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(folder),
+        "train.max_steps": 12, "train.batch_size": 16, "train.precision": "fp32", "train.device": "cpu",
+    }  # fmt: skip
+    ablation = build_ablation(None, flags, arms="labels,soft", seeds="2")
+    (folder / "validation.parquet").rename(folder / "away")  # nobody reads it
+    chosen, tried = search(
+        ablation, {"train.lr": [1e-9, 2e-3], "objective.temperature": [2.0, 4.0]}, tmp_path / "s", jobs=2
+    )
+    assert {arm: changes["train.lr"] for arm, changes in chosen.arms.items()} == {"labels": 2e-3, "soft": 2e-3}
+    assert chosen.base == ablation.base
+    by_arm = {arm: [one for one in tried if one.arm == arm] for arm in ("labels", "soft")}
+    assert [len(by_arm[arm]) for arm in by_arm] == [2 + 1, 2 + 2]  # a temperature says nothing to hard labels
+    for one in tried:
+        rivals = [
+            two
+            for two in tried
+            if two.arm == one.arm and set(two.settings) >= set(one.settings) - {"objective.temperature"}
+        ]
+        assert one.score is not None
+        assert rivals
+    train, held = (
+        load_examples(replace_source(GLUE["sst2"], tmp_path / "s/data/sst2"), split)
+        for split in ("train", "validation")
+    )
+    assert not set(train.texts[0]) & set(held.texts[0])
+    assert set(held.texts[0]) <= set(table["sentence"])
+
+
+def replace_source(task, folder):
+    from dataclasses import replace
+
+    from kdalign.tasks.task import Source
+
+    return replace(task, source=Source(folder=folder))
+
+
+def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
+    folder, _, _ = done
+    trial = read_ablation(folder / "a").trials(folder / "a")[0]
+    keep(trial, tmp_path)
+    there = folder / "a/kept" / trial.file
+    assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
+    assert json.loads(__import__("gzip").decompress(there.read_bytes()))["task"] == "sst2"

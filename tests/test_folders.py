@@ -1,0 +1,260 @@
+"""What a table finds in folders: finished runs, evaluations where they are named, and a note on what is neither."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from test_comparison import best, cell, evaluation, run, scores
+
+from kdalign.comparison import compare
+from kdalign.entries import read_all
+from kdalign.errors import UsageError
+from kdalign.runs import RECORD, RunFolder, read_record
+
+
+def names(table):
+    return [row.name for row in table.rows]
+
+
+def unfinished(path):
+    RunFolder(path).begin("teacher: t\n", {}, keep=False)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder with two finished runs, an unfinished one, evaluations, and what is foreign."""
+    folder = tmp_path / "runs"
+    for number, name in enumerate("ab"):
+        run(folder / name, "sst2", {"accuracy": 80.0 + number}, hard=1 + number)
+    unfinished(folder / "c")
+    (folder / "eval" / "m").mkdir(parents=True)
+    evaluation(folder / "eval" / "x.json", scores(ppl=8.0))
+    evaluation(folder / "eval" / "y.json", scores(ppl=9.0))
+    (folder / "data" / "deep" / "deeper").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def test_of_a_folder_of_runs_the_finished_ones_are_taken_and_the_rest_is_said(runs):
+    table = compare([runs])
+    assert names(table) == ["a", "b"]
+    assert [note for note in table.notes if note.startswith("passed over")] == [
+        "passed over: c (unfinished)",
+        "passed over: data (no run)",
+        "passed over: eval (evaluations, which are taken where it is named)",
+    ]
+
+
+def test_a_run_that_is_named_itself_must_be_finished(runs, tmp_path):
+    with pytest.raises(UsageError, match=r"'.*c' is not finished"):
+        compare([runs / "c"])
+    with pytest.raises(UsageError, match="no run at"):
+        compare([runs / "data"])
+    unfinished(tmp_path / "other" / "d")
+    with pytest.raises(UsageError, match=r"no finished run at '.*other'; not finished: d"):
+        compare([tmp_path / "other"])
+
+
+def test_a_folder_of_evaluations_is_taken_where_it_is_named(runs):
+    (runs / "eval" / "z.json").write_text("{}")
+    table = compare([runs / "eval"])
+    assert names(table) == ["x (validation)", "y (validation)"]
+    assert table.notes[-1] == "passed over: z.json (no evaluation)"
+    both = compare([runs, runs / "eval", runs / "eval" / "x.json", runs / "a"])
+    assert names(both) == ["a", "b", "x (validation)", "y (validation)"], "each once"
+
+
+def test_a_record_that_cannot_be_read_is_passed_over_in_a_folder_and_an_error_alone(runs):
+    tree = json.loads((runs / "b" / RECORD).read_text())
+    (runs / "b" / RECORD).write_text(json.dumps({**tree, "schema": 99}))
+    table = compare([runs])
+    assert names(table) == ["a"]
+    assert any("record schema 99" in note for note in table.notes)
+    with pytest.raises(UsageError, match="schema 99"):
+        compare([runs / "b"])
+    (runs / "b" / RECORD).write_text(json.dumps({**tree, "recipe": {**tree["recipe"], "surprise": 1}}))
+    assert names(compare([runs])) == ["a"]
+
+
+def test_one_recipe_over_tasks_is_passed_over_until_all_are_finished(tmp_path):
+    group = unfinished(tmp_path / "runs" / "both")
+    run(group / "sst2", "sst2", {"accuracy": 80.0})
+    run(tmp_path / "runs" / "one", "sst2", {"accuracy": 81.0})
+    unfinished(group / "mrpc")
+    table = compare([tmp_path / "runs"])
+    assert names(table) == ["one"]
+    assert "passed over: both (unfinished)" in table.notes
+    with pytest.raises(UsageError, match=r"mrpc.* is not finished"):
+        compare([group])
+
+
+def test_runs_below_folders_without_runs_are_found(tmp_path):
+    run(tmp_path / "deep" / "deeper" / "a", "sst2", {"accuracy": 80.0})
+    assert names(compare([tmp_path])) == ["a"]
+    assert read_all([tmp_path]).passed_over == {}
+
+
+def retold(path, **changes):
+    """Change a record's data, or its files."""
+    record = read_record(path)
+    RunFolder(path).write_record(replace(record, data={**record.data, **changes}))
+    return path
+
+
+def language_runs(tmp_path, tokenizers, metrics=("ppl", "word_ppl")):
+    paths = []
+    for number, tokenizer in enumerate(tokenizers):
+        values = dict.fromkeys(metrics, 8.0 + number)
+        path = run(tmp_path / f"r{number}", "lm", values, hard=1.0 + number)
+        paths.append(retold(path, **({"tokenizer": tokenizer} if tokenizer else {})))
+    return paths
+
+
+def test_perplexities_a_token_do_not_rank_across_tokenizers(tmp_path):
+    table = compare(language_runs(tmp_path, ["x", "y"]))
+    assert best(table, "lm/ppl") == []
+    assert best(table, "lm/word_ppl") == ["r0"]
+    assert "lm/ppl: a token's, and the rows' tokenizers differ: do not rank them; compare word_ppl" in table.notes
+    assert not any(
+        "tokenizers differ" in note for note in compare(language_runs(tmp_path, ["x", "y"]), ["word_ppl"]).notes
+    )
+
+
+def test_perplexities_a_token_rank_where_the_tokenizer_is_one(tmp_path):
+    assert best(compare(language_runs(tmp_path, ["x", "x"])), "lm/ppl") == ["r0"]
+    assert best(compare(language_runs(tmp_path, ["", ""])), "lm/ppl") == ["r0"], "older records do not say"
+
+
+def test_older_records_tell_tokenizers_apart_by_their_files(tmp_path):
+    paths = language_runs(tmp_path, ["x", ""])
+    for path, text in zip(paths, "ab", strict=True):
+        (path / "student").mkdir()
+        (path / "student" / "tokenizer.json").write_text(text)
+        RunFolder(path).write_record(read_record(path))
+    assert best(compare(paths), "lm/ppl") == []
+    (paths[1] / "student" / "tokenizer.json").write_text("a")
+    RunFolder(paths[1]).write_record(read_record(paths[1]))
+    assert best(compare(paths), "lm/ppl") == ["r0"]
+
+
+def test_a_tokenizer_is_known_by_its_tokens_and_not_by_how_far_it_cuts(tmp_path):
+    from transformers import AutoTokenizer
+
+    from kdalign.reading import fingerprint
+
+    make_tokenizer(tmp_path, "bert")
+    tokenizer, other = (AutoTokenizer.from_pretrained(tmp_path) for _ in range(2))
+    before = fingerprint(tokenizer)
+    tokenizer(["a good film", "bad"], truncation=True, max_length=3, padding="max_length")
+    assert fingerprint(tokenizer) == before == fingerprint(other)
+    other.add_tokens(["splendid"])
+    assert fingerprint(other) != before
+
+
+def watched(path, *events):
+    folder = RunFolder(path)
+    for step, values in events:
+        folder.append_history({"kind": "step", "step": step, "loss": 1.0})
+        folder.append_history({"kind": "evaluation", "step": step, **values})
+    return path
+
+
+@pytest.fixture
+def watched_runs(tmp_path):
+    """Two seeds and another recipe, with what was seen of them while they trained."""
+    group = [run(tmp_path / f"a-{seed}", "sst2", {"accuracy": 90.0}, {"accuracy": 91.0}, seed=seed) for seed in (0, 1)]
+    watched(group[0], (0, {"accuracy": 50.0}), (10, {"accuracy": 85.0}), (20, {"accuracy": 80.0}))
+    watched(group[1], (0, {"accuracy": 50.0}), (20, {"accuracy": 86.0}))
+    other = run(tmp_path / "b", "sst2", {"accuracy": 80.0}, {"accuracy": 91.0}, alpha=0.5)
+    return [*group, watched(other, (0, {"accuracy": 50.0}), (20, {"accuracy": 84.9}))]
+
+
+def test_steps_to_a_score_are_the_first_evaluation_that_reached_it(watched_runs):
+    key = "steps-to/sst2/accuracy=85"
+    table = compare(watched_runs, steps_to=["accuracy=85"])
+    assert cell(table, "a", key).value == 15, "the mean of 10 and 20"
+    missed = cell(table, "b", key)
+    assert (missed.value, missed.reason) == (None, "never reached, 84.9 at best")
+    [column] = [column for column in table.columns if column.key == key]
+    assert (column.title, column.cost, column.training) == ("steps to accuracy 85", True, True)
+    assert key not in {column.key for column in compare(watched_runs).columns}
+    assert cell(compare(watched_runs, steps_to=["sst2/accuracy=50"]), "b", "steps-to/sst2/accuracy=50").value == 0
+
+
+def test_a_perplexity_is_reached_from_above(tmp_path):
+    path = run(tmp_path / "a", "lm", {"ppl": 8.0})
+    watched(path, (0, {"ppl": 90.0}), (5, {"ppl": 20.0}), (9, {"ppl": 9.0}))
+    assert cell(compare([path], steps_to=["ppl=10"]), "a", "steps-to/lm/ppl=10").value == 9
+
+
+def test_histories_are_read_only_where_they_are_asked_for(watched_runs, monkeypatch):
+    def read(_):
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(RunFolder, "read_history", read)
+    compare(watched_runs)
+    with pytest.raises(AssertionError, match="it was read"):
+        compare(watched_runs, steps_to=["accuracy=85"])
+
+
+def test_a_run_without_a_history_has_a_dash_and_the_reason(tmp_path):
+    path = run(tmp_path / "a", "sst2", {"accuracy": 90.0})
+    found = cell(compare([path], steps_to=["accuracy=85"]), "a", "steps-to/sst2/accuracy=85")
+    assert (found.value, found.reason) == (None, "its history holds no such score")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("acuracy=85", "unknown metric in --steps-to 'acuracy'; did you mean 'sst2/accuracy'"),
+        ("accuracy", "'accuracy' is no number"),
+        ("accuracy=high", "'high' is no number"),
+    ],
+)
+def test_a_score_to_be_reached_is_a_metric_and_a_number(watched_runs, given, said):
+    with pytest.raises(UsageError, match=said):
+        compare(watched_runs, steps_to=[given])
+
+
+def test_flops_are_a_token_s_and_left_out_where_no_record_has_them(tmp_path):
+    paths = [
+        run(tmp_path / name, "sst2", {"accuracy": 90.0}, {"accuracy": 91.0}, alpha=a)
+        for name, a in (("x", 0), ("y", 1))
+    ]
+    assert "flops" not in {column.key for column in compare(paths).columns}
+    record = read_record(paths[0])
+    student = replace(record.student, flops=64_000_000, tokens=64)
+    RunFolder(paths[0]).write_record(replace(record, student=student))
+    table = compare(paths)
+    assert cell(table, "x", "flops").value == 1.0
+    assert "flops" not in table.rows[2].cells
+    assert any(note.startswith("FLOPs/token: of a forward of 64 tokens") for note in table.notes)
+
+
+def test_a_record_from_before_flops_is_read(tmp_path):
+    path = run(tmp_path / "a", "sst2", {"accuracy": 90.0})
+    tree = json.loads((path / RECORD).read_text())
+    del tree["student"]["flops"], tree["student"]["tokens"]
+    (path / RECORD).write_text(json.dumps(tree))
+    assert read_record(path).student.flops_per_token is None
+
+
+def test_two_hundred_runs_are_compared_in_two_seconds(tmp_path):
+    for number in range(200):
+        values = {"accuracy": 80.0 + number / 20, "f1": 70.0}
+        run(tmp_path / f"arm{number // 4}-{number % 4}", "sst2", values, seed=number % 4, hard=1 + number // 4)
+    words = [sys.executable, "-m", "kdalign", "compare", str(tmp_path)]
+    times = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        out = subprocess.run(words, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout
+        times.append(time.perf_counter() - begun)
+    assert out.count("(4 seeds)") >= 50
+    assert min(times) < 6, "a busy machine has three times as long"
