@@ -56,6 +56,8 @@ class Metric:
         of_counts: for metrics of classes, the same from confusion counts (resamples, reference class, predicted
             class) to values (resamples,): an interval then needs no thousand calls of a library.
         of_logits: whether it takes logits (examples, classes) instead of class numbers.
+        of_weights: the same of examples that count several times or not at all: (weights (resamples, examples),
+            predictions, references) to values (resamples,).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Metric:
     higher_is_better: bool = True
     of_counts: Callable[[Array], Array] | None = None
     of_logits: bool = False
+    of_weights: Callable[[Array, Array, Array], Array] | None = None
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -160,6 +163,11 @@ def _calibration_error(logits: Array, references: Array) -> float:
     return reliability(logits, references).error
 
 
+def _accuracy_of_counts(counts: Array) -> Array:
+    values: Array = 100.0 * np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
+    return values
+
+
 def _f1_of_counts(counts: Array) -> Array:
     return 100.0 * _class_f1(counts)[:, 1]
 
@@ -188,16 +196,45 @@ def _matthews_of_counts(counts: Array) -> Array:
     return 100.0 * values
 
 
+def _pearson_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
+    return _correlations(weights, np.asarray(predictions, float)[None], np.asarray(references, float)[None])
+
+
+def _spearman_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
+    return _correlations(weights, _ranks(weights, predictions), _ranks(weights, references))
+
+
+def _ranks(weights: Array, values: Array) -> Array:
+    """The ranks (resamples, examples) of values of which each is there ``weights`` times; equal ones share theirs."""
+    order = np.argsort(values, kind="stable")
+    _, group, alike = np.unique(values, return_inverse=True, return_counts=True)
+    starts = np.cumsum(alike) - alike
+    there = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks: Array = np.cumsum(there, axis=1) - there + (there + 1) / 2
+    return ranks[:, group]
+
+
+def _correlations(weights: Array, first: Array, second: Array) -> Array:
+    """Pearson's correlation under weights, (resamples,), in per cent; NaN where one of both is constant."""
+    n = weights.sum(axis=1, keepdims=True)
+    first = first - np.sum(weights * first, axis=1, keepdims=True) / n
+    second = second - np.sum(weights * second, axis=1, keepdims=True) / n
+    squares = [np.sum(weights * one * one, axis=1) for one in (first, second)]
+    size, product = np.sqrt(squares[0] * squares[1]), np.sum(weights * first * second, axis=1)
+    values: Array = np.divide(product, size, out=np.full_like(size, np.nan), where=size > 1e-12 * n[:, 0])
+    return 100.0 * values
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", _accuracy, "numpy"),
+        Metric("accuracy", _accuracy, "numpy", of_counts=_accuracy_of_counts),
         Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts),
         Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
         Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts),
         Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_logits=True),
-        Metric("pearson", _pearson, "scipy", regression=True),
-        Metric("spearman", _spearman, "scipy", regression=True),
+        Metric("pearson", _pearson, "scipy", regression=True, of_weights=_pearson_of_weights),
+        Metric("spearman", _spearman, "scipy", regression=True, of_weights=_spearman_of_weights),
     )
 }
 
