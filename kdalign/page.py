@@ -72,6 +72,7 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
         models=models,
         runs=[_described(run) for run in runs],
         tables=_tables(tree),
+        ranked=any(cell["best"] for row in models for cell in row["cells"].values()),
         notes=tree["notes"],
         pictures=[(picture, _inline(picture)) for picture in pictures_of(comparison, runs)],
         differing=differing,

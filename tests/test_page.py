@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,20 +105,18 @@ def test_the_best_is_bold_the_second_underlined_and_intervals_stand_below():
     from kdalign.page import page
     from kdalign.table import Cell, Column, Comparison, Row
 
-    cells = (Cell(91.25, 90.04, 92.0, best=True), Cell(90.0), Cell(None, reason="it <failed>"))
+    cells = (
+        Cell(91.25, 90.04, 92.0, best=True),
+        Cell(90.0, second=True),
+        Cell(80.0, 79.0, 81.0, verdict="↓"),
+        Cell(None, reason="it <failed>"),
+    )
     rows = tuple(Row(f"row {number}", "student", (0,), {"t/accuracy": cell}) for number, cell in enumerate(cells))
-    comparison = Comparison((Column("t/accuracy", "t accuracy", "%", 1, task="t"),), rows)
-    found = page(comparison, [])
+    found = page(Comparison((Column("t/accuracy", "t accuracy", "%", 1, task="t"),), rows), [])
     assert "<strong>91.2</strong><small>90.0 to 92.0</small>" in found
+    assert "<u>90.0</u></td>" in found
+    assert ">80.0 ↓<small>79.0 to 81.0</small>" in found
     assert '<td title="it &lt;failed&gt;">–</td>' in found
-
-    class WithSecond(Comparison):
-        def to_json(self):
-            tree = super().to_json()
-            tree["rows"][1]["cells"]["t/accuracy"]["second"] = True
-            return tree
-
-    assert "<u>90.0</u>" in page(WithSecond(comparison.columns, rows), [])
 
 
 def test_whatever_users_name_is_escaped(written):
@@ -167,15 +166,17 @@ def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
     from kdalign.comparison import compare
     from kdalign.evidence import finished_runs
     from kdalign.page import page
+    from kdalign.runs import RunFolder, read_record
 
     for number in range(20):
         shutil.copytree(runs / "joint-0", tmp_path / f"run-{number}", ignore=shutil.ignore_patterns("student", "c*"))
-        record = json.loads((tmp_path / f"run-{number}" / "record.json").read_text())
-        record["recipe"]["train"]["lr"] = 1e-4 * (1 + number)
-        (tmp_path / f"run-{number}" / "record.json").write_text(json.dumps(record))
         event = json.loads((runs / "joint-0" / "history.jsonl").read_text().splitlines()[1])
         steps = [event | {"step": step, "loss": float(np.sin(step))} for step in range(1, 2001)]
-        (tmp_path / f"run-{number}" / "history.jsonl").write_text("\n".join(map(json.dumps, steps)))
+        folder = RunFolder(tmp_path / f"run-{number}")
+        folder.history.write_text("\n".join(map(json.dumps, steps)))
+        record = read_record(folder.path)
+        other = {**record.recipe, "train": {**record.recipe["train"], "lr": 1e-4 * (1 + number)}}
+        folder.write_record(replace(record, recipe=other))
     assert len(page(compare([tmp_path]), finished_runs([tmp_path])).encode()) < 2_000_000
 
 
@@ -221,8 +222,10 @@ def test_compare_writes_the_page_and_the_pictures(kdalign, runs, tmp_path):
     assert "pictures: 8 files" in err
     assert Path("report.html").read_text().startswith("<!doctype html>")
     assert {file.suffix for file in Path("pictures").iterdir()} == {".png", ".svg"}
-    status, out, _ = kdalign("compare", runs, "--format", "html")
+    status, out, _ = kdalign("compare", runs, "--format", "html", "--require", "accuracy>=101")
     assert out.startswith("<!doctype html>")
+    assert status == 1
+    assert re.search("<li>fail: joint: sst2/accuracy &gt;= 101", out, re.I)
 
 
 def test_the_page_is_made_without_torch(runs, tmp_path):

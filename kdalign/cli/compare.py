@@ -156,7 +156,8 @@ def compare(
         from kdalign.evidence import finished_runs
         from kdalign.page import page
 
-        shown: RenderableType = page(found, finished_runs(runs))
+        with_gates = replace(found, notes=(*found.notes, *(one.line for one in checked)))
+        shown: RenderableType = page(with_gates, finished_runs(runs))
     else:
         shown = comparison_as(found, form, transpose)
     table = below(shown, form, checked)
