@@ -25,7 +25,7 @@ import numpy as np
 
 from kdalign.errors import UsageError
 from kdalign.metrics import Metric
-from kdalign.statistics import RESAMPLES
+from kdalign.statistics import RESAMPLES, holm, mcnemar
 
 Array = np.ndarray[Any, Any]
 
@@ -214,7 +214,7 @@ def difference(
     pairs = list(zip(added[: len(arm)], added[len(arm) :], strict=True))
     sign = 1.0 if higher_is_better else -1.0
     whole = np.ones((1, n))
-    values = sign * np.array([(ours.under(whole) - theirs.under(whole))[0] for ours, theirs in pairs])
+    values = sign * np.array([(ours.under(whole) - theirs.under(whole))[0] for ours, theirs in pairs]) + 0.0  # no -0
     if not np.isfinite(values).all():
         raise Undefined(f"{what}: a value is undefined")
     draws = sign * np.concatenate(
@@ -229,7 +229,7 @@ def difference(
     covariance = np.atleast_2d(np.cov(draws, rowvar=False))
     if len(values) > 1:
         return _over_seeds(values, covariance, n, OVER_SEEDS)
-    low, high = (float(end) for end in np.percentile(draws[:, 0], [2.5, 97.5]))
+    low, high = (float(end) for end in np.percentile(draws[:, 0], [2.5, 97.5]) + 0.0)
     if _is_accuracy(arm[0]) and _is_accuracy(baseline[0]):
         test, p = MCNEMAR, mcnemar(*(one.predictions == one.references for one in (arm[0], baseline[0])))
     else:
@@ -249,34 +249,6 @@ def macro_difference(differences: Sequence[Difference]) -> Difference:
     covariance = np.sum([one.covariance for one in differences], axis=0) / count**2
     test = OVER_SEEDS if len(by_seed) > 1 else OVER_TASKS
     return _over_seeds(by_seed, covariance, sum(one.n for one in differences), test)
-
-
-def mcnemar(arm: Array, baseline: Array) -> float:
-    r"""McNemar's exact test (McNemar 1947) of which examples (n,) each arm has right: two-sided p.
-
-    Of the b + c examples that only one arm has right, b are the arm's. Where the arms are equally good, b is
-    binomial: :math:`p = \min(1, 2 P(X \le \min(b, c)))`, X from Binomial(b + c, 1/2).
-    """
-    from scipy.stats import binomtest
-
-    only_arm, only_baseline = int(np.sum(arm & ~baseline)), int(np.sum(baseline & ~arm))
-    if only_arm + only_baseline == 0:
-        return 1.0
-    return float(binomtest(only_arm, only_arm + only_baseline, 0.5).pvalue)
-
-
-def holm(values: Sequence[float]) -> tuple[float, ...]:
-    r"""Holm's step-down correction (Holm 1979), in the given order.
-
-    .. math:: \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) p_{(j)})
-
-    for the m values from the smallest up: the chance of any false claim among them is at most the level.
-    """
-    corrected, largest = [1.0] * len(values), 0.0
-    for rank, number in enumerate(sorted(range(len(values)), key=lambda number: values[number])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[number]))
-        corrected[number] = largest
-    return tuple(corrected)
 
 
 def judged(differences: Sequence[Difference]) -> tuple[Verdict, ...]:
@@ -419,11 +391,13 @@ def _as_sums(answers: Sequence[Answered]) -> list[Any]:
     metrics = classed[0].metrics
 
     def value(sums: Array) -> Array:
-        counts = np.zeros((len(sums), classes * classes))
-        counts[:, present] = sums
-        square = counts.reshape(-1, classes, classes)
-        values: Array = np.mean([metric.of_counts(square) for metric in metrics if metric.of_counts], axis=0)
-        return values
+        found, start = [], 0
+        for size in _blocks(len(sums), classes**2):
+            counts = np.zeros((size, classes**2))
+            counts[:, present] = sums[start : start + size]
+            square, start = counts.reshape(size, classes, classes), start + size
+            found.append(np.mean([metric.of_counts(square) for metric in metrics if metric.of_counts], axis=0))
+        return np.concatenate(found)
 
     return [
         Sums((own[:, None] == present).astype(float), value, one.references)

@@ -366,11 +366,9 @@ def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
 
     def value(sums: Array) -> Array:
         nats = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0) * tokens_a_unit
-        if unit == "bits":
-            bits: Array = nats / math.log(2)
-            return bits
+        bits: Array = nats / math.log(2)
         known: Array = np.exp(np.where(nats < 700, nats, np.nan))  # beyond every number, as in likelihood.totals
-        return known
+        return bits if unit == "bits" else known
 
     return value
 

@@ -19,12 +19,11 @@ from kdalign.paired import (
     Undefined,
     _over_seeds,
     difference,
-    holm,
     judged,
     macro_difference,
-    mcnemar,
     sums_one_by_one,
 )
+from kdalign.statistics import holm, mcnemar
 
 
 def answers(metric, predictions, references):
@@ -284,6 +283,18 @@ def test_no_p_is_below_what_so_few_pairs_can_show():
     arm, baseline = (answers("accuracy", np.full(6, value), np.zeros(6, dtype=int)) for value in (0, 1))
     assert difference([arm], [baseline]).p == pytest.approx(2 / 2**6)
     assert difference([arm] * 3, [baseline] * 3).p == pytest.approx(2 / 2**6)
+
+
+def test_many_classes_need_no_more_memory_than_few():
+    references = np.arange(600) % 70
+    arm, baseline = (answers("accuracy", np.where(np.arange(600) % step, references, 0), references) for step in (9, 5))
+    found = difference(
+        [replace(arm, metrics=(METRICS["macro_f1"],))], [replace(baseline, metrics=(METRICS["macro_f1"],))]
+    )
+    assert (found.test, found.p < 0.01) == (RANDOMISATION, True)
+    assert difference([arm], [baseline]).value == pytest.approx(
+        100 * np.mean((arm.predictions == references) * 1.0 - (baseline.predictions == references))
+    )
 
 
 def test_answers_to_other_examples_are_refused():
