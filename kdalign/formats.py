@@ -19,8 +19,9 @@ from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.grid import GAP, Grid, Name, Shown, column_width, fitting, folded, grids, heading, label, names_width
 from kdalign.table import Comparison
 
-FORMATS = ("rich", "markdown", "latex", "csv", "json", "html")
-"""The last is a page (``page``), which is made of runs as well."""
+FORMATS = ("rich", "markdown", "latex", "csv", "json")
+ALL = (*FORMATS, "html")
+"""With the page (``page``), which is made of runs as well."""
 ENDINGS = {".txt": "rich", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 PAGE = 80
 """Characters in small type that the lines of a printed page hold."""
@@ -34,13 +35,12 @@ def form_for(form: str | None, out: Path | None = None) -> str:
     """
     if form is None and out is not None and out.suffix:
         ending = out.suffix.lower()
-        if ENDINGS.get(ending) not in FORMATS:
-            known = [each for each, name in ENDINGS.items() if name in FORMATS]
-            near = did_you_mean(ending, known)
-            raise UsageError(f"--out {str(out)!r}: unknown ending {ending!r}{near} (accepted: {', '.join(known)})")
+        if ending not in ENDINGS:
+            near = did_you_mean(ending, ENDINGS)
+            raise UsageError(f"--out {str(out)!r}: unknown ending {ending!r}{near} (accepted: {', '.join(ENDINGS)})")
         return ENDINGS[ending]
-    if form is not None and form not in FORMATS:
-        raise unknown("format", form, FORMATS)
+    if form is not None and form not in ALL:
+        raise unknown("format", form, ALL)
     return form or "rich"
 
 
