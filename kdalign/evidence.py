@@ -100,11 +100,11 @@ class Curves:
 
     @property
     def shares(self) -> dict[str, Array]:
-        """Each term's part of the loss in per cent, (steps,)."""
-        whole = np.sum([self.weights[name] * values for name, values in self.terms.items()], axis=0)
+        """Each term's part of the loss in per cent, (steps,); 0 in a stage without it."""
+        parts = {name: self.weights[name] * np.nan_to_num(values) for name, values in self.terms.items()}
+        whole = np.sum(list(parts.values()), axis=0)
         return {
-            name: 100 * np.divide(self.weights[name] * values, whole, out=np.zeros(len(values)), where=whole > 0)
-            for name, values in self.terms.items()
+            name: 100 * np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0) for name, part in parts.items()
         }
 
 

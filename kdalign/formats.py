@@ -263,6 +263,7 @@ _LATEX = str.maketrans(
         "–": "--",
         "—": "---",
         "…": r"\ldots{}",
+        "−": r"$-$",
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
         "§": r"\S{}",

@@ -82,7 +82,8 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
 
 def _title(models: Sequence[Mapping[str, Any]], runs: Sequence[FinishedRun]) -> str:
     tasks = ", ".join(dict.fromkeys(run.record.task for run in runs))
-    return f"{len(models)} model{'s' if len(models) != 1 else ''} compared{f' on {tasks}' if tasks else ''}"
+    count = sum(row["kind"] != "difference" for row in models)
+    return f"{count} model{'s' if count != 1 else ''} compared{f' on {tasks}' if tasks else ''}"
 
 
 def _tables(tree: Mapping[str, Any]) -> list[_Table]:

@@ -50,6 +50,15 @@ def test_shares_are_weights_times_terms_in_per_cent_of_the_loss(tmp_path):
     assert found.gradient_norm.tolist() == [0.5, 1.0]
 
 
+def test_a_term_that_a_stage_is_without_has_no_share_in_it(tmp_path):
+    path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, hard=1.0, beta=2.0)
+    for step, parts in enumerate(({"cosine": 0.5}, {"hard": 3.0}), 1):
+        event = {"kind": "step", "step": step, "parts": parts, "loss": 1.0, "gradient_norm": 1.0}
+        RunFolder(path).append_history(event)
+    shares = curves(only(path)).shares
+    assert (shares["cosine"].tolist(), shares["hard"].tolist()) == ([100, 0], [0, 100])
+
+
 def test_a_run_without_history_has_no_curves_and_one_without_answers_none(tmp_path):
     found = only(run(tmp_path / "a", "sst2", {"accuracy": 80.0}))
     assert curves(found) is None

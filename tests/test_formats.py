@@ -227,7 +227,9 @@ def test_latex_shows_no_sign_of_a_name_as_a_command(table):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("transpose", [False, True])
 def test_latex_compiles(table, many, tmp_path, transpose):
-    body = "\n".join(shown(one, "latex", transpose) for one in (table, many))
+    row = Row("joint − labels", "difference", (0, 1), {"sst2/accuracy": Cell(-1.5, -3.0, 0.5, verdict="≈")})
+    held = replace(table, rows=(*table.rows, row), notes=("− labels: how much better; ↑ better, ↓ worse",))
+    body = "\n".join(shown(one, "latex", transpose) for one in (held, many))
     (tmp_path / "x.tex").write_text(
         f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\n\\end{{document}}\n"
     )
