@@ -253,6 +253,10 @@ def _scores(run: _Run) -> str:
             agreement = scores["agreement"]
             title = _titled({**agreement, "metric": "agreement with the teacher"})
             rows.append([title, _value(agreement), "", ""])
+        errors = scores.get("calibration", {})
+        if "student" in errors:
+            title = _titled({**errors["student"], "metric": "expected calibration error"})
+            rows.append([title, _value(errors["student"]), _value(errors.get("teacher")), ""])
         head = ["", "student", *(["teacher", "retained (%)"] if theirs else [])]
         lines += [*_table(head, rows), ""]
         made: dict[str, list[str]] = {}

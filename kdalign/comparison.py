@@ -158,6 +158,7 @@ def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], me
         *(Column(task, f"{task} mean", "%", 1, task=task) for task in means),
         Column("macro", "macro", "%", 1),
         Column("agreement", "agreement", "%", 1),
+        Column("ece", "ECE", "%", 1, higher_is_better=False),
         Column("retained", "retained", "%", 1),
         Column("parameters", "params", "M", 1, higher_is_better=False, cost=True),
         Column("megabytes", "disk", "MB", 1, higher_is_better=False, cost=True),
@@ -204,6 +205,12 @@ def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
             cells[task] = Cell(_task_score(first_split(record)[who]))
     if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
         cells["macro"] = Cell(_macro(entry.records, who))
+    errors = [first_split(record).get("calibration", {}).get(who) for record in entry.records.values()]
+    known = [found for found in errors if found is not None]
+    if len(errors) == 1 and known:
+        cells["ece"] = Cell(known[0]["value"], known[0]["low"], known[0]["high"])
+    elif known:
+        cells["ece"] = Cell(float(np.mean([found["value"] for found in known])))
     return cells
 
 

@@ -36,6 +36,8 @@ def notes_under(
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
         )
+    if any(column.key == "ece" for column in columns):
+        notes.append("ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over tasks of classes")
     if any(column.key == "flops" for column in columns):
         models = [model for record in records for model in (record.student, record.teacher) if model is not None]
         lengths = {model.tokens for model in models if model.flops is not None}

@@ -430,6 +430,15 @@ def _final_scores(
             "student": [score.to_json() for score in run.work.scores(ours, encoded)],
             "teacher": [score.to_json() for score in of_teacher],
             "agreement": run.work.agreement(ours, theirs).to_json() if comparable else None,
+            "calibration": {
+                who: found.to_json()
+                for who, answer, read in (
+                    ("student", ours, encoded),
+                    ("teacher", theirs, texts.reported_to_teacher.get(split)),
+                )
+                if answer is not None and read is not None
+                if (found := run.work.calibration(answer, read)) is not None
+            },
         }
     return scores
 

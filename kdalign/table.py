@@ -5,7 +5,7 @@ from typing import Any
 
 PUBLISHED = "published"
 
-SHARED = ("macro", "agreement", "retained")
+SHARED = ("macro", "agreement", "ece", "retained")
 """Columns that stand for whatever a row's tasks are."""
 
 

@@ -97,7 +97,7 @@ def verify(paths: Sequence[str | Path]) -> Verified:
 
 
 def verify_run(run: Path) -> Verified:
-    """Take a run's scores again: its student's, its teacher's, and their agreement.
+    """Take a run's scores again: its student's, its teacher's, and their agreement and calibration.
 
     Raises:
         UsageError: the run was changed after it ended, its weights included.
@@ -117,6 +117,9 @@ def verify_run(run: Path) -> Verified:
         found += _verified(where, "student ", [*told["student"]], answers.student(told["student"]))
         found += _verified(where, "teacher ", [*told["teacher"]], answers.teacher(told["teacher"]))
         found += _verified(where, "", alike, answers.agreement() if alike else [])
+        for who, error in told.get("calibration", {}).items():
+            taken = answers.student([error]) if who == "student" else answers.teacher([error])
+            found += _verified(where, f"{who} ", [error], taken)
     return found
 
 

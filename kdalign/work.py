@@ -117,6 +117,9 @@ class Work(Protocol):
     def agreement(self, ours: Answers, theirs: Answers, *, interval: bool = True) -> Score:
         """How far two models answer alike."""
 
+    def calibration(self, answers: Answers, encoded: Encoded) -> Score | None:
+        """How far confidence is from being right; None where answers have none."""
+
     def keep(self, file: Path, ours: Answers, encoded: Encoded, theirs: Answers | None) -> None:
         """Write answers into a file."""
 
@@ -204,6 +207,12 @@ class Classifying:
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """The share of equal classes, or the scores' correlation."""
         return evaluation.agreement(self.task, ours.values, theirs.values, interval)
+
+    def calibration(self, answers: Predictions, encoded: Encoded) -> Score | None:
+        """The expected calibration error of classes."""
+        if self.task.regression or encoded.labels is None:
+            return None
+        return evaluation.score_all(self.task, answers.values, encoded.labels, ("ece",), logits=answers.logits)[0]
 
     def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
         """Write predictions, labels and logits."""
@@ -324,6 +333,10 @@ class Modelling:
         """The share of target tokens with the same likeliest token."""
         return likelihood.token_agreement(ours, theirs, interval)
 
+    def calibration(self, answers: TokenAnswers, encoded: Encoded) -> Score | None:
+        """None: a perplexity says it all."""
+        return None
+
     def keep(self, file: Path, ours: TokenAnswers, encoded: Encoded, theirs: TokenAnswers | None) -> None:
         """Write likelihoods and likeliest tokens, row by row."""
         likelihood.write_answers(file, ours, theirs)
@@ -417,6 +430,10 @@ class Embedding:
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
         """The correlation of both models' cosines."""
         return evaluation.agreement(self.scored, ours.values, theirs.values, interval)
+
+    def calibration(self, answers: Predictions, encoded: Encoded) -> Score | None:
+        """None: a cosine is no confidence."""
+        return None
 
     def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
         """Write cosines and likeness."""

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import one_line, save_model, sentences
@@ -65,6 +66,12 @@ def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalig
     assert list(kept.columns) == ["prediction", "label", "teacher", *logits]
     accuracy = 100 * (kept.prediction == kept.label).mean()
     assert record["scores"]["validation"]["student"][0]["value"] == pytest.approx(accuracy)
+    logits = kept[["logit/negative", "logit/positive"]].to_numpy()
+    confidence = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).max(axis=1)
+    bins = np.ceil(confidence * 15).astype(int)
+    gaps = [abs((kept.prediction == kept.label)[bins == b].sum() - confidence[bins == b].sum()) for b in set(bins)]
+    found = record["scores"]["validation"]["calibration"]["student"]["value"]
+    assert found == pytest.approx(100 * sum(gaps) / 64, abs=1e-4)
     assert not list(run.rglob("*.pt")) + list(run.rglob("*.bin")) + list(run.rglob("*.pkl"))
 
 

@@ -30,7 +30,7 @@ def scores(**values):
     ]
 
 
-def run(path, task, student, teacher=None, seed=0, fingerprint="ab", **objective):
+def run(path, task, student, teacher=None, seed=0, fingerprint="ab", calibration=None, **objective):
     """A finished run whose scores are given by hand."""
     recipe = Recipe.model_validate(
         {"teacher": "t" if teacher else "none", "data": {"task": task}, "train": {"seed": seed}, "objective": objective}
@@ -53,6 +53,7 @@ def run(path, task, student, teacher=None, seed=0, fingerprint="ab", **objective
                 "student": scores(**student),
                 "teacher": scores(**(teacher or {})),
                 "agreement": agreement,
+                **({"calibration": calibration} if calibration is not None else {}),
             }
         },
         training={"steps": 5, "seconds": 2.0, "examples": 20},
@@ -237,3 +238,38 @@ def test_a_file_without_results_is_no_evaluation(tmp_path):
     (tmp_path / "x.json").write_text('{"kind": "evaluation"}')
     with pytest.raises(UsageError, match="neither a run nor an evaluation"):
         compare([tmp_path / "x.json"])
+
+
+def calibrated(student, teacher):
+    return {
+        who: {"value": value, "low": None, "high": None}
+        for who, value in zip(("student", "teacher"), (student, teacher), strict=True)
+    }
+
+
+def test_calibration_is_a_column_of_its_own_better_when_lower_and_no_part_of_a_mean(tmp_path):
+    for arm, error in (("a", 3.0), ("b", 7.0)):
+        (tmp_path / arm).mkdir()
+        first = run(
+            tmp_path / arm / "mrpc", "mrpc", {"f1": 80.0}, {"f1": 90.0}, calibration=calibrated(error, 2.0), beta=error
+        )
+        run(
+            tmp_path / arm / "sst2",
+            "sst2",
+            {"accuracy": 70.0},
+            {"accuracy": 90.0},
+            calibration=calibrated(error + 2, 4.0),
+            beta=error,
+        )
+        (tmp_path / arm / "recipe.yaml").write_text((first / "recipe.yaml").read_text())
+    table = compare([tmp_path / "a", tmp_path / "b"])
+    assert (cell(table, "a", "ece").value, cell(table, "b", "ece").value) == (4.0, 8.0)
+    assert cell(table, "teacher t", "ece").value == 3.0
+    assert best(table, "ece") == ["a"]
+    assert cell(table, "a", "macro").value == 75.0
+    assert "ECE: expected calibration error in 15 bins" in " ".join(table.notes)
+
+
+def test_runs_without_a_calibration_have_no_such_column(tmp_path):
+    table = compare([run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})])
+    assert "ece" not in {column.key for column in table.columns}
