@@ -127,6 +127,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         alone = replace(asked, task=task, several=several)
         for name in targets:
             checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
+    _check_used(checked, asked)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
@@ -169,6 +170,21 @@ def _check(asked: Asked) -> None:
         raise unknown("precision", asked.precision, DTYPES)
     if asked.pseudo not in ("word-l2r", "token"):
         raise unknown("pseudo-likelihood", asked.pseudo, ("word-l2r", "token"))
+
+
+def _check_used(targets: Sequence[Target], asked: Asked) -> None:
+    """Refuse what would be passed over without a word for every model: a stride, or solved examples."""
+    local = [target for target in targets if isinstance(target, LocalModel)]
+    if asked.stride is not None and not any(
+        target.family in ("causal", "permutation")
+        and isinstance(target.job.task, LanguageTask)
+        and not target.job.task.pairs
+        for target in local
+    ):
+        raise UsageError("--stride is for texts that are scored from left to right, by causal models and XLNet")
+    served = any(isinstance(target, ServedModel) and isinstance(target.job.task, Task) for target in targets)
+    if asked.shots and not served and not any(target.prompted for target in local):
+        raise UsageError("--shots is for causal and served models on classes; these answer by a head, or write texts")
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

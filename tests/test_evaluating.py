@@ -387,6 +387,7 @@ def test_several_tasks_have_a_table_each(kdalign, models, texts, tmp_path):
         (["--pseudo", "words"], "unknown pseudo-likelihood 'words'; did you mean"),
         (["--stride", "64", "--max-length", "32"], "--stride 64 is longer than the windows"),
         (["--stride", "300"], "--stride 300 is longer than the windows"),
+        (["--shots", "2", "--max-length", "32"], "--shots is for causal and served models on classes"),
         (["--noise", "typo=0.1"], "unknown noise 'typo'; did you mean 'typos=0.1'?"),
         (["--metrics", "masked_ppl", "--max-length", "32"], "nothing was scored"),
     ],
@@ -395,6 +396,14 @@ def test_a_mistake_gets_one_line_and_nothing_is_written(kdalign, models, texts, 
     status, _, err = kdalign("eval", models["llama"], "--task", "lm", "--data", texts, *words)
     assert status == 2
     assert said in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stride_that_no_model_takes_is_refused(kdalign, models, texts, tmp_path):
+    words = ("--task", "masked-lm", "--data", texts, "--max-length", 32, "--stride", 8)
+    status, _, err = kdalign("eval", models["bert"], *words)
+    assert status == 2
+    assert "--stride is for texts that are scored from left to right" in one_line(err)
     assert not (tmp_path / "runs").exists()
 
 
