@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kdalign.entries import Beside
+    from kdalign.gates import Verdict
+    from kdalign.table import Comparison
+
+_ROWS, _GATES, _FILES = "Rows and columns", "Checks and gates", "Forms and files"
 
 
 @app.command(
@@ -38,14 +42,17 @@ def compare(
         list[str],
         typer.Argument(metavar="RUN|FILE...", help="Runs, evaluation files, or folders of either."),
     ],
-    metrics: Annotated[str | None, typer.Option(help="Columns to show, separated by commas.")] = None,
-    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Columns to show, separated by commas.", rich_help_panel=_ROWS)
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="The column to sort by, best first.", rich_help_panel=_ROWS)] = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
             metavar="CONDITION",
             help="Rows to show: 'retained>=95' (>=, <=, >, <, =) or name~TEXT; repeatable, all must hold.",
+            rich_help_panel=_ROWS,
         ),
     ] = None,
     against: Annotated[
@@ -53,57 +60,91 @@ def compare(
         typer.Option(
             metavar="ROW",
             help="Test all other rows of runs against this one: paired by example and seed, Holm-corrected.",
+            rich_help_panel=_ROWS,
         ),
     ] = None,
     steps_to: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC=VALUE", help="The first step that reached it on the watched texts; repeatable."),
+        typer.Option(
+            metavar="METRIC=VALUE",
+            help="The first step that reached it on the watched texts; repeatable.",
+            rich_help_panel=_ROWS,
+        ),
     ] = None,
     reference: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Rows that others have published (YAML or JSON), shown apart; repeatable."),
+        typer.Option(
+            metavar="FILE",
+            help="Rows that others have published (YAML or JSON), shown apart; repeatable.",
+            rich_help_panel=_ROWS,
+        ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
             help="rich, markdown, latex, csv, json or html (one page with pictures); else by --out's ending, or rich.",
+            rich_help_panel=_FILES,
         ),
     ] = None,
     beside: Annotated[
         str | None,
         typer.Option(
             help="Rows that cost nothing to train: int8 (the teacher, quantised), majority (train's most frequent "
-            "class); with commas."
+            "class); with commas.",
+            rich_help_panel=_ROWS,
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Take every score from the kept answers again, and check the weights.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Take every score from the kept answers again, and check the weights.",
+            rich_help_panel=_GATES,
+        ),
     ] = False,
-    transpose: Annotated[bool, typer.Option("--transpose", help="Models as columns, metrics as rows.")] = False,
+    transpose: Annotated[
+        bool, typer.Option("--transpose", help="Models as columns, metrics as rows.", rich_help_panel=_ROWS)
+    ] = False,
     as_json: Json = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the table there instead (.md .tex .csv .json .html .txt)."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the table there instead (.md .tex .csv .json .html .txt).",
+            rich_help_panel=_FILES,
+        ),
     ] = None,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Draw training, quality against cost, and calibration there (PNG and SVG)."),
+        typer.Option(
+            metavar="DIR",
+            help="Draw training, quality against cost, and calibration there (PNG and SVG).",
+            rich_help_panel=_FILES,
+        ),
     ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GATE", help="Fail (exit code 1) unless a column holds, such as 'retained>=97'; >= > <= < =."
+            metavar="GATE",
+            help="Fail (exit code 1) unless a column holds, such as 'retained>=97'; >= > <= < =.",
+            rich_help_panel=_GATES,
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An earlier table in JSON, a run or an evaluation, for --max-drop."),
+        typer.Option(
+            metavar="FILE",
+            help="An earlier table in JSON, a run or an evaluation, for --max-drop.",
+            rich_help_panel=_GATES,
+        ),
     ] = None,
     max_drop: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="COLUMN=X", help="Fail where a column is worse than the baseline's by more than X, in its unit."
+            metavar="COLUMN=X",
+            help="Fail where a column is worse than the baseline's by more than X, in its unit.",
+            rich_help_panel=_GATES,
         ),
     ] = None,
 ) -> None:
@@ -124,10 +165,11 @@ def compare(
         from kdalign.pictures import check_folder
 
         check_folder(plots)
-    from kdalign.formats import comparison_as, form_for
+    from kdalign.formats import form_for
 
     form = form_for("json" if as_json else form, out)
     from kdalign.comparison import compare as put_together
+    from kdalign.gates import check_gates
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
     found = put_together(
@@ -140,43 +182,56 @@ def compare(
         beside=_beside(runs, beside) if beside else (),
         against=against,
     )
+    whole = put_together(runs) if names is not None or filters else found  # a gate may be on what is not shown
+    gates = check_gates(whole, require or (), max_drop or (), baseline)
     if plots is not None:
-        from kdalign.evidence import finished_runs
-        from kdalign.pictures import pictures_of, save_all
-
-        files = save_all(pictures_of(found, finished_runs(runs)), plots)
-        error_console().print(f"pictures: {len(files)} files in {plots}", highlight=False)
+        _draw(found, runs, plots)
     if verify:
         found = replace(found, notes=(*found.notes, *_verified(runs)))
-    from kdalign.gates import below, check_gates
+    _print(found, form, transpose, runs, gates, out)
+    failed = sum(not gate.passed for gate in gates)
+    if failed:
+        raise RunError(f"{failed} of {len(gates)} gates failed")
 
-    whole = put_together(runs) if names is not None or filters else found  # a gate may be on what is not shown
-    checked = check_gates(whole, require or (), max_drop or (), baseline)
+
+def _print(
+    found: "Comparison", form: str, transpose: bool, runs: Sequence[str], gates: "Sequence[Verdict]", out: Path | None
+) -> None:
+    """The table with its gates: on stdout, or in a file; gates that a form has no place for go to stderr."""
+    from kdalign.formats import comparison_as
+    from kdalign.gates import below
+
     if form == "html":
         from kdalign.evidence import finished_runs
         from kdalign.page import page
 
-        with_gates = replace(found, notes=(*found.notes, *(one.line for one in checked)))
+        with_gates = replace(found, notes=(*found.notes, *(gate.line for gate in gates)))
         shown: RenderableType = page(with_gates, finished_runs(runs))
     else:
         shown = comparison_as(found, form, transpose)
-    table = below(shown, form, checked)
-    lines = "".join(f"{one.line}\n" for one in checked)
+    table = below(shown, form, gates)
+    lines = "".join(f"{gate.line}\n" for gate in gates)
     if out is None:
         show(table)
-    else:
-        from kdalign.files import check_writable, write_text
+        if form == "rich":
+            print(lines, end="")
+        elif form not in ("markdown", "json"):
+            print(lines, end="", file=sys.stderr)
+        return
+    from kdalign.files import check_writable, write_text
 
-        check_writable(out.parent)
-        write_text(out, as_text(table) + (lines if form == "rich" else ""))
-        error_console().print(f"written: {out}", highlight=False)
-    if out is None and form == "rich":
-        print(lines, end="")
-    elif out is not None or form not in ("markdown", "json"):
-        print(lines, end="", file=sys.stderr)
-    failed = sum(not one.passed for one in checked)
-    if failed:
-        raise RunError(f"{failed} of {len(checked)} gates failed")
+    check_writable(out.parent)
+    write_text(out, as_text(table) + (lines if form == "rich" else ""))
+    error_console().print(f"written: {out}", highlight=False)
+    print(lines, end="", file=sys.stderr)
+
+
+def _draw(found: "Comparison", runs: Sequence[str], folder: Path) -> None:
+    from kdalign.evidence import finished_runs
+    from kdalign.pictures import pictures_of, save_all
+
+    files = save_all(pictures_of(found, finished_runs(runs)), folder)
+    error_console().print(f"pictures: {len(files)} files in {folder}", highlight=False)
 
 
 def _verified(runs: Sequence[str]) -> tuple[str, ...]:
