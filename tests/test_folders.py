@@ -79,6 +79,7 @@ def test_a_record_that_cannot_be_read_is_passed_over_in_a_folder_and_an_error_al
     assert any("record schema 99" in note for note in table.notes)
     with pytest.raises(UsageError, match="schema 99"):
         compare([runs / "b"])
+    del tree["seal"]
     (runs / "b" / RECORD).write_text(json.dumps({**tree, "recipe": {**tree["recipe"], "surprise": 1}}))
     assert names(compare([runs])) == ["a"]
 

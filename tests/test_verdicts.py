@@ -71,7 +71,13 @@ def classifier(path, task, right, seed=0, teacher=True, luck=0, **changes):
         logits = np.eye(len(whole.labels), dtype=np.float32)[values]
     said = labels if teacher is True else teacher
     file = RunFolder(path).predictions(changes.get("split", "validation"))
-    write_predictions(file, whole, Predictions(logits, values), labels, None if said is None else said)
+    write_predictions(
+        file,
+        whole,
+        Predictions(logits, values),
+        labels,
+        None if said is None else Predictions(np.empty((len(said), 0)), said),
+    )
     made = {name: METRICS[name].compute(values, labels) for name in whole.metrics}
     return finished(path, task, made, seed, **changes)
 

@@ -61,10 +61,9 @@ KINDS = ("classes", "cosines", "gpt2", "bert")
 def test_every_score_of_a_run_is_what_its_answers_give(made, kind):
     found = verify_run(made / kind)
     split = read_record(made / kind).scores["validation"]
-    told = [*split["student"], *split["teacher"], split["agreement"]]
-    assert found.differences == ()
-    assert found.scores + len(found.untaken) == len(told)
-    assert len(found.untaken) == (1 if kind == "classes" else 0), "the teacher's calibration is of logits"
+    told = [*split["student"], *split["teacher"], split["agreement"], *split["calibration"].values()]
+    assert (found.differences, found.untaken) == ((), ())
+    assert found.scores == len(told) == {"classes": 11, "cosines": 5}.get(kind, len(told))
 
 
 def test_a_run_without_a_teacher_is_verified_too(made):
@@ -88,8 +87,6 @@ def test_each_edited_score_is_found_though_hashes_and_seal_were_made_right_again
         before, score["value"] = score["value"], score["value"] * (1 + 1e-7)
         RunFolder(run).write_record(replace(record, scores=edited))
         found = verify_run(run)
-        if found.untaken and score["metric"] == "ece" and who == "teacher":
-            continue
         [line] = found.differences
         assert line.startswith(f"run {str(run)!r}, validation: ")
         assert f"{'' if who == 'agreement' else who + ' '}{score['metric']} is told as {score['value']:.12g}" in line
@@ -124,8 +121,30 @@ def test_edited_answers_are_found(made, tmp_path):
 def test_compare_verifies_and_says_so(kdalign, made):
     status, out, err = kdalign("compare", made / "classes", made / "gpt2", "--verify", "--format", "markdown")
     assert status == 0, err
-    assert "- verified: 17 scores taken from kept answers again; the weights of 2 runs are as" in out
-    assert "teacher ece was not taken again: its logits are not kept" in out
+    assert "- verified: 20 scores taken from kept answers again; the weights of 2 runs are as" in out
+
+
+def test_a_teacher_whose_logits_are_not_kept_is_said_to_be_unverified_there(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(made / "classes", run)
+    file = run / "predictions" / "validation.parquet"
+    table = pd.read_parquet(file)
+    table.drop(columns=[name for name in table if name.startswith("teacher_logit/")]).to_parquet(file)
+    RunFolder(run).write_record(read_record(run))
+    found = verify_run(run)
+    assert found.differences == ()
+    assert any("teacher ece was not taken again: its logits are not kept" in line for line in found.untaken)
+
+
+def test_an_edited_calibration_is_found(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(made / "classes", run)
+    record = read_record(run)
+    edited = copy.deepcopy(record.scores)
+    edited["validation"]["calibration"]["student"]["value"] += 1
+    RunFolder(run).write_record(replace(record, scores=edited))
+    [line] = verify_run(run).differences
+    assert "student ece is told as" in line
 
 
 def test_a_difference_is_one_line_of_status_1_and_no_table(kdalign, made, tmp_path):
@@ -210,5 +229,5 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
     for score in (*edited["validation"]["student"], *edited["validation"]["teacher"]):
         score["value"] += 1
     RunFolder(tmp_path / "run").write_record(replace(record, scores=edited))
-    with pytest.raises(RunError, match=r"and 4 more$"):
+    with pytest.raises(RunError, match=r"and 5 more$"):
         verify_run(tmp_path / "run").check()
