@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from kdalign.ablation import FILE, KEPT, Ablation, Kept, Trial, check_same, keep, read_kept, write_ablation
+from filelock import FileLock, Timeout
+
+from kdalign.ablation import KEPT, Ablation, Kept, Trial, check_ours, check_same, clear, keep, read_kept, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
 from kdalign.files import check_writable
 from kdalign.observer import Observer, Silent
@@ -77,20 +80,24 @@ def ablate(
     observer = observer or Silent()
     kept = out / KEPT
     if overwrite:
-        _check_ours(out)
+        check_ours(out)
     else:
         check_same(ablation, out)
     check_writable(out)
     trials = ablation.trials(out)
-    todo = [trial for trial in trials if overwrite or not (kept / trial.file).is_file()]
-    _check(todo, overwrite)
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    write_ablation(ablation, out)
-    state = State(trials, [read_kept(trial, kept) for trial in trials if trial not in todo])
-    if state.done:
-        observer.announce(f"{len(state.done)} of {len(trials)} runs are there already")
-    _run_all(state, todo, kept, max(1, min(jobs, len(todo))), drop, observer, watch, tell)
+    here = [] if overwrite else [read_kept(trial, kept) for trial in trials if (kept / trial.file).is_file()]
+    _check(trials, here, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        if overwrite:
+            clear(out)
+        write_ablation(ablation, out)
+        state = State(trials, list(here))
+        if here:
+            observer.announce(f"{len(here)} of {len(trials)} runs are there already")
+        done = {one.trial.name for one in here}
+        todo = [trial for trial in trials if trial.name not in done]
+        _run_all(state, todo, kept, max(1, min(jobs, len(todo))), drop, observer, watch, tell)
     if state.failed:
         lines = "; ".join(f"{name}: {reason}" for name, reason in state.failed.items())
         raise RunError(f"{len(state.failed)} of {len(trials)} runs failed ({lines}); the same command tries them again")
@@ -98,33 +105,60 @@ def ablate(
     return sorted(state.done, key=lambda one: order[one.trial.name])
 
 
-def check(ablation: Ablation, out: Path) -> list[Trial]:
+def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]:
     """Check an ablation without writing anything; its trials."""
-    check_same(ablation, out)
+    if overwrite:
+        check_ours(out)
+    else:
+        check_same(ablation, out)
     trials = ablation.trials(out)
-    _check(trials, False)
+    _check(trials, (), overwrite)
     return trials
 
 
-def _check(trials: Sequence[Trial], overwrite: bool) -> None:
-    """Each arm on each task once: what is refused is refused before anything is written."""
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else works in this folder meanwhile."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"another ablate works in {str(out)!r}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> None:
+    """Each arm on each task once: what is refused is refused before anything is written.
+
+    What is kept must be of the models and data that are here now, and arms must be scored on the same examples.
+    """
     from kdalign.pipeline import prepare_all
 
-    seen = set()
+    inputs: dict[tuple[str, str], dict[str, str]] = {}
     for trial in trials:
-        if (trial.arm, trial.task) not in seen:
-            seen.add((trial.arm, trial.task))
+        if (trial.arm, trial.task) not in inputs:
+            resume = not overwrite and RunFolder(Path(str(trial.recipe.out))).started
             try:
-                prepare_all(trial.recipe, resume=RunFolder(Path(str(trial.recipe.out))).started, overwrite=overwrite)
+                [prepared] = prepare_all(trial.recipe, resume=resume, overwrite=overwrite)
             except UsageError as error:
                 raise UsageError(f"arm {trial.arm!r}, task {trial.task!r}: {error}") from None
-
-
-def _check_ours(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
-        raise UsageError(
-            f"{str(out)!r} holds no ablation, so --overwrite would remove something else; give another --out"
-        )
+            inputs[trial.arm, trial.task] = prepared.inputs
+    for one in kept:
+        now = inputs[one.trial.arm, one.trial.task]
+        changed = [name for name in now if one.inputs.get(name) != now[name]]
+        if changed:
+            raise UsageError(
+                f"the result of {one.trial.name} is of another {' and '.join(changed)} than is here now: "
+                f"give another --out, or --overwrite"
+            )
+    scored: dict[str, dict[str, str]] = {}
+    for (arm, task), found in inputs.items():
+        reported = {name: print_ for name, print_ in found.items() if name not in ("train", "teacher", "student")}
+        if scored.setdefault(task, reported) != reported:
+            raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
 
 
 def _run_all(
@@ -240,6 +274,7 @@ class _Worker:
 def _work(connection: Connection, threads: int, watch: Callable[[], Observer]) -> None:
     """Make the runs that are asked for until nobody asks."""
     os.setsid()  # Ctrl-C is for the one that watches; it tells its workers once
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     import torch
 
     from kdalign.pipeline import distill
@@ -261,10 +296,18 @@ def _work(connection: Connection, threads: int, watch: Callable[[], Observer]) -
             reason = "stopped"
         except Exception as error:
             # Whatever is wrong with one run, the others go on; its log keeps the whole of it.
+            folder.path.mkdir(parents=True, exist_ok=True)
             with folder.log.open("a", encoding="utf-8") as file:
                 file.write(traceback.format_exc())
             reason = f"{type(error).__name__}: {error}"
         connection.send(reason)
+
+
+def _follow(parent: int) -> None:
+    """Stop with the one that watches, whatever ended it; a run that trains saves where it is."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -283,7 +326,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM; workers of a terminal get their own, others are told to end."""
+    """Collect the first signal to stop: Ctrl-C, SIGTERM, or the loss of the terminal."""
     received: list[int] = []
     previous: dict[int, Any] = {}
 
@@ -292,7 +335,7 @@ def _stopping() -> Iterator[list[int]]:
         for each, handler in previous.items():
             signal.signal(each, handler)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         previous[each] = signal.signal(each, note)
     try:
         yield received

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -31,9 +32,14 @@ Array = np.ndarray[Any, Any]
 
 FILE = "ablation.yaml"
 KEPT = "kept"
+SEARCH = "search"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
-_UNKEPT = ("recipe", "environment", "samples", "files")
+TRIALS = ("data.task", "train.seed", "out")
+"""Keys that a trial sets itself."""
+_UNKEPT = ("samples", "files")
+_ELSEWHERE = ("out", "train.device", "train.precision")
+"""Keys that may differ between a result that is kept and the trial that it is of: where, not what, was trained."""
 _ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
 _SHARED = ("label", "teacher", "tokens")
 
@@ -108,7 +114,7 @@ class Ablation:
 
     def dump(self) -> str:
         """As YAML."""
-        arms = {name: dict(changes) for name, changes in self.arms.items()}
+        arms = {name: {"from": None, **changes} for name, changes in self.arms.items()}
         return yaml.safe_dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, sort_keys=False)
 
 
@@ -153,7 +159,15 @@ def build_ablation(
         if words.count(word) > 1 or not word:
             raise UsageError(f"arm {name!r}: give arms names whose letters and digits differ")
     made = Ablation(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
-    made.trials(Path("runs"))  # refuses what does not go together
+    for changes in chosen.values():
+        for key in changes:
+            if key in TRIALS:
+                raise UsageError(f"arms cannot differ by {key}, which every run of an ablation has its own of")
+    trials = made.trials(Path("runs"))  # refuses what does not go together
+    for names in ([trial.file for trial in trials], [str(trial.recipe.out) for trial in trials]):
+        if len(set(names)) < len(names):
+            twice = [trial.name for trial, name in zip(trials, names, strict=True) if names.count(name) > 1]
+            raise UsageError(f"{twice[0]!r} and {twice[1]!r} would lie in one place: name arms or task files otherwise")
     return made
 
 
@@ -166,8 +180,13 @@ def read_ablation(out: Path) -> Ablation:
     return build_ablation(out / FILE, {})
 
 
-def check_same(ablation: Ablation, out: Path) -> None:
+def check_same(ablation: Ablation, out: Path, arms: bool = True) -> None:
     """Refuse to go on with another ablation than the one that lies in a folder; arms and seeds may be added.
+
+    Args:
+        ablation: to go on with.
+        out: the folder.
+        arms: whether arms of the same name must be the same, too; a search has yet to choose them.
 
     Raises:
         UsageError: what differs.
@@ -176,7 +195,10 @@ def check_same(ablation: Ablation, out: Path) -> None:
         return
     there = read_ablation(out)
     changed = [key for key in {**there.base, **ablation.base} if there.base.get(key) != ablation.base.get(key)]
-    changed += [f"arm {name}" for name in there.arms if ablation.arms.get(name, there.arms[name]) != there.arms[name]]
+    if arms:
+        changed += [
+            f"arm {name}" for name in there.arms if ablation.arms.get(name, there.arms[name]) != there.arms[name]
+        ]
     if changed:
         raise UsageError(
             f"{str(out)!r} holds another ablation: {', '.join(changed)} differ; give another --out, or --overwrite"
@@ -184,7 +206,12 @@ def check_same(ablation: Ablation, out: Path) -> None:
 
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
-    """Write an ablation into its folder; arms that lie there already and are not named now stay."""
+    """Write an ablation into its folder; arms that lie there already and are not named now stay.
+
+    Raises:
+        UsageError: another one lies there.
+    """
+    check_same(ablation, out)
     if (out / FILE).is_file():
         there = read_ablation(out)
         seeds = tuple(dict.fromkeys((*there.seeds, *ablation.seeds)))
@@ -192,23 +219,46 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
     write_text(out / FILE, ablation.dump())
 
 
+def check_ours(out: Path) -> None:
+    """Refuse to replace what is no ablation.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
+        raise UsageError(f"{str(out)!r} holds no ablation that --overwrite could replace; give another --out")
+
+
+def clear(out: Path) -> None:
+    """Remove an ablation, and nothing else that lies in its folder."""
+    if not (out / FILE).is_file():
+        return
+    for trial in read_ablation(out).trials(out):
+        shutil.rmtree(out / Path(str(trial.recipe.out)).relative_to(out).parts[0], ignore_errors=True)
+    for inner in (KEPT, SEARCH):
+        shutil.rmtree(out / inner, ignore_errors=True)
+    (out / FILE).unlink()
+
+
 @dataclass(frozen=True)
 class Kept:
     """What is kept of a finished run.
 
     Attributes:
-        record: the run's, without environment and samples.
+        record: the run's, without samples.
+        inputs: fingerprints of the models and splits that the run read.
         answers: by split and column, as in the run's predictions: ``prediction``, ``label``, ``teacher``; a language
             model's ``nll`` and ``tokens``.
     """
 
     trial: Trial
     record: RunRecord
+    inputs: Mapping[str, str]
     answers: Mapping[str, Mapping[str, Array]]
 
 
 def keep(trial: Trial, folder: Path) -> Kept:
-    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to 16 bits."""
+    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to 32 bits."""
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
     answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
@@ -216,7 +266,8 @@ def keep(trial: Trial, folder: Path) -> Kept:
         split: {name: _packed(name, values, folder) for name, values in columns.items()}
         for split, columns in answers.items()
     }
-    content = {name: value for name, value in tree.items() if name not in _UNKEPT} | {"answers": packed}
+    content = {name: value for name, value in tree.items() if name not in _UNKEPT}
+    content |= {"answers": packed, "inputs": json.loads(run.inputs.read_text(encoding="utf-8"))}
     with whole_file(folder / trial.file) as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
     return read_kept(trial, folder)
@@ -226,7 +277,7 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     """What ``keep`` wrote.
 
     Raises:
-        UsageError: the file is something else.
+        UsageError: the file is something else, or of a run by another recipe.
     """
     file = folder / trial.file
     try:
@@ -235,10 +286,15 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
+        inputs = dict(tree.pop("inputs"))
     except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
-    whole = {**tree, "recipe": trial.recipe.model_dump(mode="json"), "environment": {}, "samples": [], "files": {}}
-    return Kept(trial, RunRecord.from_json(whole, repr(str(file))), answers)
+    record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
+    asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
+    changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
+    if changed:
+        raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it anew")
+    return Kept(trial, record, inputs, answers)
 
 
 def budget_notes(kept: Sequence[Kept]) -> list[str]:
@@ -254,6 +310,10 @@ def budget_notes(kept: Sequence[Kept]) -> list[str]:
         if len(set(arms.values())) > 1:
             told = ", ".join(f"{arm} {steps:,} steps of {tokens:,} tokens" for arm, (steps, tokens) in arms.items())
             notes.append(f"budgets differ on {task}, seed {seed}: {told}")
+    for task in dict.fromkeys(one.trial.task for one in kept):
+        read = {one.trial.arm: one.record.data["train"]["fingerprint"] for one in kept if one.trial.task == task}
+        if len(set(read.values())) > 1:
+            notes.append(f"arms learnt from different training examples of {task}: {', '.join(read)}")
     same = [] if notes else ["budget: all arms took the same steps and tokens on each task and seed"]
     return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
 
@@ -273,7 +333,7 @@ def _read_answers(file: Path) -> dict[str, Array]:
 
 def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
     """A column as text, or the name of a file in the folder where many runs share it."""
-    kind = "<i4" if values.dtype.kind != "f" else "<f2" if name == "prediction" else "<f4"
+    kind = "<f4" if values.dtype.kind == "f" else "<i4"
     raw = values.astype(kind).tobytes()
     if name not in _SHARED:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
@@ -312,9 +372,18 @@ def _arms_in(tree: object) -> dict[str, dict[str, Any]]:
         if given is None:
             raise UsageError(f"arm {name!r} takes keys such as objective.beta: 0; given {changes!r}")
         start = given.pop("from", name if name in ARMS_CHANGES else None)
+        given = _flat(given)
         if start is not None and start not in ARMS_CHANGES:
             raise unknown(f"arm after which {name!r} is made", str(start), ARMS_CHANGES)
         found[str(name)] = {**(ARMS_CHANGES[start] if start is not None else {}), **given}
+    return found
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return found
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kdalign.work import Work
 
 KINDS = ("int8", "majority")
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Counts up when the same runs would give other rows."""
 
 
@@ -93,7 +93,7 @@ def _in_place(record: RunRecord, made: Made) -> RunRecord:
         record,
         student=made.model or ModelRecord(record.teacher.source if record.teacher else "", "", 0, 0.0, "none"),
         teacher=None if teacher is None else replace(teacher, latency_ms=made.beside_ms),
-        scores={split: {**scores, "student": made.scores or nothing, "agreement": made.agreement}},
+        scores={split: {**scores, "student": made.scores or nothing, "agreement": made.agreement, "calibration": {}}},
     )
 
 
@@ -129,6 +129,11 @@ def _key(kind: str, record: RunRecord) -> str:
             "read": [record.recipe["data"]["max_length"], record.recipe["data"]["order"]],
             "agreement": first_split(record)["agreement"] is not None,
             "torch": version("torch"),
+            "made": [
+                record.environment.get("device"),
+                record.recipe["train"]["precision"],
+                record.training.get("ranks"),
+            ],
         }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -189,6 +194,8 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> M
     answers = work.answer(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
     if first_split(record)["agreement"] is not None:
+        if not RunFolder(folder).predictions(split).is_file():
+            raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
         agreement = work.agreement(answers, work.kept(RunFolder(folder).predictions(split))).to_json()
     before_ms, after_ms = latencies_ms([model, small], min(128, models.positions(model.config)))
     return Made(

@@ -132,7 +132,7 @@ def _with_means(entries: Sequence[Entry]) -> list[str]:
 
 
 def _in_per_cent(record: RunRecord) -> bool:
-    return all(score["unit"] == "%" for score in first_split(record)["student"])
+    return all(score["unit"] == "%" and score["higher_is_better"] for score in first_split(record)["student"])
 
 
 def _columns(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]) -> list[Column]:

@@ -86,7 +86,8 @@ def read_all(paths: Iterable[str | Path]) -> Found:
         if path.is_file() and path.name != RECORD:
             evaluations[path] = read_evaluation(path)
         elif (path / ABLATION).is_file():
-            entries += _read_ablation(path)
+            found, passed = _read_ablation(path)
+            entries, passed_over = entries + found, passed_over | passed
         elif _is_run(path) or not path.is_dir():
             entries.append(_read_run(path))
         else:
@@ -122,8 +123,8 @@ def _read_run(path: Path) -> Entry:
     return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
 
 
-def _read_ablation(path: Path) -> list[Entry]:
-    """An ablation's finished runs.
+def _read_ablation(path: Path) -> tuple[list[Entry], dict[Path, str]]:
+    """An ablation's finished runs, and what is left out.
 
     Raises:
         UsageError: there are none.
@@ -134,18 +135,23 @@ def _read_ablation(path: Path) -> list[Entry]:
     return entries_kept(kept)
 
 
-def entries_kept(kept: Sequence[Kept]) -> list[Entry]:
-    """An ablation's runs, those of an arm and a seed together."""
+def entries_kept(kept: Sequence[Kept]) -> tuple[list[Entry], dict[Path, str]]:
+    """An ablation's runs, those of an arm and a seed together; a seed that still lacks a task is left out."""
     found: dict[tuple[str, int], list[Kept]] = {}
     for one in kept:
         found.setdefault((one.trial.arm, one.trial.seed), []).append(one)
-    entries = []
-    for (arm, _), several in found.items():
+    most = max(len(several) for several in found.values())
+    entries: list[Entry] = []
+    left: dict[Path, str] = {}
+    for (arm, seed), several in found.items():
+        if len(several) < most:
+            left[Path(f"{arm}, seed {seed}")] = UNFINISHED
+            continue
         records = {one.record.task: one.record for one in several}
         folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
         answers = {one.record.task: one.answers for one in several}
-        entries.append(Entry(arm, key_of(records), records, folders, answers))
-    return entries
+        entries.append(Entry(arm, json.dumps(["arm", arm, sorted(records)]), records, folders, answers))
+    return entries, left
 
 
 def _places(folder: Path) -> list[Path]:
@@ -171,7 +177,12 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
         if not inner.is_dir() or inner.name.startswith("."):
             continue
         if (inner / ABLATION).is_file():
-            entries += entries_kept(read_all_kept(inner))
+            kept = read_all_kept(inner)
+            if kept:
+                found, below = entries_kept(kept)
+                entries, passed = entries + found, passed | below
+            else:
+                passed[inner] = UNFINISHED
             continue
         if _is_run(inner):
             try:
@@ -280,9 +291,15 @@ def tasks_differ(entries: Sequence[Entry]) -> bool:
 
 
 def teachers_differ(entries: Sequence[Entry]) -> bool:
-    """Whether a task has several teachers."""
-    teachers = {(one.task, one.teacher.revision) for one in records_of(entries) if one.teacher is not None}
-    return len(teachers) > len({task for task, _ in teachers})
+    """Whether a task has several teachers: other weights to begin with, fine-tuned otherwise, or of other scores."""
+    teachers = {(record.task, *_of_teacher(record)) for record in records_of(entries) if record.teacher is not None}
+    return len(teachers) > len({task for task, *_ in teachers})
+
+
+def _of_teacher(record: RunRecord) -> tuple[str, str, str]:
+    assert record.teacher is not None, "asked for a run that has one"
+    scores = [None if score["value"] is None else round(score["value"], 3) for score in first_split(record)["teacher"]]
+    return record.teacher.revision, record.teacher.head, json.dumps(scores)
 
 
 _OF_TOKENS = ("ppl", "masked_ppl")

@@ -39,6 +39,11 @@ class Learner(nn.Module):
         self._bf16 = bf16
         self.follow(plan, objective)
 
+    @property
+    def attends(self) -> bool:
+        """Whether its layers attend to several of the teacher's, by what is minimised now."""
+        return bool(self._attends)
+
     def follow(self, plan: Plan | None, objective: Objective) -> None:
         """Give from now on the signals that this objective compares by this plan."""
         self.plan = plan

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.errors import UsageError
+from kdalign.extend import resolve
+
 Array = np.ndarray[Any, Any]
 
 
@@ -265,3 +268,25 @@ def score(metric: Metric, predictions: Array, references: Array) -> Score:
 
 
 _DISTRIBUTIONS = ("numpy", "scikit-learn", "scipy")
+
+
+def metrics_named(names: Sequence[str]) -> tuple[dict[str, Metric], list[str]]:
+    """All metrics of classes and scores by the names in scores, a run's own among them.
+
+    Args:
+        names: as a task has them; a user's as ``package.module:Name`` or ``file.py:Name``.
+
+    Returns:
+        The metrics, and why a user's is not there.
+    """
+    found, missing = dict(METRICS), []
+    for name in names:
+        if ":" in name:
+            try:
+                metric: object = resolve(name, METRICS, "metric")
+            except UsageError as error:
+                missing.append(str(error))
+                continue
+            if isinstance(metric, Metric):
+                found[metric.name] = metric
+    return found, missing

@@ -47,7 +47,16 @@ from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
-from kdalign.training import Remapping, Stage, check_device, make_accelerator, start_trackers, train, use_bf16
+from kdalign.training import (
+    Remapping,
+    Stage,
+    check_device,
+    make_accelerator,
+    start_trackers,
+    total_steps,
+    train,
+    use_bf16,
+)
 from kdalign.version import __version__
 from kdalign.work import Work
 
@@ -148,6 +157,8 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     config = config_of(run, tokenizer)
     texts = read_texts(run, tokenizer, config)
     encoded, watched = texts.train, texts.watched
+    if total_steps(recipe.train, encoded) < len(recipe.objective.stages):
+        raise UsageError("objective.align_first needs a step to align in and one to answer in: train for two at least")
 
     if main:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
@@ -256,7 +267,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if progress.plan and main:
         write_text(folder.plan, progress.plan)
     attended = {}
-    if plan is not None and plan.attended and teacher is not None:
+    if plan is not None and learner.attends and teacher is not None:
         few = some(encoded, recipe.train.seed, SIMILARITY_TOKENS)
         attended = layer_attention(plan, learner, teacher, few, accelerator.device)
         for stack, rows in attended.items():

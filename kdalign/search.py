@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from kdalign.ablating import State, ablate
-from kdalign.ablation import Ablation, Kept
-from kdalign.errors import UsageError
-from kdalign.files import whole_file
+from kdalign.ablation import TRIALS, Ablation, Kept, read_all_kept
+from kdalign.errors import RunError, UsageError
+from kdalign.files import whole_file, write_text
 from kdalign.observer import Observer, Silent
-from kdalign.recipe import assign
-from kdalign.tasks import Task, find_task, hold_out, load_examples
-from kdalign.tasks.data import load_table
+from kdalign.preparation import training_examples
+from kdalign.recipe import TERM_KEYS, assign
+from kdalign.tasks import Task, find_task, hold_out
+from kdalign.work import work_on
 
 SHARE = 0.1
 """Of train, held out to choose by; at most 1,000 rows."""
+_DEFINING = (*TERM_KEYS, "align_first")
+"""Keys of the objective by whose absence an arm is what it is."""
 SEED = 0
 """Of the slice, and of the runs that are compared on it."""
 
@@ -68,6 +71,9 @@ def search(
         UsageError: tasks without classes or scores, or an arm that cannot be carried out.
     """
     observer = observer or Silent()
+    for key in space:
+        if key in TRIALS:
+            raise UsageError(f"--search {key}: every run of an ablation has its own")
     base = deepcopy(dict(ablation.base))
     _write_slices(ablation, out / "data")
     for key in ("dataset", "config", "limit"):
@@ -88,8 +94,12 @@ def search(
             arms={name: {**arms[arm], **settings} for name, (arm, settings) in asked.items()},
             seeds=(SEED,),
         )
-        kept = ablate(runs, out / "runs", observer, jobs=jobs, drop=True, watch=watch, tell=tell)
-        scores = {name: _mean([one for one in kept if one.trial.arm == name]) for name in asked}
+        try:
+            ablate(runs, out / "runs", observer, jobs=jobs, drop=True, watch=watch, tell=tell)
+        except RunError as error:  # a rate at which training diverges is no choice, and says so
+            observer.announce(f"{key}: {error}")
+        kept = read_all_kept(out / "runs")
+        scores = {name: _mean([one for one in kept if one.trial.arm == name], len(ablation.tasks)) for name in asked}
         for arm in arms:
             own = [name for name in asked if asked[name][0] == arm]
             best = max(own, key=lambda name: _rank(scores[name]))
@@ -106,10 +116,9 @@ def _settings(
     """What is tried of an arm: each value, but one where the key says nothing to it."""
     first = next(one for one in ablation.trials(Path("runs")) if one.arm == arm).recipe
     here = first.flat()
-    if key.startswith("objective.") and not first.objective.needs_teacher:
-        return [dict(settings)]
-    if key in ("objective.beta", "objective.gamma", "objective.delta") and not here[key]:
-        return [dict(settings)]  # an arm without this term stays without
+    section, _, name = key.rpartition(".")
+    if section == "objective" and (not first.objective.needs_teacher or (name in _DEFINING and not here[key])):
+        return [dict(settings)]  # an arm without a teacher, or without this term, stays without
     # The value that the arm has anyway is not named, so that it is not run again.
     return [dict(settings) if here.get(key) == value else {**settings, key: value} for value in values]
 
@@ -118,8 +127,10 @@ def _named(arm: str, settings: Mapping[str, Any]) -> str:
     return " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
 
 
-def _mean(kept: Sequence[Kept]) -> float | None:
-    """The mean over tasks of the means of their metrics, all of which are better when higher."""
+def _mean(kept: Sequence[Kept], tasks: int) -> float | None:
+    """The mean over tasks of the means of their metrics, all of which are better when higher; None where one failed."""
+    if len(kept) < tasks:
+        return None
     values = []
     for one in kept:
         scores = next(iter(one.record.scores.values()))["student"]
@@ -138,17 +149,31 @@ def _shown(value: float | None) -> str:
 
 
 def _write_slices(ablation: Ablation, folder: Path) -> None:
-    """Train of every task, cut into a part to train on and a slice to choose by, under their own names."""
+    """Train of every task, cut into a part to train on and a slice to choose by, under their own names.
+
+    Raises:
+        UsageError: a task without classes or scores, or slices of other data lie there.
+    """
+    import pandas as pd
+
     for trial in {one.task: one for one in ablation.trials(Path("runs"))}.values():
         data = trial.recipe.data
         task = find_task(trial.task, data.folder, data.dataset, data.config)
         if not isinstance(task, Task) or trial.task.endswith((".yaml", ".yml")):
             raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
-        own = folder / task.name
-        if (own / f"{task.evaluation[0]}.parquet").is_file():
+        whole, _ = training_examples(work_on(task, "masked", data.max_length, "none"), trial.recipe)
+        own, print_ = folder / trial.task, whole.fingerprint()
+        mark = own / "train-of.txt"
+        if mark.is_file():
+            if mark.read_text(encoding="utf-8") != print_:
+                raise UsageError(f"{str(own)!r} holds a slice of other data: give another --out, or --overwrite")
             continue
-        rows, held = hold_out(load_examples(task, task.train), SHARE, SEED)
-        table = load_table(task.source, task.train, task.columns)
+        assert whole.labels is not None, "training examples were checked"
+        labels = whole.labels.tolist()
+        table = pd.DataFrame(dict(zip(task.columns, whole.texts, strict=True)))
+        table[task.label] = labels if task.regression else [task.labels[number] for number in labels]
+        rows, held = hold_out(whole, SHARE, SEED)
         for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):
             with whole_file(own / f"{split}.parquet") as temporary:
                 table.iloc[part].to_parquet(temporary, index=False)
+        write_text(mark, print_)

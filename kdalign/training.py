@@ -210,7 +210,9 @@ def train(
         RunError: the loss is not a number.
     """
     steps = total_steps(settings, encoded)
-    begins = {round(stage.after * steps): stage.objective for stage in stages}
+    assert steps >= len(stages), "checked: every stage has a step at least"
+    places = [min(max(round(stage.after * steps), n), steps - len(stages) + n) for n, stage in enumerate(stages)]
+    begins = {place: stage.objective for place, stage in zip(places, stages, strict=True)}
     every = settings.eval_every or max(1, steps // 10)
     learner.to(accelerator.device).train()
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
@@ -267,7 +269,9 @@ def train(
                 shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
                 observer.announce(f"before training, on the watched texts: {shown}")
             folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
-            if progress.best_score is None or value > progress.best_score:
+            if 0 < max(begins) >= progress.step:
+                pass  # what counts is learnt in the last stage
+            elif progress.best_score is None or value > progress.best_score:
                 progress.best_score, progress.best_step, progress.evaluations_without_gain = (
                     value,
                     progress.step,
@@ -354,6 +358,8 @@ def train(
                 saved_at = progress.seconds
         if main:  # what follows may be interrupted, too
             save_checkpoint(folder, learner, optimizer, progress)
+        if received and accelerator.num_processes == 1:
+            raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
     observer.ended()
     if settings.select == "best":
         accelerator.wait_for_everyone()

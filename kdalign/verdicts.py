@@ -13,8 +13,7 @@ import numpy as np
 
 from kdalign.entries import first_split
 from kdalign.errors import UsageError, unknown
-from kdalign.extend import resolve
-from kdalign.metrics import METRICS
+from kdalign.metrics import METRICS, metrics_named
 from kdalign.paired import Answered, Answers, Difference, Sums, Undefined, Verdict, difference, judged, macro_difference
 from kdalign.runs import RunFolder, RunRecord, read_record
 from kdalign.table import metric_key
@@ -295,7 +294,11 @@ def _asked(task: str, pairs: Pairs, several: bool, notes: dict[str, None]) -> li
             notes[f"{task}: not all runs have {metric}, no verdict"] = None
             continue
         question = _Question(metric_key(task, metric), task, metric, score["unit"], primary=place == 0)
-        ours, theirs = ([_answers(run, (metric,)) for run in side] for side in zip(*pairs, strict=True))
+        try:
+            ours, theirs = ([_answers(run, (metric,)) for run in side] for side in zip(*pairs, strict=True))
+        except Undefined as why:
+            notes[f"{why}, no verdict"] = None
+            continue
         found.append((question, ours, theirs, score["higher_is_better"]))
     mean = _one_number(task, pairs)
     if several and mean is not None and len(runs[0].scores) > 1:
@@ -319,7 +322,10 @@ def _one_number(task: str, pairs: Pairs) -> Asked | None:
     same = all(tuple(each["metric"] for each in run.scores) == metrics for pair in pairs for run in pair)
     if not same or not all(score["unit"] == "%" and score["higher_is_better"] for score in scores):
         return None
-    ours, theirs = ([_answers(run, metrics) for run in side] for side in zip(*pairs, strict=True))
+    try:
+        ours, theirs = ([_answers(run, metrics) for run in side] for side in zip(*pairs, strict=True))
+    except Undefined:  # said of the metric itself
+        return None
     return _Question(task, task, "mean", "%"), ours, theirs, True
 
 
@@ -349,12 +355,16 @@ def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
             _perplexity(int(tokens.sum()) / score["n"], score["unit"]),
             tokens,
         )
-    found = tuple(resolve(name, METRICS, "metric") for name in metrics)
+    known, _ = metrics_named(run.record.metrics)
+    if any(name not in known for name in metrics):
+        raise Undefined(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here")
+    found = tuple(known[name] for name in metrics)
     values = table["prediction"].to_numpy()
     if any(metric.of_logits for metric in found):
-        if len(found) > 1:
-            raise UsageError(f"run {run.name!r}: {' and '.join(metrics)} have no mean")
-        values = table[[name for name in table if name.startswith("logit/")]].to_numpy()
+        logits = [name for name in table if name.startswith("logit/")]
+        if len(found) > 1 or not logits:
+            raise Undefined(f"run {run.name!r}: {' and '.join(metrics)} cannot be taken of what is kept")
+        values = table[logits].to_numpy()
     return Answers(found, values, table["label"].to_numpy())
 
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from kdalign.entries import evaluations_in, read_all, read_evaluation
 from kdalign.errors import RunError, UsageError
-from kdalign.extend import resolve
 from kdalign.integrity import check_weights, read_checked
-from kdalign.metrics import METRICS, Metric, Score, score
+from kdalign.metrics import METRICS, Metric, Score, metrics_named, score
 from kdalign.runs import RECORD, RunFolder
 from kdalign.statistics import example_interval
 from kdalign.tasks import LanguageTask, find_task
@@ -104,8 +103,10 @@ def verify_run(run: Path) -> Verified:
     """
     record = read_checked(run)
     check_weights(run, record)
-    metrics, untaken = _metrics(record.metrics)
-    found = Verified(runs=1, untaken=tuple(f"run {str(run)!r}: {line}" for line in untaken))
+    metrics, untaken = metrics_named(record.metrics)
+    found = Verified(
+        runs=1, untaken=tuple(f"run {str(run)!r}: {line}: its scores were not taken again" for line in untaken)
+    )
     for split, told in record.scores.items():
         where = f"run {str(run)!r}, {split}"
         file = RunFolder(run).predictions(split)
@@ -121,21 +122,6 @@ def verify_run(run: Path) -> Verified:
             taken = answers.student([error]) if who == "student" else answers.teacher([error])
             found += _verified(where, f"{who} ", [error], taken)
     return found
-
-
-def _metrics(names: Sequence[str]) -> tuple[dict[str, Metric], list[str]]:
-    """A run's metrics of classes or scores by the names in its scores; what is said of those that are not there."""
-    found, untaken = dict(METRICS), []
-    for name in names:
-        if ":" in name:
-            try:
-                metric: object = resolve(name, METRICS, "metric")
-            except UsageError as error:
-                untaken.append(f"{error}: its scores were not taken again")
-                continue
-            if isinstance(metric, Metric):
-                found[metric.name] = metric
-    return found, untaken
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,30 @@
 """Arms over tasks and seeds: which runs there are, what is kept of them, and that a stop loses nothing."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import one_line, sentences
+from filelock import FileLock
 
-from kdalign.ablation import build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
+import kdalign.ablation as ablation_module
+from kdalign.ablation import budget_notes, build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
+from kdalign.comparison import compare
+from kdalign.entries import entries_kept
 from kdalign.errors import UsageError
 from kdalign.runs import read_record
-from kdalign.search import search
-from kdalign.tasks import load_examples
+from kdalign.search import _settings, search
+from kdalign.tasks import Source, load_examples
 from kdalign.tasks.glue import GLUE
 
 FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
@@ -89,6 +96,48 @@ def test_an_ablation_goes_on_with_more_arms_and_seeds_but_not_with_another_recip
     assert (list(both.arms), both.seeds) == (["labels", "joint"], (0, 1))
     with pytest.raises(UsageError, match="holds another ablation: train differ"):
         check_same(build_ablation(None, FLAGS | {"train.max_steps": 7}, arms="labels"), tmp_path)
+    warm = build_ablation(None, FLAGS, arms="labels", sweeps=["train.lr=1e-4"])
+    other = replace(warm, arms={"labels": warm.arms["lr=0.0001"]})
+    with pytest.raises(UsageError, match="holds another ablation: arm labels differ"):
+        write_ablation(other, tmp_path)
+    check_same(other, tmp_path, arms=False)  # a search has yet to choose them
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"sweeps": ["data.task=sst2,mrpc"]}, "arms cannot differ by data.task"),
+        ({"sweeps": ["train.seed=1,2"]}, "arms cannot differ by train.seed"),
+    ],
+)
+def test_what_every_run_has_its_own_of_is_no_difference_between_arms(more, said):
+    with pytest.raises(UsageError, match=said):
+        build_ablation(None, FLAGS, **more)
+
+
+def test_results_that_would_lie_in_one_place_are_refused(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("teacher: t\ndata: {task: [lm, masked-lm]}\narms: {soft: , soft-masked: {from: soft}}\n")
+    with pytest.raises(UsageError, match="would lie in one place"):
+        build_ablation(file, {})
+    with pytest.raises(UsageError, match="would lie in one place"):
+        build_ablation(None, FLAGS | {"data.task": "x/rte.yaml,y/rte.yaml"}, arms="joint")
+
+
+def test_an_ablation_is_read_back_as_it_was_made(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "teacher: t\ndata: {task: rte}\narms:\n  align: {from: joint, objective.hard: 1}\n"
+        "  cool: {objective: {temperature: 4, beta: 0}}\nseeds: 2\n"
+    )
+    made = build_ablation(file, {})
+    assert made.arms["cool"] == {"objective.temperature": 4, "objective.beta": 0}
+    write_ablation(made, tmp_path / "out")
+    again = read_ablation(tmp_path / "out")
+    assert again == made
+    recipes = {one.arm: one.recipe for one in again.trials(tmp_path)}
+    assert recipes["align"].objective.align_first == 0
+    assert (recipes["cool"].objective.temperature, recipes["cool"].objective.gamma) == (4, 1)
 
 
 def test_all_seeds_learn_from_the_same_examples_where_there_is_a_limit(tmp_path):
@@ -130,7 +179,8 @@ def test_an_ablation_keeps_what_its_runs_leave(done):
         run_folder = folder / str(trial.recipe.out)
         kept, record = read_kept(trial, folder / "a" / "kept"), read_record(run_folder)
         assert kept.record.scores == record.scores
-        assert kept.record.recipe == record.recipe | {"train": kept.record.recipe["train"]}
+        assert kept.record.recipe == record.recipe
+        assert kept.inputs == json.loads((run_folder / "inputs.json").read_text())
         answers = pd.read_parquet(run_folder / "predictions/validation.parquet")
         for column in ("prediction", "label", "teacher"):
             assert np.array_equal(kept.answers["validation"][column], answers[column]), column
@@ -244,6 +294,117 @@ def test_overwriting_removes_only_an_ablation(kdalign, teacher, data, tmp_path):
     assert Path("a/precious").is_file()
 
 
+def copied(done, tmp_path):
+    shutil.copytree(done[0] / "a", tmp_path / "a")
+    return Path("a")
+
+
+def test_overwriting_makes_an_ablation_anew_and_leaves_what_is_not_its_own(done, kdalign, teacher, data, tmp_path):
+    out = copied(done, tmp_path)
+    (out / "notes.txt").write_text("mine")
+    before = {file.name: file.stat().st_mtime_ns for file in (out / "kept").iterdir()}
+    words = arguments(teacher, data, "--arms", "labels", "--seeds", "1", "--lr", "1e-3")
+    status, _, err = kdalign(*words)
+    assert status == 2
+    assert "holds another ablation: train differ" in one_line(err)
+    assert {file.name: file.stat().st_mtime_ns for file in (out / "kept").iterdir()} == before
+    status, _, err = kdalign(*words, "--overwrite", "--drop-runs")
+    assert status == 0, err
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "ablation.yaml", "kept", ".lock"}
+    (kept,) = (out / "kept").glob("*seed*")
+    trial = read_ablation(out).trials(out)[0]
+    assert read_kept(trial, kept.parent).record.recipe["train"]["lr"] == 1e-3
+
+
+def test_a_search_over_something_else_removes_nothing(kdalign, teacher, data, tmp_path):
+    Path("a").mkdir()
+    Path("a/precious").write_text("x")
+    words = arguments(teacher, data, "--overwrite", "--search", "train.lr=1e-4,2e-4")
+    status, _, err = kdalign(*words)
+    assert status == 2
+    assert "holds no ablation" in err.splitlines()[-1]
+    assert [path.name for path in Path("a").iterdir()] == ["precious"]
+
+
+def test_a_recipe_edited_behind_its_results_is_refused(done, kdalign, tmp_path):
+    out = copied(done, tmp_path)
+    file = out / "ablation.yaml"
+    file.write_text(file.read_text().replace("max_steps: 6", "max_steps: 7"))
+    status, _, err = kdalign("compare", "a")
+    assert status == 2
+    assert "is of another recipe, train.max_steps differ" in one_line(err)
+
+
+def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data, tmp_path):
+    out = copied(done, tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    table = pd.read_parquet(other / "train.parquet")
+    table.assign(label=1 - table["label"]).to_parquet(other / "train.parquet")
+    file = out / "ablation.yaml"
+    file.write_text(file.read_text().replace(str(data), str(other)))
+    for run_folder in out.glob("*-seed?"):
+        shutil.rmtree(run_folder)
+    for result in (out / "kept").glob("*seed*"):
+        tree = json.loads(gzip.decompress(result.read_bytes()))
+        tree["recipe"]["data"]["folder"] = str(other)
+        result.write_bytes(gzip.compress(json.dumps(tree).encode()))
+    status, _, err = kdalign(*arguments(teacher, other, "--arms", "labels,joint", "--seeds", "2"))
+    assert status == 2
+    assert "the result of labels, sst2, seed 0 is of another train than is here now" in err.splitlines()[-1]
+
+
+def test_arms_that_would_be_scored_on_other_examples_are_refused(kdalign, teacher, data, tmp_path):
+    words = arguments(teacher, data, "--arms", "labels", "--sweep", "data.limit=20,40")
+    status, _, err = kdalign(*words)
+    assert status == 2
+    assert "arm 'limit=40' would be scored on other examples of 'sst2'" in one_line(err)
+
+
+def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
+    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    second = [replace(one, trial=replace(one.trial, task="b"), record=replace(one.record, task="b")) for one in kept]
+    entries, left = entries_kept([*kept, *second[:3]])
+    assert [(entry.name, entry.seed) for entry in entries] == [("labels", 0), ("joint", 0), ("labels", 1)]
+    assert {str(name) for name in left} == {"joint, seed 1"}
+    table = compare([], kept=entries, against="labels")
+    assert [row.seeds for row in table.rows if row.kind == "student"] == [(0, 1), (0,)]
+
+
+def test_equal_recipes_are_arms_of_their_own(done):
+    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    twin = [replace(one, trial=replace(one.trial, arm="twin")) for one in kept if one.trial.arm == "joint"]
+    table = compare([], kept=entries_kept([*kept, *twin])[0], against="joint")
+    [difference] = [row for row in table.rows if row.name == "twin − joint"]
+    assert difference.cells["sst2/accuracy"].value == 0
+    assert difference.cells["sst2/accuracy"].verdict == "≈"
+
+
+def test_scores_are_kept_to_the_precision_of_a_model(done, tmp_path):
+    values = np.array([1957.0, 1957.25, 70000.5, 3.14159])
+    packed = ablation_module._packed("prediction", values, tmp_path)
+    assert ablation_module._unpacked(packed, tmp_path).tolist() == pytest.approx(values.tolist(), rel=1e-7)
+
+
+def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
+    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    longer = replace(kept[1], record=replace(kept[1].record, training=kept[1].record.training | {"steps": 7}))
+    notes = budget_notes([kept[0], longer])
+    tokens = kept[0].record.training["tokens"]
+    assert notes[0] == (
+        f"budgets differ on sst2, seed 0: labels 6 steps of {tokens:,} tokens, joint 7 steps of {tokens:,} tokens"
+    )
+
+
+def test_two_ablations_do_not_work_in_one_folder(done, kdalign, teacher, data, tmp_path):
+    out = copied(done, tmp_path)
+    with FileLock(out / ".lock"):
+        status, _, err = kdalign(*done[1])
+    assert status == 2
+    assert "another ablate works in 'a'" in err.splitlines()[-1]
+
+
 def test_a_damaged_result_is_named(done, tmp_path):
     folder, _, _ = done
     trial = read_ablation(folder / "a").trials(Path("a"))[0]
@@ -273,28 +434,33 @@ def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp
     assert chosen.base == ablation.base
     by_arm = {arm: [one for one in tried if one.arm == arm] for arm in ("labels", "soft")}
     assert [len(by_arm[arm]) for arm in by_arm] == [2 + 1, 2 + 2]  # a temperature says nothing to hard labels
-    for one in tried:
-        rivals = [
-            two
-            for two in tried
-            if two.arm == one.arm and set(two.settings) >= set(one.settings) - {"objective.temperature"}
-        ]
-        assert one.score is not None
-        assert rivals
-    train, held = (
-        load_examples(replace_source(GLUE["sst2"], tmp_path / "s/data/sst2"), split)
-        for split in ("train", "validation")
-    )
+    for arm in by_arm:
+        scores = {tuple(one.settings.items()): one.score for one in by_arm[arm]}
+        last = [one for one in by_arm[arm] if one.chosen][-1]
+        assert dict(last.settings)["train.lr"] == 2e-3, "the second key goes on from the first one's choice"
+        rivals = [value for key, value in scores.items() if dict(key)["train.lr"] == 2e-3]
+        assert last.score == max(rivals)
+    slices = replace(GLUE["sst2"], source=Source(folder=tmp_path / "s/data/sst2"))
+    train, held = (load_examples(slices, split) for split in ("train", "validation"))
     assert not set(train.texts[0]) & set(held.texts[0])
     assert set(held.texts[0]) <= set(table["sentence"])
 
 
-def replace_source(task, folder):
-    from dataclasses import replace
+def test_a_search_does_not_go_on_with_slices_of_other_data(teacher, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
+             "train.max_steps": 1, "train.precision": "fp32", "train.device": "cpu"}  # fmt: skip
+    search(build_ablation(None, flags, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
+    with pytest.raises(UsageError, match="holds a slice of other data"):
+        search(build_ablation(None, flags | {"data.limit": 50}, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
 
-    from kdalign.tasks.task import Source
 
-    return replace(task, source=Source(folder=folder))
+def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
+    ablation = build_ablation(None, FLAGS | {"data.task": "rte"}, arms="labels,soft,align,joint")
+    found = {arm: _settings(ablation, arm, {}, "objective.alpha", [0.3, 0.9]) for arm in ablation.arms}
+    assert {arm: len(settings) for arm, settings in found.items()} == {"labels": 1, "soft": 2, "align": 1, "joint": 2}
+    found = {arm: _settings(ablation, arm, {}, "objective.relations", [0, 1]) for arm in ablation.arms}
+    assert {len(settings) for settings in found.values()} == {1}
 
 
 def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
@@ -303,4 +469,4 @@ def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
     keep(trial, tmp_path)
     there = folder / "a/kept" / trial.file
     assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
-    assert json.loads(__import__("gzip").decompress(there.read_bytes()))["task"] == "sst2"
+    assert json.loads(gzip.decompress(there.read_bytes()))["task"] == "sst2"

@@ -75,6 +75,45 @@ def test_distill_prints_the_table_on_stdout_and_leaves_a_whole_run_folder(kdalig
     assert not list(run.rglob("*.pt")) + list(run.rglob("*.bin")) + list(run.rglob("*.pkl"))
 
 
+def terms_of(run):
+    events = [json.loads(line) for line in (Path(run) / "history.jsonl").read_text().splitlines()]
+    return [set(event["parts"]) for event in events if event["kind"] == "step"]
+
+
+@pytest.mark.parametrize(("share", "aligning"), [("0.01", 1), ("0.5", 3), ("0.99", 5)])
+def test_each_of_two_stages_has_a_step_at_least(kdalign, teacher, data, share, aligning):
+    more = ("--hard", "1", "--alpha", "0", "--set", f"objective.align_first={share}")
+    status, _, err = kdalign(*quick(teacher, data, *more, "--out", "runs/a"))
+    assert status == 0, err
+    assert terms_of("runs/a") == [{"cosine", "euclid", "attention"}] * aligning + [{"hard"}] * (6 - aligning)
+
+
+def test_two_stages_in_one_step_are_refused(kdalign, teacher, data, tmp_path):
+    more = ("--set", "objective.align_first=0.5", "--max-steps", "1", "--out", "runs/a")
+    status, _, err = kdalign(*quick(teacher, data, *more))
+    assert status == 2
+    assert "needs a step to align in and one to answer in" in err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_is_not_stopped_early_before_its_last_stage(kdalign, teacher, data):
+    more = ("--hard", "1", "--alpha", "0", "--set", "objective.align_first=0.5", "--patience", "1", "--eval-every", "1")
+    status, _, err = kdalign(*quick(teacher, data, *more, "--select", "best", "--out", "runs/a"))
+    assert status == 0, err
+    assert terms_of("runs/a")[3] == {"hard"}
+    assert json.loads(Path("runs/a/record.json").read_text())["training"]["exported_step"] > 3
+
+
+@pytest.mark.parametrize("arm", ["labels", "soft", "align", "joint"])
+def test_every_arm_goes_with_a_learned_map(kdalign, teacher, data, arm):
+    from kdalign.recipe import ARMS
+
+    more = [word for key, value in ARMS[arm].items() for word in ("--set", f"objective.{key}={value}")]
+    status, _, err = kdalign(*quick(teacher, data, "--map", "learned", *more, "--out", "runs/a"))
+    assert status == 0, err
+    assert ("layer_attention" in json.loads(Path("runs/a/record.json").read_text())["training"]) == (arm == "joint")
+
+
 def test_the_resolved_recipe_gives_the_same_run_again(kdalign, teacher, data, tmp_path):
     kdalign(*quick(teacher, data, "--out", "runs/a"))
     status, _, _ = kdalign("distill", "--recipe", "runs/a/recipe.yaml", "--out", "runs/b")

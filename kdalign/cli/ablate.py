@@ -1,5 +1,6 @@
 """The command that compares arms over tasks and seeds: ablate."""
 
+import json
 import os
 import shlex
 from dataclasses import asdict, replace
@@ -26,7 +27,12 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdalign.ablating import State
+    from kdalign.ablation import Ablation, Trial
     from kdalign.observer import Observer
+    from kdalign.progress import Watcher
 
 _WHAT, _BUDGET = "What is compared", "The budget, the same for all"
 
@@ -115,7 +121,7 @@ def ablate(
 
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
-    from kdalign.ablation import budget_notes, build_ablation, swept, write_ablation
+    from kdalign.ablation import build_ablation
 
     flags: dict[str, Any] = {
         "teacher": teacher,
@@ -144,41 +150,77 @@ def ablate(
 
     for name in ablation.tasks:  # what is misspelt is said before torch is loaded
         check_named(name, data, dataset, config)
+    from kdalign.ablation import swept
+
+    space: dict[str, list[Any]] = {}
+    for key, values in (swept(one, "--search") for one in search or ()):
+        if key in space:
+            raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
+        space[key] = values
     if dry_run:
         with error_console().status("checking"):
             from kdalign.ablating import check
 
-            trials = check(ablation, out)
+            trials = check(ablation, out, overwrite)
         from kdalign.report import trials_table
 
-        show(trials_table(ablation, trials))
+        show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
     watcher = new_watcher()
-    from kdalign.ablating import ablate as run
-    from kdalign.files import write_json
-    from kdalign.search import search as choose
-
     with watcher.filling() as tell:
-        if search:
-            space = dict(swept(one, "--search") for one in search)
-            ablation, tried = choose(ablation, space, out / "search", watcher, jobs=jobs, watch=_quiet, tell=tell)
-            write_json(out / "search" / "tried.json", [asdict(one) for one in tried])
-            write_ablation(ablation, out)
+        if space:
+            ablation, tried = _searched(ablation, space, out, watcher, jobs, overwrite, tell)
+            overwrite = False  # already done
             if search_only:
+                if as_json:
+                    show(json.dumps(tried, indent=2))
                 return
+        from kdalign.ablating import ablate as run
+
         kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
+    from kdalign.ablation import budget_notes
     from kdalign.comparison import compare
     from kdalign.entries import entries_kept
     from kdalign.formats import comparison_as
 
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
-    table = compare([], against=baseline, kept=entries_kept(kept))
+    table = compare([], against=baseline, kept=entries_kept(kept)[0])
     table = replace(table, notes=(*table.notes, *budget_notes(kept)))
     show(comparison_as(table, "json" if as_json else "rich"))
     held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
     watcher.announce(f"this table again, in other forms: kdalign compare {out}{held}")
+
+
+def _searched(
+    ablation: "Ablation",
+    space: dict[str, list[Any]],
+    out: Path,
+    watcher: "Watcher",
+    jobs: int,
+    overwrite: bool,
+    tell: "Callable[[State], None]",
+) -> "tuple[Ablation, list[dict[str, Any]]]":
+    """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
+    from kdalign.ablating import check
+    from kdalign.ablation import SEARCH, check_same, clear, write_ablation
+    from kdalign.files import write_json
+    from kdalign.search import search as choose
+
+    if overwrite:
+        check(ablation, out, overwrite)
+        clear(out)
+    check_same(ablation, out, arms=False)
+    chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
+    tried = [asdict(one) for one in candidates]
+    write_json(out / SEARCH / "tried.json", tried)
+    write_ablation(chosen, out)
+    return chosen, tried
+
+
+def _plain(trial: "Trial") -> dict[str, Any]:
+    return {"arm": trial.arm, "task": trial.task, "seed": trial.seed, "recipe": trial.recipe.model_dump(mode="json")}
 
 
 def _quiet() -> "Observer":
