@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _REQUIREMENT = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
-_PROTOCOL = re.compile(r"(.+?): (.+ \[[0-9a-f]+\])")
-"""A task and the data that it was scored on, at the start of a note."""
+_PROTOCOL = re.compile(r"(.+?): (.+ \[[0-9a-f]+\]|\S+, n = [\d,]+(?= of ))")
+"""A task and the data that it was scored on, at the start of a note; of evaluations, which keep no fingerprint, the
+split and its size."""
 _DIGITS = 6
 """At most so many decimals, where fewer would hide on which side of its bound a value lies."""
 _NONE = Cell(None, reason="the row has none")

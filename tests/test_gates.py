@@ -159,12 +159,12 @@ def test_rows_of_other_tasks_are_not_held_against_a_tasks_gate(tmp_path):
     assert [v.row for v in check_gates(compare([one, other]), ["accuracy>=80"])] == ["a"]
 
 
-def evaluation(path, **results):
+def evaluation(path, n=10, **results):
     """An evaluation's file: by model, its BLEU and its kind."""
     scored = [
         {
-            "model": model, "task": "multi30k", "split": "test", "source": "m", "n": 10, "kind": kind, "absent": [],
-            "scores": [{"metric": "bleu", "value": value, "low": value - 1, "high": value + 1, "unit": "%", "n": 10,
+            "model": model, "task": "multi30k", "split": "test", "source": "m", "n": n, "kind": kind, "absent": [],
+            "scores": [{"metric": "bleu", "value": value, "low": value - 1, "high": value + 1, "unit": "%", "n": n,
                         "higher_is_better": True, "signature": "hand"}],
         }
         for model, (value, kind) in results.items()
@@ -180,6 +180,14 @@ def test_evaluated_models_are_gated_and_what_needs_no_model_is_not(tmp_path):
     lower = evaluation(tmp_path / "later.json", yours=(35.0, "model"), copy=(0.5, "baseline"))
     [verdict] = check_gates(compare([lower]), max_drop=["bleu=0.9"], baseline=file)
     assert (verdict.baseline, verdict.passed) == (36.0, False)
+
+
+def test_an_evaluation_of_fewer_examples_does_not_pass_for_no_drop(tmp_path):
+    before = evaluation(tmp_path / "e.json", n=872, mine=(36.0, "model"))
+    now = evaluation(tmp_path / "now.json", n=50, mine=(36.0, "model"))
+    [verdict] = check_gates(compare([now]), max_drop=["bleu=0.9"], baseline=before)
+    assert not verdict.passed
+    assert "the baseline was scored on other data: multi30k: test, n = 872" in verdict.found
 
 
 def test_a_gate_with_no_row_to_look_at_fails(tmp_path):
