@@ -327,6 +327,48 @@ MUTANTS = {
         "texts = tuple(map(noise, texts))",
         "test_evaluating.py::test_noise_is_in_what_is_read_alone",
     ),
+    "an arm better where it is worse": (
+        "paired.py",
+        "sign = 1.0 if higher_is_better else -1.0",
+        "sign = 1.0",
+        "test_paired.py::test_what_is_lower_and_better_counts_as_better",
+    ),
+    "Bonferroni called Holm": (
+        "statistics.py",
+        "(len(values) - rank) * values[number]",
+        "len(values) * values[number]",
+        "test_paired.py::test_holms_correction_by_hand",
+    ),
+    "seeds taken for known": (
+        "paired.py",
+        "of_seeds * _t(tail, seeds - 1)",
+        "of_seeds * _normal(tail)",
+        "test_paired.py::test_where_only_seeds_vary_the_test_is_students",
+    ),
+    "second stage never begun": (
+        "training.py",
+        "if progress.step in begins and progress.step != begun_at:",
+        "if progress.step in begins and False:",
+        "test_cli.py::test_each_of_two_stages_has_a_step_at_least",
+    ),
+    "head frozen since the first stage": (
+        "training.py",
+        "            parameter.requires_grad_(True)",
+        "            pass",
+        "test_resume_and_ranks.py::test_a_run_in_two_stages_teaches_its_head_in_the_second",
+    ),
+    "results of another recipe taken": (
+        "ablation.py",
+        "if key not in _ELSEWHERE and asked[key] != made[key]",
+        "if key in _ELSEWHERE and asked[key] != made[key] and False",
+        "test_ablation.py::test_a_recipe_edited_behind_its_results_is_refused",
+    ),
+    "search by the worst": (
+        "search.py",
+        "best = max(own",
+        "best = min(own",
+        "test_ablation.py::test_a_search_chooses_on_train_alone_and_by_the_best_mean",
+    ),
     "seed does not cover the data order": (
         "batches.py",
         "generator = np.random.default_rng([seed, epoch])",

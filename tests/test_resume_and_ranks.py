@@ -140,6 +140,13 @@ def test_a_run_in_two_stages_killed_and_resumed_ends_in_the_same_weights(teacher
     assert terms == [{"cosine", "euclid", "attention"}] * 12 + [{"hard"}] * 12
 
 
+def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_path):
+    staged = tmp_path / "staged"
+    assert run(command(teacher, data, staged, *STAGED)).returncode == 0
+    before, after = load_file(teacher / "model.safetensors"), load_file(staged / "student" / "model.safetensors")
+    assert (before["classifier.weight"] != after["classifier.weight"]).any()
+
+
 @pytest.mark.parametrize(
     "more", [(), ("--hard", "0", "--alpha", "0"), STAGED], ids=["all terms", "features only", "two stages"]
 )
