@@ -66,6 +66,20 @@ def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, mon
     assert load_examples(task, "validation").labels.tolist() == [1, 0]
 
 
+def test_the_example_of_an_ablation_is_valid():
+    from kdalign.ablation import build_ablation
+
+    ablation = build_ablation(ROOT / "examples" / "ablation.yaml", {})
+    assert (list(ablation.arms), len(ablation.tasks), ablation.seeds) == (
+        ["labels", "soft", "joint"],
+        5,
+        (0, 1, 2, 3, 4),
+    )
+    trials = ablation.trials(Path("runs"))
+    assert len(trials) == 75
+    assert {one.recipe.data.limit_seed for one in trials} == {0}
+
+
 def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     import inspect
 
