@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdalign.comparison import compare
-from kdalign.errors import UsageError, unknown
-from kdalign.table import Cell, Column, Comparison, Row, metric_key
+from kdalign.errors import UsageError
+from kdalign.ranking import named
+from kdalign.table import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,11 +102,12 @@ def check_gates(
         raise UsageError("--baseline is held against what --max-drop names, such as --max-drop accuracy=0.5")
     before = read_baseline(Path(baseline)) if baseline is not None else None
     verdicts: list[Verdict] = []
+    measured = [column for column in now.columns if not column.published]
     for bound in bounds:
-        for column in _columns_named(bound.name, now.columns):
+        for column in named(bound.name, measured):
             verdicts += _required(bound, column, now)
     for drop in drops:
-        for column in _columns_named(drop.name, now.columns):
+        for column in named(drop.name, measured):
             assert before is not None, "drops come with a baseline"
             verdicts += _dropped(drop, column, now, before)
     return tuple(verdicts)
@@ -166,16 +168,6 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _columns_named(name: str, columns: Sequence[Column]) -> list[Column]:
-    """The measured columns that a name stands for: a key, or a metric of every task that has it."""
-    measured = [column for column in columns if not column.published]
-    found = [column for column in measured if name == column.key]
-    found = found or [column for column in measured if column.task and column.key == metric_key(column.task, name)]
-    if not found:
-        raise unknown("column", name, [column.key for column in measured])
-    return found
 
 
 def _gated(comparison: Comparison, column: Column) -> list[Row]:

@@ -69,6 +69,7 @@ def search(
 
     Raises:
         UsageError: tasks without classes or scores, or an arm that cannot be carried out.
+        RunError: none of a key's values could be scored.
     """
     observer = observer or Silent()
     for key in space:
@@ -103,6 +104,8 @@ def search(
         for arm in arms:
             own = [name for name in asked if asked[name][0] == arm]
             best = max(own, key=lambda name: _rank(scores[name]))
+            if scores[best] is None:
+                raise RunError(f"no value of {key} could be scored for arm {arm!r}; the same command tries them again")
             found[arm] = dict(asked[best][1])
             tried += [Candidate(arm, asked[name][1], scores[name], name == best) for name in own]
             observer.announce(f"{key}: {best} has the best mean of {len(own)}, {_shown(scores[best])}")

@@ -21,7 +21,7 @@ import kdalign.ablation as ablation_module
 from kdalign.ablation import budget_notes, build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
 from kdalign.comparison import compare
 from kdalign.entries import entries_kept
-from kdalign.errors import UsageError
+from kdalign.errors import RunError, UsageError
 from kdalign.runs import read_record
 from kdalign.search import _settings, search
 from kdalign.tasks import Source, load_examples
@@ -453,6 +453,18 @@ def test_a_search_does_not_go_on_with_slices_of_other_data(teacher, data, tmp_pa
     search(build_ablation(None, flags, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
     with pytest.raises(UsageError, match="holds a slice of other data"):
         search(build_ablation(None, flags | {"data.limit": 50}, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
+
+
+def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(teacher, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
+             "train.max_steps": 2, "train.precision": "fp32", "train.device": "cpu"}  # fmt: skip
+    ablation = build_ablation(None, flags, arms="labels")
+    chosen, tried = search(ablation, {"train.lr": [1e30, 1e-4]}, tmp_path / "s")
+    assert chosen.arms["labels"]["train.lr"] == 1e-4
+    assert [one.score is None for one in tried] == [True, False]
+    with pytest.raises(RunError, match=r"no value of train\.lr could be scored for arm 'labels'"):
+        search(ablation, {"train.lr": [1e30]}, tmp_path / "s")
 
 
 def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():

@@ -182,7 +182,8 @@ def compare(
         beside=_beside(runs, beside) if beside else (),
         against=against,
     )
-    whole = put_together(runs) if names is not None or filters else found  # a gate may be on what is not shown
+    gated = require or max_drop
+    whole = put_together(runs) if gated and (names or filters) else found  # a gate may be on what is not shown
     gates = check_gates(whole, require or (), max_drop or (), baseline)
     if plots is not None:
         _draw(found, runs, plots)
