@@ -249,12 +249,14 @@ class Kept:
         inputs: fingerprints of the models and splits that the run read.
         answers: by split and column, as in the run's predictions: ``prediction``, ``label``, ``teacher``; a language
             model's ``nll`` and ``tokens``.
+        watched: the evaluations while it was trained, each a step and scores by metric.
     """
 
     trial: Trial
     record: RunRecord
     inputs: Mapping[str, str]
     answers: Mapping[str, Mapping[str, Array]]
+    watched: Sequence[Mapping[str, Any]]
 
 
 def keep(trial: Trial, folder: Path) -> Kept:
@@ -267,7 +269,8 @@ def keep(trial: Trial, folder: Path) -> Kept:
         for split, columns in answers.items()
     }
     content = {name: value for name, value in tree.items() if name not in _UNKEPT}
-    content |= {"answers": packed, "inputs": json.loads(run.inputs.read_text(encoding="utf-8"))}
+    inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
+    content |= {"answers": packed, "inputs": inputs, "watched": run.watched}
     with whole_file(folder / trial.file) as temporary:
         temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
     return read_kept(trial, folder)
@@ -286,7 +289,7 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
-        inputs = dict(tree.pop("inputs"))
+        inputs, watched = dict(tree.pop("inputs")), list(tree.pop("watched"))
     except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
@@ -294,7 +297,7 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
     if changed:
         raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it anew")
-    return Kept(trial, record, inputs, answers)
+    return Kept(trial, record, inputs, answers, watched)
 
 
 def budget_notes(kept: Sequence[Kept]) -> list[str]:

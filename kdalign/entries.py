@@ -22,6 +22,7 @@ class Entry:
         key: of the recipe: equal for runs that differ by seed alone.
         folders: where the runs lie, by task.
         answers: by task, split and column, where an ablation keeps them.
+        watched: by task, the evaluations while it was trained, where an ablation keeps them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry:
     records: dict[str, RunRecord]
     folders: dict[str, Path] = field(default_factory=dict, compare=False)
     answers: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    watched: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:
@@ -150,7 +152,8 @@ def entries_kept(kept: Sequence[Kept]) -> tuple[list[Entry], dict[Path, str]]:
         records = {one.record.task: one.record for one in several}
         folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
         answers = {one.record.task: one.answers for one in several}
-        entries.append(Entry(arm, json.dumps(["arm", arm, sorted(records)]), records, folders, answers))
+        watched = {one.record.task: one.watched for one in several}
+        entries.append(Entry(arm, json.dumps(["arm", arm, sorted(records)]), records, folders, answers, watched))
     return entries, left
 
 

@@ -1,7 +1,8 @@
 """How fast runs learn: the first step at which a score on the watched texts reached a value."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdalign.entries import Entry, first_split, records_of
 from kdalign.errors import UsageError, unknown
@@ -11,15 +12,18 @@ from kdalign.table import Cell, Column, metric_key
 
 @dataclass(frozen=True)
 class Milestone:
-    """A score that is to be reached, such as ``accuracy=85`` or ``sst2/accuracy=85``.
+    """A score that is to be reached, such as ``accuracy=85``, ``sst2/accuracy=85``, or ``accuracy=95%``.
 
     Attributes:
         name: a metric, or a column's key.
+        value: the score, or a share of what the run itself reached at its end.
+        relative: whether it is such a share.
         text: the value as it was written.
     """
 
     name: str
     value: float
+    relative: bool
     text: str
 
     @classmethod
@@ -30,10 +34,14 @@ class Milestone:
             UsageError: it is none.
         """
         name, _, text = (part.strip() for part in written.rpartition("="))
+        relative = text.endswith("%")
         try:
-            return cls(name, float(text), text)
+            value = float(text.removesuffix("%"))
         except ValueError:
             raise UsageError(f"--steps-to {written!r}: {text!r} is no number (such as accuracy=85)") from None
+        if relative and not 0 < value <= 100:
+            raise UsageError(f"--steps-to {written!r}: a share of a run's last score lies above 0 and up to 100 %")
+        return cls(name, value / 100 if relative else value, relative, text)
 
     def columns(self, entries: Sequence[Entry]) -> list[Column]:
         """A column for each task that has the metric.
@@ -51,7 +59,7 @@ class Milestone:
         return [
             Column(
                 _key(self, task, metric),
-                f"steps to {f'{task} ' if several else ''}{metric} {self.text}",
+                self._title(f"{f'{task} ' if several else ''}{metric}"),
                 "",
                 0,
                 higher_is_better=False,
@@ -61,14 +69,30 @@ class Milestone:
             for task, metric in found.values()
         ]
 
+    def _title(self, what: str) -> str:
+        return f"steps to {self.text} of last {what}" if self.relative else f"steps to {what} {self.text}"
+
     def cells(self, entry: Entry) -> dict[str, Cell]:
         """The steps of an entry's runs, by column; reads their histories."""
         return {
-            _key(self, task, metric): _reached(RunFolder(entry.folders[task]), metric, self.value, higher)
+            _key(self, task, metric): self._reached(_watched(entry, task), metric, higher)
             for task, record in entry.records.items()
             for metric, higher in _directions(record).items()
             if self.name in (metric, metric_key(task, metric))
         }
+
+    def _reached(self, seen: Sequence[Mapping[str, Any]], metric: str, higher_is_better: bool) -> Cell:
+        scores = [(event["step"], event[metric]) for event in seen if event.get(metric) is not None]
+        if not scores:
+            return Cell(None, reason="its history holds no such score")
+        value = self.value
+        if self.relative:
+            value = scores[-1][1] * self.value if higher_is_better else scores[-1][1] / self.value
+        for step, score in scores:
+            if score >= value if higher_is_better else score <= value:
+                return Cell(float(step))
+        nearest = (max if higher_is_better else min)(score for _, score in scores)
+        return Cell(None, reason=f"never reached, {nearest:.4g} at best")
 
 
 def _key(milestone: Milestone, task: str, metric: str) -> str:
@@ -82,13 +106,7 @@ def _directions(record: RunRecord) -> dict[str, bool]:
     return own | ({"agreement": True} if split["agreement"] else {})
 
 
-def _reached(folder: RunFolder, metric: str, value: float, higher_is_better: bool) -> Cell:
-    seen = [event for event in folder.read_history() if event.get("kind") == "evaluation"]
-    scores = [(event["step"], event[metric]) for event in seen if event.get(metric) is not None]
-    if not scores:
-        return Cell(None, reason="its history holds no such score")
-    for step, score in scores:
-        if score >= value if higher_is_better else score <= value:
-            return Cell(float(step))
-    nearest = (max if higher_is_better else min)(score for _, score in scores)
-    return Cell(None, reason=f"never reached, {nearest:.4g} at best")
+def _watched(entry: Entry, task: str) -> Sequence[Mapping[str, Any]]:
+    """A run's evaluations on the watched texts, oldest first."""
+    kept = entry.watched.get(task)
+    return kept if kept is not None else RunFolder(entry.folders[task]).watched

@@ -344,10 +344,12 @@ def load_student(
         assert teacher is not None, "a student is cut out of a teacher"
         assert run.teacher is not None, "a student is cut out of a teacher"
         texts = as_read_by_teacher(some(encoded, seed, CALIBRATION_TOKENS))
-        model = student.made(teacher, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
+        before = run.recipe.init_from == "pretrained"
+        origin = run.work.load(run.teacher, fresh_head=True, seed=seed) if before else teacher
+        model = student.made(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
         source = f"{run.recipe.student} at random"
         if not _untrained(run) and run.cut_from is not None:
-            source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}"
+            source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}{' before fine-tuning' * before}"
             source += f", narrowed by {run.recipe.narrow_by}" if run.cut.narrows else ""
         if run.across and run.teacher_tokenizer is not None:
             model = student.with_vocabulary(model, tokenizer, run.teacher_tokenizer)

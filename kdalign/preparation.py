@@ -236,6 +236,11 @@ def _check_models(
         )
     if recipe.init == "random" and not student.is_cut(recipe.student):
         raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
+    if recipe.init_from == "pretrained":
+        if cut is None or recipe.init == "random":
+            raise UsageError("init_from=pretrained is for a student that copies layers of its teacher (layers=N)")
+        if not classifies or (teacher is not None and teacher.has_classifier):
+            raise UsageError(f"init_from=pretrained is for a teacher that is fine-tuned first, not {recipe.teacher!r}")
     if own is not None and teacher is not None and work.head is HeadKind.SEQ2SEQ:
         starts = [int(each.config.decoder_start_token_id) for each in (teacher, own)]
         if starts[0] != starts[1]:

@@ -288,6 +288,8 @@ class Recipe(_Section):
     """Of a student that is built from nothing: hub id, folder, or ``train:SIZE``, trained on the training text."""
     init: str = "uniform"
     """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
+    init_from: Literal["fine-tuned", "pretrained"] = "fine-tuned"
+    """Where the teacher is fine-tuned first: whether a cut student starts from it after that, or as it was before."""
     narrow_by: Literal["pca", "svd", "importance", "random"] = "pca"
     """How a cut student becomes narrower: along its features' main directions, its word embeddings', or by its largest
     channels; or all weights at random."""

@@ -218,6 +218,15 @@ class RunFolder:
                 events.append(json.loads(line))
         return events
 
+    @property
+    def watched(self) -> list[dict[str, Any]]:
+        """The evaluations on the watched texts, oldest first: each a step and scores by metric, without samples."""
+        return [
+            {name: value for name, value in event.items() if name not in ("kind", "samples")}
+            for event in self.read_history()
+            if event.get("kind") == "evaluation"
+        ]
+
     def cut_history(self, step: int) -> None:
         """Forget events after a step: training goes on from its checkpoint."""
         kept = [event for event in self.read_history() if event["step"] <= step]

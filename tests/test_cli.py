@@ -461,6 +461,39 @@ def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalig
     assert "fine-tuning it first" in err, "another budget is another teacher"
 
 
+def test_a_student_may_start_from_its_teacher_before_fine_tuning(kdalign, headless, data):
+    from safetensors.torch import load_file
+
+    still = ("--set", "finetune.epochs=1", "--max-steps", "1", "--lr", "1e-12")
+    query = "encoder.layer.1.attention.self.query.weight"
+    source = load_file(headless / "model.safetensors")[query.replace(".1.", ".3.")]
+    for start, equal in (("pretrained", True), ("fine-tuned", False)):
+        status, _, err = kdalign(
+            *quick(headless, data, *still, "--set", f"init_from={start}", "--out", f"runs/{start}")
+        )
+        assert status == 0, err
+        run = Path(f"runs/{start}")
+        own = load_file(run / "student/model.safetensors")
+        (name,) = (name for name in own if name.endswith(query))
+        assert bool((own[name] - source).abs().max() < 1e-6) == equal
+        said = json.loads((run / "record.json").read_text())["student"]["source"]
+        assert ("before fine-tuning" in said) == equal
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "init=random"), "a student that copies layers"),
+        (("--teacher", "{teacher}"), "a teacher that is fine-tuned first, not"),
+    ],
+)
+def test_only_copies_of_a_teacher_that_is_fine_tuned_start_from_before(kdalign, headless, teacher, data, words, said):
+    words = [teacher if word == "{teacher}" else word for word in words]
+    status, _, err = kdalign(*quick(headless, data, "--set", "init_from=pretrained", *words))
+    assert status == 2
+    assert said in one_line(err)
+
+
 def test_a_teacher_without_a_head_is_refused_on_request(kdalign, headless, data, tmp_path):
     status, _, err = kdalign(*quick(headless, data, "--no-finetune-teacher"))
     assert status == 2

@@ -189,10 +189,21 @@ def test_steps_to_a_score_are_the_first_evaluation_that_reached_it(watched_runs)
     assert cell(compare(watched_runs, steps_to=["sst2/accuracy=50"]), "b", "steps-to/sst2/accuracy=50").value == 0
 
 
+def test_a_share_is_of_what_the_run_itself_reached_last(watched_runs):
+    key = "steps-to/sst2/accuracy=95%"
+    table = compare(watched_runs, steps_to=["accuracy=95%"])
+    assert cell(table, "a", key).value == 15, "76 is passed at step 10, 81.7 at step 20"
+    assert cell(table, "b", key).value == 20
+    [column] = [column for column in table.columns if column.key == key]
+    assert column.title == "steps to 95% of last accuracy"
+
+
 def test_a_perplexity_is_reached_from_above(tmp_path):
     path = run(tmp_path / "a", "lm", {"ppl": 8.0})
     watched(path, (0, {"ppl": 90.0}), (5, {"ppl": 20.0}), (9, {"ppl": 9.0}))
     assert cell(compare([path], steps_to=["ppl=10"]), "a", "steps-to/lm/ppl=10").value == 9
+    assert cell(compare([path], steps_to=["ppl=45%"]), "a", "steps-to/lm/ppl=45%").value == 5, "20 is 9 / 0.45"
+    assert cell(compare([path], steps_to=["ppl=46%"]), "a", "steps-to/lm/ppl=46%").value == 9
 
 
 def test_histories_are_read_only_where_they_are_asked_for(watched_runs, monkeypatch):
