@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(INSTALL_FL
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint results clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -33,6 +33,9 @@ lint: $(DEV) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+results: $(DEV) ## Make the tables of docs/results.md again from the results that are kept beside it
+	$(BIN)/python docs/refresh.py $(ARGS)
 
 clean: ## Remove .venv, builds and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info

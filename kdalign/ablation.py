@@ -4,7 +4,8 @@
 
     OUT/  ablation.yaml               the recipe that all share, arms and seeds
           ARM-seedN[/TASK]/           a run folder
-          kept/ARM-TASK-seedN.json.gz its record without what the ablation says already, and its answers
+          kept/ARM-TASK-seedN.json.z  its record and answers, compressed with what it has in common with the first
+          kept/common.json            the first that was kept; without it, no other can be read
           kept/HASH.gz                labels, or a teacher's answers, which many runs share
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ Array = np.ndarray[Any, Any]
 FILE = "ablation.yaml"
 KEPT = "kept"
 SEARCH = "search"
+_COMMON = "common.json"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 TRIALS = ("data.task", "train.seed", "out")
@@ -61,7 +64,7 @@ class Trial:
     @property
     def file(self) -> str:
         """The name of what is kept of it."""
-        return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.gz"
+        return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.z"
 
 
 @dataclass(frozen=True)
@@ -270,9 +273,10 @@ def keep(trial: Trial, folder: Path) -> Kept:
     }
     content = {name: value for name, value in tree.items() if name not in _UNKEPT}
     inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
-    content |= {"answers": packed, "inputs": inputs, "watched": run.watched}
+    watched = [{name: _rounded(value) for name, value in event.items()} for event in run.watched]
+    content |= {"answers": packed, "inputs": inputs, "watched": watched}
     with whole_file(folder / trial.file) as temporary:
-        temporary.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
+        temporary.write_bytes(_compressed(json.dumps(content, separators=(",", ":")).encode(), folder))
     return read_kept(trial, folder)
 
 
@@ -284,13 +288,13 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     """
     file = folder / trial.file
     try:
-        tree = json.loads(gzip.decompress(file.read_bytes()))
+        tree = json.loads(_restored(file.read_bytes(), folder))
         answers = {
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
         inputs, watched = dict(tree.pop("inputs")), list(tree.pop("watched"))
-    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
@@ -300,31 +304,29 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     return Kept(trial, record, inputs, answers, watched)
 
 
-def budget_notes(kept: Sequence[Kept]) -> list[str]:
-    """Whether all arms took as many steps and tokens on each task and seed, and how long each arm took in all."""
-    spent: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
-    hours: dict[str, float] = {}
-    for one in kept:
-        trial, training = one.trial, one.record.training
-        spent.setdefault((trial.task, trial.seed), {})[trial.arm] = training["steps"], training["tokens"]
-        hours[trial.arm] = hours.get(trial.arm, 0.0) + training["seconds"] / 3600
-    notes = []
-    for (task, seed), arms in spent.items():
-        if len(set(arms.values())) > 1:
-            told = ", ".join(f"{arm} {steps:,} steps of {tokens:,} tokens" for arm, (steps, tokens) in arms.items())
-            notes.append(f"budgets differ on {task}, seed {seed}: {told}")
-    for task in dict.fromkeys(one.trial.task for one in kept):
-        read = {one.trial.arm: one.record.data["train"]["fingerprint"] for one in kept if one.trial.task == task}
-        if len(set(read.values())) > 1:
-            notes.append(f"arms learnt from different training examples of {task}: {', '.join(read)}")
-    same = [] if notes else ["budget: all arms took the same steps and tokens on each task and seed"]
-    return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
-
-
 def read_all_kept(out: Path) -> list[Kept]:
     """All that is kept of an ablation so far."""
     folder = out / KEPT
     return [read_kept(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
+
+
+def _compressed(content: bytes, folder: Path) -> bytes:
+    """A third of what it would be alone: an ablation's records differ by little."""
+    common = folder / _COMMON
+    if not common.is_file():
+        with whole_file(common) as temporary:
+            temporary.write_bytes(content)
+    packer = zlib.compressobj(9, zdict=common.read_bytes())
+    return packer.compress(content) + packer.flush()
+
+
+def _restored(compressed: bytes, folder: Path) -> bytes:
+    unpacker = zlib.decompressobj(zdict=(folder / _COMMON).read_bytes())
+    return unpacker.decompress(compressed) + unpacker.flush()
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _read_answers(file: Path) -> dict[str, Array]:

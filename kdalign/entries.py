@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Entry:
         folders: where the runs lie, by task.
         answers: by task, split and column, where an ablation keeps them.
         watched: by task, the evaluations while it was trained, where an ablation keeps them.
+        ablation: the folder of the ablation of which it is an arm.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     folders: dict[str, Path] = field(default_factory=dict, compare=False)
     answers: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
     watched: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    ablation: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -105,7 +107,21 @@ def read_all(paths: Iterable[str | Path]) -> Found:
             passed_over |= passed | foreign
     entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
     results = tuple(result for file in evaluations.values() for result in file)
-    return Found(tuple(entries), results, passed_over)
+    return Found(tuple(_told_apart(entries)), results, passed_over)
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Arms of one name are called after their ablations, too."""
+    of: dict[str, set[Path]] = {}
+    for entry in entries:
+        if entry.ablation is not None:
+            of.setdefault(entry.name, set()).add(entry.ablation)
+    return [
+        replace(entry, name=f"{entry.ablation.name} {entry.name}")
+        if entry.ablation is not None and len(of[entry.name]) > 1
+        else entry
+        for entry in entries
+    ]
 
 
 def _is_run(path: Path) -> bool:
@@ -134,10 +150,10 @@ def _read_ablation(path: Path) -> tuple[list[Entry], dict[Path, str]]:
     kept = read_all_kept(path)
     if not kept:
         raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
-    return entries_kept(kept)
+    return entries_kept(kept, path)
 
 
-def entries_kept(kept: Sequence[Kept]) -> tuple[list[Entry], dict[Path, str]]:
+def entries_kept(kept: Sequence[Kept], ablation: Path | None = None) -> tuple[list[Entry], dict[Path, str]]:
     """An ablation's runs, those of an arm and a seed together; a seed that still lacks a task is left out."""
     found: dict[tuple[str, int], list[Kept]] = {}
     for one in kept:
@@ -153,7 +169,8 @@ def entries_kept(kept: Sequence[Kept]) -> tuple[list[Entry], dict[Path, str]]:
         folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
         answers = {one.record.task: one.answers for one in several}
         watched = {one.record.task: one.watched for one in several}
-        entries.append(Entry(arm, json.dumps(["arm", arm, sorted(records)]), records, folders, answers, watched))
+        key = json.dumps(["arm", str(ablation), arm, sorted(records)])
+        entries.append(Entry(arm, key, records, folders, answers, watched, ablation))
     return entries, left
 
 
@@ -182,7 +199,7 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
         if (inner / ABLATION).is_file():
             kept = read_all_kept(inner)
             if kept:
-                found, below = entries_kept(kept)
+                found, below = entries_kept(kept, inner)
                 entries, passed = entries + found, passed | below
             else:
                 passed[inner] = UNFINISHED

@@ -32,6 +32,7 @@ def notes_under(
     if any(len(row.seeds) == 1 for row in rows):
         notes.append("one seed: 95 % intervals are over examples (Wilson for accuracy, bootstrap otherwise)")
     means = [column.key for column in columns if column.key == column.task]
+    notes += _budgets(entries)
     if means:
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
@@ -88,6 +89,39 @@ def listed(names: Sequence[str]) -> str:
         list(names) if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"]
     )
     return ", ".join(shown)
+
+
+def _budgets(entries: Sequence[Entry]) -> list[str]:
+    """For each ablation, whether its arms spent the same on each task and seed, and how long each trained in all."""
+    ablations = list(dict.fromkeys(entry.ablation for entry in entries if entry.ablation is not None))
+    notes = []
+    for ablation in ablations:
+        named = f"{ablation.name}, " if len(ablations) > 1 else ""
+        notes += [f"{named}{note}" for note in budget_notes([one for one in entries if one.ablation == ablation])]
+    return notes
+
+
+def budget_notes(entries: Sequence[Entry]) -> list[str]:
+    """Whether all arms took as many steps and tokens on each task and seed, and how long each arm took in all."""
+    spent: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
+    read: dict[str, dict[str, str]] = {}
+    hours: dict[str, float] = {}
+    for entry in entries:
+        for task, record in entry.records.items():
+            training = record.training
+            spent.setdefault((task, entry.seed), {})[entry.name] = training["steps"], training["tokens"]
+            read.setdefault(task, {})[entry.name] = record.data["train"]["fingerprint"]
+            hours[entry.name] = hours.get(entry.name, 0.0) + training["seconds"] / 3600
+    notes = []
+    for (task, seed), arms in spent.items():
+        if len(set(arms.values())) > 1:
+            told = ", ".join(f"{arm} {steps:,} steps of {tokens:,} tokens" for arm, (steps, tokens) in arms.items())
+            notes.append(f"budgets differ on {task}, seed {seed}: {told}")
+    for task, by_arm in read.items():
+        if len(set(by_arm.values())) > 1:
+            notes.append(f"arms learnt from different training examples of {task}: {', '.join(by_arm)}")
+    same = [] if notes else ["budget: all arms took the same steps and tokens on each task and seed"]
+    return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
 
 
 def _other_tokens(entries: Sequence[Entry], columns: Sequence[Column]) -> list[str]:

@@ -1,6 +1,5 @@
 """Arms over tasks and seeds: which runs there are, what is kept of them, and that a stop loses nothing."""
 
-import gzip
 import json
 import os
 import shutil
@@ -18,10 +17,11 @@ from conftest import one_line, sentences
 from filelock import FileLock
 
 import kdalign.ablation as ablation_module
-from kdalign.ablation import budget_notes, build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
+from kdalign.ablation import build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
 from kdalign.comparison import compare
 from kdalign.entries import entries_kept
 from kdalign.errors import RunError, UsageError
+from kdalign.notes import budget_notes
 from kdalign.runs import read_record
 from kdalign.search import _settings, search
 from kdalign.tasks import Source, load_examples
@@ -266,7 +266,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(kdalign, teacher, dat
     last = [line for line in err.splitlines() if line.startswith("kdalign: error: ")]
     assert len(last) == 1
     assert "1 of 2 runs failed (lr=1e+30, sst2, seed 0:" in last[0]
-    assert [file.name for file in Path("a/kept").glob("*seed*")] == ["lr=0.0001-sst2-seed0.json.gz"]
+    assert [file.name for file in Path("a/kept").glob("*seed*")] == ["lr=0.0001-sst2-seed0.json.z"]
 
 
 def test_what_is_wrong_with_an_arm_is_said_before_anything_is_written(kdalign, teacher, data, tmp_path):
@@ -347,9 +347,9 @@ def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data
     for run_folder in out.glob("*-seed?"):
         shutil.rmtree(run_folder)
     for result in (out / "kept").glob("*seed*"):
-        tree = json.loads(gzip.decompress(result.read_bytes()))
+        tree = json.loads(ablation_module._restored(result.read_bytes(), result.parent))
         tree["recipe"]["data"]["folder"] = str(other)
-        result.write_bytes(gzip.compress(json.dumps(tree).encode()))
+        result.write_bytes(ablation_module._compressed(json.dumps(tree).encode(), result.parent))
     status, _, err = kdalign(*arguments(teacher, other, "--arms", "labels,joint", "--seeds", "2"))
     assert status == 2
     assert "the result of labels, sst2, seed 0 is of another train than is here now" in err.splitlines()[-1]
@@ -381,6 +381,23 @@ def test_equal_recipes_are_arms_of_their_own(done):
     assert difference.cells["sst2/accuracy"].verdict == "≈"
 
 
+def test_arms_of_two_ablations_stay_apart_and_what_was_watched_stays_without_their_runs(done, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(done[0] / "a", tmp_path / name, ignore=shutil.ignore_patterns("*-seed?"))
+    students = [row for row in compare([tmp_path / "first"]).rows if row.kind == "student"]
+    assert [row.name for row in students] == ["labels", "joint"]
+    table = compare([tmp_path / "first", tmp_path / "second"], steps_to=["accuracy=50%"])
+    students = [row for row in table.rows if row.kind == "student"]
+    assert [row.name for row in students] == ["first labels", "first joint", "second labels", "second joint"]
+    assert {row.seeds for row in students} == {(0, 1)}
+    events = (done[0] / "a/labels-seed0/history.jsonl").read_text().splitlines()
+    seen = [event for event in map(json.loads, events) if event["kind"] == "evaluation"]
+    kept = read_kept(read_ablation(done[0] / "a").trials(Path("a"))[0], done[0] / "a/kept")
+    assert [one["step"] for one in kept.watched] == [event["step"] for event in seen]
+    assert [one["accuracy"] for one in kept.watched] == pytest.approx([event["accuracy"] for event in seen], rel=1e-5)
+    assert students[0].cells["steps-to/sst2/accuracy=50%"].value is not None
+
+
 def test_scores_are_kept_to_the_precision_of_a_model(done, tmp_path):
     values = np.array([1957.0, 1957.25, 70000.5, 3.14159])
     packed = ablation_module._packed("prediction", values, tmp_path)
@@ -390,7 +407,7 @@ def test_scores_are_kept_to_the_precision_of_a_model(done, tmp_path):
 def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
     kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     longer = replace(kept[1], record=replace(kept[1].record, training=kept[1].record.training | {"steps": 7}))
-    notes = budget_notes([kept[0], longer])
+    notes = budget_notes(entries_kept([kept[0], longer])[0])
     tokens = kept[0].record.training["tokens"]
     assert notes[0] == (
         f"budgets differ on sst2, seed 0: labels 6 steps of {tokens:,} tokens, joint 7 steps of {tokens:,} tokens"
@@ -478,7 +495,20 @@ def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
 def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
     folder, _, _ = done
     trial = read_ablation(folder / "a").trials(folder / "a")[0]
-    keep(trial, tmp_path)
     there = folder / "a/kept" / trial.file
+    shutil.copy(there.with_name("common.json"), tmp_path)
+    keep(trial, tmp_path)
     assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
-    assert json.loads(gzip.decompress(there.read_bytes()))["task"] == "sst2"
+    assert json.loads(ablation_module._restored(there.read_bytes(), there.parent))["task"] == "sst2"
+
+
+def test_kept_results_take_little_room_and_name_what_cannot_be_read(done, tmp_path):
+    out = done[0] / "a"
+    sizes = {file.name: file.stat().st_size for file in (out / "kept").glob("*seed*")}
+    assert len(sizes) == 4
+    assert max(sizes.values()) < 1500, "of about 8,000 bytes"
+    shutil.copytree(out / "kept", tmp_path / "kept")
+    (tmp_path / "kept/common.json").write_text("{}")
+    trial = read_ablation(out).trials(out)[0]
+    with pytest.raises(UsageError, match=f"{trial.file}' is not what an ablation kept"):
+        read_kept(trial, tmp_path / "kept")

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,14 +180,12 @@ def ablate(
         from kdalign.ablating import ablate as run
 
         kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
-    from kdalign.ablation import budget_notes
     from kdalign.comparison import compare
     from kdalign.entries import entries_kept
     from kdalign.formats import comparison_as
 
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
-    table = compare([], against=baseline, kept=entries_kept(kept)[0])
-    table = replace(table, notes=(*table.notes, *budget_notes(kept)))
+    table = compare([], against=baseline, kept=entries_kept(kept, out)[0])
     show(comparison_as(table, "json" if as_json else "rich"))
     held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
     watcher.announce(f"this table again, in other forms: kdalign compare {out}{held}")
