@@ -125,7 +125,7 @@ def _markdown(tables: Sequence[Grid], notes: Sequence[str]) -> str:
     for grid in tables:
         lines.append(f"| {grid.corner} | " + " | ".join(_in_cell(str(name)) for name in grid.columns) + " |")
         lines.append("|---|" + "---:|" * len(grid.columns))
-        for name, row in zip(grid.rows, grid.cells, strict=True):
+        for name, row in grid.lines:
             lines.append(f"| {_in_cell(str(name))} | " + " | ".join(map(_markdown_cell, row)) + " |")
         lines.append("")
     lines += [f"- {_no_list(_plain(note))}" for note in notes]

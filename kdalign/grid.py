@@ -41,7 +41,12 @@ class Name:
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell: its number as text, what stands behind it, and its interval, or nothing."""
+    """A cell: its number as text, what stands behind it, and its interval, or nothing.
+
+    Attributes:
+        value: the number itself, to sort by.
+        reason: why there is none.
+    """
 
     number: str
     mark: str = ""
@@ -49,14 +54,13 @@ class Shown:
     interval: str = ""
     best: bool = False
     second: bool = False
+    value: float | None = None
+    reason: str = ""
 
     @property
     def tail(self) -> str:
         """What stands behind the number."""
         return self.mark + self.verdict
-
-
-NOTHING = Shown(DASH)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Grid:
     columns: tuple[Name, ...]
     rows: tuple[Name, ...]
     cells: tuple[tuple[Shown, ...], ...]
+
+    @property
+    def lines(self) -> list[tuple[Name, tuple[Shown, ...]]]:
+        """Each row's name with its cells."""
+        return list(zip(self.rows, self.cells, strict=True))
 
     def transposed(self) -> "Grid":
         """Rows as columns."""
@@ -164,14 +173,14 @@ def label(row: Row) -> str:
 
 def _shown(cell: Cell | None, column: Column) -> Shown:
     if cell is None or cell.value is None:
-        return NOTHING
+        return Shown(DASH, reason=cell.reason if cell is not None else "")
     if cell.written:
-        return Shown(cell.written)
+        return Shown(cell.written, value=cell.value)
     interval = ""
     if not column.cost and cell.low is not None and cell.high is not None:
         interval = f"({in_digits(cell.low, column.digits)} to {in_digits(cell.high, column.digits)})"
     shown = in_digits(cell.value, column.digits)
-    return Shown(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second)
+    return Shown(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second, cell.value)
 
 
 def in_digits(value: float, digits: int) -> str:

@@ -8,10 +8,11 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdalign.commands import distill_command
 from kdalign.evidence import Disagreements, FinishedRun, disagreements
+from kdalign.grid import grids
 from kdalign.pictures import Picture, pictures_of
 from kdalign.pictures.picture import INK, styled
 from kdalign.table import Comparison
@@ -27,15 +28,6 @@ LONGEST_TEXT = 400
 
 
 @dataclass(frozen=True)
-class _Table:
-    """One of the page's tables, as in the JSON form of the comparison: columns and rows as plain dictionaries."""
-
-    title: str
-    columns: Sequence[Mapping[str, Any]]
-    rows: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
 class _Described:
     """A run's own part of the page; its command flag by flag."""
 
@@ -46,12 +38,13 @@ class _Described:
     recipe: str
 
 
-def page(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
+def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
     """The whole file.
 
     Args:
-        comparison: the table; its JSON form is what the page shows, number by number.
+        comparison: the table.
         runs: the finished runs in it, for pictures, examples and recipes.
+        transpose: metrics as rows.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -62,53 +55,26 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"number": _number, "cut": _cut}
-    tree = comparison.to_json()
-    models = [row for row in tree["rows"] if row["kind"] != "reference"]
+    environment.filters["cut"] = _cut
+    models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
+    tables = grids(comparison, transpose)
     differing = [found for run in runs if (found := disagreements(run)) is not None]
     return environment.get_template("page.html.jinja").render(
-        title=_title(models, runs),
+        title=_title(len(models), runs),
         version=__version__,
-        models=models,
         runs=[_described(run) for run in runs],
-        tables=_tables(tree),
-        ranked=any(cell["best"] for row in models for cell in row["cells"].values()),
-        notes=tree["notes"],
+        tables=tables,
+        ranked=any(cell.best for table in tables for row in table.cells for cell in row),
+        notes=comparison.notes,
         pictures=[(picture, _inline(picture)) for picture in pictures_of(comparison, runs)],
         differing=differing,
         without_texts=_without_texts(differing),
     )
 
 
-def _title(models: Sequence[Mapping[str, Any]], runs: Sequence[FinishedRun]) -> str:
+def _title(count: int, runs: Sequence[FinishedRun]) -> str:
     tasks = ", ".join(dict.fromkeys(run.record.task for run in runs))
-    count = sum(row["kind"] != "difference" for row in models)
     return f"{count} model{'s' if count != 1 else ''} compared{f' on {tasks}' if tasks else ''}"
-
-
-def _tables(tree: Mapping[str, Any]) -> list[_Table]:
-    """Scores, what others have published, and costs; scores by task where no row is of several."""
-    measured = [row for row in tree["rows"] if row["kind"] != "reference"]
-    references = [row for row in tree["rows"] if row["kind"] == "reference"]
-    scores = [column for column in tree["columns"] if not column["cost"] and not column["published"]]
-    tasks = list(dict.fromkeys(column["task"] for column in scores if column["task"]))
-    of = [{column["task"] for column in scores if column["task"] and column["key"] in row["cells"]} for row in measured]
-    found = [("Scores", scores, [*measured, *references])]
-    if len(tasks) > 1 and all(len(own) < 2 for own in of):
-        found = [
-            (f"Scores: {task}", scores, [row for row, own in zip(measured, of, strict=True) if own == {task}])
-            for task in tasks
-        ]
-    published = [column for column in tree["columns"] if column["published"]]
-    found.append(("Published, not measured here", published, references))
-    found.append(("Costs", [column for column in tree["columns"] if column["cost"]], measured))
-    tables = []
-    for title, columns, rows in found:
-        columns = [column for column in columns if any(column["key"] in row["cells"] for row in rows)]
-        rows = [row for row in rows if any(column["key"] in row["cells"] for column in columns)]
-        if rows:
-            tables.append(_Table(title, columns, rows))
-    return tables
 
 
 def _described(run: FinishedRun) -> _Described:
@@ -139,10 +105,6 @@ def _described(run: FinishedRun) -> _Described:
 
 def _without_texts(differing: Sequence[Disagreements]) -> bool:
     return any(example for found in differing for example in found.examples if not example.texts)
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
 
 
 def _cut(text: str) -> str:

@@ -95,7 +95,8 @@ def test_the_numbers_of_the_page_are_those_of_the_json_form(written):
         shown.setdefault(row["name"], []).extend(value for value in row["values"] if value is not None)
     for row in tree["rows"]:
         own = [row["cells"].get(column["key"], {"value": None})["value"] for column in tree["columns"]]
-        assert sorted(map(float, shown[row["name"]])) == sorted(value for value in own if value is not None)
+        name = row["name"] + (f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else "")
+        assert sorted(map(float, shown[name])) == sorted(value for value in own if value is not None)
     assert len(tree["rows"]) == 3
     for note in tree["notes"]:
         assert note in Page(file).text
@@ -113,10 +114,17 @@ def test_the_best_is_bold_the_second_underlined_and_intervals_stand_below():
     )
     rows = tuple(Row(f"row {number}", "student", (0,), {"t/accuracy": cell}) for number, cell in enumerate(cells))
     found = page(Comparison((Column("t/accuracy", "t accuracy", "%", 1, task="t"),), rows), [])
-    assert "<strong>91.2</strong><small>90.0 to 92.0</small>" in found
+    assert "<strong>91.2</strong><small>(90.0 to 92.0)</small>" in found
     assert "<u>90.0</u></td>" in found
-    assert ">80.0 ↓<small>79.0 to 81.0</small>" in found
+    assert ">80.0 ↓<small>(79.0 to 81.0)</small>" in found
     assert '<td title="it &lt;failed&gt;">–</td>' in found
+
+
+def test_a_page_may_have_metrics_as_rows(runs, kdalign):
+    status, out, _ = kdalign("compare", runs, "--format", "html", "--transpose")
+    assert status == 0
+    assert '<th scope="col">metric</th>' in out
+    assert '<th scope="row">accuracy (%)</th>' in out or '<th scope="row">sst2 accuracy (%)</th>' in out
 
 
 def test_whatever_users_name_is_escaped(written):
