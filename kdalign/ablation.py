@@ -5,7 +5,7 @@
     OUT/  ablation.yaml               the recipe that all share, arms and seeds
           ARM-seedN[/TASK]/           a run folder
           kept/ARM-TASK-seedN.json.z  its record and answers, compressed with what it has in common with the first
-          kept/common.json            the first that was kept; without it, no other can be read
+          kept/common.json.gz         the first that was kept; without it, no other can be read
           kept/HASH.gz                labels, or a teacher's answers, which many runs share
 """
 
@@ -35,12 +35,12 @@ Array = np.ndarray[Any, Any]
 FILE = "ablation.yaml"
 KEPT = "kept"
 SEARCH = "search"
-_COMMON = "common.json"
+_COMMON = "common.json.gz"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
-_UNKEPT = ("samples", "files")
+_UNKEPT = ("samples", "files", "seal")
 _ELSEWHERE = ("out", "train.device", "train.precision")
 """Keys that may differ between a result that is kept and the trial that it is of: where, not what, was trained."""
 _ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
@@ -263,7 +263,7 @@ class Kept:
 
 
 def keep(trial: Trial, folder: Path) -> Kept:
-    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to 32 bits."""
+    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to four digits."""
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
     answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
@@ -315,18 +315,18 @@ def _compressed(content: bytes, folder: Path) -> bytes:
     common = folder / _COMMON
     if not common.is_file():
         with whole_file(common) as temporary:
-            temporary.write_bytes(content)
-    packer = zlib.compressobj(9, zdict=common.read_bytes())
+            temporary.write_bytes(gzip.compress(content, mtime=0))
+    packer = zlib.compressobj(9, zdict=gzip.decompress(common.read_bytes()))
     return packer.compress(content) + packer.flush()
 
 
 def _restored(compressed: bytes, folder: Path) -> bytes:
-    unpacker = zlib.decompressobj(zdict=(folder / _COMMON).read_bytes())
+    unpacker = zlib.decompressobj(zdict=gzip.decompress((folder / _COMMON).read_bytes()))
     return unpacker.decompress(compressed) + unpacker.flush()
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _read_answers(file: Path) -> dict[str, Array]:
@@ -337,9 +337,14 @@ def _read_answers(file: Path) -> dict[str, Array]:
 
 
 def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
-    """A column as text, or the name of a file in the folder where many runs share it."""
-    kind = "<f4" if values.dtype.kind == "f" else "<i4"
-    raw = values.astype(kind).tobytes()
+    """A column as text, or the name of a file in the folder where many runs share it.
+
+    Bytes of the same place in their numbers stand together, which compresses better.
+    """
+    whole = values.dtype.kind != "f"
+    column = values.astype("<i4") if whole else _shortened(values)
+    raw = column.view(np.uint8).reshape(-1, 4).T.tobytes()
+    kind = column.dtype.str
     if name not in _SHARED:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
     file = folder / f"{hashlib.sha256(raw).hexdigest()[:16]}.gz"
@@ -349,13 +354,21 @@ def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
     return {"dtype": kind, "file": file.name}
 
 
+def _shortened(values: Array) -> Array:
+    """Scores in 32 bits, of which the last ten are 0: four digits."""
+    bits = values.astype("<f4").view("<u4")
+    kept: Array = np.where(np.isfinite(values), (bits + 0x200) & ~np.uint32(0x3FF), bits).astype("<u4").view("<f4")
+    return kept
+
+
 def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
     raw = (
         gzip.decompress((folder / packed["file"]).read_bytes())
         if "file" in packed
         else base64.b64decode(packed["values"])
     )
-    values: Array = np.frombuffer(raw, dtype=packed["dtype"])
+    planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, -1)
+    values: Array = np.ascontiguousarray(planes.T).view(packed["dtype"]).reshape(-1)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
