@@ -288,18 +288,21 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
 
 def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
     """What an ablation would run, arm by arm."""
-    table = _table(
-        f"{len(trials)} runs: {len(ablation.arms)} arms, {len(ablation.tasks)} tasks, seeds "
-        f"{' '.join(map(str, ablation.seeds))}"
+    arms, seeds = len(ablation.arms), len(ablation.seeds)
+    title = Text(
+        f"{len(trials)} runs: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
+        f"({' '.join(map(str, ablation.seeds))}), {', '.join(ablation.tasks)}",
+        style="bold",
     )
+    table = _table()
     table.add_column("arm")
     table.add_column("differs by", overflow="fold")
     for arm, changes in ablation.arms.items():
         shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
         table.add_row(escape(arm), escape(shown or "nothing"))
     one = trials[0].recipe
-    notes = [f"tasks: {', '.join(ablation.tasks)}", f"each: {one.student} of {one.teacher}, {_schedule(one.train)}"]
-    return Group(table, *(Text(f"· {note}", style="dim") for note in notes))
+    each = Text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}", style="dim")
+    return Group(title, table, each)
 
 
 def _facts(run: "Prepared") -> dict[str, str]:
