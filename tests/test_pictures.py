@@ -11,6 +11,7 @@ from kdalign.pictures import (
     check_folder,
     draw_attention,
     draw_calibration,
+    draw_differences,
     draw_likeness,
     draw_quality,
     draw_shares,
@@ -133,6 +134,42 @@ def test_a_score_that_is_better_lower_has_its_front_below():
 def test_without_two_models_of_known_cost_there_is_no_picture_of_costs():
     comparison = table()
     assert draw_quality(Comparison(comparison.columns, comparison.rows[:1]), comparison.columns[0]) is None
+
+
+def test_differences_stand_column_by_column_and_only_evidence_is_filled():
+    columns = (
+        Column("a/f1", "a f1", "%", 1, task="a", detail=True),
+        Column("a", "a mean", "%", 1, task="a"),
+        Column("b/ppl", "b ppl", "", 1, higher_is_better=False, task="b"),
+        Column("macro", "macro", "%", 1),
+        Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
+    )
+    cells = {
+        "a/f1": Cell(9.0),
+        "a": Cell(2.0, 1.0, 3.0, verdict="↑"),
+        "b/ppl": Cell(7.0, 6.0, 8.0),
+        "macro": Cell(1.0, -1.0, 3.0, verdict="≈"),
+    }
+    rows = (Row("x", "student", (0, 1), {"latency": Cell(1.0)}), Row("x − y", "difference", (0, 1), cells))
+    picture = draw_differences(Comparison(columns, rows))
+    [axes] = picture.figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["macro", "a mean"]
+    points = {
+        tuple(line.get_xydata()[0]): line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1
+    }
+    assert set(points) == {(1.0, 0.0), (2.0, 1.0)}
+    assert points[1.0, 0.0] == "white" != points[2.0, 1.0]
+    assert "x − y: mean of 2 seeds" in picture.caption
+    assert "x − y, a mean: 2.0 (1.0 to 3.0)" in picture.alternative
+    assert draw_differences(Comparison(columns, rows[:1])) is None
+
+
+def test_differences_are_no_models_that_cost_something():
+    comparison = table()
+    difference = Row("a − b", "difference", (0, 1), {"sst2/accuracy": Cell(2.0), "latency": Cell(1.0)})
+    picture = draw_quality(Comparison(comparison.columns, (*comparison.rows, difference)), comparison.columns[0])
+    assert "a − b" not in picture.caption + picture.alternative
+    assert not any(y == 2 for line in picture.figure.axes[0].lines for _, y in line.get_xydata().tolist())
 
 
 def test_calibration_shows_the_bins_of_student_and_teacher():

@@ -10,7 +10,7 @@ from kdalign.comparison import common_name
 from kdalign.evidence import Answers, Curves, FinishedRun, answers, curves, front
 from kdalign.metrics import reliability
 from kdalign.pictures.picture import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
-from kdalign.table import Cell, Column, Comparison, Row
+from kdalign.table import ALIKE, Cell, Column, Comparison, Row
 
 Array = np.ndarray[Any, Any]
 
@@ -31,12 +31,10 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
     found = [draw_terms([each for each in trained if each.task == task]) for task in tasks]
     shared = [each for each in trained if len(each.terms) > 1]
     found += [draw_shares(shared)] if shared else []
-    primary: dict[str, Column] = {}
-    for column in comparison.columns:
-        if not column.cost and not column.published and column.task and not (column.detail or column.task in primary):
-            primary[column.task] = column
-    for task, column in primary.items():
-        sizes = {run.record.data["reported"][run.split]["n"] for run in runs if run.record.task == task}
+    differences = draw_differences(comparison)
+    found += [differences] if differences is not None else []
+    for column in _primary(comparison):
+        sizes = {run.record.data["reported"][run.split]["n"] for run in runs if run.record.task == column.task}
         picture = draw_quality(comparison, column, sizes.pop() if len(sizes) == 1 else None)
         found += [] if picture is None else [picture]
     for task in dict.fromkeys(each.task for each in answered):
@@ -127,6 +125,56 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
     return Picture("shares", figure, "What the loss is made of", caption, said)
 
 
+def _primary(comparison: Comparison) -> list[Column]:
+    """The macro mean, where there is one, and the column that stands for each task."""
+    found: dict[str, Column] = {}
+    for column in comparison.columns:
+        stands = column.key == "macro" or (column.task and not column.detail)
+        if stands and not column.cost and not column.published:
+            found.setdefault(column.task, column)
+    return sorted(found.values(), key=lambda column: column.task != "")
+
+
+@styled
+def draw_differences(comparison: Comparison) -> Picture | None:
+    """How much better each arm is than the one that it is held against, in points; None where none is held."""
+    rows = [row for row in comparison.rows if row.kind == "difference"]
+    columns = [
+        column
+        for column in [*_primary(comparison), *(each for each in comparison.columns if each.key == "agreement")]
+        if column.unit == "%" and any(_value(row, column.key) is not None for row in rows)
+    ]
+    if not columns:
+        return None
+    figure, (axes,) = panels(1, 0.7 + len(columns) * (0.16 + 0.14 * len(rows)))
+    handles = []
+    told = []
+    for number, row in enumerate(rows):
+        colour, _, marker = look(number)
+        for place, column in enumerate(columns):
+            cell = row.cells.get(column.key)
+            if cell is None or cell.value is None:
+                continue
+            low, high = _ends(cell)
+            y = place + 0.6 * ((number + 0.5) / len(rows) - 0.5)
+            face = "white" if cell.verdict == ALIKE else colour
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.1, zorder=1)
+            axes.plot([cell.value], [y], color=colour, marker=marker, markersize=5, markerfacecolor=face, zorder=2)
+            told.append(f"{row.name}, {column.title}: {cell.value:.1f} ({low:.1f} to {high:.1f})")
+        (handle,) = axes.plot([], [], color=colour, marker=marker, markersize=5, linewidth=1.1)
+        handles.append(handle)
+    axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(columns)), [column.title for column in columns])
+    axes.set_ylim(len(columns) - 0.5, -0.5)
+    axes.set_xlabel("points better")
+    legend(figure, handles, [row.name for row in rows])
+    caption = (
+        "Differences paired by example and seed, with 95 % intervals; filled: better or worse at 5 %, corrected for "
+        f"the number of rows; hollow: no evidence.{_seeds(rows)}"
+    )
+    return Picture("differences", figure, "Better, or noise?", caption, f"Dots with intervals. {'; '.join(told)}.")
+
+
 @styled
 def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -> Picture | None:
     """One score against latency and against parameters; None where no two models have both.
@@ -138,7 +186,8 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
         column: of the score.
         n: examples that it was taken on, for the caption.
     """
-    rows = [row for row in comparison.rows if row.kind != "reference" and _value(row, column.key) is not None]
+    drawable = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
+    rows = [row for row in drawable if _value(row, column.key) is not None]
     costs = [cost for key in COSTS for cost in comparison.columns if cost.key == key]
     drawn = [(cost, [row for row in rows if _value(row, cost.key) is not None]) for cost in costs]
     drawn = [(cost, ours) for cost, ours in drawn if len(ours) > 1]
@@ -174,12 +223,10 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
         axes.set_xlim(0, 1.1 * x.max())
     order = [name for name in (*teachers, *students) if name in handles]
     legend(figure, [handles[name] for name in order], order)
-    several = {row.name: len(row.seeds) for row in rows if len(row.seeds) > 1}
-    seeds = "".join(f" {name}: mean of {count} seeds." for name, count in several.items())
     better = "higher" if column.higher_is_better else "lower"
     caption = (
         f"{column.title}, {better} is better; bars: 95 % intervals{f', n = {n:,}' if n else ''}. "
-        f"Grey line: models that none beats at their cost. Star: teacher.{seeds}"
+        f"Grey line: models that none beats at their cost. Star: teacher.{_seeds(rows)}"
     )
     said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
     name = f"quality-{_in_a_name(column.key)}"
@@ -254,6 +301,15 @@ def _counted(trained: Sequence[Curves]) -> str:
     runs = f"{len(trained)} runs" if len(trained) > 1 else "One run"
     longest = max(int(each.steps[-1]) for each in trained)
     return f"{runs}, up to {longest:,} steps"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """Of how many seeds rows are the mean, as sentences."""
+    names: dict[int, list[str]] = {}
+    for row in rows:
+        if len(row.seeds) > 1:
+            names.setdefault(len(row.seeds), []).append(row.name)
+    return "".join(f" {', '.join(own)}: mean of {count} seeds." for count, own in names.items())
 
 
 def _value(row: Row, key: str) -> float | None:
