@@ -147,7 +147,7 @@ def draw_differences(comparison: Comparison) -> Picture | None:
     if not columns:
         return None
     figure, (axes,) = panels(1, 0.7 + len(columns) * (0.16 + 0.14 * len(rows)))
-    handles = []
+    handles: list[Any] = []
     told = []
     for number, row in enumerate(rows):
         colour, _, marker = look(number)
