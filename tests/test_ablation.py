@@ -494,6 +494,17 @@ def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(t
         search(ablation, {"train.lr": [1e30]}, tmp_path / "s")
 
 
+def test_a_later_search_for_another_arm_leaves_what_was_tried_before(kdalign, teacher, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--max-steps", 1,
+             "--search-only", "--out", "s")  # fmt: skip
+    for arm, rate in (("labels", 1e-4), ("soft", 3e-4)):
+        assert kdalign("ablate", *flags, "--arms", arm, "--search", f"train.lr={rate}")[0] == 0
+    tried = json.loads(Path("s/search/tried.json").read_text())
+    assert [(one["arm"], one["settings"]["train.lr"]) for one in tried] == [("labels", 1e-4), ("soft", 3e-4)]
+    assert set(read_ablation(Path("s")).arms) == {"labels", "soft"}
+
+
 def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
     ablation = build_ablation(None, FLAGS | {"data.task": "rte"}, arms="labels,soft,align,joint")
     found = {arm: _settings(ablation, arm, {}, "objective.alpha", [0.3, 0.9]) for arm in ablation.arms}

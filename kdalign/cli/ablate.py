@@ -211,8 +211,9 @@ def _searched(
         clear(out)
     check_same(ablation, out, arms=False)
     chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
-    tried = [asdict(one) for one in candidates]
-    write_json(out / SEARCH / "tried.json", tried)
+    tried, file = [asdict(one) for one in candidates], out / SEARCH / "tried.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    write_json(file, [one for one in before if one["arm"] not in ablation.arms] + tried)
     write_ablation(chosen, out)
     return chosen, tried
 
