@@ -97,13 +97,11 @@ def compare(
     rows += marked([row for row in of_others if any(_has(row, column) for column in columns)])
     notes = notes_under(entries, results, rows, columns)
     notes += dict.fromkeys(note for each in beside for note in each.notes)
-    notes += held.notes
+    notes += held.notes_on({row.name for row in rows})
     if conditions:
         said = " and ".join(condition.written for condition in conditions)
         notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
-    return Comparison(
-        tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)), held.judged if held is not None else ()
-    )
+    return Comparison(tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)), held.judged)
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -1,6 +1,6 @@
 """Rows held against one of them: a mark behind each number, and a row of differences for each arm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,18 @@ class Held:
     Attributes:
         rows: the rows of runs, with marks.
         differences: a row for each arm: how much better it is than the row that all are held against.
+        notes: each with the names of the rows that it is about; with none where it is about all.
         judged: the verdicts in full, as plain dictionaries.
     """
 
     rows: tuple[Row, ...]
     differences: tuple[Row, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[frozenset[str], str], ...] = ()
     judged: tuple[dict[str, Any], ...] = ()
+
+    def notes_on(self, names: Collection[str]) -> list[str]:
+        """What is said under a table of these rows alone."""
+        return [note for about, note in self.notes if not about or not about.isdisjoint(names)]
 
 
 def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: str) -> Held:
@@ -76,20 +81,24 @@ def _arm(group: Sequence[Entry]) -> Arm:
     }
 
 
-def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[str, ...]:
+def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[tuple[frozenset[str], str], ...]:
     tests = ", ".join(dict.fromkeys(one.verdict.test for one in verdicts))
     several = len({one.arm for one in verdicts}) > 1
     corrected = ", corrected for the number of rows (Holm)" if several else ""
-    notes = [
+    own = ", each its own, not corrected" if several else ""
+    whole = [one for one in verdicts if one.key == "macro"] or [one for one in verdicts if one.primary]
+    how = [
         f"{BETTER} better than {name}, {WORSE} worse, {ALIKE} no evidence of either at 5 %{corrected}; paired by "
         f"example and seed ({tests})",
-        f"− {name}: how much better, whatever a metric's direction, with its 95 % interval",
+        f"− {name}: how much better, whatever a metric's direction, with its 95 % interval{own}",
     ]
-    whole = [one for one in verdicts if one.key == "macro"] or [one for one in verdicts if one.primary]
-    notes += [
-        f"{one.arm} − {name}, {one.key}: p = {one.verdict.p_holm:.2g}; such data show a difference of "
-        f"{one.verdict.detectable:.1f} in 80 % of cases"
+    each = [
+        (
+            frozenset({one.arm, f"{one.arm} − {name}"}),
+            f"{one.arm} − {name}, {one.key}: p = {one.verdict.p_holm:.2g}; such data show a difference of "
+            f"{one.verdict.detectable:.1f} in 80 % of cases",
+        )
         for one in whole
         if one.verdict.detectable is not None
     ]
-    return (*notes, *more)
+    return (*((frozenset(), note) for note in how), *each, *((frozenset(), note) for note in more))

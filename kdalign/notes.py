@@ -120,7 +120,8 @@ def budget_notes(entries: Sequence[Entry]) -> list[str]:
     for task, by_arm in read.items():
         if len(set(by_arm.values())) > 1:
             notes.append(f"arms learnt from different training examples of {task}: {', '.join(by_arm)}")
-    same = [] if notes else ["budget: all arms took the same steps and tokens on each task and seed"]
+    alike = len(hours) > 1 and not notes
+    same = ["budget: all arms took the same steps and tokens on each task and seed"] if alike else []
     return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
 
 
