@@ -21,9 +21,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdalign.ablation import KEPT, Ablation, Kept, Trial, check_ours, check_same, clear, keep, read_kept, write_ablation
+from kdalign.ablation import KEPT, Ablation, Trial, check_ours, check_same, clear, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
 from kdalign.files import check_writable
+from kdalign.keeping import Kept, keep, read_kept
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import recipe_of
 from kdalign.runs import RunFolder

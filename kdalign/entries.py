@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.ablation import FILE as ABLATION
-from kdalign.ablation import Kept, read_all_kept
 from kdalign.errors import Changed, UsageError
 from kdalign.integrity import read_checked
+from kdalign.keeping import Kept, read_all_kept
 from kdalign.runs import RECORD, RunRecord, read_record
 from kdalign.table import metric_key
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from kdalign.ablating import State, ablate
-from kdalign.ablation import TRIALS, Ablation, Kept, read_all_kept
+from kdalign.ablation import TRIALS, Ablation
 from kdalign.errors import RunError, UsageError
 from kdalign.files import whole_file, write_text
+from kdalign.keeping import Kept, read_all_kept
 from kdalign.observer import Observer, Silent
 from kdalign.preparation import training_examples
 from kdalign.recipe import TERM_KEYS, assign

@@ -17,11 +17,12 @@ import pytest
 from conftest import one_line, sentences
 from filelock import FileLock
 
-import kdalign.ablation as ablation_module
-from kdalign.ablation import build_ablation, check_same, keep, read_ablation, read_kept, write_ablation
+from kdalign import keeping
+from kdalign.ablation import build_ablation, check_same, read_ablation, write_ablation
 from kdalign.comparison import compare
 from kdalign.entries import entries_kept
 from kdalign.errors import RunError, UsageError
+from kdalign.keeping import keep, read_kept
 from kdalign.notes import budget_notes
 from kdalign.runs import read_record
 from kdalign.search import _settings, search
@@ -348,9 +349,9 @@ def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data
     for run_folder in out.glob("*-seed?"):
         shutil.rmtree(run_folder)
     for result in (out / "kept").glob("*seed*"):
-        tree = json.loads(ablation_module._restored(result.read_bytes(), result.parent))
+        tree = json.loads(keeping._restored(result.read_bytes(), result.parent))
         tree["recipe"]["data"]["folder"] = str(other)
-        result.write_bytes(ablation_module._compressed(json.dumps(tree).encode(), result.parent))
+        result.write_bytes(keeping._compressed(json.dumps(tree).encode(), result.parent))
     status, _, err = kdalign(*arguments(teacher, other, "--arms", "labels,joint", "--seeds", "2"))
     assert status == 2
     assert "the result of labels, sst2, seed 0 is of another train than is here now" in err.splitlines()[-1]
@@ -401,17 +402,15 @@ def test_arms_of_two_ablations_stay_apart_and_what_was_watched_stays_without_the
 
 def test_scores_are_kept_to_four_digits_and_classes_as_they_are(tmp_path):
     values = np.array([1957.0, 1957.25, 70000.5, 3.14159, -0.2, 0.0, 1e-6, np.nan, np.inf])
-    packed = ablation_module._packed("prediction", values, tmp_path)
-    assert ablation_module._unpacked(packed, tmp_path).tolist() == pytest.approx(
+    packed = keeping._packed("prediction", values, tmp_path)
+    assert keeping._unpacked(packed, tmp_path).tolist() == pytest.approx(
         values.tolist(), rel=6.2e-5, abs=0, nan_ok=True
     )
     many = np.random.default_rng(0).normal(size=10_000)
-    again = ablation_module._unpacked(ablation_module._packed("nll", many, tmp_path), tmp_path)
+    again = keeping._unpacked(keeping._packed("nll", many, tmp_path), tmp_path)
     assert abs(float(np.mean(again / many - 1))) < 2e-6, "rounded, not cut"
     classes = np.array([0, 1, 2, -1, 300])
-    assert ablation_module._unpacked(ablation_module._packed("label", classes, tmp_path), tmp_path).tolist() == [
-        *classes
-    ]
+    assert keeping._unpacked(keeping._packed("label", classes, tmp_path), tmp_path).tolist() == [*classes]
 
 
 def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
@@ -520,7 +519,7 @@ def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
     shutil.copy(there.with_name("common.json.gz"), tmp_path)
     keep(trial, tmp_path)
     assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
-    assert json.loads(ablation_module._restored(there.read_bytes(), there.parent))["task"] == "sst2"
+    assert json.loads(keeping._restored(there.read_bytes(), there.parent))["task"] == "sst2"
 
 
 def test_kept_results_take_little_room_and_name_what_cannot_be_read(done, tmp_path):
