@@ -49,7 +49,7 @@ def compare(
 
     Args:
         paths: run folders, folders of runs (one folder per task makes one row), or evaluation files and their folders.
-        metrics: columns to show, by their keys; all when left out.
+        metrics: columns to show, by their keys, beside those of ``steps_to``; all when left out.
         sort: the column to sort by, best first; rows that others have published stay last.
         references: files of rows that others have published.
         evaluations: results of evaluations, as plain dictionaries, beside those in files.
@@ -71,7 +71,8 @@ def compare(
     groups = _grouped(entries)
     means = _with_means(entries)
     columns = _columns(entries, results, means)
-    columns += [column for each in milestones for column in each.columns(entries)]
+    reached = [column for each in milestones for column in each.columns(entries)]
+    columns += reached
     of_teachers = _teacher_rows(entries, means)
     of_runs = [_student_row(group, means, milestones) for group in groups]
     held = hold_against(of_runs, groups, against) if against is not None else Held(tuple(of_runs))
@@ -89,7 +90,7 @@ def compare(
     rows += [row for row in held.differences if id(row) in left]
     if metrics is not None:
         wanted = [column for name in metrics for column in named(name, columns)]
-        columns = [column for column in columns if column in wanted]
+        columns = [column for column in columns if column in wanted or column in reached]
     columns = [column for column in columns if any(_has(row, column) for row in [*rows, *of_others])]
     entries = [entry for row, group in zip(of_runs, groups, strict=True) if id(row) in left for entry in group]
     results = [result for row, result in zip(of_results, results, strict=True) if id(row) in left]

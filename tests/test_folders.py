@@ -186,6 +186,8 @@ def test_steps_to_a_score_are_the_first_evaluation_that_reached_it(watched_runs)
     [column] = [column for column in table.columns if column.key == key]
     assert (column.title, column.cost, column.training) == ("steps to accuracy 85", True, True)
     assert key not in {column.key for column in compare(watched_runs).columns}
+    few = compare(watched_runs, metrics=["accuracy"], steps_to=["accuracy=85"])
+    assert [column.key for column in few.columns] == ["sst2/accuracy", key], "asked for, so shown"
     assert cell(compare(watched_runs, steps_to=["sst2/accuracy=50"]), "b", "steps-to/sst2/accuracy=50").value == 0
 
 
