@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 from jaxtyping import install_import_hook
 
@@ -56,7 +57,7 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / uuid4().hex))
 
 
 WORDS = (
