@@ -217,11 +217,8 @@ def difference(
     values = sign * np.array([(ours.under(whole) - theirs.under(whole))[0] for ours, theirs in pairs]) + 0.0  # no -0
     if not np.isfinite(values).all():
         raise Undefined(f"{what}: a value is undefined")
-    draws = sign * np.concatenate(
-        [
-            np.stack([ours.under(weights) - theirs.under(weights) for ours, theirs in pairs], axis=1)
-            for weights in _resamples(n)
-        ]
+    draws = sign * np.stack(
+        [_resampled(ours) - _resampled(theirs) for ours, theirs in pairs], axis=1
     )  # (resamples, seeds)
     draws = draws[np.isfinite(draws).all(axis=1)]
     if len(draws) < RESAMPLES // 2:
@@ -410,6 +407,27 @@ def _blocks(draws: int, width: int) -> Iterator[int]:
     most = max(1, AT_ONCE // max(width, 1))
     for start in range(0, draws, most):
         yield min(most, draws - start)
+
+
+def _resampled(one: Answered) -> Array:
+    """The values (resamples,) of a model under the draws that all share."""
+    if isinstance(one, Sums):
+        return np.concatenate([one.under(weights) for weights in _resamples(len(one.examples))])
+    answers = [(part.tobytes(), part.dtype.str, part.shape) for part in (one.predictions, one.references)]
+    values: Array = np.mean([_metric_resampled(metric, *answers) for metric in one.metrics], axis=0)
+    return values
+
+
+Frozen = tuple[bytes, str, tuple[int, ...]]
+"""An array by its bytes, type and shape."""
+
+
+@lru_cache(maxsize=256)
+def _metric_resampled(metric: Metric, predictions: Frozen, references: Frozen) -> Array:
+    """Kept, since a model answers several questions: a metric's, the mean's, the macro's, and those of other arms."""
+    ours, theirs = (np.frombuffer(raw, kind).reshape(shape) for raw, kind, shape in (predictions, references))
+    one = Answers((metric,), ours, theirs)
+    return np.concatenate([one.under(weights) for weights in _resamples(len(theirs))])
 
 
 def _resamples(n: int) -> Iterator[Array]:
