@@ -27,6 +27,7 @@ KEPT = "kept"
 SEARCH = "search"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
+MOST_SEEDS = 1_000
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
 
@@ -297,6 +298,8 @@ def _seeds(given: object) -> tuple[int, ...]:
     if not all(text.isdigit() for text in texts) or len(set(texts)) < len(texts):
         raise UsageError(f"seeds {given!r}: accepted are a number of them, such as 5, or different ones, such as 0,1,7")
     listed = isinstance(given, list) or len(texts) > 1
+    if not listed and int(texts[0]) > MOST_SEEDS:
+        raise UsageError(f"seeds {given!r}: a number of them is at most {MOST_SEEDS:,}")
     numbers = tuple(int(text) for text in texts) if listed else tuple(range(int(texts[0])))
     if not numbers:
         raise UsageError("an ablation needs at least one seed")

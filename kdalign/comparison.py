@@ -63,7 +63,7 @@ def compare(
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
     """
     conditions = [Filter.parse(each) for each in filters]
-    milestones = [Milestone.parse(each) for each in steps_to]
+    milestones = [Milestone.parse(each) for each in dict.fromkeys(steps_to)]
     files = {Path(file).resolve(): Path(file) for file in references}
     published = [row for file in files.values() for row in read_published(file)]
     found = read_all(paths)

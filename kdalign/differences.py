@@ -62,7 +62,11 @@ def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: s
         cells[one.arm][key] = Cell(verdict.difference, verdict.low, verdict.high, verdict=_MARKS[verdict.word])
     return Held(
         tuple(_marked(row, cells[row.name]) for row in rows),
-        tuple(Row(f"{row.name} − {name}", KIND, row.seeds, cells[row.name]) for row in rows if cells[row.name]),
+        tuple(
+            Row(f"{row.name} − {name}", KIND, _seeds_of(found.verdicts, row.name), cells[row.name])
+            for row in rows
+            if cells[row.name]
+        ),
         _notes(found.verdicts, name, found.notes),
         tuple(one.to_json() for one in found.verdicts),
     )
@@ -71,6 +75,11 @@ def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: s
 def _marked(row: Row, differences: Mapping[str, Cell]) -> Row:
     verdicts = {key: differences[key].verdict for key in row.cells if key in differences}
     return replace(row, cells=row.cells | {key: replace(row.cells[key], verdict=v) for key, v in verdicts.items()})
+
+
+def _seeds_of(verdicts: Sequence[Judged], arm: str) -> tuple[int, ...]:
+    """The seeds of an arm that its differences are of."""
+    return tuple(sorted({seed for one in verdicts if one.arm == arm for seed in one.seeds}))
 
 
 def _arm(group: Sequence[Entry]) -> Arm:

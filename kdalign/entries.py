@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.ablation import FILE as ABLATION
+from kdalign.ablation import Trial, read_ablation
 from kdalign.errors import Changed, UsageError
 from kdalign.integrity import read_checked
 from kdalign.keeping import Kept, read_all_kept
@@ -150,20 +151,30 @@ def _read_ablation(path: Path) -> tuple[list[Entry], dict[Path, str]]:
     kept = read_all_kept(path)
     if not kept:
         raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
-    return entries_kept(kept, path)
+    return entries_kept(kept, path, read_ablation(path).trials(path))
 
 
-def entries_kept(kept: Sequence[Kept], ablation: Path | None = None) -> tuple[list[Entry], dict[Path, str]]:
-    """An ablation's runs, those of an arm and a seed together; a seed that still lacks a task is left out."""
+def entries_kept(
+    kept: Sequence[Kept], ablation: Path | None = None, planned: Sequence[Trial] = ()
+) -> tuple[list[Entry], dict[Path, str]]:
+    """An ablation's runs, those of an arm and a seed together; a seed that lacks a task which others have is left out.
+
+    Args:
+        kept: what is there.
+        ablation: its folder.
+        planned: all that it will have; what is not there yet is said.
+    """
     found: dict[tuple[str, int], list[Kept]] = {}
     for one in kept:
         found.setdefault((one.trial.arm, one.trial.seed), []).append(one)
     most = max(len(several) for several in found.values())
     entries: list[Entry] = []
-    left: dict[Path, str] = {}
-    for (arm, seed), several in found.items():
+    tasks = {one.trial.task for one in kept}
+    left = {Path(one.task): UNFINISHED for one in planned if one.task not in tasks}
+    left |= {_seed_of(one): UNFINISHED for one in planned if (one.arm, one.seed) not in found}
+    for (arm, _), several in found.items():
         if len(several) < most:
-            left[Path(f"{arm}, seed {seed}")] = UNFINISHED
+            left[_seed_of(several[0].trial)] = UNFINISHED
             continue
         records = {one.record.task: one.record for one in several}
         folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
@@ -172,6 +183,10 @@ def entries_kept(kept: Sequence[Kept], ablation: Path | None = None) -> tuple[li
         key = json.dumps(["arm", str(ablation), arm, sorted(records)])
         entries.append(Entry(arm, key, records, folders, answers, watched, ablation))
     return entries, left
+
+
+def _seed_of(trial: Trial) -> Path:
+    return Path(f"{trial.arm} seed {trial.seed}")
 
 
 def _places(folder: Path) -> list[Path]:
@@ -199,7 +214,7 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
         if (inner / ABLATION).is_file():
             kept = read_all_kept(inner)
             if kept:
-                found, below = entries_kept(kept, inner)
+                found, below = entries_kept(kept, inner, read_ablation(inner).trials(inner))
                 entries, passed = entries + found, passed | below
             else:
                 passed[inner] = UNFINISHED

@@ -143,7 +143,8 @@ def _in_cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("<", "&lt;")
+    """Text that is no tag, emphasis, code or formula."""
+    return re.sub(r"([`*$])", r"\\\1", text.replace("<", "&lt;"))
 
 
 def _no_list(text: str) -> str:

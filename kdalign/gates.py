@@ -25,7 +25,7 @@ from kdalign.table import Cell, Column, Comparison, Row
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_REQUIREMENT = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
+_REQUIREMENT = re.compile(r"\s*([^<>]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
 _PROTOCOL = re.compile(r"(.+?): (.+ \[[0-9a-f]+\]|\S+, n = [\d,]+(?= of ))")
 """A task and the data that it was scored on, at the start of a note; of evaluations, which keep no fingerprint, the
 split and its size."""
@@ -231,7 +231,8 @@ def _dropped(gate: MaxDrop, column: Column, now: Comparison, before: Comparison)
 def _other_data(column: Column, now: Comparison, before: Comparison) -> str:
     """Why values do not compare: what the baseline's runs were scored on, where that was other data; else nothing."""
     ours, theirs = _protocols(now, column.task), _protocols(before, column.task)
-    if column.cost or not ours or not theirs or ours <= theirs:
+    same = ours <= theirs if column.task else ours == theirs  # a mean over tasks is of all of them
+    if column.cost or not ours or not theirs or same:
         return ""
     return f"the baseline was scored on other data: {'; '.join(sorted(theirs - ours) or sorted(theirs))}"
 

@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from kdalign.ablation import KEPT, Trial, read_ablation
-from kdalign.errors import UsageError
+from kdalign.errors import Changed, UsageError
 from kdalign.files import whole_file
-from kdalign.runs import RunFolder, RunRecord, read_record
+from kdalign.runs import RunFolder, RunRecord, read_record, seal_of
 
 Array = np.ndarray[Any, Any]
 
 _COMMON = "common.json.gz"
+_HEX = 16
+"""Digits of a SHA-256 that seal what is kept and name what is shared."""
 _UNKEPT = ("samples", "files", "seal")
 _ELSEWHERE = ("out", "train.device", "train.precision")
 """Keys that may differ between a result that is kept and the trial that it is of: where, not what, was trained."""
@@ -66,6 +68,7 @@ def keep(trial: Trial, folder: Path) -> Kept:
     inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
     watched = [{name: _rounded(value) for name, value in event.items()} for event in run.watched]
     content |= {"answers": packed, "inputs": inputs, "watched": watched}
+    content["seal"] = _seal_of(content)
     with whole_file(folder / trial.file) as temporary:
         temporary.write_bytes(_compressed(json.dumps(content, separators=(",", ":")).encode(), folder))
     return read_kept(trial, folder)
@@ -75,17 +78,19 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     """What ``keep`` wrote.
 
     Raises:
-        UsageError: the file is something else, or of a run by another recipe.
+        UsageError: the file is something else, was changed since, or is of a run by another recipe.
     """
     file = folder / trial.file
     try:
         tree = json.loads(_restored(file.read_bytes(), folder))
+        if tree.pop("seal") != _seal_of(tree):
+            raise Changed(f"{str(file)!r} was changed after it was kept: its seal does not fit it")
         answers = {
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
         inputs, watched = dict(tree.pop("inputs")), list(tree.pop("watched"))
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zlib.error) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
@@ -99,6 +104,10 @@ def read_all_kept(out: Path) -> list[Kept]:
     """All that is kept of an ablation so far."""
     folder = out / KEPT
     return [read_kept(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    return seal_of(content)[:_HEX]
 
 
 def _compressed(content: bytes, folder: Path) -> bytes:
@@ -138,11 +147,15 @@ def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
     kind = column.dtype.str
     if name not in _SHARED:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
-    file = folder / f"{hashlib.sha256(raw).hexdigest()[:16]}.gz"
+    file = folder / f"{_name_of(raw)}.gz"
     if not file.is_file():
         with whole_file(file) as temporary:
             temporary.write_bytes(gzip.compress(raw, mtime=0))
     return {"dtype": kind, "file": file.name}
+
+
+def _name_of(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:_HEX]
 
 
 def _shortened(values: Array) -> Array:
@@ -153,11 +166,12 @@ def _shortened(values: Array) -> Array:
 
 
 def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
-    raw = (
-        gzip.decompress((folder / packed["file"]).read_bytes())
-        if "file" in packed
-        else base64.b64decode(packed["values"])
-    )
+    if "file" in packed:
+        raw = gzip.decompress((folder / packed["file"]).read_bytes())
+        if packed["file"] != f"{_name_of(raw)}.gz":
+            raise ValueError(f"{packed['file']} was changed")
+    else:
+        raw = base64.b64decode(packed["values"])
     planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, -1)
     values: Array = np.ascontiguousarray(planes.T).view(packed["dtype"]).reshape(-1)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)

@@ -1,5 +1,6 @@
 """How fast runs learn: the first step at which a score on the watched texts reached a value."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,9 @@ class Milestone:
         try:
             value = float(text.removesuffix("%"))
         except ValueError:
-            raise UsageError(f"--steps-to {written!r}: {text!r} is no number (such as accuracy=85)") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise UsageError(f"--steps-to {written!r}: {text!r} is no number (such as accuracy=85)")
         if relative and not 0 < value <= 100:
             raise UsageError(f"--steps-to {written!r}: a share of a run's last score lies above 0 and up to 100 %")
         return cls(name, value / 100 if relative else value, relative, text)

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdalign.entries import Entry, how_made, not_comparable, protocols, records_of, tasks_differ, teachers_differ
+from kdalign.entries import (
+    Entry,
+    first_split,
+    how_made,
+    not_comparable,
+    protocols,
+    records_of,
+    tasks_differ,
+    teachers_differ,
+)
+from kdalign.runs import RunRecord
 from kdalign.table import SHARED, Cell, Column, Row
 
 
@@ -37,6 +47,8 @@ def notes_under(
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
         )
+    if any(column.key == "agreement" for column in columns):
+        notes += _agreement_of_scores(records)
     if any(column.key == "ece" for column in columns):
         notes.append("ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over tasks of classes")
     if any(column.key == "flops" for column in columns):
@@ -77,6 +89,13 @@ def notes_under(
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _agreement_of_scores(records: Sequence[RunRecord]) -> list[str]:
+    """Say where agreement is no share of equal classes."""
+    agreed = {record.task: first_split(record)["agreement"] for record in records}
+    tasks = [task for task, found in agreed.items() if found is not None and found.get("signature", "").startswith("scipy")]
+    return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's scores"] if tasks else []
 
 
 MOST_NAMES = 12

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.entries import evaluations_in, read_all, read_evaluation
+from kdalign.entries import Entry, evaluations_in, read_all, read_evaluation
 from kdalign.errors import RunError, UsageError
 from kdalign.integrity import check_weights, read_checked
 from kdalign.metrics import METRICS, Metric, Score, metrics_named, score
@@ -31,6 +31,8 @@ Told = Mapping[str, Any]
 AGREEMENT = "agreement"
 TOLERANCE = 1e-9
 """Relative, and below 1 absolute: sums in another order differ by less."""
+KEPT_TOLERANCE = 1e-4
+"""The same for what an ablation keeps, which rounds scores that are no classes to four digits."""
 _LINES = 3
 """So many differences are told in one line."""
 
@@ -86,6 +88,9 @@ def verify(paths: Sequence[str | Path]) -> Verified:
     """
     found = Verified()
     for entry in read_all(paths).entries:
+        if entry.ablation is not None:
+            found += verify_kept(entry)
+            continue
         for run in entry.folders.values():
             found += verify_run(run)
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
@@ -113,15 +118,44 @@ def verify_run(run: Path) -> Verified:
         if not file.is_file():
             found += Verified(untaken=(f"{where}: its answers are not kept, so its scores were not taken again",))
             continue
-        answers = Answers(read_table(file, ()), metrics)
-        alike = [told[AGREEMENT]] if told.get(AGREEMENT) is not None else []
-        found += _verified(where, "student ", [*told["student"]], answers.student(told["student"]))
-        found += _verified(where, "teacher ", [*told["teacher"]], answers.teacher(told["teacher"]))
-        found += _verified(where, "", alike, answers.agreement() if alike else [])
-        for who, error in told.get("calibration", {}).items():
-            taken = answers.student([error]) if who == "student" else answers.teacher([error])
-            found += _verified(where, f"{who} ", [error], taken)
+        found += _verify_split(told, Answers(read_table(file, ()), metrics), where)
     return found
+
+
+def verify_kept(entry: Entry) -> Verified:
+    """Take the scores again of an ablation's runs, of the answers that it keeps of them."""
+    import pandas as pd
+
+    found = Verified()
+    for task, record in entry.records.items():
+        metrics, _ = metrics_named(record.metrics)
+        for split, told in record.scores.items():
+            answers = Answers(pd.DataFrame(entry.answers[task][split]), metrics)
+            where = f"{entry.name}, {task}, seed {entry.seed}, {split}"
+            found += _verify_split(told, answers, where, f"ablation {str(entry.ablation)!r}", KEPT_TOLERANCE)
+    return found
+
+
+def _verify_split(
+    told: Mapping[str, Any], answers: "Answers", where: str, whole: str = "", tolerance: float = TOLERANCE
+) -> Verified:
+    """Take a run's scores on a split again.
+
+    Args:
+        told: as its record has them.
+        answers: that it kept.
+        where: the run and split, for what differs.
+        whole: what cannot be taken again is said of, where it is the same of many runs.
+        tolerance: as ``TOLERANCE``.
+    """
+    found = Verified()
+    alike = [told[AGREEMENT]] if told.get(AGREEMENT) is not None else []
+    groups = [("student ", [*told["student"]]), ("teacher ", [*told["teacher"]])]
+    groups += [(f"{who} ", [error]) for who, error in told.get("calibration", {}).items()]
+    for who, scores in groups:
+        taken = answers.teacher(scores) if who == "teacher " else answers.student(scores)
+        found += _verified(where, who, scores, taken, whole, tolerance)
+    return found + _verified(where, "", alike, answers.agreement() if alike else [], whole, tolerance)
 
 
 @dataclass(frozen=True)
@@ -292,25 +326,32 @@ def _languages(result: Told) -> Iterator[str]:
     yield from ("en", "de")
 
 
-def _verified(where: str, who: str, told: Sequence[Told], found: Sequence[Score | str]) -> Verified:
+def _verified(
+    where: str,
+    who: str,
+    told: Sequence[Told],
+    found: Sequence[Score | str],
+    whole: str = "",
+    tolerance: float = TOLERANCE,
+) -> Verified:
     """Compare what is told with what was found, one by one."""
     differences: list[str] = []
     untaken: dict[str, None] = {}
     taken = 0
     for one, again in zip(told, found, strict=True):
         if isinstance(again, str):
-            untaken[f"{where}: {who}{one['metric']} was not taken again: {again}"] = None
+            untaken[f"{whole or where}: {who}{one['metric']} was not taken again: {again}"] = None
             continue
         taken += 1
-        differences += [f"{where}: {who}{line}" for line in _differences(one, again)]
+        differences += [f"{where}: {who}{line}" for line in _differences(one, again, tolerance)]
     return Verified(0, taken, tuple(differences), tuple(untaken))
 
 
-def _differences(told: Told, found: Score) -> Iterator[str]:
+def _differences(told: Told, found: Score, tolerance: float) -> Iterator[str]:
     """The value, the interval's ends, and the number of examples."""
     for name, word in (("value", ""), ("low", " lower end"), ("high", " upper end"), ("n", " n")):
         one, other = told[name], getattr(found, name)
-        if not _alike(one, other):
+        if not _alike(one, other, tolerance):
             made = (
                 ""
                 if told["signature"].endswith(found.signature)
@@ -319,10 +360,10 @@ def _differences(told: Told, found: Score) -> Iterator[str]:
             yield f"{told['metric']}{word} is told as {_written(one)}, and its answers give {_written(other)}{made}"
 
 
-def _alike(one: float | None, other: float | None) -> bool:
+def _alike(one: float | None, other: float | None, tolerance: float) -> bool:
     if one is None or other is None:
         return one is other
-    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _written(value: float | None) -> str:

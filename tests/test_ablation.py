@@ -351,6 +351,7 @@ def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data
     for result in (out / "kept").glob("*seed*"):
         tree = json.loads(keeping._restored(result.read_bytes(), result.parent))
         tree["recipe"]["data"]["folder"] = str(other)
+        tree["seal"] = keeping._seal_of(tree)
         result.write_bytes(keeping._compressed(json.dumps(tree).encode(), result.parent))
     status, _, err = kdalign(*arguments(teacher, other, "--arms", "labels,joint", "--seeds", "2"))
     assert status == 2
@@ -369,7 +370,7 @@ def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
     second = [replace(one, trial=replace(one.trial, task="b"), record=replace(one.record, task="b")) for one in kept]
     entries, left = entries_kept([*kept, *second[:3]])
     assert [(entry.name, entry.seed) for entry in entries] == [("labels", 0), ("joint", 0), ("labels", 1)]
-    assert {str(name) for name in left} == {"joint, seed 1"}
+    assert {str(name) for name in left} == {"joint seed 1"}
     table = compare([], kept=entries, against="labels")
     assert [row.seeds for row in table.rows if row.kind == "student"] == [(0, 1), (0,)]
 
@@ -510,6 +511,47 @@ def test_a_searched_key_that_an_arm_is_defined_without_is_not_given_to_it():
     assert {arm: len(settings) for arm, settings in found.items()} == {"labels": 1, "soft": 2, "align": 1, "joint": 2}
     found = {arm: _settings(ablation, arm, {}, "objective.relations", [0, 1]) for arm in ablation.arms}
     assert {len(settings) for settings in found.values()} == {1}
+
+
+def test_what_was_kept_and_changed_is_named_and_what_is_told_is_what_the_answers_give(done, kdalign, tmp_path):
+    out = copied(done, tmp_path)
+    status, said, err = kdalign("compare", "a", "--verify")
+    assert status == 0, err
+    assert "verified: 12 scores taken from kept answers again" in " ".join(said.split()), (
+        "4 runs: both models, agreement"
+    )
+    file = next((out / "kept").glob("labels*seed0*"))
+    whole, tree = file.read_bytes(), json.loads(keeping._restored(file.read_bytes(), file.parent))
+    tree["scores"]["validation"]["student"][0]["value"] += 1
+    file.write_bytes(keeping._compressed(json.dumps(tree).encode(), file.parent))
+    status, _, err = kdalign("compare", "a")
+    assert (status, "was changed after it was kept: its seal does not fit it" in one_line(err)) == (2, True)
+    file.write_bytes(
+        keeping._compressed(json.dumps({**tree, "seal": keeping._seal_of(tree)}).encode(), file.parent)
+    )  # sealed again
+    status, _, err = kdalign("compare", "a", "--verify")
+    assert status == 1
+    assert "labels, sst2, seed 0, validation: student accuracy is told as" in err.splitlines()[-1]
+    file.write_bytes(whole)
+    shared = next(file.parent.glob("????????????????.gz"))
+    raw = bytearray(gzip.decompress(shared.read_bytes()))
+    raw[0] ^= 1
+    shared.write_bytes(gzip.compress(bytes(raw)))
+    status, _, err = kdalign("compare", "a")
+    assert (status, f"{shared.name} was changed" in one_line(err)) == (2, True)
+
+
+def test_an_ablation_under_way_says_what_it_lacks(done, kdalign, tmp_path):
+    out = copied(done, tmp_path)
+    for file in (out / "kept").glob("joint*seed1*"):
+        file.unlink()
+    status, said, err = kdalign("compare", "a", "--against", "labels")
+    assert status == 0, err
+    said = " ".join(said.split())
+    assert "passed over: joint seed 1 (unfinished)" in said
+    assert "joint − labels " in said
+    assert "joint − labels (2 seeds)" not in said, "one seed alone was tested"
+    assert "labels (2 seeds)" in said
 
 
 def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):

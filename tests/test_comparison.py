@@ -100,6 +100,33 @@ def test_a_row_over_tasks_has_the_mean_of_each_and_over_all(tmp_path):
     assert [column.key for column in table.columns if column.detail] == ["mrpc/accuracy", "mrpc/f1"]
 
 
+def test_retained_costs_and_agreement_of_a_row_over_tasks_are_of_all_of_them(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "mrpc", "mrpc", {"accuracy": 70.0}, {"accuracy": 90.0})
+    second = run(group / "sst2", "sst2", {"accuracy": 90.0}, {"accuracy": 60.0})
+    table = compare([group])
+    assert cell(table, "both", "retained").value == pytest.approx(100 * 80 / 75), "each task has its own teacher"
+    assert cell(table, "both", "speed-up").value == pytest.approx(1.5), "3 ms by 2 ms"
+    record = read_record(second)
+    told = {**record.scores["validation"], "agreement": {**record.scores["validation"]["agreement"], "value": None}}
+    larger = replace(record.student, parameters=7_000_000)
+    RunFolder(second).write_record(replace(record, student=larger, scores={"validation": told}))
+    table = compare([group])
+    assert "agreement" not in table.rows[-1].cells, "of one task alone it would be no mean over tasks"
+    assert cell(table, "both", "parameters").value == 1, "the first task's"
+
+
+def test_agreement_that_is_a_correlation_is_said(tmp_path):
+    path = run(tmp_path / "a", "stsb", {"accuracy": 70.0}, {"accuracy": 90.0})
+    note = "agreement on stsb: Pearson's correlation with the teacher's scores"
+    assert note not in compare([path]).notes
+    record = read_record(path)
+    record.scores["validation"]["agreement"]["signature"] = "scipy 1"
+    RunFolder(path).write_record(record)
+    assert note in compare([path]).notes
+
+
 def test_a_row_over_accuracy_and_perplexity_has_no_mean(tmp_path):
     group = tmp_path / "both"
     RunFolder(group).begin("teacher: t\n", {}, keep=False)

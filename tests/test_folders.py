@@ -191,13 +191,16 @@ def test_steps_to_a_score_are_the_first_evaluation_that_reached_it(watched_runs)
     assert cell(compare(watched_runs, steps_to=["sst2/accuracy=50"]), "b", "steps-to/sst2/accuracy=50").value == 0
 
 
-def test_a_share_is_of_what_the_run_itself_reached_last(watched_runs):
+def test_a_share_is_of_what_the_run_itself_reached_last(watched_runs, tmp_path):
     key = "steps-to/sst2/accuracy=95%"
     table = compare(watched_runs, steps_to=["accuracy=95%"])
     assert cell(table, "a", key).value == 15, "76 is passed at step 10, 81.7 at step 20"
     assert cell(table, "b", key).value == 20
     [column] = [column for column in table.columns if column.key == key]
     assert column.title == "steps to 95% of last accuracy"
+    falls = run(tmp_path / "falls", "sst2", {"accuracy": 80.0})
+    watched(falls, (0, {"accuracy": 70.0}), (5, {"accuracy": 77.0}), (10, {"accuracy": 86.0}), (20, {"accuracy": 80.0}))
+    assert cell(compare([falls], steps_to=["accuracy=95%"]), "falls", key).value == 5, "95 % of 80, not of 86"
 
 
 def test_a_perplexity_is_reached_from_above(tmp_path):
@@ -230,6 +233,8 @@ def test_a_run_without_a_history_has_a_dash_and_the_reason(tmp_path):
         ("acuracy=85", "unknown metric in --steps-to 'acuracy'; did you mean 'sst2/accuracy'"),
         ("accuracy", "'accuracy' is no number"),
         ("accuracy=high", "'high' is no number"),
+        ("accuracy=nan", "'nan' is no number"),
+        ("accuracy=inf", "'inf' is no number"),
     ],
 )
 def test_a_score_to_be_reached_is_a_metric_and_a_number(watched_runs, given, said):

@@ -127,7 +127,7 @@ def test_best_is_bold_and_second_underlined_in_every_form_for_people(table):
 def test_markdown_shows_no_sign_of_a_name_as_markup(table):
     text = shown(table, "markdown")
     assert "- \\* pseudo: &lt;b>" in text
-    assert r"~&lt;i>\|`--" in text
+    assert r"~&lt;i>\|\`--" in text
 
 
 def test_a_caption_says_only_what_its_table_has(table):

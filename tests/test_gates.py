@@ -8,6 +8,7 @@ from test_comparison import run
 
 from kdalign.comparison import compare
 from kdalign.gates import check_gates, read_baseline
+from kdalign.runs import RunFolder
 
 
 def compared(kdalign, path, *more):
@@ -151,6 +152,42 @@ def test_values_from_other_data_do_not_pass_for_a_drop(tmp_path):
     [verdict] = check_gates(compare([now]), max_drop=["accuracy=1"], baseline=old)
     assert not verdict.passed
     assert "the baseline was scored on other data: sst2: validation, n = 10 [abababab]" in verdict.found
+
+
+def test_a_mean_over_more_or_fewer_tasks_does_not_pass_for_a_drop(tmp_path):
+    def over(place, **tasks):
+        group = tmp_path / place
+        RunFolder(group).begin("teacher: t\n", {}, keep=False)
+        for task, value in tasks.items():
+            run(group / task, task, {"accuracy": value}, {"accuracy": 90.0})
+        return group
+
+    three = {"sst2": 80.0, "rte": 50.0, "mrpc": 70.0}
+    before = over("before", **three)
+    for place, tasks in (("fewer", ("sst2", "mrpc")), ("more", ("sst2", "rte", "mrpc", "qnli"))):
+        now = compare([over(place, **{task: three.get(task, 95.0) for task in tasks})])
+        (gate,) = check_gates(now, max_drop=["macro=0.5"], baseline=before)
+        assert not gate.passed
+        assert "other data" in gate.found
+        (own,) = check_gates(now, max_drop=["sst2/accuracy=0.5"], baseline=before)
+        assert own.passed, "a task's own column compares"
+    assert check_gates(compare([before]), max_drop=["macro=0"], baseline=before)[0].passed
+
+
+def test_a_bound_on_a_metric_that_a_row_with_the_task_lacks_fails(tmp_path):
+    full = run(tmp_path / "full", "mrpc", {"accuracy": 70.0, "f1": 80.0})
+    bare = run(tmp_path / "bare", "mrpc", {"accuracy": 70.0}, hard=0.5)
+    gates = {gate.row: gate for gate in check_gates(compare([full, bare]), require=["f1>=0"])}
+    assert (gates["full"].passed, gates["bare"].passed) == (True, False)
+    assert "the row has none" in gates["bare"].found
+
+
+def test_steps_to_a_score_may_be_gated(kdalign, tmp_path):
+    path = run(tmp_path / "a", "sst2", {"accuracy": 90.0})
+    RunFolder(path).append_history({"kind": "evaluation", "step": 7, "accuracy": 88.0})
+    words = ("compare", path, "--steps-to", "accuracy=85", "--metrics", "accuracy")
+    for bound, status in ((500, 0), (6, 1)):
+        assert kdalign(*words, "--require", f"steps-to/sst2/accuracy=85<={bound}")[0] == status
 
 
 def test_rows_of_other_tasks_are_not_held_against_a_tasks_gate(tmp_path):

@@ -38,6 +38,20 @@ def test_a_teacher_above_all_students_is_neither_best_nor_second(tmp_path):
     assert (best(table, "sst2/accuracy"), second(table, "sst2/accuracy")) == (["b"], ["a"])
 
 
+def test_tenths_tell_the_best_from_the_second(tmp_path):
+    table = compare(runs(tmp_path, a=80.1, b=80.4, c=79.6))
+    assert (best(table, "sst2/accuracy"), second(table, "sst2/accuracy")) == (["b"], ["a"])
+
+
+def test_intervals_overlap_only_where_each_begins_before_the_other_ends(tmp_path):
+    for far, said in ((9.5, True), (12.0, False), (4.0, False)):
+        paths = [
+            run(tmp_path / f"{far}" / name, "lm", {"ppl": ppl}, hard=ppl / 100)
+            for name, ppl in (("a", 8.0), ("b", far))
+        ]
+        assert any("overlap" in note for note in compare(paths).notes) == said, "8 and the other, each with 1 around it"
+
+
 def test_of_perplexities_the_second_lowest_is_second(tmp_path):
     paths = [run(tmp_path / f"{value}", "lm", {"ppl": float(value)}, hard=value / 100) for value in (30, 10, 20)]
     assert (best(compare(paths), "lm/ppl"), second(compare(paths), "lm/ppl")) == (["10"], ["20"])

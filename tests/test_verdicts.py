@@ -157,6 +157,40 @@ def test_several_tasks_and_seeds_have_their_metrics_means_agreement_and_macro(tm
     assert [one.key for one in judgement.verdicts if one.primary] == ["mrpc/f1", "sst2/accuracy", "stsb/pearson"]
 
 
+def test_the_macro_pairs_each_seed_with_itself(tmp_path):
+    right = {0: 0.9, 1: 0.6, 2: 0.75}  # seeds with luck that both arms share: paired, it takes no part
+    arms = {
+        name: {
+            (task, seed): classifier(tmp_path / f"{name}-{task}-{seed}", task, share + better, seed, luck=name == "b")
+            for task in ("sst2", "rte")
+            for seed, share in right.items()
+        }
+        for name, better in (("soft", 0.0), ("b", 0.05))
+    }
+    judgement = judge(arms, "soft")
+    macro, tasks = (
+        found(judgement, "b", "macro"),
+        [found(judgement, "b", f"{task}/accuracy") for task in ("sst2", "rte")],
+    )
+    assert macro.verdict.difference == pytest.approx(np.mean([one.verdict.difference for one in tasks]))
+    assert macro.verdict.high - macro.verdict.low < 30, "of seeds 15 points apart, crossed, it would be 74"
+
+
+def test_a_task_without_a_defined_difference_leaves_no_macro(tmp_path):
+    def constant(path, seed):
+        made = classifier(path, "stsb", 0.9, seed)
+        file = made.folder.predictions("validation")
+        pd.read_parquet(file).assign(prediction=np.float32(2.5)).to_parquet(file)
+        return Finished.read(made.folder)
+
+    arms = {name: arm(tmp_path, name, ["sst2", "rte"], 0.8, [0, 1]) for name in ("soft", "b")}
+    arms["soft"] |= arm(tmp_path, "soft", ["stsb"], 0.8, [0, 1])
+    arms["b"] |= {("stsb", seed): constant(tmp_path / f"b-stsb-{seed}", seed) for seed in (0, 1)}
+    keys = {one.key for one in judge(arms, "soft").verdicts}
+    assert {"sst2/accuracy", "rte/accuracy"} <= keys
+    assert "macro" not in keys
+
+
 def test_an_arm_that_answers_as_the_baseline_does_has_no_evidence(tmp_path):
     runs = arm(tmp_path, "a", ["sst2"], 0.8, [0, 1, 2])
     for one in judge({"a": runs, "b": runs}, "a").verdicts:

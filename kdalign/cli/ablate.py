@@ -188,7 +188,7 @@ def ablate(
     table = compare([], against=baseline, kept=entries_kept(kept, out)[0])
     show(comparison_as(table, "json" if as_json else "rich"))
     held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
-    watcher.announce(f"this table again, in other forms: kdalign compare {out}{held}")
+    watcher.announce(f"this table again, in other forms: kdalign compare {shlex.quote(str(out))}{held}")
 
 
 def _searched(

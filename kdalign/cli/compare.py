@@ -168,10 +168,18 @@ def compare(
     from kdalign.formats import form_for
 
     form = form_for("json" if as_json else form, out)
+    if out is not None:
+        from kdalign.files import check_writable
+
+        if out.is_dir():
+            raise UsageError(f"--out {str(out)!r} is a folder; give a file")
+        check_writable(out.parent)
     from kdalign.comparison import compare as put_together
     from kdalign.gates import check_gates
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
+    if names == []:
+        raise UsageError(f"--metrics {metrics!r} names no column")
     found = put_together(
         runs,
         names,
@@ -183,7 +191,9 @@ def compare(
         against=against,
     )
     gated = require or max_drop
-    whole = put_together(runs) if gated and (names or filters) else found  # a gate may be on what is not shown
+    whole = (
+        put_together(runs, steps_to=steps_to or ()) if gated and (names or filters) else found
+    )  # a gate may be on what is not shown
     gates = check_gates(whole, require or (), max_drop or (), baseline)
     if plots is not None:
         _draw(found, runs, plots)
@@ -219,9 +229,8 @@ def _print(
         elif form not in ("markdown", "json"):
             print(lines, end="", file=sys.stderr)
         return
-    from kdalign.files import check_writable, write_text
+    from kdalign.files import write_text
 
-    check_writable(out.parent)
     write_text(out, as_text(table) + (lines if form == "rich" else ""))
     error_console().print(f"written: {out}", highlight=False)
     print(lines, end="", file=sys.stderr)
