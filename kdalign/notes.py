@@ -94,7 +94,9 @@ def notes_under(
 def _agreement_of_scores(records: Sequence[RunRecord]) -> list[str]:
     """Say where agreement is no share of equal classes."""
     agreed = {record.task: first_split(record)["agreement"] for record in records}
-    tasks = [task for task, found in agreed.items() if found is not None and found.get("signature", "").startswith("scipy")]
+    tasks = [
+        task for task, found in agreed.items() if found is not None and found.get("signature", "").startswith("scipy")
+    ]
     return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's scores"] if tasks else []
 
 
