@@ -185,7 +185,7 @@ def _shown(cell: Cell | None, column: Column) -> Shown:
 
 def in_digits(value: float, digits: int) -> str:
     """A number with its thousands apart; one of thousands needs no decimals."""
-    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
+    return f"{value:z,.{digits if abs(value) < 1000 else 0}f}"
 
 
 GAP = 2

@@ -18,7 +18,7 @@ from test_comparison import run
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
 from kdalign.formats import FORMATS, comparison_as, form_for
-from kdalign.grid import folded
+from kdalign.grid import folded, in_digits
 from kdalign.runs import RunFolder
 from kdalign.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Column, Comparison, Row
 
@@ -330,3 +330,7 @@ def test_forty_columns_print_no_garbage(kdalign, tmp_path, monkeypatch):
     assert status == 0
     assert max(map(len, out.splitlines())) <= 40
     assert "…" not in out
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [in_digits(value, 1) for value in (-0.03, -0.06, 0.04, -1234.5)] == ["0.0", "-0.1", "0.0", "-1,234"]
