@@ -211,14 +211,19 @@ def _differences(
     for task in (task for task in _tasks([arm, base]) if task not in shared):
         notes[f"{task}: only one of {name} and {baseline} has runs of it"] = None
     kept: list[tuple[str, tuple[int, ...]]] = []
+    lacking: dict[str, list[str]] = {}
     for task in shared:
         seeds, left = _paired_seeds(task, arm, base)
         if left:
-            notes[f"{name} and {baseline}, {task}: seeds {_listed(left)} left out, which only one of them has"] = None
+            lacking.setdefault(_listed(left), []).append(task)
         if seeds:
             kept.append((task, seeds))
         else:
             notes[f"{name} and {baseline}, {task}: no seed in common, no verdict"] = None
+    for seeds_left, tasks in lacking.items():
+        notes[f"{name} and {baseline}, {', '.join(tasks)}: seeds {seeds_left} left out, which only one of them has"] = (
+            None
+        )
     several = len(kept) > 1
     for task, seeds in kept:
         pairs = [(arm[task, seed], base[task, seed]) for seed in seeds]
