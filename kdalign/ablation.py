@@ -28,6 +28,7 @@ SEARCH = "search"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 MOST_SEEDS = 1_000
+"""Counted from 0; beyond it, a seed was meant and not a number of them."""
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
 
