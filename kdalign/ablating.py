@@ -1,7 +1,8 @@
 """The story of an ablation: check all of it, run what is not there yet, in several processes, and keep what each gives.
 
-A worker is a process that makes one run after another, so that libraries are loaded once. Runs that differ by arm or
-seed share their fine-tuned teacher through the cache; two workers never make the same one.
+A worker is a process that makes one run after another. Workers are forks of a server that has loaded the libraries,
+which takes seconds of a core, once for all. Runs that differ by arm or seed share their fine-tuned teacher through the
+cache; two workers never make the same one.
 """
 
 import multiprocessing
@@ -11,8 +12,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -172,6 +173,8 @@ def _run_all(
     watch: Callable[[], Observer],
     tell: Callable[[State], None],
 ) -> None:
+    import torch
+
     waiting, spent, told = list(todo), list[float](), False
     workers: dict[Connection, _Worker] = {}
     with _stopping() as stopped:
@@ -184,7 +187,7 @@ def _run_all(
                 while waiting and not stopped and len(state.running) < jobs:
                     free = next((one for one in workers.values() if one.trial is None), None)
                     if free is None:
-                        free = _Worker.started(max(1, (os.cpu_count() or 1) // jobs), watch)
+                        free = _Worker.started(max(1, torch.get_num_threads() // jobs), watch)
                         workers[free.connection] = free
                     trial = waiting.pop(0)
                     free.give(trial)
@@ -246,11 +249,12 @@ class _Worker:
 
     @classmethod
     def started(cls, threads: int, watch: Callable[[], Observer]) -> "_Worker":
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["kdalign.pipeline"])
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, threads, watch), daemon=True)
-        with _environment(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false"):
-            process.start()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        process = context.Process(target=_work, args=(theirs, environment, threads, watch), daemon=True)
+        process.start()
         theirs.close()
         return cls(process, ours)
 
@@ -272,10 +276,11 @@ class _Worker:
         self.process.join()
 
 
-def _work(connection: Connection, threads: int, watch: Callable[[], Observer]) -> None:
+def _work(connection: Connection, environment: Mapping[str, str], threads: int, watch: Callable[[], Observer]) -> None:
     """Make the runs that are asked for until nobody asks."""
     os.setsid()  # Ctrl-C is for the one that watches; it tells its workers once
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    os.environ.update(environment)  # the server's is that of its start
+    threading.Thread(target=_follow, daemon=True).start()
     import torch
 
     from kdalign.pipeline import distill
@@ -301,28 +306,16 @@ def _work(connection: Connection, threads: int, watch: Callable[[], Observer]) -
             with folder.log.open("a", encoding="utf-8") as file:
                 file.write(traceback.format_exc())
             reason = f"{type(error).__name__}: {error}"
-        connection.send(reason)
+        with suppress(BrokenPipeError):  # nobody watches any more
+            connection.send(reason)
 
 
-def _follow(parent: int) -> None:
+def _follow() -> None:
     """Stop with the one that watches, whatever ended it; a run that trains saves where it is."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+    watching = multiprocessing.parent_process()
+    assert watching is not None, "a worker has one"
+    watching.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
