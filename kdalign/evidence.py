@@ -130,8 +130,6 @@ class Answers:
     teacher: Array | None = None
     student_logits: Array | None = None
     teacher_logits: Array | None = None
-    teacher_name: str = ""
-    teacher_revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,6 @@ def answers(run: FinishedRun) -> Answers | None:
         columns = [f"{prefix}/{label}" for label in labels]
         return table[columns].to_numpy(np.float64) if not scores and set(columns) <= set(table.columns) else None
 
-    teacher = run.record.teacher
     return Answers(
         name=run.name,
         task=run.record.task,
@@ -250,8 +247,6 @@ def answers(run: FinishedRun) -> Answers | None:
         teacher=table["teacher"].to_numpy() if "teacher" in table.columns else None,
         student_logits=logits("logit"),
         teacher_logits=logits("teacher_logit"),
-        teacher_name="" if teacher is None else Path(teacher.source).name,
-        teacher_revision="" if teacher is None else teacher.revision,
     )
 
 
