@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdalign.ablation import KEPT, Ablation, Trial, check_ours, check_same, clear, write_ablation
+from kdalign.ablation import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
 from kdalign.files import check_writable
 from kdalign.keeping import Kept, keep, read_kept
@@ -81,14 +81,13 @@ def ablate(
     """
     observer = observer or Silent()
     kept = out / KEPT
-    if overwrite:
-        check_ours(out)
-    else:
+    check_ours(out)
+    if not overwrite:
         check_same(ablation, out)
     check_writable(out)
     trials = ablation.trials(out)
     here = [] if overwrite else [read_kept(trial, kept) for trial in trials if (kept / trial.file).is_file()]
-    _check(trials, here, overwrite)
+    finetuned = _check(trials, here, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         if overwrite:
@@ -99,6 +98,11 @@ def ablate(
             observer.announce(f"{len(here)} of {len(trials)} runs are there already")
         done = {one.trial.name for one in here}
         todo = [trial for trial in trials if trial.name not in done]
+        tasks = [task for task in finetuned if any(trial.task == task for trial in todo)]
+        if tasks:
+            observer.announce(
+                f"the teacher is fine-tuned first, once for all, unless it is in the cache: {', '.join(tasks)}"
+            )
         _run_all(state, todo, kept, max(1, min(jobs, len(todo))), drop, observer, watch, tell)
     if state.failed:
         lines = "; ".join(f"{name}: {reason}" for name, reason in state.failed.items())
@@ -109,9 +113,8 @@ def ablate(
 
 def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]:
     """Check an ablation without writing anything; its trials."""
-    if overwrite:
-        check_ours(out)
-    else:
+    check_ours(out)
+    if not overwrite:
         check_same(ablation, out)
     trials = ablation.trials(out)
     _check(trials, (), overwrite)
@@ -121,7 +124,7 @@ def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else works in this folder meanwhile."""
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -132,14 +135,18 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> None:
+def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> list[str]:
     """Each arm on each task once: what is refused is refused before anything is written.
 
     What is kept must be of the models and data that are here now, and arms must be scored on the same examples.
+
+    Returns:
+        The tasks for which the teacher is fine-tuned first.
     """
     from kdalign.pipeline import prepare_all
 
     inputs: dict[tuple[str, str], dict[str, str]] = {}
+    finetuned: dict[str, None] = {}
     for trial in trials:
         if (trial.arm, trial.task) not in inputs:
             resume = not overwrite and RunFolder(Path(str(trial.recipe.out))).started
@@ -148,6 +155,7 @@ def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> No
             except UsageError as error:
                 raise UsageError(f"arm {trial.arm!r}, task {trial.task!r}: {error}") from None
             inputs[trial.arm, trial.task] = prepared.inputs
+            finetuned |= dict.fromkeys([trial.task] if prepared.finetunes else [])
     for one in kept:
         now = inputs[one.trial.arm, one.trial.task]
         changed = [name for name in now if one.inputs.get(name) != now[name]]
@@ -161,6 +169,7 @@ def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> No
         reported = {name: print_ for name, print_ in found.items() if name not in ("train", "teacher", "student")}
         if scored.setdefault(task, reported) != reported:
             raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
+    return list(finetuned)
 
 
 def _run_all(
@@ -232,8 +241,12 @@ def _line(state: State, trial: Trial, seconds: float) -> str:
     shown = [f"{s['metric']} {s['value']:.1f}" for s in scores["student"] if s["value"] is not None]
     if scores["agreement"] and scores["agreement"]["value"] is not None:
         shown.append(f"agreement {scores['agreement']['value']:.1f}")
-    left = "" if state.seconds_left is None else f", about {state.seconds_left / 60:.0f} min left"
+    left = "" if state.seconds_left is None else f", {_left(state.seconds_left)}"
     return f"[{len(state.done)}/{len(state.trials)}] {trial.name}: {', '.join(shown)} ({seconds:.0f} s{left})"
+
+
+def _left(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left" if seconds else "done"
 
 
 _DEAD = "its process ended"

@@ -25,6 +25,9 @@ from kdalign.recipe import ARMS, Recipe, assign, merged, read_tree, recipe_of, v
 FILE = "ablation.yaml"
 KEPT = "kept"
 SEARCH = "search"
+TRIED = "tried.json"
+"""In the search's folder, all that was tried."""
+LOCK = ".lock"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 MOST_SEEDS = 1_000
@@ -183,7 +186,8 @@ def check_same(ablation: Ablation, out: Path, arms: bool = True) -> None:
     if not (out / FILE).is_file():
         return
     there = read_ablation(out)
-    changed = [key for key in {**there.base, **ablation.base} if there.base.get(key) != ablation.base.get(key)]
+    before, now = _flat(there.base), _flat(ablation.base)
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if arms:
         changed += [
             f"arm {name}" for name in there.arms if ablation.arms.get(name, there.arms[name]) != there.arms[name]
@@ -209,13 +213,16 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
 
 
 def check_ours(out: Path) -> None:
-    """Refuse to replace what is no ablation.
+    """Refuse a folder in which something else lies than an ablation, or the search before it.
 
     Raises:
         UsageError: there is something else.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
-        raise UsageError(f"{str(out)!r} holds no ablation that --overwrite could replace; give another --out")
+    if not out.is_dir() or (out / FILE).is_file():
+        return
+    foreign = sorted(inner.name for inner in out.iterdir() if inner.name not in (SEARCH, LOCK))
+    if foreign:
+        raise UsageError(f"{str(out)!r} holds no ablation but other things ({foreign[0]}); give another --out")
 
 
 def clear(out: Path) -> None:
@@ -283,13 +290,9 @@ def swept(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
 
 
 def _crossed(arms: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Every arm with each value of a key; a single arm's name is left out."""
+    """Every arm with each value of a key."""
     short = key.rpartition(".")[2]
-    return {
-        f"{f'{name} ' if len(arms) > 1 else ''}{short}={value}": {**changes, key: value}
-        for name, changes in arms.items()
-        for value in values
-    }
+    return {f"{name} {short}={value}": {**changes, key: value} for name, changes in arms.items() for value in values}
 
 
 def _seeds(given: object) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Reads run folders and evaluation files only; no model, no torch.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from kdalign.entries import (
     records_of,
     tasks_differ,
     teachers_differ,
+    told_apart,
 )
 from kdalign.milestones import Milestone
 from kdalign.notes import listed, notes_under
@@ -69,6 +71,8 @@ def compare(
     found = read_all(paths)
     entries, results = [*found.entries, *kept], [*evaluations, *found.evaluations]
     groups = _grouped(entries)
+    groups = told_apart(groups, [common_name([entry.name for entry in group]) for group in groups])
+    entries = [entry for group in groups for entry in group]
     means = _with_means(entries)
     columns = _columns(entries, results, means)
     reached = [column for each in milestones for column in each.columns(entries)]
@@ -226,6 +230,8 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
 def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
     """One row per different teacher (its weights, its head, its scores)."""
     rows: dict[str, Row] = {}
+    of: dict[str, str] = {}
+    tasks_of: dict[str, list[str]] = {}
     for entry in entries:
         record = next(iter(entry.records.values()))
         if record.teacher is None:
@@ -233,8 +239,16 @@ def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
         scores = _scores_of(entry, "teacher", means)
         key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
         name = f"teacher {_model_name(record.teacher.source)}"
-        rows.setdefault(key, Row(name, "teacher", (), {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}))
-    return list(rows.values())
+        cells = {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}
+        rows.setdefault(key, Row(name, "teacher", (), cells))
+        of.setdefault(key, f"{entry.name}, seed {entry.seed}")
+        tasks_of.setdefault(key, sorted(entry.records))
+    names = [(row.name, tasks) for row, tasks in zip(rows.values(), tasks_of.values(), strict=True)]
+    twice = [names.count(name) > 1 for name in names]
+    return [
+        replace(row, name=f"{row.name} (of {of[key]})") if again else row
+        for (key, row), again in zip(rows.items(), twice, strict=True)
+    ]
 
 
 def _baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
@@ -272,9 +286,24 @@ def _student_row(group: Sequence[Entry], means: Sequence[str], milestones: Seque
             cells[key] = Cell(None, reason=" or ".join(sorted(reasons)))
             continue
         mean, half = mean_interval([value for value in values if value is not None])
-        cells[key] = Cell(mean, None if half is None else mean - half, None if half is None else mean + half)
+        least, most = _range(key)
+        cells[key] = Cell(
+            mean,
+            None if half is None else max(least, mean - half),
+            None if half is None else min(most, mean + half),
+        )
     seeds = tuple(sorted(entry.seed for entry in group))
     return Row(common_name([entry.name for entry in group]), "student", seeds, cells)
+
+
+_SIGNED = ("matthews", "pearson", "spearman", "macro", "agreement")
+_SHARES = ("accuracy", "f1", "macro_f1", "ece", *_SIGNED)
+
+
+def _range(key: str) -> tuple[float, float]:
+    """The least and the largest value that a column can have: an interval over few seeds ends there."""
+    metric = key.rpartition("/")[2]
+    return (-100.0 if metric in _SIGNED else 0.0), (100.0 if metric in _SHARES else math.inf)
 
 
 def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:

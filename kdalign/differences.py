@@ -51,7 +51,9 @@ def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: s
         raise unknown("row to hold others against", name, names)
     double = [each for each in names if names.count(each) > 1]
     if double:
-        raise UsageError(f"two rows are called {double[0]!r}, so that nothing can be held against: compare fewer runs")
+        raise UsageError(
+            f"two rows are called {double[0]!r}, so that nothing can be held against: rename their folders"
+        )
     runs = dict(zip(names, groups, strict=True))
     found = judge({row: _arm(group) for row, group in runs.items()}, name)
     cells: dict[str, dict[str, Cell]] = {row: {} for row in names}
@@ -90,6 +92,12 @@ def _arm(group: Sequence[Entry]) -> Arm:
     }
 
 
+def _apart(one: Judged) -> bool:
+    """Whether a difference is none by its test and one by its interval, or the other way round."""
+    low, high = one.verdict.low, one.verdict.high
+    return low is not None and high is not None and (low > 0 or high < 0) != (one.verdict.word != "no evidence")
+
+
 def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[tuple[frozenset[str], str], ...]:
     tests = ", ".join(dict.fromkeys(one.verdict.test for one in verdicts))
     several = len({one.arm for one in verdicts}) > 1
@@ -101,6 +109,11 @@ def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[
         f"example and seed ({tests})",
         f"− {name}: how much better, whatever a metric's direction, with its 95 % interval{own}",
     ]
+    if any(_apart(one) for one in verdicts):
+        how.append(
+            f"where mark and interval seem to disagree: the mark is by the test's p{corrected}; the interval is not, "
+            f"and may be made otherwise (docs/statistics.md)"
+        )
     each = [
         (
             frozenset({one.arm, f"{one.arm} − {name}"}),

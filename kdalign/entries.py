@@ -102,27 +102,51 @@ def read_all(paths: Iterable[str | Path]) -> Found:
                 unfinished = [folder.name for folder, why in passed.items() if why == UNFINISHED]
                 if unfinished:
                     raise UsageError(f"no finished run at {str(path)!r}; not finished: {', '.join(unfinished)}")
+                reasons = [f"{folder.name}: {why}" for folder, why in passed.items() if why != FOREIGN]
+                if reasons:
+                    raise UsageError(f"no run at {str(path)!r} can be read; {'; '.join(reasons)}")
                 read_record(path)  # raises, saying what a run is
             entries += found
             evaluations |= files
             passed_over |= passed | foreign
     entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
     results = tuple(result for file in evaluations.values() for result in file)
-    return Found(tuple(_told_apart(entries)), results, passed_over)
+    return Found(tuple(entries), results, passed_over)
 
 
-def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
-    """Arms of one name are called after their ablations, too."""
-    of: dict[str, set[Path]] = {}
-    for entry in entries:
-        if entry.ablation is not None:
-            of.setdefault(entry.name, set()).add(entry.ablation)
-    return [
-        replace(entry, name=f"{entry.ablation.name} {entry.name}")
-        if entry.ablation is not None and len(of[entry.name]) > 1
-        else entry
-        for entry in entries
+def told_apart(groups: Sequence[Sequence[Entry]], names: Sequence[str]) -> list[list[Entry]]:
+    """Rows of one name called after where they lie, too: as many folders above as tell them apart.
+
+    Args:
+        groups: the runs of each row.
+        names: of the rows.
+    """
+    made = [list(group) for group in groups]
+    twice = {name for name in names if names.count(name) > 1}
+    # Of an ablation one of whose arms is renamed, all are.
+    ablations = {group[0].ablation for group, name in zip(groups, names, strict=True) if name in twice}
+    chosen = [
+        number
+        for number, (group, name) in enumerate(zip(groups, names, strict=True))
+        if name in twice or (group[0].ablation is not None and group[0].ablation in ablations)
     ]
+    above = {number: _above(groups[number][0]) for number in chosen}
+    for depth in range(1, max((len(parts) for parts in above.values()), default=0) + 1):
+        titles = {number: f"{'/'.join(parts[-depth:])} {names[number]}" for number, parts in above.items()}
+        if len(set(titles.values())) == len(titles):
+            break
+    for number in chosen:
+        before = "/".join(above[number][-depth:])
+        made[number] = [replace(entry, name=f"{before} {entry.name}") for entry in groups[number]]
+    return made
+
+
+def _above(entry: Entry) -> tuple[str, ...]:
+    """The folders in which a run's lies, or its ablation's own."""
+    if entry.ablation is not None:
+        return entry.ablation.resolve().parts
+    folder = next(iter(entry.folders.values())).resolve()
+    return folder.parts[: -2 if len(entry.folders) > 1 else -1]
 
 
 def _is_run(path: Path) -> bool:

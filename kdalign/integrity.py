@@ -1,5 +1,6 @@
 """Whether a run is as it was left: its record by its seal, its other files by their hashes in the record.
 
+The student's model card is for its reader to go on writing, and not among them.
 A seal is no signature: who changes a file can seal the record again. It tells a slip, a half copied folder or an edited
 number from a run; ``kdalign compare --verify`` then takes the scores from the kept answers again (``verification``).
 """
@@ -11,6 +12,7 @@ from kdalign.errors import Changed
 from kdalign.files import sha256
 from kdalign.runs import RECORD, RunRecord, read_tree, seal_of
 
+_CARD = "student/README.md"
 _SHOWN = 12
 """Digits of a hash that an error line shows."""
 
@@ -37,8 +39,8 @@ def check_weights(folder: Path, record: RunRecord) -> None:
     Raises:
         Changed: the weights are missing or were changed.
     """
-    small = _small(record.files)
-    check_files(folder, {name: digest for name, digest in record.files.items() if name not in small})
+    weights = {name: digest for name, digest in record.files.items() if name.endswith(".safetensors")}
+    check_files(folder, weights)
 
 
 def check_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -60,5 +62,5 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _small(files: Mapping[str, str]) -> dict[str, str]:
-    """All but weights."""
-    return {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
+    """All but weights, and the card."""
+    return {name: digest for name, digest in files.items() if not name.endswith(".safetensors") and name != _CARD}

@@ -1,9 +1,11 @@
 """What is said under a table: how its numbers were made, and what they cannot show."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdalign.ablation import SEARCH, TRIED
 from kdalign.entries import (
     Entry,
     first_split,
@@ -47,6 +49,8 @@ def notes_under(
         notes.append(
             f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"
         )
+    if any(column.key == "retained" for column in columns):
+        notes.append("retained: the student's score as a share of its teacher's (of perplexities, the other way round)")
     if any(column.key == "agreement" for column in columns):
         notes += _agreement_of_scores(records)
     if any(column.key == "ece" for column in columns):
@@ -67,7 +71,8 @@ def notes_under(
         )
     if any(column.key == "speed-up" for column in columns):
         notes.append(
-            "latency: one forward of 128 tokens in fp32, median; speed-up: both models in turns in the row's own run"
+            "latency: one forward of 128 tokens in fp32, median, taken in each run, with what else the machine did; "
+            "speed-up: both models in turns in the row's own run"
         )
     sizes = {record.student.bytes_per_parameter for record in records}
     sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
@@ -119,6 +124,39 @@ def _budgets(entries: Sequence[Entry]) -> list[str]:
     for ablation in ablations:
         named = f"{ablation.name}, " if len(ablations) > 1 else ""
         notes += [f"{named}{note}" for note in budget_notes([one for one in entries if one.ablation == ablation])]
+        notes += [f"{named}{note}" for note in _searched(ablation)]
+    if len(ablations) > 1 or any(entry.ablation is None for entry in entries):
+        notes += _unequal(entries)
+    return notes
+
+
+def _searched(ablation: Path) -> list[str]:
+    """Which settings of its arms a search has chosen."""
+    file = ablation / SEARCH / TRIED
+    if not file.is_file():
+        return []
+    chosen: dict[str, dict[str, Any]] = {}
+    for one in json.loads(file.read_text(encoding="utf-8")):
+        if one["chosen"]:
+            chosen[one["arm"]] = one["settings"]
+    told = [
+        f"{arm} {', '.join(f'{key} {value}' for key, value in settings.items()) or 'as it is'}"
+        for arm, settings in chosen.items()
+    ]
+    return [f"settings chosen on a slice of train ({SEARCH}/{TRIED}): {'; '.join(told)}"]
+
+
+def _unequal(entries: Sequence[Entry]) -> list[str]:
+    """Say by task which rows that are no arms of one ablation were trained for longer than others."""
+    notes = []
+    spent: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        for task, record in entry.records.items():
+            spent.setdefault(task, {})[entry.name] = record.training["steps"]
+    for task, by_row in spent.items():
+        if len(set(by_row.values())) > 1:
+            told = listed([f"{name} {steps:,}" for name, steps in by_row.items()])
+            notes.append(f"budgets differ on {task}, in steps: {told}; longer training alone can make a row better")
     return notes
 
 

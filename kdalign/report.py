@@ -290,7 +290,7 @@ def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableT
     """What an ablation would run, arm by arm."""
     arms, seeds = len(ablation.arms), len(ablation.seeds)
     title = Text(
-        f"{len(trials)} runs: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
+        f"{len(trials)} run{'s' * (len(trials) > 1)}: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
         f"({' '.join(map(str, ablation.seeds))}), {', '.join(ablation.tasks)}",
         style="bold",
     )
@@ -301,7 +301,9 @@ def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableT
         shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
         table.add_row(escape(arm), escape(shown or "nothing"))
     one = trials[0].recipe
-    each = Text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}", style="dim")
+    varied = {key for changes in ablation.arms.values() for key in changes}
+    own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
+    each = Text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
     return Group(title, table, each)
 
 
@@ -348,7 +350,7 @@ def _budget(train: "Train", examples: int) -> str:
 
 def _schedule(train: "Train") -> str:
     length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
-    return f"{length}, batch {train.batch_size}, learning rate {train.lr:g}"
+    return f"{length}, batch {train.batch_size}"
 
 
 def _table(title: str | None = None) -> Table:

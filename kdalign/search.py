@@ -85,6 +85,7 @@ def search(
     found: dict[str, dict[str, Any]] = {name: {} for name in arms}
     tried: list[Candidate] = []
     for key, values in space.items():
+        observer.announce(f"searching {key} on {SHARE:.0%} of train, held out by whole texts")
         asked = {
             _named(arm, settings): (arm, settings)
             for arm in arms
@@ -109,7 +110,8 @@ def search(
                 raise RunError(f"no value of {key} could be scored for arm {arm!r}; the same command tries them again")
             found[arm] = dict(asked[best][1])
             tried += [Candidate(arm, asked[name][1], scores[name], name == best) for name in own]
-            observer.announce(f"{key}: {best} has the best mean of {len(own)}, {_shown(scores[best])}")
+            value, score = found[arm].get(key, "as it is"), _shown(scores[best])
+            observer.announce(f"{arm}: {key} {value}, {score} on the slice of train, the best of {len(own)} values")
     chosen = {arm: {**changes, **found[arm]} for arm, changes in ablation.arms.items()}
     return replace(ablation, arms=chosen), tried
 

@@ -143,6 +143,11 @@ SETTINGS = [
     for seeds in (1, 3, 5)
     for luck in lucks
 ]
+TWO = [
+    replace(base, seeds=2, apart=apart, luck=luck)
+    for base, apart, lucks in ((SMALL, 0.25, (0.0, 2.0)), (LARGE, 0.12, (0.0, 0.5)))
+    for luck in lucks
+]
 OTHERS = [
     replace(
         SMALL, metric=metric, n=n, right=right, apart=0.15, ones=ones, seeds=seeds, luck=1.0, equal_models=seeds == 1
@@ -171,7 +176,7 @@ def line(setting, times=NULLS):
 
 
 def main():
-    for setting in SETTINGS + OTHERS + MACRO:
+    for setting in SETTINGS + TWO + OTHERS + MACRO:
         print(line(setting)[1], flush=True)
     for seeds in (1, 3, 5):
         print(f"f1 of a bold and a shy arm, {seeds} seeds: {trade_rate(seeds):.1f} %", flush=True)

@@ -65,7 +65,7 @@ def test_arms_of_a_file_start_from_shipped_ones_and_sweeps_cross_them(tmp_path):
     assert recipes["narrow lr=0.0001"].student == "layers=2,width=16"
     assert recipes["joint lr=0.0001"].train.lr == 1e-4
     single = build_ablation(None, {**FLAGS, "data.task": "rte"}, arms="joint", sweeps=["align.map=uniform,0:1 1:3"])
-    assert list(single.arms) == ["map=uniform", "map=0:1 1:3"]
+    assert list(single.arms) == ["joint map=uniform", "joint map=0:1 1:3"]
     assert [one.recipe.align.map for one in single.trials(tmp_path)][::3] == ["uniform", "0:1 1:3"]
 
 
@@ -79,7 +79,7 @@ def test_arms_of_a_file_start_from_shipped_ones_and_sweeps_cross_them(tmp_path):
         ({"seeds": "-1"}, "accepted are a number of them"),
         ({"sweeps": ["train.lr"]}, "--sweep takes KEY=VALUE,VALUE"),
         ({"sweeps": ["train.lrr=1,2"]}, "train.lrr"),
-        ({"arms": "labels", "sweeps": ["objective.hard=0,1"]}, "arm 'hard=0': .*nothing to learn from"),
+        ({"arms": "labels", "sweeps": ["objective.hard=0,1"]}, "arm 'labels hard=0': .*nothing to learn from"),
     ],
 )
 def test_what_makes_no_ablation_is_refused(given, said):
@@ -96,10 +96,10 @@ def test_an_ablation_goes_on_with_more_arms_and_seeds_but_not_with_another_recip
     write_ablation(more, tmp_path)
     both = read_ablation(tmp_path)
     assert (list(both.arms), both.seeds) == (["labels", "joint"], (0, 1))
-    with pytest.raises(UsageError, match="holds another ablation: train differ"):
+    with pytest.raises(UsageError, match=r"holds another ablation: train\.max_steps differ"):
         check_same(build_ablation(None, FLAGS | {"train.max_steps": 7}, arms="labels"), tmp_path)
     warm = build_ablation(None, FLAGS, arms="labels", sweeps=["train.lr=1e-4"])
-    other = replace(warm, arms={"labels": warm.arms["lr=0.0001"]})
+    other = replace(warm, arms={"labels": warm.arms["labels lr=0.0001"]})
     with pytest.raises(UsageError, match="holds another ablation: arm labels differ"):
         write_ablation(other, tmp_path)
     check_same(other, tmp_path, arms=False)  # a search has yet to choose them
@@ -267,15 +267,15 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(kdalign, teacher, dat
     assert status == 1
     last = [line for line in err.splitlines() if line.startswith("kdalign: error: ")]
     assert len(last) == 1
-    assert "1 of 2 runs failed (lr=1e+30, sst2, seed 0:" in last[0]
-    assert [file.name for file in Path("a/kept").glob("*seed*")] == ["lr=0.0001-sst2-seed0.json.z"]
+    assert "1 of 2 runs failed (labels lr=1e+30, sst2, seed 0:" in last[0]
+    assert [file.name for file in Path("a/kept").glob("*seed*")] == ["labels-lr=0.0001-sst2-seed0.json.z"]
 
 
 def test_what_is_wrong_with_an_arm_is_said_before_anything_is_written(kdalign, teacher, data, tmp_path):
     words = arguments(teacher, data, "--arms", "joint", "--sweep", "align.map=uniform,upside")
     status, _, err = kdalign(*words)
     assert status == 2
-    assert "arm 'map=upside', task 'sst2'" in one_line(err)
+    assert "arm 'joint map=upside', task 'sst2'" in one_line(err)
     assert not list(tmp_path.iterdir())
 
 
@@ -308,7 +308,7 @@ def test_overwriting_makes_an_ablation_anew_and_leaves_what_is_not_its_own(done,
     words = arguments(teacher, data, "--arms", "labels", "--seeds", "1", "--lr", "1e-3")
     status, _, err = kdalign(*words)
     assert status == 2
-    assert "holds another ablation: train differ" in one_line(err)
+    assert "holds another ablation: train.lr differ" in one_line(err)
     assert {file.name: file.stat().st_mtime_ns for file in (out / "kept").iterdir()} == before
     status, _, err = kdalign(*words, "--overwrite", "--drop-runs")
     assert status == 0, err
@@ -362,7 +362,7 @@ def test_arms_that_would_be_scored_on_other_examples_are_refused(kdalign, teache
     words = arguments(teacher, data, "--arms", "labels", "--sweep", "data.limit=20,40")
     status, _, err = kdalign(*words)
     assert status == 2
-    assert "arm 'limit=40' would be scored on other examples of 'sst2'" in one_line(err)
+    assert "arm 'labels limit=40' would be scored on other examples of 'sst2'" in one_line(err)
 
 
 def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
@@ -574,3 +574,31 @@ def test_kept_results_take_little_room_and_name_what_cannot_be_read(done, tmp_pa
     trial = read_ablation(out).trials(out)[0]
     with pytest.raises(UsageError, match=f"{trial.file}' is not what an ablation kept"):
         read_kept(trial, tmp_path / "kept")
+
+
+def test_a_folder_in_which_something_else_lies_is_refused_and_left_alone(kdalign, teacher, data, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/record.json").write_text("{}")
+    for more in ((), ("--overwrite",), ("--dry-run",), ("--search", "train.lr=1e-4,2e-4")):
+        code, _, errors = kdalign(*arguments(teacher, data, "--arms", "labels", *more))
+        assert (code, "'a' holds no ablation but other things (record.json)" in one_line(errors)) == (2, True), more
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["record.json"]
+
+
+def test_a_search_alone_needs_something_to_search(kdalign, teacher, data, tmp_path):
+    code, _, errors = kdalign(*arguments(teacher, data, "--search-only"))
+    assert (code, "--search-only needs --search" in one_line(errors)) == (2, True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_tables_say_which_settings_a_search_has_chosen(done, tmp_path):
+    shutil.copytree(done[0] / "a", tmp_path / "a", ignore=shutil.ignore_patterns("*-seed0", "*-seed1"))
+    (tmp_path / "a/search").mkdir()
+    tried = [
+        {"arm": "labels", "settings": {"train.lr": lr}, "score": 50.0, "chosen": lr == 2e-4} for lr in (1e-4, 2e-4)
+    ]
+    (tmp_path / "a/search/tried.json").write_text(json.dumps(tried))
+    assert (
+        "settings chosen on a slice of train (search/tried.json): labels train.lr 0.0002"
+        in compare([tmp_path / "a"]).notes
+    )

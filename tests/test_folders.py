@@ -1,6 +1,7 @@
 """What a table finds in folders: finished runs, evaluations where they are named, and a note on what is neither."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from conftest import make_tokenizer
 from test_comparison import best, cell, evaluation, run, scores
 
-from kdalign.comparison import compare
+from kdalign.comparison import _range, compare
 from kdalign.entries import read_all
 from kdalign.errors import UsageError
 from kdalign.runs import RECORD, RunFolder, read_record
@@ -277,3 +278,48 @@ def test_two_hundred_runs_are_compared_in_two_seconds(tmp_path):
         times.append(time.perf_counter() - begun)
     assert out.count("(4 seeds)") >= 50
     assert min(times) < 6, "a busy machine has three times as long"
+
+
+def test_rows_of_one_name_are_called_after_the_folders_that_tell_them_apart(tmp_path):
+    for place, accuracy in (("one/x", 80.0), ("two/x", 82.0)):
+        run(tmp_path / place / "joint", "sst2", {"accuracy": accuracy}, hard=accuracy)
+        run(tmp_path / place / f"only-{place[:3]}", "sst2", {"accuracy": accuracy}, hard=1 + accuracy)
+    assert names(compare([tmp_path])) == ["one/x joint", "only-one", "two/x joint", "only-two"]
+
+
+def test_seeds_of_one_recipe_keep_one_name_where_another_row_has_it(tmp_path):
+    for place, beta in (("a", 1.0), ("b", 2.0)):
+        for seed in (0, 1):
+            run(tmp_path / place / f"joint-seed{seed}", "sst2", {"accuracy": 80.0 + seed}, seed=seed, hard=beta)
+    table = compare([tmp_path])
+    assert names(table) == ["a joint", "b joint"]
+    assert [row.seeds for row in table.rows] == [(0, 1), (0, 1)]
+
+
+def test_rows_that_were_trained_for_longer_than_others_are_said(tmp_path):
+    for name, steps in (("short", 4), ("long", 11)):
+        run(tmp_path / name, "sst2", {"accuracy": 80.0}, hard=steps)
+        folder = RunFolder(tmp_path / name)
+        record = read_record(folder.path)
+        folder.write_record(replace(record, training=record.training | {"steps": steps}))
+    said = "budgets differ on sst2, in steps: long 11, short 4; longer training alone can make a row better"
+    assert said in compare([tmp_path]).notes
+    assert not [note for note in compare([tmp_path / "long"]).notes if "budgets" in note]
+
+
+def test_an_interval_over_few_seeds_ends_where_the_metric_does(tmp_path):
+    for seed, accuracy in enumerate((97.0, 63.0)):
+        run(tmp_path / f"r-seed{seed}", "sst2", {"accuracy": accuracy}, seed=seed)
+    found = cell(compare([tmp_path]), "r", "sst2/accuracy")
+    assert (found.value, found.low, found.high) == (80.0, 0.0, 100.0)
+    assert [_range(key) for key in ("cola/matthews", "retained", "lm/ppl")] == [
+        (-100.0, 100.0), (0.0, math.inf), (0.0, math.inf)
+    ]  # fmt: skip
+
+
+def test_a_folder_of_runs_that_cannot_be_read_says_why(tmp_path):
+    run(tmp_path / "runs" / "old", "sst2", {"accuracy": 80.0})
+    file = tmp_path / "runs" / "old" / RECORD
+    file.write_text(file.read_text().replace('"schema"', '"schame"'))
+    with pytest.raises(UsageError, match=r"no run at '.*' can be read; old: "):
+        compare([tmp_path / "runs"])

@@ -38,6 +38,16 @@ def test_a_changed_file_is_named_with_its_run_and_no_table_is_printed(kdalign, w
     assert f"{name} was changed" in line
 
 
+def test_the_card_is_its_readers_to_edit(kdalign, whole):
+    card = whole / "student/README.md"
+    card.write_text("a card")
+    RunFolder(whole).write_record(read_record(whole))
+    assert "student/README.md" in read_record(whole).files
+    card.write_text("a card\n\nLicence: mine.\n")
+    status, _, err = kdalign("compare", whole)
+    assert status == 0, err
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_missing_file_is_named_with_its_run(kdalign, whole, name):
     (whole / name).unlink()

@@ -101,5 +101,7 @@ def test_the_demos_texts_are_those_that_the_baseline_was_scored_on(tmp_path):
     assert (tmp_path / WORKFLOW["env"]["TEACHER"] / "config.json").is_file()
     folder = tmp_path / WORKFLOW["env"]["DATA"]
     examples = load_examples(find_task("classification", str(folder)), "validation")
+    of_sst2 = load_examples(find_task("sst2", str(folder.parent / "sst2")), "validation")
+    assert of_sst2.texts == examples.texts
     notes = json.loads((ROOT / WORKFLOW["env"]["BASELINE"]).read_text())["notes"]
     assert notes[0].startswith(f"data: validation, n = 500 [{examples.fingerprint()[:8]}]")

@@ -157,6 +157,8 @@ def ablate(
         if key in space:
             raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
         space[key] = values
+    if search_only and not space:
+        raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
     if dry_run:
         with error_console().status("checking"):
             from kdalign.ablating import check
@@ -202,16 +204,17 @@ def _searched(
 ) -> "tuple[Ablation, list[dict[str, Any]]]":
     """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
     from kdalign.ablating import check
-    from kdalign.ablation import SEARCH, check_same, clear, write_ablation
+    from kdalign.ablation import SEARCH, TRIED, check_ours, check_same, clear, write_ablation
     from kdalign.files import write_json
     from kdalign.search import search as choose
 
+    check_ours(out)
     if overwrite:
         check(ablation, out, overwrite)
         clear(out)
     check_same(ablation, out, arms=False)
     chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
-    tried, file = [asdict(one) for one in candidates], out / SEARCH / "tried.json"
+    tried, file = [asdict(one) for one in candidates], out / SEARCH / TRIED
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     write_json(file, [one for one in before if one["arm"] not in ablation.arms] + tried)
     write_ablation(chosen, out)

@@ -107,8 +107,12 @@ def show(renderable: "RenderableType") -> None:
     console.print(renderable, highlight=False, soft_wrap=False)
 
 
+FILE_WIDTH = 200
+"""Characters of a line in a file."""
+
+
 def as_text(renderable: "RenderableType") -> str:
-    """A result as it goes into a file, 100 columns wide."""
+    """A result as it goes into a file, which has room for wide tables."""
     if isinstance(renderable, str):
         return renderable if renderable.endswith("\n") else renderable + "\n"
     import io
@@ -116,5 +120,5 @@ def as_text(renderable: "RenderableType") -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, width=100).print(renderable, highlight=False)
+    Console(file=buffer, width=FILE_WIDTH).print(renderable, highlight=False)
     return buffer.getvalue()

@@ -28,7 +28,8 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
     trained = [found for found in map(curves, runs) if found is not None]
     answered = [found for found in map(answers, runs) if found is not None and found.student_logits is not None]
     tasks = list(dict.fromkeys(each.task for each in trained))
-    found = [draw_terms([each for each in trained if each.task == task]) for task in tasks]
+    students = [row.name for row in comparison.rows if row.kind == "student"]
+    found = [draw_terms([each for each in trained if each.task == task], students) for task in tasks]
     shared = [each for each in trained if len(each.terms) > 1]
     found += [draw_shares(shared)] if shared else []
     differences = draw_differences(comparison)
@@ -43,20 +44,22 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
 
 
 @styled
-def draw_terms(trained: Sequence[Curves]) -> Picture:
+def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Picture:
     """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
 
-    Runs of one recipe share a colour.
+    Runs of one recipe share a colour, that of their row among ``students`` in other pictures.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     figure, found = panels(len(terms) + 1, 1.35, share_x=True)
     groups = _groups(trained)
+    labels = {group: label.partition(" (")[0] for group, label in groups.items()}
+    order = list(dict.fromkeys([*students, *labels.values()]))
     handles: dict[str, Any] = {}
     every = 1
     for each in trained:
-        colour, dash, _ = look(list(groups).index(each.group))
+        colour, dash, _ = look(order.index(labels[each.group]))
         shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
         for axes, values in [*shown, (found[-1], each.gradient_norm)]:
             if len(trained) <= MOST_RAW:
@@ -146,11 +149,14 @@ def draw_differences(comparison: Comparison) -> Picture | None:
     ]
     if not columns:
         return None
+    students = [row.name for row in comparison.rows if row.kind == "student"]
     figure, (axes,) = panels(1, 0.7 + len(columns) * (0.16 + 0.14 * len(rows)))
     handles: list[Any] = []
     told = []
     for number, row in enumerate(rows):
-        colour, _, marker = look(number)
+        colour, _, marker = look(
+            next((n for n, name in enumerate(students) if row.name.startswith(f"{name} − ")), number)
+        )
         for place, column in enumerate(columns):
             cell = row.cells.get(column.key)
             if cell is None or cell.value is None:
