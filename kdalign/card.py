@@ -186,7 +186,7 @@ def _metadata(run: _Run) -> Any:
             dataset_split=split,
             metric_type=score["metric"] if score.get("mark") else HUB_METRICS.get(score["metric"], score["metric"]),
             metric_name=_titled(score),
-            metric_value=score["value"],
+            metric_value=round(score["value"], 4),
         )
         for split, scores in run.record.scores.items()
         for score in scores["student"]
