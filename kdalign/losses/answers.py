@@ -1,9 +1,4 @@
-r"""The losses, as pure functions on tensors that return **sums** over the units that count.
-
-Shapes: ``batch`` examples, ``time`` positions, ``classes`` labels, ``width`` features, ``heads`` attention heads.
-A mask is true where a unit counts. Nothing here divides by the number of units: the objective does that once,
-by the units of the whole optimizer step. All arithmetic is in float32 or wider, whatever the inputs' precision.
-"""
+"""Losses on a model's answers: logits over classes or entries of a vocabulary, and scores."""
 
 import math
 from collections.abc import Callable
@@ -13,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kdalign.losses.precision import wide
+
 
 def hard_label_cross_entropy(
     student: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], mask: Bool[Tensor, "batch"]
@@ -21,7 +18,7 @@ def hard_label_cross_entropy(
 
     .. math:: -\sum_b m_b \log \sigma(z^s_b)_{y_b}
     """
-    each = F.cross_entropy(_wide(student), labels, reduction="none")
+    each = F.cross_entropy(wide(student), labels, reduction="none")
     return torch.where(mask, each, 0).sum()
 
 
@@ -35,7 +32,7 @@ def squared_error(
     For tasks with a score instead of classes (STS-B) this is the hard-label loss, and with the teacher's output as
     target the soft one: a single output has no distribution to soften.
     """
-    each = (_wide(student).squeeze(-1) - _wide(target)).square()
+    each = (wide(student).squeeze(-1) - wide(target)).square()
     return torch.where(mask, each, 0).sum()
 
 
@@ -52,129 +49,83 @@ def soft_target_kl(
     The factor :math:`\tau^2` keeps the gradient's size independent of the temperature (Hinton et al. 2015,
     arXiv:1503.02531, section 2). L_soft of arXiv:2412.19449.
     """
-    student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
-    teacher_log = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    student_log = F.log_softmax(wide(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(wide(teacher) / temperature, dim=-1)
     each = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=-1)
     return temperature**2 * torch.where(mask, each, 0).sum()
 
 
-def cosine_distance(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    mask: Bool[Tensor, "batch time"],
+def logit_squared_error(
+    student: Float[Tensor, "*unit classes"], teacher: Float[Tensor, "*unit classes"], mask: Bool[Tensor, "*unit"]
 ) -> Float[Tensor, ""]:
-    r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
+    r"""Squared distance of logits, averaged over classes, summed over counted units, in squared logit units.
 
-    .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
+    .. math:: \sum_u m_u \frac{1}{C} \sum_c (z^s_{uc} - z^t_{uc})^2
 
-    L_feat of arXiv:2412.19449. It sees direction only; length is the Euclidean term's.
+    Ba & Caruana 2014, arXiv:1312.6184, section 2.2. It also matches a constant that is added to all logits, which
+    changes no probability.
     """
-    each = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)
+    each = (wide(student) - wide(teacher)).square().mean(dim=-1)
     return torch.where(mask, each, 0).sum()
 
 
-def scaled_euclid(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    mask: Bool[Tensor, "batch time"],
-    variance: float,
-) -> Float[Tensor, ""]:
-    r"""Squared Euclidean distance in units of the teacher's own spread, summed over counted positions.
-
-    .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{d\,\sigma^2}
-
-    ``variance`` is :math:`\sigma^2`, the teacher layer's mean feature variance over real tokens: a student that
-    answers the teacher's mean everywhere scores 1 a position. L_dist of arXiv:2412.19449; never on
-    normalised vectors, where it would be the cosine loss again (:math:`|u-v|^2 = 2 - 2\cos`).
-    """
-    each = (_wide(student) - _wide(teacher)).square().mean(dim=-1) / variance
-    return torch.where(mask, each, 0).sum()
-
-
-def attention_distance(
-    student: Float[Tensor, "batch heads time keys"],
-    teacher: Float[Tensor, "batch heads time keys"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    r"""Squared distance between two attention maps, summed over keys and counted queries, averaged over heads.
-
-    .. math:: \frac{1}{H} \sum_{b,h,i} m_{bi} \sum_j (A^s_{bhij} - A^t_{bhij})^2
-
-    The maps are probabilities over keys (each row sums to 1, before dropout), so a row's distance lies in 0..2 and
-    does not shrink with the length, as a mean over keys would. Padded keys have probability 0 in both.
-    L_attn of arXiv:2412.19449.
-    """
-    each = (_wide(student) - _wide(teacher)).square().sum(dim=-1).mean(dim=1)  # (batch, time)
-    return torch.where(mask, each, 0).sum()
-
-
-def relation_divergence(
-    student: Float[Tensor, "batch heads time student_width"],
-    teacher: Float[Tensor, "batch heads time teacher_width"],
-    visible: Bool[Tensor, "batch time time"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
-    r"""KL between how positions relate to one another, summed over counted positions, averaged over heads, in nats.
-
-    .. math:: \frac{1}{R} \sum_{b,r,i} m_{bi}\, KL\big(\rho(t)_{bri} \,\|\, \rho(s)_{bri}\big), \quad
-        \rho(x)_{bri} = \mathrm{softmax}_j \big(x_{bri} \cdot x_{brj} / \sqrt{d}\big)
-
-    over visible positions j, with x the queries, the keys or the values of one layer, split into R relation heads of
-    width d. With values and the models' own heads this is the value relation of MiniLM (Wang et al. 2020,
-    arXiv:2002.10957, section 3.2); with other numbers of heads, a relation of MiniLMv2 (Wang et al. 2021,
-    arXiv:2012.15828, section 3.1). Widths may differ.
-    """
-    student_log, teacher_log = (_relations(_wide(each), visible) for each in (student, teacher))
-    each = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=1)  # (batch, time)
-    return torch.where(mask, each, 0).sum()
-
-
-def _relations(x: Tensor, visible: Tensor) -> Tensor:
-    """(batch, heads, time, time): logarithms of how much each position relates to each visible one."""
-    scores = x @ x.transpose(-1, -2) / math.sqrt(x.size(-1))
-    return F.log_softmax(scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min), dim=-1)
-
-
-def embedding_distance(
-    student: Float[Tensor, "batch width"], teacher: Float[Tensor, "batch width"], mask: Bool[Tensor, "batch"]
-) -> Float[Tensor, ""]:
-    r"""One minus the cosine of the angle between two embeddings of a text, summed over counted texts; each in 0..2.
-
-    .. math:: \sum_b m_b (1 - \cos(e^s_b, e^t_b))
-
-    The teacher's embedding as target, as in Reimers & Gurevych 2020, arXiv:2004.09813, section 2, but by direction
-    alone, which is all that a comparison by cosines sees.
-    """
-    each = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)
-    return torch.where(mask, each, 0).sum()
-
-
-LEAST_GROUP = 3
-"""Fewer texts have no spread of similarities."""
-_LEAST_SPREAD = 0.05
-
-
-def similarity_distance(
-    student: Float[Tensor, "batch student_width"],
-    teacher: Float[Tensor, "batch teacher_width"],
+def decoupled_kl(
+    student: Float[Tensor, "batch classes"],
+    teacher: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, "batch"],
     mask: Bool[Tensor, "batch"],
+    temperature: float,
+    other: float = 8.0,
 ) -> Float[Tensor, ""]:
-    r"""Distance of two models' similarity matrices over a group of texts, in units of the teacher's own spread.
+    r"""The divergence over label or not, and that among the other classes, weighed apart; summed over counted examples.
 
-    .. math:: \frac{\sum_{a \neq b} (S^s_{ab} - S^t_{ab})^2}{\sum_{a \neq b} (S^t_{ab} - \bar S^t)^2},
-        \quad S_{ab} = \cos(e_a, e_b)
+    .. math:: \tau^2 \sum_b m_b \big( KL(b^t \,\|\, b^s) + \omega\, KL(\hat p^t \,\|\, \hat p^s) \big)
 
-    over pairs of counted texts; one number for the whole group, 0 for fewer than three texts. A student for whom all
-    texts are alike to the same, right degree scores 1. Widths may differ. After the similarity-preserving loss of
-    Tung & Mori 2019, arXiv:1907.09682; the scale is ours. A spread below 0.05 counts as 0.05.
+    with :math:`b = (p_y, 1 - p_y)` and :math:`\hat p` the distribution over all classes but the label, which plain KL
+    weighs by :math:`1 - p^t_y`. ``other`` is :math:`\omega`. DKD, Zhao et al. 2022, arXiv:2203.08679, equation 7
+    (there :math:`\alpha = 1`, :math:`\beta = \omega`). Of two classes there is one other, and the second part is 0.
     """
-    if int(mask.sum()) < LEAST_GROUP:
-        return 0.0 * student.sum()
-    ours, theirs = (F.normalize(_wide(each[mask]), dim=-1) for each in (student, teacher))
-    pairs = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
-    ours, theirs = (ours @ ours.T)[pairs], (theirs @ theirs.T)[pairs]
-    spread = theirs.var(correction=0).clamp_min(_LEAST_SPREAD**2)
-    return (ours - theirs).square().mean() / spread
+    other_than_label = torch.ones_like(student, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    logs = []
+    for logits in (wide(student) / temperature, wide(teacher) / temperature):
+        others = logits[other_than_label].view(len(logits), -1)
+        binary = torch.stack([logits.gather(1, labels[:, None]).squeeze(1), others.logsumexp(dim=1)], dim=1)
+        logs.append((F.log_softmax(binary, dim=1), F.log_softmax(others, dim=1)))
+    (binary_s, others_s), (binary_t, others_t) = logs
+    each = _kl_of_rows(binary_t, binary_s) + other * _kl_of_rows(others_t, others_s)
+    return temperature**2 * torch.where(mask, each, 0).sum()
+
+
+def correlation_distance(
+    student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"], temperature: float
+) -> Float[Tensor, ""]:
+    r"""How far probabilities are from being correlated, over classes and over examples; one number for the group.
+
+    .. math:: \tau^2 \Big( \frac{1}{n} \sum_i \big(1 - \rho(p^s_{i:}, p^t_{i:})\big)
+        + \frac{1}{C} \sum_c \big(1 - \rho(p^s_{:c}, p^t_{:c})\big) \Big)
+
+    with Pearson's :math:`\rho`: how an example's classes are ranked, and how a class ranks the examples. DIST, Huang et
+    al. 2022, arXiv:2205.10536, equations 6 to 9. Of two classes the first correlation is 1 or -1, whatever is said.
+    """
+    ours, theirs = (F.softmax(wide(each) / temperature, dim=-1) for each in (student, teacher))
+    return temperature**2 * (_decorrelation(ours, theirs) + _decorrelation(ours.T, theirs.T))
+
+
+def _decorrelation(x: Tensor, y: Tensor) -> Tensor:
+    """The mean over rows of one minus Pearson's correlation; a row without spread has none, and counts 1."""
+    return (1 - F.cosine_similarity(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True), dim=1)).mean()
+
+
+def standardised(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit classes"]:
+    r"""Logits less their mean, in units of their spread over classes, which frees a student from its teacher's scale.
+
+    .. math:: (z_c - \bar z) / (\mathrm{std}_c(z) + 10^{-7})
+
+    Sun et al. 2024, arXiv:2403.01427, algorithm 1, before a divergence at some temperature. Of two classes nothing is
+    left but which is larger: the result is always the same two numbers.
+    """
+    logits = wide(logits)
+    return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
 
 def divergence(
@@ -192,8 +143,8 @@ def divergence(
     mixture of ``"skew"``. The factor :math:`\tau^2` is that of ``soft_target_kl``, of which ``"forward"`` with every
     row counted is the same number. Logits are finite; probabilities may underflow, since all is done on logarithms.
     """
-    student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
-    teacher_log = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    student_log = F.log_softmax(wide(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(wide(teacher) / temperature, dim=-1)
     return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
 
 
@@ -218,7 +169,7 @@ def divergence_of_shared(
     logs = []
     rest = all(len(entries) < logits.size(1) for logits, entries in zip((student, teacher), shared, strict=True))
     for logits, entries in zip((student, teacher), shared, strict=True):
-        scores = _wide(logits) / temperature
+        scores = wide(logits) / temperature
         parts = [scores[:, entries]]
         if rest:
             parts.append(scores.index_fill(1, entries, -math.inf).logsumexp(dim=1, keepdim=True))
@@ -243,7 +194,7 @@ def universal_logit_distance(
     """
     kept = []
     for logits, entries in zip((student, teacher), shared, strict=True):
-        probabilities = F.softmax(_wide(logits) / temperature, dim=-1)
+        probabilities = F.softmax(wide(logits) / temperature, dim=-1)
         others = torch.ones(logits.size(1), dtype=torch.bool, device=logits.device)
         others[entries] = False
         kept.append(probabilities[:, others])
@@ -257,6 +208,11 @@ def universal_logit_distance(
 def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
     """KL(p || q) of logarithms of probabilities: a p that underflows to 0 meets a finite difference, never 0 * inf."""
     return (p_log.exp() * (p_log - q_log)).sum()
+
+
+def _kl_of_rows(p_log: Tensor, q_log: Tensor) -> Tensor:
+    """KL(p || q), row by row."""
+    return (p_log.exp() * (p_log - q_log)).sum(dim=-1)
 
 
 def _forward(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
@@ -280,15 +236,30 @@ def _skew(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
     return _kl(teacher, torch.logaddexp(teacher + math.log(skew), student + math.log1p(-skew)))
 
 
+HEAD = 0.5
+"""The share of the teacher's probability that is the head of its distribution."""
+
+
+def _adaptive(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    r"""A mean of KL(t || s) and KL(s || t), the first by the share of \|t - s\| on the teacher's likeliest entries.
+
+    Forward KL first fits where the teacher's probability is high, reverse KL where it is low: AKL, Wu et al. 2024,
+    arXiv:2404.02657, section 4. The shares get no gradient.
+    """
+    with torch.no_grad():
+        gap = (teacher.exp() - student.exp()).abs()
+        ordered, order = teacher.exp().sort(dim=-1, descending=True)
+        head = ordered.cumsum(dim=-1) - ordered < HEAD  # the fewest entries that reach it together
+        on_head = torch.where(head, gap.gather(-1, order), 0).sum(dim=-1)
+        share = torch.where(gap.sum(dim=-1) > 0, on_head / gap.sum(dim=-1), 0.5)
+    return (share * _kl_of_rows(teacher, student) + (1 - share) * _kl_of_rows(student, teacher)).sum()
+
+
 # By name: functions of the student's and the teacher's log-probabilities and the skew; each returns a sum in nats.
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "forward": _forward,
     "reverse": _reverse,
     "js": _jensen_shannon,
     "skew": _skew,
+    "adaptive": _adaptive,
 }
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32: sums over classes or features in bfloat16 lose most of their digits."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
