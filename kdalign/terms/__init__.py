@@ -1,0 +1,35 @@
+"""The terms of the objective: each a small object over a pure loss, which says what it looks at and its unit.
+
+A term returns a **sum** over the micro-batch's units; the objective divides once.
+"""
+
+from kdalign.terms.answers import HardLabels, SoftTargets, Vocabulary
+from kdalign.terms.groups import Embedding, Similarity
+from kdalign.terms.layers import (
+    AttentionMaps,
+    EmbeddingsCosine,
+    HiddenCosine,
+    HiddenEuclid,
+    Relations,
+    relation_heads,
+)
+from kdalign.terms.view import LossTerm, Place, Signal, Unit, View
+
+__all__ = [
+    "AttentionMaps",
+    "Embedding",
+    "EmbeddingsCosine",
+    "HardLabels",
+    "HiddenCosine",
+    "HiddenEuclid",
+    "LossTerm",
+    "Place",
+    "Relations",
+    "Signal",
+    "Similarity",
+    "SoftTargets",
+    "Unit",
+    "View",
+    "Vocabulary",
+    "relation_heads",
+]

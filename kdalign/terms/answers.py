@@ -1,0 +1,98 @@
+"""Terms on answers: labels, the teacher's logits or scores, and a language model's tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdalign import losses
+from kdalign.matching import Shared
+from kdalign.terms.view import Signal, Unit, View
+from kdalign.vocabulary import vocabulary_losses
+
+
+@dataclass(frozen=True)
+class HardLabels:
+    """The labels themselves: cross-entropy, or squared error where the task is a score."""
+
+    regression: bool
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats, or squared label units."""
+        loss = losses.squared_error if self.regression else losses.hard_label_cross_entropy
+        return loss(view.student.logits, view.labels, view.batch.counted)
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """The teacher's answers: softened KL, or squared error where the task is a score (L_soft)."""
+
+    temperature: float
+    regression: bool
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats times the squared temperature, or squared label units."""
+        student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
+        if self.regression:
+            return losses.squared_error(student, teacher.squeeze(-1), counted)
+        return losses.soft_target_kl(student, teacher, counted, self.temperature)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
+
+    Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
+    ``soft``, weighted here. The unit is the target token.
+
+    Attributes:
+        dtype: of the matrix products.
+        shared: the entries that stand for the same in the teacher's vocabulary, where it is another.
+    """
+
+    hard: float
+    soft: float
+    divergence: str = "forward"
+    temperature: float = 1.0
+    dtype: torch.dtype | None = None
+    shared: Shared | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of a weight above 0."""
+        return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
+
+    def __call__(self, view: View, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted share of the step's mean over target tokens, and each part's, in nats.
+
+        Where the teacher has another tokenizer, ``soft`` is the mean over the tokens that it is asked for, too.
+        """
+        asked, matching = view.batch.predicted, view.batch.matching
+        assert view.batch.targets is not None, "a language-modelling task has targets"
+        assert view.student.head is not None, "a language model has a vocabulary"
+        taught = view.taught if self.soft > 0 else None
+        features = None
+        if taught is not None:
+            features = taught.features if matching is None else matching.answered(taught.features)
+        targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
+        total, hard, soft = vocabulary_losses(
+            view.student.features[asked],
+            view.student.head,
+            view.batch.targets[asked],
+            hard=self.hard,
+            soft=self.soft * (targets / answered),
+            teacher=None if features is None else features[asked],
+            teacher_head=None if taught is None else taught.head,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            dtype=self.dtype,
+            shared=self.shared,
+            answered=None if matching is None else view.batch.answered[asked],
+        )
+        means = {"hard": hard / targets, "soft": soft / answered}
+        return total / targets, {name: means[name] for name in self.parts}

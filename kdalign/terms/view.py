@@ -1,0 +1,106 @@
+"""What terms look at, and what their sums are divided by."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from torch import Tensor
+
+from kdalign.architecture import Layer
+from kdalign.batches import Batch
+from kdalign.capture import Signals
+
+
+class Signal(StrEnum):
+    """What a term looks at."""
+
+    LOGITS = "logits"
+    HIDDEN = "hidden"
+    ATTENTION = "attention"
+    CROSS = "cross"
+    EMBEDDINGS = "embeddings"
+    RELATIONS = "relations"
+
+
+class Unit(StrEnum):
+    """What a term's sum is divided by."""
+
+    EXAMPLE = "example"
+    TOKEN = "token"
+    COMPARED = "compared"
+    """A token for which the teacher has something to be compared with: all, where it reads the same tokens."""
+    TARGET = "target"
+    ANSWERED = "answered"
+    """A target token that the teacher is asked for, too: all, where it reads the same tokens."""
+    GROUP = "group"
+    """A micro-batch whose examples are compared with one another."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the terms see of a micro-batch. ``teacher`` is None where nothing needs one."""
+
+    student: Signals
+    teacher: Signals | None
+    batch: Batch
+
+    @property
+    def taught(self) -> Signals:
+        """The teacher's signals."""
+        assert self.teacher is not None, "a term that needs the teacher runs only with one"
+        return self.teacher
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels."""
+        assert self.batch.labels is not None, "training examples have labels"
+        return self.batch.labels
+
+
+class LossTerm(Protocol):
+    """One addend: the sum of its loss over the micro-batch's units."""
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """Signals that must be captured, of both models."""
+
+    @property
+    def unit(self) -> Unit:
+        """What its sum is divided by."""
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over this micro-batch's units."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where layers are compared: one stack of the plan.
+
+    Attributes:
+        pairs: (student layer, teacher layer, lambda_l).
+        reads_target: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
+        looks_back: whether a position sees those before it alone.
+    """
+
+    pairs: tuple[tuple[Layer, Layer, float], ...]
+    reads_target: bool = False
+    looks_back: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """What a sum over its positions is divided by."""
+        return Unit.TARGET if self.reads_target else Unit.COMPARED
+
+    def mask(self, batch: Batch) -> Tensor:
+        """(batch, time), the positions that count."""
+        return batch.predicted if self.reads_target else batch.compared
+
+    def visible(self, batch: Batch) -> Tensor:
+        """(batch, time, time), which positions each position may be related to: real, and of its own document."""
+        given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
+        if given.ndim == 4:  # documents that are packed, which do not see each other
+            return given[:, 0]
+        if batch.matching is not None:
+            given = given & batch.matching.compared
+        seen = given[:, None, :].expand(-1, given.size(1), -1)
+        return seen.tril() if self.looks_back else seen
