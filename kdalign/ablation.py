@@ -265,7 +265,9 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+        # Nothing at all, such as no terms, is a value, too.
+        inner = isinstance(value, Mapping) and value
+        found |= _flat(value, f"{before}{key}.") if inner else {f"{before}{key}": value}
     return found
 
 

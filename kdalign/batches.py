@@ -90,6 +90,7 @@ class Batch:
             ``IGNORED`` where none is asked for; None for a classification task.
         taught: what a teacher with another tokenizer reads, by name; None for one that reads the same.
         matching: how its positions bear on the student's.
+        rows: (batch,), the examples' numbers in their split.
     """
 
     inputs: dict[str, Tensor]
@@ -99,6 +100,7 @@ class Batch:
     targets: Tensor | None = None
     taught: dict[str, Tensor] | None = None
     matching: Matching | None = None
+    rows: Int[Tensor, "batch"] | None = None
 
     @property
     def tokens(self) -> Bool[Tensor, "batch time"]:
@@ -141,6 +143,7 @@ class Batch:
             None if self.targets is None else self.targets.to(device),
             None if self.taught is None else {name: value.to(device) for name, value in self.taught.items()},
             None if self.matching is None else self.matching.to(device),
+            None if self.rows is None else self.rows.to(device),
         )
 
 
@@ -188,7 +191,8 @@ def collate(
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
     targets = inputs.pop("targets", None)
-    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching)
+    numbers = torch.tensor(rows)
+    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers)
 
 
 def _padded(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:

@@ -285,7 +285,7 @@ def _training(run: _Run) -> str:
     objective, settings = run.recipe.objective, run.recipe.train
     said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
     said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
-    terms = [f"{weight:g} × {said[key]}" for key, weight in objective.weights.items() if weight]
+    terms = [f"{weight:g} × {said.get(key, key)}" for key, weight in objective.weights.items() if weight]
     softened = objective.alpha and run.head is not HeadKind.NONE
     warm = f"; temperature {objective.temperature:g}" if softened else ""
     lines = ["## Training", "", f"- Objective: {' + '.join(terms)}{warm}"]

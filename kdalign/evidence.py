@@ -31,7 +31,7 @@ WEIGHTS = {
     "embeddings": "embeddings",
     "relations": "relations",
 }
-"""For each term of the objective, the recipe's key of its weight."""
+"""For each term of the objective, the recipe's key of its weight; a further term's is its name."""
 _UNITS = {
     "hard": "nats",
     "soft": "nats",
@@ -42,6 +42,19 @@ _UNITS = {
     "attention": "squared distance",
     "embeddings": "1 − cosine",
     "relations": "nats",
+    "dkd": "nats",
+    "attention-kl": "nats",
+    "info-nce": "nats",
+    "crd": "nats",
+    "attended-euclid": "teacher's variances",
+    "nmse": "teacher's squared lengths",
+    "pkd": "squared distance",
+    "rkd-distance": "Huber distance",
+    "rkd-angle": "Huber distance",
+    "similarity-preserving": "squared distance",
+    "cka": "1 − CKA",
+    "dist": "1 − correlation",
+    "logit-mse": "squared distance",
 }
 _SQUARED = {"hard": "squared error", "soft": "squared error"}
 """Where answers are scores."""
@@ -212,8 +225,10 @@ def curves(run: FinishedRun) -> Curves | None:
         group=run.group,
         steps=np.array([event["step"] for event in events]),
         terms={name: np.array([event["parts"].get(name, np.nan) for event in events]) for name in names},
-        weights={name: objective[WEIGHTS[kind]] for name, kind in kinds.items()},
-        units={name: (_SQUARED if scores else {}).get(kind, _UNITS[kind]) for name, kind in kinds.items()},
+        weights={name: objective[WEIGHTS.get(kind, kind)] for name, kind in kinds.items()},
+        units={
+            name: (_SQUARED if scores else {}).get(kind, _UNITS.get(kind, "own unit")) for name, kind in kinds.items()
+        },
         loss=np.array([event["loss"] for event in events]),
         gradient_norm=np.array([event["gradient_norm"] for event in events]),
         clip=run.recipe.train.clip,

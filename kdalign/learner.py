@@ -1,5 +1,6 @@
 """All that is trained, in one module: the student and what brings its signals to its teacher's shapes."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,7 @@ from kdalign.terms import Signal
 
 
 class Learner(nn.Module):
-    """The student and its projections, in one module, so that DDP and the optimizer see both.
+    """The student, its projections, and terms that learn or remember, for DDP, the optimizer and checkpoints to see.
 
     Its forward gives the student's signals, features already at the teacher's width and maps at its heads, beside the
     teacher's that they are compared with.
@@ -31,8 +32,10 @@ class Learner(nn.Module):
         objective: Objective,
         order: tuple[int, ...] | None,
         bf16: bool,
+        terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
+        self.terms = nn.ModuleList(terms)
         self.student = watch(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
@@ -52,7 +55,7 @@ class Learner(nn.Module):
         self._maps = objective.compared_maps
         self._side = plan.style.side if plan is not None else "student"
         wanted = objective.wanted([student for student, _, _ in pairs])
-        of_teacher = objective.wanted(plan.teaching if plan is not None else ())
+        of_teacher = objective.wanted(plan.teaching if plan is not None else (), of_teacher=True)
         self._attends: dict[tuple[Layer, Layer], tuple[Layer, ...]] = {}
         if plan is not None and plan.attended and (self._pairs or self._maps):
             self._attends = {(ours, mean): plan.attended_by(ours) for ours, mean, _ in pairs}

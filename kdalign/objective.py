@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdalign import losses
 from kdalign.alignment import Plan, crossed
 from kdalign.architecture import CROSS, Layer
 from kdalign.batches import Batch
 from kdalign.capture import Wanted
+from kdalign.errors import UsageError
 from kdalign.matching import Shared
 from kdalign.recipe import Objective as Weights
 from kdalign.terms import (
     AttentionMaps,
+    Contrastive,
     Embedding,
     EmbeddingsCosine,
     HardLabels,
@@ -36,6 +38,7 @@ from kdalign.terms import (
     View,
     Vocabulary,
 )
+from kdalign.terms.further import Setting, further_terms
 
 
 @dataclass(frozen=True)
@@ -96,27 +99,49 @@ class Objective:
     def compared_maps(self) -> tuple[tuple[Layer, Layer], ...]:
         """The (student layer, teacher layer) whose attention maps are compared."""
         terms = [term for _, term in self.terms.values() if isinstance(term, AttentionMaps)]
-        return tuple(pair[:2] for term in terms for pair in term.place.pairs)
+        return tuple(dict.fromkeys(pair[:2] for term in terms for pair in term.place.pairs))
 
-    def wanted(self, layers: Sequence[Layer]) -> Wanted:
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Terms that learn or remember something, by name."""
+        return {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
+
+    def remember(self, kept: bool = True) -> None:
+        """Let terms that remember rows keep those of the calls since they were last asked, or forget them."""
+        for term in self.modules.values():
+            if isinstance(term, Contrastive):
+                term.remember(kept)
+
+    def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> Wanted:
         """What must be captured of a model at these layers."""
+        attention = self.needs & ({Signal.ATTENTION, Signal.TAUGHT_ATTENTION} if of_teacher else {Signal.ATTENTION})
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
         return Wanted(
-            hidden=frozenset(layers if Signal.HIDDEN in self.needs else ()),
-            attention=frozenset(layers if Signal.ATTENTION in self.needs else ())
+            hidden=frozenset(layers if self.needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
+            attention=frozenset(layers if attention else ())
             | frozenset(crossing if Signal.CROSS in self.needs else ()),
             relations=frozenset(layers if Signal.RELATIONS in self.needs else ()),
             embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
         )
 
 
-def build_objective(weights: Weights, plan: Plan | None, regression: bool) -> Objective:
-    """The objective of a classification or regression task."""
+def build_objective(weights: Weights, plan: Plan | None, regression: bool, classes: int = 2) -> Objective:
+    """The objective of a classification or regression task.
+
+    Raises:
+        UsageError: a term that cannot be had here, with the reason.
+    """
+    if weights.standardise and (regression or classes < 3):
+        why = "a score has one number" if regression else "of two standardised logits only the order is left"
+        raise UsageError(f"objective.standardise needs three classes or more: {why}")
+    soft = SoftTargets(weights.temperature, regression, weights.divergence, weights.standardise)
     answers: dict[str, tuple[float, LossTerm]] = {
         "hard": (weights.hard, HardLabels(regression)),
-        "soft": (weights.alpha, SoftTargets(weights.temperature, regression)),
+        "soft": (weights.alpha, soft),
     }
-    return Objective(_weighted(answers | _alignment(weights, plan)))
+    return Objective(
+        _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
+    )
 
 
 def build_language_objective(
@@ -131,7 +156,10 @@ def build_language_objective(
         shared: what the vocabularies share, where they are two.
     """
     vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
-    return Objective(_weighted(_alignment(weights, plan)), vocabulary if vocabulary.parts else None)
+    if weights.standardise:
+        raise UsageError("objective.standardise is for the logits of classes, not for tokens")
+    terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
+    return Objective(terms, vocabulary if vocabulary.parts else None)
 
 
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
@@ -141,18 +169,35 @@ def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
         "embedding": (weights.alpha if same else 0.0, Embedding()),
         "similarity": (weights.alpha, Similarity()),
     }
-    return Objective(_weighted(answers | _alignment(weights, plan)))
+    return Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0)))
+
+
+def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that the recipe names."""
+    setting = Setting(plan, {} if plan is None else _places(plan), classes, weights.temperature)
+    return {name: (weight, term) for name, weight, term in further_terms(weights.terms, setting)}
+
+
+def _places(plan: Plan) -> dict[str, Place]:
+    """Where layers are compared, by the student's stack."""
+    found = {}
+    for layer_map in plan.maps:
+        target = plan.student.reads_target(layer_map.student_stack)
+        looks_back = target or plan.student.family == "causal"
+        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back)
+    return found
 
 
 def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
     """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
     terms: dict[str, tuple[float, LossTerm]] = {}
+    places = {} if plan is None else _places(plan)
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
-        pairs = plan.pairs_of(layer_map)
-        target = plan.student.reads_target(layer_map.student_stack)
-        place = Place(pairs, target, looks_back=target or plan.student.family == "causal")
-        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if weights.gamma > 0 else {}
+        place = places[layer_map.student_stack]
+        pairs = place.pairs
+        measured = weights.gamma > 0 and plan.calibrated
+        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
         ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))
         terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place, variances))
@@ -173,13 +218,25 @@ def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[fl
     return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}
 
 
-def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
-    """The units of these micro-batches, from their masks alone."""
+def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
+    """Of each micro-batch, its texts and the tokens that are compared."""
+    return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
+
+
+def count_units(batches: Sequence[Batch], rows: Sequence[Sequence[float]] | None = None) -> dict[Unit, float]:
+    """The units of these micro-batches, from their masks alone.
+
+    Args:
+        batches: of this rank.
+        rows: as in ``rows_of``, over all ranks, whose rows make one group; this rank's own when left out.
+    """
+    rows = rows_of(batches) if rows is None else rows
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
         Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
-        Unit.GROUP: float(sum(int(batch.counted.sum()) >= losses.LEAST_GROUP for batch in batches)),
+        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
+        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
     }

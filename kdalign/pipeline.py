@@ -224,7 +224,13 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         few = some(encoded, recipe.train.seed, SIMILARITY_TOKENS)
         start_projections(projections, plan, teacher.model, student_model, few, accelerator.device)
     learner = Learner(
-        student.with_dropout(student_model, recipe.train.dropout), projections, plan, objective, student_order, bf16
+        student.with_dropout(student_model, recipe.train.dropout),
+        projections,
+        plan,
+        objective,
+        student_order,
+        bf16,
+        [term for stage in stages for term in stage.objective.modules.values()],
     )
 
     comparable = taught is not None and not (texts.across is not None and work.token_by_token)

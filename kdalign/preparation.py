@@ -29,11 +29,13 @@ from kdalign.files import check_writable
 from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
+from kdalign.objective import Objective
 from kdalign.recipe import Align, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.student import Cut
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, find_task, hold_out
 from kdalign.tasks.data import split_exists
+from kdalign.terms import Signal
 from kdalign.work import Work, work_on
 
 MONITORED = (100, 500)
@@ -150,6 +152,9 @@ def prepare(recipe: Recipe) -> Prepared:
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     train_examples, watched = training_examples(work, recipe)
+    plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
+    for _, stage in recipe.objective.stages:
+        _check_terms(recipe, work.objective(stage, plan, None), plan)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     return Prepared(
@@ -160,7 +165,7 @@ def prepare(recipe: Recipe) -> Prepared:
         new=new,
         cut=cut,
         cut_from=cut_from,
-        plan=_plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None,
+        plan=plan,
         tokenizer=tokenizer,
         teacher_tokenizer=theirs_too,
         train=train_examples,
@@ -404,17 +409,30 @@ def _plan(
         plan = propose(
             theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
         )
-    if plan.attended and recipe.objective.relations > 0:
-        raise UsageError(
-            "map 'learned' blends features and attention maps, not relations: leave objective.relations at 0"
-        )
-    if recipe.objective.delta > 0 or recipe.objective.relations > 0:
-        _check_attention(plan, recipe.objective.delta > 0)
-    if recipe.objective.embeddings > 0:
+    return plan
+
+
+_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
+"""What a map that is learned makes no mean of."""
+
+
+def _check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
+    """Refuse terms that look at what cannot be had of these models, or not by this plan."""
+    if plan is None:
+        return
+    needs = objective.needs
+    for name, (_, term) in objective.terms.items():
+        if plan.attended and term.needs & _UNBLENDED:
+            raise UsageError(f"map 'learned' blends features and attention maps: term {name!r} compares what it cannot")
+    compares_maps = Signal.ATTENTION in needs
+    if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
+        _check_attention(plan, compares_maps)
+    if Signal.EMBEDDINGS in needs:
         _check_embeddings(plan)
     if recipe.align.remap_every is not None:
-        _check_remapping(plan, recipe.objective.delta > 0)
-    return plan
+        _check_remapping(plan, compares_maps)
+        for name in objective.modules:
+            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
 
 
 def _check_remapping(plan: Plan, compares_maps: bool) -> None:

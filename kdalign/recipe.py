@@ -4,6 +4,7 @@ Three sources make one recipe: a YAML file, flags that win over it, and ``--set 
 both. The dump holds every default, and loading the dump gives the same recipe again.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -94,6 +95,8 @@ TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations
 """The objective's weights."""
 ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
 """Those of the terms that compare layers."""
+ANSWER_TERMS = ("logit-mse", "dkd", "dist")
+"""Further terms that compare answers; all others compare layers."""
 
 
 class Objective(_Section):
@@ -109,16 +112,28 @@ class Objective(_Section):
     relations: float = Field(0.0, ge=0)
     """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
     temperature: float = Field(2.0, gt=0)
-    divergence: Literal["forward", "reverse", "js", "skew"] = "forward"
-    """How a language model's tokens are compared with the teacher's; classes always by forward KL."""
+    divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
+    """How answers are compared with the teacher's."""
+    standardise: bool = False
+    """Bring both models' logits of classes to mean 0 and spread 1 before they are compared."""
+    terms: Mapping[str, Mapping[str, Any]] = {}
+    """Further terms by name, shipped or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
     align_first: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which layers alone are aligned; after them only ``hard`` and ``alpha`` count."""
+
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _with_weights(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("terms takes names, each with its weight, such as {pkd: 10}")
+        return {str(name): _with_weight(str(name), given) for name, given in value.items()}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
         if self.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
-        if self.align_first and not (self.hard + self.alpha > 0 and any(getattr(self, key) for key in ALIGNING_KEYS)):
+        answering = self.hard + self.alpha > 0 or any(name in ANSWER_TERMS for name in self.further)
+        if self.align_first and not (answering and self._aligning):
             aligning = ", ".join(ALIGNING_KEYS)
             raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
@@ -128,13 +143,26 @@ class Objective(_Section):
         """One after the other, the share of the steps after which each begins, and what it minimises."""
         if not self.align_first:
             return ((0.0, self),)
-        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0})
-        return (0.0, aligning), (self.align_first, self.model_copy(update=dict.fromkeys(ALIGNING_KEYS, 0.0)))
+        answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
+        layers = {name: given for name, given in self.terms.items() if name not in answers}
+        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers})
+        answering = self.model_copy(update={**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": answers})
+        return (0.0, aligning), (self.align_first, answering)
+
+    @property
+    def further(self) -> dict[str, float]:
+        """The weights of further terms, those of weight 0 left out."""
+        return {name: given["weight"] for name, given in self.terms.items() if given["weight"] > 0}
+
+    @property
+    def _aligning(self) -> bool:
+        further = any(name not in ANSWER_TERMS for name in self.further)
+        return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Each term's weight, by its key."""
-        return {key: getattr(self, key) for key in TERM_KEYS}
+        """Each term's weight, by its key; a further term's by its name."""
+        return {key: getattr(self, key) for key in TERM_KEYS} | self.further
 
     @property
     def needs_teacher(self) -> bool:
@@ -142,8 +170,25 @@ class Objective(_Section):
         return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
 
 
-_UNALIGNED = dict.fromkeys(ALIGNING_KEYS, 0.0)
-ARMS: Mapping[str, Mapping[str, float]] = {
+def _with_weight(name: str, given: object) -> dict[str, Any]:
+    options = {"weight": 1.0, **given} if isinstance(given, Mapping) else {"weight": given}
+    options = {str(key): _number(value) for key, value in options.items()}
+    weight = options["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"term {name!r} takes a weight that is not negative; given {weight!r}")
+    return options
+
+
+def _number(value: object) -> object:
+    """A number that YAML 1.1 reads as text, such as 1e-4."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}}
+ARMS: Mapping[str, Mapping[str, Any]] = {
     "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
     "soft": _UNALIGNED,
     "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5},

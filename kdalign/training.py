@@ -33,7 +33,7 @@ from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_ch
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.learner import Learner
-from kdalign.objective import Objective, count_units
+from kdalign.objective import Objective, count_units, rows_of
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
@@ -384,7 +384,8 @@ def _step(
         Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
     """
     device = accelerator.device
-    units = count_units(share)
+    rows = torch.tensor(rows_of(share), device=device, dtype=torch.float64)
+    units = count_units(share, accelerator.reduce(rows, reduction="sum").tolist())
     counts = torch.tensor([*units.values(), float(stop)], device=device, dtype=torch.float64)
     counts = accelerator.reduce(counts, reduction="sum")
     units = dict(zip(units, counts.tolist(), strict=False))
@@ -399,6 +400,7 @@ def _step(
             breakdown = objective(View(wrapped(batch.inputs, taught), taught, batch), units)
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(breakdown.total * accelerator.num_processes)
+        objective.remember()
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
@@ -426,6 +428,7 @@ def _freeze_unreached(
     taught = teach(batch) if teach is not None else None
     view = View(learner(batch.inputs, taught), taught, batch)
     objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]
+    objective.remember(kept=False)
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

@@ -184,7 +184,7 @@ class Classifying:
         self, weights: Weights, plan: Plan | None, dtype: torch.dtype | None, shared: Shared | None = None
     ) -> Objective:
         """What is minimised."""
-        return build_objective(weights, plan, self.task.regression)
+        return build_objective(weights, plan, self.task.regression, len(self.task.labels))
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """A class says nothing."""

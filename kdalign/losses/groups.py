@@ -3,6 +3,8 @@
 Rows are those that count, of texts or of tokens; a group is a micro-batch, over all ranks.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -16,22 +18,20 @@ _LEAST_SPREAD = 0.05
 
 
 def similarity_distance(
-    student: Float[Tensor, "batch student_width"],
-    teacher: Float[Tensor, "batch teacher_width"],
-    mask: Bool[Tensor, "batch"],
+    student: Float[Tensor, "n student_width"], teacher: Float[Tensor, "n teacher_width"]
 ) -> Float[Tensor, ""]:
     r"""Distance of two models' similarity matrices over a group of texts, in units of the teacher's own spread.
 
     .. math:: \frac{\sum_{a \neq b} (S^s_{ab} - S^t_{ab})^2}{\sum_{a \neq b} (S^t_{ab} - \bar S^t)^2},
         \quad S_{ab} = \cos(e_a, e_b)
 
-    over pairs of counted texts; one number for the whole group, 0 for fewer than three texts. A student for whom all
+    over pairs of texts; 0 for fewer than three. A student for whom all
     texts are alike to the same, right degree scores 1. Widths may differ. After the similarity-preserving loss of
     Tung & Mori 2019, arXiv:1907.09682; the scale is ours. A spread below 0.05 counts as 0.05.
     """
-    if int(mask.sum()) < LEAST_GROUP:
+    if len(student) < LEAST_GROUP:
         return 0.0 * student.sum()
-    ours, theirs = (F.normalize(wide(each[mask]), dim=-1) for each in (student, teacher))
+    ours, theirs = (F.normalize(wide(each), dim=-1) for each in (student, teacher))
     pairs = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
     ours, theirs = (ours @ ours.T)[pairs], (theirs @ theirs.T)[pairs]
     spread = theirs.var(correction=0).clamp_min(_LEAST_SPREAD**2)
@@ -118,7 +118,8 @@ def info_nce(
     teacher: Float[Tensor, "n width"],
     temperature: float,
     others: Float[Tensor, "k width"] | None = None,
-    alike: Bool[Tensor, "n m"] | None = None,
+    alike: Bool[Tensor, "n n"] | None = None,
+    left_out: Bool[Tensor, "n k"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""How hard each of the student's rows finds the teacher's row of the same input among all; the mean, in nats.
 
@@ -127,15 +128,19 @@ def info_nce(
 
     with j over the teacher's rows of the group and those of ``others`` (a queue, as in MoCo, He et al. 2020,
     arXiv:1911.05722, or a memory of the training set, as in CoDIR, Sun et al. 2020, arXiv:2009.14167). :math:`P_i` is i
-    alone (van den Oord et al. 2018, arXiv:1807.03748, equation 4), or the columns j that ``alike`` marks, such as those
-    of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). Of n rows without others, chance is log n.
+    alone (van den Oord et al. 2018, arXiv:1807.03748, equation 4), or those of the group that ``alike`` marks, such as
+    inputs of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). ``left_out`` marks others that do not count.
+    Of n rows without others, chance is log n.
     """
     ours = F.normalize(wide(student), dim=-1)
     keys = F.normalize(wide(teacher if others is None else torch.cat([teacher, others.to(teacher)])), dim=-1)
-    found = F.log_softmax(ours @ keys.T / temperature, dim=1)
+    scores = ours @ keys.T / temperature
+    if left_out is not None:
+        scores[:, len(teacher) :] = scores[:, len(teacher) :].masked_fill(left_out, -math.inf)
+    found = F.log_softmax(scores, dim=1)
     if alike is None:
         return -found.diagonal().mean()
-    return -(torch.where(alike, found, 0).sum(dim=1) / alike.sum(dim=1)).mean()
+    return -(torch.where(alike, found[:, : len(teacher)], 0).sum(dim=1) / alike.sum(dim=1)).mean()
 
 
 def memory_nce(

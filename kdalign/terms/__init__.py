@@ -4,7 +4,7 @@ A term returns a **sum** over the micro-batch's units; the objective divides onc
 """
 
 from kdalign.terms.answers import HardLabels, SoftTargets, Vocabulary
-from kdalign.terms.groups import Embedding, Similarity
+from kdalign.terms.groups import Contrastive, Embedding, Similarity
 from kdalign.terms.layers import (
     AttentionMaps,
     EmbeddingsCosine,
@@ -17,6 +17,7 @@ from kdalign.terms.view import LossTerm, Place, Signal, Unit, View
 
 __all__ = [
     "AttentionMaps",
+    "Contrastive",
     "Embedding",
     "EmbeddingsCosine",
     "HardLabels",

@@ -28,10 +28,17 @@ class HardLabels:
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """The teacher's answers: softened KL, or squared error where the task is a score (L_soft)."""
+    """The teacher's answers: softened KL, or squared error where the task is a score (L_soft).
+
+    Attributes:
+        divergence: a key of ``losses.DIVERGENCES``.
+        standardise: whether logits are first brought to mean 0 and spread 1.
+    """
 
     temperature: float
     regression: bool
+    divergence: str = "forward"
+    standardise: bool = False
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.EXAMPLE
 
@@ -40,7 +47,38 @@ class SoftTargets:
         student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
         if self.regression:
             return losses.squared_error(student, teacher.squeeze(-1), counted)
-        return losses.soft_target_kl(student, teacher, counted, self.temperature)
+        if self.standardise:
+            student, teacher = losses.standardised(student), losses.standardised(teacher)
+        if self.divergence == "forward":
+            return losses.soft_target_kl(student, teacher, counted, self.temperature)
+        return losses.divergence(student[counted], teacher[counted], self.divergence, self.temperature)
+
+
+@dataclass(frozen=True)
+class LogitError:
+    """The teacher's logits themselves."""
+
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Squared logit units, the mean over classes."""
+        return losses.logit_squared_error(view.student.logits, view.taught.logits, view.batch.counted)
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """The teacher's answers, whether it is the label weighed apart from which of the others it is (DKD)."""
+
+    temperature: float
+    other: float = 8.0
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats times the squared temperature."""
+        student, teacher = view.student.logits, view.taught.logits
+        return losses.decoupled_kl(student, teacher, view.labels, view.batch.counted, self.temperature, self.other)
 
 
 @dataclass(frozen=True)

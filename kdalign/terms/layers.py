@@ -83,6 +83,78 @@ class HiddenEuclid:
 
 
 @dataclass(frozen=True)
+class RelativeEuclid:
+    """Distance of the features in units of the teacher's own length, weighted over layers by lambda_l."""
+
+    place: Place
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions; 1 each for a student that answers 0."""
+        mask = self.place.mask(view.batch)
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            student, teacher = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
+            total.append(weight * losses.relative_squared_error(student, teacher, mask))
+        return torch.stack(total).sum()
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Features of the position that sums up a text, each of length 1, weighted over layers by lambda_l (PKD)."""
+
+    place: Place
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over texts; each lies in 0..4."""
+        mask = self.place.mask(view.batch)
+        ends = mask.flip(1) if self.place.looks_back else mask
+        position = ends.int().argmax(dim=1)  # the first that counts, or the last
+        position = mask.size(1) - 1 - position if self.place.looks_back else position
+        rows = torch.arange(len(mask), device=mask.device)
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            student, teacher = (kept[ours, theirs][rows, position] for kept in _compared(view))
+            total.append(weight * losses.patient_distance(student, teacher, view.batch.counted))
+        return torch.stack(total).sum()
+
+
+def _compared(view: View) -> tuple[Mapping[tuple[Layer, Layer], Tensor], Mapping[tuple[Layer, Layer], Tensor]]:
+    return view.student.projected, view.student.targets
+
+
+@dataclass(frozen=True)
+class AttendedEuclid:
+    """``HiddenEuclid`` in which positions count by how much the teacher layer attends to them."""
+
+    place: Place
+    variances: Mapping[Layer, float]
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        total = []
+        for ours, theirs, weight in self.place.pairs:
+            student, teacher = (kept[ours, theirs] for kept in _compared(view))
+            attention, variance = view.taught.attention[theirs], self.variances[theirs]
+            total.append(weight * losses.attended_euclid(student, teacher, attention, mask, variance))
+        return torch.stack(total).sum()
+
+
+@dataclass(frozen=True)
 class AttentionMaps:
     """Attention probabilities, weighted over layers by lambda_l (L_attn).
 
@@ -90,11 +162,13 @@ class AttentionMaps:
 
     Attributes:
         mean: compare their mean over heads.
+        divergence: compare by KL in nats, not by squared distance.
     """
 
     place: Place
     mean: bool = False
     needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
+    divergence: bool = False
 
     @property
     def unit(self) -> Unit:
@@ -104,12 +178,13 @@ class AttentionMaps:
     def __call__(self, view: View) -> Tensor:
         """The sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
+        loss = losses.attention_divergence if self.divergence else losses.attention_distance
         total = []
         for ours, theirs, weight in self.place.pairs:
             student, teacher = view.student.mixed[ours, theirs], view.student.maps[ours, theirs]
             if self.mean:
                 student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
-            total.append(weight * losses.attention_distance(student, teacher, mask))
+            total.append(weight * loss(student, teacher, mask))
         return torch.stack(total).sum()
 
 
@@ -153,5 +228,3 @@ def relation_heads(
     """Heads put side by side and split again into another number of them, which divides their whole width."""
     whole = x.transpose(1, 2).flatten(2)
     return whole.view(*whole.shape[:2], number, -1).transpose(1, 2)
-
-

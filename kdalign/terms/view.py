@@ -20,6 +20,10 @@ class Signal(StrEnum):
     CROSS = "cross"
     EMBEDDINGS = "embeddings"
     RELATIONS = "relations"
+    LAYERS = "layers"
+    """Hidden states as they are, of either width."""
+    TAUGHT_ATTENTION = "taught attention"
+    """The teacher's attention alone."""
 
 
 class Unit(StrEnum):
@@ -33,7 +37,9 @@ class Unit(StrEnum):
     ANSWERED = "answered"
     """A target token that the teacher is asked for, too: all, where it reads the same tokens."""
     GROUP = "group"
-    """A micro-batch whose examples are compared with one another."""
+    """A micro-batch, over all ranks, whose texts are compared with one another."""
+    TOKEN_GROUP = "token group"
+    """The same whose tokens are."""
 
 
 @dataclass(frozen=True)

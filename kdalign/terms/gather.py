@@ -1,0 +1,39 @@
+"""Rows of a group from all ranks, so that what is compared with one another does not depend on how many there are."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def gathered(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *width"]:
+    """All ranks' rows, in the order of ranks; the gradient goes back to the rank that each came from.
+
+    Every rank calls it as often as the others. A process alone gets its own rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        sizes = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
+        counts = [int(size) for size in sizes]
+        padded = F.pad(rows, (*(0, 0) * (rows.ndim - 1), 0, max(counts) - len(rows))).contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(counts[: dist.get_rank()]), len(rows)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        whole = upstream.contiguous().clone()
+        dist.all_reduce(whole)
+        return whole[ctx.start : ctx.start + ctx.count]
