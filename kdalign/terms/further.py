@@ -5,7 +5,9 @@ Each is made by a function of what it is for and its own options, which gives on
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError, validate_call
 
 from kdalign import losses
 from kdalign.alignment import Plan
@@ -49,6 +51,9 @@ class Setting:
 Made = LossTerm | Mapping[str, LossTerm]
 """A term, or one for each stack, by its name."""
 Maker = Callable[..., Made]
+Above0 = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Number = Annotated[int, Field(ge=0)]
 
 
 def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[tuple[str, float, LossTerm]]:
@@ -66,10 +71,15 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
         if given["weight"] == 0:
             continue
         made = maker_of(name)
+        if name in TERMS:
+            made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
         try:
             found = made(setting, **options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
         except TypeError as error:
-            raise UsageError(f"term {name!r}: {_without_call(error)}") from None
+            raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
         except UsageError as error:
             raise UsageError(f"term {name!r} {error}") from None
         if not isinstance(found, Mapping):
@@ -86,10 +96,6 @@ def maker_of(name: str) -> Maker:
         UsageError: there is none.
     """
     return resolve(name, TERMS, "term")
-
-
-def _without_call(error: TypeError) -> str:
-    return str(error).rpartition("() ")[2]
 
 
 def _of_layers(setting: Setting) -> Mapping[str, Place]:
@@ -110,12 +116,12 @@ def _logit_mse(setting: Setting) -> Made:
     return LogitError()
 
 
-def _dkd(setting: Setting, temperature: float | None = None, other: float = 8.0) -> Made:
+def _dkd(setting: Setting, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
     _of_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
     return Decoupled(temperature or setting.temperature, other)
 
 
-def _dist(setting: Setting, temperature: float | None = None) -> Made:
+def _dist(setting: Setting, temperature: Above0 | None = None) -> Made:
     _of_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
     return Correlation(temperature or setting.temperature)
 
@@ -148,28 +154,24 @@ def _of_rows(loss: Callable[..., Any], over: Over) -> Maker:
     return made
 
 
-def _over(value: object) -> Over:
-    if value not in ("texts", "tokens"):
-        raise UsageError(f"is over texts or tokens, not {value!r}")
-    return value
-
-
 def _widths(setting: Setting, stack: str, place: Place) -> Sequence[int]:
     return [setting.width(stack)] * len(place.pairs)
 
 
 def _info_nce(
-    setting: Setting, temperature: float = 0.07, over: str = "texts", queue: int = 0, supervised: bool = False
+    setting: Setting, temperature: Above0 = 0.07, over: Over = "texts", queue: Number = 0, supervised: bool = False
 ) -> Made:
     if supervised and setting.classes < 2:
         raise UsageError("takes inputs of one class as alike, and this task has none")
     return {
-        stack: Contrastive(place, _widths(setting, stack, place), temperature, _over(over), supervised, queue)
+        stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue)
         for stack, place in _of_layers(setting).items()
     }
 
 
-def _crd(setting: Setting, temperature: float = 0.07, queue: int = 4096, negatives: int = 100) -> Made:
+def _crd(setting: Setting, temperature: Above0 = 0.07, queue: Number = 4096, negatives: Number = 100) -> Made:
+    if not negatives:
+        raise UsageError("tells rows from others: it takes negatives above 0")
     return {
         stack: Contrastive(
             place, _widths(setting, stack, place), temperature, "texts", queue=queue, negatives=negatives

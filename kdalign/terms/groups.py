@@ -198,8 +198,13 @@ class Contrastive(nn.Module):
         return losses.memory_nce(student, teacher, drawn, self.temperature, len(candidates))
 
     def remember(self, kept: bool = True) -> None:
-        """Put the teacher's rows of the calls since last time into the queue, or forget them."""
-        if kept and self.queue is not None:
-            for rows, numbers in self._seen:
-                self.queue.put(rows, numbers)
+        """Put the teacher's rows of the calls since last time into the queue, or forget them.
+
+        In the order of their inputs' numbers, so that neither ranks nor micro-batches decide which rows leave first.
+        """
+        if kept and self.queue is not None and self._seen:
+            numbers = torch.cat([each for _, each in self._seen])
+            order = numbers.argsort(stable=True)
+            rows = [torch.cat(each)[order] for each in zip(*(rows for rows, _ in self._seen), strict=True)]
+            self.queue.put(rows, numbers[order])
         self._seen.clear()
