@@ -158,3 +158,17 @@ def test_bfloat16_logits_give_what_their_values_in_float64_give(name):
     found = OF_LOGITS[name](student, teacher)
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(OF_LOGITS[name](student.double(), teacher.double())), rel=1e-4)
+
+
+def test_the_adaptive_gradient_is_that_of_both_divergences_by_shares_that_stay():
+    student, teacher = numbers(1, 6).requires_grad_(), numbers(1, 6, seed=1)
+    gradient, forward, reverse = (
+        torch.autograd.grad(losses.divergence(student, teacher, kind, 2.0), student)[0]
+        for kind in ("adaptive", "forward", "reverse")
+    )
+    p, q = (softmax(x.detach().numpy()[0] / 2) for x in (teacher, student))
+    order = np.argsort(-p)
+    head = order[: 1 + int(np.argmax(np.cumsum(p[order]) >= 0.5))]
+    share = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
+    assert 0.05 < share < 0.95
+    torch.testing.assert_close(gradient, share * forward + (1 - share) * reverse)

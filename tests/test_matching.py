@@ -386,7 +386,7 @@ def test_the_losses_over_two_vocabularies_have_the_gradients_of_their_formulas()
     student = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(3, 9, dtype=torch.float64)
     shared = torch.tensor([0, 2, 5]), torch.tensor([8, 1, 3])
-    for kind in losses.DIVERGENCES:
+    for kind in set(losses.DIVERGENCES) - {"adaptive"}:  # whose shares have no gradient: test_losses_of_answers.py
         assert torch.autograd.gradcheck(
             lambda s, kind=kind: losses.divergence_of_shared(s, teacher, shared, kind, 2.0), student
         )
