@@ -1,6 +1,7 @@
 """Further terms: padding, splitting and ranks, learning, what is remembered, and what is refused."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -264,6 +265,23 @@ def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
     found = setting.breakdown(batch, count_units([batch]))
     torch.testing.assert_close(found.parts[name], gap.detach())
     torch.testing.assert_close(found.total, 3 * gap)
+
+
+def test_the_example_of_an_own_loss_trains_and_is_what_it_says(kdalign, teacher, data, tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    words = ["distill", "--teacher", teacher, "--task", "sst2", "--data", data, "--out", tmp_path / "gap"]
+    monkeypatch.chdir(root)
+    status, _, errors = kdalign(*words, "--recipe", "examples/own_loss/recipe.yaml", "--max-steps", "3")
+    assert status == 0, errors
+    name = "examples/own_loss/gap.py:ConfidenceGap"
+    assert all(0 < parts[name] < 1 for parts in terms_of(tmp_path / "gap"))
+    batch = collate(examples(), range(2))
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
+    view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    objective = build_objective(Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2)
+    assert float(objective(view, count_units([batch])).total) == pytest.approx(2 * (0.25 + 0) / 2)
+    with pytest.raises(UsageError, match="a score has no confidence"):
+        build_objective(Weights(**NONE, terms={name: 1}), None, True, classes=1)
 
 
 def command(teacher, data, out, *more):

@@ -35,7 +35,6 @@ from kdalign.losses.groups import (
     memory_nce,
     relational_angle,
     relational_distance,
-    same_label,
     similarity_distance,
     similarity_preserving,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "relational_angle",
     "relational_distance",
     "relative_squared_error",
-    "same_label",
     "scaled_euclid",
     "similarity_distance",
     "similarity_preserving",

@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kdalign.losses.precision import wide
@@ -164,8 +164,3 @@ def memory_nce(
     noise = torch.log(torch.tensor(others.size(1) / population, dtype=right.dtype, device=right.device))
     each = F.softplus(noise - right) + F.softplus(wrong - noise).sum(dim=1)
     return each.mean()
-
-
-def same_label(labels: Int[Tensor, "n"]) -> Bool[Tensor, "n n"]:
-    """Which rows have the same label; each has its own."""
-    return labels[:, None] == labels[None]

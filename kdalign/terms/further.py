@@ -78,7 +78,7 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
         except ValidationError as error:
             first = error.errors()[0]
             raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
         except UsageError as error:
             raise UsageError(f"term {name!r} {error}") from None

@@ -170,7 +170,8 @@ class Contrastive(nn.Module):
         of_rows = mask.nonzero()[:, 0] if self.over == "tokens" else texts.nonzero()[:, 0]
         assert batch.rows is not None, "training examples are numbered"
         numbers = gathered(batch.rows[of_rows])
-        alike = losses.same_label(gathered(view.labels[of_rows])) if self.supervised else None
+        labels = gathered(view.labels[of_rows]) if self.supervised else None
+        alike = None if labels is None else labels[:, None] == labels[None]
         total, kept = [], []
         for index, (ours, theirs, weight) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]

@@ -1,0 +1,30 @@
+"""A loss of one's own: how far the student's confidence is from its teacher's.
+
+    kdalign distill --teacher ./teacher --task sst2 --data ./sst2 --recipe examples/own_loss/recipe.yaml --out runs/gap
+
+A term says what it looks at (``needs``), what its sum is divided by (``unit``), and returns a **sum** over the units of
+a micro-batch: kdalign divides once, by the units of the whole optimizer step, over micro-batches and ranks. What stands
+behind its name in the recipe, but for ``weight``, is given to it by name.
+"""
+
+import torch
+
+from kdalign.terms import Signal, Unit, View
+from kdalign.terms.further import Setting
+
+
+class ConfidenceGap:
+    """|max p^s - max p^t|, to a power, summed over examples; 0 where both are as sure."""
+
+    needs = frozenset({Signal.LOGITS})
+    unit = Unit.EXAMPLE
+
+    def __init__(self, setting: Setting, power: float = 2.0) -> None:
+        if setting.classes < 2:
+            raise ValueError("a score has no confidence")
+        self.power = power
+
+    def __call__(self, view: View) -> torch.Tensor:
+        """The sum over examples, each in 0..1."""
+        student, teacher = (each.float().softmax(-1).amax(-1) for each in (view.student.logits, view.taught.logits))
+        return torch.where(view.batch.counted, (student - teacher).abs() ** self.power, 0).sum()
