@@ -93,7 +93,7 @@ class Curves:
         group: as in ``FinishedRun``.
         steps: (steps,), counted from 1.
         terms: each term before its weight, (steps,), in the order of the objective.
-        weights: of the terms.
+        weights: of the terms; (steps,) each, where they change on the way.
         units: of the terms, before their weights.
         loss: (steps,), the weighted sum.
         gradient_norm: (steps,), before clipping.
@@ -105,7 +105,7 @@ class Curves:
     group: str
     steps: Array
     terms: Mapping[str, Array]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Array]
     units: Mapping[str, str]
     loss: Array
     gradient_norm: Array
@@ -225,7 +225,7 @@ def curves(run: FinishedRun) -> Curves | None:
         group=run.group,
         steps=np.array([event["step"] for event in events]),
         terms={name: np.array([event["parts"].get(name, np.nan) for event in events]) for name in names},
-        weights={name: objective[WEIGHTS.get(kind, kind)] for name, kind in kinds.items()},
+        weights={name: _weights(events, name, objective[WEIGHTS.get(kind, kind)]) for name, kind in kinds.items()},
         units={
             name: (_SQUARED if scores else {}).get(kind, _UNITS.get(kind, "own unit")) for name, kind in kinds.items()
         },
@@ -233,6 +233,13 @@ def curves(run: FinishedRun) -> Curves | None:
         gradient_norm=np.array([event["gradient_norm"] for event in events]),
         clip=run.recipe.train.clip,
     )
+
+
+def _weights(events: Sequence[Mapping[str, Any]], name: str, fixed: float) -> float | Array:
+    """A term's weight, or those of all steps where they changed on the way."""
+    if not any("weights" in event for event in events):
+        return fixed
+    return np.array([event.get("weights", {}).get(name, 0.0) for event in events])
 
 
 def answers(run: FinishedRun) -> Answers | None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan, crossed
 from kdalign.architecture import Layer, accepted_inputs
+from kdalign.balance import Balance
 from kdalign.capture import Signals, Wanted, pooled, run, watch
 from kdalign.objective import Objective
 from kdalign.projection import Projections
@@ -33,8 +34,10 @@ class Learner(nn.Module):
         order: tuple[int, ...] | None,
         bf16: bool,
         terms: Iterable[nn.Module] = (),
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
+        self.balance = balance
         self.terms = nn.ModuleList(terms)
         self.student = watch(student)
         self.projections = projections

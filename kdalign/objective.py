@@ -7,7 +7,7 @@ a step is split, and padding changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,23 @@ class Objective:
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
+
+    def scaled(self, factors: Mapping[str, float]) -> "Objective":
+        """The same terms, their weights multiplied."""
+        terms = {name: (weight * factors.get(name, 1.0), term) for name, (weight, term) in self.terms.items()}
+        words = self.vocabulary
+        if words is not None:
+            words = replace(
+                words, hard=words.hard * factors.get("hard", 1.0), soft=words.soft * factors.get("soft", 1.0)
+            )
+        return replace(self, terms=terms, vocabulary=words)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of its parts, by name."""
+        words = self.vocabulary
+        of_tokens = {} if words is None else {name: getattr(words, name) for name in words.parts}
+        return of_tokens | {name: weight for name, (weight, _) in self.terms.items()}
 
     @property
     def names(self) -> tuple[str, ...]:

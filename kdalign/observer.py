@@ -20,6 +20,7 @@ class StepReport:
     Attributes:
         loss: the weighted total over all micro-batches and ranks.
         parts: each term before its weight.
+        weights: of the terms in this step, where they change on the way; else empty.
         samples_per_second: since training started or went on, without evaluation and checkpoints.
         tokens_per_second: real tokens, likewise.
         seconds_left: at this speed.
@@ -30,6 +31,7 @@ class StepReport:
     epoch: float
     loss: float
     parts: dict[str, float]
+    weights: dict[str, float]
     lr: float
     gradient_norm: float
     samples_per_second: float

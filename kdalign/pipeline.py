@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign import models, student
 from kdalign.alignment import Plan, layers_text, read_plan
 from kdalign.architecture import count_parameters
+from kdalign.balance import BALANCES, Balance
 from kdalign.batches import Encoded
 from kdalign.calibration import (
     CALIBRATION_TOKENS,
@@ -231,6 +232,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         student_order,
         bf16,
         [term for stage in stages for term in stage.objective.modules.values()],
+        _balance(recipe, stages),
     )
 
     comparable = taught is not None and not (texts.across is not None and work.token_by_token)
@@ -368,6 +370,13 @@ def load_student(
     keeps_head = run.work.keeps_head(own)
     model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+
+
+def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:
+    """What the recipe balances terms by, those of all stages; None where their weights stay."""
+    if recipe.objective.balance == "static":
+        return None
+    return BALANCES[recipe.objective.balance](list(dict.fromkeys(n for stage in stages for n in stage.objective.names)))
 
 
 def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:

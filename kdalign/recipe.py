@@ -118,6 +118,9 @@ class Objective(_Section):
     """Bring both models' logits of classes to mean 0 and spread 1 before they are compared."""
     terms: Mapping[str, Mapping[str, Any]] = {}
     """Further terms by name, shipped or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
+    balance: Literal["static", "size", "uncertainty", "pace"] = "static"
+    """What weights are multiplied by on the way: nothing; one by each term's running size; what is learnt; or more for
+    terms that fall more slowly."""
     align_first: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which layers alone are aligned; after them only ``hard`` and ``alpha`` count."""
 

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
@@ -308,17 +308,27 @@ def train(
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            now = objective
+            if learner.balance is not None:
+                if learner.balance.lacks(objective.names):
+                    learner.balance.saw(
+                        _measured(wrapped, teach, objective, share, settings, accelerator, progress.step)
+                    )
+                now = objective.scaled(learner.balance.factors(objective.names))
             loss, parts, norm, units, stop = _step(
                 wrapped,
                 teach,
-                objective,
+                now,
                 optimizer,
                 share,
                 settings,
                 accelerator,
                 progress.step,
                 bool(received),
+                partial(learner.balance.penalty, weights=objective.weights) if learner.balance is not None else None,
             )
+            if learner.balance is not None:
+                learner.balance.saw(parts)
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise RunError(
                     f"the loss is {loss} and its gradient {norm} at step {progress.step + 1}: "
@@ -331,7 +341,8 @@ def train(
             progress.tokens += int(units[Unit.TOKEN])
             progress.seconds += time.perf_counter() - begun
             progress.parts = parts
-            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm)
+            weights = now.weights if learner.balance is not None else {}
+            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, weights)
             observer.stepped(report)
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
@@ -377,18 +388,15 @@ def _step(
     accelerator: Accelerator,
     step: int,
     stop: bool,
+    penalty: Callable[..., Tensor | None] | None,
 ) -> tuple[float, dict[str, float], float, dict[Unit, float], bool]:
-    """One optimizer step over this rank's micro-batches.
+    """One optimizer step over this rank's micro-batches; a balance is learnt by its ``penalty``.
 
     Returns:
         Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
     """
     device = accelerator.device
-    rows = torch.tensor(rows_of(share), device=device, dtype=torch.float64)
-    units = count_units(share, accelerator.reduce(rows, reduction="sum").tolist())
-    counts = torch.tensor([*units.values(), float(stop)], device=device, dtype=torch.float64)
-    counts = accelerator.reduce(counts, reduction="sum")
-    units = dict(zip(units, counts.tolist(), strict=False))
+    units, stopped = _counted(share, accelerator, stop)
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(1 + len(objective.names), device=device)
     for number, batch in enumerate(share):
@@ -398,14 +406,50 @@ def _step(
         last = number == len(share) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
             breakdown = objective(View(wrapped(batch.inputs, taught), taught, batch), units)
+            total = breakdown.total
+            part = 1 / (len(share) * accelerator.num_processes)
+            more = penalty(breakdown.parts, share=part) if penalty is not None else None
+            total = total if more is None else total + more
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
-            accelerator.backward(breakdown.total * accelerator.num_processes)
+            accelerator.backward(total * accelerator.num_processes)
         objective.remember()
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
-    return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, bool(counts[-1] > 0)
+    return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, stopped
+
+
+def _counted(share: list[Batch], accelerator: Accelerator, stop: bool = False) -> tuple[dict[Unit, float], bool]:
+    """The units of a step over all ranks, and whether any of them was told to stop."""
+    rows = torch.tensor(rows_of(share), device=accelerator.device, dtype=torch.float64)
+    units = count_units(share, accelerator.reduce(rows, reduction="sum").tolist())
+    counts = torch.tensor([*units.values(), float(stop)], device=accelerator.device, dtype=torch.float64)
+    *sums, stops = accelerator.reduce(counts, reduction="sum").tolist()
+    return dict(zip(units, sums, strict=True)), stops > 0
+
+
+def _measured(
+    wrapped: nn.Module,
+    teach: Teach | None,
+    objective: Objective,
+    share: list[Batch],
+    settings: Train,
+    accelerator: Accelerator,
+    step: int,
+) -> dict[str, float]:
+    """The terms of a step that is not taken."""
+    units, _ = _counted(share, accelerator)
+    sums = torch.zeros(len(objective.names), device=accelerator.device)
+    with torch.no_grad():
+        for number, each in enumerate(share):
+            batch = each.to(accelerator.device)
+            torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
+            taught = teach(batch) if teach is not None else None
+            parts = objective(View(wrapped(batch.inputs, taught), taught, batch), units).parts
+            sums += torch.stack([parts[name] for name in objective.names])
+    objective.remember(kept=False)
+    return dict(zip(objective.names, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
 
 
 def _derived_seed(*numbers: int) -> int:
@@ -427,7 +471,10 @@ def _freeze_unreached(
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
     taught = teach(batch) if teach is not None else None
     view = View(learner(batch.inputs, taught), taught, batch)
-    objective(view, count_units([batch])).total.backward()  # type: ignore[no-untyped-call]
+    found = objective(view, count_units([batch]))
+    more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
+    total = found.total if more is None else found.total + more
+    total.backward()  # type: ignore[no-untyped-call]
     objective.remember(kept=False)
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)
@@ -435,7 +482,14 @@ def _freeze_unreached(
 
 
 def _report(
-    progress: Progress, start: Progress, steps: int, epoch_size: int, loss: float, lr: float, norm: float
+    progress: Progress,
+    start: Progress,
+    steps: int,
+    epoch_size: int,
+    loss: float,
+    lr: float,
+    norm: float,
+    weights: dict[str, float],
 ) -> StepReport:
     seconds = max(progress.seconds - start.seconds, 1e-9)
     return StepReport(
@@ -444,6 +498,7 @@ def _report(
         epoch=progress.step / epoch_size,
         loss=loss,
         parts=progress.parts,
+        weights=weights,
         lr=lr,
         gradient_norm=norm,
         samples_per_second=(progress.examples - start.examples) / seconds,
@@ -455,7 +510,13 @@ def _report(
 def _history(report: StepReport) -> dict[str, Any]:
     """What of a step is the same in every repetition of the run: no clock."""
     event = asdict(report)
-    for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
+    for key in (
+        "steps",
+        "samples_per_second",
+        "tokens_per_second",
+        "seconds_left",
+        *([] if report.weights else ["weights"]),
+    ):
         del event[key]
     return event
 

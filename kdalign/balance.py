@@ -1,0 +1,145 @@
+"""Balance: what each term's weight is multiplied by from step to step, so that no term drowns another by its size.
+
+A balance sees each term's share of the whole step's mean, over micro-batches and ranks, so that all ranks have one
+balance. It is part of the learner: checkpoints keep it, and a run that goes on has what it had.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.98
+"""Of a running size: about the last 50 steps count."""
+WINDOW = 50
+"""Steps over which ``Pace`` takes means."""
+_TEMPERATURE = 2.0
+
+
+class Balance(nn.Module):
+    """The factors of some terms.
+
+    Attributes:
+        names: of the terms.
+    """
+
+    seen: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.register_buffer("seen", torch.zeros(len(self.names), dtype=torch.int64))
+
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Whether one of these was never seen, so that its size must be looked at before the first step with it."""
+        return any(self.seen[self.names.index(name)] == 0 for name in names)
+
+    def saw(self, parts: Mapping[str, float]) -> None:
+        """Take note of a step's means."""
+        for name, value in parts.items():
+            number = self.names.index(name)
+            self._note(number, abs(value))
+            self.seen[number] += 1
+
+    def factors(self, names: Sequence[str]) -> dict[str, float]:
+        """By which the weights of these terms are multiplied now."""
+        raise NotImplementedError
+
+    def penalty(self, parts: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> Tensor | None:
+        """What is added to a micro-batch's loss, so that factors are learnt; None where they are not.
+
+        Args:
+            parts: of the micro-batch, detached.
+            weights: of the recipe.
+            share: the micro-batch's part of the step.
+        """
+        return None
+
+    def _note(self, number: int, value: float) -> None:
+        """Take note of one term's mean."""
+
+
+class RunningSize(Balance):
+    r"""Each term in units of its own running size: :math:`1 / m_k`, m a moving mean of the term's values.
+
+    A term that is scaled by a constant changes nothing.
+    """
+
+    sizes: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.register_buffer("sizes", torch.zeros(len(self.names), dtype=torch.float64))
+
+    def factors(self, names: Sequence[str]) -> dict[str, float]:
+        """One by its size; 1 for a term that was never above 0."""
+        sizes = {name: float(self.sizes[self.names.index(name)]) for name in names}
+        return {name: 1 / size if size > 0 else 1.0 for name, size in sizes.items()}
+
+    def _note(self, number: int, value: float) -> None:
+        kept = MOMENTUM if self.seen[number] else 0.0
+        self.sizes[number] = kept * self.sizes[number] + (1 - kept) * value
+
+
+class Uncertainty(Balance):
+    r"""Learnt factors: :math:`\sum_k e^{-s_k} w_k L_k + s_k / 2`, s learnt with the student, 0 at first.
+
+    Kendall et al. 2018, arXiv:1705.07115, equation 10, with :math:`s = \log \sigma^2` and one rule for all terms.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.logs = nn.Parameter(torch.zeros(len(self.names)))
+
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Nothing is measured."""
+        return False
+
+    def factors(self, names: Sequence[str]) -> dict[str, float]:
+        """As far as they are learnt."""
+        found = self.logs.detach().neg().exp()
+        return {name: float(found[self.names.index(name)]) for name in names}
+
+    def penalty(self, parts: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> Tensor:
+        """The gradient of the factors, beside the loss that holds them as numbers; and what keeps them from 0."""
+        total = self.logs.new_zeros(())
+        for name, part in parts.items():
+            log = self.logs[self.names.index(name)]
+            weighted = weights[name] * (-log).exp() * part.detach()
+            total = total + weighted - weighted.detach() + share * log / 2
+        return total
+
+
+class Pace(Balance):
+    r"""More weight for terms that fall more slowly: :math:`K \, \mathrm{softmax}_k(r_k / 2) / L_k(0)`.
+
+    r is a term's mean over the last window of steps by that over the window before. Dynamic weight average, Liu et al.
+    2019, arXiv:1803.10704, equation 7, on terms in units of their first value and windows in place of epochs.
+    """
+
+    values: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        # Of each term: its first value, the running sum, and the means of the last window and the one before.
+        self.register_buffer("values", torch.zeros(len(self.names), 4, dtype=torch.float64))
+
+    def factors(self, names: Sequence[str]) -> dict[str, float]:
+        """In units of first values; all equal until two windows are full."""
+        rows = torch.stack([self.values[self.names.index(name)] for name in names])
+        first, _, last, before = rows.unbind(dim=1)
+        pace = torch.where(before > 0, last / before.clamp_min(1e-30), 1.0)
+        shares = len(names) * (pace / _TEMPERATURE).softmax(dim=0)
+        return dict(zip(names, (shares / torch.where(first > 0, first, 1.0)).tolist(), strict=True))
+
+    def _note(self, number: int, value: float) -> None:
+        seen, row = int(self.seen[number]), self.values[number]
+        if seen == 0:
+            row[0] = value
+        row[1] += value
+        if (seen + 1) % WINDOW == 0:
+            row[3], row[2], row[1] = row[2].clone(), row[1] / WINDOW, 0.0
+
+
+BALANCES: Mapping[str, type[Balance]] = {"size": RunningSize, "uncertainty": Uncertainty, "pace": Pace}
+"""By the recipe's word; ``static`` is none of them."""
