@@ -6,7 +6,7 @@ Because every term is a sum and the divisor covers all micro-batches and ranks, 
 a step is split, and padding changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,6 +74,15 @@ class Objective:
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
+
+    def each(self, view: View, units: Mapping[Unit, float]) -> Iterator[tuple[str, Tensor]]:
+        """Its parts one by one, weighted, each with its own graph, in the order of ``names``."""
+        if self.vocabulary is not None:
+            for name in self.vocabulary.parts:
+                alone = replace(self.vocabulary, soft=0.0) if name == "hard" else replace(self.vocabulary, hard=0.0)
+                yield name, alone(view, units)[0]
+        for name, (weight, term) in self.terms.items():
+            yield name, weight * term(view) / (units[term.unit] or 1)
 
     def scaled(self, factors: Mapping[str, float]) -> "Objective":
         """The same terms, their weights multiplied."""

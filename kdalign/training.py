@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
+from kdalign.architecture import blocks
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.capture import Signals
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -42,6 +44,12 @@ from kdalign.terms import Unit, View
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
+GRADIENT_STEPS = 200
+"""Steps between looks at each term's own gradient."""
+LEAST_SHARE = 0.01
+"""Of the loss: a term with less hardly counts, which is said."""
+SHARE_STEPS = 200
+"""The last steps of a run, over which shares are means."""
 CHECKPOINT_SECONDS = 60.0
 """Training between checkpoints, where no number of steps is given."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -284,6 +292,7 @@ def train(
         shared = broadcast_object_list([progress.evaluations_without_gain])
         return settings.patience is not None and shared[0] >= settings.patience
 
+    shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
     observer.started(what, progress.step, steps)
     stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
     with _signals() as received, _deterministic(accelerator.device):
@@ -315,6 +324,10 @@ def train(
                         _measured(wrapped, teach, objective, share, settings, accelerator, progress.step)
                     )
                 now = objective.scaled(learner.balance.factors(objective.names))
+            if progress.step % GRADIENT_STEPS == 0:
+                norms = _gradient_norms(learner, teach, now, share[0], settings, accelerator, progress.step)
+                if main:
+                    folder.append_history({"kind": "gradients", "step": progress.step, "norms": norms})
             loss, parts, norm, units, stop = _step(
                 wrapped,
                 teach,
@@ -341,6 +354,7 @@ def train(
             progress.tokens += int(units[Unit.TOKEN])
             progress.seconds += time.perf_counter() - begun
             progress.parts = parts
+            shares.append({name: weight * parts[name] for name, weight in now.weights.items()})
             weights = now.weights if learner.balance is not None else {}
             report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, weights)
             observer.stepped(report)
@@ -372,6 +386,11 @@ def train(
         if received and accelerator.num_processes == 1:
             raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
     observer.ended()
+    for name, share_of_loss in _small_shares(list(shares)).items():
+        observer.announce(
+            f"{name} is {share_of_loss:.2%} of the loss at the end: it hardly counts (a larger weight, or "
+            f"objective.balance=size)"
+        )
     if settings.select == "best":
         accelerator.wait_for_everyone()
         load_weights(folder.checkpoints / "best.safetensors", learner)
@@ -420,10 +439,58 @@ def _step(
     return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, stopped
 
 
+def _small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The terms of the last step whose share of the loss, over these steps, is small; their shares."""
+    if not weighted:
+        return {}
+    sums = {name: sum(step.get(name, 0.0) for step in weighted) for name in weighted[-1]}
+    whole = sum(sums.values())
+    return {name: value / whole for name, value in sums.items() if whole > 0 and value < LEAST_SHARE * whole}
+
+
+def _gradient_norms(
+    learner: Learner,
+    teach: Teach | None,
+    objective: Objective,
+    batch: Batch,
+    settings: Train,
+    accelerator: Accelerator,
+    step: int,
+) -> dict[str, float]:
+    """The norm of each weighted term's gradient on the last of the student's layers that it reaches, on a micro-batch.
+
+    Of the micro-batch's own mean, without the other terms; nothing of it is kept for the step.
+    """
+    batch = batch.to(accelerator.device)
+    torch.manual_seed(_derived_seed(settings.seed, step, 0, accelerator.process_index))
+    taught = teach(batch) if teach is not None else None
+    view = View(learner(batch.inputs, taught), taught, batch)
+    layers = [list(layer.parameters()) for layer in blocks(learner.student).values()]
+    norms = {}
+    for name, value in objective.each(view, count_units([batch], _over_ranks(rows_of([batch]), accelerator))):
+        norms[name] = 0.0
+        for parameters in reversed(layers):
+            reached = [each for each in parameters if each.requires_grad]
+            if not reached or not value.requires_grad:
+                continue
+            found = torch.autograd.grad(value, reached, retain_graph=True, allow_unused=True)
+            squares = [float(each.float().square().sum()) for each in found if each is not None]
+            if squares:
+                norms[name] = math.sqrt(sum(squares))
+                break
+    objective.remember(kept=False)
+    return norms
+
+
+def _over_ranks(rows: list[list[int]], accelerator: Accelerator) -> list[list[float]]:
+    counts = torch.tensor(rows, device=accelerator.device, dtype=torch.float64)
+    found: list[list[float]] = accelerator.reduce(counts, reduction="sum").tolist()
+    return found
+
+
 def _counted(share: list[Batch], accelerator: Accelerator, stop: bool = False) -> tuple[dict[Unit, float], bool]:
     """The units of a step over all ranks, and whether any of them was told to stop."""
-    rows = torch.tensor(rows_of(share), device=accelerator.device, dtype=torch.float64)
-    units = count_units(share, accelerator.reduce(rows, reduction="sum").tolist())
+    units = count_units(share, _over_ranks(rows_of(share), accelerator))
     counts = torch.tensor([*units.values(), float(stop)], device=accelerator.device, dtype=torch.float64)
     *sums, stops = accelerator.reduce(counts, reduction="sum").tolist()
     return dict(zip(units, sums, strict=True)), stops > 0

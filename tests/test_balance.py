@@ -6,11 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_contract import Setting
 from test_further_terms import run, weights_of
 
 from kdalign.balance import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
+from kdalign.batches import collate
 from kdalign.evidence import curves, finished_runs
+from kdalign.objective import count_units
 from kdalign.recipe import Objective as Weights
+from kdalign.recipe import Train
+from kdalign.terms import View
+from kdalign.training import _gradient_norms, _small_shares
 
 
 def test_a_running_size_is_the_first_value_and_then_a_moving_mean():
@@ -114,6 +120,54 @@ def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(tea
     [trained] = [curves(each) for each in finished_runs([tmp_path / "by1"])]
     assert sum(share[0] for share in trained.shares.values()) == pytest.approx(100)
     assert trained.shares[name][0] == pytest.approx(100 / 5)
+
+
+def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_it_reaches():
+    from accelerate import Accelerator
+
+    setting = Setting("bert", "bert", 32, Weights(hard=0.3, alpha=0.7, beta=2, gamma=1, delta=1, temperature=2))
+    batch = collate(setting.data, range(8))
+    teach = lambda each: setting.teacher(each, setting.learner.wanted_of_teacher)  # noqa: E731
+    found = _gradient_norms(setting.learner, teach, setting.objective, batch, Train(), Accelerator(cpu=True), 0)
+    assert list(found) == ["hard", "soft", "cosine", "euclid", "attention"]
+    assert all(parameter.grad is None for parameter in setting.learner.parameters())
+    last = list(setting.learner.student.bert.encoder.layer[-1].parameters())
+    for name, weight in (("hard", 0.3), ("cosine", 2)):
+        taught = teach(batch)
+        view = View(setting.learner(batch.inputs, taught), taught, batch)
+        _, term = setting.objective.terms[name]
+        value = weight * term(view) / count_units([batch])[term.unit]
+        grads = torch.autograd.grad(value, last, allow_unused=True)
+        expected = sum(float(each.square().sum()) for each in grads if each is not None) ** 0.5
+        assert found[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data, tmp_path, monkeypatch):
+    code = (
+        "import sys\nfrom kdalign import training\ntraining.GRADIENT_STEPS = int(sys.argv.pop(1))\n"
+        "from kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
+    )
+    more = ("--set", "objective.terms.info-nce.queue=40")
+    for steps in (3, 1000):
+        words = command(teacher, data, tmp_path / f"every{steps}", *more)
+        done = run(["-c", code, str(steps), *words])
+        assert done.returncode == 0, done.stderr
+    often, once = (weights_of(tmp_path / f"every{steps}") for steps in (3, 1000))
+    assert all(torch.equal(often[name], once[name]) for name in once)
+    events = [json.loads(line) for line in (tmp_path / "every3/history.jsonl").read_text().splitlines()]
+    looked = [event for event in events if event["kind"] == "gradients"]
+    assert [event["step"] for event in looked] == [0, 3, 6]
+    assert set(looked[0]["norms"]) == {"hard", "soft", "cosine", "euclid", "attention", "info-nce"}
+    assert all(norm > 0 for event in looked for norm in event["norms"].values())
+
+
+def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path):
+    done = run(command(teacher, data, tmp_path / "a", "--delta", "1e-6"))
+    assert done.returncode == 0, done.stderr
+    assert "attention is 0.00% of the loss at the end: it hardly counts" in " ".join(done.stderr.split())
+    assert "cosine is" not in done.stderr
+    assert _small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
+    assert _small_shares([]) == {}
 
 
 @pytest.mark.parametrize("word", BALANCES)
