@@ -98,22 +98,20 @@ def steps_of(out):
 
 
 def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(teacher, data, tmp_path):
-    """By 1,024, so that nothing is rounded otherwise, and by 1,000."""
+    """By 1,024, so that nothing is rounded otherwise."""
     (tmp_path / "own.py").write_text(TERM)
-    for by in (1, 1000, 1024):
+    for by in (1, 1024):
         recipe = tmp_path / f"{by}.yaml"
         terms = f"{{'{tmp_path}/own.py:Scaled': {{weight: 1, by: {by}}}}}"
         recipe.write_text(f"objective: {{balance: size, terms: {terms}}}\n")
         done = run(command(teacher, data, tmp_path / f"by{by}", "--recipe", str(recipe)))
         assert done.returncode == 0, done.stderr
-    ours, exactly, nearly = (weights_of(tmp_path / f"by{by}") for by in (1, 1024, 1000))
-    for name in ours:
-        assert torch.equal(exactly[name], ours[name]), name
-        torch.testing.assert_close(nearly[name], ours[name], atol=2e-4, rtol=1e-3)  # Adam makes much of rounding
+    ours, theirs = (weights_of(tmp_path / f"by{by}") for by in (1, 1024))
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
     name = f"{tmp_path}/own.py:Scaled"
-    for one, other in zip(steps_of(tmp_path / "by1"), steps_of(tmp_path / "by1000"), strict=True):
-        assert other["parts"][name] == pytest.approx(1000 * one["parts"][name], rel=1e-3)
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    for one, other in zip(steps_of(tmp_path / "by1"), steps_of(tmp_path / "by1024"), strict=True):
+        assert other["parts"][name] == 1024 * one["parts"][name]
+        assert other["loss"] == one["loss"]
         assert sum(one["weights"][k] * one["parts"][k] for k in one["parts"]) == pytest.approx(one["loss"], rel=1e-5)
     first = steps_of(tmp_path / "by1")[0]  # at first, each is 1 times the recipe's weight
     assert first["loss"] == pytest.approx(0.3 + 0.7 + 1 + 1 + 1 + 1, rel=1e-5)
@@ -171,9 +169,24 @@ def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path):
 
 
 @pytest.mark.parametrize("word", BALANCES)
-def test_a_balance_survives_a_stop_bit_for_bit_and_belongs_to_no_student(word, teacher, data, tmp_path):
+def test_all_that_a_balance_knows_is_in_its_state(word):
+    balance, again = BALANCES[word](["a", "b"]), BALANCES[word](["a", "b"])
+    for step in range(2 * WINDOW + 7):
+        balance.saw({"a": 3.0 + step % 5, "b": 1 / (1 + step)})
+    with torch.no_grad():
+        for parameter in balance.parameters():
+            parameter += 0.3
+    again.load_state_dict(balance.state_dict())
+    for _ in range(WINDOW):
+        assert again.factors(["a", "b"]) == balance.factors(["a", "b"])
+        assert again.lacks(["a"]) == balance.lacks(["a"])
+        for each in (balance, again):
+            each.saw({"a": 2.0, "b": 1.0})
+
+
+def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_student(teacher, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ("--set", f"objective.balance={word}", "--set", "train.checkpoint_every=2", "--lr", "1e-2")
+    more = ("--set", "objective.balance=uncertainty", "--set", "train.checkpoint_every=2", "--lr", "1e-2")
     assert run(command(teacher, data, whole, *more)).returncode == 0
     code = (
         "import sys\nfrom kdalign import training\nkept = training.save_checkpoint\n"
@@ -188,17 +201,5 @@ def test_a_balance_survives_a_stop_bit_for_bit_and_belongs_to_no_student(word, t
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not [name for name in ours if "balance" in name]
     assert [event["weights"] for event in steps_of(whole)] == [event["weights"] for event in steps_of(parts)]
-    if word == "uncertainty":
-        weights = steps_of(whole)
-        assert weights[-1]["weights"]["cosine"] != weights[0]["weights"]["cosine"] == 1.0
-
-
-def test_two_ranks_have_one_balance(teacher, data, tmp_path):
-    more = ("--set", "objective.balance=size")
-    assert run(command(teacher, data, tmp_path / "one", *more)).returncode == 0
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", "localhost:0", "--standalone"]  # fmt: skip
-    done = run([*torchrun, *command(teacher, data, tmp_path / "two", *more)])
-    assert done.returncode == 0, done.stderr
-    for one, two in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
-        assert two["weights"] == pytest.approx(one["weights"], rel=1e-4)
+    weights = steps_of(whole)
+    assert weights[-1]["weights"]["cosine"] != weights[0]["weights"]["cosine"] == 1.0

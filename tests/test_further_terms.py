@@ -307,19 +307,21 @@ def weights_of(out):
     return load_file(Path(out) / "student/model.safetensors")
 
 
-def terms_of(out):
+def terms_of(out, what="parts"):
     events = [json.loads(line) for line in (Path(out) / "history.jsonl").read_text().splitlines()]
-    return [event["parts"] for event in events if event["kind"] == "step"]
+    return [event[what] for event in events if event["kind"] == "step"]
 
 
-def test_two_ranks_make_the_groups_of_one_process(teacher, data, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    done = run(command(teacher, data, one))
+def test_two_ranks_make_the_groups_and_the_balance_of_one_process(teacher, data, tmp_path):
+    one, two, more = tmp_path / "one", tmp_path / "two", ("--set", "objective.balance=size")
+    done = run(command(teacher, data, one, *more))
     assert done.returncode == 0, done.stderr
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
                 "--rdzv_endpoint", "localhost:0", "--standalone"]  # fmt: skip
-    done = run([*torchrun, *command(teacher, data, two)])
+    done = run([*torchrun, *command(teacher, data, two, *more)])
     assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(terms_of(one, "weights"), terms_of(two, "weights"), strict=True):
+        assert theirs == pytest.approx(ours, rel=2e-4)
     for ours, theirs in zip(terms_of(one), terms_of(two), strict=True):
         for name in ours:
             assert theirs[name] == pytest.approx(ours[name], rel=2e-4), name
