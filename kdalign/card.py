@@ -23,7 +23,6 @@ from kdalign.tasks.glue import GLUE
 from kdalign.tasks.language import language_task
 from kdalign.usage import example
 
-CARD = "README.md"
 TAGS = ("kdalign", "knowledge-distillation")
 HUB_METRICS: Mapping[str, str] = {
     "macro_f1": "f1",

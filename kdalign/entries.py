@@ -135,6 +135,8 @@ def told_apart(groups: Sequence[Sequence[Entry]], names: Sequence[str]) -> list[
         titles = {number: f"{'/'.join(parts[-depth:])} {names[number]}" for number, parts in above.items()}
         if len(set(titles.values())) == len(titles):
             break
+    else:  # in one folder: no folder above tells them apart
+        depth = 1
     for number in chosen:
         before = "/".join(above[number][-depth:])
         made[number] = [replace(entry, name=f"{before} {entry.name}") for entry in groups[number]]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from kdalign.errors import Changed
 from kdalign.files import sha256
-from kdalign.runs import RECORD, RunRecord, read_tree, seal_of
+from kdalign.runs import CARD, RECORD, RunRecord, read_tree, seal_of
 
-_CARD = "student/README.md"
 _SHOWN = 12
 """Digits of a hash that an error line shows."""
 
@@ -63,4 +62,8 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 def _small(files: Mapping[str, str]) -> dict[str, str]:
     """All but weights, and the card."""
-    return {name: digest for name, digest in files.items() if not name.endswith(".safetensors") and name != _CARD}
+    return {
+        name: digest
+        for name, digest in files.items()
+        if not name.endswith(".safetensors") and name != f"student/{CARD}"
+    }

@@ -249,20 +249,21 @@ def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
     return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
 
 
-def count_units(batches: Sequence[Batch], rows: Sequence[Sequence[float]] | None = None) -> dict[Unit, float]:
-    """The units of these micro-batches, from their masks alone.
+def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
+    """The groups of these micro-batches, from their rows as in ``rows_of``; fewer than three rows are none."""
+    return {
+        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
+        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
+    }
 
-    Args:
-        batches: of this rank.
-        rows: as in ``rows_of``, over all ranks, whose rows make one group; this rank's own when left out.
-    """
-    rows = rows_of(batches) if rows is None else rows
+
+def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
+    """The units of these micro-batches, from their masks alone."""
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
         Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
-        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
-        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
+        **count_groups(rows_of(batches)),
     }

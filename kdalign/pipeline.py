@@ -28,7 +28,7 @@ from kdalign.calibration import (
     some,
     start_projections,
 )
-from kdalign.card import CARD, model_card
+from kdalign.card import model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
@@ -44,7 +44,7 @@ from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
 from kdalign.recipe import Recipe
-from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
+from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher

@@ -431,7 +431,8 @@ def _check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> Non
         _check_embeddings(plan)
     if recipe.align.remap_every is not None:
         _check_remapping(plan, compares_maps)
-        for name in objective.modules:
+        if objective.modules:
+            name = next(iter(objective.modules))
             raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
 
 

@@ -23,6 +23,8 @@ from kdalign.recipe import Recipe, recipe_of
 
 SCHEMA = 1
 RECORD = "record.json"
+CARD = "README.md"
+"""In the student's folder, for its reader to go on writing."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_ch
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.learner import Learner
-from kdalign.objective import Objective, count_units, rows_of
+from kdalign.objective import Objective, count_groups, count_units, rows_of
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
@@ -354,9 +354,10 @@ def train(
             progress.tokens += int(units[Unit.TOKEN])
             progress.seconds += time.perf_counter() - begun
             progress.parts = parts
-            shares.append({name: weight * parts[name] for name, weight in now.weights.items()})
-            weights = now.weights if learner.balance is not None else {}
-            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, weights)
+            weights = now.weights
+            shares.append({name: weight * parts[name] for name, weight in weights.items()})
+            changing = weights if learner.balance is not None else {}
+            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, changing)
             observer.stepped(report)
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
@@ -431,8 +432,8 @@ def _step(
             total = total if more is None else total + more
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(total * accelerator.num_processes)
-        objective.remember()
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
+    objective.remember()
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
@@ -467,7 +468,7 @@ def _gradient_norms(
     view = View(learner(batch.inputs, taught), taught, batch)
     layers = [list(layer.parameters()) for layer in blocks(learner.student).values()]
     norms = {}
-    for name, value in objective.each(view, count_units([batch], _over_ranks(rows_of([batch]), accelerator))):
+    for name, value in objective.each(view, count_units([batch])):
         norms[name] = 0.0
         for parameters in reversed(layers):
             reached = [each for each in parameters if each.requires_grad]
@@ -482,18 +483,16 @@ def _gradient_norms(
     return norms
 
 
-def _over_ranks(rows: list[list[int]], accelerator: Accelerator) -> list[list[float]]:
-    counts = torch.tensor(rows, device=accelerator.device, dtype=torch.float64)
-    found: list[list[float]] = accelerator.reduce(counts, reduction="sum").tolist()
-    return found
-
-
 def _counted(share: list[Batch], accelerator: Accelerator, stop: bool = False) -> tuple[dict[Unit, float], bool]:
     """The units of a step over all ranks, and whether any of them was told to stop."""
-    units = count_units(share, _over_ranks(rows_of(share), accelerator))
-    counts = torch.tensor([*units.values(), float(stop)], device=accelerator.device, dtype=torch.float64)
-    *sums, stops = accelerator.reduce(counts, reduction="sum").tolist()
-    return dict(zip(units, sums, strict=True)), stops > 0
+    units, rows = count_units(share), np.array(rows_of(share))
+    counts = torch.tensor([*units.values(), stop, *rows.flat], device=accelerator.device, dtype=torch.float64)
+    summed = accelerator.reduce(counts, reduction="sum").tolist()
+    sums, stops, together = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
+    # A group's rows are those of all ranks, each of which takes the whole of it into its loss.
+    groups = count_groups(np.reshape(together, rows.shape).tolist())
+    shared = {unit: number * accelerator.num_processes for unit, number in groups.items()}
+    return dict(zip(units, sums, strict=True)) | shared, stops > 0
 
 
 def _measured(
@@ -577,14 +576,10 @@ def _report(
 def _history(report: StepReport) -> dict[str, Any]:
     """What of a step is the same in every repetition of the run: no clock."""
     event = asdict(report)
-    for key in (
-        "steps",
-        "samples_per_second",
-        "tokens_per_second",
-        "seconds_left",
-        *([] if report.weights else ["weights"]),
-    ):
+    for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
+    if not report.weights:
+        del event["weights"]
     return event
 
 

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from test_contract import Setting
-from test_further_terms import run, weights_of
+from test_further_terms import STOP, run, weights_of
 
 from kdalign.balance import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
 from kdalign.batches import collate
@@ -121,8 +122,6 @@ def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(tea
 
 
 def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_it_reaches():
-    from accelerate import Accelerator
-
     setting = Setting("bert", "bert", 32, Weights(hard=0.3, alpha=0.7, beta=2, gamma=1, delta=1, temperature=2))
     batch = collate(setting.data, range(8))
     teach = lambda each: setting.teacher(each, setting.learner.wanted_of_teacher)  # noqa: E731
@@ -188,12 +187,7 @@ def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = ("--set", "objective.balance=uncertainty", "--set", "train.checkpoint_every=2", "--lr", "1e-2")
     assert run(command(teacher, data, whole, *more)).returncode == 0
-    code = (
-        "import sys\nfrom kdalign import training\nkept = training.save_checkpoint\n"
-        "def stop(folder, *rest):\n    kept(folder, *rest)\n    raise SystemExit(9)\n"
-        "training.save_checkpoint = stop\nfrom kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
-    )
-    stopped = run(["-c", code, *command(teacher, data, parts, *more)])
+    stopped = run(["-c", STOP, *command(teacher, data, parts, *more)])
     assert stopped.returncode == 9, stopped.stderr
     done = run(command(teacher, data, parts, *more, "--resume"))
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import one_line, tiny_classifier
 from test_contract import Setting, examples
 
@@ -19,12 +20,13 @@ from kdalign.alignment import propose
 from kdalign.architecture import describe
 from kdalign.batches import collate, micro_batches
 from kdalign.errors import UsageError
-from kdalign.objective import build_objective, count_units
-from kdalign.recipe import ANSWER_TERMS, build_recipe
+from kdalign.objective import build_objective, count_groups, count_units
+from kdalign.recipe import ANSWER_TERMS, Train, build_recipe
 from kdalign.recipe import Objective as Weights
 from kdalign.terms import Unit, View
 from kdalign.terms.further import TERMS
 from kdalign.terms.groups import Queue
+from kdalign.training import _step
 
 NONE = {"hard": 0, "alpha": 0, "beta": 0, "gamma": 0, "delta": 0}
 OPTIONS = {"crd": {"weight": 1, "queue": 16, "negatives": 4}, "info-nce": {"weight": 1, "queue": 16}}
@@ -76,7 +78,7 @@ def test_a_group_is_a_micro_batch_and_too_small_a_one_is_none(name):
     if name != "cka":
         assert float(setting.gradient(few).abs().max()) == 0
     # Another rank's texts are of the same group: three of them together are one.
-    assert count_units(few, rows=[[4, 30], [2, 20]])[Unit.GROUP] == 1
+    assert count_groups([[4, 30], [2, 20]])[Unit.GROUP] == 1
 
 
 HARD_TO_FIT = {"info-nce": 0.5, "crd": 0.5}
@@ -247,6 +249,22 @@ def test_the_queue_holds_the_teachers_rows_of_earlier_steps_and_an_inputs_own_is
     assert found == pytest.approx(total, rel=1e-4)
 
 
+def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_together():
+    setting = setting_of("info-nce")
+    [term] = setting.objective.modules.values()
+    share = micro_batches(setting.data, [7, 0, 5, 2, 6, 1, 4, 3], 0, 1, 4)
+    held = []
+    learner, optimizer = setting.learner, torch.optim.AdamW(setting.learner.parameters())
+    learner.register_forward_pre_hook(lambda *_: held.append(int((term.queue.numbers >= 0).sum())))
+
+    def teach(batch):
+        return setting.teacher(batch, learner.wanted_of_teacher)
+
+    _step(learner, teach, setting.objective, optimizer, share, Train(), Accelerator(cpu=True), 0, False, None)
+    assert held == [0, 0]
+    assert term.queue.numbers.tolist()[:8] == list(range(8))
+
+
 def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
     (tmp_path / "own.py").write_text(
         "from kdalign.terms import Signal, Unit\n"
@@ -330,16 +348,19 @@ def test_two_ranks_make_the_groups_and_the_balance_of_one_process(teacher, data,
         torch.testing.assert_close(theirs[name], ours[name], atol=2e-4, rtol=1e-3)
 
 
+STOP = (
+    "import sys\nfrom kdalign import training\nkept = training.save_checkpoint\n"
+    "def stop(folder, *rest):\n    kept(folder, *rest)\n    raise SystemExit(9)\n"
+    "training.save_checkpoint = stop\nfrom kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
+)
+"""A command line that ends with its first checkpoint."""
+
+
 def test_a_queue_survives_a_stop_bit_for_bit(teacher, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(command(teacher, data, whole)).returncode == 0
     more = ("--set", "train.checkpoint_every=2")
-    code = (
-        "import sys\nfrom kdalign import training\nkept = training.save_checkpoint\n"
-        "def stop(folder, *rest):\n    kept(folder, *rest)\n    raise SystemExit(9)\n"
-        "training.save_checkpoint = stop\nfrom kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
-    )
-    stopped = run(["-c", code, *command(teacher, data, parts, *more)])
+    stopped = run(["-c", STOP, *command(teacher, data, parts, *more)])
     assert stopped.returncode == 9, stopped.stderr
     assert not (parts / "record.json").exists()
     done = run(command(teacher, data, parts, *more, "--resume"))

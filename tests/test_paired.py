@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from error_rates import MACRO, OTHERS, SETTINGS, SMALL, rate, trade_rate
+from error_rates import MACRO, OTHERS, SETTINGS, SMALL, TWO, rate, trade_rate
 
 from kdalign.errors import UsageError
 from kdalign.metrics import METRICS
@@ -347,7 +347,7 @@ def test_a_difference_that_is_there_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [*SETTINGS, *OTHERS, *MACRO], ids=str)
+@pytest.mark.parametrize("setting", [*SETTINGS, *TWO, *OTHERS, *MACRO], ids=str)
 def test_at_most_six_per_cent_of_two_thousand_nulls_are_called_a_difference(setting):
     assert rate(setting) <= 6.0
 

@@ -54,12 +54,11 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     figure, found = panels(len(terms) + 1, 1.35, share_x=True)
     groups = _groups(trained)
-    labels = {group: label.partition(" (")[0] for group, label in groups.items()}
-    order = list(dict.fromkeys([*students, *labels.values()]))
+    order = list(dict.fromkeys([*students, *(name for name, _ in groups.values())]))
     handles: dict[str, Any] = {}
     every = 1
     for each in trained:
-        colour, dash, _ = look(order.index(labels[each.group]))
+        colour, dash, _ = look(order.index(groups[each.group][0]))
         shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
         for axes, values in [*shown, (found[-1], each.gradient_norm)]:
             if len(trained) <= MOST_RAW:
@@ -82,7 +81,7 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     for clip in clips:
         found[-1].axhline(clip, color=QUIET, linewidth=0.8, linestyle=":")
     found[-1].set_xlabel("optimizer step")
-    legend(figure, list(handles.values()), [groups[group] for group in handles])
+    legend(figure, list(handles.values()), ["".join(groups[group]) for group in handles])
     thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
     smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
     alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
@@ -154,9 +153,8 @@ def draw_differences(comparison: Comparison) -> Picture | None:
     handles: list[Any] = []
     told = []
     for number, row in enumerate(rows):
-        colour, _, marker = look(
-            next((n for n, name in enumerate(students) if row.name.startswith(f"{name} − ")), number)
-        )
+        arm = row.name.partition(" − ")[0]
+        colour, _, marker = look(students.index(arm) if arm in students else number)
         for place, column in enumerate(columns):
             cell = row.cells.get(column.key)
             if cell is None or cell.value is None:
@@ -292,13 +290,13 @@ def smoothed(steps: Array, values: Array) -> tuple[int, Array, Array]:
     return size, np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
-def _groups(trained: Sequence[Curves]) -> dict[str, str]:
-    """For each recipe, what its runs' names have in common, and how many seeds they are."""
+def _groups(trained: Sequence[Curves]) -> dict[str, tuple[str, str]]:
+    """For each recipe, what its runs' names have in common, and in words how many seeds they are, if several."""
     names: dict[str, list[str]] = {}
     for each in trained:
         names.setdefault(each.group, []).append(each.name)
     return {
-        group: ours[0] if len(ours) == 1 else f"{common_name(ours)} ({len(ours)} seeds)"
+        group: (ours[0], "") if len(ours) == 1 else (common_name(ours), f" ({len(ours)} seeds)")
         for group, ours in names.items()
     }
 

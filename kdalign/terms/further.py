@@ -70,7 +70,7 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
         options = {key: value for key, value in given.items() if key != "weight"}
         if given["weight"] == 0:
             continue
-        made = maker_of(name)
+        made = resolve(name, TERMS, "term")
         if name in TERMS:
             made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
         try:
@@ -87,15 +87,6 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
             continue
         for stack, term in found.items():
             yield f"{name} {stack}" if len(found) > 1 else name, given["weight"], term
-
-
-def maker_of(name: str) -> Maker:
-    """What makes a term of this name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    return resolve(name, TERMS, "term")
 
 
 def _of_layers(setting: Setting) -> Mapping[str, Place]:

@@ -1,6 +1,6 @@
 """Terms that compare a student's layers with its teacher's, position by position."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,41 +13,50 @@ from kdalign.terms.view import Place, Signal, Unit, View
 
 
 @dataclass(frozen=True)
-class HiddenCosine:
-    """Direction of the features, weighted over layers by lambda_l (L_feat); each position lies in 0..2."""
+class _AtPlace:
+    """A term of one stack's layers, whose sum is over positions unless it says otherwise."""
 
     place: Place
-    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
     @property
     def unit(self) -> Unit:
         """Positions."""
         return self.place.unit
 
-    def __call__(self, view: View) -> Tensor:
-        """The sum over positions of the weighted distances."""
-        mask = self.place.mask(view.batch)
+    def _over_layers(self, view: View, distance: Callable[[Tensor, Tensor, Layer], Tensor]) -> Tensor:
+        """The sum over pairs of layers, weighted by lambda_l, of a distance of their features.
+
+        Args:
+            view: with features of one width, (batch, time, width).
+            distance: of the student's features and the teacher's, by the teacher's layer.
+        """
+        signals = view.student
         return torch.stack(
             [
-                weight
-                * losses.cosine_distance(view.student.projected[ours, theirs], view.student.targets[ours, theirs], mask)
+                weight * distance(signals.projected[ours, theirs], signals.targets[ours, theirs], theirs)
                 for ours, theirs, weight in self.place.pairs
             ]
         ).sum()
 
 
 @dataclass(frozen=True)
-class EmbeddingsCosine:
+class HiddenCosine(_AtPlace):
+    """Direction of the features, weighted over layers by lambda_l (L_feat); each position lies in 0..2."""
+
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        return self._over_layers(view, lambda ours, theirs, _: losses.cosine_distance(ours, theirs, mask))
+
+
+@dataclass(frozen=True)
+class EmbeddingsCosine(_AtPlace):
     """Direction of what a stack's first layer reads; both models have the same width."""
 
-    place: Place
     stacks: tuple[str, str]
     needs: frozenset[Signal] = frozenset({Signal.EMBEDDINGS})
-
-    @property
-    def unit(self) -> Unit:
-        """Positions."""
-        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
         """The sum over positions; each lies in 0..2."""
@@ -57,60 +66,45 @@ class EmbeddingsCosine:
 
 
 @dataclass(frozen=True)
-class HiddenEuclid:
+class HiddenEuclid(_AtPlace):
     """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
 
     1 a position for a student that answers the teacher's mean. ``variances`` are the teacher layers'.
     """
 
-    place: Place
     variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
-
-    @property
-    def unit(self) -> Unit:
-        """Positions."""
-        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
         """The sum over positions of the weighted distances."""
         mask = self.place.mask(view.batch)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
-            student, teacher = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
-            total.append(weight * losses.scaled_euclid(student, teacher, mask, self.variances[theirs]))
-        return torch.stack(total).sum()
+        return self._over_layers(
+            view, lambda ours, theirs, layer: losses.scaled_euclid(ours, theirs, mask, self.variances[layer])
+        )
 
 
 @dataclass(frozen=True)
-class RelativeEuclid:
+class RelativeEuclid(_AtPlace):
     """Distance of the features in units of the teacher's own length, weighted over layers by lambda_l."""
 
-    place: Place
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
-
-    @property
-    def unit(self) -> Unit:
-        """Positions."""
-        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
         """The sum over positions; 1 each for a student that answers 0."""
         mask = self.place.mask(view.batch)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
-            student, teacher = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
-            total.append(weight * losses.relative_squared_error(student, teacher, mask))
-        return torch.stack(total).sum()
+        return self._over_layers(view, lambda ours, theirs, _: losses.relative_squared_error(ours, theirs, mask))
 
 
 @dataclass(frozen=True)
-class Patient:
+class Patient(_AtPlace):
     """Features of the position that sums up a text, each of length 1, weighted over layers by lambda_l (PKD)."""
 
-    place: Place
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
-    unit: Unit = Unit.EXAMPLE
+
+    @property
+    def unit(self) -> Unit:
+        """Texts."""
+        return Unit.EXAMPLE
 
     def __call__(self, view: View) -> Tensor:
         """The sum over texts; each lies in 0..4."""
@@ -118,44 +112,31 @@ class Patient:
         ends = mask.flip(1) if self.place.looks_back else mask
         position = ends.int().argmax(dim=1)  # the first that counts, or the last
         position = mask.size(1) - 1 - position if self.place.looks_back else position
-        rows = torch.arange(len(mask), device=mask.device)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
-            student, teacher = (kept[ours, theirs][rows, position] for kept in _compared(view))
-            total.append(weight * losses.patient_distance(student, teacher, view.batch.counted))
-        return torch.stack(total).sum()
-
-
-def _compared(view: View) -> tuple[Mapping[tuple[Layer, Layer], Tensor], Mapping[tuple[Layer, Layer], Tensor]]:
-    return view.student.projected, view.student.targets
+        at = torch.arange(len(mask), device=mask.device), position
+        counted = view.batch.counted
+        return self._over_layers(view, lambda ours, theirs, _: losses.patient_distance(ours[at], theirs[at], counted))
 
 
 @dataclass(frozen=True)
-class AttendedEuclid:
+class AttendedEuclid(_AtPlace):
     """``HiddenEuclid`` in which positions count by how much the teacher layer attends to them."""
 
-    place: Place
     variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
 
-    @property
-    def unit(self) -> Unit:
-        """Positions."""
-        return self.place.unit
-
     def __call__(self, view: View) -> Tensor:
         """The sum over positions of the weighted distances."""
-        mask = self.place.mask(view.batch)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
-            student, teacher = (kept[ours, theirs] for kept in _compared(view))
-            attention, variance = view.taught.attention[theirs], self.variances[theirs]
-            total.append(weight * losses.attended_euclid(student, teacher, attention, mask, variance))
-        return torch.stack(total).sum()
+        mask, attention = self.place.mask(view.batch), view.taught.attention
+        return self._over_layers(
+            view,
+            lambda ours, theirs, layer: losses.attended_euclid(
+                ours, theirs, attention[layer], mask, self.variances[layer]
+            ),
+        )
 
 
 @dataclass(frozen=True)
-class AttentionMaps:
+class AttentionMaps(_AtPlace):
     """Attention probabilities, weighted over layers by lambda_l (L_attn).
 
     Each query position lies in 0..2.
@@ -165,15 +146,9 @@ class AttentionMaps:
         divergence: compare by KL in nats, not by squared distance.
     """
 
-    place: Place
     mean: bool = False
     needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
     divergence: bool = False
-
-    @property
-    def unit(self) -> Unit:
-        """Query positions."""
-        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
         """The sum over query positions of the weighted distances."""
@@ -189,7 +164,7 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
-class Relations:
+class Relations(_AtPlace):
     """How positions relate to one another by their values (or queries and keys, too), weighted over layers by lambda_l.
 
     Attributes:
@@ -197,15 +172,9 @@ class Relations:
         parts: of ``queries``, ``keys`` and ``values``, those that are compared; their mean counts.
     """
 
-    place: Place
     heads: int
     parts: tuple[str, ...] = ("values",)
     needs: frozenset[Signal] = frozenset({Signal.RELATIONS})
-
-    @property
-    def unit(self) -> Unit:
-        """Positions."""
-        return self.place.unit
 
     def __call__(self, view: View) -> Tensor:
         """The sum over positions of the weighted divergences, in nats."""
