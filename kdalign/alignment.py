@@ -14,7 +14,7 @@ import numpy as np
 
 from kdalign.architecture import CROSS, Architecture, Layer, Stack
 from kdalign.errors import UsageError
-from kdalign.maps import LEARNED, MEASURED, STRATEGIES, Alike, choose_layers, measured_strategy, needs_measuring
+from kdalign.maps import LEARNED, MEASURED, STRATEGIES, TOP, Alike, choose_layers, measured_strategy, needs_measuring
 
 
 def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
@@ -319,8 +319,8 @@ def propose(
         teacher: what teaches.
         student: what learns.
         choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
-            ``STRATEGIES``, pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``, ``emd`` or a function of the
-            user's (``module:name``), for which layers of the same depth stand in; or
+            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
+            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
         weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
@@ -350,11 +350,13 @@ def propose(
         elif choice == LEARNED:
             pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
             chosen = "learned: each student layer attends to all teacher layers"
+        elif choice == TOP:
+            pairs, chosen = [(ours.layers - 1, theirs.layers - 1)], "the last layers alone"
         elif ":" in choice:
             pairs, chosen = _given_pairs(choice), "given"
         else:
             chosen = "uniform" if choice == "auto" else choice
-            words = ("auto", *MEASURED, LEARNED, "pairs such as 0:1 1:3")
+            words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
             pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
         maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
     if not maps:

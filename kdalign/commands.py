@@ -6,6 +6,7 @@ import shlex
 from kdalign.recipe import Recipe
 
 FLAGS = {
+    "preset": "--preset",
     "teacher": "--teacher",
     "student": "--student",
     "tokenizer": "--tokenizer",
@@ -51,7 +52,8 @@ _ALWAYS = ("teacher", "student", "data.task")
 
 def distill_command(recipe: Recipe) -> str:
     """The ``kdalign distill`` that gives this recipe; only what is not the default is in it, quoted for a shell."""
-    plain = Recipe.model_validate({"teacher": recipe.teacher, "data": {"task": recipe.data.task}}).flat()
+    start = {"preset": recipe.preset, "teacher": recipe.teacher, "data": {"task": recipe.data.task}}
+    plain = Recipe.model_validate(start).flat() | {"preset": None}
     words = ["kdalign", "distill"]
     for key, value in recipe.flat().items():
         if key not in _ALWAYS and value == plain[key]:

@@ -65,6 +65,8 @@ MEASURED: Mapping[str, Callable[[Alike], Flows]] = {"cka": _path, "emd": _transp
 """Maps chosen by how alike layers are: the best path that never goes back, and the earth mover's flow."""
 
 
+TOP = "top"
+"""The last layer with the last layer alone."""
 LEARNED = "learned"
 """Every student layer with all teacher layers, to which it attends (ALP-KD, Passban et al. 2021, arXiv:2012.14022)."""
 

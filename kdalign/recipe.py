@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdalign.errors import UsageError, did_you_mean
+from kdalign.presets import preset_named
 
 
 class _Section(BaseModel):
@@ -305,6 +306,12 @@ def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
     return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
 
 
+def _answers_of(task: str) -> str:
+    """What a task's answers are, as presets say it."""
+    kind = _kind_of(task)
+    return "tokens" if kind in TOKEN_TASKS else "embeddings" if kind == EMBEDDING_TASK else "classes"
+
+
 TASK_FILES = Path(__file__).parent / "tasks" / "files"
 """Task files that are shipped: their names without the ending are tasks, too."""
 
@@ -324,6 +331,8 @@ def _kind_of(task: str) -> str:
 class Recipe(_Section):
     """One run of ``kdalign distill``, whole."""
 
+    preset: str | None = None
+    """A method of the field to begin with (``kdalign recipe show``); what the recipe says wins over it."""
     teacher: str
     """Hub id, folder, or ``none``: the student is then trained alone."""
     student: str = "layers=half"
@@ -356,13 +365,18 @@ class Recipe(_Section):
     @model_validator(mode="before")
     @classmethod
     def _fit_the_task(cls, tree: Any) -> Any:
-        """Where nothing is said, language models and students without a teacher start from other values."""
+        """Where nothing is said, a preset, language models and students without a teacher start from other values."""
         if not isinstance(tree, Mapping):
             return tree
-        filled = dict(tree)
         data = tree.get("data")
         tasks = data.get("task") or () if isinstance(data, Mapping) else ()
         names = tasks.split(",") if isinstance(tasks, str) else tasks
+        if isinstance(tree.get("preset"), str):
+            preset = preset_named(tree["preset"])
+            for name in names:
+                preset.check(_answers_of(str(name).strip()), str(name).strip())
+            tree = preset.under(tree)
+        filled = dict(tree)
         starts = [defaults_of(str(name).strip()) for name in names]
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
         for start in starts:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdalign.alignment import LayerMap, Plan
     from kdalign.metrics import Score
     from kdalign.preparation import Prepared
+    from kdalign.presets import Preset
     from kdalign.profiling import Profile
     from kdalign.recipe import Train
     from kdalign.results import Evaluation
@@ -284,6 +285,16 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
         for run in prepared
     ]
     return json.dumps(runs, indent=2)
+
+
+def presets_table(presets: Sequence["Preset"]) -> RenderableType:
+    """Presets, what they minimise and for which tasks."""
+    table = _table()
+    for heading in ("preset", "what it minimises", "tasks of"):
+        table.add_column(heading, overflow="fold")
+    for preset in presets:
+        table.add_row(preset.name, f"{preset.about}\n[dim]{escape(preset.source)}[/dim]", ", ".join(preset.tasks))
+    return Group(table, Text("· what one needs, and its recipe: kdalign recipe show PRESET", style="dim"))
 
 
 def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:

@@ -17,6 +17,7 @@ from kdalign.cli.shared import (
     Json,
     Limit,
     MaxLength,
+    Preset,
     TaskName,
     app,
     error_console,
@@ -56,6 +57,7 @@ def ablate(
         Path | None,
         typer.Option(metavar="FILE", help="A recipe in YAML, with arms, seeds and sweep if it has them; flags win."),
     ] = None,
+    preset: Preset = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for all arms.")
     ] = None,
@@ -124,6 +126,7 @@ def ablate(
     from kdalign.ablation import build_ablation
 
     flags: dict[str, Any] = {
+        "preset": preset,
         "teacher": teacher,
         "student": student,
         "data.task": task,

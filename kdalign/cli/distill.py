@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from kdalign.cli.shared import (
     Json,
     Limit,
     MaxLength,
+    Preset,
     TaskName,
     app,
     error_console,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "kdalign distill --teacher google-bert/bert-base-uncased --student layers=half --task sst2",
         "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc --data ./glue --epochs 3",
+        "kdalign distill --teacher ./bert --student layers=3 --task sst2 --data ./glue --preset tinybert",
         "kdalign distill --teacher ./llama --student layers=half --task lm --data ./texts --max-tokens 1000000",
         "kdalign distill --teacher none --student new:marian,layers=4,width=256 --tokenizer train:8000 "
         "--task translation:en-de --data ./pairs",
@@ -63,6 +66,7 @@ def distill(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; wins over flags.")
     ] = None,
+    preset: Preset = None,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="A plan saved by map-layers.")] = None,
     init: Annotated[
         str | None,
@@ -74,8 +78,8 @@ def distill(
         str | None,
         typer.Option(
             "--map",
-            help="Which teacher layer teaches which: auto, uniform, first, last, skip, spread, '0:1 1:3 2:5', or by "
-            "likeness: cka, emd, or your module:function; learned: a mean of all. Default auto.",
+            help="Which teacher layer teaches which: auto, uniform, first, last, skip, spread, top (last pair alone), "
+            "'0:1 1:3 2:5', or by likeness: cka, emd, or your module:function; learned: a mean of all. Default auto.",
         ),
     ] = None,
     hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy. Default 0.3.")] = None,
@@ -150,6 +154,7 @@ def distill(
     from kdalign.recipe import build_recipe
 
     flags: dict[str, Any] = {
+        "preset": preset,
         "teacher": teacher,
         "student": student,
         "tokenizer": tokenizer,
@@ -271,10 +276,30 @@ def recipe_dump(
     student: Annotated[str | None, typer.Option(help="layers=N, layers=half, hub id, or folder.")] = None,
     task: TaskName = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in YAML.")] = None,
+    preset: Preset = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key.")] = None,
 ) -> None:
     """Print a recipe with every default, ready to edit."""
     from kdalign.recipe import build_recipe
 
-    flags = {"teacher": teacher, "student": student, "data.task": task}
+    flags = {"preset": preset, "teacher": teacher, "student": student, "data.task": task}
     print(build_recipe(recipe, flags, sets or ()).dump(), end="")
+
+
+@recipe_app.command("show", epilog=examples("kdalign recipe show", "kdalign recipe show tinybert > tinybert.yaml"))
+def recipe_show(
+    preset: Annotated[str | None, typer.Argument(help="A preset's name; all of them when left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a preset minimises, what it needs, and which keys of the recipe it sets: a recipe to go on with."""
+    from kdalign.presets import preset_named, preset_names
+
+    found = [preset_named(name) for name in ([preset] if preset is not None else preset_names())]
+    if as_json:
+        print(json.dumps([asdict(one) for one in found] if preset is None else asdict(found[0]), indent=2))
+    elif preset is not None:
+        print(found[0].text(), end="")
+    else:
+        from kdalign.report import presets_table
+
+        show(presets_table(found))

@@ -34,6 +34,13 @@ TaskName = Annotated[
         "cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="A method of the field to begin with: feature-alignment (the default), codir, distilbert, kd, minilm, "
+        "minilmv2, pkd, tinybert; see kdalign recipe show."
+    ),
+]
 DataFolder = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Folder with <split>.parquet|csv|tsv|jsonl.")
 ]

@@ -1,0 +1,123 @@
+"""Presets: each is a whole recipe, what is said wins over it, and it refuses what it is not for."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+
+from kdalign.alignment import propose
+from kdalign.commands import distill_command
+from kdalign.errors import UsageError
+from kdalign.presets import preset_named, preset_names
+from kdalign.recipe import Recipe, build_recipe, load_recipe, recipe_of
+from tests.conftest import one_line
+from tests.test_alignment import pairs_of, shape
+
+
+def made(preset: str, task: str = "sst2", **changes: object) -> Recipe:
+    return recipe_of({"preset": preset, "teacher": "t", "data": {"task": task}, **changes})
+
+
+def test_the_default_is_what_a_recipe_without_a_preset_is():
+    without = recipe_of({"teacher": "t", "data": {"task": "sst2"}})
+    assert made("feature-alignment").with_changes(preset=None) == without
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_sets_keys_that_a_recipe_has_and_a_dump_of_it_is_itself(name, tmp_path):
+    recipe = made(name)
+    for key, value in yaml.safe_load(yaml.safe_dump(dict(preset_named(name).recipe))).items():
+        if isinstance(value, dict):
+            section = getattr(recipe, key)
+            assert all(getattr(section, inner) == given for inner, given in value.items() if inner != "terms")
+        else:
+            assert getattr(recipe, key) == value
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.dump(), encoding="utf-8")
+    assert load_recipe(file) == recipe
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(preset_named(name).text(), encoding="utf-8")
+    assert build_recipe(shown, {"teacher": "t", "data.task": "sst2"}) == recipe
+    assert all(len(line) <= 120 for line in shown.read_text(encoding="utf-8").splitlines())
+
+
+def test_what_the_recipe_says_wins_and_terms_are_added():
+    recipe = made("pkd", objective={"temperature": 2, "terms": {"cka": 1}}, init="last")
+    assert (recipe.objective.temperature, recipe.objective.alpha, recipe.init) == (2, 0.7, "last")
+    assert recipe.objective.further == {"pkd": 10, "cka": 1}
+    assert made("pkd", objective={"terms": {"pkd": 5}}).objective.further == {"pkd": 5}
+    assert made("pkd", objective={"terms": {}}).objective.further == {}
+
+
+def test_a_preset_wins_over_what_a_kind_of_task_begins_with():
+    assert recipe_of({"teacher": "t", "data": {"task": "lm"}}).objective.beta == 1
+    recipe = made("kd", "lm")
+    assert (recipe.objective.beta, recipe.objective.temperature, recipe.data.max_length) == (0, 1, 256)
+
+
+@pytest.mark.parametrize(("name", "task"), [("pkd", "lm"), ("tinybert", "masked-lm"), ("minilm", "embedding")])
+def test_a_preset_refuses_tasks_that_it_is_not_for(name, task):
+    with pytest.raises(UsageError, match=f"preset '{name}' is for tasks of .*'{task}' is of "):
+        made(name, task)
+
+
+def test_an_unknown_preset_has_the_nearest_named(kdalign):
+    status, _, err = kdalign("distill", "--teacher", "t", "--task", "sst2", "--preset", "tinybrt")
+    assert status == 2
+    assert "did you mean 'tinybert'?" in one_line(err)
+
+
+def test_the_command_names_the_preset_and_leaves_out_what_it_sets():
+    command = distill_command(made("distilbert", train={"lr": 1e-3}))
+    assert shlex.split(command)[2:4] == ["--preset", "distilbert"]
+    assert "--alpha" not in command
+    assert "--lr 0.001" in command
+
+
+def test_the_top_map_is_the_last_pair_alone():
+    assert pairs_of(propose(shape(6), shape(3), "top")) == [(2, 5)]
+
+
+def test_show_is_a_recipe_that_says_what_it_needs(kdalign):
+    status, out, _ = kdalign("recipe", "show")
+    assert status == 0
+    assert all(name in out for name in preset_names())
+    _, out, _ = kdalign("recipe", "show", "minilmv2")
+    assert "Needs queries, keys and values" in out
+    assert yaml.safe_load(out)["align"] == {"map": "top", "relations": "all"}
+    _, out, _ = kdalign("recipe", "show", "codir", "--json")
+    assert json.loads(out)["recipe"]["objective"]["terms"]["crd"]["negatives"] == 100
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_trains(name, kdalign, teacher, data, tmp_path):
+    command = ["--teacher", teacher, "--task", "sst2", "--data", data, "--limit", 24, "--preset", name]
+    status, _, err = kdalign("distill", *command, "--max-steps", 3, "--batch-size", 8, "--out", "run")
+    assert status == 0, err
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["recipe"]["preset"] == name
+    assert set(record["training"]["terms"])
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    seen = {term for step in history if step["kind"] == "step" for term in step["parts"]}
+    assert seen == TERMS[name]
+
+
+TERMS = {
+    "feature-alignment": {"hard", "soft", "cosine", "euclid", "attention"},
+    "kd": {"hard", "soft"},
+    "pkd": {"hard", "soft", "pkd"},
+    "tinybert": {"soft", "euclid", "attention", "embeddings"},
+    "minilm": {"hard", "relations", "attention-kl"},
+    "minilmv2": {"hard", "relations"},
+    "codir": {"hard", "soft", "crd"},
+    "distilbert": {"hard", "soft", "cosine"},
+}
+
+
+def test_a_teacher_without_a_language_head_is_refused(kdalign, teacher, data):
+    status, _, err = kdalign(
+        "distill", "--teacher", teacher, "--task", "masked-lm:sst2", "--data", data, "--preset", "distilbert"
+    )
+    assert status == 2
+    assert "head" in one_line(err)
