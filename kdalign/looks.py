@@ -75,7 +75,7 @@ def measured(see: Sight, objective: Objective, share: Sequence[Batch], step: int
         for number, batch in enumerate(share):
             parts = objective(see(batch, step, number), units).parts
             sums += torch.stack([parts[name] for name in objective.names])
-    objective.remember(kept=False)
+    objective.remember(None)
     return dict(zip(objective.names, see.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
 
 
@@ -100,7 +100,7 @@ def gradient_norms(
             if squares:
                 norms[name] = math.sqrt(sum(squares))
                 break
-    objective.remember(kept=False)
+    objective.remember(None)
     return norms
 
 
@@ -127,7 +127,7 @@ def freeze_unreached(
     more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
     total = found.total if more is None else found.total + more
     total.backward()  # type: ignore[no-untyped-call]
-    objective.remember(kept=False)
+    objective.remember(None)
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -37,6 +37,7 @@ from kdalign.objective import Objective
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
+from kdalign.schedules import place_of
 from kdalign.teachers import Teacher
 from kdalign.terms import Unit
 
@@ -310,12 +311,13 @@ def train(
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            now = objective
+            now = planned = objective.at(place_of(progress.step, steps))
+            layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
                 if learner.balance.lacks(objective.names):
                     see = Sight(wrapped, teach, accelerator, settings.seed)
                     learner.balance.saw(measured(see, objective, share, progress.step))
-                now = objective.scaled(learner.balance.factors(objective.names))
+                now = planned.scaled(learner.balance.factors(planned.names))
             if progress.step % GRADIENT_STEPS == 0:
                 see = Sight(learner, teach, accelerator, settings.seed)
                 norms = gradient_norms(see, learner.student, now, share[0], progress.step)
@@ -331,7 +333,7 @@ def train(
                 accelerator,
                 progress.step,
                 bool(received),
-                partial(learner.balance.penalty, weights=objective.weights) if learner.balance is not None else None,
+                partial(learner.balance.penalty, weights=planned.weights) if learner.balance is not None else None,
             )
             if learner.balance is not None:
                 learner.balance.saw(parts)
@@ -349,8 +351,9 @@ def train(
             progress.parts = parts
             weights = now.weights
             shares.append({name: weight * parts[name] for name, weight in weights.items()})
-            changing = weights if learner.balance is not None else {}
+            changing = weights if learner.balance is not None or objective.moving else {}
             report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, changing)
+            report = replace(report, layers=layers, temperature=now.temperature)
             observer.stepped(report)
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
@@ -381,6 +384,8 @@ def train(
             raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
     observer.ended()
     for name, share_of_loss in small_shares(list(shares)).items():
+        if objective.scheduled_by(name) is not None:
+            continue  # as it was asked for
         observer.announce(
             f"{name} is {share_of_loss:.2%} of the loss at the end: it hardly counts (a larger weight, or "
             f"objective.balance=size)"
@@ -423,7 +428,7 @@ def _step(
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(total * accelerator.num_processes)
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
-    objective.remember()
+    objective.remember(units)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
@@ -461,9 +466,7 @@ def _history(report: StepReport) -> dict[str, Any]:
     event = asdict(report)
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
-    if not report.weights:
-        del event["weights"]
-    return event
+    return {key: value for key, value in event.items() if value or key not in ("weights", "layers", "temperature")}
 
 
 @contextmanager
