@@ -145,6 +145,7 @@ class Plan:
         relation_heads: of relations between positions.
         style: of the projections.
         attended: whether each student layer is compared with a mean of its map's teacher layers, to which it attends.
+        weighting: how lambda_l go on from the maps' weights: ``static`` (they stay), ``learned`` or ``adaptive``.
     """
 
     teacher: Architecture
@@ -160,6 +161,7 @@ class Plan:
     relation_heads: int = 1
     style: ProjectionStyle = ProjectionStyle()
     attended: bool = False
+    weighting: Literal["static", "learned", "adaptive"] = "static"
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
@@ -187,6 +189,8 @@ class Plan:
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
             self._check(one, teacher, student)
+        if self.weighting != "static" and (self.attended or self.choice):
+            raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
         if self.projections != _projections(self.teacher, self.student, self.maps, self.style, self.attended):
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
@@ -307,7 +311,7 @@ def propose(
     student: Architecture,
     choice: str = "auto",
     cut_from: Mapping[str, Sequence[int]] | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | str = "uniform",
     heads: Literal["auto", "each", "mean", "mix"] = "auto",
     relations: Literal["values", "all"] = "values",
     relation_heads: int | None = None,
@@ -323,7 +327,7 @@ def propose(
             ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
-        weights: lambda_l for each pair of every stack, any positive scale; equal when left out.
+        weights: lambda_l for each pair of every stack, any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
         heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
         relations: ``values``, or ``all`` of queries, keys and values.
         relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
@@ -335,8 +339,8 @@ def propose(
     maps, chosen, measured = [], "", needs_measuring(choice)
     if measured:
         measured_strategy(choice)
-        if weights is not None:
-            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights out")
+        if weights != "uniform":
+            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
     for ours in student.stacks:
         if ours.name not in {stack.name for stack in teacher.stacks}:
             continue
@@ -358,14 +362,14 @@ def propose(
             chosen = "uniform" if choice == "auto" else choice
             words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
             pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
-        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, len(pairs))))
+        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, pairs)))
     if not maps:
         raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
     attended = choice == LEARNED
-    if attended and (weights is not None or style.start != "random" or style.side != "student"):
+    if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
         raise UsageError(
-            "map 'learned' makes a mean of teacher layers for each student layer: it takes no align.weights, and only "
-            "align.start=random with align.side=student"
+            "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
+            "align.start=random with align.side=student alone"
         )
     projections = _projections(teacher, student, maps, style, attended)
     plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
@@ -382,6 +386,7 @@ def propose(
         heads=heads if heads != "auto" else "each" if same else "mix",
         relations=relations,
         relation_heads=relation_heads,
+        weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
     )
 
 
@@ -446,7 +451,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
                 f"(student layer, teacher layer, weight) for each pair"
             ) from error
         try:
-            weights = _shares([weight for *_, weight in flows], len(pairs))
+            weights = _shares([weight for *_, weight in flows], pairs)
             maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
         except UsageError as error:
             raise UsageError(f"map {choice!r}: {error}") from None
@@ -464,12 +469,15 @@ def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequ
     return sum(means) / len(means)
 
 
-def _shares(weights: Sequence[float] | None, pairs: int) -> tuple[float, ...]:
-    """lambda_l scaled to sum to 1; equal where none are given."""
-    if weights is None:
-        return (1 / pairs,) * pairs
-    if len(weights) != pairs:
-        raise UsageError(f"{len(weights)} weights lambda_l are given for {pairs} pairs of layers")
+def _shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """lambda_l scaled to sum to 1; by a word equal, or in proportion to a student layer's rank from the bottom."""
+    if weights == "ramp":
+        layers = sorted({ours for ours, _ in pairs})
+        weights = [layers.index(ours) + 1 for ours, _ in pairs]
+    if isinstance(weights, str):
+        return (1 / len(pairs),) * len(pairs)
+    if len(weights) != len(pairs):
+        raise UsageError(f"{len(weights)} weights lambda_l are given for {len(pairs)} pairs of layers")
     total = sum(weights)
     if not 0 < total < math.inf:
         raise UsageError(f"weights lambda_l must not be negative, and one must be above 0; given {tuple(weights)}")

@@ -105,6 +105,8 @@ class Uncertainty(Balance):
         """The gradient of the factors, beside the loss that holds them as numbers; and what keeps them from 0."""
         total = self.logs.new_zeros(())
         for name, part in parts.items():
+            if weights[name] == 0:
+                continue  # it has nothing to learn from yet
             log = self.logs[self.names.index(name)]
             weighted = weights[name] * (-log).exp() * part.detach()
             total = total + weighted - weighted.detach() + share * log / 2

@@ -14,24 +14,12 @@ import numpy as np
 from kdalign.entries import key_of
 from kdalign.errors import UsageError
 from kdalign.metrics import METRICS
-from kdalign.recipe import Recipe
+from kdalign.recipe import KEYS_OF_TERMS, Recipe
 from kdalign.runs import RECORD, RunFolder, RunRecord, find_runs, read_record
 from kdalign.tasks import Examples, Task, find_task, load_examples
 
 Array = np.ndarray[Any, Any]
 
-WEIGHTS = {
-    "hard": "hard",
-    "soft": "alpha",
-    "embedding": "alpha",
-    "similarity": "alpha",
-    "cosine": "beta",
-    "euclid": "gamma",
-    "attention": "delta",
-    "embeddings": "embeddings",
-    "relations": "relations",
-}
-"""For each term of the objective, the recipe's key of its weight; a further term's is its name."""
 _UNITS = {
     "hard": "nats",
     "soft": "nats",
@@ -217,7 +205,7 @@ def curves(run: FinishedRun) -> Curves | None:
         return None
     names = dict.fromkeys(name for event in events for name in event["parts"])
     kinds = {name: name.partition(" ")[0] for name in names}  # what follows is a stack
-    objective = run.recipe.objective.weights
+    objective = run.recipe.objective.built.weights
     scores = run.record.metrics[0] in METRICS and METRICS[run.record.metrics[0]].regression
     return Curves(
         name=run.name,
@@ -225,7 +213,9 @@ def curves(run: FinishedRun) -> Curves | None:
         group=run.group,
         steps=np.array([event["step"] for event in events]),
         terms={name: np.array([event["parts"].get(name, np.nan) for event in events]) for name in names},
-        weights={name: _weights(events, name, objective[WEIGHTS.get(kind, kind)]) for name, kind in kinds.items()},
+        weights={
+            name: _weights(events, name, objective[KEYS_OF_TERMS.get(kind, kind)]) for name, kind in kinds.items()
+        },
         units={
             name: (_SQUARED if scores else {}).get(kind, _UNITS.get(kind, "own unit")) for name, kind in kinds.items()
         },

@@ -7,7 +7,7 @@ a step is split, and padding changes nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from kdalign.batches import Batch
 from kdalign.capture import Wanted
 from kdalign.errors import UsageError
 from kdalign.matching import Shared
+from kdalign.recipe import KEYS_OF_TERMS
 from kdalign.recipe import Objective as Weights
+from kdalign.schedules import Scheduled
 from kdalign.terms import (
     AttentionMaps,
     Contrastive,
@@ -28,7 +30,9 @@ from kdalign.terms import (
     HardLabels,
     HiddenCosine,
     HiddenEuclid,
+    LayerWeights,
     LossTerm,
+    OverLayers,
     Place,
     Relations,
     Signal,
@@ -38,7 +42,9 @@ from kdalign.terms import (
     View,
     Vocabulary,
 )
+from kdalign.terms.answers import Decoupled
 from kdalign.terms.further import Setting, further_terms
+from kdalign.terms.groups import Correlation
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,18 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms by name, those of weight 0 left out; and a language model's vocabulary."""
+    """Weighted terms by name, those of weight 0 left out; and a language model's vocabulary.
+
+    Attributes:
+        moving: weights and the temperature that are scheduled, by the recipe's key. A weight that rises from 0 stands
+            in ``terms`` as what it rises to.
+        own_temperature: further terms that have one of their own, which no schedule changes.
+    """
 
     terms: Mapping[str, tuple[float, LossTerm]]
     vocabulary: Vocabulary | None = None
+    moving: Mapping[str, Scheduled] = field(default_factory=dict)
+    own_temperature: frozenset[str] = frozenset()
 
     def __call__(self, view: View, units: Mapping[Unit, float]) -> Breakdown:
         """The micro-batch's share of the step's loss.
@@ -94,6 +108,43 @@ class Objective:
             )
         return replace(self, terms=terms, vocabulary=words)
 
+    def at(self, place: float) -> "Objective":
+        """The same terms as they are at a place in the run, 0 for its first step and 1 for its last."""
+        values = {key: each.at(place) for key, each in self.moving.items()}
+        keys = {name: self.scheduled_by(name) for name in self.names}
+        factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
+        found = self.scaled(factors) if factors else self
+        return found._tempered(values["temperature"]) if "temperature" in values else found
+
+    @property
+    def temperature(self) -> float | None:
+        """By which answers are softened, where it is scheduled."""
+        softened = [self.vocabulary.temperature] if self.vocabulary is not None else []
+        softened += [self._softened[name].temperature for name in self._softened]
+        return softened[0] if "temperature" in self.moving and softened else None
+
+    @property
+    def _softened(self) -> "dict[str, SoftTargets | Decoupled | Correlation]":
+        """Terms at the recipe's temperature."""
+        kinds = SoftTargets | Decoupled | Correlation
+        named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
+        return {name: term for name, term in named.items() if isinstance(term, kinds)}
+
+    def scheduled_by(self, name: str) -> str | None:
+        """The key in ``moving`` that a part's weight goes by; None for one that stays."""
+        key = KEYS_OF_TERMS.get(name.partition(" ")[0])
+        if key is not None:
+            return key if key in self.moving else None
+        return next((key for key in self.moving if name == key or name.startswith(f"{key} ")), None)
+
+    def _tempered(self, temperature: float) -> "Objective":
+        softened = {name: replace(term, temperature=temperature) for name, term in self._softened.items()}
+        terms = {name: (weight, softened.get(name, term)) for name, (weight, term) in self.terms.items()}
+        words = self.vocabulary
+        return replace(
+            self, terms=terms, vocabulary=words if words is None else replace(words, temperature=temperature)
+        )
+
     @property
     def weights(self) -> dict[str, float]:
         """Of its parts, by name."""
@@ -129,14 +180,27 @@ class Objective:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Terms that learn or remember something, by name."""
-        return {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
+        """Terms that learn or remember something, by name, and layer weights that change."""
+        found = {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
+        return found | {f"{name} weights": weights for name, weights in self.layer_weights.items()}
 
-    def remember(self, kept: bool = True) -> None:
-        """Let terms that remember rows keep those of the calls since they were last asked, or forget them."""
-        for term in self.modules.values():
+    @property
+    def layer_weights(self) -> dict[str, LayerWeights]:
+        """The lambda_l of terms whose layers' weights change on the way."""
+        places = {name: term.place for name, (_, term) in self.terms.items() if isinstance(term, OverLayers)}
+        return {name: place.changing for name, place in places.items() if place.changing is not None}
+
+    def remember(self, units: Mapping[Unit, float] | None) -> None:
+        """Let terms and layer weights keep what they saw of a step since they were last asked.
+
+        Args:
+            units: of the whole optimizer step; None for one that is not taken, of which nothing is kept.
+        """
+        for _, term in self.terms.values():
             if isinstance(term, Contrastive):
-                term.remember(kept)
+                term.remember(kept=units is not None)
+        for name, weights in self.layer_weights.items():
+            weights.remember(units[self.terms[name][1].unit] if units is not None else 0.0)
 
     def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> Wanted:
         """What must be captured of a model at these layers."""
@@ -157,6 +221,7 @@ def build_objective(weights: Weights, plan: Plan | None, regression: bool, class
     Raises:
         UsageError: a term that cannot be had here, with the reason.
     """
+    given, weights = weights, weights.built
     if weights.standardise and (regression or classes < 3):
         why = "a score has one number" if regression else "of two standardised logits only the order is left"
         raise UsageError(f"objective.standardise needs three classes or more: {why}")
@@ -165,9 +230,8 @@ def build_objective(weights: Weights, plan: Plan | None, regression: bool, class
         "hard": (weights.hard, HardLabels(regression)),
         "soft": (weights.alpha, soft),
     }
-    return Objective(
-        _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
-    )
+    terms = _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
+    return _scheduled(Objective(terms), given)
 
 
 def build_language_objective(
@@ -181,21 +245,29 @@ def build_language_objective(
         dtype: the precision of products with the vocabulary.
         shared: what the vocabularies share, where they are two.
     """
+    given, weights = weights, weights.built
     vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
     if weights.standardise:
         raise UsageError("objective.standardise is for the logits of classes, not for tokens")
     terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
-    return Objective(terms, vocabulary if vocabulary.parts else None)
+    return _scheduled(Objective(terms, vocabulary if vocabulary.parts else None), given)
 
 
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
     """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
+    given, weights = weights, weights.built
     same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
     answers: dict[str, tuple[float, LossTerm]] = {
         "embedding": (weights.alpha if same else 0.0, Embedding()),
         "similarity": (weights.alpha, Similarity()),
     }
-    return Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0)))
+    return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
+
+
+def _scheduled(objective: Objective, weights: Weights) -> Objective:
+    """An objective that changes as its weights say."""
+    own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
+    return replace(objective, moving=weights.moving, own_temperature=own)
 
 
 def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
@@ -210,7 +282,7 @@ def _places(plan: Plan) -> dict[str, Place]:
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
         looks_back = target or plan.student.family == "causal"
-        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back)
+        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
     return found
 
 
@@ -225,18 +297,18 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
         measured = weights.gamma > 0 and plan.calibrated
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
         ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
-        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place))
-        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place, variances))
+        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
+        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place.of_one_term(), variances))
         mean = plan.heads == "mean"
-        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place, mean))
+        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place.of_one_term(), mean))
         if place.reads_target:
             crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
-            across = Place(crossing, reads_target=True)
+            across = Place(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
             terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
         stacks = layer_map.student_stack, layer_map.teacher_stack
         terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
         parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")
-        terms[f"relations{ending}"] = (weights.relations, Relations(place, plan.relation_heads, parts))
+        terms[f"relations{ending}"] = (weights.relations, Relations(place.of_one_term(), plan.relation_heads, parts))
     return terms
 
 

@@ -1,7 +1,7 @@
 """Who watches a run, and what is told of each step."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,8 @@ class StepReport:
         loss: the weighted total over all micro-batches and ranks.
         parts: each term before its weight.
         weights: of the terms in this step, where they change on the way; else empty.
+        layers: of terms whose layers' weights lambda_l change on the way, those in this step.
+        temperature: in this step, where it changes on the way.
         samples_per_second: since training started or went on, without evaluation and checkpoints.
         tokens_per_second: real tokens, likewise.
         seconds_left: at this speed.
@@ -37,6 +39,8 @@ class StepReport:
     samples_per_second: float
     tokens_per_second: float
     seconds_left: float
+    layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    temperature: float | None = None
 
 
 class Observer(Protocol):

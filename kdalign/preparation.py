@@ -207,7 +207,7 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
         raise UsageError(f"task {name!r} learns from a teacher's embeddings: give --teacher")
     if recipe.train.batch_tokens is not None:
         raise UsageError(f"task {name!r} compares the texts of a batch with one another: it takes --batch-size")
-    if recipe.objective.hard > 0:
+    if recipe.objective.built.hard > 0:
         raise UsageError(f"task {name!r} has no labels: it takes --hard 0")
     size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
     if size < LEAST_GROUP:

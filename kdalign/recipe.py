@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kdalign.errors import UsageError, did_you_mean
 from kdalign.presets import preset_named
+from kdalign.schedules import Scheduled, checked, scheduled
 
 
 class _Section(BaseModel):
@@ -56,6 +57,10 @@ class Data(_Section):
         return value
 
 
+LAYER_WEIGHTS = ("uniform", "ramp", "learned", "adaptive")
+"""Words for lambda_l."""
+
+
 class Align(_Section):
     """Which teacher layer teaches which student layer."""
 
@@ -66,8 +71,9 @@ class Align(_Section):
     left out."""
     plan: str | None = None
     """A plan saved by ``kdalign map-layers`` instead."""
-    weights: tuple[float, ...] | None = None
-    """lambda_l, one for each pair of layers; scaled to sum to 1. Equal when left out."""
+    weights: tuple[float, ...] | str = "uniform"
+    """lambda_l, which sum to 1: ``uniform``, ``ramp`` (in proportion to a layer's rank from the bottom), ``learned``,
+    ``adaptive`` (more for layers that are further off), or one number for each pair of layers."""
     heads: Literal["auto", "each", "mean", "mix"] = "auto"
     """How attention maps are compared: head by head, averaged over heads, or the student's mixed by learned shares
     into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
@@ -84,10 +90,21 @@ class Align(_Section):
     start: Literal["random", "least-squares", "procrustes", "pca"] = "random"
     """How projections start: at random, or from the features of a few training examples."""
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _word_or_numbers(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str | list | tuple):
+            raise ValueError(f"accepted are {', '.join(LAYER_WEIGHTS)}, or numbers such as [1, 2, 3]")
+        return "uniform" if value is None else value
+
     @field_validator("weights")
     @classmethod
-    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if value is not None and (any(not weight >= 0 for weight in value) or not sum(value) > 0):
+    def _positive(cls, value: tuple[float, ...] | str) -> tuple[float, ...] | str:
+        if isinstance(value, str):
+            if value not in LAYER_WEIGHTS:
+                near = did_you_mean(value, LAYER_WEIGHTS)
+                raise ValueError(f"no such weights{near} (accepted: {', '.join(LAYER_WEIGHTS)}, or [1, 2, 3])")
+        elif any(not weight >= 0 for weight in value) or not sum(value) > 0:
             raise ValueError("weights lambda_l must not be negative, and one must be above 0")
         return value
 
@@ -98,6 +115,18 @@ ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
 """Those of the terms that compare layers."""
 ANSWER_TERMS = ("logit-mse", "dkd", "dist")
 """Further terms that compare answers; all others compare layers."""
+KEYS_OF_TERMS = {
+    "hard": "hard",
+    "soft": "alpha",
+    "embedding": "alpha",
+    "similarity": "alpha",
+    "cosine": "beta",
+    "euclid": "gamma",
+    "attention": "delta",
+    "embeddings": "embeddings",
+    "relations": "relations",
+}
+"""For each term of the objective, the recipe's key of its weight; a further term's is its name."""
 
 
 class Objective(_Section):
@@ -119,6 +148,10 @@ class Objective(_Section):
     """Bring both models' logits of classes to mean 0 and spread 1 before they are compared."""
     terms: Mapping[str, Mapping[str, Any]] = {}
     """Further terms by name, shipped or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
+    schedule: Mapping[str, Mapping[str, Any]] = {}
+    """What changes on the way, ``temperature`` or a weight by its key or its term's name: ``to`` (from the recipe's
+    value), ``shape`` (linear, cosine, steps or constant), ``from`` and ``until`` (shares of the steps), ``steps``
+    (jumps)."""
     balance: Literal["static", "size", "uncertainty", "pace"] = "static"
     """What weights are multiplied by on the way: nothing; one by each term's running size; what is learnt; or more for
     terms that fall more slowly."""
@@ -132,12 +165,45 @@ class Objective(_Section):
             raise ValueError("terms takes names, each with its weight, such as {pkd: 10}")
         return {str(name): _with_weight(str(name), given) for name, given in value.items()}
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _as_changes(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("schedule takes keys with what they go to, such as {alpha: {to: 0}}")
+        return {
+            str(key): checked(
+                str(key), {k: _number(v) for k, v in given.items()} if isinstance(given, Mapping) else given
+            )
+            for key, given in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _scheduled_keys_are_there(self) -> "Objective":
+        known = ["temperature", *TERM_KEYS, *self.terms]
+        for key, change in self.schedule.items():
+            if key not in known:
+                near = did_you_mean(key, known)
+                raise ValueError(f"schedule of {key!r}: no such weight{near} (accepted: {', '.join(known)})")
+            aligns = key in ALIGNING_KEYS or (key in self.terms and key not in ANSWER_TERMS)
+            if self.align_first and aligns and change["from"] >= self.align_first:
+                raise ValueError(
+                    f"schedule of {key}: layers are aligned in the first {self.align_first:g} of the steps "
+                    f"(align_first); from={change['from']:g} must lie before"
+                )
+            if self.align_first and not aligns and change.get("until", 1.0) <= self.align_first:
+                raise ValueError(
+                    f"schedule of {key}: answers count after the first {self.align_first:g} of the steps "
+                    f"(align_first); until={change['until']:g} must lie after"
+                )
+        return self
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
-        if self.hard == 0 and not self.needs_teacher:
+        built = self.built
+        if built.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
-        answering = self.hard + self.alpha > 0 or any(name in ANSWER_TERMS for name in self.further)
-        if self.align_first and not (answering and self._aligning):
+        answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
+        if self.align_first and not (answering and built._aligning):
             aligning = ", ".join(ALIGNING_KEYS)
             raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
@@ -149,9 +215,30 @@ class Objective(_Section):
             return ((0.0, self),)
         answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
         layers = {name: given for name, given in self.terms.items() if name not in answers}
-        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers})
-        answering = self.model_copy(update={**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": answers})
+        of_layers = {key: each for key, each in self.schedule.items() if key in ALIGNING_KEYS or key in layers}
+        of_answers = {key: each for key, each in self.schedule.items() if key not in of_layers}
+        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers, "schedule": of_layers})
+        answering = self.model_copy(
+            update={**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": answers, "schedule": of_answers}
+        )
         return (0.0, aligning), (self.align_first, answering)
+
+    @property
+    def moving(self) -> dict[str, Scheduled]:
+        """What is scheduled, by its key."""
+        starts = {"temperature": self.temperature} | {key: getattr(self, key) for key in TERM_KEYS}
+        starts |= {name: given["weight"] for name, given in self.terms.items()}
+        return {key: scheduled(starts[key], change) for key, change in self.schedule.items()}
+
+    @property
+    def built(self) -> "Objective":
+        """What terms are made for: weights that rise from 0 are what they rise to, and nothing is scheduled."""
+        if not self.schedule:
+            return self
+        risen = {key: each.to for key, each in self.moving.items() if each.start == 0}
+        terms = {name: {**given, "weight": risen.get(name, given["weight"])} for name, given in self.terms.items()}
+        own = {key: value for key, value in risen.items() if key in TERM_KEYS}
+        return self.model_copy(update={**own, "terms": terms, "schedule": {}})
 
     @property
     def further(self) -> dict[str, float]:
@@ -165,13 +252,13 @@ class Objective(_Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Each term's weight, by its key; a further term's by its name."""
+        """Each term's weight at first, by its key; a further term's by its name."""
         return {key: getattr(self, key) for key in TERM_KEYS} | self.further
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
+        return any(weight > 0 for key, weight in self.built.weights.items() if key != "hard")
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -191,11 +278,11 @@ def _number(value: object) -> object:
         return value
 
 
-_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}}
+_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}, "schedule": {}}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
     "soft": _UNALIGNED,
-    "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5},
+    "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5, "schedule": {}},
     "joint": {},
 }
 """What is compared on one budget, by what differs from the recipe's objective: hard labels only; hard and soft labels;
@@ -455,7 +542,9 @@ def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[
     """
     found = deepcopy(dict(tree))
     for key, value in flags.items():
-        if value is not None:
+        if key == "objective.terms" and isinstance(value, Mapping):
+            _add_terms(found, value)
+        elif value is not None:
             assign(found, key, value)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
@@ -523,6 +612,38 @@ def value_of(key: str, text: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+def term_weights(words: Iterable[str]) -> dict[str, float]:
+    """The further terms of words NAME=WEIGHT, such as ``pkd=10`` or ``own.py:Loss=0.5``.
+
+    Raises:
+        UsageError: a word of another form.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or not 0 <= weight < math.inf:
+            raise UsageError(f"--term takes NAME=WEIGHT, a number that is not negative, such as pkd=10; given {word!r}")
+        if name.strip() in found:
+            raise UsageError(f"--term {name.strip()!r} is given twice")
+        found[name.strip()] = weight
+    return found
+
+
+def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
+    """Name further terms in a tree, in place; options of those that are there stay."""
+    section = tree.setdefault("objective", {})
+    terms = section.setdefault("terms", {}) if isinstance(section, dict) else None
+    if not isinstance(terms, dict):
+        raise UsageError("recipe key 'objective.terms' takes names, each with its weight, such as {pkd: 10}")
+    for name, weight in weights.items():
+        options = terms.get(name)
+        terms[name] = {**options, "weight": weight} if isinstance(options, Mapping) else weight
 
 
 def _holds_text(key: str) -> bool:

@@ -12,14 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -28,26 +27,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.architecture import blocks
 from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
-from kdalign.capture import Signals
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
 from kdalign.learner import Learner
-from kdalign.objective import Objective, count_groups, count_units, rows_of
+from kdalign.looks import Sight, Teach, counted, freeze_unreached, gradient_norms, measured, small_shares
+from kdalign.objective import Objective
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
+from kdalign.schedules import place_of
 from kdalign.teachers import Teacher
-from kdalign.terms import Unit, View
+from kdalign.terms import Unit
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
 GRADIENT_STEPS = 200
 """Steps between looks at each term's own gradient."""
-LEAST_SHARE = 0.01
-"""Of the loss: a term with less hardly counts, which is said."""
 SHARE_STEPS = 200
 """The last steps of a run, over which shares are means."""
 CHECKPOINT_SECONDS = 60.0
@@ -55,9 +52,6 @@ CHECKPOINT_SECONDS = 60.0
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _deterministic_options: Any = torch.utils.deterministic
-
-Teach = Callable[[Batch], Signals]
-"""The teacher's signals on a batch."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,7 @@ def train(
         minimise(chosen, learner.plan)
         for parameter in trained:
             parameter.requires_grad_(True)
-        _freeze_unreached(learner, teach, objective, encoded, accelerator.device)
+        freeze_unreached(learner, teach, objective, encoded, accelerator.device)
         wrapped = learner
         accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters
         wrapped = accelerator.prepare_model(learner)
@@ -317,15 +311,16 @@ def train(
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            now = objective
+            now = planned = objective.at(place_of(progress.step, steps))
+            layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
                 if learner.balance.lacks(objective.names):
-                    learner.balance.saw(
-                        _measured(wrapped, teach, objective, share, settings, accelerator, progress.step)
-                    )
-                now = objective.scaled(learner.balance.factors(objective.names))
+                    see = Sight(wrapped, teach, accelerator, settings.seed)
+                    learner.balance.saw(measured(see, objective, share, progress.step))
+                now = planned.scaled(learner.balance.factors(planned.names))
             if progress.step % GRADIENT_STEPS == 0:
-                norms = _gradient_norms(learner, teach, now, share[0], settings, accelerator, progress.step)
+                see = Sight(learner, teach, accelerator, settings.seed)
+                norms = gradient_norms(see, learner.student, now, share[0], progress.step)
                 if main:
                     folder.append_history({"kind": "gradients", "step": progress.step, "norms": norms})
             loss, parts, norm, units, stop = _step(
@@ -338,7 +333,7 @@ def train(
                 accelerator,
                 progress.step,
                 bool(received),
-                partial(learner.balance.penalty, weights=objective.weights) if learner.balance is not None else None,
+                partial(learner.balance.penalty, weights=planned.weights) if learner.balance is not None else None,
             )
             if learner.balance is not None:
                 learner.balance.saw(parts)
@@ -356,8 +351,9 @@ def train(
             progress.parts = parts
             weights = now.weights
             shares.append({name: weight * parts[name] for name, weight in weights.items()})
-            changing = weights if learner.balance is not None else {}
+            changing = weights if learner.balance is not None or objective.moving else {}
             report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, changing)
+            report = replace(report, layers=layers, temperature=now.temperature)
             observer.stepped(report)
             if main:
                 folder.append_history({"kind": "step", **_history(report)})
@@ -387,7 +383,9 @@ def train(
         if received and accelerator.num_processes == 1:
             raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
     observer.ended()
-    for name, share_of_loss in _small_shares(list(shares)).items():
+    for name, share_of_loss in small_shares(list(shares)).items():
+        if objective.scheduled_by(name) is not None:
+            continue  # as it was asked for
         observer.announce(
             f"{name} is {share_of_loss:.2%} of the loss at the end: it hardly counts (a larger weight, or "
             f"objective.balance=size)"
@@ -415,17 +413,14 @@ def _step(
     Returns:
         Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
     """
-    device = accelerator.device
-    units, stopped = _counted(share, accelerator, stop)
+    see = Sight(wrapped, teach, accelerator, settings.seed)
+    units, stopped = counted(share, accelerator, stop)
     optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(1 + len(objective.names), device=device)
+    sums = torch.zeros(1 + len(objective.names), device=accelerator.device)
     for number, batch in enumerate(share):
-        batch = batch.to(device)
-        torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
-        taught = teach(batch) if teach is not None else None
         last = number == len(share) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            breakdown = objective(View(wrapped(batch.inputs, taught), taught, batch), units)
+            breakdown = objective(see(batch, step, number), units)
             total = breakdown.total
             part = 1 / (len(share) * accelerator.num_processes)
             more = penalty(breakdown.parts, share=part) if penalty is not None else None
@@ -433,118 +428,11 @@ def _step(
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(total * accelerator.num_processes)
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
-    objective.remember()
+    objective.remember(units)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
     return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, stopped
-
-
-def _small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The terms of the last step whose share of the loss, over these steps, is small; their shares."""
-    if not weighted:
-        return {}
-    sums = {name: sum(step.get(name, 0.0) for step in weighted) for name in weighted[-1]}
-    whole = sum(sums.values())
-    return {name: value / whole for name, value in sums.items() if whole > 0 and value < LEAST_SHARE * whole}
-
-
-def _gradient_norms(
-    learner: Learner,
-    teach: Teach | None,
-    objective: Objective,
-    batch: Batch,
-    settings: Train,
-    accelerator: Accelerator,
-    step: int,
-) -> dict[str, float]:
-    """The norm of each weighted term's gradient on the last of the student's layers that it reaches, on a micro-batch.
-
-    Of the micro-batch's own mean, without the other terms; nothing of it is kept for the step.
-    """
-    batch = batch.to(accelerator.device)
-    torch.manual_seed(_derived_seed(settings.seed, step, 0, accelerator.process_index))
-    taught = teach(batch) if teach is not None else None
-    view = View(learner(batch.inputs, taught), taught, batch)
-    layers = [list(layer.parameters()) for layer in blocks(learner.student).values()]
-    norms = {}
-    for name, value in objective.each(view, count_units([batch])):
-        norms[name] = 0.0
-        for parameters in reversed(layers):
-            reached = [each for each in parameters if each.requires_grad]
-            if not reached or not value.requires_grad:
-                continue
-            found = torch.autograd.grad(value, reached, retain_graph=True, allow_unused=True)
-            squares = [float(each.float().square().sum()) for each in found if each is not None]
-            if squares:
-                norms[name] = math.sqrt(sum(squares))
-                break
-    objective.remember(kept=False)
-    return norms
-
-
-def _counted(share: list[Batch], accelerator: Accelerator, stop: bool = False) -> tuple[dict[Unit, float], bool]:
-    """The units of a step over all ranks, and whether any of them was told to stop."""
-    units, rows = count_units(share), np.array(rows_of(share))
-    counts = torch.tensor([*units.values(), stop, *rows.flat], device=accelerator.device, dtype=torch.float64)
-    summed = accelerator.reduce(counts, reduction="sum").tolist()
-    sums, stops, together = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
-    # A group's rows are those of all ranks, each of which takes the whole of it into its loss.
-    groups = count_groups(np.reshape(together, rows.shape).tolist())
-    shared = {unit: number * accelerator.num_processes for unit, number in groups.items()}
-    return dict(zip(units, sums, strict=True)) | shared, stops > 0
-
-
-def _measured(
-    wrapped: nn.Module,
-    teach: Teach | None,
-    objective: Objective,
-    share: list[Batch],
-    settings: Train,
-    accelerator: Accelerator,
-    step: int,
-) -> dict[str, float]:
-    """The terms of a step that is not taken."""
-    units, _ = _counted(share, accelerator)
-    sums = torch.zeros(len(objective.names), device=accelerator.device)
-    with torch.no_grad():
-        for number, each in enumerate(share):
-            batch = each.to(accelerator.device)
-            torch.manual_seed(_derived_seed(settings.seed, step, number, accelerator.process_index))
-            taught = teach(batch) if teach is not None else None
-            parts = objective(View(wrapped(batch.inputs, taught), taught, batch), units).parts
-            sums += torch.stack([parts[name] for name in objective.names])
-    objective.remember(kept=False)
-    return dict(zip(objective.names, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
-
-
-def _derived_seed(*numbers: int) -> int:
-    """A seed that is a function of these numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _freeze_unreached(
-    learner: Learner,
-    teach: Teach | None,
-    objective: Objective,
-    encoded: Encoded,
-    device: torch.device,
-) -> None:
-    """Freeze parameters that no term reaches, for each of which DDP would wait.
-
-    Such are the head where only features are aligned, and XLNet's weights for segments and masks.
-    """
-    batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
-    taught = teach(batch) if teach is not None else None
-    view = View(learner(batch.inputs, taught), taught, batch)
-    found = objective(view, count_units([batch]))
-    more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
-    total = found.total if more is None else found.total + more
-    total.backward()  # type: ignore[no-untyped-call]
-    objective.remember(kept=False)
-    for parameter in learner.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
 
 
 def _report(
@@ -578,9 +466,7 @@ def _history(report: StepReport) -> dict[str, Any]:
     event = asdict(report)
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
-    if not report.weights:
-        del event["weights"]
-    return event
+    return {key: value for key, value in event.items() if value or key not in ("weights", "layers", "temperature")}
 
 
 @contextmanager

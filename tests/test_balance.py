@@ -13,11 +13,10 @@ from test_further_terms import STOP, run, weights_of
 from kdalign.balance import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
 from kdalign.batches import collate
 from kdalign.evidence import curves, finished_runs
+from kdalign.looks import Sight, gradient_norms, small_shares
 from kdalign.objective import count_units
 from kdalign.recipe import Objective as Weights
-from kdalign.recipe import Train
 from kdalign.terms import View
-from kdalign.training import _gradient_norms, _small_shares
 
 
 def test_a_running_size_is_the_first_value_and_then_a_moving_mean():
@@ -125,7 +124,8 @@ def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_
     setting = Setting("bert", "bert", 32, Weights(hard=0.3, alpha=0.7, beta=2, gamma=1, delta=1, temperature=2))
     batch = collate(setting.data, range(8))
     teach = lambda each: setting.teacher(each, setting.learner.wanted_of_teacher)  # noqa: E731
-    found = _gradient_norms(setting.learner, teach, setting.objective, batch, Train(), Accelerator(cpu=True), 0)
+    see = Sight(setting.learner, teach, Accelerator(cpu=True), 0)
+    found = gradient_norms(see, setting.learner.student, setting.objective, batch, 0)
     assert list(found) == ["hard", "soft", "cosine", "euclid", "attention"]
     assert all(parameter.grad is None for parameter in setting.learner.parameters())
     last = list(setting.learner.student.bert.encoder.layer[-1].parameters())
@@ -163,8 +163,8 @@ def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "attention is 0.00% of the loss at the end: it hardly counts" in " ".join(done.stderr.split())
     assert "cosine is" not in done.stderr
-    assert _small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
-    assert _small_shares([]) == {}
+    assert small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
+    assert small_shares([]) == {}
 
 
 @pytest.mark.parametrize("word", BALANCES)

@@ -227,10 +227,10 @@ def test_the_queue_holds_the_teachers_rows_of_earlier_steps_and_an_inputs_own_is
     first, second = collate(setting.data, range(4)), collate(setting.data, range(3, 8))
     setting.breakdown(first, count_units([first]))
     assert term.queue.numbers.max() == -1
-    setting.objective.remember()
+    setting.objective.remember(count_units([first]))
     assert term.queue.numbers.tolist()[:5] == [0, 1, 2, 3, -1]
     found = float(setting.breakdown(second, count_units([second])).parts["info-nce"])
-    setting.objective.remember(kept=False)
+    setting.objective.remember(None)
     assert term.queue.numbers.tolist()[:5] == [0, 1, 2, 3, -1]
 
     def pooled(kept, batch):

@@ -13,10 +13,11 @@ from test_resume_and_ranks import environment
 from kdalign.batches import micro_batches
 from kdalign.checkpoints import Progress, load_checkpoint, save_checkpoint
 from kdalign.learner import Learner
+from kdalign.looks import freeze_unreached
 from kdalign.objective import count_units
 from kdalign.recipe import Train
 from kdalign.runs import RunFolder
-from kdalign.training import _freeze_unreached, _step, make_accelerator, make_optimizer
+from kdalign.training import _step, make_accelerator, make_optimizer
 
 WHOLE = Train(clip=1e9, lr=1e-3, device="cpu", precision="fp32")
 KINDS = [*test_families.KINDS, *(f"{kind} across" for kind in test_matching.KINDS)]
@@ -49,7 +50,7 @@ def ready(setting, accelerator):
     def teach(batch):
         return setting.teacher(batch, setting.learner.wanted_of_teacher)
 
-    _freeze_unreached(setting.learner, teach, setting.objective, setting.data, accelerator.device)
+    freeze_unreached(setting.learner, teach, setting.objective, setting.data, accelerator.device)
     return make_optimizer(setting.learner, WHOLE)
 
 

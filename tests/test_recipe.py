@@ -2,12 +2,13 @@
 
 import pytest
 import yaml
+from conftest import one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kdalign.errors import UsageError
-from kdalign.recipe import ARMS, Objective, Recipe, build_recipe, load_recipe, recipe_of
+from kdalign.recipe import ARMS, Objective, Recipe, build_recipe, load_recipe, recipe_of, term_weights
 
 NEEDED = {"teacher": "some/teacher", "data.task": "sst2"}
 
@@ -300,3 +301,21 @@ def test_every_shipped_arm_fits_every_kind_of_labelled_task():
         for task in ("sst2", "stsb", "lm"):
             recipe = recipe_of({"teacher": "t", "data": {"task": task}, "objective": dict(changes)})
             assert recipe.objective.needs_teacher == (arm != "labels")
+
+
+def test_terms_are_named_one_by_one_and_keep_their_options(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("objective: {terms: {info-nce: {weight: 1, queue: 8}, cka: 2}}\n")
+    flags = {"teacher": "t", "data.task": "sst2", "objective.terms": term_weights(["own.py:Loss=0.5", "info-nce=3"])}
+    terms = build_recipe(file, flags).objective.terms
+    assert terms == {"info-nce": {"weight": 3, "queue": 8}, "cka": {"weight": 2}, "own.py:Loss": {"weight": 0.5}}
+    assert build_recipe(file, flags, ["objective.terms.cka=4"]).objective.terms["cka"] == {"weight": 4}
+
+
+@pytest.mark.parametrize("word", ["pkd", "pkd=", "=1", "pkd=much", "pkd=-1", "pkd=nan"])
+def test_a_term_is_a_name_and_a_number(kdalign, word):
+    for command in ("distill", "ablate"):
+        status, _, errors = kdalign(command, "--term", word)
+        assert (status, "--term takes NAME=WEIGHT" in one_line(errors)) == (2, True)
+    with pytest.raises(UsageError, match="'pkd' is given twice"):
+        term_weights(["pkd=1", "pkd=2"])

@@ -19,6 +19,7 @@ from kdalign.cli.shared import (
     MaxLength,
     Preset,
     TaskName,
+    Terms,
     app,
     error_console,
     examples,
@@ -61,6 +62,7 @@ def ablate(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for all arms.")
     ] = None,
+    term: Terms = None,
     arms: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +126,7 @@ def ablate(
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
     from kdalign.ablation import build_ablation
+    from kdalign.recipe import term_weights
 
     flags: dict[str, Any] = {
         "preset": preset,
@@ -135,6 +138,7 @@ def ablate(
         "data.config": config,
         "data.max_length": max_length,
         "data.limit": limit,
+        "objective.terms": term_weights(term) if term else None,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.batch_size": batch_size,

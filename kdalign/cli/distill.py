@@ -18,6 +18,7 @@ from kdalign.cli.shared import (
     MaxLength,
     Preset,
     TaskName,
+    Terms,
     app,
     error_console,
     examples,
@@ -94,6 +95,7 @@ def distill(
     temperature: Annotated[
         float | None, typer.Option(help="Softens both distributions; 1 for tokens. Default 2.0.")
     ] = None,
+    term: Terms = None,
     divergence: Annotated[
         str | None, typer.Option(help="Between tokens' distributions: forward, reverse, js, skew. Default forward.")
     ] = None,
@@ -151,7 +153,7 @@ def distill(
     L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn. The run folder holds the student as a stock
     Transformers checkpoint, the recipe, the plan, the history, the predictions and the record that tables are made of.
     """
-    from kdalign.recipe import build_recipe
+    from kdalign.recipe import build_recipe, term_weights
 
     flags: dict[str, Any] = {
         "preset": preset,
@@ -178,6 +180,7 @@ def distill(
         "objective.delta": delta,
         "objective.temperature": temperature,
         "objective.divergence": divergence,
+        "objective.terms": term_weights(term) if term else None,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.max_tokens": max_tokens,

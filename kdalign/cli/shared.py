@@ -46,6 +46,14 @@ DataFolder = Annotated[
 ]
 Dataset = Annotated[str | None, typer.Option("--dataset", metavar="HUB", help="A data set on the hub instead.")]
 Config = Annotated[str | None, typer.Option("--config", help="The hub data set's configuration.")]
+Terms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--term",
+        metavar="NAME=WEIGHT",
+        help="A further term, shipped (pkd, info-nce, ...) or your own (own.py:Loss); may be repeated.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
 MaxLength = Annotated[

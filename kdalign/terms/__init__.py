@@ -13,7 +13,8 @@ from kdalign.terms.layers import (
     Relations,
     relation_heads,
 )
-from kdalign.terms.view import LossTerm, Place, Signal, Unit, View
+from kdalign.terms.view import LossTerm, OverLayers, Place, Signal, Unit, View
+from kdalign.terms.weights import LayerWeights
 
 __all__ = [
     "AttentionMaps",
@@ -23,7 +24,9 @@ __all__ = [
     "HardLabels",
     "HiddenCosine",
     "HiddenEuclid",
+    "LayerWeights",
     "LossTerm",
+    "OverLayers",
     "Place",
     "Relations",
     "Signal",

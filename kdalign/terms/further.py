@@ -4,7 +4,7 @@ Each is made by a function of what it is for and its own options, which gives on
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, validate_call
@@ -73,8 +73,9 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
         made = resolve(name, TERMS, "term")
         if name in TERMS:
             made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
+        own = {stack: place.of_one_term() for stack, place in setting.places.items()}
         try:
-            found = made(setting, **options)
+            found = made(replace(setting, places=own), **options)
         except ValidationError as error:
             first = error.errors()[0]
             raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None

@@ -1,4 +1,4 @@
-"""Rows of a group from all ranks, so that what is compared with one another does not depend on how many there are."""
+"""Rows of a group and sums from all ranks, so that nothing depends on how many there are."""
 
 from typing import Any
 
@@ -18,6 +18,14 @@ def gathered(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *widt
         return rows
     found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return found
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all ranks, the same on each; without a gradient."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
 
 
 class _Gather(torch.autograd.Function):

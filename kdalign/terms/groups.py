@@ -83,13 +83,13 @@ class OfRows:
     def __call__(self, view: View) -> Tensor:
         """The group's distance; 0 for fewer than three rows."""
         mask = self.place.mask(view.batch)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
+        found = []
+        for ours, theirs, _ in self.place.pairs:
             both = view.student.hidden[ours], view.taught.hidden[theirs]
             student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
             enough = len(student) >= losses.LEAST_GROUP
-            total.append(weight * self.loss(student, teacher) if enough else 0.0 * student.sum())
-        return torch.stack(total).sum()
+            found.append(self.loss(student, teacher) if enough else 0.0 * student.sum())
+        return self.place.over_layers(found)
 
 
 def _rows(features: Tensor, mask: Tensor, over: Over) -> Tensor:
@@ -172,17 +172,17 @@ class Contrastive(nn.Module):
         numbers = gathered(batch.rows[of_rows])
         labels = gathered(view.labels[of_rows]) if self.supervised else None
         alike = None if labels is None else labels[:, None] == labels[None]
-        total, kept = [], []
-        for index, (ours, theirs, weight) in enumerate(self.place.pairs):
+        distances, kept = [], []
+        for index, (ours, theirs, _) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
             student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
             found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
-            total.append(weight * found)
+            distances.append(found)
         if self.queue is not None:
             self._seen.append((kept, numbers))
-        return torch.stack(total).sum()
+        return self.place.over_layers(distances)
 
     def _of_pair(self, index: int, student: Tensor, teacher: Tensor, numbers: Tensor, alike: Tensor | None) -> Tensor:
         others, known = teacher[:0].detach(), numbers[:0]

@@ -31,12 +31,12 @@ class _AtPlace:
             distance: of the student's features and the teacher's, by the teacher's layer.
         """
         signals = view.student
-        return torch.stack(
+        return self.place.over_layers(
             [
-                weight * distance(signals.projected[ours, theirs], signals.targets[ours, theirs], theirs)
-                for ours, theirs, weight in self.place.pairs
+                distance(signals.projected[ours, theirs], signals.targets[ours, theirs], theirs)
+                for ours, theirs, _ in self.place.pairs
             ]
-        ).sum()
+        )
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ class AttentionMaps(_AtPlace):
         """The sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         loss = losses.attention_divergence if self.divergence else losses.attention_distance
-        total = []
-        for ours, theirs, weight in self.place.pairs:
+        found = []
+        for ours, theirs, _ in self.place.pairs:
             student, teacher = view.student.mixed[ours, theirs], view.student.maps[ours, theirs]
             if self.mean:
                 student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
-            total.append(weight * loss(student, teacher, mask))
-        return torch.stack(total).sum()
+            found.append(loss(student, teacher, mask))
+        return self.place.over_layers(found)
 
 
 @dataclass(frozen=True)
@@ -179,16 +179,17 @@ class Relations(_AtPlace):
     def __call__(self, view: View) -> Tensor:
         """The sum over positions of the weighted divergences, in nats."""
         mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
-        total = []
-        for ours, theirs, weight in self.place.pairs:
+        found = []
+        for ours, theirs, _ in self.place.pairs:
+            divergences = []
             for part in self.parts:
                 student, teacher = (
                     relation_heads(kept, self.heads)
                     for kept in (vars(view.student)[part][ours], vars(view.taught)[part][theirs])
                 )
-                divergence = losses.relation_divergence(student, teacher, visible, mask)
-                total.append(weight / len(self.parts) * divergence)
-        return torch.stack(total).sum()
+                divergences.append(losses.relation_divergence(student, teacher, visible, mask))
+            found.append(torch.stack(divergences).mean())
+        return self.place.over_layers(found)
 
 
 def relation_heads(

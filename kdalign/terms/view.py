@@ -1,14 +1,17 @@
 """What terms look at, and what their sums are divided by."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from kdalign.architecture import Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals
+from kdalign.terms.weights import LAYER_WEIGHTS, LayerWeights
 
 
 class Signal(StrEnum):
@@ -78,19 +81,43 @@ class LossTerm(Protocol):
         """The sum over this micro-batch's units."""
 
 
+@runtime_checkable
+class OverLayers(Protocol):
+    """A term that compares layers at a place, and takes their lambda_l of it."""
+
+    place: "Place"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where layers are compared: one stack of the plan.
 
     Attributes:
-        pairs: (student layer, teacher layer, lambda_l).
+        pairs: (student layer, teacher layer, lambda_l); where these change, what they are at first.
         reads_target: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
         looks_back: whether a position sees those before it alone.
+        weighting: how lambda_l change, a key of ``LAYER_WEIGHTS``; other words for not at all.
+        changing: one term's lambda_l, where they change.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
     reads_target: bool = False
     looks_back: bool = False
+    weighting: str = "static"
+    changing: LayerWeights | None = None
+
+    def of_one_term(self) -> "Place":
+        """The same place for a term, whose lambda_l are its own where they change."""
+        made = LAYER_WEIGHTS.get(self.weighting)
+        return self if made is None else replace(self, changing=made(len(self.pairs)))
+
+    def over_layers(self, distances: Sequence[Tensor]) -> Tensor:
+        """The sum of what the pairs' distances are, each one number, weighted by lambda_l as they are now."""
+        if self.changing is not None:
+            weighted: Tensor = self.changing(torch.stack(list(distances)))
+            return weighted
+        shares = [share for _, _, share in self.pairs]
+        return torch.stack([share * distance for share, distance in zip(shares, distances, strict=True)]).sum()
 
     @property
     def unit(self) -> Unit:

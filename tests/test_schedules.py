@@ -1,0 +1,156 @@
+"""Schedules: values by hand, a weight that rises from 0, temperature, stages, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import one_line
+from test_balance import command, steps_of
+from test_contract import Setting, examples
+from test_further_terms import NONE, weights_of
+
+from kdalign import losses
+from kdalign.ablation import build_ablation
+from kdalign.batches import collate
+from kdalign.errors import UsageError
+from kdalign.evidence import curves, finished_runs
+from kdalign.objective import build_objective, count_units
+from kdalign.recipe import Objective as Weights
+from kdalign.recipe import build_recipe
+from kdalign.schedules import Scheduled, place_of
+from kdalign.terms import View
+
+NEEDED = {"teacher": "t", "data.task": "sst2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (Scheduled(4, 0), [4, 4 - 4 / 3, 4 - 8 / 3, 0]),
+        (Scheduled(0, 1, "cosine"), [0, 0.25, 0.75, 1]),
+        (Scheduled(1, 3, "steps", jumps=2), [1, 1, 2, 3]),
+        (Scheduled(1, 3, "steps", jumps=3), [1, 1 + 2 / 3, 1 + 4 / 3, 3]),
+        (Scheduled(1, 3, "constant", begins=0.5), [1, 1, 3, 3]),
+        (Scheduled(0, 6, begins=1 / 3, ends=2 / 3), [0, 0, 6, 6]),
+    ],
+    ids=lambda each: each.shape if isinstance(each, Scheduled) else None,
+)
+def test_each_shape_by_hand_over_four_steps(change, expected):
+    assert [change.at(place_of(step, 4)) for step in range(4)] == pytest.approx(expected)
+    assert place_of(0, 1) == 0
+
+
+def test_a_weight_that_rises_from_0_is_built_and_multiplied_and_needs_the_teacher():
+    weights = Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0, schedule={"beta": {"to": 2}, "hard": {"to": 0}})
+    assert weights.needs_teacher
+    assert not Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0).needs_teacher
+    setting = Setting("bert", "bert", 24, weights)
+    batch = collate(setting.data, range(8))
+    units = count_units([batch])
+    whole = setting.breakdown(batch, units).parts
+    for place, hard, beta in ((0, 1, 0), (0.25, 0.75, 0.5), (1, 0, 2)):
+        found = setting.objective.at(place)
+        assert found.weights == pytest.approx({"hard": hard, "cosine": beta})
+        taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
+        view = View(setting.learner(batch.inputs, taught), taught, batch)
+        expected = hard * whole["hard"] + beta * whole["cosine"]
+        torch.testing.assert_close(found(view, units).total.detach(), expected)
+        factors = {"cosine": 3.0}
+        assert found.scaled(factors).weights == pytest.approx({"hard": hard, "cosine": 3 * beta})
+
+
+def test_terms_of_answers_are_given_the_step_s_temperature_but_for_those_with_one_of_their_own():
+    logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    batch = collate(examples(), range(8))
+    view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    terms = {"dkd": 1, "dist": {"weight": 1, "temperature": 4}}
+    weights = Weights(**{**NONE, "alpha": 1}, temperature=5, terms=terms, schedule={"temperature": {"to": 1}})
+    objective = build_objective(weights, None, False, classes=3)
+    for place, temperature in ((0, 5.0), (0.5, 3.0), (1, 1.0)):
+        now = objective.at(place)
+        assert now.temperature == temperature
+        parts = now(view, count_units([batch])).parts
+        expected = {
+            "soft": losses.soft_target_kl(*logits, batch.counted, temperature) / 8,
+            "dkd": losses.decoupled_kl(*logits, batch.labels, batch.counted, temperature, 8.0) / 8,
+            "dist": losses.correlation_distance(*logits, 4.0),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(parts[name], value)
+    assert build_objective(Weights(), None, False).temperature is None
+
+
+def test_stages_take_the_schedules_of_their_own_terms_over_shares_of_the_whole_run():
+    schedule = {"beta": {"to": 0, "until": 0.4}, "hard": {"to": 0}, "temperature": {"to": 1}, "pkd": {"to": 3}}
+    weights = Weights(align_first=0.5, terms={"pkd": 0}, schedule=schedule)
+    (_, aligning), (_, answering) = weights.stages
+    assert set(aligning.moving) == {"beta", "pkd"}
+    assert set(answering.moving) == {"hard", "temperature"}
+    assert (aligning.built.further, answering.built.further) == ({"pkd": 3}, {})
+
+
+def test_a_scheduled_run_is_recorded_goes_on_as_it_would_and_is_drawn_by_its_weights(kdalign, teacher, data, tmp_path):
+    more = ["--hard", "1", "--alpha", "1", "--beta", "0", "--gamma", "0", "--delta", "0"]
+    for change in ("beta={to: 1, until: 0.5}", "temperature={to: 1, shape: steps, steps: 2}", "alpha={to: 0}"):
+        more += ["--set", f"objective.schedule.{change}"]
+    status, _, errors = kdalign(*command(teacher, data, tmp_path / "a", *more)[2:])
+    assert status == 0, errors
+    assert "hardly counts" not in errors
+    events = steps_of(tmp_path / "a")
+    places = [step / 7 for step in range(8)]
+    assert [event["weights"]["cosine"] for event in events] == pytest.approx([min(1, 2 * place) for place in places])
+    assert [event["weights"]["soft"] for event in events] == pytest.approx([1 - place for place in places])
+    assert {event["weights"]["hard"] for event in events} == {1.0}
+    assert [event["temperature"] for event in events] == [2, 2, 2, 2, 1.5, 1.5, 1.5, 1]
+    for event in events:
+        assert event["loss"] == pytest.approx(sum(event["weights"][k] * v for k, v in event["parts"].items()), rel=1e-5)
+    [trained] = [curves(each) for each in finished_runs([tmp_path / "a"])]
+    assert trained.weights["cosine"].tolist() == [event["weights"]["cosine"] for event in events]
+    assert weights_of(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("alpa={to: 0}", r"schedule of 'alpa': no such weight; did you mean 'alpha'\? \(accepted: temperature, hard, "),
+        ("alpha=0", "takes what it goes to, such as"),
+        ("alpha={from: 0.5}", "takes what it goes to, such as"),
+        ("alpha={to: -1}", "to=-1 must be 0 or more"),
+        ("temperature={to: 0}", "to=0 must be above 0"),
+        ("alpha={to: 0, shape: line}", r"no shape 'line'; did you mean 'linear'\? \(accepted: linear, cosine, steps"),
+        ("alpha={to: 0, untl: 1}", "has no 'untl'; did you mean 'until'"),
+        ("alpha={to: 0, from: 0.5, until: 0.5}", "until=0.5 must lie after from=0.5"),
+        ("alpha={to: 0, until: 2}", "until=2 must be a share of the steps"),
+        ("alpha={to: 0, steps: 3}", "steps is for shape steps, not linear"),
+        ("alpha={to: 0, shape: steps, steps: 1.5}", "must be a number of jumps"),
+        ("alpha={to: 0, shape: constant, until: 0.5}", "and no until"),
+    ],
+)
+def test_schedules_that_are_none_are_refused(change, said):
+    with pytest.raises(UsageError, match=said):
+        build_recipe(None, NEEDED, [f"objective.schedule.{change}"])
+
+
+def test_schedules_outside_of_their_stage_are_refused():
+    for change, said in (
+        ("beta={to: 0, from: 0.5}", "layers are aligned in the first 0.5 of the steps"),
+        ("hard={to: 0, until: 0.5}", "answers count after the first 0.5 of the steps"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            build_recipe(None, NEEDED, ["objective.align_first=0.5", f"objective.schedule.{change}"])
+
+
+def test_what_a_schedule_will_compare_is_checked_before_a_run(kdalign, teacher, data):
+    words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
+    change = ("--set", "objective.schedule.embeddings.to=1")
+    narrow = ("--student", "layers=2,width=16,heads=2")
+    status, _, errors = kdalign(*words, *narrow, *change)
+    assert (status, "embeddings are 32 wide and the student's 16" in one_line(errors)) == (2, True)
+    with pytest.raises(UsageError, match="there is no teacher"):
+        build_recipe(None, {**NEEDED, "teacher": "none"}, ["objective.schedule.beta.to=1"])
+
+
+def test_shipped_arms_but_joint_have_no_schedule():
+    ablation = build_ablation(None, NEEDED, ["objective.schedule.beta.to=0"], seeds="1")
+    found = {trial.arm: set(trial.recipe.objective.schedule) for trial in ablation.trials(Path("runs"))}
+    assert found == {"labels": set(), "soft": set(), "align": set(), "joint": {"beta"}}
