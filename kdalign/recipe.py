@@ -39,6 +39,13 @@ class Data(_Section):
     """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
     limit_seed: int | None = Field(None, ge=0, lt=2**31)
     """Of that draw; the training's own seed when left out. Arms of an ablation learn from one draw, 0."""
+    unlabelled: str | None = None
+    """Text without labels to learn from as well: a folder or a file with the task's columns (of a folder, its split
+    ``train``), or ``rest``, the training rows that ``limit`` leaves out. Every term but those of labels counts it."""
+    unlabelled_limit: int | None = Field(None, ge=1)
+    """At most so many of these texts, drawn as for ``limit``."""
+    unlabelled_share: float | None = Field(None, gt=0, lt=1)
+    """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -53,6 +60,10 @@ class Data(_Section):
         if len(set(value)) < len(value):
             raise ValueError("a task is named twice")
         return value
+
+
+UNLABELLED_KEYS = ("unlabelled", "unlabelled_limit", "unlabelled_share")
+"""Of ``Data``, those of text without labels."""
 
 
 class Align(_Section):
@@ -171,6 +182,11 @@ class Objective(_Section):
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
         return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether something is learnt at all times from text whose labels are not known."""
+        return all(stage.needs_teacher for _, stage in self.stages)
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -391,6 +407,27 @@ class Recipe(_Section):
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
             raise ValueError("there is no teacher: every weight but hard must be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_unlabelled(self) -> "Recipe":
+        data = self.data
+        if data.unlabelled is None:
+            if data.unlabelled_limit is not None or data.unlabelled_share is not None:
+                raise ValueError(
+                    "data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too"
+                )
+            return self
+        if not self.has_teacher:
+            raise ValueError("text without labels (--unlabelled) is learnt from a teacher's answers: give --teacher")
+        if not self.objective.learns_without_labels:
+            which = "the part after objective.align_first" if self.objective.align_first else "the objective"
+            raise ValueError(
+                f"{which} learns from labels alone (hard), and text without labels (--unlabelled) has none: give "
+                f"--alpha a weight, or leave --unlabelled out"
+            )
+        if data.unlabelled_share is not None and self.train.batch_tokens is not None:
+            raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
         return self
 
     @property
