@@ -24,6 +24,9 @@ Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, lis
 TEACHER = "teacher "
 """Before the names of columns that a teacher with another tokenizer reads."""
 
+CUT = "cut"
+"""The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
+
 IGNORED = -100
 """A target that is not one: padding, a context token, a token that was not masked."""
 
@@ -132,7 +135,7 @@ class Batch:
         inputs: tensors (batch, time) by name, ``attention_mask`` among them.
         labels: (batch,), or None.
         counted: (batch,), false for a stand-in that keeps a rank without examples in step.
-        real: (batch, time), false for padding.
+        real: (batch, time), false for padding, and for tokens that are cut off.
         targets: (batch, time), the token that a language model answers at each position of its (decoder's) output,
             ``IGNORED`` where none is asked for; None for a classification task.
         taught: what a teacher with another tokenizer reads, by name; None for one that reads the same.
@@ -229,6 +232,8 @@ def collate(
         columns = {name: [each[name] for each in drawn] for name in drawn[0]}
     inputs = {name: _padded(column, encoded.pad[name], width) for name, column in columns.items()}
     real = _mask(columns["input_ids"], width)
+    if CUT in inputs:
+        real = real & (inputs.pop(CUT) == 0)
     inputs["attention_mask"] = real.long()
     if "document" in inputs:
         inputs["attention_mask"] = _within_documents(inputs.pop("document"), real)

@@ -30,6 +30,7 @@ from kdalign.calibration import (
 )
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
+from kdalign.encoding import corrupted
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_text
@@ -262,7 +263,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         learner,
         teacher,
         stages,
-        encoded,
+        corrupted(encoded, recipe.data.augment, tokenizer),
         recipe.train,
         accelerator,
         folder,

@@ -30,7 +30,7 @@ from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective
-from kdalign.recipe import Align, Data, Recipe, Train, load_recipe
+from kdalign.recipe import Align, Augment, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.student import Cut
 from kdalign.tasks import (
@@ -165,6 +165,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
+    _check_augmented(data.augment, tokenizer, theirs_too)
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
@@ -220,6 +221,8 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
             f"add the texts to its split {work.task.train!r}"
         )
+    if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
+        raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
         raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text has not")
     if work.head is not HeadKind.NONE:
@@ -287,6 +290,21 @@ def _check_models(
         for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
             check_spans(tokenizer, name)
     return ours, theirs
+
+
+def _check_augmented(
+    augment: Augment,
+    ours: PreTrainedTokenizerBase | None,
+    theirs: PreTrainedTokenizerBase | None,
+) -> None:
+    """Refuse other views of rows that cannot be had by these tokenizers."""
+    if not augment.corrupts:
+        return
+    asked = f"data.augment.by={augment.by}"
+    if theirs is not None and (ours is None or not models.same_tokenizer(ours, theirs)):
+        raise UsageError(f"{asked} changes tokens, and teacher and student read different ones (accepted: masked-lm)")
+    if augment.by == "spans" and ours is not None and ours.mask_token_id is None:
+        raise UsageError(f"{asked} needs a mask token, which the tokenizer has not (accepted: cutoff)")
 
 
 def _check_new(recipe: Recipe, work: Work, teacher: Checkpoint | None, new: NewModel) -> None:

@@ -163,6 +163,8 @@ def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, ob
     if run.unlabelled is not None and texts.unlabelled is not None:
         observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
         _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
+    if recipe.data.augment.corrupts:
+        observer.announce(f"augmented: {recipe.data.augment}")
     for split, encoded in texts.reported.items():
         _announce_cuts(run.reported[split], encoded, recipe.data.max_length, observer)
     if texts.across is not None:

@@ -20,6 +20,37 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1}
+"""What ``Augment.rate`` is for each way, where it is left out."""
+
+
+class Augment(_Section):
+    """Other views of the training rows."""
+
+    by: Literal["none", "masked-lm", "spans", "cutoff"] = "none"
+    """``masked-lm``: new texts whose words a masked language model has replaced; ``spans``: runs of tokens that are
+    masked, ``cutoff``: tokens that are cut off, drawn anew for each row and epoch."""
+    rate: float | None = Field(None, gt=0, lt=1)
+    """The chance of a word to be replaced (0.4), or the share of a row's tokens masked (0.15) or cut off (0.1)."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether rows are changed as they are read."""
+        return self.by in ("spans", "cutoff")
+
+    @property
+    def rate_used(self) -> float:
+        """As given, or that of the way."""
+        return self.rate or AUGMENT_RATES[self.by]
+
+    def __str__(self) -> str:
+        if self.by == "spans":
+            return f"{self.rate_used:.0%} of the tokens masked in runs, in {self.share:.0%} of an epoch's rows"
+        return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
+
+
 class Data(_Section):
     """Which text the student learns from and is scored on."""
 
@@ -46,6 +77,8 @@ class Data(_Section):
     """At most so many of these texts, drawn as for ``limit``."""
     unlabelled_share: float | None = Field(None, gt=0, lt=1)
     """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
+    augment: Augment = Augment()
+    """Other views of the training rows, such as ``{by: cutoff}``."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -441,17 +474,23 @@ class Recipe(_Section):
 
     def flat(self) -> dict[str, object]:
         """Every value by its dotted key."""
-        flat: dict[str, object] = {}
-        for key, value in self.model_dump(mode="json").items():
-            if isinstance(value, dict):
-                flat |= {f"{key}.{inner}": each for inner, each in value.items()}
-            else:
-                flat[key] = value
-        return flat
+        return _flat(type(self), self.model_dump(mode="json"))
 
     def dump(self) -> str:
         """The recipe as YAML, every default visible."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(section: type[BaseModel], tree: Mapping[str, Any], before: str = "") -> dict[str, object]:
+    """A section's values by their dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        inner = section.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _flat(inner, value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
 
 
 def build_recipe(
@@ -549,9 +588,9 @@ def value_of(key: str, text: str) -> Any:
 
 
 def _holds_text(key: str) -> bool:
-    section, _, name = key.rpartition(".")
+    *sections, name = key.split(".")
     known = Recipe.model_fields
-    if section:
+    for section in sections:
         inner = known[section].annotation if section in known else None
         known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
     return name in known and known[name].annotation in (str, str | None)

@@ -321,6 +321,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "found": run.task.found,
         "training examples": f"{len(run.train):,}",
         "without labels": str(run.unlabelled or ""),
+        "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
         "watched": f"{len(run.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
         "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
