@@ -31,6 +31,8 @@ from kdalign.recipe import recipe_of
 from kdalign.runs import RunFolder
 
 LOOK_SECONDS = 1.0
+LEARNT = ("train", "unlabelled", "teacher", "student")
+"""A run's inputs, beside the splits that it is scored on."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> li
             )
     scored: dict[str, dict[str, str]] = {}
     for (arm, task), found in inputs.items():
-        reported = {name: print_ for name, print_ in found.items() if name not in ("train", "teacher", "student")}
+        reported = {name: print_ for name, print_ in found.items() if name not in LEARNT}
         if scored.setdefault(task, reported) != reported:
             raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
     return list(finetuned)

@@ -20,7 +20,7 @@ import yaml
 
 from kdalign.errors import UsageError, unknown
 from kdalign.files import write_text
-from kdalign.recipe import ARMS, Recipe, assign, merged, read_tree, recipe_of, value_of
+from kdalign.recipe import ARMS, UNLABELLED_KEYS, Recipe, assign, merged, read_tree, recipe_of, value_of
 
 FILE = "ablation.yaml"
 KEPT = "kept"
@@ -96,11 +96,20 @@ class Ablation:
         folder = out / f"{_word(arm)}-seed{seed}"
         assign(tree, "data.task", [task])
         assign(tree, "train.seed", seed)
-        if tree["data"].get("limit") is not None:  # one draw, so that all seeds share their teacher
+        if any(
+            tree["data"].get(key) is not None for key in ("limit", "unlabelled_limit")
+        ):  # one draw, so that all seeds share their teacher
             tree["data"].setdefault("limit_seed", 0)
         assign(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
+        data = tree["data"]
+        own = any(f"data.{key}" in self.arms[arm] for key in UNLABELLED_KEYS)
+        shared = {} if own else {key: data.pop(key) for key in UNLABELLED_KEYS if key in data}
         try:
-            return recipe_of(tree)
+            recipe = recipe_of(tree)
+            if shared and recipe.objective.learns_without_labels:  # an arm of labels alone has no use for it
+                data.update(shared)
+                recipe = recipe_of(tree)
+            return recipe
         except UsageError as error:
             raise UsageError(f"arm {arm!r}: {error}") from None
 

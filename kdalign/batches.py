@@ -24,6 +24,9 @@ Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, lis
 TEACHER = "teacher "
 """Before the names of columns that a teacher with another tokenizer reads."""
 
+CUT = "cut"
+"""The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
+
 IGNORED = -100
 """A target that is not one: padding, a context token, a token that was not masked."""
 
@@ -46,6 +49,8 @@ class Encoded:
         bytes: of that text in UTF-8; 0 where nothing counts them.
         groups: (rows,) which rows an interval resamples together, such as those of one text; None for each by itself.
         covered: where there are two tokenizers, the characters that lie in tokens of both, and all (no white space).
+        labelled: (rows,) false for those whose label is not known; None where all are known, or there are none.
+        drawn: of those whose label is not known, how many an epoch has; None for all.
     """
 
     columns: dict[str, list[list[int]]]
@@ -59,6 +64,8 @@ class Encoded:
     covered: tuple[int, int] | None = None
     bytes: int = 0
     groups: np.ndarray[Any, Any] | None = None
+    labelled: np.ndarray[Any, Any] | None = None
+    drawn: int | None = None
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -73,8 +80,51 @@ class Encoded:
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         labels = None if self.labels is None else self.labels[np.asarray(rows)]
         groups = None if self.groups is None else self.groups[np.asarray(rows)]
+        known = None if self.labelled is None else self.labelled[np.asarray(rows)]
         # The rows' words and bytes are not known.
-        return replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
+        taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
+        return replace(taken, labelled=known, drawn=None)
+
+    def with_unlabelled(self, others: "Encoded", an_epoch: int) -> "Encoded":
+        """These rows, all of which have labels, and others without, of which an epoch has so many."""
+        assert self.labels is not None, "what has no labels needs no others without"
+        blank = IGNORED if np.issubdtype(self.labels.dtype, np.integer) else np.nan
+        return replace(
+            self,
+            columns={name: [*column, *others.columns[name]] for name, column in self.columns.items()},
+            labels=np.concatenate([self.labels, np.full(len(others), blank, self.labels.dtype)]),
+            truncated=self.truncated + others.truncated,
+            covered=_added(self.covered, others.covered),
+            labelled=np.arange(len(self) + len(others)) < len(self),
+            drawn=an_epoch if an_epoch < len(others) else None,
+        )
+
+    @property
+    def mixture(self) -> "Mixture | None":
+        """Which rows an epoch has; None for all of them."""
+        if self.drawn is None or self.labelled is None:
+            return None
+        return Mixture(np.flatnonzero(self.labelled), np.flatnonzero(~self.labelled), self.drawn)
+
+
+def _added(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of an epoch: some always, and of others so many, drawn anew."""
+
+    always: Int[np.ndarray[Any, Any], "n"]
+    others: Int[np.ndarray[Any, Any], "m"]
+    drawn: int
+
+    def __len__(self) -> int:
+        return len(self.always) + self.drawn
+
+    def rows(self, generator: np.random.Generator) -> Int[np.ndarray[Any, Any], "rows"]:
+        """An epoch's rows, none of them twice."""
+        return np.concatenate([self.always, np.sort(generator.choice(self.others, self.drawn, replace=False))])
 
 
 @dataclass(frozen=True)
@@ -85,12 +135,14 @@ class Batch:
         inputs: tensors (batch, time) by name, ``attention_mask`` among them.
         labels: (batch,), or None.
         counted: (batch,), false for a stand-in that keeps a rank without examples in step.
-        real: (batch, time), false for padding.
+        real: (batch, time), false for padding, and for tokens that are cut off.
         targets: (batch, time), the token that a language model answers at each position of its (decoder's) output,
             ``IGNORED`` where none is asked for; None for a classification task.
         taught: what a teacher with another tokenizer reads, by name; None for one that reads the same.
         matching: how its positions bear on the student's.
         rows: (batch,), the examples' numbers in their split.
+        labelled: (batch,), false where the label is not known, and ``labels`` holds ``IGNORED``, or NaN for a score;
+            None where all are known, or there are none.
     """
 
     inputs: dict[str, Tensor]
@@ -101,6 +153,12 @@ class Batch:
     taught: dict[str, Tensor] | None = None
     matching: Matching | None = None
     rows: Int[Tensor, "batch"] | None = None
+    labelled: Bool[Tensor, "batch"] | None = None
+
+    @property
+    def supervised(self) -> Bool[Tensor, "batch"]:
+        """Counted examples whose label is known."""
+        return self.counted if self.labelled is None else self.counted & self.labelled
 
     @property
     def tokens(self) -> Bool[Tensor, "batch time"]:
@@ -144,6 +202,7 @@ class Batch:
             None if self.taught is None else {name: value.to(device) for name, value in self.taught.items()},
             None if self.matching is None else self.matching.to(device),
             None if self.rows is None else self.rows.to(device),
+            None if self.labelled is None else self.labelled.to(device),
         )
 
 
@@ -173,6 +232,8 @@ def collate(
         columns = {name: [each[name] for each in drawn] for name in drawn[0]}
     inputs = {name: _padded(column, encoded.pad[name], width) for name, column in columns.items()}
     real = _mask(columns["input_ids"], width)
+    if CUT in inputs:
+        real = real & (inputs.pop(CUT) == 0)
     inputs["attention_mask"] = real.long()
     if "document" in inputs:
         inputs["attention_mask"] = _within_documents(inputs.pop("document"), real)
@@ -192,7 +253,8 @@ def collate(
         labels = labels.float()
     targets = inputs.pop("targets", None)
     numbers = torch.tensor(rows)
-    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers)
+    known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
+    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers, known)
 
 
 def _padded(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
@@ -224,16 +286,23 @@ def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch tim
 
 
 def epoch_batches(
-    lengths: Int[np.ndarray[Any, Any], "n"], size: int, seed: int, epoch: int, tokens: int | None = None
+    lengths: Int[np.ndarray[Any, Any], "n"],
+    size: int,
+    seed: int,
+    epoch: int,
+    tokens: int | None = None,
+    mixture: Mixture | None = None,
 ) -> list[list[int]]:
     """One epoch's global batches: every row once, neighbours of similar length together, in random order.
+
+    Of a ``mixture``, every row that it draws for this epoch.
 
     Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
     shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` so many
     tokens or a little more, however many rows that is: no row may then be empty or longer.
     """
     generator = np.random.default_rng([seed, epoch])
-    shuffled = generator.permutation(len(lengths))
+    shuffled = generator.permutation(len(lengths) if mixture is None else mixture.rows(generator))
     together = size if tokens is None else max(1, round(tokens / lengths.mean()))
     neighbourhoods = np.split(shuffled, range(together * NEIGHBOURHOOD, len(shuffled), together * NEIGHBOURHOOD))
     ordered = [rows[np.argsort(lengths[rows], kind="stable")] for rows in neighbourhoods]
@@ -247,11 +316,14 @@ def epoch_batches(
     return [batches[i].tolist() for i in generator.permutation(len(batches))]
 
 
-def steps_per_epoch(lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None) -> int:
+def steps_per_epoch(
+    lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: Mixture | None = None
+) -> int:
     """The number of batches that ``epoch_batches`` gives."""
     if tokens is not None:
+        assert mixture is None, "checked: a mixture is one of rows, not of tokens"
         return max(1, int(lengths.sum()) // tokens)
-    whole, rest = divmod(len(lengths), size * NEIGHBOURHOOD)
+    whole, rest = divmod(len(lengths if mixture is None else mixture), size * NEIGHBOURHOOD)
     return whole * NEIGHBOURHOOD + -(-rest // size)
 
 

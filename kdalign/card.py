@@ -313,6 +313,11 @@ def _data(run: _Run) -> str:
     rows = [
         ["train", f"{train['n']:,}", f"{train['tokens']:,}", f"{train['truncated']:,}", f"`{train['fingerprint']}`"]
     ]
+    if "unlabelled" in data:
+        more = data["unlabelled"]
+        rows.append(
+            ["without labels", *(f"{more[key]:,}" for key in ("n", "tokens", "truncated")), f"`{more['fingerprint']}`"]
+        )
     for split, facts in data["reported"].items():
         rows.append(
             [f"{split} (scored)", f"{facts['n']:,}", "", f"{facts['truncated']:,}", f"`{facts['fingerprint']}`"]

@@ -18,6 +18,7 @@ FLAGS = {
     "data.config": "--config",
     "data.max_length": "--max-length",
     "data.limit": "--limit",
+    "data.unlabelled": "--unlabelled",
     "align.map": "--map",
     "align.plan": "--plan",
     "objective.hard": "--hard",

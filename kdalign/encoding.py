@@ -6,15 +6,16 @@ that go left to right, the tokens that were masked for those that fill gaps.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.batches import IGNORED, Encoded
+from kdalign.batches import CUT, IGNORED, Encoded
 from kdalign.errors import UsageError
 from kdalign.matching import spans_of
+from kdalign.recipe import Augment
 from kdalign.tasks import Examples
 
 
@@ -202,6 +203,75 @@ class MaskTokens:
         other = chosen[(fate >= 0.8) & (fate < 0.9)]
         ids[other] = generator.integers(0, self.vocabulary, len(other))
         return {**row, "input_ids": ids.tolist(), "targets": targets.tolist()}
+
+
+SPAN_CHANCE, LONGEST_SPAN = 0.2, 10
+"""Of a span's geometric length, and its limit (Joshi et al. 2020, arXiv:1907.10529, section 3.1): 3.8 on average."""
+
+
+@dataclass(frozen=True)
+class MaskSpans:
+    """Mask runs of a row's tokens until their share is reached, each of a drawn length, in some of the rows.
+
+    Lengths as in SpanBERT (Joshi et al. 2020, arXiv:1907.10529, section 3.1), but runs may begin inside a word, and all
+    of their tokens become the mask. Special tokens are never touched, nor does a run pass over one.
+    """
+
+    mask: int
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float
+    share: float
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some runs masked; or as it is."""
+        if generator.random() >= self.share:
+            return row
+        ids = np.array(row["input_ids"])
+        free = ~np.isin(ids, self.special)
+        left = max(1, round(self.rate * int(free.sum())))
+        while left > 0 and free.any():
+            length = min(int(generator.geometric(SPAN_CHANCE)), LONGEST_SPAN, left)
+            begin = int(generator.choice(np.flatnonzero(free)))
+            taken = free[begin : begin + length]
+            end = begin + (length if taken.all() else int(taken.argmin()))
+            ids[begin:end], free[begin:end] = self.mask, False
+            left -= end - begin
+        return {**row, "input_ids": ids.tolist()}
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """Cut a share of a row's tokens off: they are neither attended to nor counted, in some of the rows.
+
+    Token cut-off, Shen et al. 2020, arXiv:2009.13818, section 3: what a token says is removed, and its place is kept.
+    Every row has the column ``CUT``, 1 where a token is cut off. Special tokens are never touched.
+    """
+
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float
+    share: float
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some tokens cut off; or none."""
+        cut = np.zeros(len(row["input_ids"]), dtype=np.int64)
+        free = np.flatnonzero(~np.isin(row["input_ids"], self.special))
+        if generator.random() < self.share and len(free) > 1:  # of one word, nothing would be left
+            cut[generator.permutation(free)[: max(1, round(self.rate * len(free)))]] = 1
+        return {**row, CUT: cut.tolist()}
+
+
+def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Rows that are changed anew each time they are read, where a recipe asks for that."""
+    special = np.array(sorted(tokenizer.all_special_ids))
+    match augment.by:
+        case "spans":
+            how = MaskSpans(int(tokenizer.mask_token_id), special, augment.rate_used, augment.share)
+            return replace(encoded, corrupt=how)
+        case "cutoff":
+            cut = CutOff(special, augment.rate_used, augment.share)
+            return replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})
+        case _:
+            return encoded
 
 
 @dataclass(frozen=True)

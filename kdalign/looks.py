@@ -68,7 +68,7 @@ def counted(share: Sequence[Batch], accelerator: Accelerator, stop: bool = False
 
 
 def measured(see: Sight, objective: Objective, share: Sequence[Batch], step: int) -> dict[str, float]:
-    """The terms of a step that is not taken."""
+    """The terms of a step that is not taken, those that had something to look at."""
     units, _ = counted(share, see.accelerator)
     sums = torch.zeros(len(objective.names), device=see.accelerator.device)
     with torch.no_grad():
@@ -76,7 +76,8 @@ def measured(see: Sight, objective: Objective, share: Sequence[Batch], step: int
             parts = objective(see(batch, step, number), units).parts
             sums += torch.stack([parts[name] for name in objective.names])
     objective.remember(None)
-    return dict(zip(objective.names, see.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+    means = dict(zip(objective.names, see.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+    return objective.asked(means, units)
 
 
 def gradient_norms(

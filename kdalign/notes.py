@@ -164,12 +164,14 @@ def budget_notes(entries: Sequence[Entry]) -> list[str]:
     """Whether all arms took as many steps and tokens on each task and seed, and how long each arm took in all."""
     spent: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
     read: dict[str, dict[str, str]] = {}
+    beside: dict[str, dict[str, int]] = {}
     hours: dict[str, float] = {}
     for entry in entries:
         for task, record in entry.records.items():
             training = record.training
             spent.setdefault((task, entry.seed), {})[entry.name] = training["steps"], training["tokens"]
             read.setdefault(task, {})[entry.name] = record.data["train"]["fingerprint"]
+            beside.setdefault(task, {})[entry.name] = record.data.get("unlabelled", {"n": 0})["n"]
             hours[entry.name] = hours.get(entry.name, 0.0) + training["seconds"] / 3600
     notes = []
     for (task, seed), arms in spent.items():
@@ -181,6 +183,10 @@ def budget_notes(entries: Sequence[Entry]) -> list[str]:
             notes.append(f"arms learnt from different training examples of {task}: {', '.join(by_arm)}")
     alike = len(hours) > 1 and not notes
     same = ["budget: all arms took the same steps and tokens on each task and seed"] if alike else []
+    for task, texts in beside.items():
+        if any(texts.values()):
+            told = ", ".join(f"{arm} {n:,}" for arm, n in texts.items())
+            notes.append(f"texts without labels that arms learnt from on {task}: {told}")
     return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
 
 

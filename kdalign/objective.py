@@ -157,6 +157,11 @@ class Objective:
         """Its parts, in the order of a breakdown."""
         return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
 
+    def asked(self, parts: Mapping[str, float], units: Mapping[Unit, float]) -> dict[str, float]:
+        """Of a step's parts, those of which it had a unit: without a labelled row, there is no mean over labels."""
+        absent = {name for name, (_, term) in self.terms.items() if not units[term.unit]}
+        return {name: value for name, value in parts.items() if name not in absent}
+
     @property
     def needs(self) -> frozenset[Signal]:
         """All signals that its terms look at."""
@@ -333,6 +338,7 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
     """The units of these micro-batches, from their masks alone."""
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
+        Unit.LABELLED: float(sum(int(batch.supervised.sum()) for batch in batches)),
         Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
         Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),

@@ -30,6 +30,7 @@ from kdalign.calibration import (
 )
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
+from kdalign.encoding import corrupted
 from kdalign.environment import environment
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_text
@@ -262,7 +263,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         learner,
         teacher,
         stages,
-        encoded,
+        corrupted(encoded, recipe.data.augment, tokenizer),
         recipe.train,
         accelerator,
         folder,
@@ -510,8 +511,8 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
         "source": str(run.task.source),
         "train": {
             "n": len(run.train),
-            "tokens": int(texts.train.lengths.sum()),
-            "truncated": texts.train.truncated,
+            "tokens": int(texts.labelled.lengths.sum()),
+            "truncated": texts.labelled.truncated,
             "fingerprint": run.train.fingerprint(),
         },
         "watched": {"n": len(run.watched), "from": run.watched_word},
@@ -524,6 +525,16 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
             for split, e in texts.reported.items()
         },
     }
+    if run.unlabelled is not None and texts.unlabelled is not None:
+        facts["unlabelled"] = {
+            "source": run.unlabelled.source,
+            "n": len(run.unlabelled.examples),
+            "an_epoch": run.unlabelled.an_epoch,
+            "tokens": int(texts.unlabelled.lengths.sum()),
+            "truncated": texts.unlabelled.truncated,
+            "fingerprint": run.unlabelled.examples.fingerprint(),
+            "left_out": dict(run.unlabelled.dropped),
+        }
     facts["checks"] = {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 

@@ -30,11 +30,21 @@ from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective
-from kdalign.recipe import Align, Data, Recipe, Train, load_recipe
+from kdalign.recipe import Align, Augment, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.student import Cut
-from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, find_task, hold_out
+from kdalign.tasks import (
+    AnyTask,
+    Examples,
+    LanguageTask,
+    Task,
+    Unlabelled,
+    find_task,
+    hold_out,
+    unlabelled_texts,
+)
 from kdalign.tasks.data import split_exists
+from kdalign.tasks.unlabelled import REST
 from kdalign.terms import Signal
 from kdalign.work import Work, work_on
 
@@ -76,6 +86,7 @@ class Prepared:
         tokenizer: the student's; None where it is trained on the text.
         teacher_tokenizer: the teacher's; None without a teacher.
         checks: what was found that a run would meet, once it was looked for.
+        unlabelled: text without labels that is learnt from beside ``train``; None where there is none.
     """
 
     recipe: Recipe
@@ -93,6 +104,7 @@ class Prepared:
     reported: Mapping[str, Examples]
     folder: RunFolder
     checks: tuple[Finding, ...] = ()
+    unlabelled: Unlabelled | None = None
 
     @property
     def task(self) -> AnyTask:
@@ -116,6 +128,8 @@ class Prepared:
         """Fingerprints of the models and splits that the run reads."""
         found = {"train": self.train.fingerprint()}
         found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
+        if self.unlabelled is not None:
+            found["unlabelled"] = self.unlabelled.examples.fingerprint()
         models_read = {"teacher": self.teacher, "student": self.student}
         return found | {word: model.hash for word, model in models_read.items() if model is not None}
 
@@ -151,12 +165,14 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer, theirs_too = _check_models(recipe, work, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
+    _check_augmented(data.augment, tokenizer, theirs_too)
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
         _check_terms(recipe, work.objective(stage, plan, None), plan)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
+    reported = _reported(work, data)
     return Prepared(
         recipe=recipe.with_changes(out=str(folder.path)),
         work=work,
@@ -170,8 +186,9 @@ def prepare(recipe: Recipe) -> Prepared:
         teacher_tokenizer=theirs_too,
         train=train_examples,
         watched=watched,
-        reported=_reported(work, data),
+        reported=reported,
         folder=folder,
+        unlabelled=_unlabelled(work, recipe, train_examples, watched, reported),
     )
 
 
@@ -199,6 +216,13 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
     name, trained = work.task.name, (recipe.tokenizer or "").startswith("train:")
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
+    if recipe.data.unlabelled is not None and not isinstance(work.task, Task):
+        raise UsageError(
+            f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
+            f"add the texts to its split {work.task.train!r}"
+        )
+    if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
+        raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
         raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text has not")
     if work.head is not HeadKind.NONE:
@@ -266,6 +290,21 @@ def _check_models(
         for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
             check_spans(tokenizer, name)
     return ours, theirs
+
+
+def _check_augmented(
+    augment: Augment,
+    ours: PreTrainedTokenizerBase | None,
+    theirs: PreTrainedTokenizerBase | None,
+) -> None:
+    """Refuse other views of rows that cannot be had by these tokenizers."""
+    if not augment.corrupts:
+        return
+    asked = f"data.augment.by={augment.by}"
+    if theirs is not None and (ours is None or not models.same_tokenizer(ours, theirs)):
+        raise UsageError(f"{asked} changes tokens, and teacher and student read different ones (accepted: masked-lm)")
+    if augment.by == "spans" and ours is not None and ours.mask_token_id is None:
+        raise UsageError(f"{asked} needs a mask token, which the tokenizer has not (accepted: cutoff)")
 
 
 def _check_new(recipe: Recipe, work: Work, teacher: Checkpoint | None, new: NewModel) -> None:
@@ -480,18 +519,44 @@ def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
         UsageError: no such data, or none with labels where the task needs them.
     """
     task = work.task
-    examples = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
+    examples, _ = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
     if isinstance(task, Task) and examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
     return _watched(examples, recipe.train)
 
 
-def _limited(examples: Examples, data: Data, seed: int) -> Examples:
+def _limited(examples: Examples, data: Data, seed: int) -> tuple[Examples, Examples]:
+    """The rows that a limit keeps, and those that it leaves out."""
     if data.limit is None or data.limit >= len(examples):
-        return examples
-    seed = seed if data.limit_seed is None else data.limit_seed
-    rows = np.random.default_rng([seed, len(examples)]).permutation(len(examples))[: data.limit]
-    return examples.take(sorted(rows.tolist()))
+        return examples, examples.take([])
+    rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
+    return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
+
+
+def _drawn_by(data: Data, seed: int) -> int:
+    """The seed of what a limit keeps."""
+    return seed if data.limit_seed is None else data.limit_seed
+
+
+def _unlabelled(
+    work: Work, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
+) -> Unlabelled | None:
+    """The text without labels that the recipe names."""
+    data, seed = recipe.data, recipe.train.seed
+    if data.unlabelled is None:
+        return None
+    assert isinstance(work.task, Task), "other tasks were refused"
+    wants_rest = data.unlabelled == REST and data.limit is not None
+    return unlabelled_texts(
+        work.task,
+        data.unlabelled,
+        _limited(work.examples(work.task.train), data, seed)[1] if wants_rest else None,
+        {"labelled rows": train, **reported},
+        watched if recipe.train.holds_out else None,
+        data.unlabelled_limit,
+        data.unlabelled_share,
+        _drawn_by(data, seed),
+    )
 
 
 def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:

@@ -53,7 +53,9 @@ class Texts:
     """A run's texts as tokens.
 
     Attributes:
-        train: to train on; where tokenizers differ, in the tokens of both.
+        train: to train on, with and without labels; where tokenizers differ, in the tokens of both.
+        labelled: those of ``train`` that have labels, or all where none are without.
+        unlabelled: the others; None where there are none.
         watched: the slice of train that is evaluated on the way, by the student.
         reported: the splits that the student is scored on.
         watched_by_teacher: the same slice as the teacher reads it.
@@ -62,6 +64,8 @@ class Texts:
     """
 
     train: Encoded
+    labelled: Encoded
+    unlabelled: Encoded | None
     watched: Encoded
     reported: Mapping[str, Encoded]
     watched_by_teacher: Encoded
@@ -76,7 +80,8 @@ def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
     asked = run.recipe.tokenizer
     size = trained_size(asked) if asked is not None else None
     assert size is not None, "a tokenizer that is not there is to be trained"
-    texts = (text for column in run.train.texts for text in column)
+    read = [run.train, *([run.unlabelled.examples] if run.unlabelled is not None else [])]
+    texts = (text for examples in read for column in examples.texts for text in column)
     if run.new is not None:
         return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
     assert run.teacher is not None, "a student is a checkpoint, cut or new"
@@ -119,14 +124,25 @@ def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: Pretra
         UsageError: a text that cannot be encoded.
     """
     theirs = run.teacher_tokenizer
+    across = theirs is not None and run.across
+
+    def to_learn(examples: Examples) -> Encoded:
+        if theirs is not None and across:
+            return run.work.encode_across(examples, (tokenizer, theirs))
+        return run.work.encode(examples, tokenizer, config, scored=False)
+
+    train = labelled = to_learn(run.train)
+    unlabelled = None
+    if run.unlabelled is not None:
+        unlabelled = to_learn(run.unlabelled.examples)
+        train = labelled.with_unlabelled(unlabelled, run.unlabelled.an_epoch)
+    learnt = train, labelled, unlabelled
     watched, reported = _scored(run, tokenizer, config)
-    if run.teacher is None or theirs is None or not run.across:
-        train = run.work.encode(run.train, tokenizer, config, scored=False)
-        return Texts(train, watched, reported, watched, reported, None)
-    train = run.work.encode_across(run.train, (tokenizer, theirs))
+    if run.teacher is None or theirs is None or not across:
+        return Texts(*learnt, watched, reported, watched, reported, None)
     assert train.covered is not None, "two tokenizations are compared"
-    across = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
-    return Texts(train, watched, reported, *_scored(run, theirs, run.teacher.config), across)
+    together = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
+    return Texts(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
 
 
 def _scored(
@@ -143,7 +159,12 @@ def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, ob
     recipe = run.recipe
     if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
         observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
-    _announce_cuts(run.train, texts.train, recipe.data.max_length, observer)
+    _announce_cuts(run.train, texts.labelled, recipe.data.max_length, observer)
+    if run.unlabelled is not None and texts.unlabelled is not None:
+        observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
+        _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
+    if recipe.data.augment.corrupts:
+        observer.announce(f"augmented: {recipe.data.augment}")
     for split, encoded in texts.reported.items():
         _announce_cuts(run.reported[split], encoded, recipe.data.max_length, observer)
     if texts.across is not None:

@@ -22,6 +22,37 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1}
+"""What ``Augment.rate`` is for each way, where it is left out."""
+
+
+class Augment(_Section):
+    """Other views of the training rows."""
+
+    by: Literal["none", "masked-lm", "spans", "cutoff"] = "none"
+    """``masked-lm``: new texts whose words a masked language model has replaced; ``spans``: runs of tokens that are
+    masked, ``cutoff``: tokens that are cut off, drawn anew for each row and epoch."""
+    rate: float | None = Field(None, gt=0, lt=1)
+    """The chance of a word to be replaced (0.4), or the share of a row's tokens masked (0.15) or cut off (0.1)."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether rows are changed as they are read."""
+        return self.by in ("spans", "cutoff")
+
+    @property
+    def rate_used(self) -> float:
+        """As given, or that of the way."""
+        return self.rate or AUGMENT_RATES[self.by]
+
+    def __str__(self) -> str:
+        if self.by == "spans":
+            return f"{self.rate_used:.0%} of the tokens masked in runs, in {self.share:.0%} of an epoch's rows"
+        return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
+
+
 class Data(_Section):
     """Which text the student learns from and is scored on."""
 
@@ -41,6 +72,15 @@ class Data(_Section):
     """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
     limit_seed: int | None = Field(None, ge=0, lt=2**31)
     """Of that draw; the training's own seed when left out. Arms of an ablation learn from one draw, 0."""
+    unlabelled: str | None = None
+    """Text without labels to learn from as well: a folder or a file with the task's columns (of a folder, its split
+    ``train``), or ``rest``, the training rows that ``limit`` leaves out. Every term but those of labels counts it."""
+    unlabelled_limit: int | None = Field(None, ge=1)
+    """At most so many of these texts, drawn as for ``limit``."""
+    unlabelled_share: float | None = Field(None, gt=0, lt=1)
+    """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
+    augment: Augment = Augment()
+    """Other views of the training rows, such as ``{by: cutoff}``."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -59,6 +99,8 @@ class Data(_Section):
 
 LAYER_WEIGHTS = ("uniform", "ramp", "learned", "adaptive")
 """Words for lambda_l."""
+UNLABELLED_KEYS = ("unlabelled", "unlabelled_limit", "unlabelled_share")
+"""Of ``Data``, those of text without labels."""
 
 
 class Align(_Section):
@@ -259,6 +301,11 @@ class Objective(_Section):
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
         return any(weight > 0 for key, weight in self.built.weights.items() if key != "hard")
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether something is learnt at all times from text whose labels are not known."""
+        return all(stage.needs_teacher for _, stage in self.stages)
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -494,6 +541,27 @@ class Recipe(_Section):
             raise ValueError("there is no teacher: every weight but hard must be 0")
         return self
 
+    @model_validator(mode="after")
+    def _learns_from_unlabelled(self) -> "Recipe":
+        data = self.data
+        if data.unlabelled is None:
+            if data.unlabelled_limit is not None or data.unlabelled_share is not None:
+                raise ValueError(
+                    "data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too"
+                )
+            return self
+        if not self.has_teacher:
+            raise ValueError("text without labels (--unlabelled) is learnt from a teacher's answers: give --teacher")
+        if not self.objective.learns_without_labels:
+            which = "the part after objective.align_first" if self.objective.align_first else "the objective"
+            raise ValueError(
+                f"{which} learns from labels alone (hard), and text without labels (--unlabelled) has none: give "
+                f"--alpha a weight, or leave --unlabelled out"
+            )
+        if data.unlabelled_share is not None and self.train.batch_tokens is not None:
+            raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
+        return self
+
     @property
     def has_teacher(self) -> bool:
         """Whether there is a teacher."""
@@ -505,17 +573,23 @@ class Recipe(_Section):
 
     def flat(self) -> dict[str, object]:
         """Every value by its dotted key."""
-        flat: dict[str, object] = {}
-        for key, value in self.model_dump(mode="json").items():
-            if isinstance(value, dict):
-                flat |= {f"{key}.{inner}": each for inner, each in value.items()}
-            else:
-                flat[key] = value
-        return flat
+        return _flat(type(self), self.model_dump(mode="json"))
 
     def dump(self) -> str:
         """The recipe as YAML, every default visible."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(section: type[BaseModel], tree: Mapping[str, Any], before: str = "") -> dict[str, object]:
+    """A section's values by their dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        inner = section.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _flat(inner, value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found
 
 
 def build_recipe(
@@ -647,9 +721,9 @@ def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
 
 
 def _holds_text(key: str) -> bool:
-    section, _, name = key.rpartition(".")
+    *sections, name = key.split(".")
     known = Recipe.model_fields
-    if section:
+    for section in sections:
         inner = known[section].annotation if section in known else None
         known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
     return name in known and known[name].annotation in (str, str | None)

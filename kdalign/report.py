@@ -275,6 +275,7 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
             "found": run.task.found or None,
             "examples": {
                 "train": len(run.train),
+                **({"unlabelled": len(run.unlabelled.examples)} if run.unlabelled is not None else {}),
                 "watched": len(run.watched),
                 **{split: len(examples) for split, examples in run.reported.items()},
             },
@@ -330,10 +331,12 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "data": str(run.task.source),
         "found": run.task.found,
         "training examples": f"{len(run.train):,}",
+        "without labels": str(run.unlabelled or ""),
+        "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
         "watched": f"{len(run.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
         "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
-        "budget": _budget(train, len(run.train)),
+        "budget": _budget(train, len(run.train) + (run.unlabelled.an_epoch if run.unlabelled is not None else 0)),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }

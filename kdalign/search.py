@@ -21,6 +21,7 @@ from kdalign.observer import Observer, Silent
 from kdalign.preparation import training_examples
 from kdalign.recipe import TERM_KEYS, assign
 from kdalign.tasks import Task, find_task, hold_out
+from kdalign.tasks.unlabelled import REST
 from kdalign.work import work_on
 
 SHARE = 0.1
@@ -77,6 +78,10 @@ def search(
         if key in TRIALS:
             raise UsageError(f"--search {key}: every run of an ablation has its own")
     base = deepcopy(dict(ablation.base))
+    if base.get("data", {}).get("unlabelled") == REST:
+        raise UsageError(
+            "--search trains on slices of train, which leave no rest: give --unlabelled a folder or a file"
+        )
     _write_slices(ablation, out / "data")
     for key in ("dataset", "config", "limit"):
         base.get("data", {}).pop(key, None)

@@ -140,11 +140,11 @@ def total_steps(settings: Train, encoded: Encoded) -> int:
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_tokens is None:
-        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens)
+        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens, encoded.mixture)
         return max(1, round(settings.epochs * epoch_size))
-    steps, left, lengths = 0, settings.max_tokens, encoded.lengths
+    steps, left, lengths, mixture = 0, settings.max_tokens, encoded.lengths, encoded.mixture
     for epoch in count():
-        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens):
+        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture):
             steps, left = steps + 1, left - int(lengths[rows].sum())
             if left <= 0:
                 return steps
@@ -254,8 +254,8 @@ def train(
     if progress.plan:
         follow(Plan.from_json(progress.plan))
     main = accelerator.is_main_process
-    lengths = encoded.lengths
-    epoch_size = steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens)
+    lengths, mixture = encoded.lengths, encoded.mixture
+    epoch_size = steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens, mixture)
     epoch, batches = -1, list[list[int]]()
     speed_from = Progress(**asdict(progress))
     saved_at = progress.seconds
@@ -298,7 +298,9 @@ def train(
                 begin(begins[progress.step])
             if progress.step // epoch_size != epoch:
                 epoch = progress.step // epoch_size
-                batches = epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens)
+                batches = epoch_batches(
+                    lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture
+                )
             rows = batches[progress.step % epoch_size]
             share = micro_batches(
                 encoded,
@@ -336,7 +338,7 @@ def train(
                 partial(learner.balance.penalty, weights=planned.weights) if learner.balance is not None else None,
             )
             if learner.balance is not None:
-                learner.balance.saw(parts)
+                learner.balance.saw(objective.asked(parts, units))
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise RunError(
                     f"the loss is {loss} and its gradient {norm} at step {progress.step + 1}: "

@@ -304,8 +304,8 @@ def test_a_copy_of_the_learner_has_the_same_state_as_itself():
 def test_an_objective_divides_by_the_units_it_is_told():
     setting = Setting("bert", "bert", 32)
     batch = collate(setting.data, range(8))
-    once = setting.breakdown(batch, {Unit.EXAMPLE: 8.0, Unit.COMPARED: 100.0}).parts
-    half = setting.breakdown(batch, {Unit.EXAMPLE: 16.0, Unit.COMPARED: 200.0}).parts
+    once = setting.breakdown(batch, {Unit.EXAMPLE: 8.0, Unit.LABELLED: 8.0, Unit.COMPARED: 100.0}).parts
+    half = setting.breakdown(batch, {Unit.EXAMPLE: 16.0, Unit.LABELLED: 16.0, Unit.COMPARED: 200.0}).parts
     for name in once:
         torch.testing.assert_close(half[name] * 2, once[name])
     assert isinstance(setting.objective, Objective)

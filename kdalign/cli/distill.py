@@ -19,6 +19,7 @@ from kdalign.cli.shared import (
     Preset,
     TaskName,
     Terms,
+    Unlabelled,
     app,
     error_console,
     examples,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         "kdalign distill --teacher none --student new:marian,layers=4,width=256 --tokenizer train:8000 "
         "--task translation:en-de --data ./pairs",
         "kdalign distill --teacher ./bert --student layers=3,width=192 --tokenizer train:8000 --task sst2",
+        "kdalign distill --teacher ./bert-sst2 --student layers=3 --task sst2 --limit 2000 --unlabelled rest",
         "kdalign distill --recipe recipe.yaml --set train.lr=1e-4 --out runs/second",
         "kdalign distill --out runs/second --resume",
         "torchrun --nproc_per_node 2 -m kdalign distill --recipe recipe.yaml",
@@ -125,6 +127,7 @@ def distill(
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Covers initialisation, data order and dropout. Default 0.")] = None,
     limit: Limit = None,
+    unlabelled: Unlabelled = None,
     revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
     select: Annotated[
         str | None,
@@ -171,6 +174,7 @@ def distill(
         "data.config": config,
         "data.max_length": max_length,
         "data.limit": limit,
+        "data.unlabelled": unlabelled,
         "align.map": map_,
         "align.plan": plan,
         "objective.hard": hard,

@@ -56,6 +56,14 @@ Terms = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Text without labels to learn from, too, by the teacher's answers: a folder (its train), a file (.txt one "
+        "text a line), or rest: the training rows that --limit leaves out.",
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted; 256 for tokens. Default 128."),

@@ -8,6 +8,7 @@ from kdalign.tasks.language import LanguageTask, load_texts
 from kdalign.tasks.prompts import Question, questions, wording_of
 from kdalign.tasks.submission import write_submission
 from kdalign.tasks.task import Source, Task, Wording
+from kdalign.tasks.unlabelled import Unlabelled, unlabelled_texts
 
 __all__ = [
     "GLUE",
@@ -17,6 +18,7 @@ __all__ = [
     "Question",
     "Source",
     "Task",
+    "Unlabelled",
     "Wording",
     "check_named",
     "find_task",
@@ -24,6 +26,7 @@ __all__ = [
     "load_examples",
     "load_texts",
     "questions",
+    "unlabelled_texts",
     "wording_of",
     "write_submission",
 ]

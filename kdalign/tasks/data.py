@@ -74,6 +74,45 @@ def load_examples(task: Task, split: str) -> Examples:
     """
     table = load_table(task.source, split, task.columns)
     where = f"{task.source}, split {split!r}"
+    return Examples(split=split, texts=_texts(task, table, where), labels=_labels(task, table, where))
+
+
+def load_unlabelled(task: Task, place: Path) -> Examples:
+    """Read texts in a task's columns from a file, or from the split ``train`` of a folder, whatever their labels.
+
+    A ``.txt`` file holds one text a line, for tasks of single texts.
+
+    Raises:
+        UsageError: nothing there, another format, a missing column, a row without text, or no rows at all.
+    """
+    file = place
+    if place.is_dir():
+        own = place / task.name if (place / task.name).is_dir() else place
+        found = _file_of(own, "train", TEXT_FORMATS)
+        if found is None:
+            has = splits_of(own, TEXT_FORMATS)
+            raise UsageError(
+                f"--unlabelled {str(place)!r}: no file train.{chr(124).join(TEXT_FORMATS)} there "
+                f"(it has: {', '.join(has) or 'none of these formats'}); a file can be given, too"
+            )
+        file = found
+    elif not place.is_file():
+        raise UsageError(f"--unlabelled {str(place)!r}: no such folder or file (accepted: one of these, or rest)")
+    elif file.suffix.lstrip(".") not in TEXT_FORMATS:
+        raise UsageError(f"--unlabelled {str(place)!r}: a file of another format (accepted: {', '.join(TEXT_FORMATS)})")
+    table = read_table(file, task.columns)
+    if file.suffix == ".txt":
+        if len(task.columns) > 1:
+            raise UsageError(
+                f"--unlabelled {str(file)!r} holds one text a line, and task {task.name!r} reads pairs "
+                f"({', '.join(task.columns)}): give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            )
+        table = table.set_axis(list(task.columns), axis=1)
+    return Examples(split="unlabelled", texts=_texts(task, table, str(file)), labels=None)
+
+
+def _texts(task: Task, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+    """The texts of a task's columns, every row of which has one."""
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
     for column in task.columns:
@@ -86,8 +125,7 @@ def load_examples(task: Task, split: str) -> Examples:
         missing = np.flatnonzero(table[column].isna())
         if len(missing):
             raise UsageError(f"{where}: row {missing[0]} has no text in column {column!r}")
-    texts = tuple(tuple(table[column].astype(str)) for column in task.columns)
-    return Examples(split=split, texts=texts, labels=_labels(task, table, where))
+    return tuple(tuple(table[column].astype(str)) for column in task.columns)
 
 
 def load_table(source: Source, split: str, texts: Sequence[str] = (), text_files: bool = False) -> "pd.DataFrame":

@@ -29,7 +29,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     Returns:
         Rows to train on, and rows held out; rows inside held-out ones are in neither.
     """
-    rows = [tuple(tuple(column[row].lower().split()) for column in examples.texts) for row in range(len(examples))]
+    rows = words_of(examples)
     known = {text for row in rows for text in row if text}
     lengths = _lengths(known)
     inside: dict[int, set[tuple[str, ...]]] = {}
@@ -51,6 +51,20 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     if not train or not held:
         raise UsageError(f"cannot hold out {share:.0%} of {len(rows)} training rows by whole texts: too few remain")
     return train, sorted(held)
+
+
+def rows_inside(examples: Examples, held: Examples) -> list[int]:
+    """The rows of which a text is the same as, or lies inside, one of those held out."""
+    rows = words_of(examples)
+    known = {text for row in rows for text in row if text}
+    lengths = _lengths(known)
+    taken = {run for row in words_of(held) for text in row for run in _runs(text, lengths) if run in known}
+    return [number for number, row in enumerate(rows) if any(text in taken for text in row)]
+
+
+def words_of(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
+    """Each row's texts, word for word, in lower case."""
+    return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
 
 
 def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:

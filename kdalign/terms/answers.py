@@ -18,12 +18,12 @@ class HardLabels:
 
     regression: bool
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
-    unit: Unit = Unit.EXAMPLE
+    unit: Unit = Unit.LABELLED
 
     def __call__(self, view: View) -> Tensor:
         """Nats, or squared label units."""
         loss = losses.squared_error if self.regression else losses.hard_label_cross_entropy
-        return loss(view.student.logits, view.labels, view.batch.counted)
+        return loss(view.student.logits, view.known_labels, view.batch.supervised)
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ class Decoupled:
     temperature: float
     other: float = 8.0
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
-    unit: Unit = Unit.EXAMPLE
+    unit: Unit = Unit.LABELLED
 
     def __call__(self, view: View) -> Tensor:
         """Nats times the squared temperature."""
         student, teacher = view.student.logits, view.taught.logits
-        return losses.decoupled_kl(student, teacher, view.labels, view.batch.counted, self.temperature, self.other)
+        labels, mask = view.known_labels, view.batch.supervised
+        return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,7 @@ class Contrastive(nn.Module):
         of_rows = mask.nonzero()[:, 0] if self.over == "tokens" else texts.nonzero()[:, 0]
         assert batch.rows is not None, "training examples are numbered"
         numbers = gathered(batch.rows[of_rows])
-        labels = gathered(view.labels[of_rows]) if self.supervised else None
-        alike = None if labels is None else labels[:, None] == labels[None]
+        alike = self._alike(view, of_rows) if self.supervised else None
         distances, kept = [], []
         for index, (ours, theirs, _) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
@@ -183,6 +182,13 @@ class Contrastive(nn.Module):
         if self.queue is not None:
             self._seen.append((kept, numbers))
         return self.place.over_layers(distances)
+
+    @staticmethod
+    def _alike(view: View, of_rows: Tensor) -> Tensor:
+        """(n, n), which of the group's rows are right for each: those of its label, or itself where that is unknown."""
+        labels, known = gathered(view.known_labels[of_rows]), gathered(view.batch.supervised[of_rows])
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        return itself | ((labels[:, None] == labels[None]) & known[:, None] & known[None])
 
     def _of_pair(self, index: int, student: Tensor, teacher: Tensor, numbers: Tensor, alike: Tensor | None) -> Tensor:
         others, known = teacher[:0].detach(), numbers[:0]

@@ -33,6 +33,8 @@ class Unit(StrEnum):
     """What a term's sum is divided by."""
 
     EXAMPLE = "example"
+    LABELLED = "labelled example"
+    """An example whose label is known: all, where no text without labels is learnt from."""
     TOKEN = "token"
     COMPARED = "compared"
     """A token for which the teacher has something to be compared with: all, where it reads the same tokens."""
@@ -61,9 +63,14 @@ class View:
 
     @property
     def labels(self) -> Tensor:
-        """The labels."""
+        """The labels; where one is not known (``batch.labelled``), -100, or NaN for a score."""
         assert self.batch.labels is not None, "training examples have labels"
         return self.batch.labels
+
+    @property
+    def known_labels(self) -> Tensor:
+        """The labels; 0 for an example that is not ``batch.supervised``."""
+        return torch.where(self.batch.supervised, self.labels, 0)
 
 
 class LossTerm(Protocol):
