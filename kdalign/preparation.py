@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.across import check_spans
-from kdalign.alignment import Plan, ProjectionStyle, propose, read_plan
+from kdalign.alignment import Plan, ProjectionStyle, grown, propose, read_plan
 from kdalign.architecture import (
     LAYOUTS,
     Architecture,
@@ -155,6 +155,8 @@ def prepare(recipe: Recipe) -> Prepared:
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
         _check_terms(recipe, work.objective(stage, plan, None), plan)
+    if plan is not None:
+        grown(plan, recipe.align.grow)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     return Prepared(
@@ -397,7 +399,7 @@ def _plan(
     theirs = describe(teacher.config)
     ours = _architecture(teacher, own, new, cut, tokenizer)
     if recipe.align.plan is not None:
-        if recipe.align.model_copy(update={"plan": None, "remap_every": None}) != Align():
+        if recipe.align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != Align():
             raise UsageError(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )

@@ -73,6 +73,9 @@ class Align(_Section):
     weights: tuple[float, ...] | str = "uniform"
     """lambda_l, which sum to 1: ``uniform``, ``ramp`` (in proportion to a layer's rank from the bottom), ``learned``,
     ``adaptive`` (more for layers that are further off), or one number for each pair of layers."""
+    grow: float = Field(0.0, ge=0, le=1)
+    """Share of the steps over which layers are aligned one more at a time, from the bottom; all of them from the start
+    at 0. Nothing where no layers are compared."""
     heads: Literal["auto", "each", "mean", "mix"] = "auto"
     """How attention maps are compared: head by head, averaged over heads, or the student's mixed by learned shares
     into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
@@ -202,7 +205,7 @@ class Objective(_Section):
         if built.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
         answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
-        if self.align_first and not (answering and built._aligning):
+        if self.align_first and not (answering and built.aligning):
             aligning = ", ".join(ALIGNING_KEYS)
             raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
@@ -245,7 +248,8 @@ class Objective(_Section):
         return {name: given["weight"] for name, given in self.terms.items() if given["weight"] > 0}
 
     @property
-    def _aligning(self) -> bool:
+    def aligning(self) -> bool:
+        """Whether any term compares layers."""
         further = any(name not in ANSWER_TERMS for name in self.further)
         return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
 
@@ -470,8 +474,18 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _mapped_once_in_stages(self) -> "Recipe":
-        if self.objective.align_first and self.align.remap_every is not None:
-            raise ValueError("align.remap_every is for layers aligned all the time: leave objective.align_first at 0")
+        staged = self.objective.align_first or self.align.grow
+        if staged and self.align.remap_every is not None:
+            raise ValueError(
+                "align.remap_every is for layers aligned all the time: leave objective.align_first and align.grow at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grows_while_layers_are_aligned(self) -> "Recipe":
+        grow, first = self.align.grow, self.objective.align_first
+        if first and grow > first:
+            raise ValueError(f"align.grow={grow:g} is more than the steps that align layers, align_first={first:g}")
         return self
 
     @model_validator(mode="after")
