@@ -205,6 +205,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
         student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
+    student_model = student.freeze(student_model, recipe.train.freeze)
     student_order = work.order(student_model)
     teacher = None
     if taught is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.across import check_spans
@@ -21,6 +21,7 @@ from kdalign.architecture import (
     HeadKind,
     describe,
     layout_of,
+    skeleton,
     with_tokenizer,
 )
 from kdalign.encoding import check_template
@@ -157,6 +158,9 @@ def prepare(recipe: Recipe) -> Prepared:
         _check_terms(recipe, work.objective(stage, plan, None), plan)
     if plan is not None:
         grown(plan, recipe.align.grow)
+    if recipe.train.freeze and (new is None or planned is not None):
+        config = _student_config(teacher, own, new, cut, planned)
+        student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     return Prepared(
@@ -348,18 +352,30 @@ def _architecture(
     cut: Cut | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Architecture:
-    """The student's: cut out of the teacher, new, or a checkpoint's own.
+    """The student's."""
+    return describe(_student_config(teacher, own, new, cut, tokenizer))
+
+
+def _student_config(
+    teacher: Checkpoint | None,
+    own: Checkpoint | None,
+    new: NewModel | None,
+    cut: Cut | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> PretrainedConfig:
+    """The student's configuration: cut out of the teacher's, new, or a checkpoint's own.
 
     ``tokenizer`` is a new student's, or one that a cut student gets in place of its teacher's.
     """
     if cut is not None:
+        assert teacher is not None, "a student is cut out of a teacher"
         config = cut.config(teacher.config)
-        return describe(config if tokenizer is None else with_tokenizer(config, tokenizer))
+        return config if tokenizer is None else with_tokenizer(config, tokenizer)
     if new is not None:
         assert tokenizer is not None, "a new student has a tokenizer, or stands in with its teacher's"
-        return describe(new_config(new, tokenizer))
+        return new_config(new, tokenizer)
     assert own is not None, "a student is cut, a checkpoint or new"
-    return describe(own.config)
+    return own.config
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:

@@ -5,6 +5,7 @@ both. The dump holds every default, and loading the dump gives the same recipe a
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -315,6 +316,9 @@ class Train(_Section):
     """Largest norm of the gradient."""
     lora: int | None = Field(None, ge=1)
     """Train low-rank adapters of this rank instead of the layers' weights; they are merged before export."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the student that are not trained: ``embeddings``, ``head``, ``layers=0-1`` (of each stack) or
+    ``layers=encoder:0``; several with commas."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """The student's dropout; as its configuration says when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -334,6 +338,24 @@ class Train(_Section):
     """Share of train held out, by whole texts, for ``select: best`` and ``patience``."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate by name, such as ``tensorboard``."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _parts(cls, value: object) -> object:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        for word in words if isinstance(words, list | tuple) else ():
+            if not re.fullmatch(r"embeddings|head|layers=(\w+:)?\d+(-\d+)?", str(word)):
+                near = did_you_mean(str(word), ("embeddings", "head", "layers"))
+                raise ValueError(
+                    f"no part {word!r}{near} (accepted: embeddings, head, layers=N, layers=N-M, layers=STACK:N-M)"
+                )
+        return words
+
+    @model_validator(mode="after")
+    def _freezes_or_adapts(self) -> "Train":
+        if self.freeze and self.lora is not None:
+            raise ValueError("adapters leave layers and embeddings as they are: give train.freeze or --lora, not both")
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Train":
