@@ -259,6 +259,22 @@ class Plan:
         """The same plan, calibrated."""
         return replace(self, statistics=dict(statistics))
 
+    @property
+    def depth(self) -> int:
+        """How many of the student's layers are mapped, in the stack where they are most."""
+        return max(len({ours for ours, _ in one.pairs}) for one in self.maps)
+
+    def bottom(self, layers: int) -> "Plan":
+        """Of each stack only so many of the student's mapped layers, the lowest; their lambda_l sum to 1 again."""
+        maps = []
+        for one in self.maps:
+            lowest = sorted({ours for ours, _ in one.pairs})[:layers]
+            kept = [(pair, weight) for pair, weight in zip(one.pairs, one.weights, strict=True) if pair[0] in lowest]
+            pairs, weights = zip(*kept, strict=True)
+            maps.append(replace(one, pairs=pairs, weights=_shares(weights, pairs)))
+        projections = _projections(self.teacher, self.student, maps, self.style, self.attended)
+        return replace(self, maps=tuple(maps), projections=projections)
+
     def fits(self, teacher: Architecture, student: Architecture) -> None:
         """Check that the plan was made for these two models.
 
@@ -290,6 +306,25 @@ class Plan:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"not a plan: {place} {first['msg']}") from None
+
+
+def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
+    """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
+
+    Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
+    FitNets (Romero et al. 2015, arXiv:1412.6550), whose lower half is taught first, and the stacked distillation of
+    Aguilar et al. 2020, arXiv:1910.03723.
+
+    Raises:
+        UsageError: the lowest layers have weights of 0.
+    """
+    parts = plan.depth if share else 1
+    try:
+        return tuple(
+            (share * number / parts, plan.bottom(number + 1) if number + 1 < parts else plan) for number in range(parts)
+        )
+    except UsageError as error:
+        raise UsageError(f"align.grow begins with the lowest layers: {error}") from None
 
 
 def read_plan(file: Path) -> Plan:

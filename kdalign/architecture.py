@@ -306,12 +306,15 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
     )
 
 
-def skeleton(config: "PretrainedConfig", attention: str | None = None, device: str = "meta") -> "PreTrainedModel":
+def skeleton(
+    config: "PretrainedConfig", attention: str | None = None, device: str = "meta", head: "HeadKind | None" = None
+) -> "PreTrainedModel":
     """The model of a configuration on the meta device: shapes without storage.
 
-    The class is the one that ``config.architectures`` names; the bare body where it names none.
+    The class is that of the ``head``, or the one that ``config.architectures`` names; the bare body where it names
+    none.
     """
-    return _shaped(config, head_of(config), attention or attention_of(config), device)
+    return _shaped(config, head_of(config) if head is None else head, attention or attention_of(config), device)
 
 
 def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device: str = "meta") -> "PreTrainedModel":

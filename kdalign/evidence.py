@@ -86,6 +86,8 @@ class Curves:
         loss: (steps,), the weighted sum.
         gradient_norm: (steps,), before clipping.
         clip: the largest norm that the optimizer saw.
+        looks: (looks,), the steps before which each term's own gradient was looked at.
+        pulls: (looks,) each, the norm of a weighted term's gradient there; nan in a stage without it.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Curves:
     loss: Array
     gradient_norm: Array
     clip: float
+    looks: Array = field(default_factory=lambda: np.zeros(0))
+    pulls: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, Array]:
@@ -200,7 +204,9 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 def curves(run: FinishedRun) -> Curves | None:
     """A run's training by its history; None where that is empty or gone."""
-    events = [event for event in run.folder.read_history() if event["kind"] == "step"]
+    history = run.folder.read_history()
+    events = [event for event in history if event["kind"] == "step"]
+    looks = [event for event in history if event["kind"] == "gradients"]
     if not events:
         return None
     names = dict.fromkeys(name for event in events for name in event["parts"])
@@ -222,6 +228,8 @@ def curves(run: FinishedRun) -> Curves | None:
         loss=np.array([event["loss"] for event in events]),
         gradient_norm=np.array([event["gradient_norm"] for event in events]),
         clip=run.recipe.train.clip,
+        looks=np.array([event["step"] for event in looks]),
+        pulls={name: np.array([event["norms"].get(name, np.nan) for event in looks]) for name in names if looks},
     )
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kdalign.architecture import blocks
 from kdalign.batches import Batch, Encoded, micro_batches
 from kdalign.capture import Signals
+from kdalign.errors import RunError
 from kdalign.learner import Learner
 from kdalign.objective import Objective, count_groups, count_units, rows_of
 from kdalign.terms import Unit, View
@@ -127,6 +128,10 @@ def freeze_unreached(
     found = objective(view, count_units([batch]))
     more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
     total = found.total if more is None else found.total + more
+    if not total.requires_grad:
+        raise RunError(
+            "no part of the student that is trained is reached by what is minimised: train.freeze less of it"
+        )
     total.backward()  # type: ignore[no-untyped-call]
     objective.remember(None)
     for parameter in learner.parameters():

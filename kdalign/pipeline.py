@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import models, student
-from kdalign.alignment import Plan, layers_text, read_plan
+from kdalign.alignment import Plan, grown, layers_text, read_plan
 from kdalign.architecture import count_parameters
 from kdalign.balance import BALANCES, Balance
 from kdalign.batches import Encoded
@@ -44,6 +44,7 @@ from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
+from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Recipe
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
@@ -159,8 +160,11 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     config = config_of(run, tokenizer)
     texts = read_texts(run, tokenizer, config)
     encoded, watched = texts.train, texts.watched
-    if total_steps(recipe.train, encoded) < len(recipe.objective.stages):
-        raise UsageError("objective.align_first needs a step to align in and one to answer in: train for two at least")
+    parts = sum(1 if run.plan is None else len(_parts(run.plan, recipe, *stage)) for stage in recipe.objective.stages)
+    if total_steps(recipe.train, encoded) < parts:
+        raise UsageError(
+            f"{parts} parts (objective.align_first, align.grow) need a step each: train for {parts} at least"
+        )
 
     if main:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
@@ -202,6 +206,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
         student_model = student.adapted(student_model, recipe.train.lora, recipe.train.seed)
+    student_model = student.freeze(student_model, recipe.train.freeze)
     student_order = work.order(student_model)
     teacher = None
     if taught is not None:
@@ -217,7 +222,11 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
     dtype = torch.bfloat16 if bf16 else None
-    stages = [Stage(after, work.objective(part, plan, dtype, shared)) for after, part in recipe.objective.stages]
+    stages = [
+        Stage(begins, work.objective(part, each, dtype, shared))
+        for after, part in recipe.objective.stages
+        for begins, each in ([(after, plan)] if plan is None else _parts(plan, recipe, after, part))
+    ]
     objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
@@ -371,6 +380,11 @@ def load_student(
     keeps_head = run.work.keeps_head(own)
     model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+
+
+def _parts(plan: Plan, recipe: Recipe, after: float, weights: Weights) -> tuple[tuple[float, Plan], ...]:
+    """The parts of a stage, where each begins and its plan: several while layers are aligned one after the other."""
+    return grown(plan, recipe.align.grow) if weights.built.aligning and after == 0 else ((after, plan),)
 
 
 def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
 from kdalign.across import check_spans
-from kdalign.alignment import Plan, ProjectionStyle, propose, read_plan
+from kdalign.alignment import Plan, ProjectionStyle, grown, propose, read_plan
 from kdalign.architecture import (
     LAYOUTS,
     Architecture,
@@ -21,6 +21,7 @@ from kdalign.architecture import (
     HeadKind,
     describe,
     layout_of,
+    skeleton,
     with_tokenizer,
 )
 from kdalign.encoding import check_template
@@ -170,6 +171,11 @@ def prepare(recipe: Recipe) -> Prepared:
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
         _check_terms(recipe, work.objective(stage, plan, None), plan)
+    if plan is not None:
+        grown(plan, recipe.align.grow)
+    if recipe.train.freeze and (new is None or planned is not None):
+        config = _student_config(teacher, own, new, cut, planned)
+        student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     reported = _reported(work, data)
@@ -385,18 +391,30 @@ def _architecture(
     cut: Cut | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Architecture:
-    """The student's: cut out of the teacher, new, or a checkpoint's own.
+    """The student's."""
+    return describe(_student_config(teacher, own, new, cut, tokenizer))
+
+
+def _student_config(
+    teacher: Checkpoint | None,
+    own: Checkpoint | None,
+    new: NewModel | None,
+    cut: Cut | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> PretrainedConfig:
+    """The student's configuration: cut out of the teacher's, new, or a checkpoint's own.
 
     ``tokenizer`` is a new student's, or one that a cut student gets in place of its teacher's.
     """
     if cut is not None:
+        assert teacher is not None, "a student is cut out of a teacher"
         config = cut.config(teacher.config)
-        return describe(config if tokenizer is None else with_tokenizer(config, tokenizer))
+        return config if tokenizer is None else with_tokenizer(config, tokenizer)
     if new is not None:
         assert tokenizer is not None, "a new student has a tokenizer, or stands in with its teacher's"
-        return describe(new_config(new, tokenizer))
+        return new_config(new, tokenizer)
     assert own is not None, "a student is cut, a checkpoint or new"
-    return describe(own.config)
+    return own.config
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:
@@ -436,7 +454,7 @@ def _plan(
     theirs = describe(teacher.config)
     ours = _architecture(teacher, own, new, cut, tokenizer)
     if recipe.align.plan is not None:
-        if recipe.align.model_copy(update={"plan": None, "remap_every": None}) != Align():
+        if recipe.align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != Align():
             raise UsageError(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )

@@ -5,6 +5,7 @@ both. The dump holds every default, and loading the dump gives the same recipe a
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -116,6 +117,9 @@ class Align(_Section):
     weights: tuple[float, ...] | str = "uniform"
     """lambda_l, which sum to 1: ``uniform``, ``ramp`` (in proportion to a layer's rank from the bottom), ``learned``,
     ``adaptive`` (more for layers that are further off), or one number for each pair of layers."""
+    grow: float = Field(0.0, ge=0, le=1)
+    """Share of the steps over which layers are aligned one more at a time, from the bottom; all of them from the start
+    at 0. Nothing where no layers are compared."""
     heads: Literal["auto", "each", "mean", "mix"] = "auto"
     """How attention maps are compared: head by head, averaged over heads, or the student's mixed by learned shares
     into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
@@ -245,7 +249,7 @@ class Objective(_Section):
         if built.hard == 0 and not self.needs_teacher:
             raise ValueError("every weight is 0: there is nothing to learn from")
         answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
-        if self.align_first and not (answering and built._aligning):
+        if self.align_first and not (answering and built.aligning):
             aligning = ", ".join(ALIGNING_KEYS)
             raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
         return self
@@ -288,7 +292,8 @@ class Objective(_Section):
         return {name: given["weight"] for name, given in self.terms.items() if given["weight"] > 0}
 
     @property
-    def _aligning(self) -> bool:
+    def aligning(self) -> bool:
+        """Whether any term compares layers."""
         further = any(name not in ANSWER_TERMS for name in self.further)
         return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
 
@@ -359,6 +364,9 @@ class Train(_Section):
     """Largest norm of the gradient."""
     lora: int | None = Field(None, ge=1)
     """Train low-rank adapters of this rank instead of the layers' weights; they are merged before export."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the student that are not trained: ``embeddings``, ``head``, ``layers=0-1`` (of each stack) or
+    ``layers=encoder:0``; several with commas."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """The student's dropout; as its configuration says when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -378,6 +386,24 @@ class Train(_Section):
     """Share of train held out, by whole texts, for ``select: best`` and ``patience``."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate by name, such as ``tensorboard``."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _parts(cls, value: object) -> object:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        for word in words if isinstance(words, list | tuple) else ():
+            if not re.fullmatch(r"embeddings|head|layers=(\w+:)?\d+(-\d+)?", str(word)):
+                near = did_you_mean(str(word), ("embeddings", "head", "layers"))
+                raise ValueError(
+                    f"no part {word!r}{near} (accepted: embeddings, head, layers=N, layers=N-M, layers=STACK:N-M)"
+                )
+        return words
+
+    @model_validator(mode="after")
+    def _freezes_or_adapts(self) -> "Train":
+        if self.freeze and self.lora is not None:
+            raise ValueError("adapters leave layers and embeddings as they are: give train.freeze or --lora, not both")
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Train":
@@ -531,8 +557,18 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _mapped_once_in_stages(self) -> "Recipe":
-        if self.objective.align_first and self.align.remap_every is not None:
-            raise ValueError("align.remap_every is for layers aligned all the time: leave objective.align_first at 0")
+        staged = self.objective.align_first or self.align.grow
+        if staged and self.align.remap_every is not None:
+            raise ValueError(
+                "align.remap_every is for layers aligned all the time: leave objective.align_first and align.grow at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grows_while_layers_are_aligned(self) -> "Recipe":
+        grow, first = self.align.grow, self.objective.align_first
+        if first and grow > first:
+            raise ValueError(f"align.grow={grow:g} is more than the steps that align layers, align_first={first:g}")
         return self
 
     @model_validator(mode="after")

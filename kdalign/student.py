@@ -217,6 +217,55 @@ def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedMod
     return model
 
 
+def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
+    """The model, some parts of which are not trained.
+
+    Args:
+        model: may be a skeleton.
+        parts: ``embeddings``, ``head`` (all that is beside the body), ``layers=N``, ``layers=N-M``, or those of one
+            stack, ``layers=STACK:N-M``. Where a head is tied to the embeddings, it is theirs.
+
+    Raises:
+        UsageError: a part that is not there, or nothing is left to train.
+    """
+    layers = blocks(model)
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    for part in parts:
+        name, _, numbers = part.partition("=")
+        if name == "embeddings":
+            found = embedding_weights(model)
+        elif name == "head":
+            found = [parameter for parameter in model.parameters() if id(parameter) not in body]
+            if not found:
+                raise UsageError("train.freeze=head: this student has no weights beside its body and embeddings")
+        else:
+            named = _named(numbers, list(layers))
+            kept = [layer for layer in layers if layer not in named]
+            if any(layers[one] is layers[other] for one in named for other in kept):
+                raise UsageError(f"train.freeze={part}: all layers of this student are one; name all or none")
+            found = [parameter for layer in named for parameter in layers[layer].parameters()]
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"train.freeze={','.join(parts)} leaves nothing to train")
+    return model
+
+
+def _named(text: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of ``N``, ``N-M`` or ``STACK:N-M``; without a stack's name, those of all."""
+    stack, _, numbers = text.rpartition(":")
+    stacks = list(dict.fromkeys(layer.stack for layer in layers))
+    if stack and stack not in stacks:
+        raise unknown("stack", stack, stacks)
+    first, _, last = numbers.partition("-")
+    wanted = range(int(first), int(last or first) + 1)
+    for name in [stack] if stack else stacks:
+        there = [layer.number for layer in layers if layer.stack == name]
+        if not wanted or max(wanted) not in there:
+            raise UsageError(f"train.freeze=layers={text}: the student's {name} has layers 0 to {max(there)}")
+    return [layer for layer in layers if layer.number in wanted and stack in ("", layer.stack)]
+
+
 def adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     """The model with low-rank adapters on every linear map of its layers, the only thing in them that is trained.
 

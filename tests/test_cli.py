@@ -92,7 +92,7 @@ def test_two_stages_in_one_step_are_refused(kdalign, teacher, data, tmp_path):
     more = ("--set", "objective.align_first=0.5", "--max-steps", "1", "--out", "runs/a")
     status, _, err = kdalign(*quick(teacher, data, *more))
     assert status == 2
-    assert "needs a step to align in and one to answer in" in err.splitlines()[-1]
+    assert "2 parts (objective.align_first, align.grow) need a step each" in err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""Layer weights that change: hand-worked steps, splits and ranks, stops, growing from the bottom, and refusals."""
+"""Layer weights that change, and layers one after the other: by hand, splits and ranks, stops, and refusals."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from test_contract import Setting
 from test_further_terms import run, weights_of
 
 from kdalign import training
-from kdalign.alignment import Plan, propose
+from kdalign.alignment import Plan, grown, propose
 from kdalign.batches import collate, micro_batches
 from kdalign.calibration import calibrate
 from kdalign.checkpoints import save_checkpoint
@@ -196,3 +196,48 @@ def test_words_that_are_none_and_maps_with_weights_of_their_own_are_refused(kdal
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
     status, _, errors = kdalign(*words, "--map", "cka", "--set", "align.weights=ramp")
     assert (status, "map 'cka' brings its own weights" in one_line(errors)) == (2, True)
+
+
+def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
+    plan = propose(shape(6, 48), shape(3, 32), "2:5 1:3 0:1 0:0", weights=(4, 2, 1, 1))
+    parts = grown(plan, 0.6)
+    assert [begins for begins, _ in parts] == pytest.approx([0, 0.2, 0.4])
+    first, second, last = (each.maps[0] for _, each in parts)
+    assert (first.pairs, first.weights) == (((0, 1), (0, 0)), (0.5, 0.5))
+    assert (second.pairs, second.weights) == (((1, 3), (0, 1), (0, 0)), (0.5, 0.25, 0.25))
+    assert last == plan.maps[0]
+    assert {shape.student.number for shape in parts[0][1].projections} == {0}
+    assert grown(plan, 0.0) == ((0.0, plan),)
+    with pytest.raises(UsageError, match=r"align\.grow begins with the lowest layers"):
+        grown(propose(shape(6), shape(3), weights=(0, 0, 1)), 0.5)
+
+
+@pytest.mark.parametrize("more", [(), ("objective.align_first=0.5",)], ids=["beside answers", "align first"])
+def test_layers_are_aligned_one_after_the_other_from_the_bottom(kdalign, teacher, data, tmp_path, monkeypatch, more):
+    """By the layers whose gradient each part has: the upper layer's is 0 where only the lower is aligned."""
+    monkeypatch.setattr(training, "GRADIENT_STEPS", 1)
+    out, sets = tmp_path / "grown", [word for each in ("align.grow=0.5", *more) for word in ("--set", each)]
+    asked = []
+    begin = training.freeze_unreached
+    monkeypatch.setattr(
+        training, "freeze_unreached", lambda learner, teach, objective, *rest: (
+            asked.append([len(term.place.pairs) for _, term in objective.terms.values() if hasattr(term, "place")]),
+            begin(learner, teach, objective, *rest),
+        )
+    )  # fmt: skip
+    status, _, errors = kdalign(*command(teacher, data, out, *sets)[2:])
+    assert status == 0, errors
+    assert asked == [[1, 1, 1], [2, 2, 2], *([[]] if more else [])]
+    events = steps_of(out)
+    aligned = [event["parts"].get("cosine") for event in events]
+    assert all(value is not None for value in aligned[: 4 if more else 8])
+    assert all(value is None for value in aligned[4:]) == bool(more)
+
+
+def test_growing_is_refused_beyond_the_steps_that_align_layers():
+    for sets, said in (
+        (["objective.align_first=0.3", "align.grow=0.5"], "more than the steps that align layers, align_first=0.3"),
+        (["align.map=cka", "align.remap_every=5", "align.grow=0.5"], "leave objective.align_first and align.grow at 0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            build_recipe(None, NEEDED, sets)

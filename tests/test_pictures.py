@@ -1,5 +1,6 @@
 """Pictures show what they were given: the data of their axes, not their pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from kdalign.pictures import (
     draw_attention,
     draw_calibration,
     draw_differences,
+    draw_gradients,
     draw_likeness,
     draw_quality,
     draw_shares,
@@ -70,6 +72,23 @@ def test_runs_of_one_recipe_share_a_colour_and_a_name():
     colours = [line.get_color() for line in picture.figure.axes[0].lines if line.get_alpha() is None]
     assert colours[0] == colours[1] != colours[2]
     assert [text.get_text() for text in picture.figure.legends[0].texts] == ["arm (2 seeds)", "other"]
+
+
+def test_gradients_are_a_line_a_term_and_a_panel_a_run_where_they_were_looked_at():
+    one = replace(
+        training("one", steps=3, hard=[1, 1, 1], soft=[1, 1, 1]),
+        looks=np.array([0, 200]),
+        pulls={"hard": np.array([2.0, 1.0]), "soft": np.array([0.0, 0.5])},
+    )
+    other = replace(one, name="other", pulls={"soft": np.array([np.nan, 3.0])})
+    picture = draw_gradients([one, other])
+    left, right = picture.figure.axes
+    assert lines(left)[0] == [[0, 2], [200, 1]]
+    assert lines(left)[1][1] == [200, 0.5]
+    assert np.isnan(lines(left)[1][0][1]), "a term of weight 0 pulls at nothing"
+    assert right.lines[0].get_color() == left.lines[1].get_color()
+    assert [text.get_text() for text in picture.figure.legends[0].texts] == ["hard", "soft"]
+    assert "one: hard 1, soft 0.5; other: soft 3" in picture.alternative
 
 
 def test_shares_are_stacked_to_a_hundred_per_cent():

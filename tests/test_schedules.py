@@ -7,7 +7,7 @@ import torch
 from conftest import one_line
 from test_balance import command, steps_of
 from test_contract import Setting, examples
-from test_further_terms import NONE, weights_of
+from test_further_terms import NONE
 
 from kdalign import losses
 from kdalign.ablation import build_ablation
@@ -106,7 +106,9 @@ def test_a_scheduled_run_is_recorded_goes_on_as_it_would_and_is_drawn_by_its_wei
         assert event["loss"] == pytest.approx(sum(event["weights"][k] * v for k, v in event["parts"].items()), rel=1e-5)
     [trained] = [curves(each) for each in finished_runs([tmp_path / "a"])]
     assert trained.weights["cosine"].tolist() == [event["weights"]["cosine"] for event in events]
-    assert weights_of(tmp_path / "a")
+    assert trained.looks.tolist() == [0]
+    assert set(trained.pulls) == {"hard", "soft", "cosine"}
+    assert trained.pulls["cosine"].tolist() == [0.0], "its weight is 0 there"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,15 @@
 
 from kdalign.pictures.models import draw_attention, draw_costs, draw_likeness, draw_similarities
 from kdalign.pictures.picture import Picture, check_folder, check_picture, save, save_all
-from kdalign.pictures.runs import draw_calibration, draw_differences, draw_quality, draw_shares, draw_terms, pictures_of
+from kdalign.pictures.runs import (
+    draw_calibration,
+    draw_differences,
+    draw_gradients,
+    draw_quality,
+    draw_shares,
+    draw_terms,
+    pictures_of,
+)
 
 __all__ = [
     "Picture",
@@ -12,6 +20,7 @@ __all__ = [
     "draw_calibration",
     "draw_costs",
     "draw_differences",
+    "draw_gradients",
     "draw_likeness",
     "draw_quality",
     "draw_shares",

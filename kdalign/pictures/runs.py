@@ -32,6 +32,8 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
     found = [draw_terms([each for each in trained if each.task == task], students) for task in tasks]
     shared = [each for each in trained if len(each.terms) > 1]
     found += [draw_shares(shared)] if shared else []
+    looked = [each for each in shared if len(each.looks)]
+    found += [draw_gradients(looked)] if looked else []
     differences = draw_differences(comparison)
     found += [differences] if differences is not None else []
     for column in _primary(comparison):
@@ -125,6 +127,43 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
     ]
     said = f"Stacked areas over steps. At the end, {'; '.join(last)}."
     return Picture("shares", figure, "What the loss is made of", caption, said)
+
+
+@styled
+def draw_gradients(trained: Sequence[Curves]) -> Picture:
+    """How hard each term pulls, by the norm of its weighted gradient where it was looked at; a panel a run."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    terms = list(dict.fromkeys(name for each in trained for name in each.pulls))
+    columns = 1 if len(trained) == 1 else 2
+    figure, found = panels(len(trained), 1.5, columns)
+    handles: dict[str, Any] = {}
+    for axes, each in zip(found, trained, strict=True):
+        for name, norms in each.pulls.items():
+            colour, dash, marker = look(terms.index(name))
+            shown = np.where(norms > 0, norms, np.nan)  # a term of weight 0 pulls at nothing
+            (line,) = axes.plot(each.looks, shown, color=colour, linestyle=dash, marker=marker, markersize=3)
+            handles.setdefault(name, line)
+        axes.set_title(shortened(each.name, 24))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    for axes in found[::columns]:
+        axes.set_ylabel("norm")
+    for axes in found[-2:]:
+        axes.set_xlabel("optimizer step")
+    legend(figure, list(handles.values()), list(handles))
+    caption = (
+        "Norm of each weighted term's gradient on the last of the student's layers that it reaches, on one "
+        f"micro-batch, without the other terms. {_counted(trained)}."
+    )
+    last = [
+        f"{each.name}: " + ", ".join(f"{name} {norms[-1]:.2g}" for name, norms in each.pulls.items() if norms[-1] > 0)
+        for each in trained
+    ]
+    said = f"Line chart over steps. At the last look, {'; '.join(last)}."
+    return Picture("gradients", figure, "How hard each term pulls", caption, said)
 
 
 def _primary(comparison: Comparison) -> list[Column]:
