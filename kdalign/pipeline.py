@@ -43,7 +43,7 @@ from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
-from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
+from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of, with_copies
 from kdalign.recipe import Recipe
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
@@ -173,6 +173,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
     announce(run, texts, tokenizer, observer)
+    if run.augmenting is not None:
+        texts = with_copies(run, texts, tokenizer, config, accelerator, observer)
+        encoded = texts.train
     for finding in run.checks:
         if finding.allowed or finding.what in NOTEWORTHY:
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
@@ -534,6 +537,14 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
             "truncated": texts.unlabelled.truncated,
             "fingerprint": run.unlabelled.examples.fingerprint(),
             "left_out": dict(run.unlabelled.dropped),
+        }
+    if run.augmenting is not None:
+        copies = texts.copies
+        facts["augmented"] = {
+            "model": run.augmenting.name,
+            "revision": run.augmenting.hash,
+            "n": len(copies) if copies is not None else 0,
+            "tokens": int(copies.lengths.sum()) if copies is not None else 0,
         }
     facts["checks"] = {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}

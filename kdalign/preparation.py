@@ -23,6 +23,7 @@ from kdalign.architecture import (
     layout_of,
     with_tokenizer,
 )
+from kdalign.augmenting import substitute_model
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
@@ -87,6 +88,7 @@ class Prepared:
         teacher_tokenizer: the teacher's; None without a teacher.
         checks: what was found that a run would meet, once it was looked for.
         unlabelled: text without labels that is learnt from beside ``train``; None where there is none.
+        augmenting: the masked language model that makes new texts of ``train``; None where none does.
     """
 
     recipe: Recipe
@@ -105,6 +107,7 @@ class Prepared:
     folder: RunFolder
     checks: tuple[Finding, ...] = ()
     unlabelled: Unlabelled | None = None
+    augmenting: Checkpoint | None = None
 
     @property
     def task(self) -> AnyTask:
@@ -130,7 +133,7 @@ class Prepared:
         found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
         if self.unlabelled is not None:
             found["unlabelled"] = self.unlabelled.examples.fingerprint()
-        models_read = {"teacher": self.teacher, "student": self.student}
+        models_read = {"teacher": self.teacher, "student": self.student, "augmenting": self.augmenting}
         return found | {word: model.hash for word, model in models_read.items() if model is not None}
 
     @property
@@ -188,6 +191,7 @@ def prepare(recipe: Recipe) -> Prepared:
         watched=watched,
         reported=reported,
         folder=folder,
+        augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
         unlabelled=_unlabelled(work, recipe, train_examples, watched, reported),
     )
 

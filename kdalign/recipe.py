@@ -34,6 +34,22 @@ class Augment(_Section):
     """The chance of a word to be replaced (0.4), or the share of a row's tokens masked (0.15) or cut off (0.1)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
+    model: str | None = None
+    """Of ``masked-lm``: the masked language model, a hub id or a folder."""
+    copies: int = Field(1, ge=1)
+    """Of ``masked-lm``: new texts of each labelled row, made once; 20 in TinyBERT."""
+    candidates: int = Field(15, ge=1)
+    """Of ``masked-lm``: a word is drawn from so many likely ones."""
+    keep_labels: bool = False
+    """Of ``masked-lm``: whether new texts have the label of the row they are made of; else it is not known."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of ``masked-lm``: of what is drawn; the same texts for all seeds of the training."""
+
+    @model_validator(mode="after")
+    def _of_one_way(self) -> "Augment":
+        if self.by != "masked-lm" and self.model is not None:
+            raise ValueError("data.augment.model is for data.augment.by=masked-lm")
+        return self
 
     @property
     def corrupts(self) -> bool:
@@ -45,7 +61,15 @@ class Augment(_Section):
         """As given, or that of the way."""
         return self.rate or AUGMENT_RATES[self.by]
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it makes rows whose label is not known."""
+        return self.by == "masked-lm" and not self.keep_labels
+
     def __str__(self) -> str:
+        if self.by == "masked-lm":
+            new = f"{self.copies} new text{'s' * (self.copies > 1)} of each labelled row"
+            return f"{new}, {self.rate_used:.0%} of the words replaced by {self.model}"
         if self.by == "spans":
             return f"{self.rate_used:.0%} of the tokens masked in runs, in {self.share:.0%} of an epoch's rows"
         return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
@@ -445,19 +469,18 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _learns_from_unlabelled(self) -> "Recipe":
         data = self.data
-        if data.unlabelled is None:
-            if data.unlabelled_limit is not None or data.unlabelled_share is not None:
-                raise ValueError(
-                    "data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too"
-                )
+        if data.unlabelled is None and (data.unlabelled_limit is not None or data.unlabelled_share is not None):
+            raise ValueError("data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too")
+        if data.unlabelled is None and not data.augment.unlabelled:
             return self
+        flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
         if not self.has_teacher:
-            raise ValueError("text without labels (--unlabelled) is learnt from a teacher's answers: give --teacher")
+            raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
         if not self.objective.learns_without_labels:
             which = "the part after objective.align_first" if self.objective.align_first else "the objective"
             raise ValueError(
-                f"{which} learns from labels alone (hard), and text without labels (--unlabelled) has none: give "
-                f"--alpha a weight, or leave --unlabelled out"
+                f"{which} learns from labels alone (hard), and text without labels ({flag}) has none: give "
+                f"--alpha a weight, or leave it out"
             )
         if data.unlabelled_share is not None and self.train.batch_tokens is not None:
             raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
