@@ -27,6 +27,9 @@ TEACHER = "teacher "
 CUT = "cut"
 """The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
 
+MASKED = "masked "
+"""Before the names of what a student that classifies reads beside, to fill in masked tokens: its ids and targets."""
+
 IGNORED = -100
 """A target that is not one: padding, a context token, a token that was not masked."""
 
@@ -176,6 +179,13 @@ class Batch:
         """Positions of counted examples at which a token is asked for."""
         assert self.targets is not None, "a language-modelling task has targets"
         return (self.targets != IGNORED) & self.counted[:, None]
+
+    @property
+    def masked(self) -> Bool[Tensor, "batch time"]:
+        """Positions of counted examples that are masked beside, to be filled in; none where nothing is."""
+        if MASKED + "targets" not in self.inputs:
+            return torch.zeros_like(self.real)
+        return (self.inputs[MASKED + "targets"] != IGNORED) & self.counted[:, None]
 
     @property
     def taught_inputs(self) -> dict[str, Tensor]:

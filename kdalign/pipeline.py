@@ -38,17 +38,20 @@ from kdalign.finetuning import finetuned
 from kdalign.fresh import new_model
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
+from kdalign.objective import Objective
 from kdalign.observer import Observer, Silent
 from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
 from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of, with_copies
+from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Recipe
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
+from kdalign.terms import MaskedTokens
 from kdalign.training import (
     Remapping,
     Stage,
@@ -220,7 +223,15 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
     dtype = torch.bfloat16 if bf16 else None
-    stages = [Stage(after, work.objective(part, plan, dtype, shared)) for after, part in recipe.objective.stages]
+    filling = None
+    if recipe.objective.masked_lm:
+        observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
+        filling = filling_term(student_model, recipe.train.seed, dtype)
+
+    def minimised(part: Weights, plan: Plan | None) -> Objective:
+        return work.objective(part, plan, dtype, shared).with_masked_lm(part.masked_lm, filling)
+
+    stages = [Stage(after, minimised(part, plan)) for after, part in recipe.objective.stages]
     objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
@@ -258,7 +269,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         remapping = Remapping(
             recipe.align.remap_every,
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: work.objective(recipe.objective, found, dtype, shared),
+            lambda found: minimised(recipe.objective, found),
         )
 
     start_trackers(accelerator, recipe)
@@ -266,7 +277,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         learner,
         teacher,
         stages,
-        corrupted(encoded, recipe.data.augment, tokenizer),
+        corrupted(encoded, recipe.data.augment, tokenizer, filling is not None),
         recipe.train,
         accelerator,
         folder,
@@ -374,6 +385,12 @@ def load_student(
     keeps_head = run.work.keeps_head(own)
     model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+
+
+def filling_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
+    """The head by which a student fills in masked tokens beside."""
+    entries, inner = student_model.get_input_embeddings().weight.shape
+    return MaskedTokens(int(student_model.config.hidden_size), (entries, inner), seed, dtype=dtype)
 
 
 def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:

@@ -169,6 +169,8 @@ def prepare(recipe: Recipe) -> Prepared:
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     _check_augmented(data.augment, tokenizer, theirs_too)
+    if recipe.objective.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
+        raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer has not")
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
@@ -225,6 +227,9 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
             f"add the texts to its split {work.task.train!r}"
         )
+    if recipe.objective.masked_lm and not isinstance(work.task, Task):
+        what = "asks for tokens anyway" if work.head is not HeadKind.NONE else "gives embeddings"
+        raise UsageError(f"objective.masked_lm is beside classes or scores, and task {name!r} {what}")
     if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
         raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:

@@ -159,8 +159,10 @@ class Align(_Section):
         return value
 
 
-TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations")
+TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
 """The objective's weights."""
+ALONE_KEYS = ("hard", "masked_lm")
+"""Those of the terms that look at no teacher."""
 ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
 """Those of the terms that compare layers."""
 ANSWER_TERMS = ("logit-mse", "dkd", "dist")
@@ -179,6 +181,9 @@ class Objective(_Section):
     """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
     relations: float = Field(0.0, ge=0)
     """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
+    masked_lm: float = Field(0.0, ge=0)
+    """Cross-entropy of a student that classifies on masked tokens of its texts (15 %), by a head of its own that is not
+    exported; costs about one more forward and backward of the student."""
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
     """How answers are compared with the teacher's."""
@@ -202,7 +207,8 @@ class Objective(_Section):
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":
         if self.hard == 0 and not self.needs_teacher:
-            raise ValueError("every weight is 0: there is nothing to learn from")
+            alone = "masked_lm teaches no classes" if self.masked_lm else "every weight is 0"
+            raise ValueError(f"{alone}: there is nothing to learn from")
         answering = self.hard + self.alpha > 0 or any(name in ANSWER_TERMS for name in self.further)
         if self.align_first and not (answering and self._aligning):
             aligning = ", ".join(ALIGNING_KEYS)
@@ -217,7 +223,8 @@ class Objective(_Section):
         answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
         layers = {name: given for name, given in self.terms.items() if name not in answers}
         aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers})
-        answering = self.model_copy(update={**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": answers})
+        none = dict.fromkeys((*ALIGNING_KEYS, "masked_lm"), 0.0)
+        answering = self.model_copy(update={**none, "terms": answers})
         return (0.0, aligning), (self.align_first, answering)
 
     @property
@@ -238,12 +245,12 @@ class Objective(_Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return any(weight > 0 for key, weight in self.weights.items() if key != "hard")
+        return any(weight > 0 for key, weight in self.weights.items() if key not in ALONE_KEYS)
 
     @property
     def learns_without_labels(self) -> bool:
         """Whether something is learnt at all times from text whose labels are not known."""
-        return all(stage.needs_teacher for _, stage in self.stages)
+        return all(stage.needs_teacher or stage.masked_lm > 0 for _, stage in self.stages)
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -463,7 +470,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
-            raise ValueError("there is no teacher: every weight but hard must be 0")
+            raise ValueError("there is no teacher: every weight but hard and masked_lm must be 0")
         return self
 
     @model_validator(mode="after")
@@ -474,7 +481,7 @@ class Recipe(_Section):
         if data.unlabelled is None and not data.augment.unlabelled:
             return self
         flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
-        if not self.has_teacher:
+        if not self.has_teacher and not self.objective.masked_lm:
             raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
         if not self.objective.learns_without_labels:
             which = "the part after objective.align_first" if self.objective.align_first else "the objective"
