@@ -86,13 +86,15 @@ def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     from kdalign import losses
     from kdalign.balance import BALANCES
 
-    page, _, balance = (ROOT / "docs" / "methods.md").read_text().partition("\n## Balance")
+    page, _, rest = (ROOT / "docs" / "methods.md").read_text().partition("\n## Balance")
+    balance, _, rest = rest.partition("\n## ")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     named = {row.split(" | ")[1].strip("`") for row in rows}
     assert named == {name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))}
     of_balance = [line for line in balance.splitlines() if line.startswith("| `") and "`static`" not in line]
     assert {row.split("`")[1] for row in of_balance} == set(BALANCES)
-    for row in [*rows, *of_balance]:
+    of_augmentation = [line for line in rest.splitlines() if line.startswith("| `") and "`data.augment.by`" not in line]
+    for row in [*rows, *of_balance, *of_augmentation]:
         file, test = re.search(r"`(test_\w+\.py)::(\w+)`", row).groups()
         assert f"def {test}(" in (ROOT / "tests" / file).read_text()
 

@@ -1,4 +1,4 @@
-"""Masked tokens that a student fills in beside: the sum by hand, what is asked for, and steps that stay what they are."""
+"""Masked tokens that a student fills in beside: the sum by hand, what is asked for, and steps as they were."""
 
 import json
 import math
