@@ -31,7 +31,7 @@ from kdalign.recipe import recipe_of
 from kdalign.runs import RunFolder
 
 LOOK_SECONDS = 1.0
-LEARNT = ("train", "unlabelled", "teacher", "student")
+LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")
 """A run's inputs, beside the splits that it is scored on."""
 
 

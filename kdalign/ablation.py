@@ -104,6 +104,10 @@ class Ablation:
         data = tree["data"]
         own = any(f"data.{key}" in self.arms[arm] for key in UNLABELLED_KEYS)
         shared = {} if own else {key: data.pop(key) for key in UNLABELLED_KEYS if key in data}
+        new = data.get("augment")
+        if isinstance(new, Mapping) and new.get("by") == "masked-lm" and not new.get("keep_labels"):
+            if not any(key.startswith("data.augment") for key in self.arms[arm]):
+                shared["augment"] = data.pop("augment")
         try:
             recipe = recipe_of(tree)
             if shared and recipe.objective.learns_without_labels:  # an arm of labels alone has no use for it

@@ -27,8 +27,27 @@ TEACHER = "teacher "
 CUT = "cut"
 """The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
 
+MASKED = "masked "
+"""Before the names of what a student that classifies reads beside, to fill in masked tokens: its ids and targets."""
+
 IGNORED = -100
 """A target that is not one: padding, a context token, a token that was not masked."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of an epoch: some always, and of others so many, drawn anew."""
+
+    always: Int[np.ndarray[Any, Any], "n"]
+    others: Int[np.ndarray[Any, Any], "m"]
+    drawn: int
+
+    def __len__(self) -> int:
+        return len(self.always) + self.drawn
+
+    def rows(self, generator: np.random.Generator) -> Int[np.ndarray[Any, Any], "rows"]:
+        """An epoch's rows, none of them twice."""
+        return np.concatenate([self.always, np.sort(generator.choice(self.others, self.drawn, replace=False))])
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,7 @@ class Encoded:
         groups: (rows,) which rows an interval resamples together, such as those of one text; None for each by itself.
         covered: where there are two tokenizers, the characters that lie in tokens of both, and all (no white space).
         labelled: (rows,) false for those whose label is not known; None where all are known, or there are none.
-        drawn: of those whose label is not known, how many an epoch has; None for all.
+        mixture: which rows an epoch has; None for all.
     """
 
     columns: dict[str, list[list[int]]]
@@ -65,7 +84,7 @@ class Encoded:
     bytes: int = 0
     groups: np.ndarray[Any, Any] | None = None
     labelled: np.ndarray[Any, Any] | None = None
-    drawn: int | None = None
+    mixture: Mixture | None = None
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -83,48 +102,38 @@ class Encoded:
         known = None if self.labelled is None else self.labelled[np.asarray(rows)]
         # The rows' words and bytes are not known.
         taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
-        return replace(taken, labelled=known, drawn=None)
+        return replace(taken, labelled=known, mixture=None)
 
-    def with_unlabelled(self, others: "Encoded", an_epoch: int) -> "Encoded":
-        """These rows, all of which have labels, and others without, of which an epoch has so many."""
+    def joined(self, others: "Encoded") -> "Encoded":
+        """These rows and others, whose labels are not known where they have none."""
         assert self.labels is not None, "what has no labels needs no others without"
+        known = np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
+        more = np.full(len(others), others.labels is not None)
         blank = IGNORED if np.issubdtype(self.labels.dtype, np.integer) else np.nan
+        labels = np.full(len(others), blank, self.labels.dtype) if others.labels is None else others.labels
+        mixture = self.mixture
+        if mixture is not None:
+            mixture = replace(mixture, always=np.append(mixture.always, len(self) + np.arange(len(others))))
         return replace(
             self,
             columns={name: [*column, *others.columns[name]] for name, column in self.columns.items()},
-            labels=np.concatenate([self.labels, np.full(len(others), blank, self.labels.dtype)]),
+            labels=np.concatenate([self.labels, labels]),
             truncated=self.truncated + others.truncated,
             covered=_added(self.covered, others.covered),
-            labelled=np.arange(len(self) + len(others)) < len(self),
-            drawn=an_epoch if an_epoch < len(others) else None,
+            labelled=None if known.all() and more.all() else np.concatenate([known, more]),
+            mixture=mixture,
         )
 
-    @property
-    def mixture(self) -> "Mixture | None":
-        """Which rows an epoch has; None for all of them."""
-        if self.drawn is None or self.labelled is None:
-            return None
-        return Mixture(np.flatnonzero(self.labelled), np.flatnonzero(~self.labelled), self.drawn)
+    def with_unlabelled(self, others: "Encoded", an_epoch: int) -> "Encoded":
+        """These rows, and others without labels, of which an epoch has so many."""
+        both = self.joined(replace(others, labels=None))
+        if an_epoch == len(others):
+            return both
+        return replace(both, mixture=Mixture(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
 
 
 def _added(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
     return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The rows of an epoch: some always, and of others so many, drawn anew."""
-
-    always: Int[np.ndarray[Any, Any], "n"]
-    others: Int[np.ndarray[Any, Any], "m"]
-    drawn: int
-
-    def __len__(self) -> int:
-        return len(self.always) + self.drawn
-
-    def rows(self, generator: np.random.Generator) -> Int[np.ndarray[Any, Any], "rows"]:
-        """An epoch's rows, none of them twice."""
-        return np.concatenate([self.always, np.sort(generator.choice(self.others, self.drawn, replace=False))])
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,13 @@ class Batch:
         """Positions of counted examples at which a token is asked for."""
         assert self.targets is not None, "a language-modelling task has targets"
         return (self.targets != IGNORED) & self.counted[:, None]
+
+    @property
+    def masked(self) -> Bool[Tensor, "batch time"]:
+        """Positions of counted examples that are masked beside, to be filled in; none where nothing is."""
+        if MASKED + "targets" not in self.inputs:
+            return torch.zeros_like(self.real)
+        return (self.inputs[MASKED + "targets"] != IGNORED) & self.counted[:, None]
 
     @property
     def taught_inputs(self) -> dict[str, Tensor]:

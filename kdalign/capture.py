@@ -56,6 +56,8 @@ class Signals:
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
         compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
+        filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
+        words: (entries, width), the student's input embeddings, where those are to be filled in.
         shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
     """
 
@@ -73,6 +75,8 @@ class Signals:
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     shares: dict[Layer, Tensor] = field(default_factory=dict)
+    filled: Tensor = field(default_factory=lambda: torch.empty(0))
+    words: Tensor = field(default_factory=lambda: torch.empty(0))
     compared: Tensor | None = None
 
     def moved(self, matching: Matching) -> "Signals":

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.batches import CUT, IGNORED, Encoded
+from kdalign.batches import CUT, IGNORED, MASKED, Corruption, Encoded
 from kdalign.errors import UsageError
 from kdalign.matching import spans_of
 from kdalign.recipe import Augment
@@ -260,8 +260,30 @@ class CutOff:
         return {**row, CUT: cut.tolist()}
 
 
-def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Rows that are changed anew each time they are read, where a recipe asks for that."""
+@dataclass(frozen=True)
+class MaskBeside:
+    """A row, changed as it may be, and beside it the same row masked, with its targets."""
+
+    masking: MaskTokens
+    before: Corruption | None
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with its masked ids and targets; a token that is cut off is not asked for."""
+        row = row if self.before is None else self.before(row, generator)
+        masked = self.masking(row, generator)
+        cut = row.get(CUT, [0] * len(row["input_ids"]))
+        targets = [IGNORED if gone else target for target, gone in zip(masked["targets"], cut, strict=True)]
+        return {**row, MASKED + "input_ids": masked["input_ids"], MASKED + "targets": targets}
+
+
+def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase, masked: bool = False) -> Encoded:
+    """Rows that are changed anew each time they are read, and masked beside, where a recipe asks for that."""
+    if masked:
+        seen = corrupted(encoded, augment, tokenizer)
+        special = np.array(sorted(tokenizer.all_special_ids))
+        masking = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
+        pad = {**seen.pad, MASKED + "input_ids": seen.pad["input_ids"], MASKED + "targets": IGNORED}
+        return replace(seen, corrupt=MaskBeside(masking, seen.corrupt), pad=pad)
     special = np.array(sorted(tokenizer.all_special_ids))
     match augment.by:
         case "spans":

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from kdalign.alignment import Plan, crossed
 from kdalign.architecture import Layer, accepted_inputs
 from kdalign.balance import Balance
+from kdalign.batches import IGNORED, MASKED
 from kdalign.capture import Signals, Wanted, pooled, run, watch
 from kdalign.objective import Objective
 from kdalign.projection import Projections
@@ -56,6 +57,7 @@ class Learner(nn.Module):
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
         self._maps = objective.compared_maps
+        self._fills = Signal.FILLED in objective.needs
         self._side = plan.style.side if plan is not None else "student"
         wanted = objective.wanted([student for student, _, _ in pairs])
         of_teacher = objective.wanted(plan.teaching if plan is not None else (), of_teacher=True)
@@ -73,6 +75,12 @@ class Learner(nn.Module):
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
             signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
+            if self._fills:
+                body = self.student.base_model
+                masked = {**inputs, "input_ids": inputs[MASKED + "input_ids"]}
+                features = body(**accepted_inputs(body, masked)).last_hidden_state
+                signals.filled = features[inputs[MASKED + "targets"] != IGNORED]
+                signals.words = body.get_input_embeddings().weight
         if self._attends:
             assert taught is not None, "layers are attended to in a teacher"
             taught = self._blended(signals, taught, inputs)

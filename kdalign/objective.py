@@ -32,6 +32,7 @@ from kdalign.terms import (
     HiddenEuclid,
     LayerWeights,
     LossTerm,
+    MaskedTokens,
     OverLayers,
     Place,
     Relations,
@@ -97,6 +98,10 @@ class Objective:
                 yield name, alone(view, units)[0]
         for name, (weight, term) in self.terms.items():
             yield name, weight * term(view) / (units[term.unit] or 1)
+
+    def with_masked_lm(self, weight: float, term: MaskedTokens | None) -> "Objective":
+        """The same with masked tokens to be filled in beside, by this weight."""
+        return self if term is None or weight == 0 else replace(self, terms={**self.terms, "masked-lm": (weight, term)})
 
     def scaled(self, factors: Mapping[str, float]) -> "Objective":
         """The same terms, their weights multiplied."""
@@ -169,8 +174,8 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term but the hard labels is in it."""
-        return any(name != "hard" for name in self.names)
+        """Whether any term but the hard labels and masked tokens is in it."""
+        return any(name not in ("hard", "masked-lm") for name in self.names)
 
     @property
     def uses_hidden(self) -> bool:
@@ -343,5 +348,6 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
         Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
+        Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
         **count_groups(rows_of(batches)),
     }

@@ -38,18 +38,20 @@ from kdalign.finetuning import finetuned
 from kdalign.fresh import new_model
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
+from kdalign.objective import Objective
 from kdalign.observer import Observer, Silent
 from kdalign.preflight import NOTEWORTHY, preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, flops_of, latencies_ms, profile
 from kdalign.projection import Projections
-from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of
+from kdalign.reading import Texts, announce, config_of, fingerprint, read_texts, tokenizer_of, with_copies
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Recipe
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued, reworded
 from kdalign.tasks import Task
 from kdalign.teachers import Teacher
+from kdalign.terms import MaskedTokens
 from kdalign.training import (
     Remapping,
     Stage,
@@ -177,6 +179,9 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
     if work.task.found:
         observer.announce(f"worked out from the data: {work.task.found}")
     announce(run, texts, tokenizer, observer)
+    if run.augmenting is not None:
+        texts = with_copies(run, texts, tokenizer, config, accelerator, observer)
+        encoded = texts.train
     for finding in run.checks:
         if finding.allowed or finding.what in NOTEWORTHY:
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
@@ -222,8 +227,16 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
             observer.announce(UNTRAINED)
     shared = texts.across.shared if texts.across is not None else None
     dtype = torch.bfloat16 if bf16 else None
+    filling = None
+    if recipe.objective.masked_lm:
+        observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
+        filling = filling_term(student_model, recipe.train.seed, dtype)
+
+    def minimised(part: Weights, plan: Plan | None) -> Objective:
+        return work.objective(part, plan, dtype, shared).with_masked_lm(part.masked_lm, filling)
+
     stages = [
-        Stage(begins, work.objective(part, each, dtype, shared))
+        Stage(begins, minimised(part, each))
         for after, part in recipe.objective.stages
         for begins, each in ([(after, plan)] if plan is None else _parts(plan, recipe, after, part))
     ]
@@ -264,7 +277,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         remapping = Remapping(
             recipe.align.remap_every,
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: work.objective(recipe.objective, found, dtype, shared),
+            lambda found: minimised(recipe.objective, found),
         )
 
     start_trackers(accelerator, recipe)
@@ -272,7 +285,7 @@ def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, re
         learner,
         teacher,
         stages,
-        corrupted(encoded, recipe.data.augment, tokenizer),
+        corrupted(encoded, recipe.data.augment, tokenizer, filling is not None),
         recipe.train,
         accelerator,
         folder,
@@ -385,6 +398,12 @@ def load_student(
 def _parts(plan: Plan, recipe: Recipe, after: float, weights: Weights) -> tuple[tuple[float, Plan], ...]:
     """The parts of a stage, where each begins and its plan: several while layers are aligned one after the other."""
     return grown(plan, recipe.align.grow) if weights.built.aligning and after == 0 else ((after, plan),)
+
+
+def filling_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
+    """The head by which a student fills in masked tokens beside."""
+    entries, inner = student_model.get_input_embeddings().weight.shape
+    return MaskedTokens(int(student_model.config.hidden_size), (entries, inner), seed, dtype=dtype)
 
 
 def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:
@@ -548,6 +567,14 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
             "truncated": texts.unlabelled.truncated,
             "fingerprint": run.unlabelled.examples.fingerprint(),
             "left_out": dict(run.unlabelled.dropped),
+        }
+    if run.augmenting is not None:
+        copies = texts.copies
+        facts["augmented"] = {
+            "model": run.augmenting.name,
+            "revision": run.augmenting.hash,
+            "n": len(copies) if copies is not None else 0,
+            "tokens": int(copies.lengths.sum()) if copies is not None else 0,
         }
     facts["checks"] = {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}

@@ -24,6 +24,7 @@ from kdalign.architecture import (
     skeleton,
     with_tokenizer,
 )
+from kdalign.augmenting import substitute_model
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
@@ -88,6 +89,7 @@ class Prepared:
         teacher_tokenizer: the teacher's; None without a teacher.
         checks: what was found that a run would meet, once it was looked for.
         unlabelled: text without labels that is learnt from beside ``train``; None where there is none.
+        augmenting: the masked language model that makes new texts of ``train``; None where none does.
     """
 
     recipe: Recipe
@@ -106,6 +108,7 @@ class Prepared:
     folder: RunFolder
     checks: tuple[Finding, ...] = ()
     unlabelled: Unlabelled | None = None
+    augmenting: Checkpoint | None = None
 
     @property
     def task(self) -> AnyTask:
@@ -131,7 +134,7 @@ class Prepared:
         found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
         if self.unlabelled is not None:
             found["unlabelled"] = self.unlabelled.examples.fingerprint()
-        models_read = {"teacher": self.teacher, "student": self.student}
+        models_read = {"teacher": self.teacher, "student": self.student, "augmenting": self.augmenting}
         return found | {word: model.hash for word, model in models_read.items() if model is not None}
 
     @property
@@ -167,6 +170,8 @@ def prepare(recipe: Recipe) -> Prepared:
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     _check_augmented(data.augment, tokenizer, theirs_too)
+    if recipe.objective.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
+        raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer has not")
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
@@ -194,6 +199,7 @@ def prepare(recipe: Recipe) -> Prepared:
         watched=watched,
         reported=reported,
         folder=folder,
+        augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
         unlabelled=_unlabelled(work, recipe, train_examples, watched, reported),
     )
 
@@ -227,6 +233,9 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
             f"add the texts to its split {work.task.train!r}"
         )
+    if recipe.objective.masked_lm and not isinstance(work.task, Task):
+        what = "asks for tokens anyway" if work.head is not HeadKind.NONE else "gives embeddings"
+        raise UsageError(f"objective.masked_lm is beside classes or scores, and task {name!r} {what}")
     if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
         raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:

@@ -3,18 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models
 from kdalign.architecture import LAYOUTS, layout_of, with_tokenizer
+from kdalign.augmenting import copies_of
 from kdalign.batches import Encoded
 from kdalign.fresh import new_config, train_tokenizer
 from kdalign.matching import Shared, shared_vocabulary
 from kdalign.observer import Observer
 from kdalign.preparation import Prepared, trained_size
 from kdalign.tasks import Examples
+from kdalign.tasks.holdout import words_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Texts:
         train: to train on, with and without labels; where tokenizers differ, in the tokens of both.
         labelled: those of ``train`` that have labels, or all where none are without.
         unlabelled: the others; None where there are none.
+        copies: new texts that a model has made of the labelled ones, a part of ``train`` once they are made.
         watched: the slice of train that is evaluated on the way, by the student.
         reported: the splits that the student is scored on.
         watched_by_teacher: the same slice as the teacher reads it.
@@ -71,6 +75,7 @@ class Texts:
     watched_by_teacher: Encoded
     reported_to_teacher: Mapping[str, Encoded]
     across: Across | None
+    copies: Encoded | None = None
 
 
 def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
@@ -124,25 +129,51 @@ def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: Pretra
         UsageError: a text that cannot be encoded.
     """
     theirs = run.teacher_tokenizer
-    across = theirs is not None and run.across
-
-    def to_learn(examples: Examples) -> Encoded:
-        if theirs is not None and across:
-            return run.work.encode_across(examples, (tokenizer, theirs))
-        return run.work.encode(examples, tokenizer, config, scored=False)
-
-    train = labelled = to_learn(run.train)
+    train = labelled = _learnt(run, run.train, tokenizer, config)
     unlabelled = None
     if run.unlabelled is not None:
-        unlabelled = to_learn(run.unlabelled.examples)
+        unlabelled = _learnt(run, run.unlabelled.examples, tokenizer, config)
         train = labelled.with_unlabelled(unlabelled, run.unlabelled.an_epoch)
     learnt = train, labelled, unlabelled
     watched, reported = _scored(run, tokenizer, config)
-    if run.teacher is None or theirs is None or not across:
+    if run.teacher is None or theirs is None or not run.across:
         return Texts(*learnt, watched, reported, watched, reported, None)
     assert train.covered is not None, "two tokenizations are compared"
     together = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
     return Texts(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
+
+
+def with_copies(
+    run: Prepared,
+    texts: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    accelerator: Accelerator,
+    observer: Observer,
+) -> Texts:
+    """The texts with new ones that a model makes of the labelled rows; none that are scored, or learnt already."""
+    assert run.augmenting is not None, "a model makes them"
+    augment = run.recipe.data.augment
+    made = copies_of(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
+    labels = run.train.labels if augment.keep_labels else None
+    known = {row for examples in (run.train, *run.reported.values()) for row in words_of(examples)}
+    new = Examples(
+        "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
+    )
+    kept = [number for number, row in enumerate(words_of(new)) if row not in known]
+    observer.announce(
+        f"augmented: {len(kept):,} new texts (left out: {len(new) - len(kept):,} learnt or scored already)"
+    )
+    if not kept:
+        return texts
+    copies = _learnt(run, new.take(kept), tokenizer, config)
+    return replace(texts, train=texts.train.joined(copies), copies=copies)
+
+
+def _learnt(run: Prepared, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Encoded:
+    if run.teacher_tokenizer is not None and run.across:
+        return run.work.encode_across(examples, (tokenizer, run.teacher_tokenizer))
+    return run.work.encode(examples, tokenizer, config, scored=False)
 
 
 def _scored(

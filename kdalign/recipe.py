@@ -37,6 +37,22 @@ class Augment(_Section):
     """The chance of a word to be replaced (0.4), or the share of a row's tokens masked (0.15) or cut off (0.1)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
+    model: str | None = None
+    """Of ``masked-lm``: the masked language model, a hub id or a folder."""
+    copies: int = Field(1, ge=1)
+    """Of ``masked-lm``: new texts of each labelled row, made once; 20 in TinyBERT."""
+    candidates: int = Field(15, ge=1)
+    """Of ``masked-lm``: a word is drawn from so many likely ones."""
+    keep_labels: bool = False
+    """Of ``masked-lm``: whether new texts have the label of the row they are made of; else it is not known."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of ``masked-lm``: of what is drawn; the same texts for all seeds of the training."""
+
+    @model_validator(mode="after")
+    def _of_one_way(self) -> "Augment":
+        if self.by != "masked-lm" and self.model is not None:
+            raise ValueError("data.augment.model is for data.augment.by=masked-lm")
+        return self
 
     @property
     def corrupts(self) -> bool:
@@ -48,7 +64,15 @@ class Augment(_Section):
         """As given, or that of the way."""
         return self.rate or AUGMENT_RATES[self.by]
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it makes rows whose label is not known."""
+        return self.by == "masked-lm" and not self.keep_labels
+
     def __str__(self) -> str:
+        if self.by == "masked-lm":
+            new = f"{self.copies} new text{'s' * (self.copies > 1)} of each labelled row"
+            return f"{new}, {self.rate_used:.0%} of the words replaced by {self.model}"
         if self.by == "spans":
             return f"{self.rate_used:.0%} of the tokens masked in runs, in {self.share:.0%} of an epoch's rows"
         return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
@@ -155,8 +179,10 @@ class Align(_Section):
         return value
 
 
-TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations")
+TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
 """The objective's weights."""
+ALONE_KEYS = ("hard", "masked_lm")
+"""Those of the terms that look at no teacher."""
 ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
 """Those of the terms that compare layers."""
 ANSWER_TERMS = ("logit-mse", "dkd", "dist")
@@ -187,6 +213,9 @@ class Objective(_Section):
     """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
     relations: float = Field(0.0, ge=0)
     """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
+    masked_lm: float = Field(0.0, ge=0)
+    """Cross-entropy of a student that classifies on masked tokens of its texts (15 %), by a head of its own that is not
+    exported; costs about one more forward and backward of the student."""
     temperature: float = Field(2.0, gt=0)
     divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
     """How answers are compared with the teacher's."""
@@ -247,7 +276,8 @@ class Objective(_Section):
     def _something_to_learn(self) -> "Objective":
         built = self.built
         if built.hard == 0 and not self.needs_teacher:
-            raise ValueError("every weight is 0: there is nothing to learn from")
+            alone = "masked_lm teaches no classes" if self.masked_lm else "every weight is 0"
+            raise ValueError(f"{alone}: there is nothing to learn from")
         answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
         if self.align_first and not (answering and built.aligning):
             aligning = ", ".join(ALIGNING_KEYS)
@@ -264,9 +294,8 @@ class Objective(_Section):
         of_layers = {key: each for key, each in self.schedule.items() if key in ALIGNING_KEYS or key in layers}
         of_answers = {key: each for key, each in self.schedule.items() if key not in of_layers}
         aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers, "schedule": of_layers})
-        answering = self.model_copy(
-            update={**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": answers, "schedule": of_answers}
-        )
+        none = dict.fromkeys((*ALIGNING_KEYS, "masked_lm"), 0.0)
+        answering = self.model_copy(update={**none, "terms": answers, "schedule": of_answers})
         return (0.0, aligning), (self.align_first, answering)
 
     @property
@@ -305,12 +334,12 @@ class Objective(_Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return any(weight > 0 for key, weight in self.built.weights.items() if key != "hard")
+        return any(weight > 0 for key, weight in self.built.weights.items() if key not in ALONE_KEYS)
 
     @property
     def learns_without_labels(self) -> bool:
         """Whether something is learnt at all times from text whose labels are not known."""
-        return all(stage.needs_teacher for _, stage in self.stages)
+        return all(stage.needs_teacher or stage.masked_lm > 0 for _, stage in self.stages)
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -574,25 +603,24 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
-            raise ValueError("there is no teacher: every weight but hard must be 0")
+            raise ValueError("there is no teacher: every weight but hard and masked_lm must be 0")
         return self
 
     @model_validator(mode="after")
     def _learns_from_unlabelled(self) -> "Recipe":
         data = self.data
-        if data.unlabelled is None:
-            if data.unlabelled_limit is not None or data.unlabelled_share is not None:
-                raise ValueError(
-                    "data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too"
-                )
+        if data.unlabelled is None and (data.unlabelled_limit is not None or data.unlabelled_share is not None):
+            raise ValueError("data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too")
+        if data.unlabelled is None and not data.augment.unlabelled:
             return self
-        if not self.has_teacher:
-            raise ValueError("text without labels (--unlabelled) is learnt from a teacher's answers: give --teacher")
+        flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
+        if not self.has_teacher and not self.objective.masked_lm:
+            raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
         if not self.objective.learns_without_labels:
             which = "the part after objective.align_first" if self.objective.align_first else "the objective"
             raise ValueError(
-                f"{which} learns from labels alone (hard), and text without labels (--unlabelled) has none: give "
-                f"--alpha a weight, or leave --unlabelled out"
+                f"{which} learns from labels alone (hard), and text without labels ({flag}) has none: give "
+                f"--alpha a weight, or leave it out"
             )
         if data.unlabelled_share is not None and self.train.batch_tokens is not None:
             raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")

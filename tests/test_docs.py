@@ -89,20 +89,25 @@ def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     from kdalign.recipe import LAYER_WEIGHTS
     from kdalign.schedules import SHAPES
 
-    page, _, rest = (ROOT / "docs" / "methods.md").read_text().partition("\n## Balance")
-    balance, _, presets = rest.partition("\n## Presets")
-    page, _, layers = page.partition("\n## Layer weights")
-    layers, _, schedules = layers.partition("\n## Schedules")
-    of_layers = [line for line in layers.splitlines() if line.startswith("| `")]
-    assert {row.split("`")[1] for row in of_layers} == set(LAYER_WEIGHTS)
-    assert set(re.findall(r"^\| (\w+)(?: \([^|]*\))? \| v[₀₁]", schedules, re.M)) == set(SHAPES)
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    first, *others = (ROOT / "docs" / "methods.md").read_text().split("\n## ")
+    sections = {title: body for title, _, body in (other.partition("\n") for other in others)}
+
+    def rows_in(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("| `")]
+
+    def words_in(rows: list[str]) -> set[str]:
+        return {row.split("`")[1] for row in rows}
+
+    rows = rows_in(first) + rows_in(sections["Further terms"])
     named = {row.split(" | ")[1].strip("`") for row in rows}
     assert named == {name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))}
-    of_balance = [line for line in balance.splitlines() if line.startswith("| `") and "`static`" not in line]
-    assert {row.split("`")[1] for row in of_balance} == set(BALANCES)
-    assert {line.split("`")[1] for line in presets.splitlines() if line.startswith("| `")} == set(preset_names())
-    for row in [*rows, *of_balance, *of_layers]:
+    of_layers, of_augmentation = rows_in(sections["Layer weights"]), rows_in(sections["Augmentation"])[1:]
+    of_balance = [row for row in rows_in(sections["Balance"]) if "`static`" not in row]
+    assert words_in(of_layers) == set(LAYER_WEIGHTS)
+    assert set(re.findall(r"^\| (\w+)(?: \([^|]*\))? \| v[₀₁]", sections["Schedules"], re.M)) == set(SHAPES)
+    assert words_in(of_balance) == set(BALANCES)
+    assert words_in(rows_in(sections["Presets"])) == set(preset_names())
+    for row in [*rows, *of_layers, *of_balance, *of_augmentation]:
         file, test = re.search(r"`(test_\w+\.py)::(\w+)`", row).groups()
         assert f"def {test}(" in (ROOT / "tests" / file).read_text()
 

@@ -3,7 +3,7 @@
 A term returns a **sum** over the micro-batch's units; the objective divides once.
 """
 
-from kdalign.terms.answers import HardLabels, SoftTargets, Vocabulary
+from kdalign.terms.answers import HardLabels, MaskedTokens, SoftTargets, Vocabulary
 from kdalign.terms.groups import Contrastive, Embedding, Similarity
 from kdalign.terms.layers import (
     AttentionMaps,
@@ -26,6 +26,7 @@ __all__ = [
     "HiddenEuclid",
     "LayerWeights",
     "LossTerm",
+    "MaskedTokens",
     "OverLayers",
     "Place",
     "Relations",

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kdalign import losses
+from kdalign.batches import IGNORED, MASKED
 from kdalign.matching import Shared
 from kdalign.terms.view import Signal, Unit, View
-from kdalign.vocabulary import vocabulary_losses
+from kdalign.vocabulary import Head, vocabulary_losses
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,42 @@ class Decoupled:
         student, teacher = view.student.logits, view.taught.logits
         labels, mask = view.known_labels, view.batch.supervised
         return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
+
+
+class MaskedTokens(nn.Module):
+    """Tokens of the student's texts that were masked, filled in by a head of its own over the student's embeddings.
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1, with BERT's head: a dense map, GELU and a layer norm, then the
+    input embeddings as vocabulary, and a bias. The head is learnt with the student and not exported.
+
+    Attributes:
+        dtype: of the product with the vocabulary.
+    """
+
+    needs = frozenset({Signal.FILLED})
+    unit = Unit.MASKED
+
+    def __init__(
+        self, width: int, vocabulary: tuple[int, int], seed: int, spread: float = 0.02, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        entries, inner = vocabulary
+        self.dense, self.norm = nn.Linear(width, inner), nn.LayerNorm(inner, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(entries))
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.dense.weight.normal_(0, spread, generator=generator)
+            self.dense.bias.zero_()
+
+    def forward(self, view: View) -> Tensor:
+        """The sum over masked tokens, in nats."""
+        asked = view.batch.inputs[MASKED + "targets"]
+        here = asked != IGNORED
+        counted = view.batch.masked[here]
+        features = self.norm(F.gelu(self.dense(view.student.filled.to(self.bias.dtype))))
+        head = Head(view.student.words, self.bias)
+        return vocabulary_losses(features[counted], head, asked[here][counted], hard=1.0, soft=0.0, dtype=self.dtype)[0]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Signal(StrEnum):
     RELATIONS = "relations"
     LAYERS = "layers"
     """Hidden states as they are, of either width."""
+    FILLED = "filled"
+    """The student's features of tokens that are masked beside, by a forward of its own."""
     TAUGHT_ATTENTION = "taught attention"
     """The teacher's attention alone."""
 
@@ -41,6 +43,8 @@ class Unit(StrEnum):
     TARGET = "target"
     ANSWERED = "answered"
     """A target token that the teacher is asked for, too: all, where it reads the same tokens."""
+    MASKED = "masked token"
+    """A token that is masked beside, to be filled in."""
     GROUP = "group"
     """A micro-batch, over all ranks, whose texts are compared with one another."""
     TOKEN_GROUP = "token group"
