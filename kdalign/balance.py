@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.98
 """Of a running size: about the last 50 steps count."""
+NOISE = 1e-6
+"""A mean below it is what rounding leaves of 0, such as the distance of features that were copied."""
 WINDOW = 50
 """Steps over which ``Pace`` takes means."""
 _TEMPERATURE = 2.0
@@ -63,23 +65,31 @@ class Balance(nn.Module, ABC):
 class RunningSize(Balance):
     r"""Each term in units of its own running size: :math:`1 / m_k`, m a moving mean of the term's values.
 
-    A term that is scaled by a constant changes nothing.
+    A term that is scaled by a constant changes nothing. The mean is Adam's, over :math:`1 - 0.98^n` after n values, so
+    that the first ones weigh alike; what rounding leaves of 0 is no size.
     """
 
     sizes: Tensor
+    counts: Tensor
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
         self.register_buffer("sizes", torch.zeros(len(self.names), dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(len(self.names), dtype=torch.int64))
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
         """One by its size; 1 for a term that was never above 0."""
-        sizes = {name: float(self.sizes[self.names.index(name)]) for name in names}
-        return {name: 1 / size if size > 0 else 1.0 for name, size in sizes.items()}
+        found = {}
+        for name in names:
+            number = self.names.index(name)
+            count = int(self.counts[number])
+            found[name] = (1 - MOMENTUM**count) / float(self.sizes[number]) if count else 1.0
+        return found
 
     def _note(self, number: int, value: float) -> None:
-        kept = MOMENTUM if self.seen[number] else 0.0
-        self.sizes[number] = kept * self.sizes[number] + (1 - kept) * value
+        if value > NOISE:
+            self.counts[number] += 1
+            self.sizes[number] = MOMENTUM * self.sizes[number] + (1 - MOMENTUM) * value
 
 
 class Uncertainty(Balance):
@@ -116,32 +126,34 @@ class Uncertainty(Balance):
 class Pace(Balance):
     r"""More weight for terms that fall more slowly: :math:`K \, \mathrm{softmax}_k(r_k / 2) / L_k(0)`.
 
-    r is a term's mean over the last window of steps by that over the window before. Dynamic weight average, Liu et al.
-    2019, arXiv:1803.10704, equation 7, on terms in units of their first value and windows in place of epochs.
+    r is a term's mean over the last window of steps by that over the window before, :math:`L_k(0)` that over the first,
+    as far as it has come. Dynamic weight average, Liu et al. 2019, arXiv:1803.10704, equation 7, on terms in units of
+    what they are at first and windows in place of epochs.
     """
 
     values: Tensor
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
-        # Of each term: its first value, the running sum, and the means of the last window and the one before.
+        # Of each term: the mean of its first window, the running sum, the means of the last window and the one before.
         self.register_buffer("values", torch.zeros(len(self.names), 4, dtype=torch.float64))
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
-        """In units of first values; all equal until two windows are full."""
-        rows = torch.stack([self.values[self.names.index(name)] for name in names])
-        first, _, last, before = rows.unbind(dim=1)
+        """In units of first windows; all equal until two windows are full."""
+        numbers = [self.names.index(name) for name in names]
+        first, running, last, before = self.values[numbers].unbind(dim=1)
+        first = torch.where(first > 0, first, running / self.seen[numbers].clamp_min(1))
         pace = torch.where(before > 0, last / before.clamp_min(1e-30), 1.0)
         shares = len(names) * (pace / _TEMPERATURE).softmax(dim=0)
-        return dict(zip(names, (shares / torch.where(first > 0, first, 1.0)).tolist(), strict=True))
+        return dict(zip(names, (shares / torch.where(first > NOISE, first, 1.0)).tolist(), strict=True))
 
     def _note(self, number: int, value: float) -> None:
         seen, row = int(self.seen[number]), self.values[number]
-        if seen == 0:
-            row[0] = value
         row[1] += value
         if (seen + 1) % WINDOW == 0:
             row[3], row[2], row[1] = row[2].clone(), row[1] / WINDOW, 0.0
+        if seen + 1 == WINDOW:
+            row[0] = row[2]
 
 
 BALANCES: Mapping[str, type[Balance]] = {"size": RunningSize, "uncertainty": Uncertainty, "pace": Pace}

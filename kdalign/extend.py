@@ -31,7 +31,9 @@ def resolve(name: str, shipped: Mapping[str, T], what: str) -> T:
         raise unknown(what, name, shipped)
     try:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except (ImportError, SyntaxError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a user's own code raises
         raise UsageError(f"{what} {name!r}: cannot import {source!r} ({error})") from error
     if attribute not in vars(module):
         names = [key for key in vars(module) if not key.startswith("_")]

@@ -111,8 +111,8 @@ def small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not weighted:
         return {}
     sums = {name: sum(step.get(name, 0.0) for step in weighted) for name in weighted[-1]}
-    whole = sum(sums.values())
-    return {name: value / whole for name, value in sums.items() if whole > 0 and value < LEAST_SHARE * whole}
+    whole = sum(map(abs, sums.values()))
+    return {name: value / whole for name, value in sums.items() if whole > 0 and abs(value) < LEAST_SHARE * whole}
 
 
 def freeze_unreached(

@@ -85,7 +85,7 @@ class Objective:
             total = total + weighted
             parts |= means
         for name, (weight, term) in self.terms.items():
-            mean = term(view) / (units[term.unit] or 1)
+            mean = _sum(name, term(view)) / (units[term.unit] or 1)
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
@@ -223,6 +223,14 @@ class Objective:
             relations=frozenset(layers if Signal.RELATIONS in self.needs else ()),
             embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
         )
+
+
+def _sum(name: str, found: object) -> Tensor:
+    """What a term gave, which may be a user's own."""
+    if not isinstance(found, Tensor) or found.ndim:
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise UsageError(f"term {name!r} gives {what}; a term gives one number in a tensor, the sum over its units")
+    return found
 
 
 def build_objective(weights: Weights, plan: Plan | None, regression: bool, classes: int = 2) -> Objective:

@@ -47,7 +47,7 @@ from kdalign.tasks import (
 )
 from kdalign.tasks.data import split_exists
 from kdalign.tasks.unlabelled import REST
-from kdalign.terms import Signal
+from kdalign.terms import Signal, Unit
 from kdalign.work import Work, work_on
 
 MONITORED = (100, 500)
@@ -483,7 +483,15 @@ _UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION
 
 
 def _check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
-    """Refuse terms that look at what cannot be had of these models, or not by this plan."""
+    """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
+    ranks, train = int(os.environ.get("WORLD_SIZE", "1")), recipe.train
+    rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
+    grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
+    if grouped and rows < LEAST_GROUP and train.batch_tokens is None:
+        raise UsageError(
+            f"term {grouped[0]!r} compares the texts of a micro-batch with one another: {rows} are too few "
+            f"(accepted: {LEAST_GROUP} or more)"
+        )
     if plan is None:
         return
     needs = objective.needs

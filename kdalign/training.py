@@ -47,6 +47,8 @@ GRADIENT_STEPS = 200
 """Steps between looks at each term's own gradient."""
 SHARE_STEPS = 200
 """The last steps of a run, over which shares are means."""
+FACTOR_PACE = 50.0
+"""The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
 CHECKPOINT_SECONDS = 60.0
 """Training between checkpoints, where no number of steps is given."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -166,12 +168,15 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
-    """AdamW over every trainable parameter once; biases and norms do not decay."""
-    trained = [p for p in learner.parameters() if p.requires_grad]
+def make_optimizer(learner: Learner, settings: Train) -> torch.optim.AdamW:
+    """AdamW over every trainable parameter once; biases, norms and what a balance learns do not decay."""
+    factors = list(learner.balance.parameters()) if learner.balance is not None else []
+    own = {id(p) for p in factors}
+    trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay, "pace": 1.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "pace": 1.0},
+        {"params": factors, "weight_decay": 0.0, "pace": FACTOR_PACE},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
 
@@ -312,7 +317,7 @@ def train(
             )
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["pace"]
             now = planned = objective.at(place_of(progress.step, steps))
             layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
@@ -431,7 +436,8 @@ def _step(
             accelerator.backward(total * accelerator.num_processes)
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
     objective.remember(units)
-    norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
+    clipped = [p for group in optimizer.param_groups if group["pace"] == 1 for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(clipped, settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
     return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, stopped

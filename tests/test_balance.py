@@ -26,7 +26,25 @@ def test_a_running_size_is_the_first_value_and_then_a_moving_mean():
     assert not balance.lacks(["a", "b"])
     assert balance.factors(["a", "b"]) == {"a": 0.25, "b": 1.0}
     balance.saw({"a": 2.0})
-    assert balance.factors(["a"])["a"] == pytest.approx(1 / (0.98 * 4 + 0.02 * 2))
+    assert balance.factors(["a"])["a"] == pytest.approx((1 - 0.98**2) / (0.98 * 0.02 * 4 + 0.02 * 2))
+    for _ in range(500):
+        balance.saw({"a": 2.0})
+    assert balance.factors(["a"])["a"] == pytest.approx(1 / 2, rel=1e-3)
+
+
+def test_what_rounding_leaves_of_nothing_is_no_size():
+    balance = RunningSize(["a"])
+    for value in (-2e-8, 0.0, 3e-8):
+        balance.saw({"a": value})
+        assert balance.factors(["a"]) == {"a": 1.0}
+    balance.saw({"a": 0.002})  # the first size, and not a fiftieth of it
+    assert balance.factors(["a"])["a"] == pytest.approx(500)
+    pace = Pace(["a"])
+    pace.saw({"a": -2e-8})
+    assert pace.factors(["a"]) == {"a": 1.0}
+    for _ in range(WINDOW - 1):
+        pace.saw({"a": 0.5})
+    assert pace.factors(["a"])["a"] == pytest.approx(WINDOW / (0.5 * (WINDOW - 1)))
 
 
 def test_a_term_that_is_scaled_has_a_size_that_is_scaled():

@@ -162,10 +162,10 @@ def test_supervised_info_nce_is_a_loop_over_rows_of_the_same_label():
 
 
 def test_memory_nce_by_hand():
-    # Cosines 1 and 0 at temperature 1 with K = 1 drawn of M = 2: h = e^c / (e^c + 1/2).
+    # Cosines 1 and 0 at temperature 1 with K = 1 drawn and e^z = 1/2: h = e^c / (e^c + 1/2).
     row, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, 3.0]]])
     right, wrong = math.e / (math.e + 0.5), 1 / 1.5
-    found = losses.memory_nce(row, 2 * row, other, 1.0, population=2)
+    found = losses.memory_nce(row, 2 * row, other, 1.0, level=math.log(0.5))
     assert float(found) == pytest.approx(-math.log(right) - math.log(1 - wrong))
 
 
@@ -175,7 +175,7 @@ OF_ROWS = {
     "relational distance": losses.relational_distance,
     "relational angle": losses.relational_angle,
     "info nce": lambda s, t: losses.info_nce(s, t[:, :4], 0.5, numbers(3, 4, seed=5)),
-    "memory nce": lambda s, t: losses.memory_nce(s, t[:, :4], numbers(len(s), 3, 4, seed=5), 0.5, 10),
+    "memory nce": lambda s, t: losses.memory_nce(s, t[:, :4], numbers(len(s), 3, 4, seed=5), 0.5, 0.7),
 }
 
 
@@ -235,3 +235,38 @@ def test_bfloat16_rows_give_what_their_values_in_float64_give(name):
     found = OF_ROWS[name](student, teacher)
     assert found.dtype in (torch.float32, torch.float64)
     assert float(found) == pytest.approx(float(OF_ROWS[name](student.double(), teacher.double())), rel=1e-3)
+
+
+def test_memory_nce_keeps_a_student_at_its_teacher_where_all_rows_point_one_way():
+    # The rows of a layer have a direction in common: without the level every wrong row would push as if it were right.
+    common = 5 * numbers(1, 8, seed=3)
+    teacher = common + numbers(6, 8)
+    others = torch.stack([teacher[[j for j in range(6) if j != i]] for i in range(6)])
+    unit = torch.nn.functional.normalize(teacher, dim=1)
+    scores = unit @ unit.T / 0.07
+    level = scores[~torch.eye(6, dtype=torch.bool)].logsumexp(0) - math.log(30)
+    pull = {}
+    for name, each in {"level": level, "none": 0.0}.items():
+        student = teacher.clone().requires_grad_()
+        losses.memory_nce(student, teacher, others, 0.07, each).backward()
+        moved = teacher - 1e-3 * student.grad
+        pull[name] = float(torch.nn.functional.cosine_similarity(moved, common).mean())
+    start = float(torch.nn.functional.cosine_similarity(teacher, common).mean())
+    assert start - pull["none"] > 3 * abs(start - pull["level"])
+
+
+def test_attention_divergence_has_a_gradient_for_a_teacher_s_map_with_zeros():
+    teacher = torch.tensor([[[[0.5, 0.5, 0.0]]]], requires_grad=True)
+    student = torch.tensor([[[[0.2, 0.3, 0.5]]]])
+    losses.attention_divergence(student, teacher, torch.ones(1, 1, dtype=torch.bool)).backward()
+    assert teacher.grad.isfinite().all()
+
+
+def test_correlation_distance_is_nothing_at_the_teacher_however_sure_it_is():
+    logits = 20 * torch.eye(3)[[0, 1, 2, 0, 1, 2]] + numbers(6, 3).float() / 100
+    for each in (logits, logits.double()):
+        student = each.clone().requires_grad_()
+        found = losses.correlation_distance(student, each, 1.0)
+        found.backward()
+        assert found.item() == pytest.approx(0, abs=1e-6)
+        assert student.grad.abs().max() < 1e-6

@@ -112,8 +112,12 @@ def correlation_distance(
 
 
 def _decorrelation(x: Tensor, y: Tensor) -> Tensor:
-    """The mean over rows of one minus Pearson's correlation; a row without spread has none, and counts 1."""
-    return (1 - F.cosine_similarity(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True), dim=1)).mean()
+    """The mean over rows of one minus Pearson's correlation; 1 for a row without spread, 0 where both have none."""
+    x, y = (each - each.mean(1, keepdim=True) for each in (x, y))
+    tops = [each.detach().abs().amax(1, keepdim=True) for each in (x, y)]
+    x, y = (each / torch.where(top > 0, top, 1) for each, top in zip((x, y), tops, strict=True))  # however small
+    apart = (tops[0] > 0) | (tops[1] > 0)
+    return torch.where(apart[:, 0], 1 - F.cosine_similarity(x, y, dim=1), 0).mean()
 
 
 def standardised(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit classes"]:

@@ -41,7 +41,9 @@ def attention_divergence(
     """
     ours, theirs = wide(student), wide(teacher)
     smallest = torch.finfo(ours.dtype).tiny
-    each = (torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(smallest).log()).sum(dim=-1).mean(dim=1)
+    # Not xlogy: where a teacher's map is a mean that is learned, its gradient at 0 would not be a number.
+    apart = theirs.clamp_min(smallest).log() - ours.clamp_min(smallest).log()
+    each = (theirs * apart).sum(dim=-1).mean(dim=1)
     return torch.where(mask, each, 0).sum()
 
 

@@ -98,7 +98,7 @@ def relational_angle(
     .. math:: \frac{1}{n^3} \sum_{a,b,c} \ell(\cos \angle s_a s_b s_c, \cos \angle t_a t_b t_c)
 
     RKD-A, Park et al. 2019, arXiv:1904.05068, equations 8 to 10, over all triples, as there in code; widths may differ.
-    Its memory grows with :math:`n^2` times the width.
+    Its memory grows with :math:`n^2` times the width, and with :math:`n^3`.
     """
     ours, theirs = (_angles(wide(each)) for each in (student, teacher))
     return F.smooth_l1_loss(ours, theirs)
@@ -127,7 +127,7 @@ def info_nce(
         \frac{\exp(\cos(s_i, t_p) / \tau)}{\sum_{j} \exp(\cos(s_i, t_j) / \tau)}
 
     with j over the teacher's rows of the group and those of ``others`` (a queue, as in MoCo, He et al. 2020,
-    arXiv:1911.05722, or a memory of the training set, as in CoDIR, Sun et al. 2020, arXiv:2009.14167). :math:`P_i` is i
+    arXiv:1911.05722). :math:`P_i` is i
     alone (van den Oord et al. 2018, arXiv:1807.03748, equation 4), or those of the group that ``alike`` marks, such as
     inputs of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). ``left_out`` marks others that do not count.
     Of n rows without others, chance is log n.
@@ -148,19 +148,20 @@ def memory_nce(
     teacher: Float[Tensor, "n width"],
     others: Float[Tensor, "n k width"],
     temperature: float,
-    population: int,
+    level: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
     r"""How well a student's row tells the teacher's row of its input from k drawn ones, each judged alone; the mean.
 
     .. math:: \frac{1}{n} \sum_i \Big( -\log h(s_i, t_i) - \sum_{k} \log (1 - h(s_i, t_k)) \Big), \quad
-        h(s, t) = \frac{e^{\cos(s, t)/\tau}}{e^{\cos(s, t)/\tau} + K / M}
+        h(s, t) = \frac{e^{\cos(s, t)/\tau}}{e^{\cos(s, t)/\tau} + K e^z}
 
-    with K rows drawn from a memory of M (``population``). CRD, Tian et al. 2020, arXiv:1910.10699, equations 18 and 19,
-    without its normaliser estimated on the first batch.
+    with K drawn rows and z (``level``) the logarithm of the mean of :math:`e^{\cos / \tau}` over wrong rows at the
+    start, without which every row would count as right. CRD, Tian et al. 2020, arXiv:1910.10699, equations 18 and 19,
+    and the normaliser Z = M e^z of their code, from which the memory's size M drops out.
     """
     ours = F.normalize(wide(student), dim=-1)
     right = (ours * F.normalize(wide(teacher), dim=-1)).sum(dim=-1) / temperature
     wrong = torch.einsum("nw,nkw->nk", ours, F.normalize(others.to(ours), dim=-1)) / temperature
-    noise = torch.log(torch.tensor(others.size(1) / population, dtype=right.dtype, device=right.device))
+    noise = math.log(others.size(1)) + level
     each = F.softplus(noise - right) + F.softplus(wrong - noise).sum(dim=1)
     return each.mean()

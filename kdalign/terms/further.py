@@ -17,7 +17,7 @@ from kdalign.extend import resolve
 from kdalign.terms.answers import Decoupled, LogitError
 from kdalign.terms.groups import Contrastive, Correlation, OfRows, Over
 from kdalign.terms.layers import AttendedEuclid, AttentionMaps, Patient, RelativeEuclid
-from kdalign.terms.view import LossTerm, Place
+from kdalign.terms.view import LossTerm, Place, Unit
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class Setting:
 Made = LossTerm | Mapping[str, LossTerm]
 """A term, or one for each stack, by its name."""
 Maker = Callable[..., Made]
-Above0 = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Number = Annotated[int, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rows = Annotated[int, Field(ge=0, le=1_000_000)]
+Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[tuple[str, float, LossTerm]]:
@@ -68,9 +69,9 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
     """
     for name, given in named.items():
         options = {key: value for key, value in given.items() if key != "weight"}
+        made = resolve(name, TERMS, "term")
         if given["weight"] == 0:
             continue
-        made = resolve(name, TERMS, "term")
         if name in TERMS:
             made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
         own = {stack: place.of_one_term() for stack, place in setting.places.items()}
@@ -83,11 +84,11 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
             raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
         except UsageError as error:
             raise UsageError(f"term {name!r} {error}") from None
-        if not isinstance(found, Mapping):
-            yield name, given["weight"], found
-            continue
-        for stack, term in found.items():
-            yield f"{name} {stack}" if len(found) > 1 else name, given["weight"], term
+        several: Mapping[str, LossTerm] = found if isinstance(found, Mapping) else {"": found}
+        for stack, term in several.items():
+            if not isinstance(getattr(term, "needs", None), frozenset) or not isinstance(term.unit, Unit):
+                raise UsageError(f"term {name!r}: {term!r} has no 'needs' (a frozenset of Signal) and 'unit' (a Unit)")
+            yield f"{name} {stack}" if len(several) > 1 else name, given["weight"], term
 
 
 def _of_layers(setting: Setting) -> Mapping[str, Place]:
@@ -151,19 +152,19 @@ def _widths(setting: Setting, stack: str, place: Place) -> Sequence[int]:
 
 
 def _info_nce(
-    setting: Setting, temperature: Above0 = 0.07, over: Over = "texts", queue: Number = 0, supervised: bool = False
+    setting: Setting, temperature: Above0 = 0.07, over: Over = "texts", queue: Rows = 0, supervised: bool = False
 ) -> Made:
     if supervised and setting.classes < 2:
         raise UsageError("takes inputs of one class as alike, and this task has none")
+    if supervised and queue:
+        raise UsageError("takes supervised or a queue, whose rows have no labels, not both")
     return {
         stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue)
         for stack, place in _of_layers(setting).items()
     }
 
 
-def _crd(setting: Setting, temperature: Above0 = 0.07, queue: Number = 4096, negatives: Number = 100) -> Made:
-    if not negatives:
-        raise UsageError("tells rows from others: it takes negatives above 0")
+def _crd(setting: Setting, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
     return {
         stack: Contrastive(
             place, _widths(setting, stack, place), temperature, "texts", queue=queue, negatives=negatives

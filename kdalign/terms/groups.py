@@ -1,10 +1,12 @@
 """Terms that compare the texts or tokens of a micro-batch, over all ranks, with one another."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdalign import losses
@@ -143,7 +145,10 @@ class Contrastive(nn.Module):
         negatives: of the other rows, so many are drawn for each and judged one by one (CRD); None for all of them at
             once (InfoNCE).
         queue: of the teacher's rows of earlier steps; None where only the group's own are told apart.
+        levels: (pairs,), of wrong rows in the first group, for ``negatives``; not a number before it.
     """
+
+    levels: Tensor
 
     def __init__(
         self,
@@ -161,6 +166,7 @@ class Contrastive(nn.Module):
         self.needs = frozenset({Signal.HIDDEN})
         self.unit = UNITS[over]
         self.queue = Queue(queue, widths) if queue else None
+        self.register_buffer("levels", torch.full((len(widths),), math.nan))
         self._seen: list[tuple[list[Tensor], Tensor]] = []
 
     def forward(self, view: View) -> Tensor:
@@ -201,17 +207,23 @@ class Contrastive(nn.Module):
         candidates = torch.cat([teacher.detach(), others])
         itself = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
         wrong = ~torch.cat([itself, own_before], dim=1)
+        if self.levels[index].isnan():
+            with torch.no_grad():
+                scores = F.normalize(student, dim=-1) @ F.normalize(candidates, dim=-1).T / self.temperature
+                self.levels[index] = scores[wrong].logsumexp(dim=0) - math.log(int(wrong.sum()))
         drawn = candidates[torch.multinomial(wrong.float(), self.negatives, replacement=True)]
-        return losses.memory_nce(student, teacher, drawn, self.temperature, len(candidates))
+        return losses.memory_nce(student, teacher, drawn, self.temperature, self.levels[index].clone())
 
     def remember(self, kept: bool = True) -> None:
         """Put the teacher's rows of the calls since last time into the queue, or forget them.
 
-        In the order of their inputs' numbers, so that neither ranks nor micro-batches decide which rows leave first.
+        In an order by their inputs' numbers, so that neither ranks nor micro-batches decide which rows leave first.
         """
         if kept and self.queue is not None and self._seen:
             numbers = torch.cat([each for _, each in self._seen])
-            order = numbers.argsort(stable=True)
+            order = (numbers * 2654435761 % 2**32).argsort(
+                stable=True
+            )  # of neighbours in the data, any may leave first
             rows = [torch.cat(each)[order] for each in zip(*(rows for rows, _ in self._seen), strict=True)]
             self.queue.put(rows, numbers[order])
         self._seen.clear()
