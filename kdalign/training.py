@@ -47,7 +47,7 @@ GRADIENT_STEPS = 200
 """Steps between looks at each term's own gradient."""
 SHARE_STEPS = 200
 """The last steps of a run, over which shares are means."""
-FACTOR_PACE = 50.0
+FACTOR_RATE = 50.0
 """The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
 CHECKPOINT_SECONDS = 60.0
 """Training between checkpoints, where no number of steps is given."""
@@ -174,9 +174,9 @@ def make_optimizer(learner: Learner, settings: Train) -> torch.optim.AdamW:
     own = {id(p) for p in factors}
     trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay, "pace": 1.0},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "pace": 1.0},
-        {"params": factors, "weight_decay": 0.0, "pace": FACTOR_PACE},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay, "rate": 1.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
+        {"params": factors, "weight_decay": 0.0, "rate": FACTOR_RATE},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
 
@@ -317,7 +317,7 @@ def train(
             )
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr * group["pace"]
+                group["lr"] = lr * group["rate"]
             now = planned = objective.at(place_of(progress.step, steps))
             layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
@@ -436,7 +436,7 @@ def _step(
             accelerator.backward(total * accelerator.num_processes)
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
     objective.remember(units)
-    clipped = [p for group in optimizer.param_groups if group["pace"] == 1 for p in group["params"]]
+    clipped = [p for group in optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
     norm = accelerator.clip_grad_norm_(clipped, settings.clip)
     optimizer.step()
     loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
