@@ -800,8 +800,10 @@ def assign(tree: dict[str, Any], key: str, value: object) -> None:
         UsageError: a part of the key holds a value.
     """
     *sections, last = key.split(".")
-    for section in sections:
+    for number, section in enumerate(sections):
         inner = tree.setdefault(section, {})
+        if sections[:number] == ["objective", "terms"] and isinstance(inner, int | float):
+            inner = tree[section] = {"weight": inner}  # a term that was named by its weight gets an option
         if not isinstance(inner, dict):
             raise UsageError(f"recipe key {section!r} is not a section")
         tree = inner

@@ -319,3 +319,8 @@ def test_a_term_is_a_name_and_a_number(kdalign, word):
         assert (status, "--term takes NAME=WEIGHT" in one_line(errors)) == (2, True)
     with pytest.raises(UsageError, match="'pkd' is given twice"):
         term_weights(["pkd=1", "pkd=2"])
+
+
+def test_a_term_named_by_its_weight_takes_an_option_by_its_key():
+    recipe = build_recipe(None, {**NEEDED, "objective.terms": {"info-nce": 0.5}}, ["objective.terms.info-nce.queue=8"])
+    assert recipe.objective.terms["info-nce"] == {"weight": 0.5, "queue": 8}
