@@ -24,6 +24,7 @@ class StepReport:
         samples_per_second: since training started or went on, without evaluation and checkpoints.
         tokens_per_second: real tokens, likewise.
         seconds_left: at this speed.
+        task: whose batch it was, where several share a student; else empty.
     """
 
     step: int
@@ -37,6 +38,7 @@ class StepReport:
     samples_per_second: float
     tokens_per_second: float
     seconds_left: float
+    task: str = ""
 
 
 class Observer(Protocol):
