@@ -31,6 +31,8 @@ from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs import RunFolder, RunRecord, read_record
 from kdalign.training import start_trackers, train
 
+BLOCK = 32
+"""Steps of which each task has its share."""
 _BODY, _HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
@@ -48,8 +50,15 @@ def shares_of(examples: Sequence[int], settings: MultiTask) -> Float[np.ndarray[
 
 
 def turns_of(shares: Float[np.ndarray[Any, Any], "tasks"], seed: int, steps: int) -> Int[np.ndarray[Any, Any], "steps"]:
-    """For each step the number of the task that it takes: a function of (seed, step), the same on all ranks."""
-    drawn = np.random.default_rng([seed, 0, 1]).random(steps)  # a longer run begins with the turns of a shorter one
+    """For each step the number of the task that it takes: a function of (seed, step), the same on all ranks.
+
+    Of each ``BLOCK`` steps one draws in each of as many equal parts of the range, in random order: every step has these
+    probabilities, and a task has its share of every block, but for one step or two.
+    """
+    generator = np.random.default_rng([seed, 0, 1])
+    # Block after block, so that a longer run begins with the turns of a shorter one.
+    blocks = [generator.permutation(BLOCK) + generator.random(BLOCK) for _ in range(-(-steps // BLOCK))]
+    drawn = np.concatenate(blocks)[:steps] / BLOCK
     return np.minimum(np.searchsorted(np.cumsum(shares), drawn, side="right"), len(shares) - 1)
 
 
