@@ -11,12 +11,12 @@ import time
 
 import torch
 
+from kdalign.arranging import load_student, load_teacher
 from kdalign.batches import epoch_batches, micro_batches
 from kdalign.calibration import CALIBRATION_TOKENS, calibrate, some
 from kdalign.learner import Learner
 from kdalign.looks import Sight, counted
 from kdalign.observer import Silent
-from kdalign.pipeline import load_student, load_teacher
 from kdalign.preparation import prepare
 from kdalign.projection import Projections
 from kdalign.reading import config_of, read_texts, tokenizer_of

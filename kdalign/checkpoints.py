@@ -25,6 +25,7 @@ class Progress:
 
     Attributes:
         plan: the plan that is followed, as JSON, where it is measured again on the way; else empty.
+        courses: by task, what of all this was spent on it, where several are trained together; else empty.
     """
 
     step: int = 0
@@ -36,6 +37,24 @@ class Progress:
     evaluations_without_gain: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     plan: str = ""
+    courses: dict[str, "Progress"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.courses = {  # as read from JSON, or copied by asdict
+            name: Progress(**spent) if isinstance(spent, dict) else spent for name, spent in self.courses.items()
+        }
+
+    def add(self, examples: int, tokens: int, seconds: float, parts: dict[str, float]) -> None:
+        """Count one step."""
+        self.step += 1
+        self.examples += examples
+        self.tokens += tokens
+        self.seconds += seconds
+        self.parts = parts
+
+    def of(self, course: str) -> "Progress":
+        """What was spent on a task of several."""
+        return self.courses.setdefault(course, Progress())
 
     @property
     def speed(self) -> dict[str, float]:
@@ -100,8 +119,6 @@ def load_checkpoint(
                 optimizer.state[parameter] = state
         progress = Progress(**json.loads((newest / "progress.json").read_text(encoding="utf-8")))
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.cut_history(progress.step if found else -1)
     return progress
 
 

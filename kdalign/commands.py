@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 from kdalign.recipe import Recipe
 
@@ -53,6 +54,8 @@ _ALWAYS = ("teacher", "student", "data.task")
 
 def distill_command(recipe: Recipe) -> str:
     """The ``kdalign distill`` that gives this recipe; only what is not the default is in it, quoted for a shell."""
+    if recipe.multi_task.together and len(recipe.data.task) == 1 and recipe.out:  # one task of several in one student
+        return shlex.join(["kdalign", "distill", "--recipe", str(Path(recipe.out).parent / "recipe.yaml")])
     start = {"preset": recipe.preset, "teacher": recipe.teacher, "data": {"task": recipe.data.task}}
     plain = Recipe.model_validate(start).flat() | {"preset": None}
     words = ["kdalign", "distill"]

@@ -15,6 +15,7 @@ from kdalign import models
 from kdalign.batches import Encoded
 from kdalign.environment import cache_folder
 from kdalign.learner import Learner
+from kdalign.lessons import Course, Stage
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective
 from kdalign.observer import Observer
@@ -23,7 +24,7 @@ from kdalign.recipe import Finetune, Train
 from kdalign.runs import RunFolder
 from kdalign.tasks import Task
 from kdalign.terms import HardLabels
-from kdalign.training import Stage, train
+from kdalign.training import train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
@@ -91,8 +92,8 @@ def _make(
     objective = Objective({"hard": (1.0, HardLabels(task.regression))})
     learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
     accelerator.wait_for_everyone()
-    what, stages = f"fine-tuning the teacher on {task.name}", [Stage(0, objective)]
-    train(learner, None, stages, encoded, _train(settings), accelerator, draft, observer, None, what, True)
+    course = Course(task.name, learner, None, [Stage(0, objective)], encoded, draft)
+    train([course], _train(settings), accelerator, draft, observer, f"fine-tuning the teacher on {task.name}", True)
     if accelerator.is_main_process:
         model.save_pretrained(draft.student)
         tokenizer.save_pretrained(draft.student)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import models
 from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import Attention, HeadKind, Layer, accepted_inputs, layout_of
+from kdalign.arranging import load_student, load_teacher
 from kdalign.batches import Encoded, in_order
 from kdalign.calibration import SIMILARITY_TOKENS, alike, some
 from kdalign.capture import Wanted, answering, recording, watch
@@ -19,7 +20,6 @@ from kdalign.errors import UsageError
 from kdalign.evidence import Disagreements, FinishedRun
 from kdalign.metrics import confidences
 from kdalign.observer import Observer, Silent
-from kdalign.pipeline import load_student, load_teacher
 from kdalign.preparation import Prepared, prepare
 from kdalign.reading import config_of, read_texts
 from kdalign.tasks import Examples, Task

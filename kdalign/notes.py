@@ -74,6 +74,7 @@ def notes_under(
             "latency: one forward of 128 tokens in fp32, median, taken in each run, with what else the machine did; "
             "speed-up: both models in turns in the row's own run"
         )
+    notes += _together(entries)
     sizes = {record.student.bytes_per_parameter for record in records}
     sizes |= {record.teacher.bytes_per_parameter for record in records if record.teacher is not None}
     if len(sizes) > 1:
@@ -94,6 +95,34 @@ def notes_under(
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _together(entries: Sequence[Entry]) -> list[str]:
+    """Say of rows over several tasks what all their students take: one with a head each, or one for each."""
+    notes: dict[str, None] = {}
+    together = {entry.name: found for entry in entries if (found := _multi_task(entry)) is not None}
+    for name, whole in together.items():
+        tasks = ", ".join(f"{task} {one['steps']:,}" for task, one in whole["tasks"].items())
+        notes[
+            f"{name}: one student for {len(whole['tasks'])} tasks, {whole['parameters'] / 1e6:.2f} M parameters and "
+            f"{whole['megabytes']:,.1f} MB with all heads; params and disk are of one task's; steps: {tasks}"
+        ] = None
+        notes |= dict.fromkeys(f"{name}: {line}" for line in whole["leaks"])
+    for entry in entries if together else ():
+        if entry.name not in together and len(entry.records) > 1:
+            students = [record.student for record in entry.records.values()]
+            size, disk = sum(each.parameters for each in students), sum(each.megabytes for each in students)
+            notes[
+                f"{entry.name}: {len(entry.records)} students, {size / 1e6:.2f} M parameters and {disk:,.1f} MB in "
+                f"all; params and disk are of one"
+            ] = None
+    return list(notes)
+
+
+def _multi_task(entry: Entry) -> dict[str, Any] | None:
+    """What the records of a student of several tasks say of it; None for other students."""
+    found: dict[str, Any] | None = next(iter(entry.records.values())).training.get("multi_task")
+    return found
 
 
 def _agreement_of_scores(records: Sequence[RunRecord]) -> list[str]:

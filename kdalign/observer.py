@@ -26,6 +26,7 @@ class StepReport:
         samples_per_second: since training started or went on, without evaluation and checkpoints.
         tokens_per_second: real tokens, likewise.
         seconds_left: at this speed.
+        task: whose batch it was, where several share a student; else empty.
     """
 
     step: int
@@ -41,6 +42,7 @@ class StepReport:
     seconds_left: float
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     temperature: float | None = None
+    task: str = ""
 
 
 class Observer(Protocol):

@@ -168,7 +168,8 @@ def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedCo
     ours = describe(student).parameters if student is not None else 0
     theirs = describe(teacher).parameters if teacher is not None else 0
     trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
-    memory, disk = trained * ours + 4 * theirs, (4 + 2 * _SAVED_BYTES) * ours
+    teachers = max(1, len(run.recipe.multi_task.tasks))  # of tasks that are learnt together
+    memory, disk = trained * ours + 4 * teachers * theirs, (4 + 2 * _SAVED_BYTES) * ours
     cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
     free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     place = run.folder.path.absolute()

@@ -32,7 +32,7 @@ from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective
-from kdalign.recipe import Align, Augment, Data, Recipe, Train, load_recipe
+from kdalign.recipe import PRETRAINED, Align, Augment, Data, Recipe, Train, load_recipe
 from kdalign.runs import RunFolder
 from kdalign.student import Cut
 from kdalign.tasks import (
@@ -427,15 +427,38 @@ def _student_config(
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:
-    """One recipe per task; several get a folder each below ``out``."""
+    """One recipe per task; several get a folder each below ``out``.
+
+    Raises:
+        UsageError: one task is to be learnt together with none, or something that differs for a task is wrong.
+    """
     tasks = recipe.data.task
     if len(tasks) == 1:
+        if recipe.multi_task.together:
+            raise UsageError(f"--multi-task takes two tasks or more: given {tasks[0]!r} alone")
         return [recipe]
     parent = Path(recipe.out or f"runs/{default_name(recipe, None)}")
-    return [
-        recipe.with_changes(data={**recipe.data.model_dump(), "task": (task,)}, out=str(parent / _folder_name(task)))
-        for task in tasks
-    ]
+    starts = _starts(recipe)
+    return [recipe.for_task(task, out=str(parent / _folder_name(task)), init_from=starts[task]) for task in tasks]
+
+
+def _starts(recipe: Recipe) -> dict[str, str]:
+    """For each task, whether its student is cut out of the teacher as it was before it was fine-tuned or after that.
+
+    With several tasks in one student it is before that, unless the recipe names the task whose teacher is taken.
+    """
+    starts: dict[str, str] = dict.fromkeys(recipe.data.task, recipe.init_from)
+    if not recipe.multi_task.together:
+        return starts
+    named = recipe.multi_task.body_from
+    copies = student.is_cut(recipe.student) and recipe.init != "random" and recipe.has_teacher
+    if copies and not models.locate(recipe.teacher, recipe.revision).has_classifier:
+        return {task: "fine-tuned" if task == named else PRETRAINED for task in starts}
+    if named != PRETRAINED:
+        raise UsageError(
+            f"multi_task.body_from={named} is for a student that copies layers of a teacher that is fine-tuned first"
+        )
+    return starts
 
 
 def _folder_name(task: str) -> str:
@@ -446,6 +469,7 @@ def _folder_name(task: str) -> str:
 def default_name(recipe: Recipe, task: AnyTask | None) -> str:
     """The run folder's name where none is given: task, teacher, student and seed."""
     words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
+    words += ["together"] if recipe.multi_task.together else []
     words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
     words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)

@@ -71,7 +71,8 @@ class Watcher:
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
             left = _minutes(report.seconds_left)
             self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
-            self._bar.update(self._task, description=f"{escape(self._what)}\n{speed}\n{terms}")
+            what = f"{self._what}: {report.task}" if report.task else self._what
+            self._bar.update(self._task, description=f"{escape(what)}\n{speed}\n{terms}")
         last = report.step == report.steps
         if time.monotonic() - self._shown < PLAIN_EVERY and not last:
             return
@@ -168,8 +169,9 @@ def _last_line(run: Path) -> str:
 def plain(report: StepReport) -> str:
     """One step as a line of text."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
+    of = f" {report.task}" if report.task else ""
     return (
-        f"step {report.step}/{report.steps} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
+        f"step {report.step}/{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
         f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
         f"{_minutes(report.seconds_left)} left"
     )

@@ -457,6 +457,62 @@ class Finetune(_Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+PRETRAINED = "pretrained"
+_OF_A_TASK: Mapping[str, type[BaseModel]] = {
+    "data": Data,
+    "align": Align,
+    "objective": Objective,
+    "finetune": Finetune,
+}
+"""Sections that may differ from task to task of one student."""
+
+
+class MultiTask(_Section):
+    """Several tasks learnt by one student: layers and embeddings that they share, and a head for each."""
+
+    together: bool = False
+    """Train one student for all tasks instead of one for each (``--multi-task``)."""
+    sampling: Literal["temperature", "size", "equal"] = "temperature"
+    """Whose batch a step takes: a task is drawn by its number of training examples to the power of 1 / temperature, by
+    that number itself, or as often as any other."""
+    temperature: float = Field(2.0, ge=1)
+    """Of ``sampling: temperature``: 1 is ``size``, and the higher the nearer to ``equal``."""
+    body_from: str = PRETRAINED
+    """Where shared layers that are cut out of the teacher start: from it as it was before it was fine-tuned, which
+    favours no task; or as it was after that for the task of this name."""
+    tasks: Mapping[str, Mapping[str, Any]] = {}
+    """What differs for a task: keys of ``data``, ``align``, ``objective`` and ``finetune``, such as
+    ``{cola: {objective.beta: 2}}``."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _by_whole_keys(cls, value: object) -> object:
+        """Sections as a recipe has them, too: ``{cola: {objective: {beta: 2}}}``."""
+        if not isinstance(value, Mapping) or not all(isinstance(changes, Mapping) for changes in value.values()):
+            raise ValueError(
+                "multi_task.tasks takes names of tasks, each with keys, such as {cola: {objective.beta: 2}}"
+            )
+        found: dict[str, dict[str, Any]] = {}
+        for task, changes in value.items():
+            flat = found.setdefault(str(task), {})
+            for key, given in changes.items():
+                inner = given.items() if key in _OF_A_TASK and isinstance(given, Mapping) else None
+                flat |= {key: given} if inner is None else {f"{key}.{name}": each for name, each in inner}
+        return found
+
+    @field_validator("tasks")
+    @classmethod
+    def _changes_what_a_task_has(cls, value: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        known = [f"{name}.{key}" for name, section in _OF_A_TASK.items() for key in section.model_fields]
+        known.remove("data.task")
+        for task, changes in value.items():
+            for key in changes:
+                if key not in known:
+                    near = did_you_mean(str(key), known)
+                    raise ValueError(f"{task} cannot change {key!r}{near} (accepted: keys of {', '.join(_OF_A_TASK)})")
+        return value
+
+
 NO_TEACHER = "none"
 
 TOKEN_TASKS = (
@@ -548,6 +604,7 @@ class Recipe(_Section):
     objective: Objective = Objective()
     train: Train = Train()
     finetune: Finetune = Finetune()
+    multi_task: MultiTask = MultiTask()
     out: str | None = None
     """The run folder; named after task, models and seed when left out."""
 
@@ -625,6 +682,55 @@ class Recipe(_Section):
         if data.unlabelled_share is not None and self.train.batch_tokens is not None:
             raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_learnt_together(self) -> "Recipe":
+        if not self.multi_task.together:
+            if self.multi_task != MultiTask():
+                raise ValueError("the keys of multi_task are for tasks that are trained together: give --multi-task")
+            return self
+        tasks, train = self.data.task, self.train
+        for task in tasks:
+            if _kind_of(task) in (*TOKEN_TASKS, EMBEDDING_TASK):
+                raise ValueError(f"--multi-task is for classes and scores, each with a head: not for task {task!r}")
+        refused = {
+            "--lora": train.lora is not None,
+            "align.remap_every": self.align.remap_every is not None,
+            "--select best": train.select == "best",
+            "--patience": train.patience is not None,
+            "--max-tokens": train.max_tokens is not None,
+            "--batch-tokens": train.batch_tokens is not None,
+            "--tokenizer train:SIZE": (self.tokenizer or "").startswith("train:"),
+        }
+        for flag, given in refused.items():
+            if given:
+                raise ValueError(f"--multi-task does not go with {flag}: train the tasks one by one")
+        named = {"multi_task.tasks": [*self.multi_task.tasks], "multi_task.body_from": [self.multi_task.body_from]}
+        for key, names in named.items() if len(tasks) > 1 else ():
+            accepted = (*tasks, *([PRETRAINED] if key.endswith("body_from") else []))
+            for name in names:
+                if name not in accepted:
+                    near = did_you_mean(name, accepted)
+                    raise ValueError(f"{key} names {name!r}{near} (accepted: {', '.join(accepted)})")
+        return self
+
+    def for_task(self, task: str, **changes: object) -> "Recipe":
+        """The recipe of one task of several, with what differs for it and these changes of keys at its top.
+
+        Raises:
+            UsageError: a value that is not accepted.
+        """
+        together = self.multi_task
+        tree = self.model_dump() | changes
+        assign(tree, "data.task", (task,))
+        for key, value in together.tasks.get(task, {}).items():
+            assign(tree, key, value)
+        if together.together:  # with which others it is learnt, and what differs for them
+            assign(tree, "multi_task.tasks", {name: together.tasks.get(name, {}) for name in self.data.task})
+        try:
+            return recipe_of(tree)
+        except UsageError as error:
+            raise UsageError(f"multi_task.tasks, {task}: {error}" if task in together.tasks else str(error)) from None
 
     @property
     def has_teacher(self) -> bool:

@@ -251,7 +251,7 @@ def _heat_map(plan: "Plan", one: "LayerMap") -> RenderableType:
 
 def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
     """What a dry run found: nothing was written."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = _mixture(prepared) if prepared[0].recipe.multi_task.together else []
     for run in prepared:
         table = _table(f"{run.task.name}: what would be done")
         table.add_column("")
@@ -262,8 +262,37 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
     return Group(*parts)
 
 
+def _mixture(prepared: Sequence["Prepared"]) -> list[RenderableType]:
+    """How the steps of one student are shared out over its tasks."""
+    from kdalign.together import mixture_of, seen_elsewhere
+
+    mixture, train = mixture_of(prepared), prepared[0].recipe.train
+    total = len(mixture.turns)
+    table = _table(f"one student, {len(prepared)} tasks: {total:,} steps of {train.batch_size} examples")
+    table.add_column("task")
+    for heading in ("training examples", "share", "steps", "epochs"):
+        table.add_column(heading, justify="right")
+    for name, steps in mixture.steps().items():
+        size = mixture.examples[name]
+        epochs = f"{steps * train.batch_size / size:.1f}"
+        table.add_row(escape(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
+    settings = prepared[0].recipe.multi_task
+    by = f"{settings.sampling} {settings.temperature:g}" if settings.sampling == "temperature" else settings.sampling
+    notes = [
+        f"sampling: {by}; the body starts from: {settings.body_from}",
+        *map("leak: {}".format, seen_elsewhere(prepared)),
+    ]
+    return [table, *(Text(f"· {note}", style="dim") for note in notes), Text("")]
+
+
 def preparation_json(prepared: Sequence["Prepared"]) -> str:
     """The same for machines: a list, an object per task, with its recipe and plan in full."""
+    shared: dict[str, dict[str, float]] = {}
+    if prepared[0].recipe.multi_task.together:
+        from kdalign.together import mixture_of
+
+        mixture = mixture_of(prepared)
+        shared = {name: {"share": mixture.shares[name], "steps": steps} for name, steps in mixture.steps().items()}
     runs = [
         {
             "task": run.task.name,
@@ -282,6 +311,7 @@ def preparation_json(prepared: Sequence["Prepared"]) -> str:
             "out": str(run.folder.path),
             "recipe": run.recipe.model_dump(mode="json"),
             "plan": json.loads(run.plan.to_json()) if run.plan is not None else None,
+            "multi_task": shared.get(run.task.name),
         }
         for run in prepared
     ]
@@ -336,7 +366,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "watched": f"{len(run.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
         "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
-        "budget": _budget(train, _an_epoch(run)),
+        "budget": "" if run.recipe.multi_task.together else _budget(train, _an_epoch(run)),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }

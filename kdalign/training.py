@@ -1,18 +1,21 @@
 """The loop: accumulate, step, log, evaluate, checkpoint, resume.
 
-accelerate brings devices, ranks and trackers. What decides a step is a pure function of (seed, step): which rows,
-in which micro-batches, with which dropout, at which learning rate. So a checkpoint is weights, optimizer state and a
-step number, and going on from it equals never having stopped.
+accelerate brings devices, ranks and trackers. What decides a step is a pure function of (seed, step): which task and
+rows, in which micro-batches, with which dropout, at which learning rate. So a checkpoint is weights, optimizer state
+and a step number, and going on from it equals never having stopped.
+
+A run has a course for each of its tasks. Courses share parameters, each of which is optimised once. A step is of one
+course alone, and what it does not reach (the other courses' heads) has no gradient: AdamW passes over it, so that its
+weights do not decay and its moments stay.
 """
 
 import math
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -24,29 +27,26 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from kdalign.alignment import Plan
-from kdalign.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.balance import Balance
+from kdalign.batches import Batch, Encoded, epoch_batches, steps_per_epoch
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, RunError, UsageError, unknown
-from kdalign.learner import Learner
-from kdalign.looks import Sight, Teach, counted, freeze_unreached, gradient_norms, measured, small_shares
+from kdalign.lessons import Course, Evaluate, Lessons
+from kdalign.looks import Sight, Teach, counted, gradient_norms, measured, small_shares
 from kdalign.objective import Objective
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.runs import RunFolder
 from kdalign.schedules import place_of
-from kdalign.teachers import Teacher
 from kdalign.terms import Unit
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
 GRADIENT_STEPS = 200
 """Steps between looks at each term's own gradient."""
-SHARE_STEPS = 200
-"""The last steps of a run, over which shares are means."""
 FACTOR_RATE = 50.0
 """The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
 CHECKPOINT_SECONDS = 60.0
@@ -54,33 +54,6 @@ CHECKPOINT_SECONDS = 60.0
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _deterministic_options: Any = torch.utils.deterministic
-
-
-@dataclass(frozen=True)
-class Remapping:
-    """How layers are mapped again on the way (adaptive alignment).
-
-    Attributes:
-        every: steps between.
-        measure: the plan for a student as it is.
-        objective: what is minimised by a plan.
-    """
-
-    every: int
-    measure: Callable[[PreTrainedModel], Plan]
-    objective: Callable[[Plan], Objective]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is minimised from a part of the steps on.
-
-    Attributes:
-        after: share of the steps after which it begins.
-    """
-
-    after: float
-    objective: Objective
 
 
 def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
@@ -168,9 +141,9 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(learner: Learner, settings: Train) -> torch.optim.AdamW:
-    """AdamW over every trainable parameter once; biases, norms and what a balance learns do not decay."""
-    factors = list(learner.balance.parameters()) if learner.balance is not None else []
+def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
+    """AdamW over every trainable parameter once; biases, norms and what balances learn do not decay."""
+    factors = [p for module in learner.modules() if isinstance(module, Balance) for p in module.parameters()]
     own = {id(p) for p in factors}
     trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
     groups = [
@@ -182,116 +155,94 @@ def make_optimizer(learner: Learner, settings: Train) -> torch.optim.AdamW:
 
 
 def train(
-    learner: Learner,
-    teacher: Teacher | None,
-    stages: Sequence[Stage],
-    encoded: Encoded,
+    courses: Sequence[Course],
     settings: Train,
     accelerator: Accelerator,
     folder: RunFolder,
     observer: Observer,
-    evaluate: Callable[[PreTrainedModel], tuple[float, Mapping[str, Any]]] | None = None,
     what: str = "training",
     go_on: bool = False,
-    remapping: Remapping | None = None,
+    turns: Sequence[int] | None = None,
 ) -> Progress:
-    """Train the learner in place, writing history and checkpoints into the run folder.
+    """Train the learners in place, writing histories into the courses' folders and checkpoints into the run's.
 
     Args:
-        learner: in float32.
-        teacher: None where no stage needs one.
-        stages: what to minimise, one after the other; the learner gives the first one's signals.
-        encoded: the training examples.
+        courses: one; or several, whose learners share parameters.
         settings: how.
         accelerator: device and ranks.
         folder: of the run.
         observer: who watches.
-        evaluate: a student's deciding number (higher is better) and what the history keeps of it, on the slice of train
-            that is watched.
         what: the word for it in progress bars.
         go_on: go on from the newest checkpoint, if there is one.
-        remapping: how layers are mapped again on the way; None where they are not.
+        turns: for each step the number of the course that takes it; left out where there is one.
 
     Raises:
         Interrupted: a signal arrived; the state is saved.
         RunError: the loss is not a number.
     """
-    steps = total_steps(settings, encoded)
-    assert steps >= len(stages), "checked: every stage has a step at least"
-    places = [min(max(round(stage.after * steps), n), steps - len(stages) + n) for n, stage in enumerate(stages)]
-    begins = {place: stage.objective for place, stage in zip(places, stages, strict=True)}
+    if turns is None:
+        [only] = courses
+        turns = [0] * total_steps(settings, only.encoded)
+    steps, several = len(turns), len(courses) > 1
+    assert not (several and settings.holds_out), "checked: several courses have no best step"
     every = settings.eval_every or max(1, steps // 10)
-    learner.to(accelerator.device).train()
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(learner, settings)
+    # One learner stands by itself, so that names in checkpoints have nothing before them.
+    whole = nn.ModuleList([course.learner for course in courses]) if several else courses[0].learner
+    whole.to(accelerator.device).train()
+    lessons = [Lessons(course, steps, settings, accelerator) for course in courses]
+    optimizer = make_optimizer(whole, settings)
     progress = Progress()
     if go_on:
-        progress = load_checkpoint(folder, learner, optimizer, accelerator)
-    objective, teach, wrapped = stages[0].objective, None, learner
+        progress = load_checkpoint(folder, whole, optimizer, accelerator)
+        for course in courses:
+            if accelerator.is_main_process:
+                course.folder.cut_history(progress.step if progress.step else -1)
 
-    def minimise(chosen: Objective, plan: Plan | None) -> None:
-        """Minimise this from now on, with layers mapped by this plan."""
-        nonlocal objective, teach
-        objective = chosen
-        learner.follow(plan, objective)
-        taught = teacher if objective.needs_teacher else None
-        teach = None if taught is None else partial(taught, wanted=learner.wanted_of_teacher)
+    def begin(one: Lessons) -> None:
+        """Be in the stage of the step that comes; what no course reaches needs no gradient."""
+        if one.begin(progress.step):
+            reached = {parameter for each in lessons for parameter in each.reached}
+            for parameter in {parameter for each in lessons for parameter in each.trained}:
+                parameter.requires_grad_(parameter in reached)
 
-    def follow(plan: Plan) -> None:
-        """Map layers by this plan from now on."""
-        assert remapping is not None, "a plan changes where layers are mapped again"
-        minimise(remapping.objective(plan), plan)
-        progress.plan = plan.to_json()
-
-    def begin(chosen: Objective) -> None:
-        """Begin a stage: other parameters may be reached than before, and DDP waits for none that is not."""
-        nonlocal wrapped
-        minimise(chosen, learner.plan)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        freeze_unreached(learner, teach, objective, encoded, accelerator.device)
-        wrapped = learner
-        accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters
-        wrapped = accelerator.prepare_model(learner)
-
-    begun_at = progress.step
-    begin(begins[max(first for first in begins if first <= progress.step)])
+    for one in lessons:
+        begin(one)
     if progress.plan:
-        follow(Plan.from_json(progress.plan))
+        lessons[0].follow(Plan.from_json(progress.plan))
     main = accelerator.is_main_process
-    lengths, mixture = encoded.lengths, encoded.mixture
-    epoch_size = steps_per_epoch(lengths, settings.batch_size, settings.batch_tokens, mixture)
-    epoch, batches = -1, list[list[int]]()
+    epoch_size = sum(one.epoch_size for one in lessons)
+    taken = [sum(turn == number for turn in turns[: progress.step]) for number in range(len(courses))]
     speed_from = Progress(**asdict(progress))
     saved_at = progress.seconds
 
     def look() -> bool:
         """Evaluate; true when training should stop early."""
-        if evaluate is None:
+        if not any(course.evaluate for course in courses):
             return False
-        if main:
-            value, scores = evaluate(learner.student)
-            if progress.step == 0:
-                numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
-                shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
-                observer.announce(f"before training, on the watched texts: {shown}")
-            folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
-            if 0 < max(begins) >= progress.step:
-                pass  # what counts is learnt in the last stage
-            elif progress.best_score is None or value > progress.best_score:
-                progress.best_score, progress.best_step, progress.evaluations_without_gain = (
-                    value,
-                    progress.step,
-                    0,
-                )
-                if settings.select == "best":
-                    save_weights(folder.checkpoints / "best.safetensors", learner)
-            else:
-                progress.evaluations_without_gain += 1
+        for one in lessons:
+            if one.course.evaluate is not None and main:
+                look_at(one, one.course.evaluate)
         shared = broadcast_object_list([progress.evaluations_without_gain])
         return settings.patience is not None and shared[0] >= settings.patience
 
-    shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
+    def look_at(one: Lessons, evaluate: Evaluate) -> None:
+        course = one.course
+        value, scores = evaluate(course.learner.student)
+        if progress.step == 0:
+            numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
+            shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
+            of = f" of {course.name}" if several else ""
+            observer.announce(f"before training, on the watched texts{of}: {shown}")
+        course.folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
+        if several or 0 < max(one.begins) >= progress.step:
+            pass  # what counts is learnt in the last stage
+        elif progress.best_score is None or value > progress.best_score:
+            progress.best_score, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
+            if settings.select == "best":
+                save_weights(folder.checkpoints / "best.safetensors", whole)
+        else:
+            progress.evaluations_without_gain += 1
+
     observer.started(what, progress.step, steps)
     stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
     with _signals() as received, _deterministic(accelerator.device):
@@ -299,40 +250,30 @@ def train(
             look()
         while progress.step < steps and not stopped:
             begun = time.perf_counter()
-            if progress.step in begins and progress.step != begun_at:
-                begin(begins[progress.step])
-            if progress.step // epoch_size != epoch:
-                epoch = progress.step // epoch_size
-                batches = epoch_batches(
-                    lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture
-                )
-            rows = batches[progress.step % epoch_size]
-            share = micro_batches(
-                encoded,
-                rows,
-                accelerator.process_index,
-                accelerator.num_processes,
-                settings.micro_batch,
-                (settings.seed, epoch),
-            )
+            turn = turns[progress.step]
+            one = lessons[turn]
+            course, learner = one.course, one.course.learner
+            begin(one)
+            examples, share = one.share(taken[turn])
             lr = learning_rate(settings, progress.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["rate"]
+            objective = one.objective
             now = planned = objective.at(place_of(progress.step, steps))
             layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
                 if learner.balance.lacks(objective.names):
-                    see = Sight(wrapped, teach, accelerator, settings.seed)
+                    see = Sight(one.wrapped, one.teach, accelerator, settings.seed)
                     learner.balance.saw(measured(see, objective, share, progress.step))
                 now = planned.scaled(learner.balance.factors(planned.names))
-            if progress.step % GRADIENT_STEPS == 0:
-                see = Sight(learner, teach, accelerator, settings.seed)
+            if taken[turn] % GRADIENT_STEPS == 0:
+                see = Sight(learner, one.teach, accelerator, settings.seed)
                 norms = gradient_norms(see, learner.student, now, share[0], progress.step)
                 if main:
-                    folder.append_history({"kind": "gradients", "step": progress.step, "norms": norms})
+                    course.folder.append_history({"kind": "gradients", "step": progress.step, "norms": norms})
             loss, parts, norm, units, stop = _step(
-                wrapped,
-                teach,
+                one.wrapped,
+                one.teach,
                 now,
                 optimizer,
                 share,
@@ -349,33 +290,37 @@ def train(
                     f"the loss is {loss} and its gradient {norm} at step {progress.step + 1}: "
                     f"lower --lr, or use --precision fp32"
                 )
-            progress.step += 1
-            if progress.step % MEMORY_STEPS == 0:
+            taken[turn] += 1
+            if (progress.step + 1) % MEMORY_STEPS == 0:
                 give_memory_back()
-            progress.examples += len(rows)
-            progress.tokens += int(units[Unit.TOKEN])
-            progress.seconds += time.perf_counter() - begun
-            progress.parts = parts
+            spent = examples, int(units[Unit.TOKEN]), time.perf_counter() - begun, parts
+            progress.add(*spent)
+            if several:
+                progress.of(course.name).add(*spent)
             weights = now.weights
-            shares.append({name: weight * parts[name] for name, weight in weights.items()})
+            one.shares.append({name: weight * parts[name] for name, weight in weights.items()})
             changing = weights if learner.balance is not None or objective.moving else {}
             report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, changing)
-            report = replace(report, layers=layers, temperature=now.temperature)
+            report = replace(
+                report, layers=layers, temperature=now.temperature, task=course.name if several else report.task
+            )
             observer.stepped(report)
             if main:
-                folder.append_history({"kind": "step", **_history(report)})
+                course.folder.append_history({"kind": "step", **_history(report)})
                 accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
+            remapping = course.remapping
             if remapping is not None and progress.step % remapping.every == 0 and progress.step < steps:
                 plan = remapping.measure(learner.student)
-                follow(plan)
+                one.follow(plan)
+                progress.plan = plan.to_json()
                 if main:
-                    pairs = [list(pair) for one in plan.maps for pair in one.pairs]
-                    folder.append_history({"kind": "map", "step": progress.step, "pairs": pairs})
+                    pairs = [list(pair) for mapped in plan.maps for pair in mapped.pairs]
+                    course.folder.append_history({"kind": "map", "step": progress.step, "pairs": pairs})
             if progress.step % every == 0 or progress.step == steps:
                 stopped = look()
             if stop:
                 if main:
-                    save_checkpoint(folder, learner, optimizer, progress)
+                    save_checkpoint(folder, whole, optimizer, progress)
                 observer.ended()
                 raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", received[0] if received else 15)
             if settings.checkpoint_every is None:
@@ -383,23 +328,25 @@ def train(
             else:
                 due = progress.step % settings.checkpoint_every == 0
             if main and due and progress.step < steps:
-                save_checkpoint(folder, learner, optimizer, progress)
+                save_checkpoint(folder, whole, optimizer, progress)
                 saved_at = progress.seconds
         if main:  # what follows may be interrupted, too
-            save_checkpoint(folder, learner, optimizer, progress)
+            save_checkpoint(folder, whole, optimizer, progress)
         if received and accelerator.num_processes == 1:
             raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
     observer.ended()
-    for name, share_of_loss in small_shares(list(shares)).items():
-        if objective.scheduled_by(name) is not None:
-            continue  # as it was asked for
-        observer.announce(
-            f"{name} is {share_of_loss:.2%} of the loss at the end: it hardly counts (a larger weight, or "
-            f"objective.balance=size)"
-        )
+    for one in lessons:
+        of = f" of {one.course.name}" if several else ""
+        for name, share_of_loss in small_shares(list(one.shares)).items():
+            if one.objective.scheduled_by(name) is not None:
+                continue  # as it was asked for
+            observer.announce(
+                f"{name} is {share_of_loss:.2%} of the loss{of} at the end: it hardly counts (a larger weight, or "
+                f"objective.balance=size)"
+            )
     if settings.select == "best":
         accelerator.wait_for_everyone()
-        load_weights(folder.checkpoints / "best.safetensors", learner)
+        load_weights(folder.checkpoints / "best.safetensors", whole)
     return progress
 
 
@@ -474,7 +421,8 @@ def _history(report: StepReport) -> dict[str, Any]:
     event = asdict(report)
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
-    return {key: value for key, value in event.items() if value or key not in ("weights", "layers", "temperature")}
+    left_out = ("weights", "layers", "temperature", "task")
+    return {key: value for key, value in event.items() if value or key not in left_out}
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from conftest import one_line
 from safetensors.numpy import load_file
 from test_contract import ALL, Setting, examples
 
+from kdalign.arranging import filling_term
 from kdalign.batches import CUT, IGNORED, MASKED, collate, micro_batches
 from kdalign.encoding import CutOff, MaskBeside, MaskTokens
 from kdalign.errors import Interrupted
 from kdalign.learner import Learner
 from kdalign.objective import build_objective, count_units
 from kdalign.observer import Silent
-from kdalign.pipeline import distill, filling_term, prepare_all
+from kdalign.pipeline import distill, prepare_all
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import build_recipe

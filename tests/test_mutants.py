@@ -346,16 +346,22 @@ MUTANTS = {
         "test_paired.py::test_where_only_seeds_vary_the_test_is_students",
     ),
     "second stage never begun": (
-        "training.py",
-        "if progress.step in begins and progress.step != begun_at:",
-        "if progress.step in begins and False:",
+        "lessons.py",
+        "place = max(first for first in self.begins if first <= step)",
+        "place = min(self.begins)",
         "test_cli.py::test_each_of_two_stages_has_a_step_at_least",
     ),
     "head frozen since the first stage": (
-        "training.py",
+        "lessons.py",
         "            parameter.requires_grad_(True)",
         "            pass",
         "test_resume_and_ranks.py::test_a_run_in_two_stages_teaches_its_head_in_the_second",
+    ),
+    "turns of tasks that forget the seed": (
+        "together.py",
+        "default_rng([seed, 0, 1])",
+        "default_rng([0, 0, 1])",
+        "test_together.py::test_whose_turn_a_step_is_depends_on_seed_and_step_alone",
     ),
     "results of another recipe taken": (
         "ablation.py",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         "kdalign distill --teacher google-bert/bert-base-uncased --student layers=half --task sst2",
         "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc --data ./glue --epochs 3",
         "kdalign distill --teacher ./bert --student layers=3 --task sst2 --data ./glue --preset tinybert",
+        "kdalign distill --teacher ./bert --student layers=3 --task cola,mrpc,rte --multi-task",
         "kdalign distill --teacher ./llama --student layers=half --task lm --data ./texts --max-tokens 1000000",
         "kdalign distill --teacher none --student new:marian,layers=4,width=256 --tokenizer train:8000 "
         "--task translation:en-de --data ./pairs",
@@ -62,6 +63,9 @@ def distill(
         typer.Option(help="Of a student that is cut or new: hub id, folder, or train:SIZE on the training text."),
     ] = None,
     task: TaskName = None,
+    multi_task: Annotated[
+        bool, typer.Option("--multi-task", help="One student for all tasks, with a head each, instead of one for each.")
+    ] = False,
     data: DataFolder = None,
     dataset: Dataset = None,
     config: Config = None,
@@ -168,6 +172,7 @@ def distill(
         "allow": tuple(allow) if allow else None,
         "finetune_teacher": False if no_finetune_teacher else None,
         "out": out,
+        "multi_task.together": True if multi_task else None,
         "data.task": task,
         "data.folder": data,
         "data.dataset": dataset,
