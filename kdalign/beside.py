@@ -141,7 +141,7 @@ def _key(kind: str, record: RunRecord) -> str:
 def _majority(record: RunRecord) -> Made:
     """Every example gets the class that most of train has, or the mean of its scores."""
     from kdalign.evaluation import score_all
-    from kdalign.preparation import training_examples
+    from kdalign.splits import training_examples
     from kdalign.work import work_on
 
     recipe = record.parsed_recipe()
@@ -221,7 +221,7 @@ def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: 
         return work.load(checkpoint, fresh_head=False, seed=0)
     from kdalign import models
     from kdalign.finetuning import kept_teacher
-    from kdalign.preparation import training_examples
+    from kdalign.splits import training_examples
 
     assert isinstance(work.task, Task), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
@@ -244,7 +244,7 @@ def _task(recipe: Recipe) -> AnyTask:
 
 def _reported(work: "Work", record: RunRecord) -> Examples:
     """The split that stands for the run's task, as the run read it."""
-    from kdalign.preparation import reported_examples
+    from kdalign.splits import reported_examples
 
     split = next(iter(record.scores))
     examples = reported_examples(work, record.parsed_recipe().data, split)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models, student
@@ -17,7 +16,6 @@ from kdalign.alignment import Plan, ProjectionStyle, grown, propose, read_plan
 from kdalign.architecture import (
     LAYOUTS,
     Architecture,
-    Attention,
     HeadKind,
     describe,
     layout_of,
@@ -28,12 +26,13 @@ from kdalign.augmenting import substitute_model
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
+from kdalign.fitting import check_terms
 from kdalign.fresh import NewModel, check_size, new_config, parse_new
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
-from kdalign.objective import Objective
-from kdalign.recipe import PRETRAINED, Align, Augment, Data, Recipe, Train, load_recipe
+from kdalign.recipe import PRETRAINED, Align, Augment, Recipe, load_recipe, recipe_of_task
 from kdalign.runs import RunFolder
+from kdalign.splits import further_texts, reported_splits, training_examples
 from kdalign.student import Cut
 from kdalign.tasks import (
     AnyTask,
@@ -42,19 +41,8 @@ from kdalign.tasks import (
     Task,
     Unlabelled,
     find_task,
-    hold_out,
-    unlabelled_texts,
 )
-from kdalign.tasks.data import split_exists
-from kdalign.tasks.unlabelled import REST
-from kdalign.terms import Signal, Unit
 from kdalign.work import Work, work_on
-
-MONITORED = (100, 500)
-"""At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
-are held out: some ten evaluations then cost little beside the training."""
-MONITORED_CHARACTERS = 50_000
-"""At most so much text of them, for the same reason: documents can be long."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +163,7 @@ def prepare(recipe: Recipe) -> Prepared:
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
-        _check_terms(recipe, work.objective(stage, plan, None), plan)
+        check_terms(recipe, work.objective(stage, plan, None), plan)
     if plan is not None:
         grown(plan, recipe.align.grow)
     if recipe.train.freeze and (new is None or planned is not None):
@@ -183,7 +171,7 @@ def prepare(recipe: Recipe) -> Prepared:
         student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
-    reported = _reported(work, data)
+    reported = reported_splits(work, data)
     return Prepared(
         recipe=recipe.with_changes(out=str(folder.path)),
         work=work,
@@ -200,7 +188,7 @@ def prepare(recipe: Recipe) -> Prepared:
         reported=reported,
         folder=folder,
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
-        unlabelled=_unlabelled(work, recipe, train_examples, watched, reported),
+        unlabelled=further_texts(work, recipe, train_examples, watched, reported),
     )
 
 
@@ -439,7 +427,9 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
         return [recipe]
     parent = Path(recipe.out or f"runs/{default_name(recipe, None)}")
     starts = _starts(recipe)
-    return [recipe.for_task(task, out=str(parent / _folder_name(task)), init_from=starts[task]) for task in tasks]
+    return [
+        recipe_of_task(recipe, task, out=str(parent / _folder_name(task)), init_from=starts[task]) for task in tasks
+    ]
 
 
 def _starts(recipe: Recipe) -> dict[str, str]:
@@ -500,156 +490,6 @@ def _plan(
             theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
         )
     return plan
-
-
-_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
-"""What a map that is learned makes no mean of."""
-
-
-def _check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
-    """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
-    ranks, train = int(os.environ.get("WORLD_SIZE", "1")), recipe.train
-    rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
-    grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
-    if grouped and rows < LEAST_GROUP and train.batch_tokens is None:
-        raise UsageError(
-            f"term {grouped[0]!r} compares the texts of a micro-batch with one another: {rows} are too few "
-            f"(accepted: {LEAST_GROUP} or more)"
-        )
-    if plan is None:
-        return
-    needs = objective.needs
-    for name, (_, term) in objective.terms.items():
-        if plan.attended and term.needs & _UNBLENDED:
-            raise UsageError(f"map 'learned' blends features and attention maps: term {name!r} compares what it cannot")
-    compares_maps = Signal.ATTENTION in needs
-    if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
-        _check_attention(plan, compares_maps)
-    if Signal.EMBEDDINGS in needs:
-        _check_embeddings(plan)
-    if recipe.align.remap_every is not None:
-        _check_remapping(plan, compares_maps)
-        if objective.modules:
-            name = next(iter(objective.modules))
-            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
-
-
-def _check_remapping(plan: Plan, compares_maps: bool) -> None:
-    """Refuse to map again what a map by likeness did not choose, or what has weights for each pair of layers."""
-    if not plan.choice:
-        raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
-    if plan.projections and not plan.style.shared:
-        raise UsageError("align.remap_every changes pairs of layers: projections need align.shared=true")
-    if compares_maps and plan.mixes:
-        raise UsageError(
-            "align.remap_every changes pairs of layers: heads cannot be mixed (accepted: align.heads=mean)"
-        )
-
-
-def _check_embeddings(plan: Plan) -> None:
-    """Refuse to compare embeddings that differ in width."""
-    for theirs, ours in plan.stacks:
-        if theirs.width != ours.width:
-            raise UsageError(
-                f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
-                f"compared; leave objective.embeddings at 0"
-            )
-
-
-def _check_attention(plan: Plan, compares_maps: bool) -> None:
-    """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
-    for architecture in (plan.teacher, plan.student):
-        if architecture.attention is Attention.CLOSED:
-            raise UsageError(
-                f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
-            )
-    for theirs, ours in plan.stacks:
-        if compares_maps and theirs.heads != ours.heads and plan.heads == "each":
-            raise UsageError(
-                f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
-                f"compared head by head (accepted: align.heads=mix, align.heads=mean, --delta 0)"
-            )
-
-
-def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
-    """The rows to train on, and the slice of train that is evaluated on the way.
-
-    Raises:
-        UsageError: no such data, or none with labels where the task needs them.
-    """
-    task = work.task
-    examples, _ = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
-    if isinstance(task, Task) and examples.labels is None:
-        raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
-    return _watched(examples, recipe.train)
-
-
-def _limited(examples: Examples, data: Data, seed: int) -> tuple[Examples, Examples]:
-    """The rows that a limit keeps, and those that it leaves out."""
-    if data.limit is None or data.limit >= len(examples):
-        return examples, examples.take([])
-    rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
-    return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
-
-
-def _drawn_by(data: Data, seed: int) -> int:
-    """The seed of what a limit keeps."""
-    return seed if data.limit_seed is None else data.limit_seed
-
-
-def _unlabelled(
-    work: Work, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
-) -> Unlabelled | None:
-    """The text without labels that the recipe names."""
-    data, seed = recipe.data, recipe.train.seed
-    if data.unlabelled is None:
-        return None
-    assert isinstance(work.task, Task), "other tasks were refused"
-    wants_rest = data.unlabelled == REST and data.limit is not None
-    return unlabelled_texts(
-        work.task,
-        data.unlabelled,
-        _limited(work.examples(work.task.train), data, seed)[1] if wants_rest else None,
-        {"labelled rows": train, **reported},
-        watched if recipe.train.holds_out else None,
-        data.unlabelled_limit,
-        data.unlabelled_share,
-        _drawn_by(data, seed),
-    )
-
-
-def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
-    """The rows to train on, and the slice of train that is evaluated on the way."""
-    if settings.holds_out:
-        kept, held = hold_out(examples, settings.holdout, settings.seed)
-        return examples.take(kept), examples.take(held)
-    size = int(np.clip(len(examples) // 20, *MONITORED))
-    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
-    characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
-    rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
-    return examples, examples.take(sorted(rows.tolist()))
-
-
-def _reported(work: Work, data: Data) -> dict[str, Examples]:
-    """The splits that the run is scored on, once, at its end."""
-    found = {}
-    for number, split in enumerate(work.task.evaluation):
-        if number and not split_exists(work.task.source, split):
-            continue
-        found[split] = reported_examples(work, data, split)
-    return found
-
-
-def reported_examples(work: Work, data: Data, split: str) -> Examples:
-    """One of the splits that a run is scored on.
-
-    Raises:
-        UsageError: no such data, or none with labels where the task needs them.
-    """
-    examples = work.examples(split)
-    if isinstance(work.task, Task) and examples.labels is None:
-        raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
-    return examples.take(range(min(len(examples), data.limit or len(examples))))
 
 
 def claim(

@@ -18,8 +18,8 @@ from kdalign.errors import RunError, UsageError
 from kdalign.files import whole_file, write_text
 from kdalign.keeping import Kept, read_all_kept
 from kdalign.observer import Observer, Silent
-from kdalign.preparation import training_examples
 from kdalign.recipe import TERM_KEYS, assign
+from kdalign.splits import training_examples
 from kdalign.tasks import Task, find_task, hold_out
 from kdalign.tasks.unlabelled import REST
 from kdalign.work import work_on

@@ -14,9 +14,9 @@ from kdalign.alignment import HeadMix, Plan, propose
 from kdalign.architecture import Architecture, Attention, Layer, Stack, describe
 from kdalign.batches import Batch, collate
 from kdalign.errors import UsageError
+from kdalign.fitting import check_attention
 from kdalign.learner import Learner
 from kdalign.objective import build_objective, count_units
-from kdalign.preparation import _check_attention
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
@@ -180,7 +180,7 @@ def test_attention_that_cannot_be_taken_is_refused():
     closed = replace(shape(4, 32), attention=Attention.CLOSED)
     for pair in ((closed, shape(4, 32)), (shape(4, 32), closed)):
         with pytest.raises(UsageError, match="attention of llama cannot be taken; give --delta 0"):
-            _check_attention(propose(*pair), True)
+            check_attention(propose(*pair), True)
 
 
 def test_heads_are_compared_each_where_they_agree_and_mixed_where_they_do_not():

@@ -45,7 +45,7 @@ def test_a_preset_sets_keys_that_a_recipe_has_and_a_dump_of_it_is_itself(name, t
 def test_what_the_recipe_says_wins_and_terms_are_added():
     recipe = made("pkd", objective={"temperature": 2, "terms": {"cka": 1}}, init="last")
     assert (recipe.objective.temperature, recipe.objective.alpha, recipe.init) == (2, 0.7, "last")
-    assert recipe.objective.further == {"pkd": 10, "cka": 1}
+    assert recipe.objective.further == {"pkd": 0.65, "cka": 1}
     assert made("pkd", objective={"terms": {"pkd": 5}}).objective.further == {"pkd": 5}
     assert made("pkd", objective={"terms": {}}).objective.further == {}
 

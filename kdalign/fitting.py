@@ -1,0 +1,79 @@
+"""Whether terms can be had of these two models, in these batches and by this plan."""
+
+import os
+
+from kdalign.alignment import Plan
+from kdalign.architecture import Attention
+from kdalign.errors import UsageError
+from kdalign.losses import LEAST_GROUP
+from kdalign.objective import Objective
+from kdalign.recipe import Recipe
+from kdalign.terms import Signal, Unit
+
+_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
+"""What a map that is learned makes no mean of."""
+
+
+def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
+    """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
+    ranks, train = int(os.environ.get("WORLD_SIZE", "1")), recipe.train
+    rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
+    grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
+    if grouped and rows < LEAST_GROUP and train.batch_tokens is None:
+        raise UsageError(
+            f"term {grouped[0]!r} compares the texts of a micro-batch with one another: {rows} are too few "
+            f"(accepted: {LEAST_GROUP} or more)"
+        )
+    if plan is None:
+        return
+    needs = objective.needs
+    for name, (_, term) in objective.terms.items():
+        if plan.attended and term.needs & _UNBLENDED:
+            raise UsageError(f"map 'learned' blends features and attention maps: term {name!r} compares what it cannot")
+    compares_maps = Signal.ATTENTION in needs
+    if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
+        check_attention(plan, compares_maps)
+    if Signal.EMBEDDINGS in needs:
+        _check_embeddings(plan)
+    if recipe.align.remap_every is not None:
+        _check_remapping(plan, compares_maps)
+        if objective.modules:
+            name = next(iter(objective.modules))
+            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
+
+
+def _check_remapping(plan: Plan, compares_maps: bool) -> None:
+    """Refuse to map again what a map by likeness did not choose, or what has weights for each pair of layers."""
+    if not plan.choice:
+        raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
+    if plan.projections and not plan.style.shared:
+        raise UsageError("align.remap_every changes pairs of layers: projections need align.shared=true")
+    if compares_maps and plan.mixes:
+        raise UsageError(
+            "align.remap_every changes pairs of layers: heads cannot be mixed (accepted: align.heads=mean)"
+        )
+
+
+def _check_embeddings(plan: Plan) -> None:
+    """Refuse to compare embeddings that differ in width."""
+    for theirs, ours in plan.stacks:
+        if theirs.width != ours.width:
+            raise UsageError(
+                f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
+                f"compared; leave objective.embeddings at 0"
+            )
+
+
+def check_attention(plan: Plan, compares_maps: bool) -> None:
+    """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
+    for architecture in (plan.teacher, plan.student):
+        if architecture.attention is Attention.CLOSED:
+            raise UsageError(
+                f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
+            )
+    for theirs, ours in plan.stacks:
+        if compares_maps and theirs.heads != ours.heads and plan.heads == "each":
+            raise UsageError(
+                f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
+                f"compared head by head (accepted: align.heads=mix, align.heads=mean, --delta 0)"
+            )

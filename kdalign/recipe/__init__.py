@@ -1,0 +1,52 @@
+"""The recipe: all that decides a run, validated once and frozen.
+
+Three sources make one recipe: a YAML file, flags that win over it, and ``--set section.key=value`` that wins over
+both. The dump holds every default, and loading the dump gives the same recipe again.
+"""
+
+from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, Objective
+from kdalign.recipe.reading import (
+    assign,
+    build_recipe,
+    load_recipe,
+    merged,
+    read_tree,
+    recipe_of,
+    recipe_of_task,
+    term_weights,
+    value_of,
+)
+from kdalign.recipe.sections import LAYER_WEIGHTS, UNLABELLED_KEYS, Align, Augment, Data, Finetune, Train
+from kdalign.recipe.tasks import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
+from kdalign.recipe.whole import Recipe
+
+__all__ = [
+    "ANSWER_TERMS",
+    "ARMS",
+    "EMBEDDING_TASK",
+    "KEYS_OF_TERMS",
+    "LAYER_WEIGHTS",
+    "PRETRAINED",
+    "TASK_FILES",
+    "TERM_KEYS",
+    "TOKEN_TASKS",
+    "UNLABELLED_KEYS",
+    "Align",
+    "Augment",
+    "Data",
+    "Finetune",
+    "MultiTask",
+    "Objective",
+    "Recipe",
+    "Train",
+    "assign",
+    "build_recipe",
+    "defaults_of",
+    "load_recipe",
+    "merged",
+    "read_tree",
+    "recipe_of",
+    "recipe_of_task",
+    "term_weights",
+    "value_of",
+]

@@ -1,0 +1,201 @@
+"""The recipe's objective: weights of terms, what they are multiplied by, how they change, and arms."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kdalign.errors import did_you_mean
+from kdalign.recipe.sections import Section
+from kdalign.schedules import Scheduled, checked, scheduled
+
+TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
+"""The objective's weights."""
+ALONE_KEYS = ("hard", "masked_lm")
+"""Those of the terms that look at no teacher."""
+ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
+"""Those of the terms that compare layers."""
+ANSWER_TERMS = ("logit-mse", "dkd", "dist")
+"""Further terms that compare answers; all others compare layers."""
+KEYS_OF_TERMS = {
+    "hard": "hard",
+    "soft": "alpha",
+    "embedding": "alpha",
+    "similarity": "alpha",
+    "cosine": "beta",
+    "euclid": "gamma",
+    "attention": "delta",
+    "embeddings": "embeddings",
+    "relations": "relations",
+}
+"""For each term of the objective, the recipe's key of its weight; a further term's is its name."""
+
+
+class Objective(Section):
+    """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
+
+    hard: float = Field(0.3, ge=0)
+    alpha: float = Field(0.7, ge=0)
+    beta: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0)
+    delta: float = Field(1.0, ge=0)
+    embeddings: float = Field(0.0, ge=0)
+    """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
+    relations: float = Field(0.0, ge=0)
+    """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
+    masked_lm: float = Field(0.0, ge=0)
+    """Cross-entropy of a student that classifies on masked tokens of its texts (15 %), by a head of its own that is not
+    exported; costs about one more forward and backward of the student."""
+    temperature: float = Field(2.0, gt=0)
+    divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
+    """How answers are compared with the teacher's."""
+    standardise: bool = False
+    """Bring both models' logits of classes to mean 0 and spread 1 before they are compared."""
+    terms: Mapping[str, Mapping[str, Any]] = {}
+    """Further terms by name, shipped or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
+    schedule: Mapping[str, Mapping[str, Any]] = {}
+    """What changes on the way, ``temperature`` or a weight by its key or its term's name: ``to`` (from the recipe's
+    value), ``shape`` (linear, cosine, steps or constant), ``from`` and ``until`` (shares of the steps), ``steps``
+    (jumps)."""
+    balance: Literal["static", "size", "uncertainty", "pace"] = "static"
+    """What weights are multiplied by on the way: nothing; one by each term's running size; what is learnt; or more for
+    terms that fall more slowly."""
+    align_first: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps in which layers alone are aligned; after them only ``hard`` and ``alpha`` count."""
+
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _with_weights(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("terms takes names, each with its weight, such as {pkd: 10}")
+        return {str(name): _with_weight(str(name), given) for name, given in value.items()}
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _as_changes(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("schedule takes keys with what they go to, such as {alpha: {to: 0}}")
+        return {
+            str(key): checked(
+                str(key), {k: _number(v) for k, v in given.items()} if isinstance(given, Mapping) else given
+            )
+            for key, given in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _scheduled_keys_are_there(self) -> "Objective":
+        known = ["temperature", *TERM_KEYS, *self.terms]
+        for key, change in self.schedule.items():
+            if key not in known:
+                near = did_you_mean(key, known)
+                raise ValueError(f"schedule of {key!r}: no such weight{near} (accepted: {', '.join(known)})")
+            aligns = key in ALIGNING_KEYS or (key in self.terms and key not in ANSWER_TERMS)
+            if self.align_first and aligns and change["from"] >= self.align_first:
+                raise ValueError(
+                    f"schedule of {key}: layers are aligned in the first {self.align_first:g} of the steps "
+                    f"(align_first); from={change['from']:g} must lie before"
+                )
+            if self.align_first and not aligns and change.get("until", 1.0) <= self.align_first:
+                raise ValueError(
+                    f"schedule of {key}: answers count after the first {self.align_first:g} of the steps "
+                    f"(align_first); until={change['until']:g} must lie after"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Objective":
+        built = self.built
+        if built.hard == 0 and not self.needs_teacher:
+            alone = "masked_lm teaches no classes" if self.masked_lm else "every weight is 0"
+            raise ValueError(f"{alone}: there is nothing to learn from")
+        answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
+        if self.align_first and not (answering and built.aligning):
+            aligning = ", ".join(ALIGNING_KEYS)
+            raise ValueError(f"align_first needs one of {aligning} for its first part, hard or alpha for its second")
+        return self
+
+    @property
+    def stages(self) -> tuple[tuple[float, "Objective"], ...]:
+        """One after the other, the share of the steps after which each begins, and what it minimises."""
+        if not self.align_first:
+            return ((0.0, self),)
+        answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
+        layers = {name: given for name, given in self.terms.items() if name not in answers}
+        of_layers = {key: each for key, each in self.schedule.items() if key in ALIGNING_KEYS or key in layers}
+        of_answers = {key: each for key, each in self.schedule.items() if key not in of_layers}
+        aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers, "schedule": of_layers})
+        none = dict.fromkeys((*ALIGNING_KEYS, "masked_lm"), 0.0)
+        answering = self.model_copy(update={**none, "terms": answers, "schedule": of_answers})
+        return (0.0, aligning), (self.align_first, answering)
+
+    @property
+    def moving(self) -> dict[str, Scheduled]:
+        """What is scheduled, by its key."""
+        starts = {"temperature": self.temperature} | {key: getattr(self, key) for key in TERM_KEYS}
+        starts |= {name: given["weight"] for name, given in self.terms.items()}
+        return {key: scheduled(starts[key], change) for key, change in self.schedule.items()}
+
+    @property
+    def built(self) -> "Objective":
+        """What terms are made for: weights that rise from 0 are what they rise to, and nothing is scheduled."""
+        if not self.schedule:
+            return self
+        risen = {key: each.to for key, each in self.moving.items() if each.start == 0}
+        terms = {name: {**given, "weight": risen.get(name, given["weight"])} for name, given in self.terms.items()}
+        own = {key: value for key, value in risen.items() if key in TERM_KEYS}
+        return self.model_copy(update={**own, "terms": terms, "schedule": {}})
+
+    @property
+    def further(self) -> dict[str, float]:
+        """The weights of further terms, those of weight 0 left out."""
+        return {name: given["weight"] for name, given in self.terms.items() if given["weight"] > 0}
+
+    @property
+    def aligning(self) -> bool:
+        """Whether any term compares layers."""
+        further = any(name not in ANSWER_TERMS for name in self.further)
+        return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each term's weight at first, by its key; a further term's by its name."""
+        return {key: getattr(self, key) for key in TERM_KEYS} | self.further
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return any(weight > 0 for key, weight in self.built.weights.items() if key not in ALONE_KEYS)
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether something is learnt at all times from text whose labels are not known."""
+        return all(stage.needs_teacher or stage.masked_lm > 0 for _, stage in self.stages)
+
+
+def _with_weight(name: str, given: object) -> dict[str, Any]:
+    options = {"weight": 1.0, **given} if isinstance(given, Mapping) else {"weight": given}
+    options = {str(key): _number(value) for key, value in options.items()}
+    weight = options["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"term {name!r} takes a weight that is not negative; given {weight!r}")
+    return options
+
+
+def _number(value: object) -> object:
+    """A number that YAML 1.1 reads as text, such as 1e-4."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}, "schedule": {}}
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
+    "soft": _UNALIGNED,
+    "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5, "schedule": {}},
+    "joint": {},
+}
+"""What is compared on one budget, by what differs from the recipe's objective: hard labels only; hard and soft labels;
+layers aligned for the first half of the steps and hard labels for the second; everything at once."""

@@ -1,0 +1,224 @@
+"""From files, flags and assignments to a recipe."""
+
+import math
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from kdalign.errors import UsageError, did_you_mean
+from kdalign.recipe.whole import Recipe
+
+
+def build_recipe(
+    file: Path | None = None, flags: Mapping[str, object] | None = None, sets: Iterable[str] = ()
+) -> Recipe:
+    """Make one recipe of a file, flags that win over it, and assignments that win over both.
+
+    Args:
+        file: YAML.
+        flags: dotted key to value, such as ``{"train.lr": 1e-4}``; None means "not given".
+        sets: assignments such as ``train.lr=1e-4``, their values read as YAML.
+
+    Raises:
+        UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
+    """
+    return recipe_of(merged(read_tree(file) if file else {}, flags or {}, sets))
+
+
+def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
+    """A tree of keys and values with flags that win over it, and assignments that win over both.
+
+    Raises:
+        UsageError: an assignment that is none, or to a key of something that has no keys.
+    """
+    found = deepcopy(dict(tree))
+    for key, value in flags.items():
+        if key == "objective.terms" and isinstance(value, Mapping):
+            _add_terms(found, value)
+        elif value is not None:
+            assign(found, key, value)
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+        assign(found, key.strip(), value_of(key.strip(), text))
+    return found
+
+
+def recipe_of(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe that a tree of keys and values holds.
+
+    Raises:
+        UsageError: unknown key (with the nearest known one), or a value that is not accepted.
+    """
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recipe has keys")
+    _check_keys(Recipe, tree, "")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_first_line(error)) from None
+
+
+def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
+    """The recipe of one task of several, with what differs for it and these changes of keys at its top.
+
+    Raises:
+        UsageError: a value that is not accepted.
+    """
+    together = recipe.multi_task
+    tree = recipe.model_dump() | changes
+    assign(tree, "data.task", (task,))
+    for key, value in together.tasks.get(task, {}).items():
+        assign(tree, key, value)
+    if together.together:  # with which others it is learnt, and what differs for them
+        assign(tree, "multi_task.tasks", {name: together.tasks.get(name, {}) for name in recipe.data.task})
+    try:
+        return recipe_of(tree)
+    except UsageError as error:
+        raise UsageError(f"multi_task.tasks, {task}: {error}" if task in together.tasks else str(error)) from None
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read a recipe file."""
+    return build_recipe(file)
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read recipe {str(file)!r}: {_reason(error)}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist
+        raise UsageError(f"recipe {str(file)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"recipe {str(file)!r} holds no keys")
+    return tree
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def value_of(key: str, text: str) -> Any:
+    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
+
+    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
+        return text
+    if value is not None and _holds_text(key):
+        return value if isinstance(value, str) else text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def term_weights(words: Iterable[str]) -> dict[str, float]:
+    """The further terms of words NAME=WEIGHT, such as ``pkd=10`` or ``own.py:Loss=0.5``.
+
+    Raises:
+        UsageError: a word of another form.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or not 0 <= weight < math.inf:
+            raise UsageError(f"--term takes NAME=WEIGHT, a number that is not negative, such as pkd=10; given {word!r}")
+        if name.strip() in found:
+            raise UsageError(f"--term {name.strip()!r} is given twice")
+        found[name.strip()] = weight
+    return found
+
+
+def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
+    """Name further terms in a tree, in place; options of those that are there stay."""
+    section = tree.setdefault("objective", {})
+    terms = section.setdefault("terms", {}) if isinstance(section, dict) else None
+    if not isinstance(terms, dict):
+        raise UsageError("recipe key 'objective.terms' takes names, each with its weight, such as {pkd: 10}")
+    for name, weight in weights.items():
+        options = terms.get(name)
+        terms[name] = {**options, "weight": weight} if isinstance(options, Mapping) else weight
+
+
+def _holds_text(key: str) -> bool:
+    *sections, name = key.split(".")
+    known = Recipe.model_fields
+    for section in sections:
+        inner = known[section].annotation if section in known else None
+        known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+    return name in known and known[name].annotation in (str, str | None)
+
+
+def assign(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key in a tree, in place.
+
+    Raises:
+        UsageError: a part of the key holds a value.
+    """
+    *sections, last = key.split(".")
+    for number, section in enumerate(sections):
+        inner = tree.setdefault(section, {})
+        if sections[:number] == ["objective", "terms"] and isinstance(inner, int | float):
+            inner = tree[section] = {"weight": inner}  # a term that was named by its weight gets an option
+        if not isinstance(inner, dict):
+            raise UsageError(f"recipe key {section!r} is not a section")
+        tree = inner
+    tree[last] = value
+
+
+def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) -> None:
+    """Name the first unknown key and the nearest known one, before pydantic's longer report."""
+    for key, value in tree.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            known = [path + name for name in section.model_fields]
+            elsewhere = [name for name in _all_keys(Recipe) if name.rpartition(".")[2] == str(key)]
+            near = did_you_mean(path + str(key), known) or did_you_mean(str(key), _all_keys(Recipe))
+            near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else near
+            raise UsageError(f"unknown recipe key {path + str(key)!r}{near} (accepted: {', '.join(known)})")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"recipe key {path + str(key)!r} is a section with keys of its own")
+            _check_keys(inner, value, f"{path}{key}.")
+
+
+def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _all_keys(inner, f"{path}{name}.")
+        else:
+            keys.append(path + name)
+    return keys
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
+        return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
+    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}={first['input']!r}: {said}" if key else said  # of several keys: the message names them
