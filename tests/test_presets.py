@@ -42,6 +42,36 @@ def test_a_preset_sets_keys_that_a_recipe_has_and_a_dump_of_it_is_itself(name, t
     assert all(len(line) <= 120 for line in shown.read_text(encoding="utf-8").splitlines())
 
 
+COMMON = {
+    "hard": 0.3, "alpha": 0.7, "beta": 0, "gamma": 0, "delta": 0, "embeddings": 0, "relations": 0,
+    "temperature": 2, "align_first": 0, "terms": {}, "init": "uniform", "map": "auto", "of": "values",
+}  # fmt: skip
+VALUES = {
+    "feature-alignment": {"beta": 1, "gamma": 1, "delta": 1},
+    "kd": {},
+    "pkd": {"temperature": 5, "terms": {"pkd": {"weight": 0.65}}, "init": "first", "map": "uniform"},
+    "tinybert": {"hard": 0, "alpha": 1, "gamma": 1, "delta": 1, "embeddings": 1, "temperature": 1, "align_first": 0.7,
+                 "map": "uniform"},
+    "minilm": {"hard": 1, "alpha": 0, "relations": 1, "align_first": 0.5, "terms": {"attention-kl": {"weight": 1}},
+               "map": "top"},
+    "minilmv2": {"hard": 1, "alpha": 0, "relations": 3, "align_first": 0.5, "map": "top", "of": "all"},
+    "codir": {"terms": {"crd": {"weight": 0.1, "queue": 4096, "negatives": 100}}},
+    "distilbert": {"hard": 2, "alpha": 5, "beta": 1, "init": "skip", "map": "top"},
+}  # fmt: skip
+"""Written by hand, from the papers and their code."""
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_has_the_numbers_of_its_method(name):
+    recipe = made(name)
+    found = {key: getattr(recipe.objective, key) for key in COMMON if key not in ("init", "map", "of")}
+    found |= {"init": recipe.init, "map": recipe.align.map, "of": recipe.align.relations}
+    assert found == COMMON | VALUES[name]
+    said = {("objective", key) for key in found} | {("init",), ("align", "map"), ("align", "relations"), ("preset",)}
+    flat, default = recipe.flat(), made("feature-alignment").flat()
+    assert {tuple(key.split(".")) for key in flat if flat[key] != default[key]} <= said
+
+
 def test_what_the_recipe_says_wins_and_terms_are_added():
     recipe = made("pkd", objective={"temperature": 2, "terms": {"cka": 1}}, init="last")
     assert (recipe.objective.temperature, recipe.objective.alpha, recipe.init) == (2, 0.7, "last")
