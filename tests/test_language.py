@@ -46,7 +46,7 @@ def test_tokens_start_from_other_defaults_than_classes_and_flags_win_over_both()
 def test_without_a_teacher_the_labels_are_all_there_is():
     alone = build_recipe(None, {"teacher": "none", "data.task": "lm:sst2", "student": "new:gpt2"})
     assert (alone.objective.hard, alone.objective.needs_teacher) == (1.0, False)
-    with pytest.raises(UsageError, match=r"^there is no teacher: every weight but hard must be 0"):
+    with pytest.raises(UsageError, match=r"^there is no teacher: every weight but hard and masked_lm must be 0"):
         build_recipe(None, {"teacher": "none", "data.task": "lm:sst2", "objective.alpha": 0.5})
 
 

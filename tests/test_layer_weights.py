@@ -10,7 +10,7 @@ from test_balance import command, steps_of
 from test_contract import Setting
 from test_further_terms import run, weights_of
 
-from kdalign import training
+from kdalign import lessons, training
 from kdalign.alignment import Plan, grown, propose
 from kdalign.batches import collate, micro_batches
 from kdalign.calibration import calibrate
@@ -218,9 +218,9 @@ def test_layers_are_aligned_one_after_the_other_from_the_bottom(kdalign, teacher
     monkeypatch.setattr(training, "GRADIENT_STEPS", 1)
     out, sets = tmp_path / "grown", [word for each in ("align.grow=0.5", *more) for word in ("--set", each)]
     asked = []
-    begin = training.freeze_unreached
+    begin = lessons.freeze_unreached
     monkeypatch.setattr(
-        training, "freeze_unreached", lambda learner, teach, objective, *rest: (
+        lessons, "freeze_unreached", lambda learner, teach, objective, *rest: (
             asked.append([len(term.place.pairs) for _, term in objective.terms.values() if hasattr(term, "place")]),
             begin(learner, teach, objective, *rest),
         )

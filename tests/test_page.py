@@ -154,7 +154,7 @@ def test_the_page_is_whole_and_says_what_it_is(written):
     assert dict(page.tags)["html"]["lang"] == "en"
     assert "3 models compared on sst2" in page.text
     pictures = [given for tag, given in page.tags if tag in ("svg", "img")]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(given.get("aria-label") or given.get("alt") for given in pictures)
     targets = [load[1:] for load in page.loads if load.startswith("#")]
     assert set(targets) <= set(page.ids)
@@ -227,7 +227,7 @@ def test_compare_writes_the_page_and_the_pictures(kdalign, runs, tmp_path):
     status, out, err = kdalign("compare", runs, "--format", "html", "--out", "report.html", "--plots", "pictures")
     assert (status, out) == (0, "")
     assert "written: report.html" in err
-    assert "pictures: 8 files" in err
+    assert "pictures: 10 files" in err
     assert Path("report.html").read_text().startswith("<!doctype html>")
     assert {file.suffix for file in Path("pictures").iterdir()} == {".png", ".svg"}
     status, out, _ = kdalign("compare", runs, "--format", "html", "--require", "accuracy>=101")

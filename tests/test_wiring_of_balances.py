@@ -10,6 +10,7 @@ from test_contract import Setting
 
 from kdalign.balance import BALANCES, Balance, Pace
 from kdalign.batches import micro_batches
+from kdalign.lessons import Course, Stage
 from kdalign.looks import Sight, freeze_unreached, gradient_norms, measured
 from kdalign.objective import Objective, count_units
 from kdalign.observer import Silent
@@ -17,7 +18,7 @@ from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.runs import RunFolder
 from kdalign.terms import Vocabulary
-from kdalign.training import Stage, _step, make_optimizer, train
+from kdalign.training import _step, make_optimizer, train
 
 CPU = torch.device("cpu")
 WEIGHTS = Weights(
@@ -39,17 +40,8 @@ class Run:
 
     def __call__(self):
         stages = [Stage(0.0, self.objective)]
-        accelerator = Accelerator(cpu=True)
-        train(
-            self.learner,
-            self.setting.teacher,
-            stages,
-            self.setting.data,
-            self.train,
-            accelerator,
-            self.folder,
-            Silent(),
-        )
+        course = Course("sst2", self.learner, self.setting.teacher, stages, self.setting.data, self.folder)
+        train([course], self.train, Accelerator(cpu=True), self.folder, Silent())
         return self
 
     def teach(self, batch):
