@@ -162,6 +162,25 @@ def kdalign(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def stopped(kdalign, monkeypatch):
+    """Run a command that ends with its first checkpoint, as if it were killed then: the same as ``kdalign``."""
+    from kdalign import training
+
+    kept = training.save_checkpoint
+
+    def stop(folder, *rest):
+        kept(folder, *rest)
+        raise SystemExit(9)
+
+    def run(*words):
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "save_checkpoint", stop)
+            return kdalign(*words)
+
+    return run
+
+
 def one_line(err):
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1, err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_contract import Setting
-from test_further_terms import STOP, run, weights_of
+from test_further_terms import weights_of
 
 from kdalign.balance import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
 from kdalign.batches import collate
@@ -115,15 +115,14 @@ def steps_of(out):
     return [event for event in events if event["kind"] == "step"]
 
 
-def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(teacher, data, tmp_path):
+def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(teacher, data, tmp_path, kdalign):
     """By 1,024, so that nothing is rounded otherwise."""
     (tmp_path / "own.py").write_text(TERM)
     for by in (1, 1024):
         recipe = tmp_path / f"{by}.yaml"
         terms = f"{{'{tmp_path}/own.py:Scaled': {{weight: 1, by: {by}}}}}"
         recipe.write_text(f"objective: {{balance: size, terms: {terms}}}\n")
-        done = run(command(teacher, data, tmp_path / f"by{by}", "--recipe", str(recipe)))
-        assert done.returncode == 0, done.stderr
+        assert kdalign(*command(teacher, data, tmp_path / f"by{by}", "--recipe", str(recipe))[2:])[0] == 0
     ours, theirs = (weights_of(tmp_path / f"by{by}") for by in (1, 1024))
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
     name = f"{tmp_path}/own.py:Scaled"
@@ -157,16 +156,11 @@ def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_
         assert found[name] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data, tmp_path, monkeypatch):
-    code = (
-        "import sys\nfrom kdalign import training\ntraining.GRADIENT_STEPS = int(sys.argv.pop(1))\n"
-        "from kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
-    )
+def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data, tmp_path, kdalign, monkeypatch):
     more = ("--set", "objective.terms.info-nce.queue=40")
     for steps in (3, 1000):
-        words = command(teacher, data, tmp_path / f"every{steps}", *more)
-        done = run(["-c", code, str(steps), *words])
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setattr("kdalign.training.GRADIENT_STEPS", steps)
+        assert kdalign(*command(teacher, data, tmp_path / f"every{steps}", *more)[2:])[0] == 0
     often, once = (weights_of(tmp_path / f"every{steps}") for steps in (3, 1000))
     assert all(torch.equal(often[name], once[name]) for name in once)
     events = [json.loads(line) for line in (tmp_path / "every3/history.jsonl").read_text().splitlines()]
@@ -176,11 +170,11 @@ def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data
     assert all(norm > 0 for event in looked for norm in event["norms"].values())
 
 
-def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path):
-    done = run(command(teacher, data, tmp_path / "a", "--delta", "1e-6"))
-    assert done.returncode == 0, done.stderr
-    assert "attention is 0.00% of the loss at the end: it hardly counts" in " ".join(done.stderr.split())
-    assert "cosine is" not in done.stderr
+def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path, kdalign):
+    code, _, said = kdalign(*command(teacher, data, tmp_path / "a", "--delta", "1e-6")[2:])
+    assert code == 0, said
+    assert "attention is 0.00% of the loss at the end: it hardly counts" in " ".join(said.split())
+    assert "cosine is" not in said
     assert small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
     assert small_shares([]) == {}
 
@@ -201,14 +195,15 @@ def test_all_that_a_balance_knows_is_in_its_state(word):
             each.saw({"a": 2.0, "b": 1.0})
 
 
-def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_student(teacher, data, tmp_path):
+def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_student(
+    teacher, data, tmp_path, kdalign, stopped
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = ("--set", "objective.balance=uncertainty", "--set", "train.checkpoint_every=2", "--lr", "1e-2")
-    assert run(command(teacher, data, whole, *more)).returncode == 0
-    stopped = run(["-c", STOP, *command(teacher, data, parts, *more)])
-    assert stopped.returncode == 9, stopped.stderr
-    done = run(command(teacher, data, parts, *more, "--resume"))
-    assert done.returncode == 0, done.stderr
+    assert kdalign(*command(teacher, data, whole, *more)[2:])[0] == 0
+    words = command(teacher, data, parts, *more)[2:]
+    assert stopped(*words)[0] == 9
+    assert kdalign(*words, "--resume")[0] == 0
     ours, theirs = weights_of(whole), weights_of(parts)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not [name for name in ours if "balance" in name]

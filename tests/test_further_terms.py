@@ -332,8 +332,9 @@ def terms_of(out, what="parts"):
     return [event[what] for event in events if event["kind"] == "step"]
 
 
-def test_two_ranks_make_the_groups_and_the_balance_of_one_process(teacher, data, tmp_path):
-    one, two, more = tmp_path / "one", tmp_path / "two", ("--set", "objective.balance=size")
+def test_two_ranks_make_the_groups_the_balance_and_the_layer_weights_of_one_process(teacher, data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ("--set", "objective.balance=size", "--set", "align.weights=adaptive")
     done = run(command(teacher, data, one, *more))
     assert done.returncode == 0, done.stderr
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
@@ -342,6 +343,9 @@ def test_two_ranks_make_the_groups_and_the_balance_of_one_process(teacher, data,
     assert done.returncode == 0, done.stderr
     for ours, theirs in zip(terms_of(one, "weights"), terms_of(two, "weights"), strict=True):
         assert theirs == pytest.approx(ours, rel=2e-4)
+    for ours, theirs in zip(terms_of(one, "layers"), terms_of(two, "layers"), strict=True):
+        assert set(ours) == {"cka", "rkd-angle", "similarity-preserving", "info-nce"}
+        assert all(theirs[name] == pytest.approx(ours[name], abs=2e-4) for name in ours)
     for ours, theirs in zip(terms_of(one), terms_of(two), strict=True):
         for name in ours:
             assert theirs[name] == pytest.approx(ours[name], rel=2e-4), name
@@ -350,23 +354,13 @@ def test_two_ranks_make_the_groups_and_the_balance_of_one_process(teacher, data,
         torch.testing.assert_close(theirs[name], ours[name], atol=2e-4, rtol=1e-3)
 
 
-STOP = (
-    "import sys\nfrom kdalign import training\nkept = training.save_checkpoint\n"
-    "def stop(folder, *rest):\n    kept(folder, *rest)\n    raise SystemExit(9)\n"
-    "training.save_checkpoint = stop\nfrom kdalign.cli import main\nsys.argv[1:] = sys.argv[3:]\nmain()\n"
-)
-"""A command line that ends with its first checkpoint."""
-
-
-def test_a_queue_survives_a_stop_bit_for_bit(teacher, data, tmp_path):
+def test_a_queue_survives_a_stop_bit_for_bit(teacher, data, tmp_path, kdalign, stopped):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(command(teacher, data, whole)).returncode == 0
-    more = ("--set", "train.checkpoint_every=2")
-    stopped = run(["-c", STOP, *command(teacher, data, parts, *more)])
-    assert stopped.returncode == 9, stopped.stderr
+    assert kdalign(*command(teacher, data, whole)[2:])[0] == 0
+    words = [*command(teacher, data, parts)[2:], "--set", "train.checkpoint_every=2"]
+    assert stopped(*words)[0] == 9
     assert not (parts / "record.json").exists()
-    done = run(command(teacher, data, parts, *more, "--resume"))
-    assert done.returncode == 0, done.stderr
+    assert kdalign(*words, "--resume")[0] == 0
     ours, theirs = weights_of(whole), weights_of(parts)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not [name for name in ours if "queue" in name]
