@@ -1,4 +1,4 @@
-"""Make the tables of docs/results.md again, from the results that are kept beside it: python docs/refresh.py [--check].
+"""Make the tables of the pages of results again, from what is kept beside them: python docs/refresh.py [--check].
 
 A table stands between ``<!-- kdalign ... -->``, the command that makes it, and ``<!-- end -->``.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "objective.md")
 BLOCK = re.compile(r"<!-- (kdalign [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -26,12 +26,15 @@ def refreshed(page: str) -> str:
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{made(block[1])}\n<!-- end -->", page)
 
 
+def differences(page: Path, after: str) -> list[str]:
+    """What differs in a page, for people."""
+    before, name = page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))
+    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), name, "made again", lineterm=""))
+
+
 if __name__ == "__main__":
-    before = PAGE.read_text(encoding="utf-8")
-    after = refreshed(before)
+    found = {page: refreshed(page.read_text(encoding="utf-8")) for page in PAGES}
     if "--check" in sys.argv[1:]:
-        lines = list(
-            difflib.unified_diff(before.splitlines(), after.splitlines(), "docs/results.md", "made again", lineterm="")
-        )
-        sys.exit("\n".join(lines) or 0)
-    PAGE.write_text(after, encoding="utf-8")
+        sys.exit("\n".join(line for page, after in found.items() for line in differences(page, after)) or 0)
+    for page, after in found.items():
+        page.write_text(after, encoding="utf-8")
