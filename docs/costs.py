@@ -78,7 +78,7 @@ class Steps:
             units, _ = counted(share, self.accelerator)
             self.optimizer.zero_grad(set_to_none=True)
             self.objective(self.see(share[0], number, 0), units).total.backward()
-            self.objective.remember()
+            self.objective.remember(units)
             torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
             self.optimizer.step()
         return time.perf_counter() - begun

@@ -58,6 +58,7 @@ class Signals:
         compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
         words: (entries, width), the student's input embeddings, where those are to be filled in.
+        again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
         shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
     """
 
@@ -74,6 +75,7 @@ class Signals:
     targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    again: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     shares: dict[Layer, Tensor] = field(default_factory=dict)
     filled: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -24,6 +24,8 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
             f"term {grouped[0]!r} compares the texts of a micro-batch with one another: {rows} are too few "
             f"(accepted: {LEAST_GROUP} or more)"
         )
+    if Signal.AGAIN in objective.needs and recipe.train.dropout == 0:
+        raise UsageError("positives=dropout needs two forwards that differ: leave train.dropout above 0")
     if plan is None:
         return
     needs = objective.needs

@@ -58,6 +58,7 @@ class Learner(nn.Module):
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
         self._maps = objective.compared_maps
         self._fills = Signal.FILLED in objective.needs
+        self._again = Signal.AGAIN in objective.needs
         self._side = plan.style.side if plan is not None else "student"
         wanted = objective.wanted([student for student, _, _ in pairs])
         of_teacher = objective.wanted(plan.teaching if plan is not None else (), of_teacher=True)
@@ -93,6 +94,11 @@ class Learner(nn.Module):
                 else:
                     theirs = self.projections(theirs, *pair)
                 signals.projected[pair], signals.targets[pair] = ours, theirs
+            if self._again:
+                seen = run(self.student, accepted_inputs(self.student, inputs), Wanted(self._wanted.hidden), order)
+                for pair in self._pairs:
+                    view = seen.hidden[pair[0]]
+                    signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
             for pair in self._maps:
                 assert taught is not None, "maps are compared with a teacher's"
                 signals.mixed[pair] = self.projections.mixed(signals.attention[pair[0]], *pair)

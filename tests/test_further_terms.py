@@ -251,6 +251,31 @@ def test_the_queue_holds_the_teachers_rows_of_earlier_steps_and_an_inputs_own_is
     assert found == pytest.approx(total, rel=1e-4)
 
 
+def test_positives_by_dropout_are_the_students_rows_by_a_second_forward():
+    weights = Weights(**NONE, terms={"info-nce": {"weight": 1, "temperature": 0.5, "positives": "dropout"}})
+    setting = Setting("bert", "bert", 24, weights)
+    batch = collate(setting.data, range(6))
+    taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
+    for module in setting.learner.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    torch.manual_seed(0)
+    signals = setting.learner(batch.inputs, taught)
+    value = setting.objective(View(signals, taught, batch), count_units([batch])).parts["info-nce"]
+
+    def rows(features):
+        return torch.stack([row[real].mean(0) for row, real in zip(features.detach().double(), batch.real, strict=True)])
+
+    total = 0.0
+    for ours, theirs, share in setting.plan.pairs:
+        student, again = rows(signals.projected[ours, theirs]), rows(signals.again[ours, theirs])
+        assert (student - again).abs().max() > 1e-3, "dropout differs"
+        for keys in (rows(signals.targets[ours, theirs]), again):
+            cosines = torch.nn.functional.cosine_similarity(student[:, None], keys[None], dim=-1) / 0.5
+            total -= share * float(cosines.log_softmax(1).diagonal().mean()) / 2
+    assert float(value) == pytest.approx(total, rel=1e-5)
+
+
 def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_together():
     setting = setting_of("info-nce")
     [term] = setting.objective.modules.values()
@@ -376,8 +401,9 @@ def test_a_term_of_the_command_line_is_in_card_and_record_and_refusals_write_not
     for given, said in (
         ("objective.terms.dkd=1", "term 'dkd' needs 3 classes or more"),
         ("objective.terms.pk=1", "unknown term 'pk'; did you mean 'pkd'"),
+        ("objective.terms.info-nce.positives=dropout", "positives=dropout needs two forwards that differ"),
     ):
-        code, _, errors = kdalign(*words[:-1], str(tmp_path / "b"), "--set", given)
+        code, _, errors = kdalign(*words[:-1], str(tmp_path / "b"), "--set", "train.dropout=0", "--set", given)
         assert (code, said in one_line(errors)) == (2, True)
         assert not (tmp_path / "b").exists()
     code, _, errors = kdalign(*words[:-1], str(tmp_path / "b"), "--map", "learned", "--set", "objective.terms.cka=1")

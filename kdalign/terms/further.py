@@ -5,7 +5,7 @@ Each is made by a function of what it is for and its own options, which gives on
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, validate_call
 
@@ -152,14 +152,20 @@ def _widths(setting: Setting, stack: str, place: Place) -> Sequence[int]:
 
 
 def _info_nce(
-    setting: Setting, temperature: Above0 = 0.07, over: Over = "texts", queue: Rows = 0, supervised: bool = False
+    setting: Setting,
+    temperature: Above0 = 0.07,
+    over: Over = "texts",
+    queue: Rows = 0,
+    supervised: bool = False,
+    positives: Literal["teacher", "dropout"] = "teacher",
 ) -> Made:
     if supervised and setting.classes < 2:
         raise UsageError("takes inputs of one class as alike, and this task has none")
     if supervised and queue:
         raise UsageError("takes supervised or a queue, whose rows have no labels, not both")
+    again = positives == "dropout"
     return {
-        stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue)
+        stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue, again=again)
         for stack, place in _of_layers(setting).items()
     }
 

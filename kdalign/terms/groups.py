@@ -142,6 +142,7 @@ class Contrastive(nn.Module):
         temperature: of cosines.
         over: what a row is.
         supervised: whether rows of the same label are right, too.
+        again: whether the student's rows by a second forward are right, too, among the second forward's.
         negatives: of the other rows, so many are drawn for each and judged one by one (CRD); None for all of them at
             once (InfoNCE).
         queue: of the teacher's rows of earlier steps; None where only the group's own are told apart.
@@ -159,11 +160,12 @@ class Contrastive(nn.Module):
         supervised: bool = False,
         queue: int = 0,
         negatives: int | None = None,
+        again: bool = False,
     ) -> None:
         super().__init__()
         self.place, self.temperature, self.over, self.supervised = place, temperature, over, supervised
-        self.negatives = negatives
-        self.needs = frozenset({Signal.HIDDEN})
+        self.negatives, self.again = negatives, again
+        self.needs = frozenset({Signal.HIDDEN, Signal.AGAIN} if again else {Signal.HIDDEN})
         self.unit = UNITS[over]
         self.queue = Queue(queue, widths) if queue else None
         self.register_buffer("levels", torch.full((len(widths),), math.nan))
@@ -184,6 +186,9 @@ class Contrastive(nn.Module):
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
             found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
+            if self.again and enough:
+                other = gathered(_rows(view.student.again[ours, theirs], mask, self.over))
+                found = (found + losses.info_nce(student, other, self.temperature, alike=alike)) / 2
             distances.append(found)
         if self.queue is not None:
             self._seen.append((kept, numbers))

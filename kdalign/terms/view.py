@@ -25,6 +25,8 @@ class Signal(StrEnum):
     RELATIONS = "relations"
     LAYERS = "layers"
     """Hidden states as they are, of either width."""
+    AGAIN = "again"
+    """The student's hidden states by a second forward, with other dropout."""
     FILLED = "filled"
     """The student's features of tokens that are masked beside, by a forward of its own."""
     TAUGHT_ATTENTION = "taught attention"
