@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign import models, student
-from kdalign.alignment import Plan, grown, layers_text, read_plan
+from kdalign.alignment import Plan, layers_text, read_plan
 from kdalign.architecture import count_parameters
 from kdalign.balance import BALANCES, Balance
 from kdalign.batches import Encoded
@@ -25,9 +25,9 @@ from kdalign.calibration import (
     start_projections,
 )
 from kdalign.encoding import corrupted
-from kdalign.errors import UsageError
 from kdalign.files import write_text
 from kdalign.finetuning import finetuned
+from kdalign.fitting import check_steps, parts_of
 from kdalign.fresh import new_model
 from kdalign.learner import Learner
 from kdalign.lessons import Course, Remapping, Stage
@@ -83,11 +83,8 @@ def opened(run: Prepared, accelerator: Accelerator) -> Opened:
     tokenizer = tokenizer_of(run)
     config = config_of(run, tokenizer)
     texts = read_texts(run, tokenizer, config)
-    parts = sum(1 if run.plan is None else len(_parts(run.plan, recipe, *stage)) for stage in recipe.objective.stages)
-    if total_steps(recipe.train, texts.train) < parts:
-        raise UsageError(
-            f"{parts} parts (objective.align_first, align.grow) need a step each: train for {parts} at least"
-        )
+    if not recipe.multi_task.together:
+        check_steps(total_steps(recipe.train, texts.train), recipe, run.plan)
     return Opened(run, recipe, tokenizer, config, texts)
 
 
@@ -215,18 +212,14 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
     shared = texts.across.shared if texts.across is not None else None
     dtype = torch.bfloat16 if opened.bf16 else None
     filling = None
-    if recipe.objective.masked_lm:
+    if recipe.objective.built.masked_lm:
         observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
         filling = filling_term(student_model, recipe.train.seed, dtype)
 
     def minimised(part: Weights, plan: Plan | None) -> Objective:
-        return work.objective(part, plan, dtype, shared).with_masked_lm(part.masked_lm, filling)
+        return work.objective(part, plan, dtype, shared).with_masked_lm(part.built.masked_lm, filling)
 
-    stages = [
-        Stage(begins, minimised(part, each))
-        for after, part in recipe.objective.stages
-        for begins, each in ([(after, plan)] if plan is None else _parts(plan, recipe, after, part))
-    ]
+    stages = [Stage(begins, minimised(weights, by)) for begins, weights, by in parts_of(recipe, plan)]
     objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
@@ -321,11 +314,6 @@ def load_student(
     keeps_head = run.work.keeps_head(own)
     model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
-
-
-def _parts(plan: Plan, recipe: Recipe, after: float, weights: Weights) -> tuple[tuple[float, Plan], ...]:
-    """The parts of a stage, where each begins and its plan: several while layers are aligned one after the other."""
-    return grown(plan, recipe.align.grow) if weights.built.aligning and after == 0 else ((after, plan),)
 
 
 def filling_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:

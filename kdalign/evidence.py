@@ -30,6 +30,7 @@ _UNITS = {
     "attention": "squared distance",
     "embeddings": "1 − cosine",
     "relations": "nats",
+    "masked-lm": "nats",
     "dkd": "nats",
     "attention-kl": "nats",
     "info-nce": "nats",

@@ -64,7 +64,7 @@ def finish(
         write_text(folder.plan, progress.plan)
     attended = {}
     if learner.plan is not None and learner.attends and course.teacher is not None:
-        few = some(course.encoded, recipe.train.seed, SIMILARITY_TOKENS)
+        few = some(texts.train, recipe.train.seed, SIMILARITY_TOKENS)
         attended = layer_attention(learner.plan, learner, course.teacher, few, accelerator.device)
         for stack, rows in attended.items():
             observer.announce(f"attention of {stack} layers to the teacher's: {_shares_text(rows)}")

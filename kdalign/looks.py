@@ -90,8 +90,12 @@ def gradient_norms(
     """
     view = see(batch, step, 0)
     layers = [list(layer.parameters()) for layer in blocks(student).values()]
-    norms = {}
-    for name, value in objective.each(view, count_units([view.batch])):
+    norms: dict[str, float] = {}
+    units = count_units([view.batch])
+    there = objective.asked(dict.fromkeys(objective.names, True), units)
+    for name, value in objective.each(view, units):
+        if name not in there:
+            continue  # it pulls at nothing here, which says nothing of it
         norms[name] = 0.0
         for parameters in reversed(layers):
             reached = [each for each in parameters if each.requires_grad]

@@ -8,6 +8,7 @@ a step is split, and padding changes nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,9 @@ class Breakdown:
 
     total: Tensor
     parts: Mapping[str, Tensor]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class Objective:
         """Its parts, in the order of a breakdown."""
         return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
 
-    def asked(self, parts: Mapping[str, float], units: Mapping[Unit, float]) -> dict[str, float]:
+    def asked(self, parts: Mapping[str, T], units: Mapping[Unit, float]) -> dict[str, T]:
         """Of a step's parts, those of which it had a unit: without a labelled row, there is no mean over labels."""
         absent = {name for name, (_, term) in self.terms.items() if not units[term.unit]}
         return {name: value for name, value in parts.items() if name not in absent}

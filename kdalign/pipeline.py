@@ -11,13 +11,14 @@ from kdalign.arranging import begin_folder, course_of, load, opened
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import write_text
 from kdalign.finishing import finish
+from kdalign.fitting import check_steps
 from kdalign.observer import Observer, Silent
 from kdalign.preflight import preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, profile
 from kdalign.recipe import Recipe
 from kdalign.runs import RunFolder, RunRecord, read_record
-from kdalign.together import check_together, distill_together
+from kdalign.together import check_together, distill_together, mixture_of
 from kdalign.training import check_device, make_accelerator, start_trackers, train
 
 
@@ -46,8 +47,6 @@ def distill(
         records = distill_together(runs, recipe, group, accelerator, observer, resume)
         accelerator.end_training()
         return records
-    if group is not None and accelerator.is_main_process:
-        write_text(group.recipe, recipe.dump())
     records = []
     for run in runs:
         if resume and run.folder.complete:
@@ -55,7 +54,7 @@ def distill(
             records.append(read_record(run.folder.path))
         else:
             try:
-                records.append(_distill_one(run, accelerator, observer, resume))
+                records.append(_distill_one(run, accelerator, observer, resume, (group, recipe)))
             except Interrupted as stop:
                 line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume"
                 raise Interrupted(line, stop.signal) from None
@@ -76,6 +75,10 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
     if recipe.multi_task.together:
         check_together(runs)
+    for run in runs:
+        steps = len(mixture_of(runs).turns) if recipe.multi_task.together else run.steps
+        if steps is not None:
+            check_steps(steps, run.recipe, run.plan)
     if len(runs) > 1:
         group = RunFolder(runs[0].folder.path.parent)
         claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite)
@@ -107,10 +110,20 @@ def profile_models(
     return profiles
 
 
-def _distill_one(run: Prepared, accelerator: Accelerator, observer: Observer, resume: bool) -> RunRecord:
+def _distill_one(
+    run: Prepared,
+    accelerator: Accelerator,
+    observer: Observer,
+    resume: bool,
+    among: tuple[RunFolder | None, Recipe],
+) -> RunRecord:
+    """One run; ``among`` others, their folder gets the recipe of all once this one can begin."""
     begun = time.perf_counter()
     ready = opened(run, accelerator)
     observer = begin_folder(ready, accelerator, observer, resume)
+    group, whole = among
+    if group is not None and accelerator.is_main_process:
+        write_text(group.recipe, whole.dump())
     loaded = load(ready, accelerator, observer)
     course = course_of(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)

@@ -109,6 +109,22 @@ class Prepared:
         return self.teacher is not None and not self.teacher.has_classifier and self.work.head is HeadKind.CLASSIFIER
 
     @property
+    def an_epoch(self) -> int:
+        """Rows of an epoch, with all new texts that a model may make of them."""
+        copies = self.recipe.data.augment.copies if self.augmenting is not None else 0
+        return len(self.train) * (1 + copies) + (self.unlabelled.an_epoch if self.unlabelled is not None else 0)
+
+    @property
+    def steps(self) -> int | None:
+        """Of the run; None where tokens decide."""
+        train = self.recipe.train
+        if train.max_steps is not None:
+            return train.max_steps
+        if train.max_tokens is not None or train.batch_tokens is not None:
+            return None
+        return max(1, round(train.epochs * -(-self.an_epoch // train.batch_size)))
+
+    @property
     def across(self) -> bool:
         """Whether teacher and student have different tokenizers."""
         if self.teacher_tokenizer is None:
@@ -158,7 +174,7 @@ def prepare(recipe: Recipe) -> Prepared:
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     _check_augmented(data.augment, tokenizer, theirs_too)
-    if recipe.objective.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
+    if recipe.objective.built.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
         raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer has not")
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
@@ -221,7 +237,7 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
             f"add the texts to its split {work.task.train!r}"
         )
-    if recipe.objective.masked_lm and not isinstance(work.task, Task):
+    if recipe.objective.built.masked_lm and not isinstance(work.task, Task):
         what = "asks for tokens anyway" if work.head is not HeadKind.NONE else "gives embeddings"
         raise UsageError(f"objective.masked_lm is beside classes or scores, and task {name!r} {what}")
     if recipe.data.augment.by != "none" and not isinstance(work.task, Task):

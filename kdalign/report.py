@@ -366,19 +366,13 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "watched": f"{len(run.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
         "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
-        "budget": "" if run.recipe.multi_task.together else _budget(train, _an_epoch(run)),
+        "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }
     for finding in run.checks:
         facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
-
-
-def _an_epoch(run: "Prepared") -> int:
-    """Rows of an epoch, with all new texts that a model may make of them."""
-    copies = run.recipe.data.augment.copies if run.augmenting is not None else 0
-    return len(run.train) * (1 + copies) + (run.unlabelled.an_epoch if run.unlabelled is not None else 0)
 
 
 def _size(run: "Prepared") -> str:

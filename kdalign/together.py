@@ -84,7 +84,7 @@ class Mixture:
 
 def mixture_of(runs: Sequence[Prepared]) -> Mixture:
     """How the steps of these tasks' student are shared out; without ``max_steps`` they are epochs of all examples."""
-    recipe, sizes = runs[0].recipe, [len(run.train) for run in runs]
+    recipe, sizes = runs[0].recipe, [run.an_epoch for run in runs]
     train = recipe.train
     epoch = sum(steps_per_epoch(np.zeros(size), train.batch_size) for size in sizes)
     shares = shares_of(sizes, recipe.multi_task)

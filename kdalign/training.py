@@ -262,9 +262,12 @@ def train(
             now = planned = objective.at(place_of(progress.step, steps))
             layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
             if learner.balance is not None:
-                if learner.balance.lacks(objective.names):
+                lacking = [name for name in objective.names if learner.balance.lacks([name])]
+                # Of terms that have something to look at in this step, such as a row with a label.
+                if lacking and objective.asked(dict.fromkeys(lacking, 0.0), counted(share, accelerator)[0]):
                     see = Sight(one.wrapped, one.teach, accelerator, settings.seed)
-                    learner.balance.saw(measured(see, objective, share, progress.step))
+                    found = measured(see, planned, share, progress.step)
+                    learner.balance.saw({name: found[name] for name in lacking if name in found})
                 now = planned.scaled(learner.balance.factors(planned.names))
             if taken[turn] % GRADIENT_STEPS == 0:
                 see = Sight(learner, one.teach, accelerator, settings.seed)
@@ -377,7 +380,7 @@ def _step(
             breakdown = objective(see(batch, step, number), units)
             total = breakdown.total
             part = 1 / (len(share) * accelerator.num_processes)
-            more = penalty(breakdown.parts, share=part) if penalty is not None else None
+            more = penalty(objective.asked(breakdown.parts, units), share=part) if penalty is not None else None
             total = total if more is None else total + more
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(total * accelerator.num_processes)

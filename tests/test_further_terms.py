@@ -264,7 +264,8 @@ def test_positives_by_dropout_are_the_students_rows_by_a_second_forward():
     value = setting.objective(View(signals, taught, batch), count_units([batch])).parts["info-nce"]
 
     def rows(features):
-        return torch.stack([row[real].mean(0) for row, real in zip(features.detach().double(), batch.real, strict=True)])
+        kept = features.detach().double()
+        return torch.stack([row[real].mean(0) for row, real in zip(kept, batch.real, strict=True)])
 
     total = 0.0
     for ours, theirs, share in setting.plan.pairs:

@@ -16,6 +16,7 @@ from kdalign.arranging import filling_term
 from kdalign.batches import CUT, IGNORED, MASKED, collate, micro_batches
 from kdalign.encoding import CutOff, MaskBeside, MaskTokens
 from kdalign.errors import Interrupted
+from kdalign.evidence import curves, finished_runs
 from kdalign.learner import Learner
 from kdalign.objective import build_objective, count_units
 from kdalign.observer import Silent
@@ -154,6 +155,8 @@ def test_a_run_that_stopped_goes_on_the_same_and_the_head_is_not_exported(teache
     events = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
     steps = [set(event["parts"]) for event in events if event["kind"] == "step"]
     assert steps == [{"cosine", "euclid", "attention", "masked-lm"}] * 3 + [{"hard", "soft"}] * 3
+    [drawn] = [curves(each) for each in finished_runs([tmp_path / "whole"])]
+    assert (drawn.weights["masked-lm"], drawn.units["masked-lm"]) == (0.3, "nats")
 
 
 def test_text_without_labels_is_learnt_from_without_a_teacher_where_masked_tokens_are_filled_in(

@@ -324,3 +324,12 @@ def test_a_term_is_a_name_and_a_number(kdalign, word):
 def test_a_term_named_by_its_weight_takes_an_option_by_its_key():
     recipe = build_recipe(None, {**NEEDED, "objective.terms": {"info-nce": 0.5}}, ["objective.terms.info-nce.queue=8"])
     assert recipe.objective.terms["info-nce"] == {"weight": 0.5, "queue": 8}
+
+
+@pytest.mark.parametrize("preset", ["tinybert", "minilm", "minilmv2"])
+def test_the_shipped_arms_go_with_presets_that_have_stages(preset):
+    for name, changes in ARMS.items():
+        tree = {"preset": preset, "objective": dict(changes), "teacher": "t", "data": {"task": "sst2"}}
+        weights = recipe_of(tree).objective
+        if name == "labels":
+            assert (weights.hard, weights.needs_teacher, len(weights.stages)) == (1, False, 1)

@@ -15,8 +15,8 @@ from kdalign.batches import collate
 from kdalign.errors import UsageError
 from kdalign.evidence import curves, finished_runs
 from kdalign.objective import build_objective, count_units
+from kdalign.recipe import KEYS_OF_TERMS, TERM_KEYS, build_recipe
 from kdalign.recipe import Objective as Weights
-from kdalign.recipe import build_recipe
 from kdalign.schedules import Scheduled, place_of
 from kdalign.terms import View
 
@@ -156,3 +156,13 @@ def test_shipped_arms_but_joint_have_no_schedule():
     ablation = build_ablation(None, NEEDED, ["objective.schedule.beta.to=0"], seeds="1")
     found = {trial.arm: set(trial.recipe.objective.schedule) for trial in ablation.trials(Path("runs"))}
     assert found == {"labels": set(), "soft": set(), "align": set(), "joint": {"beta"}}
+
+
+def test_masked_tokens_are_scheduled_by_their_key_and_belong_to_the_first_part():
+    rising = Weights(schedule={"masked_lm": {"to": 0.1}})
+    assert (rising.masked_lm, rising.built.masked_lm) == (0, 0.1)
+    staged = Weights(align_first=0.5, masked_lm=0.2, schedule={"masked_lm": {"to": 0, "until": 0.4}})
+    (_, first), (_, second) = staged.stages
+    assert (set(first.schedule), second.schedule, second.masked_lm) == ({"masked_lm"}, {}, 0)
+    assert KEYS_OF_TERMS["masked-lm"] == "masked_lm"
+    assert set(KEYS_OF_TERMS.values()) == set(TERM_KEYS)

@@ -19,6 +19,8 @@ from kdalign.observer import Silent
 from kdalign.pipeline import distill, prepare_all
 from kdalign.recipe import ARMS, build_recipe
 from kdalign.recipe import Objective as Weights
+from kdalign.tasks import Examples
+from kdalign.tasks.holdout import rows_around, rows_inside
 from kdalign.terms import Unit, View
 
 
@@ -185,6 +187,13 @@ def test_no_text_lies_inside_one_that_is_held_out(teacher, data, tmp_path):
     )
     held = [f" {' '.join(text.split())} " for text in run.watched.texts[0]]
     assert not any(f" {text} " in whole for text in run.unlabelled.examples.texts[0] for whole in held)
+
+
+def test_no_text_lies_around_a_held_one_of_four_words_or_more():
+    held = Examples("held", (("A fine little Film", "too slow"),), None)
+    texts = Examples("texts", (("it is a fine little film indeed", "too slow for me", "a fine little", "other"),), None)
+    assert rows_around(texts, held) == [0]
+    assert rows_inside(texts, held) == [2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from kdalign.observer import Silent
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.runs import RunFolder
-from kdalign.terms import Vocabulary
+from kdalign.terms import Unit, Vocabulary
 from kdalign.training import _step, make_optimizer, train
 
 CPU = torch.device("cpu")
@@ -167,3 +167,21 @@ def test_a_window_of_pace_is_fifty_steps():
         pace.saw({"a": 8.0 if step < 50 else 4.0, "b": 2.0})
     slow = 2 / (1 + math.exp(-0.25))  # 2 e^(1/2) / (e^(1/4) + e^(1/2))
     assert pace.factors(["a", "b"]) == pytest.approx({"a": (2 - slow) / 8, "b": slow / 2})
+
+
+def test_a_balance_counts_a_step_once_and_learns_nothing_of_a_term_that_had_nothing_to_look_at(tmp_path):
+    run = Run(BALANCES["size"], tmp_path, max_steps=4)
+    data = run.setting.data
+    others = data.take(range(2, len(data)))
+    run.setting.data = data.take(range(2)).with_unlabelled(others, len(others))
+    run()
+    hard, soft = (run.balance.names.index(name) for name in ("hard", "soft"))
+    there = sum(step["parts"]["hard"] != 0 for step in run.steps)
+    assert int(run.balance.seen[soft]) == 1 + 4
+    assert int(run.balance.seen[hard]) == there + (1 if there else 0)
+    penalty = BALANCES["uncertainty"](["hard", "soft"])
+    parts = {"hard": torch.tensor(0.0), "soft": torch.tensor(2.0)}
+    absent = run.objective.asked(parts, {unit: float(unit is not Unit.LABELLED) for unit in Unit})
+    found = penalty.penalty(absent, {"hard": 0.3, "soft": 0.7}, 1.0)
+    found.backward()
+    assert penalty.logs.grad.tolist() == pytest.approx([0.0, -0.7 * 2 + 0.5])

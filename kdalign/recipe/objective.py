@@ -16,6 +16,8 @@ ALONE_KEYS = ("hard", "masked_lm")
 """Those of the terms that look at no teacher."""
 ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
 """Those of the terms that compare layers."""
+FIRST_KEYS = (*ALIGNING_KEYS, "masked_lm")
+"""Those that ``align_first`` puts into its first part."""
 ANSWER_TERMS = ("logit-mse", "dkd", "dist")
 """Further terms that compare answers; all others compare layers."""
 KEYS_OF_TERMS = {
@@ -28,6 +30,7 @@ KEYS_OF_TERMS = {
     "attention": "delta",
     "embeddings": "embeddings",
     "relations": "relations",
+    "masked-lm": "masked_lm",
 }
 """For each term of the objective, the recipe's key of its weight; a further term's is its name."""
 
@@ -90,7 +93,7 @@ class Objective(Section):
             if key not in known:
                 near = did_you_mean(key, known)
                 raise ValueError(f"schedule of {key!r}: no such weight{near} (accepted: {', '.join(known)})")
-            aligns = key in ALIGNING_KEYS or (key in self.terms and key not in ANSWER_TERMS)
+            aligns = key in FIRST_KEYS or (key in self.terms and key not in ANSWER_TERMS)
             if self.align_first and aligns and change["from"] >= self.align_first:
                 raise ValueError(
                     f"schedule of {key}: layers are aligned in the first {self.align_first:g} of the steps "
@@ -107,7 +110,7 @@ class Objective(Section):
     def _something_to_learn(self) -> "Objective":
         built = self.built
         if built.hard == 0 and not self.needs_teacher:
-            alone = "masked_lm teaches no classes" if self.masked_lm else "every weight is 0"
+            alone = "masked_lm teaches no classes" if built.masked_lm else "every weight is 0"
             raise ValueError(f"{alone}: there is nothing to learn from")
         answering = built.hard + built.alpha > 0 or any(name in ANSWER_TERMS for name in built.further)
         if self.align_first and not (answering and built.aligning):
@@ -122,10 +125,10 @@ class Objective(Section):
             return ((0.0, self),)
         answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
         layers = {name: given for name, given in self.terms.items() if name not in answers}
-        of_layers = {key: each for key, each in self.schedule.items() if key in ALIGNING_KEYS or key in layers}
+        of_layers = {key: each for key, each in self.schedule.items() if key in FIRST_KEYS or key in layers}
         of_answers = {key: each for key, each in self.schedule.items() if key not in of_layers}
         aligning = self.model_copy(update={"hard": 0.0, "alpha": 0.0, "terms": layers, "schedule": of_layers})
-        none = dict.fromkeys((*ALIGNING_KEYS, "masked_lm"), 0.0)
+        none = dict.fromkeys(FIRST_KEYS, 0.0)
         answering = self.model_copy(update={**none, "terms": answers, "schedule": of_answers})
         return (0.0, aligning), (self.align_first, answering)
 
@@ -170,7 +173,7 @@ class Objective(Section):
     @property
     def learns_without_labels(self) -> bool:
         """Whether something is learnt at all times from text whose labels are not known."""
-        return all(stage.needs_teacher or stage.masked_lm > 0 for _, stage in self.stages)
+        return all(stage.needs_teacher or stage.built.masked_lm > 0 for _, stage in self.stages)
 
 
 def _with_weight(name: str, given: object) -> dict[str, Any]:
@@ -190,9 +193,9 @@ def _number(value: object) -> object:
         return value
 
 
-_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}, "schedule": {}}
+_UNALIGNED: Mapping[str, Any] = {**dict.fromkeys(ALIGNING_KEYS, 0.0), "terms": {}, "schedule": {}, "align_first": 0.0}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "labels": {"hard": 1.0, "alpha": 0.0, **_UNALIGNED},
+    "labels": {"hard": 1.0, "alpha": 0.0, "masked_lm": 0.0, **_UNALIGNED},
     "soft": _UNALIGNED,
     "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5, "schedule": {}},
     "joint": {},

@@ -111,7 +111,7 @@ class Recipe(Section):
         if data.unlabelled is None and not data.augment.unlabelled:
             return self
         flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
-        if not self.has_teacher and not self.objective.masked_lm:
+        if not self.has_teacher and not self.objective.built.masked_lm:
             raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
         if not self.objective.learns_without_labels:
             which = "the part after objective.align_first" if self.objective.align_first else "the objective"

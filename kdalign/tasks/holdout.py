@@ -53,6 +53,10 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     return train, sorted(held)
 
 
+LEAST_WORDS = 4
+"""Of a held-out text that may lie in no other: shorter ones are in too many to say anything."""
+
+
 def rows_inside(examples: Examples, held: Examples) -> list[int]:
     """The rows of which a text is the same as, or lies inside, one of those held out."""
     rows = words_of(examples)
@@ -60,6 +64,17 @@ def rows_inside(examples: Examples, held: Examples) -> list[int]:
     lengths = _lengths(known)
     taken = {run for row in words_of(held) for text in row for run in _runs(text, lengths) if run in known}
     return [number for number, row in enumerate(rows) if any(text in taken for text in row)]
+
+
+def rows_around(examples: Examples, held: Examples) -> list[int]:
+    """The rows that have one of those held out, of ``LEAST_WORDS`` words or more, within one of their texts."""
+    known = {text for row in words_of(held) for text in row if len(text) >= LEAST_WORDS}
+    lengths = _lengths(known)
+    return [
+        number
+        for number, row in enumerate(words_of(examples))
+        if any(run in known for text in row for run in _runs(text, lengths))
+    ]
 
 
 def words_of(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:

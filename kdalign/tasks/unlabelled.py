@@ -8,11 +8,14 @@ import numpy as np
 
 from kdalign.errors import UsageError
 from kdalign.tasks.data import Examples, load_unlabelled
-from kdalign.tasks.holdout import rows_inside, words_of
+from kdalign.tasks.holdout import rows_around, rows_inside, words_of
 from kdalign.tasks.task import Task
 
 REST = "rest"
 """The word for the task's own training rows that ``--limit`` leaves out."""
+
+
+HELD = "held-out rows"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Unlabelled:
     an_epoch: int
 
     def __str__(self) -> str:
-        left_out = ", ".join(f"{n:,} equal to {what}" for what, n in self.dropped.items() if n)
+        how = {HELD: "in or around"}
+        left_out = ", ".join(f"{n:,} {how.get(what, 'equal to')} {what}" for what, n in self.dropped.items() if n)
         each = f", {self.an_epoch:,} of them an epoch" if self.an_epoch < len(self.examples) else ""
         return f"{len(self.examples):,} from {self.source}{each}{f' (left out: {left_out})' if left_out else ''}"
 
@@ -56,7 +60,7 @@ def unlabelled_texts(
         place: a folder, a file, or ``rest``.
         rest: the training rows that a limit leaves out; None without a limit.
         known: what they must not equal: the labelled rows (the first), and the splits that are scored.
-        held: rows held out of train, inside which no text may lie; None where none are.
+        held: rows held out of train, inside which no text may lie, nor around one of some words; None where none are.
         limit: at most so many, drawn by the seed.
         share: of an epoch's rows, those without labels; None for all of them.
         seed: of the draw.
@@ -75,8 +79,8 @@ def unlabelled_texts(
         texts, source = Examples("unlabelled", rest.texts, None), f"the rest of {task.train}"
     dropped = dict.fromkeys(known, 0)
     if held is not None:
-        inside = set(rows_inside(texts, held))
-        dropped["held-out rows"] = len(inside)
+        inside = {*rows_inside(texts, held), *rows_around(texts, held)}
+        dropped[HELD] = len(inside)
         texts = texts.take([row for row in range(len(texts)) if row not in inside])
     where = {row: what for what, examples in reversed(list(known.items())) for row in words_of(examples)}
     equal = [where.get(row) for row in words_of(texts)]
