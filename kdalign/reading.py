@@ -156,13 +156,16 @@ def with_copies(
     augment = run.recipe.data.augment
     made = copies_of(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
     labels = run.train.labels if augment.keep_labels else None
-    known = {row for examples in (run.train, *run.reported.values()) for row in words_of(examples)}
+    others = [run.watched] if run.recipe.train.holds_out else []
+    others += [run.unlabelled.examples] if run.unlabelled is not None else []
+    known = {row for examples in (run.train, *run.reported.values(), *others) for row in words_of(examples)}
     new = Examples(
         "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
     )
-    kept = [number for number, row in enumerate(words_of(new)) if row not in known]
+    first = {row: number for number, row in reversed(list(enumerate(words_of(new)))) if row not in known}
+    kept = sorted(first.values())
     observer.announce(
-        f"augmented: {len(kept):,} new texts (left out: {len(new) - len(kept):,} learnt or scored already)"
+        f"augmented: {len(kept):,} new texts (left out: {len(new) - len(kept):,} made twice, or known already)"
     )
     if not kept:
         return texts

@@ -19,6 +19,15 @@ AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff":
 """What ``Augment.rate`` is for each way, where it is left out."""
 
 
+_VIEWS, _NEW = ("spans", "cutoff"), ("masked-lm",)
+AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
+    "rate": _VIEWS + _NEW,
+    "share": _VIEWS,
+    **dict.fromkeys(("model", "copies", "candidates", "keep_labels", "seed"), _NEW),
+}
+"""For which ways a key of ``Augment`` is."""
+
+
 class Augment(Section):
     """Other views of the training rows."""
 
@@ -42,8 +51,10 @@ class Augment(Section):
 
     @model_validator(mode="after")
     def _of_one_way(self) -> "Augment":
-        if self.by != "masked-lm" and self.model is not None:
-            raise ValueError("data.augment.model is for data.augment.by=masked-lm")
+        for key, field in type(self).model_fields.items():
+            ways = AUGMENT_KEYS.get(key, ())
+            if ways and self.by not in ways and getattr(self, key) != field.default:
+                raise ValueError(f"data.augment.{key} is for data.augment.by={' or '.join(ways)}")
         return self
 
     @property
