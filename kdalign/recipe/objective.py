@@ -65,8 +65,8 @@ class Objective(Section):
     """What weights are multiplied by on the way: nothing; one by each term's running size; what is learnt; or more for
     terms that fall more slowly."""
     align_first: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps in which layers alone are aligned (and masked tokens filled in); after them only answers count:
-    ``hard``, ``alpha``, and of the further terms ``logit-mse``, ``dkd`` and ``dist``."""
+    """Share of the steps in which layers alone are aligned (and masked tokens filled in); after them only answers
+    count: ``hard``, ``alpha``, and of the further terms ``logit-mse``, ``dkd`` and ``dist``."""
 
     @field_validator("terms", mode="before")
     @classmethod
