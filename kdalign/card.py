@@ -14,9 +14,12 @@ from typing import Any
 
 from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, HeadKind, auto_class, head_of_class
+from kdalign.commands import distill_command
 from kdalign.errors import UsageError
-from kdalign.recipe import Data, Recipe
+from kdalign.presets import DEFAULT
+from kdalign.recipe import Data, Objective, Recipe
 from kdalign.runs import RunFolder, RunRecord
+from kdalign.schedules import percent
 from kdalign.tasks import LanguageTask, Task, find_task
 from kdalign.tasks.find import INFERRED
 from kdalign.tasks.glue import GLUE
@@ -56,9 +59,20 @@ _TERMS = {
     "delta": "squared distance between attention maps",
     "embeddings": "cosine between embeddings",
     "relations": "relations between positions",
+    "masked_lm": "cross-entropy with masked tokens of the texts, by a head that is not exported",
 }
 _TERMS_OF_TOKENS = {"hard": "cross-entropy with the text's tokens", "alpha": "divergence from the teacher's tokens"}
 _TERMS_OF_EMBEDDINGS = {"alpha": "distance from the teacher's embeddings, by direction and by likeness of texts"}
+_BALANCES = {
+    "size": "each weight is divided by its term's running size",
+    "uncertainty": "each weight is multiplied by a factor that is learnt",
+    "pace": "terms that fall more slowly weigh more",
+}
+_LAYER_WEIGHTS = {
+    "ramp": "in proportion to a layer's rank from the bottom",
+    "learned": "learnt",
+    "adaptive": "more for layers that are further off",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit of the hub; what lies in a folder has a shorter hash."""
 _LANGUAGE = re.compile(r"[a-z]{2}")
@@ -280,30 +294,94 @@ def _retained(run: _Run, ours: Mapping[str, Any], theirs: Mapping[str, Mapping[s
 
 
 def _training(run: _Run) -> str:
-    training, machine = run.record.training, run.record.environment
-    objective, settings = run.recipe.objective, run.recipe.train
-    said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
-    said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
-    terms = [f"{weight:g} × {said.get(key, key)}" for key, weight in objective.weights.items() if weight]
-    softened = objective.alpha and run.head is not HeadKind.NONE
-    warm = f"; temperature {objective.temperature:g}" if softened else ""
-    lines = ["## Training", "", f"- Objective: {' + '.join(terms)}{warm}"]
+    machine, settings = run.record.environment, run.recipe.train
+    ranks = run.record.training["ranks"]
+    lines = ["## Training", "", *_objective(run)]
     if run.plan is not None:
-        lines.append(f"- Layers: {run.plan.chosen or 'as planned'}; student:teacher {_pairs(run.plan)}")
-    batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_size:,} examples"
-    exported = training["exported_step"]
+        layers = f"- Layers: {run.plan.chosen or 'as planned'}; student:teacher {_pairs(run.plan)}"
+        lines.append(layers + _layer_weights(run, run.plan))
+    if settings.freeze:
+        lines.append(f"- Not trained: {', '.join(settings.freeze)}")
     lines += [
-        f"- {training['steps']:,} steps of {batch}, {training['examples']:,} examples, {training['tokens']:,} tokens, "
-        f"{training['seconds']:,.0f} seconds"
-        + (f"; step {exported:,} was exported" if exported != training["steps"] else ""),
+        *_spent(run),
         f"- AdamW, learning rate {settings.lr:g} ({settings.scheduler}), weight decay {settings.weight_decay:g}, "
         f"precision {settings.precision}, seed {settings.seed}"
         + (f", low-rank adapters of rank {settings.lora}, merged" if settings.lora else ""),
-        f"- On {machine['device']}, {training['ranks']} process{'es' if training['ranks'] > 1 else ''} of "
+        f"- On {machine['device']}, {ranks} process{'es' if ranks > 1 else ''} of "
         f"{machine['threads']} threads; {machine['platform']}, Python {machine['python']}",
         f"- {', '.join(f'{name} {version}' for name, version in machine['libraries'].items())}",
     ]
     return "\n".join(lines)
+
+
+def _objective(run: _Run) -> Iterable[str]:
+    """What is minimised, part after part, and what changes on the way."""
+    recipe, objective = run.recipe, run.recipe.objective
+    said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
+    said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
+    if recipe.preset not in (None, DEFAULT):
+        yield f"- Preset: `{recipe.preset}`, but for what the recipe says"
+    if objective.align_first:
+        (_, layers), (after, answers) = objective.stages
+        share = percent(after)
+        yield f"- Objective of the first {share} of the steps, which align layers: {_sum(run, layers, 0, after, said)}"
+        yield f"- Objective of the steps after them, which learn answers: {_sum(run, answers, after, 1, said)}"
+    else:
+        yield f"- Objective: {_sum(run, objective, 0, 1, said)}"
+    for key, change in objective.moving.items():
+        what = "temperature" if key == "temperature" else f"the weight of {said.get(key, key)}"
+        yield f"- Scheduled: {what} {change}"
+    if objective.balance != "static":
+        yield f"- Balance of terms: {_BALANCES[objective.balance]}"
+
+
+def _sum(run: _Run, objective: Objective, begin: float, end: float, said: Mapping[str, str]) -> str:
+    """What is minimised between two places of the run: numbers that change have their values there and there."""
+    moving = {key: (each.at(begin), each.at(end)) for key, each in objective.moving.items()}
+
+    def shown(key: str, still: float) -> str:
+        first, last = moving.get(key, (still, still))
+        return f"{first:g} → {last:g}" if first != last else f"{first:g}"
+
+    weights = {key: shown(key, weight) for key, weight in objective.built.weights.items() if weight}
+    terms = [
+        f"{f'({weight})' if '→' in weight else weight} × {said.get(key, key)}"
+        for key, weight in weights.items()
+        if weight != "0"
+    ]
+    softened = "alpha" in weights and run.head is not HeadKind.NONE
+    return " + ".join(terms) + (f"; temperature {shown('temperature', objective.temperature)}" if softened else "")
+
+
+def _layer_weights(run: _Run, plan: Plan) -> str:
+    """How layers weigh, and when they are aligned, where that is not all alike from the start."""
+    align = run.recipe.align
+    if not run.recipe.objective.built.aligning:
+        return ""
+    weights = align.weights if plan.weighting == "static" else plan.weighting
+    named = _LAYER_WEIGHTS.get(weights) if isinstance(weights, str) else ", ".join(f"{one:g}" for one in weights)
+    grow = f"; one more at a time, from the bottom, over the first {percent(align.grow)} of the steps"
+    return (f"; weights of layers: {named}" if named else "") + (grow if align.grow else "")
+
+
+def _spent(run: _Run) -> Iterable[str]:
+    """Steps and what was read in them; of a task that was learnt with others, its own beside the whole's."""
+    training, settings = run.record.training, run.recipe.train
+    batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_size:,} examples"
+    exported, whole = training["exported_step"], training.get("multi_task")
+    read = f"{training['examples']:,} examples, {training['tokens']:,} tokens, {training['seconds']:,.0f} seconds"
+    if whole is None:
+        yield (
+            f"- {training['steps']:,} steps of {batch}, {read}"
+            + (f"; step {exported:,} was exported" if exported != training["steps"] else "")
+        )
+        return
+    others = ", ".join(f"`{name}`" for name in whole["tasks"] if name != run.record.task)
+    yield (
+        f"- The body, shared with {others}: {whole['steps']:,} steps of {batch} in all, {whole['seconds']:,.0f} "
+        f"seconds; each step took one task's batch"
+    )
+    yield f"- Of these, this task and its head had {training['steps']:,} steps: {read}"
 
 
 def _data(run: _Run) -> str:
@@ -324,6 +402,14 @@ def _data(run: _Run) -> str:
         )
     lines = ["## Data", "", f"Source: `{data['source']}` ({kind}).", ""]
     lines += _table(["split", "n", "tokens", "cut", "fingerprint"], rows)
+    if "unlabelled" in data:
+        lines += ["", f"Text without labels: {data['unlabelled']['source']}."]
+    augment = run.recipe.data.augment
+    if "augmented" in data:
+        new, whose = data["augmented"], "of the rows they are made of" if augment.keep_labels else "not known"
+        lines += ["", f"New texts: {new['n']:,}, {new['tokens']:,} tokens; {augment}; their labels are {whose}."]
+    elif augment.corrupts:
+        lines += ["", f"Training texts were changed as they were read ({augment.by}): {augment}."]
     lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {data['watched']['from']}."]
     return "\n".join(lines)
 
@@ -342,9 +428,16 @@ def _limits(run: _Run) -> str:
             cut = f"{facts['truncated']:,} of {facts['n']:,} {name} texts were cut to {recipe.data.max_length} tokens."
             found.append(cut)
     if recipe.data.limit is not None:
-        found.append(f"Only part of the data was used: at most {recipe.data.limit:,} examples of a split.")
+        part = "data with labels" if "unlabelled" in data else "data"
+        made = ", without new texts made of them" if "augmented" in data else ""
+        found.append(f"Only part of the {part} was used: at most {recipe.data.limit:,} examples of a split{made}.")
+    if "unlabelled" in data and data["unlabelled"]["n"] == recipe.data.unlabelled_limit:
+        found.append(f"Only part of the text without labels was used: {recipe.data.unlabelled_limit:,} texts.")
     if "tokenizers" in data:
         found.append("Teacher and student read other tokens: their perplexities do not compare.")
+    for leak in run.record.training.get("multi_task", {}).get("leaks", ()):
+        if f" texts of {run.record.task}, " in leak:
+            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {leak}.")
     found += _undefined(run)
     found += _overlaps(run)
     for what, said in data.get("checks", {}).items():
@@ -385,10 +478,15 @@ def _use(run: _Run) -> str:
 
 
 def _reproduce(run: _Run) -> str:
-    return (
-        f"## Make it again\n\nWith kdalign {run.record.version}, the libraries above and this recipe: "
-        f"`kdalign distill --recipe recipe.yaml`\n\n```yaml\n{run.recipe.dump()}```"
-    )
+    start = f"## Make it again\n\nWith kdalign {run.record.version}, the libraries above and "
+    recipe = f"\n\n```yaml\n{run.recipe.dump()}```"
+    if run.recipe.multi_task.together:
+        return (
+            f"{start}the recipe of all its tasks, which lies in the folder above this run's: "
+            f"`{distill_command(run.recipe)}`\n\nThis task's part of it, which is not a recipe by itself:"
+            f"{recipe}"
+        )
+    return f"{start}this recipe: `kdalign distill --recipe recipe.yaml`{recipe}"
 
 
 def _pairs(plan: Plan) -> str:

@@ -365,7 +365,8 @@ def _facts(run: "Prepared") -> dict[str, str]:
         "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
         "watched": f"{len(run.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
-        "weights": ", ".join(f"{key} {weight:g}" for key, weight in run.recipe.objective.weights.items() if weight),
+        **_objective_facts(run),
+        "frozen": ", ".join(train.freeze),
         "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
@@ -373,6 +374,29 @@ def _facts(run: "Prepared") -> dict[str, str]:
     for finding in run.checks:
         facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
+
+
+def _objective_facts(run: "Prepared") -> dict[str, str]:
+    """What is minimised: weights as they are at first, and what differs from all terms and layers at once."""
+    from kdalign.presets import DEFAULT
+    from kdalign.schedules import percent
+
+    recipe, objective, align = run.recipe, run.recipe.objective, run.recipe.align
+    moving = objective.moving
+    first = {key: moving[key].start if key in moving else each for key, each in objective.built.weights.items() if each}
+    layers = ("" if align.weights == "uniform" else align.weights) if isinstance(align.weights, str) else align.weights
+    grow = f"one more at a time, from the bottom, over the first {percent(align.grow)} of the steps"
+    return {
+        "preset": "" if recipe.preset in (None, DEFAULT) else recipe.preset,
+        "weights": ", ".join(f"{key} {weight:g}" for key, weight in first.items()),
+        "schedule": "; ".join(f"{key} {change}" for key, change in moving.items()),
+        "parts": f"layers in the first {percent(objective.align_first)} of the steps, then answers"
+        if objective.align_first
+        else "",
+        "balance": objective.balance if objective.balance != "static" else "",
+        "layer weights": layers if isinstance(layers, str) else ", ".join(f"{weight:g}" for weight in layers),
+        "layers aligned": grow if align.grow and objective.built.aligning else "",
+    }
 
 
 def _size(run: "Prepared") -> str:

@@ -50,6 +50,21 @@ class Scheduled:
                 part = math.floor(self.jumps * part + 1e-9) / self.jumps
         return self.to if part == 1 else self.start + part * (self.to - self.start)
 
+    def __str__(self) -> str:
+        if self.shape == "constant":
+            return f"{self.start:g}, from {percent(self.begins)} of the steps on {self.to:g}"
+        over = f"from {percent(self.begins)} to {percent(self.ends)} of the steps"
+        if self.begins == 0:
+            over = "over all steps" if self.ends == 1 else f"over the first {percent(self.ends)} of the steps"
+        jumps = f"in {self.jumps} jump{'s' * (self.jumps > 1)}"
+        how = {"linear": "linearly", "cosine": "along a cosine", "steps": jumps}[self.shape]
+        return f"{self.start:g} to {self.to:g}, {how} {over}"
+
+
+def percent(share: float) -> str:
+    """A share for people, such as ``12.5 %``."""
+    return f"{100 * share:g} %"
+
 
 def place_of(step: int, steps: int) -> float:
     """Where a step, counted from 0, is in a run of so many: 0 for the first, 1 for the last."""

@@ -165,6 +165,104 @@ def test_what_was_cut_left_out_undefined_or_let_through_is_a_limit(classifier):
     assert [metric["type"] for metric in metrics] == ["accuracy"], "what is undefined is no result"
 
 
+def said_of(folder, *sets, training=None, **data):
+    """The card of a run whose recipe and record say more."""
+    record = read_record(folder)
+    recipe = build_recipe(None, record.recipe, sets).model_dump(mode="json")
+    more = {"training": training} if training else {}
+    return changed(folder, recipe=recipe, data=data, **more).text
+
+
+def test_an_ordinary_run_says_nothing_of_what_it_has_not(classifier):
+    text = read(classifier).text.partition("## Make it again")[0]
+    for word in ("Preset", "Scheduled", "Balance", "Not trained", "weights of layers", "at a time", "New texts", "→"):
+        assert word not in text, word
+    assert said_of(classifier, "preset=feature-alignment").partition("## Make it again")[0] == text
+
+
+def test_parts_of_a_run_are_said_one_after_the_other(classifier):
+    more = ("objective.align_first=0.7", "objective.masked_lm=0.5", "objective.terms={dist: 2}")
+    text = said_of(classifier, *more)
+    masked = "0.5 × cross-entropy with masked tokens of the texts, by a head that is not exported"
+    assert (
+        "- Objective of the first 70 % of the steps, which align layers: 1 × cosine between hidden states + 1 × "
+        f"squared distance between hidden states + 1 × squared distance between attention maps + {masked}\n"
+        "- Objective of the steps after them, which learn answers: 0.3 × cross-entropy with the labels + 0.7 × "
+        "divergence from the teacher's answers + 2 × dist; temperature 2\n"
+    ) in text
+    falls = said_of(classifier, *more, "objective.schedule.alpha.to=0", "objective.schedule.beta={to: 0, until: 0.7}")
+    assert "(1 → 0) × cosine between hidden states" in falls
+    assert "(0.21 → 0) × divergence from the teacher's answers" in falls, "what is left of it after 70 % of the steps"
+
+
+def test_what_is_scheduled_is_said_with_both_ends_and_a_weight_that_rises_from_0(classifier):
+    text = said_of(
+        classifier, "objective.schedule.alpha={to: 0, from: 0.2, until: 0.6}", "objective.schedule.temperature.to=1",
+        "objective.beta=0", "objective.schedule.beta={to: 2, shape: cosine, until: 0.5}", "objective.gamma=0",
+    )  # fmt: skip
+    assert (
+        "0.3 × cross-entropy with the labels + (0.7 → 0) × divergence from the teacher's answers + (0 → 2) × cosine "
+        "between hidden states + 1 × squared distance between attention maps; temperature 2 → 1\n"
+    ) in text
+    for line in (
+        "the weight of divergence from the teacher's answers 0.7 to 0, linearly from 20 % to 60 % of the steps",
+        "temperature 2 to 1, linearly over all steps",
+        "the weight of cosine between hidden states 0 to 2, along a cosine over the first 50 % of the steps",
+    ):
+        assert f"- Scheduled: {line}\n" in text
+
+
+def test_how_terms_and_layers_weigh_and_what_is_frozen_is_said(classifier):
+    text = said_of(
+        classifier, "preset=kd", "objective.balance=size", "align.weights=ramp", "align.grow=0.5",
+        "train.freeze='embeddings,layers=0'",
+    )  # fmt: skip
+    assert "- Preset: `kd`" in text
+    assert "- Balance of terms: each weight is divided by its term's running size" in text
+    assert (
+        "student:teacher encoder 0:1 1:3; weights of layers: in proportion to a layer's rank from the bottom; one more "
+        "at a time, from the bottom, over the first 50 % of the steps\n"
+    ) in text
+    assert "- Not trained: embeddings, layers=0\n" in text
+    assert "; weights of layers: 1, 3\n" in said_of(classifier, "align.weights=[1, 3]")
+
+
+def test_new_texts_and_texts_without_labels_are_said_and_not_counted_by_the_limit(classifier):
+    more = {"n": 67146, "tokens": 900_000, "truncated": 0, "fingerprint": "abc", "source": "the rest of train"}
+    sets = ("data.limit=200", "data.unlabelled=rest", "data.unlabelled_limit=67146")
+    text = said_of(classifier, *sets, unlabelled=more)
+    assert "| without labels | 67,146 | 900,000 |" in text
+    assert "Text without labels: the rest of train." in text
+    assert "Only part of the data with labels was used: at most 200 examples of a split." in text
+    assert "Only part of the text without labels was used: 67,146 texts." in text
+    assert "part of the text without labels" not in said_of(classifier, *sets, unlabelled={**more, "n": 9}), "all of it"
+    new = {"model": "bert", "revision": COMMIT, "n": 512, "tokens": 4096}
+    sets = ("data.limit=200", "data.augment={by: masked-lm, model: bert, copies: 2}")
+    text = said_of(classifier, *sets, augmented=new)
+    assert (
+        "New texts: 512, 4,096 tokens; 2 new texts of each labelled row, 40% of the words replaced by bert; their "
+        "labels are not known."
+    ) in text
+    assert "at most 200 examples of a split, without new texts made of them." in text
+    text = said_of(classifier, "data.augment={by: cutoff}")
+    assert "as they were read (cutoff): 10% of the tokens cut off, in 50% of an epoch's rows." in text
+
+
+def test_a_task_that_was_learnt_with_others_says_its_own_steps_and_the_wholes(classifier):
+    tasks = {name: {"examples": 9, "share": 1 / 3, "steps": 2} for name in ("cola", "sst2", "mrpc")}
+    whole = {"steps": 6, "seconds": 50.2, "tasks": tasks, "leaks": ["3 of the 8 texts of sst2, validation, are old"]}
+    whole["leaks"].append("3 of the 8 texts of cola, validation, are old")
+    text = said_of(classifier, "multi_task.together=true", "out=runs/all of it/sst2", training={"multi_task": whole})
+    assert (
+        "- The body, shared with `cola`, `mrpc`: 6 steps of 8 examples in all, 50 seconds; each step took one task's "
+        "batch\n- Of these, this task and its head had 2 steps: 16 examples, "
+    ) in text
+    assert "`kdalign distill --recipe 'runs/all of it/recipe.yaml'`" in text
+    assert "--recipe recipe.yaml" not in text, "a task alone is refused"
+    assert "tasks learnt beside it: 3 of the 8 texts of sst2, validation, are old" in text
+    assert "texts of cola" not in text
+
+
 def test_intervals_that_overlap_are_said_not_to_tell_the_models_apart(classifier):
     scores = json.loads(json.dumps(read_record(classifier).scores))
     scores["validation"]["student"][0] |= {"value": 80.0, "low": 75.0, "high": 85.0}

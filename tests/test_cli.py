@@ -7,13 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import one_line, save_model, sentences
+from rich.console import Console
 
+from kdalign.pipeline import prepare_all
+from kdalign.recipe import build_recipe
+from kdalign.report import preparation_table
 from kdalign.version import __version__
 
 
@@ -143,6 +148,36 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(kdalign, teacher, data, tmp
     assert found["examples"] == {"train": 256, "watched": 100, "validation": 64}
     assert (found["cut_from"], found["finetunes"]) == ({"encoder": [1, 3]}, False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_where_the_objective_is_not_the_plain_one(teacher, data, tmp_path):
+    def facts(*sets):
+        given = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
+        console = Console(width=200, file=StringIO())
+        console.print(preparation_table(prepare_all(build_recipe(None, {**given, "out": str(tmp_path / "a")}, sets))))
+        rows = (re.split(r"  +", line.strip(), maxsplit=1) for line in console.file.getvalue().splitlines())
+        return {row[0]: row[1] for row in rows if len(row) == 2}
+
+    plain = facts()
+    added = {"preset", "schedule", "parts", "balance", "layer weights", "layers aligned", "frozen"}
+    assert not added & set(plain)
+    assert facts("preset=feature-alignment") == plain
+    found = facts(
+        "objective.align_first=0.5", "objective.beta=0", "objective.schedule.beta={to: 1, until: 0.4}",
+        "objective.schedule.alpha={to: 0.1, shape: constant, from: 0.75}", "objective.balance=pace",
+        "align.weights=[1, 3]", "align.grow=0.25", "train.freeze=embeddings",
+    )  # fmt: skip
+    assert {key: found[key] for key in found if key in added or key == "weights"} == {
+        "weights": "hard 0.3, alpha 0.7, beta 0, gamma 1, delta 1",
+        "schedule": "beta 0 to 1, linearly over the first 40 % of the steps; alpha 0.7, from 75 % of the steps on 0.1",
+        "parts": "layers in the first 50 % of the steps, then answers",
+        "balance": "pace",
+        "layer weights": "1, 3",
+        "layers aligned": "one more at a time, from the bottom, over the first 25 % of the steps",
+        "frozen": "embeddings",
+    }
+    assert facts("preset=pkd", "align.weights=ramp")["layer weights"] == "ramp"
+    assert facts("preset=pkd")["preset"] == "pkd"
 
 
 def test_a_misspelt_task_is_said_before_torch_is_loaded(teacher, data):

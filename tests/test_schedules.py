@@ -40,6 +40,16 @@ def test_each_shape_by_hand_over_four_steps(change, expected):
     assert place_of(0, 1) == 0
 
 
+def test_a_schedule_is_said_with_both_ends_and_its_part_of_the_steps():
+    assert [str(change) for change in (
+        Scheduled(4, 0), Scheduled(0, 1, "cosine", ends=0.125), Scheduled(1, 3, "steps", begins=0.5),
+        Scheduled(1, 3, "constant", begins=0.07),
+    )] == [
+        "4 to 0, linearly over all steps", "0 to 1, along a cosine over the first 12.5 % of the steps",
+        "1 to 3, in 4 jumps from 50 % to 100 % of the steps", "1, from 7 % of the steps on 3",
+    ]  # fmt: skip
+
+
 def test_a_weight_that_rises_from_0_is_built_and_multiplied_and_needs_the_teacher():
     weights = Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0, schedule={"beta": {"to": 2}, "hard": {"to": 0}})
     assert weights.needs_teacher

@@ -288,6 +288,15 @@ def test_two_ranks_take_the_steps_of_one_process(encoder, glue, tmp_path, kdalig
     assert {tuple(event["parts"]) for event in steps_of(one / "cola")} == {("cosine", "euclid", "attention"), ("hard",)}
 
 
+def test_a_tasks_card_says_its_own_steps_and_the_wholes_and_how_all_are_made_again(run):
+    own = read_record(run / "cola").training
+    text = (run / "cola" / "student" / "README.md").read_text()
+    assert "- The body, shared with `mrpc`, `stsb`: 12 steps of 8 examples in all" in text
+    assert f"- Of these, this task and its head had {own['steps']} steps: {8 * own['steps']} examples" in text
+    assert 0 < own["steps"] < 12
+    assert f"`kdalign distill --recipe {run / 'recipe.yaml'}`" in text
+
+
 def test_a_dry_run_shows_shares_and_steps_and_writes_nothing(encoder, glue, tmp_path, kdalign):
     status, out, _ = kdalign(*words(encoder, glue, tmp_path / "out", "--dry-run"))
     assert status == 0

@@ -103,7 +103,10 @@ def distill(
     ] = None,
     term: Terms = None,
     divergence: Annotated[
-        str | None, typer.Option(help="Between tokens' distributions: forward, reverse, js, skew. Default forward.")
+        str | None,
+        typer.Option(
+            help="Between distributions over classes or tokens: forward, reverse, js, skew, adaptive. Default forward."
+        ),
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over train; 1 for tokens and embeddings. Default 3.0.")

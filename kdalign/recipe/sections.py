@@ -85,7 +85,8 @@ class Data(Section):
     """Which text the student learns from and is scored on."""
 
     task: tuple[str, ...]
-    """Names of tasks, or paths of task files; several train one student each."""
+    """Names of tasks, or paths of task files; several train one student each, or one for all with
+    ``multi_task.together``."""
     folder: str | None = None
     """A folder with ``<split>.parquet|csv|tsv|jsonl``, or one such folder per task name."""
     dataset: str | None = None
