@@ -231,7 +231,7 @@ class RunFolder:
 
     def cut_history(self, step: int) -> None:
         """Forget events after a step: training goes on from its checkpoint, and looks once more before the next one."""
-        kept = [event for event in self.read_history() if event["step"] <= step - (event["kind"] == "gradients")]
+        kept = [event for event in self.read_history() if event["step"] <= step - (event.get("kind") == "gradients")]
         write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
 
     def write_record(self, record: RunRecord) -> None:
