@@ -278,22 +278,19 @@ class MaskBeside:
 
 def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase, masked: bool = False) -> Encoded:
     """Rows that are changed anew each time they are read, and masked beside, where a recipe asks for that."""
-    if masked:
-        seen = corrupted(encoded, augment, tokenizer)
-        special = np.array(sorted(tokenizer.all_special_ids))
-        masking = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
-        pad = {**seen.pad, MASKED + "input_ids": seen.pad["input_ids"], MASKED + "targets": IGNORED}
-        return replace(seen, corrupt=MaskBeside(masking, seen.corrupt), pad=pad)
     special = np.array(sorted(tokenizer.all_special_ids))
     match augment.by:
         case "spans":
             how = MaskSpans(int(tokenizer.mask_token_id), special, augment.rate_used, augment.share)
-            return replace(encoded, corrupt=how)
+            encoded = replace(encoded, corrupt=how)
         case "cutoff":
             cut = CutOff(special, augment.rate_used, augment.share)
-            return replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})
-        case _:
-            return encoded
+            encoded = replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})
+    if not masked:
+        return encoded
+    masking = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
+    pad = {**encoded.pad, MASKED + "input_ids": encoded.pad["input_ids"], MASKED + "targets": IGNORED}
+    return replace(encoded, corrupt=MaskBeside(masking, encoded.corrupt), pad=pad)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Pl
     """
     found: list[tuple[float, Weights, Plan | None]] = []
     for after, weights in recipe.objective.stages:
-        grows = plan is not None and weights.built.aligning and after == 0
-        plans = grown(plan, recipe.align.grow) if grows and plan is not None else ((after, plan),)
-        found += [(begins, weights, each) for begins, each in plans]
+        if plan is not None and weights.built.aligning and after == 0:
+            found += [(begins, weights, each) for begins, each in grown(plan, recipe.align.grow)]
+        else:
+            found.append((after, weights, plan))
     return found
 
 

@@ -88,11 +88,11 @@ def checked(key: str, given: object) -> dict[str, Any]:
         near = did_you_mean(str(shape), SHAPES)
         raise ValueError(f"schedule of {key}: no shape {shape!r}{near} (accepted: {', '.join(SHAPES)})")
     to = given["to"]
-    if not _number(to) or not 0 <= to < math.inf or (key == "temperature" and to == 0):
+    if not _is_number(to) or not 0 <= to < math.inf or (key == "temperature" and to == 0):
         raise ValueError(f"schedule of {key}: to={to!r} must be {'above 0' if key == 'temperature' else '0 or more'}")
     begins, ends = given.get("from", 0.0), given.get("until", 1.0)
     for word, share in (("from", begins), ("until", ends)):
-        if not _number(share) or not 0 <= share <= 1:
+        if not _is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"schedule of {key}: {word}={share!r} must be a share of the steps, 0 to 1")
     found = {"to": float(to), "shape": shape, "from": float(begins)}
     if "steps" in given and shape != "steps":
@@ -106,7 +106,7 @@ def checked(key: str, given: object) -> dict[str, Any]:
     found["until"] = float(ends)
     if shape == "steps":
         jumps = given.get("steps", JUMPS)
-        if not _number(jumps) or jumps != int(jumps) or jumps < 1:
+        if not _is_number(jumps) or jumps != int(jumps) or jumps < 1:
             raise ValueError(f"schedule of {key}: steps={jumps!r} must be a number of jumps, 1 or more")
         found["steps"] = int(jumps)
     return found
@@ -124,5 +124,5 @@ def scheduled(start: float, change: Mapping[str, Any]) -> Scheduled:
     )
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

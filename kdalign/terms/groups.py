@@ -226,9 +226,8 @@ class Contrastive(nn.Module):
         """
         if kept and self.queue is not None and self._seen:
             numbers = torch.cat([each for _, each in self._seen])
-            order = (numbers * 2654435761 % 2**32).argsort(
-                stable=True
-            )  # of neighbours in the data, any may leave first
+            # Mixed up, so that of neighbours in the data any may leave first.
+            order = (numbers * 2654435761 % 2**32).argsort(stable=True)
             rows = [torch.cat(each)[order] for each in zip(*(rows for rows, _ in self._seen), strict=True)]
             self.queue.put(rows, numbers[order])
         self._seen.clear()
