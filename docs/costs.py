@@ -1,8 +1,7 @@
 """What each term costs a step, over soft labels only: python docs/costs.py TEACHER DATA [TERM ...].
 
-SST-2, a student of half the teacher's layers, batches of 64. Blocks of steps with the term and without it take turns on
-the same batches in one process, so that what else the machine does weighs on both; a cost is the median ratio of
-neighbours.
+SST-2, a student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same
+batches in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours.
 """
 
 import statistics
@@ -34,8 +33,8 @@ VARIANTS = {
     "joint": {},
 }
 """``dkd`` and ``dist`` are not for two classes."""
-BLOCKS, STEPS = 7, 8
-"""Blocks of steps of each kind."""
+BATCHES, ROUNDS = 8, 12
+"""What each kind takes its steps on, and how often; the first round warms up."""
 
 
 class Steps:
@@ -68,37 +67,39 @@ class Steps:
         teach = (lambda batch: seeing(batch, self.learner.wanted_of_teacher)) if self.objective.needs_teacher else None
         self.see = Sight(self.learner, teach, self.accelerator, 0)
         self.optimizer = make_optimizer(self.learner, self.settings)
-        rows = epoch_batches(encoded.lengths, self.settings.batch_size, 0, 0)[:STEPS]
+        rows = epoch_batches(encoded.lengths, self.settings.batch_size, 0, 0)[:BATCHES]
         self.batches = [micro_batches(encoded, chosen, 0, 1, None) for chosen in rows]
 
-    def block(self) -> float:
-        """Seconds of a pass over the batches."""
+    def step(self, number: int) -> float:
+        """Seconds of a step on a batch."""
         begun = time.perf_counter()
-        for number, share in enumerate(self.batches):
-            units, _ = counted(share, self.accelerator)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.objective(self.see(share[0], number, 0), units).total.backward()
-            self.objective.remember(units)
-            torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
-            self.optimizer.step()
+        share = self.batches[number]
+        units, _ = counted(share, self.accelerator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective(self.see(share[0], number, 0), units).total.backward()
+        self.objective.remember(units)
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
+        self.optimizer.step()
         return time.perf_counter() - begun
 
 
 def cost(base: Steps, other: Steps) -> float:
-    """The median ratio of a block to the mean of those of the base on both sides of it; the first of each warms up."""
-    base.block()
-    other.block()
-    around, ratios = [base.block()], []
-    for _ in range(BLOCKS):
-        middle = other.block()
-        around.append(base.block())
-        ratios.append(2 * middle / (around[-1] + around[-2]))
-    return statistics.median(ratios)
+    """The median ratio of a step to the one of the base on the same batch just before it or just after, in turns."""
+    ratios = []
+    for turn in range(ROUNDS):
+        for number in range(BATCHES):
+            if turn % 2:
+                below, above = base.step(number), other.step(number)
+            else:
+                above, below = other.step(number), base.step(number)
+            ratios.append(above / below)
+    return statistics.median(ratios[BATCHES:])
 
 
 if __name__ == "__main__":
     teacher, data, *names = sys.argv[1:]
     base = Steps(teacher, data, SOFT)
-    print(f"{'soft labels only':24} {1000 * min(base.block() for _ in range(3)) / STEPS:.0f} ms a step", flush=True)
+    alone = statistics.median(base.step(number) for _ in range(4) for number in range(BATCHES))
+    print(f"{'soft labels only':24} {1000 * alone:.0f} ms a step", flush=True)
     for name in names or VARIANTS:
         print(f"{name:24} {100 * (cost(base, Steps(teacher, data, VARIANTS[name])) - 1):+.0f} %", flush=True)

@@ -51,14 +51,15 @@ def attention_map(
     """
     key = repeat_kv(key, query.size(1) // key.size(1))
     with torch.autocast(query.device.type, enabled=False):  # rounded scores would move a map by hundredths
-        scores = query.float() @ key.float().transpose(-1, -2) * scaling
+        # Heads are slices of a wider tensor: products of what lies together take half the time on CPU.
+        ours, theirs = (each.to(torch.float32, memory_format=torch.contiguous_format) for each in (query, key))
+        scores = ours @ theirs.transpose(-1, -2)
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+        scores, scaling = softcap * torch.tanh(scores * (scaling / softcap)), 1.0
+    added = scores.new_zeros(()) if bias is None else bias.to(scores.dtype)
+    if mask is not None:  # hidden keys go into what is added, so that they take no pass over the scores, there or back
+        added = added.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return torch.add(added, scores, alpha=scaling).softmax(dim=-1)
 
 
 def sdpa_with_maps(

@@ -30,6 +30,7 @@ from kdalign.architecture import (
 )
 from kdalign.attention import ATTENTION, keepers
 from kdalign.errors import UsageError
+from kdalign.losses import Apart
 from kdalign.matching import Matching
 from kdalign.vocabulary import Head
 
@@ -53,6 +54,7 @@ class Signals:
         values: the same as keys.
         projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
+        apart: by pair, how far ``projected`` is from ``targets``, once a term asks.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
         compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
@@ -73,6 +75,7 @@ class Signals:
     values: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    apart: dict[tuple[Layer, Layer], Apart] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     again: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)

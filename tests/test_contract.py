@@ -117,8 +117,8 @@ def test_what_lies_in_padding_never_enters_a_term():
     spoiled = torch.where(mask[..., None], ours, torch.full_like(ours, 1e6))
     maps = torch.rand(2, 2, 3, 3).softmax(-1)
     broken = torch.where(mask[:, None, :, None], maps, torch.full_like(maps, 1e6))
-    for loss in (losses.cosine_distance, lambda s, t, m: losses.scaled_euclid(s, t, m, 1.0)):
-        torch.testing.assert_close(loss(spoiled, theirs, mask), loss(ours, theirs, mask))
+    for loss in (losses.cosine_distance, lambda features, mask: losses.scaled_euclid(features, mask, 1.0)):
+        torch.testing.assert_close(loss(losses.apart(spoiled, theirs), mask), loss(losses.apart(ours, theirs), mask))
     torch.testing.assert_close(
         losses.attention_distance(broken, maps.flip(0), mask), losses.attention_distance(maps, maps.flip(0), mask)
     )

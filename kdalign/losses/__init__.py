@@ -21,6 +21,8 @@ from kdalign.losses.answers import (
 )
 from kdalign.losses.attention import attention_distance, attention_divergence, relation_divergence
 from kdalign.losses.features import (
+    Apart,
+    apart,
     attended_euclid,
     cosine_distance,
     embedding_distance,
@@ -42,6 +44,8 @@ from kdalign.losses.groups import (
 __all__ = [
     "DIVERGENCES",
     "LEAST_GROUP",
+    "Apart",
+    "apart",
     "attended_euclid",
     "attention_distance",
     "attention_divergence",

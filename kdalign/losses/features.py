@@ -1,5 +1,8 @@
 """Losses on features: hidden states of layers, embeddings of tokens and of texts."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -7,28 +10,80 @@ from torch import Tensor
 
 from kdalign.losses.precision import wide
 
+_SMALLEST = 1e-16
+"""A squared length below which a feature is taken for 0."""
 
-def cosine_distance(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
+
+@dataclass(frozen=True)
+class Apart:
+    """How far apart two features are, of each position, (batch, time), in float32 or wider.
+
+    Attributes:
+        width: the features' width.
+        ours: the student's squared length.
+        theirs: the teacher's squared length.
+        inner: their inner product.
+        squared: their squared distance.
+    """
+
+    width: int
+    ours: Tensor
+    theirs: Tensor
+    inner: Tensor
+    squared: Tensor
+
+
+def apart(student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]) -> Apart:
+    """What the losses of features are made of, in one pass there and one back."""
+    return Apart(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
+
+
+class _Apart(torch.autograd.Function):
+    """``Apart``'s numbers, whose gradient is the two features, each times one number a position.
+
+    Autograd's own takes a pass over the features for each step of the arithmetic, and rounds to their precision once
+    for each loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(student, teacher)
+        ours, theirs = wide(student), wide(teacher)
+        lengths = (torch.linalg.vector_norm(each, dim=-1) for each in (ours, theirs, ours - theirs))
+        of_ours, of_theirs, squared = (length.square() for length in lengths)
+        return of_ours, of_theirs, torch.linalg.vecdot(ours, theirs), squared
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher = ctx.saved_tensors
+        of_ours, of_theirs, of_inner, of_squared = (each[..., None] for each in gradients)
+        across = of_inner - 2 * of_squared
+
+        def gradient(one: Tensor, other: Tensor, of_length: Tensor) -> Tensor:
+            whole = torch.addcmul(2 * (of_length + of_squared) * wide(one), across, wide(other))
+            return whole.to(one.dtype)
+
+        ours, theirs = ctx.needs_input_grad
+        return (
+            gradient(student, teacher, of_ours) if ours else None,
+            gradient(teacher, student, of_theirs) if theirs else None,
+        )
+
+
+def cosine_distance(features: Apart, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
     r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
 
     .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
 
-    L_feat of arXiv:2412.19449. It sees direction only; length is the Euclidean term's.
+    L_feat of arXiv:2412.19449. It sees direction only; length is the Euclidean term's. Of a feature that is 0, the
+    cosine is 0.
     """
-    each = 1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)
+    ours, theirs = (squared.clamp_min(_SMALLEST).rsqrt() for squared in (features.ours, features.theirs))
+    each = 1 - features.inner * ours * theirs
     return torch.where(mask, each, 0).sum()
 
 
-def scaled_euclid(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    mask: Bool[Tensor, "batch time"],
-    variance: float,
-) -> Float[Tensor, ""]:
+def scaled_euclid(features: Apart, mask: Bool[Tensor, "batch time"], variance: float) -> Float[Tensor, ""]:
     r"""Squared Euclidean distance in units of the teacher's own spread, summed over counted positions.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{d\,\sigma^2}
@@ -37,15 +92,10 @@ def scaled_euclid(
     answers the teacher's mean everywhere scores 1 a position. L_dist of arXiv:2412.19449; never on
     normalised vectors, where it would be the cosine loss again (:math:`|u-v|^2 = 2 - 2\cos`).
     """
-    each = (wide(student) - wide(teacher)).square().mean(dim=-1) / variance
-    return torch.where(mask, each, 0).sum()
+    return torch.where(mask, features.squared / (features.width * variance), 0).sum()
 
 
-def relative_squared_error(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, ""]:
+def relative_squared_error(features: Apart, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
     r"""Squared distance in units of the teacher's own squared length, position by position; summed over counted ones.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{\|h^t_{bi}\|^2}
@@ -53,9 +103,25 @@ def relative_squared_error(
     The normalised mean squared error. A student that answers 0 scores 1 a position; unlike in ``scaled_euclid``, a
     position with large features counts no more than others. Direction and length both count.
     """
-    ours, theirs = wide(student), wide(teacher)
-    each = (ours - theirs).square().sum(dim=-1) / theirs.square().sum(dim=-1).clamp_min(1e-12)
-    return torch.where(mask, each, 0).sum()
+    return torch.where(mask, features.squared / features.theirs.clamp_min(1e-12), 0).sum()
+
+
+def attended_euclid(
+    features: Apart,
+    attention: Float[Tensor, "batch heads time time"],
+    mask: Bool[Tensor, "batch time"],
+    variance: float,
+) -> Float[Tensor, ""]:
+    r"""``scaled_euclid`` in which a position counts by how much the teacher attends to it.
+
+    .. math:: \sum_{b,j} a_{bj} \frac{\|h^s_{bj} - h^t_{bj}\|^2}{d\,\sigma^2}, \quad
+        a_{bj} = m_{bj} \frac{1}{H} \sum_{h,i} m_{bi} A^t_{bhij}
+
+    Each counted query spreads one unit over positions, so that the weights of a text sum to its positions, where all
+    count. Feature reconstruction from attention, which arXiv:2412.19449 names; the weights are ours.
+    """
+    received = torch.where(mask[:, None, :, None], wide(attention), 0).sum(dim=2).mean(dim=1)  # (batch, time)
+    return torch.where(mask, received * features.squared / (features.width * variance), 0).sum()
 
 
 def patient_distance(
@@ -70,26 +136,6 @@ def patient_distance(
     """
     ours, theirs = (F.normalize(wide(each), dim=-1) for each in (student, teacher))
     return torch.where(mask, (ours - theirs).square().sum(dim=-1), 0).sum()
-
-
-def attended_euclid(
-    student: Float[Tensor, "batch time width"],
-    teacher: Float[Tensor, "batch time width"],
-    attention: Float[Tensor, "batch heads time time"],
-    mask: Bool[Tensor, "batch time"],
-    variance: float,
-) -> Float[Tensor, ""]:
-    r"""``scaled_euclid`` in which a position counts by how much the teacher attends to it.
-
-    .. math:: \sum_{b,j} a_{bj} \frac{\|h^s_{bj} - h^t_{bj}\|^2}{d\,\sigma^2}, \quad
-        a_{bj} = m_{bj} \frac{1}{H} \sum_{h,i} m_{bi} A^t_{bhij}
-
-    Each counted query spreads one unit over positions, so that the weights of a text sum to its positions, where all
-    count. Feature reconstruction from attention, which arXiv:2412.19449 names; the weights are ours.
-    """
-    received = torch.where(mask[:, None, :, None], wide(attention), 0).sum(dim=2).mean(dim=1)  # (batch, time)
-    each = received * (wide(student) - wide(teacher)).square().mean(dim=-1) / variance
-    return torch.where(mask, each, 0).sum()
 
 
 def embedding_distance(

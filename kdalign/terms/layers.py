@@ -23,19 +23,10 @@ class _AtPlace:
         """Positions."""
         return self.place.unit
 
-    def _over_layers(self, view: View, distance: Callable[[Tensor, Tensor, Layer], Tensor]) -> Tensor:
-        """The sum over pairs of layers, weighted by lambda_l, of a distance of their features.
-
-        Args:
-            view: with features of one width, (batch, time, width).
-            distance: of the student's features and the teacher's, by the teacher's layer.
-        """
-        signals = view.student
+    def _over_layers(self, view: View, distance: Callable[[losses.Apart, Layer], Tensor]) -> Tensor:
+        """The sum over pairs, weighted by lambda_l, of a distance of their features, by the teacher's layer."""
         return self.place.over_layers(
-            [
-                distance(signals.projected[ours, theirs], signals.targets[ours, theirs], theirs)
-                for ours, theirs, _ in self.place.pairs
-            ]
+            [distance(view.apart(ours, theirs), theirs) for ours, theirs, _ in self.place.pairs]
         )
 
 
@@ -48,7 +39,7 @@ class HiddenCosine(_AtPlace):
     def __call__(self, view: View) -> Tensor:
         """The sum over positions of the weighted distances."""
         mask = self.place.mask(view.batch)
-        return self._over_layers(view, lambda ours, theirs, _: losses.cosine_distance(ours, theirs, mask))
+        return self._over_layers(view, lambda features, _: losses.cosine_distance(features, mask))
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,8 @@ class EmbeddingsCosine(_AtPlace):
         """The sum over positions; each lies in 0..2."""
         ours, theirs = self.stacks
         mask = self.place.mask(view.batch)
-        return losses.cosine_distance(view.student.embeddings[ours], view.taught.embeddings[theirs], mask)
+        features = losses.apart(view.student.embeddings[ours], view.taught.embeddings[theirs])
+        return losses.cosine_distance(features, mask)
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class HiddenEuclid(_AtPlace):
         """The sum over positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         return self._over_layers(
-            view, lambda ours, theirs, layer: losses.scaled_euclid(ours, theirs, mask, self.variances[layer])
+            view, lambda features, layer: losses.scaled_euclid(features, mask, self.variances[layer])
         )
 
 
@@ -92,7 +84,7 @@ class RelativeEuclid(_AtPlace):
     def __call__(self, view: View) -> Tensor:
         """The sum over positions; 1 each for a student that answers 0."""
         mask = self.place.mask(view.batch)
-        return self._over_layers(view, lambda ours, theirs, _: losses.relative_squared_error(ours, theirs, mask))
+        return self._over_layers(view, lambda features, _: losses.relative_squared_error(features, mask))
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,11 @@ class Patient(_AtPlace):
         position = mask.size(1) - 1 - position if self.place.looks_back else position
         at = torch.arange(len(mask), device=mask.device), position
         counted = view.batch.counted
-        return self._over_layers(view, lambda ours, theirs, _: losses.patient_distance(ours[at], theirs[at], counted))
+        signals, found = view.student, []
+        for ours, theirs, _ in self.place.pairs:
+            student, teacher = signals.projected[ours, theirs][at], signals.targets[ours, theirs][at]
+            found.append(losses.patient_distance(student, teacher, counted))
+        return self.place.over_layers(found)
 
 
 @dataclass(frozen=True)
@@ -129,9 +125,7 @@ class AttendedEuclid(_AtPlace):
         mask, attention = self.place.mask(view.batch), view.taught.attention
         return self._over_layers(
             view,
-            lambda ours, theirs, layer: losses.attended_euclid(
-                ours, theirs, attention[layer], mask, self.variances[layer]
-            ),
+            lambda features, layer: losses.attended_euclid(features, attention[layer], mask, self.variances[layer]),
         )
 
 

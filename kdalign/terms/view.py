@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from kdalign import losses
 from kdalign.architecture import Layer
 from kdalign.batches import Batch
 from kdalign.capture import Signals
@@ -66,6 +67,13 @@ class View:
         """The teacher's signals."""
         assert self.teacher is not None, "a term that needs the teacher runs only with one"
         return self.teacher
+
+    def apart(self, ours: Layer, theirs: Layer) -> losses.Apart:
+        """How far apart the features of a pair of layers are, worked out once for all terms."""
+        found, pair = self.student.apart, (ours, theirs)
+        if pair not in found:
+            found[pair] = losses.apart(self.student.projected[pair], self.student.targets[pair])
+        return found[pair]
 
     @property
     def labels(self) -> Tensor:
