@@ -84,16 +84,18 @@ def sdpa_with_maps(
         if keeper.wants_parts:
             usual = scale * query.size(-1) ** 0.5  # OPT's queries come scaled, T5's are meant to stay unscaled
             keeper.keep_parts(queries=query if usual == 1 else query * usual, keys=key, values=value)
-    if softcap is not None or (keeper is not None and keeper.wants_map):
+    of_map = keeper if keeper is not None and keeper.wants_map else None
+    if softcap is not None or of_map is not None:
         mask = attention_mask
         if mask is None and (vars(module).get("is_causal", True) if is_causal is None else is_causal):
             # SDPA then masks the future itself: the map must, too.
             mask = torch.ones(query.size(2), key.size(2), dtype=torch.bool, device=query.device)
             mask = mask.tril(key.size(2) - query.size(2)).expand(query.size(0), 1, -1, -1)  # the last query is now
         probabilities = attention_map(query, key, mask, scale, position_bias, softcap)
-        if keeper is not None and keeper.wants_map:
-            keeper.keep_map(probabilities)
-        if softcap is not None:  # which SDPA does not know
+        if of_map is not None:
+            of_map.keep_map(probabilities)
+        # SDPA knows no softcap; and with dropout, on CPU, it would make the map itself.
+        if softcap is not None or (dropout > 0 and query.device.type == "cpu"):
             spread = repeat_kv(value, query.size(1) // value.size(1))
             mixed = torch.nn.functional.dropout(probabilities.to(value.dtype), dropout) @ spread
             return mixed.transpose(1, 2).contiguous(), None

@@ -11,8 +11,17 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Deberta
 
 from kdalign import losses
 from kdalign.alignment import HeadMix, Plan, propose
-from kdalign.architecture import Architecture, Attention, Layer, Stack, describe
+from kdalign.architecture import (
+    Architecture,
+    Attention,
+    Layer,
+    Stack,
+    accepted_inputs,
+    attention_modules,
+    describe,
+)
 from kdalign.batches import Batch, collate
+from kdalign.capture import Wanted, run, watch
 from kdalign.errors import UsageError
 from kdalign.fitting import check_attention
 from kdalign.learner import Learner
@@ -76,6 +85,27 @@ WAYS = {
     "values": (RELATIONS, {}, 0.2),
     "queries, keys, values": (RELATIONS, {"relations": "all"}, 0.3),
 }
+
+
+def test_keeping_a_map_changes_nothing_under_dropout_and_the_map_is_the_one_before_it():
+    model = watch(classifier("bert", 2, 32, 4, seed=1)).train()
+    for module in attention_modules(model).values():
+        module.dropout.p = 0.3
+    batch = collate(examples(), range(8))
+    first = Layer("encoder", 0)
+
+    def seen(wanted):
+        torch.manual_seed(5)
+        model.zero_grad()
+        signals = run(model, accepted_inputs(model, batch.inputs), wanted, torch.tensor([0, 1]))
+        signals.logits.square().sum().backward()
+        return signals, [p.grad.clone() for p in model.parameters()]
+
+    plain, kept = seen(Wanted()), seen(Wanted(attention=frozenset({first, Layer("encoder", 1)})))
+    torch.testing.assert_close(kept[0].logits, plain[0].logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kept[1], plain[1], atol=1e-5, rtol=1e-4)
+    rows = kept[0].attention[first].sum(dim=-1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
 @pytest.mark.parametrize("pair", PAIRS)
