@@ -1,6 +1,6 @@
-"""What each term costs a step, over soft labels only: python docs/costs.py TEACHER DATA [TERM ...].
+"""What each term costs a step, over soft labels only: python docs/costs.py TEACHER DATA TASK [TERM ...].
 
-SST-2, a student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same
+A student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same
 batches in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours.
 """
 
@@ -13,6 +13,7 @@ import torch
 from kdalign.arranging import load_student, load_teacher
 from kdalign.batches import epoch_batches, micro_batches
 from kdalign.calibration import CALIBRATION_TOKENS, calibrate, some
+from kdalign.errors import UsageError
 from kdalign.learner import Learner
 from kdalign.looks import Sight, counted
 from kdalign.observer import Silent
@@ -28,11 +29,13 @@ SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
 VARIANTS = {
     "hard": {**SOFT, "objective.alpha": 0, "objective.hard": 1},
     **{key: {**SOFT, f"objective.{key}": 1} for key in ("beta", "gamma", "delta", "embeddings", "relations")},
-    **{name: {**SOFT, "objective.terms": {name: 1}} for name in TERMS if name not in ("dkd", "dist")},
+    **{name: {**SOFT, "objective.terms": {name: 1}} for name in TERMS},
     "info-nce, queue 4096": {**SOFT, "objective.terms": {"info-nce": {"weight": 1, "queue": 4096}}},
+    "masked_lm": {**SOFT, "objective.masked_lm": 1},
+    "adaptive": {**SOFT, "objective.divergence": "adaptive"},
+    "standardise": {**SOFT, "objective.standardise": True},
     "joint": {},
 }
-"""``dkd`` and ``dist`` are not for two classes."""
 BATCHES, ROUNDS = 8, 12
 """What each kind takes its steps on, and how often; the first round warms up."""
 
@@ -40,11 +43,11 @@ BATCHES, ROUNDS = 8, 12
 class Steps:
     """A student that trains on a fixed list of batches, again and again."""
 
-    def __init__(self, teacher: str, data: str, changes: dict[str, object]) -> None:
+    def __init__(self, teacher: str, data: str, task: str, changes: dict[str, object]) -> None:
         flags = {
             "teacher": teacher,
             "student": "layers=half",
-            "data.task": "sst2",
+            "data.task": task,
             "data.folder": data,
             "data.limit": 2000,
         }
@@ -97,9 +100,14 @@ def cost(base: Steps, other: Steps) -> float:
 
 
 if __name__ == "__main__":
-    teacher, data, *names = sys.argv[1:]
-    base = Steps(teacher, data, SOFT)
+    teacher, data, task, *names = sys.argv[1:]
+    base = Steps(teacher, data, task, SOFT)
     alone = statistics.median(base.step(number) for _ in range(4) for number in range(BATCHES))
     print(f"{'soft labels only':24} {1000 * alone:.0f} ms a step", flush=True)
     for name in names or VARIANTS:
-        print(f"{name:24} {100 * (cost(base, Steps(teacher, data, VARIANTS[name])) - 1):+.0f} %", flush=True)
+        try:
+            other = Steps(teacher, data, task, VARIANTS[name])
+        except UsageError as refused:  # of two classes, some say nothing
+            print(f"{name:24} {refused}", flush=True)
+        else:
+            print(f"{name:24} {100 * (cost(base, other) - 1):+.0f} %", flush=True)

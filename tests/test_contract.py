@@ -118,7 +118,9 @@ def test_what_lies_in_padding_never_enters_a_term():
     maps = torch.rand(2, 2, 3, 3).softmax(-1)
     broken = torch.where(mask[:, None, :, None], maps, torch.full_like(maps, 1e6))
     for loss in (losses.cosine_distance, lambda features, mask: losses.scaled_euclid(features, mask, 1.0)):
-        torch.testing.assert_close(loss(losses.apart(spoiled, theirs), mask), loss(losses.apart(ours, theirs), mask))
+        torch.testing.assert_close(
+            loss(losses.Apart.of(spoiled, theirs), mask), loss(losses.Apart.of(ours, theirs), mask)
+        )
     torch.testing.assert_close(
         losses.attention_distance(broken, maps.flip(0), mask), losses.attention_distance(maps, maps.flip(0), mask)
     )

@@ -22,7 +22,6 @@ from kdalign.losses.answers import (
 from kdalign.losses.attention import attention_distance, attention_divergence, relation_divergence
 from kdalign.losses.features import (
     Apart,
-    apart,
     attended_euclid,
     cosine_distance,
     embedding_distance,
@@ -45,7 +44,6 @@ __all__ = [
     "DIVERGENCES",
     "LEAST_GROUP",
     "Apart",
-    "apart",
     "attended_euclid",
     "attention_distance",
     "attention_divergence",

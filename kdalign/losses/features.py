@@ -32,10 +32,10 @@ class Apart:
     inner: Tensor
     squared: Tensor
 
-
-def apart(student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]) -> Apart:
-    """What the losses of features are made of, in one pass there and one back."""
-    return Apart(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
+    @staticmethod
+    def of(student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]) -> "Apart":
+        """What the losses of features are made of, in one pass there and one back."""
+        return Apart(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
 
 
 class _Apart(torch.autograd.Function):

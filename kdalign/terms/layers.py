@@ -53,7 +53,7 @@ class EmbeddingsCosine(_AtPlace):
         """The sum over positions; each lies in 0..2."""
         ours, theirs = self.stacks
         mask = self.place.mask(view.batch)
-        features = losses.apart(view.student.embeddings[ours], view.taught.embeddings[theirs])
+        features = losses.Apart.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
         return losses.cosine_distance(features, mask)
 
 

@@ -72,7 +72,7 @@ class View:
         """How far apart the features of a pair of layers are, worked out once for all terms."""
         found, pair = self.student.apart, (ours, theirs)
         if pair not in found:
-            found[pair] = losses.apart(self.student.projected[pair], self.student.targets[pair])
+            found[pair] = losses.Apart.of(self.student.projected[pair], self.student.targets[pair])
         return found[pair]
 
     @property
