@@ -438,6 +438,11 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
     """
     tasks = recipe.data.task
     if len(tasks) == 1:
+        others = [name for name in recipe.multi_task.tasks if name != tasks[0]]
+        if recipe.multi_task.together and others:  # what a task's own folder holds
+            raise UsageError(
+                f"task {tasks[0]!r} is learnt together with {', '.join(others)}: give the folder above this task's"
+            )
         if recipe.multi_task.together:
             raise UsageError(f"--multi-task takes two tasks or more: given {tasks[0]!r} alone")
         return [recipe]

@@ -29,6 +29,7 @@ from kdalign.observer import Observer
 from kdalign.preparation import Prepared
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs import RunFolder, RunRecord, read_record
+from kdalign.tasks.holdout import words_of
 from kdalign.training import start_trackers, train
 
 BLOCK = 32
@@ -113,13 +114,16 @@ def check_together(runs: Sequence[Prepared]) -> None:
 
 
 def seen_elsewhere(runs: Sequence[Prepared]) -> list[str]:
-    """Texts that are reported on for one task and trained on for another, a line for each split and other task."""
-    trained = {run.task.name: set(zip(*run.train.texts, strict=True)) for run in runs}
+    """Texts that are reported on for one task and trained on for another, a line for each split and other task.
+
+    They are compared word for word, in lower case.
+    """
+    trained = {run.task.name: set(words_of(run.train)) for run in runs}
     found = []
     for run in runs:
         for split, examples in run.reported.items():
             for other, texts in trained.items():
-                seen = sum(row in texts for row in zip(*examples.texts, strict=True))
+                seen = sum(row in texts for row in words_of(examples))
                 if seen and other != run.task.name:
                     found.append(
                         f"{seen:,} of the {len(examples):,} texts of {run.task.name}, {split}, are in the training "

@@ -143,6 +143,14 @@ def test_schedules_that_are_none_are_refused(change, said):
         build_recipe(None, NEEDED, [f"objective.schedule.{change}"])
 
 
+def test_a_temperature_that_softens_nothing_is_refused():
+    change = ["objective.schedule.temperature={to: 1}", "objective.alpha=0"]
+    with pytest.raises(UsageError, match="schedule of temperature: it softens alpha, dkd and dist, and none"):
+        build_recipe(None, NEEDED, change)
+    build_recipe(None, NEEDED, [*change, "objective.terms.dkd=1"])
+    build_recipe(None, NEEDED, [*change, "objective.schedule.alpha={to: 1}"])
+
+
 def test_schedules_outside_of_their_stage_are_refused():
     for change, said in (
         ("beta={to: 0, from: 0.5}", "layers are aligned in the first 0.5 of the steps"),

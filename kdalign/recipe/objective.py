@@ -94,6 +94,8 @@ class Objective(Section):
             if key not in known:
                 near = did_you_mean(key, known)
                 raise ValueError(f"schedule of {key!r}: no such weight{near} (accepted: {', '.join(known)})")
+            if key == "temperature" and not (self.built.alpha or {"dkd", "dist"} & self.built.further.keys()):
+                raise ValueError("schedule of temperature: it softens alpha, dkd and dist, and none of them is in it")
             aligns = key in FIRST_KEYS or (key in self.terms and key not in ANSWER_TERMS)
             if self.align_first and aligns and change["from"] >= self.align_first:
                 raise ValueError(
