@@ -183,174 +183,228 @@ def train(
     if turns is None:
         [only] = courses
         turns = [0] * total_steps(settings, only.encoded)
-    steps, several = len(turns), len(courses) > 1
-    assert not (several and settings.holds_out), "checked: several courses have no best step"
-    every = settings.eval_every or max(1, steps // 10)
-    # One learner stands by itself, so that names in checkpoints have nothing before them.
-    whole = nn.ModuleList([course.learner for course in courses]) if several else courses[0].learner
-    whole.to(accelerator.device).train()
-    lessons = [Lessons(course, steps, settings, accelerator) for course in courses]
-    optimizer = make_optimizer(whole, settings)
-    progress = Progress()
+    loop = _Loop(courses, turns, settings, accelerator, folder, observer)
     if go_on:
-        progress = load_checkpoint(folder, whole, optimizer, accelerator)
-        for course in courses:
-            if accelerator.is_main_process:
-                course.folder.cut_history(progress.step if progress.step else -1)
+        loop.go_on()
+    loop.run(what)
+    loop.say_what_hardly_counts()
+    if settings.select == "best":
+        accelerator.wait_for_everyone()
+        load_weights(folder.checkpoints / "best.safetensors", loop.whole)
+    return loop.progress
 
-    def begin(one: Lessons) -> None:
+
+class _Loop:
+    """A run under way.
+
+    Attributes:
+        whole: all that is trained.
+        progress: how far it is.
+        taken: steps of each course.
+    """
+
+    def __init__(
+        self,
+        courses: Sequence[Course],
+        turns: Sequence[int],
+        settings: Train,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        observer: Observer,
+    ) -> None:
+        self.turns, self.steps, self.several = turns, len(turns), len(courses) > 1
+        self.settings, self.accelerator, self.folder, self.observer = settings, accelerator, folder, observer
+        assert not (self.several and settings.holds_out), "checked: several courses have no best step"
+        # One learner stands by itself, so that names in checkpoints have nothing before them.
+        self.whole = nn.ModuleList([each.learner for each in courses]) if self.several else courses[0].learner
+        self.whole.to(accelerator.device).train()
+        self.lessons = [Lessons(course, self.steps, settings, accelerator) for course in courses]
+        self.optimizer = make_optimizer(self.whole, settings)
+        self.progress, self.taken = Progress(), [0] * len(courses)
+        self.epoch_size = sum(one.epoch_size for one in self.lessons)
+
+    def go_on(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        self.progress = load_checkpoint(self.folder, self.whole, self.optimizer, self.accelerator)
+        step = self.progress.step
+        self.taken = [self.turns[:step].count(number) for number in range(len(self.lessons))]
+        for one in self.lessons:
+            if self.accelerator.is_main_process:
+                one.course.folder.cut_history(step if step else -1)
+
+    def run(self, what: str) -> None:
+        """Take all steps that are left."""
+        progress, settings, observer, steps = self.progress, self.settings, self.observer, self.steps
+        main = self.accelerator.is_main_process
+        for one in self.lessons:
+            self._begin(one)
+        if progress.plan:
+            self.lessons[0].follow(Plan.from_json(progress.plan))
+        speed_from, saved_at = Progress(**asdict(progress)), progress.seconds
+        observer.started(what, progress.step, steps)
+        stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
+        with _signals() as received, _deterministic(self.accelerator.device):
+            if progress.step == 0:
+                self._look()
+            while progress.step < steps and not stopped:
+                told = self._take_step(bool(received), speed_from)
+                if progress.step % (settings.eval_every or max(1, steps // 10)) == 0 or progress.step == steps:
+                    stopped = self._look()
+                if told:
+                    if main:
+                        self._save()
+                    observer.ended()
+                    number = received[0] if received else int(signal.SIGTERM)
+                    raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", number)
+                if settings.checkpoint_every is None:
+                    due = progress.seconds - saved_at >= CHECKPOINT_SECONDS
+                else:
+                    due = progress.step % settings.checkpoint_every == 0
+                if main and due and progress.step < steps:
+                    self._save()
+                    saved_at = progress.seconds
+            if main:  # what follows may be interrupted, too
+                self._save()
+            if received and self.accelerator.num_processes == 1:
+                raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
+        observer.ended()
+
+    def say_what_hardly_counts(self) -> None:
+        """Announce terms that were next to nothing of the loss in the last steps, but by schedule."""
+        for one in self.lessons:
+            of = f" of {one.course.name}" if self.several else ""
+            for name, share in small_shares(list(one.shares)).items():
+                if one.objective.scheduled_by(name) is None:
+                    self.observer.announce(
+                        f"{name} is {share:.2%} of the loss{of} at the end: it hardly counts (a larger weight, or "
+                        f"objective.balance=size)"
+                    )
+
+    def _begin(self, one: Lessons) -> None:
         """Be in the stage of the step that comes; what no course reaches needs no gradient."""
-        if one.begin(progress.step):
-            reached = {parameter for each in lessons for parameter in each.reached}
-            for parameter in {parameter for each in lessons for parameter in each.trained}:
+        if one.begin(self.progress.step):
+            reached = {parameter for each in self.lessons for parameter in each.reached}
+            for parameter in {parameter for each in self.lessons for parameter in each.trained}:
                 parameter.requires_grad_(parameter in reached)
 
-    for one in lessons:
-        begin(one)
-    if progress.plan:
-        lessons[0].follow(Plan.from_json(progress.plan))
-    main = accelerator.is_main_process
-    epoch_size = sum(one.epoch_size for one in lessons)
-    taken = [sum(turn == number for turn in turns[: progress.step]) for number in range(len(courses))]
-    speed_from = Progress(**asdict(progress))
-    saved_at = progress.seconds
+    def _take_step(self, told: bool, speed_from: Progress) -> bool:
+        """Take the step that comes; whether any rank was told to stop.
 
-    def look() -> bool:
+        Raises:
+            RunError: the loss is not a number.
+        """
+        begun, progress, settings = time.perf_counter(), self.progress, self.settings
+        step, turn = progress.step, self.turns[progress.step]
+        one = self.lessons[turn]
+        self._begin(one)
+        learner, objective, balance = one.course.learner, one.objective, one.course.learner.balance
+        examples, share = one.share(self.taken[turn])
+        lr = learning_rate(settings, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["rate"]
+        planned = objective.at(place_of(step, self.steps))
+        layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
+        now = planned if balance is None else self._balanced(one, planned, balance, share)
+        if self.taken[turn] % GRADIENT_STEPS == 0:
+            see = Sight(learner, one.teach, self.accelerator, settings.seed)
+            norms = gradient_norms(see, learner.student, now, share[0], step)
+            self._write(one, {"kind": "gradients", "step": step, "norms": norms})
+        loss, parts, norm, units, told = _step(
+            one.wrapped,
+            one.teach,
+            now,
+            self.optimizer,
+            share,
+            settings,
+            self.accelerator,
+            step,
+            told,
+            None if balance is None else partial(balance.penalty, weights=planned.weights),
+        )
+        if balance is not None:
+            balance.saw(objective.asked(parts, units))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise RunError(
+                f"the loss is {loss} and its gradient {norm} at step {step + 1}: lower --lr, or use --precision fp32"
+            )
+        self.taken[turn] += 1
+        if (step + 1) % MEMORY_STEPS == 0:
+            give_memory_back()
+        spent = examples, int(units[Unit.TOKEN]), time.perf_counter() - begun, parts
+        progress.add(*spent)
+        if self.several:
+            progress.of(one.course.name).add(*spent)
+        weights = now.weights
+        one.shares.append({name: weight * parts[name] for name, weight in weights.items()})
+        report = replace(
+            _report(progress, speed_from, self.steps, self.epoch_size, loss, lr, norm),
+            weights=weights if balance is not None or objective.moving else {},
+            layers=layers,
+            temperature=now.temperature,
+            task=one.course.name if self.several else "",
+        )
+        self.observer.stepped(report)
+        self._write(one, {"kind": "step", **_history(report)})
+        if self.accelerator.is_main_process:
+            self.accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
+        self._map_again(one)
+        return told
+
+    def _balanced(self, one: Lessons, planned: Objective, balance: Balance, share: list[Batch]) -> Objective:
+        """The objective by its balance, which looks first at terms that it has not seen."""
+        lacking = [name for name in planned.names if balance.lacks([name])]
+        # Of terms that have something to look at in this step, such as a row with a label.
+        if lacking and planned.asked(dict.fromkeys(lacking, 0.0), counted(share, self.accelerator)[0]):
+            see = Sight(one.wrapped, one.teach, self.accelerator, self.settings.seed)
+            found = measured(see, planned, share, self.progress.step)
+            balance.saw({name: found[name] for name in lacking if name in found})
+        return planned.scaled(balance.factors(planned.names))
+
+    def _map_again(self, one: Lessons) -> None:
+        """Map layers again, where and when that is due."""
+        remapping, step = one.course.remapping, self.progress.step
+        if remapping is None or step % remapping.every or step == self.steps:
+            return
+        plan = remapping.measure(one.course.learner.student)
+        one.follow(plan)
+        self.progress.plan = plan.to_json()
+        pairs = [list(pair) for mapped in plan.maps for pair in mapped.pairs]
+        self._write(one, {"kind": "map", "step": step, "pairs": pairs})
+
+    def _look(self) -> bool:
         """Evaluate; true when training should stop early."""
-        if not any(course.evaluate for course in courses):
+        if not any(one.course.evaluate for one in self.lessons):
             return False
-        for one in lessons:
-            if one.course.evaluate is not None and main:
-                look_at(one, one.course.evaluate)
-        shared = broadcast_object_list([progress.evaluations_without_gain])
-        return settings.patience is not None and shared[0] >= settings.patience
+        for one in self.lessons:
+            if one.course.evaluate is not None and self.accelerator.is_main_process:
+                self._look_at(one, one.course.evaluate)
+        shared = broadcast_object_list([self.progress.evaluations_without_gain])
+        return self.settings.patience is not None and shared[0] >= self.settings.patience
 
-    def look_at(one: Lessons, evaluate: Evaluate) -> None:
-        course = one.course
-        value, scores = evaluate(course.learner.student)
+    def _look_at(self, one: Lessons, evaluate: Evaluate) -> None:
+        progress = self.progress
+        value, scores = evaluate(one.course.learner.student)
         if progress.step == 0:
             numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
             shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
-            of = f" of {course.name}" if several else ""
-            observer.announce(f"before training, on the watched texts{of}: {shown}")
-        course.folder.append_history({"kind": "evaluation", "step": progress.step, **scores})
-        if several or 0 < max(one.begins) >= progress.step:
-            pass  # what counts is learnt in the last stage
-        elif progress.best_score is None or value > progress.best_score:
+            of = f" of {one.course.name}" if self.several else ""
+            self.observer.announce(f"before training, on the watched texts{of}: {shown}")
+        self._write(one, {"kind": "evaluation", "step": progress.step, **scores})
+        if self.several or 0 < max(one.begins) >= progress.step:
+            return  # what counts is learnt in the last stage
+        if progress.best_score is None or value > progress.best_score:
             progress.best_score, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
-            if settings.select == "best":
-                save_weights(folder.checkpoints / "best.safetensors", whole)
+            if self.settings.select == "best":
+                save_weights(self.folder.checkpoints / "best.safetensors", self.whole)
         else:
             progress.evaluations_without_gain += 1
 
-    observer.started(what, progress.step, steps)
-    stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
-    with _signals() as received, _deterministic(accelerator.device):
-        if progress.step == 0:
-            look()
-        while progress.step < steps and not stopped:
-            begun = time.perf_counter()
-            turn = turns[progress.step]
-            one = lessons[turn]
-            course, learner = one.course, one.course.learner
-            begin(one)
-            examples, share = one.share(taken[turn])
-            lr = learning_rate(settings, progress.step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["rate"]
-            objective = one.objective
-            now = planned = objective.at(place_of(progress.step, steps))
-            layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
-            if learner.balance is not None:
-                lacking = [name for name in objective.names if learner.balance.lacks([name])]
-                # Of terms that have something to look at in this step, such as a row with a label.
-                if lacking and objective.asked(dict.fromkeys(lacking, 0.0), counted(share, accelerator)[0]):
-                    see = Sight(one.wrapped, one.teach, accelerator, settings.seed)
-                    found = measured(see, planned, share, progress.step)
-                    learner.balance.saw({name: found[name] for name in lacking if name in found})
-                now = planned.scaled(learner.balance.factors(planned.names))
-            if taken[turn] % GRADIENT_STEPS == 0:
-                see = Sight(learner, one.teach, accelerator, settings.seed)
-                norms = gradient_norms(see, learner.student, now, share[0], progress.step)
-                if main:
-                    course.folder.append_history({"kind": "gradients", "step": progress.step, "norms": norms})
-            loss, parts, norm, units, stop = _step(
-                one.wrapped,
-                one.teach,
-                now,
-                optimizer,
-                share,
-                settings,
-                accelerator,
-                progress.step,
-                bool(received),
-                partial(learner.balance.penalty, weights=planned.weights) if learner.balance is not None else None,
-            )
-            if learner.balance is not None:
-                learner.balance.saw(objective.asked(parts, units))
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise RunError(
-                    f"the loss is {loss} and its gradient {norm} at step {progress.step + 1}: "
-                    f"lower --lr, or use --precision fp32"
-                )
-            taken[turn] += 1
-            if (progress.step + 1) % MEMORY_STEPS == 0:
-                give_memory_back()
-            spent = examples, int(units[Unit.TOKEN]), time.perf_counter() - begun, parts
-            progress.add(*spent)
-            if several:
-                progress.of(course.name).add(*spent)
-            weights = now.weights
-            one.shares.append({name: weight * parts[name] for name, weight in weights.items()})
-            changing = weights if learner.balance is not None or objective.moving else {}
-            report = _report(progress, speed_from, steps, epoch_size, loss, lr, norm, changing)
-            report = replace(
-                report, layers=layers, temperature=now.temperature, task=course.name if several else report.task
-            )
-            observer.stepped(report)
-            if main:
-                course.folder.append_history({"kind": "step", **_history(report)})
-                accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
-            remapping = course.remapping
-            if remapping is not None and progress.step % remapping.every == 0 and progress.step < steps:
-                plan = remapping.measure(learner.student)
-                one.follow(plan)
-                progress.plan = plan.to_json()
-                if main:
-                    pairs = [list(pair) for mapped in plan.maps for pair in mapped.pairs]
-                    course.folder.append_history({"kind": "map", "step": progress.step, "pairs": pairs})
-            if progress.step % every == 0 or progress.step == steps:
-                stopped = look()
-            if stop:
-                if main:
-                    save_checkpoint(folder, whole, optimizer, progress)
-                observer.ended()
-                raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", received[0] if received else 15)
-            if settings.checkpoint_every is None:
-                due = progress.seconds - saved_at >= CHECKPOINT_SECONDS
-            else:
-                due = progress.step % settings.checkpoint_every == 0
-            if main and due and progress.step < steps:
-                save_checkpoint(folder, whole, optimizer, progress)
-                saved_at = progress.seconds
-        if main:  # what follows may be interrupted, too
-            save_checkpoint(folder, whole, optimizer, progress)
-        if received and accelerator.num_processes == 1:
-            raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
-    observer.ended()
-    for one in lessons:
-        of = f" of {one.course.name}" if several else ""
-        for name, share_of_loss in small_shares(list(one.shares)).items():
-            if one.objective.scheduled_by(name) is not None:
-                continue  # as it was asked for
-            observer.announce(
-                f"{name} is {share_of_loss:.2%} of the loss{of} at the end: it hardly counts (a larger weight, or "
-                f"objective.balance=size)"
-            )
-    if settings.select == "best":
-        accelerator.wait_for_everyone()
-        load_weights(folder.checkpoints / "best.safetensors", whole)
-    return progress
+    def _write(self, one: Lessons, event: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            one.course.folder.append_history(event)
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder, self.whole, self.optimizer, self.progress)
 
 
 def _step(
@@ -401,7 +455,6 @@ def _report(
     loss: float,
     lr: float,
     norm: float,
-    weights: dict[str, float],
 ) -> StepReport:
     seconds = max(progress.seconds - start.seconds, 1e-9)
     return StepReport(
@@ -410,7 +463,7 @@ def _report(
         epoch=progress.step / epoch_size,
         loss=loss,
         parts=progress.parts,
-        weights=weights,
+        weights={},
         lr=lr,
         gradient_norm=norm,
         samples_per_second=(progress.examples - start.examples) / seconds,
