@@ -11,7 +11,6 @@
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import yaml
 
 from kdalign.errors import UsageError, unknown
 from kdalign.files import write_text
-from kdalign.recipe import ARMS, UNLABELLED_KEYS, Recipe, assign, merged, read_tree, recipe_of, value_of
+from kdalign.recipe import ARMS, UNLABELLED_KEYS, Recipe, assign, merged, read_tree, recipe_of, value_of, with_own
 
 FILE = "ablation.yaml"
 KEPT = "kept"
@@ -90,7 +89,7 @@ class Ablation:
         ]
 
     def _recipe(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Recipe:
-        tree: dict[str, Any] = deepcopy(dict(self.base))
+        tree = with_own(self.base, task)
         for key, value in self.arms[arm].items():
             assign(tree, key, value)
         folder = out / f"{_word(arm)}-seed{seed}"

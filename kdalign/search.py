@@ -125,13 +125,14 @@ def _settings(
     ablation: Ablation, arm: str, settings: Mapping[str, Any], key: str, values: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What is tried of an arm: each value, but one where the key says nothing to it."""
-    first = next(one for one in ablation.trials(Path("runs")) if one.arm == arm).recipe
-    here = first.flat()
+    recipes = [one.recipe for one in ablation.trials(Path("runs")) if one.arm == arm]  # tasks may differ
+    here = [recipe.flat().get(key) for recipe in recipes]
     section, _, name = key.rpartition(".")
-    if section == "objective" and (not first.objective.needs_teacher or (name in _DEFINING and not here[key])):
+    taught = any(recipe.objective.needs_teacher for recipe in recipes)
+    if section == "objective" and (not taught or (name in _DEFINING and not any(here))):
         return [dict(settings)]  # an arm without a teacher, or without this term, stays without
     # The value that the arm has anyway is not named, so that it is not run again.
-    return [dict(settings) if here.get(key) == value else {**settings, key: value} for value in values]
+    return [dict(settings) if all(had == value for had in here) else {**settings, key: value} for value in values]
 
 
 def _named(arm: str, settings: Mapping[str, Any]) -> str:

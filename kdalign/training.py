@@ -417,7 +417,7 @@ def _step(
     accelerator: Accelerator,
     step: int,
     stop: bool,
-    penalty: Callable[..., Tensor | None] | None,
+    penalty: Callable[..., Tensor | None] | None = None,
 ) -> tuple[float, dict[str, float], float, dict[Unit, float], bool]:
     """One optimizer step over this rank's micro-batches; a balance is learnt by its ``penalty``.
 

@@ -136,6 +136,18 @@ def test_gradients_of_features_are_those_of_the_function_on_both_sides_and_twice
     assert torch.autograd.gradgradcheck(numbers, (ours, theirs))
 
 
+def test_the_euclidean_gradient_is_zero_at_the_teacher_and_exact_close_to_it():
+    torch.manual_seed(0)
+    theirs = torch.randn(2, 3, 768)
+    theirs[..., 0] = 900  # as features of many models are
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    for apart, allowed in ((0.0, 0.0), (1e-2, 1e-6), (1e-4, 1e-6)):
+        ours = (theirs + apart * torch.randn_like(theirs)).requires_grad_()
+        losses.scaled_euclid(losses.Apart.of(ours, theirs), mask, 1.0).backward()
+        exact = 2 * (ours.detach().double() - theirs.double()) / 768
+        assert (ours.grad.double() - exact).norm() <= allowed * exact.norm()
+
+
 def test_a_feature_of_zeros_is_at_a_right_angle_to_all_and_has_a_finite_gradient():
     ours = torch.zeros(1, 1, 3, requires_grad=True)
     loss = losses.cosine_distance(losses.Apart.of(ours, torch.tensor([[[1.0, 2.0, 2.0]]])), torch.tensor([[True]]))

@@ -1,16 +1,21 @@
 """Presets: each is a whole recipe, what is said wins over it, and it refuses what it is not for."""
 
 import json
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from kdalign.ablation import build_ablation
 from kdalign.alignment import propose
 from kdalign.commands import distill_command
 from kdalign.errors import UsageError
-from kdalign.presets import preset_named, preset_names
-from kdalign.recipe import Recipe, build_recipe, load_recipe, recipe_of
+from kdalign.preparation import split_by_task
+from kdalign.presets import FOLDER, preset_named, preset_names
+from kdalign.recipe import Data, MultiTask, Objective, Recipe, build_recipe, load_recipe, recipe_of
+from kdalign.search import _settings
 from tests.conftest import one_line
 from tests.test_alignment import pairs_of, shape
 
@@ -27,7 +32,8 @@ def test_the_default_is_what_a_recipe_without_a_preset_is():
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_sets_keys_that_a_recipe_has_and_a_dump_of_it_is_itself(name, tmp_path):
     recipe = made(name)
-    for key, value in yaml.safe_load(yaml.safe_dump(dict(preset_named(name).recipe))).items():
+    preset = preset_named(name)
+    for key, value in {**preset.recipe, **preset.by_task.get("sst2", {})}.items():
         if isinstance(value, dict):
             section = getattr(recipe, key)
             assert all(getattr(section, inner) == given for inner, given in value.items() if inner != "terms")
@@ -57,6 +63,7 @@ VALUES = {
     "minilmv2": {"hard": 1, "alpha": 0, "relations": 3, "align_first": 0.5, "map": "top", "of": "all"},
     "codir": {"terms": {"crd": {"weight": 0.1, "queue": 4096, "negatives": 100}}},
     "distilbert": {"hard": 2, "alpha": 5, "beta": 1, "init": "skip", "map": "top"},
+    "glue": {"temperature": 2, "beta": 5, "gamma": 1, "delta": 1},
 }  # fmt: skip
 """Written by hand, from the papers and their code."""
 
@@ -78,6 +85,64 @@ def test_what_the_recipe_says_wins_and_terms_are_added():
     assert recipe.objective.further == {"pkd": 0.65, "cka": 1}
     assert made("pkd", objective={"terms": {"pkd": 5}}).objective.further == {"pkd": 5}
     assert made("pkd", objective={"terms": {}}).objective.further == {}
+
+
+GLUE = yaml.safe_load((FOLDER / "glue.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+def test_a_preset_s_keys_of_a_task_are_that_task_s_alone_and_what_is_said_wins(together):
+    def recipes(tasks: str, **changes: object) -> dict[str, Recipe]:
+        given = {"multi_task": {"together": together}} if "," in tasks else {}
+        return {one.data.task[0]: one for one in split_by_task(made("glue", tasks, student="x", **given, **changes))}
+
+    tasks = ",".join(GLUE["by_task"])
+    for name, recipe in recipes(tasks).items():
+        expected = {**GLUE["recipe"]["objective"], **GLUE["by_task"][name]["objective"]}
+        alone = recipes(name)[name]
+        for one in (recipe, alone):
+            assert {key: getattr(one.objective, key) for key in expected} == expected
+        assert bool(recipe.multi_task.tasks) == together
+        assert recipe_of(recipe.model_dump()) == recipe
+    assert {one.objective.beta for one in recipes(tasks, objective={"beta": 3}).values()} == {3}
+    sections = {"data": Data(task=tasks), "objective": Objective(beta=3), "multi_task": MultiTask(together=together)}
+    whole = Recipe(preset="glue", teacher="t", student="x", **sections)
+    assert {one.objective.beta for one in split_by_task(whole)} == {3}
+    own = {"cola": {"objective.beta": 7}}
+    changed = made("glue", "cola,rte", multi_task={"together": together, "tasks": own})
+    assert changed.multi_task.tasks["cola"]["objective.beta"] == 7
+    assert recipe_of(changed.model_dump()) == changed
+
+
+def test_flags_win_over_what_a_dump_says_of_each_task(tmp_path):
+    file = tmp_path / "both.yaml"
+    file.write_text(made("glue", "cola,sst2").dump(), encoding="utf-8")
+    for flags, sets in (({"objective.beta": 3}, []), ({}, ["objective.beta=3"])):
+        assert {one.objective.beta for one in split_by_task(build_recipe(file, flags, sets))} == {3}
+    own = ["objective.beta=3", "multi_task.tasks.cola.objective.beta=4"]
+    assert [one.objective.beta for one in split_by_task(build_recipe(file, {}, own))] == [4, 3]
+
+
+def test_an_ablation_and_its_search_take_what_differs_for_a_task():
+    flags = {"preset": "glue", "teacher": "t", "data.task": "cola,sst2,rte", "data.folder": "x"}
+    ablation = build_ablation(None, flags, ["multi_task.tasks.rte.objective.beta=7"], "joint")
+    betas = {trial.task: trial.recipe.objective.beta for trial in ablation.trials(Path("out"))}
+    assert betas == {task: made("glue", task).objective.beta for task in ("cola", "sst2")} | {"rte": 7}
+    # A value that one of the tasks has already is tried on all; what all have is not named.
+    assert _settings(ablation, "joint", {}, "objective.beta", [7]) == [{"objective.beta": 7}]
+    assert _settings(ablation, "joint", {}, "objective.gamma", [1]) == [{}]
+    with pytest.raises(UsageError, match=r"multi_task\.tasks names 'rtee'"):
+        build_ablation(None, flags, ["multi_task.tasks.rtee.objective.beta=7"], "joint").trials(Path("out"))
+
+
+def test_the_keys_of_each_task_are_said_by_show(tmp_path):
+    text = preset_named("glue").text()
+    (tmp_path / "glue.yaml").write_text(text, encoding="utf-8")
+    for task in (*GLUE["by_task"], "my-task"):
+        assert build_recipe(tmp_path / "glue.yaml", {"teacher": "t", "data.task": task}) == made("glue", task)
+    for task, keys in GLUE["by_task"].items():
+        for key, value in keys["objective"].items():
+            assert re.search(rf"^# For {task}: .*objective\.{key} {value}\b", text, re.MULTILINE)
 
 
 def test_a_preset_wins_over_what_a_kind_of_task_begins_with():
@@ -142,6 +207,7 @@ TERMS = {
     "minilmv2": {"hard", "relations"},
     "codir": {"hard", "soft", "crd"},
     "distilbert": {"hard", "soft", "cosine"},
+    "glue": {"hard", "soft", "cosine", "euclid", "attention"},
 }
 
 

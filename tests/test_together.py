@@ -316,6 +316,7 @@ def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path)
     pairs = pd.read_parquet(glue / "mrpc" / "train.parquet")
     scored = pd.read_parquet(glue / "stsb" / "validation.parquet")
     scored.loc[:2, ["sentence1", "sentence2"]] = pairs.loc[:2, ["sentence1", "sentence2"]]
+    scored.loc[0, "sentence1"] = scored.loc[0, "sentence1"].upper().replace(" ", "  ")
     scored.to_parquet(tmp_path / "glue" / "stsb" / "validation.parquet")
     flags = {"teacher": str(encoder), "student": "layers=2", "data.task": "mrpc,stsb", "multi_task.together": True}
     flags |= {"data.folder": str(tmp_path / "glue"), "train.max_steps": 30, "out": str(tmp_path / "out")}
@@ -365,7 +366,7 @@ def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path)
         (("--max-steps", "1"), "would get none of the 1 steps"),
         (
             ("--set", "multi_task.together=false", "--set", "multi_task.sampling=size"),
-            "the keys of multi_task are for tasks that are trained together: give --multi-task",
+            "multi_task.sampling, temperature and body_from are for tasks that are trained together: give --multi-task",
         ),
     ],
     ids=lambda given: " ".join(given)[:40] if isinstance(given, tuple) else "",
@@ -395,5 +396,14 @@ def test_single_runs_of_several_tasks_are_as_before():
     assert (one.out, two.out, one.data.task) == ("runs/x/cola", "runs/x/mrpc", ("cola",))
     assert one.init_from == "fine-tuned"
     assert not one.multi_task.tasks
+    own = {"multi_task.tasks": {"mrpc": {"objective.beta": 3}}}
+    one, two = split_by_task(build_recipe(None, {"teacher": "t", "data.task": "cola,mrpc", **own}))
+    assert (one.objective.beta, two.objective.beta) == (1, 3)
+    assert not two.multi_task.tasks
+    with pytest.raises(UsageError, match=r"multi_task\.tasks is for several tasks"):
+        build_recipe(None, {"teacher": "t", "data.task": "mrpc", **own})
+    learnt = {"multi_task.together": True, "multi_task.tasks": {"cola": {}, "mrpc": {}}}  # as in a task's own folder
+    with pytest.raises(UsageError, match="'cola' is learnt together with mrpc: give the folder above"):
+        split_by_task(build_recipe(None, {"teacher": "t", "data.task": "cola", **learnt}))
     with pytest.raises(UsageError, match="two tasks or more"):
         split_by_task(build_recipe(None, {"teacher": "t", "data.task": "cola", "multi_task.together": True}))

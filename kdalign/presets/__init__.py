@@ -1,10 +1,11 @@
 """Presets: what the field's methods minimise, as the beginning of a recipe.
 
 Each is a YAML file beside this module: what it is (``about``), its paper (``source``), what it needs (``needs``),
-for which kinds of task it is (``tasks``), where it differs from its paper (``differs``), and the keys that it sets.
+for which kinds of task it is (``tasks``), where it differs from its paper (``differs``), the keys that it sets
+(``recipe``), and those that it sets otherwise for a task (``by_task``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ class Preset:
         tasks: kinds of task: ``classes`` (scores, too), ``tokens``, ``embeddings``.
         differs: where it is not what the paper does.
         recipe: the recipe's keys that it sets; what the recipe itself says wins over them.
+        by_task: for tasks by their names, keys that win over those.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Preset:
     tasks: tuple[str, ...]
     differs: tuple[str, ...]
     recipe: Mapping[str, Any]
+    by_task: Mapping[str, Mapping[str, Any]]
 
     def check(self, kind: str, task: str) -> None:
         """Refuse a kind of task that it is not for.
@@ -55,13 +58,23 @@ class Preset:
         lines = [f"{self.name}: {self.about}", f"Source: {self.source}"]
         lines += [f"Needs {need}." for need in self.needs] + [f"Unlike the paper, {one}." for one in self.differs]
         lines += [f"For tasks of {' and '.join(self.tasks)}."]
+        own = {**self.by_task, "other tasks": self.recipe} if self.by_task else {}
+        lines += [f"For {task}: {_in_words(keys)}." for task, keys in own.items()]
         comments = [f"# {part}" for line in lines for part in wrap(line, 118, subsequent_indent="  ")]
-        keys = yaml.safe_dump({"preset": self.name, **self.recipe}, sort_keys=False)
+        # What differs by task stays in the preset: a recipe that names it says it for all.
+        keys = yaml.safe_dump({"preset": self.name, **({} if self.by_task else self.recipe)}, sort_keys=False)
         return "\n".join([*comments, keys])
 
-    def under(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """A recipe's tree of keys and values, with the preset's where it says nothing."""
-        return _under(self.recipe, tree)
+    def under(self, tree: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+        """A recipe's tree of keys and values, with the preset's where it says nothing.
+
+        What it sets for one of several tasks is what differs for that task (``multi_task.tasks``).
+        """
+        if len(tasks) == 1:
+            return _under(_under(self.recipe, self.by_task.get(tasks[0], {})), tree)
+        found = _under(self.recipe, tree)
+        own = {task: _unsaid(self.by_task[task], tree) for task in tasks if task in self.by_task}
+        return _under({"multi_task": {"tasks": own}}, found) if any(own.values()) else found
 
 
 def preset_named(name: str) -> Preset:
@@ -74,7 +87,8 @@ def preset_named(name: str) -> Preset:
         raise unknown("preset", name, preset_names())
     tree = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     needs, tasks, differs = (tuple(tree.get(key, ())) for key in ("needs", "tasks", "differs"))
-    return Preset(name, tree["about"], tree["source"], needs, tasks, differs, tree["recipe"])
+    recipe, by_task = tree["recipe"], tree.get("by_task", {})
+    return Preset(name, tree["about"], tree["source"], needs, tasks, differs, recipe, by_task)
 
 
 @cache
@@ -91,3 +105,16 @@ def _under(start: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, Mapping) and isinstance(given, Mapping) and given:  # an empty one takes all away
             found[key] = _under(inner, given)
     return found
+
+
+def _unsaid(keys: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with those of their keys that a tree does not have."""
+    left = {
+        section: {key: each for key, each in own.items() if key not in (tree.get(section) or {})}
+        for section, own in keys.items()
+    }
+    return {section: own for section, own in left.items() if own}
+
+
+def _in_words(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{section}.{key} {value}" for section, own in keys.items() for key, value in own.items())

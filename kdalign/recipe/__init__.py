@@ -15,6 +15,7 @@ from kdalign.recipe.reading import (
     recipe_of_task,
     term_weights,
     value_of,
+    with_own,
 )
 from kdalign.recipe.sections import LAYER_WEIGHTS, UNLABELLED_KEYS, Align, Augment, Data, Finetune, Train
 from kdalign.recipe.tasks import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
@@ -49,4 +50,5 @@ __all__ = [
     "recipe_of_task",
     "term_weights",
     "value_of",
+    "with_own",
 ]

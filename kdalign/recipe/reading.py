@@ -1,7 +1,7 @@
 """From files, flags and assignments to a recipe."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kdalign.errors import UsageError, did_you_mean
+from kdalign.recipe.tasks import MultiTask
 from kdalign.recipe.whole import Recipe
 
 
@@ -32,10 +33,15 @@ def build_recipe(
 def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
     """A tree of keys and values with flags that win over it, and assignments that win over both.
 
+    What the tree says of a key for one of several tasks gives way, too.
+
     Raises:
         UsageError: an assignment that is none, or to a key of something that has no keys.
     """
     found = deepcopy(dict(tree))
+    sets = list(sets)
+    said = {key for key, value in flags.items() if value is not None} | {one.partition("=")[0].strip() for one in sets}
+    _forget(found, said)
     for key, value in flags.items():
         if key == "objective.terms" and isinstance(value, Mapping):
             _add_terms(found, value)
@@ -64,6 +70,28 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
         raise UsageError(_first_line(error)) from None
 
 
+def _forget(tree: dict[str, Any], keys: Collection[str]) -> None:
+    """Take keys out of what differs for tasks, in place."""
+    section = tree.get("multi_task")
+    tasks = section.get("tasks") if isinstance(section, dict) else None
+    for own in tasks.values() if isinstance(tasks, dict) else ():
+        for key in keys if isinstance(own, dict) else ():
+            own.pop(key, None)
+            section_name, _, name = key.partition(".")
+            inner = own.get(section_name)
+            if isinstance(inner, dict):
+                inner.pop(name, None)
+
+
+def with_own(tree: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The tree of a recipe of several tasks, with the keys that differ for this one (``multi_task.tasks``)."""
+    found = deepcopy(dict(tree))
+    section = found.get("multi_task") or {}
+    for key, value in MultiTask(tasks=section.pop("tasks", {})).tasks.get(task, {}).items():
+        assign(found, key, value)
+    return found
+
+
 def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
     """The recipe of one task of several, with what differs for it and these changes of keys at its top.
 
@@ -71,12 +99,11 @@ def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
         UsageError: a value that is not accepted.
     """
     together = recipe.multi_task
-    tree = recipe.model_dump() | changes
+    tree = with_own(recipe.model_dump() | changes, task)
     assign(tree, "data.task", (task,))
-    for key, value in together.tasks.get(task, {}).items():
-        assign(tree, key, value)
-    if together.together:  # with which others it is learnt, and what differs for them
-        assign(tree, "multi_task.tasks", {name: together.tasks.get(name, {}) for name in recipe.data.task})
+    # With which others it is learnt, and what differs for them; by itself, it is a recipe like any other.
+    others = {name: together.tasks.get(name, {}) for name in recipe.data.task} if together.together else {}
+    assign(tree, "multi_task.tasks", others)
     try:
         return recipe_of(tree)
     except UsageError as error:

@@ -22,7 +22,7 @@ _OF_A_TASK: Mapping[str, type[BaseModel]] = {
 
 
 class MultiTask(Section):
-    """Several tasks learnt by one student: layers and embeddings that they share, and a head for each."""
+    """Several tasks; learnt by one student, they share layers and embeddings, and have a head each."""
 
     together: bool = False
     """Train one student for all tasks instead of one for each (``--multi-task``)."""
@@ -35,8 +35,8 @@ class MultiTask(Section):
     """Where shared layers that are cut out of the teacher start: from it as it was before it was fine-tuned, which
     favours no task; or as it was after that for the task of this name."""
     tasks: Mapping[str, Mapping[str, Any]] = {}
-    """What differs for a task: keys of ``data``, ``align``, ``objective`` and ``finetune``, such as
-    ``{cola: {objective.beta: 2}}``."""
+    """What differs for a task of several, together or one by one: keys of ``data``, ``align``, ``objective`` and
+    ``finetune``, such as ``{cola: {objective.beta: 2}}``."""
 
     @field_validator("tasks", mode="before")
     @classmethod

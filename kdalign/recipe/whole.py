@@ -54,16 +54,20 @@ class Recipe(Section):
         """Where nothing is said, a preset, language models and students without a teacher start from other values."""
         if not isinstance(tree, Mapping):
             return tree
+        tree = {
+            key: given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+            for key, given in tree.items()
+        }
         data = tree.get("data")
         tasks = data.get("task") or () if isinstance(data, Mapping) else ()
-        names = tasks.split(",") if isinstance(tasks, str) else tasks
+        names = [str(name).strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
         if isinstance(tree.get("preset"), str):
             preset = preset_named(tree["preset"])
             for name in names:
-                preset.check(answers_of(str(name).strip()), str(name).strip())
-            tree = preset.under(tree)
+                preset.check(answers_of(name), name)
+            tree = preset.under(tree, names)
         filled = dict(tree)
-        starts = [defaults_of(str(name).strip()) for name in names]
+        starts = [defaults_of(name) for name in names]
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
         for start in starts:
             for section, values in start.items():
@@ -124,10 +128,27 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_differs_is_of_its_tasks(self) -> "Recipe":
+        tasks, own, together = self.data.task, self.multi_task, self.multi_task.together
+        named = {"multi_task.tasks": [*own.tasks], "multi_task.body_from": [own.body_from]}
+        for key, names in named.items() if len(tasks) > 1 else ():
+            accepted = (*tasks, *([PRETRAINED] if key.endswith("body_from") else []))
+            for name in names:
+                if name not in accepted:
+                    near = did_you_mean(name, accepted)
+                    raise ValueError(f"{key} names {name!r}{near} (accepted: {', '.join(accepted)})")
+        if not together and own.tasks and len(tasks) == 1:
+            raise ValueError("multi_task.tasks is for several tasks: with one, give its keys, such as objective.beta")
+        if not together and own != MultiTask(tasks=own.tasks):
+            raise ValueError(
+                "multi_task.sampling, temperature and body_from are for tasks that are trained together: give "
+                "--multi-task"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_learnt_together(self) -> "Recipe":
         if not self.multi_task.together:
-            if self.multi_task != MultiTask():
-                raise ValueError("the keys of multi_task are for tasks that are trained together: give --multi-task")
             return self
         tasks, train = self.data.task, self.train
         for task in tasks:
@@ -145,13 +166,6 @@ class Recipe(Section):
         for flag, given in refused.items():
             if given:
                 raise ValueError(f"--multi-task does not go with {flag}: train the tasks one by one")
-        named = {"multi_task.tasks": [*self.multi_task.tasks], "multi_task.body_from": [self.multi_task.body_from]}
-        for key, names in named.items() if len(tasks) > 1 else ():
-            accepted = (*tasks, *([PRETRAINED] if key.endswith("body_from") else []))
-            for name in names:
-                if name not in accepted:
-                    near = did_you_mean(name, accepted)
-                    raise ValueError(f"{key} names {name!r}{near} (accepted: {', '.join(accepted)})")
         return self
 
     @property
