@@ -6,24 +6,17 @@ batches in one process, so that what else the machine does weighs on both; a cos
 
 import statistics
 import sys
+import tempfile
 import time
 
-import torch
-
-from kdalign.arranging import load_student, load_teacher
-from kdalign.batches import epoch_batches, micro_batches
-from kdalign.calibration import CALIBRATION_TOKENS, calibrate, some
+from kdalign.arranging import course_of, load, opened
 from kdalign.errors import UsageError
-from kdalign.learner import Learner
-from kdalign.looks import Sight, counted
+from kdalign.lessons import Lessons
 from kdalign.observer import Silent
 from kdalign.preparation import prepare
-from kdalign.projection import Projections
-from kdalign.reading import config_of, read_texts, tokenizer_of
 from kdalign.recipe import build_recipe
-from kdalign.teachers import Teacher
 from kdalign.terms.further import TERMS
-from kdalign.training import make_accelerator, make_optimizer, use_bf16
+from kdalign.training import _step, make_accelerator, make_optimizer
 
 SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
 VARIANTS = {
@@ -44,45 +37,26 @@ class Steps:
     """A student that trains on a fixed list of batches, again and again."""
 
     def __init__(self, teacher: str, data: str, task: str, changes: dict[str, object]) -> None:
-        flags = {
-            "teacher": teacher,
-            "student": "layers=half",
-            "data.task": task,
-            "data.folder": data,
-            "data.limit": 2000,
-        }
-        recipe = build_recipe(None, flags | {"out": "runs/costs"} | changes)
-        run, self.accelerator = prepare(recipe), make_accelerator("auto")
-        self.settings, device = recipe.train, self.accelerator.device
-        bf16 = use_bf16("auto", device)
-        tokenizer = tokenizer_of(run)
-        config = config_of(run, tokenizer)
-        encoded = read_texts(run, tokenizer, config).train
-        taught = load_teacher(run, recipe, self.accelerator, bf16, Silent())
-        student, _ = load_student(run, config, taught.model, tokenizer, encoded)
-        student.to(device)
-        seeing = Teacher(taught.model, run.work.order(taught.model), torch.bfloat16 if bf16 else torch.float32, device)
-        plan = calibrate(run.plan, seeing, some(encoded, 0, CALIBRATION_TOKENS), device)
-        self.objective = run.work.objective(recipe.objective, plan, torch.bfloat16 if bf16 else None)
-        order, terms = run.work.order(student), self.objective.modules.values()
-        self.learner = Learner(student, Projections(plan.projections, 0, ()), plan, self.objective, order, bf16, terms)
-        self.learner.to(device).train()
-        teach = (lambda batch: seeing(batch, self.learner.wanted_of_teacher)) if self.objective.needs_teacher else None
-        self.see = Sight(self.learner, teach, self.accelerator, 0)
-        self.optimizer = make_optimizer(self.learner, self.settings)
-        rows = epoch_batches(encoded.lengths, self.settings.batch_size, 0, 0)[:BATCHES]
-        self.batches = [micro_batches(encoded, chosen, 0, 1, None) for chosen in rows]
+        flags = {"teacher": teacher, "student": "layers=half", "data.task": task, "data.folder": data}
+        self.accelerator = make_accelerator("auto")
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = build_recipe(None, flags | {"data.limit": 2000, "out": f"{folder}/run"} | changes)
+            loaded = load(opened(prepare(recipe), self.accelerator), self.accelerator, Silent())
+            course = course_of(loaded, self.accelerator, Silent(), resume=False)
+        self.settings = recipe.train
+        course.learner.to(self.accelerator.device).train()
+        self.lessons = Lessons(course, BATCHES, recipe.train, self.accelerator)
+        self.lessons.begin(0)
+        self.optimizer = make_optimizer(course.learner, recipe.train)
+        self.shares = [self.lessons.share(number)[1] for number in range(BATCHES)]
 
     def step(self, number: int) -> float:
         """Seconds of a step on a batch."""
-        begun = time.perf_counter()
-        share = self.batches[number]
-        units, _ = counted(share, self.accelerator)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective(self.see(share[0], number, 0), units).total.backward()
-        self.objective.remember(units)
-        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip)
-        self.optimizer.step()
+        begun, one = time.perf_counter(), self.lessons
+        share = self.shares[number]
+        _step(
+            one.wrapped, one.teach, one.objective, self.optimizer, share, self.settings, self.accelerator, number, False
+        )
         return time.perf_counter() - begun
 
 
