@@ -55,7 +55,7 @@ def attention_map(
         ours, theirs = (each.to(torch.float32, memory_format=torch.contiguous_format) for each in (query, key))
         scores = ours @ theirs.transpose(-1, -2)
     if softcap is not None:
-        scores, scaling = softcap * torch.tanh(scores * (scaling / softcap)), 1.0
+        scores, scaling = softcap * torch.tanh(scores * scaling / softcap), 1.0  # as Gemma 2's own, bit for bit
     added = scores.new_zeros(()) if bias is None else bias.to(scores.dtype)
     if mask is not None:  # hidden keys go into what is added, so that they take no pass over the scores, there or back
         added = added.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -86,7 +86,7 @@ def _check_embeddings(plan: Plan) -> None:
         if theirs.width != ours.width:
             raise UsageError(
                 f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
-                f"compared; leave objective.embeddings at 0"
+                f"compared; give --set objective.embeddings=0"
             )
 
 

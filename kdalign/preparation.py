@@ -526,7 +526,9 @@ def claim(
     if not folder.recipe.is_file():
         raise UsageError(f"{str(folder.path)!r} is not empty and holds no run; choose another --out")
     if not (resume or overwrite):
-        state = "a finished run" if (folder.complete or len(recipe.data.task) > 1) else "an unfinished run"
+        tasks = recipe.data.task
+        parts = [folder] if len(tasks) == 1 else [RunFolder(folder.path / _folder_name(task)) for task in tasks]
+        state = "a finished run" if all(part.complete for part in parts) else "an unfinished run"
         raise UsageError(f"{str(folder.path)!r} holds {state}: give --resume, --overwrite or another --out")
     if resume:
         changed = _difference(load_recipe(folder.recipe), recipe)

@@ -389,6 +389,7 @@ def _objective_facts(run: "Prepared") -> dict[str, str]:
     return {
         "preset": "" if recipe.preset in (None, DEFAULT) else recipe.preset,
         "weights": ", ".join(f"{key} {weight:g}" for key, weight in first.items()),
+        "temperature": "" if "temperature" in moving or not objective.built.alpha else f"{objective.temperature:g}",
         "schedule": "; ".join(f"{key} {change}" for key, change in moving.items()),
         "parts": f"layers in the first {percent(objective.align_first)} of the steps, then answers"
         if objective.align_first

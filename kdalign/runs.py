@@ -270,7 +270,9 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str]:
     file = path / RECORD if path.is_dir() else path
     if not file.is_file():
         if path.is_dir() and (path / "recipe.yaml").is_file():
-            raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {path} --resume` goes on")
+            # Several tasks in one student have their checkpoints above their own folders, and go on there.
+            above = path.parent if (path.parent / "checkpoints").is_dir() else path
+            raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {above} --resume` goes on")
         raise UsageError(f"no run at {str(path)!r} (a run folder holds {RECORD})")
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))

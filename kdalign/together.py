@@ -246,7 +246,7 @@ def _origin(recipe: Recipe) -> int:
 def _told(mixture: Mixture) -> str:
     steps = mixture.steps()
     return ", ".join(
-        f"{name} {100 * share:.1f} % ({steps[name]:,} steps of {mixture.examples[name]:,} examples)"
+        f"{name} {100 * share:.1f} % (steps: {steps[name]:,}; examples: {mixture.examples[name]:,})"
         for name, share in mixture.shares.items()
     )
 

@@ -98,9 +98,12 @@ def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     def words_in(rows: list[str]) -> set[str]:
         return {row.split("`")[1] for row in rows}
 
-    rows = rows_in(first) + rows_in(sections["Further terms"])
-    named = {row.split(" | ")[1].strip("`") for row in rows}
+    firsts, further = rows_in(first), rows_in(sections["Further terms"])
+    rows = firsts + further
+    named = {row.split(" | ")[2].strip("`") for row in firsts} | {row.split(" | ")[1].strip("`") for row in further}
     assert named == {name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))}
+    for row in further:
+        assert re.search(r"\| (0|[+−]\d+) %", row), f"its cost a step: {row}"
     of_layers, of_augmentation = rows_in(sections["Layer weights"]), rows_in(sections["Augmentation"])[1:]
     of_balance = [row for row in rows_in(sections["Balance"]) if "`static`" not in row]
     assert words_in(of_layers) == set(LAYER_WEIGHTS)

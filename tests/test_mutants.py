@@ -95,8 +95,8 @@ MUTANTS = {
     ),
     "attention softmaxed twice": (
         "attention.py",
-        "return scores.softmax(dim=-1)",
-        "return scores.softmax(dim=-1).softmax(dim=-1)",
+        "return torch.add(added, scores, alpha=scaling).softmax(dim=-1)",
+        "return torch.add(added, scores, alpha=scaling).softmax(dim=-1).softmax(dim=-1)",
         "test_contract.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
     ),
     "attention without its padding mask": (

@@ -249,6 +249,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, g
     assert kdalign(*words(encoder, glue, out, *more))[0] == 130
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-5"]
     monkeypatch.setattr(training, "save_checkpoint", kept)
+    assert "holds an unfinished run" in one_line(kdalign(*words(encoder, glue, out, *more))[2])
+    said = one_line(kdalign("compare", out / "cola")[2])
+    assert f"is not finished; `kdalign distill --out {out} --resume` goes on" in said
     status, _, err = kdalign("distill", "--out", out, "--resume")
     assert status == 0, err
     assert "going on after step 5" in err
@@ -261,7 +264,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, g
     status, _, err = kdalign("distill", "--out", out, "--resume")
     assert (status, "is finished already" in err) == (0, True)
     assert one_line(kdalign(*words(encoder, glue, out, *more))[2]).endswith(
-        "give --resume, --overwrite or another --out"
+        "holds a finished run: give --resume, --overwrite or another --out"
     )
 
 

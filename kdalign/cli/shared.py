@@ -37,8 +37,8 @@ TaskName = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="A method of the field to begin with: feature-alignment (the default), codir, distilbert, kd, minilm, "
-        "minilmv2, pkd, tinybert; see kdalign recipe show."
+        help="A method of the field to begin with: feature-alignment (the default), codir, distilbert, glue, kd, "
+        "minilm, minilmv2, pkd, tinybert; see kdalign recipe show."
     ),
 ]
 DataFolder = Annotated[
@@ -51,7 +51,8 @@ Terms = Annotated[
     typer.Option(
         "--term",
         metavar="NAME=WEIGHT",
-        help="A further term, shipped (pkd, info-nce, ...) or your own (own.py:Loss); may be repeated.",
+        help="A further term, shipped (pkd, info-nce, ...; a wrong name lists all) or your own (own.py:Loss); may be "
+        "repeated.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
