@@ -1,7 +1,8 @@
 """What each term costs a step, over soft labels only: python docs/costs.py TEACHER DATA TASK [TERM ...].
 
-A student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same
-batches in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours.
+A student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same batches
+in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours. Two threads
+on a machine that does other work stand in each other's way: leave it alone meanwhile.
 """
 
 import statistics
