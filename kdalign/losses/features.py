@@ -16,7 +16,7 @@ _SMALLEST = 1e-16
 
 @dataclass(frozen=True)
 class Apart:
-    """How far apart two features are, of each position, (batch, time), in float32 or wider.
+    """How far apart two features are, of each position, (batch, time), or text, (batch), in float32 or wider.
 
     Attributes:
         width: the features' width.
@@ -33,7 +33,7 @@ class Apart:
     squared: Tensor
 
     @staticmethod
-    def of(student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]) -> "Apart":
+    def of(student: Float[Tensor, "*batch width"], teacher: Float[Tensor, "*batch width"]) -> "Apart":
         """What the losses of features are made of, worked out once for all of them."""
         return Apart(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
 
@@ -71,7 +71,7 @@ class _Apart(torch.autograd.Function):
         )
 
 
-def cosine_distance(features: Apart, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
+def cosine_distance(features: Apart, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
     r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
 
     .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
@@ -149,5 +149,4 @@ def embedding_distance(
     The teacher's embedding as target, as in Reimers & Gurevych 2020, arXiv:2004.09813, section 2, but by direction
     alone, which is all that a comparison by cosines sees.
     """
-    each = 1 - F.cosine_similarity(wide(student), wide(teacher), dim=-1)
-    return torch.where(mask, each, 0).sum()
+    return cosine_distance(Apart.of(student, teacher), mask)
