@@ -10,7 +10,13 @@
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+LONGEST_LINE = 500
+"""Characters of an error line."""
 
 
 class KdalignError(Exception):
@@ -39,6 +45,63 @@ class Interrupted(KdalignError):
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
         self.signal = signal
+
+
+def printable(text: str) -> str:
+    """A name or message as one line that is safe to show.
+
+    Line ends and tabs become blanks. Other control characters, marks of writing direction and invisible format
+    characters are left out, but for the joiners that scripts and emoji need. Half a surrogate pair becomes U+FFFD.
+    Text that is clean already is returned as it is.
+    """
+    return "".join(map(_shown, text)) if not text.isascii() or not text.isprintable() else text
+
+
+def _shown(character: str) -> str:
+    if character in _LINE_ENDS:
+        return " "
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\N{REPLACEMENT CHARACTER}"
+    return "" if category == "Cc" or (category == "Cf" and character not in _JOINERS) else character
+
+
+_LINE_ENDS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+_JOINERS = frozenset("\u200c\u200d")
+
+
+def shortened(text: str, longest: int = LONGEST_LINE) -> str:
+    """A line of at most so many characters: its beginning and its end, which has the way on, with … between."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 3].rstrip()} … {text[-end:].lstrip()}"
+
+
+def cause_of(error: BaseException) -> str:
+    """What an exception says, as a clause of an error line; its type where its text alone says nothing."""
+    text = re.sub(r"\s+", " ", printable(str(error))).strip()
+    plain = isinstance(error, OSError | KdalignError) or (isinstance(error, ValueError) and " " in text)
+    return shortened(text if plain and text else f"{type(error).__name__}: {text}".rstrip(": "), 300)
+
+
+@contextmanager
+def library_errors(what: str, mend: str = "") -> Iterator[None]:
+    """Turn whatever a library (Transformers, pyarrow) raises over a user's file into one line.
+
+    Args:
+        what: what cannot be done with which file, such as ``cannot read the tokenizer in 'models/x'``.
+        mend: the way on, as a clause.
+
+    Raises:
+        UsageError: the library raised anything but an error of kdalign's own.
+    """
+    try:
+        yield
+    except KdalignError:
+        raise
+    except Exception as error:  # no library states all that it raises
+        raise UsageError(f"{what}: {cause_of(error)}" + (f"; {mend}" if mend else "")) from error
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:

@@ -1,13 +1,176 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files: read within bounds and named where they are not what was asked for; written whole or not at all."""
 
+import codecs
 import hashlib
 import json
+import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, cause_of
+
+LARGEST_TEXT = 256 * 2**20
+"""Bytes of a text file that is read whole (records, recipes, plans)."""
+
+_MOST_DIGITS = 40
+"""Of a whole number in JSON or YAML: what a user can mean has fewer, and Python refuses to print very long ones."""
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks and what they say; the longer of two that begin alike first."""
+
+
+def read_bytes(file: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """The bytes of a file that somebody named.
+
+    Raises:
+        UsageError: nothing there, a folder, no regular file (a pipe would be waited for), unreadable, or too large.
+    """
+    try:
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise UsageError(f"{str(file)!r} is a folder, not a file")
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{str(file)!r} is not a regular file but a pipe, socket or device")
+        if found.st_size > largest:
+            raise UsageError(f"{str(file)!r} has {found.st_size:,} bytes; at most {largest:,} are read")
+        with file.open("rb") as opened:
+            data = opened.read(largest + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise UsageError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > largest:
+        raise UsageError(f"{str(file)!r} has more than the {largest:,} bytes that are read")
+    return data
+
+
+def decode(data: bytes, where: str) -> str:
+    """Text of bytes: UTF-8, or what a byte order mark says, which is not part of the text.
+
+    Args:
+        data: the bytes of a file, from its beginning.
+        where: the file, for error lines.
+
+    Raises:
+        UsageError: they are in another encoding; the line has the row.
+    """
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    try:
+        return data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        row = data[: len(mark) + error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{where}, line {row}: not {encoding.upper()} (byte {error.object[error.start]:#04x}: {error.reason}); "
+            "save it as UTF-8"
+        ) from None
+
+
+def read_text(file: Path, largest: int = LARGEST_TEXT) -> str:
+    """A text file whole, without its byte order mark, every line end as it is.
+
+    Raises:
+        UsageError: as ``read_bytes`` and ``decode``.
+    """
+    return decode(read_bytes(file, largest), repr(str(file)))
+
+
+def parse_json(text: str, where: str, **options: Any) -> Any:
+    """A value of strict JSON: NaN, infinities and numbers beyond floats are refused.
+
+    Args:
+        text: one value.
+        where: the file, for error lines.
+        options: further arguments of ``json.loads``.
+
+    Raises:
+        UsageError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(
+            text, **({"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole} | options)
+        )
+    except RecursionError:
+        raise UsageError(f"{where} is not JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON: {cause_of(error)}") from None
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is beyond what a float holds")
+    return value
+
+
+def _whole(digits: str) -> int:
+    return int(_of_few_digits(digits))
+
+
+def _of_few_digits(digits: str) -> str:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return digits
+
+
+def read_json(file: Path, **options: Any) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UsageError: as ``read_text`` and ``parse_json``.
+    """
+    return parse_json(read_text(file), repr(str(file)), **options)
+
+
+def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
+    """A value of YAML, by PyYAML's safe loader unless another is given; no tag makes an object.
+
+    Raises:
+        UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (a date that is none).
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=loader or _safe_loader())
+    except RecursionError:
+        raise UsageError(f"{where} is not YAML that can be read: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{where} is not YAML: {cause_of(error)}") from None
+
+
+@cache
+def _safe_loader() -> Any:
+    """PyYAML's safe loader, for whole numbers that can be printed again."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_yaml_int(self, node: Any) -> int:
+            _of_few_digits(str(node.value))
+            return int(super().construct_yaml_int(node))
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return Loader
+
+
+def read_yaml(file: Path, loader: Any = None) -> Any:
+    """The value in a YAML file.
+
+    Raises:
+        UsageError: as ``read_text`` and ``parse_yaml``.
+    """
+    return parse_yaml(read_text(file), repr(str(file)), loader)
 
 
 @contextmanager

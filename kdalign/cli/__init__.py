@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from kdalign.cli import ablate, card, compare, distill, evaluate, models  # each brings its commands
 from kdalign.cli.shared import app
-from kdalign.errors import Interrupted, KdalignError, UsageError
+from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, printable, shortened
 
 __all__ = ["ablate", "app", "card", "compare", "distill", "evaluate", "main", "models"]
 
@@ -43,5 +43,6 @@ def _usage_line(error: TyperException) -> str:
 
 
 def _fail(line: str, status: int) -> NoReturn:
-    print(f"kdalign: error: {line}" if status < 128 else f"kdalign: {line}", file=sys.stderr)
+    begin = "kdalign: error: " if status < 128 else "kdalign: "
+    print(begin + shortened(printable(line), LONGEST_LINE - len(begin)), file=sys.stderr)
     sys.exit(status)

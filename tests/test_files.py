@@ -1,0 +1,106 @@
+import os
+
+import pytest
+
+from kdalign.errors import UsageError, cause_of, library_errors, printable, shortened
+from kdalign.files import decode, parse_json, parse_yaml, read_bytes, read_json, read_text
+
+
+@pytest.mark.parametrize("raw", ["a\x1b[31mb", "a\u202eb", "a\u2066b", "a\x9db", "a\u200eb", "a\ufeffb", "a\x00b"])
+def test_what_steers_a_terminal_or_the_writing_direction_is_not_printable(raw: str) -> None:
+    shown = printable(raw)
+    assert shown in ("ab", "a[31mb")
+    assert printable(shown) == shown
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\t", "\v", "\f", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_printable_text_is_one_line(end: str) -> None:
+    assert printable(f"a{end}b").splitlines() == [f"a{' ' * len(end)}b"]
+
+
+def test_half_a_surrogate_can_be_encoded_once_it_is_printable() -> None:
+    assert printable("a\udc80b").encode() == "a\ufffdb".encode()
+
+
+@pytest.mark.parametrize("text", ["naïve", "👩‍👩‍👧", "می‌خواهم", "漢字", "a b"])
+def test_letters_and_joiners_of_any_script_stay(text: str) -> None:
+    assert printable(text) == text
+
+
+def test_a_long_line_keeps_its_beginning_and_its_end() -> None:
+    line = shortened("begin " + "x" * 5000 + " mend it", 100)
+    assert len(line) <= 100
+    assert line.startswith("begin")
+    assert line.endswith("mend it")
+
+
+def test_a_cause_has_its_type_where_its_text_says_nothing() -> None:
+    assert cause_of(KeyError("heads")) == "KeyError: 'heads'"
+    assert cause_of(ValueError("layers must be\nwhole")) == "layers must be whole"
+    assert cause_of(RuntimeError()) == "RuntimeError"
+
+
+def test_a_library_error_becomes_one_line_and_our_own_pass() -> None:
+    with (
+        pytest.raises(UsageError, match=r"^cannot read 'x': KeyError: 'a'; write it again$"),
+        library_errors("cannot read 'x'", "write it again"),
+    ):
+        {}["a"]
+    with pytest.raises(UsageError, match=r"^said$"), library_errors("cannot read 'x'"):
+        raise UsageError("said")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding_and_is_no_text(encoding: str) -> None:
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    assert decode(mark + "naïve 漢字\n".encode(encoding), "x") == "naïve 漢字\n"
+
+
+def test_another_encoding_is_refused_with_its_line(tmp_path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"good\nna\xefve\n")
+    with pytest.raises(UsageError, match=r"latin.txt', line 2: not UTF-8 \(byte 0xef"):
+        read_text(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[1e400]", "beyond what a float holds"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("[-Infinity]", "no number of JSON"),
+        ("9" * 5000, "a whole number of 5,000 digits"),
+        ("{", "Expecting"),
+    ],
+)
+def test_json_is_strict_and_refused_in_one_line(text: str, cause: str) -> None:
+    with pytest.raises(UsageError, match=cause) as caught:
+        parse_json(text, "'x.json'")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("[" * 3000, "nested too deeply"),
+        ("seed: 0x" + "f" * 5000, "a whole number of 5,002 digits"),
+        ("day: 2024-13-45", "month must be in 1..12"),
+        ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
+    ],
+)
+def test_yaml_is_safe_and_refused_in_one_line(text: str, cause: str) -> None:
+    with pytest.raises(UsageError, match=cause):
+        parse_yaml(text, "'x.yaml'")
+
+
+def test_a_file_is_read_within_bounds_and_only_if_it_is_one(tmp_path) -> None:
+    pipe, big = tmp_path / "pipe", tmp_path / "big.json"
+    os.mkfifo(pipe)
+    big.write_bytes(b"[" + b" " * 100 + b"]")
+    for place, cause in ((pipe, "pipe"), (tmp_path, "is a folder"), (tmp_path / ("n" * 300), "name too long")):
+        with pytest.raises(UsageError, match=cause):
+            read_json(place)
+    with pytest.raises(UsageError, match="102 bytes; at most 10 are read"):
+        read_bytes(big, 10)
+    assert read_json(big) == []
