@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,8 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
         scorer = makers[name]()
     except (RuntimeError, ImportError) as error:  # Japanese and Korean need a package of their own
         raise UsageError(f"{name} of language {language!r}: {' '.join(str(error).split())}") from None
-    most = max(map(len, references))
-    by_number = [[known[n] if n < len(known) else "" for known in references] for n in range(most)]
+    # A row may have fewer references than another: sacreBLEU passes over None alone, an empty text is a reference.
+    by_number = list(zip_longest(*references))
     rows = np.array(scorer._extract_corpus_statistics(list(predictions), by_number), dtype=float)
 
     def value(sums: Array) -> float:
@@ -227,8 +228,11 @@ def score_texts(
         predictions: a text each.
         references: one or more a text.
         language: of the texts, a code such as ``en``; decides how words are told apart.
+
+    Raises:
+        UsageError: another number of predictions than of rows of references, no rows, or a row without a reference.
     """
-    assert len(predictions) == len(references), "every prediction has its references"
+    _check(predictions, references)
     scores, each = [], {}
     for name in names:
         metric = text_metric(name)
@@ -250,3 +254,13 @@ def score_texts(
         if counts.resampled:
             each[metric.name] = np.array([counts.value(row) for row in counts.rows])
     return scores, each
+
+
+def _check(predictions: Sequence[str], references: References) -> None:
+    if len(predictions) != len(references):
+        raise UsageError(f"{len(predictions):,} predictions have {len(references):,} rows of references")
+    if not predictions:
+        raise UsageError("there are no predictions to score")
+    alone = next((row for row, known in enumerate(references) if len(known) == 0), None)
+    if alone is not None:
+        raise UsageError(f"row {alone} has no reference")

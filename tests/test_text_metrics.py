@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -75,9 +77,79 @@ def test_several_references_are_scored_as_sacrebleu_scores_them(name):
     corpus = {"bleu": corpus_bleu, "chrf": corpus_chrf, "ter": corpus_ter}[name]
     expected = corpus(HYPOTHESES, [[one for one, _ in both], [other for _, other in both]]).score
     assert value(name, HYPOTHESES, both) == pytest.approx(expected, abs=1e-9)
-    some = [pair if row % 2 else pair[:1] for row, pair in enumerate(both)]
-    expected = corpus(HYPOTHESES, [[p[0] for p in some], [p[1] if len(p) > 1 else "" for p in some]]).score
-    assert value(name, HYPOTHESES, some) == pytest.approx(expected, abs=1e-9)
+
+
+# What sacreBLEU adds up for a row and for a corpus is private to it: these numbers are held to its public ones.
+SACREBLEU = {"bleu": "bleu.BLEU", "chrf": "chrf.CHRF", "ter": "ter.TER"}
+SOME = [[text, HYPOTHESES[row], text[::-1]][: 1 + row % 3] for row, (text,) in enumerate(REFERENCES)]
+
+
+def sacrebleu(name):
+    module, maker = SACREBLEU[name].split(".")
+    return getattr(import_module(f"sacrebleu.metrics.{module}"), maker)()
+
+
+@pytest.mark.parametrize("name", SACREBLEU)
+def test_references_of_different_counts_are_scored_as_sacrebleu_scores_them_with_none(name):
+    theirs = sacrebleu(name)
+    expected = theirs.corpus_score(HYPOTHESES, [[*zip_longest(*SOME)][n] for n in range(3)]).score
+    ((ours,), _) = score_texts([name], HYPOTHESES, SOME)
+    assert ours.value == pytest.approx(expected, abs=1e-9)
+    assert ours.signature == f"sacreBLEU {theirs.get_signature()}"
+    assert "nrefs:var" in ours.signature
+
+
+@pytest.mark.parametrize("name", SACREBLEU)
+def test_each_rows_own_value_is_sacrebleus_of_that_sentence_with_its_references_alone(name):
+    expected = [sacrebleu(name).sentence_score(text, known).score for text, known in zip(HYPOTHESES, SOME, strict=True)]
+    _, each = score_texts([name], HYPOTHESES, SOME)
+    assert each[name] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SACREBLEU)
+def test_sums_of_drawn_rows_are_the_corpus_of_these_rows(name):
+    drawn = np.random.default_rng(2).integers(0, len(SOME), len(SOME))
+    counts = text_metric(name).count(HYPOTHESES, SOME, "en")
+    some = [*zip_longest(*(SOME[row] for row in drawn))]
+    expected = sacrebleu(name).corpus_score([HYPOTHESES[row] for row in drawn], some).score
+    assert counts.value(counts.rows[drawn].sum(axis=0)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_reference_that_one_row_lacks_is_no_empty_one():
+    predictions, references = ["a b c d", "e f g h"], [["a b c d x x x x"], ["e f g h", "e f g h y"]]
+    # 4 words of a and b: all n-grams are right; 8 of 12 words where each row's nearest reference counts: exp(1 - 12/8).
+    assert value("bleu", predictions, references) == pytest.approx(100 * np.exp(1 - 12 / 8))
+    # 4 words are missing in the first row, none in the second, whose references have 4.5 words on average.
+    assert value("ter", predictions, references) == pytest.approx(100 * 4 / (8 + 4.5))
+
+
+def test_a_reference_that_is_an_empty_text_is_one():
+    predictions, references = ["a b c d", "e f g h"], [["a b c d x x x x", ""], ["e f g h", "e f g h y"]]
+    # The empty one is as far from 4 words as that of 8, and of two equally near lengths the shorter counts.
+    assert value("bleu", predictions, references) == pytest.approx(100)
+    assert value("ter", predictions, references) == pytest.approx(100 * 4 / (4 + 4.5))
+    ((score,), _) = score_texts(["bleu"], predictions, references)
+    assert "nrefs:2" in score.signature
+
+
+@pytest.mark.parametrize("name", TEXT_METRICS)
+def test_the_order_of_references_moves_no_score(name):
+    turned = [known[::-1] for known in SOME]
+    assert value(name, HYPOTHESES, turned) == pytest.approx(value(name, HYPOTHESES, SOME), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "said"),
+    [
+        (["a", "b"], [["a"]], "2 predictions have 1 rows of references"),
+        (["a", "b"], [["a"], []], "row 1 has no reference"),
+        ([], [], "no predictions"),
+    ],
+)
+def test_lists_that_do_not_belong_together_are_refused_not_cut_to_the_shorter(predictions, references, said):
+    for name in TEXT_METRICS:
+        with pytest.raises(UsageError, match=said):
+            score_texts([name], predictions, references)
 
 
 def test_error_rates_are_edits_over_characters_of_the_corpus_not_a_mean_of_rates():
