@@ -1,6 +1,7 @@
 """Files: read within bounds and named where they are not what was asked for; written whole or not at all."""
 
 import codecs
+import errno
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from kdalign.errors import UsageError, cause_of
@@ -186,9 +188,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    r"""Write a text file whole; half a surrogate pair (a file's name that is no UTF-8) is written as ``\udcff``."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -206,12 +208,51 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written, without making it.
 
     Raises:
-        UsageError: a file is in the way, or the nearest existing parent is not writable.
+        UsageError: a file is in the way, a name is too long, or the nearest existing parent is not writable.
+        OSError: the disk is full or broken.
     """
-    for parent in (folder, *folder.parents):
-        if parent.is_dir():
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise UsageError(f"cannot write into {str(parent)!r}: permission denied")
-            return
-        if parent.exists() or parent.is_symlink():
-            raise UsageError(f"cannot make folder {str(folder)!r}: {str(parent)!r} is a file")
+    try:
+        _check_name(folder)
+        for parent in (folder, *folder.parents):
+            if parent.is_dir():
+                if not os.access(parent, os.W_OK | os.X_OK):
+                    raise UsageError(f"cannot write into {str(parent)!r}: permission denied")
+                with TemporaryFile(dir=parent):  # without a name: root has every permission, in /proc, too
+                    return
+            if parent.exists() or parent.is_symlink():
+                raise UsageError(f"cannot make folder {str(folder)!r}: {str(parent)!r} is a file")
+    except OSError as error:
+        if error.errno in _NO_MISTAKES:
+            raise
+        raise UsageError(f"cannot write into {str(folder)!r}: {error.strerror or cause_of(error)}") from None
+
+
+_NO_MISTAKES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""What the system says where the place is right and the machine is not."""
+_LONGEST_NAME = 255
+"""Bytes of one name in a path, on the file systems of Linux, macOS and Windows."""
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that no file system takes.
+
+    Raises:
+        UsageError: a null byte, or a part that is too long.
+    """
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r} has a null byte, which no name of a file has")
+    for part in path.parts:
+        if len(os.fsencode(part)) > _LONGEST_NAME:
+            raise UsageError(f"the name {part!r} is too long: at most {_LONGEST_NAME} bytes are accepted")
+
+
+def check_file(file: Path, flag: str = "--out") -> None:
+    """Refuse a file that cannot be written, before the work whose result it takes.
+
+    Raises:
+        UsageError: it is a folder, or its own folder cannot be made or written.
+    """
+    check_writable(file.parent)
+    _check_name(file)
+    if file.is_dir():
+        raise UsageError(f"{flag} {str(file)!r} is a folder; give a file")

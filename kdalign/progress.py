@@ -15,13 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from kdalign.errors import printable, shortened
 from kdalign.observer import StepReport, Tell
+from kdalign.terminal import words
 
 if TYPE_CHECKING:
     from kdalign.ablating import State
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
+
+LONGEST = 1000
+"""Characters of a line that is announced or logged: a plan or a list that a user gave may have thousands."""
 
 SHORT = {"hard": "hard", "soft": "soft", "cosine": "cos", "euclid": "euc", "attention": "attn"}
 
@@ -40,7 +45,7 @@ class Watcher:
 
     def announce(self, line: str) -> None:
         """A line for the user, and for the run's log."""
-        self._console.print(escape(line), highlight=False, soft_wrap=True)
+        self._print(line)
         self._write(line)
 
     def started(self, what: str, step: int, steps: int) -> None:
@@ -61,7 +66,7 @@ class Watcher:
             self._task = self._bar.add_task(escape(what), total=steps, completed=step, speed="")
             self._bar.start()
         else:
-            self._console.print(escape(line), highlight=False, soft_wrap=True)
+            self._print(line)
         self._write(line)
 
     def stepped(self, report: StepReport) -> None:
@@ -80,7 +85,7 @@ class Watcher:
         line = plain(report)
         self._write(line)
         if self._bar is None:
-            self._console.print(escape(line), highlight=False, soft_wrap=True)
+            self._print(line)
 
     def progress(self, what: str) -> Tell:
         """Show a bar with the time left, or now and then a line, for what has no steps."""
@@ -102,7 +107,7 @@ class Watcher:
             elif now - shown >= PLAIN_EVERY and done < total:
                 shown = now
                 line = f"{what}: {100 * done / total:.0f} %, {left} left"
-                self._console.print(escape(line), highlight=False, soft_wrap=True)
+                self._print(line)
 
         return tell
 
@@ -126,10 +131,14 @@ class Watcher:
         self._log = log
         return self
 
+    def _print(self, line: str) -> None:
+        self._console.print(words(shortened(line, LONGEST)), highlight=False, soft_wrap=True)
+
     def _write(self, line: str) -> None:
         if self._log is not None:
+            shown = shortened(printable(line), LONGEST)
             with self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
 
 
 def _filled(state: "State") -> RenderableType:

@@ -12,7 +12,7 @@ import torch
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import KdalignError, UsageError, unknown
-from kdalign.files import check_writable, write_json
+from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
 from kdalign.likelihood import PERPLEXITIES
@@ -131,7 +131,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
-    check_writable(out.parent)
+    check_file(out)
     device = make_accelerator(asked.device).device
     of = _of(checked, asked)
     checked = _with_baselines(checked, asked) if asked.baselines else checked

@@ -1,9 +1,21 @@
+import json
 import os
+from pathlib import Path
 
 import pytest
 
 from kdalign.errors import UsageError, cause_of, library_errors, printable, shortened
-from kdalign.files import decode, parse_json, parse_yaml, read_bytes, read_json, read_text
+from kdalign.files import (
+    check_file,
+    check_writable,
+    decode,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_json,
+    read_text,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("raw", ["a\x1b[31mb", "a\u202eb", "a\u2066b", "a\x9db", "a\u200eb", "a\ufeffb", "a\x00b"])
@@ -104,3 +116,26 @@ def test_a_file_is_read_within_bounds_and_only_if_it_is_one(tmp_path) -> None:
     with pytest.raises(UsageError, match="102 bytes; at most 10 are read"):
         read_bytes(big, 10)
     assert read_json(big) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/sys/x", "n" * 300, "a\0b", "/dev/null/x", "é" * 130])
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_written(tmp_path, monkeypatch, place) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check, path in ((check_writable, Path(place)), (check_file, Path(place) / "x.md")):
+        with pytest.raises(UsageError) as error:
+            check(path)
+        assert len(str(error.value)) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_a_folder_or_has_too_long_a_name_is_refused(tmp_path) -> None:
+    check_file(tmp_path / "new" / "x.md")
+    for file, said in ((tmp_path, "is a folder"), (tmp_path / ("n" * 300), "too long")):
+        with pytest.raises(UsageError, match=said):
+            check_file(file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path) -> None:
+    write_json(tmp_path / "x.json", {"out": "runs/\udcff"})
+    assert json.loads((tmp_path / "x.json").read_bytes().decode("utf-8")) == {"out": "runs/\udcff"}

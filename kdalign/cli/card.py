@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdalign.cli.shared import app, error_console, examples
+from kdalign.cli.shared import app, error_console, examples, tell
 from kdalign.errors import UsageError
 
 
@@ -18,8 +18,11 @@ def card(
 
     A run writes it beside its student; this makes it for older runs, too.
     """
+    from kdalign.files import check_file, write_text
     from kdalign.runs import read_record
 
+    if out is not None:
+        check_file(out)
     record = read_record(run)
     if not run.is_dir():
         raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read, too")
@@ -30,8 +33,5 @@ def card(
     if out is None:
         print(text, end="")
         return
-    from kdalign.files import check_writable, write_text
-
-    check_writable(out.parent)
     write_text(out, text)
-    error_console().print(f"written: {out}", highlight=False)
+    tell(f"written: {out}")

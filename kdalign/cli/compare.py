@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdalign.cli.shared import Json, app, as_text, error_console, examples, new_watcher, show
+from kdalign.cli.shared import Json, app, as_text, error_console, examples, new_watcher, show, tell
 from kdalign.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -169,11 +169,9 @@ def compare(
 
     form = form_for("json" if as_json else form, out)
     if out is not None:
-        from kdalign.files import check_writable
+        from kdalign.files import check_file
 
-        if out.is_dir():
-            raise UsageError(f"--out {str(out)!r} is a folder; give a file")
-        check_writable(out.parent)
+        check_file(out)
     from kdalign.comparison import compare as put_together
     from kdalign.gates import check_gates
 
@@ -232,7 +230,7 @@ def _print(
     from kdalign.files import write_text
 
     write_text(out, as_text(table) + (lines if form == "rich" else ""))
-    error_console().print(f"written: {out}", highlight=False)
+    tell(f"written: {out}")
     print(lines, end="", file=sys.stderr)
 
 
@@ -241,7 +239,7 @@ def _draw(found: "Comparison", runs: Sequence[str], folder: Path) -> None:
     from kdalign.pictures import pictures_of, save_all
 
     files = save_all(pictures_of(found, finished_runs(runs)), folder)
-    error_console().print(f"pictures: {len(files)} files in {folder}", highlight=False)
+    tell(f"pictures: {len(files)} files in {folder}")
 
 
 def _verified(runs: Sequence[str]) -> tuple[str, ...]:

@@ -225,16 +225,19 @@ def eval_(
 def _score_file(
     file: Path, metrics: tuple[str, ...] | None, language: str | None, out: Path | str | None
 ) -> "Evaluation":
+    if out is not None:
+        if Path(out).suffix != ".json":
+            raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
+        from kdalign.files import check_file
+
+        check_file(Path(out))
     with error_console().status("scoring"):
         from kdalign.written import score_file
 
         result = score_file(str(file), metrics, language or "en")
     if out is not None:
-        if Path(out).suffix != ".json":
-            raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
-        from kdalign.files import check_writable, write_json
+        from kdalign.files import write_json
 
-        check_writable(Path(out).parent)
         write_json(Path(out), {"kind": "evaluation", "results": [result.to_json()]})
     return result
 

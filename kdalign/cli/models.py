@@ -18,6 +18,7 @@ from kdalign.cli.shared import (
     examples,
     new_watcher,
     show,
+    tell,
 )
 from kdalign.errors import UsageError, unknown
 
@@ -61,7 +62,7 @@ def profile(
         from kdalign.pictures import draw_costs
 
         draw_costs(profiles, plot)
-        error_console().print(f"picture: {plot}", highlight=False)
+        tell(f"picture: {plot}")
     if as_json:
         print(json.dumps([found.to_json() for found in profiles], indent=2))
         return
@@ -110,9 +111,13 @@ def map_layers(
 
     With --task both models read some of its texts, and how alike their layers are (CKA) is shown for every map.
     """
-    from kdalign.pictures import check_picture
+    if out is not None:
+        from kdalign.files import check_file
 
+        check_file(out)
     if plot is not None:
+        from kdalign.pictures import check_picture
+
         check_picture(plot)
         if task is None:
             raise UsageError("--plot draws how alike layers are, which is measured on text: give --task and --data")
@@ -129,15 +134,12 @@ def map_layers(
         from kdalign.pictures import draw_similarities
 
         draw_similarities(plan, plot)
-        error_console().print(f"picture: {plot}", highlight=False)
+        tell(f"picture: {plot}")
     if out is not None:
-        from kdalign.files import check_writable, write_text
+        from kdalign.files import write_text
 
-        check_writable(out.parent)
-        if out.is_dir():
-            raise UsageError(f"--out {str(out)!r} is a folder; name a file")
         write_text(out, plan.to_json())
-        error_console().print(f"plan: {out}", highlight=False)
+        tell(f"plan: {out}")
     if as_json:
         print(plan.to_json(), end="")
         return
@@ -202,7 +204,7 @@ def inspect(
         if look.maps:
             pictures.append(draw_attention(look.maps, look.student_tokens, look.teacher_tokens, head))
         files = save_all(pictures, plots)
-        error_console().print(f"pictures: {', '.join(map(str, files))}", highlight=False)
+        tell(f"pictures: {', '.join(map(str, files))}")
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -1,16 +1,47 @@
 """What the commands share: the application, options that several have, and printing."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from kdalign.errors import Interrupted, RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
     from kdalign.progress import Watcher
+    from kdalign.terminal import Screen
+
+
+class PipeClosed(Exception):
+    """Whoever read the output has left (``| head``)."""
+
+
+class _Commands(TyperGroup):
+    """The commands; what Typer would turn into a status of its own, without a word, goes on to ``main``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named.
+
+        Raises:
+            PipeClosed: nobody reads the output any more.
+            RunError: a process or an input that was waited for ended.
+            Interrupted: by Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosed from error
+        except EOFError as error:
+            raise RunError("an input or a process of kdalign's own ended before it had answered") from error
+        except KeyboardInterrupt:
+            raise Interrupted("stopped", 2) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="kdalign",
     help="Distill a large Transformers model into a small one by feature alignment, and prove how well it did.",
     no_args_is_help=True,
@@ -93,11 +124,18 @@ def _options(
     pass
 
 
-def error_console() -> "Console":
+def error_console() -> "Screen":
     """A console on stderr."""
-    from rich.console import Console
+    from kdalign.terminal import Screen
 
-    return Console(stderr=True)
+    return Screen(stderr=True)
+
+
+def tell(line: str) -> None:
+    """A line on stderr, as it stands."""
+    from kdalign.terminal import words
+
+    error_console().print(words(line), highlight=False, soft_wrap=True)
 
 
 def new_watcher() -> "Watcher":
@@ -123,11 +161,11 @@ def show(renderable: "RenderableType") -> None:
     if isinstance(renderable, str):
         print(renderable, end="" if renderable.endswith("\n") else "\n")
         return
-    from rich.console import Console
+    from kdalign.terminal import Screen
 
-    console = Console()
+    console = Screen()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=100)
+        console = Screen(width=100)
     console.print(renderable, highlight=False, soft_wrap=False)
 
 
@@ -141,8 +179,8 @@ def as_text(renderable: "RenderableType") -> str:
         return renderable if renderable.endswith("\n") else renderable + "\n"
     import io
 
-    from rich.console import Console
+    from kdalign.terminal import Screen
 
     buffer = io.StringIO()
-    Console(file=buffer, width=FILE_WIDTH).print(renderable, highlight=False)
+    Screen(file=buffer, width=FILE_WIDTH).print(renderable, highlight=False)
     return buffer.getvalue()
