@@ -245,11 +245,10 @@ def test_a_stop_says_so_and_the_same_command_goes_on_to_the_same_results(done, t
         [sys.executable, "-m", "kdalign", *words], stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("a/*/history.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("a/*/history.jsonl")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "Traceback" not in err
     assert "the same command goes on" in err

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 
@@ -610,31 +609,59 @@ def test_a_runs_record_holds_the_flops_that_profile_counts_and_compare_shows_the
     assert "steps-to/sst2/accuracy=0" in out.splitlines()[0]
 
 
-def test_help_has_examples_and_starts_at_once():
-    words = [sys.executable, "-m", "kdalign"]
-    subprocess.run([*words, "--help"], check=True, capture_output=True)  # warm the file cache
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        subprocess.run([*words, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - begun)
-    assert min(times) < 0.5
-    for command in ("ablate", "distill", "eval", "compare", "card", "profile", "map-layers", "inspect", "demo"):
-        out = subprocess.run([*words, command, "--help"], check=True, capture_output=True, text=True).stdout
-        assert "Examples" in out
-        assert f"kdalign {command}" in re.sub(r"\s+", " ", out)
+COMMANDS = ("ablate", "distill", "eval", "compare", "card", "profile", "map-layers", "inspect", "demo")
+
+
+def test_every_commands_help_has_examples(kdalign):
+    for command in COMMANDS:
+        status, out, _ = kdalign(command, "--help")
+        assert (status, "Examples" in out) == (0, True)
+        assert f"kdalign {command}" in re.sub(r"[\s│]+", " ", out)
+
+
+HEAVY = frozenset(
+    "torch transformers tokenizers datasets accelerate safetensors sklearn scipy pandas pyarrow matplotlib peft "
+    "sacrebleu jiwer rouge_score".split()
+)
+
+
+def imported_by(*words):
+    """The heavy packages that a command of its own process has loaded when it ends, and its exit code."""
+    code = (
+        "import json, sys\n"
+        "from kdalign.cli import main\n"
+        "sys.argv = ['kdalign', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as e: print(json.dumps([e.code, sorted(sys.modules)]), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True, capture_output=True, text=True)
+    status, modules = json.loads(done.stderr.splitlines()[-1])
+    return status, HEAVY & set(modules)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        *([command, "--help"] for command in ("distill", "compare", "eval")),
+        ["recipe", "show"],
+        ["recipe", "dump", "--teacher", "t", "--task", "sst2"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_model_imports_nothing_heavy(words):
+    assert imported_by(*words) == (0, set())
+
+
+def test_what_is_misspelt_is_said_before_anything_heavy_is_imported():
+    assert imported_by("distill", "--teacher", "t", "--task", "sst22") == (2, set())
+    assert imported_by("eval", "m", "--task", "sst22") == (2, set())
 
 
 def test_compare_imports_no_torch(runs):
-    code = (
-        "import sys; sys.argv = ['kdalign', 'compare', sys.argv[1]]\n"
-        "from kdalign.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as e: assert e.code == 0, e.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'sklearn'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(runs)], check=True, capture_output=True)
+    status, heavy = imported_by("compare", runs)
+    assert (status, heavy & {"torch", "transformers", "datasets", "accelerate", "sklearn", "pandas"}) == (0, set())
 
 
 def test_the_exported_student_loads_in_a_python_without_kdalign(runs):

@@ -344,7 +344,7 @@ def command(teacher, data, out, *more):
 
 def run(words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
 
 
 def weights_of(out):

@@ -194,7 +194,7 @@ def in_browser(chromium, file, profile, *words):
         "--disable-component-update --disable-sync --enable-logging=stderr --allow-file-access-from-files"
     ).split()
     command = [chromium, *flags, f"--user-data-dir={profile}", *words, file.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from kdalign.paired import (
     Difference,
     Sums,
     Undefined,
+    _drawn,
+    _metric_resampled,
     _over_seeds,
     difference,
     judged,
@@ -323,18 +325,14 @@ def test_the_word_follows_the_corrected_p():
     assert judged([found] * 10)[0].p_holm == pytest.approx(min(1, 10 * found.p))
 
 
-def test_a_table_of_five_tasks_four_arms_and_five_seeds_takes_seconds():
-    import time
-
-    start = time.process_time()
-    for metric in ("accuracy", "f1", "matthews"):
-        for _ in range(3):
-            arms = [[classes(metric, 1000, seed)[side] for seed in [0] * 5] for side in (0, 1)]
-            difference(*arms)
-    for metric in ("pearson", "spearman"):
-        for _ in range(3):
-            difference(*[[scores(metric, 1500)[side]] * 5 for side in (0, 1)])
-    assert time.process_time() - start < 10
+def test_a_baselines_resamples_are_taken_once_for_all_arms_and_seeds_share_the_draws():
+    _drawn.cache_clear()
+    _metric_resampled.cache_clear()
+    seeds = [scores("spearman", 300, seed, noise=(0.3, 0.4, 0.5)) for seed in range(2)]
+    for arm in (0, 1):
+        assert 0 <= difference([seed[arm] for seed in seeds], [seed[2] for seed in seeds]).p <= 1
+    assert _drawn.cache_info().misses == 1
+    assert _metric_resampled.cache_info().misses == 3 * len(seeds)  # two arms and one baseline
 
 
 @pytest.mark.parametrize("setting", [SMALL, replace(SMALL, seeds=3, luck=2.0), replace(OTHERS[0], seeds=3)], ids=str)

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -82,8 +83,7 @@ class Server:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, env=environment)
-        until = time.monotonic() + 90
-        while time.monotonic() < until and self.process.poll() is None:
+        while self.process.poll() is None:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.health}", timeout=2):
                     return
@@ -426,6 +426,10 @@ def test_the_key_is_sent_and_never_written(server, llama, tmp_path, monkeypatch)
 # A server that refuses as OpenAI documents it
 
 
+RELEASED = threading.Event()
+"""What a server waits for before it answers a prompt that says hang."""
+
+
 class OpenAIRules(BaseHTTPRequestHandler):
     """Two models: one that only chats and takes no max_tokens, temperature or seed; one that only completes."""
 
@@ -440,7 +444,8 @@ class OpenAIRules(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
+        with suppress(ConnectionError):  # whoever asked has gone
+            self.wfile.write(text)
 
     def refuse(self, status, message, param=None, code=None):
         self.answer(status, {"error": {"message": message, "param": param, "code": code}})
@@ -474,9 +479,9 @@ class OpenAIRules(BaseHTTPRequestHandler):
             self.refuse(400, "Unknown parameter: 'seed'.", None, None)
         elif "echo" in body:
             self.refuse(400, f"You can't get logprobs of a prompt with the key {key}.")
-        elif "hang" in json.dumps(body):
-            time.sleep(30)
         else:
+            if "hang" in json.dumps(body):
+                RELEASED.wait(60)
             text = "It is bad."
             if "response_format" in body:
                 schema = body["response_format"]["json_schema"]["schema"]
@@ -574,10 +579,9 @@ asked.complete(["a", "b", "hang", "hang on", "c", "d"], [5] * 6, progress=lambda
     for line in process.stdout:
         if line == "4 6\n":
             break
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert time.monotonic() - start < 5
+    _, err = process.communicate()
+    RELEASED.set()  # an answer that was waited for would have been kept, too
     assert "KeyboardInterrupt" in err
     assert KEY not in err
     assert len(answers(tmp_path)) == 4
