@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from kdalign.errors import UsageError, unknown
-from kdalign.files import write_text
+from kdalign.errors import UsageError, shortened, unknown
+from kdalign.files import check_name, parse_yaml, write_text
 from kdalign.recipe import ARMS, UNLABELLED_KEYS, Recipe, assign, merged, read_tree, recipe_of, value_of, with_own
 
 FILE = "ablation.yaml"
@@ -145,7 +145,7 @@ def build_ablation(
     """
     tree = read_tree(file) if file is not None else {}
     own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
-    base = yaml.safe_load(yaml.safe_dump(merged(tree, flags, sets)))  # as it is read back
+    base = parse_yaml(yaml.safe_dump(merged(tree, flags, sets)), "the recipe")  # as it is read back
     known = {**ARMS_CHANGES, **_arms_in(own.get("arms"))}
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own.get("arms") or ())
     names = names or DEFAULT_ARMS.split(",")
@@ -156,7 +156,13 @@ def build_ablation(
         if name in chosen:
             raise UsageError(f"arm {name!r} is named twice")
         chosen[name] = dict(known[name])
-    for key, values in {**_swept_in(own.get("sweep")), **dict(swept(sweep) for sweep in sweeps)}.items():
+    by_flag = [swept(sweep) for sweep in sweeps]
+    for key, _ in by_flag:
+        if [one for one, _ in by_flag].count(key) > 1:
+            raise UsageError(f"--sweep {key} is given twice: put its values together, {key}=V,V")
+    for key, values in {**_swept_in(own.get("sweep")), **dict(by_flag)}.items():
+        if len({repr(value) for value in values}) < len(values):
+            raise UsageError(f"sweep of {key}: a value is given twice")
         chosen = _crossed(chosen, key, values)
     words = [_word(name) for name in chosen]
     for name, word in zip(chosen, words, strict=True):
@@ -172,6 +178,8 @@ def build_ablation(
         if len(set(names)) < len(names):
             twice = [trial.name for trial, name in zip(trials, names, strict=True) if names.count(name) > 1]
             raise UsageError(f"{twice[0]!r} and {twice[1]!r} would lie in one place: name arms or task files otherwise")
+        for name in names:
+            check_name(name, "an arm with its task as a file's name,")
     return made
 
 
@@ -259,17 +267,23 @@ def _arms_in(tree: object) -> dict[str, dict[str, Any]]:
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
-        raise UsageError(f"arms takes names, each with the recipe's keys that differ; given {tree!r}")
+        raise UsageError(
+            f"arms takes names, each with the recipe's keys that differ; given {shortened(repr(tree), 100)}"
+        )
     found = {}
     for name, changes in tree.items():
+        if not isinstance(name, str):
+            raise UsageError(f"an arm's name is text; given {name!r} (quote it)")
         given = dict(changes or {}) if isinstance(changes, Mapping | None) else None
         if given is None:
-            raise UsageError(f"arm {name!r} takes keys such as objective.beta: 0; given {changes!r}")
+            raise UsageError(
+                f"arm {name!r} takes keys such as objective.beta: 0; given {shortened(repr(changes), 100)}"
+            )
         start = given.pop("from", name if name in ARMS_CHANGES else None)
         given = _flat(given)
-        if start is not None and start not in ARMS_CHANGES:
+        if start is not None and not (isinstance(start, str) and start in ARMS_CHANGES):
             raise unknown(f"arm after which {name!r} is made", str(start), ARMS_CHANGES)
-        found[str(name)] = {**(ARMS_CHANGES[start] if start is not None else {}), **given}
+        found[name] = {**(ARMS_CHANGES[start] if start is not None else {}), **given}
     return found
 
 
@@ -287,7 +301,7 @@ def _swept_in(tree: object) -> dict[str, list[Any]]:
     if tree is None:
         return {}
     if not isinstance(tree, Mapping) or not all(isinstance(values, list) and values for values in tree.values()):
-        raise UsageError(f"sweep takes the recipe's keys with lists of values; given {tree!r}")
+        raise UsageError(f"sweep takes the recipe's keys with lists of values; given {shortened(repr(tree), 100)}")
     return {str(key): list(values) for key, values in tree.items()}
 
 
@@ -313,8 +327,9 @@ def _seeds(given: object) -> tuple[int, ...]:
     """Seeds 0 to N - 1 of a number N, or those that are listed."""
     words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
     texts = [str(word).strip() for word in words]
-    if not all(text.isdigit() for text in texts) or len(set(texts)) < len(texts):
-        raise UsageError(f"seeds {given!r}: accepted are a number of them, such as 5, or different ones, such as 0,1,7")
+    if not all(re.fullmatch("[0-9]{1,10}", text) for text in texts) or len(set(map(int, texts))) < len(texts):
+        shown = shortened(repr(given), 100)
+        raise UsageError(f"seeds {shown}: accepted are a number of them, such as 5, or different ones, such as 0,1,7")
     listed = isinstance(given, list) or len(texts) > 1
     if not listed and int(texts[0]) > MOST_SEEDS:
         raise UsageError(f"seeds {given!r}: a number of them is at most {MOST_SEEDS:,}")

@@ -535,7 +535,7 @@ def _projections(
 
 def _given_pairs(choice: str) -> list[tuple[int, int]]:
     words = re.split(r"[ ,]+", choice.strip())
-    if not all(re.fullmatch(r"\d+:\d+", word) for word in words):
+    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
         raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
     pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
     return pairs

@@ -114,4 +114,6 @@ def did_you_mean(given: str, accepted: Iterable[str]) -> str:
 def unknown(what: str, given: str, accepted: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list: what was given, what is accepted, the nearest match."""
     accepted = list(accepted)
-    return UsageError(f"unknown {what} {given!r}{did_you_mean(given, accepted)} (accepted: {', '.join(accepted)})")
+    return UsageError(
+        f"unknown {what} {shortened(repr(given), 120)}{did_you_mean(given, accepted)} (accepted: {', '.join(accepted)})"
+    )

@@ -14,10 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from kdalign.errors import UsageError, cause_of
+from kdalign.errors import UsageError, cause_of, shortened
 
 LARGEST_TEXT = 256 * 2**20
 """Bytes of a text file that is read whole (records, recipes, plans)."""
+
+LARGEST_YAML = 4 * 2**20
+"""Bytes of a YAML file: PyYAML takes some ten seconds for each million."""
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of a file's name, and of it with its folders, on the usual file systems."""
+
+DEEPEST = 64
+"""Levels of lists and mappings in JSON and YAML."""
+
+_MOST_COPIES = 100_000
+"""Values that all aliases of a YAML text stand for together."""
 
 _MOST_DIGITS = 40
 """Of a whole number in JSON or YAML: what a user can mean has fewer, and Python refuses to print very long ones."""
@@ -55,6 +67,35 @@ def read_bytes(file: Path, largest: int = LARGEST_TEXT) -> bytes:
     return data
 
 
+def is_file(file: Path) -> bool:
+    """Whether a file is there; not where its name is none that a file can have."""
+    try:
+        return file.is_file()
+    except OSError:  # too long a name
+        return False
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a path that no file system can hold, before somebody looks for it.
+
+    Args:
+        name: a file, a folder or a hub id.
+        what: the flag or key that gives it, for the error line.
+
+    Raises:
+        UsageError: it is empty, or a part of it is too long.
+    """
+    if not name.strip():
+        raise UsageError(f"{what} is empty")
+    written = name.encode("utf-8", "surrogatepass")
+    longest = max(map(len, written.split(b"/")))
+    if longest > LONGEST_NAME or len(written) > LONGEST_PATH:
+        raise UsageError(
+            f"{what} {shortened(name, 80)!r} is too long for a file's name: {longest:,} bytes "
+            f"(accepted: {LONGEST_NAME}, and {LONGEST_PATH:,} with its folders)"
+        )
+
+
 def decode(data: bytes, where: str) -> str:
     """Text of bytes: UTF-8, or what a byte order mark says, which is not part of the text.
 
@@ -86,7 +127,7 @@ def read_text(file: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
-    """A value of strict JSON: NaN, infinities and numbers beyond floats are refused.
+    """A value of strict JSON: NaN, infinities, numbers beyond floats and keys that are given twice are refused.
 
     Args:
         text: one value.
@@ -96,14 +137,33 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     Raises:
         UsageError: it is no JSON, or nested too deeply.
     """
+    strict = {"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole, "object_pairs_hook": _once}
     try:
-        return json.loads(
-            text, **({"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole} | options)
-        )
+        value = json.loads(text, **(strict | options))
     except RecursionError:
         raise UsageError(f"{where} is not JSON that can be read: nested too deeply") from None
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {cause_of(error)}") from None
+    if not _shallow(value):
+        raise UsageError(f"{where} is not JSON that can be read: nested too deeply")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {shortened(twice, 100)!r} is given twice")
+    return found
+
+
+def _shallow(value: Any) -> bool:
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level and depth < DEEPEST:
+        inner = (each for one in level for each in (one.values() if isinstance(one, dict) else one))
+        level, depth = [each for each in inner if isinstance(each, dict | list)], depth + 1
+    return not level
 
 
 def _no_number(word: str) -> float:
@@ -139,30 +199,80 @@ def read_json(file: Path, **options: Any) -> Any:
 def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
     """A value of YAML, by PyYAML's safe loader unless another is given; no tag makes an object.
 
+    Keys that are given twice, a value that holds itself, and aliases that stand for very many values are refused.
+
+    Args:
+        text: one document.
+        where: the file, for error lines.
+        loader: another of PyYAML's safe ones, such as ``yaml.BaseLoader``, to which all values are text.
+
     Raises:
         UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (a date that is none).
     """
     import yaml
 
     try:
-        return yaml.load(text, Loader=loader or _safe_loader())
+        return yaml.load(text, Loader=_strict(loader or yaml.SafeLoader))
     except RecursionError:
         raise UsageError(f"{where} is not YAML that can be read: nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        context = f" ({error.context})" if error.context else ""
+        raise UsageError(f"{where} is not YAML: {place}{cause_of(ValueError(f'{error.problem}{context}'))}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{where} is not YAML: {cause_of(error)}") from None
 
 
 @cache
-def _safe_loader() -> Any:
-    """PyYAML's safe loader, for whole numbers that can be printed again."""
+def _strict(safe: Any) -> Any:
+    """One of PyYAML's safe loaders, that refuses what would be dropped without a word or cannot be held."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(safe):  # type: ignore[misc]  # PyYAML has no types
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self.open: list[str | None] = []  # the anchors of what is being read, from the outside in
+            self.sizes: dict[int, int] = {}  # values below each node
+            self.copies = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            alias = isinstance(event, yaml.AliasEvent)
+            if alias and event.anchor in self.open:
+                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", event.start_mark)
+            self.open.append(None if alias else event.anchor)
+            if len(self.open) > DEEPEST:
+                raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)
+            node = super().compose_node(parent, index)
+            self.open.pop()
+            if alias:
+                self.copies += self.sizes[id(node)]
+                if self.copies > _MOST_COPIES:
+                    said = f"aliases stand for more than {_MOST_COPIES:,} values"
+                    raise yaml.composer.ComposerError(None, None, said, event.start_mark)
+                return node
+            inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+            if isinstance(node, yaml.MappingNode):
+                self.check_keys([key for key, _ in inner if isinstance(key, yaml.ScalarNode)])
+                inner = [each for pair in inner for each in pair]
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(each)] for each in inner)
+            return node
+
+        def check_keys(self, keys: list[Any]) -> None:
+            seen = set()
+            for key in keys:
+                if (key.tag, key.value) in seen:
+                    said = f"key {shortened(key.value, 100)!r} is given twice"
+                    raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+                seen.add((key.tag, key.value))
+
         def construct_yaml_int(self, node: Any) -> int:
             _of_few_digits(str(node.value))
             return int(super().construct_yaml_int(node))
 
-    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    if issubclass(safe, yaml.SafeLoader):
+        Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     return Loader
 
 
@@ -172,7 +282,7 @@ def read_yaml(file: Path, loader: Any = None) -> Any:
     Raises:
         UsageError: as ``read_text`` and ``parse_yaml``.
     """
-    return parse_yaml(read_text(file), repr(str(file)), loader)
+    return parse_yaml(read_text(file, LARGEST_YAML), repr(str(file)), loader)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str]
         raise UsageError(f"a student of {student} layers has more than its teacher's {teacher}")
     if choice in STRATEGIES:
         return tuple(STRATEGIES[choice](student, teacher))
-    if not re.fullmatch(r"\d+([ ,]+\d+)*", choice.strip()):
+    if not re.fullmatch(r"[0-9]{1,9}([ ,]+[0-9]{1,9})*", choice.strip()):
         raise UsageError(
             f"unknown choice of layers {choice!r}{did_you_mean(choice, [*STRATEGIES, *others])} "
             f"(accepted: {', '.join([*STRATEGIES, *others])}, or numbers such as '1 3 5')"

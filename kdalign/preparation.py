@@ -217,7 +217,7 @@ def trained_size(tokenizer: str) -> int | None:
     if not tokenizer.startswith("train:"):
         return None
     size = tokenizer.removeprefix("train:")
-    if not re.fullmatch(r"[1-9]\d*", size):
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", size):
         raise UsageError(f"--tokenizer {tokenizer!r}: accepted is train:SIZE, such as train:8000")
     return int(size)
 

@@ -10,6 +10,11 @@ from kdalign.errors import did_you_mean
 SHAPES = ("linear", "cosine", "steps", "constant")
 JUMPS = 4
 """Of the shape ``steps``, where it says no number."""
+MOST_WEIGHT = 1e6
+"""Of a term: with a larger one its loss is soon beyond what a float32 holds."""
+MOST_TEMPERATURE = 1e4
+"""Its square multiplies the loss; the least is one over it."""
+_MOST_JUMPS = 10**6
 _KEYS = ("to", "shape", "from", "until", "steps")
 
 
@@ -88,8 +93,9 @@ def checked(key: str, given: object) -> dict[str, Any]:
         near = did_you_mean(str(shape), SHAPES)
         raise ValueError(f"schedule of {key}: no shape {shape!r}{near} (accepted: {', '.join(SHAPES)})")
     to = given["to"]
-    if not _is_number(to) or not 0 <= to < math.inf or (key == "temperature" and to == 0):
-        raise ValueError(f"schedule of {key}: to={to!r} must be {'above 0' if key == 'temperature' else '0 or more'}")
+    least, most = (1 / MOST_TEMPERATURE, MOST_TEMPERATURE) if key == "temperature" else (0, MOST_WEIGHT)
+    if not _is_number(to) or not least <= to <= most:
+        raise ValueError(f"schedule of {key}: to={to!r} must be a number from {least:g} to {most:,.0f}")
     begins, ends = given.get("from", 0.0), given.get("until", 1.0)
     for word, share in (("from", begins), ("until", ends)):
         if not _is_number(share) or not 0 <= share <= 1:
@@ -106,8 +112,8 @@ def checked(key: str, given: object) -> dict[str, Any]:
     found["until"] = float(ends)
     if shape == "steps":
         jumps = given.get("steps", JUMPS)
-        if not _is_number(jumps) or jumps != int(jumps) or jumps < 1:
-            raise ValueError(f"schedule of {key}: steps={jumps!r} must be a number of jumps, 1 or more")
+        if not _is_number(jumps) or jumps != int(jumps) or not 1 <= jumps <= _MOST_JUMPS:
+            raise ValueError(f"schedule of {key}: steps={jumps!r} must be a number of jumps, 1 to {_MOST_JUMPS:,}")
         found["steps"] = int(jumps)
     return found
 

@@ -87,8 +87,9 @@ def cut_of(student: str, teacher: Architecture) -> Cut | None:
     wanted = given.pop("layers", "")
     words = {stack.name: wanted or str(stack.layers) for stack in teacher.stacks}
     if ":" in wanted:
-        chosen = dict(part.partition(":")[::2] for part in wanted.split(","))
-        if set(chosen) != set(words):
+        parts = [part.partition(":")[::2] for part in wanted.split(",")]
+        chosen = dict(parts)
+        if set(chosen) != set(words) or len(chosen) < len(parts):
             raise UsageError(f"--student {student!r}: name every stack once ({', '.join(words)})")
         words = chosen
     layers = {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
@@ -98,7 +99,7 @@ def cut_of(student: str, teacher: Architecture) -> Cut | None:
 def _number(student: str, word: str, stack: Stack) -> int:
     if word == "half":
         return max(1, stack.layers // 2)
-    if not re.fullmatch(r"\d+", word) or not 1 <= int(word) <= stack.layers:
+    if not re.fullmatch(r"[0-9]{1,9}", word) or not 1 <= int(word) <= stack.layers:
         raise UsageError(
             f"--student {student!r}: accepted are layers=1 to layers={stack.layers} ({stack.name}), or layers=half"
         )

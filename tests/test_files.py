@@ -84,6 +84,8 @@ def test_another_encoding_is_refused_with_its_line(tmp_path) -> None:
         ("[-Infinity]", "no number of JSON"),
         ("9" * 5000, "a whole number of 5,000 digits"),
         ("{", "Expecting"),
+        ('{"a": 1, "b": {"lr": 1, "lr": 2}}', "key 'lr' is given twice"),
+        ("[" * 65 + "]" * 65, "nested too deeply"),
     ],
 )
 def test_json_is_strict_and_refused_in_one_line(text: str, cause: str) -> None:
@@ -98,7 +100,18 @@ def test_json_is_strict_and_refused_in_one_line(text: str, cause: str) -> None:
         ("[" * 3000, "nested too deeply"),
         ("seed: 0x" + "f" * 5000, "a whole number of 5,002 digits"),
         ("day: 2024-13-45", "month must be in 1..12"),
-        ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [x]", "line 1, column 4: could not determine a constructor"),
+        ("a: 1\nb: {lr: 1, 'lr': 2}", "line 2, column 12: key 'lr' is given twice"),
+        ("a: &a [1, *a]", "a holds itself"),
+        ("a: &a {b: {c: *a}}", "a holds itself"),
+        (
+            "a: &a [1, 2, 3, 4, 5, 6, 7, 8]\n"
+            + "".join(f"{y}: &{y} [{', '.join(['*' + x] * 8)}]\n" for x, y in "ab bc cd de ef fg".split()),
+            "aliases stand for more",
+        ),
+        ("\ta: 1", "cannot start any token"),
+        ("a: 1\n---\nb: 2", "expected a single document"),
+        ("a: \x00", "not allowed"),
     ],
 )
 def test_yaml_is_safe_and_refused_in_one_line(text: str, cause: str) -> None:
@@ -139,3 +152,22 @@ def test_a_file_that_is_a_folder_or_has_too_long_a_name_is_refused(tmp_path) -> 
 def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path) -> None:
     write_json(tmp_path / "x.json", {"out": "runs/\udcff"})
     assert json.loads((tmp_path / "x.json").read_bytes().decode("utf-8")) == {"out": "runs/\udcff"}
+
+
+def test_what_merges_may_be_overridden_and_aliases_may_be_used() -> None:
+    text = "c: {d: &d {x: 1, y: 2}}\na: {<<: *d, x: 3}\nb: *d\n"
+    assert parse_yaml(text, "x") == {"c": {"d": {"x": 1, "y": 2}}, "a": {"x": 3, "y": 2}, "b": {"x": 1, "y": 2}}
+    assert parse_yaml("[" * 64 + "]" * 64, "x")
+
+
+def test_a_reader_to_which_all_is_text_refuses_the_same() -> None:
+    import yaml
+
+    assert parse_yaml("{a: 0x1f, b: no, 1: 2024-13-45}", "x", yaml.BaseLoader) == {
+        "a": "0x1f",
+        "b": "no",
+        "1": "2024-13-45",
+    }
+    for text in ("{a: 1, a: 2}", "a: &a [*a]", "[" * 500):
+        with pytest.raises(UsageError):
+            parse_yaml(text, "x", yaml.BaseLoader)

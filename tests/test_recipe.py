@@ -255,7 +255,7 @@ numbers = st.floats(1e-30, 1e30)
     out=st.none() | words,
     init=words | st.sampled_from(["1:3", "5", "1e5", "no", "null", "2024-01-05", "0x10", "~", "1_000"]),
     lr=numbers,
-    temperature=numbers,
+    temperature=st.floats(1e-4, 1e4),
     weights=st.none() | st.lists(numbers, min_size=1, max_size=4),
     seed=st.integers(0, 2**31 - 1),
     limit=st.none() | st.integers(1, 10**9),

@@ -1,6 +1,7 @@
 """Commands that look at models: profile, map-layers, inspect."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -209,6 +210,6 @@ def inspect(
 
 def _lengths(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UsageError(f"--seq-len {text!r}: accepted are lengths separated by commas, such as 128,512")
+    if not all(re.fullmatch("[1-9][0-9]{0,6}", word) for word in words):
+        raise UsageError(f"--seq-len {text!r}: accepted are lengths up to 9999999 separated by commas, such as 128,512")
     return tuple(int(word) for word in words)

@@ -1,14 +1,13 @@
 """The recipe's objective: weights of terms, what they are multiplied by, how they change, and arms."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from kdalign.errors import did_you_mean
-from kdalign.recipe.sections import Section
-from kdalign.schedules import Scheduled, checked, scheduled
+from kdalign.recipe.sections import Section, Temperature, Weight, check_plain
+from kdalign.schedules import MOST_WEIGHT, Scheduled, checked, scheduled
 
 TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
 """The objective's weights."""
@@ -38,19 +37,19 @@ KEYS_OF_TERMS = {
 class Objective(Section):
     """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
 
-    hard: float = Field(0.3, ge=0)
-    alpha: float = Field(0.7, ge=0)
-    beta: float = Field(1.0, ge=0)
-    gamma: float = Field(1.0, ge=0)
-    delta: float = Field(1.0, ge=0)
-    embeddings: float = Field(0.0, ge=0)
+    hard: Weight = 0.3
+    alpha: Weight = 0.7
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    delta: Weight = 1.0
+    embeddings: Weight = 0.0
     """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
-    relations: float = Field(0.0, ge=0)
+    relations: Weight = 0.0
     """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
-    masked_lm: float = Field(0.0, ge=0)
+    masked_lm: Weight = 0.0
     """Cross-entropy of a student that classifies on masked tokens of its texts (15 %), by a head of its own that is not
     exported; costs about one more forward and backward of the student."""
-    temperature: float = Field(2.0, gt=0)
+    temperature: Temperature = 2.0
     divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
     """How answers are compared with the teacher's."""
     standardise: bool = False
@@ -182,9 +181,10 @@ class Objective(Section):
 def _with_weight(name: str, given: object) -> dict[str, Any]:
     options = {"weight": 1.0, **given} if isinstance(given, Mapping) else {"weight": given}
     options = {str(key): _number(value) for key, value in options.items()}
+    check_plain(options, f"term {name!r}")
     weight = options["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"term {name!r} takes a weight that is not negative; given {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
+        raise ValueError(f"term {name!r} takes a weight from 0 to {MOST_WEIGHT:,.0f}; given {weight!r}")
     return options
 
 

@@ -1,15 +1,17 @@
 """From files, flags and assignments to a recipe."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import UsageError, did_you_mean, shortened
+from kdalign.files import check_name, parse_yaml, read_yaml
 from kdalign.recipe.tasks import MultiTask
 from kdalign.recipe.whole import Recipe
 
@@ -40,6 +42,12 @@ def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[
     """
     found = deepcopy(dict(tree))
     sets = list(sets)
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+        if not text.strip():
+            raise UsageError(f"--set {key.strip()}= has no value (null takes one away)")
     said = {key for key, value in flags.items() if value is not None} | {one.partition("=")[0].strip() for one in sets}
     _forget(found, said)
     for key, value in flags.items():
@@ -48,11 +56,52 @@ def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[
         elif value is not None:
             assign(found, key, value)
     for assignment in sets:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+        key, _, text = assignment.partition("=")
         assign(found, key.strip(), value_of(key.strip(), text))
+    _check_texts(found)
     return found
+
+
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""What no file's name can have; U+DC80 to U+DCFF stand for bytes of a name that is not UTF-8."""
+_NO_PATHS = ("align.map", "init")
+"""Keys whose text is no name of a file or model."""
+
+
+def _check_texts(tree: Mapping[str, Any]) -> None:
+    """Refuse texts that no file can hold or be called, before somebody looks for one.
+
+    Raises:
+        UsageError: a null character, half a surrogate pair, or a name that is too long.
+    """
+    sections = [name for name, field in Recipe.model_fields.items() if _section(field)]
+    for key, value in tree.items():
+        if key in sections and isinstance(value, Mapping):
+            texts = {f"{key}.{name}": each for name, each in value.items()}
+        else:
+            texts = {str(key): value}
+        for name, each in texts.items():
+            for text in _texts(each):
+                if _NO_NAME.search(text):
+                    raise UsageError(f"{name}={text!r}: holds a character that no file's name can have")
+            names = each if isinstance(each, list | tuple) else [each]
+            for one in names if name.partition(".")[0] not in ("objective", "multi_task") else ():
+                if isinstance(one, str) and one.strip() and name not in _NO_PATHS:
+                    for part in one.split(",") if name == "data.task" else [one]:
+                        check_name(part or one, name)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value of YAML, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
@@ -121,29 +170,32 @@ def read_tree(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds none.
     """
+    check_name(str(file), "the recipe's name")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read recipe {str(file)!r}: {_reason(error)}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist
-        raise UsageError(f"recipe {str(file)!r} is not YAML: {' '.join(str(error).split())}") from None
+        tree = read_yaml(file)
+    except UsageError as error:
+        raise UsageError(
+            f"cannot read recipe {str(file)!r}: {str(error).removeprefix(repr(str(file))).lstrip()}"
+        ) from None
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {str(file)!r} holds no keys")
     return tree
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
-
-
 def value_of(key: str, text: str) -> Any:
     """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
 
-    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63.
+    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63. So is what is
+    no YAML, such as a date that does not exist, unless it begins as a list or names with values.
+
+    Raises:
+        UsageError: a list or names with values that cannot be read.
     """
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
+        value = parse_yaml(text, key)
+    except UsageError:
+        if text.lstrip()[:1] in ("[", "{") and not _holds_text(key):
+            raise
         return text
     if value is not None and _holds_text(key):
         return value if isinstance(value, str) else text
@@ -230,6 +282,10 @@ def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) ->
             _check_keys(inner, value, f"{path}{key}.")
 
 
+def _section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
 def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
@@ -243,9 +299,10 @@ def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part != "str" and "[" not in str(part))  # of a union, which
     if first["type"] == "missing":
         flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
         return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
     said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{key}={first['input']!r}: {said}" if key else said  # of several keys: the message names them
+    # Of several keys the message names them.
+    return f"{key}={shortened(repr(first['input']), 120)}: {said}" if key else said

@@ -1,18 +1,87 @@
 """The recipe's sections: data, layers, training and fine-tuning."""
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from kdalign.errors import did_you_mean
+from kdalign.errors import did_you_mean, shortened
+from kdalign.schedules import MOST_TEMPERATURE, MOST_WEIGHT
+
+MOST_STEPS = 10**9
+MOST_ROWS = 10**12
+MOST_TOKENS = 10**15
+MOST_EPOCHS = 1e6
+LONGEST_INPUT = 10**6
+"""Tokens of one input."""
+MOST_DECAY = 1e3
+LARGEST = 1e38
+"""What a float32 holds, about."""
+
+LearningRate = Annotated[float, Field(gt=0, le=LARGEST)]
+Epochs = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
+WeightDecay = Annotated[float, Field(ge=0, le=MOST_DECAY)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Weight = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
+Temperature = Annotated[float, Field(ge=1 / MOST_TEMPERATURE, le=MOST_TEMPERATURE)]
 
 
 class Section(BaseModel):
     """A part of a recipe: what is not known is refused, and nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic would take true for 1, and "yes" for true."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bytes | bytearray | set | frozenset):
+            raise ValueError("takes numbers, words, and lists of them")
+        given = value if isinstance(value, list | tuple) else [value]
+        if Any not in kinds and bool not in kinds and any(isinstance(one, bool) for one in given):
+            raise ValueError("true and false are neither a number nor a name (a name is quoted)")
+        if bool in kinds and not isinstance(value, bool) and len(kinds) == 1:
+            raise ValueError("must be true or false")
+        blank = any(isinstance(one, str) and not one.strip() for one in given)
+        if str in kinds and blank and info.field_name != "task":  # which says more
+            raise ValueError("is empty; leave the key out, or give null, where nothing is meant")
+        return value
+
+
+def check_plain(value: object, where: str) -> None:
+    """Refuse what YAML can hold and a recipe cannot: bytes, dates, sets, and numbers that are not finite.
+
+    Raises:
+        ValueError: what is accepted.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where} has the key {key!r}, which is no text (quote it)")
+            check_plain(inner, where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_plain(inner, where)
+    elif not (value is None or isinstance(value, str | bool | int | float)) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError(f"{where} takes finite numbers, words, and lists of them; given {shortened(repr(value), 100)}")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of; of words that are listed, their own."""
+    parts = get_args(annotation)
+    if not parts:
+        return {annotation}
+    return {
+        kind for part in parts for kind in (_kinds(part) if isinstance(part, type) or get_args(part) else {type(part)})
+    }
 
 
 AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1}
@@ -40,13 +109,13 @@ class Augment(Section):
     """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
     model: str | None = None
     """Of ``masked-lm``: the masked language model, a hub id or a folder."""
-    copies: int = Field(1, ge=1)
+    copies: int = Field(1, ge=1, le=10_000)
     """Of ``masked-lm``: new texts of each labelled row, made once; 20 in TinyBERT."""
-    candidates: int = Field(15, ge=1)
+    candidates: int = Field(15, ge=1, le=10**6)
     """Of ``masked-lm``: a word is drawn from so many likely ones."""
     keep_labels: bool = False
     """Of ``masked-lm``: whether new texts have the label of the row they are made of; else it is not known."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of ``masked-lm``: of what is drawn; the same texts for all seeds of the training."""
 
     @model_validator(mode="after")
@@ -93,18 +162,18 @@ class Data(Section):
     """A hub data set instead of the task's own."""
     config: str | None = None
     """The hub data set's configuration."""
-    max_length: int = Field(128, ge=8)
+    max_length: int = Field(128, ge=8, le=LONGEST_INPUT)
     """Longest input in tokens; longer ones are cut, counted and reported."""
     order: Literal["drawn", "left-to-right"] = "drawn"
     """In which order a permutation model (XLNet) is trained to predict tokens; it is scored from left to right."""
-    limit: int | None = Field(None, ge=1)
+    limit: Rows | None = None
     """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
-    limit_seed: int | None = Field(None, ge=0, lt=2**31)
+    limit_seed: Seed | None = None
     """Of that draw; the training's own seed when left out. Arms of an ablation learn from one draw, 0."""
     unlabelled: str | None = None
     """Text without labels to learn from as well: a folder or a file with the task's columns (of a folder, its split
     ``train``), or ``rest``, the training rows that ``limit`` leaves out. Every term but those of labels counts it."""
-    unlabelled_limit: int | None = Field(None, ge=1)
+    unlabelled_limit: Rows | None = None
     """At most so many of these texts, drawn as for ``limit``."""
     unlabelled_share: float | None = Field(None, gt=0, lt=1)
     """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
@@ -137,7 +206,7 @@ class Align(Section):
 
     map: str = "auto"
     """``auto`` (the layers that the student was cut from, else uniform), a fixed map, or pairs such as ``0:1 1:3``."""
-    remap_every: int | None = Field(None, ge=1)
+    remap_every: Steps | None = None
     """Steps after which a map by likeness is measured again on the student as it is then; once, before training, when
     left out."""
     plan: str | None = None
@@ -153,7 +222,7 @@ class Align(Section):
     into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
     relations: Literal["values", "all"] = "values"
     """What ``objective.relations`` compares: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
-    relation_heads: int | None = Field(None, ge=1)
+    relation_heads: int | None = Field(None, ge=1, le=10**6)
     """Heads of relations, a divisor of both models' widths; the largest up to the teacher's own when left out."""
     projection: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
     """What brings features of different widths together."""
@@ -186,43 +255,43 @@ class Align(Section):
 class Train(Section):
     """How the student is trained."""
 
-    epochs: float = Field(3.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    epochs: Epochs = 3.0
+    max_steps: Steps | None = None
     """Optimizer steps; wins over epochs."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Stop with the step in which so many real tokens were trained on; wins over epochs."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=MOST_STEPS)
     """Examples per optimizer step, over all ranks."""
-    batch_tokens: int | None = Field(None, ge=1)
+    batch_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """About so many real tokens per optimizer step instead, so that short texts weigh no more than long ones."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, le=MOST_STEPS)
     """Examples per forward and rank; the whole share when left out."""
-    lr: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: LearningRate = 2e-4
+    weight_decay: WeightDecay = 0.01
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.06, ge=0, lt=1)
+    warmup: Share = 0.06
     """Share of the steps over which the learning rate rises."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(1.0, gt=0, le=LARGEST)
     """Largest norm of the gradient."""
-    lora: int | None = Field(None, ge=1)
+    lora: int | None = Field(None, ge=1, le=10**6)
     """Train low-rank adapters of this rank instead of the layers' weights; they are merged before export."""
     freeze: tuple[str, ...] = ()
     """Parts of the student that are not trained: ``embeddings``, ``head``, ``layers=0-1`` (of each stack) or
     ``layers=encoder:0``; several with commas."""
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: Share | None = None
     """The student's dropout; as its configuration says when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
-    seed: int = Field(0, ge=0, lt=2**31)
-    eval_every: int | None = Field(None, ge=1)
+    seed: Seed = 0
+    eval_every: Steps | None = None
     """Steps between evaluations on a slice of train; a tenth of the run when left out."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_every: Steps | None = None
     """Steps between checkpoints; a minute of training lies between them when left out."""
-    samples: int = Field(3, ge=0)
+    samples: int = Field(3, ge=0, le=10_000)
     """With each evaluation, so many prompts are continued by the student, for models that go left to right."""
     select: Literal["last", "best"] = "last"
     """Which step's student is exported: the last, or the best on a slice held out of train."""
-    patience: int | None = Field(None, ge=1)
+    patience: Steps | None = None
     """Stop after so many evaluations without a better score on the held-out slice."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
     """Share of train held out, by whole texts, for ``select: best`` and ``patience``."""
@@ -234,7 +303,7 @@ class Train(Section):
     def _parts(cls, value: object) -> object:
         words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
         for word in words if isinstance(words, list | tuple) else ():
-            if not re.fullmatch(r"embeddings|head|layers=(\w+:)?\d+(-\d+)?", str(word)):
+            if not re.fullmatch(r"embeddings|head|layers=(\w+:)?[0-9]{1,9}(-[0-9]{1,9})?", str(word)):
                 near = did_you_mean(str(word), ("embeddings", "head", "layers"))
                 raise ValueError(
                     f"no part {word!r}{near} (accepted: embeddings, head, layers=N, layers=N-M, layers=STACK:N-M)"
@@ -262,9 +331,9 @@ class Train(Section):
 class Finetune(Section):
     """How a teacher without a head for the task is first fine-tuned on it."""
 
-    epochs: float = Field(3.0, gt=0)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.06, ge=0, lt=1)
-    seed: int = Field(0, ge=0, lt=2**31)
+    epochs: Epochs = 3.0
+    batch_size: int = Field(32, ge=1, le=MOST_STEPS)
+    lr: LearningRate = 1e-4
+    weight_decay: WeightDecay = 0.01
+    warmup: Share = 0.06
+    seed: Seed = 0

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, field_validator
 
-from kdalign.errors import did_you_mean
+from kdalign.errors import UsageError, did_you_mean
+from kdalign.files import is_file, read_yaml
 from kdalign.recipe.objective import Objective
-from kdalign.recipe.sections import Align, Data, Finetune, Section
+from kdalign.recipe.sections import Align, Data, Finetune, Section, check_plain
 
 PRETRAINED = "pretrained"
 _OF_A_TASK: Mapping[str, type[BaseModel]] = {
@@ -29,7 +30,7 @@ class MultiTask(Section):
     sampling: Literal["temperature", "size", "equal"] = "temperature"
     """Whose batch a step takes: a task is drawn by its number of training examples to the power of 1 / temperature, by
     that number itself, or as often as any other."""
-    temperature: float = Field(2.0, ge=1)
+    temperature: float = Field(2.0, ge=1, le=1e12)
     """Of ``sampling: temperature``: 1 is ``size``, and the higher the nearer to ``equal``."""
     body_from: str = PRETRAINED
     """Where shared layers that are cut out of the teacher start: from it as it was before it was fine-tuned, which
@@ -46,6 +47,7 @@ class MultiTask(Section):
             raise ValueError(
                 "multi_task.tasks takes names of tasks, each with keys, such as {cola: {objective.beta: 2}}"
             )
+        check_plain(value, "multi_task.tasks")
         found: dict[str, dict[str, Any]] = {}
         for task, changes in value.items():
             flat = found.setdefault(str(task), {})
@@ -118,10 +120,10 @@ TASK_FILES = Path(__file__).parents[1] / "tasks" / "files"
 def _kind_of(task: str) -> str:
     """What a task's name begins with, or the kind that a task file says."""
     file = Path(task) if task.endswith((".yaml", ".yml")) else TASK_FILES / f"{task}.yaml"
-    if not file.is_file():
+    if not is_file(file):
         return task.partition(":")[0]
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # said by whoever reads the whole of it
+        tree = read_yaml(file, yaml.BaseLoader)
+    except UsageError:  # said by whoever reads the whole of it
         return ""
     return str(tree.get("kind", "")) if isinstance(tree, dict) else ""

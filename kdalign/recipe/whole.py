@@ -59,8 +59,9 @@ class Recipe(Section):
             for key, given in tree.items()
         }
         data = tree.get("data")
-        tasks = data.get("task") or () if isinstance(data, Mapping) else ()
-        names = [str(name).strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+        tasks = data.get("task") if isinstance(data, Mapping) else None
+        given = tasks.split(",") if isinstance(tasks, str) else tasks if isinstance(tasks, list | tuple) else ()
+        names = [name.strip() for name in given if isinstance(name, str)]
         if isinstance(tree.get("preset"), str):
             preset = preset_named(tree["preset"])
             for name in names:
@@ -71,9 +72,9 @@ class Recipe(Section):
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
         for start in starts:
             for section, values in start.items():
-                given = tree.get(section, {})
-                if isinstance(given, Mapping):
-                    filled[section] = {**filled.get(section, {}), **values, **given}
+                own = tree.get(section, {})
+                if isinstance(own, Mapping):
+                    filled[section] = {**filled.get(section, {}), **values, **own}
         return filled
 
     @model_validator(mode="after")

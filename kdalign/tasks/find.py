@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.files import read_yaml
 from kdalign.recipe import TASK_FILES
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
@@ -122,11 +123,8 @@ def _source(folder: str | None, dataset: str | None, config: str | None, task: s
 
 
 def _from_file(file: Path) -> AnyTask:
-    try:
-        # Every value is text: a label called no is not a boolean, nor is 2024-01-05 a date.
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read task file {str(file)!r}: {' '.join(str(error).split())}") from None
+    # Every value is text: a label called no is not a boolean, nor is 2024-01-05 a date.
+    tree = read_yaml(file, yaml.BaseLoader)
     if not isinstance(tree, dict):
         raise UsageError(f"task file {str(file)!r} holds no keys (known: {', '.join(_KEYS)})")
     for key in tree:

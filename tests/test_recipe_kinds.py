@@ -1,0 +1,253 @@
+"""Whatever a key of a recipe is given, there is a recipe or one line."""
+
+import datetime
+import math
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from kdalign.ablation import build_ablation
+from kdalign.errors import UsageError
+from kdalign.recipe import Recipe, build_recipe, recipe_of
+
+NASTY: dict[str, Any] = {
+    "null": None,
+    "true": True,
+    "false": False,
+    "empty": "",
+    "blank": " \t",
+    "long": "x" * 10_000,
+    "null character": "a\0b",
+    "half a surrogate": "a\udc80b",
+    "control": "a\x1b[31m\nb",
+    "words": "some words",
+    "minus": -1,
+    "zero": 0,
+    "half": 0.5,
+    "huge": 1e300,
+    "tiny": 5e-324,
+    "nan": math.nan,
+    "infinity": math.inf,
+    "forty digits": 10**39,
+    "digits": "1" * 5000,
+    "number as text": "3",
+    "float as text": "1e-4",
+    "list": [],
+    "names": {},
+    "nested": [[["x"]]],
+    "named": {"a": {"b": 1}},
+    "by number": {1: {2: 3}},
+    "nulls": [None],
+    "truths": [True],
+    "many": [1] * 1000,
+    "bytes": b"\xff",
+    "a day": datetime.date(2024, 1, 5),
+    "a set": {"x"},
+}
+
+
+def keys(section: type[BaseModel] = Recipe, before: str = "") -> list[str]:
+    """Every key of a recipe, sections too."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(before + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += keys(field.annotation, f"{before}{name}.")
+    return found
+
+
+def given(key: str, value: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {"teacher": "t", "data": {"task": "sst2"}}
+    at = tree
+    *sections, last = key.split(".")
+    for section in sections:
+        at = at.setdefault(section, {})
+    at[last] = value
+    return tree
+
+
+def outcome(make: Any) -> Any:
+    """What is made, or None where it is refused in one line of moderate length."""
+    try:
+        return make()
+    except UsageError as error:
+        line = str(error)
+        assert len(line.splitlines()) == 1, line
+        assert "Traceback" not in line
+        return None
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_key_takes_a_value_or_refuses_it_in_one_line(key):
+    for value in NASTY.values():
+        made = outcome(lambda value=value: recipe_of(given(key, value)))
+        if made is not None:
+            assert recipe_of(made.model_dump(mode="json")) == made
+        tree = given(key, value)
+        outcome(lambda tree=tree: build_recipe(None, tree))
+
+
+@pytest.mark.parametrize("key", ["objective.terms.pkd", "objective.terms.pkd.weight", "objective.schedule.alpha",
+                                 "objective.schedule.alpha.to", "objective.schedule.temperature.until",
+                                 "multi_task.tasks.sst2", "multi_task.tasks.sst2.objective.beta"])  # fmt: skip
+def test_every_key_below_a_mapping_does_so_too(key):
+    for value in NASTY.values():
+        outcome(lambda value=value: recipe_of(given(key, value)))
+
+
+TEXTS = [
+    *(
+        "",
+        " ",
+        "[",
+        "[1,",
+        "{a: ",
+        "&a [*a]",
+        "*b",
+        "!!python/object:os.x {}",
+        "2024-13-45",
+        "!!binary aGk=",
+        "2024-01-05",
+    ),
+    *("[" * 3000, "{a: " * 3000, "0x" + "f" * 5000, "1" * 5000, "'", '"', "%", "@x", "a: b: c", "{1: 2}", "!!set {a}"),
+    *("{a: 1, a: 2}", "? x", "- 1", "\t", "null", "~", "yes", ".nan", "1_000", "1:30", "- - - -", "{a: !!binary aGk=}"),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:12])
+def test_every_assignment_gives_a_recipe_or_one_line(text):
+    for key in (
+        "train.lr",
+        "train.seed",
+        "out",
+        "data.task",
+        "align.map",
+        "align.weights",
+        "objective.terms",
+        "train",
+        "allow",
+    ):
+        outcome(lambda key=key: build_recipe(None, {"teacher": "t", "data.task": "sst2"}, [f"{key}={text}"]))
+
+
+def numbers(section: type[BaseModel] = Recipe, before: str = "") -> list[tuple[str, bool]]:
+    """Keys that hold a number, and whether it is a whole one."""
+    found = []
+    for name, field in section.model_fields.items():
+        kinds = {field.annotation, *get_args(field.annotation)}
+        kinds |= {inner for kind in kinds for inner in get_args(kind)}
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += numbers(field.annotation, f"{before}{name}.")
+        elif {int, float} & kinds:
+            found.append((before + name, int in kinds))
+    return found
+
+
+@pytest.mark.parametrize(("key", "whole"), numbers())
+def test_a_number_is_finite_bounded_and_no_truth_and_a_whole_one_is_whole(key, whole):
+    refused = [True, math.nan, math.inf, 1e300, 10**39, "x", *([0.5, "0.5x"] if whole else [])]
+    for value in refused:
+        with pytest.raises(UsageError, match=key.replace(".", r"\.")):
+            recipe_of(given(key, value))
+
+
+def test_there_are_dozens_of_numbers():
+    assert len(numbers()) > 40
+
+
+@pytest.mark.parametrize(
+    "key", ["objective.beta", "objective.gamma", "objective.masked_lm", "objective.hard", "objective.alpha"]
+)
+def test_a_weight_beyond_which_losses_are_infinite_is_refused_before_the_run(key):
+    with pytest.raises(UsageError, match=r"less than or equal to 1000000"):
+        recipe_of(given(key, 1e30))
+    with pytest.raises(UsageError, match="pkd"):
+        recipe_of(given("objective.terms.pkd", 1e30))
+
+
+@pytest.mark.parametrize("value", [1e-300, 0, 1e-5, 1e5])
+def test_a_temperature_is_between_a_ten_thousandth_and_ten_thousand(value):
+    with pytest.raises(UsageError, match=r"objective\.temperature"):
+        recipe_of(given("objective.temperature", value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("finetune_teacher", 1), ("finetune_teacher", "yes"), ("align.shared", 0.0)]
+)
+def test_what_is_true_or_false_is_no_number_and_no_word(key, value):
+    with pytest.raises(UsageError, match="must be true or false"):
+        recipe_of(given(key, value))
+
+
+@pytest.mark.parametrize("key", ["teacher", "out", "data.folder", "data.config", "revision", "align.plan"])
+def test_an_empty_text_is_not_taken_for_what_is_not_given(key):
+    for text in ("", " "):
+        with pytest.raises(UsageError, match="is empty"):
+            recipe_of(given(key, text))
+
+
+@pytest.mark.parametrize("key", ["teacher", "student", "out", "data.folder", "data.task", "align.plan", "tokenizer"])
+def test_a_name_that_no_file_can_have_is_refused(key):
+    for text, said in (
+        ("x" * 300, "too long"),
+        ("a/" * 3000, "too long"),
+        ("a\0b", "character"),
+        ("a\ud800", "character"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            build_recipe(None, given(key, text))
+    long = f"{'x' * 200}/{'y' * 200}"
+    assert build_recipe(None, given("teacher", long)).teacher == long
+
+
+def test_an_assignment_without_a_key_or_a_value_is_refused():
+    for words, said in (
+        (["=1"], "takes section.key=value"),
+        (["out="], "out= has no value"),
+        (["train.lr= "], "no value"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            build_recipe(None, {"teacher": "t", "data.task": "sst2"}, words)
+
+
+ABLATION = {
+    "teacher": "t",
+    "data": {"task": "sst2"},
+    "arms": {"labels": None, "b": {"from": "soft", "objective.alpha": 1}},
+    "seeds": [0, 1],
+    "sweep": {"train.lr": [1e-4]},
+}
+
+
+def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [at, *(place for key, value in inner for place in places(value, (*at, key)))]
+
+
+def changed(tree: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[place[0]] = changed(tree[place[0]], place[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("place", places(ABLATION), ids=str)
+def test_an_ablation_is_made_or_refused_in_one_line_whatever_stands_at_one_place(place, tmp_path):
+    import yaml
+
+    for number, value in enumerate(
+        [*NASTY.values(), {1: {}}, {"x": {"from": 3}}, {"x": {"from": "nope"}}, {None: None}]
+    ):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.dump(changed(ABLATION, place, value)), encoding="utf-8")
+        outcome(lambda file=file: build_ablation(file, {}))
+
+
+@pytest.mark.parametrize("arms", ["{1: {}}", "{true: {objective.beta: 0}}", "{null: {}}", "{2024-01-05: {}}"])
+def test_an_arm_is_named_by_text(arms, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"teacher: t\ndata: {{task: sst2}}\narms: {arms}\n")
+    with pytest.raises(UsageError, match="an arm's name is text"):
+        build_ablation(file, {})
