@@ -27,7 +27,7 @@ from kdalign.tasks import (
 )
 from kdalign.tasks.cases import PREFIX_WORDS, SPAN_WORDS, Case, continuations, sources
 from kdalign.tasks.data import split_exists
-from kdalign.text_metrics import TEXT_METRICS, TextMetric, score_texts
+from kdalign.text_metrics import TEXT_METRICS, TextMetric, notes_on_words, score_texts
 
 MOST_TRAINING_TEXTS = 20_000
 """So many texts of train are enough for a unigram."""
@@ -39,7 +39,7 @@ class Settings:
 
     Attributes:
         writing: of texts.
-        language: of texts, a code; empty where the task says it, or English.
+        language: of texts, a code; empty where the task says it, or nobody does.
         within_words: whether a masked model's pseudo-likelihood masks what follows in a word.
         dtype: of a local model's weights and activations.
         shots: solved examples before each question to a model that answers classes in words.
@@ -76,9 +76,9 @@ class Job:
 
     @property
     def language(self) -> str:
-        """Of the texts."""
+        """The code of the texts' language; empty where nobody says it."""
         own = self.task.language if isinstance(self.task, LanguageTask) else ""
-        return self.settings.language or own or "en"
+        return self.settings.language or own
 
     @property
     def continuing(self) -> bool:
@@ -192,7 +192,8 @@ def with_texts(
     """An evaluation with the scores of texts, which are kept with each one's own scores."""
     import pandas as pd
 
-    scores, each = score_texts(metrics, texts, [case.references for case in cases], job.language)
+    references = [case.references for case in cases]
+    scores, each = score_texts(metrics, texts, references, job.language)
     kept: dict[str, Any] = {
         "prompt": [case.prompt for case in cases],
         "references": [list(case.references) for case in cases],
@@ -201,5 +202,6 @@ def with_texts(
     file = place.file(job, "-texts.parquet")
     with whole_file(file) as temporary:
         pd.DataFrame(kept | each).to_parquet(temporary, index=False)
-    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}")
+    unfit = notes_on_words(metrics, texts, references, job.language)
+    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}", *unfit)
     return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))

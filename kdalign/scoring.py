@@ -15,6 +15,7 @@ from kdalign.errors import KdalignError, UsageError, unknown
 from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
+from kdalign.languages import language_code
 from kdalign.likelihood import PERPLEXITIES
 from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
@@ -29,7 +30,7 @@ from kdalign.served import Settings as ServerSettings
 from kdalign.targets import AGREEMENT, MASKED, Baseline, LocalModel, Target
 from kdalign.tasks import AnyTask, LanguageTask, Source, Task, find_task, load_examples, load_texts
 from kdalign.tasks.language import FAMILIES
-from kdalign.text_metrics import TEXT_METRICS
+from kdalign.text_metrics import TEXT_METRICS, check_words
 from kdalign.training import make_accelerator
 from kdalign.work import Work, work_on
 
@@ -48,7 +49,7 @@ class Asked:
         pseudo: how a masked model's pseudo-likelihood masks, ``word-l2r`` or ``token``.
         beams: of texts that are written; 1 is greedy.
         new_tokens: at most so many where a model ends its text itself.
-        language: of texts, a code such as ``de``.
+        language: of texts, a code such as ``de``; the task's, or words are told apart by Unicode's rules.
         precision: of local models, ``fp32`` or ``bf16``.
         shots: solved examples before each question to a model that answers classes in words.
         seed: of what is drawn, such as those examples.
@@ -121,6 +122,9 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         targets = [str(_newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
     _check(asked)
+    if asked.language is not None:
+        asked = replace(asked, language=language_code(asked.language))
+        check_words(asked.wanted or (), asked.language or "")
     checked: list[Target] = []
     several = len(targets) > 1
     for task in asked.tasks:
@@ -128,6 +132,8 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         for name in targets:
             checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
     _check_used(checked, asked)
+    for target in checked:
+        check_words(asked.wanted or target.default_metrics, target.job.language)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")

@@ -13,12 +13,13 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import regex
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, library_errors
 from kdalign.extend import resolve
+from kdalign.languages import HAN, WITHOUT_BLANKS, language_code
 from kdalign.metrics import Score
 from kdalign.statistics import sums_interval
+from kdalign.words import UnicodeWords, letters_apart, lost_to_english, runs_on
 
 Array = np.ndarray[Any, Any]
 References = Sequence[Sequence[str]]
@@ -85,19 +86,15 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
 
     The counts are those that sacreBLEU itself adds up for its significance tests.
     """
-    from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    makers: dict[str, Callable[[], Any]] = {
-        "bleu": lambda: BLEU(trg_lang=language, force=True),
-        "chrf": CHRF,
-        "ter": TER,
-    }
-    try:
-        scorer = makers[name]()
-    except (RuntimeError, ImportError) as error:  # Japanese and Korean need a package of their own
-        raise UsageError(f"{name} of language {language!r}: {' '.join(str(error).split())}") from None
+    makers: dict[str, Callable[[], Any]] = {"bleu": partial(bleu_of, language), "chrf": CHRF, "ter": TER}
+    scorer = makers[name]()
+    how = ""
+    if name == "bleu" and scorer.tokenizer_signature == "intl":
+        predictions, references = _all(letters_apart, predictions, references)
+        how = ", a letter each of scripts without blanks"
     # A row may have fewer references than another: sacreBLEU passes over None alone, an empty text is a reference.
     by_number = list(zip_longest(*references))
     rows = np.array(scorer._extract_corpus_statistics(list(predictions), by_number), dtype=float)
@@ -105,42 +102,59 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
     def value(sums: Array) -> float:
         return float(scorer._compute_score_from_stats(sums.tolist()).score)
 
-    return Counts(rows, value, f"sacreBLEU {scorer.get_signature()}")
+    return Counts(rows, value, f"sacreBLEU {scorer.get_signature()}{how}")
+
+
+def bleu_of(language: str) -> Any:
+    """The BLEU of sacreBLEU with the tokenizer of a language.
+
+    These are its own for Chinese, Japanese and Korean, ``13a`` for other languages that have blanks between words, and
+    ``intl``, which goes by Unicode's classes of characters, for those without, and where nobody names the language.
+
+    Raises:
+        UsageError: the package that divides Japanese or Korean is not there.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    own = {**dict.fromkeys(HAN, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}
+    tokenizer = own.get(language, "intl" if language in {"", *WITHOUT_BLANKS} else "13a")
+    if language not in ("ja", "ko"):
+        return BLEU(tokenize=tokenizer, force=True)
+    mend = "or ask for chrf and cer, which count characters"
+    with library_errors(f"bleu cannot divide texts of language {language!r} into words", mend):
+        return BLEU(tokenize=tokenizer, force=True)
+
+
+def _all(
+    change: Callable[[str], str], predictions: Sequence[str], references: References
+) -> tuple[list[str], list[list[str]]]:
+    """All texts, changed."""
+    return [change(text) for text in predictions], [[change(text) for text in known] for known in references]
 
 
 def _rouge(kind: str, predictions: Sequence[str], references: References, language: str) -> Counts:
     """ROUGE F1 (Lin 2004), the best of several references, mean over examples.
 
-    English is stemmed; other languages are divided into words of Unicode letters, which rouge-score's own tokenizer
-    would drop.
+    English is stemmed; other languages, and texts whose language nobody names, are divided into words of Unicode
+    letters, which rouge-score's own tokenizer would drop.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    english = language == "en"
-    scorer = RougeScorer([kind], use_stemmer=True) if english else RougeScorer([kind], tokenizer=UnicodeWords())
+    english, words = language == "en", UnicodeWords(language)
+    scorer = RougeScorer([kind], use_stemmer=True) if english else RougeScorer([kind], tokenizer=words)
     pairs = zip(predictions, references, strict=True)
     each = [100.0 * scorer.score_multi(list(known), text)[kind].fmeasure for text, known in pairs]
-    how = "porter stemmer" if english else UnicodeWords.name
-    return _mean(each, f"rouge_score {version('rouge_score')}, F1, {how}")
-
-
-class UnicodeWords:
-    """Words of Unicode letters, digits and marks, case folded; a character each where script has no spaces."""
-
-    name = "unicode words"
-    _alone = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    _word = regex.compile(rf"[{_alone}]\p{{M}}*|[^\W_{_alone}](?:[^\W_{_alone}]|\p{{M}})*")
-
-    def tokenize(self, text: str) -> list[str]:
-        """Its words."""
-        return list(self._word.findall(unicodedata.normalize("NFKC", text).casefold()))
+    how = "porter stemmer" if english else words.name
+    lines = ", sentences are lines" if kind == "rougeLsum" else ""
+    return _mean(each, f"rouge_score {version('rouge_score')}, F1, {how}{lines}")
 
 
 def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: References, language: str) -> Counts:
     """Edits over the characters or words of the references, the nearest of several; never a mean of rates.
 
-    Normalised texts have gone through Whisper's normaliser (Radford et al. 2022, arXiv:2212.04356, appendix C): its
-    English one without the table of British spellings, its basic one for other languages.
+    Words are what white space divides, of whatever kind. Characters are code points, white space inside a text among
+    them. Normalised texts have gone through Whisper's normaliser (Radford et al. 2022, arXiv:2212.04356, appendix C):
+    its English one without the table of British spellings, its basic one for other languages, which here keeps marks.
     """
     import jiwer
 
@@ -148,25 +162,39 @@ def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: 
     process = jiwer.process_characters if unit == "characters" else jiwer.process_words
     rows = []
     for text, known in zip(predictions, references, strict=True):
+        # jiwer divides at blanks alone, so that a tab or a line's end would join two words.
+        guess = normal(text).strip() if unit == "characters" else " ".join(normal(text).split())
         counted = []
         for reference in known:
-            reference, guess = normal(reference), normal(text)
-            if not reference.strip():  # of which jiwer gives no rate
+            right = normal(reference).strip() if unit == "characters" else " ".join(normal(reference).split())
+            if not right:  # of which jiwer gives no rate
                 counted.append((len(guess if unit == "characters" else guess.split()), 0))
                 continue
-            found = process(reference, guess)
+            found = process(right, guess)
             wrong = found.substitutions + found.deletions
             counted.append((wrong + found.insertions, wrong + found.hits))
         rows.append(min(counted, key=lambda one: one[0] / max(one[1], 1)))
     how = f", whisper's {'english' if language == 'en' else 'basic'} normaliser" if normalized else ""
+    how += ", marks kept" if normalized and language != "en" else ""
     return Counts(np.array(rows, dtype=float), _per_cent, f"jiwer {version('jiwer')}, edits over {unit}{how}")
 
 
 def _normalizer(language: str) -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-    found: Callable[[str], str] = EnglishTextNormalizer({}) if language == "en" else BasicTextNormalizer()
-    return found
+    if language == "en":
+        english: Callable[[str], str] = EnglishTextNormalizer({})
+        return english
+    basic = BasicTextNormalizer()
+    basic.clean = _without_symbols
+    normal: Callable[[str], str] = basic
+    return normal
+
+
+def _without_symbols(text: str) -> str:
+    """Blanks for punctuation and symbols, as Whisper's own has them, but not for marks: a vowel of Hindi is one."""
+    composed = unicodedata.normalize("NFKC", text)
+    return "".join(" " if unicodedata.category(one)[0] in "PS" else one for one in composed)
 
 
 def _exact(predictions: Sequence[str], references: References, language: str) -> Counts:
@@ -219,24 +247,34 @@ def text_metric(name: str) -> TextMetric:
 
 
 def score_texts(
-    names: Sequence[str], predictions: Sequence[str], references: References, language: str = "en"
+    names: Sequence[str], predictions: Sequence[str], references: References, language: str = ""
 ) -> tuple[list[Score], dict[str, Array]]:
     """Metrics of a corpus, each with its 95 % bootstrap interval over examples, and each example's own value.
+
+    The shipped ones compare texts in Unicode's form NFC, in which an é is one character however it was written; where
+    that changes a text, their signatures say so.
 
     Args:
         names: of metrics.
         predictions: a text each.
         references: one or more a text.
-        language: of the texts, a code such as ``en``; decides how words are told apart.
+        language: of the texts, a code such as ``en``; decides how words are told apart. By Unicode's rules where it is
+            left out.
 
     Raises:
-        UsageError: another number of predictions than of rows of references, no rows, or a row without a reference.
+        UsageError: another number of predictions than of rows of references, no rows, a row without a reference, an
+            unknown language, or one whose words cannot be told apart here.
     """
     _check(predictions, references)
+    language = language_code(language) if language else ""
+    check_words(names, language)
+    composed = _all(partial(unicodedata.normalize, "NFC"), predictions, references)
+    same = composed[0] == list(predictions) and composed[1] == [list(known) for known in references]
     scores, each = [], {}
     for name in names:
         metric = text_metric(name)
-        counts = metric.count(predictions, references, language)
+        shipped = name in TEXT_METRICS
+        counts = metric.count(*(composed if shipped else (predictions, references)), language)
         value = counts.value(counts.rows.sum(axis=0))
         low, high = sums_interval(counts.rows, counts.value) if counts.resampled else (None, None)
         scores.append(
@@ -246,7 +284,7 @@ def score_texts(
                 metric.unit,
                 len(predictions),
                 metric.higher_is_better,
-                counts.signature,
+                counts.signature + (", texts in NFC" if shipped and not same else ""),
                 low,
                 high,
             )
@@ -256,10 +294,59 @@ def score_texts(
     return scores, each
 
 
+def check_words(names: Sequence[str], language: str) -> None:
+    """Refuse BLEU of a language whose words a package divides that is not there.
+
+    Raises:
+        UsageError: it is not; the line names it.
+    """
+    if "bleu" in names:
+        bleu_of(language)
+
+
+def notes_on_words(
+    names: Sequence[str], predictions: Sequence[str], references: References, language: str = ""
+) -> tuple[str, ...]:
+    """What must be known of texts in which a metric's way of dividing them finds few words or none.
+
+    Args:
+        names: of metrics.
+        predictions: a text each.
+        references: one or more a text.
+        language: as ``score_texts`` takes it.
+    """
+    language = language_code(language) if language else ""
+    rows = [(text, *known) for text, known in zip(predictions, references, strict=True)]
+    rouge = [name for name in names if name.startswith("rouge")]
+    counting = [name for name in names if name in _OF_WORDS or (name == "bleu" and language not in _OF_LETTERS)]
+    notes = []
+    if rouge and language == "en":
+        lost = [number for number, texts in enumerate(rows) if any(map(lost_to_english, texts))]
+        if lost:
+            notes.append(
+                f"{', '.join(rouge)}: rules for English drop most letters of texts in {len(lost):,} of {len(rows):,} "
+                f"rows, the first in row {lost[0]}; for another language give --language CODE"
+            )
+    joined = [number for number, texts in enumerate(rows) if any(map(runs_on, texts))] if counting else []
+    if joined:
+        notes.append(
+            f"{', '.join(counting)}: texts in {len(joined):,} of {len(rows):,} rows, the first in row {joined[0]}, "
+            "have no blanks between words, so that a whole clause counts as one; cer and chrf count characters"
+        )
+    if "rougeLsum" in names and not any("\n" in text.strip() for texts in rows for text in texts):
+        notes.append("rougeLsum: a sentence is a line, and no text has two")
+    return tuple(notes)
+
+
+_OF_WORDS = ("ter", "wer", "wer_normalized", "distinct1", "distinct2")
+_OF_LETTERS = frozenset({"", "ko"}) | WITHOUT_BLANKS
+"""Languages whose tokenizer of BLEU needs no blanks."""
+
+
 def _check(predictions: Sequence[str], references: References) -> None:
     if len(predictions) != len(references):
         raise UsageError(f"{len(predictions):,} predictions have {len(references):,} rows of references")
-    if not predictions:
+    if len(predictions) == 0:
         raise UsageError("there are no predictions to score")
     alone = next((row for row, known in enumerate(references) if len(known) == 0), None)
     if alone is not None:

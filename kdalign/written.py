@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.languages import language_code
 from kdalign.metrics import METRICS, Score, expanded, score
 from kdalign.results import Evaluation
 from kdalign.statistics import example_interval
 from kdalign.tasks.data import read_table
-from kdalign.text_metrics import TEXT_METRICS, score_texts
+from kdalign.text_metrics import TEXT_METRICS, notes_on_words, score_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_m
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 
 
-def score_file(file: str, metrics: Sequence[str] | None = None, language: str = "en") -> Evaluation:
+def score_file(file: str, metrics: Sequence[str] | None = None, language: str | None = None) -> Evaluation:
     """Score a file with the columns ``prediction`` and ``reference``, or ``references``, a list for each row.
 
     Texts are scored by metrics of texts, numbers (classes or scores) by metrics of classes and scores.
@@ -32,11 +33,12 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
     Args:
         file: parquet, csv, tsv or jsonl.
         metrics: names; those of texts, or accuracy and macro F1 for whole numbers, or correlations where left out.
-        language: of the texts.
+        language: of the texts, a code; words are told apart by Unicode's rules where it is left out.
 
     Raises:
-        UsageError: no such file or column, a row without its text, or a metric of something else.
+        UsageError: no such file or column, a row without its text, an unknown language, or a metric of something else.
     """
+    language = language_code(language) if language is not None else ""
     place = Path(file)
     if not place.is_file():
         near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else [])
@@ -57,9 +59,11 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
     for name in ("prediction", column):
         if table[name].isna().any():
             raise UsageError(f"{file!r}: row {int(np.flatnonzero(table[name].isna())[0])} has no {name}")
-    scores = _numbers(table, column, metrics, file) if _are_numbers(table, column, metrics) else None
-    if scores is None:
-        scores = _texts(table, column, metrics, language, file)
+    notes: tuple[str, ...] = ()
+    if _are_numbers(table, column, metrics):
+        scores = _numbers(table, column, metrics, file)
+    else:
+        scores, notes = _texts(table, column, metrics, language, file)
     return Evaluation(
         model=place.stem,
         task=place.stem,
@@ -70,6 +74,7 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str = 
         scores=tuple(scores),
         predictions=file,
         kind="file",
+        notes=notes,
     )
 
 
@@ -116,7 +121,10 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
     return found
 
 
-def _texts(table: "pd.DataFrame", column: str, metrics: Sequence[str], language: str, file: str) -> list[Score]:
+def _texts(
+    table: "pd.DataFrame", column: str, metrics: Sequence[str], language: str, file: str
+) -> tuple[list[Score], tuple[str, ...]]:
+    """The scores of texts, and what must be known to read them."""
     references = []
     for row, value in enumerate(table[column]):
         if column == "references" and isinstance(value, str):
@@ -128,4 +136,6 @@ def _texts(table: "pd.DataFrame", column: str, metrics: Sequence[str], language:
     for name in metrics:
         if name in METRICS:
             raise UsageError(f"{file!r}: {name} is of numbers, and predictions are texts")
-    return score_texts(metrics or OF_TEXTS, [str(text) for text in table["prediction"]], references, language)[0]
+    texts = [str(text) for text in table["prediction"]]
+    scores, _ = score_texts(metrics or OF_TEXTS, texts, references, language)
+    return scores, notes_on_words(metrics or OF_TEXTS, texts, references, language)

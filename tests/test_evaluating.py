@@ -20,6 +20,7 @@ from kdalign.noise import Noise
 from kdalign.observer import untold
 from kdalign.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
 from kdalign.tasks.cases import Case, continuations, copied, spaced
+from kdalign.tasks.language import language_task
 from kdalign.text_metrics import score_texts
 
 TEXTS = tuple(sentences(12, 21)[0])
@@ -448,6 +449,34 @@ def test_shipped_tasks_know_the_hubs_data_and_ask_in_words(name):
     assert task.text_metrics
 
 
+def test_tasks_in_english_say_so_and_columns_named_by_codes_are_languages():
+    english = (
+        "wmt14",
+        "wmt16",
+        "xsum",
+        "cnn_dailymail",
+        "samsum",
+        "dialogsum",
+        "aeslc",
+        "wikitext2",
+        "lm:sst2",
+        "masked-lm:cola",
+    )
+    assert {find_task(name).language for name in english} == {"en"}
+    named = {
+        "translation:en-de": "de", "translation:en-zh_CN": "zh", "translation:eng_Latn-zho_Hans": "zh",
+        "translation:src-tgt": "",
+        "translation:source-target": "", "translation:en-qq": "", "summarization:text-en": "", "lm:text": "", "lm": "",
+    }  # fmt: skip
+    assert {name: language_task(name).language for name in named} == named
+
+
+def test_a_task_files_language_is_kept_as_its_code(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("kind: translation\ncolumns: [a, b]\nlanguage: zh-Hant_TW\ndata: .\n")
+    assert find_task(str(file)).language == "zh"
+
+
 def test_several_references_are_all_that_a_row_holds(shared):
     task = find_task("aeslc", str(SHARED / "data"))
     examples = load_texts(task, "validation")
@@ -468,6 +497,8 @@ def test_several_references_are_all_that_a_row_holds(shared):
         ("kind: lm\ncolumns: [a]\nreferences: [b]", "are for tasks with a source and a target"),
         ("kind: lm\ncolumns: [a]\nlabels: [x, y]", "is for classes"),
         ("columns: [a]\nlanguage: de", "which name a kind"),
+        ("kind: lm\ncolumns: [a]\nlanguage: german", "unknown language in task file"),
+        ("kind: lm\ncolumns: [a]\nlanguage: german", "did you mean 'de'"),
     ],
 )
 def test_a_task_file_of_texts_that_does_not_fit_is_refused(tmp_path, lines, said):

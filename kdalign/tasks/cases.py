@@ -27,7 +27,7 @@ class Case:
     references: tuple[str, ...]
     words: int = 0
     stop: str = ""
-    language: str = "en"
+    language: str = ""
 
     @property
     def whole(self) -> str:
@@ -60,7 +60,7 @@ class Case:
 
 
 def continuations(
-    examples: Examples, language: str = "en", prefix: int = PREFIX_WORDS, span: int = SPAN_WORDS
+    examples: Examples, language: str = "", prefix: int = PREFIX_WORDS, span: int = SPAN_WORDS
 ) -> tuple[list[Case], int]:
     """The protocol ``continuation``: a text's first half is given, and the words after it are held out.
 
@@ -104,11 +104,11 @@ def copied(case: Case) -> str:
     return " ".join(again[-case.words :])
 
 
-def spaced(texts: Sequence[str], language: str = "en") -> list[str]:
+def spaced(texts: Sequence[str], language: str = "") -> list[str]:
     """Texts with one spacing, whatever tokenizer wrote them: what was taken apart is put together by Moses' rules."""
     from sacremoses import MosesDetokenizer
 
-    join = MosesDetokenizer(lang=language)
+    join = MosesDetokenizer(lang=language or "en")  # English's rules for apostrophes are those of most
     return [join.detokenize(_joined(text).split()) for text in texts]
 
 

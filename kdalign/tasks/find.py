@@ -9,6 +9,7 @@ import yaml
 
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.files import read_yaml
+from kdalign.languages import language_code
 from kdalign.recipe import TASK_FILES
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
@@ -189,7 +190,7 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
         evaluation=given.get("evaluation", ("validation",)),
         test=given.get("test", ("test",)),
         references=given.get("references", ()),
-        language=one.get("language", ""),
+        language=language_code(one["language"], f"language in {where}:") if "language" in one else "",
         prompt=one.get("prompt", ""),
         metrics=given.get("metrics", ()),
     )

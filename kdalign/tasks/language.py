@@ -1,6 +1,7 @@
 """Tasks learnt from text without labels: which text, and which families of models can."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdalign.errors import UsageError, did_you_mean
+from kdalign.languages import is_language, language_code
 from kdalign.tasks.data import Examples, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.task import Source, Task
@@ -134,7 +136,7 @@ def language_task(name: str) -> LanguageTask | None:
         columns = tuple(rest.split("-"))
         if len(columns) != 2 or not all(columns):
             raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
-        language = columns[1] if kind == "translation" and len(columns[1]) == 2 else ""
+        language = _language_in(columns[1]) if kind == "translation" else ""
         return LanguageTask(name.replace(":", "-"), kind, columns, Source(), language=language)
     glue = GLUE.get(rest)
     if kind == "embedding" and (glue is None or not glue.regression):
@@ -144,8 +146,23 @@ def language_task(name: str) -> LanguageTask | None:
             raise UsageError(f"task {name!r} names no column: give one, as in {kind}:text")
         return LanguageTask(f"{kind}-{rest}", kind, (rest,), Source())
     return LanguageTask(
-        name.replace(":", "-"), kind, glue.columns, glue.source, evaluation=glue.evaluation, test=glue.test
+        name.replace(":", "-"),
+        kind,
+        glue.columns,
+        glue.source,
+        evaluation=glue.evaluation,
+        test=glue.test,
+        language="en",
     )
+
+
+_LANGUAGE = re.compile(r"[a-z]{2}(_[A-Z]{2})?|[a-z]{2,3}_[A-Z][a-z]{3}")
+"""How columns of a language are named: de, pt_BR, zho_Hans. Three letters alone are too often a word."""
+
+
+def _language_in(column: str) -> str:
+    """The language that a column's name is a code of; nothing where it is none."""
+    return language_code(column) if _LANGUAGE.fullmatch(column) and is_language(column) else ""
 
 
 def with_columns(task: LanguageTask) -> LanguageTask:
