@@ -83,7 +83,12 @@ class ServedModel:
             record = served.record()
         version = f", answered by {', '.join(record['answered_by'])}" if record["answered_by"] else ""
         note = f"{self.name}: at {self.url}{version}; {record['requests']:,} requests paid for in this run"
-        return replace(result, served=record, notes=(*result.notes, note))
+        notes = [note]
+        if served.miscounted:
+            notes.append(f"{self.name}: its counts of tokens are no numbers of tokens, and were not counted")
+        if served.without_text:
+            notes.append(f"{self.name}: {served.without_text:,} answers have no text (null), and count as empty")
+        return replace(result, served=record, notes=(*result.notes, *notes))
 
     def _by_texts(
         self,

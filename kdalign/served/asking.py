@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,10 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
         super().__init__(f"{status}: {message}")
         self.status, self.message, self.parameter, self.code = status, message, parameter, code
+
+
+class Unusable(Exception):
+    """An answer that cannot be read, or is no answer to what was asked; the text says why, as a clause about it."""
 
 
 def request_body(
@@ -140,11 +145,67 @@ def label_said(text: str, labels: Sequence[str]) -> int | None:
     return None if found is None or found.lastindex is None else numbers[found.lastindex - 1]
 
 
+MOST_TOKENS = 10**8
+"""A count of tokens above this is none: no context is so long."""
+_LONGEST_TOKEN = 256
+"""Characters of a token, as of blanks or dots in a row, in the vocabularies that are known."""
+
+
+def counted(answer: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The tokens of prompt and answer, as the server counts them; 0 where it says none, None for no counts."""
+    usage = answer.get("usage")
+    if usage is None:
+        return 0, 0
+    if not isinstance(usage, dict):
+        return None
+    counts = [0 if (given := usage.get(key)) is None else given for key in ("prompt_tokens", "completion_tokens")]
+    fits = all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts)
+    return (counts[0], counts[1]) if fits else None
+
+
+def check_length(line: Mapping[str, Any], characters: int, longest: int) -> None:
+    """Refuse more than was asked for.
+
+    Args:
+        line: what the file would keep of an answer.
+        characters: of the prompt.
+        longest: the answer, in tokens.
+
+    Raises:
+        Unusable: a text or a list of tokens that is too long.
+    """
+    size = len(line.get("text") or "")
+    if size > _LONGEST_TOKEN * (longest + 16):
+        raise Unusable(f"it has {size:,} characters where {longest:,} tokens were asked for")
+    tokens = len(line.get("tokens") or ())
+    if tokens > 4 * characters + longest + 16:  # a token has a byte at least
+        raise Unusable(f"it tells of {tokens:,} tokens in a text of {characters:,} characters")
+
+
 def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
-    """What the file keeps of a written answer: its text, and why it ended."""
+    """What the file keeps of a written answer: its text, and why it ended.
+
+    A message without text (null) is what servers send where a reasoning model's tokens ran out: empty, and marked.
+
+    Raises:
+        Unusable: its text is none.
+    """
     choice = answer["choices"][0]
-    text = choice["message"].get("content") if isinstance(choice.get("message"), dict) else choice.get("text")
-    return {"text": cut_at(text, stop) if isinstance(text, str) else "", "finish": choice.get("finish_reason")}
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    finish = choice.get("finish_reason")
+    line = {"finish": finish if isinstance(finish, str) and len(finish) < 100 else None}
+    if text is None and isinstance(message, dict):
+        return {"text": "", **line, "null": True}
+    if not isinstance(text, str):
+        raise Unusable(f"its text is {_kind(text)}")
+    return {"text": cut_at(text, stop), **line}
+
+
+def _kind(value: object) -> str:
+    """A value of JSON in words."""
+    names = {type(None): "missing or null", list: "a list", dict: "an object", bool: "true or false"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "a text")
 
 
 def read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any]:
@@ -152,7 +213,7 @@ def read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any
     line = read_text(answer, ())
     try:
         said = json.loads(line["text"])
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     label = said.get("answer") if isinstance(said, dict) else None
     found = isinstance(label, str) and label in labels
@@ -165,27 +226,63 @@ def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
     ``in_place`` says whether log-probabilities stand at their own tokens: the written token, chosen greedily, must be
     the likeliest at its place. llama-cpp-python's are those of the next place where a model's texts start without BOS;
     then the last place tells the written token, which itself is not listed. None: that cannot be seen here.
+
+    Raises:
+        Unusable: what it tells is of other kinds.
     """
     choice = answer["choices"][0]
     told = choice.get("logprobs")
     if not isinstance(told, dict) or not told.get("token_logprobs"):
         return {"reason": "passes over echo and logprobs: it returns no log-probabilities of a prompt"}
     echoed = choice.get("text") or ""
+    if not isinstance(echoed, str):
+        raise Unusable(f"its text is {_kind(echoed)}")
     if not echoed.startswith(text):
         return {"reason": "passes over echo: it returns log-probabilities of its answer, not of the prompt"}
-    tokens, logprobs = list(told["tokens"]), list(told["token_logprobs"])
-    tops = told.get("top_logprobs") or [None] * len(tokens)
+    tokens, logprobs, tops, offsets = _checked_logprobs(told)
     written, joined = echoed[len(text) :], "".join(tokens)
     in_place = None
     if written and joined.endswith(text + written):
-        top = tops[-1]
-        in_place = None if not top else bool(logprobs[-1] >= max(top.values()) - 1e-3)
-    elif written and joined.endswith(text) and tops[-1]:
-        in_place = False if max(tops[-1], key=tops[-1].get) == written else None
-    usage = answer.get("usage") or {}
-    extra = int(usage.get("completion_tokens", 1 if written else 0)) if in_place is not False else 0
-    count = len(tokens) - extra
-    return {"in_place": in_place, **_within_text(tokens[:count], logprobs[:count], told.get("text_offset"), text)}
+        top, last = tops[-1], logprobs[-1]
+        in_place = None if not top or last is None else last >= max(top.values()) - 1e-3
+    elif written and joined.endswith(text) and (top := tops[-1]):
+        in_place = False if max(top, key=lambda token: top[token]) == written else None
+    used = counted(answer)
+    known = used is not None and isinstance(answer.get("usage"), dict) and "completion_tokens" in answer["usage"]
+    extra = used[1] if known and used is not None else 1 if written else 0
+    count = len(tokens) - (extra if in_place is not False else 0)
+    return {"in_place": in_place, **_within_text(tokens[:count], logprobs[:count], offsets, text)}
+
+
+def _checked_logprobs(
+    told: Mapping[str, Any],
+) -> tuple[list[str], list[float | None], list[dict[str, float] | None], list[int] | None]:
+    """Tokens, their log-probabilities, the likeliest ones and offsets, each a list as long as the tokens.
+
+    Raises:
+        Unusable: one is of another kind or length, or a log-probability is above 0 or no number.
+    """
+    tokens, logprobs, offsets = told.get("tokens"), told["token_logprobs"], told.get("text_offset")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise Unusable("its tokens are no list of texts")
+    if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
+        raise Unusable("it has no log-probability for each token")
+    if not all(value is None or _is_logprob(value) for value in logprobs):
+        raise Unusable("a log-probability in it is no number of at most 0")
+    tops = told.get("top_logprobs") or [None] * len(tokens)
+    right = isinstance(tops, list) and len(tops) == len(tokens)
+    if not right or not all(
+        top is None or (isinstance(top, dict) and all(map(_is_logprob, top.values()))) for top in tops
+    ):
+        raise Unusable("its likeliest tokens are no list of objects")
+    if offsets and not (isinstance(offsets, list) and all(type(place) is int for place in offsets)):
+        raise Unusable("its offsets are no list of numbers")
+    return tokens, logprobs, tops, offsets or None
+
+
+def _is_logprob(value: object) -> bool:
+    """Whether it is the logarithm of a probability; rounding may lift one above 0, and servers write -9999 or less."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value <= 1e-3
 
 
 def _within_text(
@@ -198,7 +295,8 @@ def _within_text(
     """
     joined = "".join(tokens)
     if not joined.endswith(text):
-        offsets: list[int | None] = list(given[: len(tokens)]) if given else [None] * len(tokens)
+        offsets: list[int | None] = list(given[: len(tokens)]) if given else []
+        offsets += [None] * (len(tokens) - len(offsets))
         return {"tokens": tokens, "logprobs": logprobs, "offsets": offsets}
     start = len(text) - len(joined)
     kept: dict[str, list[Any]] = {"tokens": [], "logprobs": [], "offsets": []}

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean
+from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean, printable, shortened
 from kdalign.files import check_writable
 from kdalign.served.asking import (
     Constraint,
     Manner,
     Refused,
+    Unusable,
     Way,
     adapted,
     answer_key,
+    check_length,
+    counted,
     read_echo,
     read_label,
     read_text,
     request_body,
 )
+from kdalign.served.bounded import bounded_client
 from kdalign.served.budget import OverBudget, Purse, Settings, Spent, check_settings
 from kdalign.served.kept import Kept
 
@@ -33,6 +37,8 @@ PREFIX = "openai:"
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 FILE = "served.jsonl"
+_SHORTEST_KEY = 8
+"""Letters of a key that is masked in answers: a shorter one, as of a local server, is also found in words."""
 
 Progress = Callable[[int, int], None]
 """Told of (prompts answered, prompts) in the caller's thread."""
@@ -110,6 +116,8 @@ class Served:
         answered_by: what the server called the model in its answers; OpenAI names the dated version.
         cut_empty: answers of the last call that are empty because their tokens ran out, as those of a reasoning model
             that may not write long enough to end its thoughts.
+        without_text: answers of the last call whose text is null for another reason; they count as empty.
+        miscounted: whether the server said of tokens what are no counts of them (-5, "many").
     """
 
     def __init__(self, name: str, base_url: str, folder: Path, settings: Settings | None = None) -> None:
@@ -133,11 +141,14 @@ class Served:
         check_writable(folder)
         self.file = folder / FILE
         self._key = _key(self.url)
+        long = self._key is not None and len(self._key) >= _SHORTEST_KEY
+        self._key_pattern = re.compile(r"\s*".join(map(re.escape, self._key or ""))) if long else None
         self._client = _client(self.url, self._key, self.settings)
         self._purse = Purse(self.settings)
         self._kept = Kept(self.file)
         self.answered_by: tuple[str, ...] = ()
-        self.cut_empty = 0
+        self.cut_empty = self.without_text = 0
+        self.miscounted = False
 
     def __enter__(self) -> "Served":
         return self
@@ -302,7 +313,8 @@ class Served:
         }
 
     def _texts(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-        self.cut_empty = sum(line["text"] == "" and line["finish"] == "length" for line in lines)
+        self.cut_empty = sum(line["text"] == "" and line.get("finish") == "length" for line in lines)
+        self.without_text = sum(bool(line.get("null")) and line.get("finish") != "length" for line in lines)
         return [line["text"] for line in lines]
 
     def _manner_key(self, purpose: str) -> str:
@@ -348,12 +360,12 @@ class Served:
             try:
                 manner = self._adapt(Manner("chat", form), question, min(1, self.settings.retries))
             except Refused as refusal:
-                if refusal.status in (401, 403, 429):
+                if _ends_all(refusal):
                     raise self._explained(refusal, 0, total) from None
                 continue
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            if self._kept.answers[question(manner).key]["label"]:
+            if self._kept.answers[question(manner).key].get("label"):
                 self._kept.keep_manner(key, manner)
                 return
         self._kept.keep_manner(key, Manner("completions"))
@@ -367,7 +379,7 @@ class Served:
                 manner = self._adapt(manner, asked, min(1, self.settings.retries))
             except Refused as refusal:
                 unknown = self._unknown_model(refusal)
-                if unknown is not None or refusal.status in (401, 403, 429):
+                if unknown is not None or _ends_all(refusal):
                     raise unknown or self._explained(refusal, 0, total) from None
                 return f"the server at {self.url} refuses to tell log-probabilities of a prompt ({refusal})"
             except Exception as error:
@@ -375,7 +387,7 @@ class Served:
             line = self._kept.answers[asked(manner).key]
             if "reason" in line:
                 return f"the server at {self.url} {line['reason']}"
-            verdicts.append(line["in_place"])
+            verdicts.append(line.get("in_place"))
         if False in verdicts:
             return (
                 f"the server at {self.url} gives each token's log-probability at the place of the next one, "
@@ -423,7 +435,7 @@ class Served:
         finally:
             stop.set()
         lines = [self._kept.answers[question.key] for question in questions]
-        models = {line["model"] for line in lines if isinstance(line["model"], str)}
+        models = {line["model"] for line in lines if isinstance(line.get("model"), str)}
         self.answered_by = tuple(sorted({*self.answered_by, *models}))
         return lines
 
@@ -450,6 +462,7 @@ class Served:
 
         Raises:
             Refused: by the server.
+            Unusable: the answer is none.
             _Gone: no server.
             OverBudget: not enough is left.
             RunError: the answer's tokens are not counted though there is a budget of them, or it cannot be kept.
@@ -457,16 +470,20 @@ class Served:
         if question.key in self._kept.answers:
             return
         held = self._purse.take(question.characters, question.longest)
-        used: tuple[int, int] | None = None
+        paid: tuple[int, int] | None = None
         try:
             answer = self._post(question.path, question.body, retries)
-            usage = answer.get("usage") or {}
-            used = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+            used = counted(answer)
+            paid = (held, 0) if used is None else used  # what is no count must not leave the budget as it was
         finally:
-            self._purse.pay(held, question.characters, used)
-        line = question.read(answer) | {"prompt_tokens": used[0], "completion_tokens": used[1]}
-        self._kept.keep_answer(question.key, {"model": answer.get("model"), **line})
-        if self.settings.max_tokens is not None and used[0] == 0:
+            self._purse.pay(held, question.characters, paid)
+        self.miscounted |= used is None
+        tokens = (0, 0) if used is None else used
+        line = question.read(answer)
+        check_length(line, question.characters, question.longest)
+        line |= {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+        self._kept.keep_answer(question.key, {"model": _model_name(answer.get("model")), **line})
+        if self.settings.max_tokens is not None and tokens[0] == 0:
             raise RunError(
                 f"the server at {self.url} does not count tokens, so a budget of them cannot be kept: "
                 "give one of requests"
@@ -481,15 +498,21 @@ class Served:
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
-            raise _Gone(self._safe(error.__cause__ or error)) from None
-        match answer:
-            case {"choices": [dict(), *_]}:
-                return dict(answer)
+            cause = error.__cause__ or error
+            raise cause if isinstance(cause, Unusable) else _Gone(self._safe(cause)) from None
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            raise Unusable("it is nested too deeply" if deep else "it is not JSON, though it says so") from None
+        match self._clean(answer):
+            case {"choices": [dict(), *_]} as found:
+                return dict(found)
         raise Refused(200, "its answer is not one of an OpenAI-compatible API")
 
     def _refused(self, error: Any) -> Refused:
         """What a server says in an error's body: OpenAI under ``message``, FastAPI under ``detail``."""
         body = error.body
+        if 300 <= error.status_code < 400:
+            return Refused(error.status_code, self._safe(error.response.headers.get("location", "nowhere")))
         if not isinstance(body, dict):
             return Refused(error.status_code, self._safe(body or error.response.reason_phrase))
         said = body.get("message") or body.get("detail") or body
@@ -502,12 +525,28 @@ class Served:
         )
 
     def _safe(self, said: object) -> str:
-        """Someone else's words in one line of at most 300 characters, without the key."""
+        """Someone else's words in one clean line of at most 300 characters, without the key."""
         text = str(said)
         if self._key is not None:
-            text = text.replace(self._key, "***")
-        text = " ".join(text.split())
+            text = self._masked(text).replace(self._key, "***")
+        text = " ".join(printable(text).split())
         return text if len(text) <= 300 else f"{text[:300]}…"
+
+    def _masked(self, text: str) -> str:
+        """A text without the key, also where blanks stand between its letters."""
+        if self._key_pattern is None or len(text) < _SHORTEST_KEY:
+            return text
+        return self._key_pattern.sub("***", text)
+
+    def _clean(self, answer: Any) -> Any:
+        """An answer whose texts can be written into any file: without the key and without halves of letters."""
+        if isinstance(answer, str):
+            return self._masked(answer).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(answer, list):
+            return [self._clean(value) for value in answer]
+        if isinstance(answer, dict):
+            return {self._clean(key): self._clean(value) for key, value in answer.items()}
+        return answer
 
     def _listed(self) -> list[str] | None:
         """The models that the server lists; None where it lists none."""
@@ -515,10 +554,12 @@ class Served:
 
         try:
             answer = self._client.get("/models", cast_to=object, options={"max_retries": 0})
-        except openai.APIError:
+        except (openai.APIError, Unusable, ValueError, RecursionError):
             return None
         rows = answer.get("data") if isinstance(answer, dict) else None
-        names = [row["id"] for row in rows or [] if isinstance(row, dict) and isinstance(row.get("id"), str)]
+        if not isinstance(rows, list):
+            return None
+        names = [name for row in rows if isinstance(row, dict) and (name := _model_name(row.get("id")))]
         return names or None
 
     def _explained(self, error: BaseException, answered: int, total: int) -> BaseException:
@@ -532,6 +573,8 @@ class Served:
                 f"the budget ({self._budget()}) does not reach for the next request after {paid}; "
                 f"{kept}: the same command with a larger budget goes on"
             )
+        if isinstance(error, Unusable):
+            return RunError(f"the server at {self.url} gives an answer that cannot be used: {error}; {on}")
         if isinstance(error, _Gone):
             return RunError(f"no answer from the server at {self.url} ({error}); {on}")
         if isinstance(error, Refused):
@@ -544,6 +587,11 @@ class Served:
         if refusal.status in (401, 403):  # whose message may hold parts of the key
             which = "the key in" if self._key else "no key, and there is none in"
             return UsageError(f"the server at {self.url} refuses {which} {KEY_VARIABLE} ({refusal.status})")
+        if 300 <= refusal.status < 400:
+            return UsageError(
+                f"the server at {self.url} sends requests on to {refusal.message!r} ({refusal.status}), which is not "
+                "followed, as the texts would go there, too: give that place as --base-url if you trust it"
+            )
         unknown = None if answered else self._unknown_model(refusal)
         if unknown is not None:
             return unknown
@@ -618,7 +666,23 @@ def _client(url: str, key: str | None, settings: Settings) -> Any:
         import openai
     except ImportError:
         raise UsageError("models behind an API need OpenAI's client: pip install 'kdalign[served]'") from None
-    return openai.OpenAI(api_key=key or "none", base_url=url, timeout=settings.timeout, max_retries=settings.retries)
+    return openai.OpenAI(
+        api_key=key or "none",
+        base_url=url,
+        timeout=settings.timeout,
+        max_retries=settings.retries,
+        http_client=bounded_client(settings.timeout),
+    )
+
+
+def _ends_all(refusal: Refused) -> bool:
+    """Whether a refusal is of all that could be asked: no key, too many requests, another place."""
+    return refusal.status in (401, 403, 429) or 300 <= refusal.status < 400
+
+
+def _model_name(given: object) -> str | None:
+    """What a server calls a model, as a clean name of a readable length; None for what is no text."""
+    return shortened(printable(given), 100) if isinstance(given, str) else None
 
 
 def _next(ended: "queue.SimpleQueue[str | BaseException]") -> "str | BaseException":
