@@ -3,6 +3,7 @@
 Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from kdalign.architecture import CROSS, Architecture, Layer, Stack
-from kdalign.errors import UsageError
+from kdalign.architecture import CROSS, LAYOUTS, Architecture, Layer, Stack
+from kdalign.errors import UsageError, unknown
+from kdalign.files import parse_json
 from kdalign.maps import LEARNED, MEASURED, STRATEGIES, TOP, Alike, choose_layers, measured_strategy, needs_measuring
 
 
@@ -181,6 +183,8 @@ class Plan:
         return tuple((self.teacher.stack(m.teacher_stack), self.student.stack(m.student_stack)) for m in self.maps)
 
     def __post_init__(self) -> None:
+        if not self.maps:
+            raise UsageError("the plan maps no stack")
         if len({one.student_stack for one in self.maps}) < len(self.maps):
             raise UsageError("the plan maps a stack twice")
         if any(not value > 0 for value in self.statistics.values()):
@@ -282,8 +286,12 @@ class Plan:
             UsageError: their stacks are others than the plan's.
         """
         for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
-            if planned.stacks != given.stacks or planned.model_type != given.model_type:
+            if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
                 raise UsageError(f"the plan is for the {word} {_shape(planned)}, but the {word} is {_shape(given)}")
+            if planned.family != given.family:
+                raise UsageError(
+                    f"the plan is for a {planned.family} model as the {word}, but the {word} is a {given.family} one"
+                )
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -300,12 +308,56 @@ class Plan:
         """
         from pydantic import TypeAdapter, ValidationError
 
+        tree = parse_json(text, "a plan")
+        _check_sizes(tree)
+        adapter = TypeAdapter(Plan)
         try:
-            return TypeAdapter(Plan).validate_json(text)
+            plan = adapter.validate_python(tree)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"not a plan: {place} {first['msg']}") from None
+        try:
+            taken = json.loads(adapter.dump_json(plan))
+        except ValueError:
+            raise UsageError("not a plan: a text in it has half a surrogate pair") from None
+        place = _taken_otherwise(tree, taken)
+        if place:
+            raise UsageError(f"not a plan: {place} is no key of it, or its value is of another kind")
+        return plan
+
+
+_ABSENT = object()
+_LARGEST = 10**6
+"""Of a stack's numbers, from which loops are made."""
+
+
+def _check_sizes(tree: object) -> None:
+    """Refuse models that cannot be, before anything is made of their numbers."""
+    for side in ("teacher", "student") if isinstance(tree, dict) else ():
+        model = tree.get(side) if isinstance(tree, dict) else None
+        stacks = model.get("stacks") if isinstance(model, dict) else None
+        for stack in stacks if isinstance(stacks, list) else ():
+            for key, value in stack.items() if isinstance(stack, dict) else ():
+                if key != "name" and (type(value) is not int or not 1 <= value <= _LARGEST):
+                    raise UsageError(f"not a plan: {side}.stacks: {key} is a whole number from 1 to {_LARGEST:,}")
+        family = model.get("family") if isinstance(model, dict) else None
+        families = sorted({layout.family for layout in LAYOUTS.values()})
+        if isinstance(family, str) and family not in families:
+            raise unknown(f"family of the plan's {side}", family, families)
+
+
+def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
+    """The first place where a tree is not what was read of it (true for 1, a key that is none); empty for none."""
+    inner: list[tuple[str, object, object]]
+    if isinstance(given, dict) and isinstance(taken, dict):
+        inner = [(str(key), value, taken.get(key, _ABSENT)) for key, value in given.items()]
+    elif isinstance(given, list) and isinstance(taken, list) and len(given) == len(taken):
+        inner = [(str(number), one, other) for number, (one, other) in enumerate(zip(given, taken, strict=True))]
+    else:
+        as_float = type(given) is int and type(taken) is float
+        return "" if given == taken and (as_float or type(given) is type(taken)) else place.lstrip(".") or "the whole"
+    return next((found for key, *both in inner if (found := _taken_otherwise(both[0], both[1], f"{place}.{key}"))), "")
 
 
 def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:

@@ -162,6 +162,9 @@ def prepare(recipe: Recipe) -> Prepared:
         cut, cut_from = _cut(teacher, recipe.student, recipe.init)
     elif new is None and student.is_cut(recipe.student):
         raise UsageError(f"--student {recipe.student!r} is cut out of a teacher; without one, give a model or new:TYPE")
+    made = "cut out of the teacher" if cut is not None else "made from nothing"
+    if recipe.student_revision is not None and (cut is not None or new is not None):
+        raise UsageError(f"student_revision is of a student on the hub; {recipe.student!r} is {made}")
     own = models.locate(recipe.student, recipe.student_revision) if new is None and cut is None else None
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[_type_of(new)].family
@@ -182,6 +185,7 @@ def prepare(recipe: Recipe) -> Prepared:
         check_terms(recipe, work.objective(stage, plan, None), plan)
     if plan is not None:
         grown(plan, recipe.align.grow)
+    _check_lora(recipe, teacher, own, new, cut)
     if recipe.train.freeze and (new is None or planned is not None):
         config = _student_config(teacher, own, new, cut, planned)
         student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
@@ -309,6 +313,23 @@ def _check_models(
         for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
             check_spans(tokenizer, name)
     return ours, theirs
+
+
+def _check_lora(
+    recipe: Recipe, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None, cut: Cut | None
+) -> None:
+    """Refuse adapters of a higher rank than the weights have that they are beside."""
+    rank = recipe.train.lora
+    if rank is None:
+        return
+    if new is not None:
+        width = new.width
+    else:
+        width = max(stack.width for stack in describe(_student_config(teacher, own, new, cut, None)).stacks)
+    if rank > width:
+        raise UsageError(
+            f"--lora {rank} is more than the student's width {width}: no adapter has a higher rank (8 to 64 are usual)"
+        )
 
 
 def _check_augmented(
@@ -523,6 +544,8 @@ def claim(
     """
     if not folder.started:
         return
+    if overwrite:
+        _check_inputs_stay(folder, recipe)
     if not folder.recipe.is_file():
         raise UsageError(f"{str(folder.path)!r} is not empty and holds no run; choose another --out")
     if not (resume or overwrite):
@@ -541,6 +564,28 @@ def claim(
                     f"{str(folder.path)!r} holds a run on another {name} ({before[name]} then, {value} now); "
                     f"give --overwrite or another --out"
                 )
+
+
+def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to remove a folder that holds what the run is to read.
+
+    Raises:
+        UsageError: which of it.
+    """
+    data = recipe.data
+    named = [
+        *(("teacher", recipe.teacher), ("student", recipe.student), ("tokenizer", recipe.tokenizer)),
+        *(
+            ("data.folder", data.folder),
+            ("data.unlabelled", data.unlabelled),
+            ("data.augment.model", data.augment.model),
+        ),
+        *(("align.plan", recipe.align.plan), *(("data.task", task) for task in data.task)),
+    ]
+    for key, name in named:
+        if name is not None and Path(name).expanduser().exists():
+            if Path(name).expanduser().resolve().is_relative_to(folder.path.resolve()):
+                raise UsageError(f"{key} {name!r} lies in {str(folder.path)!r}, which --overwrite would remove first")
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:

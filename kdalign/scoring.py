@@ -11,7 +11,7 @@ import torch
 
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
-from kdalign.errors import KdalignError, UsageError, unknown
+from kdalign.errors import KdalignError, UsageError, shortened, unknown
 from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
@@ -21,7 +21,7 @@ from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
 from kdalign.noise import Noise
 from kdalign.observer import Observer, Silent
-from kdalign.recipe import Data, defaults_of
+from kdalign.recipe import LONGEST_INPUT, MOST_ROWS, MOST_TOKENS, Data, defaults_of
 from kdalign.remote import ServedModel
 from kdalign.results import Evaluation
 from kdalign.runs import RECORD, RunFolder, find_runs, read_record
@@ -167,7 +167,22 @@ def _any(results: Sequence[Evaluation]) -> bool:
     return any(result.scores or result.submission for result in results)
 
 
+_MOST = {
+    **{"max_length": LONGEST_INPUT, "stride": LONGEST_INPUT, "new_tokens": LONGEST_INPUT, "limit": MOST_ROWS},
+    **{"beams": 1_000, "shots": 1_000, "concurrency": 1_000, "seed": 2**31 - 1},
+    **{"max_requests": MOST_ROWS, "max_tokens": MOST_TOKENS},
+}
+"""The largest number that is accepted."""
+
+
 def _check(asked: Asked) -> None:
+    for flag, most in _MOST.items():
+        given = getattr(asked, flag)
+        if given is not None and given > most:
+            shown = shortened(str(given), 40)
+            raise UsageError(f"--{flag.replace('_', '-')} {shown} is more than can be meant (accepted: up to {most:,})")
+    if asked.metrics is not None and not asked.metrics:
+        raise UsageError("--metrics names no metric")
     known = tuple(dict.fromkeys((*METRICS, AGREEMENT, *PERPLEXITIES, MASKED, *TEXT_METRICS, *GROUPS)))
     for name in asked.metrics or ():
         if name not in known and ":" not in name:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -295,3 +296,78 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path):
     for name in ("binary.json", "nowhere.json", "."):
         with pytest.raises(UsageError, match="cannot read plan"):
             read_plan(tmp_path / name)
+
+
+def nodes(tree, at=()):
+    """Every place in a tree of JSON."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [at, *(place for key, value in inner for place in nodes(value, (*at, key)))]
+
+
+def changed(tree, place, change):
+    """A copy of a tree in which one value is another, or gone."""
+    if not place:
+        return change(tree)
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    if len(place) == 1 and change is None:
+        del copy[place[0]]
+    else:
+        copy[place[0]] = changed(tree[place[0]], place[1:], change)
+    return copy
+
+
+def within(given, taken):
+    """Whether all that was given was taken as it is; what was left out may have a default."""
+    if isinstance(given, dict):
+        return all(key in taken and within(value, taken[key]) for key, value in given.items())
+    if isinstance(given, list):
+        return len(given) == len(taken) and all(map(within, given, taken))
+    return given == taken
+
+
+NASTY = (None, True, "", "x", "1", -1, 0, 1.5, 2.0, 1e300, 10**30, [], {}, [[]], {"a": 1}, "a\x1b[31m", "\ud800")
+
+
+def test_a_plan_of_which_one_value_is_another_is_a_plan_or_one_line():
+    plan = propose(shape(6, 64), shape(3), "uniform", weights=[1, 2, 3])
+    plan = replace(plan, similarities={"encoder": ((0.5,) * 6,) * 3}, statistics={"variance/encoder.1": 1.0})
+    tree = json.loads(plan.to_json())
+    kept, refused = 0, []
+    for place in nodes(tree):
+        changes = [lambda _, value=value: value for value in NASTY] + [None] * bool(place)
+        for change in changes:
+            text = json.dumps(changed(tree, place, change))
+            try:
+                found = Plan.from_json(text)
+            except UsageError as error:
+                refused.append(str(error))
+            else:
+                kept += 1
+                back, given = json.loads(found.to_json()), json.loads(text)
+                assert within(given, back), place
+    assert all(len(line.splitlines()) == 1 for line in refused)
+    assert kept > 100
+    assert len(refused) > 500
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"maps": NaN}', "NaN is no number"),
+        ('{"teacher": 1, "teacher": 2}', "given twice"),
+        ("", "not JSON"),
+        ("[]", "not a plan"),
+    ],
+)
+def test_what_is_no_plan_is_one_line(text, said):
+    with pytest.raises(UsageError, match=said):
+        Plan.from_json(text)
+
+
+def test_a_plan_of_a_billion_layers_is_refused_before_anything_is_made_of_it():
+    tree = json.loads(propose(shape(6), shape(3)).to_json())
+    for key in ("layers", "width", "heads"):
+        tree["teacher"]["stacks"][0][key] = 10**9
+        with pytest.raises(UsageError, match="whole number from 1 to 1,000,000"):
+            Plan.from_json(json.dumps(tree))

@@ -215,7 +215,7 @@ def _searched(
     """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
     from kdalign.ablating import check
     from kdalign.ablation import SEARCH, TRIED, check_ours, check_same, clear, write_ablation
-    from kdalign.files import write_json
+    from kdalign.files import read_json, write_json
     from kdalign.search import search as choose
 
     check_ours(out)
@@ -225,7 +225,9 @@ def _searched(
     check_same(ablation, out, arms=False)
     chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
     tried, file = [asdict(one) for one in candidates], out / SEARCH / TRIED
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    before = read_json(file) if file.is_file() else []
+    if not isinstance(before, list) or not all(isinstance(one, dict) and "arm" in one for one in before):
+        raise UsageError(f"{str(file)!r} is not what a search has tried; remove it")
     write_json(file, [one for one in before if one["arm"] not in ablation.arms] + tried)
     write_ablation(chosen, out)
     return chosen, tried

@@ -175,7 +175,7 @@ def compare(
     from kdalign.comparison import compare as put_together
     from kdalign.gates import check_gates
 
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
+    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
     if names == []:
         raise UsageError(f"--metrics {metrics!r} names no column")
     found = put_together(
@@ -185,7 +185,7 @@ def compare(
         reference or (),
         filters=filters or (),
         steps_to=steps_to or (),
-        beside=_beside(runs, beside) if beside else (),
+        beside=_beside(runs, beside) if beside is not None else (),
         against=against,
     )
     gated = require or max_drop
@@ -255,4 +255,7 @@ def _verified(runs: Sequence[str]) -> tuple[str, ...]:
 def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
     from kdalign.beside import rows_beside
 
-    return rows_beside(runs, [kind.strip() for kind in kinds.split(",") if kind.strip()], new_watcher)
+    named = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    if not named:
+        raise UsageError(f"--beside {kinds!r} names nothing")
+    return rows_beside(runs, named, new_watcher)

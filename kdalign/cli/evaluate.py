@@ -167,7 +167,9 @@ def eval_(
     beside what needs no model. A metric that a model cannot be scored by is a
     dash with the reason. Splits without labels are never scored.
     """
-    named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else None
+    named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics is not None else None
+    if named == ():
+        raise UsageError(f"--metrics {metrics!r} names no metric")
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if form is not None or reference:
@@ -179,7 +181,9 @@ def eval_(
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
         _show_evaluations([_score_file(predictions, named, language, out)], as_json, form, reference)
         return
-    tasks = [name.strip() for name in task.split(",") if name.strip()] if task else []
+    tasks = [name.strip() for name in task.split(",") if name.strip()] if task is not None else []
+    if task is not None and not tasks:
+        raise UsageError(f"--task {task!r} names no task")
     for name in tasks:
         from kdalign.tasks import check_named
 

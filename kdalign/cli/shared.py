@@ -1,14 +1,17 @@
 """What the commands share: the application, options that several have, and printing."""
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from kdalign.errors import Interrupted, RunError
+from kdalign.errors import Interrupted, RunError, UsageError
+from kdalign.files import check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
 
     from kdalign.progress import Watcher
@@ -40,7 +43,51 @@ class _Commands(TyperGroup):
             raise Interrupted("stopped", 2) from None
 
 
-app = typer.Typer(
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+_PLACES = ("teacher", "student", "tokenizer", "models", "runs", "run", "task")
+"""Parameters that name files, folders or models, beside those whose values are shown as FILE or DIR."""
+
+
+class _Command(TyperCommand):
+    """A command that takes nothing for something else: what is empty is not what was left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Look at the words as they were given, before their kinds are.
+
+        Raises:
+            UsageError: an empty value, or a name that no file can have.
+        """
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            name = parameter.name or ""
+            shown = max(parameter.opts, key=len) if parameter.param_type_name == "option" else name.upper()
+            words = given.get(name)
+            for word in words if isinstance(words, list | tuple) else [words]:
+                if isinstance(word, str):
+                    self._check(word, shown, name in _PLACES or parameter.metavar in ("FILE", "DIR"), name == "task")
+        return super().parse_args(ctx, args)
+
+    @staticmethod
+    def _check(word: str, shown: str, is_place: bool, several: bool) -> None:
+        if not word.strip():
+            raise UsageError(f"{shown} is empty: leave it out, or give it a value")
+        if not is_place:
+            return
+        for part in word.split(",") if several else [word]:
+            check_name(part or word, shown)
+        if word == "~" or word.startswith("~/"):
+            raise UsageError(f"{shown} {word!r}: ~ is the shell's to replace; write it without quotes after a blank")
+
+
+class _Application(typer.Typer):
+    """Typer whose commands are all of one class."""
+
+    def command(self, name: str | None = None, **options: Any) -> "Callable[[_Function], _Function]":
+        """As Typer's."""
+        return super().command(name, **{"cls": _Command, **options})
+
+
+app = _Application(
     cls=_Commands,
     name="kdalign",
     help="Distill a large Transformers model into a small one by feature alignment, and prove how well it did.",
@@ -51,7 +98,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Start here: [bold]kdalign demo --quick[/bold]",
 )
-recipe_app = typer.Typer(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
+recipe_app = _Application(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(recipe_app, name="recipe")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

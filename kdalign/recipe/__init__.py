@@ -17,7 +17,18 @@ from kdalign.recipe.reading import (
     value_of,
     with_own,
 )
-from kdalign.recipe.sections import LAYER_WEIGHTS, UNLABELLED_KEYS, Align, Augment, Data, Finetune, Train
+from kdalign.recipe.sections import (
+    LAYER_WEIGHTS,
+    LONGEST_INPUT,
+    MOST_ROWS,
+    MOST_TOKENS,
+    UNLABELLED_KEYS,
+    Align,
+    Augment,
+    Data,
+    Finetune,
+    Train,
+)
 from kdalign.recipe.tasks import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
 from kdalign.recipe.whole import Recipe
 
@@ -27,6 +38,9 @@ __all__ = [
     "EMBEDDING_TASK",
     "KEYS_OF_TERMS",
     "LAYER_WEIGHTS",
+    "LONGEST_INPUT",
+    "MOST_ROWS",
+    "MOST_TOKENS",
     "PRETRAINED",
     "TASK_FILES",
     "TERM_KEYS",
