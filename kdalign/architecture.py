@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import UsageError, did_you_mean, library_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -306,6 +306,35 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
     )
 
 
+def check_sizes(config: "PretrainedConfig") -> None:
+    """Refuse sizes of which no model can be made.
+
+    Raises:
+        UsageError: the field, and what is accepted.
+    """
+    must, may = {"vocab_size": ""}, dict.fromkeys(("num_key_value_heads", "head_dim", "d_kv"), "")
+    for stack in layout_of(config).stacks:
+        must |= dict.fromkeys((stack.layers, stack.width, stack.heads), stack.name)
+        may |= {stack.feed_forward: stack.name}
+    for field in (*must, *may):
+        value = getattr(config, field, None)
+        if value is None and field in may:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+            raise UsageError(f"{field} is {value!r} in its configuration (accepted: a whole number, 1 to {_LARGEST:,})")
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > _LONGEST:
+        raise UsageError(f"max_position_embeddings is {positions:,} (accepted: at most {_LONGEST:,})")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise UsageError(f"tie_word_embeddings is {config.tie_word_embeddings!r} (accepted: true or false)")
+
+
+_LARGEST = 10**8
+"""Of a size: entries of a vocabulary, features of a layer."""
+_LONGEST = 2 * 10**7
+"""Positions: buffers of that length are made."""
+
+
 def skeleton(
     config: "PretrainedConfig", attention: str | None = None, device: str = "meta", head: "HeadKind | None" = None
 ) -> "PreTrainedModel":
@@ -320,9 +349,9 @@ def skeleton(
 def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device: str = "meta") -> "PreTrainedModel":
     import torch
 
-    with torch.device(device):
+    with library_errors(f"no {config.model_type} model can be made of this configuration"), torch.device(device):
         model = auto_class(head).from_config(copy.deepcopy(config), attn_implementation=attention)
-    model.tie_weights()
+        model.tie_weights()
     return model.eval()
 
 

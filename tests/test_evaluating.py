@@ -415,7 +415,7 @@ def test_a_language_model_whose_head_is_not_in_the_weights_is_refused(kdalign, t
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "cls" not in k}, folder / "model.safetensors", {"format": "pt"})
     status, _, err = kdalign("eval", folder, "--task", "lm", "--data", texts, "--metrics", "bleu", "--max-length", 32)
-    assert (status, "would start it at random" in err.splitlines()[-1]) == (2, True)
+    assert (status, "would start at random" in err.splitlines()[-1]) == (2, True)
     assert not (tmp_path / "runs").exists()
 
 
