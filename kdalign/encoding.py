@@ -112,6 +112,47 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_len
     return Encoded(columns, None, pad, truncated, passed_over=unanswered)
 
 
+ROLES = {
+    "start": "a token that begins a text (bos_token)",
+    "end": "a token that ends a text (eos_token)",
+    "mask": "a token that stands for a gap (mask_token)",
+}
+"""What a task may need of a tokenizer."""
+
+
+def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed: Sequence[str]) -> None:
+    """Refuse a tokenizer without the tokens that a task needs, or without the places of its tokens.
+
+    Args:
+        tokenizer: of a model.
+        name: of the model.
+        task: that needs it.
+        needed: names of ``ROLES``, and ``places`` for the characters that each token stands for.
+
+    Raises:
+        UsageError: what it has not, and how it gets it.
+    """
+    if "places" in needed and not tokenizer.is_fast:
+        raise UsageError(
+            f"task {task!r} needs the characters of each token, which the tokenizer of {name!r} cannot give "
+            f"({type(tokenizer).__name__}, without a tokenizer.json); save it as tokenizer.json beside the model"
+        )
+    ids = {
+        "start": (frame_of(tokenizer)[0] or [tokenizer.bos_token_id, tokenizer.eos_token_id])
+        if "start" in needed
+        else [],
+        "end": [tokenizer.eos_token_id],
+        "mask": [tokenizer.mask_token_id],
+    }
+    for role, what in ROLES.items():
+        if role in needed and all(token is None for token in ids[role]):
+            word = what.rpartition("(")[2].rstrip(")")
+            raise UsageError(
+                f"task {task!r} needs {what}, which the tokenizer of {name!r} has not; "
+                f"name one of its tokens {word} in tokenizer_config.json"
+            )
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that has no way to write conversations."""
     if not tokenizer.chat_template:
@@ -321,6 +362,9 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     special = set(tokenizer.all_special_ids)
     ids = tokenizer("a")["input_ids"]
     inner = [number for number, token in enumerate(ids) if token not in special]
+    if not inner:  # it knows no "a"
+        ids = tokenizer.build_inputs_with_special_tokens([-1])
+        inner = [ids.index(-1)]
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 

@@ -277,6 +277,7 @@ def _check_models(
     if teacher is not None:
         work.check(teacher)
         models.check_length(teacher, recipe.data.max_length)
+        models.check_weights(teacher, work.head, fresh_head=classifies and not teacher.has_classifier)
         if classifies and not teacher.has_classifier and not recipe.finetune_teacher:
             raise UsageError(
                 f"teacher {teacher.name!r} has no classification head, so it cannot teach {work.task.name!r}; "
@@ -302,13 +303,23 @@ def _check_models(
             )
     if own is not None:
         models.check_length(own, recipe.data.max_length)
+        models.check_weights(own, work.head, fresh_head=not work.keeps_head(own))
     if new is not None:
         _check_new(recipe, work, teacher, new)
     theirs = models.load_tokenizer(teacher) if teacher is not None else None
     ours = _own_tokenizer(recipe, work, teacher, own, theirs)
     if ours is not None and isinstance(work.task, LanguageTask) and work.task.kind == "chat":
         check_template(ours)
-    if theirs is not None and teacher is not None and (ours is None or not models.same_tokenizer(ours, theirs)):
+    for checkpoint, tokenizer in ((teacher, theirs), (own, ours if own is not None else None)):
+        if checkpoint is not None and tokenizer is not None:
+            work.check_tokenizer(tokenizer, checkpoint.name, scored=False)
+    if own is None and ours is not None and ours is not theirs:
+        work.check_tokenizer(ours, recipe.tokenizer or recipe.student, scored=False)
+    across = theirs is not None and (ours is None or not models.same_tokenizer(ours, theirs))
+    if not across:
+        for checkpoint in filter(None, (teacher, own)):
+            work.check_packing(checkpoint)
+    if theirs is not None and teacher is not None and across:
         work.check_across()
         for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
             check_spans(tokenizer, name)

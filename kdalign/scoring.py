@@ -134,6 +134,8 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     _check_used(checked, asked)
     for target in checked:
         check_words(asked.wanted or target.default_metrics, target.job.language)
+        if isinstance(target, LocalModel):
+            target.check(asked.wanted)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")

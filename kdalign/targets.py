@@ -103,6 +103,22 @@ class LocalModel:
         head = LANGUAGE_HEADS[self.family] if self.work is None else self.work.head
         return head in (HeadKind.NONE, head_of(self.checkpoint.config))
 
+    def check(self, metrics: Sequence[str] | None) -> None:
+        """Refuse weights and tokenizers that it cannot be scored with, before any model is.
+
+        Args:
+            metrics: that are asked for; its own where nobody says.
+
+        Raises:
+            UsageError: what is wrong with them.
+        """
+        if self.submits or any(self.why_not(metric) is None for metric in metrics or self.default_metrics):
+            work = None if self.prompted else self.work
+            models.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
+            tokenizer = models.load_tokenizer(self.checkpoint)
+            if work is not None:
+                work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
+
     @property
     def prompted(self) -> bool:
         """Whether it has no head for classes, but can be asked which word stands for the class."""

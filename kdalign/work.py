@@ -19,7 +19,7 @@ from kdalign.alignment import Plan
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, head_of, layout_of
 from kdalign.batches import Encoded
 from kdalign.capture import check_read
-from kdalign.encoding import encode_chats, encode_documents, encode_labelled, encode_pairs
+from kdalign.encoding import check_roles, encode_chats, encode_documents, encode_labelled, encode_pairs
 from kdalign.errors import UsageError
 from kdalign.evaluation import Predictions
 from kdalign.likelihood import TokenAnswers
@@ -66,6 +66,12 @@ class Work(Protocol):
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint whose family or head is for something else."""
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that cannot be trained on rows which several texts fill, where they are so filled."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Refuse the tokenizer of a model that lacks what training on it, or being scored on it, needs."""
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
@@ -152,6 +158,12 @@ class Classifying:
             raise UsageError(f"{checkpoint.name!r} is a {family} model; task {self.task.name!r} is for encoders")
         if checkpoint.has_classifier:
             models.check_head(checkpoint, self.task)
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """A row is one text."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Any will do."""
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
@@ -248,23 +260,42 @@ class Modelling:
         """Read documents or pairs."""
         return load_texts(self.task, split)
 
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """Refuse a model that looks back less far than a row is long: packed documents would be seen whole."""
+        window = getattr(checkpoint.config, "sliding_window", None)
+        packed = self.family == "causal" and self.task.kind != "chat"
+        if packed and window is not None and window < self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
+                f"packed documents would be seen whole"
+            )
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse another family, and a checkpoint that says it has no language-model head."""
         family = layout_of(checkpoint.config).family
         self.task.check(family, checkpoint.name)
         if family != self.family:
             raise UsageError(f"{checkpoint.name!r} is a {family} model, the other one {self.family}")
-        window = getattr(checkpoint.config, "sliding_window", None)
-        if family == "causal" and window is not None and window < self.max_length:
+        if family == "seq2seq" and checkpoint.config.decoder_start_token_id is None:
             raise UsageError(
-                f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
-                f"packed documents would be seen whole"
+                f"the configuration of {checkpoint.name!r} does not say by which token its targets begin: "
+                "set decoder_start_token_id in config.json"
             )
         if head_of(checkpoint.config) is not self.head:
             raise UsageError(
                 f"{checkpoint.name!r} has no language-model head; `kdalign distill --teacher none --student "
                 f"{checkpoint.name} --task {self.task.word}{self.task.source.flags}` trains one"
             )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Refuse one without the tokens that begin and end a text or stand for a gap, where the family needs them."""
+        if self.task.kind == "chat":
+            needed: tuple[str, ...] = ("places",)
+        elif self.family == "causal":
+            needed = ("start",) if scored else ("start", "end")
+        else:
+            needed = {"masked": ("mask",), "permutation": ("places",), "seq2seq": ("end",)}[self.family]
+        check_roles(tokenizer, name, self.task.name, needed)
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
@@ -371,6 +402,12 @@ class Embedding:
         pooling = models.pooling_of(checkpoint)
         if pooling not in ("mean", None):
             raise UsageError(f"{checkpoint.name!r} pools its tokens by {pooling}; accepted is the mean")
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """A row is one text."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Any will do."""
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool

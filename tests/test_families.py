@@ -175,12 +175,12 @@ def test_a_step_of_generation_is_the_whole_forwards_last(kind):
     torch.testing.assert_close(step, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_documents_longer_than_the_layers_look_back_are_refused():
+def test_packed_documents_longer_than_the_layers_look_back_are_refused():
     net = model("gemma2")
     net.config.sliding_window = 16
     with pytest.raises(UsageError, match="--max-length 24 is more than the 16 tokens that 'x' looks back"):
-        work("gemma2", 24).check(Checkpoint("x", "x", net.config, None, ""))
-    work("gemma2", 16).check(Checkpoint("x", "x", net.config, None, ""))
+        work("gemma2", 24).check_packing(Checkpoint("x", "x", net.config, None, ""))
+    work("gemma2", 16).check_packing(Checkpoint("x", "x", net.config, None, ""))
 
 
 OUTPUT = {"modernbert": "Wo", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_proj", "llama": "o_proj"}
