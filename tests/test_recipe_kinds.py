@@ -8,8 +8,10 @@ import pytest
 from pydantic import BaseModel
 
 from kdalign.ablation import build_ablation
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, printable
+from kdalign.published import read_published
 from kdalign.recipe import Recipe, build_recipe, recipe_of
+from kdalign.tasks import find_task
 
 NASTY: dict[str, Any] = {
     "null": None,
@@ -72,7 +74,7 @@ def outcome(make: Any) -> Any:
     try:
         return make()
     except UsageError as error:
-        line = str(error)
+        line = printable(str(error))  # as it is shown
         assert len(line.splitlines()) == 1, line
         assert "Traceback" not in line
         return None
@@ -251,3 +253,83 @@ def test_an_arm_is_named_by_text(arms, tmp_path):
     file.write_text(f"teacher: t\ndata: {{task: sst2}}\narms: {arms}\n")
     with pytest.raises(UsageError, match="an arm's name is text"):
         build_ablation(file, {})
+
+
+CLASSES = {"name": "mine", "columns": ["a", "b"], "label": "l", "labels": ["x", "y"], "metrics": ["accuracy"],
+           "data": ".", "train": "train", "evaluation": ["dev"], "test": ["test"],
+           "prompt": "{a} {b}?", "answers": ["no", "yes"]}  # fmt: skip
+PAIRS = {"kind": "translation", "columns": ["en", "de"], "references": ["de"], "language": "de", "prompt": "{en}:",
+         "metrics": ["bleu"], "dataset": "x", "config": "y"}  # fmt: skip
+PUBLISHED = {"source": "a paper", "note": "none", "task": "sst2", "columns": {"ppl": "word_ppl"},
+             "rows": [{"model": "m", "scores": {"ppl": "9.10", "cer": "10.2%"}, "note": "its own"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tree", "read"),
+    [
+        (CLASSES, lambda file: find_task(str(file))),
+        (PAIRS, lambda file: find_task(str(file))),
+        (PUBLISHED, read_published),
+    ],
+    ids=["classes", "pairs", "published"],
+)
+def test_a_file_of_which_one_value_is_another_is_taken_or_refused_in_one_line(tree, read, tmp_path):
+    import yaml
+
+    taken = 0
+    for number, place in enumerate(places(tree)):
+        for value in NASTY.values():
+            file = tmp_path / f"{number}.yaml"
+            file.write_text(yaml.dump(changed(tree, place, value)), encoding="utf-8")
+            taken += outcome(lambda file=file: read(file)) is not None
+    assert taken > 20
+    file.write_text(yaml.dump(tree))
+    assert read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "a/b"}, "part of a file's name"),
+        ({"name": "a\0b"}, "part of a file's name"),
+        ({"name": "x" * 300}, "part of a file's name"),
+        ({"name": ".."}, "part of a file's name"),
+        ({"name": "a\nb"}, "part of a file's name"),
+        ({"train": "../train"}, "part of a file's name"),
+        ({"evaluation": ["dev", "dev"]}, "names one thing twice"),
+        ({"columns": ["a", "a"]}, "names one thing twice"),
+        ({"columns": ["l", "b"], "prompt": None, "answers": None}, "text and label at once"),
+        ({"dataset": "x"}, "not both"),
+        ({"config": "x"}, "is of a 'dataset'"),
+        ({"labels": ["x", ""]}, "takes a name or a list of names"),
+        ({"columns": {"a": "b"}}, "takes a name or a list of names"),
+    ],
+)
+def test_a_task_file_of_classes_names_what_can_be(change, said, tmp_path):
+    import yaml
+
+    tree = {key: value for key, value in (CLASSES | change).items() if value is not None}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UsageError, match=said):
+        find_task(str(tmp_path / "t.yaml"))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{en:>999999999}", "{en!r}", "{en.__class__}", "{0}", "{}", "{de}", "{", "{en:{en}}"]
+)
+def test_a_prompt_of_a_task_file_has_a_place_for_the_source_and_no_other(prompt, tmp_path):
+    import yaml
+
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(PAIRS | {"prompt": prompt}))
+    with pytest.raises(UsageError, match="prompt"):
+        find_task(str(tmp_path / "t.yaml"))
+
+
+def test_a_task_files_metrics_of_texts_are_known_and_groups_stand_for_theirs(tmp_path):
+    import yaml
+
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(PAIRS | {"metrics": ["blue"]}))
+    with pytest.raises(UsageError, match="did you mean 'bleu'"):
+        find_task(str(tmp_path / "t.yaml"))
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(PAIRS | {"metrics": ["rouge", "cer"]}))
+    assert find_task(str(tmp_path / "t.yaml")).metrics == ("rougeL", "cer")

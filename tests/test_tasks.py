@@ -371,7 +371,7 @@ def test_labels_named_by_numbers_are_those_numbers(tmp_path, labels, given, numb
         ("columns: text\ndata: .\nmetrics: f1\n", "metric 'f1' is not for regression"),
         ("columns: text\ndata: .\nlabels: [a, b, c]\nmetrics: f1\n", "metric 'f1' is not for 3 classes"),
         ("columns: text\ndata: .\nlabels: [a, b]\nmetrics: acuracy\n", "did you mean 'accuracy'"),
-        ("columns: [text\nlabels: {\n", "cannot read task file"),
+        ("columns: [text\nlabels: {\n", "is not YAML"),
         ("just words\n", "holds no keys"),
         ("", "holds no keys"),
     ],

@@ -3,19 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.files import read_yaml
+from kdalign.errors import UsageError, did_you_mean, shortened, unknown
+from kdalign.files import check_name, read_yaml
 from kdalign.languages import language_code
+from kdalign.metrics import GROUPS, expanded
 from kdalign.recipe import TASK_FILES
 from kdalign.tasks.data import ALIASES, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
 from kdalign.tasks.prompts import plain_wording
 from kdalign.tasks.task import Source, Task, Wording
+from kdalign.text_metrics import TEXT_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,11 +106,15 @@ def check_named(name: str, folder: str | None = None, dataset: str | None = None
         raise UsageError("give --data or --dataset, not both")
     if config is not None and dataset is None:
         raise UsageError("--config goes with --dataset")
-    is_file = name.endswith((".yaml", ".yml"))
-    if is_file and not Path(name).is_file():
+    check_name(name, "--task")
+    for flag, given in (("--data", folder), ("--dataset", dataset), ("--config", config)):
+        if given is not None:
+            check_name(given, flag)
+    of_file = name.endswith((".yaml", ".yml"))
+    if of_file and not Path(name).exists():
         raise UsageError(f"cannot read task file {name!r}: there is none")
     names = [*GLUE, INFERRED, *FAMILIES, *_shipped()]
-    if not (name in names or is_file or language_task(name) is not None):
+    if not (name in names or of_file or language_task(name) is not None):
         raise UsageError(
             f"unknown task {name!r}{did_you_mean(name, names)} "
             f"(accepted: {', '.join(names)}, or a task file ending in .yaml)"
@@ -135,6 +142,7 @@ def _from_file(file: Path) -> AnyTask:
     if "columns" not in given:
         raise UsageError(f"task file {str(file)!r} needs 'columns', the text column or the two of a pair")
     one = {key: words[0] for key, words in given.items() if key in _SINGLE}
+    _check_given(given, one, file)
     if "kind" in one:
         return _language_of(given, one, file)
     for key in _OF_TEXTS:
@@ -167,6 +175,49 @@ def _from_file(file: Path) -> AnyTask:
     )
 
 
+_LONGEST_WORD = 100
+"""Bytes of a task's or a split's name, which is a part of files' names."""
+
+
+def _check_given(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path) -> None:
+    """Refuse what goes with nothing, is said twice, or cannot be part of a file's name."""
+    where = f"task file {str(file)!r}"
+    for key, words in given.items():
+        if len(set(words)) < len(words) and key != "answers":
+            raise UsageError(f"{where}: {key!r} names one thing twice ({', '.join(words)})")
+    if "data" in one and "dataset" in one:
+        raise UsageError(f"{where}: give 'data' or 'dataset', not both")
+    if "config" in one and "dataset" not in one:
+        raise UsageError(f"{where}: 'config' is of a 'dataset' on the hub, and none is named")
+    if one.get("label", "label") in given["columns"] and "kind" not in one:
+        raise UsageError(f"{where}: column {one.get('label', 'label')!r} cannot be text and label at once")
+    for key in ("data", "dataset", "config"):
+        check_name(one.get(key, key), f"{where}: {key!r}")
+    names: dict[str, tuple[str, ...]] = {"name": (one.get("name", file.stem),)}
+    names |= {key: given[key] for key in ("train", "evaluation", "test") if key in given}
+    for key, words in names.items():
+        for word in words:
+            written = word.encode("utf-8", "surrogatepass")
+            if not word.isprintable() or set("/\\") & set(word) or word in (".", "..") or len(written) > _LONGEST_WORD:
+                raise UsageError(
+                    f"{where}: {key} {shortened(word, 60)!r} is to be part of a file's name: one line of at most "
+                    f"{_LONGEST_WORD} bytes without / and \\"
+                )
+
+
+def _check_prompt(prompt: str, source: str, where: str) -> None:
+    """Refuse all but ``{column}`` between braces: ``{text:>999999999}`` would be filled up with blanks."""
+    try:
+        parts = list(Formatter().parse(prompt))
+    except ValueError as error:
+        raise UsageError(
+            f"{where}: the prompt has a brace that belongs to no place ({error}); write it twice"
+        ) from None
+    for _, place, form, conversion in parts:
+        if place is not None and (place != source or form or conversion):
+            raise UsageError(f"{where}: its prompt may name {{{source}}} alone; given {shortened(prompt, 100)!r}")
+
+
 def _source_of(one: Mapping[str, str], file: Path) -> Source:
     """Where a task file says that its data lies; a folder is looked for beside the file."""
     folder = file.parent / one["data"] if "data" in one else None
@@ -192,20 +243,26 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
         references=given.get("references", ()),
         language=language_code(one["language"], f"language in {where}:") if "language" in one else "",
         prompt=one.get("prompt", ""),
-        metrics=given.get("metrics", ()),
+        metrics=expanded(given.get("metrics", ())),
     )
     if task.pairs and len(task.columns) != 2:
         raise UsageError(f"{where}: a {kind} has two columns, its source and its target")
     if not task.pairs and (task.references or task.prompt):
         raise UsageError(f"{where}: references and prompt are for tasks with a source and a target")
-    task.asked({column: "" for column in task.columns})  # raises where the prompt names another column
+    _check_prompt(task.prompt, task.columns[0], where)
+    task.asked({column: "" for column in task.columns})  # raises where a column's name is none that a prompt can have
+    for metric in task.metrics:
+        if metric not in TEXT_METRICS and ":" not in metric:
+            raise unknown(f"metric in {where}:", metric, [*TEXT_METRICS, *GROUPS])
     return task
 
 
 def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     """What a task file gives for a key: one word, or several where the key takes them."""
     words = value if isinstance(value, list) else [value]
-    if not words or not all(isinstance(word, str) for word in words) or (key in _SINGLE and len(words) > 1):
+    alone = key in _SINGLE and len(words) > 1
+    blank = key != "answers" and any(isinstance(word, str) and not word.strip() for word in words)  # theirs is said
+    if not words or alone or blank or not all(isinstance(word, str) for word in words):
         takes = "one text" if key == "prompt" else "one name" if key in _SINGLE else "a name or a list of names"
         raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")
     return tuple(words)
