@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdalign.architecture import Architecture, Stack, describe
     from kdalign.comparison import compare
     from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
+    from kdalign.extend import allow_code
     from kdalign.pipeline import distill
     from kdalign.recipe import Recipe, build_recipe, load_recipe
     from kdalign.runs import RunRecord, read_record
@@ -30,6 +31,7 @@ _HOMES = {
     "Stack": "architecture",
     "UsageError": "errors",
     "__version__": "version",
+    "allow_code": "extend",
     "build_recipe": "recipe",
     "compare": "comparison",
     "describe": "architecture",
@@ -53,6 +55,7 @@ __all__ = [
     "Stack",
     "UsageError",
     "__version__",
+    "allow_code",
     "build_recipe",
     "compare",
     "describe",

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from kdalign.ablation import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
+from kdalign.extend import Trust, trust, trusting
 from kdalign.files import check_writable
 from kdalign.keeping import Kept, keep, read_kept
 from kdalign.observer import Observer, Silent
@@ -268,7 +269,7 @@ class _Worker:
         context.set_forkserver_preload(["kdalign.pipeline"])
         ours, theirs = context.Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        process = context.Process(target=_work, args=(theirs, environment, threads, watch), daemon=True)
+        process = context.Process(target=_work, args=(theirs, environment, threads, watch, trust().silent), daemon=True)
         process.start()
         theirs.close()
         return cls(process, ours)
@@ -291,7 +292,13 @@ class _Worker:
         self.process.join()
 
 
-def _work(connection: Connection, environment: Mapping[str, str], threads: int, watch: Callable[[], Observer]) -> None:
+def _work(
+    connection: Connection,
+    environment: Mapping[str, str],
+    threads: int,
+    watch: Callable[[], Observer],
+    trusted: Trust,
+) -> None:
     """Make the runs that are asked for until nobody asks."""
     os.setsid()  # Ctrl-C is for the one that watches; it tells its workers once
     os.environ.update(environment)  # the server's is that of its start
@@ -308,7 +315,8 @@ def _work(connection: Connection, environment: Mapping[str, str], threads: int, 
             return
         folder = RunFolder(Path(str(recipe.out)))
         try:
-            distill(recipe, watch(), resume=folder.started)
+            with trusting(trusted):
+                distill(recipe, watch(), resume=folder.started)
             shutil.rmtree(folder.checkpoints, ignore_errors=True)  # nothing is left to go on with
             reason = ""
         except KdalignError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdalign.architecture import CROSS, LAYOUTS, Architecture, Layer, Stack
 from kdalign.errors import UsageError, unknown
-from kdalign.files import parse_json
+from kdalign.files import parse_json, read_text
 from kdalign.maps import LEARNED, MEASURED, STRATEGIES, TOP, Alike, choose_layers, measured_strategy, needs_measuring
 
 
@@ -193,6 +193,8 @@ class Plan:
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
             self._check(one, teacher, student)
+        if self.choice and not needs_measuring(self.choice):
+            raise unknown("measured map", self.choice, MEASURED)
         if self.weighting != "static" and (self.attended or self.choice):
             raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
         if self.projections != _projections(self.teacher, self.student, self.maps, self.style, self.attended):
@@ -386,9 +388,7 @@ def read_plan(file: Path) -> Plan:
         UsageError: unreadable, or not a plan.
     """
     try:
-        return Plan.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read plan {str(file)!r}: {error}") from None
+        return Plan.from_json(read_text(file))
     except UsageError as error:
         raise UsageError(f"plan {str(file)!r}: {error}") from None
 
@@ -467,6 +467,8 @@ def propose(
     elif relation_heads not in accepted:
         shown = ", ".join(map(str, accepted))
         raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
+    if measured and choice not in MEASURED:  # what it cannot do is found before a run begins
+        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
     return replace(
         plan,
         choice=choice if measured else "",
@@ -475,6 +477,13 @@ def propose(
         relation_heads=relation_heads,
         weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
     )
+
+
+def _by_depth(student: int, teacher: int) -> Alike:
+    """Likeness that falls with the distance of the layers' depths, (student layers, teacher layers): a stand-in."""
+    ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
+    alike: Alike = 1 - np.abs(ours[:, None] - theirs)
+    return alike
 
 
 def _relation_heads(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:

@@ -5,7 +5,6 @@ and its teacher are, how it was made and what was not looked at. What a record d
 revision of the data) is left out.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, HeadKind, auto_class, head_of_class
 from kdalign.commands import distill_command
 from kdalign.errors import UsageError
+from kdalign.files import read_json
 from kdalign.presets import DEFAULT
 from kdalign.recipe import Data, Objective, Recipe
+from kdalign.record_schema import check_for_card
 from kdalign.runs import RunFolder, RunRecord
 from kdalign.schedules import percent
 from kdalign.tasks import LanguageTask, Task, find_task
@@ -135,11 +136,14 @@ def model_card(record: RunRecord, path: Path) -> str:
 
 
 def _run_of(record: RunRecord, folder: RunFolder) -> _Run:
+    check_for_card(record.to_json(), f"the record of run {str(folder.path)!r}")
     try:
-        config = json.loads((folder.student / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder.student / "config.json")
+        if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
+            raise UsageError("it is no configuration")
+    except UsageError:
         raise UsageError(f"run {str(folder.path)!r} has no exported student (looked for student/config.json)") from None
-    model_class = (config.get("architectures") or [""])[0]
+    model_class = str((config.get("architectures") or [""])[0])
     recipe = record.parsed_recipe()
     data = recipe.data
     task = _task_of(data)
@@ -180,7 +184,7 @@ def _starts(record: RunRecord, recipe: Recipe, folder: RunFolder) -> tuple[str, 
     found = []
     if record.teacher is not None and _COMMIT.fullmatch(record.teacher.revision):
         found.append(recipe.teacher)
-    inputs = json.loads(folder.inputs.read_text(encoding="utf-8")) if folder.inputs.is_file() else {}
+    inputs = folder.read_inputs()
     if _COMMIT.fullmatch(inputs.get("student", "")):
         found.append(recipe.student)
     return tuple(dict.fromkeys(found))

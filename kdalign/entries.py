@@ -9,9 +9,11 @@ from typing import Any
 from kdalign.ablation import FILE as ABLATION
 from kdalign.ablation import Trial, read_ablation
 from kdalign.errors import Changed, UsageError
+from kdalign.files import read_json
 from kdalign.integrity import read_checked
 from kdalign.keeping import Kept, read_all_kept
-from kdalign.runs import RECORD, RunRecord, read_record
+from kdalign.record_schema import check_results
+from kdalign.runs import RECORD, RunRecord, Walk, read_record
 from kdalign.table import metric_key
 
 
@@ -96,7 +98,9 @@ def read_all(paths: Iterable[str | Path]) -> Found:
         elif _is_run(path) or not path.is_dir():
             entries.append(_read_run(path))
         else:
-            found, passed = _walk(path)
+            walk = Walk(path)
+            found, passed = _walk(path, walk)
+            passed |= dict.fromkeys(walk.unreadable, "not to be read by this user")
             files, foreign = evaluations_in(path)
             if not found and not files:
                 unfinished = [folder.name for folder, why in passed.items() if why == UNFINISHED]
@@ -230,12 +234,18 @@ def key_of(records: Mapping[str, RunRecord]) -> str:
     return json.dumps([sorted(records), flat], sort_keys=True)
 
 
-def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
+_DEEPEST = 100
+"""Folders in one another that are looked into."""
+
+
+def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[Entry], dict[Path, str]]:
     """The finished runs below a folder, and what is none."""
+    if depth > _DEEPEST:
+        raise UsageError(f"more than {_DEEPEST} folders lie in one another below {str(walk.start)!r}")
     entries: list[Entry] = []
     passed: dict[Path, str] = {}
-    for inner in sorted(folder.iterdir()):
-        if not inner.is_dir() or inner.name.startswith("."):
+    for inner in walk.inside(folder):
+        if inner.name.startswith("."):
             continue
         if (inner / ABLATION).is_file():
             kept = read_all_kept(inner)
@@ -256,7 +266,7 @@ def _walk(folder: Path) -> tuple[list[Entry], dict[Path, str]]:
             except UsageError as error:
                 passed[inner] = str(error)
             continue
-        found, below = _walk(inner)
+        found, below = _walk(inner, walk, depth + 1)
         entries += found
         if evaluations_in(inner)[0]:
             passed[inner] = "evaluations, which are taken where it is named"
@@ -288,12 +298,10 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
     """
     if path.suffix in (".yaml", ".yml"):
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation (published rows: --reference {path.name})")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(path)!r} is not JSON: {' '.join(str(error).split())}") from None
+    tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("kind") != "evaluation" or not isinstance(tree.get("results"), list):
         raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
+    check_results(tree["results"], repr(str(path)))
     results: list[dict[str, Any]] = tree["results"]
     return results
 

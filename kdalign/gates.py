@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
+from kdalign.files import read_json
 from kdalign.ranking import named
 from kdalign.table import Cell, Column, Comparison, Row
 
@@ -291,10 +292,7 @@ def _unit(column: Column) -> str:
 
 
 def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(file)!r} is not JSON: {' '.join(str(error).split())}") from None
+    return read_json(file)
 
 
 def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:

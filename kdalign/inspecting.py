@@ -1,6 +1,5 @@
 """A finished run's teacher and student side by side: how alike their layers became, where both look in one text."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,9 +118,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
 
 def _check_inputs(run: FinishedRun, prepared: Prepared) -> None:
     """Refuse models and texts that are not those of the run any more."""
-    if not run.folder.inputs.is_file():
-        return
-    before = json.loads(run.folder.inputs.read_text(encoding="utf-8"))
+    before = run.folder.read_inputs()
     for name, value in prepared.inputs.items():
         if before.get(name, value) != value:
             raise UsageError(f"run {run.name!r} read another {name} ({before[name]} then, {value} now)")

@@ -49,7 +49,7 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
         Changed: the first that is missing or another, by its name and its run's.
     """
     for name, digest in files.items():
-        file = folder / name
+        file = folder / name  # below it: ``record_schema`` refuses other names
         if not file.is_file():
             raise Changed(f"run {str(folder)!r}: {name} is missing, which was there when the run ended")
         found = sha256(file)

@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from kdalign.ablation import KEPT, Trial, read_ablation
-from kdalign.errors import Changed, UsageError
-from kdalign.files import whole_file
+from kdalign.errors import Changed, UsageError, cause_of
+from kdalign.files import parse_json, read_bytes, whole_file
 from kdalign.runs import RunFolder, RunRecord, read_record, seal_of
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +33,10 @@ _HEX = 16
 _UNKEPT = ("samples", "files", "seal")
 _ELSEWHERE = ("out", "train.device", "train.precision")
 """Keys that may differ between a result that is kept and the trial that it is of: where, not what, was trained."""
+_LARGEST = 32 * 2**20
+"""Bytes to which a kept result, and a column that runs share, may unpack: some millions of answers."""
+_KINDS = ("<i4", "<f4")
+_SHARED_FILE = re.compile(rf"[0-9a-f]{{{_HEX}}}\.gz")
 _ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
 _SHARED = ("label", "teacher", "tokens")
 
@@ -65,7 +70,7 @@ def keep(trial: Trial, folder: Path) -> Kept:
         for split, columns in answers.items()
     }
     content = {name: value for name, value in tree.items() if name not in _UNKEPT}
-    inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
+    inputs = run.read_inputs()
     watched = [{name: _rounded(value) for name, value in event.items()} for event in run.watched]
     content |= {"answers": packed, "inputs": inputs, "watched": watched}
     content["seal"] = _seal_of(content)
@@ -82,22 +87,53 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     """
     file = folder / trial.file
     try:
-        tree = json.loads(_restored(file.read_bytes(), folder))
+        content = _restored(read_bytes(file, _LARGEST), folder)
+        tree = parse_json(content.decode(), "what it unpacks to")
         if tree.pop("seal") != _seal_of(tree):
             raise Changed(f"{str(file)!r} was changed after it was kept: its seal does not fit it")
         answers = {
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
-        inputs, watched = dict(tree.pop("inputs")), list(tree.pop("watched"))
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zlib.error) as error:
-        raise UsageError(f"{str(file)!r} is not what an ablation kept: {' '.join(str(error).split())}") from None
+        inputs, watched = _inputs(tree.pop("inputs")), _watched(tree.pop("watched"))
+    except Changed:
+        raise
+    except (UsageError, ValueError, KeyError, AttributeError, TypeError, zlib.error) as error:
+        raise UsageError(f"{str(file)!r} is not what an ablation kept: {cause_of(error)}") from None
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
+    _check_answers(answers, record, repr(str(file)))
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
     changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
     if changed:
         raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it anew")
     return Kept(trial, record, inputs, answers, watched)
+
+
+def _inputs(tree: object) -> dict[str, str]:
+    if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
+        raise ValueError("its inputs are no fingerprints by name")
+    return tree
+
+
+def _watched(tree: object) -> list[dict[str, Any]]:
+    if not isinstance(tree, list) or not all(
+        isinstance(event, dict) and isinstance(event.get("step"), int) for event in tree
+    ):
+        raise ValueError("its evaluations while training are not each a step and scores")
+    return tree
+
+
+def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord, where: str) -> None:
+    """Refuse columns of another length than one another, or than the examples that the record counts."""
+    if set(answers) != set(record.scores):
+        raise UsageError(f"{where} keeps answers to {', '.join(answers)}, and scores of {', '.join(record.scores)}")
+    for split, columns in answers.items():
+        lengths = {name: len(values) for name, values in columns.items()}
+        n = record.data["reported"][split]["n"]
+        whole = {n} if "prediction" in lengths else set(lengths.values())  # a long text has several rows of likelihoods
+        if not set(lengths.values()) <= whole or len(whole) > 1:
+            shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+            raise UsageError(f"{where}: the answers to the {n:,} examples of {split} are of other lengths: {shown}")
 
 
 def read_all_kept(out: Path) -> list[Kept]:
@@ -116,13 +152,30 @@ def _compressed(content: bytes, folder: Path) -> bytes:
     if not common.is_file():
         with whole_file(common) as temporary:
             temporary.write_bytes(gzip.compress(content, mtime=0))
-    packer = zlib.compressobj(9, zdict=gzip.decompress(common.read_bytes()))
+    packer = zlib.compressobj(9, zdict=_gunzipped(common))
     return packer.compress(content) + packer.flush()
 
 
 def _restored(compressed: bytes, folder: Path) -> bytes:
-    unpacker = zlib.decompressobj(zdict=gzip.decompress((folder / _COMMON).read_bytes()))
-    return unpacker.decompress(compressed) + unpacker.flush()
+    return _unzipped(zlib.decompressobj(zdict=_gunzipped(folder / _COMMON)), compressed)
+
+
+def _gunzipped(file: Path) -> bytes:
+    return _unzipped(zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), read_bytes(file, _LARGEST))
+
+
+def _unzipped(unpacker: Any, data: bytes) -> bytes:
+    """What a stream unpacks to, as far as it may: some bytes can stand for gigabytes.
+
+    Raises:
+        ValueError: it is more than ``_LARGEST``, or cut off, or something follows.
+    """
+    found: bytes = unpacker.decompress(data, _LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise ValueError(f"it unpacks to more than {_LARGEST:,} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("it is cut off" if not unpacker.eof else "something follows its end")
+    return found
 
 
 def _rounded(value: Any) -> Any:
@@ -166,12 +219,16 @@ def _shortened(values: Array) -> Array:
 
 
 def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
+    if packed["dtype"] not in _KINDS:
+        raise ValueError(f"a column of {packed['dtype']!r} (accepted: {', '.join(_KINDS)})")
     if "file" in packed:
-        raw = gzip.decompress((folder / packed["file"]).read_bytes())
+        if not _SHARED_FILE.fullmatch(packed["file"]):
+            raise ValueError(f"{packed['file']!r} is no name of a column that is shared")
+        raw = _gunzipped(folder / packed["file"])
         if packed["file"] != f"{_name_of(raw)}.gz":
             raise ValueError(f"{packed['file']} was changed")
     else:
-        raw = base64.b64decode(packed["values"])
+        raw = base64.b64decode(packed["values"], validate=True)
     planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, -1)
     values: Array = np.ascontiguousarray(planes.T).view(packed["dtype"]).reshape(-1)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)

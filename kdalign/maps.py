@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kdalign.errors import UsageError, did_you_mean
-from kdalign.extend import resolve
+from kdalign.extend import names_code, resolve
 from kdalign.similarity import monotone_path, transport
 
 
@@ -85,7 +85,7 @@ def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
 
 def needs_measuring(choice: str) -> bool:
     """Whether a map can only be chosen once both models have read some text."""
-    return choice in MEASURED or re.fullmatch(r"(.+\.py|[A-Za-z_]\w*(\.\w+)*):[A-Za-z_]\w*", choice) is not None
+    return choice in MEASURED or names_code(choice)
 
 
 def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str] = ()) -> tuple[int, ...]:

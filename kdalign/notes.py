@@ -1,6 +1,5 @@
 """What is said under a table: how its numbers were made, and what they cannot show."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from kdalign.entries import (
     tasks_differ,
     teachers_differ,
 )
+from kdalign.errors import UsageError
+from kdalign.files import read_json
 from kdalign.runs import RunRecord
 from kdalign.table import SHARED, Cell, Column, Row
 
@@ -165,9 +166,12 @@ def _searched(ablation: Path) -> list[str]:
     if not file.is_file():
         return []
     chosen: dict[str, dict[str, Any]] = {}
-    for one in json.loads(file.read_text(encoding="utf-8")):
-        if one["chosen"]:
-            chosen[one["arm"]] = one["settings"]
+    tried = read_json(file)
+    for one in tried if isinstance(tried, list) else [tried]:
+        if not isinstance(one, dict) or not isinstance(one.get("settings"), dict):
+            raise UsageError(f"{str(file)!r} is not what a search has tried")
+        if one.get("chosen"):
+            chosen[str(one.get("arm"))] = one["settings"]
     told = [
         f"{arm} {', '.join(f'{key} {value}' for key, value in settings.items()) or 'as it is'}"
         for arm, settings in chosen.items()

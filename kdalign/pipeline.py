@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from kdalign import models
 from kdalign.arranging import begin_folder, course_of, load, opened
 from kdalign.errors import Interrupted, UsageError
+from kdalign.extend import check_trusted, code_named, trusting_caller
 from kdalign.files import write_text
 from kdalign.finishing import finish
 from kdalign.fitting import check_steps
@@ -27,6 +28,9 @@ def distill(
 ) -> list[RunRecord]:
     """Distill one student per task of the recipe, or one for all; returns each task's record.
 
+    Own terms, maps and metrics that the recipe names are run (``extend``), unless ``kdalign`` the command has said
+    otherwise.
+
     Args:
         recipe: what to do; several tasks lie in folders below ``out``, named after the task.
         observer: who watches.
@@ -38,7 +42,11 @@ def distill(
         RunError: training failed.
         Interrupted: a signal arrived; ``resume`` goes on.
     """
-    observer = observer or Silent()
+    with trusting_caller():
+        return _distill(recipe, observer or Silent(), resume, overwrite)
+
+
+def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) -> list[RunRecord]:
     runs = prepare_all(recipe, resume=resume, overwrite=overwrite)
     group = RunFolder(runs[0].folder.path.parent) if len(runs) > 1 else None
     first = group if group is not None and recipe.multi_task.together else runs[0].folder
@@ -56,10 +64,17 @@ def distill(
             try:
                 records.append(_distill_one(run, accelerator, observer, resume, (group, recipe)))
             except Interrupted as stop:
-                line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume"
+                code = " --allow code" if _code_in(run) else ""
+                line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume{code}"
                 raise Interrupted(line, stop.signal) from None
     accelerator.end_training()
     return records
+
+
+def _code_in(run: Prepared) -> bool:
+    """Whether a run's recipe or task file names code."""
+    recipe = run.recipe
+    return bool(code_named([recipe.objective.terms, recipe.align.map, list(run.task.metrics)]))
 
 
 def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Prepared]:
@@ -70,6 +85,9 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     """
     check_device(recipe.train.device, recipe.train.trackers)
     runs = [prepare(one) for one in split_by_task(recipe)]
+    for run in runs:
+        for name in run.task.metrics:
+            check_trusted(name, "metric")
     runs = [replace(run, checks=preflight(run)) for run in runs]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")

@@ -25,6 +25,7 @@ from kdalign.architecture import (
 from kdalign.augmenting import substitute_model
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
+from kdalign.extend import check_trusted
 from kdalign.files import check_writable
 from kdalign.fitting import check_terms
 from kdalign.fresh import NewModel, check_size, new_config, parse_new
@@ -535,6 +536,7 @@ def _plan(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )
         plan = read_plan(Path(recipe.align.plan)).with_statistics({})  # another teacher of this shape has others
+        check_trusted(plan.choice, f"plan {recipe.align.plan!r}: map")
         plan.fits(theirs, ours)
     else:
         how = recipe.align

@@ -12,7 +12,6 @@ A file, YAML or JSON; a row may have a ``source``, ``note`` and ``task`` of its 
 rows are marked, come last and are never ranked.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import yaml
 
 from kdalign.errors import UsageError, did_you_mean, unknown
+from kdalign.files import parse_json, parse_yaml, read_text
 from kdalign.table import Cell, Column, Row, metric_key
 
 _KEYS = ("source", "note", "task", "columns", "rows")
@@ -84,14 +84,13 @@ def _tree(file: Path, where: str) -> dict[str, Any]:
         near = did_you_mean(file.name, (other.name for other in file.parent.glob("*") if other.is_file()))
         raise UsageError(f"cannot read {where}: there is no such file{near} (accepted: YAML or JSON)")
     try:
-        text = file.read_text(encoding="utf-8")
         # Every value is text, in JSON too: 9.10 is shown as it was written, and a model called 4 is not a number.
         if file.suffix == ".json":
-            tree = json.loads(text, parse_float=str, parse_int=str)
+            tree = parse_json(read_text(file), "it", parse_float=str, parse_int=str, parse_constant=str)
         else:
-            tree = yaml.load(text, Loader=yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read {where}: {' '.join(str(error).split())}") from None
+            tree = parse_yaml(read_text(file), "it", yaml.BaseLoader)
+    except UsageError as error:
+        raise UsageError(f"cannot read {where}: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{where} holds no keys (known: {', '.join(_KEYS)})")
     return tree

@@ -10,7 +10,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.errors import UsageError
-from kdalign.files import sha256, write_json, write_text
+from kdalign.files import read_json, sha256, write_json, write_text
 from kdalign.recipe import Recipe, recipe_of
+from kdalign.record_schema import check_record
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -113,10 +116,12 @@ class RunRecord:
         """Read a record's dictionary.
 
         Raises:
-            UsageError: it is of another schema, or lacks a part.
+            UsageError: it is of another schema, or a part is missing or of another kind.
         """
         if tree.get("schema") != SCHEMA:
-            raise UsageError(f"{where} has record schema {tree.get('schema')!r}; this kdalign reads {SCHEMA}")
+            given = "of nothing that is one" if "schema" not in tree else f"{tree['schema']!r:.40}"
+            raise UsageError(f"{where} has record schema {given}; this kdalign reads {SCHEMA}")
+        check_record(tree, where)
         try:
             values = dict(tree)
             values["metrics"] = tuple(values["metrics"])
@@ -205,6 +210,19 @@ class RunFolder:
         write_json(self.inputs, inputs)
         write_text(self.recipe, recipe)
 
+    def read_inputs(self) -> dict[str, str]:
+        """The fingerprints in ``inputs``; none where it is not there.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if not self.inputs.is_file():
+            return {}
+        tree = read_json(self.inputs)
+        if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
+            raise UsageError(f"{str(self.inputs)!r} does not hold fingerprints by name")
+        return tree
+
     def append_history(self, event: Mapping[str, Any]) -> None:
         """Add a line to the history."""
         with self.history.open("a", encoding="utf-8") as file:
@@ -274,20 +292,81 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str]:
             above = path.parent if (path.parent / "checkpoints").is_dir() else path
             raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {above} --resume` goes on")
         raise UsageError(f"no run at {str(path)!r} (a run folder holds {RECORD})")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(file)!r} is not JSON: {' '.join(str(error).split())}") from None
+    tree = read_json(file)
     if not isinstance(tree, dict):
         raise UsageError(f"{str(file)!r} is not a run's record")
     return tree, repr(str(file))
 
 
+MOST_FOLDERS = 20_000
+"""Below one that is named: beyond it, another one was meant."""
+
+
+@dataclass
+class Walk:
+    """A walk through the folders below one: into each once, however many links lead there, and not without end.
+
+    Attributes:
+        start: where it begins.
+        unreadable: folders that may not be looked into.
+    """
+
+    start: Path
+    unreadable: list[Path] = field(default_factory=list)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if (place := _place(self.start)) is not None:
+            self._seen.add(place)
+
+    def inside(self, folder: Path) -> list[Path]:
+        """The folders in a folder that were not met yet, by name.
+
+        Raises:
+            UsageError: more than ``MOST_FOLDERS`` were met.
+        """
+        try:
+            places = {inner: _place(inner) for inner in sorted(folder.iterdir())}
+        except OSError:
+            self.unreadable.append(folder)
+            return []
+        own = {place for inner, place in places.items() if place is not None and not inner.is_symlink()}
+        found = []
+        for inner, place in places.items():
+            if place is None or place in self._seen or (inner.is_symlink() and place in own):
+                continue
+            self._seen.add(place)
+            if os.access(inner, os.R_OK | os.X_OK):
+                found.append(inner)
+            else:
+                self.unreadable.append(inner)
+        if len(self._seen) > MOST_FOLDERS:
+            raise UsageError(
+                f"more than {MOST_FOLDERS:,} folders below {str(self.start)!r}: name one nearer to the runs"
+            )
+        return found
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, whatever leads there; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+
+
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Complete run folders at or below a folder, by name."""
-    if (folder / RECORD).is_file():
-        yield folder
-    elif folder.is_dir():
-        for inner in sorted(folder.iterdir()):
-            if inner.is_dir() and inner.name not in ("checkpoints", "student", "predictions"):
-                yield from find_runs(inner)
+    """Complete run folders at or below a folder, by name.
+
+    Raises:
+        UsageError: too many folders lie below it.
+    """
+    walk, waiting = Walk(folder), [folder]
+    while waiting:
+        here = waiting.pop()
+        if (here / RECORD).is_file():
+            yield here
+        elif here.is_dir():
+            inner = [one for one in walk.inside(here) if one.name not in ("checkpoints", "student", "predictions")]
+            waiting += reversed(inner)

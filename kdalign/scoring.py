@@ -12,6 +12,7 @@ import torch
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.errors import KdalignError, UsageError, shortened, unknown
+from kdalign.extend import check_trusted
 from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
@@ -133,6 +134,8 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
             checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
     _check_used(checked, asked)
     for target in checked:
+        for name in asked.wanted or target.default_metrics:
+            check_trusted(name, f"{target.name!r}: metric")
         check_words(asked.wanted or target.default_metrics, target.job.language)
         if isinstance(target, LocalModel):
             target.check(asked.wanted)

@@ -360,9 +360,10 @@ def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
             _perplexity(int(tokens.sum()) / score["n"], score["unit"]),
             tokens,
         )
-    known, _ = metrics_named(run.record.metrics)
+    known, missing = metrics_named(run.record.metrics)
     if any(name not in known for name in metrics):
-        raise Undefined(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here")
+        why = f": {'; '.join(missing)}" if missing else ""
+        raise Undefined(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here{why}")
     found = tuple(known[name] for name in metrics)
     values = table["prediction"].to_numpy()
     if any(metric.of_logits for metric in found):

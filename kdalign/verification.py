@@ -128,7 +128,8 @@ def verify_kept(entry: Entry) -> Verified:
 
     found = Verified()
     for task, record in entry.records.items():
-        metrics, _ = metrics_named(record.metrics)
+        metrics, missing = metrics_named(record.metrics)
+        found += Verified(untaken=tuple(f"ablation {str(entry.ablation)!r}, {task}: {line}" for line in missing))
         for split, told in record.scores.items():
             answers = Answers(pd.DataFrame(entry.answers[task][split]), metrics)
             where = f"{entry.name}, {task}, seed {entry.seed}, {split}"
@@ -283,8 +284,7 @@ def _kept(file: Path, result: Told, told: Told) -> tuple[Path | None, str]:
     for end in sorted(ends.values(), key=len, reverse=True):
         if named.endswith(end):
             name = named.removesuffix(end) + (f"-{noise}" if noise else "") + ends[kind]
-            beside = file.with_suffix("") / Path(name).name
-            return (beside if beside.is_file() else Path(name)), kind
+            return file.with_suffix("") / Path(name).name, kind  # nowhere else, whatever the file says
     return None, kind
 
 

@@ -7,7 +7,7 @@ import kdalign
 
 PUBLIC = set(
     "Architecture Asked Interrupted KdalignError LayerMap Plan Recipe RunError RunRecord Stack UsageError __version__ "
-    "build_recipe compare describe distill evaluate load_recipe propose read_record".split()
+    "allow_code build_recipe compare describe distill evaluate load_recipe propose read_record".split()
 )
 
 

@@ -11,7 +11,7 @@ from kdalign.formats import comparison_as
 from kdalign.recipe import Recipe
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 
-PER_CENT = {"accuracy": "%", "f1": "%", "ppl": "", "word_ppl": ""}
+PER_CENT = {"accuracy": "%", "f1": "%", "agreement": "%", "ece": "%", "ppl": "", "word_ppl": ""}
 
 
 def scores(**values):
@@ -21,7 +21,7 @@ def scores(**values):
             "value": value,
             "unit": PER_CENT[metric],
             "n": 10,
-            "higher_is_better": metric in ("accuracy", "f1"),
+            "higher_is_better": metric in ("accuracy", "f1", "agreement"),
             "signature": "hand",
             "low": None if value is None else value - 1,
             "high": None if value is None else value + 1,
@@ -35,7 +35,10 @@ def run(path, task, student, teacher=None, seed=0, fingerprint="ab", calibration
     recipe = Recipe.model_validate(
         {"teacher": "t" if teacher else "none", "data": {"task": task}, "train": {"seed": seed}, "objective": objective}
     )
-    agreement = {"value": 90.0, "low": 80.0, "high": 95.0, "metric": "agreement"} if teacher else None
+    agreement = None
+    if teacher:
+        (agreement,) = scores(agreement=90.0)
+        agreement |= {"low": 80.0, "high": 95.0}
     folder = RunFolder(path)
     folder.begin(recipe.dump(), {}, keep=False)
     record = RunRecord(
@@ -269,7 +272,7 @@ def test_a_file_without_results_is_no_evaluation(tmp_path):
 
 def calibrated(student, teacher):
     return {
-        who: {"value": value, "low": None, "high": None}
+        who: scores(ece=value)[0] | {"low": None, "high": None}
         for who, value in zip(("student", "teacher"), (student, teacher), strict=True)
     }
 

@@ -20,6 +20,7 @@ from kdalign.alignment import propose
 from kdalign.architecture import describe
 from kdalign.batches import collate, micro_batches
 from kdalign.errors import UsageError
+from kdalign.extend import allow_code
 from kdalign.objective import build_objective, count_groups, count_units
 from kdalign.recipe import ANSWER_TERMS, Train, build_recipe
 from kdalign.recipe import Objective as Weights
@@ -304,7 +305,8 @@ def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
         "        return ((view.student.logits - view.taught.logits).abs() ** self.power).sum()\n"
     )
     name = f"{tmp_path}/own.py:Gap"
-    setting = Setting("bert", "bert", 32, Weights(**NONE, terms={name: {"weight": 3, "power": 1}}))
+    with allow_code():
+        setting = Setting("bert", "bert", 32, Weights(**NONE, terms={name: {"weight": 3, "power": 1}}))
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     gap = (setting.learner(batch.inputs, taught).logits - taught.logits).abs().sum() / 8
@@ -317,16 +319,19 @@ def test_the_example_of_an_own_loss_trains_and_is_what_it_says(kdalign, teacher,
     root = Path(__file__).parents[1]
     words = ["distill", "--teacher", teacher, "--task", "sst2", "--data", data, "--out", tmp_path / "gap"]
     monkeypatch.chdir(root)
-    status, _, errors = kdalign(*words, "--recipe", "examples/own_loss/recipe.yaml", "--max-steps", "3")
+    words += ["--recipe", "examples/own_loss/recipe.yaml", "--max-steps", "3"]
+    status, _, errors = kdalign(*words, "--allow", "code")
     assert status == 0, errors
+    assert "runs code: examples/own_loss/gap.py" in errors
     name = "examples/own_loss/gap.py:ConfidenceGap"
     assert all(0 < parts[name] < 1 for parts in terms_of(tmp_path / "gap"))
     batch = collate(examples(), range(2))
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
-    objective = build_objective(Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2)
+    with allow_code():
+        objective = build_objective(Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2)
     assert float(objective(view, count_units([batch])).total) == pytest.approx(2 * (0.25 + 0) / 2)
-    with pytest.raises(UsageError, match="a score has no confidence"):
+    with pytest.raises(UsageError, match="a score has no confidence"), allow_code():
         build_objective(Weights(**NONE, terms={name: 1}), None, True, classes=1)
 
 

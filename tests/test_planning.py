@@ -298,7 +298,11 @@ def test_layers_are_mapped_again_on_the_way_and_a_resumed_run_ends_in_the_same_w
     before = load_file(run / "student" / "model.safetensors") | load_file(run / "projections.safetensors")
     (run / "record.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-8")  # so that the map of step 3 is followed first, not the last one
+    assert f"runs code: {own}" in err
     status, _, err = kdalign("distill", "--out", "run", "--resume")
+    assert status == 2, "the recipe names the code now, not the user"
+    assert "--allow code" in err
+    status, _, err = kdalign("distill", "--out", "run", "--resume", "--allow", "code")
     assert status == 0, err
     after = load_file(run / "student" / "model.safetensors") | load_file(run / "projections.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)

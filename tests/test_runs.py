@@ -11,6 +11,16 @@ from kdalign.errors import UsageError
 from kdalign.files import check_writable, sha256, whole_file, write_json, write_text
 from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, find_runs, read_record
 
+ACCURACY = {
+    "metric": "accuracy",
+    "value": 0.1 + 0.2,
+    "unit": "%",
+    "n": 3,
+    "higher_is_better": True,
+    "signature": "hand",
+    "low": None,
+    "high": None,
+}
 STUDENT = ModelRecord("layers 1 3 of t", "0" * 16, 1000, 0.004, "trained", 1.5)
 RECORD = RunRecord(
     schema=SCHEMA,
@@ -18,12 +28,12 @@ RECORD = RunRecord(
     created="2025-01-01T00:00:00+00:00",
     task="sst2",
     metrics=("accuracy", "f1"),
-    recipe={"teacher": "t", "align": {"weights": None}},
+    recipe={"teacher": "t", "align": {"weights": None}, "train": {"seed": 0}},
     student=STUDENT,
     teacher=ModelRecord("t", "1" * 16, 2000, 0.008, "its own"),
-    data={"train": {"n": 3}},
-    scores={"validation": {"student": [{"metric": "accuracy", "value": 0.1 + 0.2}], "teacher": []}},
-    training={"steps": 2},
+    data={"reported": {"validation": {"n": 3, "fingerprint": "ab"}}},
+    scores={"validation": {"student": [ACCURACY], "teacher": [], "agreement": None}},
+    training={"steps": 2, "seconds": 0.5, "examples": 6},
     environment={"torch": "2"},
     seconds=1 / 3,
 )
@@ -137,7 +147,7 @@ def test_a_file_that_is_no_record_gives_one_line_that_names_it(tmp_path, content
 
 def test_bytes_that_are_no_text_are_no_record(tmp_path):
     (tmp_path / "record.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="is not JSON"):
+    with pytest.raises(UsageError, match="line 1: not UTF-16-LE"):
         read_record(tmp_path)
 
 

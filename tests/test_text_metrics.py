@@ -16,6 +16,7 @@ import pytest
 from conftest import one_line, sentences
 
 from kdalign.errors import UsageError
+from kdalign.extend import allow_code
 from kdalign.languages import is_language, language_code
 from kdalign.text_metrics import TEXT_METRICS, mean_of, notes_on_words, score_texts, text_metric
 from kdalign.words import UnicodeWords
@@ -431,11 +432,12 @@ def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
         "from kdalign.text_metrics import mean_of\n"
         "length = mean_of('length', lambda text, references: len(text.split()), 'words')\n"
     )
-    ((score,), each) = score_texts([f"{place}:length"], ["a b", "c"], [["x"], ["y"]])
+    with allow_code():
+        ((score,), each) = score_texts([f"{place}:length"], ["a b", "c"], [["x"], ["y"]])
     assert (score.metric, score.value, score.unit) == ("length", 1.5, "words")
     assert each["length"].tolist() == [2, 1]
     place.write_text("length = 3\n")
-    with pytest.raises(UsageError, match="is no TextMetric"):
+    with pytest.raises(UsageError, match="is no TextMetric"), allow_code():
         text_metric(f"{place}:length")
     assert mean_of("x", lambda text, references: 0.0).higher_is_better
 

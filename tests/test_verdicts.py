@@ -33,6 +33,8 @@ def finished(path, task, values, seed=0, fingerprint="abcdabcdabcdabcd", n=N, sp
             "n": (units or {}).get(metric, n),
             "higher_is_better": metric in METRICS,
             "signature": "hand",
+            "low": None,
+            "high": None,
         }
         for metric, value in values.items()
     ]
@@ -47,7 +49,7 @@ def finished(path, task, values, seed=0, fingerprint="abcdabcdabcdabcd", n=N, sp
         teacher=None,
         data={"reported": {split: {"n": n, "fingerprint": fingerprint}}},
         scores={split: {"student": scores, "teacher": [], "agreement": None}},
-        training={},
+        training={"steps": 5, "seconds": 2.0, "examples": 20},
         environment={},
         seconds=3.0,
     )

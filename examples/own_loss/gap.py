@@ -1,6 +1,8 @@
 """A loss of one's own: how far the student's confidence is from its teacher's.
 
-    kdalign distill --teacher ./teacher --task sst2 --data ./sst2 --recipe examples/own_loss/recipe.yaml --out runs/gap
+    kdalign distill --teacher ./teacher --task sst2 --data ./sst2 --recipe examples/own_loss/recipe.yaml --allow code
+
+A recipe may be a stranger's, so code that it names is run only where that is allowed, and told of before it is loaded.
 
 A term says what it looks at (``needs``), what its sum is divided by (``unit``), and returns a **sum** over the units of
 a micro-batch: kdalign divides once, by the units of the whole optimizer step, over micro-batches and ranks. What stands

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdalign.cli.shared import (
+    AllowCode,
     Config,
     DataFolder,
     Dataset,
@@ -26,6 +27,7 @@ from kdalign.cli.shared import (
     examples,
     new_watcher,
     show,
+    trust_code,
 )
 from kdalign.errors import UsageError
 
@@ -119,6 +121,7 @@ def ablate(
     drop_runs: Annotated[
         bool, typer.Option("--drop-runs", help="Remove a run's folder, student too, once its result is kept.")
     ] = False,
+    allow: AllowCode = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ablation in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False,
     as_json: Json = False,
@@ -128,8 +131,11 @@ def ablate(
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
     from kdalign.ablation import build_ablation
-    from kdalign.recipe import term_weights
+    from kdalign.recipe import code_written, term_weights
 
+    terms = term_weights(term) if term else None
+    varied = [one.partition("=")[2] for one in (*(sweep or ()), *(search or ()))]
+    trust_code(allow, (terms, varied, code_written(sets or ())))
     flags: dict[str, Any] = {
         "preset": preset,
         "teacher": teacher,
@@ -140,7 +146,7 @@ def ablate(
         "data.config": config,
         "data.max_length": max_length,
         "data.limit": limit,
-        "objective.terms": term_weights(term) if term else None,
+        "objective.terms": terms,
         "data.unlabelled": unlabelled,
         "train.epochs": epochs,
         "train.max_steps": max_steps,

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdalign.cli.shared import Json, app, as_text, error_console, examples, new_watcher, show, tell
+from kdalign.cli.shared import (
+    AllowCode,
+    Json,
+    app,
+    as_text,
+    error_console,
+    examples,
+    new_watcher,
+    show,
+    tell,
+    trust_code,
+)
 from kdalign.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -147,6 +158,7 @@ def compare(
             rich_help_panel=_GATES,
         ),
     ] = None,
+    allow: AllowCode = None,
 ) -> None:
     """Put runs side by side: scores, agreement, what was retained, and what it costs.
 
@@ -159,6 +171,7 @@ def compare(
     Gates are checked on students and evaluated models, all of them, and said
     below the table; where one fails, the exit code is 1.
     """
+    trust_code(allow)
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if plots is not None:

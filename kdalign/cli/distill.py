@@ -26,6 +26,7 @@ from kdalign.cli.shared import (
     new_watcher,
     recipe_app,
     show,
+    trust_code,
 )
 from kdalign.errors import UsageError
 
@@ -150,7 +151,9 @@ def distill(
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WHAT", help="Let an error of the checks through: memory, disk, special-tokens; may be repeated."
+            metavar="WHAT",
+            help="Let an error of the checks through: memory, disk, special-tokens; or code: run what files name (own "
+            "terms, maps, metrics in recipes, task files, plans). May be repeated.",
         ),
     ] = None,
     no_finetune_teacher: Annotated[
@@ -163,8 +166,10 @@ def distill(
     L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn. The run folder holds the student as a stock
     Transformers checkpoint, the recipe, the plan, the history, the predictions and the record that tables are made of.
     """
-    from kdalign.recipe import build_recipe, term_weights
+    from kdalign.recipe import CHECKS, build_recipe, code_written, term_weights
 
+    terms = term_weights(term) if term else None
+    allowed = trust_code(allow, (map_, terms, code_written(sets or ())), CHECKS)
     flags: dict[str, Any] = {
         "preset": preset,
         "teacher": teacher,
@@ -172,7 +177,7 @@ def distill(
         "tokenizer": tokenizer,
         "revision": revision,
         "init": init,
-        "allow": tuple(allow) if allow else None,
+        "allow": allowed or None,
         "finetune_teacher": False if no_finetune_teacher else None,
         "out": out,
         "multi_task.together": True if multi_task else None,
@@ -192,7 +197,7 @@ def distill(
         "objective.delta": delta,
         "objective.temperature": temperature,
         "objective.divergence": divergence,
-        "objective.terms": term_weights(term) if term else None,
+        "objective.terms": terms,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.max_tokens": max_tokens,

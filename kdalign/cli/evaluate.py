@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdalign.cli.shared import (
+    AllowCode,
     Config,
     DataFolder,
     Dataset,
@@ -21,6 +22,7 @@ from kdalign.cli.shared import (
     examples,
     new_watcher,
     show,
+    trust_code,
 )
 from kdalign.errors import UsageError
 
@@ -153,6 +155,7 @@ def eval_(
     limit: Limit = None,
     revision: Annotated[str | None, typer.Option(help="The model's revision on the hub.")] = None,
     device: Device = None,
+    allow: AllowCode = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Where scores go (.json), predictions beside.", rich_help_panel=_TABLE),
@@ -170,6 +173,7 @@ def eval_(
     named = tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics is not None else None
     if named == ():
         raise UsageError(f"--metrics {metrics!r} names no metric")
+    trust_code(allow, named or ())
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if form is not None or reference:

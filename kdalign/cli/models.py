@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdalign.cli.shared import (
+    AllowCode,
     Config,
     DataFolder,
     Dataset,
@@ -20,6 +21,7 @@ from kdalign.cli.shared import (
     new_watcher,
     show,
     tell,
+    trust_code,
 )
 from kdalign.errors import UsageError, unknown
 
@@ -116,6 +118,7 @@ def map_layers(
         from kdalign.files import check_file
 
         check_file(out)
+    trust_code((), (map_,))
     if plot is not None:
         from kdalign.pictures import check_picture
 
@@ -170,6 +173,7 @@ def inspect(
         Path | None, typer.Option(metavar="DIR", help="Draw layers and attention there (PNG and SVG).")
     ] = None,
     device: Device = None,
+    allow: AllowCode = None,
 ) -> None:
     """Look into a run: how alike student and teacher became, layer by layer, and where they still differ.
 
@@ -179,6 +183,7 @@ def inspect(
     from kdalign.evidence import disagreements, finished_runs
     from kdalign.runs import read_record
 
+    trust_code(allow)
     read_record(Path(run))  # says what is there instead
     found = finished_runs([run])
     if len(found) != 1:

@@ -1,12 +1,14 @@
 """What the commands share: the application, options that several have, and printing."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdalign.errors import Interrupted, RunError, UsageError
+from kdalign.errors import Interrupted, RunError, UsageError, printable, unknown
+from kdalign.extend import Trust, code_named, trust_now, trusting
 from kdalign.files import check_name
 
 if TYPE_CHECKING:
@@ -133,6 +135,15 @@ Terms = Annotated[
         "repeated.",
     ),
 ]
+CODE = "code"
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar=CODE,
+        help="code: run the code that runs, recipes, task files and plans name; only if you trust them.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
 Unlabelled = Annotated[
@@ -164,11 +175,41 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    pass
+    context.with_resource(trusting(Trust()))  # a command that can need more says so
+
+
+def trust_code(allow: Sequence[str] | None, written: object = (), others: Sequence[str] = ()) -> tuple[str, ...]:
+    """Let the rest of a command run the code that its own words name, and what files name by ``--allow code``.
+
+    Each file or module is named on stderr before it is loaded.
+
+    Args:
+        allow: what the user gave for ``--allow``.
+        written: what is written on the command line and can name code.
+        others: further words that the command's ``--allow`` takes.
+
+    Returns:
+        The further words that were given.
+
+    Raises:
+        UsageError: another word.
+    """
+    given = tuple(allow or ())
+    for word in given:
+        if word not in (CODE, *others):
+            raise unknown("--allow", word, (CODE, *others))
+    trust_now(Trust(code_named(written), CODE in given, _announce_code))
+    return tuple(word for word in given if word != CODE)
+
+
+def _announce_code(line: str) -> None:
+    if not int(os.environ.get("RANK", "0")):
+        tell(printable(line))
 
 
 def error_console() -> "Screen":

@@ -8,6 +8,7 @@ from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEY
 from kdalign.recipe.reading import (
     assign,
     build_recipe,
+    code_written,
     load_recipe,
     merged,
     read_tree,
@@ -30,11 +31,12 @@ from kdalign.recipe.sections import (
     Train,
 )
 from kdalign.recipe.tasks import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
-from kdalign.recipe.whole import Recipe
+from kdalign.recipe.whole import CHECKS, Recipe
 
 __all__ = [
     "ANSWER_TERMS",
     "ARMS",
+    "CHECKS",
     "EMBEDDING_TASK",
     "KEYS_OF_TERMS",
     "LAYER_WEIGHTS",
@@ -56,6 +58,7 @@ __all__ = [
     "Train",
     "assign",
     "build_recipe",
+    "code_written",
     "defaults_of",
     "load_recipe",
     "merged",

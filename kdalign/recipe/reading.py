@@ -62,6 +62,16 @@ def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[
     return found
 
 
+def code_written(sets: Iterable[str]) -> list[object]:
+    """What assignments that are written on the command line say where a recipe can name code.
+
+    Raises:
+        UsageError: as ``merged``.
+    """
+    tree = merged({}, {}, sets)
+    return [tree.get(section) for section in ("objective", "align", "multi_task")]
+
+
 _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 """What no file's name can have; U+DC80 to U+DCFF stand for bytes of a name that is not UTF-8."""
 _NO_PATHS = ("align.map", "init")

@@ -1,7 +1,7 @@
 """A recipe, whole."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, model_validator
@@ -11,6 +11,10 @@ from kdalign.presets import preset_named
 from kdalign.recipe.objective import Objective
 from kdalign.recipe.sections import Align, Data, Finetune, Section, Train
 from kdalign.recipe.tasks import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, answers_of, defaults_of
+
+Check = Literal["memory", "disk", "special-tokens"]
+CHECKS: tuple[str, ...] = get_args(Check)
+"""Checks before a run whose findings can be let through."""
 
 
 class Recipe(Section):
@@ -37,7 +41,7 @@ class Recipe(Section):
     channels; or all weights at random."""
     finetune_teacher: bool = True
     """Fine-tune a teacher that has no head for the task; refuse it when false."""
-    allow: tuple[Literal["memory", "disk", "special-tokens"], ...] = ()
+    allow: tuple[Check, ...] = ()
     """Findings of the checks before a run that are let through."""
     data: Data
     align: Align = Align()
