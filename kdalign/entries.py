@@ -290,6 +290,22 @@ def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict
     return found, foreign
 
 
+def check_replaced(out: Path) -> None:
+    """Refuse to write scores over a file that holds no scores, such as a model's configuration.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    if not out.exists():
+        return
+    try:
+        read_evaluation(out)
+    except UsageError as error:
+        raise UsageError(
+            f"--out {str(out)!r} would replace what is no evaluation ({error}); give another name"
+        ) from None
+
+
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
     """The results in a file that ``kdalign eval`` wrote.
 

@@ -16,6 +16,7 @@ from kdalign.architecture import Attention, HeadKind, describe, layout_of, skele
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config
 from kdalign.preparation import Finding, Prepared, trained_size
+from kdalign.recipe import Data, Recipe
 from kdalign.tasks import Examples, Task
 
 _TRAINED_BYTES = 16
@@ -26,7 +27,7 @@ _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
-NOTEWORTHY = ("labels", "inputs", "tied weights", "leak")
+NOTEWORTHY = ("labels", "inputs", "tied weights", "leak", "learning rate", "no effect")
 """What is said of a run before it begins, beside what was let through."""
 
 
@@ -69,6 +70,10 @@ def _findings(run: Prepared) -> Iterator[Finding]:
         if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
             tied = "teacher" if theirs.tie_word_embeddings else "student"
             yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
+    yield from _rates(run)
+    idle = _without_effect(run)
+    if idle:
+        yield Finding("no effect", "; ".join(idle))
     yield from _seen_before(run)
     yield from _room(run, theirs, student)
 
@@ -148,6 +153,42 @@ def _dropout(run: Prepared, config: PretrainedConfig) -> str:
     values = {value for name in _DROPOUTS if isinstance(value := own.get(name), int | float)}
     shown = ", ".join(f"{value:g}" for value in sorted(values)) or "none"
     return f"the student's own ({shown}); the teacher has none"
+
+
+_HIGHEST_RATE = 1.0
+"""Of AdamW, whose steps are about as long as its rate, while weights are well below 1."""
+
+
+def _rates(run: Prepared) -> Iterator[Finding]:
+    """Learning rates at which nothing is learnt."""
+    rates = {"train.lr": run.recipe.train.lr, **({"finetune.lr": run.recipe.finetune.lr} if run.finetunes else {})}
+    for key, rate in rates.items():
+        if rate > _HIGHEST_RATE:
+            said = f"{key}={rate:g} is far above what AdamW learns with (1e-5 to 1e-2): expect weights of no use"
+            yield Finding("learning rate", said)
+
+
+def _without_effect(run: Prepared) -> list[str]:
+    """What the recipe says and nothing of this run reads."""
+    recipe, found = run.recipe, []
+    plain = Recipe(teacher=recipe.teacher, data=Data(task=recipe.data.task))
+    objective, train = recipe.objective, recipe.train
+    if run.cut is None and recipe.init != plain.init:
+        found.append(f"init={recipe.init} is of a student that is cut out of its teacher")
+    if run.teacher is None and recipe.revision is not None:
+        found.append("revision is of a teacher, and there is none")
+    if recipe.data.limit_seed is not None and recipe.data.limit is None and recipe.data.unlabelled_limit is None:
+        found.append("data.limit_seed is of data.limit, which is not given")
+    if train.holdout != plain.train.holdout and not train.holds_out:
+        found.append("train.holdout is of select: best and patience")
+    if recipe.finetune != plain.finetune and not run.finetunes:
+        found.append("finetune is of a teacher without a head for the task")
+    if recipe.align != plain.align and not objective.built.aligning:
+        found.append("align is of terms that compare layers, all of which have the weight 0")
+    softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
+    if objective.temperature != plain.objective.temperature and not softened:
+        found.append("objective.temperature softens alpha, dkd and dist, all of which have the weight 0")
+    return found
 
 
 def _seen_before(run: Prepared) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Which columns a name stands for, which rows are left, in which order they stand, and which is best."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -111,9 +112,12 @@ _ACCEPTED = "accepted are conditions such as retained>=95 (>=, <=, >, <, =) and 
 
 def _number(condition: Filter) -> float:
     try:
-        return float(condition.text)
+        value = float(condition.text)
     except ValueError:
-        raise UsageError(f"--filter {condition.written!r}: {condition.text!r} is no number; {_ACCEPTED}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"--filter {condition.written!r}: {condition.text!r} is no number; {_ACCEPTED}")
+    return value
 
 
 def filtered(rows: Sequence[Row], filters: Sequence[Filter], columns: Sequence[Column]) -> list[Row]:

@@ -11,6 +11,7 @@ import torch
 
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
+from kdalign.entries import check_replaced
 from kdalign.errors import KdalignError, UsageError, shortened, unknown
 from kdalign.extend import check_trusted
 from kdalign.files import check_file, write_json
@@ -143,6 +144,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     if out.suffix != ".json":
         raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
     check_file(out)
+    check_replaced(out)
     device = make_accelerator(asked.device).device
     of = _of(checked, asked)
     checked = _with_baselines(checked, asked) if asked.baselines else checked
@@ -199,7 +201,7 @@ def _check(asked: Asked) -> None:
 
 
 def _check_used(targets: Sequence[Target], asked: Asked) -> None:
-    """Refuse what would be passed over without a word for every model: a stride, or solved examples."""
+    """Refuse what would be passed over without a word for every model: a stride, solved examples, a server's flags."""
     local = [target for target in targets if isinstance(target, LocalModel)]
     if asked.stride is not None and not any(
         target.family in ("causal", "permutation")
@@ -208,6 +210,13 @@ def _check_used(targets: Sequence[Target], asked: Asked) -> None:
         for target in local
     ):
         raise UsageError("--stride is for texts that are scored from left to right, by causal models and XLNet")
+    of_servers = {
+        **{"--base-url": asked.base_url is not None, "--chat": asked.chat},
+        **{"--max-requests": asked.max_requests is not None, "--max-tokens": asked.max_tokens is not None},
+    }
+    for flag, given in of_servers.items():
+        if given and not any(isinstance(target, ServedModel) for target in targets):
+            raise UsageError(f"{flag} is for served models (openai:NAME), and none is named")
     served = any(isinstance(target, ServedModel) and isinstance(target.job.task, Task) for target in targets)
     if asked.shots and not served and not any(target.prompted for target in local):
         raise UsageError("--shots is for causal and served models on classes; these answer by a head, or write texts")

@@ -140,3 +140,37 @@ def test_a_plan_for_models_of_another_family_is_refused_before_the_run(kdalign, 
         (tmp_path / "plan.json").write_text(json.dumps(tree | {"teacher": tree["teacher"] | change}))
         status, _, err = kdalign(*words, "--plan", "plan.json")
         assert (status, said in one_line(err)) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--split", "test"], ["--shots", "2"], ["--beams", "4"], ["--base-url", "http://x/v1"], ["--max-length", "9"]],
+)
+def test_what_says_nothing_of_a_file_of_predictions_is_refused(kdalign, more):
+    status, _, err = kdalign("eval", "--predictions", "p.jsonl", *more)
+    assert (status, f"{more[0]} says nothing of a file of predictions" in one_line(err)) == (2, True)
+
+
+def test_scores_do_not_replace_a_file_that_holds_none(kdalign, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prediction": "a b", "reference": "a b"}\n')
+    (tmp_path / "config.json").write_text("{}")
+    words = ["eval", "--predictions", "p.jsonl", "--metrics", "exact_match", "--out"]
+    status, _, err = kdalign(*words, "config.json")
+    assert (status, "would replace what is no evaluation" in one_line(err)) == (2, True)
+    assert (tmp_path / "config.json").read_text() == "{}"
+    assert kdalign(*words, "e.json")[0] == 0
+    assert kdalign(*words, "e.json")[0] == 0
+
+
+def test_flags_of_servers_are_refused_where_none_is_named(kdalign, teacher, data):
+    for more in (["--base-url", "http://127.0.0.1:9/v1"], ["--chat"], ["--max-requests", "3"], ["--max-tokens", "3"]):
+        status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, *more)
+        assert (status, f"{more[0]} is for served models" in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "more", [["--beams", "9" * 30], ["--seed", "9" * 30], ["--limit", "9" * 30], ["--new-tokens", "9" * 30]]
+)
+def test_a_number_in_eval_that_cannot_be_meant_is_refused(kdalign, teacher, data, more):
+    status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, *more)
+    assert (status, "more than can be meant" in one_line(err)) == (2, True)

@@ -120,3 +120,18 @@ def test_one_vocabulary_that_is_tied_and_one_that_is_not_are_said(kdalign, tmp_p
     save_file(weights, loose / "model.safetensors", {"format": "pt"})
     found = checks(kdalign, "distill", "--teacher", "runs/tied", "--student", loose, *common)
     assert found["tied weights"] == "the teacher's vocabulary alone is tied to its embeddings"
+
+
+def test_what_a_run_does_not_read_and_a_rate_at_which_nothing_is_learnt_are_said(kdalign, teacher, data, tmp_path):
+    more = ["--lr", "1e10", "--set", "train.holdout=0.1", "--set", "data.limit_seed=3", "--set", "finetune.lr=1e-3"]
+    alone = ["--alpha", "0", "--beta", "0", "--gamma", "0", "--delta", "0", "--temperature", "4", "--map", "last"]
+    found = checks(kdalign, *words(teacher, data, *more, *alone))
+    assert "train.lr=1e+10 is far above" in found["learning rate"]
+    for said in ("data.limit_seed", "train.holdout", "finetune", "align", "objective.temperature"):
+        assert said in found["no effect"]
+    found = checks(kdalign, *words(teacher, data, "--temperature", "4", "--map", "last", "--init", "first"))
+    assert not {"learning rate", "no effect"} & set(found)
+    own = tmp_path / "own"
+    shutil.copytree(teacher, own)
+    found = checks(kdalign, *words(teacher, data, "--student", own, "--init", "first"))
+    assert "init=first is of a student that is cut" in found["no effect"]

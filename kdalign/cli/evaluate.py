@@ -183,6 +183,15 @@ def eval_(
     if predictions is not None:
         if models or task or data or dataset or limit or noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
+        unread = {
+            **{"--config": config, "--split": split, "--max-length": max_length, "--stride": stride},
+            **{"--shots": shots, "--base-url": base_url, "--chat": chat, "--max-requests": max_requests},
+            **{"--max-tokens": max_tokens, "--revision": revision, "--device": device, "--seed": seed},
+            **{"--beams": beams - 1, "--precision": precision != "fp32"},
+        }
+        for flag, value in unread.items():
+            if value not in (None, 0, False):
+                raise UsageError(f"{flag} says nothing of a file of predictions: leave it out")
         _show_evaluations([_score_file(predictions, named, language, out)], as_json, form, reference)
         return
     tasks = [name.strip() for name in task.split(",") if name.strip()] if task is not None else []
@@ -239,9 +248,11 @@ def _score_file(
     if out is not None:
         if Path(out).suffix != ".json":
             raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
+        from kdalign.entries import check_replaced
         from kdalign.files import check_file
 
         check_file(Path(out))
+        check_replaced(Path(out))
     with error_console().status("scoring"):
         from kdalign.written import score_file
 
