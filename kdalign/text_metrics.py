@@ -5,6 +5,7 @@ is scored once, an interval resamples rows of numbers, and nothing is averaged t
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.edits import CommonSubsequence, translation_edits
 from kdalign.errors import UsageError, library_errors
 from kdalign.extend import resolve
 from kdalign.languages import HAN, WITHOUT_BLANKS, language_code
@@ -82,15 +84,13 @@ def _per_cent(sums: Array) -> float:
 
 
 def _sacrebleu(name: str, predictions: Sequence[str], references: References, language: str) -> Counts:
-    """BLEU (Papineni et al. 2002), chrF (Popović 2015) and TER (Snover et al. 2006), each as Post 2018 has them.
+    """BLEU (Papineni et al. 2002) and chrF (Popović 2015), each as Post 2018 has them.
 
     The counts are those that sacreBLEU itself adds up for its significance tests.
     """
     from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.metrics.ter import TER
 
-    makers: dict[str, Callable[[], Any]] = {"bleu": partial(bleu_of, language), "chrf": CHRF, "ter": TER}
-    scorer = makers[name]()
+    scorer: Any = bleu_of(language) if name == "bleu" else CHRF()
     how = ""
     if name == "bleu" and scorer.tokenizer_signature == "intl":
         predictions, references = _all(letters_apart, predictions, references)
@@ -103,6 +103,25 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
         return float(scorer._compute_score_from_stats(sums.tolist()).score)
 
     return Counts(rows, value, f"sacreBLEU {scorer.get_signature()}{how}")
+
+
+def _ter(predictions: Sequence[str], references: References, language: str) -> Counts:
+    """TER (Snover et al. 2006) as sacreBLEU has it: the fewest edits, over the mean of the references' lengths."""
+    from sacrebleu.metrics.ter import TER
+
+    scorer = TER()
+    rows = []
+    for text, known in zip(predictions, references, strict=True):
+        words = scorer.tokenizer(text).split()
+        right = [scorer.tokenizer(reference).split() for reference in known]
+        rows.append((min(translation_edits(words, one) for one in right), sum(map(len, right)) / len(right)))
+    numbers = set(map(len, references))
+    scorer.num_refs = numbers.pop() if len(numbers) == 1 else -1
+
+    def value(sums: Array) -> float:
+        return float(scorer._compute_score_from_stats(sums.tolist()).score)
+
+    return Counts(np.array(rows, dtype=float), value, f"sacreBLEU {scorer.get_signature()}")
 
 
 def bleu_of(language: str) -> Any:
@@ -139,14 +158,59 @@ def _rouge(kind: str, predictions: Sequence[str], references: References, langua
     letters, which rouge-score's own tokenizer would drop.
     """
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
     english, words = language == "en", UnicodeWords(language)
-    scorer = RougeScorer([kind], use_stemmer=True) if english else RougeScorer([kind], tokenizer=words)
+    tokenizer = DefaultTokenizer(use_stemmer=True) if english else words
+    scorer = RougeScorer([kind], tokenizer=tokenizer)
     pairs = zip(predictions, references, strict=True)
-    each = [100.0 * scorer.score_multi(list(known), text)[kind].fmeasure for text, known in pairs]
+    if kind in ("rougeL", "rougeLsum"):
+        lines = kind == "rougeLsum"
+        each = [
+            100.0 * _best_overlap(_sentences(text, tokenizer, lines), known, tokenizer, lines) for text, known in pairs
+        ]
+    else:
+        each = [100.0 * scorer.score_multi(list(known), text)[kind].fmeasure for text, known in pairs]
     how = "porter stemmer" if english else words.name
-    lines = ", sentences are lines" if kind == "rougeLsum" else ""
-    return _mean(each, f"rouge_score {version('rouge_score')}, F1, {how}{lines}")
+    sentences = ", sentences are lines" if kind == "rougeLsum" else ""
+    return _mean(each, f"rouge_score {version('rouge_score')}, F1, {how}{sentences}")
+
+
+def _sentences(text: str, tokenizer: Any, lines: bool) -> list[list[str]]:
+    """The words of each line, or of the whole as one."""
+    return [tokenizer.tokenize(one) for one in (text.split("\n") if lines else [text])]
+
+
+def _best_overlap(said: list[list[str]], references: Sequence[str], tokenizer: Any, lines: bool) -> float:
+    """ROUGE-L's F1 with the reference that gives the most (Lin 2004, sections 3.1 and 3.2), from 0 to 1.
+
+    Its numbers are rouge-score's, whose table of all pairs of words no text of 20,000 has room for.
+    """
+    subsequences = [CommonSubsequence(sentence) for sentence in said]
+    ours, best = Counter(word for sentence in said for word in sentence), 0.0
+    for reference in references:
+        right = _sentences(reference, tokenizer, lines)
+        hits = _union_hits(subsequences, ours, right) if lines else subsequences[0].length(right[0])
+        wanted, given = sum(map(len, right)), ours.total()
+        # 2 P R / (P + R) of P = hits / given and R = hits / wanted
+        best = max(best, 2 * hits / (given + wanted) if hits else 0.0)
+    return best
+
+
+def _union_hits(said: Sequence[CommonSubsequence], ours: "Counter[str]", right: Sequence[Sequence[str]]) -> int:
+    """Words of a reference that are in a longest common subsequence with any of our sentences, each of ours once."""
+    left, wanted, hits = Counter(ours), Counter(word for sentence in right for word in sentence), 0
+    for sentence in right:
+        places: set[int] = set()
+        for one in said:
+            places.update(one.places(sentence))
+        for place in sorted(places):
+            word = sentence[place]
+            if left[word] > 0 and wanted[word] > 0:
+                hits += 1
+                left[word] -= 1
+                wanted[word] -= 1
+    return hits
 
 
 def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: References, language: str) -> Counts:
@@ -221,7 +285,7 @@ TEXT_METRICS: Mapping[str, TextMetric] = {
     for metric in (
         TextMetric("bleu", partial(_sacrebleu, "bleu")),
         TextMetric("chrf", partial(_sacrebleu, "chrf")),
-        TextMetric("ter", partial(_sacrebleu, "ter"), higher_is_better=False),
+        TextMetric("ter", _ter, higher_is_better=False),
         *(TextMetric(kind, partial(_rouge, kind)) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")),
         TextMetric("cer", partial(_edits, "characters", False), higher_is_better=False),
         TextMetric("cer_normalized", partial(_edits, "characters", True), higher_is_better=False),
