@@ -168,18 +168,37 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
     for role in ("pad_token_id", *(["eos_token_id"] if layout.family in ("seq2seq", "causal") else [])):
         if getattr(tokenizer, role) is None:
             raise UsageError(f"new:{new.model_type} needs a tokenizer with {role}; this one has none")
+    return _config(new, len(tokenizer), {role: getattr(tokenizer, role) for role in _ROLES})
+
+
+_ROLES = tuple(f"{role}_token_id" for role in ("pad", "bos", "eos", "mask", "cls", "sep"))
+
+
+def shape_of(new: NewModel, beside: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of a new model whose tokenizer is not there yet: the shape of its layers alone is meant.
+
+    Args:
+        new: the model.
+        beside: a configuration whose number of entries stands in for its own.
+    """
+    return _config(new, int(beside.vocab_size), dict.fromkeys(_ROLES, 0))
+
+
+def _config(new: NewModel, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration for a vocabulary of so many entries with these special tokens."""
+    layout = LAYOUTS[new.model_type]
     fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)
     for stack, layers in zip(layout.stacks, new.layers, strict=True):
         fields |= {stack.layers: layers, stack.width: new.width, stack.heads: new.heads}
         fields[stack.feed_forward] = new.feed_forward
-    fields |= {role: getattr(tokenizer, role) for role in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    if tokenizer.mask_token_id is not None:
-        fields["mask_token_id"] = tokenizer.mask_token_id
+    fields |= {role: ids[role] for role in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    if ids["mask_token_id"] is not None:
+        fields["mask_token_id"] = ids["mask_token_id"]
     if new.model_type == "modernbert":
-        fields |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
-    fields |= _own_fields(new, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        fields |= {role: ids[role] for role in ("cls_token_id", "sep_token_id")}
+    fields |= _own_fields(new, ids["pad_token_id"], ids["eos_token_id"])
     config: PretrainedConfig = AutoConfig.for_model(
-        new.model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **fields
+        new.model_type, vocab_size=entries, tie_word_embeddings=True, **fields
     )
     if new.model_type != "t5":  # which has a rule of its own
         spread = "init_std" if new.model_type in ("bart", "marian", "opt") else "initializer_range"

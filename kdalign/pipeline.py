@@ -7,6 +7,7 @@ from dataclasses import replace
 from accelerate import Accelerator
 
 from kdalign import models
+from kdalign.architecture import head_of
 from kdalign.arranging import begin_folder, course_of, load, opened
 from kdalign.errors import Interrupted, UsageError
 from kdalign.extend import check_trusted, code_named, trusting_caller
@@ -119,7 +120,12 @@ def profile_models(
     Raises:
         UsageError: a model that is not there, or a length beyond its positions.
     """
-    checkpoints = [models.locate(name, revision if number == 0 else None) for number, name in enumerate(names)]
+    checkpoints = [
+        models.locate(name, revision if number == 0 else None, weights=weights) for number, name in enumerate(names)
+    ]
+    if weights:
+        for checkpoint in checkpoints:
+            models.check_weights(checkpoint, head_of(checkpoint.config))
     place = make_accelerator(device).device
     profiles = []
     for checkpoint in checkpoints:

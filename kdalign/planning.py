@@ -59,7 +59,7 @@ def plan_layers(
     Raises:
         UsageError: a model, layer choice, map or text that is not there.
     """
-    theirs = models.locate(teacher, revision)
+    theirs = models.locate(teacher, revision, weights=reading is not None)
     plan = shape_plan(theirs, student_name, choice, init)
     if reading is None:
         if needs_measuring(choice):

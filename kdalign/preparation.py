@@ -28,7 +28,7 @@ from kdalign.errors import UsageError
 from kdalign.extend import check_trusted
 from kdalign.files import check_writable
 from kdalign.fitting import check_terms
-from kdalign.fresh import NewModel, check_size, new_config, parse_new
+from kdalign.fresh import NewModel, check_size, new_config, parse_new, shape_of
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
 from kdalign.recipe import PRETRAINED, Align, Augment, Recipe, load_recipe, recipe_of_task
@@ -425,9 +425,9 @@ def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -
     theirs = describe(teacher.config)
     cut, cut_from = _cut(teacher, student_name, init)
     new = parse_new(student_name) if student_name.startswith("new:") else None
-    own = models.locate(student_name) if cut is None and new is None else None
-    tokenizer = models.load_tokenizer(teacher) if new is not None else None
-    return propose(theirs, _architecture(teacher, own, new, cut, tokenizer), choice, cut_from)
+    own = models.locate(student_name, weights=False) if cut is None and new is None else None
+    ours = describe(shape_of(new, teacher.config)) if new is not None else _architecture(teacher, own, None, cut, None)
+    return propose(theirs, ours, choice, cut_from)
 
 
 def _architecture(

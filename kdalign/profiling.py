@@ -138,7 +138,7 @@ def profile(
     architecture = describe(checkpoint.config)
     stack = architecture.stacks[0]
     shape = _runnable(checkpoint.config, lengths[0])
-    has_weights = Path(checkpoint.path).is_dir() or model is not None
+    megabytes = weights_megabytes(checkpoint) if Path(checkpoint.path).is_dir() or model is not None else 0.0
     parameters = count_parameters(shape)
     counted = {length: count_flops(shape, length) for length in lengths}
     return Profile(
@@ -152,7 +152,7 @@ def profile(
         parameters=parameters,
         embedding_parameters=embedding_parameters(shape),
         parts=_parts(shape, counted),
-        megabytes=weights_megabytes(checkpoint) if has_weights else None,
+        megabytes=megabytes or None,
         flops_per_token={length: found.total / length for length, found in counted.items()},
         quadratic_share={
             length: _quadratic(shape, length, found.total) / found.total for length, found in counted.items()

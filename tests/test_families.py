@@ -31,6 +31,8 @@ from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
 from kdalign.learner import Learner
 from kdalign.models import Checkpoint
 from kdalign.objective import Objective, build_language_objective, count_units
+from kdalign.pipeline import profile_models
+from kdalign.planning import plan_layers
 from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.tasks import Examples, LanguageTask, Source
@@ -536,3 +538,13 @@ def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
         ]
         name = "cosine" if kind == "gpt2" else f"cosine {stack.name}"
         assert float(parts[name]) == pytest.approx(float(torch.stack(distances).mean().detach()), rel=1e-4)
+
+
+@EVERY
+def test_a_configuration_alone_tells_costs_and_a_plan(kind, tmp_path):
+    config = model(kind).config
+    config.save_pretrained(tmp_path)
+    [found] = profile_models([str(tmp_path)], (16,), weights=False)
+    assert (found.megabytes, found.parameters) == (None, describe(config).parameters)
+    plan = plan_layers(str(tmp_path), "layers=half", "uniform", "first")
+    assert [stack.layers for stack in plan.student.stacks] == [2] * len(plan.teacher.stacks)
