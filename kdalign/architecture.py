@@ -434,6 +434,14 @@ def has_classifier(config: "PretrainedConfig") -> bool:
     return head_of(config) is HeadKind.CLASSIFIER
 
 
+def not_finite(model: "nn.Module") -> str:
+    """The name of the first weight that is NaN or infinite; empty where all are numbers."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
+            return name
+    return ""
+
+
 def count_parameters(model: "nn.Module") -> int:
     """The number of parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -18,7 +18,7 @@ from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
 from kdalign.capture import Wanted, answering, run
 from kdalign.encoding import frame_of, start_of
-from kdalign.errors import RunError, UsageError
+from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation import Predictions
 from kdalign.likelihood import TOKENS_AT_ONCE
 from kdalign.observer import Tell, untold
@@ -91,10 +91,11 @@ def choose(scores: Array, questions: Sequence[Question], per: Per = "answer") ->
             ``acc_norm``, which divides by characters, where answers are ASCII.
 
     Raises:
-        RunError: scores that are no numbers.
+        NotFinite: scores that are no numbers.
     """
     if not np.isfinite(scores).all():
-        raise RunError(f"{int((~np.isfinite(scores)).sum())} log-likelihoods are not numbers: the model has diverged")
+        bad = int((~np.isfinite(scores)).any(axis=1).sum())
+        raise NotFinite(f"{bad:,} of {len(scores):,} questions have log-likelihoods that are NaN or infinite")
     if per == "byte":
         scores = scores / [[len(answer.strip().encode()) for answer in each.answers] for each in questions]
     return Predictions(scores, scores.argmax(axis=1))

@@ -6,6 +6,7 @@
     ├── UsageError          the user's mistake: exit code 2, nothing written
     │   └── Changed         a run's files are not as it left them
     ├── RunError            a run or a gate failed: exit code 1
+    │   └── NotFinite       a model's answers are NaN or infinite
     └── Interrupted         stopped by a signal after saving a checkpoint
 """
 
@@ -33,6 +34,10 @@ class Changed(UsageError):
 
 class RunError(KdalignError):
     """A run that was asked for correctly could not be finished."""
+
+
+class NotFinite(RunError):
+    """A model's answers are NaN or infinite; the text says how many of them, and who asked adds whose they are."""
 
 
 class Interrupted(KdalignError):

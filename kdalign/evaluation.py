@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
 from kdalign.capture import answering, pooled
-from kdalign.errors import RunError
+from kdalign.errors import NotFinite
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
 from kdalign.observer import Tell, untold
@@ -43,7 +43,11 @@ def predict(
     batch_size: int = 64,
     tell: Tell = untold,
 ) -> Predictions:
-    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards."""
+    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
+
+    Raises:
+        NotFinite: logits that are no numbers, of which a class could still be the greatest.
+    """
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
     logits, done = np.empty((len(encoded), len(order)), dtype=np.float32), 0
@@ -53,7 +57,21 @@ def predict(
             logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
             done += len(rows)
             tell(done, len(encoded))
+    check_finite(logits, "logits")
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
+
+
+def check_finite(rows: Array, what: str) -> None:
+    """Refuse answers of a model, (examples, numbers), that say nothing.
+
+    A number may be -inf, as of a class that is never given, where another is finite.
+
+    Raises:
+        NotFinite: how many examples have NaN, infinity, or nothing but -inf.
+    """
+    bad = np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1) | ~np.isfinite(rows).any(axis=1)
+    if bad.any():
+        raise NotFinite(f"{int(bad.sum()):,} of {len(rows):,} examples have {what} that are NaN or infinite")
 
 
 def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64, tell: Tell = untold) -> Array:
@@ -73,7 +91,9 @@ def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64, tell: 
 def compare_pairs(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
     """The cosines of pairs whose first texts are the first half of the rows, and whose second texts the other half."""
     vectors = embed(model, encoded, tell=tell).astype(np.float64)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    check_finite(np.abs(vectors), "embeddings")
+    # A vector of zeros has no direction, and a cosine of 0 with every other.
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     first, second = np.split(unit, 2)
     cosines = np.sum(first * second, axis=1)
     return Predictions(cosines[:, None], cosines)
@@ -88,15 +108,15 @@ def score_all(
     logits: Array | None = None,
 ) -> list[Score]:
     """The named metrics on a split, each with its 95 % interval over examples; some are of ``logits``."""
-    if not np.isfinite(predictions).all():
-        raise RunError(f"{int((~np.isfinite(predictions)).sum())} predictions are not numbers: the model has diverged")
     found = []
     for name in metrics:
         metric = task.metric(name)
         assert logits is not None or not metric.of_logits, "whoever asks for such a metric has logits"
         answers = logits if metric.of_logits and logits is not None else predictions
         made = score(metric, answers, references)
-        if interval:
+        if metric.binary and task.labels:
+            made = replace(made, note="; ".join(filter(None, [f"of the class {task.labels[1]!r}", made.note])))
+        if interval and made.value is not None:
             low, high = example_interval(name, metric.compute, answers, references, metric.of_counts)
             made = replace(made, low=low, high=high)
         found.append(made)
@@ -106,8 +126,9 @@ def score_all(
 def agreement(task: Task, student: Array, teacher: Array, interval: bool = True) -> Score:
     """How far the student answers as the teacher does: the share of equal classes, or the scores' correlation."""
     metric = METRICS["pearson" if task.regression else "accuracy"]
-    made = replace(score(metric, student, teacher), metric="agreement")
-    if not interval:
+    made = score(metric, student, teacher)
+    made = replace(made, metric="agreement", reason=made.reason.replace("references", "teacher's answers"))
+    if not interval or made.value is None:
         return made
     low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts)
     return replace(made, low=low, high=high)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -19,7 +21,7 @@ from transformers import (
 from kdalign.architecture import accepted_inputs, layout_of
 from kdalign.capture import Wanted, answering, run
 from kdalign.encoding import frame_of
-from kdalign.errors import UsageError
+from kdalign.errors import NotFinite, UsageError
 from kdalign.models import positions
 from kdalign.observer import Tell
 from kdalign.tasks.cases import Case
@@ -204,6 +206,7 @@ def _fill(
         signals = run(model, accepted_inputs(model, {"input_ids": ids, "attention_mask": real}), Wanted(), None)
         assert signals.head is not None, "a language model has a vocabulary"
         logits = signals.head.logits(signals.features[masked])
+        check_logits(logits)
         logits[:, special] = -torch.inf
         probability, token = logits.softmax(dim=-1).max(dim=-1)
         ids[masked], sure[masked] = token, probability
@@ -250,6 +253,7 @@ def _from_left_to_right(
         signals = run(model, inputs, Wanted(), None)
         assert signals.head is not None, "a language model has a vocabulary"
         logits = signals.head.logits(signals.features[:, 0])
+        check_logits(logits)
         logits[:, special] = -torch.inf
         for row, token in zip(going, logits.argmax(dim=-1).tolist(), strict=True):
             ids[row].append(token)
@@ -274,7 +278,28 @@ def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) ->
 def _search(writing: Writing, new_tokens: int) -> dict[str, Any]:
     """What ``generate`` is told; the special tokens stand in the model's plain settings."""
     beams = writing.beams
-    return {"do_sample": False, "num_beams": beams, "early_stopping": beams > 1, "max_new_tokens": new_tokens}
+    watch = LogitsProcessorList([_OfNumbers()])
+    search = {"do_sample": False, "num_beams": beams, "early_stopping": beams > 1, "max_new_tokens": new_tokens}
+    return {**search, "logits_processor": watch}
+
+
+class _OfNumbers(LogitsProcessor):  # type: ignore[misc]  # Transformers' are not typed
+    """Lets all logits through that a token can be chosen by."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_logits(scores)
+        return scores
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits (rows, entries) of which the greatest is no number: the first token would be taken for it.
+
+    Raises:
+        NotFinite: how many rows are such.
+    """
+    bad = int((~logits.amax(dim=-1).isfinite()).sum())
+    if bad:
+        raise NotFinite(f"{bad:,} of {len(logits):,} texts that are written have logits that are NaN or infinite")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Learner(nn.Module):
         self.student = watch(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
-        self._bf16 = bf16
+        self.bf16 = bf16
         self.follow(plan, objective)
 
     @property
@@ -74,7 +74,7 @@ class Learner(nn.Module):
     def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
         """The student's signals on a batch, beside the teacher's that they are compared with."""
         order: Tensor | None = self._buffers["_order"]
-        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
             if self._fills:
                 body = self.student.base_model
@@ -85,7 +85,7 @@ class Learner(nn.Module):
         if self._attends:
             assert taught is not None, "layers are attended to in a teacher"
             taught = self._blended(signals, taught, inputs)
-        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             for pair in self._pairs:
                 assert taught is not None, "features are compared with a teacher's"
                 ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]

@@ -14,6 +14,7 @@ import torch
 import transformers
 from huggingface_hub import file_exists, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
+from safetensors import safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -38,13 +39,14 @@ from kdalign.architecture import (
     head_of,
     language_model_class,
     layout_of,
+    not_finite,
     skeleton,
 )
 from kdalign.errors import UsageError, cause_of, did_you_mean, library_errors, shortened
 from kdalign.files import read_json, sha256
 from kdalign.tasks import Task
 from kdalign.tasks.task import label_order
-from kdalign.weights import ADAPTER, INDEX, WHOLE, adapter_in, held_in, shard_names
+from kdalign.weights import ADAPTER, INDEX, WHOLE, adapter_in, held_in, shard_names, weight_files
 
 UNBOUNDED = 10**9
 """The positions of a model that has no longest input."""
@@ -242,7 +244,7 @@ def load_classifier(
     config = for_task(checkpoint.config, task) if fresh_head else checkpoint.config
     loaded = _load(AutoModelForSequenceClassification, checkpoint, config, dtype, seed)
     _check_whole(checkpoint, loaded, fresh_head)
-    return _with_fresh_head(loaded.model, seed) if fresh_head else loaded.model
+    return _of_numbers(_with_fresh_head(loaded.model, seed) if fresh_head else loaded.model, checkpoint)
 
 
 def load_language_model(
@@ -260,11 +262,11 @@ def load_language_model(
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
     if checkpoint.gguf is not None:
-        return _load_gguf(checkpoint, dtype)
+        return _of_numbers(_load_gguf(checkpoint, dtype), checkpoint)
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     loaded = _load(auto, checkpoint, checkpoint.config, dtype, seed)
     _check_whole(checkpoint, loaded, fresh_head)
-    return loaded.model
+    return _of_numbers(loaded.model, checkpoint)
 
 
 def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -275,13 +277,14 @@ def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     loaded = _load(auto_class(HeadKind.NONE), checkpoint, checkpoint.config, torch.float32)
     _check_whole(checkpoint, loaded, False)
-    return loaded.model
+    return _of_numbers(loaded.model, checkpoint)
 
 
 def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = False) -> None:
-    """Refuse weights that could not be loaded under a head, by the names and shapes in their headers alone.
+    """Refuse weights that could not be loaded under a head, or that hold NaN, without keeping them in memory.
 
-    Weights on the hub that are not here yet are looked at once they are loaded.
+    Names and shapes are those of the headers; values are looked at one tensor at a time. Weights on the hub that are
+    not here yet are looked at once they are loaded.
 
     Args:
         checkpoint: where from.
@@ -289,12 +292,47 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
         fresh_head: whether it would be a new one; otherwise it must be in the weights.
 
     Raises:
-        UsageError: the weights lack what the configuration promises, or have it in another shape.
+        UsageError: the weights lack what the configuration promises, have it in another shape, or are no numbers.
     """
     if checkpoint.gguf is not None or not _here(checkpoint):
         return
     loaded = _load(auto_class(head), checkpoint, checkpoint.config, torch.float32, device="meta")
     _check_whole(checkpoint, loaded, fresh_head)
+    _check_numbers(checkpoint)
+
+
+def _check_numbers(checkpoint: Checkpoint) -> None:
+    """Refuse a folder whose weights hold NaN or infinity; those in the hub's cache are looked at once loaded."""
+    if checkpoint.revision is not None:
+        return
+    for file in weight_files(Path(checkpoint.path), checkpoint.name):
+        with library_errors(f"cannot read the weights of {checkpoint.name!r}"), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # it is no dictionary
+                tensor = opened.get_tensor(name)
+                if tensor.dtype in _CHECKED and not bool(tensor.isfinite().all()):
+                    raise _no_numbers(checkpoint, name)
+
+
+_CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _of_numbers(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
+    """A model whose weights are all finite.
+
+    Raises:
+        UsageError: which is not.
+    """
+    bad = not_finite(model)
+    if bad:
+        raise _no_numbers(checkpoint, bad)
+    return model
+
+
+def _no_numbers(checkpoint: Checkpoint, weight: str) -> UsageError:
+    return UsageError(
+        f"model {checkpoint.name!r} gives NaN: its weight {weight!r} holds NaN or infinite numbers (a training that "
+        f"diverged, or a damaged file); take another checkpoint"
+    )
 
 
 def _here(checkpoint: Checkpoint) -> bool:

@@ -128,9 +128,14 @@ class Objective:
     @property
     def temperature(self) -> float | None:
         """By which answers are softened, where it is scheduled."""
+        return self.softened_at if "temperature" in self.moving else None
+
+    @property
+    def softened_at(self) -> float | None:
+        """The temperature that answers are softened by; None where none are."""
         softened = [self.vocabulary.temperature] if self.vocabulary is not None else []
         softened += [self._softened[name].temperature for name in self._softened]
-        return softened[0] if "temperature" in self.moving and softened else None
+        return softened[0] if softened else None
 
     @property
     def _softened(self) -> "dict[str, SoftTargets | Decoupled | Correlation]":

@@ -12,7 +12,7 @@ import torch
 from kdalign import models
 from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.entries import check_replaced
-from kdalign.errors import KdalignError, UsageError, shortened, unknown
+from kdalign.errors import KdalignError, NotFinite, RunError, UsageError, shortened, unknown
 from kdalign.extend import check_trusted
 from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
@@ -228,7 +228,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def _evaluate_one(target: Target, asked: Asked, place: Place, device: torch.device, observer: Observer) -> Evaluation:
     reasons = {name: target.why_not(name) for name in asked.wanted or target.default_metrics}
     possible = [name for name, absent in reasons.items() if absent is None]
-    result = target.measure(possible, place, device, observer)
+    try:
+        result = target.measure(possible, place, device, observer)
+    except NotFinite as error:
+        raise RunError(f"model {target.name!r} gives NaN: {error}; it has no score") from None
     absent = [one for one in reasons.values() if one is not None]
     if asked.noise is not None:
         result = _with_noise(result, target, asked.noise, possible, place, device, observer)

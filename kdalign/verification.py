@@ -122,6 +122,23 @@ def verify_run(run: Path) -> Verified:
     return found
 
 
+def _without_numbers(answers: "Answers", where: str) -> Verified:
+    """What tells that a run's student, or its teacher, answered NaN, from which a class can still be taken."""
+    differences = []
+    for who, prefix in (("student", ""), ("teacher", "teacher_")):
+        names = [str(name) for name in answers.table.columns]
+        columns = [name for name in names if name.startswith(f"{prefix}logit/") or name == f"{prefix}nll"]
+        for values in [answers.table[columns].to_numpy(dtype=np.float64)] if columns else []:
+            none = ~np.isfinite(values).any(axis=1) if len(columns) > 1 else np.isnan(values[:, 0])
+            bad = int((np.isnan(values).any(axis=1) | none).sum())
+            if bad:
+                differences.append(
+                    f"{where}: the {who} gives NaN: {bad:,} of {len(values):,} kept answers are no numbers, so that "
+                    f"no score of theirs means anything"
+                )
+    return Verified(0, 0, tuple(differences))
+
+
 def verify_kept(entry: Entry) -> Verified:
     """Take the scores again of an ablation's runs, of the answers that it keeps of them."""
     import pandas as pd
@@ -149,7 +166,7 @@ def _verify_split(
         whole: what cannot be taken again is said of, where it is the same of many runs.
         tolerance: as ``TOLERANCE``.
     """
-    found = Verified()
+    found = _without_numbers(answers, where)
     alike = [told[AGREEMENT]] if told.get(AGREEMENT) is not None else []
     groups = [("student ", [*told["student"]]), ("teacher ", [*told["teacher"]])]
     groups += [(f"{who} ", [error]) for who, error in told.get("calibration", {}).items()]

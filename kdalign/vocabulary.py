@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdalign import losses
+from kdalign.errors import NotFinite
 from kdalign.matching import Shared
 
 
@@ -140,14 +141,23 @@ def vocabulary_losses(
 def vocabulary_scores(
     features: Float[Tensor, "n width"], head: Head, labels: Int[Tensor, "n"], rows: int | None = None
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph."""
+    """Each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
+
+    An entry that a model never gives may have a logit of -inf; a row needs one that is finite, and none above.
+
+    Raises:
+        NotFinite: rows whose logits are NaN, infinite, or all -inf.
+    """
     nll = torch.empty(len(labels), dtype=_wide(head.weight.dtype), device=features.device)
-    best = torch.empty_like(labels)
+    best, top = torch.empty_like(labels), torch.empty_like(nll)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         for block in _blocks(len(labels), rows or block_rows(len(head.weight), features.device)):
             logits = head.logits(features[block])
             nll[block] = F.cross_entropy(logits, labels[block], reduction="none")
-            best[block] = logits.max(dim=-1).indices  # on CPU a third of argmax's time
+            top[block], best[block] = logits.max(dim=-1)  # on CPU a third of argmax's time; NaN is above all
+    bad = int((~top.isfinite()).sum())
+    if bad:
+        raise NotFinite(f"{bad:,} of {len(labels):,} tokens that are asked for have logits that are NaN or infinite")
     return nll, best
 
 

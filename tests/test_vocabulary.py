@@ -307,3 +307,21 @@ def test_blocks_grow_the_process_by_at_most_a_quarter_of_the_whole_matrix(n, row
         command = [*between, sys.executable, "-c", GROWTH, way, "49152", "64", str(n), str(rows)]
         grown[way] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     assert 0 < grown["blocked"] <= grown["plain"] / 4
+
+
+def test_entries_that_are_never_given_count_as_numbers_and_others_do_not():
+    from kdalign.errors import NotFinite
+
+    features, labels = torch.eye(3), torch.tensor([0, 1, 2])
+    never = Head(torch.eye(3).repeat(2, 1), torch.tensor([0.0, 0.0, 0.0, -1e9, -torch.inf, -torch.inf]))
+    nll, best = vocabulary_scores(features, never, labels)
+    assert nll.isfinite().all()
+    assert best.tolist() == [0, 1, 2]
+    given = vocabulary_scores(features, never, torch.tensor([0, 1, 4]))[0]
+    assert given.tolist()[2] == torch.inf, "a token that the model never gives"
+    for bad in (torch.nan, torch.inf):
+        head = Head(torch.eye(3), torch.tensor([0.0, 0.0, bad]))
+        with pytest.raises(NotFinite, match="3 of 3 tokens"):
+            vocabulary_scores(features, head, torch.tensor([0, 1, 1]))
+    with pytest.raises(NotFinite, match="3 of 3"):
+        vocabulary_scores(features, Head(torch.eye(3), torch.full((3,), -torch.inf)), labels)
