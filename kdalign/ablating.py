@@ -241,9 +241,8 @@ def _run_all(
 def _line(state: State, trial: Trial, seconds: float) -> str:
     last = state.done[-1].record
     scores = next(iter(last.scores.values()))
-    shown = [f"{s['metric']} {s['value']:.1f}" for s in scores["student"] if s["value"] is not None]
-    if scores["agreement"] and scores["agreement"]["value"] is not None:
-        shown.append(f"agreement {scores['agreement']['value']:.1f}")
+    told = [*scores["student"], *([{**scores["agreement"], "metric": "agreement"}] if scores["agreement"] else [])]
+    shown = [f"{s['metric']} {'undefined' if s['value'] is None else format(s['value'], '.1f')}" for s in told]
     left = "" if state.seconds_left is None else f", {_left(state.seconds_left)}"
     return f"[{len(state.done)}/{len(state.trials)}] {trial.name}: {', '.join(shown)} ({seconds:.0f} s{left})"
 

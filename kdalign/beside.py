@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kdalign.work import Work
 
 KINDS = ("int8", "majority")
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Counts up when the same runs would give other rows."""
 
 
@@ -80,14 +80,15 @@ def _beside(kind: str, entry: Entry, watcher: Callable[[], Observer]) -> Beside:
     """A row for one entry: its runs, the row's own numbers in the place of their students'."""
     made = {task: _made_once(kind, record, entry.folders[task], watcher) for task, record in entry.records.items()}
     records = {task: _in_place(record, made[task]) for task, record in entry.records.items()}
-    reasons = {task: one.reason or "a constant has no correlation" for task, one in made.items()}
+    reasons = {task: one.reason for task, one in made.items()}
     return Beside(kind, replace(entry, records=records), reasons, tuple(one.how for one in made.values() if one.how))
 
 
 def _in_place(record: RunRecord, made: Made) -> RunRecord:
     """A record whose student is the row; what stands for no model has no size, and nothing is retained by it."""
     split, scores = next(iter(record.scores.items()))
-    nothing = [{**score, "value": None, "low": None, "high": None} for score in scores["student"]]
+    gone = {"value": None, "low": None, "high": None, "reason": made.reason}
+    nothing = [{**score, **gone} for score in scores["student"]]
     teacher = record.teacher if made.model is not None else None
     return replace(
         record,

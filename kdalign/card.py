@@ -16,6 +16,7 @@ from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, HeadKind, auto_class, 
 from kdalign.commands import distill_command
 from kdalign.errors import UsageError
 from kdalign.files import read_json
+from kdalign.metrics import reason_of
 from kdalign.presets import DEFAULT
 from kdalign.recipe import Data, Objective, Recipe
 from kdalign.record_schema import check_for_card
@@ -280,6 +281,7 @@ def _scores(run: _Run) -> str:
         for score in scores["student"]:
             made.setdefault(score["signature"], []).append(score["metric"])
         lines += [f"- {', '.join(metrics)}: {signature}" for signature, metrics in made.items()]
+        lines += [f"- {score['metric']}: {score['note']}" for score in scores["student"] if score.get("note")]
         lines.append("")
     if any(score.get("mark") for scores in run.record.scores.values() for score in scores["student"]):
         lines.append("\\* no perplexity, and compares with none")
@@ -287,14 +289,29 @@ def _scores(run: _Run) -> str:
 
 
 def _retained(run: _Run, ours: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is kept of the teacher's score, in per cent; nothing where the two do not compare."""
-    teacher = theirs.get(ours["metric"], {}).get("value")
-    other_tokens = ours["unit"] != "%" and "tokenizers" in run.record.data
-    if ours["value"] is None or teacher is None or not teacher > 0 or other_tokens:
+    """What is kept of the teacher's score, in per cent; a dash where the two do not compare."""
+    if _why_not_retained(run, ours, theirs):
         return "–"
-    if ours["higher_is_better"]:
-        return f"{100 * ours['value'] / teacher:.1f}"
-    return f"{100 * teacher / ours['value']:.1f}" if ours["value"] > 0 else "–"
+    teacher = theirs[ours["metric"]]["value"]
+    share = ours["value"] / teacher if ours["higher_is_better"] else teacher / ours["value"]
+    return f"{100 * share:.1f}"
+
+
+def _why_not_retained(run: _Run, ours: Mapping[str, Any], theirs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why no share of the teacher's score can be told; empty where one can."""
+    teacher = theirs.get(ours["metric"])
+    if teacher is None:
+        return "the teacher was not scored by it"
+    if ours["unit"] != "%" and "tokenizers" in run.record.data:
+        return "student and teacher read other tokens"
+    for who, score in (("student", ours), ("teacher", teacher)):
+        if score["value"] is None:
+            return f"the {who}'s score is undefined"
+    if not teacher["value"] > 0:
+        return f"the teacher's score, {teacher['value']:.4g}, is not above 0"
+    if not ours["higher_is_better"] and not ours["value"] > 0:
+        return f"the student's score, {ours['value']:.4g}, is not above 0"
+    return ""
 
 
 def _training(run: _Run) -> str:
@@ -455,9 +472,26 @@ def _undefined(run: _Run) -> Iterable[str]:
     for split, scores in run.record.scores.items():
         for score in scores["student"]:
             if score["value"] is None:
-                yield f"{score['metric']} on `{split}` is undefined."
+                yield f"{score['metric']} on `{split}` is undefined: {reason_of(score)}."
             elif score["low"] is None:
                 yield f"{score['metric']} on `{split}` has no interval: the examples are too few or all alike."
+        for who, score in _others(scores):
+            if score["value"] is None:
+                yield f"{who} on `{split}` is undefined: {reason_of(score)}."
+        theirs = {score["metric"]: score for score in scores["teacher"]}
+        for score in scores["student"]:
+            why = _why_not_retained(run, score, theirs)
+            if theirs and why:
+                yield f"{score['metric']} on `{split}`: nothing is said of what is retained: {why}."
+
+
+def _others(scores: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Scores beside the student's own, each with what it is called."""
+    yield from ((f"the teacher's {score['metric']}", score) for score in scores["teacher"])
+    if scores["agreement"] is not None:
+        yield "agreement with the teacher", scores["agreement"]
+    for who, score in scores.get("calibration", {}).items():
+        yield f"the {who}'s expected calibration error", score
 
 
 def _overlaps(run: _Run) -> Iterable[str]:
@@ -516,10 +550,15 @@ def _titled(score: Mapping[str, Any]) -> str:
 def _value(score: Mapping[str, Any] | None) -> str:
     if score is None or score["value"] is None:
         return "–"
-    shown = f"{score['value']:,.2f}" + ("\\*" if score.get("mark") else "")
+    shown = _number(score["value"]) + ("\\*" if score.get("mark") else "")
     if score["low"] is not None and score["high"] is not None:
-        shown += f" ({score['low']:,.2f} to {score['high']:,.2f})"
+        shown += f" ({_number(score['low'])} to {_number(score['high'])})"
     return shown
+
+
+def _number(value: float) -> str:
+    """Two decimals; one of very many digits is shortened."""
+    return f"{value:,.2f}" if abs(value) < 1e9 else f"{value:.2e}"
 
 
 def _latency(milliseconds: float | None) -> str:

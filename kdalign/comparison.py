@@ -26,6 +26,7 @@ from kdalign.entries import (
     teachers_differ,
     told_apart,
 )
+from kdalign.metrics import UNDEFINED, reason_of
 from kdalign.milestones import Milestone
 from kdalign.notes import listed, notes_under
 from kdalign.published import marked, read_published, reference_rows
@@ -187,33 +188,44 @@ def _metric_column(task: str, score: dict[str, Any]) -> Column:
     )
 
 
-def _task_score(scores: Sequence[dict[str, Any]]) -> float | None:
+def _mean_of(parts: Mapping[str, Cell]) -> Cell:
+    """The mean of numbers by their names; undefined where one is, and never the mean of the others."""
+    missing = [f"{name} is undefined: {cell.reason}" for name, cell in parts.items() if cell.value is None]
+    if missing or not parts:
+        return Cell(None, reason="; ".join(missing) or "there is nothing to take the mean of")
+    return Cell(float(np.mean([cell.value for cell in parts.values()])))
+
+
+def _cell_of(score: Mapping[str, Any]) -> Cell:
+    return Cell(score["value"], score["low"], score["high"], reason=reason_of(score), mark=score.get("mark", ""))
+
+
+def _task_score(scores: Sequence[dict[str, Any]]) -> Cell:
     """A task's one number: the mean of its metrics in per cent, as GLUE averages them, or its primary perplexity."""
-    values = [score["value"] for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]["value"]]
-    return None if None in values else float(np.mean(values))
+    of = [score for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]]
+    if len(of) == 1:
+        return Cell(of[0]["value"], reason=reason_of(of[0]))
+    return _mean_of({score["metric"]: _cell_of(score) for score in of})
 
 
-def _macro(records: dict[str, RunRecord], who: str) -> float | None:
-    values = [_task_score(first_split(record)[who]) for record in records.values()]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+def _macro(records: dict[str, RunRecord], who: str) -> Cell:
+    found = {task: _task_score(first_split(record)[who]) for task, record in records.items()}
+    return _mean_of(found) if len(found) > 1 else next(iter(found.values()))
 
 
 def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
         for score in first_split(record)[who]:
-            cells[metric_key(task, score["metric"])] = Cell(score["value"], score["low"], score["high"])
+            cells[metric_key(task, score["metric"])] = _cell_of(score)
         if task in means:
-            cells[task] = Cell(_task_score(first_split(record)[who]))
+            cells[task] = _task_score(first_split(record)[who])
     if len(entry.records) > 1 and all(map(_in_per_cent, entry.records.values())):
-        cells["macro"] = Cell(_macro(entry.records, who))
-    errors = [first_split(record).get("calibration", {}).get(who) for record in entry.records.values()]
-    known = [found for found in errors if found is not None]
-    if len(errors) == 1 and known:
-        cells["ece"] = Cell(known[0]["value"], known[0]["low"], known[0]["high"])
-    elif known:
-        cells["ece"] = Cell(float(np.mean([found["value"] for found in known])))
+        cells["macro"] = _macro(entry.records, who)
+    errors = {task: first_split(record).get("calibration", {}).get(who) for task, record in entry.records.items()}
+    known = {task: _cell_of(found) for task, found in errors.items() if found is not None}
+    if known:
+        cells["ece"] = next(iter(known.values())) if len(errors) == 1 else _mean_of(known)
     return cells
 
 
@@ -279,11 +291,15 @@ def _student_row(group: Sequence[Entry], means: Sequence[str], milestones: Seque
         return Row(group[0].name, "student", (group[0].seed,), each[0])
     cells = {}
     for key in dict.fromkeys(key for cells_of_one in each for key in cells_of_one):
-        found = [cells_of_one.get(key, Cell(None, reason="a seed lacks it")) for cells_of_one in each]
+        found = [cells_of_one.get(key, Cell(None, reason="it has none")) for cells_of_one in each]
         values = [cell.value for cell in found]
         if None in values:
-            reasons = {cell.reason or "undefined for a seed" for cell in found if cell.value is None}
-            cells[key] = Cell(None, reason=" or ".join(sorted(reasons)))
+            reasons: dict[str, list[int]] = {}
+            for entry, cell in zip(group, found, strict=True):
+                if cell.value is None:
+                    reasons.setdefault(cell.reason or UNDEFINED, []).append(entry.seed)
+            told = (f"seed {' '.join(map(str, sorted(seeds)))}: {why}" for why, seeds in reasons.items())
+            cells[key] = Cell(None, reason="; ".join(told))
             continue
         mean, half = mean_interval([value for value in values if value is not None])
         least, most = _range(key)
@@ -309,14 +325,10 @@ def _range(key: str) -> tuple[float, float]:
 def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
-    agreements = [first_split(record)["agreement"] for record in records]
-    if None in agreements:  # trained without a teacher
-        agreements = []
-    known = [found["value"] for found in agreements if found["value"] is not None]
-    if len(agreements) == 1:
-        cells["agreement"] = Cell(agreements[0]["value"], agreements[0]["low"], agreements[0]["high"])
-    elif agreements and len(known) == len(agreements):
-        cells["agreement"] = Cell(float(np.mean(known)))
+    agreements = {task: first_split(record)["agreement"] for task, record in entry.records.items()}
+    if None not in agreements.values():  # as without a teacher
+        agreed = {task: _cell_of(found) for task, found in agreements.items()}
+        cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else _mean_of(agreed)
     taught = all(record.teacher is not None for record in records)
     ours = _macro(entry.records, "student")
     theirs = _macro(entry.records, "teacher") if taught else None
@@ -327,16 +339,8 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
         cells["retained"] = Cell(None, reason="perplexities over different tokens do not compare")
     elif len(records) > 1 and not all(map(_in_per_cent, records)):
         cells["retained"] = Cell(None, reason="the tasks have no mean")
-    elif ours is None:
-        cells["retained"] = Cell(None, reason="the student's score is undefined")
-    elif theirs is None or not theirs > 0:
-        cells["retained"] = Cell(None, reason="the teacher's score is not above 0")
-    elif directions == {True}:
-        cells["retained"] = Cell(100 * ours / theirs)
-    elif directions == {False} and ours > 0:
-        cells["retained"] = Cell(100 * theirs / ours)
     else:
-        cells["retained"] = Cell(None, reason="the metrics have different directions")
+        cells["retained"] = _retained(ours, theirs or Cell(None), directions)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
         cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
@@ -348,11 +352,26 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
     return cells
 
 
+def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
+    """The student's score as a share of its teacher's, in per cent; of perplexities and errors the other way round."""
+    if ours.value is None:
+        return Cell(None, reason=f"the student's score is undefined: {ours.reason}")
+    if theirs.value is None:
+        return Cell(None, reason=f"the teacher's score is undefined: {theirs.reason}")
+    if len(directions) > 1:
+        return Cell(None, reason="the metrics have different directions")
+    if not theirs.value > 0:
+        return Cell(None, reason=f"the teacher's score, {theirs.value:.4g}, is not above 0")
+    if directions == {True}:
+        return Cell(100 * ours.value / theirs.value)
+    if not ours.value > 0:
+        return Cell(None, reason=f"the student's score, {ours.value:.4g}, is not above 0")
+    return Cell(100 * theirs.value / ours.value)
+
+
 def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
     cells = {
-        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): Cell(
-            s["value"], s["low"], s["high"], mark=s.get("mark", "")
-        )
+        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): _cell_of(s)
         for s in result["scores"]
     }
     for key in ("size", "trained"):
@@ -364,7 +383,7 @@ def _evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequen
         cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
     own = [score for score in result["scores"] if score["metric"] != "agreement"]
     if result["task"] in means and own and not result["absent"]:
-        cells[result["task"]] = Cell(_task_score(own))
+        cells[result["task"]] = _task_score(own)
     kind = "baseline" if result.get("kind") == "baseline" else "evaluation"
     return Row(evaluation_name(result, others), kind, (), cells)
 

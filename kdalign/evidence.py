@@ -230,8 +230,12 @@ def curves(run: FinishedRun) -> Curves | None:
         gradient_norm=np.array([event["gradient_norm"] for event in events]),
         clip=run.recipe.train.clip,
         looks=np.array([event["step"] for event in looks]),
-        pulls={name: np.array([event["norms"].get(name, np.nan) for event in looks]) for name in names if looks},
+        pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
     )
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _weights(events: Sequence[Mapping[str, Any]], name: str, fixed: float) -> float | Array:

@@ -121,7 +121,7 @@ def read_baseline(path: Path) -> Comparison:
         UsageError: nothing there, or something else.
     """
     try:
-        tree = _json(path) if path.is_file() else None
+        tree = read_json(path) if path.is_file() else None
         if isinstance(tree, dict) and {"columns", "rows"} <= set(tree):
             return _table_of(tree, path)
         return compare([path])
@@ -277,6 +277,8 @@ def _shown(cell: Cell, column: Column, bound: float | None = None) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
+    if abs(value) >= 1e9:  # as a table shows it
+        return f"{value:.4e}"
     return f"{value:,.{digits}f}"
 
 
@@ -289,10 +291,6 @@ def _change(worse: float) -> str:
 def _unit(column: Column) -> str:
     """A difference's unit: of percentages, points."""
     return " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
-
-
-def _json(file: Path) -> Any:
-    return read_json(file)
 
 
 def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:

@@ -75,7 +75,7 @@ def keep(trial: Trial, folder: Path) -> Kept:
     content |= {"answers": packed, "inputs": inputs, "watched": watched}
     content["seal"] = _seal_of(content)
     with whole_file(folder / trial.file) as temporary:
-        temporary.write_bytes(_compressed(json.dumps(content, separators=(",", ":")).encode(), folder))
+        temporary.write_bytes(_compressed(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), folder))
     return read_kept(trial, folder)
 
 

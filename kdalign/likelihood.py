@@ -21,6 +21,9 @@ from kdalign.vocabulary import vocabulary_scores
 
 Array = np.ndarray[Any, Any]
 
+MOST_NATS = 700
+"""Of a perplexity's logarithm: e to the power of 710 is beyond what a float holds."""
+
 TOKENS_AT_ONCE = 4096
 """SmolLM2 in bfloat16 on two cores: at 8,192 a tenth slower, whose activations leave the caches, at 1,024 a quarter."""
 
@@ -124,7 +127,8 @@ def totals(
             return per_unit / math.log(2) if unit else _exp(per_unit)
 
         ends = (None if low is None else of(low), None if high is None else of(high))
-        return Score(name, of(total / units), unit, per, False, how, *ends, mark=mark)
+        why = _why_none(name, total / per)
+        return Score(name, of(total / units), unit, per, False, how, *ends, mark=mark, reason=why)
 
     if masked:
         return [perplexity("masked_ppl", units)]
@@ -141,15 +145,25 @@ def of_words(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
     found = []
     for name, units, unit in (("word_ppl", words, ""), ("byte_ppl", size, ""), ("bits_per_byte", size, "bits")):
         low, high = ratio_interval(nll, units)
-        ends = (float(nll.sum() / units.sum()), low, high)
+        nats = float(nll.sum() / units.sum())
+        ends = (nats, low, high)
         value, low, high = (None if one is None else one / math.log(2) if unit else _exp(one) for one in ends)
-        found.append(Score(name, value, unit, int(units.sum()), False, how, low, high))
+        why = _why_none(name, nats)
+        found.append(Score(name, value, unit, int(units.sum()), False, how, low, high, reason=why))
     return found
 
 
 def _exp(nats: float) -> float | None:
     """A perplexity; None where it is beyond every number, as of words of hundreds of characters."""
-    return math.exp(nats) if nats < 700 else None
+    return math.exp(nats) if nats < MOST_NATS else None
+
+
+def _why_none(name: str, nats: float) -> str:
+    """Why a likelihood of so many nats a unit has no value under a name."""
+    if not math.isfinite(nats):
+        return "the model gives a token of the text a probability of 0"
+    unit = {"word_ppl": "word", "byte_ppl": "byte"}.get(name, "token")
+    return f"it is 2 to the power of {nats / math.log(2):,.0f} (the bits a {unit}), beyond what a float holds"
 
 
 def protocol(way: str, length: int, stride: int | None = None) -> str:

@@ -4,6 +4,8 @@ Scores are in per cent for accuracy, F1, Matthews and correlations; each says it
 scikit-learn and scipy compute them.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,9 +18,16 @@ from kdalign.extend import resolve
 Array = np.ndarray[Any, Any]
 
 
+UNDEFINED = "nothing says why"
+"""Why a score has no value, where nothing says more: in files of versions that kept no reasons."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One number of a table and how it was made.
+
+    A value that is no number, NaN or infinite, becomes None: no score holds one, so that no file, table, mean or gate
+    meets one. ``reason`` then says why; it is empty where there is a value, whatever was given.
 
     Attributes:
         metric: its name.
@@ -28,6 +37,9 @@ class Score:
         n: examples.
         signature: what produced it, library and version.
         mark: what a table says beside it, such as ``pseudo`` of a perplexity that is none.
+        reason: why there is no value, as a clause.
+        note: what must be known to read the value, as a clause: the class that it is of, or a convention by which it
+            is 0.
     """
 
     metric: str
@@ -39,10 +51,35 @@ class Score:
     low: float | None = None
     high: float | None = None
     mark: str = ""
+    reason: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        defined = self.value is not None and math.isfinite(self.value)
+        ends = (self.low, self.high)
+        bounded = defined and all(end is not None and math.isfinite(end) for end in ends)
+        checked = {
+            "value": self.value if defined else None,
+            "low": self.low if bounded else None,
+            "high": self.high if bounded else None,
+            "reason": "" if defined else self.reason or _unknown(self.value),
+            "note": self.note if defined else "",
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the way of a frozen dataclass
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
+
+
+def _unknown(value: float | None) -> str:
+    return UNDEFINED if value is None else f"the metric gives {value:g}"
+
+
+def reason_of(score: Mapping[str, Any]) -> str:
+    """Why a score that was read from a file has no value, as a clause; empty where it has one."""
+    return "" if score["value"] is not None else str(score.get("reason") or UNDEFINED)
 
 
 @dataclass(frozen=True)
@@ -61,6 +98,9 @@ class Metric:
         of_logits: whether it takes logits (examples, classes) instead of class numbers.
         of_weights: the same of examples that count several times or not at all: (weights (resamples, examples),
             predictions, references) to values (resamples,).
+        why_undefined: (predictions, references) to the reason why the value is NaN there.
+        convention: (predictions, references) to what must be said of the value, such as that it is 0 by convention;
+            empty where there is nothing.
     """
 
     name: str
@@ -73,6 +113,8 @@ class Metric:
     of_counts: Callable[[Array], Array] | None = None
     of_logits: bool = False
     of_weights: Callable[[Array, Array, Array], Array] | None = None
+    why_undefined: Callable[[Array, Array], str] | None = None
+    convention: Callable[[Array, Array], str] | None = None
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -112,9 +154,32 @@ def _spearman(predictions: Array, references: Array) -> float:
 
 
 def _correlation(function: Callable[..., Any], predictions: Array, references: Array) -> float:
-    if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
+    if _why_no_correlation(predictions, references):
         return float("nan")
-    return 100.0 * float(function(predictions, references).statistic)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # what cannot be computed is said by its reason
+        return 100.0 * float(function(predictions, references).statistic)
+
+
+def _why_no_correlation(predictions: Array, references: Array) -> str:
+    """Why two columns have no correlation; empty where they have one."""
+    if len(predictions) < 2:
+        return "one example has no correlation"
+    alike = {"predictions": predictions, "references": references}
+    alike = {name: values for name, values in alike.items() if is_constant(values)}
+    if not alike:
+        return ""
+    told = " and ".join(f"all {len(values):,} {name} are {float(values[0]):.4g}" for name, values in alike.items())
+    return f"{told}, and a constant has no correlation"
+
+
+def is_constant(values: Array) -> bool:
+    """Whether numbers differ by no more than rounding: a correlation with them would be of noise."""
+    spread = float(np.ptp(values))
+    rounding = 8 * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    if values.dtype == np.float64:
+        rounding = 1e-13  # cosines and sums of many products
+    return spread <= rounding * float(np.max(np.abs(values)))
 
 
 BINS = 15
@@ -200,10 +265,21 @@ def _matthews_of_counts(counts: Array) -> Array:
 
 
 def _pearson_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
-    return _correlations(weights, np.asarray(predictions, float)[None], np.asarray(references, float)[None])
+    if is_constant(predictions) or is_constant(references):
+        return np.full(len(weights), np.nan)
+    return _correlations(weights, _scaled(predictions)[None], _scaled(references)[None])
+
+
+def _scaled(values: Array) -> Array:
+    """Between 0 and 1, which moves no correlation: what counts as constant then does not depend on the unit."""
+    values = np.asarray(values, float)
+    scaled: Array = (values - values.min()) / np.ptp(values)
+    return scaled
 
 
 def _spearman_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
+    if is_constant(predictions) or is_constant(references):
+        return np.full(len(weights), np.nan)
     return _correlations(weights, _ranks(weights, predictions), _ranks(weights, references))
 
 
@@ -228,16 +304,32 @@ def _correlations(weights: Array, first: Array, second: Array) -> Array:
     return 100.0 * values
 
 
+def _f1_convention(predictions: Array, references: Array) -> str:
+    if np.any(predictions == 1) or np.any(references == 1):
+        return ""
+    return "0 by convention: its class is neither predicted nor in the references"
+
+
+def _matthews_convention(predictions: Array, references: Array) -> str:
+    columns = {"predictions": predictions, "references": references}
+    alike = [name for name, values in columns.items() if len(np.unique(values)) == 1]
+    return f"0 by convention: the {' and the '.join(alike)} are of one class alone" if alike else ""
+
+
+def _correlating(name: str, compute: Callable[[Array, Array], float], of_weights: Callable[..., Array]) -> Metric:
+    return Metric(name, compute, "scipy", regression=True, of_weights=of_weights, why_undefined=_why_no_correlation)
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _accuracy, "numpy", of_counts=_accuracy_of_counts),
-        Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts),
+        Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts, convention=_f1_convention),
         Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
-        Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts),
+        Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts, convention=_matthews_convention),
         Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_logits=True),
-        Metric("pearson", _pearson, "scipy", regression=True, of_weights=_pearson_of_weights),
-        Metric("spearman", _spearman, "scipy", regression=True, of_weights=_spearman_of_weights),
+        _correlating("pearson", _pearson, _pearson_of_weights),
+        _correlating("spearman", _spearman, _spearman_of_weights),
     )
 }
 
@@ -251,20 +343,36 @@ def expanded(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def score(metric: Metric, predictions: Array, references: Array) -> Score:
-    """Compute a metric over a split."""
+    """Compute a metric over a split; undefined, with the reason, where it has no value there."""
     from importlib.metadata import version
 
     assert len(predictions) == len(references), "every prediction has its reference"
-    value = metric.compute(predictions, references)
+    why = _why_not(metric, predictions, references)
+    value = float("nan") if why else metric.compute(predictions, references)
+    if not why and metric.why_undefined is not None and not math.isfinite(value):
+        why = metric.why_undefined(predictions, references)
     made_by = f"{metric.library} {version(metric.library)}" if metric.library in _DISTRIBUTIONS else metric.library
     return Score(
         metric=metric.name,
-        value=None if np.isnan(value) else value,
+        value=value,
         unit=metric.unit,
         n=len(references),
         higher_is_better=metric.higher_is_better,
         signature=made_by,
+        reason=why,
+        note="" if why or metric.convention is None else metric.convention(predictions, references),
     )
+
+
+def _why_not(metric: Metric, predictions: Array, references: Array) -> str:
+    """Why a metric cannot be computed at all: nothing to compute it of, or numbers that are none."""
+    if len(references) == 0:
+        return "there is no example"
+    for name, values in (("predictions", predictions), ("references", references)):
+        bad = int(np.sum(~np.isfinite(values))) if np.asarray(values).dtype.kind == "f" and not metric.of_logits else 0
+        if bad:
+            return f"{bad:,} of {len(values):,} {name} are infinite or NaN"
+    return ""
 
 
 _DISTRIBUTIONS = ("numpy", "scikit-learn", "scipy")

@@ -18,7 +18,7 @@ from kdalign.entries import (
 from kdalign.errors import UsageError
 from kdalign.files import read_json
 from kdalign.runs import RunRecord
-from kdalign.table import SHARED, Cell, Column, Row
+from kdalign.table import SHARED, Cell, Column, Row, metric_key
 
 
 def notes_under(
@@ -31,6 +31,7 @@ def notes_under(
         notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
+    notes += _of_scores(entries, evaluations)
     notes += _other_tokens(entries, columns)
     shared = [column.key for column in columns if column.key in SHARED]
     if shared and tasks_differ(entries):
@@ -95,7 +96,28 @@ def notes_under(
         for key, cell in row.cells.items():
             if cell.value is None and cell.reason:
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
+    notes += _lacking(rows, columns)
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _of_scores(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]]) -> list[str]:
+    """What must be known to read single scores, such as the class that F1 is of; said once where all rows share it."""
+    told: dict[tuple[str, str], dict[str, None]] = {}
+    rows: dict[str, dict[str, None]] = {}
+    found = [
+        (one.name, task, first_split(record)["student"]) for one in entries for task, record in one.records.items()
+    ]
+    found += [(Path(one["model"]).name, one["task"], one["scores"]) for one in evaluations]
+    for name, task, scores in found:
+        for score in scores:
+            key = metric_key(task, score["metric"])
+            rows.setdefault(key, {})[name] = None
+            for part in filter(None, score.get("note", "").split("; ")):
+                told.setdefault((key, part), {})[name] = None
+    return [
+        f"{key}{'' if names == rows[key] else f' of {listed(list(names))}'}: {note}"
+        for (key, note), names in told.items()
+    ]
 
 
 def _together(entries: Sequence[Entry]) -> list[str]:
@@ -264,6 +286,48 @@ def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     if any(result.get("trained_tokens") for result in scored):
         notes["trained: tokens that the run behind a model read, not those of the model that it began with"] = None
     return list(notes)
+
+
+def _lacking(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Why rows have a dash where no score was even asked for: what their kind does not have."""
+    measured = [row for row in rows if row.kind != "reference"]
+    costs = [
+        [column for column in columns if column.cost and column.training is training] for training in (False, True)
+    ]
+    tables = [([column for column in columns if not column.cost and not column.published], measured)]
+    tables += [(own, [row for row in measured if any(column.key in row.cells for column in own)]) for own in costs]
+    several = any(len(_tasks_of(row, columns)) > 1 for row in measured)
+    told: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for own, shown in tables:
+        for column in own:
+            beside = [row for row in shown if several or not column.task or column.task in _tasks_of(row, columns)]
+            for row in beside if any(column.key in row.cells for row in beside) else ():
+                cell = row.cells.get(column.key)
+                if cell is None or (cell.value is None and not cell.reason):
+                    where, who = told.setdefault(_why_lacking(row, column, columns), ({}, {}))
+                    where[column.title] = None
+                    who[row.name] = None
+    return [f"– in {', '.join(where)} of {listed(list(who))}: {why}" for why, (where, who) in told.items()]
+
+
+def _tasks_of(row: Row, columns: Sequence[Column]) -> set[str]:
+    return {column.task for column in columns if column.task and column.key in row.cells}
+
+
+def _why_lacking(row: Row, column: Column, columns: Sequence[Column]) -> str:
+    if row.kind == "teacher" and column.key in ("agreement", "speed-up"):
+        return "a teacher is not compared with itself"
+    if row.kind == "difference":
+        return "there is no verdict on it"
+    if column.task and column.task not in _tasks_of(row, columns):
+        return f"they are not of {column.task}"
+    if row.kind == "student" and column.key in ("agreement", "retained", "speed-up"):
+        return "there is no teacher, or none whose answers compare"
+    if column.key == "ece":
+        return "it is taken of runs on classes"
+    if row.kind == "baseline":
+        return "it is of models, and was not taken of this row"
+    return "it was not measured"
 
 
 def _published(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:

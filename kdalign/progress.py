@@ -155,7 +155,7 @@ def _filled(state: "State") -> RenderableType:
             found = [one.record for one in state.done if (one.trial.arm, one.trial.task) == (arm, task)]
             values = [next(iter(record.scores.values()))["student"][0]["value"] for record in found]
             known = [value for value in values if value is not None]
-            mean = f"{sum(known) / len(known):.1f} " if known else ""
+            mean = "undefined " if len(known) < len(values) else f"{sum(known) / len(known):.1f} " if known else ""
             cells.append(f"{mean}[dim]{len(found)}/{wanted}[/dim]")
         table.add_row(escape(arm), *cells)
     lines = [f"{trial.name}: {_last_line(Path(str(trial.recipe.out)))}" for trial, _ in state.running.values()]

@@ -226,7 +226,7 @@ class RunFolder:
     def append_history(self, event: Mapping[str, Any]) -> None:
         """Add a line to the history."""
         with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(event, allow_nan=False) + "\n")
 
     def read_history(self) -> list[dict[str, Any]]:
         """All events, oldest first; a line that a killed run left half written is passed over."""

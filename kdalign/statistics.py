@@ -25,6 +25,8 @@ def example_interval(
     needs only the confusion counts (``of_counts``) is resampled through them: drawing n examples with replacement
     is drawing their counts from a multinomial distribution.
     """
+    if not len(references):
+        return None, None
     if name == "accuracy":
         from scipy.stats import binomtest
 
@@ -33,7 +35,7 @@ def example_interval(
         return 100 * float(interval.low), 100 * float(interval.high)
     generator = np.random.default_rng(0)
     n = len(references)
-    if n < 2:
+    if n < 2 or (predictions.ndim == 1 and not (np.isfinite(predictions).all() and np.isfinite(references).all())):
         return None, None
     if of_counts is not None:
         classes = int(max(predictions.max(), references.max(), 1)) + 1
@@ -43,17 +45,13 @@ def example_interval(
     else:
         draws = (generator.integers(0, n, n) for _ in range(RESAMPLES))
         values = np.array([compute(predictions[rows], references[rows]) for rows in draws])
-    finite = values[~np.isnan(values)]
-    if len(finite) < RESAMPLES // 2:
-        return None, None
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)
+    return _middle(values)
 
 
 def ratio_interval(sums: Array, units: Array) -> tuple[float | None, float | None]:
     """The 95 % interval of sum(sums) / sum(units) over rows: percentile bootstrap, 1,000 resamples, fixed seed."""
     n = len(sums)
-    if n < 2:
+    if n < 2 or not np.isfinite(sums).all():
         return None, None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     low, high = np.percentile(drawn @ sums / np.maximum(drawn @ units, 1), [2.5, 97.5])
@@ -66,8 +64,12 @@ def sums_interval(rows: Array, value: Callable[[Array], float]) -> tuple[float |
     if n < 2:
         return None, None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    values = np.array([value(sums) for sums in drawn @ rows])
-    finite = values[~np.isnan(values)]
+    return _middle(np.array([value(sums) for sums in drawn @ rows]))
+
+
+def _middle(values: Array) -> tuple[float | None, float | None]:
+    """The middle 95 % of resamples' values that are defined; None where half of them or more are not."""
+    finite = values[np.isfinite(values)]
     if len(finite) < RESAMPLES // 2:
         return None, None
     low, high = np.percentile(finite, [2.5, 97.5])

@@ -37,12 +37,14 @@ class Counts:
         value: of their sum, in the metric's unit; NaN where it is undefined.
         signature: what counted, library, version and settings.
         resampled: whether drawing examples again estimates the spread of the value.
+        undefined: why the value is NaN, where it is, as a clause.
     """
 
     rows: Array
     value: Callable[[Array], float]
     signature: str
     resampled: bool = True
+    undefined: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,9 @@ def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: 
         rows.append(min(counted, key=lambda one: one[0] / max(one[1], 1)))
     how = f", whisper's {'english' if language == 'en' else 'basic'} normaliser" if normalized else ""
     how += ", marks kept" if normalized and language != "en" else ""
-    return Counts(np.array(rows, dtype=float), _per_cent, f"jiwer {version('jiwer')}, edits over {unit}{how}")
+    made_by = f"jiwer {version('jiwer')}, edits over {unit}{how}"
+    none = f"the references hold no {unit} to count edits over"
+    return Counts(np.array(rows, dtype=float), _per_cent, made_by, undefined=none)
 
 
 def _normalizer(language: str) -> Callable[[str], str]:
@@ -277,7 +281,9 @@ def _distinct(n: int, predictions: Sequence[str], references: References, langua
     for own in grams:
         rows.append((len(set(own) - seen), len(own)))
         seen.update(own)
-    return Counts(np.array(rows, dtype=float), _per_cent, f"different {n}-grams of words", resampled=False)
+    none = f"no prediction has {n} word{'s' * (n > 1)}"
+    how = f"different {n}-grams of words"
+    return Counts(np.array(rows, dtype=float), _per_cent, how, resampled=False, undefined=none)
 
 
 TEXT_METRICS: Mapping[str, TextMetric] = {
@@ -344,13 +350,14 @@ def score_texts(
         scores.append(
             Score(
                 metric.name,
-                None if np.isnan(value) else value,
+                value,
                 metric.unit,
                 len(predictions),
                 metric.higher_is_better,
                 counts.signature + (", texts in NFC" if shipped and not same else ""),
                 low,
                 high,
+                reason=counts.undefined,
             )
         )
         if counts.resampled:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdalign.entries import first_split
 from kdalign.errors import UsageError, unknown
-from kdalign.metrics import METRICS, metrics_named
+from kdalign.metrics import METRICS, metrics_named, reason_of
 from kdalign.paired import Answered, Answers, Difference, Sums, Undefined, Verdict, difference, judged, macro_difference
 from kdalign.runs import RunFolder, RunRecord, read_record
 from kdalign.table import metric_key
@@ -267,6 +267,11 @@ def _over_tasks(
                 parts.append(difference(ours, theirs, what=f"{name} and {baseline}, {question.key}"))
             except Undefined:
                 break
+        scores = [
+            each for task, _ in kept for side in (arm, base) for seed in common for each in side[task, seed].scores
+        ]
+        if len(parts) < len(kept) and word == "macro" and _undefined(scores):
+            notes[f"{name} and {baseline}, macro: a task's score is undefined, no verdict"] = None
         if len(parts) == len(kept):
             found.append((_Question(word, "", word, "%"), tuple(common), macro_difference(parts)))
     return found
@@ -298,6 +303,10 @@ def _asked(task: str, pairs: Pairs, several: bool, notes: dict[str, None]) -> li
         if not all(metric in [each["metric"] for each in run.scores] for run in runs):
             notes[f"{task}: not all runs have {metric}, no verdict"] = None
             continue
+        why = _undefined(each for run in runs for each in run.scores if each["metric"] == metric)
+        if why:
+            notes[f"{metric_key(task, metric)}: undefined for a run ({why}), no verdict"] = None
+            continue
         question = _Question(metric_key(task, metric), task, metric, score["unit"], primary=place == 0)
         try:
             ours, theirs = ([_answers(run, (metric,)) for run in side] for side in zip(*pairs, strict=True))
@@ -310,6 +319,11 @@ def _asked(task: str, pairs: Pairs, several: bool, notes: dict[str, None]) -> li
         found.append(mean)
     agreement = _agreement(task, pairs, notes)
     return found if agreement is None else [*found, agreement]
+
+
+def _undefined(scores: Iterable[Mapping[str, Any]]) -> str:
+    """Why scores have no value, those that have none; empty where all have one."""
+    return "; ".join(dict.fromkeys(reason_of(score) for score in scores if score["value"] is None))
 
 
 def _same_tokens(pairs: Pairs) -> bool:
@@ -327,6 +341,8 @@ def _one_number(task: str, pairs: Pairs) -> Asked | None:
     same = all(tuple(each["metric"] for each in run.scores) == metrics for pair in pairs for run in pair)
     if not same or not all(score["unit"] == "%" and score["higher_is_better"] for score in scores):
         return None
+    if _undefined(each for pair in pairs for run in pair for each in run.scores):  # said of the metric itself
+        return None
     try:
         ours, theirs = ([_answers(run, metrics) for run in side] for side in zip(*pairs, strict=True))
     except Undefined:  # said of the metric itself
@@ -338,6 +354,11 @@ def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> Asked | None:
     """Agreement with the teacher that both arms had; None where there was none, or another one."""
     word = "teacher_best" if pairs[0][0].modelled else "teacher"
     if not all(word in run.answers for pair in pairs for run in pair) or not _same_tokens(pairs):
+        return None
+    told = [first_split(run.record)["agreement"] for pair in pairs for run in pair]
+    why = _undefined(each for each in told if each is not None)
+    if why:
+        notes[f"{task}/agreement: undefined for a run ({why}), no verdict"] = None
         return None
     for ours, theirs in pairs:
         if not np.array_equal(_flat(ours.answers[word]), _flat(theirs.answers[word])):

@@ -116,7 +116,8 @@ def test_retained_costs_and_agreement_of_a_row_over_tasks_are_of_all_of_them(tmp
     larger = replace(record.student, parameters=7_000_000)
     RunFolder(second).write_record(replace(record, student=larger, scores={"validation": told}))
     table = compare([group])
-    assert "agreement" not in table.rows[-1].cells, "of one task alone it would be no mean over tasks"
+    found = cell(table, "both", "agreement")
+    assert (found.value, found.reason) == (None, "sst2 is undefined: nothing says why"), "no mean of the others"
     assert cell(table, "both", "parameters").value == 1, "the first task's"
 
 
@@ -234,7 +235,7 @@ def test_a_seed_that_lacks_a_metric_leaves_a_dash_with_the_reason_in_any_order(t
     runs += [run(tmp_path / f"arm-{n}", "mrpc", {"accuracy": 70.0, "f1": 80.0}, seed=n) for n in (1, 2)]
     for order in (runs, runs[::-1]):
         found = cell(compare(order), "arm", "mrpc/f1")
-        assert (found.value, found.reason) == (None, "a seed lacks it")
+        assert (found.value, found.reason) == (None, "seed 0: it has none")
 
 
 def test_what_is_retained_of_different_teachers_does_not_rank(tmp_path):
@@ -303,3 +304,75 @@ def test_calibration_is_a_column_of_its_own_better_when_lower_and_no_part_of_a_m
 def test_runs_without_a_calibration_have_no_such_column(tmp_path):
     table = compare([run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})])
     assert "ece" not in {column.key for column in table.columns}
+
+
+def test_a_mean_over_tasks_with_an_undefined_one_is_undefined_and_says_which(tmp_path):
+    group = tmp_path / "both"
+    RunFolder(group).begin("teacher: t\n", {}, keep=False)
+    run(group / "mrpc", "mrpc", {"accuracy": 70.0}, {"accuracy": 90.0})
+    second = run(group / "sst2", "sst2", {"accuracy": None}, {"accuracy": 60.0})
+    record = read_record(second)
+    record.scores["validation"]["student"][0]["reason"] = "one example says nothing"
+    RunFolder(second).write_record(record)
+    table = compare([group])
+    for key in ("macro", "retained"):
+        assert cell(table, "both", key).value is None
+        assert "sst2 is undefined: one example says nothing" in cell(table, "both", key).reason
+    assert any("both, sst2/accuracy: no value, one example says nothing" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        ({"accuracy": 5.0}, {"accuracy": -3.0}, "the teacher's score, -3, is not above 0"),
+        ({"accuracy": 5.0}, {"accuracy": 0.0}, "the teacher's score, 0, is not above 0"),
+        ({"accuracy": 5.0}, {"accuracy": None}, "the teacher's score is undefined: nothing says why"),
+        ({"accuracy": None}, {"accuracy": 5.0}, "the student's score is undefined: nothing says why"),
+        ({"ppl": 0.0}, {"ppl": 5.0}, "the student's score, 0, is not above 0"),
+    ],
+)
+def test_what_is_retained_of_nothing_is_a_dash_with_its_true_reason(tmp_path, ours, theirs, reason):
+    found = cell(compare([run(tmp_path / "a", "sst2", ours, theirs)]), "a", "retained")
+    assert (found.value, found.reason) == (None, reason)
+
+
+def test_the_mean_of_seeds_says_which_seed_is_undefined_and_why(tmp_path):
+    runs = [run(tmp_path / f"arm-{n}", "sst2", {"accuracy": 70.0 if n else None}, seed=n) for n in range(3)]
+    found = cell(compare(runs), "arm", "sst2/accuracy")
+    assert (found.value, found.reason) == (None, "seed 0: nothing says why")
+
+
+def test_the_class_that_f1_is_of_is_said_once_under_the_table(tmp_path):
+    runs = []
+    for number in range(2):
+        folder = run(tmp_path / f"run{number}x", "mrpc", {"f1": 70.0 + number})
+        record = read_record(folder)
+        record.scores["validation"]["student"][0]["note"] = "of the class 'equivalent'"
+        RunFolder(folder).write_record(record)
+        runs.append(folder)
+    notes = compare(runs).notes
+    assert [note for note in notes if "equivalent" in note] == ["mrpc/f1: of the class 'equivalent'"]
+
+
+def test_every_dash_of_a_table_has_its_reason_below(tmp_path):
+    taught = run(tmp_path / "taught", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
+    alone = run(tmp_path / "alone", "sst2", {"accuracy": 70.0})
+    table = compare([taught, alone])
+    dashes = {
+        (row.name, column.key)
+        for row in table.rows
+        for column in table.columns
+        if not column.training and (column.key not in row.cells or row.cells[column.key].value is None)
+    }
+    assert dashes == {("teacher t", "agreement"), ("teacher t", "speed-up")} | {
+        ("alone", key) for key in ("agreement", "retained", "speed-up")
+    }
+    assert "– in agreement, speed-up of teacher t: a teacher is not compared with itself" in table.notes
+    assert (
+        "– in agreement, retained, speed-up of alone: there is no teacher, or none whose answers compare" in table.notes
+    )
+
+
+def test_a_table_without_a_dash_has_no_note_on_dashes(tmp_path):
+    runs = [run(tmp_path / f"run{n}", "sst2", {"accuracy": 80.0}) for n in (1, 2)]
+    assert not [note for note in compare(runs).notes if note.startswith("–")]

@@ -113,7 +113,7 @@ def test_a_missing_value_fails_with_its_reason(kdalign, tmp_path):
     undefined = run(tmp_path / "a", "sst2", {"accuracy": None}, {"accuracy": 90.0})
     status, out, _ = kdalign("compare", undefined, "--require", "retained>=0")
     assert status == 1
-    assert gate_lines(out) == ["FAIL: a: retained >= 0; no value (the student's score is undefined)"]
+    assert gate_lines(out) == ["FAIL: a: retained >= 0; no value (the student's score is undefined: nothing says why)"]
     alone = run(tmp_path / "b", "sst2", {"accuracy": 88.0})
     taught = run(tmp_path / "c", "sst2", {"accuracy": 88.0}, {"accuracy": 90.0})
     [first, second] = check_gates(compare([alone, taught]), ["agreement>=1"])
@@ -125,7 +125,7 @@ def test_a_missing_value_fails_a_drop_on_either_side(tmp_path):
     defined = run(tmp_path / "a", "sst2", {"accuracy": 80.0})
     undefined = run(tmp_path / "b", "sst2", {"accuracy": None})
     for now, old, said in (
-        (undefined, defined, "no value, before 80.00"),
+        (undefined, defined, "no value (nothing says why), before 80.00"),
         (defined, undefined, "the baseline has no value"),
     ):
         [verdict] = check_gates(compare([now]), max_drop=["accuracy=100"], baseline=old)

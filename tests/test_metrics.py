@@ -12,7 +12,7 @@ from kdalign import statistics
 from kdalign.errors import UsageError
 from kdalign.evaluation import agreement, score_all
 from kdalign.extend import allow_code, resolve
-from kdalign.metrics import METRICS, Metric, score
+from kdalign.metrics import METRICS, Metric, Score, reason_of, score
 from kdalign.statistics import example_interval, mean_interval
 from kdalign.tasks import GLUE, Source, Task
 
@@ -326,3 +326,73 @@ def test_a_classifiers_calibration_is_of_its_logits():
     (made,) = score_all(task, logits.argmax(1), np.array([0, 1] * 10), ["ece"], logits=logits)
     assert made.value == pytest.approx(15.0)
     assert made.low == pytest.approx(10.0, abs=5)
+
+
+def correlation(predictions, references, name="pearson"):
+    return score(METRICS[name], np.asarray(predictions), np.asarray(references))
+
+
+def test_a_correlation_with_a_constant_says_which_side_is_constant():
+    assert correlation([3.1, 3.1], [1.0, 2.5]).reason == (
+        "all 2 predictions are 3.1, and a constant has no correlation"
+    )
+    assert "all 2 references are 1" in correlation([3.1, 3.2], [1.0, 1.0]).reason
+    assert correlation([3.1], [1.0]).reason == "one example has no correlation"
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_numbers_that_differ_by_rounding_alone_are_constant(name):
+    noise = np.float32(2.5) + np.float32(2.4e-7) * np.array([0, 1, 0, 1], dtype=np.float32)
+    assert "constant" in correlation(noise, [1.0, 2.0, 3.0, 4.0], name).reason
+    cosines = 1 - 1e-15 * np.arange(4)
+    assert correlation(cosines, [1.0, 2.0, 3.0, 4.0], name).value is None
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_tiny_and_huge_numbers_correlate_as_others_do(name):
+    references = np.array([1.0, 2.0, 3.0, 5.0])
+    for scale in (1e-9, 1.0, 1e150):
+        predictions = scale * np.array([1.0, 3.0, 2.0, 6.0])
+        found = correlation(predictions, references, name)
+        assert found.value == pytest.approx(correlation([1.0, 3.0, 2.0, 6.0], references, name).value)
+        weighted = METRICS[name].of_weights(np.ones((1, 4)), predictions, references)
+        assert weighted[0] == pytest.approx(found.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_an_infinite_prediction_makes_a_score_undefined_with_its_count(bad):
+    for name in ("pearson", "spearman"):
+        found = correlation([1.0, bad, 2.0], [1.0, 2.0, 3.0], name)
+        assert found.value is None
+        assert found.reason == "1 of 3 predictions are infinite or NaN"
+        assert example_interval(name, METRICS[name].compute, np.array([1.0, bad, 2.0]), np.arange(3.0)) == (None, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), None])
+def test_no_score_holds_a_value_that_is_no_number(value):
+    made = Score("mine", value, "", 3, True, "by hand", 1.0, 2.0, note="of the class 'a'")
+    assert (made.value, made.low, made.high, made.note) == (None, None, None, "")
+    assert made.reason
+    assert "constant" in Score("mine", value, "", 3, True, "by hand", reason="a constant").reason
+
+
+def test_a_score_with_a_value_has_no_reason_and_no_half_interval():
+    made = Score("mine", 1.0, "", 3, True, "by hand", 0.5, float("inf"), reason="nothing")
+    assert (made.value, made.low, made.high, made.reason) == (1.0, None, None, "")
+
+
+def test_scores_of_older_files_have_a_reason_where_they_have_no_value():
+    assert reason_of({"value": None}) == "nothing says why"
+    assert reason_of({"value": None, "reason": "one example"}) == "one example"
+    assert reason_of({"value": 1.0}) == ""
+
+
+def test_a_zero_by_convention_says_so():
+    assert "0 by convention: the predictions are of one class" in correlation([1, 1], [0, 1], "matthews").note
+    assert "0 by convention" in correlation([0, 0], [0, 0], "f1").note
+    assert correlation([0, 1], [0, 1], "f1").note == ""
+
+
+def test_no_example_is_no_score_and_no_warning():
+    assert correlation(np.zeros(0, int), np.zeros(0, int), "accuracy").reason == "there is no example"
