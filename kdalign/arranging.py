@@ -25,12 +25,13 @@ from kdalign.calibration import (
     start_projections,
 )
 from kdalign.encoding import corrupted
+from kdalign.errors import NotFinite, RunError
 from kdalign.files import write_text
 from kdalign.finetuning import finetuned
 from kdalign.fitting import check_steps, parts_of
 from kdalign.fresh import new_model
 from kdalign.learner import Learner
-from kdalign.lessons import Course, Remapping, Stage
+from kdalign.lessons import Course, Remapping, Stage, Watched
 from kdalign.objective import Objective
 from kdalign.observer import Observer
 from kdalign.preflight import NOTEWORTHY
@@ -157,8 +158,12 @@ def load(opened: Opened, accelerator: Accelerator, observer: Observer) -> Models
     watched_answers = None
     if taught is not None and main:
         taught.model.to(accelerator.device)
-        answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
-        watched_answers = work.answer(taught.model, texts.watched_by_teacher)
+        try:
+            answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
+            watched_answers = work.answer(taught.model, texts.watched_by_teacher)
+        except NotFinite as error:
+            name = run.teacher.name if run.teacher is not None else "the teacher"
+            raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learnt from it") from None
     big = taught.model if taught is not None else None
     student_model, student_source = load_student(run, opened.config, big, tokenizer, texts.train)
     student_model.to(accelerator.device)
@@ -238,7 +243,7 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
         _balance(recipe, stages),
     )
 
-    def evaluate(model: PreTrainedModel) -> tuple[float, dict[str, Any]]:
+    def evaluate(model: PreTrainedModel) -> Watched:
         found = work.answer(model, watched)
         scores = work.scores(found, watched, interval=False)
         if loaded.comparable:
@@ -247,8 +252,11 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
         said = continued(model, tokenizer, loaded.prompts)
         if said:  # one is enough for the eye; the history keeps all
             observer.announce(f"sample: {_shown(loaded.prompts[0].text)} → {_shown(said[0])}")
-        deciding = float("-inf") if first.value is None else first.value if first.higher_is_better else -first.value
-        return deciding, {score.metric: score.value for score in scores} | ({"samples": said} if said else {})
+        return Watched(
+            first.value if first.value is None or first.higher_is_better else -first.value,
+            {score.metric: score.value for score in scores} | ({"samples": said} if said else {}),
+            {score.metric: score.reason for score in scores if score.value is None},
+        )
 
     remapping = None
     if plan is not None and teacher is not None and recipe.align.remap_every is not None:

@@ -1,5 +1,6 @@
 """What comes after training: the student is exported, and scored as it was exported; the record completes the run."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from kdalign.calibration import SIMILARITY_TOKENS, layer_attention, some
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
+from kdalign.errors import NotFinite, RunError, cause_of
 from kdalign.files import whole_file, write_text
 from kdalign.lessons import Course
 from kdalign.models import Checkpoint
@@ -77,6 +79,7 @@ def finish(
         _export_projections(learner.projections, folder)
         checkpoint = models.locate(str(folder.student))
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+        scores = _scores_or_way_on(run, exported, texts, loaded.answers, loaded.comparable)
         latencies, flops, timed = loaded.latencies, loaded.flops, loaded.timed
         teacher_facts = None
         if taught is not None and run.teacher is not None:
@@ -93,7 +96,7 @@ def finish(
             student=_facts(checkpoint, exported, "trained", loaded.source, latencies[-1], flops[-1], timed),
             teacher=teacher_facts,
             data=_data_facts(run, texts) | {"tokenizer": fingerprint(opened.tokenizer)},
-            scores=_final_scores(run, exported, texts, loaded.answers, loaded.comparable),
+            scores=scores,
             training=_training_facts(progress, run, accelerator)
             | ({"layer_attention": attended} if attended else {})
             | dict(facts or {}),
@@ -125,6 +128,28 @@ def _export_projections(projections: Projections, folder: RunFolder) -> None:
         with whole_file(folder.projections) as temporary:
             weights = {name: value.detach().cpu().contiguous() for name, value in projections.state_dict().items()}
             save_file(weights, temporary)
+
+
+def _scores_or_way_on(
+    run: Prepared, exported: PreTrainedModel, texts: Texts, answers: Mapping[str, Any], comparable: bool
+) -> dict[str, object]:
+    """The scores of both models; what keeps them from being taken costs no training.
+
+    Raises:
+        RunError: the student's answers are no numbers, and it is not left as if it could be used; or a metric raised,
+            which leaves the exported student and the checkpoint from which the same run is scored again.
+    """
+    folder = run.folder
+    try:
+        return _final_scores(run, exported, texts, answers, comparable)
+    except NotFinite as error:
+        shutil.rmtree(folder.student)
+        raise RunError(f"the student has diverged: {error}; it was not exported, and has no score") from None
+    except Exception as error:  # a metric of the user's own may raise anything, and so may a library
+        raise RunError(
+            f"the student is trained, and exported in {str(folder.student)!r}, but could not be scored: "
+            f"{cause_of(error)}; once that is mended, `kdalign distill --out {folder.path} --resume` scores it"
+        ) from error
 
 
 def _final_scores(

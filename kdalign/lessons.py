@@ -50,8 +50,23 @@ class Stage:
     objective: Objective
 
 
-Evaluate = Callable[[PreTrainedModel], tuple[float, Mapping[str, Any]]]
-"""A student's deciding number (higher is better) and what the history keeps of it."""
+@dataclass(frozen=True)
+class Watched:
+    """What a student is worth on the watched texts at one step.
+
+    Attributes:
+        deciding: the number by which steps are compared, higher is better; None where it is undefined.
+        kept: what the history keeps: scores by metric, None where undefined, and samples.
+        undefined: why a metric has no value, by its name.
+    """
+
+    deciding: float | None
+    kept: Mapping[str, Any]
+    undefined: Mapping[str, str]
+
+
+Evaluate = Callable[[PreTrainedModel], Watched]
+"""Looks at a student."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,11 +29,13 @@ from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
 
 from kdalign.alignment import Plan
+from kdalign.architecture import not_finite
 from kdalign.balance import Balance
 from kdalign.batches import Batch, Encoded, epoch_batches, steps_per_epoch
 from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kdalign.environment import give_memory_back
-from kdalign.errors import Interrupted, RunError, UsageError, unknown
+from kdalign.errors import Interrupted, NotFinite, RunError, UsageError, unknown
+from kdalign.learner import Learner
 from kdalign.lessons import Course, Evaluate, Lessons
 from kdalign.looks import Sight, Teach, counted, gradient_norms, measured, small_shares
 from kdalign.objective import Objective
@@ -178,7 +180,7 @@ def train(
 
     Raises:
         Interrupted: a signal arrived; the state is saved.
-        RunError: the loss is not a number.
+        RunError: the student has diverged.
     """
     if turns is None:
         [only] = courses
@@ -191,6 +193,11 @@ def train(
     if settings.select == "best":
         accelerator.wait_for_everyone()
         load_weights(folder.checkpoints / "best.safetensors", loop.whole)
+        if loop.progress.best_score is None:
+            observer.announce(
+                f"no step is the best, the score that decides was undefined at each: step {loop.progress.best_step}, "
+                f"the last one, is taken"
+            )
     return loop.progress
 
 
@@ -291,7 +298,7 @@ class _Loop:
         """Take the step that comes; whether any rank was told to stop.
 
         Raises:
-            RunError: the loss is not a number.
+            RunError: the loss or its gradient is not a number, for which no step is taken.
         """
         begun, progress, settings = time.perf_counter(), self.progress, self.settings
         step, turn = progress.step, self.turns[progress.step]
@@ -308,7 +315,8 @@ class _Loop:
         if self.taken[turn] % GRADIENT_STEPS == 0:
             see = Sight(learner, one.teach, self.accelerator, settings.seed)
             norms = gradient_norms(see, learner.student, now, share[0], step)
-            self._write(one, {"kind": "gradients", "step": step, "norms": norms})
+            finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
+            self._write(one, {"kind": "gradients", "step": step, "norms": finite})
         loss, parts, norm, units, told = _step(
             one.wrapped,
             one.teach,
@@ -323,10 +331,6 @@ class _Loop:
         )
         if balance is not None:
             balance.saw(objective.asked(parts, units))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise RunError(
-                f"the loss is {loss} and its gradient {norm} at step {step + 1}: lower --lr, or use --precision fp32"
-            )
         self.taken[turn] += 1
         if (step + 1) % MEMORY_STEPS == 0:
             give_memory_back()
@@ -383,27 +387,53 @@ class _Loop:
 
     def _look_at(self, one: Lessons, evaluate: Evaluate) -> None:
         progress = self.progress
-        value, scores = evaluate(one.course.learner.student)
+        try:
+            seen = evaluate(one.course.learner.student)
+        except NotFinite as error:
+            if progress.step == 0:
+                raise RunError(f"the student gives NaN before it is trained: {error}") from None
+            raise RunError(f"the student has diverged at step {progress.step}: {error}; lower --lr") from None
+        of = f" of {one.course.name}" if self.several else ""
         if progress.step == 0:
-            numbers = {name: found for name, found in scores.items() if isinstance(found, float)}
-            shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items())
-            of = f" of {one.course.name}" if self.several else ""
+            numbers = {name: found for name, found in seen.kept.items() if isinstance(found, float)}
+            shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items()) or "no score has a value"
             self.observer.announce(f"before training, on the watched texts{of}: {shown}")
-        self._write(one, {"kind": "evaluation", "step": progress.step, **scores})
+        for metric, reason in seen.undefined.items():
+            self.observer.announce(f"step {progress.step}, on the watched texts{of}: {metric} is undefined, {reason}")
+        self._write(one, {"kind": "evaluation", "step": progress.step, **seen.kept})
         if self.several or 0 < max(one.begins) >= progress.step:
             return  # what counts is learnt in the last stage
-        if progress.best_score is None or value > progress.best_score:
-            progress.best_score, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
+        self._rank(seen.deciding)
+
+    def _rank(self, value: float | None) -> None:
+        """Whether the step is the best so far; without a value it is not, but the last of such until one has a value.
+
+        A value of None is no gain, either: a student whose score stays undefined is stopped like one that stands still.
+        """
+        progress = self.progress
+        gained = value is not None and (progress.best_score is None or value > progress.best_score)
+        progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
+        if gained or progress.best_score is None:
+            progress.best_score, progress.best_step = value, progress.step
             if self.settings.select == "best":
                 save_weights(self.folder.checkpoints / "best.safetensors", self.whole)
-        else:
-            progress.evaluations_without_gain += 1
 
     def _write(self, one: Lessons, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             one.course.folder.append_history(event)
 
     def _save(self) -> None:
+        """Save a checkpoint.
+
+        Raises:
+            RunError: the last step has made weights that are no numbers, which nothing can go on from.
+        """
+        bad = not_finite(self.whole)
+        if bad:
+            raise RunError(
+                f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
+                f"lower --lr{_or_fp32(self.lessons[0].course.learner.bf16)}"
+            )
         save_checkpoint(self.folder, self.whole, self.optimizer, self.progress)
 
 
@@ -423,6 +453,9 @@ def _step(
 
     Returns:
         Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
+
+    Raises:
+        RunError: the loss or its gradient is not a number; the weights stay as they are.
     """
     see = Sight(wrapped, teach, accelerator, settings.seed)
     units, stopped = counted(share, accelerator, stop)
@@ -441,10 +474,53 @@ def _step(
         sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
     objective.remember(units)
     clipped = [p for group in optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
-    norm = accelerator.clip_grad_norm_(clipped, settings.clip)
+    norm = float(accelerator.clip_grad_norm_(clipped, settings.clip))
+    loss, *values = accelerator.reduce(sums, reduction="sum").tolist()
+    parts = dict(zip(objective.names, values, strict=True))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise RunError(_why_diverged(wrapped, objective, parts, (loss, norm), step))
     optimizer.step()
-    loss, *parts = accelerator.reduce(sums, reduction="sum").tolist()
-    return loss, dict(zip(objective.names, parts, strict=True)), float(norm), units, stopped
+    return loss, parts, norm, units, stopped
+
+
+def _why_diverged(
+    wrapped: nn.Module, objective: Objective, parts: Mapping[str, float], found: tuple[float, float], step: int
+) -> str:
+    """Which part of a loss, or of its gradient, is no number, and what can be done about that."""
+    loss, norm = found
+    bf16 = any(isinstance(module, Learner) and module.bf16 for module in wrapped.modules())
+    said = f"the student has diverged: at step {step + 1} the loss is {loss:.4g} and its gradient {norm:.4g}"
+    bad = not_finite(wrapped)
+    if bad:
+        return f"{said}, since the step before has made the weight {bad!r} NaN or infinite; lower --lr{_or_fp32(bf16)}"
+    weights = objective.weights
+    terms = [name for name, value in parts.items() if not math.isfinite(value)]
+    if terms:
+        told = ", ".join(f"{name} is {parts[name]:.4g}" for name in terms)
+        cold = objective.softened_at
+        mend = f"its temperature is {cold:g}; " if cold is not None and cold < _SMALL else ""
+        rate = f"lower --lr{_or_fp32(bf16)}" if step else f"before any step, so --lr is not the reason{_or_fp32(bf16)}"
+        return f"{said}: of its terms {told} (before its weight); {mend}{rate}"
+    largest = max(weights, key=lambda name: abs(weights[name] * parts[name]), default="")
+    if largest and abs(weights[largest]) > _LARGE:
+        return (
+            f"{said}: the weight of {largest}, {weights[largest]:.4g}, is too large for a value of {parts[largest]:.4g}"
+        )
+    rate = f"lower --lr{_or_fp32(bf16)}" if step else f"before any step, so --lr is not the reason{_or_fp32(bf16)}"
+    return f"{said}: its terms are finite ({_listed(parts)}), the gradient is not; {rate}"
+
+
+_SMALL, _LARGE = 1e-3, 1e6
+"""A temperature below the one, and a weight above the other, are said where a loss is no number."""
+
+
+def _listed(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+
+
+def _or_fp32(bf16: bool) -> str:
+    """The other way on, where it is one."""
+    return ", or use --precision fp32" if bf16 else ""
 
 
 def _report(
