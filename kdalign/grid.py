@@ -184,10 +184,14 @@ def _shown(cell: Cell | None, column: Column) -> Shown:
 
 
 def in_digits(value: float, digits: int) -> str:
-    """A number with its thousands apart; one of thousands needs no decimals."""
+    """A number with its thousands apart; one of thousands needs no decimals, one of very many digits is shortened."""
+    if abs(value) >= MANY_DIGITS:
+        return f"{value:.2e}"
     return f"{value:z,.{digits if abs(value) < 1000 else 0}f}"
 
 
+MANY_DIGITS = 1e9
+"""From here on a number is written as 1.23e+45: what a model that knows nothing of a text has as its perplexity."""
 GAP = 2
 """Characters between two columns."""
 _EDGES = 2

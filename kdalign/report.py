@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -37,29 +37,79 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
         names = [score.metric for one in rows for score in one.scores]
         names += [absent.metric for one in rows for absent in one.absent]
         metrics = list(dict.fromkeys(names))
-        for start in range(0, max(1, len(metrics)), MOST_METRICS):
-            title = f"{task}, {split}, n = {n:,} of {source}" if not start else f"{task}, further metrics"
-            parts.append(_split_table(title, rows, metrics[start : start + MOST_METRICS]))
+        parts.append(_SplitTables(f"{task}, {split}, n = {n:,} of {source}", f"{task}, further metrics", rows, metrics))
     return Group(*parts, *(Text(f"· {note}", style="dim") for note in _evaluation_notes(evaluations)))
 
 
-def _split_table(title: str, rows: Sequence["Evaluation"], metrics: Sequence[str]) -> RenderableType:
-    sized = len(rows) > 1 and any(one.parameters for one in rows)
-    table = _table(escape(title))
-    table.add_column("model", overflow="fold")
-    if sized:
-        table.add_column("params\n(M)", justify="right")
-    for metric in metrics:
-        table.add_column(_broken(metric), justify="right", overflow="fold")
-    short = [Path(row.model).name for row in rows]
-    alone = len(set(short)) == len({row.model for row in rows})
-    for row, name in zip(rows, short, strict=True):
-        scores = {score.metric: score for score in row.scores}
-        cells = [_score_cell(scores.get(metric)) for metric in metrics]
-        size = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "–"] if sized else []
-        shown = escape(name if alone else row.model)
-        table.add_row(shown, *size, *cells, style="dim" if row.kind == "baseline" else "")
-    return table
+@dataclass(frozen=True)
+class _SplitTables:
+    """One split's scores in as many tables as the width asks for: a number is never broken over two lines.
+
+    Attributes:
+        title: of the first table.
+        more: of those after it.
+    """
+
+    title: str
+    more: str
+    rows: Sequence["Evaluation"]
+    metrics: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        short = [Path(row.model).name for row in self.rows]
+        alone = len(set(short)) == len({row.model for row in self.rows})
+        names = [name if alone else row.model for name, row in zip(short, self.rows, strict=True)]
+        sizes: list[str] = []
+        if len(self.rows) > 1 and any(row.parameters for row in self.rows):
+            sizes = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "" for row in self.rows]
+        wanted = max(map(len, ("model", *names)))
+        taken = min(wanted, max(8, options.max_width // 4)) + _EDGES
+        taken += _GAP + max(map(len, ("params", *sizes))) if sizes else 0
+        columns = [self._column(metric, options.max_width - taken - _GAP) for metric in self.metrics]
+        for number, part in enumerate(_parts(columns, options.max_width - taken)):
+            table = _table(escape(self.more if number else self.title))
+            table.add_column("model", overflow="fold")
+            if sizes:
+                table.add_column("params\n(M)", justify="right", no_wrap=True)
+            for column in part:
+                table.add_column(Text("\n".join(column.heading)), justify="right", no_wrap=True)
+            for line, (row, name) in enumerate(zip(self.rows, names, strict=True)):
+                cells = [*sizes[line : line + 1], *(column.cells[line] for column in part)]
+                table.add_row(escape(name), *cells, style="dim" if row.kind == "baseline" else "")
+            yield table
+
+    def _column(self, metric: str, room: int) -> "_Column":
+        """A metric's; without intervals where they do not fit beside the models' names."""
+        cells = [_score_cell({score.metric: score for score in row.scores}.get(metric)) for row in self.rows]
+        if max(len(line) for cell in cells for line in cell.split("\n")) > room:
+            cells = [cell.partition("\n")[0] for cell in cells]
+        return _Column(tuple(_broken(metric).split("\n")), tuple(cells))
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: tuple[str, ...]
+    cells: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """In characters."""
+        return max(len(line) for text in (*self.heading, *self.cells) for line in text.split("\n"))
+
+
+_GAP, _EDGES = 3, 2
+"""Characters between two columns of a table, and at both its edges."""
+
+
+def _parts(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """Columns for one table after another: as many as fit a width, at most ``MOST_METRICS``."""
+    parts: list[list[_Column]] = [[]]
+    for column in columns:
+        used = sum(other.width + _GAP for other in parts[-1])
+        if parts[-1] and (used + column.width + _GAP > width or len(parts[-1]) == MOST_METRICS):
+            parts.append([])
+        parts[-1].append(column)
+    return parts
 
 
 def _broken(metric: str) -> str:
@@ -97,9 +147,14 @@ def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
         notes[f"{', '.join(names)}{whose}: {signature}"] = None
     if any(score.low is not None for one in evaluations for score in one.scores):
         notes["below a score: its 95 % interval over examples"] = None
+    notes |= _of_conventions(evaluations)
     for one in evaluations:
         notes |= dict.fromkeys(one.notes)
         reasons: dict[str, list[str]] = {}
+        whose = f" ({Path(one.model).name})" if len(evaluations) > 1 else ""
+        for score in one.scores:
+            if score.value is None:
+                reasons.setdefault(f"– because {score.reason}{whose}", []).append(score.metric)
         for absent in one.absent:
             more = f"; this makes one: {absent.command}" if absent.command else ""
             reasons.setdefault(f"– because {absent.reason}{more}", []).append(absent.metric)
@@ -111,6 +166,34 @@ def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
         if one.submission:
             notes[f"leaderboard file: {one.submission}"] = None
     return list(notes)
+
+
+def _of_conventions(evaluations: Sequence["Evaluation"]) -> dict[str, None]:
+    """What must be known to read single scores, and what baselines have no scores of."""
+    told: dict[tuple[str, str], dict[str, None]] = {}
+    for one in evaluations:
+        for score in one.scores:
+            if score.note:
+                told.setdefault((score.metric, score.note), {})[Path(one.model).name] = None
+    notes: dict[str, None] = {}
+    for (metric, note), models in told.items():
+        alike = all(any(s.note == note for s in one.scores if s.metric == metric) for one in evaluations)
+        whose = "" if alike else f" of {', '.join(models)}"
+        notes[f"{metric}{whose}: {note}"] = None
+    for baseline in (one for one in evaluations if one.kind == "baseline"):
+        beside = [
+            one for one in evaluations if (one.task, one.split, one.n) == (baseline.task, baseline.split, baseline.n)
+        ]
+        metrics = dict.fromkeys(metric for one in beside for metric in _metrics_of(one))
+        own = _metrics_of(baseline)
+        lacking = [metric for metric in metrics if metric not in own]
+        if lacking:
+            notes[f"{', '.join(lacking)}: – because the baseline {baseline.model} is no model that has one"] = None
+    return notes
+
+
+def _metrics_of(one: "Evaluation") -> list[str]:
+    return [score.metric for score in one.scores] + [absent.metric for absent in one.absent]
 
 
 def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> RenderableType:
