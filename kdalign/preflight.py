@@ -7,6 +7,7 @@ import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
-NOTEWORTHY = ("labels", "inputs", "tied weights", "leak", "learning rate", "no effect")
+NOTEWORTHY = ("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect")
 """What is said of a run before it begins, beside what was let through."""
 
 
@@ -57,6 +58,7 @@ def _findings(run: Prepared) -> Iterator[Finding]:
             yield from _special_tokens(word, config, tokenizer)
     if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, Task):
         yield from _labels(run, run.task)
+        yield from _classes(run, run.task)
     if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         yield from _inputs(both)
     longest = [models.positions(config) for _, config in both]
@@ -128,6 +130,28 @@ def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
             if order is not None and order != tuple(range(len(order))):
                 outputs = [f"{label} is output {number}" for label, number in zip(task.labels, order, strict=True)]
                 yield Finding("labels", f"the {word}'s are matched by name: {', '.join(outputs)}")
+
+
+def _classes(run: Prepared, task: Task) -> Iterator[Finding]:
+    """Training labels that are all one, or of fewer classes than the task has."""
+    if run.train.labels is None or not len(run.train):
+        return
+    there, n = np.unique(run.train.labels), len(run.train)
+    if task.regression:
+        if len(there) == 1 and n > 1:
+            yield Finding("classes", f"warning: all {n:,} scores of train are {there[0]:g}; labels teach nothing else")
+        return
+    missing = [repr(label) for number, label in enumerate(task.labels) if number not in there]
+    if len(there) == 1:
+        only = task.labels[int(there[0])]
+        yield Finding(
+            "classes", f"warning: all {n:,} training examples are of the class {only!r}; labels teach no other"
+        )
+    elif missing:
+        yield Finding("classes", f"warning: no training example is of {', '.join(missing[:_MOST_NAMES])}")
+
+
+_MOST_NAMES = 5
 
 
 def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:

@@ -135,3 +135,18 @@ def test_what_a_run_does_not_read_and_a_rate_at_which_nothing_is_learnt_are_said
     shutil.copytree(teacher, own)
     found = checks(kdalign, *words(teacher, data, "--student", own, "--init", "first"))
     assert "init=first is of a student that is cut" in found["no effect"]
+
+
+def test_train_of_one_class_alone_is_a_warning_before_training(kdalign, teacher, tmp_path):
+    folder = tmp_path / "ones"
+    folder.mkdir()
+    for split, labels in (("train", [1] * 4), ("validation", [0, 1, 0, 1])):
+        pd.DataFrame({"sentence": ["good", "bad", "fine", "dull"], "label": labels}).to_csv(
+            folder / f"{split}.csv", index=False
+        )
+    found = checks(kdalign, *words(teacher, folder))
+    assert found["classes"] == "warning: all 4 training examples are of the class 'positive'; labels teach no other"
+
+
+def test_train_of_all_classes_is_no_warning(kdalign, teacher, data):
+    assert "classes" not in checks(kdalign, *words(teacher, data))
