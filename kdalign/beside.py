@@ -16,7 +16,7 @@ import numpy as np
 
 from kdalign.entries import Beside, Entry, first_split, read_all
 from kdalign.environment import cache_folder
-from kdalign.errors import UsageError, unknown
+from kdalign.errors import NotFinite, UsageError, unknown
 from kdalign.files import write_json
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Recipe
@@ -108,6 +108,8 @@ def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[],
         made = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
     except UsageError as error:
         return Made(reason=str(error))
+    except NotFinite as error:
+        return Made(reason=f"it gives NaN: {error}")
     write_json(file, asdict(made))
     return made
 
