@@ -52,6 +52,8 @@ class _Score(_Shape):
     low: Number | None
     high: Number | None
     mark: Text = ""
+    reason: Text = ""
+    note: Text = ""
 
 
 class _Scores(_Shape):
