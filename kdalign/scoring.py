@@ -217,6 +217,8 @@ def _check_used(targets: Sequence[Target], asked: Asked) -> None:
     for flag, given in of_servers.items():
         if given and not any(isinstance(target, ServedModel) for target in targets):
             raise UsageError(f"{flag} is for served models (openai:NAME), and none is named")
+    if asked.language is not None and all(isinstance(target.job.task, Task) for target in targets):
+        raise UsageError("--language is for texts that are written and compared; these tasks are of classes and scores")
     served = any(isinstance(target, ServedModel) and isinstance(target.job.task, Task) for target in targets)
     if asked.shots and not served and not any(target.prompted for target in local):
         raise UsageError("--shots is for causal and served models on classes; these answer by a head, or write texts")

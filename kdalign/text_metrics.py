@@ -4,9 +4,10 @@ Every metric is a value of statistics that add up over examples (matched n-grams
 is scored once, an interval resamples rows of numbers, and nothing is averaged that should have been summed.
 """
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdalign.edits import CommonSubsequence, translation_edits
-from kdalign.errors import UsageError, library_errors
+from kdalign.errors import UsageError, library_errors, shortened
 from kdalign.extend import resolve
 from kdalign.languages import HAN, WITHOUT_BLANKS, language_code
 from kdalign.metrics import Score
@@ -239,7 +240,7 @@ def _edits(unit: str, normalized: bool, predictions: Sequence[str], references: 
             found = process(right, guess)
             wrong = found.substitutions + found.deletions
             counted.append((wrong + found.insertions, wrong + found.hits))
-        rows.append(min(counted, key=lambda one: one[0] / max(one[1], 1)))
+        rows.append(min(counted, key=lambda one: (one[0] / max(one[1], 1), one)))
     how = f", whisper's {'english' if language == 'en' else 'basic'} normaliser" if normalized else ""
     how += ", marks kept" if normalized and language != "en" else ""
     made_by = f"jiwer {version('jiwer')}, edits over {unit}{how}"
@@ -388,25 +389,42 @@ def notes_on_words(
     """
     language = language_code(language) if language else ""
     rows = [(text, *known) for text, known in zip(predictions, references, strict=True)]
-    rouge = [name for name in names if name.startswith("rouge")]
+    rouge = ", ".join(name for name in names if name.startswith("rouge"))
     counting = [name for name in names if name in _OF_WORDS or (name == "bleu" and language not in _OF_LETTERS)]
-    notes = []
-    if rouge and language == "en":
-        lost = [number for number, texts in enumerate(rows) if any(map(lost_to_english, texts))]
-        if lost:
-            notes.append(
-                f"{', '.join(rouge)}: rules for English drop most letters of texts in {len(lost):,} of {len(rows):,} "
-                f"rows, the first in row {lost[0]}; for another language give --language CODE"
-            )
-    joined = [number for number, texts in enumerate(rows) if any(map(runs_on, texts))] if counting else []
-    if joined:
-        notes.append(
-            f"{', '.join(counting)}: texts in {len(joined):,} of {len(rows):,} rows, the first in row {joined[0]}, "
-            "have no blanks between words, so that a whole clause counts as one; cer and chrf count characters"
-        )
-    if "rougeLsum" in names and not any("\n" in text.strip() for texts in rows for text in texts):
-        notes.append("rougeLsum: a sentence is a line, and no text has two")
-    return tuple(notes)
+    lost = _where(lost_to_english, rows) if rouge and language == "en" else ""
+    bare = _where(_has_no_words, [known for _, *known in rows], all) if rouge else ""
+    joined = _where(runs_on, rows) if counting else ""
+    short = "bleu" in names and not any(_tokens(predictions, language, 4))
+    whole = "rougeLsum" in names and not any("\n" in text.strip() for texts in rows for text in texts)
+    notes = {
+        f"{rouge}: rules for English drop most letters of texts{lost}; for another language give --language CODE": lost,
+        f"{rouge}: the references have no letters or digits{bare}, so that no answer has more than 0 there": bare,
+        f"{', '.join(counting)}: texts have no blanks between words{joined}, so that a whole clause counts as one; "
+        "cer and chrf count characters": joined,
+        "bleu: no prediction has four words, so that it is 0 by its definition, even of equal texts": short,
+        "rougeLsum: a sentence is a line, and no text has two": whole,
+    }
+    return tuple(note for note, told in notes.items() if told)
+
+
+def _where(
+    fits: Callable[[str], bool], rows: Sequence[Sequence[str]], of: Callable[[Iterable[bool]], bool] = any
+) -> str:
+    """In how many rows one of the texts, or all, are such, and the first of them; nothing where there is none."""
+    found = [number for number, texts in enumerate(rows) if of(map(fits, texts))]
+    return f" in {len(found):,} of {len(rows):,} rows, the first in row {found[0]}" if found else ""
+
+
+def _has_no_words(text: str) -> bool:
+    return re.search(r"[^\W_]", text) is None
+
+
+def _tokens(texts: Sequence[str], language: str, least: int) -> Iterator[bool]:
+    """Whether BLEU's tokenizer finds so many words in each text."""
+    scorer = bleu_of(language)
+    for text in texts:
+        divided = scorer.tokenizer(letters_apart(text) if scorer.tokenizer_signature == "intl" else text)
+        yield len(divided.split()) >= least
 
 
 _OF_WORDS = ("ter", "wer", "wer_normalized", "distinct1", "distinct2")
@@ -419,6 +437,11 @@ def _check(predictions: Sequence[str], references: References) -> None:
         raise UsageError(f"{len(predictions):,} predictions have {len(references):,} rows of references")
     if len(predictions) == 0:
         raise UsageError("there are no predictions to score")
-    alone = next((row for row, known in enumerate(references) if len(known) == 0), None)
-    if alone is not None:
-        raise UsageError(f"row {alone} has no reference")
+    for row, (text, known) in enumerate(zip(predictions, references, strict=True)):
+        if isinstance(known, str):  # whose letters would be a reference each
+            raise UsageError(f"row {row}: the references are a list of texts; given one text, {shortened(known, 60)!r}")
+        if len(known) == 0:
+            raise UsageError(f"row {row} has no reference")
+        other = next((one for one in (text, *known) if not isinstance(one, str)), "")
+        if not isinstance(other, str):
+            raise UsageError(f"row {row}: predictions and references are texts; given {shortened(repr(other), 60)}")

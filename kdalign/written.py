@@ -61,6 +61,10 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
             raise UsageError(f"{file!r}: row {int(np.flatnonzero(table[name].isna())[0])} has no {name}")
     notes: tuple[str, ...] = ()
     if _are_numbers(table, column, metrics):
+        if language:
+            raise UsageError(
+                f"--language is for texts, and {file!r} holds numbers (texts for a metric such as exact_match)"
+            )
         scores = _numbers(table, column, metrics, file)
     else:
         scores, notes = _texts(table, column, metrics, language, file)

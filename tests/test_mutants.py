@@ -317,7 +317,7 @@ MUTANTS = {
     ),
     "the first of several references alone": (
         "text_metrics.py",
-        "rows.append(min(counted, key=lambda one: one[0] / max(one[1], 1)))",
+        "rows.append(min(counted, key=lambda one: (one[0] / max(one[1], 1), one)))",
         "rows.append(counted[0])",
         "test_text_metrics.py::test_the_nearest_of_several_references_counts_and_an_empty_one_has_no_characters",
     ),

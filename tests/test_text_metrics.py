@@ -149,6 +149,9 @@ def test_the_order_of_references_moves_no_score(name):
         (["a", "b"], [["a"]], "2 predictions have 1 rows of references"),
         (["a", "b"], [["a"], []], "row 1 has no reference"),
         ([], [], "no predictions"),
+        (["abc"], ["abc"], "row 0: the references are a list of texts; given one text, 'abc'"),
+        (["a", "b"], [["a"], ["b", None]], "row 1: predictions and references are texts; given None"),
+        (["a", 3.5], [["a"], ["b"]], "row 1: predictions and references are texts; given 3.5"),
     ],
 )
 def test_lists_that_do_not_belong_together_are_refused_not_cut_to_the_shorter(predictions, references, said):
@@ -273,7 +276,7 @@ def test_a_language_whose_words_a_missing_package_divides_is_refused_in_one_line
 
 
 def test_a_tokenizer_that_finds_no_words_is_said():
-    russian, chinese, english = ["быстрая лиса"], ["今天天气很好"], ["a café"]
+    russian, chinese, english = ["быстрая лиса"], ["今天天气很好"], ["a café at noon"]
     assert notes_on_words(["rouge1", "rougeL", "bleu"], [*russian, *english], [russian, english], "en") == (
         "rouge1, rougeL: rules for English drop most letters of texts in 1 of 2 rows, the first in row 0; for another "
         "language give --language CODE",
@@ -281,7 +284,7 @@ def test_a_tokenizer_that_finds_no_words_is_said():
     assert notes_on_words(["rouge1"], russian, [russian], "ru") == ()
     assert notes_on_words(["rouge1"], russian, [russian]) == ()
     (note,) = notes_on_words(["bleu", "wer", "ter", "cer"], [*english, *chinese], [english, chinese], "de")
-    assert note.startswith("bleu, wer, ter: texts in 1 of 2 rows, the first in row 1, have no blanks between words")
+    assert note.startswith("bleu, wer, ter: texts have no blanks between words in 1 of 2 rows, the first in row 1")
     (note,) = notes_on_words(["bleu", "wer"], chinese, [chinese], "zh")
     assert note.startswith("wer: ")
     assert notes_on_words(["bleu", "wer"], ["今天 天气 很 好"], [["今天 天气 很 好"]], "de") == ()
@@ -329,6 +332,23 @@ def test_an_accent_is_one_character_however_it_is_written(name):
     assert score.signature.endswith(", texts in NFC")
     ((score,), _) = score_texts([name], [precomposed], [[precomposed]], "fr")
     assert "NFC" not in score.signature
+
+
+def test_texts_too_short_for_bleu_and_without_words_for_rouge_are_said():
+    short = ["Generaldirektion Informationsgesellschaft", "ein Wort mehr"]
+    assert value("bleu", short, [[text] for text in short], "de") == 0
+    assert notes_on_words(["bleu"], short, [[text] for text in short], "de") == (
+        "bleu: no prediction has four words, so that it is 0 by its definition, even of equal texts",
+    )
+    assert notes_on_words(["bleu"], [*short, "nun sind es vier"], [["a"]] * 3, "de") == ()
+    assert notes_on_words(["bleu"], ["今天天气"], [["今天"]]) == ()
+    (note,) = notes_on_words(["rouge1", "bleu"], ["a b c d", "?! ?!"], [["a"], ["?! ?!", "👍🏽"]], "en")
+    assert note.startswith("rouge1: the references have no letters or digits in 1 of 2 rows, the first in row 1")
+
+
+def test_of_references_equally_near_the_shorter_counts_whatever_their_order():
+    references = ["a x", "a b x y"]  # 1 edit of 2 words, or 2 of 4
+    assert value("wer", ["a b", "c"], [references, ["c"]]) == value("wer", ["a b", "c"], [references[::-1], ["c"]])
 
 
 def test_rougelsum_says_what_its_sentences_are():
@@ -460,6 +480,14 @@ def test_a_files_language_is_a_code_and_what_it_does_to_words_is_noted(kdalign, 
     status, _, err = kdalign("eval", "--predictions", place, "--language", "chinese", "--out", "said.json")
     assert (status, "did you mean 'zh' (Chinese)?" in one_line(err)) == (2, True)
     assert not Path("said.json").exists()
+
+
+def test_a_language_that_nothing_asks_for_is_refused(kdalign, tmp_path, teacher, data):
+    place = write(tmp_path / "said.csv", {"prediction": [0, 1], "reference": [0, 1]}, "csv")
+    status, _, err = kdalign("eval", "--predictions", place, "--language", "de")
+    assert (status, "--language is for texts" in one_line(err)) == (2, True)
+    status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, "--language", "de")
+    assert (status, "--language is for texts" in one_line(err)) == (2, True)
 
 
 def test_a_language_is_checked_before_a_model_is_looked_for(kdalign):
