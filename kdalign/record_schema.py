@@ -101,8 +101,13 @@ class _Data(_Shape):
     tokenizer: Text = ""
 
 
+class _Share(_Shape):
+    steps: Count
+    examples: Count = 0
+
+
 class _Together(_Shape):
-    tasks: list[Word]
+    tasks: dict[Word, _Share]
     steps: Count
     seconds: Amount
     leaks: list[Text] = []
