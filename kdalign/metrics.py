@@ -175,7 +175,8 @@ def _why_no_correlation(predictions: Array, references: Array) -> str:
 
 def is_constant(values: Array) -> bool:
     """Whether numbers differ by no more than rounding: a correlation with them would be of noise."""
-    spread = float(np.ptp(values))
+    with np.errstate(over="ignore"):  # infinite, and therefore no constant
+        spread = float(np.ptp(values))
     rounding = 8 * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     if values.dtype == np.float64:
         rounding = 1e-13  # cosines and sums of many products
@@ -273,6 +274,7 @@ def _pearson_of_weights(weights: Array, predictions: Array, references: Array) -
 def _scaled(values: Array) -> Array:
     """Between 0 and 1, which moves no correlation: what counts as constant then does not depend on the unit."""
     values = np.asarray(values, float)
+    values = values / np.abs(values).max()  # whose differences are no infinity
     scaled: Array = (values - values.min()) / np.ptp(values)
     return scaled
 
@@ -350,7 +352,7 @@ def score(metric: Metric, predictions: Array, references: Array) -> Score:
     why = _why_not(metric, predictions, references)
     value = float("nan") if why else metric.compute(predictions, references)
     if not why and metric.why_undefined is not None and not math.isfinite(value):
-        why = metric.why_undefined(predictions, references)
+        why = metric.why_undefined(predictions, references) or "the numbers are too large to compute with"
     made_by = f"{metric.library} {version(metric.library)}" if metric.library in _DISTRIBUTIONS else metric.library
     return Score(
         metric=metric.name,

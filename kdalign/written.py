@@ -117,6 +117,10 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
             raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
         ours, right = predictions, references
         if not metric.regression:
+            for name_of, values in (("prediction", ours), (column, right)):
+                if not np.isfinite(values).all():
+                    row = int(np.flatnonzero(~np.isfinite(values))[0])
+                    raise UsageError(f"{file!r}: row {row}: the {name_of} {values[row]} is no class")
             ours, right = ours.astype(np.int64), right.astype(np.int64)
             if min(ours.min(), right.min()) < 0:
                 raise UsageError(f"{file!r}: classes are counted from 0")

@@ -396,3 +396,12 @@ def test_a_zero_by_convention_says_so():
 
 def test_no_example_is_no_score_and_no_warning():
     assert correlation(np.zeros(0, int), np.zeros(0, int), "accuracy").reason == "there is no example"
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_differences_overflow_are_undefined_or_right_but_no_warning():
+    predictions, references = np.array([1e308, -1e308, 2.0]), np.array([1.0, 2.0, 3.0])
+    found = score(METRICS["pearson"], predictions, references)
+    assert found.value is not None or found.reason == "the numbers are too large to compute with"
+    weighted = METRICS["pearson"].of_weights(np.ones((1, 3)), predictions, references)
+    assert weighted[0] == pytest.approx(score(METRICS["pearson"], predictions / 1e308, references).value)

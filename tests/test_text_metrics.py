@@ -606,3 +606,15 @@ def test_texts_of_digits_are_compared_as_they_are_written(kdalign, tmp_path):
     place = write(tmp_path / "said.csv", {"prediction": ["7.50", "007"], "reference": ["7.5", "7"]}, "csv")
     _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
     assert json.loads(out)[0]["scores"][0]["value"] == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_prediction_is_no_class_and_no_correlation(tmp_path):
+    from kdalign.written import score_file
+
+    file = tmp_path / "answers.csv"
+    file.write_text("prediction,reference\n1,1\ninf,0\n0,1\n")
+    with pytest.raises(UsageError, match="row 1: the prediction inf is no class"):
+        score_file(str(file), ["accuracy"])
+    [pearson] = score_file(str(file), ["pearson"]).scores
+    assert (pearson.value, pearson.reason) == (None, "1 of 3 predictions are infinite or NaN")
