@@ -83,7 +83,7 @@ def cut_of(student: str, teacher: Architecture) -> Cut | None:
         given[key] = value
     for key in _SIZES:
         if key in given and not re.fullmatch("[1-9][0-9]{0,6}", given[key]):
-            raise UsageError(f"--student {student!r}: {key} is a whole number above 0")
+            raise UsageError(f"--student {student!r}: {key} is a whole number from 1 to 9999999")
     wanted = given.pop("layers", "")
     words = {stack.name: wanted or str(stack.layers) for stack in teacher.stacks}
     if ":" in wanted:

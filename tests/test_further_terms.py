@@ -149,13 +149,19 @@ def test_classes_are_compared_by_the_divergence_that_is_asked_for(kind):
         ({"terms": {"dkd": 1}}, 1, "term 'dkd' compares the logits of classes, and this task has none"),
         ({"alpha": 1, "standardise": True}, 2, "standardise needs three classes or more: .*only the order is left"),
         ({"terms": {"pkt": 1}}, 2, "unknown term 'pkt'; did you mean 'pkd'"),
-        ({"terms": {"dkd": {"othr": 1}}}, 3, "term 'dkd': othr=1: Unexpected keyword argument"),
+        ({"terms": {"dkd": {"othr": 1}}}, 3, "unknown option of term 'dkd': 'othr'; did you mean 'other'"),
+        ({"terms": {"info-nce": {"queue": True}}}, 2, "queue=True is no number"),
+        ({"terms": {"info-nce": {"temperature": 1e-300}}}, 2, "greater than or equal to 0.0001"),
         (
             {"terms": {"info-nce": {"over": "words"}}},
             3,
             "term 'info-nce': over='words': Input should be 'texts' or 'tokens'",
         ),
-        ({"terms": {"dkd": {"temperature": 0}}}, 3, "term 'dkd': temperature=0: Input should be greater than 0"),
+        (
+            {"terms": {"dkd": {"temperature": 0}}},
+            3,
+            "term 'dkd': temperature=0: Input should be greater than or equal to 0.0001",
+        ),
         ({"terms": {"cka": 1}}, 3, "term 'cka' compares layers with a teacher's, and there is none"),
     ],
 )

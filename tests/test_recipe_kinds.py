@@ -333,3 +333,12 @@ def test_a_task_files_metrics_of_texts_are_known_and_groups_stand_for_theirs(tmp
         find_task(str(tmp_path / "t.yaml"))
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(PAIRS | {"metrics": ["rouge", "cer"]}))
     assert find_task(str(tmp_path / "t.yaml")).metrics == ("rougeL", "cer")
+
+
+def test_what_several_keys_of_a_section_say_is_said_without_the_whole_section():
+    with pytest.raises(UsageError, match=r"^give train\.max_steps or train\.max_tokens, not both$"):
+        recipe_of({"teacher": "t", "data": {"task": "sst2"}, "train": {"max_steps": 5, "max_tokens": 5}})
+    with pytest.raises(UsageError, match=r"^train\.trackers='tensorboard': must be a list, such as \[a, b\]$"):
+        recipe_of(given("train.trackers", "tensorboard"))
+    with pytest.raises(UsageError, match="their sum finite"):
+        recipe_of(given("align.weights", [1e308, 1e308]))

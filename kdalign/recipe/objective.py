@@ -184,7 +184,9 @@ def _with_weight(name: str, given: object) -> dict[str, Any]:
     check_plain(options, f"term {name!r}")
     weight = options["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
-        raise ValueError(f"term {name!r} takes a weight from 0 to {MOST_WEIGHT:,.0f}; given {weight!r}")
+        raise ValueError(
+            f"term {name!r} takes a weight that is not negative and at most {MOST_WEIGHT:,.0f}; given {weight!r}"
+        )
     return options
 
 

@@ -314,5 +314,8 @@ def _first_line(error: ValidationError) -> str:
         flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
         return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
     said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    said = said.replace("a valid tuple", "a list, such as [a, b]").replace("a valid dictionary", "names with values")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping) and "." not in key:
+        return said  # of several keys of a section, which it names
     # Of several keys the message names them.
     return f"{key}={shortened(repr(first['input']), 120)}: {said}" if key else said

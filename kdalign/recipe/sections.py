@@ -247,8 +247,8 @@ class Align(Section):
             if value not in LAYER_WEIGHTS:
                 near = did_you_mean(value, LAYER_WEIGHTS)
                 raise ValueError(f"no such weights{near} (accepted: {', '.join(LAYER_WEIGHTS)}, or [1, 2, 3])")
-        elif any(not weight >= 0 for weight in value) or not sum(value) > 0:
-            raise ValueError("weights lambda_l must not be negative, and one must be above 0")
+        elif any(not weight >= 0 for weight in value) or not 0 < sum(value) < math.inf:
+            raise ValueError("weights lambda_l must not be negative, one must be above 0, and their sum finite")
         return value
 
 

@@ -3,6 +3,7 @@
 Each is made by a function of what it is for and its own options, which gives one term, or one for each stack of layers.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -12,8 +13,9 @@ from pydantic import ConfigDict, Field, ValidationError, validate_call
 from kdalign import losses
 from kdalign.alignment import Plan
 from kdalign.architecture import Layer
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, unknown
 from kdalign.extend import resolve
+from kdalign.schedules import MOST_TEMPERATURE, MOST_WEIGHT
 from kdalign.terms.answers import Decoupled, LogitError
 from kdalign.terms.groups import Contrastive, Correlation, OfRows, Over
 from kdalign.terms.layers import AttendedEuclid, AttentionMaps, Patient, RelativeEuclid
@@ -51,8 +53,8 @@ class Setting:
 Made = LossTerm | Mapping[str, LossTerm]
 """A term, or one for each stack, by its name."""
 Maker = Callable[..., Made]
-Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(ge=1 / MOST_TEMPERATURE, le=MOST_TEMPERATURE)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
 Rows = Annotated[int, Field(ge=0, le=1_000_000)]
 Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -73,6 +75,7 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
         if given["weight"] == 0:
             continue
         if name in TERMS:
+            _check_options(name, options)
             made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
         own = {stack: place.of_one_term() for stack, place in setting.places.items()}
         try:
@@ -89,6 +92,16 @@ def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> I
             if not isinstance(getattr(term, "needs", None), frozenset) or not isinstance(term.unit, Unit):
                 raise UsageError(f"term {name!r}: {term!r} has no 'needs' (a frozenset of Signal) and 'unit' (a Unit)")
             yield f"{name} {stack}" if len(several) > 1 else name, given["weight"], term
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a shipped term has not, and true where a number is asked for."""
+    known = dict(list(inspect.signature(TERMS[name]).parameters.items())[1:])
+    for key, value in options.items():
+        if key not in known:
+            raise unknown(f"option of term {name!r}:", key, list(known) or ["none but its weight"])
+        if isinstance(value, bool) and not isinstance(known[key].default, bool):
+            raise UsageError(f"term {name!r}: {key}={value!r} is no number")
 
 
 def _of_layers(setting: Setting) -> Mapping[str, Place]:
