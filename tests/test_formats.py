@@ -334,3 +334,17 @@ def test_forty_columns_print_no_garbage(kdalign, tmp_path, monkeypatch):
 
 def test_what_rounds_to_nothing_has_no_sign():
     assert [in_digits(value, 1) for value in (-0.03, -0.06, 0.04, -1234.5)] == ["0.0", "-0.1", "0.0", "-1,234"]
+
+
+def test_a_perplexity_of_very_many_digits_is_short_and_whole_in_forty_columns():
+    from rich.console import Console
+
+    from kdalign.table import Cell, Column, Comparison, Row
+
+    columns = tuple(Column(f"lm/{name}", f"lm {name}", "", 1, False, "lm") for name in ("ppl", "word_ppl"))
+    cells = {"lm/ppl": Cell(1.5e9, 1.25e8, 2e10), "lm/word_ppl": Cell(1.2345e97, 1e80, 1e102)}
+    table = Comparison(columns, (Row("a_student_of_a_long_name", "student", (0,), cells),))
+    console = Console(width=40)
+    with console.capture() as captured:
+        console.print(comparison_as(table, "rich"))
+    assert {"1.50e+09", "1.23e+97"} <= set(captured.get().split())

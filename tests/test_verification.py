@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import one_line, sentences
 
 from kdalign.errors import RunError, UsageError
+from kdalign.metrics import METRICS
 from kdalign.pipeline import distill
 from kdalign.recipe import build_recipe
 from kdalign.runs import RunFolder, read_record
@@ -231,3 +233,28 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
     RunFolder(tmp_path / "run").write_record(replace(record, scores=edited))
     with pytest.raises(RunError, match=r"and 5 more$"):
         verify_run(tmp_path / "run").check()
+
+
+@pytest.mark.parametrize(
+    ("columns", "who"),
+    [
+        ({"logit/a": [math.nan, 1.0], "logit/b": [math.nan, 0.0]}, "student"),
+        ({"teacher_logit/a": [-math.inf, 1.0], "teacher_logit/b": [-math.inf, 0.0]}, "teacher"),
+        ({"nll": [math.nan, 1.0]}, "student"),
+    ],
+)
+def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(columns, who):
+    from kdalign.verification import Answers, _without_numbers
+
+    found = _without_numbers(Answers(pd.DataFrame({"prediction": [0, 0], **columns}), METRICS), "run 'x', validation")
+    [line] = found.differences
+    assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept answers are no numbers")
+    with pytest.raises(RunError):
+        found.check()
+
+
+def test_answers_that_a_model_never_gives_are_numbers():
+    from kdalign.verification import Answers, _without_numbers
+
+    columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
+    assert not _without_numbers(Answers(pd.DataFrame(columns), METRICS), "x").differences
