@@ -20,13 +20,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kdalign.ablation import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
-from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
+from kdalign.errors import Interrupted, KdalignError, RunError, Unwritten, UsageError
 from kdalign.extend import Trust, trust, trusting
-from kdalign.files import check_writable
+from kdalign.files import append_text, check_writable
 from kdalign.keeping import Kept, keep, read_kept
+from kdalign.locks import alone
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import recipe_of
 from kdalign.runs import RunFolder
@@ -91,8 +90,9 @@ def ablate(
     trials = ablation.trials(out)
     here = [] if overwrite else [read_kept(trial, kept) for trial in trials if (kept / trial.file).is_file()]
     finetuned = _check(trials, here, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone(out, LOCK) as note:
+        if note:
+            observer.announce(note)
         if overwrite:
             clear(out)
         write_ablation(ablation, out)
@@ -124,20 +124,6 @@ def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]
     return trials
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else works in this folder meanwhile."""
-    lock = FileLock(out / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"another ablate works in {str(out)!r}: wait for it, or give another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> list[str]:
     """Each arm on each task once: what is refused is refused before anything is written.
 
@@ -152,9 +138,10 @@ def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> li
     finetuned: dict[str, None] = {}
     for trial in trials:
         if (trial.arm, trial.task) not in inputs:
-            resume = not overwrite and RunFolder(Path(str(trial.recipe.out))).started
+            there = any(one.trial == trial for one in kept)  # its run folder is not needed any more
+            resume = not (overwrite or there) and RunFolder(Path(str(trial.recipe.out))).started
             try:
-                [prepared] = prepare_all(trial.recipe, resume=resume, overwrite=overwrite)
+                [prepared] = prepare_all(trial.recipe, resume=resume, overwrite=overwrite or there)
             except UsageError as error:
                 raise UsageError(f"arm {trial.arm!r}, task {trial.task!r}: {error}") from None
             inputs[trial.arm, trial.task] = prepared.inputs
@@ -269,13 +256,20 @@ class _Worker:
         ours, theirs = context.Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         process = context.Process(target=_work, args=(theirs, environment, threads, watch, trust().silent), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:  # the server from which workers are forked
+            raise RunError(
+                f"the process that starts the workers was ended while it loaded ({type(error).__name__}), as where "
+                f"memory runs out; the same command goes on"
+            ) from None
         theirs.close()
         return cls(process, ours)
 
     def give(self, trial: Trial) -> None:
         self.trial = trial
-        self.connection.send(trial.recipe.model_dump(mode="json"))
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended, which its answer says
+            self.connection.send(trial.recipe.model_dump(mode="json"))
 
     def answer(self) -> str:
         """Why a run failed; empty where it did not."""
@@ -324,9 +318,9 @@ def _work(
             reason = "stopped"
         except Exception as error:
             # Whatever is wrong with one run, the others go on; its log keeps the whole of it.
-            folder.path.mkdir(parents=True, exist_ok=True)
-            with folder.log.open("a", encoding="utf-8") as file:
-                file.write(traceback.format_exc())
+            with suppress(OSError, Unwritten):  # the reason counts, whether it can be kept or not
+                folder.path.mkdir(parents=True, exist_ok=True)
+                append_text(folder.log, traceback.format_exc())
             reason = f"{type(error).__name__}: {error}"
         with suppress(BrokenPipeError):  # nobody watches any more
             connection.send(reason)

@@ -25,8 +25,7 @@ from kdalign.calibration import (
     start_projections,
 )
 from kdalign.encoding import corrupted
-from kdalign.errors import NotFinite, RunError
-from kdalign.files import write_text
+from kdalign.errors import NotFinite, RunError, UsageError
 from kdalign.finetuning import finetuned
 from kdalign.fitting import check_steps, parts_of
 from kdalign.fresh import new_model
@@ -363,10 +362,13 @@ def _calibrated(
     resume: bool,
 ) -> Plan:
     """The plan as it is trained with: kept from before on resume, else measured on a few training examples."""
-    if resume and run.folder.plan.is_file():
-        return read_plan(run.folder.plan)
     plan, seed = run.plan, run.recipe.train.seed
     assert plan is not None, "a teacher comes with a plan"
+    if resume and run.folder.plan_kept:
+        kept = read_plan(run.folder.plan)
+        if not kept.calibrated or (not plan.choice and kept.maps != plan.maps):  # of a run without hashes
+            raise UsageError(f"{str(run.folder.plan)!r} is not the plan of this run: start again with --overwrite")
+        return kept
     if plan.choice and not plan.similarities:
         special = tokenizer.all_special_ids
         plan = mapped(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
@@ -374,7 +376,7 @@ def _calibrated(
         batches, again = some(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=again)
     if accelerator.is_main_process:
-        write_text(run.folder.plan, plan.to_json())
+        run.folder.write_plan(plan.to_json())
     accelerator.wait_for_everyone()
     return plan
 

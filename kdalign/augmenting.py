@@ -24,7 +24,7 @@ from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.capture import answering
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
-from kdalign.files import write_text
+from kdalign.files import write_text, writing
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
 from kdalign.recipe import Augment
@@ -188,7 +188,8 @@ def copies_of(
     tokenizer = models.load_tokenizer(checkpoint)
     length = min(max_length, models.positions(checkpoint.config))
     file = kept_copies(examples, checkpoint, tokenizer, augment, length)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same texts at the same time, one makes them and the others wait.
     with FileLock(f"{file}.lock") if accelerator.is_main_process else nullcontext():
         [there] = broadcast_object_list([file.is_file()])

@@ -6,7 +6,8 @@
     ├── UsageError          the user's mistake: exit code 2, nothing written
     │   └── Changed         a run's files are not as it left them
     ├── RunError            a run or a gate failed: exit code 1
-    │   └── NotFinite       a model's answers are NaN or infinite
+    │   ├── NotFinite       a model's answers are NaN or infinite
+    │   └── Unwritten       a file could not be written, for want of room or by a limit
     └── Interrupted         stopped by a signal after saving a checkpoint
 """
 
@@ -38,6 +39,10 @@ class RunError(KdalignError):
 
 class NotFinite(RunError):
     """A model's answers are NaN or infinite; the text says how many of them, and who asked adds whose they are."""
+
+
+class Unwritten(RunError):
+    """A file could not be written: a full disk, a quota, a limit on files, a file system that became read-only."""
 
 
 class Interrupted(KdalignError):

@@ -13,9 +13,10 @@ import numpy as np
 
 from kdalign.entries import key_of
 from kdalign.errors import UsageError
+from kdalign.integrity import read_checked
 from kdalign.metrics import METRICS
 from kdalign.recipe import KEYS_OF_TERMS, Recipe
-from kdalign.runs import RECORD, RunFolder, RunRecord, find_runs, read_record
+from kdalign.runs import RECORD, RunFolder, RunRecord, find_runs
 from kdalign.tasks import Examples, Task, find_task, load_examples
 
 Array = np.ndarray[Any, Any]
@@ -188,7 +189,7 @@ def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
     names = _names(list(folders))
     runs = []
     for folder, name in names.items():
-        record = read_record(folder)
+        record = read_checked(folder)
         runs.append(FinishedRun(name, RunFolder(folder), record, key_of({record.task: record})))
     return runs
 

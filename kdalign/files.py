@@ -6,15 +6,16 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from kdalign.errors import UsageError, cause_of, shortened
+from kdalign.errors import Unwritten, UsageError, cause_of, shortened
 
 LARGEST_TEXT = 256 * 2**20
 """Bytes of a text file that is read whole (records, recipes, plans)."""
@@ -286,21 +287,64 @@ def read_yaml(file: Path, loader: Any = None) -> Any:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the name, on failure nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that the system would not take, whichever library was writing it.
+
+    Raises:
+        Unwritten: the disk is full, a quota or a limit on files is reached, or nothing may be written there.
+    """
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except Exception as error:  # libraries in Rust and Arrow say it in types of their own
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise Unwritten(f"cannot write {str(path)!r}: {refusal}") from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the operating system said; None where an error is not one of the system's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
+    if number is not None:
+        return os.strerror(int(number[1]))
+    return cause_of(error) if isinstance(error, OSError) else None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes the name, on failure nothing is left.
+
+    Raises:
+        Unwritten: as ``writing``.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # on a file system that became read-only; what was said before counts
+                temporary.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text at the end of a file.
+
+    Raises:
+        Unwritten: as ``writing``; a part may be written.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_text(path: Path, text: str) -> None:
     r"""Write a text file whole; half a surrogate pair (a file's name that is no UTF-8) is written as ``\udcff``."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        # The same bytes, and hash, on every system.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import models
 from kdalign.batches import Encoded
 from kdalign.environment import cache_folder
+from kdalign.errors import UsageError
+from kdalign.files import read_json, sha256, write_json, writing
 from kdalign.learner import Learner
 from kdalign.lessons import Course, Stage
 from kdalign.models import Checkpoint
@@ -28,6 +30,8 @@ from kdalign.training import train
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
+_HASHES = "made.json"
+"""SHA-256 of the weights of a teacher that is kept: one that is damaged is made once more."""
 
 
 def finetuned(
@@ -56,10 +60,11 @@ def finetuned(
         The model in float32, and a line for the record.
     """
     folder = kept_teacher(checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same teacher at the same time, one makes it and the others wait.
     with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():
-        [there] = broadcast_object_list([(folder / "config.json").is_file()])
+        [there] = broadcast_object_list([_is_whole(folder)])
         if there:
             observer.announce(f"teacher {checkpoint.name} was fine-tuned on {task.name} before: {folder}")
         else:
@@ -85,7 +90,8 @@ def _make(
 ) -> None:
     draft = RunFolder(folder.with_name(f"{folder.name}.unfinished"))
     if accelerator.is_main_process:
-        draft.path.mkdir(parents=True, exist_ok=True)
+        with writing(draft.path):
+            draft.path.mkdir(parents=True, exist_ok=True)
     model = models.load_classifier(checkpoint, task, fresh_head=True, seed=settings.seed)
     order = models.output_order(model.config, task)
     assert order is not None, "a fresh head is the task's"
@@ -95,11 +101,26 @@ def _make(
     course = Course(task.name, learner, None, [Stage(0, objective)], encoded, draft)
     train([course], _train(settings), accelerator, draft, observer, f"fine-tuning the teacher on {task.name}", True)
     if accelerator.is_main_process:
-        model.save_pretrained(draft.student)
-        tokenizer.save_pretrained(draft.student)
-        draft.student.replace(folder)
+        with writing(folder):
+            model.save_pretrained(draft.student)
+            tokenizer.save_pretrained(draft.student)
+            hashes = {file.name: sha256(file) for file in draft.student.glob("*.safetensors")}
+            write_json(draft.student / _HASHES, hashes)
+            shutil.rmtree(folder, ignore_errors=True)  # one that was damaged
+            draft.student.replace(folder)
         shutil.rmtree(draft.path)
     accelerator.wait_for_everyone()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a teacher lies there as it was made; older versions wrote no hashes."""
+    if not (folder / "config.json").is_file():
+        return False
+    try:
+        hashes = read_json(folder / _HASHES) if (folder / _HASHES).is_file() else {}
+        return all((folder / name).is_file() and sha256(folder / name) == made for name, made in hashes.items())
+    except (UsageError, AttributeError):
+        return False
 
 
 def _train(settings: Finetune) -> Train:

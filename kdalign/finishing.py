@@ -19,7 +19,7 @@ from kdalign.card import model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, cause_of
-from kdalign.files import whole_file, write_text
+from kdalign.files import whole_file, write_text, writing
 from kdalign.lessons import Course
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
@@ -74,8 +74,9 @@ def finish(
     if accelerator.is_main_process:
         model = loaded.student if recipe.train.lora is None else student.merged(loaded.student)
         _name_labels(model, work)
-        (export or _whole)(model, folder.student)
-        opened.tokenizer.save_pretrained(folder.student)
+        with writing(folder.student):
+            (export or _whole)(model, folder.student)
+            opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
         checkpoint = models.locate(str(folder.student))
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)

@@ -1,7 +1,8 @@
 """The story of a run: prepare, load, plan, train, evaluate, record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 from accelerate import Accelerator
@@ -9,17 +10,18 @@ from accelerate import Accelerator
 from kdalign import models
 from kdalign.architecture import head_of
 from kdalign.arranging import begin_folder, course_of, load, opened
-from kdalign.errors import Interrupted, UsageError
+from kdalign.errors import Interrupted, Unwritten, UsageError
 from kdalign.extend import check_trusted, code_named, trusting_caller
-from kdalign.files import write_text
 from kdalign.finishing import finish
 from kdalign.fitting import check_steps
+from kdalign.integrity import read_checked
+from kdalign.locks import alone
 from kdalign.observer import Observer, Silent
 from kdalign.preflight import preflight
 from kdalign.preparation import Prepared, claim, prepare, split_by_task
 from kdalign.profiling import Profile, profile
-from kdalign.recipe import Recipe
-from kdalign.runs import RunFolder, RunRecord, read_record
+from kdalign.recipe import Recipe, load_recipe
+from kdalign.runs import RunFolder, RunRecord
 from kdalign.together import check_together, distill_together, mixture_of
 from kdalign.training import check_device, make_accelerator, start_trackers, train
 
@@ -50,25 +52,44 @@ def distill(
 def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) -> list[RunRecord]:
     runs = prepare_all(recipe, resume=resume, overwrite=overwrite)
     group = RunFolder(runs[0].folder.path.parent) if len(runs) > 1 else None
+    whole = group or runs[0].folder
     first = group if group is not None and recipe.multi_task.together else runs[0].folder
     accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, first.path)
-    if recipe.multi_task.together and group is not None:
-        records = distill_together(runs, recipe, group, accelerator, observer, resume)
-        accelerator.end_training()
-        return records
-    records = []
-    for run in runs:
-        if resume and run.folder.complete:
-            observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
-            records.append(read_record(run.folder.path))
+    with _alone(whole, accelerator, observer), _way_on(whole):
+        if accelerator.is_main_process:  # what was free when it was looked at may have been taken since
+            claim_all(runs, recipe, resume, overwrite)
+        if group is not None and recipe.multi_task.together:
+            with ExitStack() as locks:
+                for run in runs:
+                    locks.enter_context(_alone(run.folder, accelerator, observer))
+                records = distill_together(runs, recipe, group, accelerator, observer, resume)
         else:
+            records = _one_by_one(runs, accelerator, observer, resume, (group, recipe))
+    accelerator.end_training()
+    return records
+
+
+def _one_by_one(
+    runs: Sequence[Prepared],
+    accelerator: Accelerator,
+    observer: Observer,
+    resume: bool,
+    among: tuple[RunFolder | None, Recipe],
+) -> list[RunRecord]:
+    """The runs of several tasks, or the only one; what is finished already is kept."""
+    records, (group, _) = [], among
+    for run in runs:
+        with _alone(run.folder, accelerator, observer) if group is not None else nullcontext():
+            if resume and run.folder.complete:
+                observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
+                records.append(read_checked(run.folder.path))
+                continue
             try:
-                records.append(_distill_one(run, accelerator, observer, resume, (group, recipe)))
+                records.append(_distill_one(run, accelerator, observer, resume, among))
             except Interrupted as stop:
                 code = " --allow code" if _code_in(run) else ""
                 line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume{code}"
                 raise Interrupted(line, stop.signal) from None
-    accelerator.end_training()
     return records
 
 
@@ -76,6 +97,28 @@ def _code_in(run: Prepared) -> bool:
     """Whether a run's recipe or task file names code."""
     recipe = run.recipe
     return bool(code_named([recipe.objective.terms, recipe.align.map, list(run.task.metrics)]))
+
+
+@contextmanager
+def _alone(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> Iterator[None]:
+    """No other process works in a run's folder; ranks share the lock of the first."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    with alone(folder.path) as note:
+        if note:
+            observer.announce(note)
+        yield
+
+
+@contextmanager
+def _way_on(folder: RunFolder) -> Iterator[None]:
+    """Say how a run that began goes on when a file could not be written."""
+    try:
+        yield
+    except Unwritten as error:
+        way = f"; make room, then: kdalign distill --out {folder.path} --resume" if folder.recipe.is_file() else ""
+        raise Unwritten(f"{error}{way}") from error
 
 
 def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Prepared]:
@@ -98,12 +141,32 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         steps = len(mixture_of(runs).turns) if recipe.multi_task.together else run.steps
         if steps is not None:
             check_steps(steps, run.recipe, run.plan)
+    claim_all(runs, recipe, resume, overwrite)
+    return [_as_begun(run) for run in runs] if resume else runs
+
+
+def claim_all(runs: Sequence[Prepared], recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Refuse folders that hold something else than what is to be gone on with or overwritten; nothing is changed.
+
+    Raises:
+        UsageError: what lies there, and what can be done.
+    """
     if len(runs) > 1:
         group = RunFolder(runs[0].folder.path.parent)
-        claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite)
+        parts = [run.folder for run in runs]
+        if not (resume and all(part.complete for part in parts)):
+            claim(group, recipe.with_changes(out=str(group.path)), resume, overwrite, parts=parts)
     for run in runs:
         claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume), run.inputs)
-    return runs
+
+
+def _as_begun(run: Prepared) -> Prepared:
+    """A run that goes on keeps the precision that it began with, where that is left to kdalign."""
+    train = run.recipe.train
+    if train.precision != "auto" or not run.folder.recipe.is_file():
+        return run
+    begun = load_recipe(run.folder.recipe).train.precision
+    return replace(run, recipe=run.recipe.with_changes(train={**train.model_dump(), "precision": begun}))
 
 
 def profile_models(
@@ -147,7 +210,7 @@ def _distill_one(
     observer = begin_folder(ready, accelerator, observer, resume)
     group, whole = among
     if group is not None and accelerator.is_main_process:
-        write_text(group.recipe, whole.dump())
+        group.begin_above(whole.dump(), keep=resume)
     loaded = load(ready, accelerator, observer)
     course = course_of(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)

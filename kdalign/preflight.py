@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign import models
 from kdalign.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
+from kdalign.checkpoints import KEPT
 from kdalign.errors import UsageError
 from kdalign.fresh import new_config
 from kdalign.preparation import Finding, Prepared, trained_size
@@ -22,8 +23,8 @@ from kdalign.tasks import Examples, Task
 
 _TRAINED_BYTES = 16
 """Of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
-_SAVED_BYTES = 12
-"""Of a parameter in a checkpoint: itself and the moments."""
+_MOMENTS_BYTES = 8
+"""Of a parameter that is trained, in the optimizer's file of a checkpoint."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
@@ -229,12 +230,15 @@ def _seen_before(run: Prepared) -> Iterator[Finding]:
 
 
 def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
-    """Memory for weights, gradients and moments, and disk for the student and two checkpoints, against what is free."""
+    """Memory for weights, gradients and moments, and disk for the student and its checkpoints, against what is free."""
     ours = describe(student).parameters if student is not None else 0
     theirs = describe(teacher).parameters if teacher is not None else 0
     trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
     teachers = max(1, len(run.recipe.multi_task.tasks))  # of tasks that are learnt together
-    memory, disk = trained * ours + 4 * teachers * theirs, (4 + 2 * _SAVED_BYTES) * ours
+    memory = trained * ours + 4 * teachers * theirs
+    moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
+    # The student, the best one so far, and the checkpoints that are kept beside the one that is being written.
+    disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
     cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
     free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     place = run.folder.path.absolute()
@@ -251,6 +255,20 @@ def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedCo
             yield Finding(what, said)
         else:
             yield Finding(what, f"{what} does not suffice: {said}", mend)
+    limit, largest = _limit_of_files(), max(4, moments) * ours
+    if limit is not None and largest > limit:
+        said = f"a file may have {_size(limit)} here (ulimit -f), and a checkpoint's largest has {_size(largest)}"
+        yield Finding("file-size", said, "raise the limit")
+
+
+def _limit_of_files() -> int | None:
+    """The largest file that this process may write, in bytes; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _size(size: float) -> str:

@@ -1,10 +1,9 @@
 """Check a recipe against models and data before any weights are loaded and before anything is written."""
 
 import importlib.util
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +22,17 @@ from kdalign.architecture import (
     with_tokenizer,
 )
 from kdalign.augmenting import substitute_model
+from kdalign.checkpoints import newest_whole
 from kdalign.encoding import check_template
 from kdalign.errors import UsageError
 from kdalign.extend import check_trusted
 from kdalign.files import check_writable
 from kdalign.fitting import check_terms
 from kdalign.fresh import NewModel, check_size, new_config, parse_new, shape_of
+from kdalign.integrity import read_checked
 from kdalign.losses import LEAST_GROUP
 from kdalign.models import Checkpoint
-from kdalign.recipe import PRETRAINED, Align, Augment, Recipe, load_recipe, recipe_of_task
+from kdalign.recipe import PRETRAINED, Align, Augment, Recipe, load_recipe, missing_keys, recipe_of_task
 from kdalign.runs import RunFolder
 from kdalign.splits import further_texts, reported_splits, training_examples
 from kdalign.student import Cut
@@ -548,9 +549,25 @@ def _plan(
 
 
 def claim(
-    folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool, inputs: Mapping[str, str] | None = None
+    folder: RunFolder,
+    recipe: Recipe,
+    resume: bool,
+    overwrite: bool,
+    inputs: Mapping[str, str] | None = None,
+    parts: Sequence[RunFolder] = (),
 ) -> None:
     """Refuse a folder that holds something, unless it is a run to resume or to overwrite; nothing is changed yet.
+
+    A run to resume must be as it was left: a finished one by its record, another by the hashes that it began with and
+    those of its newest whole checkpoint.
+
+    Args:
+        folder: of the run, or of several.
+        recipe: what is to be done there.
+        resume: go on.
+        overwrite: put the new run in its place.
+        inputs: fingerprints of what the run reads; None for a folder above several runs.
+        parts: the folders with the histories of its checkpoints, where it is not its own.
 
     Raises:
         UsageError: what lies there, and what can be done.
@@ -567,10 +584,14 @@ def claim(
         state = "a finished run" if all(part.complete for part in parts) else "an unfinished run"
         raise UsageError(f"{str(folder.path)!r} holds {state}: give --resume, --overwrite or another --out")
     if resume:
+        if folder.complete:
+            read_checked(folder.path)
+        else:
+            _check_unfinished(folder, parts)
         changed = _difference(load_recipe(folder.recipe), recipe)
         if changed:
             raise UsageError(f"{str(folder.path)!r} holds a run of another recipe ({changed}); give another --out")
-        before = json.loads(folder.inputs.read_text(encoding="utf-8")) if folder.inputs.is_file() else {}
+        before = folder.read_inputs()
         for name, value in (inputs or {}).items():
             if before.get(name, value) != value:
                 raise UsageError(
@@ -599,6 +620,23 @@ def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
         if name is not None and Path(name).expanduser().exists():
             if Path(name).expanduser().resolve().is_relative_to(folder.path.resolve()):
                 raise UsageError(f"{key} {name!r} lies in {str(folder.path)!r}, which --overwrite would remove first")
+
+
+def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
+    """Refuse an unfinished run that is not as it was left.
+
+    Raises:
+        UsageError: which file was changed, and what can be done.
+    """
+    found = newest_whole(folder, parts)
+    if folder.check_begun(found.progress.plan):
+        return
+    lacking = missing_keys(folder.recipe)  # an older version began it, and wrote no hashes
+    if lacking:
+        raise UsageError(
+            f"run {str(folder.path)!r}: recipe.yaml lacks {lacking[0]!r}, which a run's own recipe has: put it back as "
+            f"it was, or start again with --overwrite"
+        )
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdalign.errors import printable, shortened
+from kdalign.files import append_text
 from kdalign.observer import StepReport, Tell
 from kdalign.terminal import words
 
@@ -137,8 +138,7 @@ class Watcher:
     def _write(self, line: str) -> None:
         if self._log is not None:
             shown = shortened(printable(line), LONGEST)
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
+            append_text(self._log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
 
 
 def _filled(state: "State") -> RenderableType:

@@ -2,10 +2,12 @@
 
 ::
 
-    runs/NAME/  recipe.yaml  plan.json  history.jsonl  log.txt  predictions/SPLIT.parquet
-                student/     projections.safetensors   checkpoints/step-N/   record.json
+    runs/NAME/  recipe.yaml  inputs.json  plan.json  begun.json  history.jsonl  log.txt
+                student/  projections.safetensors  predictions/SPLIT.parquet  checkpoints/step-N/  record.json
 
-``record.json`` is written last, with the other files' hashes and a seal over itself: a folder that has one is complete.
+``begun.json`` has the hashes of what a run begins with, and each checkpoint those of its own files and of the history
+so far: a run that was stopped is gone on with as it was, or refused. ``record.json`` is written last, with the other
+files' hashes and a seal over itself: a folder that has one is complete.
 """
 
 import hashlib
@@ -14,18 +16,30 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import UsageError
-from kdalign.files import read_json, sha256, write_json, write_text
+from kdalign.errors import Changed, UsageError
+from kdalign.files import (
+    append_text,
+    read_json,
+    read_text,
+    sha256,
+    whole_file,
+    write_json,
+    write_text,
+    writing,
+)
 from kdalign.recipe import Recipe, recipe_of
 from kdalign.record_schema import check_record
 
 SCHEMA = 1
 RECORD = "record.json"
+BEGUN = "begun.json"
+"""SHA-256 of the recipe, the inputs and the plan that a run began with."""
+LEFT = (".lock", BEGUN, "inputs.json")
+"""What a run may leave that was killed before its recipe was written."""
 CARD = "README.md"
 """In the student's folder, for its reader to go on writing."""
 
@@ -189,26 +203,119 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether anything of a run lies here."""
-        return self.path.is_dir() and any(self.path.iterdir())
+        """Whether anything of a run lies here, or anything else."""
+        return self.path.is_dir() and any(
+            inner.name not in LEFT and not _is_draft(inner.name) for inner in self.path.iterdir()
+        )
 
     def begin(self, recipe: str, inputs: Mapping[str, str], keep: bool) -> None:
-        """Make the folder, write the resolved recipe and what the run reads; clear away an earlier run first.
+        """Make the folder, write the resolved recipe and what the run reads; clear away an earlier run after that.
 
         Args:
             recipe: as YAML.
             inputs: fingerprints of models and splits, by name.
-            keep: go on with the run that lies here.
+            keep: go on with the run that lies here, whose recipe and inputs stay as they are.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / RECORD).unlink(missing_ok=True)
-        if not keep:
-            for old in (self.student, self.checkpoints, self.path / "predictions"):
-                shutil.rmtree(old, ignore_errors=True)
-            for file in (self.history, self.log, self.plan, self.projections):
-                file.unlink(missing_ok=True)
-        write_json(self.inputs, inputs)
-        write_text(self.recipe, recipe)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        there = keep and self.recipe.is_file()
+        if not there or self.begun is None:
+            text = json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n"
+            # The seal is there first: a run that is killed before the recipe is written has none.
+            older = {"older": True} if there else {}
+            self._seal({"recipe.yaml": _digest(recipe), "inputs.json": _digest(text), **older})
+            write_text(self.inputs, text)
+            write_text(self.recipe, recipe)
+        with writing(self.path):
+            (self.path / RECORD).unlink(missing_ok=True)
+            if not keep:
+                for old in (self.student, self.checkpoints, self.path / "predictions"):
+                    shutil.rmtree(old, ignore_errors=True)
+                for file in (self.history, self.log, self.plan, self.projections):
+                    file.unlink(missing_ok=True)
+
+    def begin_above(self, recipe: str, keep: bool) -> None:
+        """Write the recipe of several tasks into the folder above theirs."""
+        if not (keep and self.recipe.is_file() and self.begun is not None):
+            self._seal({"recipe.yaml": _digest(recipe)})
+            write_text(self.recipe, recipe)
+
+    def write_plan(self, plan: str) -> None:
+        """Write the plan that the run is trained with, as JSON, and seal it."""
+        write_text(self.plan, plan)
+        self._seal({**(self.begun or {}), "plan.json": _digest(plan)})
+
+    @property
+    def begun(self) -> dict[str, Any] | None:
+        """The hashes of what the run began with; None where an older version began it.
+
+        Raises:
+            Changed: the file was changed.
+        """
+        file = self.path / BEGUN
+        if not file.exists():
+            return None
+        try:
+            tree = read_json(file)
+        except UsageError as error:
+            raise self._damaged(str(error)) from None
+        if not isinstance(tree, dict) or tree.get("seal") != seal_of(tree):
+            raise self._damaged(f"{BEGUN} was changed after the run began: its seal does not fit it")
+        return {name: value for name, value in tree.items() if name != "seal"}
+
+    @property
+    def identity(self) -> str:
+        """A hash of recipe and inputs, by which checkpoints know their run; empty where an older version began it."""
+        begun = self.begun
+        return "" if begun is None else seal_of({name: begun.get(name) for name in ("recipe.yaml", "inputs.json")})
+
+    @property
+    def plan_kept(self) -> bool:
+        """Whether a plan lies here that the run was trained with: not one that was being written when it was killed."""
+        begun = self.begun
+        return self.plan.is_file() and (begun is None or begun.get("older", False) or "plan.json" in begun)
+
+    def check_recipe(self) -> None:
+        """Check the recipe by its hash, where that is known.
+
+        Raises:
+            Changed: it is another than when the run began.
+        """
+        begun = self.begun
+        if begun is not None and self.recipe.is_file() and sha256(self.recipe) != begun.get("recipe.yaml"):
+            raise self._damaged("recipe.yaml was changed after the run began")
+
+    def check_begun(self, plan: str = "") -> bool:
+        """Check what the run began with.
+
+        Args:
+            plan: that it goes on with, where layers were mapped again on the way; else empty.
+
+        Returns:
+            Whether its hashes are known; an older version wrote none.
+
+        Raises:
+            Changed: the first file that is missing or another, by its name.
+        """
+        begun = self.begun
+        if begun is None:
+            return False
+        for name in ("recipe.yaml", "inputs.json", "plan.json"):
+            if name not in begun:
+                continue
+            file = self.path / name
+            if not file.is_file():
+                raise self._damaged(f"{name} is missing, which was there when the run began")
+            accepted = {begun[name]} | ({_digest(plan)} if plan and name == "plan.json" else set())
+            if sha256(file) not in accepted:
+                raise self._damaged(f"{name} was changed after the run began")
+        return True
+
+    def _damaged(self, said: str) -> Changed:
+        return Changed(f"run {str(self.path)!r}: {said}: put it back as it was, or start again with --overwrite")
+
+    def _seal(self, begun: Mapping[str, Any]) -> None:
+        write_json(self.path / BEGUN, {**begun, "seal": seal_of(begun)})
 
     def read_inputs(self) -> dict[str, str]:
         """The fingerprints in ``inputs``; none where it is not there.
@@ -225,18 +332,50 @@ class RunFolder:
 
     def append_history(self, event: Mapping[str, Any]) -> None:
         """Add a line to the history."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, allow_nan=False) + "\n")
+        append_text(self.history, json.dumps(event, allow_nan=False) + "\n")
 
     def read_history(self) -> list[dict[str, Any]]:
-        """All events, oldest first; a line that a killed run left half written is passed over."""
+        """All events, oldest first; a last line that a killed run left half written is passed over.
+
+        Raises:
+            UsageError: another line is no event.
+        """
         if not self.history.is_file():
             return []
-        events = []
-        for line in self.history.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):
-                events.append(json.loads(line))
-        return events
+        *lines, rest = read_text(self.history, min(self.history.stat().st_size, _LARGEST_HISTORY)).split("\n")
+        events = [self._event(number, line) for number, line in enumerate(lines, 1)]
+        try:  # a line whose end alone was not written any more
+            return [*events, self._event(len(lines) + 1, rest)] if rest else events
+        except UsageError:
+            return events
+
+    def _event(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("step"), int):
+            raise UsageError(f"{str(self.history)!r}, line {number} is not what a run wrote: the history was changed")
+        return event
+
+    def history_seal(self) -> dict[str, Any]:
+        """The length of the history so far, in bytes, and its SHA-256."""
+        if not self.history.is_file():
+            return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+        with self.history.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"bytes": file.tell(), "sha256": digest}
+
+    def history_fits(self, seal: Mapping[str, Any]) -> bool:
+        """Whether the history begins with what was sealed; what came after it is forgotten when the run goes on."""
+        data = self._beginning(int(seal["bytes"]))
+        return seal == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def _beginning(self, size: int) -> bytes:
+        if not self.history.is_file():
+            return b""
+        with self.history.open("rb") as file:
+            return file.read(min(size, self.history.stat().st_size))
 
     @property
     def watched(self) -> list[dict[str, Any]]:
@@ -247,8 +386,17 @@ class RunFolder:
             if event.get("kind") == "evaluation"
         ]
 
+    def cut_history_to(self, size: int) -> None:
+        """Forget what came after so many bytes."""
+        data = self._beginning(size)
+        with whole_file(self.history) as temporary:
+            temporary.write_bytes(data)
+
     def cut_history(self, step: int) -> None:
-        """Forget events after a step: training goes on from its checkpoint, and looks once more before the next one."""
+        """Forget events after a step, for checkpoints that do not say how long the history was.
+
+        Training goes on from the checkpoint, and looks once more before the next step.
+        """
         kept = [event for event in self.read_history() if event["step"] <= step - (event.get("kind") == "gradients")]
         write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
 
@@ -257,10 +405,24 @@ class RunFolder:
         files = {
             str(file.relative_to(self.path)): sha256(file)
             for file in sorted(self.path.rglob("*"))
-            if file.is_file() and file.name not in (RECORD, self.log.name) and self.checkpoints not in file.parents
+            if file.is_file() and file.name not in _NOT_SEALED and self.checkpoints not in file.parents
         }
         tree = json.loads(json.dumps({**record.to_json(), "files": files}))  # as it will be read
         write_json(self.path / RECORD, {**tree, "seal": seal_of(tree)})
+
+
+_NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
+_LARGEST_HISTORY = 2**31
+"""Bytes of a history that is read: of some millions of steps."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()  # as it is written
+
+
+def _is_draft(name: str) -> bool:
+    """Whether a file was being written when its process was killed."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def seal_of(tree: Mapping[str, Any]) -> str:

@@ -16,9 +16,11 @@ from kdalign.errors import KdalignError, NotFinite, RunError, UsageError, shorte
 from kdalign.extend import check_trusted
 from kdalign.files import check_file, write_json
 from kdalign.generation import Writing
+from kdalign.integrity import check_weights, read_checked
 from kdalign.jobs import UNWRITTEN, Job, Place, Settings, is_text_metric
 from kdalign.languages import language_code
 from kdalign.likelihood import PERPLEXITIES
+from kdalign.locks import alone
 from kdalign.metrics import GROUPS, METRICS, expanded
 from kdalign.models import Checkpoint
 from kdalign.noise import Noise
@@ -130,9 +132,9 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     checked: list[Target] = []
     several = len(targets) > 1
     for task in asked.tasks:
-        alone = replace(asked, task=task, several=several)
+        on_task = replace(asked, task=task, several=several)
         for name in targets:
-            checked += [_served_target(name, alone)] if is_served(name) else _targets(name, alone)
+            checked += [_served_target(name, on_task)] if is_served(name) else _targets(name, on_task)
     _check_used(checked, asked)
     for target in checked:
         for name in asked.wanted or target.default_metrics:
@@ -148,6 +150,21 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     device = make_accelerator(asked.device).device
     of = _of(checked, asked)
     checked = _with_baselines(checked, asked) if asked.baselines else checked
+    with alone(out.parent, f".{out.name}.lock") as note:  # no other process writes these scores
+        if note:
+            observer.announce(note)
+        return _score_all(checked, asked, out, of, device, observer)
+
+
+def _score_all(
+    checked: Sequence[Target],
+    asked: Asked,
+    out: Path,
+    of: dict[str, object],
+    device: torch.device,
+    observer: Observer,
+) -> list[Evaluation]:
+    """Score one target after the other, keeping what is measured so far."""
     results: list[Evaluation] = []
     # What is measured of some models is kept when another fails; an earlier whole evaluation is not written over by it.
     partial = out.with_suffix(".partial.json")
@@ -333,7 +350,9 @@ def _served_target(name: str, asked: Asked) -> ServedModel:
 
 def _run_target(run: Path, asked: Asked) -> LocalModel:
     """A run's student, on its own task and data unless others are named."""
-    recipe = read_record(run).parsed_recipe()
+    record = read_checked(run)
+    check_weights(run, record)
+    recipe = record.parsed_recipe()
     data, (task,) = recipe.data, asked.tasks
     given = ((task, data.task[0]), (asked.folder, data.folder), (asked.dataset, data.dataset))
     if any(value not in (None, own) for value, own in given):

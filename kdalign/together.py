@@ -25,10 +25,11 @@ from kdalign.batches import steps_per_epoch
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_json
 from kdalign.finishing import finish
+from kdalign.integrity import read_checked
 from kdalign.observer import Observer
 from kdalign.preparation import Prepared
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
-from kdalign.runs import RunFolder, RunRecord, read_record
+from kdalign.runs import RunFolder, RunRecord
 from kdalign.tasks.holdout import words_of
 from kdalign.training import start_trackers, train
 
@@ -153,7 +154,7 @@ def distill_together(
     begun = time.perf_counter()
     if resume and all(run.folder.complete for run in runs):
         observer.announce(f"the student of {len(runs)} tasks is finished already: {group.path}")
-        return [read_record(run.folder.path) for run in runs]
+        return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
     ready = [opened(run, accelerator) for run in runs]
     mixture = mixture_of(runs)

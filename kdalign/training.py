@@ -32,7 +32,16 @@ from kdalign.alignment import Plan
 from kdalign.architecture import not_finite
 from kdalign.balance import Balance
 from kdalign.batches import Batch, Encoded, epoch_batches, steps_per_epoch
-from kdalign.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from kdalign.checkpoints import (
+    Progress,
+    forget_after,
+    load_best,
+    load_checkpoint,
+    name_of,
+    newest_whole,
+    save_best,
+    save_checkpoint,
+)
 from kdalign.environment import give_memory_back
 from kdalign.errors import Interrupted, NotFinite, RunError, UsageError, unknown
 from kdalign.learner import Learner
@@ -192,7 +201,7 @@ def train(
     loop.say_what_hardly_counts()
     if settings.select == "best":
         accelerator.wait_for_everyone()
-        load_weights(folder.checkpoints / "best.safetensors", loop.whole)
+        load_best(folder, loop.whole, loop.progress)
         if loop.progress.best_score is None:
             observer.announce(
                 f"no step is the best, the score that decides was undefined at each: step {loop.progress.best_step}, "
@@ -231,13 +240,28 @@ class _Loop:
         self.epoch_size = sum(one.epoch_size for one in self.lessons)
 
     def go_on(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        self.progress = load_checkpoint(self.folder, self.whole, self.optimizer, self.accelerator)
+        """Go on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            UsageError: there are checkpoints, and none is whole.
+        """
+        found = newest_whole(self.folder, self._parts)
+        self.progress = load_checkpoint(self.folder, self.whole, self.optimizer, self.accelerator, found)
         step = self.progress.step
         self.taken = [self.turns[:step].count(number) for number in range(len(self.lessons))]
+        if not self.accelerator.is_main_process:
+            return
+        for line in found.passed_over:
+            self.observer.announce(f"passed over, for it is damaged: {self.folder.checkpoints}/{line}")
+        if not found.checked:
+            self.observer.announce("the checkpoint is of an older kdalign, without checksums: damage would not be seen")
+        forget_after(self.folder, step)
         for one in self.lessons:
-            if self.accelerator.is_main_process:
-                one.course.folder.cut_history(step if step else -1)
+            part = one.course.folder
+            if found.path is not None and found.checked:
+                part.cut_history_to(found.histories[name_of(part, self.folder)])
+            else:
+                part.cut_history(step if step else -1)
 
     def run(self, what: str) -> None:
         """Take all steps that are left."""
@@ -416,7 +440,7 @@ class _Loop:
         if gained or progress.best_score is None:
             progress.best_score, progress.best_step = value, progress.step
             if self.settings.select == "best":
-                save_weights(self.folder.checkpoints / "best.safetensors", self.whole)
+                save_best(self.folder, self.whole, progress)
 
     def _write(self, one: Lessons, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -434,7 +458,12 @@ class _Loop:
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
                 f"lower --lr{_or_fp32(self.lessons[0].course.learner.bf16)}"
             )
-        save_checkpoint(self.folder, self.whole, self.optimizer, self.progress)
+        save_checkpoint(self.folder, self.whole, self.optimizer, self.progress, self._parts)
+
+    @property
+    def _parts(self) -> list[RunFolder]:
+        """The folders with the run's histories."""
+        return [one.course.folder for one in self.lessons]
 
 
 def _step(

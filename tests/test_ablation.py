@@ -428,7 +428,7 @@ def test_two_ablations_do_not_work_in_one_folder(done, kdalign, teacher, data, t
     with FileLock(out / ".lock"):
         status, _, err = kdalign(*done[1])
     assert status == 2
-    assert "another ablate works in 'a'" in err.splitlines()[-1]
+    assert "another process works in 'a'" in err.splitlines()[-1]
 
 
 def test_a_damaged_result_is_named(done, tmp_path):

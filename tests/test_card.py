@@ -389,7 +389,7 @@ def test_what_cannot_have_a_card_is_one_line(kdalign, classifier, tmp_path):
     for given, said in (
         ("nowhere", "no run at 'nowhere'"),
         ("begun", "is not finished"),
-        ("bare", "has no exported student"),
+        ("bare", "is missing, which was there when the run ended"),
         (str(Path(classifier) / "record.json"), "give the run's folder"),
     ):
         status, out, err = kdalign("card", given)

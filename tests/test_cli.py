@@ -416,7 +416,9 @@ def test_a_run_that_was_stopped_while_it_was_scored_is_scored_again_without_trai
     Path("runs/a/checkpoints/step-6/model.safetensors").write_bytes(b"")
     status, _, err = kdalign("distill", "--out", "runs/a", "--resume")
     assert status == 2
-    assert "step-6' is damaged" in next(line for line in err.splitlines() if "error" in line)
+    assert "no whole checkpoint: step-6 (model.safetensors was changed)" in next(
+        line for line in err.splitlines() if "error" in line
+    )
 
 
 def test_the_version_is_told_and_nothing_else_is_asked(kdalign):

@@ -8,9 +8,12 @@ Results go to stdout; progress, announcements and errors to stderr. Exit codes: 
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from typer.exceptions import TyperException
@@ -29,6 +32,7 @@ TRACEBACK = "KDALIGN_TRACEBACK"
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _check_streams()
+    _end_with_a_line()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -63,6 +67,21 @@ def _check_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         _fail("stdout is closed, and results go there: send it to a file or to /dev/null", 2)
     never_failing(sys.stdout)
+
+
+def _end_with_a_line() -> None:
+    """Let SIGTERM end a command with a line and status 143 outside of training, too, where it saves first."""
+    first = os.environ.get("RANK", "0") in ("", "0")  # torchrun ends all ranks where one has failed
+    here = threading.current_thread() is threading.main_thread()
+    if first and here and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave by the way that locks and half-written files are cleared; no library takes it for an error of its own."""
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    _say("kdalign: stopped by SIGTERM")
+    raise SystemExit(128 + number)
 
 
 def _usage_line(error: TyperException) -> str:
@@ -119,6 +138,8 @@ def _say(line: str) -> None:
 
 def _leave(status: int) -> NoReturn:
     """Exit; what a stream does not take is not tried once more, with a trace, while Python ends."""
+    if signal.getsignal(signal.SIGTERM) is _terminated and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever called ``main`` within Python has it back
     note = said_of_encodings()
     if note is not None:
         _say(f"kdalign: note: {note}")

@@ -19,11 +19,11 @@ def card(
     A run writes it beside its student; this makes it for older runs, too.
     """
     from kdalign.files import check_file, write_text
-    from kdalign.runs import read_record
+    from kdalign.integrity import read_checked
 
     if out is not None:
         check_file(out)
-    record = read_record(run)
+    record = read_checked(run)
     if not run.is_dir():
         raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read, too")
     with error_console().status("loading"):

@@ -226,7 +226,11 @@ def distill(
             f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
         )
     if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
+        from kdalign.runs import RunFolder
+
         recipe = Path(out) / "recipe.yaml"
+        if not RunFolder(Path(out)).complete:
+            RunFolder(Path(out)).check_recipe()  # before a half one is taken for a whole
     wanted = build_recipe(recipe, flags, sets or ())
     from kdalign.tasks import check_named
 

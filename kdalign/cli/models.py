@@ -181,11 +181,14 @@ def inspect(
     found them.
     """
     from kdalign.evidence import disagreements, finished_runs
+    from kdalign.integrity import check_weights
     from kdalign.runs import read_record
 
     trust_code(allow)
     read_record(Path(run))  # says what is there instead
     found = finished_runs([run])
+    for one in found:
+        check_weights(one.folder.path, one.record)
     if len(found) != 1:
         raise UsageError(f"{run!r} holds {len(found)} runs: name one of {', '.join(str(r.folder.path) for r in found)}")
     if plots is not None:

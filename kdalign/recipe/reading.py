@@ -192,6 +192,23 @@ def read_tree(file: Path) -> dict[str, Any]:
     return tree
 
 
+def missing_keys(file: Path) -> list[str]:
+    """The keys of a recipe that a file leaves out; a run's own recipe has all of them.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    here = set(_dotted(read_tree(file)))
+    return [key for key in _all_keys(Recipe) if key not in here]
+
+
+def _dotted(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{path}{name}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{path}{name}.")
+
+
 def value_of(key: str, text: str) -> Any:
     """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
 
