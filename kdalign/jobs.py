@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kdalign.errors import UsageError
 from kdalign.evaluation import Predictions, score_all, write_predictions
 from kdalign.extend import resolve
 from kdalign.files import whole_file
@@ -87,10 +88,19 @@ class Job:
 
     @cached_property
     def cases(self) -> list[Case]:
-        """What is to be written."""
+        """What is to be written.
+
+        Raises:
+            UsageError: texts are to be continued, and none has two words.
+        """
         if not self.continuing:
             return sources(self.examples)
         found = continuations(self.examples, self.language)[0]
+        if not found:
+            raise UsageError(
+                f"{self.task.source}, split {self.examples.split!r}: no text has two words with white space between, "
+                "so that none can be continued; ask for ppl and bits_per_byte alone"
+            )
         if self.noise is None:
             return found
         prompts = self.noise([case.prompt for case in found])

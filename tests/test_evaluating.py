@@ -471,6 +471,12 @@ def test_tasks_in_english_say_so_and_columns_named_by_codes_are_languages():
     assert {name: language_task(name).language for name in named} == named
 
 
+def test_texts_without_blanks_cannot_be_continued_and_are_refused_in_one_line():
+    task = LanguageTask("lm", "lm", ("text",), Source())
+    with pytest.raises(UsageError, match="no text has two words with white space between"):
+        _ = Job(task, Examples("test", (("今天天气很好我们去公园散步", "word"),), None), Settings()).cases
+
+
 def test_a_task_files_language_is_kept_as_its_code(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("kind: translation\ncolumns: [a, b]\nlanguage: zh-Hant_TW\ndata: .\n")
