@@ -9,17 +9,17 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from kdalign import models, student
-from kdalign.architecture import count_parameters
+from kdalign.architecture import HeadKind, count_parameters
 from kdalign.arranging import Models
 from kdalign.calibration import SIMILARITY_TOKENS, layer_attention, some
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, cause_of
-from kdalign.files import whole_file, write_text, writing
+from kdalign.files import whole_file, write_json, write_text, writing
 from kdalign.lessons import Course
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
@@ -75,7 +75,9 @@ def finish(
         model = loaded.student if recipe.train.lora is None else student.merged(loaded.student)
         _name_labels(model, work)
         with writing(folder.student):
-            (export or _whole)(model, folder.student)
+            _export(model, folder.student, export or _whole)
+            if work.head is HeadKind.NONE:
+                write_sentence_modules(folder.student, int(model.config.hidden_size), work.max_length, _normalises(run))
             opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
         checkpoint = models.locate(str(folder.student))
@@ -111,8 +113,58 @@ def finish(
     return read_record(folder.path)
 
 
+def _export(model: PreTrainedModel, folder: Path, export: Export) -> None:
+    """Write a student, its settings for writing as they are: Transformers refuses to save some that it reads."""
+    settings = model.generation_config if model.can_generate() else None
+    if settings is not None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    try:
+        export(model, folder)
+    finally:
+        if settings is not None:
+            model.generation_config = settings
+    if settings is not None:
+        write_json(folder / "generation_config.json", settings.to_diff_dict())
+
+
+def write_sentence_modules(folder: Path, width: int, max_length: int, normalise: bool) -> None:
+    """Say to sentence-transformers how a student's tokens become one vector: by their mean.
+
+    Args:
+        folder: of the student.
+        width: of a vector.
+        max_length: longest input in tokens.
+        normalise: whether vectors are brought to length 1, which cosines do not see.
+    """
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    pooling = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in modes}
+    write_json(folder / "modules.json", modules)
+    write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling, "include_prompt": True}
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+
+
+def _normalises(run: Prepared) -> bool:
+    """Whether the teacher's vectors have length 1, or the student's own where it has no teacher."""
+    first = run.teacher or run.student
+    return first is not None and "Normalize" in models.sentence_modules(first)
+
+
 def _name_labels(model: PreTrainedModel, work: Work) -> None:
-    """Give a classifier's outputs the task's names."""
+    """Give a classifier's outputs the task's names, and say what its head was trained for."""
+    if isinstance(work.task, Task):
+        model.config.problem_type = "regression" if work.task.regression else "single_label_classification"
     order = work.order(model)
     if order is not None and isinstance(work.task, Task) and not work.task.regression:
         model.config.id2label = dict(zip(order, work.task.labels, strict=True))

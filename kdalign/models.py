@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -212,11 +213,23 @@ def check_head(checkpoint: Checkpoint, task: Task) -> None:
     if output_order(checkpoint.config, task) is None:
         names = [checkpoint.config.id2label[i] for i in range(checkpoint.config.num_labels)]
         wanted = ", ".join(task.labels) or "one score"
-        mend = "; name the labels in the model's order in a task file" if task.order_unknown else ""
+        mend = _label_mend(list(map(str, names)), task)
         raise UsageError(
             f"model {checkpoint.name!r} has a head for {', '.join(map(str, names))}; "
             f"task {task.name!r} has {wanted}{mend}"
         )
+
+
+def _label_mend(names: list[str], task: Task) -> str:
+    """The way on where a head has other names than a task, as a clause; empty where it is for something else."""
+    if task.order_unknown:
+        return "; name the labels in the model's order in a task file"
+    if task.labels and len(names) == len(task.labels):
+        return (
+            f"; which of them is which is not known: name id2label in config.json by the task's labels, each with the "
+            f'number of its output, such as {{"0": {json.dumps(task.labels[0])}, ...}}'
+        )
+    return ""
 
 
 def output_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
@@ -418,16 +431,39 @@ def _check_all_layers(name: str, loaded: _Loaded) -> None:
             )
 
 
+def sentence_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What sentence-transformers would put a text through, by its file ``modules.json``: words such as ``Pooling``.
+
+    Raises:
+        UsageError: the file is none of its.
+    """
+    file = _beside(checkpoint, "modules.json")
+    if file is None:
+        return ()
+    tree = read_json(file)
+    if not isinstance(tree, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("type"), str) for each in tree
+    ):
+        raise UsageError(f"{str(file)!r} is no list of sentence-transformers' modules")
+    return tuple(each["type"].rpartition(".")[2] for each in tree)
+
+
+def _beside(checkpoint: Checkpoint, name: str) -> Path | None:
+    """A further file of a checkpoint; None where it has none."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    with library_errors(f"cannot look for {name} of {checkpoint.name!r}"):
+        file = cached_file(checkpoint.path, name, revision=checkpoint.revision, **missing)
+    return None if file is None else Path(file)
+
+
 def pooling_of(checkpoint: Checkpoint) -> str | None:
     """How sentence-transformers would pool the tokens, by its file ``1_Pooling/config.json``; None without one."""
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    with library_errors(f"cannot look for the pooling of {checkpoint.name!r}"):
-        file = cached_file(checkpoint.path, "1_Pooling/config.json", revision=checkpoint.revision, **missing)
+    file = _beside(checkpoint, "1_Pooling/config.json")
     if file is None:
         return None
-    told = read_json(Path(file))
+    told = read_json(file)
     if not isinstance(told, dict):
-        raise UsageError(f"{file!r} is no pooling's configuration: it holds no object ({{...}})")
+        raise UsageError(f"{str(file)!r} is no pooling's configuration: it holds no object ({{...}})")
     word = re.compile(r"pooling_mode_(\w+?)(_tokens?)?")
     matches = [word.fullmatch(key) for key, value in told.items() if value is True]
     return " and ".join(match[1] for match in matches if match)

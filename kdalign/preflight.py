@@ -127,6 +127,12 @@ def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
         return
     for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
         if checkpoint is not None and checkpoint.has_classifier:
+            if checkpoint.config.problem_type == "multi_label_classification":
+                yield Finding(
+                    "labels",
+                    f"the {word}'s head is for several labels of a text at once; its outputs are taken for one choice "
+                    "(softmax), and the student is exported for one label a text",
+                )
             order = models.output_order(checkpoint.config, task)
             if order is not None and order != tuple(range(len(order))):
                 outputs = [f"{label} is output {number}" for label, number in zip(task.labels, order, strict=True)]

@@ -155,6 +155,13 @@ def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTra
                 origins[name] = moved if moved in source else name
     student.load_state_dict({name: source[origin].to(torch.float32) for name, origin in origins.items()})
     student.tie_weights()
+    return _writing_as(teacher, student)
+
+
+def _writing_as(teacher: PreTrainedModel, student: PreTrainedModel) -> PreTrainedModel:
+    """The student with its teacher's settings for writing: every token that ends a text, forced and suppressed ones."""
+    if student.can_generate() and teacher.generation_config is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 
 
@@ -179,9 +186,10 @@ def made(
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _empty(teacher, wanted.config(teacher.config))
+            return _writing_as(teacher, _empty(teacher, wanted.config(teacher.config)))
     # Narrowed first: what its layers do is seen best in the teacher as it is.
-    return cut(narrow(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher, start)
+    source = narrow(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher
+    return _writing_as(teacher, cut(source, start))
 
 
 def with_vocabulary(

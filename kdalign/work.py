@@ -402,6 +402,12 @@ class Embedding:
         pooling = models.pooling_of(checkpoint)
         if pooling not in ("mean", None):
             raise UsageError(f"{checkpoint.name!r} pools its tokens by {pooling}; accepted is the mean")
+        further = [each for each in models.sentence_modules(checkpoint) if each not in _KNOWN_MODULES]
+        if further:
+            raise UsageError(
+                f"{checkpoint.name!r} puts its vectors through {further[0]} (modules.json), which kdalign does not: "
+                f"they would be others (accepted: {', '.join(_KNOWN_MODULES)})"
+            )
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
         """A row is one text."""
@@ -479,6 +485,10 @@ class Embedding:
     def kept(self, file: Path) -> Predictions:
         """The teacher's cosines."""
         return evaluation.read_teacher(file)
+
+
+_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+"""Of sentence-transformers."""
 
 
 def _likeness(encoded: Encoded) -> np.ndarray[Any, Any] | None:

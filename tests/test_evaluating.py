@@ -654,3 +654,12 @@ def test_the_mark_stands_beside_the_number_in_compare(kdalign, models, texts):
     rows = {line.split("|")[1].split()[0]: line for line in out.splitlines() if line.startswith("|")}
     assert "*" in rows["bert"]
     assert "*" not in rows["llama"]
+
+
+def test_a_file_of_published_rows_that_cannot_be_read_is_refused_before_anything_is_scored(
+    kdalign, teacher, data, tmp_path
+):
+    status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, "--reference", "gone.yaml")
+    assert status == 2
+    assert "gone.yaml" in one_line(err)
+    assert not (tmp_path / "runs").exists()

@@ -267,3 +267,11 @@ def test_weights_are_looked_at_without_reading_them(tmp_path, monkeypatch):
     found = models.locate(str(folder))
     loaded = models._load(models.auto_class(head_of(found.config)), found, found.config, torch.float32, device="meta")
     assert {each.device.type for each in loaded.model.parameters()} == {"meta"}
+
+
+def test_outputs_of_other_names_but_as_many_are_refused_with_the_way_on(copied):
+    from kdalign.tasks import find_task
+
+    edit(copied() / "config.json", id2label={"0": "neg", "1": "pos"}, label2id={"neg": 0, "pos": 1})
+    with pytest.raises(UsageError, match=r"neg, pos; .*negative, positive; .*name id2label in config\.json"):
+        models.check_head(models.locate("copy"), find_task("sst2"))

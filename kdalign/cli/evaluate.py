@@ -180,6 +180,10 @@ def eval_(
         from kdalign.formats import form_for
 
         form = form_for(form)
+        from kdalign.published import read_published
+
+        for file in reference or ():
+            read_published(Path(file))  # what cannot be read is said before anything is scored
     if predictions is not None:
         if models or task or data or dataset or limit or noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
