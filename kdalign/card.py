@@ -14,8 +14,9 @@ from typing import Any
 from kdalign.alignment import Plan, read_plan
 from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, HeadKind, auto_class, head_of_class
 from kdalign.commands import distill_command
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, printable
 from kdalign.files import read_json
+from kdalign.markdown import code, fenced, line, plain
 from kdalign.metrics import reason_of
 from kdalign.presets import DEFAULT
 from kdalign.recipe import Data, Objective, Recipe
@@ -198,12 +199,16 @@ def _metadata(run: _Run) -> Any:
     results = [
         EvalResult(
             task_type=task_type,
-            dataset_type=run.hub[0] if run.hub is not None else "unknown",  # the hub's word for data that it has not
-            dataset_name=run.data_name,
+            dataset_type=printable(run.hub[0])
+            if run.hub is not None
+            else "unknown",  # the hub's word for data that it has not
+            dataset_name=printable(run.data_name),
             dataset_config=run.hub[1] if run.hub is not None else None,
-            dataset_split=split,
-            metric_type=score["metric"] if score.get("mark") else HUB_METRICS.get(score["metric"], score["metric"]),
-            metric_name=_titled(score),
+            dataset_split=printable(split),
+            metric_type=printable(
+                score["metric"] if score.get("mark") else HUB_METRICS.get(score["metric"], score["metric"])
+            ),
+            metric_name=printable(_titled(score)),
             metric_value=round(score["value"], 4),
         )
         for split, scores in run.record.scores.items()
@@ -211,9 +216,9 @@ def _metadata(run: _Run) -> Any:
         if score["value"] is not None
     ]
     return ModelCardData(
-        model_name=run.name,
-        base_model=list(run.starts) or None,
-        datasets=[run.hub[0]] if run.hub is not None else None,
+        model_name=printable(run.name),
+        base_model=list(map(printable, run.starts)) or None,
+        datasets=[printable(run.hub[0])] if run.hub is not None else None,
         eval_results=results or None,
         language=_languages(run),
         library_name="transformers",
@@ -237,20 +242,20 @@ def _languages(run: _Run) -> list[str] | None:
 def _summary(run: _Run) -> str:
     record = run.record
     ours, theirs = record.student, record.teacher
-    made = f"distilled from `{theirs.source}` " if theirs is not None else "trained without a teacher "
+    made = f"distilled from {code(theirs.source)} " if theirs is not None else "trained without a teacher "
     lines = [
-        f"# {run.name}",
+        f"# {line(run.name)}",
         "",
-        f"A {run.model_class or 'model'} of {_millions(ours.parameters)} parameters, {made}on the task "
-        f"`{record.task}` by kdalign {record.version}. It is a stock Transformers checkpoint.",
+        f"A {plain(run.model_class or 'model')} of {_millions(ours.parameters)} parameters, {made}on the task "
+        f"{code(record.task)} by kdalign {plain(record.version)}. It is a stock Transformers checkpoint.",
         "",
     ]
     table = [
-        ["made from", ours.source, theirs.source if theirs is not None else ""],
+        ["made from", *(plain(model.source) if model else "" for model in (ours, theirs))],
         ["parameters", *(_millions(model.parameters) if model else "" for model in (ours, theirs))],
         ["weights on disk", *(f"{model.megabytes:,.1f} MB" if model else "" for model in (ours, theirs))],
         ["latency", *(_latency(model.latency_ms) if model else "" for model in (ours, theirs))],
-        ["head", ours.head, theirs.head if theirs is not None else ""],
+        ["head", *(plain(model.head) if model else "" for model in (ours, theirs))],
     ]
     lines += _table(["", "student", "teacher"] if theirs is not None else ["", "student"], table)
     lines += ["", "Latency: the median of one forward, batch 1, up to 128 tokens, float32, on the machine below."]
@@ -262,26 +267,29 @@ def _scores(run: _Run) -> str:
     for split, scores in run.record.scores.items():
         theirs = {score["metric"]: score for score in scores["teacher"]}
         n = run.record.data["reported"][split]["n"]
-        lines += [f"On `{split}` of `{run.record.data['source']}`, n = {n:,}; 95 % intervals over examples:", ""]
+        lines += [
+            f"On {code(split)} of {code(run.record.data['source'])}, n = {n:,}; 95 % intervals over examples:",
+            "",
+        ]
         rows = [
-            [_titled(score), _value(score), _value(theirs.get(score["metric"])), _retained(run, score, theirs)]
+            [plain(_titled(score)), _value(score), _value(theirs.get(score["metric"])), _retained(run, score, theirs)]
             for score in scores["student"]
         ]
         if scores["agreement"] is not None:
             agreement = scores["agreement"]
             title = _titled({**agreement, "metric": "agreement with the teacher"})
-            rows.append([title, _value(agreement), "", ""])
+            rows.append([plain(title), _value(agreement), "", ""])
         errors = scores.get("calibration", {})
         if "student" in errors:
             title = _titled({**errors["student"], "metric": "expected calibration error"})
-            rows.append([title, _value(errors["student"]), _value(errors.get("teacher")), ""])
+            rows.append([plain(title), _value(errors["student"]), _value(errors.get("teacher")), ""])
         head = ["", "student", *(["teacher", "retained (%)"] if theirs else [])]
         lines += [*_table(head, rows), ""]
         made: dict[str, list[str]] = {}
         for score in scores["student"]:
             made.setdefault(score["signature"], []).append(score["metric"])
-        lines += [f"- {', '.join(metrics)}: {signature}" for signature, metrics in made.items()]
-        lines += [f"- {score['metric']}: {score['note']}" for score in scores["student"] if score.get("note")]
+        lines += ["- " + line(f"{', '.join(metrics)}: {signature}") for signature, metrics in made.items()]
+        lines += ["- " + line(f"{one['metric']}: {one['note']}") for one in scores["student"] if one.get("note")]
         lines.append("")
     if any(score.get("mark") for scores in run.record.scores.values() for score in scores["student"]):
         lines.append("\\* no perplexity, and compares with none")
@@ -319,18 +327,18 @@ def _training(run: _Run) -> str:
     ranks = run.record.training["ranks"]
     lines = ["## Training", "", *_objective(run)]
     if run.plan is not None:
-        layers = f"- Layers: {run.plan.chosen or 'as planned'}; student:teacher {_pairs(run.plan)}"
-        lines.append(layers + _layer_weights(run, run.plan))
+        layers = f"Layers: {run.plan.chosen or 'as planned'}; student:teacher {_pairs(run.plan)}"
+        lines.append(f"- {line(layers + _layer_weights(run, run.plan))}")
     if settings.freeze:
-        lines.append(f"- Not trained: {', '.join(settings.freeze)}")
+        lines.append(f"- Not trained: {plain(', '.join(settings.freeze))}")
     lines += [
         *_spent(run),
-        f"- AdamW, learning rate {settings.lr:g} ({settings.scheduler}), weight decay {settings.weight_decay:g}, "
-        f"precision {settings.precision}, seed {settings.seed}"
+        f"- AdamW, learning rate {settings.lr:g} ({plain(settings.scheduler)}), "
+        f"weight decay {settings.weight_decay:g}, precision {plain(settings.precision)}, seed {settings.seed}"
         + (f", low-rank adapters of rank {settings.lora}, merged" if settings.lora else ""),
-        f"- On {machine['device']}, {ranks} process{'es' if ranks > 1 else ''} of "
-        f"{machine['threads']} threads; {machine['platform']}, Python {machine['python']}",
-        f"- {', '.join(f'{name} {version}' for name, version in machine['libraries'].items())}",
+        f"- On {plain(machine['device'])}, {ranks} process{'es' if ranks > 1 else ''} of "
+        f"{plain(str(machine['threads']))} threads; {plain(machine['platform'])}, Python {plain(machine['python'])}",
+        f"- {line(', '.join(f'{name} {version}' for name, version in machine['libraries'].items()))}",
     ]
     return "\n".join(lines)
 
@@ -341,17 +349,18 @@ def _objective(run: _Run) -> Iterable[str]:
     said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
     said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
     if recipe.preset not in (None, DEFAULT):
-        yield f"- Preset: `{recipe.preset}`, but for what the recipe says"
+        yield f"- Preset: {code(str(recipe.preset))}, but for what the recipe says"
     if objective.align_first:
         (_, layers), (after, answers) = objective.stages
         share = percent(after)
-        yield f"- Objective of the first {share} of the steps, which align layers: {_sum(run, layers, 0, after, said)}"
-        yield f"- Objective of the steps after them, which learn answers: {_sum(run, answers, after, 1, said)}"
+        first, then = _sum(run, layers, 0, after, said), _sum(run, answers, after, 1, said)
+        yield f"- Objective of the first {share} of the steps, which align layers: {first}"
+        yield f"- Objective of the steps after them, which learn answers: {then}"
     else:
         yield f"- Objective: {_sum(run, objective, 0, 1, said)}"
     for key, change in objective.moving.items():
         what = "temperature" if key == "temperature" else f"the weight of {said.get(key, key)}"
-        yield f"- Scheduled: {what} {change}"
+        yield f"- Scheduled: {plain(f'{what} {change}')}"
     if objective.balance != "static":
         yield f"- Balance of terms: {_BALANCES[objective.balance]}"
 
@@ -371,7 +380,8 @@ def _sum(run: _Run, objective: Objective, begin: float, end: float, said: Mappin
         if weight != "0"
     ]
     softened = "alpha" in weights and run.head is not HeadKind.NONE
-    return " + ".join(terms) + (f"; temperature {shown('temperature', objective.temperature)}" if softened else "")
+    temperature = f"; temperature {shown('temperature', objective.temperature)}" if softened else ""
+    return plain(" + ".join(terms) + temperature)
 
 
 def _layer_weights(run: _Run, plan: Plan) -> str:
@@ -397,7 +407,7 @@ def _spent(run: _Run) -> Iterable[str]:
             + (f"; step {exported:,} was exported" if exported != training["steps"] else "")
         )
         return
-    others = ", ".join(f"`{name}`" for name in whole["tasks"] if name != run.record.task)
+    others = ", ".join(code(name) for name in whole["tasks"] if name != run.record.task)
     yield (
         f"- The body, shared with {others}: {whole['steps']:,} steps of {batch} in all, {whole['seconds']:,.0f} "
         f"seconds; each step took one task's batch"
@@ -409,35 +419,36 @@ def _data(run: _Run) -> str:
     data = run.record.data
     train = data["train"]
     kind = "data set of the hub" if run.hub is not None else "files"
-    rows = [
-        ["train", f"{train['n']:,}", f"{train['tokens']:,}", f"{train['truncated']:,}", f"`{train['fingerprint']}`"]
-    ]
+    rows = [["train", f"{train['n']:,}", f"{train['tokens']:,}", f"{train['truncated']:,}", code(train["fingerprint"])]]
     if "unlabelled" in data:
         more = data["unlabelled"]
         rows.append(
-            ["without labels", *(f"{more[key]:,}" for key in ("n", "tokens", "truncated")), f"`{more['fingerprint']}`"]
+            ["without labels", *(f"{more[key]:,}" for key in ("n", "tokens", "truncated")), code(more["fingerprint"])]
         )
     for split, facts in data["reported"].items():
         rows.append(
-            [f"{split} (scored)", f"{facts['n']:,}", "", f"{facts['truncated']:,}", f"`{facts['fingerprint']}`"]
+            [plain(f"{split} (scored)"), f"{facts['n']:,}", "", f"{facts['truncated']:,}", code(facts["fingerprint"])]
         )
-    lines = ["## Data", "", f"Source: `{data['source']}` ({kind}).", ""]
+    lines = ["## Data", "", f"Source: {code(data['source'])} ({kind}).", ""]
     lines += _table(["split", "n", "tokens", "cut", "fingerprint"], rows)
     if "unlabelled" in data:
-        lines += ["", f"Text without labels: {data['unlabelled']['source']}."]
+        lines += ["", f"Text without labels: {plain(data['unlabelled']['source'])}."]
     augment = run.recipe.data.augment
     if "augmented" in data:
         new, whose = data["augmented"], "of the rows they are made of" if augment.keep_labels else "not known"
-        lines += ["", f"New texts: {new['n']:,}, {new['tokens']:,} tokens; {augment}; their labels are {whose}."]
+        lines += [
+            "",
+            f"New texts: {new['n']:,}, {new['tokens']:,} tokens; {plain(str(augment))}; their labels are {whose}.",
+        ]
     elif augment.corrupts:
-        lines += ["", f"Training texts were changed as they were read ({augment.by}): {augment}."]
-    lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {data['watched']['from']}."]
+        lines += ["", f"Training texts were changed as they were read ({plain(augment.by)}): {plain(str(augment))}."]
+    lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {plain(data['watched']['from'])}."]
     return "\n".join(lines)
 
 
 def _limits(run: _Run) -> str:
     data, recipe = run.record.data, run.recipe
-    splits = ", ".join(f"`{split}`" for split in data["reported"])
+    splits = ", ".join(code(split) for split in data["reported"])
     found = [
         f"Scored on {splits} of the data above alone. Text of other kinds and languages, longer text, mistakes in "
         f"words and bias were not looked at, nor whether training and scored texts overlap.",
@@ -446,8 +457,8 @@ def _limits(run: _Run) -> str:
     ]
     for name, facts in (("training", data["train"]), *data["reported"].items()):
         if facts["truncated"]:
-            cut = f"{facts['truncated']:,} of {facts['n']:,} {name} texts were cut to {recipe.data.max_length} tokens."
-            found.append(cut)
+            cut = f"{facts['truncated']:,} of {facts['n']:,} {plain(name)} texts"
+            found.append(f"{cut} were cut to {recipe.data.max_length} tokens.")
     if recipe.data.limit is not None:
         part = "data with labels" if "unlabelled" in data else "data"
         made = ", without new texts made of them" if "augmented" in data else ""
@@ -458,31 +469,32 @@ def _limits(run: _Run) -> str:
         found.append("Teacher and student read other tokens: their perplexities do not compare.")
     for leak in run.record.training.get("multi_task", {}).get("leaks", ()):
         if f" texts of {run.record.task}, " in leak:
-            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {leak}.")
+            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {plain(leak)}.")
     found += _undefined(run)
     found += _overlaps(run)
     for what, said in data.get("checks", {}).items():
         if what in recipe.allow:
-            found.append(f"A finding of the checks before the run was let through: {what}, {said}.")
+            found.append(f"A finding of the checks before the run was let through: {plain(what)}, {plain(said)}.")
     found.append("No licence is named: those of the teacher, of the checkpoint it started from and of the data apply.")
-    return "\n".join(["## Limits", "", *(f"- {line}" for line in found)])
+    return "\n".join(["## Limits", "", *(f"- {said}" for said in found)])
 
 
 def _undefined(run: _Run) -> Iterable[str]:
     for split, scores in run.record.scores.items():
         for score in scores["student"]:
+            what = f"{plain(score['metric'])} on {code(split)}"
             if score["value"] is None:
-                yield f"{score['metric']} on `{split}` is undefined: {reason_of(score)}."
+                yield f"{what} is undefined: {plain(reason_of(score))}."
             elif score["low"] is None:
-                yield f"{score['metric']} on `{split}` has no interval: the examples are too few or all alike."
+                yield f"{what} has no interval: the examples are too few or all alike."
         for who, score in _others(scores):
             if score["value"] is None:
-                yield f"{who} on `{split}` is undefined: {reason_of(score)}."
+                yield f"{plain(who)} on {code(split)} is undefined: {plain(reason_of(score))}."
         theirs = {score["metric"]: score for score in scores["teacher"]}
         for score in scores["student"]:
             why = _why_not_retained(run, score, theirs)
             if theirs and why:
-                yield f"{score['metric']} on `{split}`: nothing is said of what is retained: {why}."
+                yield f"{plain(score['metric'])} on {code(split)}: nothing is said of what is retained: {plain(why)}."
 
 
 def _others(scores: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -503,7 +515,7 @@ def _overlaps(run: _Run) -> Iterable[str]:
             ends = (ours["low"], ours["high"], *((other["low"], other["high"]) if other else (None, None)))
             if None not in ends and ends[0] <= ends[3] and ends[2] <= ends[1]:
                 yield (
-                    f"{ours['metric']} on `{split}`: the intervals of student and teacher overlap, "
+                    f"{plain(ours['metric'])} on {code(split)}: the intervals of student and teacher overlap, "
                     f"so this score alone does not tell them apart."
                 )
 
@@ -511,17 +523,17 @@ def _overlaps(run: _Run) -> Iterable[str]:
 def _use(run: _Run) -> str:
     pair = isinstance(run.task, Task) and len(run.task.columns) == 2
     auto, length = auto_class(run.head).__name__, run.recipe.data.max_length
-    code = example(run.head, auto, length, pair=pair, permutation=run.permutation)
-    return f"## Use\n\n```python\n{code}```"
+    shown = example(run.head, auto, length, pair=pair, permutation=run.permutation)
+    return f"## Use\n\n{fenced(shown, 'python')}"
 
 
 def _reproduce(run: _Run) -> str:
     start = f"## Make it again\n\nWith kdalign {run.record.version}, the libraries above and "
-    recipe = f"\n\n```yaml\n{run.recipe.dump()}```"
+    recipe = f"\n\n{fenced(run.recipe.dump(), 'yaml')}"
     if run.recipe.multi_task.together:
         return (
             f"{start}the recipe of all its tasks, which lies in the folder above this run's: "
-            f"`{distill_command(run.recipe)}`\n\nThis task's part of it, which is not a recipe by itself:"
+            f"{code(distill_command(run.recipe))}\n\nThis task's part of it, which is not a recipe by itself:"
             f"{recipe}"
         )
     return f"{start}this recipe: `kdalign distill --recipe recipe.yaml`{recipe}"
@@ -538,9 +550,9 @@ def _pairs(plan: Plan) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; what goes beyond its head is left out."""
+    """A Markdown table of cells that are Markdown already; what goes beyond its head is left out."""
     shown = [head, ["---", *("---:" for _ in head[1:])], *(row[: len(head)] for row in rows)]
-    return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in shown]
+    return [f"| {' | '.join(row)} |" for row in shown]
 
 
 def _titled(score: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from kdalign.published import marked, read_published, reference_rows
 from kdalign.ranking import Filter, best_first, filtered, mark_best, named
 from kdalign.runs import ModelRecord, RunRecord
 from kdalign.statistics import mean_interval
-from kdalign.table import SHARED, Cell, Column, Comparison, Row, metric_key
+from kdalign.table import SHARED, Cell, Column, Comparison, Row, clean, metric_key
 
 
 def compare(
@@ -107,7 +107,8 @@ def compare(
     if conditions:
         said = " and ".join(condition.written for condition in conditions)
         notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
-    return Comparison(tuple(columns), tuple(rows), (*notes, *_passed_over(found.passed_over)), held.judged)
+    notes += _passed_over(found.passed_over)
+    return clean(Comparison(tuple(columns), tuple(rows), tuple(notes), held.judged))
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:

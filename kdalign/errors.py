@@ -14,7 +14,7 @@
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST_LINE = 500
@@ -78,6 +78,18 @@ def _shown(character: str) -> str:
 
 _LINE_ENDS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 _JOINERS = frozenset("\u200c\u200d")
+
+
+def printable_names(names: Sequence[str]) -> list[str]:
+    r"""Names as ``printable`` shows them; where that would make two alike, what it takes out is written (``a\x1b``)."""
+    shown = list(map(printable, names))
+    alike = {
+        clean for clean in shown if len({name for name, own in zip(names, shown, strict=True) if own == clean}) > 1
+    }
+    return [
+        name.encode("unicode_escape").decode("ascii") if clean in alike and name != clean else clean
+        for name, clean in zip(names, shown, strict=True)
+    ]
 
 
 def shortened(text: str, longest: int = LONGEST_LINE) -> str:

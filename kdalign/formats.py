@@ -11,13 +11,15 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.grid import GAP, Grid, Name, Shown, column_width, fitting, folded, grids, heading, label, names_width
-from kdalign.table import Comparison
+from kdalign.markdown import line as markdown_line
+from kdalign.markdown import plain
+from kdalign.table import Comparison, clean
+from kdalign.terminal import words
 
 FORMATS = ("rich", "markdown", "latex", "csv", "json")
 ALL = (*FORMATS, "html")
@@ -55,6 +57,7 @@ def comparison_as(comparison: Comparison, form: str, transpose: bool = False) ->
     Raises:
         UsageError: an unknown form.
     """
+    comparison = clean(comparison)
     match form:
         case "rich":
             return _Terminal(grids(comparison, transpose), comparison.notes)
@@ -93,7 +96,7 @@ class _Terminal:
 def _table(grid: Grid, width: int) -> Table:
     """A table in which numbers stand above one another, whatever stands behind them."""
     names = names_width(grid, width) or max(8, width // 4)
-    table = Table(title=escape(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table = Table(title=words(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     table.title_justify, table.title_style = "left", "bold"
     table.add_column(grid.corner, width=names, overflow="fold")
     widths = [column_width(grid, number) for number in range(len(grid.columns))]
@@ -123,33 +126,19 @@ def _terminal_cell(cell: Shown, width: int, tail: int, quiet: bool) -> Text:
 def _markdown(tables: Sequence[Grid], notes: Sequence[str]) -> str:
     lines = []
     for grid in tables:
-        lines.append(f"| {grid.corner} | " + " | ".join(_in_cell(str(name)) for name in grid.columns) + " |")
+        lines.append(f"| {grid.corner} | " + " | ".join(plain(str(name)) for name in grid.columns) + " |")
         lines.append("|---|" + "---:|" * len(grid.columns))
         for name, row in grid.lines:
-            lines.append(f"| {_in_cell(str(name))} | " + " | ".join(map(_markdown_cell, row)) + " |")
+            lines.append(f"| {plain(str(name))} | " + " | ".join(map(_markdown_cell, row)) + " |")
         lines.append("")
-    lines += [f"- {_no_list(_plain(note))}" for note in notes]
+    lines += [f"- {markdown_line(note)}" for note in notes]
     return "\n".join(lines)
 
 
 def _markdown_cell(cell: Shown) -> str:
-    number = f"**{cell.number}**" if cell.best else f"<u>{cell.number}</u>" if cell.second else cell.number
+    number = plain(cell.number)
+    number = f"**{number}**" if cell.best else f"<u>{number}</u>" if cell.second else number
     return " ".join(filter(None, [number + cell.tail, cell.interval]))
-
-
-def _in_cell(text: str) -> str:
-    """Text that ends no cell of a Markdown table and begins no tag."""
-    return _plain(text).replace("|", "\\|")
-
-
-def _plain(text: str) -> str:
-    """Text that is no tag, emphasis, code or formula."""
-    return re.sub(r"([`*$])", r"\\\1", text.replace("<", "&lt;"))
-
-
-def _no_list(text: str) -> str:
-    """A line that begins no list of its own."""
-    return re.sub(r"^(?=[*+#-])", r"\\", text)
 
 
 def _latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
@@ -305,12 +294,14 @@ def _latex_start(text: str) -> str:
 def _csv(comparison: Comparison, transpose: bool) -> str:
     """One flat table (RFC 4180): each column with the ends of its interval, and verdicts where there are any.
 
+    A name that a spreadsheet would compute (``=1+1``) begins with a quotation mark.
+
     Numbers are in full, units those of the other forms. Transposed, a row is a metric and has its unit.
     """
     judged = any(cell.verdict for row in comparison.rows for cell in row.cells.values())
     parts = ("", "_low", "_high", *(["_verdict"] if judged else []))
 
-    def values(row: int, key: str) -> list[str | float | None]:
+    def values_of(row: int, key: str) -> list[str | float | None]:
         cell = comparison.rows[row].cells.get(key)
         found = [cell.value, cell.low, cell.high, cell.verdict] if cell is not None else [None, None, None, ""]
         return list(found[: len(parts)])
@@ -321,16 +312,24 @@ def _csv(comparison: Comparison, transpose: bool) -> str:
         names = _told_apart([label(row) for row in comparison.rows])
         lines.append(["metric", "unit", *(f"{name}{part}" for name in names for part in parts)])
         for column in comparison.columns:
-            lines.append([column.key, column.unit, *(value for row in rows for value in values(row, column.key))])
+            lines.append([column.key, column.unit, *(value for row in rows for value in values_of(row, column.key))])
     else:
         keys = [column.key for column in comparison.columns]
         lines.append(["model", "kind", "seeds", *(f"{key}{part}" for key in keys for part in parts)])
         for number, row in enumerate(comparison.rows):
             seeds = " ".join(map(str, row.seeds))
-            lines.append([row.name, row.kind, seeds, *(value for key in keys for value in values(number, key))])
+            lines.append([row.name, row.kind, seeds, *(value for key in keys for value in values_of(number, key))])
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\r\n").writerows(lines)
+    csv.writer(buffer, lineterminator="\r\n").writerows([_no_formula(value) for value in values] for values in lines)
     return buffer.getvalue()
+
+
+_FORMULA = re.compile(r"""[\s'"]*[=+\-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH COMMERCIAL AT}]""")
+
+
+def _no_formula(value: object) -> object:
+    """A cell that a spreadsheet takes for text: numbers stay numbers, and a name that would be computed is quoted."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

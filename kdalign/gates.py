@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kdalign.comparison import compare
 from kdalign.errors import UsageError
 from kdalign.files import read_json
+from kdalign.markdown import plain
 from kdalign.ranking import named
 from kdalign.table import Cell, Column, Comparison, Row
 
@@ -134,7 +135,7 @@ def below(shown: "RenderableType", form: str, verdicts: Sequence[Verdict]) -> "R
     if form == "json" and verdicts:
         return json.dumps(json.loads(str(shown)) | {"gates": [asdict(verdict) for verdict in verdicts]}, indent=2)
     if form == "markdown" and verdicts:
-        lines = [f"- {_bold_outcome(verdict.line)}" for verdict in verdicts]
+        lines = [f"- {_bold_outcome(plain(verdict.line))}" for verdict in verdicts]
         return "\n".join([str(shown).rstrip("\n"), "", "Gates:", "", *lines])
     return shown
 

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from kdalign.evidence import Disagreements
+from kdalign.terminal import words
 
 if TYPE_CHECKING:
     from kdalign.inspecting import Likeness, Looks
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def inspection_table(likeness: "Likeness", looks: "Looks", differing: Disagreements | None) -> RenderableType:
     """All of it, one below the other; examples where there are any."""
     parts: list[RenderableType] = [_layers(likeness), Text("")]
-    parts.append(Text(f"text: {' | '.join(looks.texts)}"))
+    parts.append(words(f"text: {' | '.join(looks.texts)}"))
     if looks.answers:
         named = zip(("student", "teacher"), looks.answers, strict=True)
-        parts.append(Text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
+        parts.append(words("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
         parts += [Text(""), *_examples(differing)]
     note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, special ones left out"
@@ -39,7 +39,7 @@ def _layers(likeness: "Likeness") -> Table:
         for ours, theirs in pairs:
             before, after = likeness.before[stack][ours][theirs], likeness.after[stack][ours][theirs]
             names = [f"{stack}.{layer}" if several else str(layer) for layer in (ours, theirs)]
-            table.add_row(*names, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+            table.add_row(*map(words, names), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     return table
 
 
@@ -49,7 +49,7 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
         f"{differing.task}, {differing.split}: {differing.differ:,} of {differing.n:,} examples are answered otherwise"
     )
     if not differing.examples:
-        return [Text(head)]
+        return [words(head)]
     table = _table(f"{head}; the {len(differing.examples)} farthest apart")
     table.add_column("text", overflow="fold", ratio=1)
     for heading in ("label", "teacher", "student"):
@@ -57,18 +57,18 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
     table.add_column("distance", justify="right")
     for example in differing.examples:
         table.add_row(
-            escape("\n".join(example.texts)) or f"example {example.row}",
-            escape(example.label),
-            escape(_answer(example.teacher, example.teacher_confidence)),
-            escape(_answer(example.student, example.confidence)),
+            Text("\n").join(map(words, example.texts)) if example.texts else f"example {example.row}",
+            words(example.label),
+            _answer(example.teacher, example.teacher_confidence),
+            _answer(example.student, example.confidence),
             f"{example.distance:.2f}",
         )
     return [table]
 
 
-def _answer(label: str, sure: float | None) -> str:
-    return label if sure is None else f"{label}\n{100 * sure:.0f} % sure"
+def _answer(label: str, sure: float | None) -> Text:
+    return words(label) if sure is None else words(label).append(f"\n{100 * sure:.0f} % sure")
 
 
 def _table(title: str) -> Table:
-    return Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+    return Table(title=words(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")

@@ -1,9 +1,11 @@
 """A comparison as one HTML file that needs nothing else: tables, notes, pictures, examples, recipes and commands.
 
-Whatever a user has named is escaped by Jinja; pictures are drawn as SVG, or as PNG where that is smaller.
+Whatever a user has named is escaped by Jinja, and the browser is told to fetch nothing and to run the page's own script
+alone. Pictures are drawn as SVG, or as PNG where that is smaller.
 """
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -11,16 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdalign.commands import distill_command
+from kdalign.errors import printable
 from kdalign.evidence import Disagreements, FinishedRun, disagreements
 from kdalign.grid import grids
 from kdalign.pictures import Picture, pictures_of
-from kdalign.pictures.picture import INK, styled
-from kdalign.table import Comparison
+from kdalign.pictures.picture import INK, styled, without_markup
+from kdalign.table import Comparison, clean
 from kdalign.version import __version__
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+TEMPLATE = "page.html.jinja"
 SMALL_SVG = 60_000
 """Characters up to which a picture is not drawn in pixels to see whether that is smaller."""
 LONGEST_TEXT = 400
@@ -54,12 +58,16 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = 
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_printable,
     )
     environment.filters["cut"] = _cut
+    comparison = clean(comparison)
+    source, *_ = PackageLoader("kdalign").get_source(environment, TEMPLATE)
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
     tables = grids(comparison, transpose)
     differing = [found for run in runs if (found := disagreements(run)) is not None]
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template(TEMPLATE).render(
+        script=_hash_of_script(source),
         title=_title(len(models), runs),
         version=__version__,
         runs=[_described(run) for run in runs],
@@ -70,6 +78,19 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = 
         differing=differing,
         without_texts=_without_texts(differing),
     )
+
+
+def _printable(value: object) -> object:
+    """Whatever stands in the page, line by line without what steers a terminal or the writing direction."""
+    if not isinstance(value, str) or (value.isascii() and value.isprintable()):
+        return value
+    return type(value)("\n".join(map(printable, value.split("\n"))))
+
+
+def _hash_of_script(source: str) -> str:
+    """What names the page's only script to the browser, which runs no other."""
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _title(count: int, runs: Sequence[FinishedRun]) -> str:
@@ -118,15 +139,16 @@ def _inline(picture: Picture) -> "Markup":
     from markupsafe import Markup, escape
 
     drawn = io.StringIO()
+    without_markup(picture.figure)
     with matplotlib.rc_context({"svg.hashsalt": picture.name}):  # names of parts differ from picture to picture
         picture.figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    svg = _lean(drawn.getvalue(), str(escape(picture.alternative)))
+    svg = _lean(drawn.getvalue(), str(escape(printable(picture.alternative))))
     if len(svg) > SMALL_SVG:
         pixels = io.BytesIO()
         picture.figure.savefig(pixels, format="png", dpi=160)
         png = base64.b64encode(pixels.getvalue()).decode()
         if len(png) < len(svg):
-            return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(picture.alternative, png)
+            return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(printable(picture.alternative), png)
     return Markup(svg)
 
 

@@ -78,7 +78,7 @@ class Watcher:
             left = _minutes(report.seconds_left)
             self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
             what = f"{self._what}: {report.task}" if report.task else self._what
-            self._bar.update(self._task, description=f"{escape(what)}\n{speed}\n{terms}")
+            self._bar.update(self._task, description=escape(f"{what}\n{speed}\n{terms}"))
         last = report.step == report.steps
         if time.monotonic() - self._shown < PLAIN_EVERY and not last:
             return
@@ -147,7 +147,7 @@ def _filled(state: "State") -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
     for task in tasks:
-        table.add_column(escape(task), justify="right")
+        table.add_column(words(task), justify="right")
     for arm in dict.fromkeys(trial.arm for trial in state.trials):
         cells = []
         for task in tasks:
@@ -156,8 +156,8 @@ def _filled(state: "State") -> RenderableType:
             values = [next(iter(record.scores.values()))["student"][0]["value"] for record in found]
             known = [value for value in values if value is not None]
             mean = "undefined " if len(known) < len(values) else f"{sum(known) / len(known):.1f} " if known else ""
-            cells.append(f"{mean}[dim]{len(found)}/{wanted}[/dim]")
-        table.add_row(escape(arm), *cells)
+            cells.append(Text.assemble(mean, (f"{len(found)}/{wanted}", "dim")))
+        table.add_row(words(arm), *cells)
     lines = [f"{trial.name}: {_last_line(Path(str(trial.recipe.out)))}" for trial, _ in state.running.values()]
     if state.seconds_left is not None:
         lines.append(f"about {_minutes(state.seconds_left)} left")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from kdalign.errors import printable, printable_names, shortened
 from kdalign.grid import in_digits
+from kdalign.terminal import words
 
 if TYPE_CHECKING:
     from kdalign.ablation import Ablation, Trial
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from kdalign.recipe import Train
     from kdalign.results import Evaluation
 
+LONGEST_NOTE = 2000
+"""Characters of a note: a map or a list that was given may have thousands more."""
 MOST_METRICS = 6
 """An evaluation with more metrics than this has further tables for the rest."""
 
@@ -38,7 +41,8 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
         names += [absent.metric for one in rows for absent in one.absent]
         metrics = list(dict.fromkeys(names))
         parts.append(_SplitTables(f"{task}, {split}, n = {n:,} of {source}", f"{task}, further metrics", rows, metrics))
-    return Group(*parts, *(Text(f"· {note}", style="dim") for note in _evaluation_notes(evaluations)))
+    notes = (words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in _evaluation_notes(evaluations))
+    return Group(*parts, *notes)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class _SplitTables:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         short = [Path(row.model).name for row in self.rows]
         alone = len(set(short)) == len({row.model for row in self.rows})
-        names = [name if alone else row.model for name, row in zip(short, self.rows, strict=True)]
+        names = printable_names(short if alone else [row.model for row in self.rows])
         sizes: list[str] = []
         if len(self.rows) > 1 and any(row.parameters for row in self.rows):
             sizes = [f"{row.parameters / 1e6:,.1f}" if row.parameters else "" for row in self.rows]
@@ -67,7 +71,7 @@ class _SplitTables:
         taken += _GAP + max(map(len, ("params", *sizes))) if sizes else 0
         columns = [self._column(metric, options.max_width - taken - _GAP) for metric in self.metrics]
         for number, part in enumerate(_parts(columns, options.max_width - taken)):
-            table = _table(escape(self.more if number else self.title))
+            table = _table(self.more if number else self.title)
             table.add_column("model", overflow="fold")
             if sizes:
                 table.add_column("params\n(M)", justify="right", no_wrap=True)
@@ -75,7 +79,7 @@ class _SplitTables:
                 table.add_column(Text("\n".join(column.heading)), justify="right", no_wrap=True)
             for line, (row, name) in enumerate(zip(self.rows, names, strict=True)):
                 cells = [*sizes[line : line + 1], *(column.cells[line] for column in part)]
-                table.add_row(escape(name), *cells, style="dim" if row.kind == "baseline" else "")
+                table.add_row(words(name), *cells, style="dim" if row.kind == "baseline" else "")
             yield table
 
     def _column(self, metric: str, room: int) -> "_Column":
@@ -83,7 +87,7 @@ class _SplitTables:
         cells = [_score_cell({score.metric: score for score in row.scores}.get(metric)) for row in self.rows]
         if max(len(line) for cell in cells for line in cell.split("\n")) > room:
             cells = [cell.partition("\n")[0] for cell in cells]
-        return _Column(tuple(_broken(metric).split("\n")), tuple(cells))
+        return _Column(tuple(map(printable, _broken(metric).split("\n"))), tuple(cells))
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
     table = _table()
     table.add_column("")
     for number, profile in enumerate(profiles):
-        table.add_column(escape(profile.name), justify="right", overflow="fold")
+        table.add_column(words(profile.name), justify="right", overflow="fold")
         if number:
             table.add_column("ratio", justify="right")
 
@@ -216,7 +220,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
         table.add_row(label, *cells)
 
     types = [
-        cell
+        words(cell)
         for number, profile in enumerate(profiles)
         for cell in ([profile.model_type, ""] if number else [profile.model_type])
     ]
@@ -255,12 +259,12 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
         )
         notes.append("kept to train on: activations that a training forward in fp32 keeps for its backward")
     parts = [_parts_table(profile) for profile in profiles] if layers else []
-    return Group(table, *parts, *(Text(f"· {note}", style="dim") for note in notes))
+    return Group(table, *parts, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes))
 
 
 def _parts_table(profile: "Profile") -> RenderableType:
     """One model's parameters and FLOPs, part by part; neighbours that cost the same are one row."""
-    table = _table(escape(profile.name))
+    table = _table(profile.name)
     table.add_column("part")
     table.add_column("parameters", justify="right")
     for length in profile.flops_per_token:
@@ -274,7 +278,7 @@ def _parts_table(profile: "Profile") -> RenderableType:
             rows.append(([part.name], values))
     for names, values in rows:
         last = names[-1].rpartition(".")[2]
-        table.add_row(names[0] if len(names) == 1 else f"{names[0]} to {last}, each", *values)
+        table.add_row(words(names[0] if len(names) == 1 else f"{names[0]} to {last}, each"), *values)
     return table
 
 
@@ -290,8 +294,8 @@ def plan_table(plan: "Plan") -> RenderableType:
     for student, teacher, weight in plan.pairs:
         shape = shapes.get((student, teacher))
         table.add_row(
-            str(student.number if single else student),
-            "all" if plan.attended else str(teacher.number if single else teacher),
+            words(str(student.number if single else student)),
+            words("all" if plan.attended else str(teacher.number if single else teacher)),
             f"{weight:.3f}",
             f"{shape.student_width} to {shape.teacher_width}" if shape else "none, widths agree",
             f"{shape.parameters:,}" if shape else "0",
@@ -302,7 +306,7 @@ def plan_table(plan: "Plan") -> RenderableType:
     if scores:
         notes.append("CKA of mapped layers: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     heat = [_heat_map(plan, one) for one in plan.maps if one.student_stack in plan.similarities]
-    return Group(table, *heat, *(Text(f"· {note}", style="dim") for note in notes))
+    return Group(table, *heat, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes))
 
 
 _NUMBERS_FIT = 12
@@ -313,7 +317,7 @@ def _heat_map(plan: "Plan", one: "LayerMap") -> RenderableType:
     """How alike the layers of two stacks are: numbers where they fit, else shades; mapped layers are starred."""
     alike = plan.similarities[one.student_stack]
     numbers = len(alike[0]) <= _NUMBERS_FIT
-    table = Table(box=None, padding=0, title=f"likeness (CKA), {one.student_stack}", title_justify="left")
+    table = Table(box=None, padding=0, title=words(f"likeness (CKA), {one.student_stack}"), title_justify="left")
     table.add_column("", min_width=3)
     for layer in range(len(alike[0])):
         table.add_column(f" {layer:>4} " if numbers else f"{layer % 10} ", no_wrap=True)
@@ -340,7 +344,7 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
         table.add_column("")
         table.add_column("", overflow="fold")
         for name, value in _facts(run).items():
-            table.add_row(name, escape(value))
+            table.add_row(words(name), words(value))
         parts += [table, *([plan_table(run.plan)] if run.plan is not None else [])]
     return Group(*parts)
 
@@ -358,14 +362,14 @@ def _mixture(prepared: Sequence["Prepared"]) -> list[RenderableType]:
     for name, steps in mixture.steps().items():
         size = mixture.examples[name]
         epochs = f"{steps * train.batch_size / size:.1f}"
-        table.add_row(escape(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
+        table.add_row(words(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
     settings = prepared[0].recipe.multi_task
     by = f"{settings.sampling} {settings.temperature:g}" if settings.sampling == "temperature" else settings.sampling
     notes = [
         f"sampling: {by}; the body starts from: {settings.body_from}",
         *map("leak: {}".format, seen_elsewhere(prepared)),
     ]
-    return [table, *(Text(f"· {note}", style="dim") for note in notes), Text("")]
+    return [table, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes), Text("")]
 
 
 def preparation_json(prepared: Sequence["Prepared"]) -> str:
@@ -407,14 +411,15 @@ def presets_table(presets: Sequence["Preset"]) -> RenderableType:
     for heading in ("preset", "what it minimises", "tasks of"):
         table.add_column(heading, overflow="fold")
     for preset in presets:
-        table.add_row(preset.name, f"{preset.about}\n[dim]{escape(preset.source)}[/dim]", ", ".join(preset.tasks))
+        about = Text.assemble(preset.about, "\n", (preset.source, "dim"))
+        table.add_row(words(preset.name), about, ", ".join(preset.tasks))
     return Group(table, Text("· what one needs, and its recipe: kdalign recipe show PRESET", style="dim"))
 
 
 def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
     """What an ablation would run, arm by arm."""
     arms, seeds = len(ablation.arms), len(ablation.seeds)
-    title = Text(
+    title = words(
         f"{len(trials)} run{'s' * (len(trials) > 1)}: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
         f"({' '.join(map(str, ablation.seeds))}), {', '.join(ablation.tasks)}",
         style="bold",
@@ -424,11 +429,11 @@ def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableT
     table.add_column("differs by", overflow="fold")
     for arm, changes in ablation.arms.items():
         shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
-        table.add_row(escape(arm), escape(shown or "nothing"))
+        table.add_row(words(arm), words(shown or "nothing"))
     one = trials[0].recipe
     varied = {key for changes in ablation.arms.values() for key in changes}
     own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
-    each = Text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
+    each = words(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
     return Group(title, table, each)
 
 
@@ -506,4 +511,10 @@ def _schedule(train: "Train") -> str:
 
 
 def _table(title: str | None = None) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+    return Table(
+        title=None if title is None else words(title),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        title_style="bold",
+    )

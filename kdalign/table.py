@@ -1,7 +1,9 @@
 """A table of models: its columns, cells and rows, and what must be known to read it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from kdalign.errors import printable, printable_names
 
 PUBLISHED = "published"
 
@@ -99,6 +101,43 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
         return asdict(self)
+
+
+def clean(comparison: Comparison) -> Comparison:
+    """A comparison whose names and notes are one printable line each, and differ where they differed."""
+    columns, rows = comparison.columns, comparison.rows
+    keys = dict(zip((c.key for c in columns), printable_names([c.key for c in columns]), strict=True))
+    titles = printable_names([column.title for column in columns])
+    names = printable_names([row.name for row in rows])
+    return replace(
+        comparison,
+        columns=tuple(
+            replace(column, key=keys[column.key], title=title, unit=printable(column.unit), task=printable(column.task))
+            for column, title in zip(columns, titles, strict=True)
+        ),
+        rows=tuple(
+            replace(
+                row,
+                name=name,
+                cells={keys.get(key, printable(key)): _clean_cell(cell) for key, cell in row.cells.items()},
+                source=printable(row.source),
+                note=printable(row.note),
+                mark=printable(row.mark),
+            )
+            for row, name in zip(rows, names, strict=True)
+        ),
+        notes=tuple(map(printable, comparison.notes)),
+    )
+
+
+def _clean_cell(cell: Cell) -> Cell:
+    return replace(
+        cell,
+        reason=printable(cell.reason),
+        written=printable(cell.written),
+        called=printable(cell.called),
+        mark=printable(cell.mark),
+    )
 
 
 def metric_key(task: str, metric: str, published: bool = False) -> str:

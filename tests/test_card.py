@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -395,3 +397,33 @@ def test_what_cannot_have_a_card_is_one_line(kdalign, classifier, tmp_path):
         status, out, err = kdalign("card", given)
         assert (status, out) == (2, "")
         assert said in one_line(err)
+
+
+def test_no_name_in_a_card_is_markup_and_its_front_matter_stays_right(classifier, tmp_path):
+    from markdown_it import MarkdownIt
+
+    hostile = "x\n\n# Injected\n![p](http://evil.example/p) <script>y</script> [z](javascript:1) |`"
+    hostile += "\x1b[31m\u202e\udcff\n---\n"
+    folder = tmp_path / "a <b>![r](http:x)\n# Head"
+    shutil.copytree(classifier, folder)
+    record = read_record(folder)
+    scores = json.loads(json.dumps(record.scores))
+    for score in scores["validation"]["student"]:
+        score |= {"metric": hostile, "signature": hostile, "unit": hostile}
+    data = json.loads(json.dumps(record.data))
+    data |= {"source": hostile, "reported": {hostile: data["reported"]["validation"]}, "checks": {hostile: hostile}}
+    parts = {
+        "task": hostile, "version": hostile, "scores": {hostile: scores["validation"]}, "data": data,
+        "student": replace(record.student, source=hostile, head=hostile),
+        "teacher": replace(record.teacher, source=hostile), "environment": {**record.environment, "device": hostile},
+        "recipe": {**record.recipe, "allow": [hostile], "teacher": hostile, "student": hostile},
+    }  # fmt: skip
+    text = model_card(replace(record, **parts), folder)
+    assert all(sign == "\n" or sign.isprintable() for sign in text)
+    card = ModelCard(text)
+    assert card.data.to_dict()["model-index"][0]["name"] == "a <b>![r](http:x) # Head"
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
+    assert not {"image", "link_open", "html_inline", "html_block"} & kinds
+    heads = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+    assert heads[1:] == ["Scores", "Training", "Data", "Limits", "Use", "Make it again"]

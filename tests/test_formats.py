@@ -127,7 +127,7 @@ def test_best_is_bold_and_second_underlined_in_every_form_for_people(table):
 def test_markdown_shows_no_sign_of_a_name_as_markup(table):
     text = shown(table, "markdown")
     assert "- \\* pseudo: &lt;b>" in text
-    assert r"~&lt;i>\|\`--" in text
+    assert r"\z \~&lt;i>\|\`--" in text.replace("\\\\z", r"\z")
 
 
 def test_a_caption_says_only_what_its_table_has(table):
@@ -258,7 +258,7 @@ def test_csv_quotes_what_would_end_a_field_and_has_verdicts_only_where_there_are
     rows = (Row('a, "b"\nc', "student", (0,), {"sst2/accuracy": Cell(0.1 + 0.2)}),)
     text = shown(Comparison(columns()[:1], rows), "csv")
     head = "model,kind,seeds,sst2/accuracy,sst2/accuracy_low,sst2/accuracy_high\r\n"
-    assert text == head + '"a, ""b""\nc",student,0,0.30000000000000004,,\r\n'
+    assert text == head + '"a, ""b"" c",student,0,0.30000000000000004,,\r\n'
 
 
 def test_transposed_csv_tells_models_of_one_name_apart(table):
@@ -348,3 +348,42 @@ def test_a_perplexity_of_very_many_digits_is_short_and_whole_in_forty_columns():
     with console.capture() as captured:
         console.print(comparison_as(table, "rich"))
     assert {"1.50e+09", "1.23e+97"} <= set(captured.get().split())
+
+
+HOSTILE = "a\x1b[31m\u202e=x\nb\u2028c\udcff"
+
+
+def test_no_form_has_a_control_character_or_half_a_letter_of_a_name_and_none_raises(table):
+    rows = tuple(replace(row, name=f"{row.name} {HOSTILE}", mark="\x07") for row in table.rows)
+    columns_ = tuple(replace(column, title=f"{column.title}\x9b", unit="%\x1b") for column in table.columns)
+    hostile = replace(table, rows=rows, columns=columns_, notes=(f"note {HOSTILE}",))
+    for form in FORMATS:
+        for transpose in (False, True):
+            text = shown(hostile, form, transpose)
+            text.encode()
+            assert all(sign == "\n" or sign.isprintable() for sign in text.replace("\r\n", "\n")), form
+
+
+def test_names_that_differ_only_in_what_is_not_shown_stay_two_rows_of_two_names():
+    rows = tuple(
+        Row(name, "student", (0,), {"sst2/accuracy": Cell(50.0)}) for name in ("a", "a\x1b", "a\u202e", "b\x00")
+    )
+    for form in ("csv", "markdown", "rich", "latex"):
+        text = shown(Comparison(columns()[:1], rows), form)
+        assert r"a\x1b" in text.replace(r"\\", "\\").replace(r"\textbackslash{}", "\\"), form
+        assert r"a\u202e" in text.replace(r"\\", "\\").replace(r"\textbackslash{}", "\\"), form
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", '"=1', "'=1", "\n-2", "\uff1d1", "=cmd|' /C calc'!A0"],
+)
+def test_no_name_is_a_formula_in_a_spreadsheet_and_negative_numbers_stay_numbers(name):
+    column = Column(f"{name}/x", "x", name, 1, task=name)
+    for transpose in (False, True):
+        row = Row(name, "student", (0,), {column.key: Cell(-1.5, -2.0, 0.5)})
+        text = shown(Comparison((column,), (row,)), "csv", transpose)
+        cells = [cell for line in csv.reader(io.StringIO(text, newline="")) for cell in line]
+        assert {"-1.5", "-2.0", "0.5"} <= set(cells)
+        for cell in cells:
+            assert not re.match(r"""[\s"']*[=+@\uff1d-]""", cell) or cell.startswith("'") or float(cell) < 0

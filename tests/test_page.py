@@ -1,5 +1,7 @@
 """One HTML file that shows a comparison, and a look into a run, through the real command line."""
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -134,6 +136,31 @@ def test_whatever_users_name_is_escaped(written):
     assert html.escape(STRANGE) in text or "&lt;b&gt;&amp;&#34;x" in text
     assert "<b>" not in text
     assert not any(tag == "b" for tag, _ in Page(file).tags)
+
+
+def test_the_page_lets_the_browser_fetch_nothing_and_run_its_own_script_alone(written):
+    file, _ = written
+    text = file.read_text(encoding="utf-8")
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{own}';" in policy
+
+
+def test_a_page_has_no_control_character_of_a_name(runs):
+    from kdalign.comparison import compare
+    from kdalign.evidence import finished_runs
+    from kdalign.page import page
+
+    hostile = "x\x1b[31m\u202e\udcff</script><b>"
+    named = [replace(run, name=hostile) for run in finished_runs([runs / "joint-0"])]
+    table = compare([runs / "joint-0"])
+    table = replace(table, notes=(hostile,), rows=tuple(replace(row, name=hostile) for row in table.rows))
+    text = page(table, named)
+    text.encode()
+    assert all(sign == "\n" or sign.isprintable() for sign in text)
+    assert "<b>" not in text
 
 
 def test_the_page_loads_nothing_and_names_no_address(written):

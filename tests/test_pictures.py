@@ -259,3 +259,14 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         check_folder(tmp_path / "file")
     check_folder(Path(tmp_path / "new" / "folder"))
     assert not (tmp_path / "new").exists()
+
+
+def test_names_with_signs_of_formulas_and_halves_of_letters_are_drawn(tmp_path):
+    name = "$x_$ \\frac{ \x1b[31m\udcff\u202e"
+    drawn = draw_terms([training(name, name, hard=np.ones(10))])
+    files = save_all([replace(drawn, title=name, caption=name), replace(drawn, title="b")], tmp_path)
+    assert len(set(files)) == len(files) == 4, "pictures of one name do not write over each other"
+    for file in files:
+        if file.suffix == ".svg":
+            text = file.read_text(encoding="utf-8")
+            assert not any(sign in text for sign in ("\x1b", "\u202e"))

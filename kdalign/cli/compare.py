@@ -20,7 +20,7 @@ from kdalign.cli.shared import (
     tell,
     trust_code,
 )
-from kdalign.errors import RunError, UsageError
+from kdalign.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -232,7 +232,7 @@ def _print(
     else:
         shown = comparison_as(found, form, transpose)
     table = below(shown, form, gates)
-    lines = "".join(f"{gate.line}\n" for gate in gates)
+    lines = "".join(f"{printable(gate.line)}\n" for gate in gates)
     if out is None:
         show(table)
         if form == "rich":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdalign.errors import printable, printable_names
 from kdalign.pictures.picture import WIDTH, Picture, save, styled
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
     lengths = list(profiles[0].flops_per_token)
     figure = Figure(figsize=(4 + 1.2 * len(profiles) * (1 + len(lengths)), 4.5), layout="constrained")
     panels = figure.subplots(1, 1 + len(lengths), squeeze=False)[0]
-    names = [Path(profile.name).name for profile in profiles]
+    names = printable_names([Path(profile.name).name for profile in profiles])
     titles = ["parameters (M)", *(f"MFLOP a token, {length} tokens" for length in lengths)]
     for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         for bar, profile in enumerate(profiles):
@@ -185,8 +186,8 @@ def draw_attention(
                 axes.set_yticks([])
                 continue
             size = 6.5 if len(tokens) <= 18 else 4.5
-            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=size)
-            axes.set_yticks(range(len(tokens)), tokens, fontsize=size)
+            axes.set_xticks(range(len(tokens)), list(map(printable, tokens)), rotation=90, fontsize=size)
+            axes.set_yticks(range(len(tokens)), list(map(printable, tokens)), fontsize=size)
             if who == "teacher" and list(student_tokens) == list(teacher_tokens):
                 axes.tick_params(labelleft=False)
     figure.colorbar(image, ax=found.ravel().tolist(), label="attention", location="bottom", shrink=0.6, aspect=40)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, printable
 from kdalign.files import check_writable, whole_file
 
 if TYPE_CHECKING:
@@ -120,6 +120,21 @@ def legend(figure: "Figure", handles: list["Artist"], names: list[str]) -> None:
     figure.legend(handles, names, loc="outside lower left", ncols=columns, handlelength=1.8, columnspacing=1.2)
 
 
+def without_markup(figure: "Figure") -> None:
+    """Let no name in a figure be a formula or steer what is written: ``$x`` would else raise while it is saved."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text), "asked for"
+        text.set_parse_math(False)
+        text.set_text(on_lines(text.get_text()))
+
+
+def on_lines(text: str) -> str:
+    """Lines of words as they can be drawn."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def shortened(name: str, most: int) -> str:
     """A name of at most so many letters; where it is cut, its middle is left out."""
     if len(name) <= most:
@@ -156,6 +171,7 @@ def check_folder(folder: Path) -> None:
 def save(figure: "Figure", file: Path, whole: bool = False) -> None:
     """Write a figure in the format that its file's ending says; ``whole``, with words that stand beside its frame."""
     form = file.suffix[1:].lower()
+    without_markup(figure)
     with whole_file(file) as temporary:
         figure.savefig(
             temporary,
@@ -169,16 +185,21 @@ def save(figure: "Figure", file: Path, whole: bool = False) -> None:
 @styled
 def save_all(pictures: Iterable[Picture], folder: Path, endings: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
     """Write pictures into a folder, each with its title above and its caption below, in each of these formats."""
-    files = []
+    files: list[Path] = []
     for picture in pictures:
         figure = picture.figure
+        without_markup(figure)
         _settle(figure)
         width, height = figure.get_size_inches()
-        words = "\n".join(textwrap.wrap(picture.caption, int(_CAPTION * width / WIDTH)))
-        title = figure.text(0.01, 1 + 0.08 / height, picture.title, va="bottom", fontsize=10, fontweight="bold")
+        words = "\n".join(textwrap.wrap(printable(picture.caption), int(_CAPTION * width / WIDTH)))
+        title = figure.text(
+            0.01, 1 + 0.08 / height, printable(picture.title), va="bottom", fontsize=10, fontweight="bold"
+        )
         caption = figure.text(0.01, -0.1 / height, words, va="top", fontsize=7, color=QUIET, linespacing=1.3)
+        again = sum(file.stem == picture.name for file in files) // len(endings)
+        name = f"{picture.name}-{again + 1}" if again else picture.name  # two tasks may differ by signs no file has
         for ending in endings:
-            file = folder / f"{picture.name}{ending}"
+            file = folder / f"{name}{ending}"
             save(figure, file, whole=True)
             files.append(file)
         title.remove()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdalign.comparison import common_name
+from kdalign.errors import printable
 from kdalign.evidence import Answers, Curves, FinishedRun, answers, curves, front
 from kdalign.metrics import reliability
 from kdalign.pictures.picture import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
@@ -207,7 +208,7 @@ def draw_differences(comparison: Comparison) -> Picture | None:
         (handle,) = axes.plot([], [], color=colour, marker=marker, markersize=5, linewidth=1.1)
         handles.append(handle)
     axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(columns)), [column.title for column in columns])
+    axes.set_yticks(range(len(columns)), [printable(column.title) for column in columns])
     axes.set_ylim(len(columns) - 0.5, -0.5)
     axes.set_xlabel("points better")
     legend(figure, handles, [row.name for row in rows])
@@ -371,5 +372,5 @@ def _axis(column: Column) -> str:
 
 
 def _in_a_name(text: str) -> str:
-    """As a part of a file's name."""
-    return re.sub(r"[^\w.]+", "-", text)
+    """As a part of a file's name, which may not be long."""
+    return re.sub(r"[^\w.]+", "-", text)[:60]
