@@ -403,7 +403,7 @@ def test_no_name_in_a_card_is_markup_and_its_front_matter_stays_right(classifier
     from markdown_it import MarkdownIt
 
     hostile = "x\n\n# Injected\n![p](http://evil.example/p) <script>y</script> [z](javascript:1) |`"
-    hostile += "\x1b[31m\u202e\udcff\n---\n"
+    hostile += "\x1b[31m\u202e\n---\n"
     folder = tmp_path / "a <b>![r](http:x)\n# Head"
     shutil.copytree(classifier, folder)
     record = read_record(folder)
