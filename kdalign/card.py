@@ -528,7 +528,7 @@ def _use(run: _Run) -> str:
 
 
 def _reproduce(run: _Run) -> str:
-    start = f"## Make it again\n\nWith kdalign {run.record.version}, the libraries above and "
+    start = f"## Make it again\n\nWith kdalign {plain(run.record.version)}, the libraries above and "
     recipe = f"\n\n{fenced(run.recipe.dump(), 'yaml')}"
     if run.recipe.multi_task.together:
         return (

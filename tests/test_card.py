@@ -411,15 +411,15 @@ def test_no_name_in_a_card_is_markup_and_its_front_matter_stays_right(classifier
     for score in scores["validation"]["student"]:
         score |= {"metric": hostile, "signature": hostile, "unit": hostile}
     data = json.loads(json.dumps(record.data))
-    data |= {"source": hostile, "reported": {hostile: data["reported"]["validation"]}, "checks": {hostile: hostile}}
+    data |= {"source": hostile, "checks": {"memory": hostile}}
     parts = {
-        "task": hostile, "version": hostile, "scores": {hostile: scores["validation"]}, "data": data,
+        "task": hostile, "version": hostile, "scores": scores, "data": data,
         "student": replace(record.student, source=hostile, head=hostile),
         "teacher": replace(record.teacher, source=hostile), "environment": {**record.environment, "device": hostile},
-        "recipe": {**record.recipe, "allow": [hostile], "teacher": hostile, "student": hostile},
+        "recipe": {**record.recipe, "allow": ["memory"], "teacher": hostile, "student": hostile},
     }  # fmt: skip
     text = model_card(replace(record, **parts), folder)
-    assert all(sign == "\n" or sign.isprintable() for sign in text)
+    assert [part for part in text.split("\n") if not part.isprintable()] == []
     card = ModelCard(text)
     assert card.data.to_dict()["model-index"][0]["name"] == "a <b>![r](http:x) # Head"
     tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
