@@ -263,7 +263,7 @@ def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedCo
             yield Finding(what, f"{what} does not suffice: {said}", mend)
     limit, largest = _limit_of_files(), max(4, moments) * ours
     if limit is not None and largest > limit:
-        said = f"a file may have {_size(limit)} here (ulimit -f), and a checkpoint's largest has {_size(largest)}"
+        said = f"a file may have {limit:,} bytes here (ulimit -f), and a checkpoint's largest has about {largest:,}"
         yield Finding("file-size", said, "raise the limit")
 
 
