@@ -24,6 +24,7 @@ from kdalign.architecture import (
 from kdalign.augmenting import substitute_model
 from kdalign.checkpoints import newest_whole
 from kdalign.encoding import check_template
+from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.extend import check_trusted
 from kdalign.files import check_writable
@@ -193,6 +194,8 @@ def prepare(recipe: Recipe) -> Prepared:
         student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
+    if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
+        check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
     reported = reported_splits(work, data)
     return Prepared(
         recipe=recipe.with_changes(out=str(folder.path)),

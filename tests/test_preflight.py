@@ -150,3 +150,20 @@ def test_train_of_one_class_alone_is_a_warning_before_training(kdalign, teacher,
 
 def test_train_of_all_classes_is_no_warning(kdalign, teacher, data):
     assert "classes" not in checks(kdalign, *words(teacher, data))
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_a_teacher_is_fine_tuned(teacher, data, tmp_path, monkeypatch):
+    from transformers import AutoModel
+
+    from kdalign.errors import UsageError
+    from kdalign.preparation import prepare
+    from kdalign.recipe import build_recipe
+
+    body = shutil.copytree(teacher, tmp_path / "body")
+    AutoModel.from_pretrained(teacher).save_pretrained(body)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "file"))
+    given = {"teacher": str(body), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
+    with pytest.raises(UsageError, match="file"):
+        prepare(build_recipe(None, {**given, "out": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()
