@@ -23,7 +23,7 @@ from typing import Any
 from kdalign.ablation import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
 from kdalign.errors import Interrupted, KdalignError, RunError, Unwritten, UsageError
 from kdalign.extend import Trust, trust, trusting
-from kdalign.files import append_text, check_writable
+from kdalign.files import append_text, check_links, check_writable
 from kdalign.keeping import Kept, keep, read_kept
 from kdalign.locks import alone
 from kdalign.observer import Observer, Silent
@@ -84,6 +84,7 @@ def ablate(
     observer = observer or Silent()
     kept = out / KEPT
     check_ours(out)
+    check_links(out)
     if not overwrite:
         check_same(ablation, out)
     check_writable(out)

@@ -3,7 +3,8 @@
 Reads run folders and, for the texts of examples, the data that a run was scored on; no model, no torch.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +91,7 @@ class Curves:
         clip: the largest norm that the optimizer saw.
         looks: (looks,), the steps before which each term's own gradient was looked at.
         pulls: (looks,) each, the norm of a weighted term's gradient there; nan in a stage without it.
+        every: of a long training only every so many-th step is here.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Curves:
     clip: float
     looks: Array = field(default_factory=lambda: np.zeros(0))
     pulls: Mapping[str, Array] = field(default_factory=dict)
+    every: int = 1
 
     @property
     def shares(self) -> dict[str, Array]:
@@ -206,9 +209,8 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 def curves(run: FinishedRun) -> Curves | None:
     """A run's training by its history; None where that is empty or gone."""
-    history = run.folder.read_history()
-    events = [event for event in history if event["kind"] == "step"]
-    looks = [event for event in history if event["kind"] == "gradients"]
+    events, every = _events(run.folder.history, "step", ("parts", "weights"), ("loss", "gradient_norm"))
+    looks, _ = _events(run.folder.history, "gradients", ("norms",), ())
     if not events:
         return None
     names = dict.fromkeys(name for event in events for name in event["parts"])
@@ -232,6 +234,75 @@ def curves(run: FinishedRun) -> Curves | None:
         clip=run.recipe.train.clip,
         looks=np.array([event["step"] for event in looks]),
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
+        every=every,
+    )
+
+
+MOST_EVENTS = 20_000
+"""Events of a kind that pictures take of a history; of a longer one every second, fourth, ... and the last."""
+
+
+def _events(file: Path, kind: str, named: Sequence[str], numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """The events of one kind in a history, line by line: one of a million steps is not held at once.
+
+    Args:
+        file: a history.
+        kind: of the events.
+        named: their keys with numbers by name; the first must be there.
+        numbers: their keys with a number.
+
+    Returns:
+        The events, and that only every so many-th is among them.
+
+    Raises:
+        UsageError: an event of another shape.
+    """
+    found: list[dict[str, Any]] = []
+    every, count, last = 1, 0, None
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # a killed run left it half written
+            continue
+        if not isinstance(event, dict) or event.get("kind") != kind:
+            continue
+        if not _is_event(event, kind, named, numbers):
+            raise UsageError(f"{str(file)!r}, line {number}: not an event of a training")
+        last = event
+        if count % every == 0:
+            found.append(event)
+        count += 1
+        if len(found) > MOST_EVENTS:
+            found, every = found[::2], 2 * every
+    if last is not None and found[-1] is not last:
+        found.append(last)
+    return found, every
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        while line := lines.readline(_LONGEST_EVENT):
+            if len(line) == _LONGEST_EVENT:
+                raise UsageError(f"{str(file)!r} has a line of more than {_LONGEST_EVENT:,} bytes")
+            yield line
+
+
+_LONGEST_EVENT = 2**20
+
+
+def _is_event(event: Mapping[str, Any], kind: str, named: Sequence[str], numbers: Sequence[str]) -> bool:
+    def number(value: object) -> bool:
+        if value is None:
+            return kind == "gradients"  # a norm that is beyond floats
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return (
+        isinstance(event.get("step"), int)
+        and named[0] in event
+        and all(isinstance(event.get(key, {}), dict) and all(map(number, event.get(key, {}).values())) for key in named)
+        and all(number(event.get(key)) for key in numbers)
     )
 
 
@@ -276,11 +347,20 @@ def answers(run: FinishedRun) -> Answers | None:
     )
 
 
-def disagreements(run: FinishedRun, most: int = 5) -> Disagreements | None:
+Read = dict[tuple[Any, ...], tuple[Examples, str] | None]
+"""Splits that were read already with their fingerprints, by where they lie."""
+
+
+def disagreements(run: FinishedRun, most: int = 5, read: Read | None = None) -> Disagreements | None:
     """The examples on which a run's student and its teacher differ most; None where the teacher's answers are not kept.
 
     Of classes, those with other answers, by the distance of the probabilities (the student's confidence where the
     teacher's logits were not kept); of scores, by their difference.
+
+    Args:
+        run: a finished run.
+        most: examples.
+        read: where splits are kept for the next run that has the same.
     """
     found = answers(run)
     if found is None or found.teacher is None:
@@ -295,7 +375,7 @@ def disagreements(run: FinishedRun, most: int = 5) -> Disagreements | None:
     else:
         distance = np.abs(ours - theirs).sum(axis=1) / 2
     rows = differ[np.argsort(-distance[differ], kind="stable")][:most].tolist()
-    examples = texts_of(run)
+    examples = texts_of(run, read)
 
     def shown(value: Any) -> str:
         return found.labels[int(value)] if found.labels else f"{float(value):.2f}"
@@ -322,11 +402,22 @@ def disagreements(run: FinishedRun, most: int = 5) -> Disagreements | None:
     )
 
 
-def texts_of(run: FinishedRun) -> Examples | None:
+def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:
     """The examples that a run was scored on, if its data folder still holds the very same; the hub is not asked."""
     data, kept = run.recipe.data, run.record.data["reported"].get(run.split)
     if data.folder is None or kept is None:
         return None
+    read = {} if read is None else read
+    place = (data.task[0], data.folder, data.dataset, data.config, data.limit, run.split)
+    if place not in read:
+        read[place] = _texts_at(run)
+    found = read[place]
+    return found[0] if found is not None and found[1] == kept["fingerprint"] else None
+
+
+def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
+    """The examples that lie where a run read its own, and their fingerprint."""
+    data = run.recipe.data
     try:
         task = find_task(data.task[0], data.folder, data.dataset, data.config)
         if not isinstance(task, Task):
@@ -335,7 +426,7 @@ def texts_of(run: FinishedRun) -> Examples | None:
     except UsageError:  # the data has gone or changed: examples are then known by their number alone
         return None
     examples = examples.take(range(min(len(examples), data.limit or len(examples))))
-    return examples if examples.fingerprint() == kept["fingerprint"] else None
+    return examples, examples.fingerprint()
 
 
 def front(cost: Array, quality: Array) -> list[int]:

@@ -404,9 +404,30 @@ def check_file(file: Path, flag: str = "--out") -> None:
     """Refuse a file that cannot be written, before the work whose result it takes.
 
     Raises:
-        UsageError: it is a folder, or its own folder cannot be made or written.
+        UsageError: it is a folder or a link, or its own folder cannot be made or written.
     """
     check_writable(file.parent)
     _check_name(file)
     if file.is_dir():
         raise UsageError(f"{flag} {str(file)!r} is a folder; give a file")
+    if file.is_symlink():  # which would be put in the place of the link, and not where that leads
+        raise UsageError(f"{flag} {str(file)!r} is a link to {str(file.readlink())!r}; name the file itself")
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder to be written into in which a link, pipe or device lies, at any depth.
+
+    What is written there would end up elsewhere, or be waited for. The folder itself may be a link.
+
+    Raises:
+        UsageError: the first that lies there.
+    """
+    for where, folders, files in os.walk(folder):
+        for path in sorted(Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise UsageError(
+                    f"{str(path)!r} is a link to {str(path.readlink())!r}; kdalign writes through no links in "
+                    f"{str(folder)!r}: put there what it leads to, or give another --out"
+                )
+            if not (path.is_dir() or path.is_file()):
+                raise UsageError(f"{str(path)!r} is a pipe, socket or device; give another --out")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kdalign.commands import distill_command
 from kdalign.errors import printable
-from kdalign.evidence import Disagreements, FinishedRun, disagreements
+from kdalign.evidence import Disagreements, FinishedRun, Read, disagreements
 from kdalign.grid import grids
 from kdalign.pictures import Picture, pictures_of
 from kdalign.pictures.picture import INK, styled, without_markup
@@ -65,7 +65,8 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = 
     source, *_ = PackageLoader("kdalign").get_source(environment, TEMPLATE)
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
     tables = grids(comparison, transpose)
-    differing = [found for run in runs if (found := disagreements(run)) is not None]
+    read: Read = {}
+    differing = [found for run in runs if (found := disagreements(run, read=read)) is not None]
     return environment.get_template(TEMPLATE).render(
         script=_hash_of_script(source),
         title=_title(len(models), runs),
@@ -145,6 +146,7 @@ def _inline(picture: Picture) -> "Markup":
     svg = _lean(drawn.getvalue(), str(escape(printable(picture.alternative))))
     if len(svg) > SMALL_SVG:
         pixels = io.BytesIO()
+        picture.figure.set_layout_engine("none")  # it is laid out already, which takes as long as drawing
         picture.figure.savefig(pixels, format="png", dpi=160)
         png = base64.b64encode(pixels.getvalue()).decode()
         if len(png) < len(svg):

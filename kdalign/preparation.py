@@ -27,7 +27,7 @@ from kdalign.encoding import check_template
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.extend import check_trusted
-from kdalign.files import check_writable
+from kdalign.files import check_links, check_writable
 from kdalign.fitting import check_terms
 from kdalign.fresh import NewModel, check_size, new_config, parse_new, shape_of
 from kdalign.integrity import read_checked
@@ -579,6 +579,8 @@ def claim(
         return
     if overwrite:
         _check_inputs_stay(folder, recipe)
+    if resume or overwrite:
+        check_links(folder.path)
     if not folder.recipe.is_file():
         raise UsageError(f"{str(folder.path)!r} is not empty and holds no run; choose another --out")
     if not (resume or overwrite):

@@ -10,10 +10,11 @@ import pytest
 from test_comparison import run
 
 from kdalign.commands import FLAGS, distill_command
-from kdalign.evidence import answers, curves, disagreements, finished_runs, front
+from kdalign.errors import UsageError
+from kdalign.evidence import _events, answers, curves, disagreements, finished_runs, front
 from kdalign.metrics import METRICS, reliability
 from kdalign.recipe import Recipe, build_recipe
-from kdalign.runs import RunFolder
+from kdalign.runs import RunFolder, seal_of
 from kdalign.tasks import find_task, load_examples
 
 
@@ -111,7 +112,7 @@ def with_data(path, folder, fingerprint):
     tree = json.loads(file.read_text())
     tree["recipe"]["data"]["folder"] = str(folder)
     tree["data"]["reported"]["validation"] = {"n": 64, "fingerprint": fingerprint}
-    file.write_text(json.dumps(tree))
+    file.write_text(json.dumps({**tree, "seal": seal_of(tree)}))
 
 
 def test_texts_are_shown_only_if_the_data_is_still_the_very_same(tmp_path, data):
@@ -188,3 +189,24 @@ def test_the_command_leaves_defaults_out_and_knows_only_keys_that_are_there():
         "kdalign distill --teacher t --student layers=half --task sst2 --lr 0.001"
     )
     assert set(FLAGS) <= set(Recipe.model_validate(RECIPES[0]).flat())
+
+
+def test_of_a_long_history_every_so_many_th_step_is_taken_and_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdalign.evidence.MOST_EVENTS", 10)
+    file = tmp_path / "history.jsonl"
+    rows = [
+        {"kind": "step", "step": n, "parts": {"hard": 1.0}, "loss": 1.0, "gradient_norm": 1.0} for n in range(1, 46)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "step", "st')
+    events, every = _events(file, "step", ("parts", "weights"), ("loss", "gradient_norm"))
+    assert every == 8
+    assert [event["step"] for event in events] == [1, 9, 17, 25, 33, 41, 45]
+
+
+@pytest.mark.parametrize(
+    "row", ['{"kind": "step"}', '{"kind": "step", "step": 1, "parts": {"hard": "1"}, "loss": 1, "gradient_norm": 1}']
+)
+def test_a_history_of_another_shape_is_refused_with_its_line(tmp_path, row):
+    (tmp_path / "history.jsonl").write_text(f'5\n{{"kind": "evaluation"}}\n{row}\n')
+    with pytest.raises(UsageError, match="line 3: not an event"):
+        _events(tmp_path / "history.jsonl", "step", ("parts", "weights"), ("loss", "gradient_norm"))

@@ -7,6 +7,7 @@ import pytest
 from kdalign.errors import UsageError, cause_of, library_errors, printable, shortened
 from kdalign.files import (
     check_file,
+    check_links,
     check_writable,
     decode,
     parse_json,
@@ -171,3 +172,32 @@ def test_a_reader_to_which_all_is_text_refuses_the_same() -> None:
     for text in ("{a: 1, a: 2}", "a: &a [*a]", "[" * 500):
         with pytest.raises(UsageError):
             parse_yaml(text, "x", yaml.BaseLoader)
+
+
+def test_a_file_that_is_a_link_is_not_written_over_nor_through(tmp_path) -> None:
+    (tmp_path / "own.md").write_text("mine")
+    (tmp_path / "x.md").symlink_to(tmp_path / "own.md")
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere.md")
+    for name in ("x.md", "gone.md"):
+        with pytest.raises(UsageError, match="is a link to"):
+            check_file(tmp_path / name)
+    assert (tmp_path / "own.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["record.json", "log.txt", "student", "student/model.safetensors", "checkpoints/step-1"]
+)
+def test_links_and_pipes_in_a_folder_that_is_written_into_are_named(tmp_path, name) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "predictions").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(run)
+    check_links(tmp_path / "link")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(UsageError, match=r"is a link to '.*elsewhere'"):
+        check_links(run)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(UsageError, match="pipe"):
+        check_links(run)

@@ -21,7 +21,7 @@ from kdalign.pictures import (
     save_all,
 )
 from kdalign.pictures.picture import look, shortened
-from kdalign.pictures.runs import POINTS, smoothed
+from kdalign.pictures.runs import MOST_LOOKS, MOST_PANELS, POINTS, smoothed
 from kdalign.table import Cell, Column, Comparison, Row
 
 
@@ -270,3 +270,13 @@ def test_names_with_signs_of_formulas_and_halves_of_letters_are_drawn(tmp_path):
         if file.suffix == ".svg":
             text = file.read_text(encoding="utf-8")
             assert not any(sign in text for sign in ("\x1b", "\u202e"))
+
+
+def test_of_hundreds_of_runs_the_first_are_drawn_and_the_caption_says_so():
+    many = [training(f"r{n}", f"g{n}", hard=np.ones(10), soft=np.ones(10)) for n in range(40)]
+    shares, terms = draw_shares(many), draw_terms(many)
+    assert sum(axes.get_visible() for axes in shares.figure.axes) == MOST_PANELS
+    assert shares.caption.endswith(f"Drawn are the first {MOST_PANELS} of 40 runs.")
+    assert len(terms.figure.axes[0].lines) == MOST_LOOKS
+    assert terms.caption.endswith(f"Drawn are the first {MOST_LOOKS} of 40 recipes.")
+    assert "Drawn" not in draw_shares(many[:3]).caption

@@ -9,7 +9,7 @@ import pytest
 
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, sha256, whole_file, write_json, write_text
-from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, find_runs, read_record
+from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, Walk, find_runs, read_record
 
 ACCURACY = {
     "metric": "accuracy",
@@ -268,3 +268,32 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     with pytest.raises(UsageError, match="permission denied"):
         check_writable(tmp_path / "run")
     tmp_path.chmod(0o700)
+
+
+def test_folders_that_lead_in_a_circle_by_links_are_looked_into_once(tmp_path):
+    finished(tmp_path / "runs" / "a")
+    for name in ("up", "again", "b"):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / ("runs/a" if name == "b" else "runs"))
+    (tmp_path / "linked").symlink_to(tmp_path / "runs")
+    assert list(find_runs(tmp_path / "runs")) == [tmp_path / "runs" / "a"], "not by the link b beside it"
+    assert list(find_runs(tmp_path / "linked")) == [tmp_path / "linked" / "a"]
+    walk = Walk(tmp_path / "runs")
+    assert [inner.name for inner in walk.inside(tmp_path / "runs")] == ["a"]
+    assert walk.inside(tmp_path / "runs") == []
+
+
+def test_a_folder_with_more_folders_than_runs_can_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdalign.runs.MOST_FOLDERS", 5)
+    for number in range(6):
+        (tmp_path / str(number)).mkdir()
+    with pytest.raises(UsageError, match="more than 5 folders below"):
+        list(find_runs(tmp_path))
+
+
+def test_pipes_and_devices_are_no_records(tmp_path):
+    os.mkfifo(tmp_path / "record.json")
+    (tmp_path / "x.json").symlink_to("/dev/zero")
+    for place in (tmp_path, tmp_path / "record.json", tmp_path / "x.json"):
+        with pytest.raises(UsageError):
+            read_record(place)
+    assert list(find_runs(tmp_path)) == []

@@ -228,7 +228,8 @@ def _print(
         from kdalign.page import page
 
         with_gates = replace(found, notes=(*found.notes, *(gate.line for gate in gates)))
-        shown: RenderableType = page(with_gates, finished_runs(runs), transpose)
+        with error_console().status("making the page"):
+            shown: RenderableType = page(with_gates, finished_runs(runs), transpose)
     else:
         shown = comparison_as(found, form, transpose)
     table = below(shown, form, gates)

@@ -21,6 +21,10 @@ MOST_RAW = 4
 """With more runs than this, single steps are left out: they would hide the lines."""
 MOST_NAMES = 12
 """With more models than this, only those on the front and the teachers are named."""
+MOST_LOOKS = 24
+"""Recipes whose lines are drawn in one picture: with more, colours and dashes come again."""
+MOST_PANELS = 12
+"""Runs that have a panel of their own in one picture; of hundreds nobody looks at each, and a page took minutes."""
 COSTS = ("latency", "parameters")
 
 
@@ -54,9 +58,12 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+    groups = _groups(trained)
+    drawn = list(groups)[:MOST_LOOKS]
+    of = len(groups)
+    trained = [each for each in trained if each.group in drawn]
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     figure, found = panels(len(terms) + 1, 1.35, share_x=True)
-    groups = _groups(trained)
     order = list(dict.fromkeys([*students, *(name for name, _ in groups.values())]))
     handles: dict[str, Any] = {}
     every = 1
@@ -87,10 +94,13 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     legend(figure, list(handles.values()), ["".join(groups[group]) for group in handles])
     thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
     smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
+    thinned = max(each.every for each in trained)
+    smooth += f", of every {thinned}th step alone" if thinned > 1 else ""
     alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
     caption = (
         f"Each term of the objective before its weight, {smooth}. {_counted(trained)}{alike}. "
         f"Dotted: where gradients were clipped ({', '.join(f'{clip:g}' for clip in clips)})."
+        f"{_first(len(drawn), of, 'recipes')}"
     )
     lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
     task = trained[0].task
@@ -101,6 +111,7 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
 @styled
 def draw_shares(trained: Sequence[Curves]) -> Picture:
     """Each term's part of the loss over the steps: weight times value, stacked to 100 per cent; a panel a run."""
+    trained, of = trained[:MOST_PANELS], len(trained)
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     columns = 1 if len(trained) == 1 else 2
     figure, found = panels(len(trained), 1.5, columns)
@@ -121,7 +132,7 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
         axes.set_xlabel("optimizer step")
     legend(figure, [handles[name] for name in terms], terms)
     what = "Weight times value of each term, in per cent of their sum; means of neighbouring steps"
-    caption = f"{what}. {_counted(trained)}."
+    caption = f"{what}. {_counted(trained)}.{_first(len(trained), of)}"
     last = [
         f"{each.name}: " + ", ".join(f"{name} {share[-1]:.0f} %" for name, share in each.shares.items())
         for each in trained
@@ -135,6 +146,7 @@ def draw_gradients(trained: Sequence[Curves]) -> Picture:
     """How hard each term pulls, by the norm of its weighted gradient where it was looked at; a panel a run."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+    trained, of = trained[:MOST_PANELS], len(trained)
     terms = list(dict.fromkeys(name for each in trained for name in each.pulls))
     columns = 1 if len(trained) == 1 else 2
     figure, found = panels(len(trained), 1.5, columns)
@@ -157,7 +169,7 @@ def draw_gradients(trained: Sequence[Curves]) -> Picture:
     legend(figure, list(handles.values()), list(handles))
     caption = (
         "Norm of each weighted term's gradient on the last of the student's layers that it reaches, on one "
-        f"micro-batch, without the other terms. {_counted(trained)}."
+        f"micro-batch, without the other terms. {_counted(trained)}.{_first(len(trained), of)}"
     )
     last = [
         f"{each.name}: " + ", ".join(f"{name} {norms[-1]:.2g}" for name, norms in each.pulls.items() if norms[-1] > 0)
@@ -280,6 +292,7 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
 @styled
 def draw_calibration(answered: Sequence[Answers]) -> Picture:
     """How often students and teachers are right where they are so confident; a panel for each student."""
+    answered, of = answered[:MOST_PANELS], len(answered)
     columns = 1 if len(answered) == 1 else 2
     figure, found = panels(len(answered), 2.05, columns)
     said, n = [], 0
@@ -316,6 +329,7 @@ def draw_calibration(answered: Sequence[Answers]) -> Picture:
     caption = (
         f"{first.task}, {first.split}, n = {n:,}: 15 equal bins of the answer's softmax; a point's size is its "
         f"share of the examples. On the dotted line confidence is what it says; ECE: mean distance from it."
+        f"{_first(len(answered), of)}"
     )
     name = f"calibration-{_in_a_name(first.task)}"
     title = f"How far confidence can be trusted: {first.task}"
@@ -345,6 +359,11 @@ def _counted(trained: Sequence[Curves]) -> str:
     runs = f"{len(trained)} runs" if len(trained) > 1 else "One run"
     longest = max(int(each.steps[-1]) for each in trained)
     return f"{runs}, up to {longest:,} steps"
+
+
+def _first(drawn: int, of: int, what: str = "runs") -> str:
+    """Which are drawn where not all are, as a sentence."""
+    return "" if drawn == of else f" Drawn are the first {drawn} of {of:,} {what}."
 
 
 def _seeds(rows: Sequence[Row]) -> str:
