@@ -108,9 +108,11 @@ class _Share(_Shape):
 
 class _Together(_Shape):
     tasks: dict[Word, _Share]
+    parameters: Count
+    megabytes: Amount
     steps: Count
     seconds: Amount
-    leaks: list[Text] = []
+    leaks: list[Text]
 
 
 class _Training(_Shape):

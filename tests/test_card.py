@@ -252,7 +252,8 @@ def test_new_texts_and_texts_without_labels_are_said_and_not_counted_by_the_limi
 
 def test_a_task_that_was_learnt_with_others_says_its_own_steps_and_the_wholes(classifier):
     tasks = {name: {"examples": 9, "share": 1 / 3, "steps": 2} for name in ("cola", "sst2", "mrpc")}
-    whole = {"steps": 6, "seconds": 50.2, "tasks": tasks, "leaks": ["3 of the 8 texts of sst2, validation, are old"]}
+    whole = {"steps": 6, "seconds": 50.2, "parameters": 9, "megabytes": 0.1, "tasks": tasks}
+    whole["leaks"] = ["3 of the 8 texts of sst2, validation, are old"]
     whole["leaks"].append("3 of the 8 texts of cola, validation, are old")
     text = said_of(classifier, "multi_task.together=true", "out=runs/all of it/sst2", training={"multi_task": whole})
     assert (
