@@ -45,25 +45,25 @@ _MARKS = (
 """Byte order marks and what they say; the longer of two that begin alike first."""
 
 
-def read_bytes(file: Path, largest: int = LARGEST_TEXT) -> bytes:
+def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
     """The bytes of a file that somebody named.
+
+    Args:
+        file: its name.
+        largest: the most bytes that are read; None for data, which may be as large as memory holds.
 
     Raises:
         UsageError: nothing there, a folder, no regular file (a pipe would be waited for), unreadable, or too large.
     """
     try:
-        found = file.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise UsageError(f"{str(file)!r} is a folder, not a file")
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{str(file)!r} is not a regular file but a pipe, socket or device")
-        if found.st_size > largest:
-            raise UsageError(f"{str(file)!r} has {found.st_size:,} bytes; at most {largest:,} are read")
+        size = check_regular(file)
+        if largest is not None and size > largest:
+            raise UsageError(f"{str(file)!r} has {size:,} bytes; at most {largest:,} are read")
         with file.open("rb") as opened:
-            data = opened.read(largest + 1)
+            data = opened.read() if largest is None else opened.read(largest + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UsageError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > largest:
+    if largest is not None and len(data) > largest:
         raise UsageError(f"{str(file)!r} has more than the {largest:,} bytes that are read")
     return data
 
@@ -95,6 +95,23 @@ def check_name(name: str, what: str) -> None:
             f"{what} {shortened(name, 80)!r} is too long for a file's name: {longest:,} bytes "
             f"(accepted: {LONGEST_NAME}, and {LONGEST_PATH:,} with its folders)"
         )
+
+
+def check_regular(file: Path) -> int:
+    """The size of a regular file, in bytes.
+
+    Raises:
+        UsageError: nothing there, a folder, or a pipe, socket or device.
+    """
+    try:
+        found = file.stat()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"{str(file)!r} is a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{str(file)!r} is not a regular file but a pipe, socket or device")
+    return found.st_size
 
 
 def decode(data: bytes, where: str) -> str:

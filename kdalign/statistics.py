@@ -9,6 +9,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 RESAMPLES = 1000
+MOST_CELLS = 1 << 24
+"""Of confusion tables that are held at once: many classes would fill the memory with a thousand of them."""
 
 
 def example_interval(
@@ -40,8 +42,13 @@ def example_interval(
     if of_counts is not None:
         classes = int(max(predictions.max(), references.max(), 1)) + 1
         cells = np.bincount(references * classes + predictions, minlength=classes**2)
-        counts = generator.multinomial(n, cells / n, RESAMPLES)
-        values = of_counts(counts.reshape(RESAMPLES, classes, classes))
+        at_once = max(1, min(RESAMPLES, MOST_CELLS // classes**2))
+        parts = []
+        for begun in range(0, RESAMPLES, at_once):
+            size = min(at_once, RESAMPLES - begun)
+            counts = generator.multinomial(n, cells / n, size)
+            parts.append(of_counts(counts.reshape(size, classes, classes)))
+        values = np.concatenate(parts)
     else:
         draws = (generator.integers(0, n, n) for _ in range(RESAMPLES))
         values = np.array([compute(predictions[rows], references[rows]) for rows in draws])

@@ -18,7 +18,7 @@ from kdalign.metrics import METRICS, Metric, Score, metrics_named, score
 from kdalign.runs import RECORD, RunFolder
 from kdalign.statistics import example_interval
 from kdalign.tasks import LanguageTask, find_task
-from kdalign.tasks.data import read_table
+from kdalign.tasks.tables import read_table
 from kdalign.text_metrics import TEXT_METRICS, check_words, score_texts
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def verify_run(run: Path) -> Verified:
         if not file.is_file():
             found += Verified(untaken=(f"{where}: its answers are not kept, so its scores were not taken again",))
             continue
-        found += _verify_split(told, Answers(read_table(file, ()), metrics), where)
+        found += _verify_split(told, Answers(read_table(file), metrics), where)
     return found
 
 
@@ -286,7 +286,7 @@ def verify_evaluation(file: Path) -> Verified:
                 names = ", ".join(one["metric"] for one in told)
                 found += Verified(untaken=(f"{where}: the answers behind {names} are not beside it",))
                 continue
-            found += _verified(where, "", told, _again(read_table(answers, ()), kind, told, result))
+            found += _verified(where, "", told, _again(read_table(answers), kind, told, result))
     return found
 
 

@@ -5,24 +5,34 @@ from ast import literal_eval
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.languages import language_code
-from kdalign.metrics import METRICS, Score, expanded, score
+from kdalign.metrics import METRICS, Metric, Score, expanded, score
 from kdalign.results import Evaluation
 from kdalign.statistics import example_interval
-from kdalign.tasks.data import read_table
+from kdalign.tasks.columns import (
+    cells_of,
+    checked_text,
+    described,
+    is_missing,
+    kinds_of,
+    no_header,
+    no_text,
+    numbers_of,
+)
+from kdalign.tasks.tables import DELIMITERS, FORMATS, format_of, read_table
 from kdalign.text_metrics import TEXT_METRICS, notes_on_words, score_texts
 
-if TYPE_CHECKING:
-    import pandas as pd
+Array = np.ndarray[Any, Any]
 
 OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_match")
 """What texts are scored by where nobody says."""
-FORMATS = ("parquet", "csv", "tsv", "jsonl")
+MOST_CLASSES = 1000
+"""In a file of predictions: intervals draw tables of classes by classes."""
 
 
 def score_file(file: str, metrics: Sequence[str] | None = None, language: str | None = None) -> Evaluation:
@@ -43,31 +53,35 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
     if not place.is_file():
         near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else [])
         raise UsageError(f"no file {file!r}{near} (accepted: .{', .'.join(FORMATS)})")
-    if place.suffix.lstrip(".") not in FORMATS:
+    if format_of(place) not in FORMATS:
         raise UsageError(f"{file!r}: predictions are read from {', '.join(FORMATS)} files")
     metrics = expanded(metrics or ())
-    of_texts = any(name in TEXT_METRICS for name in metrics)
-    table = read_table(place, ("prediction", "reference") if of_texts else ())
+    table = read_table(place)
     column = next((name for name in ("references", "reference") if name in table.columns), None)
     if column is None or "prediction" not in table.columns:
         raise UsageError(
             f"{file!r} needs the columns prediction and reference (or references), and has "
-            f"{', '.join(map(str, table.columns)) or 'none'}"
+            f"{', '.join(map(str, table.columns)) or 'none'}{no_header(table)}"
         )
     if len(table) == 0:
         raise UsageError(f"{file!r} has no rows")
-    for name in ("prediction", column):
-        if table[name].isna().any():
-            raise UsageError(f"{file!r}: row {int(np.flatnonzero(table[name].isna())[0])} has no {name}")
+    predictions, references = (cells_of(table, name) for name in ("prediction", column))
+    delimited = format_of(place) in DELIMITERS
+    for name, cells in (("prediction", predictions), (column, references)):
+        for row, cell in enumerate(cells):
+            if is_missing(cell):
+                mend = '; an empty text is written as ""' if delimited else ""
+                raise UsageError(f"{file!r}: row {row} has no {name}{mend}")
     notes: tuple[str, ...] = ()
-    if _are_numbers(table, column, metrics):
+    if _are_numbers(predictions, references, metrics, delimited):
         if language:
             raise UsageError(
                 f"--language is for texts, and {file!r} holds numbers (texts for a metric such as exact_match)"
             )
-        scores = _numbers(table, column, metrics, file)
+        ours = numbers_of(predictions, repr(file), "prediction", finite=False)
+        scores = _numbers(ours, numbers_of(references, repr(file), column, finite=False), column, metrics, file)
     else:
-        scores, notes = _texts(table, column, metrics, language, file)
+        scores, notes = _texts(predictions, references, column, metrics, language, file)
     return Evaluation(
         model=place.stem,
         task=place.stem,
@@ -86,23 +100,28 @@ def _listed(value: str, where: str) -> object:
     """A list as a file of text writes it, by JSON or by Python."""
     try:
         found = literal_eval(value) if not value.startswith('["') else json.loads(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deeply
         found = None
     if not isinstance(found, list):
         raise UsageError(f'{where} has no list in \'references\', such as ["one", "other"]; given {value[:60]!r}')
     return found
 
 
-def _are_numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str]) -> bool:
-    """Numbers are classes or scores, unless a metric of texts is asked for."""
-    import pandas as pd
+def _are_numbers(
+    predictions: Sequence[object], references: Sequence[object], metrics: Sequence[str], delimited: bool
+) -> bool:
+    """Whether a file holds classes or scores: numbers, unless a metric of texts is asked for.
 
-    numeric = all(pd.api.types.is_numeric_dtype(table[name]) for name in ("prediction", column))
-    return numeric and not any(name in TEXT_METRICS for name in metrics)
+    In csv and tsv, what writes a number is one; elsewhere text is text, unless metrics of numbers are asked for.
+    """
+    if any(name in TEXT_METRICS for name in metrics):
+        return False
+    kinds = kinds_of(predictions) | kinds_of(references)
+    of_numbers = bool(metrics) and all(name in METRICS for name in metrics)
+    return kinds == {"number"} or (kinds <= {"number", "digits"} and (delimited or of_numbers))
 
 
-def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: str) -> list[Score]:
-    predictions, references = (table[name].to_numpy() for name in ("prediction", column))
+def _numbers(predictions: Array, references: Array, column: str, metrics: Sequence[str], file: str) -> list[Score]:
     whole = all(np.array_equal(values, np.round(values)) for values in (predictions, references))
     found = []
     for name in metrics or (("accuracy", "macro_f1") if whole else ("pearson", "spearman")):
@@ -121,29 +140,54 @@ def _numbers(table: "pd.DataFrame", column: str, metrics: Sequence[str], file: s
                 if not np.isfinite(values).all():
                     row = int(np.flatnonzero(~np.isfinite(values))[0])
                     raise UsageError(f"{file!r}: row {row}: the {name_of} {values[row]} is no class")
-            ours, right = ours.astype(np.int64), right.astype(np.int64)
             if min(ours.min(), right.min()) < 0:
                 raise UsageError(f"{file!r}: classes are counted from 0")
+            ours, right = _counted(ours, right, metric, file)
         low, high = example_interval(name, metric.compute, ours, right, metric.of_counts)
         found.append(replace(score(metric, ours, right), low=low, high=high))
     return found
 
 
+def _counted(ours: Array, right: Array, metric: Metric, file: str) -> tuple[Array, Array]:
+    """Classes by their places among those that occur, so that a great number stands for no table of its size."""
+    if metric.binary:
+        return ours.astype(np.int64), right.astype(np.int64)
+    classes, places = np.unique(np.concatenate([ours, right]), return_inverse=True)
+    if len(classes) > MOST_CLASSES:
+        raise UsageError(f"{file!r}: {len(classes):,} different classes (accepted: up to {MOST_CLASSES:,})")
+    return places[: len(ours)], places[len(ours) :]
+
+
 def _texts(
-    table: "pd.DataFrame", column: str, metrics: Sequence[str], language: str, file: str
+    predictions: Sequence[object],
+    references: Sequence[object],
+    column: str,
+    metrics: Sequence[str],
+    language: str,
+    file: str,
 ) -> tuple[list[Score], tuple[str, ...]]:
     """The scores of texts, and what must be known to read them."""
-    references = []
-    for row, value in enumerate(table[column]):
+    written = [_text(cell, f"{file!r}: row {row}", "prediction") for row, cell in enumerate(predictions)]
+    known = []
+    for row, value in enumerate(references):
+        where = f"{file!r}: row {row}"
         if column == "references" and isinstance(value, str):
-            value = _listed(value, f"{file!r}: row {row}")
-        known = [value] if not isinstance(value, list | tuple | np.ndarray) else list(value)
-        if not known or not all(isinstance(text, str | int | float) for text in known):
-            raise UsageError(f"{file!r}: row {row} has no text in {column!r}")
-        references.append([str(text) for text in known])
+            value = _listed(value, where)
+        if column == "reference":
+            known.append([_text(value, where, column)])
+        elif isinstance(value, list | tuple | np.ndarray) and len(value):
+            known.append([_text(text, where, column) for text in value])
+        else:
+            raise UsageError(f"{where} has {described(value)} in column {column!r}, where a list of texts is asked for")
     for name in metrics:
         if name in METRICS:
             raise UsageError(f"{file!r}: {name} is of numbers, and predictions are texts")
-    texts = [str(text) for text in table["prediction"]]
-    scores, _ = score_texts(metrics or OF_TEXTS, texts, references, language)
-    return scores, notes_on_words(metrics or OF_TEXTS, texts, references, language)
+    scores, _ = score_texts(metrics or OF_TEXTS, written, known, language)
+    return scores, notes_on_words(metrics or OF_TEXTS, written, known, language)
+
+
+def _text(cell: object, where: str, column: str) -> str:
+    """A cell that is a text."""
+    if not isinstance(cell, str):
+        raise no_text(cell, where, column)
+    return checked_text(cell, where, column)

@@ -215,7 +215,7 @@ def test_label_names_match_whatever_their_case_and_separators(tmp_path):
     [
         ([0, 1, 0, 2], r"label 2 in row 3 is not one of task 'sst2' \(accepted: 0 negative, 1 positive\)"),
         ([0.5, 1.0, 0.0, 1.0], r"label 0\.5 in row 0"),
-        ([1.0, float("inf"), 0.0, 1.0], "inf is not a number"),
+        ([1.0, float("inf"), 0.0, 1.0], "row 1 has the number inf in column 'label'"),
         ([1.0, 0.0, None, 1.0], "row 2 has no label in 'label'"),
         (["positive", "negativ", "positive", "x"], r"label in row 1 .*'negativ'; did you mean 'negative'"),
     ],
@@ -227,7 +227,7 @@ def test_a_label_out_of_range_is_refused_and_its_row_named(tmp_path, labels, sai
 
 
 def test_a_score_that_is_a_word_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="needs a number in 'label', not 'high'"):
+    with pytest.raises(UsageError, match="row 0 has the text 'high' in column 'label', where a number is"):
         load(write(tmp_path, sentence1=["a"], sentence2=["b"], label=["high"]), "stsb")
 
 
@@ -281,7 +281,7 @@ CSV = b"sentence,label\ngood,1\n"
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, kind, content):
     (tmp_path / f"train.{kind}").write_bytes(content)
-    with pytest.raises(UsageError, match=f"train.{kind}' is not a {kind} file: .") as error:
+    with pytest.raises(UsageError, match=f"train.{kind}'(,| is) .") as error:
         load(str(tmp_path))
     assert line_of(error)
 
@@ -456,12 +456,12 @@ def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
         ({"label": [0, 1] * 12, "n": range(N)}, "no text column"),
         ({"text": SOME, "p": [0, 1] * 12, "q": [0, 1] * 12}, "cannot tell which column holds the label"),
         ({"text": SOME, "other": OTHER}, "cannot tell which column holds the label"),
-        ({"text": SOME, "label": [-1] * N}, "labels from -1 to -1 are not classes counted from 0"),
+        ({"text": SOME, "label": [-1] * N}, "labels from -1 to -1 in 'label' are not classes counted from 0"),
         ({"text": SOME, "label": [0] * N}, "are not classes"),
         ({"text": SOME, "label": ["one"] * N}, "1 different labels are no classes"),
         ({"text": SOME, "label": [None] * N}, "column 'label' has no labels"),
         ({"text": SOME, "label": [float("nan")] * N}, "column 'label' has no labels"),
-        ({"text": SOME, "label": [["a"], ["b"]] * 12}, "holds neither class names nor numbers"),
+        ({"text": SOME, "label": [["a"], ["b"]] * 12}, "row 0 has a list .* in column 'label'"),
         ({"text": [], "label": []}, "has no rows"),
     ],
 )

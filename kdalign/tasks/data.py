@@ -1,9 +1,7 @@
 """Read a split: from a folder of files or from the hub, checked before any model is loaded."""
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.tasks.task import Source, Task, normal
+from kdalign.errors import UsageError, cause_of, did_you_mean
+from kdalign.tasks.columns import check_column, is_blank, is_missing, texts_of
+from kdalign.tasks.labels import labels_of
+from kdalign.tasks.split_files import other_files, split_files, splits_of
+from kdalign.tasks.tables import FORMATS, TEXT_FORMATS, format_of, of_arrow, read_table
+from kdalign.tasks.task import Source, Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMATS = ("parquet", "csv", "tsv", "jsonl")
-TEXT_FORMATS = (*FORMATS, "txt")
-"""Formats of text without labels: in a .txt file, every line that is not blank is a document."""
-ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Examples:
         texts: one column of texts, or two of the same length.
         labels: class numbers (int64) or scores (float64); None where the split has none.
         passed_over: documents without a word that were left out.
+        blank: rows with a text of white space or control characters alone, which are kept.
         references: for each row all texts that are right; empty where the second column is all there is.
     """
 
@@ -38,6 +36,7 @@ class Examples:
     texts: tuple[tuple[str, ...], ...]
     labels: np.ndarray[Any, Any] | None
     passed_over: int = 0
+    blank: int = 0
     references: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
@@ -72,43 +71,46 @@ def load_examples(task: Task, split: str) -> Examples:
         UsageError: no such split, file of another format, missing column, row without text, label outside the
             task's set, or no rows at all.
     """
-    table = load_table(task.source, split, task.columns)
+    table = load_table(task.source, split)
     where = f"{task.source}, split {split!r}"
-    return Examples(split=split, texts=_texts(task, table, where), labels=_labels(task, table, where))
+    texts = _texts(task, table, where)
+    return Examples(split=split, texts=texts, labels=labels_of(task, table, where), blank=_blank(texts, where))
 
 
 def load_unlabelled(task: Task, place: Path) -> Examples:
     """Read texts in a task's columns from a file, or from the split ``train`` of a folder, whatever their labels.
 
-    A ``.txt`` file holds one text a line, for tasks of single texts.
+    A ``.txt`` file holds one text a line, for tasks of single texts; blank lines are passed over and counted.
 
     Raises:
         UsageError: nothing there, another format, a missing column, a row without text, or no rows at all.
     """
-    file = place
+    files = [place]
     if place.is_dir():
         own = place / task.name if (place / task.name).is_dir() else place
-        found = _file_of(own, "train", TEXT_FORMATS)
-        if found is None:
+        files = split_files(own, "train", TEXT_FORMATS)
+        if not files:
             has = splits_of(own, TEXT_FORMATS)
             raise UsageError(
                 f"--unlabelled {str(place)!r}: no file train.{chr(124).join(TEXT_FORMATS)} there "
                 f"(it has: {', '.join(has) or 'none of these formats'}); a file can be given, too"
             )
-        file = found
-    elif not place.is_file():
+    elif not place.exists():
         raise UsageError(f"--unlabelled {str(place)!r}: no such folder or file (accepted: one of these, or rest)")
-    elif file.suffix.lstrip(".") not in TEXT_FORMATS:
+    elif format_of(place) not in TEXT_FORMATS:
         raise UsageError(f"--unlabelled {str(place)!r}: a file of another format (accepted: {', '.join(TEXT_FORMATS)})")
-    table = read_table(file, task.columns)
-    if file.suffix == ".txt":
+    table, passed_over = _read_all(files), 0
+    if format_of(files[0]) == "txt":
         if len(task.columns) > 1:
             raise UsageError(
-                f"--unlabelled {str(file)!r} holds one text a line, and task {task.name!r} reads pairs "
+                f"--unlabelled {str(files[0])!r} holds one text a line, and task {task.name!r} reads pairs "
                 f"({', '.join(task.columns)}): give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
             )
-        table = table.set_axis(list(task.columns), axis=1)
-    return Examples(split="unlabelled", texts=_texts(task, table, str(file)), labels=None)
+        blank = [is_blank(line) for line in table["text"]]
+        table, passed_over = table[[not one for one in blank]].set_axis(list(task.columns), axis=1), sum(blank)
+    where = str(files[0])
+    texts = _texts(task, table, where)
+    return Examples("unlabelled", texts, None, passed_over, _blank(texts, where))
 
 
 def _texts(task: Task, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
@@ -116,41 +118,39 @@ def _texts(task: Task, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ..
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
     for column in task.columns:
-        if column not in table.columns:
-            raise UsageError(
-                f"task {task.name!r} needs column {column!r}, which {where} lacks"
-                f"{did_you_mean(column, table.columns)} (it has: {', '.join(table.columns)})"
-            )
-    for column in task.columns:
-        missing = np.flatnonzero(table[column].isna())
-        if len(missing):
-            raise UsageError(f"{where}: row {missing[0]} has no text in column {column!r}")
-    return tuple(tuple(table[column].astype(str)) for column in task.columns)
+        check_column(table, column, f"task {task.name!r}", where)
+    return tuple(texts_of(table, column, where) for column in task.columns)
 
 
-def load_table(source: Source, split: str, texts: Sequence[str] = (), text_files: bool = False) -> "pd.DataFrame":
+def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
+    """How many rows have a text with nothing to read; they stay, for rows are known by their number.
+
+    Raises:
+        UsageError: no row has anything to read.
+    """
+    blank = [sum(map(is_blank, row)) for row in zip(*texts, strict=True)]
+    if all(count == len(texts) for count in blank):
+        raise UsageError(f"{where} has no text: every row has white space or control characters alone")
+    return sum(count > 0 for count in blank)
+
+
+def load_table(source: Source, split: str, text_files: bool = False) -> "pd.DataFrame":
     """Read a split as a table.
 
     Args:
         source: a folder, or a data set on the hub.
         split: its name.
-        texts: columns that hold text whatever they look like.
         text_files: whether a ``.txt`` file counts, too.
     """
     if source.folder is None:
         return _from_hub(source, split)
-    return _from_folder(source.folder, split, texts, TEXT_FORMATS if text_files else FORMATS)
-
-
-def splits_of(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
-    """The splits that a folder holds, by its files' names."""
-    return sorted(file.stem for file in folder.iterdir() if file.suffix.lstrip(".") in formats)
+    return _from_folder(source.folder, split, TEXT_FORMATS if text_files else FORMATS)
 
 
 def split_exists(source: Source, split: str) -> bool:
     """Whether a source has a split."""
     if source.folder is not None:
-        return _file_of(source.folder, split, TEXT_FORMATS) is not None
+        return bool(split_files(source.folder, split, TEXT_FORMATS))
     import datasets
 
     with _reading(f"cannot list the splits of data set {source}"):
@@ -158,78 +158,36 @@ def split_exists(source: Source, split: str) -> bool:
     return split in names
 
 
-def _file_of(folder: Path, split: str, formats: Sequence[str]) -> Path | None:
-    for name in (split, *ALIASES.get(split, ())):
-        for extension in formats:
-            file = folder / f"{name}.{extension}"
-            if file.is_file():
-                return file
-    return None
-
-
-def _from_folder(folder: Path, split: str, texts: Sequence[str], formats: Sequence[str]) -> "pd.DataFrame":
+def _from_folder(folder: Path, split: str, formats: Sequence[str]) -> "pd.DataFrame":
     if not folder.is_dir():
         raise UsageError(f"no data folder {str(folder)!r}")
-    file = _file_of(folder, split, formats)
-    if file is None:
+    files = split_files(folder, split, formats)
+    if not files:
         has = splits_of(folder, formats)
         raise UsageError(
             f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
             f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
+            f"{other_files(folder, split, formats)}"
         )
-    return read_table(file, texts)
+    return _read_all(files)
 
 
-def read_table(file: Path, texts: Sequence[str]) -> "pd.DataFrame":
-    """Read a file as a table; ``texts`` are columns that hold text whatever they look like.
+def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
+    """The rows of a split's files, one after another.
 
     Raises:
-        UsageError: the file is not what its name says.
+        UsageError: one cannot be read, or has other columns than the first.
     """
     import pandas as pd
 
-    try:
-        match file.suffix:
-            case ".parquet":
-                return pd.read_parquet(file)
-            case ".csv":
-                return _read_csv(file, texts)
-            case ".tsv":
-                return _read_csv(file, texts, sep="\t", quoting=3)
-            case ".txt":
-                lines = file.read_text(encoding="utf-8").split("\n")
-                return pd.DataFrame({"text": [line for line in lines if line.strip()]})
-            case _:
-                return _read_jsonl(file)
-    except (ValueError, OSError) as error:  # pandas' and arrow's parse errors are ValueErrors
-        raise UsageError(f"{str(file)!r} is not a {file.suffix[1:]} file: {_one_line(error)}") from None
-
-
-def _read_csv(file: Path, texts: Sequence[str], **dialect: Any) -> "pd.DataFrame":
-    import pandas as pd
-
-    as_text: dict[str, Any] = dict.fromkeys(texts, str)  # 007 stays 007
-    table: pd.DataFrame = pd.read_csv(file, dtype=as_text, keep_default_na=False, na_values=[""], **dialect)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more fields than its header")  # pandas takes the first ones for row names
-    return table
-
-
-def _read_jsonl(file: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    rows = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number}: {error.msg}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no object with keys")
-                rows.append(row)
-    return pd.DataFrame(rows)
+    tables = [read_table(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if set(table.columns) != set(tables[0].columns):
+            raise UsageError(
+                f"{str(file)!r} has the columns {', '.join(table.columns)}, and {files[0].name!r} of the same split "
+                f"{', '.join(tables[0].columns)}"
+            )
+    return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
 
 
 def _from_hub(source: Source, split: str) -> "pd.DataFrame":
@@ -240,11 +198,13 @@ def _from_hub(source: Source, split: str) -> "pd.DataFrame":
     datasets.disable_progress_bars()
     with _reading(f"cannot load split {split!r} of data set {source}"):
         found = datasets.load_dataset(source.dataset, source.config, split=split)
-    table: pd.DataFrame = found.to_pandas()
+        rows = found.with_format("arrow")[:]
+    table = of_arrow(rows, f"{source}, split {split!r}")
     for column, feature in found.features.items():
         if isinstance(feature, datasets.ClassLabel) and feature.names:
-            names = dict(enumerate(feature.names))
-            table[column] = [names.get(number, -1) for number in table[column]]
+            names: dict[Any, str] = dict(enumerate(feature.names))
+            numbers = table[column].tolist()
+            table[column] = [None if is_missing(number) else names.get(number, str(number)) for number in numbers]
     return table
 
 
@@ -258,7 +218,7 @@ def _reading(failure: str) -> Iterator[None]:
     try:
         yield
     except datasets.exceptions.DatasetGenerationError as error:  # says only that there was an error
-        raise UsageError(f"{failure}: {_one_line(error.__cause__ or error)} (or give --data DIR)") from None
+        raise UsageError(f"{failure}: {cause_of(error.__cause__ or error)} (or give --data DIR)") from None
     except (
         ValueError,
         OSError,
@@ -267,48 +227,4 @@ def _reading(failure: str) -> Iterator[None]:
         HTTPError,
         datasets.exceptions.DatasetsError,
     ) as error:
-        raise UsageError(f"{failure}: {_one_line(error)} (or give --data DIR)") from None
-
-
-def _one_line(error: BaseException) -> str:
-    words = " ".join(str(error).split()).rstrip(".")
-    return words if len(words) <= 200 else words[:197] + "..."
-
-
-def _labels(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
-    """The labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column)."""
-    import pandas as pd
-
-    if task.label not in table.columns:
-        return None
-    column = table[task.label]
-    if column.isna().any():
-        raise UsageError(f"{where}: row {int(np.flatnonzero(column.isna())[0])} has no label in {task.label!r}")
-    named = {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
-    if pd.api.types.is_numeric_dtype(column):
-        if (column == -1).all() and -1 not in named:
-            return None
-        values = column.to_numpy(dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise UsageError(f"{where}: label {values[~np.isfinite(values)][0]} is not a number to learn")
-        if task.regression:
-            return values
-        if len(named) < len(task.labels):
-            named = {float(number): number for number in range(len(task.labels))}
-        numbered = [named.get(value, -1) for value in values.tolist()]
-        if -1 in numbered:
-            row = numbered.index(-1)
-            allowed = ", ".join(f"{value:g} {task.labels[number]}" for value, number in named.items())
-            raise UsageError(
-                f"{where}: label {values[row]:g} in row {row} is not one of task {task.name!r} (accepted: {allowed})"
-            )
-        return np.array(numbered, dtype=np.int64)
-    if (column.astype(str) == "-1").all():
-        return None
-    if task.regression:
-        raise UsageError(f"{where}: task {task.name!r} needs a number in {task.label!r}, not {column.iloc[0]!r}")
-    numbers = {normal(name): number for number, name in enumerate(task.labels)}
-    encoded = [numbers.get(normal(name), -1) for name in column]
-    if -1 in encoded:
-        raise unknown(f"label in row {encoded.index(-1)} of {where}:", str(column.iloc[encoded.index(-1)]), task.labels)
-    return np.array(encoded, dtype=np.int64)
+        raise UsageError(f"{failure}: {cause_of(error)} (or give --data DIR)") from None

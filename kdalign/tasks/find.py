@@ -13,14 +13,28 @@ from kdalign.files import check_name, read_yaml
 from kdalign.languages import language_code
 from kdalign.metrics import GROUPS, expanded
 from kdalign.recipe import TASK_FILES
-from kdalign.tasks.data import ALIASES, load_table, split_exists
+from kdalign.tasks.columns import (
+    TEXT_COLUMNS,
+    cells_of,
+    described,
+    is_blank,
+    is_missing,
+    kinds_of,
+    looks_like_data,
+    no_header,
+    numbers_of,
+)
+from kdalign.tasks.data import load_table, split_exists
 from kdalign.tasks.glue import GLUE
+from kdalign.tasks.labels import check_kinds
 from kdalign.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
 from kdalign.tasks.prompts import plain_wording
-from kdalign.tasks.task import Source, Task, Wording
+from kdalign.tasks.split_files import ALIASES
+from kdalign.tasks.task import Source, Task, Wording, normal
 from kdalign.text_metrics import TEXT_METRICS
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 AnyTask = Task | LanguageTask
@@ -271,11 +285,16 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
 def _worked_out(source: Source) -> Task:
     """Read the training split and say which columns are text, which is the label, and what it can be."""
     table = load_table(source, "train")
+    where = f"{source}, split 'train'"
     if len(table) == 0:
-        raise UsageError(f"{source}, split 'train' has no rows")
+        raise UsageError(f"{where} has no rows")
+    if len(table) == 1:
+        raise UsageError(f"{where} has one row, and what the task is cannot be worked out from it (at least two)")
     label = _label_column(table, source)
     columns = _text_columns(table, label, source)
-    labels, kind = _label_set(table[label], source)
+    if looks_like_data(label) or all(map(looks_like_data, columns)):
+        raise UsageError(f"{where}: no column has a name{no_header(table)}")
+    labels, kind, ordered = _label_set(table, label, where)
     evaluation = next((split for split in ("validation", "test") if split_exists(source, split)), None)
     if evaluation is None:
         wanted = ", ".join(("validation", *ALIASES["validation"], "test"))
@@ -295,41 +314,65 @@ def _worked_out(source: Source) -> Task:
         evaluation=(evaluation,),
         test=("test",),
         found=found,
-        order_unknown=bool(labels) and not _is_number(table[label]),
+        order_unknown=not ordered,
     )
 
 
 def _label_column(table: "pd.DataFrame", source: Source) -> str:
-    by_name: Mapping[str, str] = {str(column).lower(): str(column) for column in table.columns}
+    """The column with the label: by its name, or the only one with few values."""
+    by_name: dict[str, list[str]] = {}
+    for column in table.columns:
+        by_name.setdefault(str(column).strip().lower(), []).append(str(column))
     for name in _LABEL_COLUMNS:
+        if len(by_name.get(name, ())) > 1:
+            raise UsageError(
+                f"{source}: which column is the label, {' or '.join(map(repr, by_name[name]))}? Rename one"
+            )
         if name in by_name:
-            return by_name[name]
+            return by_name[name][0]
     few = [
         str(column)
         for column in table.columns
         if str(column).lower() not in _SIDE_COLUMNS
-        and (_is_number(table[column]) or _is_text(table[column]))
+        and kinds_of(cells_of(table, column)) <= {"text", "digits", "number", "truth"}
         and 2 <= table[column].nunique() <= min(20, len(table) // 2)
     ]
     if len(few) == 1:
+        if few[0] in table[few[0]].tolist():
+            raise UsageError(
+                f"{source}: {few[0]!r} is the name of a column and one of its labels, as if a header were missing: put "
+                "one before the first line, such as text,label, or name the column in a task file"
+            )
         return few[0]
     raise UsageError(
         f"{source}: cannot tell which column holds the label (columns: {', '.join(map(str, table.columns))}); "
-        f"name it in a task file, or call it 'label'"
+        f"name it in a task file, or call it 'label'{no_header(table)}"
     )
 
 
 def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[str, ...]:
-    texts = [
-        str(column)
-        for column in table.columns
-        if column != label
-        and str(column).lower() not in _SIDE_COLUMNS
-        and _is_text(table[column])
-        and table[column].nunique() > 1
-    ]
+    """The one or two columns of text; in csv, a column of numbers is none unless its name says so."""
+    texts, mixed = [], []
+    for column in table.columns:
+        name = str(column).strip().lower()
+        if column == label or name in _SIDE_COLUMNS:
+            continue
+        kinds = kinds_of(cells_of(table, column))
+        if "text" in kinds and not kinds <= {"text", "digits"}:
+            mixed.append(str(column))
+        elif "text" in kinds or (kinds == {"digits"} and name in TEXT_COLUMNS):
+            if table[column].nunique() > 1:
+                texts.append(str(column))
+    named = [column for column in mixed if column.strip().lower() in TEXT_COLUMNS]
+    for column in named or ([] if texts else mixed):
+        cells = cells_of(table, column)
+        row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
+        raise UsageError(
+            f"{source}, split 'train': row {row} has {described(cells[row])} in column {column!r}, whose other rows "
+            "have text"
+        )
     if not texts:
-        raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))})")
+        raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){no_header(table)}")
     if len(texts) <= 2:
         return tuple(texts)
     raise UsageError(
@@ -343,34 +386,53 @@ def _by_number(name: str) -> tuple[str, int]:
     return (name.removesuffix(digits), int(digits or -1))
 
 
-def _label_set(column: "pd.Series[Any]", source: Source) -> tuple[tuple[str, ...], str]:
-    if column.isna().all():
-        raise UsageError(f"{source}: column {column.name!r} has no labels")
-    if _is_number(column):
-        values = column.dropna()
-        if ((values % 1) != 0).any():
-            return (), f"a score from {values.min():g} to {values.max():g}"
-        highest = int(values.max())
-        if values.min() < 0 or highest >= _MOST_CLASSES or highest < 1:
+def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str, ...], str, bool]:
+    """The classes, none for a score; what they are in words; and whether their order is the data's own."""
+    cells = [cell for cell in cells_of(table, label) if not (isinstance(cell, str) and is_blank(cell))]
+    cells = [cell for cell in cells if not is_missing(cell)]
+    if not cells:
+        raise UsageError(f"{where}: column {label!r} has no labels")
+    kinds = check_kinds(cells_of(table, label), where, label)
+    if kinds == {"truth"} or ("text" in kinds and {str(cell).strip().lower() for cell in cells} == {"false", "true"}):
+        return ("false", "true"), "2 classes (false, true)", True
+    if "text" in kinds:
+        names = _names(table, label, where)
+        return names, f"{len(names)} classes ({', '.join(names)})", False
+    return (*_numbered(numbers_of(cells, where, label), label, where), True)
+
+
+def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
+    """Classes that are counted from 0; none where the numbers have fractions."""
+    lowest, highest = values.min(), values.max()
+    if ((values % 1) != 0).any():
+        return (), f"a score from {lowest:g} to {highest:g}"
+    if lowest != 0 or not 1 <= highest < _MOST_CLASSES:
+        mend = f"; subtract {lowest:g}" if lowest > 0 and highest > lowest else ""
+        raise UsageError(
+            f"{where}: labels from {lowest:g} to {highest:g} in {label!r} are not classes counted from 0, so they "
+            f"cannot be worked out{mend}{', or' if mend else ';'} name them in a task file"
+        )
+    names = tuple(f"LABEL_{number}" for number in range(int(highest) + 1))
+    absent = [str(number) for number in range(len(names)) if number not in set(values.tolist())]
+    none = f", none of {', '.join(absent)}" if absent else ""
+    return names, f"{len(names)} classes (0 to {highest:g}{none})"
+
+
+def _names(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
+    """Classes that are named by text, sorted."""
+    rows: dict[str, int] = {}
+    for row, cell in enumerate(cells_of(table, label)):
+        if not is_missing(cell) and not is_blank(cell):
+            rows.setdefault(cell, row)
+    seen: dict[str, str] = {}
+    for name in rows:
+        other = seen.setdefault(normal(name), name)
+        if other != name:
             raise UsageError(
-                f"{source}: labels from {values.min():g} to {highest} are not classes counted from 0; "
-                f"name them in a task file"
+                f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in blanks, case "
+                "or separators alone: write them alike, or name the classes in a task file"
             )
-        names = tuple(f"LABEL_{number}" for number in range(highest + 1))
-        return names, f"{len(names)} classes (0 to {highest})"
-    if not _is_text(column):
-        raise UsageError(f"{source}: column {column.name!r} holds neither class names nor numbers")
-    names = tuple(sorted(column.dropna().unique(), key=_by_number))
+    names = tuple(sorted(rows, key=_by_number))
     if not 2 <= len(names) <= _MOST_CLASSES:
-        raise UsageError(f"{source}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
-    return names, f"{len(names)} classes ({', '.join(names)})"
-
-
-def _is_number(column: "pd.Series[Any]") -> bool:
-    import pandas as pd
-
-    return pd.api.types.is_numeric_dtype(column)
-
-
-def _is_text(column: "pd.Series[Any]") -> bool:
-    return all(isinstance(value, str) for value in column.dropna())
+        raise UsageError(f"{where}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
+    return names

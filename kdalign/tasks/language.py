@@ -2,14 +2,28 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.errors import UsageError, did_you_mean
+from kdalign.errors import UsageError
 from kdalign.languages import is_language, language_code
+from kdalign.tasks.columns import (
+    TEXT_COLUMNS,
+    cells_of,
+    check_column,
+    checked_text,
+    described,
+    is_blank,
+    is_missing,
+    kinds_of,
+    looks_like_data,
+    no_header,
+    no_text,
+    texts_of,
+)
 from kdalign.tasks.data import Examples, load_table, split_exists
 from kdalign.tasks.glue import GLUE
 from kdalign.tasks.task import Source, Task
@@ -45,7 +59,6 @@ TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
 """What texts are compared by where nobody says."""
 _MESSAGES = ("messages", "conversations")
 _ROLES = ("system", "user", "assistant")
-_TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
 
 
 @dataclass(frozen=True)
@@ -177,12 +190,12 @@ def _likeness(task: LanguageTask) -> Task:
     """The pairs that embeddings are scored on: two columns of text and a number, in the split that is reported."""
     (split,) = task.evaluation
     table = load_table(task.source, split)
-    texts = [str(name) for name in table.columns if _holds_strings(table, name)]
     numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
+    texts = [str(name) for name in table.columns if name not in numbers and "text" in kinds_of(cells_of(table, name))]
     if len(texts) != 2 or len(numbers) != 1:
         raise UsageError(
             f"{task.source}, split {split!r}: task {task.name!r} is scored on two columns of text and one named label, "
-            f"score or similarity (it has: {', '.join(map(str, table.columns))})"
+            f"score or similarity (it has: {', '.join(map(str, table.columns))}){no_header(table)}"
         )
     return Task(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
 
@@ -200,14 +213,21 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
 
 def _with_text_column(task: LanguageTask) -> LanguageTask:
     table = load_table(task.source, _first_split(task), text_files=True)
-    strings = [name for name in table.columns if _holds_strings(table, name)]
-    named = [name for name in strings if name.lower() in _TEXT_COLUMNS]
-    if len(named or strings) != 1:
+    kinds = {str(name): kinds_of(cells_of(table, name)) for name in table.columns}
+    named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
+    strings = named or [name for name in kinds if "text" in kinds[name]]
+    if not len(table):
         raise UsageError(
-            f"{task.source}: which column is the text? It has {', '.join(map(str, table.columns))}; name it as in "
-            f"{task.kind}:{(strings or ['text'])[0]}"
+            f"{task.source}, split {_first_split(task)!r} has no text: no row, or no line that is not blank"
         )
-    (column,) = named or strings
+    if len(strings) != 1:
+        raise UsageError(
+            f"{task.source}: which column is the text? It has {', '.join(kinds)}; name it as in "
+            f"{task.kind}:{(strings or ['text'])[0]}{no_header(table)}"
+        )
+    (column,) = strings
+    if not named and looks_like_data(column):
+        raise UsageError(f"{task.source}: no column has a name{no_header(table)}")
     return replace(task, columns=(column,), found=f"text in {column}")
 
 
@@ -222,49 +242,55 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     """
     import pandas as pd
 
-    table = load_table(task.source, split, task.columns, text_files=True)
+    table = load_table(task.source, split, text_files=True)
     where = f"{task.source}, split {split!r}"
     if task.pairs and "translation" in table.columns and not set(task.columns) <= set(table.columns):
-        table = pd.DataFrame([_object(value, row, where) for row, value in enumerate(table["translation"])])
+        table = pd.DataFrame(
+            [_object(value, row, where) for row, value in enumerate(table["translation"])], dtype=object
+        )
+    if not len(table):
+        raise UsageError(f"{where} has no rows")
     for column in task.columns:
-        if column not in table.columns:
-            raise UsageError(
-                f"task {task.name!r} needs column {column!r}, which {where} lacks"
-                f"{did_you_mean(column, table.columns)} (it has: {', '.join(map(str, table.columns))})"
-            )
+        check_column(table, column, f"task {task.name!r}", where)
     if task.kind == "chat":
         (column,) = task.columns
-        chats = tuple(_chat(value, f"{where}, row {row}") for row, value in enumerate(table[column]))
-        if not chats:
-            raise UsageError(f"{where} has no rows")
-        return Examples(split, (chats,), None)
-    texts = [tuple(table[column].fillna("").astype(str)) for column in task.columns]
+        return Examples(split, (tuple(_chat(cell, f"{where}, row {row}") for row, cell in _rows(table, column)),), None)
+    texts = [texts_of(table, column, where, missing="") for column in task.columns]
     if task.pairs:
         for row, pair in enumerate(zip(*texts, strict=True)):
-            if not all(text.strip() for text in pair):
+            if any(map(is_blank, pair)):
                 raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
-        if not texts[0]:
-            raise UsageError(f"{where} has no rows")
         return Examples(split, tuple(texts), None, references=_references(task, table, where))
     every = [text for column in texts for text in column]
-    kept = tuple(text for text in every if text.strip())
+    kept = tuple(text for text in every if not is_blank(text))
     if not kept:
         raise UsageError(f"{where} has no text: every document is empty")
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
 
 
+def _rows(table: "pd.DataFrame", column: str) -> Iterator[tuple[int, Any]]:
+    return enumerate(cells_of(table, column))
+
+
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
-    """What is right for each row: the texts of its columns of references, each once; empty where the target is all."""
+    """What is right for each row: the texts of its columns of references, each once; empty where the target is all.
+
+    A row may have fewer than another: nothing and blanks stand for one that is not there.
+    """
     for column in task.references:
-        if column not in table.columns:
-            raise UsageError(f"{where} has no column {column!r} of references{did_you_mean(column, table.columns)}")
+        check_column(table, column, f"task {task.name!r}", where)
     rows = []
     for row in range(len(table)) if task.references else ():
         known: dict[str, None] = {}
         for column in task.references:
             value = table[column].iloc[row]
-            values = value if isinstance(value, list | tuple | np.ndarray) else [value]
-            known |= {text: None for text in values if isinstance(text, str) and text.strip()}
+            for text in value if isinstance(value, list | tuple | np.ndarray) else [value]:
+                if is_missing(text):
+                    continue
+                if not isinstance(text, str):
+                    raise no_text(text, f"{where}: row {row}", column)
+                if not is_blank(text):
+                    known[checked_text(text, f"{where}: row {row}", column)] = None
         if not known:
             raise UsageError(f"{where}: row {row} has no reference in {', '.join(task.references)}")
         rows.append(tuple(known))
@@ -282,15 +308,24 @@ def _chat(value: Any, where: str) -> str:
     """A conversation as JSON, checked."""
     turns = list(value) if isinstance(value, list | np.ndarray) else []
     messages = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if role not in _ROLES or not isinstance(content, str):
             raise UsageError(
-                f"{where}: a message needs content and a role of {', '.join(_ROLES)}; given {str(turn)[:80]}"
+                f"{where}: a message needs content, a text, and a role of {', '.join(_ROLES)}; message {number} is "
+                f"{described(turn)}"
             )
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": checked_text(content, f"{where}, message {number}", "content")})
     if not any(message["role"] == "assistant" for message in messages):
-        raise UsageError(f"{where}: a conversation is a list of messages, one of them the assistant's")
+        raise UsageError(
+            f"{where}: a conversation is a list of messages, one of them the assistant's"
+            + ("" if turns else f"; given {described(value)}")
+        )
+    if not any(message["role"] == "assistant" for message in messages[1:]):
+        raise UsageError(
+            f"{where}: the assistant begins the conversation and says nothing after it, so there is nothing to learn: "
+            "an answer follows a message"
+        )
     return json.dumps(messages, ensure_ascii=False)
 
 
@@ -298,8 +333,3 @@ def _first_split(task: LanguageTask) -> str:
     """The training split, or where there is none, the first that there is: to be scored, a task needs no train."""
     splits = (task.train, *task.evaluation, *task.test)
     return next((split for split in splits if split_exists(task.source, split)), task.train)
-
-
-def _holds_strings(table: "pd.DataFrame", column: str) -> bool:
-    values = table[column].dropna()
-    return len(values) > 0 and isinstance(values.iloc[0], str)

@@ -169,8 +169,8 @@ class Task:
 
 def normal(label: str) -> str:
     """A label's name without case, separators and spaces, for matching; a number keeps its sign."""
-    if re.fullmatch(r"-?\d+", str(label)):
-        return str(label)
+    if re.fullmatch(r"-?\d+(\.\d+)?", str(label).strip()):
+        return str(label).strip()
     return re.sub(r"[\s_\-]+", "", str(label)).lower()
 
 

@@ -1,0 +1,186 @@
+"""Tables of delimited text: csv as RFC 4180 has it, and tsv with its quotes as text or around cells, as a file shows.
+
+Cells are text as they are written: 007, 1.0, NA and None stay. An empty cell is None, and one of two quotes alone is
+the empty text.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kdalign.errors import UsageError, printable, shortened
+
+Cell = str | None
+NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What may stand between cells."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file's cells, the header among them, in one list: a list for each row would cost several times the time.
+
+    Attributes:
+        cells: one row after another.
+        widths: how many of them each row has.
+        lines: on which line of the file each row begins, from 1.
+        stray: the first line with a quote that is neither around a cell nor doubled inside such a one; 0 for none.
+        broken: the first line on which a cell begins with such a quote; 0 for none.
+        doubled: whether a quoted cell has a quote inside, written twice.
+        first_quoted: the first line with a quoted cell; 0 for none.
+        header_quoted: whether every cell of the header is quoted.
+    """
+
+    cells: list[Cell]
+    widths: list[int]
+    lines: list[int]
+    stray: int = 0
+    broken: int = 0
+    doubled: bool = False
+    first_quoted: int = 0
+    header_quoted: bool = False
+
+    @property
+    def header(self) -> list[Cell]:
+        """The cells of the first row."""
+        return self.cells[: self.widths[0]]
+
+    @property
+    def uneven(self) -> int | None:
+        """The first row that has not as many cells as the header; None where all have."""
+        return next((row for row, width in enumerate(self.widths) if width != self.widths[0]), None)
+
+
+def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], list[list[Cell]]]:
+    """Read the names of columns in the first line, and the cells of each column.
+
+    Where the header has semicolons, tabs, bars or commas and none of the expected delimiter, those divide the cells.
+    Quotes in a file with tabs are taken off where all of them follow the rules of csv.
+
+    Args:
+        text: of the file.
+        delimiter: that its name promises.
+        where: the file, for error lines.
+
+    Raises:
+        UsageError: no header, two columns of one name, a row with more or fewer cells than the header, a quote that is
+            not closed, or quotes of which cannot be told whether they are text.
+    """
+    stated = re.match(r"sep=(.)(?:\r\n?|\n)", text)  # Excel's first line
+    if stated:
+        text, delimiter = text[stated.end() :], stated[1] if stated[1] in NAMES else delimiter
+    header = next((line for line in re.split(r"[\r\n]+", text[:_LONGEST_HEADER]) if line.strip()), "")
+    if not header:
+        raise UsageError(f"{where} is empty: its first line must name the columns")
+    used = delimiter if delimiter in header else next((one for one in NAMES if one in header), delimiter)
+    table = _by_tabs(text, where) if used == "\t" else _by_csv(text, used, where)
+    if table.uneven is not None:
+        raise UsageError(f"{where}, {_unlike(table, table.uneven, used, delimiter)}")
+    names = [f"Unnamed: {number}" if cell is None else cell for number, cell in enumerate(table.header)]
+    return names, [table.cells[len(names) + number :: len(names)] for number in range(len(names))]
+
+
+_LONGEST_HEADER = 1 << 20
+"""Characters in which a header's end is looked for."""
+
+
+def _by_csv(text: str, delimiter: str, where: str) -> _Table:
+    """A table by the rules of csv."""
+    if '"' not in text:
+        return _plain(text, delimiter)
+    table = _with_quotes(text, delimiter)
+    if table.broken:
+        raise UsageError(
+            f"{where}, line {table.broken}: a cell that begins with a quote must end with one, and a quote inside is "
+            'written twice ("")'
+        )
+    return table
+
+
+def _by_tabs(text: str, where: str) -> _Table:
+    """A table with tabs: its quotes are taken off where they follow the rules of csv, and are text where one does not.
+
+    What writes csv puts quotes around every cell that has one inside: one stray quote shows that the file was written
+    as it is, as GLUE's own files are.
+    """
+    plain = _plain(text, "\t")
+    if '"' not in text:
+        return plain
+    table = _with_quotes(text, "\t")
+    if table.stray:
+        return replace(plain, stray=table.stray)
+    if table.doubled or table.header_quoted or plain.uneven is not None:
+        return table
+    raise UsageError(
+        f"{where}, line {table.first_quoted}: it cannot be told whether the quotes around a cell are a part of its "
+        "text, for both readings fit the file; save it as csv, jsonl or parquet"
+    )
+
+
+def _plain(text: str, delimiter: str) -> _Table:
+    """A table whose cells end at the delimiter and the line, whatever is in them; blank lines are no rows."""
+    every = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    numbers = [number for number, line in enumerate(every, 1) if delimiter in line or line.strip()]
+    rows = [every[number - 1] for number in numbers]
+    cells = [cell or None for cell in delimiter.join(rows).split(delimiter)]
+    return _Table(cells, [row.count(delimiter) + 1 for row in rows], numbers)
+
+
+def _with_quotes(text: str, delimiter: str) -> _Table:
+    """A table whose cells may be quoted, with line ends and doubled quotes inside."""
+    # Possessive, so that a cell whose quotes do not fit is given up at once. The second choice always fits.
+    mark = re.escape(delimiter)
+    pattern = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|([^{mark}\r\n]*+))({mark}|\r\n?|\n|\Z)')
+    cells: list[Cell] = []
+    widths: list[int] = []
+    lines: list[int] = []
+    line = begun = 1
+    start = stray = broken = first_quoted = 0
+    doubled, header_quoted = False, True
+    for found in pattern.finditer(text):
+        inside, plain, end = found.groups()
+        if inside is not None:
+            first_quoted = first_quoted or line
+            doubled = doubled or '""' in inside
+            cells.append(inside.replace('""', '"'))
+            line += inside.count("\n") + inside.count("\r") - inside.count("\r\n")
+        else:
+            if '"' in plain:
+                stray = stray or line
+                broken = broken or (line if plain[0] == '"' else 0)
+            header_quoted = header_quoted and bool(widths)
+            cells.append(plain or None)
+        if end != delimiter:
+            if inside is not None or len(cells) - start > 1 or (plain and plain.strip()):
+                widths.append(len(cells) - start)
+                lines.append(begun)
+            else:  # a blank line is no row
+                cells.pop()
+            start = len(cells)
+            line += 1
+            begun = line
+    return _Table(cells, widths, lines, stray, broken, doubled, first_quoted, header_quoted)
+
+
+def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
+    """What is wrong with a row of another length than the header, as a clause."""
+    cells, header = table.widths[row], table.widths[0]
+    said = (
+        f"line {table.lines[row]} has {_count(cells, 'cell')}, and the header {header} ({shown(table.header)}), "
+        f"divided by {NAMES[used]}"
+    )
+    if used != expected:
+        return f"{said}, for the header has no {NAMES[expected]}"
+    if used == "\t" and table.stray:
+        return f"{said}; quotes are read as text, for one on line {table.stray} is neither around a cell nor doubled"
+    if cells > header and used != "\t":
+        return f'{said}; a cell with one of these in its text has quotes around it ("...")'
+    return said
+
+
+def shown(cells: Sequence[Cell]) -> str:
+    """Some cells for an error line."""
+    return shortened(printable(", ".join(repr(cell or "") for cell in cells)), 120)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
