@@ -164,6 +164,10 @@ def is_text_metric(name: str) -> bool:
 
 def blank(name: str, job: Job, kind: str = "model") -> Evaluation:
     """An evaluation of a model before anything is measured."""
+    examples = job.examples
+    left_out = f"{examples.split}: {examples.passed_over:,} documents without a word were passed over"
+    nothing = f"{examples.split}: {examples.blank:,} rows have a text without a character to read"
+    said = [note for count, note in ((examples.passed_over, left_out), (examples.blank, nothing)) if count]
     return Evaluation(
         model=name,
         task=job.task.name,
@@ -173,6 +177,7 @@ def blank(name: str, job: Job, kind: str = "model") -> Evaluation:
         truncated=0,
         scores=(),
         kind=kind,
+        notes=tuple(said),
     )
 
 

@@ -216,5 +216,9 @@ def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observ
             f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
             f"the first {max_length} tokens (--max-length)"
         )
+    if examples.blank:
+        observer.announce(
+            f"{examples.split}: {examples.blank:,} of {len(examples):,} rows have a text without a character to read"
+        )
     if examples.passed_over:
         observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
