@@ -60,7 +60,9 @@ def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
         if largest is not None and size > largest:
             raise UsageError(f"{str(file)!r} has {size:,} bytes; at most {largest:,} are read")
         with file.open("rb") as opened:
-            data = opened.read() if largest is None else opened.read(largest + 1)
+            data = opened.read(size + 1)  # a buffer of as many bytes is made
+            if len(data) > size:  # it grows, or the system does not know its size
+                data += opened.read() if largest is None else opened.read(largest + 1 - len(data))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UsageError(f"cannot read {str(file)!r}: {getattr(error, 'strerror', None) or error}") from None
     if largest is not None and len(data) > largest:
