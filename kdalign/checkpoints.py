@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, cause_of
 from kdalign.files import read_json, sha256, whole_file, write_json, writing
 from kdalign.runs import BEGUN, RunFolder, seal_of
 
@@ -97,7 +97,7 @@ def load_best(folder: RunFolder, module: nn.Module, progress: Progress) -> None:
         _check_best(folder, progress)
         load_weights(folder.checkpoints / BEST, module)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{_first_line(error)}{_mend(folder)}") from None
+        raise UsageError(f"{cause_of(error)}{_mend(folder)}") from None
 
 
 def save_checkpoint(
@@ -216,7 +216,7 @@ def load_checkpoint(
             moments = load_file(found.path / _OPTIMIZER, device=str(accelerator.device))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
-                f"checkpoint {str(found.path)!r} cannot be read: {_first_line(error)}{_mend(folder)}"
+                f"checkpoint {str(found.path)!r} cannot be read: {cause_of(error)}{_mend(folder)}"
             ) from None
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
@@ -282,7 +282,7 @@ def _check_unsealed(folder: RunFolder, path: Path) -> None:
             with safe_open(path / name, "np"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise UsageError(f"{name}: {_first_line(error)}") from None
+            raise UsageError(f"{name}: {cause_of(error)}") from None
 
 
 def _check_files(path: Path, files: Mapping[str, str]) -> None:
@@ -340,10 +340,6 @@ def _steps(folder: RunFolder) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _mend(folder: RunFolder) -> str:

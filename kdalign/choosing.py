@@ -18,8 +18,8 @@ from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
 from kdalign.capture import Wanted, answering, run
 from kdalign.encoding import frame_of, start_of
-from kdalign.errors import NotFinite, UsageError
-from kdalign.evaluation import Predictions
+from kdalign.errors import UsageError
+from kdalign.evaluation import Predictions, check_finite
 from kdalign.likelihood import TOKENS_AT_ONCE
 from kdalign.observer import Tell, untold
 from kdalign.tasks import Question
@@ -91,11 +91,9 @@ def choose(scores: Array, questions: Sequence[Question], per: Per = "answer") ->
             ``acc_norm``, which divides by characters, where answers are ASCII.
 
     Raises:
-        NotFinite: scores that are no numbers.
+        NotFinite: scores that are no numbers; -inf is one, of an answer that the model never gives.
     """
-    if not np.isfinite(scores).all():
-        bad = int((~np.isfinite(scores)).any(axis=1).sum())
-        raise NotFinite(f"{bad:,} of {len(scores):,} questions have log-likelihoods that are NaN or infinite")
+    check_finite(scores, "log-likelihoods")
     if per == "byte":
         scores = scores / [[len(answer.strip().encode()) for answer in each.answers] for each in questions]
     return Predictions(scores, scores.argmax(axis=1))

@@ -21,7 +21,7 @@ class CommonSubsequence:
     """
 
     def __init__(self, text: Sequence[Hashable]) -> None:
-        """Against this text."""
+        """Hold other texts against this one."""
         self._size, self._all = len(text), (1 << len(text)) - 1
         self._places: dict[Hashable, int] = {}
         for place, word in enumerate(text):
@@ -33,7 +33,7 @@ class CommonSubsequence:
         return ((row + hits) | (row - hits)) & self._all
 
     def length(self, other: Sequence[Hashable]) -> int:
-        """Of the longest that both have."""
+        """The length of the longest subsequence that both texts have, in words."""
         row = self._all
         for word in other:
             row = self._next(row, word)
@@ -42,8 +42,8 @@ class CommonSubsequence:
     def places(self, other: Sequence[Hashable]) -> list[int]:
         """Where in ``other`` one of the longest lies, read from the end: rouge-score's, which prefers to go back in it.
 
-        Every so many rows one is kept, and those between are computed once more, so that memory grows with the product
-        of the text's words and the square root of the other's.
+        About sqrt(n) of n rows are kept, those between are computed once more: memory grows with the product of
+        the text's words and the square root of the other's.
         """
         step = math.isqrt(len(other)) + 1
         row, kept = self._all, [self._all]
@@ -104,7 +104,7 @@ def translation_edits(words: Sequence[Hashable], right: Sequence[Hashable]) -> i
 
 
 class _Table:
-    """The costs of edits between a text and a reference in a band around the diagonal, from its begin and to its end.
+    """The costs of edits between a text and a reference in a band around the diagonal, from its start and to its end.
 
     A shift changes the words between where it takes some and where it puts them. Its cost is the least over the cells
     of one row after them, of the way to the cell, computed once more, and the way from it, which is as it was.
@@ -129,7 +129,7 @@ class _Table:
 
     @property
     def edits(self) -> int:
-        """Of the whole."""
+        """The edits between the whole texts."""
         return self._rows[-1][1][-1]
 
     def _band(self, place: int) -> tuple[int, int]:

@@ -86,10 +86,12 @@ def check_name(name: str, what: str) -> None:
         what: the flag or key that gives it, for the error line.
 
     Raises:
-        UsageError: it is empty, or a part of it is too long.
+        UsageError: it is empty, has a null byte, or a part of it is too long.
     """
     if not name.strip():
         raise UsageError(f"{what} is empty")
+    if "\0" in name:
+        raise UsageError(f"{what} {shortened(name, 80)!r} has a null byte, which no name of a file has")
     written = name.encode("utf-8", "surrogatepass")
     longest = max(map(len, written.split(b"/")))
     if longest > LONGEST_NAME or len(written) > LONGEST_PATH:
@@ -157,7 +159,12 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     Raises:
         UsageError: it is no JSON, or nested too deeply.
     """
-    strict = {"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole, "object_pairs_hook": _once}
+    strict = {
+        "parse_constant": _no_number,
+        "parse_float": _finite,
+        "parse_int": _whole,
+        "object_pairs_hook": unique_keys,
+    }
     try:
         value = json.loads(text, **(strict | options))
     except RecursionError:
@@ -169,7 +176,8 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for ``object_pairs_hook``; ValueError where a key is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -385,7 +393,7 @@ def check_writable(folder: Path) -> None:
         OSError: the disk is full or broken.
     """
     try:
-        _check_name(folder)
+        check_name(str(folder), "folder")
         for parent in (folder, *folder.parents):
             if parent.is_dir():
                 if not os.access(parent, os.W_OK | os.X_OK):
@@ -402,21 +410,6 @@ def check_writable(folder: Path) -> None:
 
 _NO_MISTAKES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
 """What the system says where the place is right and the machine is not."""
-_LONGEST_NAME = 255
-"""Bytes of one name in a path, on the file systems of Linux, macOS and Windows."""
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a path that no file system takes.
-
-    Raises:
-        UsageError: a null byte, or a part that is too long.
-    """
-    if "\0" in str(path):
-        raise UsageError(f"{str(path)!r} has a null byte, which no name of a file has")
-    for part in path.parts:
-        if len(os.fsencode(part)) > _LONGEST_NAME:
-            raise UsageError(f"the name {part!r} is too long: at most {_LONGEST_NAME} bytes are accepted")
 
 
 def check_file(file: Path, flag: str = "--out") -> None:
@@ -426,7 +419,7 @@ def check_file(file: Path, flag: str = "--out") -> None:
         UsageError: it is a folder or a link, or its own folder cannot be made or written.
     """
     check_writable(file.parent)
-    _check_name(file)
+    check_name(str(file), flag)
     if file.is_dir():
         raise UsageError(f"{flag} {str(file)!r} is a folder; give a file")
     if file.is_symlink():  # which would be put in the place of the link, and not where that leads

@@ -26,12 +26,12 @@ class UnicodeWords:
     """
 
     def __init__(self, language: str = "") -> None:
-        """Of a language, of which it matters alone whether its I is without a dot in lower case."""
+        """Words of a language: only Turkish and its like differ, whose I has no dot in lower case."""
         self._dotless = language in DOTLESS
         self.name = "unicode words, dotless i" if self._dotless else "unicode words"
 
     def tokenize(self, text: str) -> list[str]:
-        """Its words."""
+        """The words of a text, in order."""
         text = unicodedata.normalize("NFKC", text.replace("\u200b", " "))
         if self._dotless:
             text = text.replace("I", "ı").replace("İ", "i")

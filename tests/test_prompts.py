@@ -13,7 +13,7 @@ from test_families import model, tokenizer
 
 from kdalign import choosing
 from kdalign.choosing import choose, encode_answers, label_scores
-from kdalign.errors import RunError, UsageError
+from kdalign.errors import NotFinite, UsageError
 from kdalign.tasks import GLUE, Examples, Question, Source, Task, Wording, find_task, questions, wording_of
 
 WORDED = [name for name in GLUE if name != "stsb"]
@@ -382,8 +382,10 @@ def test_the_likeliest_answer_is_chosen_as_a_whole_or_by_its_bytes():
     assert whole.logits is scores
     assert choose(scores, asked, per="byte").values.tolist() == [1, 1, 1]
     np.testing.assert_allclose(choose(scores, asked, per="byte").logits[0], [-1.0, -0.5])
-    with pytest.raises(RunError, match="1 log-likelihoods are not numbers"):
-        choose(np.array([[float("nan"), 0.0]]), asked[:1])
+    assert choose(np.array([[-np.inf, -9.0]]), asked[:1]).values.tolist() == [1], "an answer that is never given"
+    for none in ([np.nan, 0.0], [-np.inf, -np.inf]):
+        with pytest.raises(NotFinite, match="1 of 1 examples have log-likelihoods that are NaN or infinite"):
+            choose(np.array([none]), asked[:1])
 
 
 def test_a_signature_says_whose_prompt_it_was_and_how_many_examples_were_solved():

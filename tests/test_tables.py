@@ -54,7 +54,7 @@ def test_lines_end_at_line_ends_alone(tmp_path, end):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a", "label": 1, "label": 0}', "line 2: the key 'label' stands in it twice"),
+        ('{"text": "a", "label": 1, "label": 0}', "line 2: key 'label' is given twice"),
         ("[1, 2]", "line 2 is no object with keys"),
         ('[{"text": "a"},', "line 2: .*a line is an object, and this file begins a list"),
         ("[" * 100_000, "line 2: nested too deeply"),

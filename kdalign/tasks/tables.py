@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdalign.errors import UsageError, library_errors
-from kdalign.files import check_regular, decode, read_bytes
+from kdalign.files import check_regular, decode, read_bytes, unique_keys
 from kdalign.tasks.delimited import read_delimited
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
 
 
 def _read_jsonl(file: Path) -> "pd.DataFrame":
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(_lines(_text(file)), 1):
         if not line.strip():
@@ -98,15 +98,6 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return _of_columns({name: [row.get(name) for row in rows] for name in names})
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are each there once."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands in it twice")
-    return made
 
 
 def _read_parquet(file: Path) -> "pd.DataFrame":
