@@ -63,7 +63,7 @@ def finish(
     opened, taught, learner = loaded.opened, loaded.taught, course.learner
     run, recipe, texts, work, folder = opened.run, opened.recipe, opened.texts, opened.run.work, opened.run.folder
     if progress.plan and accelerator.is_main_process:
-        write_text(folder.plan, progress.plan)
+        folder.write_plan(progress.plan)
     attended = {}
     if learner.plan is not None and learner.attends and course.teacher is not None:
         few = some(texts.train, recipe.train.seed, SIMILARITY_TOKENS)

@@ -4,7 +4,8 @@ import re
 
 from kdalign.errors import printable
 
-_SIGNS = re.compile(r"([\\`*$~|\[\]])")
+_SIGNS = re.compile(r"([\\`*$~|]|\[(?=\^)|\](?=[(\[:]|$))")
+"""Signs that mean something in Markdown; brackets where they could be a link's, a picture's or a footnote's."""
 
 
 def plain(text: str) -> str:
@@ -21,7 +22,7 @@ def plain(text: str) -> str:
 
 def line(text: str) -> str:
     """The same as a line, or an item of a list, of its own: it begins no list, heading or quotation."""
-    return re.sub(r"^(?=[+#>=-])|^(\d+)(?=[.)])", lambda found: f"{found[1] or ''}\\", plain(text).strip())
+    return re.sub(r"^(?=[+#>=\[-])|^(\d+)(?=[.)])", lambda found: f"{found[1] or ''}\\", plain(text).strip())
 
 
 def code(text: str) -> str:

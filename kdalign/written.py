@@ -132,14 +132,14 @@ def _numbers(predictions: Array, references: Array, column: str, metrics: Sequen
             raise UsageError(f"{file!r}: {name} is of logits, which the file does not hold")
         if metric.binary and max(predictions.max(), references.max()) > 1:
             raise UsageError(f"{file!r}: {name} is of two classes, 0 and 1; macro_f1 is of more")
-        if not metric.regression and not whole:
-            raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
         ours, right = predictions, references
         if not metric.regression:
             for name_of, values in (("prediction", ours), (column, right)):
                 if not np.isfinite(values).all():
                     row = int(np.flatnonzero(~np.isfinite(values))[0])
                     raise UsageError(f"{file!r}: row {row}: the {name_of} {values[row]} is no class")
+            if not whole:
+                raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
             if min(ours.min(), right.min()) < 0:
                 raise UsageError(f"{file!r}: classes are counted from 0")
             ours, right = _counted(ours, right, metric, file)

@@ -312,7 +312,7 @@ def test_overwriting_makes_an_ablation_anew_and_leaves_what_is_not_its_own(done,
     status, _, err = kdalign(*words, "--overwrite", "--drop-runs")
     assert status == 0, err
     assert (out / "notes.txt").read_text() == "mine"
-    assert {path.name for path in out.iterdir()} == {"notes.txt", "ablation.yaml", "kept", ".lock"}
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "ablation.yaml", "kept"}
     (kept,) = (out / "kept").glob("*seed*")
     trial = read_ablation(out).trials(out)[0]
     assert read_kept(trial, kept.parent).record.recipe["train"]["lr"] == 1e-3

@@ -294,7 +294,7 @@ def test_a_file_that_is_no_plan_gives_one_line_that_names_it(text, tmp_path):
 def test_a_plan_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     for name in ("binary.json", "nowhere.json", "."):
-        with pytest.raises(UsageError, match="cannot read plan"):
+        with pytest.raises(UsageError, match=r"^plan .*(not UTF-16|No such file|is a folder)"):
             read_plan(tmp_path / name)
 
 

@@ -34,7 +34,7 @@ def test_a_cut_is_read_with_its_sizes():
     ("text", "said"),
     [
         ("layers=2,widht=16", "did you mean 'width'"),
-        ("layers=2,width=0", "a whole number above 0"),
+        ("layers=2,width=0", "width is a whole number from 1 to"),
         ("layers=2,width=16,width=8", "twice"),
         ("layers=9,width=16", "layers=1 to layers=4"),
         ("layers=decoder:2,width=16", "encoder"),

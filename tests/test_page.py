@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from conftest import one_line
 
+from kdalign.files import sha256
+from kdalign.runs import seal_of
+
 STRANGE = '<b>&"x'
 """A run folder's name."""
 
@@ -361,6 +364,9 @@ def test_a_run_whose_data_has_changed_cannot_be_looked_into(kdalign, runs, tmp_p
     shutil.copytree(runs / "joint-0", "changed")
     inputs = json.loads(Path("changed/inputs.json").read_text())
     Path("changed/inputs.json").write_text(json.dumps(inputs | {"train": "0" * 16}))
+    record = json.loads(Path("changed/record.json").read_text())
+    record["files"]["inputs.json"] = sha256(Path("changed/inputs.json"))
+    Path("changed/record.json").write_text(json.dumps({**record, "seal": seal_of(record)}))
     status, _, err = kdalign("inspect", "changed")
     assert status == 2
     assert "run 'changed' read another train" in one_line(err)

@@ -9,6 +9,7 @@ import torch
 from conftest import one_line, save_model, sentences, tiny_config
 from transformers import AutoModel, AutoTokenizer
 
+from kdalign import allow_code
 from kdalign.alignment import Plan, alternatives, propose, remap
 from kdalign.architecture import Architecture, Layer, Stack
 from kdalign.batches import collate
@@ -55,6 +56,7 @@ def test_a_student_of_more_layers_than_its_teacher_can_be_mapped_by_likeness():
     assert remap(propose(shape(2), shape(3), "cka"), rows, "x").maps[0].pairs == ((0, 0), (1, 0), (2, 1))
 
 
+@allow_code()
 def test_a_function_of_the_users_maps_layers_and_its_mistakes_are_named(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(

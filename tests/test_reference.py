@@ -263,7 +263,7 @@ def test_text_of_a_file_breaks_no_table(runs, reference):
     rows = [{"model": "a|b [red]", "scores": {"x|y [z]": 1}, "source": "two\n lines"}]
     table = compare(runs, references=[reference(published(rows))])
     (_, apart, *_), notes = markdown(table)
-    assert apart == {r"a\|b [red]†": {r"published x\|y [z]": "1"}}
+    assert apart == {r"a\|b [red]†": {r"published x\|y [z\]": "1"}}
     assert notes[-1] == "† published, not measured here: two lines"
     assert "a|b [red]†" in terminal(table)
     assert "[z]" in terminal(table)

@@ -158,7 +158,7 @@ def number_of(cell: object) -> float | None:
     """The number that a cell holds or that its text writes; None where it is none. A comma divides no decimals."""
     if isinstance(cell, str):
         text = cell.strip()
-        return float(text) if _NUMBER.fullmatch(text) else float("nan") if _NOT_FINITE.fullmatch(text) else None
+        return float(text) if _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) else None
     if isinstance(cell, bool | np.bool_) or not isinstance(cell, int | float | Decimal | np.number):
         return None
     try:
