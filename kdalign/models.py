@@ -309,9 +309,22 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
     """
     if checkpoint.gguf is not None or not _here(checkpoint):
         return
-    loaded = _load(auto_class(head), checkpoint, checkpoint.config, torch.float32, device="meta")
-    _check_whole(checkpoint, loaded, fresh_head)
-    _check_numbers(checkpoint)
+    of = f"{checkpoint.path} {checkpoint.hash} {_written(checkpoint.config)}"
+    if (of, head, fresh_head) not in _SOUND:
+        loaded = _load(auto_class(head), checkpoint, checkpoint.config, torch.float32, device="meta")
+        _check_whole(checkpoint, loaded, fresh_head)
+        _SOUND.add((of, head, fresh_head))
+    if of not in _SOUND:
+        _check_numbers(checkpoint)
+        _SOUND.add(of)
+
+
+_SOUND: set[object] = set()
+"""What this process has found whole: runs of several tasks, arms and seeds ask again of the same models."""
+
+
+def _written(config: PretrainedConfig) -> str:
+    return f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
 
 
 def _check_numbers(checkpoint: Checkpoint) -> None:
@@ -728,6 +741,9 @@ def _check_tree(name: str, tree: Mapping[str, Any]) -> None:
 
 def _check_config(name: str, config: PretrainedConfig) -> None:
     """Refuse a configuration of which no model can be made, or one that cannot compute."""
+    written = _written(config)
+    if written in _SOUND:
+        return
     try:
         check_sizes(config)
         model = skeleton(config)
@@ -742,6 +758,7 @@ def _check_config(name: str, config: PretrainedConfig) -> None:
             raise UsageError(
                 f"model {name!r}: a {config.model_type} model of this configuration cannot compute: {cause_of(wrong)}"
             )
+    _SOUND.add(written)
 
 
 _SMALL = 10**7

@@ -199,7 +199,7 @@ CHECKPOINT = [
     *[(name, how) for name in ("model.safetensors", "optimizer.safetensors", "progress.json") for how in ANY],
     *[(name, "others") for name in ("model.safetensors", "optimizer.safetensors")],
     *[("progress.json", step) for step in (13, 10**9, -5, "x", None)],
-    *[("progress.json", key) for key in ("unknown", "examples", "no seal")],
+    *[("progress.json", key) for key in ("unknown", "examples", "no seal", "not sealed again")],
 ]
 
 
@@ -211,9 +211,10 @@ def damage_checkpoint(folder, name, how):
         others(file)
     else:
         tree = json.loads(file.read_text())
-        change = {"unknown": {"colour": 1}, "examples": {"examples": "many"}, "no seal": {}}.get(how, {"step": how})
-        tree = {**tree, **change}
-        tree["seal"] = seal_of(tree)  # whoever can change a file can seal it again
+        changes = {"unknown": {"colour": 1}, "examples": {"examples": "many"}, "not sealed again": {"examples": 1}}
+        tree = {**tree, **changes.get(how, {} if how == "no seal" else {"step": how})}
+        if how != "not sealed again":  # whoever can change a file can seal it, too
+            tree["seal"] = seal_of(tree)
         if how == "no seal":
             tree = {key: value for key, value in tree.items() if key not in ("seal", "files", "histories", "run")}
         file.write_text(json.dumps(tree))
