@@ -64,6 +64,25 @@ def test_a_shift_costs_one_edit():
     assert shifted(list("abcdef"), 3, 2, 1) == list("adebcf")
 
 
+def moved(words, distance):
+    """A text of so many words that stand so many places further on in the reference."""
+    block, rest = [f"a{word}" for word in range(words)], [f"b{word}" for word in range(distance)]
+    return block + rest, rest + block
+
+
+@pytest.mark.parametrize(("words", "distance", "edits"), [(10, 30, 1), (11, 30, 2), (1, 50, 1), (1, 51, 2)])
+def test_ten_words_are_shifted_at_once_and_by_fifty_places(words, distance, edits):
+    text, right = moved(words, distance)
+    assert translation_edits(text, right) == sacrebleus_edits(text, right) == edits
+
+
+@pytest.mark.parametrize("beside", range(23, 28))
+def test_words_further_apart_than_the_band_of_edits_is_wide_are_not_found_to_be_equal(beside):
+    alike = [f"a{word}" for word in range(60)]
+    text, right = ["x"] * beside + alike, alike + ["y"] * beside
+    assert translation_edits(text, right) == sacrebleus_edits(text, right)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_longest_common_subsequence_is_rouge_scores_the_same_words_of_it(seed):
     right, words = texts(seed, 60)
