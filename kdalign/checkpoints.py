@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,19 @@ def _check_files(path: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         if not (path / name).is_file():
             raise UsageError(f"{name} is missing")
-        if sha256(path / name) != digest:
+        if _sha256(path / name) != digest:
             raise UsageError(f"{name} was changed")
+
+
+def _sha256(file: Path) -> str:
+    """A file's SHA-256, computed once while it stays as it is: a run that goes on looks three times at gigabytes."""
+    now = file.stat()
+    return _sha256_of(file, now.st_ino, now.st_size, now.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(file: Path, *_state: int) -> str:
+    return sha256(file)
 
 
 def _check_best(folder: RunFolder, progress: Progress) -> None:
@@ -298,7 +310,7 @@ def _check_best(folder: RunFolder, progress: Progress) -> None:
     file = folder.checkpoints / BEST
     if not file.is_file():
         raise UsageError(f"{file.name} is missing")
-    if not progress.best_hash or sha256(file) == progress.best_hash:
+    if not progress.best_hash or _sha256(file) == progress.best_hash:
         return
     try:
         with safe_open(file, "np") as opened:

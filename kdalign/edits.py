@@ -65,12 +65,8 @@ class CommonSubsequence:
                 found.append(i - 1)
                 i, j, length = i - 1, j - 1, length - 1
                 continue
-            grows = 1 - (rows[i - block * step] >> (j - 1) & 1)
             above = j - (rows[i - 1 - block * step] & (1 << j) - 1).bit_count()
-            if length - grows > above:
-                j, length = j - 1, length - grows
-            else:
-                i, length = i - 1, above
+            i, j = (i, j - 1) if length > above else (i - 1, j)
         return found[::-1]
 
 

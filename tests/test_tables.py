@@ -130,3 +130,12 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path, kind):
     os.mkfifo(tmp_path / f"it.{kind}")
     with pytest.raises(UsageError, match="not a regular file but a pipe"):
         read_table(tmp_path / f"it.{kind}")
+
+
+def test_rows_that_share_no_key_are_refused_before_they_fill_the_memory(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(f'{{"k{row}": 1}}\n' for row in range(4000)))
+    with pytest.raises(UsageError, match="has 4,000 different keys in 4,000 rows"):
+        read_table(file)
+    file.write_text("".join(f'{{"text": "a", "k{row}": 1}}\n' for row in range(1000)))
+    assert read_table(file).shape == (1000, 1001)

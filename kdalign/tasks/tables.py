@@ -79,6 +79,10 @@ def _check_names(names: Sequence[str], where: str) -> None:
         )
 
 
+_MOST_CELLS = 10**7
+"""Of a table nearly all of whose cells are empty: rows with a key of their own each would fill the memory."""
+
+
 def _read_jsonl(file: Path) -> "pd.DataFrame":
     decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     rows: list[dict[str, Any]] = []
@@ -97,6 +101,10 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
             raise UsageError(f"{str(file)!r} is not a jsonl file: line {number} is no object with keys")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
+    if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
+        raise UsageError(
+            f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, next to none in common"
+        )
     return _of_columns({name: [row.get(name) for row in rows] for name in names})
 
 
