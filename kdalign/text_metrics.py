@@ -165,7 +165,6 @@ def _rouge(kind: str, predictions: Sequence[str], references: References, langua
 
     english, words = language == "en", UnicodeWords(language)
     tokenizer = DefaultTokenizer(use_stemmer=True) if english else words
-    scorer = RougeScorer([kind], tokenizer=tokenizer)
     pairs = zip(predictions, references, strict=True)
     if kind in ("rougeL", "rougeLsum"):
         lines = kind == "rougeLsum"
@@ -173,6 +172,7 @@ def _rouge(kind: str, predictions: Sequence[str], references: References, langua
             100.0 * _best_overlap(_sentences(text, tokenizer, lines), known, tokenizer, lines) for text, known in pairs
         ]
     else:
+        scorer = RougeScorer([kind], tokenizer=tokenizer)
         each = [100.0 * scorer.score_multi(list(known), text)[kind].fmeasure for text, known in pairs]
     how = "porter stemmer" if english else words.name
     sentences = ", sentences are lines" if kind == "rougeLsum" else ""

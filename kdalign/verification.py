@@ -342,13 +342,13 @@ def _languages(result: Told, names: Sequence[str]) -> Iterator[str]:
         task = find_task(result["task"])
     except UsageError:
         task = None
-    if isinstance(task, LanguageTask) and task.language:
+    own = [task.language] if isinstance(task, LanguageTask) and task.language else []
+    for language in dict.fromkeys([*own, "en", "", "de", "zh", "tr", "ja", "ko"]):
         try:
-            check_words(names, task.language)
-            yield task.language
+            check_words(names, language)
         except UsageError:  # a package is missing that was there, which the signatures then say
-            pass
-    yield from ("en", "", "de", "zh", "tr")
+            continue
+        yield language
 
 
 def _verified(

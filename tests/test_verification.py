@@ -16,7 +16,7 @@ from kdalign.metrics import METRICS
 from kdalign.pipeline import distill
 from kdalign.recipe import build_recipe
 from kdalign.runs import RunFolder, read_record
-from kdalign.verification import verify, verify_evaluation, verify_run
+from kdalign.verification import _languages, verify, verify_evaluation, verify_run
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 
@@ -258,3 +258,8 @@ def test_answers_that_a_model_never_gives_are_numbers():
 
     columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
     assert not _without_numbers(Answers(pd.DataFrame(columns), METRICS), "x").differences
+
+
+def test_texts_are_scored_again_in_every_language_that_counts_otherwise():
+    assert [*_languages({"task": "unknown"}, ["wer"])] == ["en", "", "de", "zh", "tr", "ja", "ko"]
+    assert next(_languages({"task": "multi30k"}, ["wer"])) == "de"
