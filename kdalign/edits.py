@@ -196,7 +196,7 @@ class _Table:
         return self.edits - int(min(through))
 
     def shift(self, start: int, size: int, target: int) -> None:
-        """Shift so many words to a place."""
+        """Shift ``size`` words from ``start`` to ``target``."""
         first, last = self._changed(start, size, target)
         self.words = shifted(self.words, start, size, target)
         self._known = max(self._known, last)
@@ -233,7 +233,7 @@ class _Table:
 
 
 def shifted(words: list[Hashable], start: int, size: int, target: int) -> list[Hashable]:
-    """Words of which ``size`` from ``start`` on have moved before the one at ``target``, or within themselves."""
+    """Words after ``size`` of them, from ``start`` on, moved before the one at ``target``, or within themselves."""
     taken = words[start : start + size]
     if target < start:
         return words[:target] + taken + words[target:start] + words[start + size :]
@@ -274,7 +274,7 @@ def _targets(places: list[int], start: int, place: int, size: int) -> Iterator[t
 
 
 def _distances(wrong: list[bool]) -> list[int]:
-    """How many words after each the next wrong one is; beyond all that may be shifted where there is none."""
+    """How many words after each the next wrong one comes; ``MOST_SHIFTED`` where none does."""
     found, far = [MOST_SHIFTED] * len(wrong), MOST_SHIFTED
     for place in range(len(wrong) - 1, -1, -1):
         far = 0 if wrong[place] else min(far + 1, MOST_SHIFTED)

@@ -130,7 +130,7 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
         needed: names of ``ROLES``, and ``places`` for the characters that each token stands for.
 
     Raises:
-        UsageError: what it has not, and how it gets it.
+        UsageError: what it lacks, and how to name it.
     """
     if "places" in needed and not tokenizer.is_fast:
         raise UsageError(
@@ -148,7 +148,7 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
         if role in needed and all(token is None for token in ids[role]):
             word = what.rpartition("(")[2].rstrip(")")
             raise UsageError(
-                f"task {task!r} needs {what}, which the tokenizer of {name!r} has not; "
+                f"task {task!r} needs {what}, which the tokenizer of {name!r} lacks; "
                 f"name one of its tokens {word} in tokenizer_config.json"
             )
 

@@ -91,7 +91,7 @@ class Curves:
         clip: the largest norm that the optimizer saw.
         looks: (looks,), the steps before which each term's own gradient was looked at.
         pulls: (looks,) each, the norm of a weighted term's gradient there; nan in a stage without it.
-        every: of a long training only every so many-th step is here.
+        every: 1, or n where only every n-th step of a long training is here.
     """
 
     name: str
@@ -252,7 +252,7 @@ def _events(file: Path, kind: str, named: Sequence[str], numbers: Sequence[str])
         numbers: their keys with a number.
 
     Returns:
-        The events, and that only every so many-th is among them.
+        The events, and n where only every n-th is among them.
 
     Raises:
         UsageError: an event of another shape.

@@ -57,7 +57,7 @@ _told: ContextVar[set[str] | None] = ContextVar("kdalign_told", default=None)
 
 
 def trust() -> Trust:
-    """What is trusted now: nothing where nobody said so, as in a thread or process of its own."""
+    """What is trusted now: nothing unless a ``trusting`` is around it, which new threads and processes lack."""
     return _trust.get() or Trust()
 
 
@@ -74,7 +74,7 @@ def trusting(given: Trust) -> Iterator[None]:
 
 def trust_now(given: Trust) -> None:
     """Trust these names, and no others, until the ``trusting`` around it ends."""
-    assert _trust.get() is not None, "there is one around it"
+    assert _trust.get() is not None, "a ``trusting`` is around it"
     _trust.set(given)
 
 

@@ -71,7 +71,7 @@ def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
 
 
 def is_file(file: Path) -> bool:
-    """Whether a file is there; not where its name is none that a file can have."""
+    """Whether a file is there; False where no file can have such a name."""
     try:
         return file.is_file()
     except OSError:  # too long a name

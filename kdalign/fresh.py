@@ -185,7 +185,7 @@ def shape_of(new: NewModel, beside: PretrainedConfig) -> PretrainedConfig:
 
 
 def _config(new: NewModel, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration for a vocabulary of so many entries with these special tokens."""
+    """The configuration for a vocabulary of ``entries`` with these special tokens."""
     layout = LAYOUTS[new.model_type]
     fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)
     for stack, layers in zip(layout.stacks, new.layers, strict=True):

@@ -159,7 +159,7 @@ def _exp(nats: float) -> float | None:
 
 
 def _why_none(name: str, nats: float) -> str:
-    """Why a likelihood of so many nats a unit has no value under a name."""
+    """Why a metric has no value at this likelihood, in nats a unit."""
     if not math.isfinite(nats):
         return "the model gives a token of the text a probability of 0"
     unit = {"word_ppl": "word", "byte_ppl": "byte"}.get(name, "token")

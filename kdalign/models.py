@@ -100,7 +100,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> C
         if (folder / "student" / "config.json").is_file():
             folder = folder / "student"
         is_folder, there = folder.is_dir(), folder.exists()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder of nobody
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of a user that is unknown
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot look for model {shortened(repr(name), 120)}: {why}") from None
     if is_folder or folder.suffix == ".gguf":
@@ -448,7 +448,7 @@ def sentence_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What sentence-transformers would put a text through, by its file ``modules.json``: words such as ``Pooling``.
 
     Raises:
-        UsageError: the file is none of its.
+        UsageError: the file is not one of sentence-transformers'.
     """
     file = _beside(checkpoint, "modules.json")
     if file is None:

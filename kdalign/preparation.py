@@ -181,7 +181,7 @@ def prepare(recipe: Recipe) -> Prepared:
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     _check_augmented(data.augment, tokenizer, theirs_too)
     if recipe.objective.built.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
-        raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer has not")
+        raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer lacks")
     train_examples, watched = training_examples(work, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
@@ -252,7 +252,7 @@ def _check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
     if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
         raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
-        raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text has not")
+        raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text lacks")
     if work.head is not HeadKind.NONE:
         return
     if teacher is None:

@@ -387,7 +387,7 @@ class RunFolder:
         ]
 
     def cut_history_to(self, size: int) -> None:
-        """Forget what came after so many bytes."""
+        """Forget what came after the first ``size`` bytes."""
         data = self._beginning(size)
         with whole_file(self.history) as temporary:
             temporary.write_bytes(data)
