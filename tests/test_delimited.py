@@ -106,3 +106,20 @@ def test_another_delimiter_is_known_by_the_header(mark):
 
 def test_a_column_without_a_name_has_one_by_its_place():
     assert list(read(",text,\n0,a,\n")) == ["Unnamed: 0", "text", "Unnamed: 2"]
+
+
+@pytest.mark.parametrize("inside", ["a\tb", "a\nb"])
+def test_quotes_in_tsv_are_taken_off_where_the_cells_do_not_fit_the_header_with_them(inside):
+    assert read_delimited(f'text\tlabel\n"{inside}"\tx\n', "\t", "'f'") == (["text", "label"], [[inside], ["x"]])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_is_counted_once_whatever_ends_it_also_inside_a_cell(end):
+    with pytest.raises(UsageError, match="line 5 has 1 cell"):
+        read_delimited(end.join(["text,label", f'"a{end}{end}b",x', "c"]) + end, ",", "'f'")
+
+
+def test_a_row_of_empty_cells_is_a_row():
+    assert read_delimited('text\n""\n"  "\n\nx\n', ",", "'f'") == (["text"], [["", "  ", "x"]])
+    assert read_delimited("a\tb\n\t\nx\ty\n", "\t", "'f'") == (["a", "b"], [[None, "x"], [None, "y"]])
+    assert read_delimited('a,b\n,\n"x",y\n', ",", "'f'") == (["a", "b"], [[None, "x"], [None, "y"]])

@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdalign.errors import UsageError
-from kdalign.tasks import Task, find_task, load_examples
+from kdalign.tasks import Source, Task, find_task, load_examples
 
 
 def put(folder, labels, kind="jsonl", split="train", **columns):
@@ -223,3 +224,18 @@ def test_semicolons_divide_where_the_header_has_them(tmp_path):
 def test_two_columns_that_could_be_the_label_by_their_names_are_refused(tmp_path):
     with pytest.raises(UsageError, match="which column is the label, 'Label' or 'label'"):
         work_out(tmp_path, [0, 1, 0], sentence=["a", "b", "c"], Label=[1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "places"),
+    [
+        (("-1", "1"), [-1, -1], [0, 0]),  # a class, though it stands for "no label" where it is none
+        (("-1", "1"), ["-1", "1"], [0, 1]),
+        (("10", "other"), [1, 0], [1, 0]),  # not all names are numbers: places
+        (("3", "1"), [1, 3], [1, 0]),
+    ],
+)
+def test_numbers_are_names_where_all_names_are_numbers_and_places_elsewhere(tmp_path, names, labels, places):
+    source = Source(Path(put(tmp_path, labels)))
+    task = Task("own", ("sentence",), names, ("accuracy",), source)
+    assert load_examples(task, "train").labels.tolist() == places
