@@ -28,6 +28,7 @@ from kdalign.projection import Projections
 from kdalign.reading import Texts, fingerprint
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 from kdalign.samples import Prompt, continued
+from kdalign.sentences import sentence_modules
 from kdalign.tasks import Task
 from kdalign.version import __version__
 from kdalign.work import Work
@@ -158,7 +159,7 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
 def _normalises(run: Prepared) -> bool:
     """Whether the teacher's vectors have length 1, or the student's own where it has no teacher."""
     first = run.teacher or run.student
-    return first is not None and "Normalize" in models.sentence_modules(first)
+    return first is not None and "Normalize" in sentence_modules(first)
 
 
 def _name_labels(model: PreTrainedModel, work: Work) -> None:

@@ -444,42 +444,12 @@ def _check_all_layers(name: str, loaded: _Loaded) -> None:
             )
 
 
-def sentence_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What sentence-transformers would put a text through, by its file ``modules.json``: words such as ``Pooling``.
-
-    Raises:
-        UsageError: the file is not one of sentence-transformers'.
-    """
-    file = _beside(checkpoint, "modules.json")
-    if file is None:
-        return ()
-    tree = read_json(file)
-    if not isinstance(tree, list) or not all(
-        isinstance(each, dict) and isinstance(each.get("type"), str) for each in tree
-    ):
-        raise UsageError(f"{str(file)!r} is no list of sentence-transformers' modules")
-    return tuple(each["type"].rpartition(".")[2] for each in tree)
-
-
-def _beside(checkpoint: Checkpoint, name: str) -> Path | None:
+def further_file(checkpoint: Checkpoint, name: str) -> Path | None:
     """A further file of a checkpoint; None where it has none."""
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     with library_errors(f"cannot look for {name} of {checkpoint.name!r}"):
         file = cached_file(checkpoint.path, name, revision=checkpoint.revision, **missing)
     return None if file is None else Path(file)
-
-
-def pooling_of(checkpoint: Checkpoint) -> str | None:
-    """How sentence-transformers would pool the tokens, by its file ``1_Pooling/config.json``; None without one."""
-    file = _beside(checkpoint, "1_Pooling/config.json")
-    if file is None:
-        return None
-    told = read_json(file)
-    if not isinstance(told, dict):
-        raise UsageError(f"{str(file)!r} is no pooling's configuration: it holds no object ({{...}})")
-    word = re.compile(r"pooling_mode_(\w+?)(_tokens?)?")
-    matches = [word.fullmatch(key) for key, value in told.items() if value is True]
-    return " and ".join(match[1] for match in matches if match)
 
 
 def _load(

@@ -35,6 +35,7 @@ from kdalign.objective import (
 from kdalign.observer import Tell, untold
 from kdalign.recipe import Objective as Weights
 from kdalign.samples import Prompt, beginnings, questions, sources
+from kdalign.sentences import check_sentences
 from kdalign.tasks import AnyTask, Examples, LanguageTask, Task, load_examples, load_texts
 from kdalign.windows import encode_causal, encode_permuted
 
@@ -397,17 +398,9 @@ class Embedding:
         return load_texts(self.task, split) if split == self.task.train else load_examples(self.scored, split)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse a family other than encoders, and a pooling that is not the mean."""
+        """Refuse a family other than encoders, and vectors that are not the mean over tokens."""
         self.task.check(layout_of(checkpoint.config).family, checkpoint.name)
-        pooling = models.pooling_of(checkpoint)
-        if pooling not in ("mean", None):
-            raise UsageError(f"{checkpoint.name!r} pools its tokens by {pooling}; accepted is the mean")
-        further = [each for each in models.sentence_modules(checkpoint) if each not in _KNOWN_MODULES]
-        if further:
-            raise UsageError(
-                f"{checkpoint.name!r} puts its vectors through {further[0]} (modules.json), which kdalign does not: "
-                f"they would be others (accepted: {', '.join(_KNOWN_MODULES)})"
-            )
+        check_sentences(checkpoint)
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
         """A row is one text."""
@@ -485,10 +478,6 @@ class Embedding:
     def kept(self, file: Path) -> Predictions:
         """The teacher's cosines."""
         return evaluation.read_teacher(file)
-
-
-_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
-"""Of sentence-transformers."""
 
 
 def _likeness(encoded: Encoded) -> np.ndarray[Any, Any] | None:

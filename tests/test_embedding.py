@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from kdalign.batches import Batch
 from kdalign.capture import pooled
+from kdalign.errors import UsageError
 from kdalign.losses import embedding_distance, similarity_distance
+from kdalign.models import locate
 from kdalign.objective import count_units
 from kdalign.recipe import build_recipe
+from kdalign.sentences import check_sentences, note_on_prompts, pooling_of
 from kdalign.terms import Unit
 
 ALL = torch.ones(3, dtype=torch.bool)
@@ -214,3 +218,93 @@ def test_another_pooling_is_refused(kdalign, pairs, tmp_path):
     status, _, err = kdalign(*words(teacher, pairs))
     assert status == 2
     assert "pools its tokens by cls; accepted is the mean" in one_line(err)
+
+
+MODULES = [{"path": "", "type": "x.Transformer"}, {"path": "2_Pooling", "type": "x.Pooling"}]
+
+
+def beside(folder, **files):
+    """An encoder with further files: names without their ending, and what they hold."""
+    model = save_model(folder, "bert")
+    for name, tree in files.items():
+        file = model / f"{name.replace('__', '/')}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(tree))
+    return locate(str(model))
+
+
+@pytest.mark.parametrize(
+    ("told", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean and max"),
+        ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}, "weightedmean"),
+        ({"pooling_mode_mean_tokens": False}, "nothing"),
+        ({"embedding_dimension": 32, "pooling_mode": "mean"}, "mean"),
+        ({"embedding_dimension": 32, "pooling_mode": "cls"}, "cls"),
+        ({"embedding_dimension": 32}, "mean"),
+    ],
+)
+def test_pooling_is_read_where_the_list_of_modules_says(tmp_path, told, pooling):
+    checkpoint = beside(
+        tmp_path / "a", modules=MODULES, **{"2_Pooling__config": told, "1_Pooling__config": {"pooling_mode": "max"}}
+    )
+    assert pooling_of(checkpoint) == pooling
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"modules": MODULES}, "pools its tokens as 2_Pooling/config.json says (modules.json), and has no such file"),
+        ({"modules": [*MODULES, MODULES[1]]}, "pools its tokens 2 times"),
+        ({"modules": [{"path": "../x", "type": "x.Pooling"}]}, "is no list of sentence-transformers' modules"),
+        (
+            {"config_sentence_transformers": {"prompts": {"query": "query: "}, "default_prompt_name": "query"}},
+            "puts the prompt 'query: ' before every text",
+        ),
+    ],
+)
+def test_vectors_that_would_be_others_are_refused(tmp_path, files, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        check_sentences(beside(tmp_path / "a", **files))
+
+
+def test_lower_case_is_left_to_a_tokenizer_that_sees_to_it(tmp_path):
+    checkpoint = beside(tmp_path / "a", sentence_bert_config={"do_lower_case": True})
+    check_sentences(checkpoint)
+    file = tmp_path / "a" / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    tree["normalizer"]["lowercase"] = False
+    file.write_text(json.dumps(tree))
+    config = tmp_path / "a" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"do_lower_case": False}))
+    with pytest.raises(UsageError, match="reads texts in lower case"):
+        check_sentences(checkpoint)
+
+
+def test_prompts_that_are_asked_for_by_name_are_told(tmp_path):
+    prompts = {"prompts": {"query": "query: ", "passage": ""}, "default_prompt_name": None}
+    checkpoint = beside(tmp_path / "a", config_sentence_transformers=prompts)
+    check_sentences(checkpoint)
+    assert note_on_prompts(checkpoint).endswith("knows prompts, and texts are read without them: query 'query: '")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_pairs_are_scored_with_no_train_or_with_pairs_in_it(kdalign, tmp_path, train):
+    model = save_model(tmp_path / "a", "bert")
+    texts = [sentences(16, number)[0] for number in (0, 1)]
+    pairs = pd.DataFrame({"first": texts[0], "second": texts[1], "label": np.arange(16.0)})
+    for split in ("validation", *(["train"] if train else [])):
+        pairs.to_csv(tmp_path / f"{split}.csv", index=False)
+    status, out, _ = kdalign("eval", model, "--task", "embedding", "--data", ".", "--json")
+    assert status == 0
+    encoder, tokenizer = AutoModel.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    with torch.no_grad():
+        vectors = [
+            [encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in column]
+            for column in texts
+        ]
+    cosines = [float(torch.cosine_similarity(one, other, dim=0)) for one, other in zip(*vectors, strict=True)]
+    score = json.loads(out)[0]["scores"][0]
+    assert (score["metric"], score["n"]) == ("spearman", 16)
+    assert score["value"] == pytest.approx(100 * spearmanr(cosines, np.arange(16)).statistic)

@@ -182,8 +182,24 @@ def with_columns(task: LanguageTask) -> LanguageTask:
     """The task with its columns worked out from the data, where they were not given."""
     if task.kind == "chat" and not task.columns:
         return _with_messages(task)
-    task = task if task.columns else _with_text_column(task)
-    return replace(task, scored=_likeness(task)) if task.kind == "embedding" else task
+    if task.kind == "embedding":
+        scored = _likeness(task)
+        return replace(task if task.columns else _with_texts(task, scored.columns), scored=scored)
+    return task if task.columns else _with_text_column(task)
+
+
+def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
+    """The task with the columns that embeddings are learnt from: the text of train, or its pairs, if it has any.
+
+    Args:
+        task: without columns.
+        pair: the columns of the split that is scored. Where there is no train, they are all there is.
+    """
+    if split_exists(task.source, task.train):
+        names = [str(name) for name in load_table(task.source, task.train, text_files=True).columns]
+        if not set(pair) <= set(names) or any(name.strip().lower() in TEXT_COLUMNS for name in names):
+            return _with_text_column(task)
+    return replace(task, columns=pair, found=f"texts in {' and '.join(pair)}")
 
 
 def _likeness(task: LanguageTask) -> Task:
@@ -221,10 +237,8 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
             f"{task.source}, split {_first_split(task)!r} has no text: no row, or no line that is not blank"
         )
     if len(strings) != 1:
-        raise UsageError(
-            f"{task.source}: which column is the text? It has {', '.join(kinds)}; name it as in "
-            f"{task.kind}:{(strings or ['text'])[0]}{no_header(table)}"
-        )
+        way = f"name it as in {task.kind}:{(strings or ['text'])[0]}" if task.kind != "embedding" else "call it text"
+        raise UsageError(f"{task.source}: which column is the text? It has {', '.join(kinds)}; {way}{no_header(table)}")
     (column,) = strings
     if not named and looks_like_data(column):
         raise UsageError(f"{task.source}: no column has a name{no_header(table)}")
