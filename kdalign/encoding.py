@@ -5,6 +5,7 @@ that go left to right, the tokens that were masked for those that fill gaps.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.batches import CUT, IGNORED, MASKED, Corruption, Encoded
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, shortened
 from kdalign.matching import spans_of
 from kdalign.recipe import Augment
 from kdalign.tasks import Examples
@@ -372,6 +373,37 @@ def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return [int(start)]
+
+
+def note_on_special_words(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sentence on texts that spell out special tokens, such as ``</s>``, which are not read as they are spelled.
+
+    Nothing where no text does, or where the tokenizer takes them for ordinary words.
+    """
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    known = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    words = [word for word in known if word.strip() and _is_special(word, tokenizer)]
+    if not words:
+        return ""
+    first, pattern = {word[0] for word in words}, re.compile("|".join(map(re.escape, words)))
+    seen: dict[str, None] = {}
+    rows: set[int] = set()
+    for column in examples.texts:
+        for row, text in enumerate(column):
+            found = pattern.findall(text) if any(one in text for one in first) else ()
+            seen |= dict.fromkeys(found)
+            rows |= {row} if found else set()
+    if not rows:
+        return ""
+    return (
+        f"{examples.split}: {len(rows):,} of {len(examples):,} texts have words that the tokenizer reads as special "
+        f"tokens, not as they are spelled ({shortened(', '.join(map(repr, seen)), 80)})"
+    )
+
+
+def _is_special(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text that spells a token out becomes that token."""
+    return tokenizer.convert_tokens_to_ids(word) in tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
 def _parts(content: list[int], room: int) -> Iterator[list[int]]:

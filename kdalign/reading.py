@@ -12,6 +12,7 @@ from kdalign import models
 from kdalign.architecture import LAYOUTS, layout_of, with_tokenizer
 from kdalign.augmenting import copies_of
 from kdalign.batches import Encoded
+from kdalign.encoding import note_on_special_words
 from kdalign.fresh import new_config, train_tokenizer
 from kdalign.matching import Shared, shared_vocabulary
 from kdalign.observer import Observer
@@ -197,6 +198,10 @@ def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, ob
     if run.unlabelled is not None and texts.unlabelled is not None:
         observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
         _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
+    for examples in (run.train, *run.reported.values()):
+        said = note_on_special_words(examples, tokenizer)
+        if said:
+            observer.announce(said)
     if recipe.data.augment.corrupts:
         observer.announce(f"augmented: {recipe.data.augment}")
     for split, encoded in texts.reported.items():

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign import choosing, likelihood, models
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
 from kdalign.baselines import Unigram
+from kdalign.encoding import frame_of, note_on_special_words
 from kdalign.generation import can_continue, how_written, write
 from kdalign.jobs import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.likelihood import PERPLEXITIES
@@ -21,6 +22,7 @@ from kdalign.models import Checkpoint, positions
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
 from kdalign.runs import RunFolder, read_record
+from kdalign.sentences import note_on_prompts
 from kdalign.tasks import (
     GLUE,
     LanguageTask,
@@ -222,7 +224,8 @@ class LocalModel:
         model = model.to(device, cast)
         tokenizer = models.load_tokenizer(self.checkpoint)
         tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
-        result = replace(result, parameters=count_parameters(model), trained_tokens=tokens)
+        notes = (*result.notes, *self._notes(tokenizer, metrics))
+        result = replace(result, parameters=count_parameters(model), trained_tokens=tokens, notes=notes)
         loaded = _Loaded(model, tokenizer, place, observer)
         with torch.autocast(device.type, dtype) if cast is not dtype else nullcontext():
             if answered and self.prompted:
@@ -238,6 +241,20 @@ class LocalModel:
         if dtype is not torch.float32:
             scores = [replace(score, signature=f"{score.signature}; model in bf16") for score in scores]
         return replace(result, scores=tuple(scores))
+
+    def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> list[str]:
+        """What must be known of how the model reads the texts, each with its name."""
+        said = [note_on_special_words(self.job.examples, tokenizer)]
+        documents = isinstance(self.job.task, LanguageTask) and not self.job.task.pairs and self.job.continuing
+        if documents and self.family == "causal" and any(name in PERPLEXITIES for name in metrics):
+            if not frame_of(tokenizer)[0] and tokenizer.bos_token_id is None:
+                said.append(
+                    f"no start token: a text's first one is predicted from its end token {tokenizer.eos_token!r}"
+                )
+        notes = [f"{self.name}: {note}" for note in said if note]
+        if self.work is not None and self.work.head is HeadKind.NONE:
+            notes += filter(None, [note_on_prompts(self.checkpoint)])
+        return notes
 
     def _by_answers(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
         """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""

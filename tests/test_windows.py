@@ -1,18 +1,21 @@
 """Likelihood as it is reported: each token once, with the context that is stated; against plain loops in float64."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import sentences
+from conftest import make_tokenizer, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 from test_families import model, tokenizer
+from transformers import AutoTokenizer
 
 from kdalign import likelihood
 from kdalign.batches import IGNORED
-from kdalign.encoding import start_of
+from kdalign.encoding import note_on_special_words, start_of
+from kdalign.tasks import Examples
 from kdalign.windows import FEW, counted, encode_causal, encode_permuted, encode_pseudo, windows
 
 TEXTS = [*sentences(6, 11)[0], " ".join(sentences(12, 12)[0])]
@@ -212,3 +215,35 @@ def test_many_texts_are_resampled_as_wholes_and_few_by_their_rows():
     many = encode_causal(TEXTS * FEW, reads, 8)
     assert len(many) > len(set(many.groups.tolist())) == len(TEXTS * FEW)
     assert np.array_equal(many.take([3, 1]).groups, many.groups[[3, 1]])
+
+
+def test_words_that_are_read_as_special_tokens_are_counted(tmp_path):
+    make_tokenizer(tmp_path, "bert")
+    reads = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ("a film [SEP] good", "a good film", "[MASK] a [SEP]")
+    said = note_on_special_words(Examples("validation", (texts, texts), None), reads)
+    assert said.startswith("validation: 2 of 3 texts have words that the tokenizer reads as special tokens")
+    assert said.endswith("('[SEP]', '[MASK]')")
+    assert note_on_special_words(Examples("validation", (texts[1:2],), None), reads) == ""
+    reads.split_special_tokens = True  # what the texts spell out stays text
+    assert note_on_special_words(Examples("validation", (texts,), None), reads) == ""
+
+
+def test_an_evaluation_says_what_stands_for_a_start_token_and_which_texts_hold_special_tokens(kdalign, tmp_path):
+    folder = tmp_path / "gpt2"
+    model("gpt2").save_pretrained(folder)
+    make_tokenizer(folder, "bert")
+    config = folder / "tokenizer_config.json"
+    tree = json.loads(config.read_text())
+    config.write_text(json.dumps(tree | {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]"}))
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    (tmp_path / "validation.txt").write_text("a good film\na [SEP] film\n")
+    words = ["eval", folder, "--task", "lm", "--data", ".", "--max-length", "16", "--metrics", "ppl", "--json"]
+    status, out, _ = kdalign(*words)
+    assert status == 0
+    assert json.loads(out)[0]["notes"] == [
+        f"{folder}: validation: 1 of 2 texts have words that the tokenizer reads as special tokens, not as they are "
+        "spelled ('[SEP]')",
+        f"{folder}: no start token: a text's first one is predicted from its end token '[SEP]'",
+    ]
