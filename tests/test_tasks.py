@@ -504,6 +504,8 @@ RTE, MNLI, SST2 = GLUE["rte"], GLUE["mnli"], GLUE["sst2"]
         (("negative", "positive"), RTE, None),
         (("negative", "neutral"), SST2, None),
         (("negative", "LABEL_1"), SST2, None),
+        (("LABEL_1", "LABEL_0"), SST2, None),
+        (("LABEL_1", "LABEL_2"), SST2, (0, 1)),
         (("LABEL_0",), SST2, None),
         (("LABEL_0", "LABEL_1", "LABEL_2"), SST2, None),
     ],

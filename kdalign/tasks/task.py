@@ -177,14 +177,16 @@ def normal(label: str) -> str:
 def label_order(names: Sequence[str], task: Task) -> tuple[int, ...] | None:
     """For each of the task's labels, the number of the model's output that stands for it.
 
-    Names are matched first. Names such as ``LABEL_0`` say nothing: their numbers are taken for the task's, unless
-    the task's own were made by sorting. Returns None where nothing matches.
+    Names are matched first. Names such as ``LABEL_0`` say nothing, if they count up: their places are taken for the
+    task's, unless the task's own were made by sorting. Returns None where nothing matches.
     """
     numbers = {normal(name): number for number, name in enumerate(names)}
     wanted = [normal(label) for label in task.labels]
     if len(names) == len(wanted) and set(wanted) == set(numbers):
         return tuple(numbers[label] for label in wanted)
-    says_nothing = all(re.fullmatch(r"label\d+", normal(name)) for name in names)
+    given = [re.fullmatch(r"label(\d+)", normal(name)) for name in names]
+    counted = [int(each[1]) - number for number, each in enumerate(given) if each]
+    says_nothing = len(counted) == len(names) and len(set(counted)) == 1  # LABEL_1 before LABEL_0 says something
     if says_nothing and len(names) == len(wanted) and not task.order_unknown:
         return tuple(range(len(names)))
     return None
