@@ -7,12 +7,13 @@ scikit-learn and scipy compute them.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from kdalign.errors import UsageError
+from kdalign.errors import UsageError, library_errors
 from kdalign.extend import resolve
 
 Array = np.ndarray[Any, Any]
@@ -350,7 +351,9 @@ def score(metric: Metric, predictions: Array, references: Array) -> Score:
 
     assert len(predictions) == len(references), "every prediction has its reference"
     why = _why_not(metric, predictions, references)
-    value = float("nan") if why else metric.compute(predictions, references)
+    shipped = METRICS.get(metric.name) is metric
+    with nullcontext() if shipped else library_errors(f"metric {metric.name!r} gives no number"):
+        value = float("nan") if why else float(metric.compute(predictions, references))
     if not why and metric.why_undefined is not None and not math.isfinite(value):
         why = metric.why_undefined(predictions, references) or "the numbers are too large to compute with"
     made_by = f"{metric.library} {version(metric.library)}" if metric.library in _DISTRIBUTIONS else metric.library

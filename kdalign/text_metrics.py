@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -334,20 +335,25 @@ def score_texts(
 
     Raises:
         UsageError: another number of predictions than of rows of references, no rows, a row without a reference, an
-            unknown language, or one whose words cannot be told apart here.
+            unknown language, or one whose words cannot be told apart here, two metrics of one name, or one of the
+            user's own that fails.
     """
     _check(predictions, references)
     language = language_code(language) if language else ""
     check_words(names, language)
     composed = _all(partial(unicodedata.normalize, "NFC"), predictions, references)
     same = composed[0] == list(predictions) and composed[1] == [list(known) for known in references]
-    scores, each = [], {}
+    scores: list[Score] = []
+    each: dict[str, Array] = {}
     for name in names:
         metric = text_metric(name)
         shipped = name in TEXT_METRICS
-        counts = metric.count(*(composed if shipped else (predictions, references)), language)
-        value = counts.value(counts.rows.sum(axis=0))
-        low, high = sums_interval(counts.rows, counts.value) if counts.resampled else (None, None)
+        if any(score.metric == metric.name for score in scores):
+            raise UsageError(f"two metrics are called {metric.name!r}: give your own, {name!r}, another name")
+        with nullcontext() if shipped else library_errors(f"metric {name!r} gives no number"):
+            counts = metric.count(*(composed if shipped else (predictions, references)), language)
+            value = counts.value(counts.rows.sum(axis=0))
+            low, high = sums_interval(counts.rows, counts.value) if counts.resampled else (None, None)
         scores.append(
             Score(
                 metric.name,

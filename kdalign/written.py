@@ -1,8 +1,9 @@
 """Score predictions that lie in a file, whoever made them."""
 
 import json
+import re
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from kdalign.tasks.columns import (
     cells_of,
     checked_text,
     described,
+    has_comma,
     is_missing,
+    kind_of,
     kinds_of,
     no_header,
     no_text,
@@ -33,12 +36,17 @@ OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_m
 """What texts are scored by where nobody says."""
 MOST_CLASSES = 1000
 """In a file of predictions: intervals draw tables of classes by classes."""
+MOST_CLASS = 2**53
+"""Whole numbers from here on may be equal in float64 and yet not be the same."""
+_REFERENCE = re.compile(r"ref(?:erence)?s?[\s_-]*\d*", re.IGNORECASE)
+"""How columns of references are called."""
 
 
 def score_file(file: str, metrics: Sequence[str] | None = None, language: str | None = None) -> Evaluation:
     """Score a file with the columns ``prediction`` and ``reference``, or ``references``, a list for each row.
 
-    Texts are scored by metrics of texts, numbers (classes or scores) by metrics of classes and scores.
+    Texts are scored by metrics of texts, numbers (classes or scores) by metrics of classes and scores. False and true
+    are the classes 0 and 1.
 
     Args:
         file: parquet, csv, tsv or jsonl.
@@ -58,15 +66,19 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
     metrics = expanded(metrics or ())
     table = read_table(place)
     column = next((name for name in ("references", "reference") if name in table.columns), None)
+    unread = [str(name) for name in table.columns if _REFERENCE.fullmatch(str(name)) and name != column]
     if column is None or "prediction" not in table.columns:
         raise UsageError(
             f"{file!r} needs the columns prediction and reference (or references), and has "
             f"{', '.join(map(str, table.columns)) or 'none'}{no_header(table)}"
+            + ("; several references stand in one column references, a list in each row" if len(unread) > 1 else "")
         )
     if len(table) == 0:
         raise UsageError(f"{file!r} has no rows")
     predictions, references = (cells_of(table, name) for name in ("prediction", column))
     delimited = format_of(place) in DELIMITERS
+    if kinds_of(predictions) | kinds_of(references) == {"truth"} and not any(map(is_missing, predictions + references)):
+        predictions, references = ([int(cell) for cell in cells] for cells in (predictions, references))
     for name, cells in (("prediction", predictions), (column, references)):
         for row, cell in enumerate(cells):
             if is_missing(cell):
@@ -82,6 +94,8 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
         scores = _numbers(ours, numbers_of(references, repr(file), column, finite=False), column, metrics, file)
     else:
         scores, notes = _texts(predictions, references, column, metrics, language, file)
+    if unread:
+        notes = (*notes, f"not read: {', '.join(unread)}; what is right is in {column}")
     return Evaluation(
         model=place.stem,
         task=place.stem,
@@ -98,10 +112,13 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
 
 def _listed(value: str, where: str) -> object:
     """A list as a file of text writes it, by JSON or by Python."""
-    try:
-        found = literal_eval(value) if not value.startswith('["') else json.loads(value)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deeply
-        found = None
+    found = None
+    for read in (json.loads, literal_eval):  # Python writes ["it's", 'so'], which is no JSON
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deeply
+            continue
+        break
     if not isinstance(found, list):
         raise UsageError(f'{where} has no list in \'references\', such as ["one", "other"]; given {value[:60]!r}')
     return found
@@ -142,6 +159,8 @@ def _numbers(predictions: Array, references: Array, column: str, metrics: Sequen
                 raise UsageError(f"{file!r}: {name} is of classes, and these numbers are not whole")
             if min(ours.min(), right.min()) < 0:
                 raise UsageError(f"{file!r}: classes are counted from 0")
+            if max(ours.max(), right.max()) >= MOST_CLASS:
+                raise UsageError(f"{file!r}: classes are whole numbers below 2 to the power of 53")
             ours, right = _counted(ours, right, metric, file)
         low, high = example_interval(name, metric.compute, ours, right, metric.of_counts)
         found.append(replace(score(metric, ours, right), low=low, high=high))
@@ -167,6 +186,9 @@ def _texts(
     file: str,
 ) -> tuple[list[Score], tuple[str, ...]]:
     """The scores of texts, and what must be known to read them."""
+    for name in metrics:
+        if name in METRICS:
+            raise _no_number(name, {"prediction": predictions, column: references}, metrics, file)
     written = [_text(cell, f"{file!r}: row {row}", "prediction") for row, cell in enumerate(predictions)]
     known = []
     for row, value in enumerate(references):
@@ -179,11 +201,25 @@ def _texts(
             known.append([_text(text, where, column) for text in value])
         else:
             raise UsageError(f"{where} has {described(value)} in column {column!r}, where a list of texts is asked for")
-    for name in metrics:
-        if name in METRICS:
-            raise UsageError(f"{file!r}: {name} is of numbers, and predictions are texts")
     scores, _ = score_texts(metrics or OF_TEXTS, written, known, language)
     return scores, notes_on_words(metrics or OF_TEXTS, written, known, language)
+
+
+def _no_number(name: str, columns: Mapping[str, Sequence[object]], metrics: Sequence[str], file: str) -> UsageError:
+    """The error for a metric of numbers in a file that is read as texts: for its first cell that is none, or others."""
+    others = [other for other in metrics if other not in METRICS]
+    if others:
+        return UsageError(f"{file!r}: {name} is of numbers, and {others[0]} of texts: ask for them one after the other")
+    for column, cells in columns.items():
+        for row, cell in enumerate(cells):
+            if kind_of(cell) not in ("number", "digits"):
+                more = "; write decimals after a point" if has_comma(cell) else ""
+                if not METRICS[name].regression:
+                    more = "; classes are numbers from 0 on, and exact_match compares names"
+                return UsageError(
+                    f"{file!r}: {name} is of numbers, and row {row} has {described(cell)} in column {column!r}{more}"
+                )
+    return UsageError(f"{file!r}: {name} is of numbers, and this file is read as texts")
 
 
 def _text(cell: object, where: str, column: str) -> str:

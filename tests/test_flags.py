@@ -144,7 +144,16 @@ def test_a_plan_for_models_of_another_family_is_refused_before_the_run(kdalign, 
 
 @pytest.mark.parametrize(
     "more",
-    [["--split", "test"], ["--shots", "2"], ["--beams", "4"], ["--base-url", "http://x/v1"], ["--max-length", "9"]],
+    [
+        *(
+            ["--split", "test"],
+            ["--shots", "2"],
+            ["--beams", "4"],
+            ["--base-url", "http://x/v1"],
+            ["--max-length", "9"],
+        ),
+        *(["--new-tokens", "9"], ["--pseudo", "x"], ["--concurrency", "9"], ["--no-baselines"]),
+    ],
 )
 def test_what_says_nothing_of_a_file_of_predictions_is_refused(kdalign, more):
     status, _, err = kdalign("eval", "--predictions", "p.jsonl", *more)

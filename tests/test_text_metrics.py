@@ -537,6 +537,59 @@ def test_a_file_may_hold_several_references_a_row(kdalign, tmp_path):
     assert "20.0" in out
 
 
+def test_a_list_of_references_is_read_as_python_writes_it_too(kdalign, tmp_path):
+    known = [["it's so", "it is so"], ["no", 'a "no"']]
+    rows = {"prediction": ["it is so", "no"], "references": [str(one) for one in known]}
+    assert rows["references"][0] == """["it's so", 'it is so']"""
+    place = write(tmp_path / "said.csv", rows, "csv")
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
+    assert json.loads(out)[0]["scores"][0]["value"] == 100
+
+
+def test_columns_of_references_that_are_not_read_are_named(kdalign, tmp_path):
+    rows = {"prediction": ["b"], "reference": ["a"], "reference2": ["b"], "refund": ["c"]}
+    place = write(tmp_path / "said.csv", rows, "csv")
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
+    assert json.loads(out)[0]["notes"] == ["not read: reference2; what is right is in reference"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_truth_values_in_a_file_are_the_classes_0_and_1(kdalign, tmp_path, kind):
+    rows = {"prediction": [True, True, False], "reference": [True, False, False]}
+    place = write(tmp_path / f"said.{kind}", rows, kind)
+    _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "accuracy,f1", "--json")
+    assert [score["value"] for score in json.loads(out)[0]["scores"]] == pytest.approx([200 / 3, 200 / 3])
+
+
+@pytest.mark.parametrize(
+    ("cells", "metrics", "said"),
+    [
+        (["1", "x"], "accuracy", "accuracy is of numbers, and row 1 has the text 'x' in column 'prediction'; classes"),
+        (["1", "0,5"], "pearson", "row 1 has the text '0,5' in column 'prediction'; write decimals after a point"),
+        (["1", "0"], "accuracy,bleu", "accuracy is of numbers, and bleu of texts"),
+        ([str(2**53 + 1), "0"], "accuracy", "classes are whole numbers below 2 to the power of 53"),
+    ],
+)
+def test_a_metric_of_numbers_names_what_it_cannot_take(kdalign, tmp_path, cells, metrics, said):
+    place = write(tmp_path / "said.csv", {"prediction": cells, "reference": [str(2**53), "0"]}, "csv")
+    status, _, err = kdalign("eval", "--predictions", place, "--metrics", metrics)
+    assert (status, said in one_line(err)) == (2, True), err
+
+
+def test_an_own_metric_that_fails_is_named_and_is_no_fault_of_kdalign(kdalign, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from kdalign.text_metrics import mean_of\n"
+        "boom = mean_of('boom', lambda text, known: 1 / 0)\n"
+        "bleu = mean_of('bleu', lambda text, known: 3.0)\n"
+    )
+    place = write(tmp_path / "said.jsonl", {"prediction": ["a b"], "reference": ["a b"]}, "jsonl")
+    status, _, err = kdalign("eval", "--predictions", place, "--metrics", "own.py:boom")
+    assert status == 2
+    assert "metric 'own.py:boom' gives no number: ZeroDivisionError: division by zero" in err
+    status, _, err = kdalign("eval", "--predictions", place, "--metrics", "bleu,own.py:bleu")
+    assert (status, "two metrics are called 'bleu'" in err) == (2, True)
+
+
 def test_numbers_in_a_file_are_classes_or_scores(kdalign, tmp_path):
     place = write(tmp_path / "said.csv", {"prediction": [0, 1, 1, 1], "reference": [0, 1, 0, 1]}, "csv")
     _, out, _ = kdalign("eval", "--predictions", place, "--json")

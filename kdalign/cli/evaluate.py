@@ -191,7 +191,8 @@ def eval_(
             **{"--config": config, "--split": split, "--max-length": max_length, "--stride": stride},
             **{"--shots": shots, "--base-url": base_url, "--chat": chat, "--max-requests": max_requests},
             **{"--max-tokens": max_tokens, "--revision": revision, "--device": device, "--seed": seed},
-            **{"--beams": beams - 1, "--precision": precision != "fp32"},
+            **{"--beams": beams - 1, "--precision": precision != "fp32", "--no-baselines": not baselines},
+            **{"--new-tokens": new_tokens - 256, "--pseudo": pseudo != "word-l2r", "--concurrency": concurrency - 4},
         }
         for flag, value in unread.items():
             if value not in (None, 0, False):

@@ -185,12 +185,13 @@ def numbers_of(cells: Sequence[object], where: str, column: str, finite: bool = 
             raise UsageError(
                 f"{where}: row {row} has {described(cells[row])} in column {column!r}, where a "
                 f"{'finite ' if value is not None else ''}number is asked for"
-                + ("; write its decimals after a point" if value is None and _has_comma(cells[row]) else "")
+                + ("; write its decimals after a point" if value is None and has_comma(cells[row]) else "")
             )
     return np.array(found, dtype=np.float64)
 
 
-def _has_comma(cell: object) -> bool:
+def has_comma(cell: object) -> bool:
+    """Whether a cell writes a number whose decimals follow a comma."""
     return isinstance(cell, str) and _NUMBER.fullmatch(cell.strip().replace(",", ".", 1)) is not None
 
 
