@@ -15,9 +15,11 @@ from kdalign import choosing, likelihood, models
 from kdalign.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
 from kdalign.baselines import Unigram
 from kdalign.encoding import frame_of, note_on_special_words
+from kdalign.errors import UsageError
 from kdalign.generation import can_continue, how_written, write
 from kdalign.jobs import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.likelihood import PERPLEXITIES
+from kdalign.metrics import METRICS
 from kdalign.models import Checkpoint, positions
 from kdalign.observer import Observer
 from kdalign.results import Absent, Evaluation
@@ -112,14 +114,25 @@ class LocalModel:
             metrics: that are asked for; its own where nobody says.
 
         Raises:
-            UsageError: what is wrong with them.
+            UsageError: what is wrong with them, or two metrics that are called the same.
         """
+        if isinstance(self.job.task, Task):
+            self._check_names(self.job.task, metrics or ())
         if self.submits or any(self.why_not(metric) is None for metric in metrics or self.default_metrics):
             work = None if self.prompted else self.work
             models.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
             tokenizer = models.load_tokenizer(self.checkpoint)
             if work is not None:
                 work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
+
+    @staticmethod
+    def _check_names(task: Task, metrics: Sequence[str]) -> None:
+        called: dict[str, str] = {}
+        for given in metrics:
+            if given in METRICS or (":" in given and not is_text_metric(given)):
+                other = called.setdefault(task.metric(given).name, given)
+                if other != given:
+                    raise UsageError(f"metrics {other!r} and {given!r} have one name: give your own another")
 
     @property
     def prompted(self) -> bool:

@@ -405,3 +405,13 @@ def test_numbers_whose_differences_overflow_are_undefined_or_right_but_no_warnin
     assert found.value is not None or found.reason == "the numbers are too large to compute with"
     weighted = METRICS["pearson"].of_weights(np.ones((1, 3)), predictions, references)
     assert weighted[0] == pytest.approx(score(METRICS["pearson"], predictions / 1e308, references).value)
+
+
+def test_two_metrics_of_one_name_are_refused_before_a_model_is_scored(kdalign, teacher, data, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from kdalign.metrics import Metric\naccuracy = Metric('accuracy', lambda ours, right: 5.0, 'mine')\n"
+    )
+    words = ["eval", teacher, "--task", "sst2", "--data", data, "--metrics", "accuracy,own.py:accuracy"]
+    status, _, err = kdalign(*words)
+    assert (status, "metrics 'accuracy' and 'own.py:accuracy' have one name" in err) == (2, True), err
+    assert not (tmp_path / "runs").exists()
