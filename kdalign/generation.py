@@ -91,7 +91,9 @@ def how_written(family: str, continuing: bool, writing: Writing) -> str:
         "masked": f"Mask-Predict, {writing.rounds} rounds, told how many tokens are held out",
         "permutation": "left to right, greedy",
     }[family]
-    return f"{way}, ends after as many words as the reference" if continuing else way
+    if not continuing:
+        return f"{way}, at most {writing.new_tokens} new tokens a text"
+    return f"{way}, ends after as many words as the reference"
 
 
 def _go_on(

@@ -14,7 +14,7 @@ from kdalign.architecture import LAYOUTS
 from kdalign.baselines import Unigram
 from kdalign.capture import Wanted, run
 from kdalign.errors import UsageError
-from kdalign.generation import Writing, write
+from kdalign.generation import Writing, how_written, write
 from kdalign.jobs import Job, Settings
 from kdalign.noise import Noise
 from kdalign.observer import untold
@@ -119,6 +119,11 @@ def mask_predict(net, reads, case, rounds):
         for place in masked:
             ids[first + place] = reads.mask_token_id
     return case.cut(reads.decode(ids[first : first + size], skip_special_tokens=True))
+
+
+def test_how_an_answer_was_written_says_where_it_is_ended():
+    assert how_written("seq2seq", False, Writing(new_tokens=8)) == "greedy, at most 8 new tokens a text"
+    assert how_written("causal", True, Writing()) == "greedy, ends after as many words as the reference"
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "modernbert", "deberta-v2"])
