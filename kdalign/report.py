@@ -152,7 +152,9 @@ def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     if any(score.low is not None for one in evaluations for score in one.scores):
         notes["below a score: its 95 % interval over examples"] = None
     notes |= _of_conventions(evaluations)
+    several = len({(one.task, one.split) for one in evaluations}) > 1
     for one in evaluations:
+        here = f"{one.model} on {one.task}, {one.split}" if several else one.model
         notes |= dict.fromkeys(one.notes)
         reasons: dict[str, list[str]] = {}
         whose = f" ({Path(one.model).name})" if len(evaluations) > 1 else ""
@@ -164,9 +166,9 @@ def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
             reasons.setdefault(f"– because {absent.reason}{more}", []).append(absent.metric)
         notes |= {f"{', '.join(names)}: {reason}": None for reason, names in reasons.items()}
         if one.truncated:
-            notes[f"{one.model}: {one.truncated:,} examples were cut to --max-length"] = None
+            notes[f"{here}: {one.truncated:,} examples were cut to --max-length"] = None
         if one.passed_over:
-            notes[f"{one.model}: {one.passed_over:,} examples hold no answer within --max-length"] = None
+            notes[f"{here}: {one.passed_over:,} examples hold no answer within --max-length"] = None
         if one.submission:
             notes[f"leaderboard file: {one.submission}"] = None
     return list(notes)

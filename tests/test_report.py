@@ -1,5 +1,7 @@
 """Tables of evaluations: no number is broken at any width, and no dash is without its reason."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from kdalign.metrics import Score
@@ -45,3 +47,11 @@ def test_every_dash_of_an_evaluation_has_its_reason_below():
     assert "cer: – because the references hold no characters to count edits over" in out
     out = " ".join(shown([one, evaluated("n", cer=(3.0, ""), bleu=(1.0, ""))], 80).split())
     assert "count edits over (m)" in out
+
+
+def test_cut_examples_are_told_of_their_task_where_a_model_is_scored_on_several():
+    one = replace(evaluated("m", bleu=(50.0, "")), truncated=6)
+    assert "m: 6 examples were cut" in shown([one], 120)
+    out = shown([one, replace(one, task="other", truncated=0)], 120)
+    assert "m on mine, file: 6 examples were cut to --max-length" in out
+    assert "m on other" not in out
