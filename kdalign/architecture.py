@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kdalign.errors import UsageError, did_you_mean, library_errors
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -525,6 +526,20 @@ def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
         if name in config.to_dict():
             setattr(changed, name, getattr(tokenizer, name))
     return changed
+
+
+def any_ids(config: "PretrainedConfig", batch: int, length: int, device: "torch.device") -> "Tensor":
+    """Token ids that a model of this configuration reads, (batch, length), to see that it computes, or how fast.
+
+    They end with its end token where it has one: what classifies by it (BART, T5) refuses texts without.
+    """
+    import torch
+
+    ids = torch.full((batch, length), config.vocab_size // 2, device=device)
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < config.vocab_size:
+        ids[:, -1] = end
+    return ids
 
 
 def accepted_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:

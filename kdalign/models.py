@@ -31,6 +31,7 @@ from kdalign.architecture import (
     LANGUAGE_HEADS,
     HeadKind,
     accepted_inputs,
+    any_ids,
     attention_of,
     auto_class,
     block_paths,
@@ -737,7 +738,7 @@ _SMALL = 10**7
 
 def _forward_error(model: PreTrainedModel) -> Exception | None:
     """What a model raises over four tokens; None where it computes."""
-    ids = torch.zeros((1, 4), dtype=torch.long, device=model.device)
+    ids = any_ids(model.config, 1, 4, model.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     try:
         with torch.no_grad():

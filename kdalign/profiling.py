@@ -21,6 +21,7 @@ from kdalign.architecture import (
     Architecture,
     Layer,
     accepted_inputs,
+    any_ids,
     blocks,
     count_parameters,
     describe,
@@ -247,7 +248,9 @@ def count_flops(model: PreTrainedModel, length: int, backward: bool = False) -> 
     """
     counter = FlopCounterMode(display=False)
     layers = dict.fromkeys(blocks(model), 0)
-    with counter, _watched(model, counter, layers), torch.set_grad_enabled(backward):
+    # torch's counter follows inputs that need a gradient, and fails on a parameter that is one where none is taken.
+    frozen = [] if backward else [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with counter, _watched(model, counter, layers), _without_gradients(frozen), torch.set_grad_enabled(backward):
         inputs = _inputs(model, 1, length)
         del inputs["attention_mask"]
         output = model(**inputs)[0]
@@ -255,6 +258,17 @@ def count_flops(model: PreTrainedModel, length: int, backward: bool = False) -> 
             output.float().sum().backward()
             model.zero_grad(set_to_none=True)
     return Flops(int(counter.get_total_flops()), layers)
+
+
+@contextmanager
+def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -378,7 +392,7 @@ def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_u
 
 
 def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Any]:
-    ids = torch.full((batch, length), model.config.vocab_size // 2, device=model.device)
+    ids = any_ids(model.config, batch, length, model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

@@ -7,9 +7,11 @@ import torch
 from conftest import one_line, tiny_config
 from test_families import KINDS, model
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from kdalign.architecture import Layer, accepted_inputs, skeleton
 from kdalign.models import Checkpoint
+from kdalign.pipeline import profile_models
 from kdalign.profiling import count_flops, kept_for_backward, profile
 
 WIDTH, INNER, LAYERS = 32, 64, 3
@@ -109,3 +111,25 @@ def test_profile_shows_layers_draws_and_refuses(kdalign, teacher, tmp_path):
     assert len(found["parts"]) == 6
     assert "did you mean 'bf16'" in one_line(kdalign("profile", teacher, "--dtype", "bf15")[2])
     assert "end in .png" in one_line(kdalign("profile", teacher, "--plot", "costs.gif")[2])
+
+
+def test_a_parameter_that_is_handed_to_a_module_is_no_trouble_to_the_counter():
+    config = AutoConfig.for_model("deberta-v2", vocab_size=50, hidden_size=32, num_hidden_layers=2)
+    config.update({"num_attention_heads": 4, "intermediate_size": 64, "relative_attention": True})
+    config.update({"pos_att_type": ["p2c", "c2p"], "position_buckets": 8})  # no norm over relative positions
+    net = AutoModel.from_config(config)
+    assert count_flops(net, 8).total > 0
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_classifiers_that_read_the_end_token_are_profiled_and_located(kind, tmp_path):
+    sizes = {
+        "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+        "bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "decoder_ffn_dim": 64, "encoder_ffn_dim": 64}
+        | {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    }[kind]
+    config = AutoConfig.for_model(kind, vocab_size=50, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    [found] = profile_models([str(tmp_path)], (8,), batch_size=2)
+    assert found.flops_per_token[8] > 0
