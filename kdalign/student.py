@@ -223,6 +223,9 @@ def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedMod
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout
+            for name, value in vars(module).items():  # BART, OPT, T5 and Llama keep a number, and call a function
+                if "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool):
+                    setattr(module, name, dropout)
     return model
 
 

@@ -548,3 +548,16 @@ def test_a_configuration_alone_tells_costs_and_a_plan(kind, tmp_path):
     assert (found.megabytes, found.parameters) == (None, describe(config).parameters)
     plan = plan_layers(str(tmp_path), "layers=half", "uniform", "first")
     assert [stack.layers for stack in plan.student.stacks] == [2] * len(plan.teacher.stacks)
+
+
+@EVERY
+def test_a_dropout_that_is_set_holds_in_every_part_of_a_family(kind):
+    net = student.with_dropout(model(kind), 0.0).train()
+    ids = torch.arange(5, 25).reshape(2, 10)
+    inputs = accepted_inputs(net, {"input_ids": ids, "decoder_input_ids": ids})
+    with torch.no_grad():
+        assert torch.equal(net(**inputs).logits, net(**inputs).logits)
+        student.with_dropout(net, 0.5)
+        assert not torch.equal(net(**inputs).logits, net(**inputs).logits)
+        student.with_dropout(net, 0.0)
+        assert torch.equal(net(**inputs).logits, net(**inputs).logits)
