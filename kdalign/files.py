@@ -385,6 +385,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a name is text, which files of weights must have: no byte in it could not be read as UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written, without making it.
 

@@ -18,7 +18,7 @@ from kdalign.calibration import SIMILARITY_TOKENS, layer_attention, some
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
 from kdalign.environment import environment
-from kdalign.errors import NotFinite, RunError, cause_of
+from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.files import whole_file, write_json, write_text, writing
 from kdalign.lessons import Course
 from kdalign.models import Checkpoint
@@ -108,7 +108,10 @@ def finish(
             seconds=time.perf_counter() - begun,
             samples=_samples(loaded.prompts, continued(exported, opened.tokenizer, loaded.prompts), loaded.taught_says),
         )
-        write_text(folder.student / CARD, model_card(record, folder.path))
+        try:
+            write_text(folder.student / CARD, model_card(record, folder.path))
+        except UsageError as error:  # it can be made later; the training cannot
+            observer.announce(f"no model card was written: {error}; `kdalign card {folder.path}` tries again")
         folder.write_record(record)
     accelerator.wait_for_everyone()
     return read_record(folder.path)

@@ -45,7 +45,7 @@ from kdalign.architecture import (
     skeleton,
 )
 from kdalign.errors import UsageError, cause_of, did_you_mean, library_errors, shortened
-from kdalign.files import read_json, sha256
+from kdalign.files import is_utf8, read_json, sha256
 from kdalign.tasks import Task
 from kdalign.tasks.task import label_order
 from kdalign.weights import ADAPTER, INDEX, WHOLE, adapter_in, held_in, shard_names, weight_files
@@ -104,6 +104,8 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> C
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of a user that is unknown
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot look for model {shortened(repr(name), 120)}: {why}") from None
+    if there and not is_utf8(folder):
+        raise UsageError(f"the name of model {name!r} is no UTF-8, as those of files with weights must be: rename it")
     if is_folder or folder.suffix == ".gguf":
         if revision is not None:
             raise UsageError(f"--revision is for hub models; {name!r} is a local one")

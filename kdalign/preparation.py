@@ -26,8 +26,8 @@ from kdalign.checkpoints import newest_whole
 from kdalign.encoding import check_template
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
-from kdalign.extend import check_trusted
-from kdalign.files import check_links, check_writable
+from kdalign.extend import check_trusted, code_named
+from kdalign.files import check_links, check_writable, is_utf8
 from kdalign.fitting import check_terms
 from kdalign.fresh import NewModel, check_size, new_config, parse_new, shape_of
 from kdalign.integrity import read_checked
@@ -195,6 +195,8 @@ def prepare(recipe: Recipe) -> Prepared:
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
+    if not is_utf8(folder.path):
+        raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
         check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
     reported = reported_splits(work, data)
     return Prepared(

@@ -24,8 +24,8 @@ class Source:
         return f" --data {self.folder}" if self.folder is not None else ""
 
     def __str__(self) -> str:
-        if self.folder is not None:
-            return str(self.folder)
+        if self.folder is not None:  # a name that is no UTF-8 must be one in records and cards
+            return str(self.folder).encode("utf-8", "backslashreplace").decode()
         return f"{self.dataset} ({self.config})" if self.config else str(self.dataset)
 
 
