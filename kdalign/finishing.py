@@ -23,7 +23,7 @@ from kdalign.files import whole_file, write_json, write_text, writing
 from kdalign.lessons import Course
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
-from kdalign.preparation import Prepared
+from kdalign.preparation import Prepared, go_on_with
 from kdalign.projection import Projections
 from kdalign.reading import Texts, fingerprint
 from kdalign.runs import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
@@ -205,7 +205,7 @@ def _scores_or_way_on(
     except Exception as error:  # a metric of the user's own may raise anything, and so may a library
         raise RunError(
             f"the student is trained, and exported in {str(folder.student)!r}, but could not be scored: "
-            f"{cause_of(error)}; once that is mended, `kdalign distill --out {folder.path} --resume` scores it"
+            f"{cause_of(error)}; once that is mended, `{go_on_with([run], folder)}` scores it"
         ) from error
 
 

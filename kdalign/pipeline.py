@@ -11,14 +11,14 @@ from kdalign import models
 from kdalign.architecture import head_of
 from kdalign.arranging import begin_folder, course_of, load, opened
 from kdalign.errors import Interrupted, Unwritten, UsageError
-from kdalign.extend import check_trusted, code_named, trusting_caller
+from kdalign.extend import check_trusted, trusting_caller
 from kdalign.finishing import finish
 from kdalign.fitting import check_steps
 from kdalign.integrity import read_checked
 from kdalign.locks import alone
 from kdalign.observer import Observer, Silent
 from kdalign.preflight import preflight
-from kdalign.preparation import Prepared, claim, prepare, split_by_task
+from kdalign.preparation import Prepared, claim, go_on_with, prepare, split_by_task
 from kdalign.profiling import Profile, profile
 from kdalign.recipe import Recipe, load_recipe
 from kdalign.runs import RunFolder, RunRecord
@@ -55,7 +55,7 @@ def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) 
     whole = group or runs[0].folder
     first = group if group is not None and recipe.multi_task.together else runs[0].folder
     accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, first.path)
-    with _alone(whole, accelerator, observer), _way_on(whole):
+    with _alone(whole, accelerator, observer), _way_on(whole, runs):
         if accelerator.is_main_process:  # what was free when it was looked at may have been taken since
             claim_all(runs, recipe, resume, overwrite)
         if group is not None and recipe.multi_task.together:
@@ -87,16 +87,9 @@ def _one_by_one(
             try:
                 records.append(_distill_one(run, accelerator, observer, resume, among))
             except Interrupted as stop:
-                code = " --allow code" if _code_in(run) else ""
-                line = f"{stop}; go on with: kdalign distill --out {(group or run.folder).path} --resume{code}"
+                line = f"{stop}; go on with: {go_on_with([run], group or run.folder)}"
                 raise Interrupted(line, stop.signal) from None
     return records
-
-
-def _code_in(run: Prepared) -> bool:
-    """Whether a run's recipe or task file names code."""
-    recipe = run.recipe
-    return bool(code_named([recipe.objective.terms, recipe.align.map, list(run.task.metrics)]))
 
 
 @contextmanager
@@ -112,12 +105,12 @@ def _alone(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> I
 
 
 @contextmanager
-def _way_on(folder: RunFolder) -> Iterator[None]:
+def _way_on(folder: RunFolder, runs: Sequence[Prepared]) -> Iterator[None]:
     """Say how a run that began goes on when a file could not be written."""
     try:
         yield
     except Unwritten as error:
-        way = f"; make room, then: kdalign distill --out {folder.path} --resume" if folder.recipe.is_file() else ""
+        way = f"; make room, then: {go_on_with(runs, folder)}" if folder.recipe.is_file() else ""
         raise Unwritten(f"{error}{way}") from error
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,9 +195,9 @@ def prepare(recipe: Recipe) -> Prepared:
         student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
-    if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
     if not is_utf8(folder.path):
         raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
+    if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
         check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
     reported = reported_splits(work, data)
     return Prepared(
@@ -551,6 +552,13 @@ def _plan(
             theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
         )
     return plan
+
+
+def go_on_with(runs: Sequence[Prepared], folder: RunFolder) -> str:
+    """The command that goes on with runs in a folder, which may run the code that they name."""
+    named = [[run.recipe.objective.terms, run.recipe.align.map, list(run.task.metrics)] for run in runs]
+    code = " --allow code" if any(code_named(each) for each in named) else ""
+    return f"kdalign distill --out {shlex.quote(str(folder.path))} --resume{code}"
 
 
 def claim(

@@ -27,7 +27,7 @@ from kdalign.files import whole_file, write_json
 from kdalign.finishing import finish
 from kdalign.integrity import read_checked
 from kdalign.observer import Observer
-from kdalign.preparation import Prepared
+from kdalign.preparation import Prepared, go_on_with
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs import RunFolder, RunRecord
 from kdalign.tasks.holdout import words_of
@@ -181,7 +181,7 @@ def distill_together(
     try:
         progress = train(courses, settings, accelerator, group, observer, what, resume, mixture.turns)
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: kdalign distill --out {group.path} --resume", stop.signal) from None
+        raise Interrupted(f"{stop}; go on with: {go_on_with(runs, group)}", stop.signal) from None
     for tracker in accelerator.trackers:
         tracker.finish()
     facts = _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}

@@ -1,7 +1,10 @@
 """What leaves a run: the student in a bare Transformers gives the scores of the record, and has lost nothing."""
 
 import json
+import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +14,12 @@ from conftest import save_model, sentences
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from kdalign.errors import UsageError
 from kdalign.finishing import write_sentence_modules
 from kdalign.pipeline import distill
+from kdalign.preparation import go_on_with
 from kdalign.recipe import build_recipe
+from kdalign.runs import RunFolder
 
 
 def run_of(tmp_path, teacher, **flags):
@@ -132,3 +138,46 @@ def test_an_embedding_student_says_how_it_pools_and_scores_as_its_record_says(tm
         "Pooling",
         "Normalize",
     ]
+
+
+def test_a_folder_whose_name_is_no_text_costs_no_training(tmp_path):
+    teacher = save_model(tmp_path / "teacher", "bert", id2label={0: "negative", 1: "positive"})
+    folder = tmp_path / os.fsdecode(b"sst2-\xff")
+    folder.mkdir()
+    for number, split in enumerate(("train", "validation")):
+        texts, labels = sentences(24, number)
+        pd.DataFrame({"sentence": texts, "label": labels}).to_json(
+            folder / f"{split}.jsonl", orient="records", lines=True
+        )
+    record, student = run_of(tmp_path, teacher, task="sst2", data=folder)
+    assert record.data["source"] == str(tmp_path / "sst2-\\udcff")
+    assert (student / "README.md").is_file()
+    with pytest.raises(UsageError, match="is no UTF-8"):
+        run_of(tmp_path, teacher, task="sst2", data=folder, out=str(tmp_path / os.fsdecode(b"run-\xff")))
+
+
+def test_a_card_that_cannot_be_made_leaves_a_finished_run(tmp_path, monkeypatch):
+    teacher = save_model(tmp_path / "teacher", "bert", id2label={0: "negative", 1: "positive"})
+    (tmp_path / "sst2").mkdir()
+    for number, split in enumerate(("train", "validation")):
+        texts, labels = sentences(24, number)
+        pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(tmp_path / "sst2" / f"{split}.parquet")
+
+    def refused(record, path):
+        raise UsageError("no")
+
+    monkeypatch.setattr("kdalign.finishing.model_card", refused)
+    record, student = run_of(tmp_path, teacher, task="sst2", data=tmp_path / "sst2")
+    assert first_score(record)["metric"] == "accuracy"
+    assert not (student / "README.md").exists()
+
+
+def test_the_command_that_goes_on_allows_the_code_of_every_task():
+    def run(terms):
+        objective = SimpleNamespace(terms=terms)
+        recipe = SimpleNamespace(objective=objective, align=SimpleNamespace(map="auto"))
+        return SimpleNamespace(recipe=recipe, task=SimpleNamespace(metrics=("accuracy",)))
+
+    folder = RunFolder(Path("runs/a b"))
+    assert go_on_with([run({})], folder) == "kdalign distill --out 'runs/a b' --resume"
+    assert go_on_with([run({}), run({"own.py:Gap": 1.0})], folder).endswith("--resume --allow code")

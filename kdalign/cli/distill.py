@@ -152,8 +152,8 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="WHAT",
-            help="Let an error of the checks through: memory, disk, special-tokens; or code: run what files name (own "
-            "terms, maps, metrics in recipes, task files, plans). May be repeated.",
+            help="Let an error of the checks through: memory, disk, file-size, special-tokens; or code: run what files "
+            "name (own terms, maps, metrics in recipes, task files, plans). May be repeated.",
         ),
     ] = None,
     no_finetune_teacher: Annotated[
