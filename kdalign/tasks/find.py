@@ -372,6 +372,12 @@ def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[st
             "have text"
         )
     if not texts:
+        for column in table.columns:
+            if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
+                raise UsageError(
+                    f"{source}, split 'train': column {column!r} has {described(cells_of(table, column)[0])} in every "
+                    "row, and nothing can be learnt from one text"
+                )
         raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){no_header(table)}")
     if len(texts) <= 2:
         return tuple(texts)
@@ -406,6 +412,11 @@ def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[t
     lowest, highest = values.min(), values.max()
     if ((values % 1) != 0).any():
         return (), f"a score from {lowest:g} to {highest:g}"
+    if lowest == highest:
+        raise UsageError(
+            f"{where}: all labels in {label!r} are {lowest:g}, so the classes cannot be worked out: there are two or "
+            "more; name them in a task file"
+        )
     if lowest != 0 or not 1 <= highest < _MOST_CLASSES:
         mend = f"; subtract {lowest:g}" if lowest > 0 and highest > lowest else ""
         raise UsageError(
