@@ -296,6 +296,12 @@ class _Loop:
                     saved_at = progress.seconds
             if main:  # what follows may be interrupted, too
                 self._save()
+            if stopped and progress.step < steps:
+                looks = progress.evaluations_without_gain
+                observer.announce(
+                    f"stopped early, at step {progress.step} of {steps}: {looks} evaluations one after another without "
+                    "gain (--patience)"
+                )
             if received and self.accelerator.num_processes == 1:
                 raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
         observer.ended()
@@ -528,14 +534,14 @@ def _why_diverged(
         told = ", ".join(f"{name} is {parts[name]:.4g}" for name in terms)
         cold = objective.softened_at
         mend = f"its temperature is {cold:g}; " if cold is not None and cold < _SMALL else ""
-        rate = f"lower --lr{_or_fp32(bf16)}" if step else f"before any step, so --lr is not the reason{_or_fp32(bf16)}"
+        rate = _other_rate(step, bf16)
         return f"{said}: of its terms {told} (before its weight); {mend}{rate}"
     largest = max(weights, key=lambda name: abs(weights[name] * parts[name]), default="")
     if largest and abs(weights[largest]) > _LARGE:
         return (
             f"{said}: the weight of {largest}, {weights[largest]:.4g}, is too large for a value of {parts[largest]:.4g}"
         )
-    rate = f"lower --lr{_or_fp32(bf16)}" if step else f"before any step, so --lr is not the reason{_or_fp32(bf16)}"
+    rate = _other_rate(step, bf16)
     return f"{said}: its terms are finite ({_listed(parts)}), the gradient is not; {rate}"
 
 
@@ -545,6 +551,13 @@ _SMALL, _LARGE = 1e-3, 1e6
 
 def _listed(parts: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+
+
+def _other_rate(step: int, bf16: bool) -> str:
+    """What can be done about a loss that is no number at a step, counted from 0."""
+    if step:
+        return f"lower --lr{_or_fp32(bf16)}"
+    return f"before any step, so --lr is not the reason{'; use --precision fp32' if bf16 else ''}"
 
 
 def _or_fp32(bf16: bool) -> str:
