@@ -29,7 +29,8 @@ def encode_labelled(
     """
     columns = [list(column) for column in examples.texts]
     # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
-    names = {"return_attention_mask": False, "return_token_type_ids": True, "return_offsets_mapping": spans}
+    types = gives_token_types(tokenizer)
+    names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
 
     def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
         found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
@@ -49,6 +50,24 @@ def encode_labelled(
     pad["input_ids"] = int(tokenizer.pad_token_id)
     pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
     return Encoded(encoded, examples.labels, pad, len(long))
+
+
+def gives_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model reads which of two texts a token is of: unless its tokenizer's files say that it does not.
+
+    What a class of Transformers gives by itself differs between its versions (ALBERT's had them before 5), and models
+    were trained with them.
+    """
+    told = tokenizer.init_kwargs.get("model_input_names")
+    return told is None or "token_type_ids" in told
+
+
+def saying_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, which gives token types wherever it is loaded if they are given here."""
+    if gives_token_types(tokenizer) and "token_type_ids" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    return tokenizer
 
 
 def encode_documents(
@@ -195,16 +214,18 @@ def encode_pairs(
 ) -> Encoded:
     """Tokenize sources and targets for an encoder-decoder; what is longer than ``max_length`` is cut and counted.
 
-    The target ends with the tokenizer's end token, and the decoder reads it one position later.
+    The target ends with the tokenizer's end token, and the decoder reads it one position later; a target that is cut
+    has no end, which would be taught where the text goes on.
     """
     sources, targets = (list(column) for column in examples.texts)
     read = tokenizer(sources, verbose=False)["input_ids"]
     asked = tokenizer(text_target=targets, verbose=False)["input_ids"]
-    truncated = sum(max(len(a), len(b)) > max_length for a, b in zip(read, asked, strict=True))
     end = int(tokenizer.eos_token_id)
-    read, asked = (
-        [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in column] for column in (read, asked)
-    )
+    if not frame_of(tokenizer)[1]:
+        read, asked = ([[*ids, end] for ids in column] for column in (read, asked))
+    truncated = sum(max(len(a), len(b)) > max_length for a, b in zip(read, asked, strict=True))
+    read = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in read]
+    asked = [ids[:max_length] for ids in asked]
     columns = {
         "input_ids": read,
         "decoder_input_ids": [[decoder_start, *ids[:-1]] for ids in asked],

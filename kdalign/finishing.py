@@ -1,5 +1,6 @@
 """What comes after training: the student is exported, and scored as it was exported; the record completes the run."""
 
+import inspect
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from kdalign.arranging import Models
 from kdalign.calibration import SIMILARITY_TOKENS, layer_attention, some
 from kdalign.card import model_card
 from kdalign.checkpoints import Progress
+from kdalign.encoding import saying_token_types
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.files import whole_file, write_json, write_text, writing
@@ -79,6 +81,9 @@ def finish(
             _export(model, folder.student, export or _whole)
             if work.head is HeadKind.NONE:
                 write_sentence_modules(folder.student, int(model.config.hidden_size), work.max_length, _normalises(run))
+            classes = work.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
+            if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
+                saying_token_types(opened.tokenizer)
             opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
         checkpoint = models.locate(str(folder.student))

@@ -235,6 +235,11 @@ def _label_mend(names: list[str], task: Task) -> str:
     return ""
 
 
+def for_several_labels(config: PretrainedConfig) -> bool:
+    """Whether a head says that it gives each label a probability of its own, several of which may hold."""
+    return bool(config.problem_type == "multi_label_classification")
+
+
 def output_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
     """For each of the task's outputs, the number of the model's output that stands for it; None where none does."""
     if task.regression:

@@ -127,7 +127,7 @@ def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
         return
     for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
         if checkpoint is not None and checkpoint.has_classifier:
-            if checkpoint.config.problem_type == "multi_label_classification":
+            if models.for_several_labels(checkpoint.config):
                 yield Finding(
                     "labels",
                     f"the {word}'s head is for several labels of a text at once; its outputs are taken for one choice "

@@ -267,6 +267,11 @@ class LocalModel:
         notes = [f"{self.name}: {note}" for note in said if note]
         if self.work is not None and self.work.head is HeadKind.NONE:
             notes += filter(None, [note_on_prompts(self.checkpoint)])
+        if isinstance(self.job.task, Task) and not self.prompted and models.for_several_labels(self.checkpoint.config):
+            notes.append(
+                f"{self.name}: its head is for several labels of a text at once; its outputs are taken for one choice "
+                "(the greatest)"
+            )
         return notes
 
     def _by_answers(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
