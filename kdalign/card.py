@@ -145,7 +145,7 @@ def _run_of(record: RunRecord, folder: RunFolder) -> _Run:
             raise UsageError("it is no configuration")
     except UsageError:
         raise UsageError(f"run {str(folder.path)!r} has no exported student (looked for student/config.json)") from None
-    model_class = str((config.get("architectures") or [""])[0])
+    model_class, model_type = str((config.get("architectures") or [""])[0]), str(config.get("model_type"))
     recipe = record.parsed_recipe()
     data = recipe.data
     task = _task_of(data)
@@ -160,7 +160,7 @@ def _run_of(record: RunRecord, folder: RunFolder) -> _Run:
         name=folder.path.resolve().name,
         head=head_of_class(model_class),
         model_class=model_class,
-        permutation=config.get("model_type") in LAYOUTS and LAYOUTS[config["model_type"]].family == "permutation",
+        permutation=model_type in LAYOUTS and LAYOUTS[model_type].family == "permutation",
         task=task,
         hub=hub,
         plan=read_plan(folder.plan) if folder.plan.is_file() else None,

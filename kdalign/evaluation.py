@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from kdalign.architecture import accepted_inputs
 from kdalign.batches import Encoded, in_order
 from kdalign.capture import answering, pooled
-from kdalign.errors import NotFinite
+from kdalign.errors import NotFinite, UsageError
 from kdalign.files import whole_file
 from kdalign.metrics import METRICS, Score, score
 from kdalign.observer import Tell, untold
+from kdalign.predictions import read_predictions
 from kdalign.statistics import example_interval
 from kdalign.tasks import Task
 
@@ -159,8 +160,8 @@ def write_predictions(
 
 def read_teacher(file: Path) -> Predictions:
     """The teacher's answers that ``write_predictions`` kept; logits of classes, where they were kept, too."""
-    import pandas as pd
-
-    table = pd.read_parquet(file)
+    table = read_predictions(file)
+    if "teacher" not in table.columns:
+        raise UsageError(f"{str(file)!r} does not keep the teacher's answers")
     logits = table[[name for name in table.columns if name.startswith("teacher_logit/")]]
     return Predictions(logits.to_numpy(dtype=np.float32), table["teacher"].to_numpy())

@@ -16,6 +16,7 @@ from kdalign.entries import key_of
 from kdalign.errors import UsageError
 from kdalign.integrity import read_checked
 from kdalign.metrics import METRICS
+from kdalign.predictions import read_predictions
 from kdalign.recipe import KEYS_OF_TERMS, Recipe
 from kdalign.runs import RECORD, RunFolder, RunRecord, find_runs
 from kdalign.tasks import Examples, Task, find_task, load_examples
@@ -216,6 +217,9 @@ def curves(run: FinishedRun) -> Curves | None:
     names = dict.fromkeys(name for event in events for name in event["parts"])
     kinds = {name: name.partition(" ")[0] for name in names}  # what follows is a stack
     objective = run.recipe.objective.built.weights
+    unknown = [name for name, kind in kinds.items() if KEYS_OF_TERMS.get(kind, kind) not in objective]
+    if unknown:
+        raise UsageError(f"{str(run.folder.history)!r} has a term {unknown[0]!r}, and the run's recipe has none such")
     scores = run.record.metrics[0] in METRICS and METRICS[run.record.metrics[0]].regression
     return Curves(
         name=run.name,
@@ -300,10 +304,15 @@ def _is_event(event: Mapping[str, Any], kind: str, named: Sequence[str], numbers
 
     return (
         isinstance(event.get("step"), int)
+        and 0 <= event["step"] <= _MOST_STEPS
         and named[0] in event
         and all(isinstance(event.get(key, {}), dict) and all(map(number, event.get(key, {}).values())) for key in named)
         and all(number(event.get(key)) for key in numbers)
     )
+
+
+_MOST_STEPS = 2**53
+"""Whole numbers up to here are floats, too, of which pictures are made."""
 
 
 def _number(value: float | None) -> float:
@@ -319,12 +328,10 @@ def _weights(events: Sequence[Mapping[str, Any]], name: str, fixed: float) -> fl
 
 def answers(run: FinishedRun) -> Answers | None:
     """A run's kept answers to the split that stands for its task; None where they are to tokens, or gone."""
-    import pandas as pd
-
     file = run.folder.predictions(run.split)
     if not file.is_file():
         return None
-    table = pd.read_parquet(file)
+    table = read_predictions(file, run.record.data["reported"][run.split]["n"])
     if "prediction" not in table.columns:
         return None
     labels = tuple(name.removeprefix("logit/") for name in table.columns if name.startswith("logit/"))

@@ -23,6 +23,7 @@ import numpy as np
 from kdalign.ablation import KEPT, Trial, read_ablation
 from kdalign.errors import Changed, UsageError, cause_of
 from kdalign.files import parse_json, read_bytes, whole_file
+from kdalign.predictions import check_answers, read_predictions
 from kdalign.runs import RunFolder, RunRecord, read_record, seal_of
 
 Array = np.ndarray[Any, Any]
@@ -125,6 +126,8 @@ def _watched(tree: object) -> list[dict[str, Any]]:
 
 def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord, where: str) -> None:
     """Refuse columns of another length than one another, or than the examples that the record counts."""
+    import pandas as pd
+
     if set(answers) != set(record.scores):
         raise UsageError(f"{where} keeps answers to {', '.join(answers)}, and scores of {', '.join(record.scores)}")
     for split, columns in answers.items():
@@ -134,6 +137,7 @@ def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord
         if not set(lengths.values()) <= whole or len(whole) > 1:
             shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
             raise UsageError(f"{where}: the answers to the {n:,} examples of {split} are of other lengths: {shown}")
+        check_answers(pd.DataFrame(columns), f"{where}, {split}", n)
 
 
 def read_all_kept(out: Path) -> list[Kept]:
@@ -183,9 +187,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _read_answers(file: Path) -> dict[str, Array]:
-    import pandas as pd
-
-    table = pd.read_parquet(file)
+    table = read_predictions(file)
     return {name: table[name].to_numpy() for name in _ANSWERS if name in table.columns}
 
 

@@ -15,6 +15,7 @@ from kdalign.errors import UsageError
 from kdalign.files import whole_file
 from kdalign.metrics import Score
 from kdalign.observer import Tell, untold
+from kdalign.predictions import read_predictions
 from kdalign.statistics import ratio_interval
 from kdalign.version import __version__
 from kdalign.vocabulary import vocabulary_scores
@@ -219,9 +220,9 @@ def _starts(tokens: Array) -> Array:
 
 def read_teacher(file: Path) -> TokenAnswers:
     """The teacher's answers that ``write_answers`` kept."""
-    import pandas as pd
-
-    table = pd.read_parquet(file)
+    table = read_predictions(file)
+    if not {"teacher_nll", "teacher_best"} <= set(table.columns):
+        raise UsageError(f"{str(file)!r} does not keep the teacher's answers")
     best = np.concatenate(table["teacher_best"].to_list())
     return TokenAnswers(table["teacher_nll"].to_numpy(), table["tokens"].to_numpy(), best)
 

@@ -382,6 +382,8 @@ def _as_sums(answers: Sequence[Answered]) -> list[Any]:
     classed = [one for one in answers if isinstance(one, Answers)]
     if len(classed) < len(answers) or any(metric.of_counts is None for one in classed for metric in one.metrics):
         return list(answers)
+    if any(part.dtype.kind == "f" for one in classed for part in (one.predictions, one.references)):
+        return list(answers)
     classes = int(max(max(one.predictions.max(), one.references.max(), 1) for one in classed)) + 1
     cells = [one.references.astype(int) * classes + one.predictions.astype(int) for one in classed]
     present = np.unique(np.concatenate(cells))

@@ -15,6 +15,7 @@ from kdalign.entries import first_split
 from kdalign.errors import UsageError, unknown
 from kdalign.metrics import METRICS, metrics_named, reason_of
 from kdalign.paired import Answered, Answers, Difference, Sums, Undefined, Verdict, difference, judged, macro_difference
+from kdalign.predictions import read_predictions
 from kdalign.runs import RunFolder, RunRecord, read_record
 from kdalign.table import metric_key
 
@@ -64,7 +65,7 @@ class Finished:
         """The table of answers that it keeps.
 
         Raises:
-            UsageError: the file is gone.
+            UsageError: the file is gone, or holds no such answers.
         """
         import pandas as pd
 
@@ -75,7 +76,7 @@ class Finished:
             raise UsageError(
                 f"run {self.name!r} has no {file.relative_to(self.folder.path)}, which verdicts are made of"
             )
-        return pd.read_parquet(file)
+        return read_predictions(file, self.record.data["reported"][self.split]["n"])
 
     @property
     def modelled(self) -> bool:
@@ -376,6 +377,8 @@ def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
         (metric,) = metrics
         (score,) = (each for each in run.scores if each["metric"] == metric)
         tokens = table["tokens"].to_numpy()
+        if not score["n"]:
+            raise Undefined(f"run {run.name!r}: {metric} is of nothing")
         return Sums(
             np.column_stack([table["nll"].to_numpy(), tokens]),
             _perplexity(int(tokens.sum()) / score["n"], score["unit"]),

@@ -15,6 +15,7 @@ from kdalign.entries import Entry, evaluations_in, read_all, read_evaluation
 from kdalign.errors import RunError, UsageError
 from kdalign.integrity import check_weights, read_checked
 from kdalign.metrics import METRICS, Metric, Score, metrics_named, score
+from kdalign.predictions import read_predictions
 from kdalign.runs import RECORD, RunFolder
 from kdalign.statistics import example_interval
 from kdalign.tasks import LanguageTask, find_task
@@ -118,7 +119,9 @@ def verify_run(run: Path) -> Verified:
         if not file.is_file():
             found += Verified(untaken=(f"{where}: its answers are not kept, so its scores were not taken again",))
             continue
-        found += _verify_split(told, Answers(read_table(file), metrics), where)
+        found += _verify_split(
+            told, Answers(read_predictions(file, record.data["reported"][split]["n"]), metrics), where
+        )
     return found
 
 
@@ -286,8 +289,25 @@ def verify_evaluation(file: Path) -> Verified:
                 names = ", ".join(one["metric"] for one in told)
                 found += Verified(untaken=(f"{where}: the answers behind {names} are not beside it",))
                 continue
-            found += _verified(where, "", told, _again(read_table(answers), kind, told, result))
+            table = _written_texts(answers) if kind == "texts" else read_predictions(answers)
+            found += _verified(where, "", told, _again(table, kind, told, result))
     return found
+
+
+def _written_texts(file: Path) -> "pd.DataFrame":
+    """The table of texts that a model wrote, with what they are compared with.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    table = read_table(file)
+    if not {"prediction", "references"} <= set(table.columns):
+        raise UsageError(f"{str(file)!r} keeps no texts: it lacks a column 'prediction' or 'references'")
+    for row, (text, known) in enumerate(zip(table["prediction"], table["references"], strict=True), 1):
+        alright = isinstance(known, list | np.ndarray) and len(known) and all(isinstance(one, str) for one in known)
+        if not isinstance(text, str) or not alright:
+            raise UsageError(f"{str(file)!r}, row {row}: a text and the texts that it is compared with are kept there")
+    return table
 
 
 def _kept(file: Path, result: Told, told: Told) -> tuple[Path | None, str]:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from kdalign.errors import UsageError
 from kdalign.evidence import _events, answers, curves, disagreements, finished_runs, front
 from kdalign.metrics import METRICS, reliability
 from kdalign.recipe import Recipe, build_recipe
-from kdalign.runs import RunFolder, seal_of
+from kdalign.runs import RunFolder, read_record, seal_of
 from kdalign.tasks import find_task, load_examples
 
 
@@ -82,6 +83,9 @@ def answered(path, student, teacher, labels, teachers_logits=True):
     file = RunFolder(path).predictions("validation")
     file.parent.mkdir()
     pd.DataFrame(table).to_parquet(file)
+    record = read_record(path)
+    reported = {"validation": record.data["reported"]["validation"] | {"n": len(labels)}}
+    RunFolder(path).write_record(replace(record, data=record.data | {"reported": reported}))
 
 
 def test_the_examples_on_which_they_differ_most_are_those_whose_probabilities_lie_farthest_apart(tmp_path):
