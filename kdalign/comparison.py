@@ -252,7 +252,7 @@ def _teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
         scores = _scores_of(entry, "teacher", means)
         key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
         name = f"teacher {_model_name(record.teacher.source)}"
-        cells = {**scores, **_cost_of(record.teacher), "retained": Cell(100.0)}
+        cells = _held({**scores, **_cost_of(record.teacher), "retained": Cell(100.0)})
         rows.setdefault(key, Row(name, "teacher", (), cells))
         of.setdefault(key, f"{entry.name}, seed {entry.seed}")
         tasks_of.setdefault(key, sorted(entry.records))
@@ -302,25 +302,54 @@ def _student_row(group: Sequence[Entry], means: Sequence[str], milestones: Seque
             told = (f"seed {' '.join(map(str, sorted(seeds)))}: {why}" for why, seeds in reasons.items())
             cells[key] = Cell(None, reason="; ".join(told))
             continue
-        mean, half = mean_interval([value for value in values if value is not None])
-        least, most = _range(key)
+        known = [value for value in values if value is not None]
+        mean, half = mean_interval(known)
+        least, most = _range(key, known, group, means)
         cells[key] = Cell(
             mean,
             None if half is None else max(least, mean - half),
             None if half is None else min(most, mean + half),
         )
     seeds = tuple(sorted(entry.seed for entry in group))
-    return Row(common_name([entry.name for entry in group]), "student", seeds, cells)
+    return Row(common_name([entry.name for entry in group]), "student", seeds, _held(cells))
 
 
-_SIGNED = ("matthews", "pearson", "spearman", "macro", "agreement")
-_SHARES = ("accuracy", "f1", "macro_f1", "ece", *_SIGNED)
+_CORRELATIONS = ("matthews", "pearson", "spearman")
+_SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELATIONS)
 
 
-def _range(key: str) -> tuple[float, float]:
-    """The least and the largest value that a column can have: an interval over few seeds ends there."""
-    metric = key.rpartition("/")[2]
-    return (-100.0 if metric in _SIGNED else 0.0), (100.0 if metric in _SHARES else math.inf)
+def _range(key: str, values: Sequence[float], group: Sequence[Entry], means: Sequence[str]) -> tuple[float, float]:
+    """The least and the largest value that a column can have: an interval over few seeds ends there.
+
+    What is below 0, or above 100, already, such as a metric of one's own, has no such end.
+    """
+    metric, least = key.rpartition("/")[2], 0.0
+    if metric in _CORRELATIONS or (key in ("macro", "retained", *means) and _correlates(group)):
+        least = -100.0 if key != "retained" else -math.inf
+    if key == "agreement" and any(_agrees_by_correlation(record) for record in records_of(group)):
+        least = -100.0
+    most = 100.0 if metric in _SHARES or key in means else math.inf
+    return (least if min(values) >= least else -math.inf), (most if max(values) <= most else math.inf)
+
+
+def _correlates(group: Sequence[Entry]) -> bool:
+    """Whether a score of the runs' tasks can be below 0."""
+    return any(name in _CORRELATIONS for record in records_of(group) for name in record.metrics)
+
+
+def _agrees_by_correlation(record: RunRecord) -> bool:
+    found = first_split(record)["agreement"]
+    return found is not None and str(found["signature"]).startswith("scipy")
+
+
+def _held(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Cells whose numbers are numbers: a share or a mean of very large ones can be beyond what a float holds."""
+    return {
+        key: cell
+        if all(number is None or math.isfinite(number) for number in (cell.value, cell.low, cell.high))
+        else Cell(None, reason="it is beyond what a float holds")
+        for key, cell in cells.items()
+    }
 
 
 def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
@@ -350,7 +379,7 @@ def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
     if all("tokens" in record.training for record in records):
         cells["tokens"] = Cell(sum(record.training["tokens"] for record in records) / 1e6)
     cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
-    return cells
+    return _held(cells)
 
 
 def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:

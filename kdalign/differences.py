@@ -104,11 +104,15 @@ def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[
     corrected = ", corrected for the number of rows (Holm)" if several else ""
     own = ", each its own, not corrected" if several else ""
     whole = [one for one in verdicts if one.key == "macro"] or [one for one in verdicts if one.primary]
-    how = [
-        f"{BETTER} better than {name}, {WORSE} worse, {ALIKE} no evidence of either at 5 %{corrected}; paired by "
-        f"example and seed ({tests})",
-        f"− {name}: how much better, whatever a metric's direction, with its 95 % interval{own}",
-    ]
+    how = (
+        []
+        if not verdicts
+        else [
+            f"{BETTER} better than {name}, {WORSE} worse, {ALIKE} no evidence of either at 5 %{corrected}; paired by "
+            f"example and seed ({tests})",
+            f"− {name}: how much better, whatever a metric's direction, with its 95 % interval{own}",
+        ]
+    )
     if any(_apart(one) for one in verdicts):
         how.append(
             f"where mark and interval seem to disagree: the mark is by the test's p{corrected}; the interval is not, "

@@ -227,11 +227,18 @@ def _places(folder: Path) -> list[Path]:
 
 
 def key_of(records: Mapping[str, RunRecord]) -> str:
-    """Equal for runs, by task, whose recipes differ by seed and folder alone."""
+    """Equal for runs, by task, that differ by seed and folder alone: in their recipes, teachers and scored texts."""
     flat = next(iter(records.values())).parsed_recipe().flat()
     for name in ("train.seed", "out", "data.task"):
         flat.pop(name)
-    return json.dumps([sorted(records), flat], sort_keys=True)
+    read = {
+        task: [
+            "" if record.teacher is None else record.teacher.revision,
+            {split: facts["fingerprint"] for split, facts in record.data["reported"].items()},
+        ]
+        for task, record in records.items()
+    }
+    return json.dumps([read, flat], sort_keys=True)
 
 
 _DEEPEST = 100

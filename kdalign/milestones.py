@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdalign.entries import Entry, first_split, records_of
-from kdalign.errors import UsageError, unknown
+from kdalign.errors import UsageError, shortened, unknown
 from kdalign.runs import RunFolder, RunRecord
 from kdalign.table import Cell, Column, metric_key
 
@@ -85,7 +85,7 @@ class Milestone:
         }
 
     def _reached(self, seen: Sequence[Mapping[str, Any]], metric: str, higher_is_better: bool) -> Cell:
-        scores = [(event["step"], event[metric]) for event in seen if event.get(metric) is not None]
+        scores = [(event["step"], _number(event, metric)) for event in seen if event.get(metric) is not None]
         if not scores:
             return Cell(None, reason="its history holds no such score")
         value = self.value
@@ -96,6 +96,13 @@ class Milestone:
                 return Cell(float(step))
         nearest = (max if higher_is_better else min)(score for _, score in scores)
         return Cell(None, reason=f"never reached, {nearest:.4g} at best")
+
+
+def _number(event: Mapping[str, Any], metric: str) -> float:
+    value = event[metric]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"a history has {shortened(repr(value), 40)} as the {metric} of step {event['step']}")
+    return float(value)
 
 
 def _key(milestone: Milestone, task: str, metric: str) -> str:

@@ -1,6 +1,6 @@
 """What is said under a table: how its numbers were made, and what they cannot show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,10 @@ def notes_under(
         notes += _agreement_of_scores(records)
     if any(column.key == "ece" for column in columns):
         notes.append("ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over tasks of classes")
+    models = [model for record in records for model in (record.student, record.teacher) if model is not None]
     if any(column.key == "flops" for column in columns):
-        models = [model for record in records for model in (record.student, record.teacher) if model is not None]
-        lengths = {model.tokens for model in models if model.flops is not None}
-        notes.append(
-            f"FLOPs/token: of a forward of {' or '.join(map(str, sorted(lengths)))} tokens, 2 a multiply-add, "
-            f"attention and head included"
-        )
+        lengths = _lengths(model.tokens for model in models if model.flops is not None)
+        notes.append(f"FLOPs/token: of a forward of {lengths} tokens, 2 a multiply-add, attention and head included")
     if any(column.key == "tokens" for column in columns):
         notes.append("tokens: real ones that were trained on, each time that they were read")
     if any(column.key.startswith("steps-to/") for column in columns):
@@ -73,8 +70,9 @@ def notes_under(
         )
     if any(column.key == "speed-up" for column in columns):
         notes.append(
-            "latency: one forward of 128 tokens in fp32, median, taken in each run, with what else the machine did; "
-            "speed-up: both models in turns in the row's own run"
+            f"latency: one forward of {_lengths(model.tokens for model in models if model.latency_ms is not None)} "
+            f"tokens in fp32, median, taken in each run, with what else the machine did; "
+            f"speed-up: both models in turns in the row's own run"
         )
     notes += _together(entries)
     sizes = {record.student.bytes_per_parameter for record in records}
@@ -98,6 +96,11 @@ def notes_under(
                 notes.append(f"{row.name}, {key}: no value, {cell.reason}")
     notes += _lacking(rows, columns)
     return notes + _published([row for row in rows if row.kind == "reference"], columns)
+
+
+def _lengths(tokens: Iterable[int]) -> str:
+    """Numbers of tokens in words."""
+    return " or ".join(map(str, sorted(set(tokens))))
 
 
 def _of_scores(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]]) -> list[str]:

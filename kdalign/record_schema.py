@@ -34,7 +34,7 @@ File = Annotated[Word, AfterValidator(_inside)]
 Count = Annotated[StrictInt, Field(ge=0, le=_MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=_MOST)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Amount = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Amount = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=_MOST)]
 Digest = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
 

@@ -376,3 +376,57 @@ def test_every_dash_of_a_table_has_its_reason_below(tmp_path):
 def test_a_table_without_a_dash_has_no_note_on_dashes(tmp_path):
     runs = [run(tmp_path / f"run{n}", "sst2", {"accuracy": 80.0}) for n in (1, 2)]
     assert not [note for note in compare(runs).notes if note.startswith("–")]
+
+
+def test_runs_of_other_teachers_or_other_scored_texts_are_no_seeds_of_one_recipe(tmp_path):
+    runs = [run(tmp_path / f"arm-{n}", "sst2", {"accuracy": 80.0 + n}, {"accuracy": 90.0}, seed=n) for n in (0, 1)]
+    record = read_record(runs[1])
+    RunFolder(runs[1]).write_record(replace(record, teacher=replace(record.teacher, revision="2")))
+    runs.append(run(tmp_path / "arm-2", "sst2", {"accuracy": 82.0}, {"accuracy": 90.0}, seed=2, fingerprint="cd"))
+    rows = [row for row in compare(runs).rows if row.kind == "student"]
+    assert [(row.name, row.seeds) for row in rows] == [("arm-0", (0,)), ("arm-1", (1,)), ("arm-2", (2,))]
+
+
+def signed(path, seed, metric, value, teacher=20.0):
+    path = run(path, "stsb", {"accuracy": value}, {"accuracy": teacher}, seed=seed)
+    tree = json.loads((path / "record.json").read_text().replace('"accuracy"', f'"{metric}"'))
+    RunFolder(path).write_record(RunRecord.from_json(tree, "it"))
+    return path
+
+
+def test_the_interval_of_a_mean_below_0_holds_the_mean(tmp_path):
+    table = compare([signed(tmp_path / f"arm-{n}", n, "pearson", -31.0 + n) for n in (0, 1, 2)])
+    for key in ("stsb/pearson", "retained"):
+        found = cell(table, "arm", key)
+        assert found.low < found.value < found.high < 0
+
+
+def test_an_interval_of_what_may_be_below_0_does_not_end_at_0(tmp_path):
+    table = compare([signed(tmp_path / f"arm-{n}", n, "pearson", value) for n, value in enumerate((1.0, 9.0))])
+    assert cell(table, "arm", "stsb/pearson").low < 0
+    assert cell(table, "arm", "retained").low < 0
+
+
+def test_an_interval_of_what_is_never_below_0_ends_at_0(tmp_path):
+    runs = [run(tmp_path / f"arm-{n}", "sst2", {"accuracy": v}, {"accuracy": 9.0}, n) for n, v in enumerate((1.0, 9.0))]
+    for path, value in zip(runs, (10.0, 90.0), strict=True):
+        record = read_record(path)
+        record.scores["validation"]["agreement"]["value"] = value
+        RunFolder(path).write_record(record)
+    table = compare(runs)
+    assert [cell(table, "arm", key).low for key in ("sst2/accuracy", "retained", "agreement")] == [0, 0, 0]
+
+
+def test_what_is_beyond_every_number_is_a_dash_with_its_reason(tmp_path):
+    table = compare([run(tmp_path / "a", "sst2", {"accuracy": 1e300}, {"accuracy": 1e-300})])
+    assert cell(table, "a", "retained").value is None
+    assert "beyond what a float holds" in cell(table, "a", "retained").reason
+    json.dumps(table.to_json(), allow_nan=False)
+
+
+def test_the_tokens_of_a_latency_are_those_that_the_models_read(tmp_path):
+    path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
+    record = read_record(path)
+    short = {"student": replace(record.student, tokens=64), "teacher": replace(record.teacher, tokens=64)}
+    RunFolder(path).write_record(replace(record, **short))
+    assert any("latency: one forward of 64 tokens" in note for note in compare([path]).notes)
