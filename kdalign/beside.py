@@ -17,7 +17,7 @@ import numpy as np
 from kdalign.entries import Beside, Entry, first_split, read_all
 from kdalign.environment import cache_folder
 from kdalign.errors import NotFinite, UsageError, unknown
-from kdalign.files import write_json
+from kdalign.files import read_json, write_json
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Recipe
 from kdalign.runs import ModelRecord, RunFolder, RunRecord
@@ -100,11 +100,11 @@ def _in_place(record: RunRecord, made: Made) -> RunRecord:
 
 def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> Made:
     """From the cache, or made and kept there; what cannot be made is tried again the next time."""
-    file = cache_folder() / "beside" / f"{_key(kind, record)}.json"
-    if file.is_file():
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        return Made(**{**tree, "model": ModelRecord(**tree["model"]) if tree["model"] else None})
     try:
+        file = cache_folder() / "beside" / f"{_key(kind, record)}.json"
+        kept = _read(file)
+        if kept is not None:
+            return kept
         made = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
     except UsageError as error:
         return Made(reason=str(error))
@@ -114,27 +114,42 @@ def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[],
     return made
 
 
+def _read(file: Path) -> Made | None:
+    """What was kept in a file of the cache; None where there is none, or something else than was kept there."""
+    if not file.is_file():
+        return None
+    try:
+        tree = read_json(file)
+        return Made(**{**tree, "model": ModelRecord(**tree["model"]) if tree["model"] else None})
+    except (UsageError, KeyError, TypeError):
+        return None
+
+
 def _key(kind: str, record: RunRecord) -> str:
-    """A hash of all that decides a row: what the record says of models, data and settings, and who computes."""
-    split = next(iter(record.scores))
+    """A hash of all that decides a row: what the record says of models, data and settings, and who computes.
+
+    Raises:
+        UsageError: the record does not say it, or its recipe is of another version.
+    """
+    split, recipe = next(iter(record.scores)), record.parsed_recipe()
     content: dict[str, Any] = {
         "version": [KEY_VERSION, __version__],
         "kind": kind,
         "task": [record.task, record.metrics],
         "reported": [split, record.data["reported"][split]],
-        "train": record.data["train"]["fingerprint"],
+        "train": _trained_on(record),
     }
     if kind == "int8":
         teacher = record.teacher
         content |= {
             "teacher": None if teacher is None else [teacher.revision, teacher.head],
-            "finetune": record.recipe["finetune"],
-            "read": [record.recipe["data"]["max_length"], record.recipe["data"]["order"]],
+            "finetune": recipe.finetune.model_dump(mode="json"),
+            "read": [recipe.data.max_length, recipe.data.order],
             "agreement": first_split(record)["agreement"] is not None,
             "torch": version("torch"),
             "made": [
                 record.environment.get("device"),
-                record.recipe["train"]["precision"],
+                recipe.train.precision,
                 record.training.get("ranks"),
             ],
         }
@@ -153,7 +168,7 @@ def _majority(record: RunRecord) -> Made:
         raise UsageError("it is of classes and scores")
     work = work_on(task, "masked", recipe.data.max_length, "none")
     train, _ = training_examples(work, recipe)
-    _same("train", train, record.data["train"]["fingerprint"])
+    _same("train", train, _trained_on(record))
     reported = _reported(work, record)
     assert train.labels is not None, "training examples were checked"
     assert reported.labels is not None, "a reported split has labels"
@@ -229,11 +244,13 @@ def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: 
     assert isinstance(work.task, Task), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(work, recipe)
-    _same("train", train, record.data["train"]["fingerprint"])
+    _same("train", train, _trained_on(record))
     encoded = work.encode(train, models.load_tokenizer(checkpoint), checkpoint.config, scored=False)
-    device = str(record.environment["device"]).partition(":")[0]
+    device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
-    kept = kept_teacher(checkpoint, work.task, encoded, recipe.finetune, int(record.training["ranks"]), device, bf16)
+    kept = kept_teacher(
+        checkpoint, work.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
+    )
     if not (kept / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
         raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
@@ -253,6 +270,14 @@ def _reported(work: "Work", record: RunRecord) -> Examples:
     examples = reported_examples(work, record.parsed_recipe().data, split)
     _same(split, examples, record.data["reported"][split]["fingerprint"])
     return examples
+
+
+def _trained_on(record: RunRecord) -> str:
+    """The fingerprint of the texts that a run was trained on."""
+    train = record.data.get("train")
+    if train is None:
+        raise UsageError("the run's record does not say which texts it was trained on")
+    return str(train["fingerprint"])
 
 
 def _same(split: str, examples: Examples, fingerprint: str) -> None:

@@ -7,11 +7,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import test_comparison as comparison
 import torch
 from conftest import one_line, save_model, sentences, tiny_classifier
 from sklearn.metrics import f1_score
 from test_families import KINDS, model
 
+from kdalign import beside
 from kdalign.architecture import count_parameters
 from kdalign.beside import rows_beside
 from kdalign.comparison import compare
@@ -19,7 +21,7 @@ from kdalign.errors import UsageError
 from kdalign.pipeline import distill
 from kdalign.quantized import megabytes_of, parameters_of, quantized
 from kdalign.recipe import build_recipe
-from kdalign.runs import read_record
+from kdalign.runs import RunFolder, read_record
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 
@@ -263,3 +265,22 @@ def test_an_unknown_row_is_one_line_with_the_nearest(kdalign, finished):
     assert "unknown row beside runs 'majorty'; did you mean 'majority'? (accepted: int8, majority)" in one_line(err)
     with pytest.raises(UsageError):
         rows_beside([finished], ["int4"])
+
+
+def test_a_record_that_lacks_what_a_row_is_made_of_is_a_dash_with_the_reason(tmp_path):
+    path = comparison.run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
+    record = read_record(path)
+    for part in ("finetune", "align"):
+        del record.recipe[part]
+    del record.recipe["data"]["max_length"]
+    RunFolder(path).write_record(record)
+    made = rows_beside([path], ["int8", "majority"])
+    reason = "the run's record does not say which texts it was trained on"
+    assert [one.reasons for one in made] == [{"sst2": reason}] * 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 5}'])
+def test_what_is_no_row_in_the_cache_is_made_again(tmp_path, content):
+    file = tmp_path / "row.json"
+    file.write_text(content)
+    assert beside._read(file) is None
