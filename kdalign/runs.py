@@ -24,7 +24,6 @@ from kdalign.errors import Changed, UsageError
 from kdalign.files import (
     append_text,
     read_json,
-    read_text,
     sha256,
     whole_file,
     write_json,
@@ -340,16 +339,23 @@ class RunFolder:
         Raises:
             UsageError: another line is no event.
         """
-        if not self.history.is_file():
-            return []
-        *lines, rest = read_text(self.history, min(self.history.stat().st_size, _LARGEST_HISTORY)).split("\n")
-        events = [self._event(number, line) for number, line in enumerate(lines, 1)]
-        try:  # a line whose end alone was not written any more
-            return [*events, self._event(len(lines) + 1, rest)] if rest else events
-        except UsageError:
-            return events
+        return list(self._events())
 
-    def _event(self, number: int, line: str) -> dict[str, Any]:
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """The same, one after another: a history of millions of steps is not held at once."""
+        if not self.history.is_file():
+            return
+        with self.history.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_EVENT), b""), 1):
+                try:
+                    event = self._event(number, line)
+                except UsageError:
+                    if line.endswith(b"\n") or len(line) == _LONGEST_EVENT:
+                        raise
+                    return  # the last one
+                yield event
+
+    def _event(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
@@ -368,29 +374,34 @@ class RunFolder:
 
     def history_fits(self, seal: Mapping[str, Any]) -> bool:
         """Whether the history begins with what was sealed; what came after it is forgotten when the run goes on."""
-        data = self._beginning(int(seal["bytes"]))
-        return seal == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        digest, length = hashlib.sha256(), 0
+        for part in self._beginning(int(seal["bytes"])):
+            digest.update(part)
+            length += len(part)
+        return seal == {"bytes": length, "sha256": digest.hexdigest()}
 
-    def _beginning(self, size: int) -> bytes:
+    def _beginning(self, size: int) -> Iterator[bytes]:
+        """Its first bytes, part by part."""
         if not self.history.is_file():
-            return b""
+            return
         with self.history.open("rb") as file:
-            return file.read(min(size, self.history.stat().st_size))
+            while size > 0 and (part := file.read(min(size, 2**20))):
+                size -= len(part)
+                yield part
 
     @property
     def watched(self) -> list[dict[str, Any]]:
         """The evaluations on the watched texts, oldest first: each a step and scores by metric, without samples."""
         return [
             {name: value for name, value in event.items() if name not in ("kind", "samples")}
-            for event in self.read_history()
+            for event in self._events()
             if event.get("kind") == "evaluation"
         ]
 
     def cut_history_to(self, size: int) -> None:
         """Forget what came after the first ``size`` bytes."""
-        data = self._beginning(size)
-        with whole_file(self.history) as temporary:
-            temporary.write_bytes(data)
+        with whole_file(self.history) as temporary, temporary.open("wb") as file:
+            file.writelines(self._beginning(size))
 
     def cut_history(self, step: int) -> None:
         """Forget events after a step, for checkpoints that do not say how long the history was.
@@ -412,8 +423,8 @@ class RunFolder:
 
 
 _NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
-_LARGEST_HISTORY = 2**31
-"""Bytes of a history that is read: of some millions of steps."""
+_LONGEST_EVENT = 2**24
+"""Bytes of a line of a history."""
 
 
 def _digest(text: str) -> str:

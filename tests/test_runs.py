@@ -297,3 +297,26 @@ def test_pipes_and_devices_are_no_records(tmp_path):
         with pytest.raises(UsageError):
             read_record(place)
     assert list(find_runs(tmp_path)) == []
+
+
+def test_a_history_is_read_without_being_held_whole(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in range(1, 4):
+        folder.append_history({"kind": "step", "step": step})
+    folder.append_history({"kind": "evaluation", "step": 3, "accuracy": 50.0, "samples": ["x"]})
+    with folder.history.open("a") as file:
+        file.write('{"kind": "evaluation", "step"')
+    assert folder.watched == [{"step": 3, "accuracy": 50.0}]
+    assert [event["step"] for event in folder.read_history()] == [1, 2, 3, 3]
+
+
+def test_the_beginning_of_a_history_is_checked_and_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_history({"kind": "step", "step": 1})
+    seal = folder.history_seal()
+    folder.append_history({"kind": "step", "step": 2})
+    assert folder.history_fits(seal)
+    assert not folder.history_fits(seal | {"bytes": seal["bytes"] + 1})
+    folder.cut_history_to(seal["bytes"])
+    assert [event["step"] for event in folder.read_history()] == [1]
+    assert folder.history_seal() == seal
