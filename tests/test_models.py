@@ -230,6 +230,22 @@ def test_a_pickle_is_not_read_and_is_named(copied):
     refused("has no model.safetensors", "(it has 'pytorch_model.bin')")
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_code_beside_weights_is_not_loaded(copied, kind, tmp_path):
+    folder, ran = copied(kind), tmp_path / "ran"
+    for name in ("own", "modeling_bert", "custom_generate/generate"):
+        (folder / f"{name}.py").parent.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\ngenerate = Own\n")
+    classes = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    edit(folder / "config.json", auto_map=dict.fromkeys(classes, "own.Own"))
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
+    used()
+    model = models.load_as_it_is(models.locate("copy"))
+    if kind == "llama":
+        model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, pad_token_id=0)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "", " ", "~nobody-at-all/x", "/dev/null", "org/" + "x" * 300])
 def test_names_that_can_be_no_model_s_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

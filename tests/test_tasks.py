@@ -286,6 +286,14 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, kind, conten
     assert line_of(error)
 
 
+def test_code_beside_data_is_not_run(tmp_path):
+    folder = write(tmp_path / "sst2", sentence=["good", "bad"], label=[1, 0])
+    for name in ("sst2", "train", "__init__"):
+        (tmp_path / "sst2" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert len(load(folder)) == 2
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_broken_line_of_a_json_file_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"sentence": "a", "label": 1}\n\n{"sentence": }\n')
     with pytest.raises(UsageError, match="line 3"):
