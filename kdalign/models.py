@@ -453,7 +453,14 @@ def _check_all_layers(name: str, loaded: _Loaded) -> None:
 
 
 def further_file(checkpoint: Checkpoint, name: str) -> Path | None:
-    """A further file of a checkpoint; None where it has none."""
+    """A further file of a checkpoint; None where it has none.
+
+    Older sentence-transformers keep the model in a folder ``0_Transformer``, and what goes for the whole above it.
+    """
+    inner = Path(checkpoint.path).absolute()
+    if checkpoint.revision is None and not (inner / name).is_file() and (inner.parent / "modules.json").is_file():
+        if re.fullmatch(r"\d+_Transformer", inner.name) and (inner.parent / name).is_file():
+            return inner.parent / name
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     with library_errors(f"cannot look for {name} of {checkpoint.name!r}"):
         file = cached_file(checkpoint.path, name, revision=checkpoint.revision, **missing)

@@ -308,3 +308,16 @@ def test_pairs_are_scored_with_no_train_or_with_pairs_in_it(kdalign, tmp_path, t
     score = json.loads(out)[0]["scores"][0]
     assert (score["metric"], score["n"]) == ("spearman", 16)
     assert score["value"] == pytest.approx(100 * spearmanr(cosines, np.arange(16)).statistic)
+
+
+def test_the_pooling_above_an_inner_folder_counts(kdalign, pairs, tmp_path):
+    inner = save_model(tmp_path / "old" / "0_Transformer", "bert")
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (tmp_path / "old" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "old" / "1_Pooling").mkdir()
+    told = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (tmp_path / "old" / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    status, _, err = kdalign(*words(inner, pairs), "--dry-run")
+    assert status == 2
+    assert "pools its tokens by cls; accepted is the mean" in one_line(err)
