@@ -7,7 +7,7 @@ the cache afterwards.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from kdalign.architecture import HeadKind, head_of, layout_of
 from kdalign.capture import answering
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
-from kdalign.files import write_text, writing
+from kdalign.files import read_json, write_text, writing
 from kdalign.models import Checkpoint
 from kdalign.observer import Observer
 from kdalign.recipe import Augment
@@ -161,10 +161,18 @@ class Copies:
         return json.dumps({"rows": self.rows, "texts": self.texts}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "Copies":
-        """Read back."""
-        tree = json.loads(text)
-        return cls(tuple(tree["rows"]), tuple(map(tuple, tree["texts"])))
+    def read(cls, file: Path, examples: Examples) -> "Copies | None":
+        """What is kept of these examples; None where nothing is, or the file was damaged, and they are made again."""
+        with suppress(UsageError, KeyError, TypeError):
+            tree = read_json(file)
+            made = cls(tuple(tree["rows"]), tuple(map(tuple, tree["texts"])))
+            if (
+                all(isinstance(row, int) and 0 <= row < len(examples) for row in made.rows)
+                and [len(texts) for texts in made.texts] == [len(examples.texts)] * len(made.rows)
+                and all(isinstance(text, str) for texts in made.texts for text in texts)
+            ):
+                return made
+        return None
 
 
 def copies_of(
@@ -192,7 +200,7 @@ def copies_of(
         file.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same texts at the same time, one makes them and the others wait.
     with FileLock(f"{file}.lock") if accelerator.is_main_process else nullcontext():
-        [there] = broadcast_object_list([file.is_file()])
+        [there] = broadcast_object_list([accelerator.is_main_process and Copies.read(file, examples) is not None])
         if there:
             observer.announce(f"augmented: new texts by {checkpoint.name} were made before: {file}")
         elif accelerator.is_main_process:
@@ -210,7 +218,9 @@ def copies_of(
             )
             write_text(file, made.to_json())
     accelerator.wait_for_everyone()
-    return Copies.from_json(file.read_text(encoding="utf-8"))
+    found = Copies.read(file, examples)
+    assert found is not None, "it was read before, or has just been written"
+    return found
 
 
 def kept_copies(

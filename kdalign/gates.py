@@ -301,6 +301,8 @@ def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:
         rows = []
         for row in tree["rows"]:
             cells = {str(key): _made(Cell, cell) for key, cell in row["cells"].items()}
+            if not isinstance(row["name"], str):
+                raise TypeError(f"{row['name']!r} is no name of a row")
             rows.append(_made(Row, {**row, "cells": cells}))
         cells_of_all = [cell for row in rows for cell in row.cells.values()]
         for value in (value for cell in cells_of_all for value in (cell.value, cell.low, cell.high)):

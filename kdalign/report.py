@@ -260,6 +260,8 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
             f"times and peak: measured on {first.device} in {first.precision} after warm-up; latency at batch 1"
         )
         notes.append("kept to train on: activations that a training forward in fp32 keeps for its backward")
+    for column in table.columns[1:]:  # a name may be folded, a number may not
+        column.min_width = max(len(cell) for cell in column.cells if isinstance(cell, str))
     parts = [_parts_table(profile) for profile in profiles] if layers else []
     return Group(table, *parts, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes))
 

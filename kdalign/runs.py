@@ -422,6 +422,7 @@ class RunFolder:
         write_json(self.path / RECORD, {**tree, "seal": seal_of(tree)})
 
 
+_OWN_FOLDERS = ("checkpoints", "student", "predictions")
 _NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
 _LONGEST_EVENT = 2**24
 """Bytes of a line of a history."""
@@ -541,5 +542,5 @@ def find_runs(folder: Path) -> Iterator[Path]:
         if (here / RECORD).is_file():
             yield here
         elif here.is_dir():
-            inner = [one for one in walk.inside(here) if one.name not in ("checkpoints", "student", "predictions")]
-            waiting += reversed(inner)
+            own = _OWN_FOLDERS if (here / "recipe.yaml").is_file() else ()  # of an unfinished run
+            waiting += reversed([one for one in walk.inside(here) if one.name not in own])

@@ -224,6 +224,9 @@ def test_new_texts_are_made_once_and_have_a_label_only_where_asked_for(kept, tea
     tree = json.loads(file.read_text())
     file.write_text(json.dumps({"rows": tree["rows"][:5], "texts": tree["texts"][:5]}))
     assert len(made().copies) <= 5, "what is kept is read"
+    for damaged in ("", "[]", json.dumps({"rows": tree["rows"], "texts": tree["texts"][:5]})):
+        file.write_text(damaged)
+        assert len(made().copies) == copies, "what is damaged is made again"
 
 
 def test_a_run_learns_from_new_texts_and_records_them(teacher, data, filler, tmp_path):

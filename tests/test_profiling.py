@@ -1,6 +1,7 @@
 """Costs by hand, and against torch's counter on real models of every family."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -133,3 +134,12 @@ def test_classifiers_that_read_the_end_token_are_profiled_and_located(kind, tmp_
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     [found] = profile_models([str(tmp_path)], (8,), batch_size=2)
     assert found.flops_per_token[8] > 0
+
+
+def test_no_number_of_a_profile_is_broken_over_two_lines_in_a_narrow_terminal(kdalign, teacher, monkeypatch):
+    wide = kdalign("profile", teacher, teacher, "--no-weights", "--seq-len", "16")[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = kdalign("profile", teacher, teacher, "--no-weights", "--seq-len", "16")[1]
+    numbers = [set(re.findall(r"\d[\d,.]*\d|\d", text)) for text in (wide, narrow)]
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert {number for number in numbers[0] if "." in number} <= numbers[1]

@@ -270,6 +270,12 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o700)
 
 
+@pytest.mark.parametrize("name", ["student", "checkpoints", "predictions"])
+def test_a_run_is_found_whatever_its_folder_is_called(tmp_path, name):
+    finished(tmp_path / name)
+    assert list(find_runs(tmp_path)) == [tmp_path / name]
+
+
 def test_folders_that_lead_in_a_circle_by_links_are_looked_into_once(tmp_path):
     finished(tmp_path / "runs" / "a")
     for name in ("up", "again", "b"):
