@@ -215,7 +215,7 @@ def test_histories_are_read_only_where_they_are_asked_for(watched_runs, monkeypa
     def read(_):
         raise AssertionError("it was read")
 
-    monkeypatch.setattr(RunFolder, "read_history", read)
+    monkeypatch.setattr(RunFolder, "watched", property(read))
     compare(watched_runs)
     with pytest.raises(AssertionError, match="it was read"):
         compare(watched_runs, steps_to=["accuracy=85"])
@@ -316,9 +316,9 @@ def test_an_interval_over_few_seeds_ends_where_the_metric_does(tmp_path):
         run(tmp_path / f"r-seed{seed}", "sst2", {"accuracy": accuracy}, seed=seed)
     found = cell(compare([tmp_path]), "r", "sst2/accuracy")
     assert (found.value, found.low, found.high) == (80.0, 0.0, 100.0)
-    assert [_range(key) for key in ("cola/matthews", "retained", "lm/ppl")] == [
-        (-100.0, 100.0), (0.0, math.inf), (0.0, math.inf)
-    ]  # fmt: skip
+    ends = {"cola/matthews": (-100.0, 100.0), "retained": (0.0, math.inf), "lm/ppl": (0.0, math.inf)}
+    assert {key: _range(key, [50.0], [], []) for key in ends} == ends
+    assert _range("cola/own", [-3.0, 5.0], [], []) == (-math.inf, math.inf), "a value below 0 ends no interval at 0"
 
 
 def test_a_folder_of_runs_that_cannot_be_read_says_why(tmp_path):
