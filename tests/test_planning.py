@@ -108,6 +108,7 @@ def test_special_tokens_and_padding_say_nothing_of_likeness(teacher):
     assert counted["encoder"][1, 1] > plain["encoder"][1, 1] + 0.2
 
 
+@pytest.mark.slow
 def test_layers_of_a_real_model_under_rotations_and_scales_are_mapped_back_exactly(shared):
     import pandas as pd
 

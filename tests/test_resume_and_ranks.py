@@ -85,6 +85,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(teacher, data, tmp_pat
     assert (whole / "history.jsonl").read_bytes() == (stopped / "history.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_projections_survive_a_kill(teacher, data, tmp_path, tmp_path_factory):
     from conftest import save_model
 
@@ -125,7 +126,11 @@ def test_a_run_that_stopped_early_stays_stopped_when_it_is_resumed(teacher, data
 STAGED = ("--hard", "1", "--alpha", "0", "--set", "objective.align_first=0.5")
 
 
-@pytest.mark.parametrize("killed_at", [6, 14], ids=["while layers are aligned", "while labels are learnt"])
+@pytest.mark.parametrize(
+    "killed_at",
+    [pytest.param(6, marks=pytest.mark.slow), 14],
+    ids=["while layers are aligned", "while labels are learnt"],
+)
 def test_a_run_in_two_stages_killed_and_resumed_ends_in_the_same_weights(teacher, data, tmp_path, killed_at):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(command(teacher, data, whole, *STAGED)).returncode == 0
@@ -147,7 +152,9 @@ def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_p
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--hard", "0", "--alpha", "0"), STAGED], ids=["all terms", "features only", "two stages"]
+    "more",
+    [(), pytest.param(("--hard", "0", "--alpha", "0"), marks=pytest.mark.slow), STAGED],
+    ids=["all terms", "features only", "two stages"],
 )
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
     one, two = tmp_path / "one", tmp_path / "two"
