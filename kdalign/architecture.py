@@ -212,7 +212,8 @@ def layout_of(config: "PretrainedConfig") -> Layout:
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
         if config.model_type not in _derived:
-            _derived[config.model_type] = _derive(config)
+            with library_errors(f"{config.model_type!r} is not supported: its configuration cannot be read"):
+                _derived[config.model_type] = _derive(config)
         layout = _derived[config.model_type]
     if config.model_type == "deberta-v2" and getattr(config, "conv_kernel_size", 0):
         raise UsageError("deberta-v2 with a convolution after its first layer is not supported (accepted: without)")
@@ -318,7 +319,8 @@ def check_sizes(config: "PretrainedConfig") -> None:
         must |= dict.fromkeys((stack.layers, stack.width, stack.heads), stack.name)
         may |= {stack.feed_forward: stack.name}
     for field in (*must, *may):
-        value = getattr(config, field, None)
+        with library_errors(f"{field} differs from layer to layer in its configuration, which kdalign cannot read"):
+            value = getattr(config, field, None)
         if value is None and field in may:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
@@ -326,8 +328,9 @@ def check_sizes(config: "PretrainedConfig") -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > _LONGEST:
         raise UsageError(f"max_position_embeddings is {positions:,} (accepted: at most {_LONGEST:,})")
-    if not isinstance(config.tie_word_embeddings, bool):
-        raise UsageError(f"tie_word_embeddings is {config.tie_word_embeddings!r} (accepted: true or false)")
+    tied = getattr(config, "tie_word_embeddings", False)  # what has one table alone has no such field
+    if not isinstance(tied, bool):
+        raise UsageError(f"tie_word_embeddings is {tied!r} (accepted: true or false)")
 
 
 _LARGEST = 10**8

@@ -152,7 +152,7 @@ def save_checkpoint(
 
 
 @dataclass(frozen=True)
-class Found:
+class SavedCheckpoint:
     """The newest checkpoint that is whole.
 
     Attributes:
@@ -173,7 +173,7 @@ class Found:
         return self.path is None or bool(self.histories)
 
 
-def newest_whole(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> Found:
+def newest_whole(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedCheckpoint:
     """The newest checkpoint whose files and whose history are as they were; nothing is changed.
 
     Args:
@@ -192,10 +192,10 @@ def newest_whole(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> Found:
         except UsageError as error:
             passed.append(f"{path.name} ({error})")
         else:
-            return Found(path, found.progress, found.histories, tuple(passed))
+            return SavedCheckpoint(path, found.progress, found.histories, tuple(passed))
     if passed:
         raise UsageError(f"run {str(folder.path)!r} has no whole checkpoint: {', '.join(passed)}{_mend(folder)}")
-    return Found()
+    return SavedCheckpoint()
 
 
 def load_checkpoint(
@@ -203,7 +203,7 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.AdamW,
     accelerator: Accelerator,
-    found: Found | None = None,
+    found: SavedCheckpoint | None = None,
 ) -> Progress:
     """Go on from the newest whole checkpoint, unless one is given; from the start where there is none.
 
@@ -242,7 +242,7 @@ def forget_after(folder: RunFolder, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> Found:
+def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedCheckpoint:
     """A checkpoint's progress, once all is as it was when it was saved.
 
     Raises:
@@ -260,7 +260,7 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> Found:
         raise UsageError(f"{_PROGRESS} is of step {progress.step}")
     if not sealed:
         _check_unsealed(folder, path)
-        return Found(path, progress)
+        return SavedCheckpoint(path, progress)
     if tree["run"] != folder.identity:
         raise UsageError("it is of another run" if folder.identity else f"{BEGUN} is missing, by which it is known")
     _check_files(path, tree["files"])
@@ -270,7 +270,7 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> Found:
             raise UsageError(f"{part.history.name} is not as it was then")
     if progress.best_hash:
         _check_best(folder, progress)
-    return Found(path, progress, {name: seal["bytes"] for name, seal in tree["histories"].items()})
+    return SavedCheckpoint(path, progress, {name: seal["bytes"] for name, seal in tree["histories"].items()})
 
 
 def _check_unsealed(folder: RunFolder, path: Path) -> None:

@@ -720,7 +720,7 @@ def _check_tree(name: str, tree: Mapping[str, Any]) -> None:
     if classes is not None and not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
         raise UsageError(f"{where}: architectures is {classes!r} (accepted: a list of names of classes)")
     for key, value in tree.items():
-        if "layer" in key and isinstance(value, int) and value > _MOST_LAYERS:  # lists of so many would be made
+        if key.endswith(("layers", "n_layer")) and isinstance(value, int) and value > _MOST_LAYERS:  # lists are made
             raise UsageError(f"{where}: {key} is {value:,} (accepted: at most {_MOST_LAYERS:,})")
 
 

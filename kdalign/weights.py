@@ -18,7 +18,7 @@ _MEND = "copy it again from where it came"
 
 
 @dataclass(frozen=True)
-class Held:
+class WeightHeaders:
     """What the headers of a checkpoint's files say.
 
     Attributes:
@@ -78,7 +78,7 @@ def shard_names(index: Path) -> list[str]:
     return sorted(set(named.values()))
 
 
-def held_in(folder: Path, name: str) -> Held:
+def held_in(folder: Path, name: str) -> WeightHeaders:
     """Look at the headers of all files: no tensor is read.
 
     Raises:
@@ -87,7 +87,7 @@ def held_in(folder: Path, name: str) -> Held:
     """
     files = weight_files(folder, name)
     names = [tensor for file in files for tensor in _names(file)]
-    return Held(files, tuple(names))
+    return WeightHeaders(files, tuple(names))
 
 
 def _names(file: Path) -> list[str]:

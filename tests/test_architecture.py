@@ -1,12 +1,11 @@
 """A model's shape is read from its configuration: numbers by hand, and no weights."""
 
-import time
-
 import psutil
 import pytest
 import torch
 from conftest import tiny_classifier, tiny_config
 from transformers import (
+    CONFIG_MAPPING,
     AlbertConfig,
     AutoConfig,
     AutoModel,
@@ -26,8 +25,10 @@ from kdalign.architecture import (
     attention_modules,
     attention_of,
     blocks,
+    check_sizes,
     count_parameters,
     describe,
+    layout_of,
     skeleton,
     with_layers,
 )
@@ -91,9 +92,9 @@ def test_no_weights_are_needed_however_large_the_model():
     config = BertConfig(
         num_hidden_layers=250, hidden_size=4096, num_attention_heads=32, intermediate_size=16384, vocab_size=1000
     )
-    begun = time.process_time()
+    before = psutil.Process().memory_info().rss
     found = describe(config)
-    assert time.process_time() - begun < 5
+    assert psutil.Process().memory_info().rss - before < 1e9
     layer = 4 * (4096 * 4096 + 4096) + 2 * 4096 * 16384 + 16384 + 4096 + 4 * 4096
     rest = (1000 + 512 + 2 + 2) * 4096 + 4096 * 4096 + 4096
     assert found.parameters == 250 * layer + rest > 50e9  # 200 GB, were they real
@@ -193,16 +194,15 @@ def test_what_a_configuration_says_of_each_layer_is_cut_with_them():
     assert kept.layer_types == [config.layer_types[1], config.layer_types[3]]
 
 
-def test_seventy_billion_parameters_are_described_in_seconds_and_without_memory():
+def test_seventy_billion_parameters_are_described_without_memory():
     config = AutoConfig.for_model(
         "llama",
         **{"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
         **{"num_key_value_heads": 8, "vocab_size": 128256},
         architectures=["LlamaForCausalLM"],
     )
-    before, begun = psutil.Process().memory_info().rss, time.process_time()
+    before = psutil.Process().memory_info().rss
     found = describe(config)
-    assert time.process_time() - begun < 5
     assert psutil.Process().memory_info().rss - before < 1e9
     assert found.parameters == 70_553_706_496  # Llama 3 70B's
 
@@ -262,3 +262,21 @@ def test_token_types_that_reach_a_bert_change_its_answer():
     kinds = {"input_ids": ids, "token_type_ids": torch.tensor([[0, 0, 1, 1]])}
     with_types = model(**accepted_inputs(model, kinds)).logits
     assert not torch.allclose(with_types, model(input_ids=ids).logits)
+
+
+def test_the_sizes_of_every_type_that_is_laid_out_are_read_or_refused_in_one_line():
+    refused = {}
+    for kind in CONFIG_MAPPING:
+        try:
+            config = CONFIG_MAPPING[kind]()
+        except Exception:  # whatever its defaults lack
+            continue
+        try:
+            layout_of(config)
+        except UsageError:
+            continue  # it is none of text, or of several models
+        try:
+            check_sizes(config)
+        except UsageError as error:
+            refused[kind] = str(error)
+    assert set(refused) <= {"gemma3n_text", "gemma4_text", "gemma4_unified_text"}, "whose layers differ in size"

@@ -65,6 +65,8 @@ def test_good_models_are_used(copied):
     for kind in ("bert", "llama"):
         copied(kind)
         used()
+        edit(Path("copy/config.json"), vocab_size_per_layer_input=262_144)  # no number of layers
+        used()
 
 
 @pytest.mark.parametrize(
