@@ -140,7 +140,7 @@ def model_card(record: RunRecord, path: Path) -> str:
 def _run_of(record: RunRecord, folder: RunFolder) -> _Run:
     check_for_card(record.to_json(), f"the record of run {str(folder.path)!r}")
     try:
-        config = read_json(folder.student / "config.json")
+        config = read_json(folder.student / "config.json", parse_constant=float)  # Transformers writes infinities there
         if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
             raise UsageError("it is no configuration")
     except UsageError:

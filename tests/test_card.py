@@ -428,3 +428,10 @@ def test_no_name_in_a_card_is_markup_and_its_front_matter_stays_right(classifier
     assert not {"image", "link_open", "html_inline", "html_block"} & kinds
     heads = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert heads[1:] == ["Scores", "Training", "Data", "Limits", "Use", "Make it again"]
+
+
+def test_a_students_configuration_may_hold_infinities_as_transformers_writes_them(classifier, tmp_path):
+    folder = Path(shutil.copytree(classifier, tmp_path / "run"))
+    file = folder / "student" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "limits": [0.0, float("inf")]}))
+    assert model_card(read_record(folder), folder).startswith("---\n")
