@@ -47,6 +47,7 @@ _HOW, _SERVED, _TABLE = "How models answer", "Served models (openai:NAME)", "Fil
     ),
 )
 def eval_(
+    context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL|RUN]...", help="Checkpoints or runs; else the newest run.")
     ] = None,
@@ -187,16 +188,7 @@ def eval_(
     if predictions is not None:
         if models or task or data or dataset or limit or noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
-        unread = {
-            **{"--config": config, "--split": split, "--max-length": max_length, "--stride": stride},
-            **{"--shots": shots, "--base-url": base_url, "--chat": chat, "--max-requests": max_requests},
-            **{"--max-tokens": max_tokens, "--revision": revision, "--device": device, "--seed": seed},
-            **{"--beams": beams - 1, "--precision": precision != "fp32", "--no-baselines": not baselines},
-            **{"--new-tokens": new_tokens - 256, "--pseudo": pseudo != "word-l2r", "--concurrency": concurrency - 4},
-        }
-        for flag, value in unread.items():
-            if value not in (None, 0, False):
-                raise UsageError(f"{flag} says nothing of a file of predictions: leave it out")
+        _check_unread(context)
         _show_evaluations([_score_file(predictions, named, language, out)], as_json, form, reference)
         return
     tasks = [name.strip() for name in task.split(",") if name.strip()] if task is not None else []
@@ -245,6 +237,23 @@ def eval_(
     _show_evaluations(results, as_json, form, reference)
     if not any(result.scores or result.submission for result in results):
         raise UsageError("nothing was scored: the reasons are above")
+
+
+_OF_FILES = ("predictions", "metrics", "language", "out", "as_json", "form", "reference", "allow")
+"""Parameters that say something of a file of predictions."""
+
+
+def _check_unread(context: typer.Context) -> None:
+    """Refuse options that would be passed over where a file is scored.
+
+    Raises:
+        UsageError: the first that was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name not in _OF_FILES and source is not None and source.name == "COMMANDLINE":
+            shown = max((*parameter.opts, *parameter.secondary_opts), key=len)
+            raise UsageError(f"{shown} says nothing of a file of predictions: leave it out")
 
 
 def _score_file(
