@@ -10,14 +10,14 @@ import sys
 import tempfile
 import time
 
-from kdalign.arranging import course_of, load, opened
+from kdalign.distillation.build import course_of, load, opened
+from kdalign.distillation.prepare import prepare
 from kdalign.errors import UsageError
-from kdalign.lessons import Lessons
+from kdalign.objective.terms.registry import TERMS
 from kdalign.observer import Silent
-from kdalign.preparation import prepare
 from kdalign.recipe import build_recipe
-from kdalign.terms.further import TERMS
-from kdalign.training import _step, make_accelerator, make_optimizer
+from kdalign.training.loop import _step, make_accelerator, make_optimizer
+from kdalign.training.task_trainer import Lessons
 
 SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
 VARIANTS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from kdalign.runs import read_record
-from kdalign.tasks import find_task, load_texts
+from kdalign.data.tasks import find_task, load_texts
+from kdalign.runs.record import read_record
 
 
 def pairs(tokenizer, documents):

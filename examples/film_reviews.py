@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdalign.demo import QUICK_SCORED, QUICK_TRAINED, write_split
+from kdalign.distillation.demo import QUICK_SCORED, QUICK_TRAINED, write_split
 
 
 def package(name: str) -> Path:

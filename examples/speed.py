@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from kdalign import build_recipe, distill, read_record
-from kdalign.models import load_classifier, locate
-from kdalign.student import cut
-from kdalign.tasks import find_task, load_examples
+from kdalign.data.tasks import find_task, load_examples
+from kdalign.models.loading import load_classifier, locate
+from kdalign.models.student import cut
 
 ROUNDS = 3
 

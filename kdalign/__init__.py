@@ -7,39 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdalign.alignment import LayerMap, Plan, propose
-    from kdalign.architecture import Architecture, Stack, describe
-    from kdalign.comparison import compare
+    from kdalign.alignment.plan import LayerMap, Plan, propose
+    from kdalign.comparison.compare import compare
+    from kdalign.distillation.pipeline import distill
     from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
-    from kdalign.extend import allow_code
-    from kdalign.pipeline import distill
+    from kdalign.evaluation.evaluate import Asked, evaluate
+    from kdalign.models.architecture import Architecture, Stack, describe
     from kdalign.recipe import Recipe, build_recipe, load_recipe
-    from kdalign.runs import RunRecord, read_record
-    from kdalign.scoring import Asked, evaluate
+    from kdalign.registry import allow_code
+    from kdalign.runs.record import RunRecord, read_record
     from kdalign.version import __version__
 
 _HOMES = {
-    "Architecture": "architecture",
-    "Asked": "scoring",
+    "Architecture": "models.architecture",
+    "Asked": "evaluation.evaluate",
     "Interrupted": "errors",
     "KdalignError": "errors",
-    "LayerMap": "alignment",
-    "Plan": "alignment",
+    "LayerMap": "alignment.plan",
+    "Plan": "alignment.plan",
     "Recipe": "recipe",
     "RunError": "errors",
-    "RunRecord": "runs",
-    "Stack": "architecture",
+    "RunRecord": "runs.record",
+    "Stack": "models.architecture",
     "UsageError": "errors",
     "__version__": "version",
-    "allow_code": "extend",
+    "allow_code": "registry",
     "build_recipe": "recipe",
-    "compare": "comparison",
-    "describe": "architecture",
-    "distill": "pipeline",
-    "evaluate": "scoring",
+    "compare": "comparison.compare",
+    "describe": "models.architecture",
+    "distill": "distillation.pipeline",
+    "evaluate": "evaluation.evaluate",
     "load_recipe": "recipe",
-    "propose": "alignment",
-    "read_record": "runs",
+    "propose": "alignment.plan",
+    "read_record": "runs.record",
 }
 
 __all__ = [

@@ -14,12 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; so do the commands that they start
 install_import_hook(
     [
-        "kdalign.losses",
-        "kdalign.vocabulary",
-        "kdalign.attention",
-        "kdalign.capture",
-        "kdalign.projection",
-        "kdalign.narrowing",
+        "kdalign.objective.losses",
+        "kdalign.objective.losses.lm_head",
+        "kdalign.models.attention",
+        "kdalign.models.capture",
+        "kdalign.alignment.projections",
+        "kdalign.models.pruning",
     ],
     "beartype.beartype",
 )
@@ -168,9 +168,9 @@ def kdalign(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def stopped(kdalign, monkeypatch):
     """Run a command that ends with its first checkpoint, as if it were killed then: the same as ``kdalign``."""
-    from kdalign import training
+    from kdalign.training import loop
 
-    kept = training.save_checkpoint
+    kept = loop.save_checkpoint
 
     def stop(folder, *rest):
         kept(folder, *rest)
@@ -178,7 +178,7 @@ def stopped(kdalign, monkeypatch):
 
     def run(*words):
         with monkeypatch.context() as patched:
-            patched.setattr(training, "save_checkpoint", stop)
+            patched.setattr(loop, "save_checkpoint", stop)
             return kdalign(*words)
 
     return run

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm, t
 
-from kdalign.metrics import METRICS
-from kdalign.paired import Answers, difference, judged, macro_difference
+from kdalign.metrics.classification import METRICS
+from kdalign.metrics.significance import Answers, difference, judged, macro_difference
 
 NULLS = 2000
 

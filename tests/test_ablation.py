@@ -17,17 +17,17 @@ import pytest
 from conftest import one_line, sentences
 from filelock import FileLock
 
-from kdalign import keeping
-from kdalign.ablation import build_ablation, check_same, read_ablation, write_ablation
-from kdalign.comparison import compare
-from kdalign.entries import entries_kept
+from kdalign.comparison.compare import compare
+from kdalign.comparison.notes import budget_notes
+from kdalign.data.tasks import Source, load_examples
+from kdalign.data.tasks.glue import GLUE
+from kdalign.distillation.search import _settings, search
 from kdalign.errors import RunError, UsageError
-from kdalign.keeping import keep, read_kept
-from kdalign.notes import budget_notes
-from kdalign.runs import read_record
-from kdalign.search import _settings, search
-from kdalign.tasks import Source, load_examples
-from kdalign.tasks.glue import GLUE
+from kdalign.runs import archive
+from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation, write_ablation
+from kdalign.runs.archive import keep, read_kept
+from kdalign.runs.discovery import entries_kept
+from kdalign.runs.record import read_record
 
 FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
 
@@ -348,10 +348,10 @@ def test_results_of_other_training_data_are_refused(done, kdalign, teacher, data
     for run_folder in out.glob("*-seed?"):
         shutil.rmtree(run_folder)
     for result in (out / "kept").glob("*seed*"):
-        tree = json.loads(keeping._restored(result.read_bytes(), result.parent))
+        tree = json.loads(archive._restored(result.read_bytes(), result.parent))
         tree["recipe"]["data"]["folder"] = str(other)
-        tree["seal"] = keeping._seal_of(tree)
-        result.write_bytes(keeping._compressed(json.dumps(tree).encode(), result.parent))
+        tree["seal"] = archive._seal_of(tree)
+        result.write_bytes(archive._compressed(json.dumps(tree).encode(), result.parent))
     status, _, err = kdalign(*arguments(teacher, other, "--arms", "labels,joint", "--seeds", "2"))
     assert status == 2
     assert "the result of labels, sst2, seed 0 is of another train than is here now" in err.splitlines()[-1]
@@ -402,15 +402,15 @@ def test_arms_of_two_ablations_stay_apart_and_what_was_watched_stays_without_the
 
 def test_scores_are_kept_to_four_digits_and_classes_as_they_are(tmp_path):
     values = np.array([1957.0, 1957.25, 70000.5, 3.14159, -0.2, 0.0, 1e-6, np.nan, np.inf])
-    packed = keeping._packed("prediction", values, tmp_path)
-    assert keeping._unpacked(packed, tmp_path).tolist() == pytest.approx(
+    packed = archive._packed("prediction", values, tmp_path)
+    assert archive._unpacked(packed, tmp_path).tolist() == pytest.approx(
         values.tolist(), rel=6.2e-5, abs=0, nan_ok=True
     )
     many = np.random.default_rng(0).normal(size=10_000)
-    again = keeping._unpacked(keeping._packed("nll", many, tmp_path), tmp_path)
+    again = archive._unpacked(archive._packed("nll", many, tmp_path), tmp_path)
     assert abs(float(np.mean(again / many - 1))) < 2e-6, "rounded, not cut"
     classes = np.array([0, 1, 2, -1, 300])
-    assert keeping._unpacked(keeping._packed("label", classes, tmp_path), tmp_path).tolist() == [*classes]
+    assert archive._unpacked(archive._packed("label", classes, tmp_path), tmp_path).tolist() == [*classes]
 
 
 def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
@@ -520,13 +520,13 @@ def test_what_was_kept_and_changed_is_named_and_what_is_told_is_what_the_answers
         "4 runs: both models, agreement"
     )
     file = next((out / "kept").glob("labels*seed0*"))
-    whole, tree = file.read_bytes(), json.loads(keeping._restored(file.read_bytes(), file.parent))
+    whole, tree = file.read_bytes(), json.loads(archive._restored(file.read_bytes(), file.parent))
     tree["scores"]["validation"]["student"][0]["value"] += 1
-    file.write_bytes(keeping._compressed(json.dumps(tree).encode(), file.parent))
+    file.write_bytes(archive._compressed(json.dumps(tree).encode(), file.parent))
     status, _, err = kdalign("compare", "a")
     assert (status, "was changed after it was kept: its seal does not fit it" in one_line(err)) == (2, True)
     file.write_bytes(
-        keeping._compressed(json.dumps({**tree, "seal": keeping._seal_of(tree)}).encode(), file.parent)
+        archive._compressed(json.dumps({**tree, "seal": archive._seal_of(tree)}).encode(), file.parent)
     )  # sealed again
     status, _, err = kdalign("compare", "a", "--verify")
     assert status == 1
@@ -560,7 +560,7 @@ def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
     shutil.copy(there.with_name("common.json.gz"), tmp_path)
     keep(trial, tmp_path)
     assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
-    assert json.loads(keeping._restored(there.read_bytes(), there.parent))["task"] == "sst2"
+    assert json.loads(archive._restored(there.read_bytes(), there.parent))["task"] == "sst2"
 
 
 def test_kept_results_take_little_room_and_name_what_cannot_be_read(done, tmp_path):

@@ -29,7 +29,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def language_teachers(tmp_path_factory, texts):
     """A masked and a causal teacher made from nothing, with 300 entries each."""
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
 
     made = {}
     for kind, model in (("masked", "bert"), ("causal", "gpt2")):

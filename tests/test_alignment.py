@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.alignment import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, propose, read_plan
-from kdalign.architecture import Architecture, Layer, Stack
+from kdalign.alignment.plan import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, propose, read_plan
 from kdalign.errors import UsageError
+from kdalign.models.architecture import Architecture, Layer, Stack
 
 
 def shape(layers: int, width: int = 32, heads: int = 4, model_type: str = "bert") -> Architecture:

@@ -17,7 +17,8 @@ from transformers import (
     PretrainedConfig,
 )
 
-from kdalign.architecture import (
+from kdalign.errors import UsageError
+from kdalign.models.architecture import (
     LAYOUTS,
     Layer,
     Stack,
@@ -32,9 +33,8 @@ from kdalign.architecture import (
     skeleton,
     with_layers,
 )
-from kdalign.capture import Wanted, check_read, recording, watch
-from kdalign.errors import UsageError
-from kdalign.student import check_cut
+from kdalign.models.capture import Wanted, check_read, recording, watch
+from kdalign.models.student import check_cut
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 

@@ -9,9 +9,11 @@ from conftest import one_line, save_model
 from test_contract import examples
 from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
 
-from kdalign import losses
-from kdalign.alignment import HeadMix, Plan, propose
-from kdalign.architecture import (
+from kdalign.alignment.plan import HeadMix, Plan, propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import Batch, collate
+from kdalign.errors import UsageError
+from kdalign.models.architecture import (
     Architecture,
     Attention,
     Layer,
@@ -20,18 +22,16 @@ from kdalign.architecture import (
     attention_modules,
     describe,
 )
-from kdalign.batches import Batch, collate
-from kdalign.capture import Wanted, run, watch
-from kdalign.errors import UsageError
-from kdalign.fitting import check_attention
-from kdalign.learner import Learner
-from kdalign.objective import build_objective, count_units
-from kdalign.projection import Projections
+from kdalign.models.capture import Wanted, run, watch
+from kdalign.models.teacher import Teacher
+from kdalign.objective import losses
+from kdalign.objective.checks import check_attention
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import Place, View, relation_heads
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
-from kdalign.teachers import Teacher
-from kdalign.terms import Place, View, relation_heads
-from kdalign.training import make_optimizer
+from kdalign.training.learner import Learner
+from kdalign.training.loop import make_optimizer
 
 
 def classifier(kind, layers, width, heads, seed):

@@ -9,18 +9,18 @@ import torch
 from conftest import make_tokenizer, one_line, sentences, tiny_config
 from test_contract import Setting, examples
 
-from kdalign.augmenting import Substitutes, substituted
-from kdalign.batches import CUT, collate, micro_batches
-from kdalign.encoding import LONGEST_SPAN, CutOff, MaskSpans
+from kdalign.data.batches import CUT, collate, micro_batches
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import LONGEST_SPAN, CutOff, MaskSpans
+from kdalign.distillation.augmentation import Substitutes, substituted
+from kdalign.distillation.pipeline import distill, prepare_all
+from kdalign.distillation.tokenize import config_of, read_texts, tokenizer_of, with_copies
 from kdalign.environment import cache_folder
-from kdalign.objective import count_units
+from kdalign.objective.objective import count_units
+from kdalign.objective.terms import Unit
 from kdalign.observer import Silent
-from kdalign.pipeline import distill, prepare_all
-from kdalign.reading import config_of, read_texts, tokenizer_of, with_copies
 from kdalign.recipe import build_recipe
-from kdalign.tasks import Examples
-from kdalign.terms import Unit
-from kdalign.training import make_accelerator
+from kdalign.training.loop import make_accelerator
 
 MASK, SPECIAL = 4, np.array([0, 1, 2, 3, 4])
 LABELS = "{hard: 1, alpha: 0, beta: 0, gamma: 0, delta: 0}"

@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from test_contract import Setting
 from test_further_terms import weights_of
 
-from kdalign.balance import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
-from kdalign.batches import collate
-from kdalign.evidence import curves, finished_runs
-from kdalign.looks import Sight, gradient_norms, small_shares
-from kdalign.objective import count_units
+from kdalign.data.batches import collate
+from kdalign.objective.balancing import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
+from kdalign.objective.objective import count_units
+from kdalign.objective.terms import View
 from kdalign.recipe import Objective as Weights
-from kdalign.terms import View
+from kdalign.runs.finished import curves, finished_runs
+from kdalign.training.diagnostics import Sight, gradient_norms, small_shares
 
 
 def test_a_running_size_is_the_first_value_and_then_a_moving_mean():
@@ -91,7 +91,7 @@ def test_the_recipe_knows_every_balance():
 
 TERM = """
 import torch
-from kdalign.terms import Signal, Unit
+from kdalign.objective.terms import Signal, Unit
 
 class Scaled:
     needs, unit = frozenset({Signal.LOGITS}), Unit.EXAMPLE
@@ -160,7 +160,7 @@ def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_
 def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data, tmp_path, kdalign, monkeypatch):
     more = ("--set", "objective.terms.info-nce.queue=40")
     for steps in (3, 1000):
-        monkeypatch.setattr("kdalign.training.GRADIENT_STEPS", steps)
+        monkeypatch.setattr("kdalign.training.loop.GRADIENT_STEPS", steps)
         assert kdalign(*command(teacher, data, tmp_path / f"every{steps}", *more)[2:])[0] == 0
     often, once = (weights_of(tmp_path / f"every{steps}") for steps in (3, 1000))
     assert all(torch.equal(often[name], once[name]) for name in once)

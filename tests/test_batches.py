@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from kdalign.batches import (
+from kdalign.data.batches import (
     NEIGHBOURHOOD,
     Encoded,
     collate,
@@ -17,10 +17,10 @@ from kdalign.batches import (
     micro_batches,
     steps_per_epoch,
 )
-from kdalign.encoding import encode_labelled
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import encode_labelled
 from kdalign.recipe import Train
-from kdalign.tasks import Examples
-from kdalign.training import total_steps
+from kdalign.training.loop import total_steps
 
 
 def numbered(lengths, pad: int = 0) -> Encoded:

@@ -13,15 +13,15 @@ from conftest import one_line, save_model, sentences, tiny_classifier
 from sklearn.metrics import f1_score
 from test_families import KINDS, model
 
-from kdalign import beside
-from kdalign.architecture import count_parameters
-from kdalign.beside import rows_beside
-from kdalign.comparison import compare
+from kdalign.comparison.compare import compare
+from kdalign.distillation import baseline_rows
+from kdalign.distillation.baseline_rows import rows_beside
+from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
-from kdalign.pipeline import distill
-from kdalign.quantized import megabytes_of, parameters_of, quantized
+from kdalign.models.architecture import count_parameters
+from kdalign.models.quantization import megabytes_of, parameters_of, quantized
 from kdalign.recipe import build_recipe
-from kdalign.runs import RunFolder, read_record
+from kdalign.runs.record import RunFolder, read_record
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 
@@ -198,13 +198,12 @@ def test_rows_are_made_once_and_no_torch_is_loaded_for_them_again(kdalign, finis
     status, first, err = kdalign("compare", finished, "--beside", "int8,majority", "--format", "markdown")
     assert status == 0, err
     assert "in int8 on films, validation, kept for the next table" in " ".join(err.split())
-    import kdalign.beside as beside
 
     def never(*_):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(beside, "_int8", never)
-    monkeypatch.setattr(beside, "_majority", never)
+    monkeypatch.setattr(baseline_rows, "_int8", never)
+    monkeypatch.setattr(baseline_rows, "_majority", never)
     status, second, err = kdalign("compare", finished, "--beside", "int8,majority", "--format", "markdown")
     assert (status, second, err) == (0, first, "")
 
@@ -225,7 +224,7 @@ def test_a_fine_tuned_teacher_is_taken_from_the_cache_or_the_command_is_said(tmp
     monkeypatch.setenv("KDALIGN_CACHE", str(tmp_path / "cache"))
     data = {"data.task": str(films / "films.yaml"), "data.folder": str(films), "finetune.epochs": 0.1}
     path = run(tmp_path / "r", headless, **data)
-    monkeypatch.setattr("kdalign.beside.cache_folder", lambda: tmp_path / "other")
+    monkeypatch.setattr("kdalign.distillation.baseline_rows.cache_folder", lambda: tmp_path / "other")
     assert row(table_with(path, kinds=["int8"]), "teacher body in int8").cells["agreement"].value > 50
     shutil.rmtree(tmp_path / "other")
     shutil.rmtree(tmp_path / "cache")
@@ -283,4 +282,4 @@ def test_a_record_that_lacks_what_a_row_is_made_of_is_a_dash_with_the_reason(tmp
 def test_what_is_no_row_in_the_cache_is_made_again(tmp_path, content):
     file = tmp_path / "row.json"
     file.write_text(content)
-    assert beside._read(file) is None
+    assert baseline_rows._read(file) is None

@@ -9,8 +9,8 @@ import pytest
 
 from kdalign.errors import RunError, UsageError
 from kdalign.served import Served, Settings
-from kdalign.served.asking import Unusable, check_length, counted, read_echo, read_text
 from kdalign.served.bounded import LARGEST, within
+from kdalign.served.protocol import Unusable, check_length, counted, read_echo, read_text
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
 

@@ -14,11 +14,11 @@ from conftest import one_line, save_model, sentences
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from kdalign.card import model_card
+from kdalign.distillation.pipeline import distill
 from kdalign.files import sha256
-from kdalign.pipeline import distill
 from kdalign.recipe import build_recipe, load_recipe
-from kdalign.runs import read_record
+from kdalign.runs.model_card import model_card
+from kdalign.runs.record import read_record
 
 COMMIT = "5503434ddd753f426f4b38109466949a1217c2bb"
 

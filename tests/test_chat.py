@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from conftest import sentences
 
-from kdalign.batches import IGNORED
-from kdalign.encoding import encode_chats
+from kdalign.data.batches import IGNORED
+from kdalign.data.tasks import Examples, find_task, load_texts
+from kdalign.data.tokenization import encode_chats
 from kdalign.errors import UsageError
-from kdalign.fresh import train_tokenizer
+from kdalign.evaluation.samples import questions
+from kdalign.models.from_scratch import train_tokenizer
 from kdalign.recipe import build_recipe
-from kdalign.samples import questions
-from kdalign.tasks import Examples, find_task, load_texts
 
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '<|endoftext|>\n' }}{% endfor %}"
@@ -137,7 +137,7 @@ def test_a_column_of_conversations_is_asked_for_by_name(tmp_path):
 
 
 def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_path):
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
 
     texts = tmp_path / "texts"
     texts.mkdir()

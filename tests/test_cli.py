@@ -15,9 +15,9 @@ import pytest
 from conftest import one_line, save_model, sentences
 from rich.console import Console
 
-from kdalign.pipeline import prepare_all
+from kdalign.distillation.pipeline import prepare_all
 from kdalign.recipe import build_recipe
-from kdalign.report import preparation_table
+from kdalign.report.tables import preparation_table
 from kdalign.version import __version__
 
 
@@ -31,7 +31,7 @@ def quick(teacher, data, *more):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, teacher, data):
     """Three finished runs: labels and joint of seed 0, joint of seed 1."""
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
     from kdalign.recipe import ARMS, build_recipe
 
     folder = tmp_path_factory.mktemp("runs")
@@ -690,14 +690,14 @@ def test_the_exported_student_loads_in_a_python_without_kdalign(runs):
 
 
 def test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode(teacher, data, tmp_path, monkeypatch):
-    from kdalign import training
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
     from kdalign.recipe import build_recipe
+    from kdalign.training import loop
 
     modes = []
-    step = training._step
+    step = loop._step
     monkeypatch.setattr(
-        training, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1]
+        loop, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1]
     )
     flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
     flags |= {"train.max_steps": 5, "train.eval_every": 2, "out": str(tmp_path / "run")}

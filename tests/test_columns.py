@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdalign.data.tasks import find_task, load_examples, load_texts
+from kdalign.data.tasks.columns import described, is_blank, looks_like_data, number_of
+from kdalign.data.tasks.loading import load_unlabelled
 from kdalign.errors import UsageError
-from kdalign.tasks import find_task, load_examples, load_texts
-from kdalign.tasks.columns import described, is_blank, looks_like_data, number_of
-from kdalign.tasks.data import load_unlabelled
 
 NO_TEXTS = [
     (["there", "was"], r"a list \(\[\"there\", \"was\"\]\)"),

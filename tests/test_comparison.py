@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from kdalign.comparison import compare
+from kdalign.comparison.compare import compare
 from kdalign.errors import UsageError
-from kdalign.formats import comparison_as
 from kdalign.recipe import Recipe
-from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
+from kdalign.report.formats import comparison_as
+from kdalign.runs.record import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
 
 PER_CENT = {"accuracy": "%", "f1": "%", "agreement": "%", "ece": "%", "ppl": "", "word_ppl": ""}
 

@@ -7,22 +7,22 @@ import pytest
 import torch
 from conftest import tiny_classifier
 
-from kdalign import losses
-from kdalign.alignment import propose
-from kdalign.architecture import Layer, describe
-from kdalign.attention import ATTENTION
-from kdalign.batches import Batch, Encoded, collate, micro_batches
-from kdalign.calibration import calibrate
-from kdalign.capture import Signals, Wanted, recording
-from kdalign.learner import Learner
-from kdalign.objective import Objective, build_objective, count_units
-from kdalign.projection import Projections
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import Batch, Encoded, collate, micro_batches
+from kdalign.models.architecture import Layer, describe
+from kdalign.models.attention import ATTENTION
+from kdalign.models.capture import Signals, Wanted, recording
+from kdalign.models.student import cut
+from kdalign.models.teacher import Teacher
+from kdalign.objective import losses
+from kdalign.objective.objective import Objective, build_objective, count_units
+from kdalign.objective.terms import HardLabels, SoftTargets, Unit, View
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
-from kdalign.student import cut
-from kdalign.teachers import Teacher
-from kdalign.terms import HardLabels, SoftTargets, Unit, View
-from kdalign.training import learning_rate, make_optimizer
+from kdalign.training.learner import Learner
+from kdalign.training.loop import learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]
 FAMILIES = pytest.mark.parametrize(("theirs", "ours", "width"), PAIRS, ids=["bert", "bert-distilbert", "distilbert"])

@@ -7,10 +7,10 @@ import torch
 from conftest import one_line, tiny_classifier
 from transformers import AutoModelForSequenceClassification
 
-from kdalign.architecture import describe
 from kdalign.errors import UsageError
-from kdalign.narrowing import Narrowing
-from kdalign.student import Cut, cut_of, is_cut, made
+from kdalign.models.architecture import describe
+from kdalign.models.pruning import Narrowing
+from kdalign.models.student import Cut, cut_of, is_cut, made
 
 
 def words(teacher, data, student, *more):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdalign.data.delimited import read_delimited
 from kdalign.errors import UsageError
-from kdalign.tasks.delimited import read_delimited
 
 
 def read(text: str, delimiter: str = ",") -> dict[str, list[str | None]]:

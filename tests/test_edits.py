@@ -7,9 +7,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer, lcs_ind
 from sacrebleu.metrics.ter import TER
 
-from kdalign.edits import MOST_CANDIDATES, CommonSubsequence, _targets, shifted, translation_edits
-from kdalign.text_metrics import score_texts
-from kdalign.words import UnicodeWords
+from kdalign.metrics.edit_distance import MOST_CANDIDATES, CommonSubsequence, _targets, shifted, translation_edits
+from kdalign.metrics.text import score_texts
+from kdalign.metrics.words import UnicodeWords
 
 
 def texts(seed, most=40):
@@ -51,7 +51,9 @@ def test_a_text_with_more_shifts_to_try_than_are_tried_is_scored_as_by_sacrebleu
     words = "a b c d e".split() * 8
     right = np.random.default_rng(0).permutation(words).tolist()
     tried = []
-    monkeypatch.setattr("kdalign.edits._targets", lambda *given: tried.append(given) or _targets(*given))
+    monkeypatch.setattr(
+        "kdalign.metrics.edit_distance._targets", lambda *given: tried.append(given) or _targets(*given)
+    )
     assert translation_edits(words, right) == sacrebleus_edits(words, right)
     assert len(tried) > MOST_CANDIDATES / 3
     assert MOST_CANDIDATES == 1000

@@ -12,15 +12,15 @@ from conftest import one_line, save_model, sentences
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
-from kdalign.batches import Batch
-from kdalign.capture import pooled
+from kdalign.data.batches import Batch
 from kdalign.errors import UsageError
-from kdalign.losses import embedding_distance, similarity_distance
-from kdalign.models import locate
-from kdalign.objective import count_units
+from kdalign.models.capture import pooled
+from kdalign.models.loading import locate
+from kdalign.models.sentence_transformers import check_sentences, note_on_prompts, pooling_of
+from kdalign.objective.losses import embedding_distance, similarity_distance
+from kdalign.objective.objective import count_units
+from kdalign.objective.terms import Unit
 from kdalign.recipe import build_recipe
-from kdalign.sentences import check_sentences, note_on_prompts, pooling_of
-from kdalign.terms import Unit
 
 ALL = torch.ones(3, dtype=torch.bool)
 

@@ -7,8 +7,8 @@ from conftest import save_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kdalign.encoding import encode_labelled, encode_pairs, saying_token_types
-from kdalign.tasks import Examples
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import encode_labelled, encode_pairs, saying_token_types
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d"]
 

@@ -10,18 +10,18 @@ import torch
 from conftest import SHARED, one_line, sentences
 from test_families import model, tokenizer
 
-from kdalign.architecture import LAYOUTS
-from kdalign.baselines import Unigram
-from kdalign.capture import Wanted, run
+from kdalign.data.noise import Noise
+from kdalign.data.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
+from kdalign.data.tasks.generation_cases import Case, continuations, copied, spaced
+from kdalign.data.tasks.language import language_task
 from kdalign.errors import UsageError
-from kdalign.generation import Writing, how_written, write
-from kdalign.jobs import Job, Settings
-from kdalign.noise import Noise
+from kdalign.evaluation.baselines import Unigram
+from kdalign.evaluation.generation import Writing, how_written, write
+from kdalign.evaluation.job import Job, Settings
+from kdalign.metrics.text import score_texts
+from kdalign.models.architecture import LAYOUTS
+from kdalign.models.capture import Wanted, run
 from kdalign.observer import untold
-from kdalign.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
-from kdalign.tasks.cases import Case, continuations, copied, spaced
-from kdalign.tasks.language import language_task
-from kdalign.text_metrics import score_texts
 
 TEXTS = tuple(sentences(12, 21)[0])
 CASES = continuations(Examples("validation", (TEXTS,), None))[0]
@@ -633,7 +633,7 @@ def test_a_model_called_as_a_baseline_keeps_its_own_texts(kdalign, texts, tmp_pa
 
 
 def test_a_perplexity_beyond_all_numbers_is_a_dash():
-    from kdalign.likelihood import totals
+    from kdalign.evaluation.likelihood import totals
 
     found = {s.metric: s for s in totals(np.array([5000.0]), np.array([4]), 1, 400, "x", interval=False)}
     assert (found["ppl"].value, found["word_ppl"].value) == (None, None)

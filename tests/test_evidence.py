@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from test_comparison import run
 
-from kdalign.commands import FLAGS, distill_command
+from kdalign.data.tasks import find_task, load_examples
 from kdalign.errors import UsageError
-from kdalign.evidence import _events, answers, curves, disagreements, finished_runs, front
-from kdalign.metrics import METRICS, reliability
+from kdalign.metrics.classification import METRICS, reliability
 from kdalign.recipe import Recipe, build_recipe
-from kdalign.runs import RunFolder, read_record, seal_of
-from kdalign.tasks import find_task, load_examples
+from kdalign.recipe.command import FLAGS, distill_command
+from kdalign.runs.finished import _events, answers, curves, disagreements, finished_runs, front
+from kdalign.runs.record import RunFolder, read_record, seal_of
 
 
 def only(path):
@@ -180,7 +180,7 @@ def test_the_command_makes_the_same_recipe_again(tree, monkeypatch):
     recipe = Recipe.model_validate(tree)
     given = []
     monkeypatch.setattr("kdalign.cli.distill._distill", lambda wanted, *_: given.append(wanted))
-    monkeypatch.setattr("kdalign.tasks.check_named", lambda *_: None)
+    monkeypatch.setattr("kdalign.data.tasks.check_named", lambda *_: None)
     monkeypatch.setattr(sys, "argv", shlex.split(distill_command(recipe)))
     with pytest.raises(SystemExit) as left:
         main()
@@ -196,7 +196,7 @@ def test_the_command_leaves_defaults_out_and_knows_only_keys_that_are_there():
 
 
 def test_of_a_long_history_every_so_many_th_step_is_taken_and_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdalign.evidence.MOST_EVENTS", 10)
+    monkeypatch.setattr("kdalign.runs.finished.MOST_EVENTS", 10)
     file = tmp_path / "history.jsonl"
     rows = [
         {"kind": "step", "step": n, "parts": {"hard": 1.0}, "loss": 1.0, "gradient_norm": 1.0} for n in range(1, 46)

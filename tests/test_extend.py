@@ -10,21 +10,21 @@ import pytest
 import yaml
 from conftest import one_line
 
-from kdalign.ablation import build_ablation, read_ablation, write_ablation
+from kdalign.distillation.map_layers import shape_plan
+from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
-from kdalign.extend import Trust, Untrusted, allow_code, code_named, names_code, resolve, trusting, trusting_caller
-from kdalign.keeping import keep
-from kdalign.pipeline import distill
-from kdalign.planning import shape_plan
 from kdalign.recipe import build_recipe
-from kdalign.runs import seal_of
+from kdalign.registry import Trust, Untrusted, allow_code, code_named, names_code, resolve, trusting, trusting_caller
+from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
+from kdalign.runs.archive import keep
+from kdalign.runs.record import seal_of
 
 EVIL = """
 import sys
 from pathlib import Path
 Path(__file__).with_name("RAN").write_text("")
 print("evil is loaded", file=sys.stderr)
-from kdalign.metrics import METRICS
+from kdalign.metrics.classification import METRICS
 X = METRICS["accuracy"]
 def F(alike):
     return [(s, t, 1.0) for s in range(len(alike)) for t in range(len(alike[0]))]
@@ -166,9 +166,9 @@ def test_what_a_kept_result_of_an_ablation_names_is_not_loaded(kdalign, place, m
 
 @pytest.mark.parametrize("choice", [NAME.replace(":X", ":F"), "evil_module:F", "os:system"])
 def test_a_plans_choice_is_a_shipped_name_or_the_plan_is_refused(kdalign, place, teacher, data, choice):
-    from kdalign import models
+    from kdalign.models import loading
 
-    tree = json.loads(shape_plan(models.locate(str(teacher)), "layers=2", "cka", "uniform").to_json())
+    tree = json.loads(shape_plan(loading.locate(str(teacher)), "layers=2", "cka", "uniform").to_json())
     assert tree["choice"] == "cka"
     (place / "plan.json").write_text(json.dumps(tree | {"choice": choice}))
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)

@@ -9,9 +9,17 @@ from conftest import sentences
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from kdalign import student
-from kdalign.alignment import propose
-from kdalign.architecture import (
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import IGNORED, collate, micro_batches
+from kdalign.data.tasks import Examples, LanguageTask, Source
+from kdalign.distillation.map_layers import plan_layers
+from kdalign.distillation.pipeline import profile_models
+from kdalign.errors import UsageError
+from kdalign.evaluation.adapters import Modelling
+from kdalign.models import student
+from kdalign.models.architecture import (
     CROSS,
     LAYOUTS,
     Layer,
@@ -23,22 +31,14 @@ from kdalign.architecture import (
     head_of_class,
     layout_of,
 )
-from kdalign.batches import IGNORED, collate, micro_batches
-from kdalign.calibration import calibrate
-from kdalign.capture import Wanted, recording, run, watch
-from kdalign.errors import UsageError
-from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
-from kdalign.learner import Learner
-from kdalign.models import Checkpoint
-from kdalign.objective import Objective, build_language_objective, count_units
-from kdalign.pipeline import profile_models
-from kdalign.planning import plan_layers
-from kdalign.projection import Projections
+from kdalign.models.capture import Wanted, recording, run, watch
+from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
+from kdalign.models.loading import Checkpoint
+from kdalign.models.teacher import Teacher
+from kdalign.objective.objective import Objective, build_language_objective, count_units
+from kdalign.objective.terms import Unit, View
 from kdalign.recipe import Objective as Weights
-from kdalign.tasks import Examples, LanguageTask, Source
-from kdalign.teachers import Teacher
-from kdalign.terms import Unit, View
-from kdalign.work import Modelling
+from kdalign.training.learner import Learner
 
 KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]
 KINDS += ["t5", "bart", "marian"]

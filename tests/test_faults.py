@@ -18,14 +18,14 @@ from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
 from kdalign import files
-from kdalign.checkpoints import newest_whole
+from kdalign.distillation.pipeline import distill
 from kdalign.errors import Unwritten, UsageError
 from kdalign.files import append_text, whole_file, write_text, writing
-from kdalign.locks import alone
 from kdalign.observer import Silent
-from kdalign.pipeline import distill
 from kdalign.recipe import build_recipe
-from kdalign.runs import RunFolder, seal_of
+from kdalign.runs.locks import alone
+from kdalign.runs.record import RunFolder, seal_of
+from kdalign.training.checkpoint import newest_whole
 
 STEPS = 9
 FINAL = ("student/model.safetensors", "projections.safetensors", "history.jsonl", "predictions/validation.parquet")
@@ -420,7 +420,9 @@ def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    code = "import sys,time; from kdalign.locks import alone\nwith alone(__import__('pathlib').Path(sys.argv[1])):\n"
+    code = (
+        "import sys,time; from kdalign.runs.locks import alone\nwith alone(__import__('pathlib').Path(sys.argv[1])):\n"
+    )
     code += " print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"here\n"
@@ -484,7 +486,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_goes_on_with_r
     assert status == 2
     assert "ulimit -f" in one_line(err)
     recipe = build_recipe(killed / "recipe.yaml").with_changes(out=str(killed))
-    monkeypatch.setattr("kdalign.preflight._limit_of_files", lambda: None)  # as a disk that fills up meanwhile
+    monkeypatch.setattr(
+        "kdalign.distillation.preflight._limit_of_files", lambda: None
+    )  # as a disk that fills up meanwhile
     with Small(size + 1000), pytest.raises(Unwritten) as caught:
         distill(recipe, resume=True)
     line = str(caught.value)
@@ -510,7 +514,7 @@ def test_scores_that_do_not_fit_are_one_line(kdalign, finished, tmp_path):
 def test_an_ablation_whose_fork_server_is_killed_says_so_in_one_line(monkeypatch, tmp_path):
     from multiprocessing.context import ForkServerContext
 
-    from kdalign.ablating import _Worker
+    from kdalign.distillation.ablation_runner import _Worker
     from kdalign.errors import RunError
 
     class Killed:

@@ -14,12 +14,12 @@ from conftest import save_model, sentences
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from kdalign.distillation.export import write_sentence_modules
+from kdalign.distillation.pipeline import distill
+from kdalign.distillation.prepare import go_on_with
 from kdalign.errors import UsageError
-from kdalign.finishing import write_sentence_modules
-from kdalign.pipeline import distill
-from kdalign.preparation import go_on_with
 from kdalign.recipe import build_recipe
-from kdalign.runs import RunFolder
+from kdalign.runs.record import RunFolder
 
 
 def run_of(tmp_path, teacher, **flags):
@@ -38,7 +38,7 @@ def first_score(record):
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
     """A causal model that ends its texts by either of two tokens, with settings that Transformers would not save."""
-    from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+    from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
 
     folder = tmp_path_factory.mktemp("writer")
     tokenizer = train_tokenizer(sentences(200, 7)[0], 300, "causal", 64)
@@ -166,7 +166,7 @@ def test_a_card_that_cannot_be_made_leaves_a_finished_run(tmp_path, monkeypatch)
     def refused(record, path):
         raise UsageError("no")
 
-    monkeypatch.setattr("kdalign.finishing.model_card", refused)
+    monkeypatch.setattr("kdalign.distillation.export.model_card", refused)
     record, student = run_of(tmp_path, teacher, task="sst2", data=tmp_path / "sst2")
     assert first_score(record)["metric"] == "accuracy"
     assert not (student / "README.md").exists()

@@ -15,12 +15,12 @@ from conftest import one_line
 from rich.console import Console
 from test_comparison import run
 
-from kdalign.comparison import compare
+from kdalign.comparison.compare import compare
+from kdalign.comparison.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Column, Comparison, Row
 from kdalign.errors import UsageError
-from kdalign.formats import FORMATS, comparison_as, form_for
-from kdalign.grid import folded, in_digits
-from kdalign.runs import RunFolder
-from kdalign.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Column, Comparison, Row
+from kdalign.report.formats import FORMATS, comparison_as, form_for
+from kdalign.report.layout import folded, in_digits
+from kdalign.runs.record import RunFolder
 
 GOLDEN = Path(__file__).parent / "golden"
 LONG = "joint_with_a_long_name-and-another-part"
@@ -278,7 +278,7 @@ def test_transposed_json_has_a_cell_for_every_model(table):
 
 
 def test_transposing_twice_changes_nothing(many):
-    from kdalign.grid import grids
+    from kdalign.report.layout import grids
 
     for grid in grids(many):
         assert grid.transposed().transposed() == grid
@@ -339,7 +339,7 @@ def test_what_rounds_to_nothing_has_no_sign():
 def test_a_perplexity_of_very_many_digits_is_short_and_whole_in_forty_columns():
     from rich.console import Console
 
-    from kdalign.table import Cell, Column, Comparison, Row
+    from kdalign.comparison.table import Cell, Column, Comparison, Row
 
     columns = tuple(Column(f"lm/{name}", f"lm {name}", "", 1, False, "lm") for name in ("ppl", "word_ppl"))
     cells = {"lm/ppl": Cell(1.5e9, 1.25e8, 2e10), "lm/word_ppl": Cell(1.2345e97, 1e80, 1e102)}

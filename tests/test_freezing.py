@@ -7,10 +7,10 @@ from test_balance import command
 from test_families import Setting
 from test_further_terms import weights_of
 
-from kdalign.architecture import HeadKind, blocks, embedding_weights, skeleton
 from kdalign.errors import UsageError
+from kdalign.models.architecture import HeadKind, blocks, embedding_weights, skeleton
+from kdalign.models.student import freeze
 from kdalign.recipe import build_recipe
-from kdalign.student import freeze
 
 NEEDED = {"teacher": "t", "data.task": "sst2"}
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
-from kdalign.architecture import LANGUAGE_HEADS, LAYOUTS, Stack, describe, head_of
 from kdalign.errors import UsageError
-from kdalign.fresh import NewModel, new_config, new_model, parse_new, train_tokenizer
+from kdalign.models.architecture import LANGUAGE_HEADS, LAYOUTS, Stack, describe, head_of
+from kdalign.models.from_scratch import NewModel, new_config, new_model, parse_new, train_tokenizer
 
 POSITIONS = 24
 TEXTS = [
@@ -420,7 +420,7 @@ def test_another_program_loads_a_saved_tokenizer_without_kdalign(tmp_path):
 
 AGAIN = """
 import json, sys
-from kdalign.fresh import train_tokenizer
+from kdalign.models.from_scratch import train_tokenizer
 print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 340, "causal", 8).backend_tokenizer.to_str()))
 """
 

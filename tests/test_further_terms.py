@@ -14,20 +14,20 @@ from accelerate import Accelerator
 from conftest import one_line, tiny_classifier
 from test_contract import Setting, examples
 
-from kdalign import losses
-from kdalign.ablation import build_ablation, read_ablation, write_ablation
-from kdalign.alignment import propose
-from kdalign.architecture import describe
-from kdalign.batches import collate, micro_batches
+from kdalign.alignment.plan import propose
+from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
-from kdalign.extend import allow_code
-from kdalign.objective import build_objective, count_groups, count_units
+from kdalign.models.architecture import describe
+from kdalign.objective import losses
+from kdalign.objective.objective import build_objective, count_groups, count_units
+from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms.registry import TERMS
+from kdalign.objective.terms.relational import Queue
 from kdalign.recipe import ANSWER_TERMS, Train, build_recipe
 from kdalign.recipe import Objective as Weights
-from kdalign.terms import Unit, View
-from kdalign.terms.further import TERMS
-from kdalign.terms.groups import Queue
-from kdalign.training import _step
+from kdalign.registry import allow_code
+from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
+from kdalign.training.loop import _step
 
 NONE = {"hard": 0, "alpha": 0, "beta": 0, "gamma": 0, "delta": 0}
 OPTIONS = {"crd": {"weight": 1, "queue": 16, "negatives": 4}, "info-nce": {"weight": 1, "queue": 16}}
@@ -302,7 +302,7 @@ def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_toge
 
 def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.terms import Signal, Unit\n"
+        "from kdalign.objective.terms import Signal, Unit\n"
         "class Gap:\n"
         "    needs, unit = frozenset({Signal.LOGITS}), Unit.EXAMPLE\n"
         "    def __init__(self, setting, power=2):\n"

@@ -6,9 +6,9 @@ import pytest
 from conftest import one_line
 from test_comparison import run
 
-from kdalign.comparison import compare
-from kdalign.gates import check_gates, read_baseline
-from kdalign.runs import RunFolder
+from kdalign.comparison.compare import compare
+from kdalign.comparison.gates import check_gates, read_baseline
+from kdalign.runs.record import RunFolder
 
 
 def compared(kdalign, path, *more):

@@ -14,7 +14,7 @@ import pytest
 from conftest import save_model, sentences
 from hub_server import Hub, sha256
 
-from kdalign.tasks import Examples
+from kdalign.data.tasks import Examples
 
 TEACHER = "tests/tiny-teacher"
 ROWS = {"train": 96, "validation": 40, "test": 8}
@@ -237,9 +237,9 @@ def test_a_teacher_that_the_hub_lacks_gets_one_line_and_status_two_and_nothing_i
 PROBES = """
 import json
 from kdalign.errors import UsageError
-from kdalign.models import load_as_it_is, load_tokenizer, locate, weights_megabytes
-from kdalign.tasks import find_task, load_examples
-from kdalign.tasks.data import split_exists
+from kdalign.models.loading import load_as_it_is, load_tokenizer, locate, weights_megabytes
+from kdalign.data.tasks import find_task, load_examples
+from kdalign.data.tasks.loading import split_exists
 
 def sst2(dataset, config="sst2"):
     return find_task("sst2", dataset=dataset, config=config)
@@ -317,7 +317,7 @@ def test_pickled_weights_are_not_even_asked_for(hub, first, probes):
 
 TASKS = """
 import json
-from kdalign.tasks import find_task, load_texts
+from kdalign.data.tasks import find_task, load_texts
 found = {}
 for name in ("multi30k", "wmt14"):
     task = find_task(name)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_comparison import run
 
-from kdalign.ablation import build_ablation, read_ablation, write_ablation
+from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
-from kdalign.evaluation import Predictions, write_predictions
-from kdalign.keeping import _LARGEST, _seal_of, keep, read_kept
-from kdalign.runs import RunFolder, read_record
-from kdalign.tasks import find_task
+from kdalign.evaluation.predictions import Predictions, write_predictions
+from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
+from kdalign.runs.archive import _LARGEST, _seal_of, keep, read_kept
+from kdalign.runs.record import RunFolder, read_record
 
 
 @pytest.fixture

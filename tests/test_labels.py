@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdalign.data.tasks import Source, Task, find_task, load_examples
 from kdalign.errors import UsageError
-from kdalign.tasks import Source, Task, find_task, load_examples
 
 
 def put(folder, labels, kind="jsonl", split="train", **columns):

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from conftest import make_tokenizer, one_line, sentences, tiny_config
 
-from kdalign.batches import Encoded
+from kdalign.data.batches import Encoded
+from kdalign.data.tasks import find_task, load_texts
+from kdalign.data.tasks.language import FAMILIES, LanguageTask
 from kdalign.errors import UsageError
-from kdalign.likelihood import TokenAnswers, perplexities, protocol, token_agreement
+from kdalign.evaluation.likelihood import TokenAnswers, perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
-from kdalign.runs import RunFolder, read_record
-from kdalign.tasks import find_task, load_texts
-from kdalign.tasks.language import FAMILIES, LanguageTask
+from kdalign.runs.record import RunFolder, read_record
 
 
 def folder(path: Path, table: pd.DataFrame, *splits: str) -> Path:
@@ -157,7 +157,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module", params=["gpt2", "bert", "xlnet"])
 def taught(request, tmp_path_factory, texts):
     """A teacher made by kdalign itself, from nothing."""
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
 
     out = tmp_path_factory.mktemp("made") / request.param
     flags = {"teacher": "none", "student": f"new:{request.param},layers=2,width=32,heads=4,positions=64",

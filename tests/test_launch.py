@@ -10,14 +10,14 @@ import test_matching
 import torch
 from test_resume_and_ranks import environment
 
-from kdalign.batches import micro_batches
-from kdalign.checkpoints import Progress, load_checkpoint, save_checkpoint
-from kdalign.learner import Learner
-from kdalign.looks import freeze_unreached
-from kdalign.objective import count_units
+from kdalign.data.batches import micro_batches
+from kdalign.objective.objective import count_units
 from kdalign.recipe import Train
-from kdalign.runs import RunFolder
-from kdalign.training import _step, make_accelerator, make_optimizer
+from kdalign.runs.record import RunFolder
+from kdalign.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdalign.training.diagnostics import freeze_unreached
+from kdalign.training.learner import Learner
+from kdalign.training.loop import _step, make_accelerator, make_optimizer
 
 WHOLE = Train(clip=1e9, lr=1e-3, device="cpu", precision="fp32")
 KINDS = [*test_families.KINDS, *(f"{kind} across" for kind in test_matching.KINDS)]

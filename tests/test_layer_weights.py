@@ -10,19 +10,19 @@ from test_balance import command, steps_of
 from test_contract import Setting
 from test_further_terms import weights_of
 
-from kdalign import lessons, training
-from kdalign.alignment import Plan, grown, propose
-from kdalign.batches import collate, micro_batches
-from kdalign.calibration import calibrate
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import Plan, grown, propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
-from kdalign.learner import Learner
-from kdalign.objective import build_objective, count_units
-from kdalign.projection import Projections
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, Adaptive, Learned
 from kdalign.recipe import LAYER_WEIGHTS as WORDS
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train, build_recipe
-from kdalign.terms.weights import LAYER_WEIGHTS, Adaptive, Learned
-from kdalign.training import _step
+from kdalign.training import loop, task_trainer
+from kdalign.training.learner import Learner
+from kdalign.training.loop import _step
 
 NEEDED = {"teacher": "t", "data.task": "sst2"}
 
@@ -198,12 +198,12 @@ def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
 @pytest.mark.parametrize("more", [(), ("objective.align_first=0.5",)], ids=["beside answers", "align first"])
 def test_layers_are_aligned_one_after_the_other_from_the_bottom(kdalign, teacher, data, tmp_path, monkeypatch, more):
     """By the layers whose gradient each part has: the upper layer's is 0 where only the lower is aligned."""
-    monkeypatch.setattr(training, "GRADIENT_STEPS", 1)
+    monkeypatch.setattr(loop, "GRADIENT_STEPS", 1)
     out, sets = tmp_path / "grown", [word for each in ("align.grow=0.5", *more) for word in ("--set", each)]
     asked = []
-    begin = lessons.freeze_unreached
+    begin = task_trainer.freeze_unreached
     monkeypatch.setattr(
-        lessons, "freeze_unreached", lambda learner, teach, objective, *rest: (
+        task_trainer, "freeze_unreached", lambda learner, teach, objective, *rest: (
             asked.append([len(term.place.pairs) for _, term in objective.terms.values() if hasattr(term, "place")]),
             begin(learner, teach, objective, *rest),
         )

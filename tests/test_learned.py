@@ -8,16 +8,16 @@ from conftest import one_line, save_model
 from test_families import EVERY, Setting, model
 from torch.nn import functional as F
 
-from kdalign import student
-from kdalign.alignment import Plan, blend, propose
-from kdalign.architecture import Layer, describe, layout_of
-from kdalign.batches import collate
-from kdalign.calibration import calibrate, layer_attention
-from kdalign.learner import Learner
-from kdalign.objective import build_language_objective, count_units
-from kdalign.projection import Projections
+from kdalign.alignment.calibration import calibrate, layer_attention
+from kdalign.alignment.plan import Plan, blend, propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import collate
+from kdalign.models import student
+from kdalign.models.architecture import Layer, describe, layout_of
+from kdalign.objective.objective import build_language_objective, count_units
+from kdalign.objective.terms import View
 from kdalign.recipe import Objective as Weights
-from kdalign.terms import View
+from kdalign.training.learner import Learner
 
 ALONE = Weights(hard=0, alpha=0, beta=1, gamma=0.5, delta=0.5)
 

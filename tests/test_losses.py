@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from kdalign import losses
+from kdalign.objective import losses
 
 YES = torch.tensor([True])
 

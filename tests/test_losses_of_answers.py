@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdalign import losses
+from kdalign.objective import losses
 
 YES = torch.tensor([True])
 

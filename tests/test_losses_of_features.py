@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kdalign import losses
-from kdalign.similarity import cka
+from kdalign.alignment.similarity import cka
+from kdalign.objective import losses
 
 HALF = torch.tensor([[True, True, False], [True, False, False]])
 

@@ -20,7 +20,7 @@ def failing(kdalign, monkeypatch):
         def fail(*_, **__):
             raise error
 
-        monkeypatch.setattr("kdalign.presets.preset_names", fail)
+        monkeypatch.setattr("kdalign.recipe.presets.preset_names", fail)
         status, out, err = kdalign("recipe", "show")
         assert out == ""
         return status, one_line(err)
@@ -82,7 +82,7 @@ def test_ctrl_c_is_130_and_one_line(kdalign, monkeypatch):
     def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdalign.presets.preset_names", stop)
+    monkeypatch.setattr("kdalign.recipe.presets.preset_names", stop)
     assert kdalign("recipe", "show") == (130, "", "kdalign: stopped\n")
 
 

@@ -4,7 +4,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from kdalign.errors import printable
-from kdalign.markdown import code, fenced, line, plain
+from kdalign.runs.markdown import code, fenced, line, plain
 
 NAMES = [
     "![x](http://evil.example/p.png)",

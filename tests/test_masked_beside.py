@@ -12,19 +12,19 @@ from conftest import one_line
 from safetensors.numpy import load_file
 from test_contract import ALL, Setting, examples
 
-from kdalign.arranging import filling_term
-from kdalign.batches import CUT, IGNORED, MASKED, collate, micro_batches
-from kdalign.encoding import CutOff, MaskBeside, MaskTokens
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import CUT, IGNORED, MASKED, collate, micro_batches
+from kdalign.data.tokenization import CutOff, MaskBeside, MaskTokens
+from kdalign.distillation.build import filling_term
+from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
-from kdalign.evidence import curves, finished_runs
-from kdalign.learner import Learner
-from kdalign.objective import build_objective, count_units
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import Unit, View
 from kdalign.observer import Silent
-from kdalign.pipeline import distill, prepare_all
-from kdalign.projection import Projections
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import build_recipe
-from kdalign.terms import Unit, View
+from kdalign.runs.finished import curves, finished_runs
+from kdalign.training.learner import Learner
 
 SPECIAL = np.array([0, 1, 2, 3, 4])
 MASKING = MaskTokens(4, 90, SPECIAL)

@@ -15,23 +15,23 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kdalign import losses
-from kdalign.across import encode_documents_across, encode_labelled_across
-from kdalign.alignment import propose
-from kdalign.architecture import describe
-from kdalign.batches import IGNORED, TEACHER, collate, micro_batches
-from kdalign.calibration import calibrate
-from kdalign.encoding import encode_labelled
-from kdalign.fresh import new_config, new_model, parse_new
-from kdalign.learner import Learner
-from kdalign.matching import match, segments, shared_vocabulary, spelled, windows
-from kdalign.objective import build_language_objective, build_objective, count_units
-from kdalign.projection import Projections
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import IGNORED, TEACHER, collate, micro_batches
+from kdalign.data.dual_tokenization import encode_documents_across, encode_labelled_across
+from kdalign.data.tasks import Examples
+from kdalign.data.token_matching import match, segments, shared_vocabulary, spelled, windows
+from kdalign.data.tokenization import encode_labelled
+from kdalign.models.architecture import describe
+from kdalign.models.from_scratch import new_config, new_model, parse_new
+from kdalign.models.student import with_vocabulary
+from kdalign.models.teacher import Teacher
+from kdalign.objective import losses
+from kdalign.objective.objective import build_language_objective, build_objective, count_units
+from kdalign.objective.terms import Unit, View
 from kdalign.recipe import Objective as Weights
-from kdalign.student import with_vocabulary
-from kdalign.tasks import Examples
-from kdalign.teachers import Teacher
-from kdalign.terms import Unit, View
+from kdalign.training.learner import Learner
 
 HARD_TEXTS = (
     "A naïve café — “déjà vu”, 1½ times: 100 % façade!",

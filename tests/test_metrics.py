@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign import statistics
+from kdalign.data.tasks import GLUE, Source, Task
 from kdalign.errors import UsageError
-from kdalign.evaluation import agreement, score_all
-from kdalign.extend import allow_code, resolve
-from kdalign.metrics import METRICS, Metric, Score, reason_of, score
-from kdalign.statistics import example_interval, mean_interval
-from kdalign.tasks import GLUE, Source, Task
+from kdalign.evaluation.predictions import agreement, score_all
+from kdalign.metrics import intervals
+from kdalign.metrics.classification import METRICS, Metric, Score, reason_of, score
+from kdalign.metrics.intervals import example_interval, mean_interval
+from kdalign.registry import allow_code, resolve
 
 # Class 1: 2 found, 1 false alarm, 1 missed; class 0: 1 found, 1 false alarm, 1 missed.
 PREDICTIONS, REFERENCES = np.array([1, 1, 1, 0, 0]), np.array([1, 0, 1, 1, 0])
@@ -136,7 +136,7 @@ def test_a_bootstrap_resamples_predictions_and_references_together():
 
 
 def test_class_metrics_of_few_examples_have_intervals_without_a_warning(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)  # some resamples hold one class only
+    monkeypatch.setattr(intervals, "RESAMPLES", 100)  # some resamples hold one class only
     for name in ("f1", "macro_f1", "matthews"):
         metric = METRICS[name]
         low, high = example_interval(name, metric.compute, PREDICTIONS, REFERENCES, metric.of_counts)
@@ -207,7 +207,7 @@ def test_agreement_of_scores_is_their_correlation():
 
 
 def test_every_metric_of_a_task_is_scored_in_order_with_an_interval(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    monkeypatch.setattr(intervals, "RESAMPLES", 100)
     found = score_all(GLUE["mrpc"], PREDICTIONS, REFERENCES, ("f1", "accuracy"))
     assert [each.metric for each in found] == ["f1", "accuracy"]
     assert all(each.low <= each.value <= each.high for each in found)
@@ -234,7 +234,7 @@ def test_a_metric_that_does_not_fit_the_task_is_refused(metric, labels, said):
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
-from kdalign.metrics import Metric
+from kdalign.metrics.classification import Metric
 
 @dataclass
 class Settings:
@@ -268,7 +268,7 @@ def test_a_name_resolves_to_what_is_shipped_or_to_a_modules_or_files_attribute(t
     with allow_code():
         assert resolve("one", shipped, "number") == 1
         assert resolve("math:pi", shipped, "number") == 3, "shipped names come first"
-        assert resolve("kdalign.metrics:METRICS", shipped, "number") is METRICS
+        assert resolve("kdalign.metrics.classification:METRICS", shipped, "number") is METRICS
         assert resolve(f"{tmp_path}/mine.py:answer", shipped, "number") == 42
 
 
@@ -276,7 +276,10 @@ def test_a_name_resolves_to_what_is_shipped_or_to_a_modules_or_files_attribute(t
     ("name", "said"),
     [
         ("accurracy", "unknown metric 'accurracy'; did you mean 'accuracy'"),
-        ("kdalign.metrics:METRICSS", "unknown name in kdalign.metrics 'METRICSS'; did you mean 'METRICS'"),
+        (
+            "kdalign.metrics.classification:METRICSS",
+            "unknown name in kdalign.metrics.classification 'METRICSS'; did you mean 'METRICS'",
+        ),
         ("os:system", "'os' is part of Python and has no metric"),
         ("os.path:join", "'os.path' is part of Python"),
         ("no_such_module:Name", "cannot import 'no_such_module'"),
@@ -409,7 +412,8 @@ def test_numbers_whose_differences_overflow_are_undefined_or_right_but_no_warnin
 
 def test_two_metrics_of_one_name_are_refused_before_a_model_is_scored(kdalign, teacher, data, tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.metrics import Metric\naccuracy = Metric('accuracy', lambda ours, right: 5.0, 'mine')\n"
+        "from kdalign.metrics.classification import Metric\n"
+        "accuracy = Metric('accuracy', lambda ours, right: 5.0, 'mine')\n"
     )
     words = ["eval", teacher, "--task", "sst2", "--data", data, "--metrics", "accuracy,own.py:accuracy"]
     status, _, err = kdalign(*words)

@@ -9,15 +9,15 @@ import torch
 from conftest import save_model
 from safetensors.torch import load_file, save_file
 
-from kdalign import models
-from kdalign.architecture import describe, head_of
 from kdalign.errors import UsageError
+from kdalign.models import loading
+from kdalign.models.architecture import describe, head_of
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """A causal language model of two layers whose positions are rotated."""
-    from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+    from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
 
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = train_tokenizer(["a film was good", "a plot was bad"] * 20, 300, "causal", 64)
@@ -46,10 +46,10 @@ def edit(file: Path, **keys: object) -> None:
 
 def used(name: str = "copy") -> None:
     """All that is looked at before a model is loaded."""
-    checkpoint = models.locate(name)
+    checkpoint = loading.locate(name)
     describe(checkpoint.config)
-    models.load_tokenizer(checkpoint)
-    models.check_weights(checkpoint, head_of(checkpoint.config))
+    loading.load_tokenizer(checkpoint)
+    loading.check_weights(checkpoint, head_of(checkpoint.config))
 
 
 def refused(*words: str, name: str = "copy") -> None:
@@ -159,9 +159,9 @@ def test_a_sentencepiece_without_its_package_says_what_to_install(copied, monkey
     folder = copied("llama")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"junk")
-    real = models.importlib.util.find_spec
+    real = loading.importlib.util.find_spec
     monkeypatch.setattr(
-        models.importlib.util, "find_spec", lambda name, *rest: None if name == "sentencepiece" else real(name, *rest)
+        loading.importlib.util, "find_spec", lambda name, *rest: None if name == "sentencepiece" else real(name, *rest)
     )
     refused("tokenizer.model without a tokenizer.json", "pip install sentencepiece")
 
@@ -242,7 +242,7 @@ def test_code_beside_weights_is_not_loaded(copied, kind, tmp_path):
     edit(folder / "config.json", auto_map=dict.fromkeys(classes, "own.Own"))
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     used()
-    model = models.load_as_it_is(models.locate("copy"))
+    model = loading.load_as_it_is(loading.locate("copy"))
     if kind == "llama":
         model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, pad_token_id=0)
     assert not ran.exists()
@@ -252,7 +252,7 @@ def test_code_beside_weights_is_not_loaded(copied, kind, tmp_path):
 def test_names_that_can_be_no_model_s_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
-        models.locate(name)
+        loading.locate(name)
 
 
 def test_an_adapter_is_refused_alone_and_beside_a_model(copied):
@@ -261,7 +261,7 @@ def test_an_adapter_is_refused_alone_and_beside_a_model(copied):
     refused("has an adapter beside its own weights (adapter_config.json)", "merge_and_unload()", "take the adapter out")
     for weights in (True, False):
         with pytest.raises(UsageError, match="adapter"):
-            models.locate("copy", weights=weights)
+            loading.locate("copy", weights=weights)
     (folder / "config.json").unlink()
     refused("is an adapter without its model", "merge_and_unload()")
 
@@ -276,20 +276,20 @@ def test_a_model_one_folder_further_down_is_named(copied, tmp_path):
 def test_a_configuration_alone_is_found_where_weights_are_not_asked_for(copied):
     folder = copied()
     (folder / "model.safetensors").unlink()
-    assert describe(models.locate("copy", weights=False).config).stacks[0].layers == 4
+    assert describe(loading.locate("copy", weights=False).config).stacks[0].layers == 4
     refused("has no model.safetensors")
 
 
 def test_weights_are_looked_at_without_reading_them(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "m", "bert")
-    found = models.locate(str(folder))
-    loaded = models._load(models.auto_class(head_of(found.config)), found, found.config, torch.float32, device="meta")
+    found = loading.locate(str(folder))
+    loaded = loading._load(loading.auto_class(head_of(found.config)), found, found.config, torch.float32, device="meta")
     assert {each.device.type for each in loaded.model.parameters()} == {"meta"}
 
 
 def test_outputs_of_other_names_but_as_many_are_refused_with_the_way_on(copied):
-    from kdalign.tasks import find_task
+    from kdalign.data.tasks import find_task
 
     edit(copied() / "config.json", id2label={"0": "neg", "1": "pos"}, label2id={"neg": 0, "pos": 1})
     with pytest.raises(UsageError, match=r"neg, pos; .*negative, positive; .*name id2label in config\.json"):
-        models.check_head(models.locate("copy"), find_task("sst2"))
+        loading.check_head(loading.locate("copy"), find_task("sst2"))

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from kdalign.architecture import HeadKind, attention_of, auto_class, describe, layout_of
 from kdalign.errors import UsageError
-from kdalign.narrowing import FAMILIES, METHODS, Narrowing, narrow, narrow_config
+from kdalign.models.architecture import HeadKind, attention_of, auto_class, describe, layout_of
+from kdalign.models.pruning import FAMILIES, METHODS, Narrowing, narrow, narrow_config
 
 WIDTH = 32
 GEMMAS = ("gemma2", "gemma3_text")

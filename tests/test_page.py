@@ -17,7 +17,7 @@ import pytest
 from conftest import one_line
 
 from kdalign.files import sha256
-from kdalign.runs import seal_of
+from kdalign.runs.record import seal_of
 
 STRANGE = '<b>&"x'
 """A run folder's name."""
@@ -26,7 +26,7 @@ STRANGE = '<b>&"x'
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, teacher, data):
     """Three finished runs: joint of two seeds, and one of another name and a map by likeness."""
-    from kdalign.pipeline import distill
+    from kdalign.distillation.pipeline import distill
     from kdalign.recipe import build_recipe
 
     folder = tmp_path_factory.mktemp("runs")
@@ -43,9 +43,9 @@ def runs(tmp_path_factory, teacher, data):
 @pytest.fixture(scope="module")
 def written(runs, tmp_path_factory):
     """The page of these runs, and the comparison that it shows."""
-    from kdalign.comparison import compare
-    from kdalign.evidence import finished_runs
-    from kdalign.page import page
+    from kdalign.comparison.compare import compare
+    from kdalign.report.html import page
+    from kdalign.runs.finished import finished_runs
 
     comparison = compare([runs])
     file = tmp_path_factory.mktemp("page") / "report.html"
@@ -108,8 +108,8 @@ def test_the_numbers_of_the_page_are_those_of_the_json_form(written):
 
 
 def test_the_best_is_bold_the_second_underlined_and_intervals_stand_below():
-    from kdalign.page import page
-    from kdalign.table import Cell, Column, Comparison, Row
+    from kdalign.comparison.table import Cell, Column, Comparison, Row
+    from kdalign.report.html import page
 
     cells = (
         Cell(91.25, 90.04, 92.0, best=True),
@@ -152,9 +152,9 @@ def test_the_page_lets_the_browser_fetch_nothing_and_run_its_own_script_alone(wr
 
 
 def test_a_page_has_no_control_character_of_a_name(runs):
-    from kdalign.comparison import compare
-    from kdalign.evidence import finished_runs
-    from kdalign.page import page
+    from kdalign.comparison.compare import compare
+    from kdalign.report.html import page
+    from kdalign.runs.finished import finished_runs
 
     hostile = "x\x1b[31m\u202e\udcff</script><b>"
     named = [replace(run, name=hostile) for run in finished_runs([runs / "joint-0"])]
@@ -201,10 +201,10 @@ def test_the_page_holds_examples_recipes_and_the_commands_that_make_the_runs_aga
 
 
 def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
-    from kdalign.comparison import compare
-    from kdalign.evidence import finished_runs
-    from kdalign.page import page
-    from kdalign.runs import RunFolder, read_record
+    from kdalign.comparison.compare import compare
+    from kdalign.report.html import page
+    from kdalign.runs.finished import finished_runs
+    from kdalign.runs.record import RunFolder, read_record
 
     for number in range(20):
         shutil.copytree(runs / "joint-0", tmp_path / f"run-{number}", ignore=shutil.ignore_patterns("student", "c*"))
@@ -288,7 +288,7 @@ def test_pictures_in_the_place_of_a_file_are_refused_before_anything_is_read(kda
 
 
 def test_the_teacher_s_logits_are_kept_and_give_its_calibration(runs):
-    from kdalign.evidence import answers, finished_runs
+    from kdalign.runs.finished import answers, finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
     found = answers(run)
@@ -312,9 +312,9 @@ def test_inspect_shows_layers_answers_and_examples_and_draws_them(kdalign, runs)
 
 
 def test_the_likeness_before_training_is_the_plan_s_and_after_it_another(runs):
-    from kdalign.alignment import read_plan
-    from kdalign.evidence import finished_runs
-    from kdalign.inspecting import layer_likeness, load_pair
+    from kdalign.alignment.plan import read_plan
+    from kdalign.distillation.inspection import layer_likeness, load_pair
+    from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / STRANGE])
     found = layer_likeness(load_pair(run, "cpu"))
@@ -328,8 +328,8 @@ def test_where_a_model_looks_is_what_it_computes_when_asked_for_its_attention(ru
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from kdalign.evidence import finished_runs
-    from kdalign.inspecting import load_pair, looks
+    from kdalign.distillation.inspection import load_pair, looks
+    from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
     pair = load_pair(run, "cpu")

@@ -8,8 +8,9 @@ import pytest
 from error_rates import MACRO, OTHERS, SETTINGS, SMALL, TWO, rate, trade_rate
 
 from kdalign.errors import UsageError
-from kdalign.metrics import METRICS
-from kdalign.paired import (
+from kdalign.metrics.classification import METRICS
+from kdalign.metrics.intervals import holm, mcnemar
+from kdalign.metrics.significance import (
     MCNEMAR,
     OVER_SEEDS,
     RANDOMISATION,
@@ -25,7 +26,6 @@ from kdalign.paired import (
     macro_difference,
     sums_one_by_one,
 )
-from kdalign.statistics import holm, mcnemar
 
 
 def answers(metric, predictions, references):
@@ -170,7 +170,7 @@ def test_the_p_of_bleu_is_that_of_sacrebleus_own_paired_test():
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.significance import PairedTest
 
-    from kdalign.text_metrics import TEXT_METRICS
+    from kdalign.metrics.text import TEXT_METRICS
 
     generator = np.random.default_rng(1)
     words = np.array("a the small big dog cat sees hears and runs away home now".split())

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdalign.comparison.table import Cell, Column, Comparison, Row
 from kdalign.errors import UsageError
-from kdalign.evidence import Answers, Curves
-from kdalign.pictures import (
+from kdalign.report.plots import (
     check_folder,
     draw_attention,
     draw_calibration,
@@ -20,9 +20,9 @@ from kdalign.pictures import (
     draw_terms,
     save_all,
 )
-from kdalign.pictures.picture import look, shortened
-from kdalign.pictures.runs import MOST_LOOKS, MOST_PANELS, POINTS, smoothed
-from kdalign.table import Cell, Column, Comparison, Row
+from kdalign.report.plots.figure import look, shortened
+from kdalign.report.plots.runs import MOST_LOOKS, MOST_PANELS, POINTS, smoothed
+from kdalign.runs.finished import Answers, Curves
 
 
 def training(name="a", group="a", steps=10, **terms):

@@ -10,13 +10,13 @@ from conftest import one_line, save_model, sentences, tiny_config
 from transformers import AutoModel, AutoTokenizer
 
 from kdalign import allow_code
-from kdalign.alignment import Plan, alternatives, propose, remap
-from kdalign.architecture import Architecture, Layer, Stack
-from kdalign.batches import collate
-from kdalign.calibration import alike
-from kdalign.encoding import encode_labelled
+from kdalign.alignment.calibration import alike
+from kdalign.alignment.plan import Plan, alternatives, propose, remap
+from kdalign.data.batches import collate
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import encode_labelled
 from kdalign.errors import UsageError
-from kdalign.tasks import Examples
+from kdalign.models.architecture import Architecture, Layer, Stack
 
 
 def shape(layers, width=32):
@@ -112,8 +112,8 @@ def test_special_tokens_and_padding_say_nothing_of_likeness(teacher):
 def test_layers_of_a_real_model_under_rotations_and_scales_are_mapped_back_exactly(shared):
     import pandas as pd
 
-    from kdalign.capture import Wanted, recording
-    from kdalign.similarity import monotone_path, similarities
+    from kdalign.alignment.similarity import monotone_path, similarities
+    from kdalign.models.capture import Wanted, recording
 
     body = AutoModel.from_pretrained(shared / "models" / "minilm-l6-sst2", dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "minilm-l6-sst2")

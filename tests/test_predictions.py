@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdalign import predictions
 from kdalign.errors import UsageError
-from kdalign.predictions import read_predictions
+from kdalign.runs import prediction_table
+from kdalign.runs.prediction_table import read_predictions
 
 CLASSES = {
     "prediction": [0, 1, 1],
@@ -88,7 +88,7 @@ def test_a_file_that_unpacks_to_very_many_numbers_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = _kept(tmp_path, {"prediction": np.zeros(1000, dtype=np.int64)})
-    monkeypatch.setattr(predictions, "MOST_VALUES", 999)
-    monkeypatch.setattr(predictions, "read_table", lambda _file: pytest.fail("it was read"))
+    monkeypatch.setattr(prediction_table, "MOST_VALUES", 999)
+    monkeypatch.setattr(prediction_table, "read_table", lambda _file: pytest.fail("it was read"))
     with pytest.raises(UsageError, match="holds 1,000 numbers; at most 999 are read"):
         read_predictions(file)

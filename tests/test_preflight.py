@@ -155,8 +155,8 @@ def test_train_of_all_classes_is_no_warning(kdalign, teacher, data):
 def test_a_cache_that_cannot_be_written_is_refused_before_a_teacher_is_fine_tuned(teacher, data, tmp_path, monkeypatch):
     from transformers import AutoModel
 
+    from kdalign.distillation.prepare import prepare
     from kdalign.errors import UsageError
-    from kdalign.preparation import prepare
     from kdalign.recipe import build_recipe
 
     body = shutil.copytree(teacher, tmp_path / "body")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdalign.ablation import build_ablation
-from kdalign.alignment import propose
-from kdalign.commands import distill_command
+from kdalign.alignment.plan import propose
+from kdalign.distillation.prepare import split_by_task
+from kdalign.distillation.search import _settings
 from kdalign.errors import UsageError
-from kdalign.preparation import split_by_task
-from kdalign.presets import FOLDER, preset_named, preset_names
 from kdalign.recipe import Data, MultiTask, Objective, Recipe, build_recipe, load_recipe, recipe_of
-from kdalign.search import _settings
+from kdalign.recipe.command import distill_command
+from kdalign.recipe.presets import FOLDER, preset_named, preset_names
+from kdalign.runs.ablation_spec import build_ablation
 from tests.conftest import one_line
 from tests.test_alignment import pairs_of, shape
 

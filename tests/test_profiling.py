@@ -10,10 +10,10 @@ from test_families import KINDS, model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from kdalign.architecture import Layer, accepted_inputs, skeleton
-from kdalign.models import Checkpoint
-from kdalign.pipeline import profile_models
-from kdalign.profiling import count_flops, kept_for_backward, profile
+from kdalign.distillation.pipeline import profile_models
+from kdalign.models.architecture import Layer, accepted_inputs, skeleton
+from kdalign.models.loading import Checkpoint
+from kdalign.models.profiling import count_flops, kept_for_backward, profile
 
 WIDTH, INNER, LAYERS = 32, 64, 3
 

@@ -6,16 +6,16 @@ from conftest import one_line, save_model
 from test_contract import Setting
 from transformers import AutoModel
 
-from kdalign.alignment import Plan, ProjectionShape, ProjectionStyle, propose
-from kdalign.architecture import Layer
-from kdalign.batches import collate, in_order
-from kdalign.calibration import calibrate, start_projections
+from kdalign.alignment.calibration import calibrate, start_projections
+from kdalign.alignment.plan import Plan, ProjectionShape, ProjectionStyle, propose
+from kdalign.alignment.projections import Projections, first_weight
+from kdalign.data.batches import collate, in_order
 from kdalign.errors import UsageError
-from kdalign.learner import Learner
-from kdalign.objective import build_objective, count_units
-from kdalign.projection import Projections, first_weight
+from kdalign.models.architecture import Layer
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import View
 from kdalign.recipe import Objective as Weights
-from kdalign.terms import View
+from kdalign.training.learner import Learner
 
 PAIR = Layer("encoder", 0), Layer("encoder", 1)
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_families import model, tokenizer
 
-from kdalign import choosing
-from kdalign.choosing import choose, encode_answers, label_scores
+from kdalign.data.tasks import GLUE, Examples, Question, Source, Task, Wording, find_task, questions, wording_of
 from kdalign.errors import NotFinite, UsageError
-from kdalign.tasks import GLUE, Examples, Question, Source, Task, Wording, find_task, questions, wording_of
+from kdalign.evaluation import multiple_choice
+from kdalign.evaluation.multiple_choice import choose, encode_answers, label_scores
 
 WORDED = [name for name in GLUE if name != "stsb"]
 
@@ -342,8 +342,8 @@ def test_label_scores_are_those_of_a_plain_loop_in_float64(kind, max_length, req
         net, tokens = model(kind), tokenizer("causal")
     asked = many()
     expected = one_by_one(net, tokens, asked, max_length)
-    monkeypatch.setattr(choosing, "TOKENS_AT_ONCE", 5 * max_length)
-    monkeypatch.setattr(choosing, "QUESTIONS_AT_ONCE", 8)
+    monkeypatch.setattr(multiple_choice, "TOKENS_AT_ONCE", 5 * max_length)
+    monkeypatch.setattr(multiple_choice, "QUESTIONS_AT_ONCE", 8)
     net.train()
     found = label_scores(net, tokens, asked, max_length)
     assert net.training, "the model's mode is put back"
@@ -357,9 +357,13 @@ def test_label_scores_are_those_of_a_plain_loop_in_float64(kind, max_length, req
 
 def test_the_vocabulary_is_computed_at_answers_alone_and_a_shared_context_is_read_once(monkeypatch):
     read, scored = [], []
-    run, scores = choosing.run, choosing.vocabulary_scores
-    monkeypatch.setattr(choosing, "run", lambda m, i, *rest: (read.append(i["input_ids"].shape), run(m, i, *rest))[1])
-    monkeypatch.setattr(choosing, "vocabulary_scores", lambda f, *rest: (scored.append(len(f)), scores(f, *rest))[1])
+    run, scores = multiple_choice.run, multiple_choice.vocabulary_scores
+    monkeypatch.setattr(
+        multiple_choice, "run", lambda m, i, *rest: (read.append(i["input_ids"].shape), run(m, i, *rest))[1]
+    )
+    monkeypatch.setattr(
+        multiple_choice, "vocabulary_scores", lambda f, *rest: (scored.append(len(f)), scores(f, *rest))[1]
+    )
     tokens = tokenizer("causal")
     asked = [Question("the film was", (" fine", " a", " and", " fine and a"))]
     (pairs,) = encode_answers(tokens, asked)
@@ -390,8 +394,11 @@ def test_the_likeliest_answer_is_chosen_as_a_whole_or_by_its_bytes():
 
 def test_a_signature_says_whose_prompt_it_was_and_how_many_examples_were_solved():
     origin = wording_of(GLUE["sst2"]).origin
-    assert choosing.signature(origin) == "likeliest answer; prompt of lm-evaluation-harness 0.4.13; no solved examples"
-    plain = choosing.signature(wording_of(reviews()).origin, 5, 3, "byte")
+    assert (
+        multiple_choice.signature(origin)
+        == "likeliest answer; prompt of lm-evaluation-harness 0.4.13; no solved examples"
+    )
+    plain = multiple_choice.signature(wording_of(reviews()).origin, 5, 3, "byte")
     assert plain == "likeliest answer per byte; plain prompt; 5 solved examples drawn by seed 3"
 
 
@@ -428,7 +435,7 @@ def as_columns(task, given):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WORDED)
 def test_questions_are_the_harness_own_text_for_text(name, harness, shared):
-    from kdalign.tasks import load_examples
+    from kdalign.data.tasks import load_examples
 
     task = find_task(name, str(shared / "data" / "glue"))
     train = load_examples(task, "train").take(range(3))
@@ -452,7 +459,7 @@ def test_questions_are_the_harness_own_text_for_text(name, harness, shared):
 def test_likelihoods_are_the_harness_own(harness, shared, stories):
     from lm_eval.models.huggingface import HFLM
 
-    from kdalign.tasks import load_examples
+    from kdalign.data.tasks import load_examples
 
     task = find_task("sst2", str(shared / "data" / "glue"))
     asked = questions(task, load_examples(task, "validation").take(range(24)), load_examples(task, "train"), 4)

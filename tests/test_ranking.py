@@ -3,9 +3,9 @@
 import pytest
 from test_comparison import best, run
 
-from kdalign.comparison import compare
+from kdalign.comparison.compare import compare
+from kdalign.comparison.ranking import Filter
 from kdalign.errors import UsageError
-from kdalign.ranking import Filter
 
 
 def second(table, key):

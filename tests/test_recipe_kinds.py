@@ -7,11 +7,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from kdalign.ablation import build_ablation
+from kdalign.comparison.published import read_published
+from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError, printable
-from kdalign.published import read_published
 from kdalign.recipe import Recipe, build_recipe, recipe_of
-from kdalign.tasks import find_task
+from kdalign.runs.ablation_spec import build_ablation
 
 NASTY: dict[str, Any] = {
     "null": None,

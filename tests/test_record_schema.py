@@ -7,10 +7,10 @@ import pytest
 from conftest import one_line
 from test_comparison import run
 
-from kdalign.entries import read_evaluation
 from kdalign.errors import UsageError
-from kdalign.record_schema import check_for_card, check_record, check_results
-from kdalign.runs import read_record, seal_of
+from kdalign.runs.discovery import read_evaluation
+from kdalign.runs.record import read_record, seal_of
+from kdalign.runs.record_schema import check_for_card, check_record, check_results
 
 
 @pytest.fixture

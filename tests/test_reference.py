@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from test_comparison import best, cell, evaluation, run, scores
 
-from kdalign.comparison import compare
+from kdalign.comparison.compare import compare
+from kdalign.comparison.published import read_published
 from kdalign.errors import UsageError
-from kdalign.formats import comparison_as
-from kdalign.published import read_published
+from kdalign.report.formats import comparison_as
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TABLES = [EXAMPLES / "paper-table-1.yaml", EXAMPLES / "paper-table-2.yaml"]

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from kdalign.metrics import Score
-from kdalign.report import evaluation_table
-from kdalign.results import Evaluation
+from kdalign.evaluation.result import Evaluation
+from kdalign.metrics.classification import Score
+from kdalign.report.tables import evaluation_table
 
 
 def shown(evaluations, width):

@@ -9,16 +9,16 @@ from test_balance import command, steps_of
 from test_contract import Setting, examples
 from test_further_terms import NONE
 
-from kdalign import losses
-from kdalign.ablation import build_ablation
-from kdalign.batches import collate
+from kdalign.data.batches import collate
 from kdalign.errors import UsageError
-from kdalign.evidence import curves, finished_runs
-from kdalign.objective import build_objective, count_units
+from kdalign.objective import losses
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import View
 from kdalign.recipe import KEYS_OF_TERMS, TERM_KEYS, build_recipe
 from kdalign.recipe import Objective as Weights
-from kdalign.schedules import Scheduled, place_of
-from kdalign.terms import View
+from kdalign.recipe.schedules import Scheduled, place_of
+from kdalign.runs.ablation_spec import build_ablation
+from kdalign.runs.finished import curves, finished_runs
 
 NEEDED = {"teacher": "t", "data.task": "sst2"}
 

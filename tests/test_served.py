@@ -23,10 +23,10 @@ import torch
 from conftest import WORDS, sentences
 
 from kdalign.errors import RunError, UsageError
-from kdalign.fresh import new_config, new_model, parse_new, train_tokenizer
+from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
 from kdalign.served import OPENAI_URL, Manner, Served, Settings, Unavailable, is_served, label_said
-from kdalign.served.asking import Refused, adapted, answer_key, cut_at, request_body
-from kdalign.served.kept import Kept
+from kdalign.served.cache import Kept
+from kdalign.served.protocol import Refused, adapted, answer_key, cut_at, request_body
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -799,8 +799,8 @@ def test_what_a_served_model_is_not_asked_gets_one_line(kdalign, texts, words, s
 
 
 def test_likelihoods_that_a_server_tells_are_those_of_the_same_model_here(kdalign, with_bos, llama, texts):
-    from kdalign.likelihood import answer
-    from kdalign.windows import encode_causal
+    from kdalign.data.windows import encode_causal
+    from kdalign.evaluation.likelihood import answer
 
     words = ["--task", "lm", "--data", texts, "--base-url", with_bos.url, "--metrics", "ppl,bits_per_byte"]
     found = evaluated(kdalign, "openai:tiny", *words)["openai:tiny"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from kdalign.similarity import cka, monotone_path, similarities, transport, unbiased_hsic
+from kdalign.alignment.similarity import cka, monotone_path, similarities, transport, unbiased_hsic
 
 
 def naive_hsic(x, y):

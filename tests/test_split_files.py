@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
+from kdalign.data.split_files import split_files, splits_of
+from kdalign.data.tables import FORMATS
+from kdalign.data.tasks import find_task, load_examples, load_texts
 from kdalign.errors import UsageError
-from kdalign.tasks import find_task, load_examples, load_texts
-from kdalign.tasks.split_files import split_files, splits_of
-from kdalign.tasks.tables import FORMATS
 
 
 def put(folder, *names):

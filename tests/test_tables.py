@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdalign.data.tables import read_table
 from kdalign.errors import UsageError
-from kdalign.tasks.tables import read_table
 
 ROWS = {
     "csv": "text,label\ngood,1\n",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdalign.data.tasks import GLUE, Examples, Source, Task, find_task, hold_out, load_examples, write_submission
+from kdalign.data.tasks.task import label_order
 from kdalign.errors import UsageError
-from kdalign.tasks import GLUE, Examples, Source, Task, find_task, hold_out, load_examples, write_submission
-from kdalign.tasks.task import label_order
 
 PAIR = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")

@@ -12,10 +12,10 @@ from conftest import one_line
 from rich.table import Table
 
 from kdalign.errors import printable
-from kdalign.metrics import Score
-from kdalign.progress import Watcher
-from kdalign.results import Evaluation
-from kdalign.terminal import Screen, never_failing, said_of_encodings, words
+from kdalign.evaluation.result import Evaluation
+from kdalign.metrics.classification import Score
+from kdalign.report.progress import Watcher
+from kdalign.report.screen import Screen, never_failing, said_of_encodings, words
 
 HOSTILE = "a\x1b[31mred\x07\x9b2J\u202eevil\u2066x\rover\nline\u2028end[/][red]\udcff"
 

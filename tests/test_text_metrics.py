@@ -16,10 +16,10 @@ import pytest
 from conftest import one_line, sentences
 
 from kdalign.errors import UsageError
-from kdalign.extend import allow_code
-from kdalign.languages import is_language, language_code
-from kdalign.text_metrics import TEXT_METRICS, mean_of, notes_on_words, score_texts, text_metric
-from kdalign.words import UnicodeWords
+from kdalign.metrics.languages import is_language, language_code
+from kdalign.metrics.text import TEXT_METRICS, mean_of, notes_on_words, score_texts, text_metric
+from kdalign.metrics.words import UnicodeWords
+from kdalign.registry import allow_code
 
 REFERENCES = [[text] for text in sentences(40, 1)[0]]
 HYPOTHESES = [
@@ -449,7 +449,7 @@ def test_one_example_has_a_value_and_no_interval():
 def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
     place = tmp_path / "own.py"
     place.write_text(
-        "from kdalign.text_metrics import mean_of\n"
+        "from kdalign.metrics.text import mean_of\n"
         "length = mean_of('length', lambda text, references: len(text.split()), 'words')\n"
     )
     with allow_code():
@@ -578,7 +578,7 @@ def test_a_metric_of_numbers_names_what_it_cannot_take(kdalign, tmp_path, cells,
 
 def test_an_own_metric_that_fails_is_named_and_is_no_fault_of_kdalign(kdalign, tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.text_metrics import mean_of\n"
+        "from kdalign.metrics.text import mean_of\n"
         "boom = mean_of('boom', lambda text, known: 1 / 0)\n"
         "bleu = mean_of('bleu', lambda text, known: 3.0)\n"
     )
@@ -663,7 +663,7 @@ def test_texts_of_digits_are_compared_as_they_are_written(kdalign, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_an_infinite_prediction_is_no_class_and_no_correlation(tmp_path):
-    from kdalign.written import score_file
+    from kdalign.evaluation.prediction_file import score_file
 
     file = tmp_path / "answers.csv"
     file.write_text("prediction,reference\n1,1\ninf,0\n0,1\n")

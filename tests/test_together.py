@@ -14,20 +14,20 @@ from conftest import make_tokenizer, one_line, sentences, tiny_classifier
 from test_resume_and_ranks import environment
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdalign.encoding import encode_labelled
+from kdalign.alignment.projections import Projections
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import encode_labelled
+from kdalign.distillation.multitask import BLOCK, seen_elsewhere, share_body, shares_of, turns_of
+from kdalign.distillation.prepare import split_by_task
 from kdalign.errors import UsageError
-from kdalign.learner import Learner
-from kdalign.lessons import Course, Stage
-from kdalign.objective import Objective
+from kdalign.objective.objective import Objective
+from kdalign.objective.terms import HardLabels
 from kdalign.observer import Silent
-from kdalign.preparation import split_by_task
-from kdalign.projection import Projections
 from kdalign.recipe import MultiTask, Train, build_recipe
-from kdalign.runs import RunFolder, read_record
-from kdalign.tasks import Examples
-from kdalign.terms import HardLabels
-from kdalign.together import BLOCK, seen_elsewhere, share_body, shares_of, turns_of
-from kdalign.training import make_accelerator, train
+from kdalign.runs.record import RunFolder, read_record
+from kdalign.training.learner import Learner
+from kdalign.training.loop import make_accelerator, train
+from kdalign.training.task_trainer import Course, Stage
 
 TASKS = ("cola", "mrpc", "stsb")
 
@@ -213,7 +213,7 @@ def test_what_differs_for_a_task_is_in_its_record_and_in_no_other(run, encoder):
     assert {recipe.init_from for recipe in recipes.values()} == {"pretrained"}
     assert read_record(run / "cola").student.source.startswith(f"layers 1 3 of {encoder} before fine-tuning, shared")
     assert all(set(recipe.multi_task.tasks) == set(TASKS) for recipe in recipes.values())
-    from kdalign.commands import distill_command
+    from kdalign.recipe.command import distill_command
 
     assert distill_command(recipes["mrpc"]).endswith(f"--recipe {run}/recipe.yaml")
 
@@ -235,20 +235,20 @@ def test_the_body_starts_from_one_tasks_teacher_where_that_is_named(encoder, glu
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, glue, tmp_path, kdalign, monkeypatch):
-    from kdalign import training
+    from kdalign.training import loop
 
-    out, kept = tmp_path / "out", training.save_checkpoint
+    out, kept = tmp_path / "out", loop.save_checkpoint
     monkeypatch.setenv("KDALIGN_CACHE", str(run.parent / "cache"))
 
     def stop(*given):
         kept(*given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "save_checkpoint", stop)
+    monkeypatch.setattr(loop, "save_checkpoint", stop)
     more = ("--set", "multi_task.tasks.cola.objective.alpha=3", "--set", "train.checkpoint_every=5")
     assert kdalign(*words(encoder, glue, out, *more))[0] == 130
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-5"]
-    monkeypatch.setattr(training, "save_checkpoint", kept)
+    monkeypatch.setattr(loop, "save_checkpoint", kept)
     assert "holds an unfinished run" in one_line(kdalign(*words(encoder, glue, out, *more))[2])
     said = one_line(kdalign("compare", out / "cola")[2])
     assert f"is not finished; `kdalign distill --out {out} --resume` goes on" in said
@@ -313,7 +313,7 @@ def test_a_dry_run_shows_shares_and_steps_and_writes_nothing(encoder, glue, tmp_
 
 
 def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path):
-    from kdalign.pipeline import prepare_all
+    from kdalign.distillation.pipeline import prepare_all
 
     shutil.copytree(glue, tmp_path / "glue")
     pairs = pd.read_parquet(glue / "mrpc" / "train.parquet")

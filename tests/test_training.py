@@ -11,8 +11,8 @@ import torch
 from conftest import one_line, save_model, sentences
 from torch import nn
 
-from kdalign.runs import RunFolder
-from kdalign.training import _why_diverged
+from kdalign.runs.record import RunFolder
+from kdalign.training.loop import _why_diverged
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_one_row_is_trained_on_and_scored_as_undefined(kdalign, scorer, tmp_path
 
 
 def test_a_metric_that_raises_leaves_the_student_and_the_way_on(kdalign, data, teacher, tmp_path, monkeypatch):
-    from kdalign import work
+    from kdalign.evaluation import adapters
 
     def broken(*_, **__):
         raise ZeroDivisionError("of my own metric")
@@ -115,7 +115,7 @@ def test_a_metric_that_raises_leaves_the_student_and_the_way_on(kdalign, data, t
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)
     words = (*words, "--max-steps", 1, "--batch-size", 4, "--out", "run")
     with monkeypatch.context() as patched:
-        patched.setattr(work.Classifying, "calibration", broken)
+        patched.setattr(adapters.Classifying, "calibration", broken)
         code, _, err = kdalign(*words)
     assert code == 1
     assert "could not be scored: ZeroDivisionError: of my own metric" in err.splitlines()[-1]
@@ -182,7 +182,7 @@ def test_logits_of_nan_from_finite_weights_are_no_classes(kdalign, data, teacher
 
 
 def test_masked_logits_are_numbers_where_another_is():
-    from kdalign.evaluation import check_finite
+    from kdalign.evaluation.predictions import check_finite
 
     check_finite(np.array([[-np.inf, 0.0], [-1e9, 200.0]]), "logits")
     for bad in ([np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]):
@@ -191,13 +191,13 @@ def test_masked_logits_are_numbers_where_another_is():
 
 
 def test_an_undefined_score_is_never_the_best_step():
-    from kdalign.training import _Loop
+    from kdalign.training.loop import _Loop
 
     class Settings:
         select, patience = "last", None
 
     loop = object.__new__(_Loop)
-    from kdalign.checkpoints import Progress
+    from kdalign.training.checkpoint import Progress
 
     loop.progress, loop.settings = Progress(), Settings()
     seen = []

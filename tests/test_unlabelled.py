@@ -12,16 +12,16 @@ import yaml
 from conftest import one_line, save_model, sentences
 from test_contract import ALL, Setting, examples
 
-from kdalign.batches import IGNORED, Mixture, collate, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.batches import IGNORED, Mixture, collate, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.tasks import Examples
+from kdalign.data.tasks.holdout import rows_around, rows_inside
+from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
-from kdalign.objective import build_objective, count_units
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import Unit, View
 from kdalign.observer import Silent
-from kdalign.pipeline import distill, prepare_all
 from kdalign.recipe import ARMS, build_recipe
 from kdalign.recipe import Objective as Weights
-from kdalign.tasks import Examples
-from kdalign.tasks.holdout import rows_around, rows_inside
-from kdalign.terms import Unit, View
 
 
 def mixed(n: int = 8, labelled: int = 3):
@@ -299,8 +299,8 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     from conftest import make_tokenizer, tiny_config
     from transformers import BertModel
 
-    from kdalign.finetuning import kept_teacher
-    from kdalign.reading import config_of, read_texts, tokenizer_of
+    from kdalign.distillation.tokenize import config_of, read_texts, tokenizer_of
+    from kdalign.training.finetuning import kept_teacher
 
     make_tokenizer(tmp_path / "bare", "bert")
     BertModel(tiny_config("bert", 2)).save_pretrained(tmp_path / "bare")
@@ -319,7 +319,7 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
 
 
 def test_in_an_ablation_an_arm_of_labels_alone_goes_without(teacher, data, tmp_path):
-    from kdalign.ablation import build_ablation
+    from kdalign.runs.ablation_spec import build_ablation
 
     flags = {
         "teacher": str(teacher),

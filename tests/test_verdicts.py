@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from kdalign.comparison.verdicts import Finished, judge
+from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
-from kdalign.evaluation import Predictions, write_predictions
-from kdalign.likelihood import TokenAnswers, write_answers
-from kdalign.metrics import METRICS
+from kdalign.evaluation.likelihood import TokenAnswers, write_answers
+from kdalign.evaluation.predictions import Predictions, write_predictions
+from kdalign.metrics.classification import METRICS
 from kdalign.recipe import Recipe
-from kdalign.runs import SCHEMA, ModelRecord, RunFolder, RunRecord
-from kdalign.tasks import find_task
-from kdalign.verdicts import Finished, judge
+from kdalign.runs.record import SCHEMA, ModelRecord, RunFolder, RunRecord
 
 N = 120
 

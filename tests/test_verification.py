@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from conftest import one_line, sentences
 
+from kdalign.distillation.pipeline import distill
 from kdalign.errors import RunError, UsageError
-from kdalign.metrics import METRICS
-from kdalign.pipeline import distill
+from kdalign.evaluation.rescoring import _languages, verify, verify_evaluation, verify_run
+from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
-from kdalign.runs import RunFolder, read_record
-from kdalign.verification import _languages, verify, verify_evaluation, verify_run
+from kdalign.runs.record import RunFolder, read_record
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 
@@ -244,7 +244,7 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
     ],
 )
 def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(columns, who):
-    from kdalign.verification import Answers, _without_numbers
+    from kdalign.evaluation.rescoring import Answers, _without_numbers
 
     found = _without_numbers(Answers(pd.DataFrame({"prediction": [0, 0], **columns}), METRICS), "run 'x', validation")
     [line] = found.differences
@@ -254,7 +254,7 @@ def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(colu
 
 
 def test_answers_that_a_model_never_gives_are_numbers():
-    from kdalign.verification import Answers, _without_numbers
+    from kdalign.evaluation.rescoring import Answers, _without_numbers
 
     columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
     assert not _without_numbers(Answers(pd.DataFrame(columns), METRICS), "x").differences

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign import losses
-from kdalign.vocabulary import Head, block_rows, vocabulary_losses, vocabulary_scores
+from kdalign.objective import losses
+from kdalign.objective.losses.lm_head import Head, block_rows, vocabulary_losses, vocabulary_scores
 
 KINDS = ["forward", "reverse", "js", "skew"]
 
@@ -276,7 +276,7 @@ def test_a_block_has_at_least_one_row_and_at_most_sixteen_mebibytes_on_a_cpu():
 
 GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
-from kdalign.vocabulary import Head, vocabulary_losses
+from kdalign.objective.losses.lm_head import Head, vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
 student, teacher = torch.randn(n, width, requires_grad=True), torch.randn(n, width)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_families import model, tokenizer
 from transformers import AutoTokenizer
 
-from kdalign import likelihood
-from kdalign.batches import IGNORED
-from kdalign.encoding import note_on_special_words, start_of
-from kdalign.tasks import Examples
-from kdalign.windows import FEW, counted, encode_causal, encode_permuted, encode_pseudo, windows
+from kdalign.data.batches import IGNORED
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import note_on_special_words, start_of
+from kdalign.data.windows import FEW, counted, encode_causal, encode_permuted, encode_pseudo, windows
+from kdalign.evaluation import likelihood
 
 TEXTS = [*sentences(6, 11)[0], " ".join(sentences(12, 12)[0])]
 """Six short texts and one of some windows."""
@@ -182,7 +182,7 @@ def test_a_token_does_not_see_itself_when_a_permutation_model_predicts_it():
 
 
 def batch_of(encoded):
-    from kdalign.batches import collate
+    from kdalign.data.batches import collate
 
     return collate(encoded, [0]).inputs
 

@@ -8,17 +8,17 @@ import torch
 from accelerate import Accelerator
 from test_contract import Setting
 
-from kdalign.balance import BALANCES, Balance, Pace
-from kdalign.batches import micro_batches
-from kdalign.lessons import Course, Stage
-from kdalign.looks import Sight, freeze_unreached, gradient_norms, measured
-from kdalign.objective import Objective, count_units
+from kdalign.data.batches import micro_batches
+from kdalign.objective.balancing import BALANCES, Balance, Pace
+from kdalign.objective.objective import Objective, count_units
+from kdalign.objective.terms import Unit, Vocabulary
 from kdalign.observer import Silent
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
-from kdalign.runs import RunFolder
-from kdalign.terms import Unit, Vocabulary
-from kdalign.training import _step, make_optimizer, train
+from kdalign.runs.record import RunFolder
+from kdalign.training.diagnostics import Sight, freeze_unreached, gradient_norms, measured
+from kdalign.training.loop import _step, make_optimizer, train
+from kdalign.training.task_trainer import Course, Stage
 
 CPU = torch.device("cpu")
 WEIGHTS = Weights(

@@ -14,16 +14,16 @@ from conftest import tiny_classifier
 from test_contract import examples
 from test_further_terms import NONE
 
-from kdalign.alignment import ProjectionStyle, propose
-from kdalign.architecture import Layer, describe
-from kdalign.batches import collate
-from kdalign.calibration import calibrate
-from kdalign.learner import Learner
-from kdalign.objective import build_objective, count_units
-from kdalign.projection import Projections
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import ProjectionStyle, propose
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import collate
+from kdalign.models.architecture import Layer, describe
+from kdalign.models.teacher import Teacher
+from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.terms import Unit, View
 from kdalign.recipe import Objective as Weights
-from kdalign.teachers import Teacher
-from kdalign.terms import Unit, View
+from kdalign.training.learner import Learner
 
 CPU = torch.device("cpu")
 SHARES = (0.2, 0.8)

@@ -75,7 +75,7 @@ def test_the_steps_use_nothing_that_the_environment_does_not_name():
 
 
 def test_the_committed_baseline_has_what_the_workflows_gates_ask_for():
-    from kdalign.gates import check_gates, read_baseline
+    from kdalign.comparison.gates import check_gates, read_baseline
 
     file = ROOT / WORKFLOW["env"]["BASELINE"]
     words = WORKFLOW["env"]["GATES"].split()
@@ -92,7 +92,7 @@ def test_the_committed_baseline_has_what_the_workflows_gates_ask_for():
     reason="the demo's packages are not installed (extra: demo)",
 )
 def test_the_demos_texts_are_those_that_the_baseline_was_scored_on(tmp_path):
-    from kdalign.tasks import find_task, load_examples
+    from kdalign.data.tasks import find_task, load_examples
 
     words = [sys.executable, str(ROOT / "examples" / "film_reviews.py"), "film-reviews"]
     for _ in range(2):  # a second time over the first

@@ -11,8 +11,8 @@ behind its name in the recipe, but for ``weight``, is given to it by name.
 
 import torch
 
-from kdalign.terms import Signal, Unit, View
-from kdalign.terms.further import Setting
+from kdalign.objective.terms import Signal, Unit, View
+from kdalign.objective.terms.registry import Setting
 
 
 class ConfidenceGap:

@@ -18,12 +18,12 @@ from typing import NoReturn
 
 from typer.exceptions import TyperException
 
-from kdalign.cli import ablate, card, compare, distill, evaluate, models  # each brings its commands
-from kdalign.cli.shared import PipeClosed, app
+from kdalign.cli import ablate, card, compare, distill, evaluate, inspect  # each brings its commands
+from kdalign.cli.options import PipeClosed, app
 from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shortened
-from kdalign.terminal import never_failing, said_of_encodings
+from kdalign.report.screen import never_failing, said_of_encodings
 
-__all__ = ["ablate", "app", "card", "compare", "distill", "evaluate", "main", "models"]
+__all__ = ["ablate", "app", "card", "compare", "distill", "evaluate", "inspect", "main"]
 
 TRACEBACK = "KDALIGN_TRACEBACK"
 """The environment's variable that shows the trace of an error which kdalign did not expect."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdalign.cli.shared import (
+from kdalign.cli.options import (
     AllowCode,
     Config,
     DataFolder,
@@ -34,10 +34,10 @@ from kdalign.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kdalign.ablating import State
-    from kdalign.ablation import Ablation, Trial
+    from kdalign.distillation.ablation_runner import State
     from kdalign.observer import Observer
-    from kdalign.progress import Watcher
+    from kdalign.report.progress import Watcher
+    from kdalign.runs.ablation_spec import Ablation, Trial
 
 _WHAT, _BUDGET = "What is compared", "The budget, the same for all"
 
@@ -130,8 +130,8 @@ def ablate(
 
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
-    from kdalign.ablation import build_ablation
     from kdalign.recipe import code_written, term_weights
+    from kdalign.runs.ablation_spec import build_ablation
 
     terms = term_weights(term) if term else None
     varied = [one.partition("=")[2] for one in (*(sweep or ()), *(search or ()))]
@@ -162,11 +162,11 @@ def ablate(
         from kdalign.errors import unknown
 
         raise unknown("arm", against, ablation.arms)
-    from kdalign.tasks import check_named
+    from kdalign.data.tasks import check_named
 
     for name in ablation.tasks:  # what is misspelt is said before torch is loaded
         check_named(name, data, dataset, config)
-    from kdalign.ablation import swept
+    from kdalign.runs.ablation_spec import swept
 
     space: dict[str, list[Any]] = {}
     for key, values in (swept(one, "--search") for one in search or ()):
@@ -177,10 +177,10 @@ def ablate(
         raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
     if dry_run:
         with error_console().status("checking"):
-            from kdalign.ablating import check
+            from kdalign.distillation.ablation_runner import check
 
             trials = check(ablation, out, overwrite)
-        from kdalign.report import trials_table
+        from kdalign.report.tables import trials_table
 
         show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
         return
@@ -195,12 +195,12 @@ def ablate(
                 if as_json:
                     show(json.dumps(tried, indent=2))
                 return
-        from kdalign.ablating import ablate as run
+        from kdalign.distillation.ablation_runner import ablate as run
 
         kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
-    from kdalign.comparison import compare
-    from kdalign.entries import entries_kept
-    from kdalign.formats import comparison_as
+    from kdalign.comparison.compare import compare
+    from kdalign.report.formats import comparison_as
+    from kdalign.runs.discovery import entries_kept
 
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
     table = compare([], against=baseline, kept=entries_kept(kept, out)[0])
@@ -219,10 +219,10 @@ def _searched(
     tell: "Callable[[State], None]",
 ) -> "tuple[Ablation, list[dict[str, Any]]]":
     """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
-    from kdalign.ablating import check
-    from kdalign.ablation import SEARCH, TRIED, check_ours, check_same, clear, write_ablation
+    from kdalign.distillation.ablation_runner import check
+    from kdalign.distillation.search import search as choose
     from kdalign.files import read_json, write_json
-    from kdalign.search import search as choose
+    from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, clear, write_ablation
 
     check_ours(out)
     if overwrite:
@@ -247,8 +247,8 @@ def _quiet() -> "Observer":
     """Whoever watches one of many runs: only its log hears of it."""
     from rich.console import Console
 
-    from kdalign.cli.shared import quiet_libraries
-    from kdalign.progress import Watcher
+    from kdalign.cli.options import quiet_libraries
+    from kdalign.report.progress import Watcher
 
     quiet_libraries()
     return Watcher(Console(stderr=True), silent=True)

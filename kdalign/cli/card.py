@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdalign.cli.shared import app, error_console, examples, tell
+from kdalign.cli.options import app, error_console, examples, tell
 from kdalign.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def card(
     A run writes it beside its student; this makes it for older runs, too.
     """
     from kdalign.files import check_file, write_text
-    from kdalign.integrity import read_checked
+    from kdalign.runs.integrity import read_checked
 
     if out is not None:
         check_file(out)
@@ -27,7 +27,7 @@ def card(
     if not run.is_dir():
         raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read, too")
     with error_console().status("loading"):
-        from kdalign.card import model_card
+        from kdalign.runs.model_card import model_card
 
         text = model_card(record, run)
     if out is None:

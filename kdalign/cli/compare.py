@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdalign.cli.shared import (
+from kdalign.cli.options import (
     AllowCode,
     Json,
     app,
@@ -25,9 +25,9 @@ from kdalign.errors import RunError, UsageError, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kdalign.entries import Beside
-    from kdalign.gates import Verdict
-    from kdalign.table import Comparison
+    from kdalign.comparison.gates import Verdict
+    from kdalign.comparison.table import Comparison
+    from kdalign.runs.discovery import Beside
 
 _ROWS, _GATES, _FILES = "Rows and columns", "Checks and gates", "Forms and files"
 
@@ -175,18 +175,18 @@ def compare(
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if plots is not None:
-        from kdalign.pictures import check_folder
+        from kdalign.report.plots import check_folder
 
         check_folder(plots)
-    from kdalign.formats import form_for
+    from kdalign.report.formats import form_for
 
     form = form_for("json" if as_json else form, out)
     if out is not None:
         from kdalign.files import check_file
 
         check_file(out)
-    from kdalign.comparison import compare as put_together
-    from kdalign.gates import check_gates
+    from kdalign.comparison.compare import compare as put_together
+    from kdalign.comparison.gates import check_gates
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
     if names == []:
@@ -220,12 +220,12 @@ def _print(
     found: "Comparison", form: str, transpose: bool, runs: Sequence[str], gates: "Sequence[Verdict]", out: Path | None
 ) -> None:
     """The table with its gates: on stdout, or in a file; gates that a form has no place for go to stderr."""
-    from kdalign.formats import comparison_as
-    from kdalign.gates import below
+    from kdalign.comparison.gates import below
+    from kdalign.report.formats import comparison_as
 
     if form == "html":
-        from kdalign.evidence import finished_runs
-        from kdalign.page import page
+        from kdalign.report.html import page
+        from kdalign.runs.finished import finished_runs
 
         with_gates = replace(found, notes=(*found.notes, *(gate.line for gate in gates)))
         with error_console().status("making the page"):
@@ -249,8 +249,8 @@ def _print(
 
 
 def _draw(found: "Comparison", runs: Sequence[str], folder: Path) -> None:
-    from kdalign.evidence import finished_runs
-    from kdalign.pictures import pictures_of, save_all
+    from kdalign.report.plots import pictures_of, save_all
+    from kdalign.runs.finished import finished_runs
 
     files = save_all(pictures_of(found, finished_runs(runs)), folder)
     tell(f"pictures: {len(files)} files in {folder}")
@@ -259,7 +259,7 @@ def _draw(found: "Comparison", runs: Sequence[str], folder: Path) -> None:
 def _verified(runs: Sequence[str]) -> tuple[str, ...]:
     """What is said of scores that were taken again and agree."""
     with error_console().status("verifying"):
-        from kdalign.verification import verify
+        from kdalign.evaluation.rescoring import verify
 
         found = verify(runs)
     found.check()
@@ -267,7 +267,7 @@ def _verified(runs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
-    from kdalign.beside import rows_beside
+    from kdalign.distillation.baseline_rows import rows_beside
 
     named = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if not named:

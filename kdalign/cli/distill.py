@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdalign.cli.shared import (
+from kdalign.cli.options import (
     Config,
     DataFolder,
     Dataset,
@@ -226,22 +226,22 @@ def distill(
             f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
         )
     if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
-        from kdalign.runs import RunFolder
+        from kdalign.runs.record import RunFolder
 
         recipe = Path(out) / "recipe.yaml"
         if not RunFolder(Path(out)).complete:
             RunFolder(Path(out)).check_recipe()  # before a half one is taken for a whole
     wanted = build_recipe(recipe, flags, sets or ())
-    from kdalign.tasks import check_named
+    from kdalign.data.tasks import check_named
 
     for name in wanted.data.task:  # what is misspelt is said before torch is loaded
         check_named(name, wanted.data.folder, wanted.data.dataset, wanted.data.config)
     if dry_run:
-        from kdalign.pipeline import prepare_all
+        from kdalign.distillation.pipeline import prepare_all
 
         with error_console().status("checking"):
             prepared = prepare_all(wanted, resume=resume, overwrite=overwrite)
-        from kdalign.report import preparation_json, preparation_table
+        from kdalign.report.tables import preparation_json, preparation_table
 
         show(preparation_json(prepared) if as_json else preparation_table(prepared))
         return
@@ -250,7 +250,7 @@ def distill(
 
 def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> None:
     watcher = new_watcher()
-    from kdalign.pipeline import distill as run
+    from kdalign.distillation.pipeline import distill as run
 
     try:
         records = run(recipe, watcher, resume=resume, overwrite=overwrite)
@@ -258,8 +258,8 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         watcher.ended()
     if int(os.environ.get("RANK", "0")):
         return
-    from kdalign.comparison import compare as put_together
-    from kdalign.formats import comparison_as
+    from kdalign.comparison.compare import compare as put_together
+    from kdalign.report.formats import comparison_as
 
     folders = [record.recipe["out"] for record in records]
     if as_json:
@@ -282,8 +282,8 @@ def demo(
     depth are trained on one budget: labels only, labels and soft targets, and all terms jointly.
     """
     watcher = new_watcher()
-    from kdalign.demo import run_demo
-    from kdalign.formats import comparison_as
+    from kdalign.distillation.demo import run_demo
+    from kdalign.report.formats import comparison_as
 
     try:
         comparison, lines = run_demo(Path(out), quick, watcher)
@@ -316,7 +316,7 @@ def recipe_show(
     as_json: Json = False,
 ) -> None:
     """Say what a preset minimises, what it needs, and which keys of the recipe it sets: a recipe to go on with."""
-    from kdalign.presets import preset_named, preset_names
+    from kdalign.recipe.presets import preset_named, preset_names
 
     found = [preset_named(name) for name in ([preset] if preset is not None else preset_names())]
     if as_json:
@@ -324,6 +324,6 @@ def recipe_show(
     elif preset is not None:
         print(found[0].text(), end="")
     else:
-        from kdalign.report import presets_table
+        from kdalign.report.tables import presets_table
 
         show(presets_table(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdalign.cli.shared import (
+from kdalign.cli.options import (
     AllowCode,
     Config,
     DataFolder,
@@ -27,7 +27,7 @@ from kdalign.cli.shared import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdalign.results import Evaluation
+    from kdalign.evaluation.result import Evaluation
 
 
 _HOW, _SERVED, _TABLE = "How models answer", "Served models (openai:NAME)", "Files and tables"
@@ -178,10 +178,10 @@ def eval_(
     if form is not None and as_json:
         raise UsageError("give --json or --format, not both")
     if form is not None or reference:
-        from kdalign.formats import form_for
+        from kdalign.report.formats import form_for
 
         form = form_for(form)
-        from kdalign.published import read_published
+        from kdalign.comparison.published import read_published
 
         for file in reference or ():
             read_published(Path(file))  # what cannot be read is said before anything is scored
@@ -195,12 +195,12 @@ def eval_(
     if task is not None and not tasks:
         raise UsageError(f"--task {task!r} names no task")
     for name in tasks:
-        from kdalign.tasks import check_named
+        from kdalign.data.tasks import check_named
 
         check_named(name, data, dataset, config)
     watcher = new_watcher()
-    from kdalign.noise import Noise
-    from kdalign.scoring import Asked, evaluate
+    from kdalign.data.noise import Noise
+    from kdalign.evaluation.evaluate import Asked, evaluate
 
     asked = Asked(
         task=tuple(tasks) or None,
@@ -262,13 +262,13 @@ def _score_file(
     if out is not None:
         if Path(out).suffix != ".json":
             raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
-        from kdalign.entries import check_replaced
         from kdalign.files import check_file
+        from kdalign.runs.discovery import check_replaced
 
         check_file(Path(out))
         check_replaced(Path(out))
     with error_console().status("scoring"):
-        from kdalign.written import score_file
+        from kdalign.evaluation.prediction_file import score_file
 
         result = score_file(str(file), metrics, language)
     if out is not None:
@@ -286,12 +286,12 @@ def _show_evaluations(
         print(json.dumps([result.to_json() for result in results], indent=2))
         return
     if form is None:
-        from kdalign.report import evaluation_table
+        from kdalign.report.tables import evaluation_table
 
         show(evaluation_table(results))
         return
-    from kdalign.comparison import compare as put_together
-    from kdalign.formats import comparison_as
+    from kdalign.comparison.compare import compare as put_together
+    from kdalign.report.formats import comparison_as
 
     trees = [result.to_json() for result in results]
     show(comparison_as(put_together([], references=references or (), evaluations=trees), form))

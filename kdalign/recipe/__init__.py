@@ -4,8 +4,7 @@ Three sources make one recipe: a YAML file, flags that win over it, and ``--set 
 both. The dump holds every default, and loading the dump gives the same recipe again.
 """
 
-from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, Objective
-from kdalign.recipe.reading import (
+from kdalign.recipe.loading import (
     assign,
     build_recipe,
     code_written,
@@ -19,6 +18,8 @@ from kdalign.recipe.reading import (
     value_of,
     with_own,
 )
+from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, Objective
+from kdalign.recipe.recipe import CHECKS, Recipe
 from kdalign.recipe.sections import (
     LAYER_WEIGHTS,
     LONGEST_INPUT,
@@ -31,8 +32,7 @@ from kdalign.recipe.sections import (
     Finetune,
     Train,
 )
-from kdalign.recipe.tasks import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
-from kdalign.recipe.whole import CHECKS, Recipe
+from kdalign.recipe.task_defaults import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
 
 __all__ = [
     "ANSWER_TERMS",

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kdalign.errors import did_you_mean
+from kdalign.recipe.schedules import MOST_WEIGHT, Scheduled, checked, scheduled
 from kdalign.recipe.sections import Section, Temperature, Weight, check_plain
-from kdalign.schedules import MOST_WEIGHT, Scheduled, checked, scheduled
 
 TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
 """The objective's weights."""

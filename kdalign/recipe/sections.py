@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from kdalign.errors import did_you_mean, shortened
-from kdalign.schedules import MOST_TEMPERATURE, MOST_WEIGHT
+from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
 
 MOST_STEPS = 10**9
 MOST_ROWS = 10**12

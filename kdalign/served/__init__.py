@@ -11,7 +11,6 @@ Every answer is appended to ``served.jsonl`` at once, under the SHA-256 of all t
 read there. How a server wants to be asked is found out by the first request, and kept in the same file.
 """
 
-from kdalign.served.asking import Constraint, Manner, Way, label_said
 from kdalign.served.budget import Settings, Spent
 from kdalign.served.client import (
     OPENAI_URL,
@@ -22,6 +21,7 @@ from kdalign.served.client import (
     Unavailable,
     is_served,
 )
+from kdalign.served.protocol import Constraint, Manner, Way, label_said
 
 __all__ = [
     "OPENAI_URL",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kdalign.served.asking import Unusable
+from kdalign.served.protocol import Unusable
 
 LARGEST = 16 * 2**20
 """Bytes of an answer's body; the log-probabilities of a text of 8,192 tokens are about a twentieth of it."""

@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 
 from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean, printable, shortened
 from kdalign.files import check_writable
-from kdalign.served.asking import (
+from kdalign.served.bounded import bounded_client
+from kdalign.served.budget import OverBudget, Purse, Settings, Spent, check_settings
+from kdalign.served.cache import Kept
+from kdalign.served.protocol import (
     Constraint,
     Manner,
     Refused,
@@ -29,9 +32,6 @@ from kdalign.served.asking import (
     read_text,
     request_body,
 )
-from kdalign.served.bounded import bounded_client
-from kdalign.served.budget import OverBudget, Purse, Settings, Spent, check_settings
-from kdalign.served.kept import Kept
 
 PREFIX = "openai:"
 OPENAI_URL = "https://api.openai.com/v1"

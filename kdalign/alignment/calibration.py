@@ -1,0 +1,221 @@
+"""What is measured on a few texts before training: how far the teacher's features spread, and how alike layers are."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdalign.alignment.layer_maps import Alike
+from kdalign.alignment.plan import Plan, remap
+from kdalign.alignment.projections import Projections, first_weight
+from kdalign.alignment.similarity import LEAST_TOKENS, similarities
+from kdalign.data.batches import Batch, Encoded, in_order
+from kdalign.errors import UsageError
+from kdalign.models.architecture import Layer, accepted_inputs, blocks
+from kdalign.models.capture import Signals, Wanted, answering, recording
+from kdalign.models.teacher import Teacher
+from kdalign.training.learner import Learner
+
+CALIBRATION_TOKENS = 16_384
+"""Read by the teacher to measure how far its features spread."""
+SIMILARITY_TOKENS = 4_096
+"""Read by both models to measure how alike their layers are."""
+UNTRAINED = "the student is untrained: how alike its layers are says nothing of what they will learn"
+_EXAMPLES = 512
+_BATCH = 32
+
+
+def calibrate(
+    plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device, *, every: bool = False
+) -> Plan:
+    r"""Measure each mapped teacher layer's feature variance over real tokens, and keep it in the plan.
+
+    .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
+
+    The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it. With
+    ``every``, those of all layers of the aligned stacks, which may be mapped later.
+    """
+    stacks = {theirs.name for theirs, _ in plan.stacks}
+    layers = frozenset(plan.teaching)
+    if every:
+        layers = frozenset(layer for layer in blocks(teacher.model) if layer.stack in stacks)
+    sums: dict[Layer, list[Tensor]] = {}
+    counts: dict[Layer, int] = {}
+    for batch in batches:
+        batch = batch.to(device)
+        signals = teacher(batch, Wanted(hidden=layers))
+        for layer, hidden in signals.hidden.items():
+            real = hidden[_positions(plan, batch, layer.stack)].double()
+            counts[layer] = counts.get(layer, 0) + len(real)
+            found = sums.setdefault(layer, [torch.zeros(()), torch.zeros(())])
+            found[0] = found[0] + real.sum(0).cpu()
+            found[1] = found[1] + real.square().sum(0).cpu()
+    statistics = {}
+    for layer, (first, second) in sums.items():
+        count = counts[layer]
+        variance = float((second / count - (first / count).square()).mean())
+        # A layer that gives every token the same features has no scale of its own.
+        statistics[f"variance/{layer}"] = max(variance, 1e-6)
+    return plan.with_statistics(statistics)
+
+
+def mapped(
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    encoded: Encoded,
+    special: Sequence[int],
+    texts: str,
+    seed: int,
+) -> Plan:
+    """A plan with the similarities of its layers on a few of these texts, and the map that they suggest.
+
+    Args:
+        plan: whose maps may be stand-ins.
+        teacher: read without gradients, in eval mode; so is the student.
+        student: of whose tokens the texts are.
+        encoded: texts.
+        special: ids of special tokens, which do not count.
+        texts: what they are called.
+        seed: of the few.
+    """
+    batches = list(some(encoded, seed, SIMILARITY_TOKENS))
+    alike_layers, tokens = alike(plan, teacher, student, batches, special, student.device)
+    return remap(plan, alike_layers, f"{tokens:,} tokens of {texts}")
+
+
+def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
+    """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
+    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
+    enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
+    return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
+
+
+def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
+    """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
+    for batch in batches:
+        inputs = batch.taught_inputs
+        kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
+        yield kept | {"attention_mask": batch.taught_real.long()}
+
+
+def alike(
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Batch],
+    special: Sequence[int],
+    device: torch.device,
+) -> tuple[dict[str, Alike], int]:
+    """How alike each student layer is to each teacher layer, for every aligned stack; and over how many tokens.
+
+    Args:
+        plan: which stacks are aligned.
+        teacher: read without gradients, in eval mode; so is the student.
+        student: of whose tokens the texts are.
+        batches: of texts.
+        special: ids of special tokens, which do not count.
+        device: of both models.
+
+    Raises:
+        UsageError: fewer tokens than an estimate needs.
+    """
+    stacks = {ours.name for _, ours in plan.stacks}
+    kept = _gathered(plan, (student, teacher), batches, special, device)
+    found = {}
+    for stack in sorted(stacks):
+        ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
+        if len(ours[0]) < LEAST_TOKENS:
+            raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
+        if not all(bool(rows.isfinite().all()) for rows in (*ours, *theirs)):
+            raise UsageError(f"a model's {stack} gives numbers that are not finite: its layers cannot be compared")
+        found[stack] = similarities(ours, theirs)
+    return found, len(ours[0])
+
+
+def layer_attention(
+    plan: Plan, learner: Learner, teacher: Teacher, batches: Iterable[Batch], device: torch.device
+) -> dict[str, list[list[float]]]:
+    """How much each student layer attends to each teacher layer, the mean over texts.
+
+    Returns:
+        For each stack of the student, (student layers, teacher layers); rows sum to 1.
+    """
+    sums: dict[str, Tensor] = {}
+    texts = 0
+    was_training = learner.training
+    learner.eval()
+    with torch.no_grad():
+        for batch in batches:
+            batch = batch.to(device)
+            signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
+            texts += len(batch.counted)
+            for one in plan.maps:
+                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(one)])
+                sums[one.student_stack] = sums.get(one.student_stack, torch.zeros_like(rows)) + rows
+    learner.train(was_training)
+    return {stack: (total / texts).tolist() for stack, total in sums.items()}
+
+
+def start_projections(
+    projections: Projections,
+    plan: Plan,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Batch],
+    device: torch.device,
+) -> None:
+    """Let projections start where the plan's style says: fitted to the features that both models have of some texts."""
+    ours, theirs = _gathered(plan, (student, teacher), batches, (), device)
+    for shape in plan.projections:
+        pairs = [(shape.student, shape.teacher)]
+        if shape.style.shared:
+            pairs = [pair[:2] for pair in plan.pairs if pair[0].stack == shape.student.stack]
+        sides = torch.cat([ours[pair[0]] for pair in pairs]), torch.cat([theirs[pair[1]] for pair in pairs])
+        given, wanted = sides if shape.style.side == "student" else sides[::-1]
+        scaled = shape.style.kind != "orthogonal"
+        projections.start(shape, first_weight(shape.style.start, given, wanted, scaled).to(device))
+
+
+def _gathered(
+    plan: Plan,
+    both: tuple[PreTrainedModel, PreTrainedModel],
+    batches: Iterable[Batch],
+    special: Sequence[int],
+    device: torch.device,
+) -> tuple[dict[Layer, Tensor], ...]:
+    """For each of two models, every layer's features, (tokens, width), of the positions that count."""
+    stacks = {ours.name for _, ours in plan.stacks}
+    kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
+    for batch in batches:
+        batch = batch.to(device)
+        for features, signals in zip(kept, _both_read(both, batch), strict=True):
+            for layer, hidden in signals.hidden.items():
+                if layer.stack in stacks:
+                    real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
+                    features.setdefault(layer, []).append(real)
+    return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
+
+
+def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Signals]:
+    """The student's signals and the teacher's, at the student's positions."""
+    student, teacher = both
+    yield _features(student, batch.inputs)
+    signals = _features(teacher, batch.taught_inputs)
+    yield signals if batch.matching is None else signals.moved(batch.matching)
+
+
+def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Signals:
+    body = model.base_model
+    with answering(body), recording(model, Wanted(hidden=frozenset(blocks(model)))) as signals:
+        body(**accepted_inputs(body, inputs))
+    return signals
+
+
+def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
+    """(batch, time): the positions of a stack that count, without special tokens."""
+    target = plan.student.reads_target(stack)
+    counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.compared, "input_ids")
+    return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

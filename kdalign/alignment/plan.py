@@ -1,0 +1,621 @@
+"""The plan: which teacher layer teaches which student layer, with what weight and through what projection.
+
+Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kdalign.alignment.layer_maps import (
+    LEARNED,
+    MEASURED,
+    STRATEGIES,
+    TOP,
+    Alike,
+    choose_layers,
+    measured_strategy,
+    needs_measuring,
+)
+from kdalign.errors import UsageError, unknown
+from kdalign.files import parse_json, read_text
+from kdalign.models.architecture import CROSS, LAYOUTS, Architecture, Layer, Stack
+
+
+def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
+    """Layers of each stack for the reader: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
+    each = {name: " ".join(map(str, numbers)) for name, numbers in layers.items()}
+    return ", ".join(f"{name} {numbers}" if len(each) > 1 else numbers for name, numbers in each.items())
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Pairs of (student layer, teacher layer) between two stacks, each with its weight lambda_l (they sum to 1)."""
+
+    student_stack: str
+    teacher_stack: str
+    pairs: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) != len(self.weights):
+            raise UsageError(f"the map has {len(self.pairs)} pairs of layers but {len(self.weights)} weights lambda_l")
+        if len(set(self.pairs)) < len(self.pairs) or not self.pairs:
+            raise UsageError("the map must name at least one pair of layers, and none twice")
+        if any(weight < 0 for weight in self.weights) or not abs(sum(self.weights) - 1) <= 1e-6:
+            raise UsageError(f"the map's weights lambda_l must not be negative and sum to 1, not {self.weights}")
+
+
+@dataclass(frozen=True)
+class ProjectionStyle:
+    """What projections are.
+
+    Attributes:
+        kind: ``linear``, ``norm`` (linear and a layer norm), ``mlp`` (two linear maps around a GELU), or ``orthogonal``
+            (its rows or columns stay orthonormal).
+        side: whose features are projected to the other's width, the ``student``'s or the ``teacher``'s.
+        shared: one for all pairs of a stack instead of one for each.
+        start: ``random``, or from calibration: ``least-squares``, ``procrustes``, ``pca``.
+    """
+
+    kind: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
+    side: Literal["student", "teacher"] = "student"
+    shared: bool = False
+    start: Literal["random", "least-squares", "procrustes", "pca"] = "random"
+
+    def __post_init__(self) -> None:
+        if self.side == "teacher" and self.kind != "orthogonal":
+            raise UsageError(
+                f"a {self.kind} projection of the teacher's features could learn to give the same for every token "
+                f"(accepted: align.projection=orthogonal with align.side=teacher)"
+            )
+        accepted = STARTS[self.kind]
+        if self.start not in accepted:
+            raise UsageError(
+                f"a {self.kind} projection cannot start by {self.start!r} (accepted: {', '.join(accepted)})"
+            )
+
+
+STARTS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("random", "least-squares", "procrustes", "pca"),
+    "norm": ("random", "least-squares", "procrustes", "pca"),
+    "mlp": ("random",),
+    "orthogonal": ("random", "procrustes", "pca"),
+}
+"""For each kind of projection, how it can start."""
+
+
+@dataclass(frozen=True)
+class ProjectionShape:
+    """A map from one side's width to the other's, for one pair of layers or, where it is shared, all of a stack."""
+
+    student: Layer
+    teacher: Layer
+    student_width: int
+    teacher_width: int
+    style: ProjectionStyle = ProjectionStyle()
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The width that goes in and the width that comes out."""
+        widths = self.student_width, self.teacher_width
+        return widths if self.style.side == "student" else widths[::-1]
+
+    @property
+    def parameters(self) -> int:
+        """Its number of weights; linear maps have no bias."""
+        into, out = self.ends
+        match self.style.kind:
+            case "norm":
+                return into * out + 2 * out
+            case "mlp":
+                return (into + out) * max(into, out) + max(into, out) + out
+        return into * out
+
+
+@dataclass(frozen=True)
+class HeadMix:
+    """Learned shares by which a student layer's heads are mixed into as many as its teacher layer has."""
+
+    student: Layer
+    teacher: Layer
+    student_heads: int
+    teacher_heads: int
+
+
+def blend(student: Layer) -> Layer:
+    """What a student layer is compared with where it attends to several teacher layers: the mean it makes of them."""
+    return Layer(f"{student.stack}_all", student.number)
+
+
+def crossed(layer: Layer) -> Layer:
+    """In a decoder, the attention to the encoder that stands beside a layer, or beside a blend of layers."""
+    return Layer(layer.stack.replace("decoder", CROSS), layer.number)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What aligns a student with its teacher.
+
+    Attributes:
+        maps: one per aligned pair of stacks.
+        projections: for pairs whose widths differ, in their style; empty where they agree. Shared ones are named by the
+            first pair of their stack.
+        statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
+        chosen: how the map was chosen, for the reader.
+        choice: the measured map that was asked for; empty for one that needs no measuring.
+        similarities: for each stack, the CKA of every student layer with every teacher layer, once measured.
+        heads: how attention maps are compared: ``each``, ``mean`` or ``mix``.
+        relations: what the relations between positions are of: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: of relations between positions.
+        style: of the projections.
+        attended: whether each student layer is compared with a mean of its map's teacher layers, to which it attends.
+        weighting: how lambda_l go on from the maps' weights: ``static`` (they stay), ``learned`` or ``adaptive``.
+    """
+
+    teacher: Architecture
+    student: Architecture
+    maps: tuple[LayerMap, ...]
+    projections: tuple[ProjectionShape, ...] = ()
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    chosen: str = ""
+    choice: str = ""
+    similarities: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    heads: Literal["each", "mean", "mix"] = "each"
+    relations: Literal["values", "all"] = "values"
+    relation_heads: int = 1
+    style: ProjectionStyle = ProjectionStyle()
+    attended: bool = False
+    weighting: Literal["static", "learned", "adaptive"] = "static"
+
+    @property
+    def mixes(self) -> tuple[HeadMix, ...]:
+        """The mixes of heads that attention maps need, those of the attention to the encoder, too."""
+        found = []
+        for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
+            crossing = self.student.reads_target(one.student_stack)
+            pairs = self.pairs_of(one) if self.heads == "mix" and ours.heads != theirs.heads else ()
+            found += [HeadMix(student, teacher, ours.heads, theirs.heads) for student, teacher, _ in pairs]
+            for student, teacher, _ in pairs if crossing else ():
+                found.append(HeadMix(crossed(student), crossed(teacher), ours.heads, theirs.heads))
+        return tuple(found)
+
+    @property
+    def stacks(self) -> tuple[tuple[Stack, Stack], ...]:
+        """The aligned stacks, the teacher's and the student's."""
+        return tuple((self.teacher.stack(m.teacher_stack), self.student.stack(m.student_stack)) for m in self.maps)
+
+    def __post_init__(self) -> None:
+        if not self.maps:
+            raise UsageError("the plan maps no stack")
+        if len({one.student_stack for one in self.maps}) < len(self.maps):
+            raise UsageError("the plan maps a stack twice")
+        if any(not value > 0 for value in self.statistics.values()):
+            raise UsageError("the plan's variances must be above 0")
+        if self.relation_heads not in _relation_heads(self.stacks):
+            raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
+        for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
+            self._check(one, teacher, student)
+        if self.choice and not needs_measuring(self.choice):
+            raise unknown("measured map", self.choice, MEASURED)
+        if self.weighting != "static" and (self.attended or self.choice):
+            raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
+        if self.projections != _projections(self.teacher, self.student, self.maps, self.style, self.attended):
+            raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
+
+    def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
+        if teacher.name != student.name:
+            raise UsageError(f"the plan maps {student.name} to {teacher.name}: stacks of one name are aligned")
+        for ours, theirs in one.pairs:
+            _in_range("student", ours, student)
+            _in_range("teacher", theirs, teacher)
+        alike = self.similarities.get(student.name)
+        if alike is None:
+            return
+        if not all(math.isfinite(value) for row in alike for value in row):
+            raise UsageError(f"the similarities of {student.name} are not all numbers")
+        if (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
+            raise UsageError(
+                f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
+            )
+
+    @property
+    def pairs(self) -> tuple[tuple[Layer, Layer, float], ...]:
+        """All (student layer, teacher layer, lambda_l) that are compared, stack by stack."""
+        return tuple(pair for one in self.maps for pair in self.pairs_of(one))
+
+    def pairs_of(self, one: LayerMap) -> tuple[tuple[Layer, Layer, float], ...]:
+        """Those of one map; where teacher layers are attended to, each student layer with its ``blend`` of them."""
+        pairs = [
+            (Layer(one.student_stack, ours), Layer(one.teacher_stack, theirs), weight)
+            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
+        ]
+        if not self.attended:
+            return tuple(pairs)
+        shares: dict[Layer, float] = {}
+        for ours, _, weight in pairs:
+            shares[ours] = shares.get(ours, 0.0) + weight
+        return tuple((ours, blend(ours), weight) for ours, weight in shares.items())
+
+    @property
+    def teaching(self) -> tuple[Layer, ...]:
+        """The teacher layers that are read."""
+        return tuple(dict.fromkeys(Layer(one.teacher_stack, theirs) for one in self.maps for _, theirs in one.pairs))
+
+    def attended_by(self, student: Layer) -> tuple[Layer, ...]:
+        """The teacher layers that a student layer attends to."""
+        return tuple(
+            Layer(one.teacher_stack, theirs)
+            for one in self.maps
+            for ours, theirs in one.pairs
+            if Layer(one.student_stack, ours) == student
+        )
+
+    def variance(self, teacher_layer: Layer) -> float:
+        """The calibrated variance of a teacher layer's features; of a blend, the mean of its layers'."""
+        layers = [teacher_layer]
+        if self.attended:
+            layers = [layer for layer in self.teaching if blend(layer).stack == teacher_layer.stack]
+        return sum(self.statistics[f"variance/{layer}"] for layer in layers) / len(layers)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every teacher layer's variance is known, and a map that is to be measured was."""
+        measured = not self.choice or bool(self.similarities)
+        return measured and all(f"variance/{teacher}" in self.statistics for teacher in self.teaching)
+
+    def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
+        """The same plan, calibrated."""
+        return replace(self, statistics=dict(statistics))
+
+    @property
+    def depth(self) -> int:
+        """How many of the student's layers are mapped, in the stack where they are most."""
+        return max(len({ours for ours, _ in one.pairs}) for one in self.maps)
+
+    def bottom(self, layers: int) -> "Plan":
+        """Of each stack only so many of the student's mapped layers, the lowest; their lambda_l sum to 1 again."""
+        maps = []
+        for one in self.maps:
+            lowest = sorted({ours for ours, _ in one.pairs})[:layers]
+            kept = [(pair, weight) for pair, weight in zip(one.pairs, one.weights, strict=True) if pair[0] in lowest]
+            pairs, weights = zip(*kept, strict=True)
+            maps.append(replace(one, pairs=pairs, weights=_shares(weights, pairs)))
+        projections = _projections(self.teacher, self.student, maps, self.style, self.attended)
+        return replace(self, maps=tuple(maps), projections=projections)
+
+    def fits(self, teacher: Architecture, student: Architecture) -> None:
+        """Check that the plan was made for these two models.
+
+        Raises:
+            UsageError: their stacks are others than the plan's.
+        """
+        for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
+            if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
+                raise UsageError(f"the plan is for the {word} {_shape(planned)}, but the {word} is {_shape(given)}")
+            if planned.family != given.family:
+                raise UsageError(
+                    f"the plan is for a {planned.family} model as the {word}, but the {word} is a {given.family} one"
+                )
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(Plan).dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            UsageError: it is not a plan, or its layers are out of range.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        tree = parse_json(text, "a plan")
+        _check_sizes(tree)
+        adapter = TypeAdapter(Plan)
+        try:
+            plan = adapter.validate_python(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"not a plan: {place} {first['msg']}") from None
+        try:
+            taken = json.loads(adapter.dump_json(plan))
+        except ValueError:
+            raise UsageError("not a plan: a text in it has half a surrogate pair") from None
+        place = _taken_otherwise(tree, taken)
+        if place:
+            raise UsageError(f"not a plan: {place} is no key of it, or its value is of another kind")
+        return plan
+
+
+_ABSENT = object()
+_LARGEST = 10**6
+"""Of a stack's numbers, from which loops are made."""
+
+
+def _check_sizes(tree: object) -> None:
+    """Refuse models that cannot be, before anything is made of their numbers."""
+    for side in ("teacher", "student") if isinstance(tree, dict) else ():
+        model = tree.get(side) if isinstance(tree, dict) else None
+        stacks = model.get("stacks") if isinstance(model, dict) else None
+        for stack in stacks if isinstance(stacks, list) else ():
+            for key, value in stack.items() if isinstance(stack, dict) else ():
+                if key != "name" and (type(value) is not int or not 1 <= value <= _LARGEST):
+                    raise UsageError(f"not a plan: {side}.stacks: {key} is a whole number from 1 to {_LARGEST:,}")
+        family = model.get("family") if isinstance(model, dict) else None
+        families = sorted({layout.family for layout in LAYOUTS.values()})
+        if isinstance(family, str) and family not in families:
+            raise unknown(f"family of the plan's {side}", family, families)
+
+
+def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
+    """The first place where a tree is not what was read of it (true for 1, a key that is none); empty for none."""
+    inner: list[tuple[str, object, object]]
+    if isinstance(given, dict) and isinstance(taken, dict):
+        inner = [(str(key), value, taken.get(key, _ABSENT)) for key, value in given.items()]
+    elif isinstance(given, list) and isinstance(taken, list) and len(given) == len(taken):
+        inner = [(str(number), one, other) for number, (one, other) in enumerate(zip(given, taken, strict=True))]
+    else:
+        as_float = type(given) is int and type(taken) is float
+        return "" if given == taken and (as_float or type(given) is type(taken)) else place.lstrip(".") or "the whole"
+    return next((found for key, *both in inner if (found := _taken_otherwise(both[0], both[1], f"{place}.{key}"))), "")
+
+
+def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
+    """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
+
+    Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
+    FitNets (Romero et al. 2015, arXiv:1412.6550), whose lower half is taught first, and the stacked distillation of
+    Aguilar et al. 2020, arXiv:1910.03723.
+
+    Raises:
+        UsageError: the lowest layers have weights of 0.
+    """
+    parts = plan.depth if share else 1
+    try:
+        return tuple(
+            (share * number / parts, plan.bottom(number + 1) if number + 1 < parts else plan) for number in range(parts)
+        )
+    except UsageError as error:
+        raise UsageError(f"align.grow begins with the lowest layers: {error}") from None
+
+
+def read_plan(file: Path) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        UsageError: unreadable, or not a plan.
+    """
+    try:
+        return Plan.from_json(read_text(file))
+    except UsageError as error:
+        raise UsageError(f"plan {str(file)!r}: {error}") from None
+
+
+def propose(
+    teacher: Architecture,
+    student: Architecture,
+    choice: str = "auto",
+    cut_from: Mapping[str, Sequence[int]] | None = None,
+    weights: Sequence[float] | str = "uniform",
+    heads: Literal["auto", "each", "mean", "mix"] = "auto",
+    relations: Literal["values", "all"] = "values",
+    relation_heads: int | None = None,
+    style: ProjectionStyle = ProjectionStyle(),
+) -> Plan:
+    """Propose the plan that aligns a student with a teacher, from their architectures alone.
+
+    Args:
+        teacher: what teaches.
+        student: what learns.
+        choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
+            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
+            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
+            ``learned``, every student layer with all teacher layers, to which it attends.
+        cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
+        weights: lambda_l for each pair of every stack, any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
+        heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
+        relations: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
+        style: of projections.
+
+    Raises:
+        UsageError: a choice that is unknown or out of range.
+    """
+    maps, chosen, measured = [], "", needs_measuring(choice)
+    if measured:
+        measured_strategy(choice)
+        if weights != "uniform":
+            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
+    for ours in student.stacks:
+        if ours.name not in {stack.name for stack in teacher.stacks}:
+            continue
+        theirs = teacher.stack(ours.name)
+        if choice == "auto" and cut_from is not None:
+            pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
+        elif measured or (choice == "auto" and ours.layers > theirs.layers):
+            same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
+            pairs = list(enumerate(same_depth))
+            chosen = f"{choice}, not measured yet" if measured else "layers of the same depth"
+        elif choice == LEARNED:
+            pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
+            chosen = "learned: each student layer attends to all teacher layers"
+        elif choice == TOP:
+            pairs, chosen = [(ours.layers - 1, theirs.layers - 1)], "the last layers alone"
+        elif ":" in choice:
+            pairs, chosen = _given_pairs(choice), "given"
+        else:
+            chosen = "uniform" if choice == "auto" else choice
+            words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
+            pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
+        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, pairs)))
+    if not maps:
+        raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
+    attended = choice == LEARNED
+    if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
+        raise UsageError(
+            "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
+            "align.start=random with align.side=student alone"
+        )
+    projections = _projections(teacher, student, maps, style, attended)
+    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
+    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+    accepted = _relation_heads(plan.stacks)
+    if relation_heads is None:
+        relation_heads = max(number for number in accepted if number <= plan.stacks[0][0].heads)
+    elif relation_heads not in accepted:
+        shown = ", ".join(map(str, accepted))
+        raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
+    if measured and choice not in MEASURED:  # what it cannot do is found before a run begins
+        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
+    return replace(
+        plan,
+        choice=choice if measured else "",
+        heads=heads if heads != "auto" else "each" if same else "mix",
+        relations=relations,
+        relation_heads=relation_heads,
+        weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
+    )
+
+
+def _by_depth(student: int, teacher: int) -> Alike:
+    """Likeness that falls with the distance of the layers' depths, (student layers, teacher layers): a stand-in."""
+    ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
+    alike: Alike = 1 - np.abs(ours[:, None] - theirs)
+    return alike
+
+
+def _relation_heads(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
+    """The numbers of relation heads that divide every width of queries, keys and values."""
+    widths = [
+        number * stack.head_width for pair in stacks for stack in pair for number in (stack.heads, stack.kv_heads)
+    ]
+    common = math.gcd(*widths)
+    return [number for number in range(1, common + 1) if common % number == 0]
+
+
+def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
+    """A plan with these similarities, and the map that they suggest where a measured one was asked for.
+
+    Args:
+        plan: whose maps may still be stand-ins.
+        similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
+        source: what they were measured on, for the reader.
+
+    Raises:
+        UsageError: a function of the user's that gives no map.
+    """
+    kept = {name: tuple(tuple(row) for row in alike.tolist()) for name, alike in similarities.items()}
+    if not plan.choice:
+        return replace(plan, similarities=kept)
+    maps = _measured_maps(plan, plan.choice, similarities)
+    return replace(
+        plan,
+        maps=maps,
+        projections=_projections(plan.teacher, plan.student, maps, plan.style, plan.attended),
+        chosen=f"{plan.choice} by likeness (CKA) over {source}",
+        similarities=kept,
+        statistics={},
+    )
+
+
+def alternatives(plan: Plan) -> dict[str, float]:
+    """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
+
+    For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
+    """
+    if not plan.similarities:
+        return {}
+    found = {"this map": _likeness(plan.maps, plan.similarities)}
+    if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
+        for name in STRATEGIES:
+            found[name] = _likeness(propose(plan.teacher, plan.student, name).maps, plan.similarities)
+    measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
+    return found | {name: _likeness(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED}
+
+
+def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
+    maps = []
+    for one in plan.maps:
+        try:
+            flows = measured_strategy(choice)(similarities[one.student_stack])
+            pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
+        except Exception as error:  # whatever a function of the user's raises
+            raise UsageError(
+                f"map {choice!r} failed ({type(error).__name__}: {error}); accepted is a function that gives "
+                f"(student layer, teacher layer, weight) for each pair"
+            ) from error
+        try:
+            weights = _shares([weight for *_, weight in flows], pairs)
+            maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
+        except UsageError as error:
+            raise UsageError(f"map {choice!r}: {error}") from None
+    return tuple(maps)
+
+
+def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
+    means = [
+        sum(
+            weight * similarities[one.student_stack][ours][theirs]
+            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
+        )
+        for one in maps
+    ]
+    return sum(means) / len(means)
+
+
+def _shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """lambda_l scaled to sum to 1; by a word equal, or in proportion to a student layer's rank from the bottom."""
+    if weights == "ramp":
+        layers = sorted({ours for ours, _ in pairs})
+        weights = [layers.index(ours) + 1 for ours, _ in pairs]
+    if isinstance(weights, str):
+        return (1 / len(pairs),) * len(pairs)
+    if len(weights) != len(pairs):
+        raise UsageError(f"{len(weights)} weights lambda_l are given for {len(pairs)} pairs of layers")
+    total = sum(weights)
+    if not 0 < total < math.inf:
+        raise UsageError(f"weights lambda_l must not be negative, and one must be above 0; given {tuple(weights)}")
+    return tuple(weight / total for weight in weights)
+
+
+def _projections(
+    teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
+) -> tuple[ProjectionShape, ...]:
+    shapes = []
+    for layer_map in maps:
+        ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
+        pairs = [(Layer(ours.name, one), Layer(theirs.name, other)) for one, other in layer_map.pairs]
+        if attended:
+            pairs = [(one, blend(one)) for one in dict.fromkeys(one for one, _ in pairs)]
+        for pair in pairs[: 1 if style.shared else None] if ours.width != theirs.width else ():
+            shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
+    return tuple(shapes)
+
+
+def _given_pairs(choice: str) -> list[tuple[int, int]]:
+    words = re.split(r"[ ,]+", choice.strip())
+    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
+        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
+    pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
+    return pairs
+
+
+def _in_range(word: str, layer: int, stack: Stack) -> None:
+    if not 0 <= layer < stack.layers:
+        raise UsageError(f"the map names {word} layer {layer}; its {stack.name} has layers 0 to {stack.layers - 1}")
+
+
+def _shape(architecture: Architecture) -> str:
+    stacks = ", ".join(f"{s.name} {s.layers} x {s.width}, {s.heads} heads" for s in architecture.stacks)
+    return f"{architecture.model_type} ({stacks})"

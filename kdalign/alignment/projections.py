@@ -1,0 +1,112 @@
+"""Projections: what brings a student layer's features and attention maps to its teacher layer's width and heads."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+from torch.nn.utils.parametrize import is_parametrized
+
+from kdalign.alignment.plan import HeadMix, ProjectionShape
+from kdalign.models.architecture import Layer
+
+
+class Projections(nn.Module):
+    """What brings a student's signals to its teacher's shapes, pair by pair; pairs of equal shape pass unchanged.
+
+    A map for features of each pair of layers whose widths differ, or one for all of a stack; and for attention maps of
+    each pair whose heads differ, learned shares that start equal. They belong to training alone: they are optimised and
+    checkpointed with the student and never exported in it.
+    """
+
+    def __init__(self, shapes: Sequence[ProjectionShape], seed: int, mixes: Sequence[HeadMix] = ()) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.maps = nn.ModuleDict({_key_of(shape): _made(shape) for shape in shapes})
+        self.mixes = nn.ParameterDict(
+            {_key(mix.student, mix.teacher): torch.zeros(mix.teacher_heads, mix.student_heads) for mix in mixes}
+        )
+
+    def forward(
+        self, hidden: Float[Tensor, "batch time width"], student: Layer, teacher: Layer
+    ) -> Float[Tensor, "batch time other_width"]:
+        """One side's features of a pair at the other side's width."""
+        for key in (_key(student, teacher), _stacks(student, teacher)):
+            if key in self.maps:
+                projected: Tensor = self.maps[key](hidden)
+                return projected
+        return hidden
+
+    def start(self, shape: ProjectionShape, weight: Float[Tensor, "out into"]) -> None:
+        """Begin a projection's linear map with this weight."""
+        made = self.maps[_key_of(shape)]
+        linear = made[0] if isinstance(made, nn.Sequential) else made
+        with torch.no_grad():
+            linear.weight = weight if is_parametrized(linear) else nn.Parameter(weight)
+
+    def mixed(
+        self, attention: Float[Tensor, "batch heads time keys"], student: Layer, teacher: Layer
+    ) -> Float[Tensor, "batch teacher_heads time keys"]:
+        """The student layer's maps as many as the teacher layer has: each a mean of its heads, by learned shares."""
+        key = _key(student, teacher)
+        if key not in self.mixes:
+            return attention
+        with torch.autocast(attention.device.type, enabled=False):
+            return torch.einsum("ts,bsij->btij", self.mixes[key].softmax(dim=-1), attention.float())
+
+
+def _made(shape: ProjectionShape) -> nn.Module:
+    into, out = shape.ends
+    linear = nn.Linear(into, out, bias=False)
+    match shape.style.kind:
+        case "norm":
+            return nn.Sequential(linear, nn.LayerNorm(out))
+        case "mlp":
+            middle = max(into, out)
+            return nn.Sequential(nn.Linear(into, middle), nn.GELU(), nn.Linear(middle, out))
+        case "orthogonal":
+            # Not by Householder reflections, torch's choice for such shapes: weight decay alone turns its signs to 0.
+            return orthogonal(linear, orthogonal_map="matrix_exp")
+    return linear
+
+
+def first_weight(
+    start: str, given: Float[Tensor, "tokens into"], wanted: Float[Tensor, "tokens out"], scaled: bool
+) -> Float[Tensor, "out into"]:
+    r"""The weight W with which a projection starts, from features X that go in and Y that should come out.
+
+    ``least-squares`` minimises :math:`\|X W^\top - Y\|^2` (with a ridge of a ten-thousandth of X's mean square, since
+    features of few tokens may not span their width). ``procrustes`` does so among maps with orthonormal rows or columns
+    (Schönemann 1966), and where it is ``scaled``, times one number. ``pca`` goes to or from the main directions of the
+    wider side, which fits a narrow side that was made of them.
+    """
+    x, y = given.double(), wanted.double()
+    weight: Tensor
+    if start == "least-squares":
+        ridge = 1e-4 * x.square().mean() * len(x) * torch.eye(x.size(1), dtype=x.dtype)
+        weight = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T
+    elif start == "procrustes":
+        left, sizes, right = torch.linalg.svd(x.T @ y, full_matrices=False)
+        scale = sizes.sum() / x.square().sum() if scaled else 1.0
+        weight = (scale * left @ right).T
+    else:
+        wide, narrow = (x, y.size(1)) if x.size(1) > y.size(1) else (y, x.size(1))
+        wide_apart = wide - wide.mean(dim=0)
+        main = torch.linalg.eigh(wide_apart.T @ wide_apart)[1].flip(1)[:, :narrow]  # (wide, narrow)
+        weight = main.T if wide is x else main
+    return weight.float().contiguous()
+
+
+def _key_of(shape: ProjectionShape) -> str:
+    name = _stacks if shape.style.shared else _key
+    return name(shape.student, shape.teacher)
+
+
+def _stacks(student: Layer, teacher: Layer) -> str:
+    return f"{student.stack}_to_{teacher.stack}"
+
+
+def _key(student: Layer, teacher: Layer) -> str:
+    return f"{student.stack}_{student.number}_to_{teacher.stack}_{teacher.number}"

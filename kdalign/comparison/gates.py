@@ -1,0 +1,318 @@
+"""Gates: what must hold of a table for a build to pass, by itself or beside an earlier table.
+
+Two kinds, both written as on the command line::
+
+    retained>=97                 a bound on a column: >=, >, <=, < or =
+    sst2/accuracy=0.5            how much worse than an earlier table's a column may be, in its unit
+
+A name is a column's key (``sst2/accuracy``) or a metric's (``accuracy``, of every task that has it). Students and
+evaluated models are gated; teachers, what needs no model, and what others have published are not.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdalign.comparison.compare import compare
+from kdalign.comparison.ranking import named
+from kdalign.comparison.table import Cell, Column, Comparison, Row
+from kdalign.errors import UsageError
+from kdalign.files import read_json
+from kdalign.runs.markdown import plain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_REQUIREMENT = re.compile(r"\s*([^<>]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
+_PROTOCOL = re.compile(r"(.+?): (.+ \[[0-9a-f]+\]|\S+, n = [\d,]+(?= of ))")
+"""A task and the data that it was scored on, at the start of a note; of evaluations, which keep no fingerprint, the
+split and its size."""
+_DIGITS = 6
+"""At most so many decimals, where fewer would hide on which side of its bound a value lies."""
+_NONE = Cell(None, reason="the row has none")
+_Made = TypeVar("_Made", Cell, Column, Row)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A bound on a column."""
+
+    name: str
+    relation: str
+    bound: float
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """How much worse than an earlier value a column may be, in its unit, whichever direction is worse."""
+
+    name: str
+    most: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate on one row: what was asked, what was found, and whether it holds.
+
+    Attributes:
+        row: empty where the table has no row to look at.
+        found: the value with its interval, or why there is none.
+        value: None where there is none; the gate then fails.
+        baseline: the earlier value; None for a bound.
+    """
+
+    row: str
+    column: str
+    asked: str
+    found: str
+    passed: bool
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    baseline: float | None = None
+
+    @property
+    def line(self) -> str:
+        """All of it on one line."""
+        row = f"{self.row}: " if self.row else ""
+        return f"{'pass' if self.passed else 'FAIL'}: {row}{self.asked}; {self.found}"
+
+
+def check_gates(
+    now: Comparison, require: Sequence[str] = (), max_drop: Sequence[str] = (), baseline: str | Path | None = None
+) -> tuple[Verdict, ...]:
+    """Hold a table against gates; all are looked at, whichever fail.
+
+    Args:
+        now: the table, with every column.
+        require: bounds such as ``retained>=97``.
+        max_drop: largest drops such as ``accuracy=0.5``, several separated by commas.
+        baseline: the earlier table in JSON, or a run or evaluation that makes one.
+
+    Raises:
+        UsageError: a gate that cannot be read, an unknown column, or a baseline that is not there.
+    """
+    bounds = [_requirement(text) for text in require]
+    drops = [_drop(part) for text in max_drop for part in text.split(",")]
+    if drops and baseline is None:
+        raise UsageError("--max-drop needs the earlier table: --baseline FILE")
+    if baseline is not None and not drops:
+        raise UsageError("--baseline is held against what --max-drop names, such as --max-drop accuracy=0.5")
+    before = read_baseline(Path(baseline)) if baseline is not None else None
+    verdicts: list[Verdict] = []
+    measured = [column for column in now.columns if not column.published]
+    for bound in bounds:
+        for column in named(bound.name, measured):
+            verdicts += _required(bound, column, now)
+    for drop in drops:
+        for column in named(drop.name, measured):
+            assert before is not None, "drops come with a baseline"
+            verdicts += _dropped(drop, column, now, before)
+    return tuple(verdicts)
+
+
+def read_baseline(path: Path) -> Comparison:
+    """An earlier table: what ``kdalign compare --format json`` wrote, or the table of a run or an evaluation.
+
+    Raises:
+        UsageError: nothing there, or something else.
+    """
+    try:
+        tree = read_json(path) if path.is_file() else None
+        if isinstance(tree, dict) and {"columns", "rows"} <= set(tree):
+            return _table_of(tree, path)
+        return compare([path])
+    except UsageError as error:
+        raise UsageError(f"--baseline: {error}") from None
+
+
+def below(shown: "RenderableType", form: str, verdicts: Sequence[Verdict]) -> "RenderableType":
+    """A rendered table with the gates in it: below it in Markdown, a part of the object in JSON; others as they are."""
+    if form == "json" and verdicts:
+        return json.dumps(json.loads(str(shown)) | {"gates": [asdict(verdict) for verdict in verdicts]}, indent=2)
+    if form == "markdown" and verdicts:
+        lines = [f"- {_bold_outcome(plain(verdict.line))}" for verdict in verdicts]
+        return "\n".join([str(shown).rstrip("\n"), "", "Gates:", "", *lines])
+    return shown
+
+
+def _bold_outcome(line: str) -> str:
+    outcome, _, rest = line.partition(":")
+    return f"**{outcome}**:{rest}"
+
+
+def _requirement(text: str) -> Requirement:
+    found = _REQUIREMENT.fullmatch(text)
+    bound = _number(found[3]) if found else None
+    if found is None or bound is None:
+        raise UsageError(f"--require {text!r}: give a column, one of >= > <= < = and a number, such as 'retained>=97'")
+    return Requirement(found[1], found[2], bound)
+
+
+def _drop(text: str) -> MaxDrop:
+    name, equals, given = (part.strip() for part in text.partition("="))
+    most = _number(given)
+    if not name or not equals or most is None or most < 0:
+        raise UsageError(
+            f"--max-drop {text.strip()!r}: give a column and the largest drop in its unit, 0 or more, "
+            f"such as accuracy=0.5"
+        )
+    return MaxDrop(name, most)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _gated(comparison: Comparison, column: Column) -> list[Row]:
+    """The rows that a gate looks at: students and evaluated models whose column it is, with a value or without."""
+    rows = [row for row in comparison.rows if row.kind in ("student", "evaluation")]
+    return [row for row in rows if column.key in row.cells or _misses(row, column)]
+
+
+def _misses(row: Row, column: Column) -> bool:
+    """Whether a row ought to have a column that it lacks: one of its own task, or one that every student has."""
+    if not column.task:
+        return row.kind == "student"
+    return any(key == column.task or key.startswith(f"{column.task}/") for key in row.cells)
+
+
+def _nobody(column: Column, asked: str) -> Verdict:
+    return Verdict("", column.key, asked, "no student and no evaluated model has this column", passed=False)
+
+
+def _required(gate: Requirement, column: Column, now: Comparison) -> list[Verdict]:
+    asked = f"{column.key} {gate.relation} {gate.bound:g}"
+    verdicts = []
+    for row in _gated(now, column):
+        cell = row.cells.get(column.key, _NONE)
+        held = cell.value is not None and _RELATIONS[gate.relation](cell.value, gate.bound)
+        found = _shown(cell, column, gate.bound)
+        verdicts.append(Verdict(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high))
+    return verdicts or [_nobody(column, asked)]
+
+
+def _dropped(gate: MaxDrop, column: Column, now: Comparison, before: Comparison) -> list[Verdict]:
+    asked = f"{column.key} at most {gate.most:g}{_unit(column)} worse than the baseline"
+    rows, earlier = _gated(now, column), _gated(before, column)
+    moved = _other_data(column, now, before)
+    verdicts = []
+    for row in rows:
+        cell = row.cells.get(column.key, _NONE)
+        alike = earlier if len(rows) == len(earlier) == 1 else [old for old in earlier if old.name == row.name]
+        old = alike[0].cells.get(column.key, _NONE) if len(alike) == 1 else _NONE
+        worse = None
+        if cell.value is not None and old.value is not None:
+            worse = old.value - cell.value if column.higher_is_better else cell.value - old.value
+        if not alike:
+            has = ", ".join(old.name for old in earlier) or "none with this column"
+            said = f"the baseline has no row {row.name!r} (it has: {has})"
+        elif len(alike) > 1:
+            said = f"the baseline has {len(alike)} rows {row.name!r}"
+        elif old.value is None:
+            said = f"the baseline has no value{f' ({old.reason})' if old.reason else ''}"
+        elif moved:
+            said = moved
+        else:
+            said = f"before {_plain(old.value, column.digits + 1)}"
+            said += f": {_change(worse)}" if worse is not None else ""
+        held = worse is not None and not moved and _at_most(worse, gate.most)
+        found = f"{_shown(cell, column)}, {said}"
+        verdicts.append(Verdict(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high, old.value))
+    return verdicts or [_nobody(column, asked)]
+
+
+def _other_data(column: Column, now: Comparison, before: Comparison) -> str:
+    """Why values do not compare: what the baseline's runs were scored on, where that was other data; else nothing."""
+    ours, theirs = _protocols(now, column.task), _protocols(before, column.task)
+    same = ours <= theirs if column.task else ours == theirs  # a mean over tasks is of all of them
+    if column.cost or not ours or not theirs or same:
+        return ""
+    return f"the baseline was scored on other data: {'; '.join(sorted(theirs - ours) or sorted(theirs))}"
+
+
+def _protocols(comparison: Comparison, task: str) -> set[str]:
+    found = [_PROTOCOL.match(note) for note in comparison.notes]
+    return {match[0] for match in found if match is not None and task in ("", match[1])}
+
+
+def _at_most(value: float, bound: float) -> bool:
+    return value <= bound or _equal(value, bound)
+
+
+def _equal(value: float, bound: float) -> bool:
+    """Equal but for the rounding of floating-point numbers: 29 of 100 is 28.999999999999996 per cent."""
+    return math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-9)
+
+
+_RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
+    ">=": lambda value, bound: value >= bound or _equal(value, bound),
+    ">": lambda value, bound: value > bound and not _equal(value, bound),
+    "<=": _at_most,
+    "<": lambda value, bound: value < bound and not _equal(value, bound),
+    "=": _equal,
+}
+
+
+def _shown(cell: Cell, column: Column, bound: float | None = None) -> str:
+    """A value with its interval, exact enough to see on which side of a bound it lies; or why there is none."""
+    if cell.value is None:
+        return f"no value{f' ({cell.reason})' if cell.reason else ''}"
+    digits = column.digits + 1
+    while bound is not None and not _equal(cell.value, bound) and round(cell.value, digits) == bound:
+        if digits == _DIGITS:
+            break
+        digits += 1
+    shown = f"found {_plain(cell.value, digits)}{'*' if cell.mark else ''}"
+    if cell.low is not None and cell.high is not None:
+        shown += f" ({_plain(cell.low, column.digits)} to {_plain(cell.high, column.digits)})"
+    return shown
+
+
+def _plain(value: float, digits: int) -> str:
+    if abs(value) >= 1e9:  # as a table shows it
+        return f"{value:.4e}"
+    return f"{value:,.{digits}f}"
+
+
+def _change(worse: float) -> str:
+    if _equal(worse, 0):
+        return "the same"
+    return f"{abs(worse):.4g} {'worse' if worse > 0 else 'better'}"
+
+
+def _unit(column: Column) -> str:
+    """A difference's unit: of percentages, points."""
+    return " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
+
+
+def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:
+    """A table from its JSON; what another version added is passed over."""
+    try:
+        columns = tuple(_made(Column, column) for column in tree["columns"])
+        rows = []
+        for row in tree["rows"]:
+            cells = {str(key): _made(Cell, cell) for key, cell in row["cells"].items()}
+            if not isinstance(row["name"], str):
+                raise TypeError(f"{row['name']!r} is no name of a row")
+            rows.append(_made(Row, {**row, "cells": cells}))
+        cells_of_all = [cell for row in rows for cell in row.cells.values()]
+        for value in (value for cell in cells_of_all for value in (cell.value, cell.low, cell.high)):
+            if value is not None and not isinstance(value, int | float):
+                raise TypeError(f"{value!r} is no number")
+        return Comparison(columns, tuple(rows), tuple(map(str, tree.get("notes", ()))))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{str(file)!r} is not a table that `kdalign compare --format json` wrote: {error}") from None
+
+
+def _made(kind: type[_Made], tree: Mapping[str, Any]) -> _Made:
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in tree.items() if name in names})

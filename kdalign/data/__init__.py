@@ -1,0 +1,1 @@
+"""Tasks and their splits, tokenization, two tokenizers at once, windows and batches."""

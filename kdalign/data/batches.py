@@ -1,0 +1,381 @@
+"""From token ids to padded batches: grouped by length, the same for any number of ranks.
+
+Randomness is a function of (seed, epoch), so the position in the data is the step number and nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kdalign.data.token_matching import Matching, match
+
+NEIGHBOURHOOD = 200
+"""Batches that are sorted by length together: 98.6 % of SST-2's tokens are then real at batch 64 (of 50: 95.0 %)."""
+
+
+Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
+"""What is done to a row's columns before it is used, by a generator of its own."""
+
+TEACHER = "teacher "
+"""Before the names of columns that a teacher with another tokenizer reads."""
+
+CUT = "cut"
+"""The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
+
+MASKED = "masked "
+"""Before the names of what a student that classifies reads beside, to fill in masked tokens: its ids and targets."""
+
+IGNORED = -100
+"""A target that is not one: padding, a context token, a token that was not masked."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of an epoch: some always, and of others so many, drawn anew."""
+
+    always: Int[np.ndarray[Any, Any], "n"]
+    others: Int[np.ndarray[Any, Any], "m"]
+    drawn: int
+
+    def __len__(self) -> int:
+        return len(self.always) + self.drawn
+
+    def rows(self, generator: np.random.Generator) -> Int[np.ndarray[Any, Any], "rows"]:
+        """An epoch's rows, none of them twice."""
+        return np.concatenate([self.always, np.sort(generator.choice(self.others, self.drawn, replace=False))])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split's token ids.
+
+    Attributes:
+        columns: tokenizer output by name (``input_ids``, ``token_type_ids``, ...), one list of ids an example; where
+            the teacher has another tokenizer, the spans of tokens (``start``, ``end``), too, and all that for it.
+        labels: class numbers, scores, or None.
+        pad: for each column, what padding holds.
+        truncated: how many examples were longer than the limit.
+        corrupt: what is done anew to a row each time it is used, such as masking; None where nothing is.
+        passed_over: how many examples were left out, because nothing that is asked for lies within the limit.
+        words: of the text whose tokens are predicted, divided at white space; 0 where nothing counts them.
+        left_to_right: whether a position has read what stands before it alone, which decides how positions of two
+            tokenizers are matched.
+        bytes: of that text in UTF-8; 0 where nothing counts them.
+        groups: (rows,) which rows an interval resamples together, such as those of one text; None for each by itself.
+        covered: where there are two tokenizers, the characters that lie in tokens of both, and all (no white space).
+        labelled: (rows,) false for those whose label is not known; None where all are known, or there are none.
+        mixture: which rows an epoch has; None for all.
+    """
+
+    columns: dict[str, list[list[int]]]
+    labels: np.ndarray[Any, Any] | None
+    pad: dict[str, int]
+    truncated: int = 0
+    corrupt: Corruption | None = None
+    words: int = 0
+    passed_over: int = 0
+    left_to_right: bool = False
+    covered: tuple[int, int] | None = None
+    bytes: int = 0
+    groups: np.ndarray[Any, Any] | None = None
+    labelled: np.ndarray[Any, Any] | None = None
+    mixture: Mixture | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Tokens of each example."""
+        return np.array([len(ids) for ids in self.columns["input_ids"]])
+
+    def take(self, rows: Sequence[int]) -> "Encoded":
+        """The examples of these rows, in this order."""
+        columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
+        labels = None if self.labels is None else self.labels[np.asarray(rows)]
+        groups = None if self.groups is None else self.groups[np.asarray(rows)]
+        known = None if self.labelled is None else self.labelled[np.asarray(rows)]
+        # The rows' words and bytes are not known.
+        taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
+        return replace(taken, labelled=known, mixture=None)
+
+    def joined(self, others: "Encoded") -> "Encoded":
+        """These rows and others, whose labels are not known where they have none."""
+        assert self.labels is not None, "what has no labels needs no others without"
+        known = np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
+        more = np.full(len(others), others.labels is not None)
+        blank = IGNORED if np.issubdtype(self.labels.dtype, np.integer) else np.nan
+        labels = np.full(len(others), blank, self.labels.dtype) if others.labels is None else others.labels
+        mixture = self.mixture
+        if mixture is not None:
+            mixture = replace(mixture, always=np.append(mixture.always, len(self) + np.arange(len(others))))
+        return replace(
+            self,
+            columns={name: [*column, *others.columns[name]] for name, column in self.columns.items()},
+            labels=np.concatenate([self.labels, labels]),
+            truncated=self.truncated + others.truncated,
+            covered=_added(self.covered, others.covered),
+            labelled=None if known.all() and more.all() else np.concatenate([known, more]),
+            mixture=mixture,
+        )
+
+    def with_unlabelled(self, others: "Encoded", an_epoch: int) -> "Encoded":
+        """These rows, and others without labels, of which an epoch has so many."""
+        both = self.joined(replace(others, labels=None))
+        if an_epoch == len(others):
+            return both
+        return replace(both, mixture=Mixture(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
+
+
+def _added(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded examples.
+
+    Attributes:
+        inputs: tensors (batch, time) by name, ``attention_mask`` among them.
+        labels: (batch,), or None.
+        counted: (batch,), false for a stand-in that keeps a rank without examples in step.
+        real: (batch, time), false for padding, and for tokens that are cut off.
+        targets: (batch, time), the token that a language model answers at each position of its (decoder's) output,
+            ``IGNORED`` where none is asked for; None for a classification task.
+        taught: what a teacher with another tokenizer reads, by name; None for one that reads the same.
+        matching: how its positions bear on the student's.
+        rows: (batch,), the examples' numbers in their split.
+        labelled: (batch,), false where the label is not known, and ``labels`` holds ``IGNORED``, or NaN for a score;
+            None where all are known, or there are none.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    counted: Bool[Tensor, "batch"]
+    real: Bool[Tensor, "batch time"]
+    targets: Tensor | None = None
+    taught: dict[str, Tensor] | None = None
+    matching: Matching | None = None
+    rows: Int[Tensor, "batch"] | None = None
+    labelled: Bool[Tensor, "batch"] | None = None
+
+    @property
+    def supervised(self) -> Bool[Tensor, "batch"]:
+        """Counted examples whose label is known."""
+        return self.counted if self.labelled is None else self.counted & self.labelled
+
+    @property
+    def tokens(self) -> Bool[Tensor, "batch time"]:
+        """Real tokens of counted examples."""
+        return self.real & self.counted[:, None]
+
+    @property
+    def predicted(self) -> Bool[Tensor, "batch time"]:
+        """Positions of counted examples at which a token is asked for."""
+        assert self.targets is not None, "a language-modelling task has targets"
+        return (self.targets != IGNORED) & self.counted[:, None]
+
+    @property
+    def masked(self) -> Bool[Tensor, "batch time"]:
+        """Positions of counted examples that are masked beside, to be filled in; none where nothing is."""
+        if MASKED + "targets" not in self.inputs:
+            return torch.zeros_like(self.real)
+        return (self.inputs[MASKED + "targets"] != IGNORED) & self.counted[:, None]
+
+    @property
+    def taught_inputs(self) -> dict[str, Tensor]:
+        """What the teacher reads."""
+        return self.inputs if self.taught is None else self.taught
+
+    @property
+    def taught_real(self) -> Bool[Tensor, "batch theirs"]:
+        """(batch, the teacher's time), false for padding."""
+        return self.real if self.taught is None else self.taught["attention_mask"].bool()
+
+    @property
+    def compared(self) -> Bool[Tensor, "batch time"]:
+        """Real tokens of counted examples for which the teacher has something to be compared with."""
+        return self.tokens if self.matching is None else self.tokens & self.matching.compared
+
+    @property
+    def answered(self) -> Bool[Tensor, "batch time"]:
+        """Of the positions at which a token is asked for, those at which the teacher is asked the same."""
+        return self.predicted if self.matching is None else self.predicted & (self.matching.answers >= 0)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(
+            {name: value.to(device) for name, value in self.inputs.items()},
+            None if self.labels is None else self.labels.to(device),
+            self.counted.to(device),
+            self.real.to(device),
+            None if self.targets is None else self.targets.to(device),
+            None if self.taught is None else {name: value.to(device) for name, value in self.taught.items()},
+            None if self.matching is None else self.matching.to(device),
+            None if self.rows is None else self.rows.to(device),
+            None if self.labelled is None else self.labelled.to(device),
+        )
+
+
+def collate(
+    encoded: Encoded,
+    rows: Sequence[int],
+    counted: bool = True,
+    width: int | None = None,
+    draw: tuple[int, int] = (0, 0),
+) -> Batch:
+    """Pad these rows on the right, to the longest of them or to ``width``.
+
+    Args:
+        encoded: the split.
+        rows: their numbers.
+        counted: false for a stand-in.
+        width: at least so many positions.
+        draw: (seed, epoch) of what is drawn anew for a row each epoch, such as its masked tokens. A row's draw does
+            not depend on its batch, so that splitting a batch changes nothing.
+    """
+    columns = {name: [column[row] for row in rows] for name, column in encoded.columns.items()}
+    if encoded.corrupt is not None:
+        drawn = []
+        for number, row in enumerate(rows):
+            whole = {name: column[number] for name, column in columns.items()}
+            drawn.append(encoded.corrupt(whole, np.random.default_rng([*draw, row])))
+        columns = {name: [each[name] for each in drawn] for name in drawn[0]}
+    inputs = {name: _padded(column, encoded.pad[name], width) for name, column in columns.items()}
+    real = _mask(columns["input_ids"], width)
+    if CUT in inputs:
+        real = real & (inputs.pop(CUT) == 0)
+    inputs["attention_mask"] = real.long()
+    if "document" in inputs:
+        inputs["attention_mask"] = _within_documents(inputs.pop("document"), real)
+    if "order" in inputs:
+        inputs |= _permutation(inputs.pop("order"), real)
+    if "decoder_input_ids" in columns:
+        inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
+    taught = matching = None
+    if TEACHER + "input_ids" in columns:
+        names = [name for name in inputs if name.startswith(TEACHER)]
+        taught = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
+        taught["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
+        ours, theirs = (torch.stack([each.pop("start"), each.pop("end")], dim=-1) for each in (inputs, taught))
+        matching = match(ours, theirs, encoded.left_to_right)
+    labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
+    if labels is not None and labels.is_floating_point():
+        labels = labels.float()
+    targets = inputs.pop("targets", None)
+    numbers = torch.tensor(rows)
+    known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
+    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers, known)
+
+
+def _padded(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
+    longest = max(max(map(len, column)), width or 0)
+    padded = np.full((len(column), longest), pad, dtype=np.int64)
+    for line, ids in enumerate(column):
+        padded[line, : len(ids)] = ids
+    return torch.from_numpy(padded)
+
+
+def _mask(column: Sequence[Sequence[int]], width: int | None) -> Bool[Tensor, "batch time"]:
+    lengths = torch.tensor([len(ids) for ids in column])
+    return torch.arange(max(int(lengths.max()), width or 0)) < lengths[:, None]
+
+
+def _within_documents(
+    document: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch 1 time time"]:
+    """Who may attend whom where documents are packed: the past of one's own document (padding: itself)."""
+    same = (document[:, :, None] == document[:, None, :]) & (real[:, :, None] == real[:, None, :])
+    return same.tril()[:, None]
+
+
+def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
+    """XLNet's masks: a position sees those that come before it in the order, and every position is predicted."""
+    hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
+    mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)
+    return {"perm_mask": hidden.float(), "target_mapping": mapping}
+
+
+def epoch_batches(
+    lengths: Int[np.ndarray[Any, Any], "n"],
+    size: int,
+    seed: int,
+    epoch: int,
+    tokens: int | None = None,
+    mixture: Mixture | None = None,
+) -> list[list[int]]:
+    """One epoch's global batches: every row once, neighbours of similar length together, in random order.
+
+    Of a ``mixture``, every row that it draws for this epoch.
+
+    Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
+    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` so many
+    tokens or a little more, however many rows that is: no row may then be empty or longer.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(len(lengths) if mixture is None else mixture.rows(generator))
+    together = size if tokens is None else max(1, round(tokens / lengths.mean()))
+    neighbourhoods = np.split(shuffled, range(together * NEIGHBOURHOOD, len(shuffled), together * NEIGHBOURHOOD))
+    ordered = [rows[np.argsort(lengths[rows], kind="stable")] for rows in neighbourhoods]
+    if tokens is None:
+        batches = [rows[i : i + size] for rows in ordered for i in range(0, len(rows), size)]
+    else:  # up and down in turns, so that no batch holds the longest of one and the shortest of the next
+        rows = np.concatenate([rows[:: 1 - 2 * (number % 2)] for number, rows in enumerate(ordered)])
+        before = np.cumsum(lengths[rows]) - lengths[rows]
+        batch = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
+        batches = np.split(rows, np.flatnonzero(np.diff(batch)) + 1)
+    return [batches[i].tolist() for i in generator.permutation(len(batches))]
+
+
+def steps_per_epoch(
+    lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: Mixture | None = None
+) -> int:
+    """The number of batches that ``epoch_batches`` gives."""
+    if tokens is not None:
+        assert mixture is None, "checked: a mixture is one of rows, not of tokens"
+        return max(1, int(lengths.sum()) // tokens)
+    whole, rest = divmod(len(lengths if mixture is None else mixture), size * NEIGHBOURHOOD)
+    return whole * NEIGHBOURHOOD + -(-rest // size)
+
+
+def micro_batches(
+    encoded: Encoded,
+    rows: Sequence[int],
+    rank: int,
+    ranks: int,
+    micro_batch: int | None,
+    draw: tuple[int, int] = (0, 0),
+) -> list[Batch]:
+    """This rank's share of a global batch, in micro-batches; the union over ranks is the batch, each row once.
+
+    Every rank gets the same number of micro-batches, so that their gradients meet; a rank left without a row runs
+    a stand-in that is not counted.
+    """
+    size = micro_batch or -(-len(rows) // ranks)
+    count = -(-len(rows) // (size * ranks))
+    mine = rows[rank::ranks]  # rows are sorted by length: a stride gives every rank the same work
+    shares = [mine[i * size : (i + 1) * size] for i in range(count)]
+    return [
+        collate(encoded, share, draw=draw) if share else collate(encoded, rows[:1], counted=False, draw=draw)
+        for share in shares
+    ]
+
+
+def in_order(encoded: Encoded, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
+    """All rows once in batches of similar length, for evaluation; each batch with its row numbers.
+
+    A batch holds ``size`` rows, or with ``tokens`` as many as fill so many positions, at least one.
+    """
+    lengths = encoded.lengths
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        # From the longest down: what is left to do then takes less and less time, and memory is full at once.
+        rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
+        start += len(rows)
+        yield rows.tolist(), collate(encoded, rows.tolist())

@@ -1,0 +1,117 @@
+"""Which files of a folder hold which split: SPLIT.FORMAT, or shards as data sets on the hub name them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdalign.data.tables import FORMATS, format_of
+from kdalign.errors import UsageError
+
+ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
+
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?")
+"""As ``train-00000-of-00001.parquet``; older ones have a hash at their end."""
+_SPLITS = {"train", "test", *ALIASES, *ALIASES["validation"]}
+_MENDS = {
+    "json": "save it as jsonl, one object a line",
+    "ndjson": "call it .jsonl",
+    "gz": "unpack it",
+    "zip": "unpack it",
+    "bz2": "unpack it",
+    "xz": "unpack it",
+    "zst": "unpack it",
+    "xlsx": "save it as csv",
+    "xls": "save it as csv",
+    "ods": "save it as csv",
+    "arrow": "save it as parquet",
+    "feather": "save it as parquet",
+    "pq": "call it .parquet",
+    "txt": "it holds text without labels, one a line",
+}
+"""What can be done with files of other formats."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a split: the split that its name says, and which part it is of how many; 0 of 0 for a whole one."""
+
+    path: Path
+    split: str
+    number: int = 0
+    count: int = 0
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Equal for the shards of one whole."""
+        return self.split, format_of(self.path), self.count
+
+
+def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
+    """The files of a split in their order; none where the folder has no such split.
+
+    A folder without a split of its own is read as the hub keeps data sets, in ``data`` below it.
+
+    Raises:
+        UsageError: several files could be the split, or shards are missing.
+    """
+    names = (split, *ALIASES.get(split, ()))
+    found = [file for file in _files(folder, formats) if file.split in names]
+    groups: dict[tuple[str, str, int], list[_File]] = {}
+    for file in found:
+        groups.setdefault(file.group, []).append(file)
+    if len(groups) > 1 or any(not file.count for file in found[1:]):
+        several = ", ".join(f"{group[0].path.name!r}" for group in groups.values())
+        raise UsageError(
+            f"split {split!r} has several files in {str(folder)!r}: {several}; keep one, and move the others away"
+        )
+    if found and found[0].count:
+        there = [file.number for file in found]
+        lacking = sorted(set(range(found[0].count)) - set(there))
+        if lacking or len(there) != found[0].count:
+            raise UsageError(
+                f"split {split!r} in {str(folder)!r} has {len(there)} files of {found[0].count}: "
+                + (f"number {lacking[0]:05d} is missing" if lacking else "one is there twice")
+            )
+    return [file.path for file in found]
+
+
+def splits_of(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
+    """The splits that a folder holds, by its files' names."""
+    return sorted({file.split for file in _files(folder, formats)})
+
+
+def other_files(folder: Path, split: str, formats: Sequence[str]) -> str:
+    """A clause that names what bears a split's name and is no file that is read; else nothing."""
+    names = (split, *ALIASES.get(split, ()))
+    for path in sorted(folder.iterdir()):
+        if path.name.split(".")[0] not in names:
+            continue
+        if path.is_dir():
+            return f"; {path.name!r} is a folder, not a file"
+        ending = format_of(path)
+        if ending in formats:
+            return f"; {path.name!r} is {'a broken link' if not path.exists() else 'no regular file'}"
+        mend = f" ({_MENDS[ending]})" if ending in _MENDS else ""
+        return f"; {path.name!r} is of no format that is read here{mend}"
+    return ""
+
+
+def _files(folder: Path, formats: Sequence[str]) -> list[_File]:
+    """The files of splits in a folder, or in ``data`` below it where the folder itself has no split."""
+    found = _files_in(folder, formats)
+    if any(file.split in _SPLITS or file.count for file in found) or not (folder / "data").is_dir():
+        return found
+    return _files_in(folder / "data", formats) or found
+
+
+def _files_in(folder: Path, formats: Sequence[str]) -> list[_File]:
+    files = []
+    for path in sorted(folder.iterdir()):
+        if format_of(path) in formats and path.is_file():
+            shard = _SHARD.fullmatch(path.stem)
+            if shard:
+                files.append(_File(path, shard["split"], int(shard["number"]), int(shard["count"])))
+            else:
+                files.append(_File(path, path.stem))
+    return files

@@ -1,0 +1,167 @@
+"""Read a file as a table: every cell as it is written, and nothing that is not there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdalign.data.delimited import read_delimited
+from kdalign.errors import UsageError, library_errors
+from kdalign.files import check_regular, decode, read_bytes, unique_keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+FORMATS = ("parquet", "csv", "tsv", "jsonl")
+TEXT_FORMATS = (*FORMATS, "txt")
+"""Formats of text without labels: in a .txt file, every line that is not blank is a document."""
+DELIMITERS: Mapping[str, str] = {"csv": ",", "tsv": "\t"}
+
+
+def format_of(file: Path) -> str:
+    """The format that a file's name ends with, whatever its case."""
+    return file.suffix.lstrip(".").lower()
+
+
+def read_table(file: Path) -> "pd.DataFrame":
+    """Read a file as a table.
+
+    Cells of csv, tsv and txt are text or None. Those of jsonl are what JSON says; those of parquet are text, numbers,
+    arrays, dictionaries or None.
+
+    Raises:
+        UsageError: the file cannot be read, is not what its name says, or has two columns of one name.
+    """
+    match format_of(file):
+        case "parquet":
+            return _read_parquet(file)
+        case "csv" | "tsv" as kind:
+            names, columns = read_delimited(_text(file), DELIMITERS[kind], repr(str(file)))
+            _check_names(names, str(file))
+            return _of_columns(dict(zip(names, columns, strict=True)))
+        case "txt":
+            return _of_columns({"text": _lines(_text(file))})
+        case _:
+            return _read_jsonl(file)
+
+
+def _text(file: Path) -> str:
+    """The text of a file, which may be as large as memory holds."""
+    data = read_bytes(file, largest=None)
+    text = decode(data, repr(str(file)))
+    beginning = text[:4096]
+    if 4 * beginning.count("\0") > len(beginning):
+        raise UsageError(
+            f"{str(file)!r} is not UTF-8 (it looks like UTF-16 without a byte order mark); save it as UTF-8"
+        )
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    """A text's lines, without the nothing after its last line end."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _of_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
+    """A table of cells as they are: pandas would make numbers with holes of whole numbers beside None."""
+    import pandas as pd
+
+    return pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()})
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{where!r} has {names.count(twice[0])} columns named {twice[0]!r}: rename all but one, or leave them out"
+        )
+
+
+_MOST_CELLS = 10**7
+"""Of a table nearly all of whose cells are empty: rows with a key of their own each would fill the memory."""
+
+
+def _read_jsonl(file: Path) -> "pd.DataFrame":
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_lines(_text(file)), 1):
+        if not line.strip():
+            continue
+        try:
+            row = decoder.decode(line)
+        except RecursionError:
+            raise UsageError(f"{str(file)!r} is not a jsonl file: line {number}: nested too deeply") from None
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            more = "; a line is an object, and this file begins a list" if line.lstrip()[:1] == "[" else ""
+            raise UsageError(f"{str(file)!r} is not a jsonl file: line {number}: {reason}{more}") from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{str(file)!r} is not a jsonl file: line {number} is no object with keys")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
+        raise UsageError(
+            f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, next to none in common"
+        )
+    return _of_columns({name: [row.get(name) for row in rows] for name in names})
+
+
+def _read_parquet(file: Path) -> "pd.DataFrame":
+    import pyarrow.parquet as pq
+
+    check_regular(file)
+    failure = f"{str(file)!r} is not a parquet file"
+    with library_errors(failure), file.open("rb") as opened:
+        table = pq.ParquetFile(opened).read()
+    return of_arrow(table, str(file))
+
+
+def of_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
+    """A table of Arrow's.
+
+    Text is text in whichever of Arrow's types it lies; of an index that pandas kept, only a named one is a column.
+
+    Args:
+        table: of a file or a data set.
+        where: whose, for error lines.
+
+    Raises:
+        UsageError: two columns of one name, or text that is not UTF-8.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    _check_names(table.column_names, where)
+    columns: dict[str, pd.Series[Any]] = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if field.name.startswith("__index_level_"):
+            continue
+        kind = field.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+            column = column.cast(kind)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            columns[field.name] = pd.Series(_strings(column, field.name, where), dtype=object)
+        else:
+            with library_errors(f"cannot read column {field.name!r} of {where!r}"):
+                columns[field.name] = column.to_pandas().reset_index(drop=True)
+    return pd.DataFrame(columns)
+
+
+def _strings(column: "pa.ChunkedArray", name: str, where: str) -> list[str | None]:
+    try:
+        found: list[str | None] = column.to_pylist()
+    except UnicodeDecodeError:
+        row = next(row for row in range(len(column)) if not _is_text(column[row]))
+        raise UsageError(f"{where}: row {row} has bytes in column {name!r} that are not UTF-8") from None
+    return found
+
+
+def _is_text(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True

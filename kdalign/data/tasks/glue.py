@@ -1,0 +1,82 @@
+"""The nine GLUE tasks as ``nyu-mll/glue`` holds them (Wang et al. 2018, arXiv:1804.07461).
+
+Their wordings are those of lm-evaluation-harness 0.4.13: ``lm_eval/tasks/glue/*/default.yaml`` and ``mnli/utils.py``.
+"""
+
+from collections.abc import Mapping
+
+from kdalign.data.tasks.task import Source, Task, Wording
+
+_ENTAILMENT = ("entailment", "not_entailment")
+
+
+def _words(question: str, *answers: str, sentences: tuple[str, ...] = ()) -> Wording:
+    return Wording(
+        f"{question}\nAnswer:", answers, sentences=sentences, origin="prompt of lm-evaluation-harness 0.4.13"
+    )
+
+
+WORDINGS: Mapping[str, Wording] = {
+    "cola": _words("{sentence}\nQuestion: Does this sentence make sense?", "no", "yes"),
+    "sst2": _words("{sentence}\nQuestion: Is this sentence positive or negative?", "negative", "positive"),
+    "mrpc": _words(
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\nQuestion: Do both sentences mean the same thing?",
+        "no",
+        "yes",
+    ),
+    "qqp": _words(
+        "Question 1: {question1}\nQuestion 2: {question2}\nQuestion: Do both questions ask the same thing?", "no", "yes"
+    ),
+    "mnli": _words(
+        "{premise}\nQuestion: {hypothesis} True, False or Neither?",
+        *("True", "Neither", "False"),
+        sentences=("hypothesis",),
+    ),
+    "qnli": _words("{question}\n{sentence}\nQuestion: Does this response answer the question?", "yes", "no"),
+    "rte": _words("{sentence1}\nQuestion: {sentence2} True or False?", "True", "False"),
+    "wnli": _words("{sentence1}\nQuestion: {sentence2} True or False?", "False", "True"),
+}
+"""For STS-B, a score, there is none."""
+
+
+def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], file: str) -> Task:
+    return Task(
+        name=name,
+        columns=columns,
+        labels=labels,
+        metrics=metrics,
+        source=Source(dataset="nyu-mll/glue", config=name),
+        submission=(file,),
+        wording=WORDINGS.get(name),
+    )
+
+
+_PAIR = ("sentence1", "sentence2")
+
+GLUE: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "CoLA.tsv"),
+        _task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "SST-2.tsv"),
+        _task("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("f1", "accuracy"), "MRPC.tsv"),
+        _task("stsb", _PAIR, (), ("pearson", "spearman"), "STS-B.tsv"),
+        _task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy"), "QQP.tsv"),
+        Task(
+            name="mnli",
+            columns=("premise", "hypothesis"),
+            labels=("entailment", "neutral", "contradiction"),
+            metrics=("accuracy",),
+            source=Source(dataset="nyu-mll/glue", config="mnli"),
+            evaluation=("validation_matched", "validation_mismatched"),
+            test=("test_matched", "test_mismatched"),
+            submission=("MNLI-m.tsv", "MNLI-mm.tsv"),
+            wording=WORDINGS["mnli"],
+        ),
+        _task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), "QNLI.tsv"),
+        _task("rte", _PAIR, _ENTAILMENT, ("accuracy",), "RTE.tsv"),
+        _task("wnli", _PAIR, ("not_entailment", "entailment"), ("accuracy",), "WNLI.tsv"),
+    )
+}
+
+NAMES_IN_SUBMISSION = ("mnli", "qnli", "rte")
+"""Tasks whose leaderboard file holds label names; the others hold numbers."""

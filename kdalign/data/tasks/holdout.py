@@ -1,0 +1,98 @@
+"""Hold out a slice of train by whole texts, so that it measures what the reported split will.
+
+SST-2's training rows are phrases of one another: a random slice shares text with nearly every other row. Here only
+texts that lie inside no other text are held out, and every row that lies inside a held-out one leaves training.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from kdalign.data.tasks.loading import Examples
+from kdalign.errors import UsageError
+
+MOST_HELD_OUT = 1000
+_FIRST_WORDS = 4
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split training rows into those to train on and those held out.
+
+    Texts are compared word for word, in lower case. A row is inside another when its words are a run of the
+    other's (for pairs: when any of its texts is the same as, or inside, one of the other's).
+
+    Args:
+        examples: the training split.
+        share: of all rows, how many to hold out (at most 1,000).
+        seed: of the draw.
+
+    Returns:
+        Rows to train on, and rows held out; rows inside held-out ones are in neither.
+    """
+    rows = words_of(examples)
+    known = {text for row in rows for text in row if text}
+    lengths = _lengths(known)
+    inside: dict[int, set[tuple[str, ...]]] = {}
+    contained: set[tuple[str, ...]] = set()
+    for number, row in enumerate(rows):
+        inside[number] = {run for text in row for run in _runs(text, lengths) if run in known}
+        contained |= {run for run in inside[number] if run not in row}
+    wanted = max(1, min(MOST_HELD_OUT, round(share * len(rows))))
+    held: list[int] = []
+    texts: set[tuple[str, ...]] = set()
+    for number in np.random.default_rng([seed, len(rows)]).permutation(len(rows)).tolist():
+        if len(held) == wanted:
+            break
+        if not any(text in contained or text in texts for text in rows[number]):
+            held.append(number)
+            texts |= inside[number]
+    taken = set(held)
+    train = [number for number, row in enumerate(rows) if number not in taken and not any(t in texts for t in row)]
+    if not train or not held:
+        raise UsageError(f"cannot hold out {share:.0%} of {len(rows)} training rows by whole texts: too few remain")
+    return train, sorted(held)
+
+
+LEAST_WORDS = 4
+"""Of a held-out text that may lie in no other: shorter ones are in too many to say anything."""
+
+
+def rows_inside(examples: Examples, held: Examples) -> list[int]:
+    """The rows of which a text is the same as, or lies inside, one of those held out."""
+    rows = words_of(examples)
+    known = {text for row in rows for text in row if text}
+    lengths = _lengths(known)
+    taken = {run for row in words_of(held) for text in row for run in _runs(text, lengths) if run in known}
+    return [number for number, row in enumerate(rows) if any(text in taken for text in row)]
+
+
+def rows_around(examples: Examples, held: Examples) -> list[int]:
+    """The rows that have one of those held out, of ``LEAST_WORDS`` words or more, within one of their texts."""
+    known = {text for row in words_of(held) for text in row if len(text) >= LEAST_WORDS}
+    lengths = _lengths(known)
+    return [
+        number
+        for number, row in enumerate(words_of(examples))
+        if any(run in known for text in row for run in _runs(text, lengths))
+    ]
+
+
+def words_of(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
+    """Each row's texts, word for word, in lower case."""
+    return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
+
+
+def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:
+    """For the first few words of each known text, how long the texts are that begin with them."""
+    lengths: dict[tuple[str, ...], set[int]] = {}
+    for text in known:
+        lengths.setdefault(text[:_FIRST_WORDS], set()).add(len(text))
+    return lengths
+
+
+def _runs(text: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
+    """The runs of neighbouring words of a text, itself included, that begin and are as long as a known text."""
+    for start in range(len(text)):
+        for end in range(start + 1, min(len(text), start + _FIRST_WORDS) + 1):
+            for length in lengths.get(text[start:end], ()):
+                yield text[start : start + length]

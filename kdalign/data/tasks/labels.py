@@ -1,0 +1,109 @@
+"""Labels of a split as numbers in a task's order, whether they are written as names, numbers or truth values."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdalign.data.tasks.columns import Kind, cells_of, described, is_blank, is_missing, kind_of, number_of, numbers_of
+from kdalign.data.tasks.task import Task, normal
+from kdalign.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def labels_of(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
+    """The labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column).
+
+    A number that is written as text counts as the number.
+    """
+    if task.label not in table.columns:
+        near = [str(name) for name in table.columns if str(name).strip().lower() == task.label.lower()]
+        if near:
+            raise UsageError(f"{where}: column {near[0]!r} must be called {task.label!r}, by these very letters")
+        return None
+    cells = [None if isinstance(cell, str) and is_blank(cell) else cell for cell in cells_of(table, task.label)]
+    missing = [row for row, cell in enumerate(cells) if is_missing(cell)]
+    if missing:
+        if len(missing) == len(cells):
+            return None
+        raise UsageError(f"{where}: row {missing[0]} has no label in {task.label!r}")
+    kinds = check_kinds(cells, where, task.label)
+    named = _numbers_named(task)
+    if {number_of(cell) for cell in cells} == {-1.0} and -1 not in named:
+        return None
+    if task.regression:
+        return numbers_of(cells, where, task.label)
+    if kinds == {"truth"}:
+        if len(task.labels) != 2:
+            raise UsageError(
+                f"{where}: task {task.name!r} has {len(task.labels)} labels, and {task.label!r} true and false"
+            )
+        return np.array(cells, dtype=np.int64)
+    if kinds <= {"text", "digits"}:
+        return _by_name(task, cells, where)
+    return _by_number(task, cells, named, where)
+
+
+def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
+    """The kinds of labels, all of which are of one: text, numbers or truth values.
+
+    Raises:
+        UsageError: one is something else, or of another kind than the first; the line has both.
+    """
+    kinds = [kind_of(cell) for cell in cells if not is_missing(cell)]
+    rows = [row for row, cell in enumerate(cells) if not is_missing(cell)]
+    for row, kind in zip(rows, kinds, strict=True):
+        if kind == "other":
+            raise UsageError(
+                f"{where}: row {row} has {described(cells[row])} in column {column!r}, where a label is asked for "
+                "(accepted: text, or numbers)"
+            )
+        if _ALIKE[kind] != _ALIKE[kinds[0]]:
+            raise UsageError(
+                f"{where}: row {row} has {described(cells[row])} in column {column!r}, and row {rows[0]} "
+                f"{described(cells[rows[0]])}: labels are all text, or all numbers"
+            )
+    return set(kinds)
+
+
+_ALIKE = {"text": "text", "digits": "text", "number": "number", "truth": "truth"}
+
+
+def _numbers_named(task: Task) -> dict[float, int]:
+    """Labels whose names are whole numbers, to their places."""
+    return {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
+
+
+def _by_name(task: Task, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
+    """Labels that are text: names, or all of them numbers."""
+    numbers = {normal(name): number for number, name in enumerate(task.labels)}
+    encoded = [numbers.get(normal(name), -1) for name in cells]
+    if -1 not in encoded:
+        return np.array(encoded, dtype=np.int64)
+    if all(kind_of(cell) == "digits" for cell in cells):
+        return _by_number(task, cells, _numbers_named(task), where)
+    if len(task.labels) == 2 and {normal(name) for name in cells} <= {"false", "true"}:
+        return np.array([normal(name) == "true" for name in cells], dtype=np.int64)
+    wrong = [row for row, number in enumerate(encoded) if number == -1]
+    row = next((row for row in wrong if kind_of(cells[row]) != "digits"), wrong[0])
+    raise unknown(f"label in row {row} of {where}:", str(cells[row]), task.labels)
+
+
+def _by_number(task: Task, cells: Sequence[object], named: Mapping[float, int], where: str) -> np.ndarray[Any, Any]:
+    """Labels that are numbers: those that the task's names are, or places in its order."""
+    values = numbers_of(cells, where, task.label)
+    if len(named) < len(task.labels):
+        named = {float(number): number for number in range(len(task.labels))}
+    numbered = [named.get(value, -1) for value in values.tolist()]
+    if -1 not in numbered:
+        return np.array(numbered, dtype=np.int64)
+    row = numbered.index(-1)
+    allowed = ", ".join(f"{value:g} {task.labels[number]}" for value, number in named.items())
+    from_one = values.min() == 1 and values.max() == len(task.labels) and 0 in named
+    raise UsageError(
+        f"{where}: label {values[row]:g} in row {row} is not one of task {task.name!r} (accepted: {allowed})"
+        + ("; these labels are counted from 1, and classes from 0" if from_one else "")
+    )

@@ -1,0 +1,349 @@
+"""Tasks learnt from text without labels: which text, and which families of models can."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdalign.data.tasks.columns import (
+    TEXT_COLUMNS,
+    cells_of,
+    check_column,
+    checked_text,
+    described,
+    is_blank,
+    is_missing,
+    kinds_of,
+    looks_like_data,
+    no_header,
+    no_text,
+    texts_of,
+)
+from kdalign.data.tasks.glue import GLUE
+from kdalign.data.tasks.loading import Examples, load_table, split_exists
+from kdalign.data.tasks.task import Source, Task
+from kdalign.errors import UsageError
+from kdalign.metrics.languages import is_language, language_code
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "lm": ("masked", "causal", "permutation"),
+    "masked-lm": ("masked",),
+    "language-modeling": ("causal", "permutation"),
+    "translation": ("seq2seq",),
+    "summarization": ("seq2seq",),
+    "dialogue": ("seq2seq",),
+    "transcription": ("seq2seq",),
+    "chat": ("causal",),
+    "embedding": ("masked",),
+}
+"""Tasks learnt from text alone, and the families whose models learn them. ``lm`` is whatever fits the model."""
+
+_PAIRS = {
+    "translation": ("source", "target"),
+    "summarization": ("document", "summary"),
+    "dialogue": ("dialogue", "summary"),
+    "transcription": ("text", "transcript"),
+}
+TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
+    "translation": ("bleu", "chrf"),
+    "summarization": ("rouge1", "rouge2", "rougeL"),
+    "dialogue": ("rouge1", "rouge2", "rougeL"),
+    "transcription": ("cer", "wer"),
+}
+"""What texts are compared by where nobody says."""
+_MESSAGES = ("messages", "conversations")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """A task whose answers are tokens, or a text's embedding.
+
+    Attributes:
+        name: its word in flags and tables.
+        kind: a key of ``FAMILIES``.
+        columns: columns of text, each a document; for translation and summarization, source and target. Empty where
+            the data shows which column it is.
+        source: where the data lies.
+        found: what was worked out from the data.
+        scored: of a task of embeddings, the pairs of texts with a degree of likeness that it is scored on.
+        references: columns that hold what is right, a text or several; the target where left out.
+        language: of what is written, a code such as ``de``; empty where nobody says.
+        prompt: how a model without an encoder is asked, with ``{column}`` for the source.
+        metrics: names of metrics of what is written; those of the kind where left out.
+    """
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    source: Source
+    train: str = "train"
+    evaluation: tuple[str, ...] = ("validation",)
+    test: tuple[str, ...] = ("test",)
+    found: str = ""
+    scored: Task | None = None
+    references: tuple[str, ...] = ()
+    language: str = ""
+    prompt: str = ""
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        """What its texts are compared by where nobody says."""
+        return self.metrics or TEXT_METRICS_OF.get(self.kind, ())
+
+    def asked(self, row: Mapping[str, str]) -> str:
+        """A source as it is given to a model without an encoder.
+
+        Raises:
+            UsageError: the prompt names a column that is no source.
+        """
+        source, target = self.columns if self.pairs else (self.columns[0], "")
+        template = self.prompt or f"{source}: {{{source}}}\n{target}:"
+        try:
+            return template.format(**{source: row[source]})
+        except (KeyError, IndexError, ValueError):
+            raise UsageError(
+                f"task {self.name!r}: its prompt may name {{{source}}} alone; given {template!r}"
+            ) from None
+
+    @property
+    def word(self) -> str:
+        """Its name as it is given in flags, such as ``lm:sst2``."""
+        return self.name.replace(f"{self.kind}-", f"{self.kind}:", 1)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example is a source and a target."""
+        return self.kind in _PAIRS
+
+    def check(self, family: str, model: str) -> None:
+        """Refuse a model of a family that cannot learn this."""
+        if family not in FAMILIES[self.kind]:
+            fitting = [kind for kind, families in FAMILIES.items() if family in families]
+            raise UsageError(
+                f"{model!r} is a {family} model; task {self.word!r} is not for it (fitting: {', '.join(fitting)})"
+            )
+
+
+def language_task(name: str) -> LanguageTask | None:
+    """The language-modelling task of that name, its data still to be placed; None where the name is of none.
+
+    ``lm:sst2`` takes a GLUE task's sentences, ``lm:COLUMN`` any column; ``translation:en-de`` names its columns.
+
+    Raises:
+        UsageError: names that do not fit the task.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind not in FAMILIES:
+        return None
+    if not colon:
+        return LanguageTask(name, kind, _PAIRS.get(kind, ()), Source())
+    if kind in _PAIRS:
+        columns = tuple(rest.split("-"))
+        if len(columns) != 2 or not all(columns):
+            raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
+        language = _language_in(columns[1]) if kind == "translation" else ""
+        return LanguageTask(name.replace(":", "-"), kind, columns, Source(), language=language)
+    glue = GLUE.get(rest)
+    if kind == "embedding" and (glue is None or not glue.regression):
+        raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
+    if glue is None:
+        if not rest:
+            raise UsageError(f"task {name!r} names no column: give one, as in {kind}:text")
+        return LanguageTask(f"{kind}-{rest}", kind, (rest,), Source())
+    return LanguageTask(
+        name.replace(":", "-"),
+        kind,
+        glue.columns,
+        glue.source,
+        evaluation=glue.evaluation,
+        test=glue.test,
+        language="en",
+    )
+
+
+_LANGUAGE = re.compile(r"[a-z]{2}(_[A-Z]{2})?|[a-z]{2,3}_[A-Z][a-z]{3}")
+"""How columns of a language are named: de, pt_BR, zho_Hans. Three letters alone are too often a word."""
+
+
+def _language_in(column: str) -> str:
+    """The language that a column's name is a code of; nothing where it is none."""
+    return language_code(column) if _LANGUAGE.fullmatch(column) and is_language(column) else ""
+
+
+def with_columns(task: LanguageTask) -> LanguageTask:
+    """The task with its columns worked out from the data, where they were not given."""
+    if task.kind == "chat" and not task.columns:
+        return _with_messages(task)
+    if task.kind == "embedding":
+        scored = _likeness(task)
+        return replace(task if task.columns else _with_texts(task, scored.columns), scored=scored)
+    return task if task.columns else _with_text_column(task)
+
+
+def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
+    """The task with the columns that embeddings are learnt from: the text of train, or its pairs, if it has any.
+
+    Args:
+        task: without columns.
+        pair: the columns of the split that is scored. Where there is no train, they are all there is.
+    """
+    if split_exists(task.source, task.train):
+        names = [str(name) for name in load_table(task.source, task.train, text_files=True).columns]
+        if not set(pair) <= set(names) or any(name.strip().lower() in TEXT_COLUMNS for name in names):
+            return _with_text_column(task)
+    return replace(task, columns=pair, found=f"texts in {' and '.join(pair)}")
+
+
+def _likeness(task: LanguageTask) -> Task:
+    """The pairs that embeddings are scored on: two columns of text and a number, in the split that is reported."""
+    (split,) = task.evaluation
+    table = load_table(task.source, split)
+    numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
+    texts = [str(name) for name in table.columns if name not in numbers and "text" in kinds_of(cells_of(table, name))]
+    if len(texts) != 2 or len(numbers) != 1:
+        raise UsageError(
+            f"{task.source}, split {split!r}: task {task.name!r} is scored on two columns of text and one named label, "
+            f"score or similarity (it has: {', '.join(map(str, table.columns))}){no_header(table)}"
+        )
+    return Task(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
+
+
+def _with_messages(task: LanguageTask) -> LanguageTask:
+    table = load_table(task.source, _first_split(task))
+    named = [str(name) for name in table.columns if name in _MESSAGES]
+    if len(named) != 1:
+        raise UsageError(
+            f"{task.source}: task {task.name!r} needs one column of conversations named {' or '.join(_MESSAGES)} "
+            f"(it has: {', '.join(map(str, table.columns))})"
+        )
+    return replace(task, columns=tuple(named), found=f"conversations in {named[0]}")
+
+
+def _with_text_column(task: LanguageTask) -> LanguageTask:
+    table = load_table(task.source, _first_split(task), text_files=True)
+    kinds = {str(name): kinds_of(cells_of(table, name)) for name in table.columns}
+    named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
+    strings = named or [name for name in kinds if "text" in kinds[name]]
+    if not len(table):
+        raise UsageError(
+            f"{task.source}, split {_first_split(task)!r} has no text: no row, or no line that is not blank"
+        )
+    if len(strings) != 1:
+        way = f"name it as in {task.kind}:{(strings or ['text'])[0]}" if task.kind != "embedding" else "call it text"
+        raise UsageError(f"{task.source}: which column is the text? It has {', '.join(kinds)}; {way}{no_header(table)}")
+    (column,) = strings
+    if not named and looks_like_data(column):
+        raise UsageError(f"{task.source}: no column has a name{no_header(table)}")
+    return replace(task, columns=(column,), found=f"text in {column}")
+
+
+def load_texts(task: LanguageTask, split: str) -> Examples:
+    """Read a split's documents, or its pairs of source and target.
+
+    Documents without a word are passed over and counted; a pair must be whole. A conversation becomes JSON, a list of
+    objects with ``role`` and ``content``.
+
+    Raises:
+        UsageError: no such split or column, no document with a word in it, or half a pair.
+    """
+    import pandas as pd
+
+    table = load_table(task.source, split, text_files=True)
+    where = f"{task.source}, split {split!r}"
+    if task.pairs and "translation" in table.columns and not set(task.columns) <= set(table.columns):
+        table = pd.DataFrame(
+            [_object(value, row, where) for row, value in enumerate(table["translation"])], dtype=object
+        )
+    if not len(table):
+        raise UsageError(f"{where} has no rows")
+    for column in task.columns:
+        check_column(table, column, f"task {task.name!r}", where)
+    if task.kind == "chat":
+        (column,) = task.columns
+        return Examples(split, (tuple(_chat(cell, f"{where}, row {row}") for row, cell in _rows(table, column)),), None)
+    texts = [texts_of(table, column, where, missing="") for column in task.columns]
+    if task.pairs:
+        for row, pair in enumerate(zip(*texts, strict=True)):
+            if any(map(is_blank, pair)):
+                raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
+        return Examples(split, tuple(texts), None, references=_references(task, table, where))
+    every = [text for column in texts for text in column]
+    kept = tuple(text for text in every if not is_blank(text))
+    if not kept:
+        raise UsageError(f"{where} has no text: every document is empty")
+    return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
+
+
+def _rows(table: "pd.DataFrame", column: str) -> Iterator[tuple[int, Any]]:
+    return enumerate(cells_of(table, column))
+
+
+def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+    """What is right for each row: the texts of its columns of references, each once; empty where the target is all.
+
+    A row may have fewer than another: nothing and blanks stand for one that is not there.
+    """
+    for column in task.references:
+        check_column(table, column, f"task {task.name!r}", where)
+    rows = []
+    for row in range(len(table)) if task.references else ():
+        known: dict[str, None] = {}
+        for column in task.references:
+            value = table[column].iloc[row]
+            for text in value if isinstance(value, list | tuple | np.ndarray) else [value]:
+                if is_missing(text):
+                    continue
+                if not isinstance(text, str):
+                    raise no_text(text, f"{where}: row {row}", column)
+                if not is_blank(text):
+                    known[checked_text(text, f"{where}: row {row}", column)] = None
+        if not known:
+            raise UsageError(f"{where}: row {row} has no reference in {', '.join(task.references)}")
+        rows.append(tuple(known))
+    return tuple(rows)
+
+
+def _object(value: Any, row: int, where: str) -> dict[str, Any]:
+    """A row of a column ``translation`` as WMT and OPUS keep it: one object with a text for each language."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: row {row} has no object of texts in column 'translation'")
+    return value
+
+
+def _chat(value: Any, where: str) -> str:
+    """A conversation as JSON, checked."""
+    turns = list(value) if isinstance(value, list | np.ndarray) else []
+    messages = []
+    for number, turn in enumerate(turns):
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str):
+            raise UsageError(
+                f"{where}: a message needs content, a text, and a role of {', '.join(_ROLES)}; message {number} is "
+                f"{described(turn)}"
+            )
+        messages.append({"role": role, "content": checked_text(content, f"{where}, message {number}", "content")})
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UsageError(
+            f"{where}: a conversation is a list of messages, one of them the assistant's"
+            + ("" if turns else f"; given {described(value)}")
+        )
+    if not any(message["role"] == "assistant" for message in messages[1:]):
+        raise UsageError(
+            f"{where}: the assistant begins the conversation and says nothing after it, so there is nothing to learn: "
+            "an answer follows a message"
+        )
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _first_split(task: LanguageTask) -> str:
+    """The training split, or where there is none, the first that there is: to be scored, a task needs no train."""
+    splits = (task.train, *task.evaluation, *task.test)
+    return next((split for split in splits if split_exists(task.source, split)), task.train)

@@ -1,0 +1,230 @@
+"""Read a split: from a folder of files or from the hub, checked before any model is loaded."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdalign.data.split_files import other_files, split_files, splits_of
+from kdalign.data.tables import FORMATS, TEXT_FORMATS, format_of, of_arrow, read_table
+from kdalign.data.tasks.columns import check_column, is_blank, is_missing, texts_of
+from kdalign.data.tasks.labels import labels_of
+from kdalign.data.tasks.task import Source, Task
+from kdalign.errors import UsageError, cause_of, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A split's texts and labels.
+
+    Attributes:
+        texts: one column of texts, or two of the same length.
+        labels: class numbers (int64) or scores (float64); None where the split has none.
+        passed_over: documents without a word that were left out.
+        blank: rows with a text of white space or control characters alone, which are kept.
+        references: for each row all texts that are right; empty where the second column is all there is.
+    """
+
+    split: str
+    texts: tuple[tuple[str, ...], ...]
+    labels: np.ndarray[Any, Any] | None
+    passed_over: int = 0
+    blank: int = 0
+    references: tuple[tuple[str, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+    def take(self, rows: Sequence[int]) -> "Examples":
+        """The examples of these rows, in this order."""
+        return replace(
+            self,
+            texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
+            labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
+            references=tuple(self.references[row] for row in rows) if self.references else (),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of texts and labels."""
+        digest = hashlib.sha256()
+        for column in self.texts:
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        for known in self.references:
+            digest.update("\0".join(known).encode("utf-8", "surrogatepass") + b"\1")
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_examples(task: Task, split: str) -> Examples:
+    """Read and check a split.
+
+    Raises:
+        UsageError: no such split, file of another format, missing column, row without text, label outside the
+            task's set, or no rows at all.
+    """
+    table = load_table(task.source, split)
+    where = f"{task.source}, split {split!r}"
+    texts = _texts(task, table, where)
+    return Examples(split=split, texts=texts, labels=labels_of(task, table, where), blank=_blank(texts, where))
+
+
+def load_unlabelled(task: Task, place: Path) -> Examples:
+    """Read texts in a task's columns from a file, or from the split ``train`` of a folder, whatever their labels.
+
+    A ``.txt`` file holds one text a line, for tasks of single texts; blank lines are passed over and counted.
+
+    Raises:
+        UsageError: nothing there, another format, a missing column, a row without text, or no rows at all.
+    """
+    files = [place]
+    if place.is_dir():
+        own = place / task.name if (place / task.name).is_dir() else place
+        files = split_files(own, "train", TEXT_FORMATS)
+        if not files:
+            has = splits_of(own, TEXT_FORMATS)
+            raise UsageError(
+                f"--unlabelled {str(place)!r}: no file train.{chr(124).join(TEXT_FORMATS)} there "
+                f"(it has: {', '.join(has) or 'none of these formats'}); a file can be given, too"
+            )
+    elif not place.exists():
+        raise UsageError(f"--unlabelled {str(place)!r}: no such folder or file (accepted: one of these, or rest)")
+    elif format_of(place) not in TEXT_FORMATS:
+        raise UsageError(f"--unlabelled {str(place)!r}: a file of another format (accepted: {', '.join(TEXT_FORMATS)})")
+    table, passed_over = _read_all(files), 0
+    if format_of(files[0]) == "txt":
+        if len(task.columns) > 1:
+            raise UsageError(
+                f"--unlabelled {str(files[0])!r} holds one text a line, and task {task.name!r} reads pairs "
+                f"({', '.join(task.columns)}): give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            )
+        blank = [is_blank(line) for line in table["text"]]
+        table, passed_over = table[[not one for one in blank]].set_axis(list(task.columns), axis=1), sum(blank)
+    where = str(files[0])
+    texts = _texts(task, table, where)
+    return Examples("unlabelled", texts, None, passed_over, _blank(texts, where))
+
+
+def _texts(task: Task, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+    """The texts of a task's columns, every row of which has one."""
+    if len(table) == 0:
+        raise UsageError(f"{where} has no rows")
+    for column in task.columns:
+        check_column(table, column, f"task {task.name!r}", where)
+    return tuple(texts_of(table, column, where) for column in task.columns)
+
+
+def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
+    """How many rows have a text with nothing to read; they stay, for rows are known by their number.
+
+    Raises:
+        UsageError: no row has anything to read.
+    """
+    blank = [sum(map(is_blank, row)) for row in zip(*texts, strict=True)]
+    if all(count == len(texts) for count in blank):
+        raise UsageError(f"{where} has no text: every row has white space or control characters alone")
+    return sum(count > 0 for count in blank)
+
+
+def load_table(source: Source, split: str, text_files: bool = False) -> "pd.DataFrame":
+    """Read a split as a table.
+
+    Args:
+        source: a folder, or a data set on the hub.
+        split: its name.
+        text_files: whether a ``.txt`` file counts, too.
+    """
+    if source.folder is None:
+        return _from_hub(source, split)
+    return _from_folder(source.folder, split, TEXT_FORMATS if text_files else FORMATS)
+
+
+def split_exists(source: Source, split: str) -> bool:
+    """Whether a source has a split."""
+    if source.folder is not None:
+        return bool(split_files(source.folder, split, TEXT_FORMATS))
+    import datasets
+
+    with _reading(f"cannot list the splits of data set {source}"):
+        names = datasets.get_dataset_split_names(source.dataset, source.config)
+    return split in names
+
+
+def _from_folder(folder: Path, split: str, formats: Sequence[str]) -> "pd.DataFrame":
+    if not folder.is_dir():
+        raise UsageError(f"no data folder {str(folder)!r}")
+    files = split_files(folder, split, formats)
+    if not files:
+        has = splits_of(folder, formats)
+        raise UsageError(
+            f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
+            f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
+            f"{other_files(folder, split, formats)}"
+        )
+    return _read_all(files)
+
+
+def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
+    """The rows of a split's files, one after another.
+
+    Raises:
+        UsageError: one cannot be read, or has other columns than the first.
+    """
+    import pandas as pd
+
+    tables = [read_table(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if set(table.columns) != set(tables[0].columns):
+            raise UsageError(
+                f"{str(file)!r} has the columns {', '.join(table.columns)}, and {files[0].name!r} of the same split "
+                f"{', '.join(tables[0].columns)}"
+            )
+    return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+
+
+def _from_hub(source: Source, split: str) -> "pd.DataFrame":
+    import datasets
+
+    if not source.dataset:
+        raise UsageError("the task names no data: give --data DIR or --dataset NAME")
+    datasets.disable_progress_bars()
+    with _reading(f"cannot load split {split!r} of data set {source}"):
+        found = datasets.load_dataset(source.dataset, source.config, split=split)
+        rows = found.with_format("arrow")[:]
+    table = of_arrow(rows, f"{source}, split {split!r}")
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.ClassLabel) and feature.names:
+            names: dict[Any, str] = dict(enumerate(feature.names))
+            numbers = table[column].tolist()
+            table[column] = [None if is_missing(number) else names.get(number, str(number)) for number in numbers]
+    return table
+
+
+@contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Turn what goes wrong between here and a data set on the hub into one line that starts with ``failure``."""
+    import datasets
+    import yaml
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its HTTP library's
+
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:  # says only that there was an error
+        raise UsageError(f"{failure}: {cause_of(error.__cause__ or error)} (or give --data DIR)") from None
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,  # the data set is a script
+        yaml.YAMLError,  # in the data set's card
+        HTTPError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        raise UsageError(f"{failure}: {cause_of(error)} (or give --data DIR)") from None

@@ -1,0 +1,194 @@
+"""What a classification or regression task is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdalign.errors import UsageError, unknown
+from kdalign.metrics.classification import METRICS, Metric
+from kdalign.registry import names_code, resolve, trust
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data lies: a folder with one file a split, or a data set on the hub."""
+
+    folder: Path | None = None
+    dataset: str | None = None
+    config: str | None = None
+
+    @property
+    def flags(self) -> str:
+        """The flags that name it, with a space before; nothing where a task brings its own."""
+        return f" --data {self.folder}" if self.folder is not None else ""
+
+    def __str__(self) -> str:
+        if self.folder is not None:  # a name that is no UTF-8 must be one in records and cards
+            return str(self.folder).encode("utf-8", "backslashreplace").decode()
+        return f"{self.dataset} ({self.config})" if self.config else str(self.dataset)
+
+
+@dataclass(frozen=True)
+class Wording:
+    r"""How a classification task is put to a model that answers in words.
+
+    Attributes:
+        template: the question, with each column's text at its place, ``{column}``; ``{{`` and ``}}`` are braces.
+        answers: for each label, in the task's order, the word that stands for it.
+        separator: what stands between a question and its answer.
+        between: what stands between a solved example and the next question.
+        sentences: columns whose text is stripped, and ended with a full stop where it has none.
+        origin: whose words these are, for a score's signature.
+    """
+
+    template: str
+    answers: tuple[str, ...]
+    separator: str = " "
+    between: str = "\n\n"
+    sentences: tuple[str, ...] = ()
+    origin: str = "prompt of its own"
+
+    def fill(self, columns: Sequence[str], texts: Sequence[str]) -> str:
+        """The question about these texts, one for each column."""
+        at = {f"{{{column}}}": text for column, text in zip(columns, texts, strict=True)} | {"{{": "{", "}}": "}"}
+        for column in self.sentences:
+            text = at[f"{{{column}}}"].strip()
+            at[f"{{{column}}}"] = text if text.endswith(".") else f"{text}."
+        return "".join(at.get(part, part) for part in _parts(self.template))
+
+    def check(self, name: str, columns: Sequence[str], labels: Sequence[str]) -> None:
+        """Refuse a wording that does not fit the task of this name.
+
+        Raises:
+            UsageError: a place that is no column, a column without a place, a lone brace, or answers that do not tell
+                the labels apart.
+        """
+        if not labels:
+            raise UsageError(f"task {name!r} asks for a score: a prompt and answers need 'labels' to choose from")
+        parts = _parts(self.template)
+        if any("{" in part or "}" in part for part in parts[::2]):  # between places and doubled braces
+            raise UsageError(f"task {name!r}: the prompt has a brace that belongs to no place; write it twice")
+        places = [part[1:-1] for part in parts if part.startswith("{") and part != "{{" and part.endswith("}")]
+        for place in places:
+            if place not in columns:
+                raise unknown(f"place in the prompt of task {name!r}:", place, columns)
+        for column in columns:
+            if column not in places:
+                raise UsageError(f"task {name!r}: the prompt has no place for column {column!r}; write {{{column}}}")
+        if len(self.answers) != len(labels):
+            raise UsageError(
+                f"task {name!r}: {len(self.answers)} answers ({', '.join(self.answers)}) for {len(labels)} labels "
+                f"(one each for {', '.join(labels)})"
+            )
+        words = [answer.strip() for answer in self.answers]
+        if not all(words) or len(set(words)) < len(words):
+            raise UsageError(f"task {name!r}: answers must be different words, given {', '.join(map(repr, words))}")
+
+
+def _parts(template: str) -> list[str]:
+    """A template's plain text, and between two of its pieces a place or a doubled brace."""
+    return re.split(r"(\{\{|\}\}|\{[^{}]*\})", template)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task over one text or a pair of texts.
+
+    Attributes:
+        name: its word in flags and tables.
+        columns: the text column, or the two of a pair.
+        labels: class names in the order of their numbers in the data; empty for regression.
+        metrics: names; the first is the primary one.
+        source: where the data lies.
+        label: the column with the label.
+        evaluation: the splits that are reported; those after the first only where they exist.
+        test: splits of the leaderboard, usually without labels.
+        submission: file names of the leaderboard for the test splits.
+        order_unknown: the labels were sorted by name, so their numbers say nothing about a model's outputs.
+        found: what was worked out from the data, a sentence for the user; empty where everything was given.
+        wording: how it is put to a model that answers in words; None for the plain one (``prompts.wording_of``).
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    source: Source
+    label: str = "label"
+    train: str = "train"
+    evaluation: tuple[str, ...] = ("validation",)
+    test: tuple[str, ...] = ("test",)
+    submission: tuple[str, ...] = ()
+    found: str = ""
+    order_unknown: bool = False
+    wording: Wording | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.columns) not in (1, 2):
+            raise UsageError(f"task {self.name!r}: one or two text columns, given {len(self.columns)}")
+        if len(self.labels) == 1 or len({normal(label) for label in self.labels}) < len(self.labels):
+            raise UsageError(f"task {self.name!r}: labels must be two or more different names")
+        if not self.metrics:
+            raise UsageError(f"task {self.name!r}: name at least one metric")
+        for metric in self.metrics:
+            if names_code(metric) and not trust().allows(metric):
+                continue  # whoever computes it says so; texts and labels can be read without it
+            if not self.fits(self.metric(metric)):
+                kind = "regression" if self.regression else f"{len(self.labels)} classes"
+                fitting = ", ".join(m.name for m in METRICS.values() if self.fits(m))
+                raise UsageError(f"task {self.name!r}: metric {metric!r} is not for {kind} (fitting: {fitting})")
+        if self.wording is not None:
+            self.wording.check(self.name, self.columns, self.labels)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score instead of a class."""
+        return not self.labels
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs that a model's head needs."""
+        return len(self.labels) or 1
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name, ``package.module:Name`` or ``file.py:Name``.
+
+        Raises:
+            UsageError: there is none, or it is code that nobody allowed to be run (``extend``).
+        """
+        found: object = resolve(name, METRICS, "metric")
+        if not isinstance(found, Metric):
+            raise UsageError(
+                f"metric {name!r} is no kdalign.metrics.classification.Metric but a {type(found).__name__}"
+            )
+        return found
+
+    def fits(self, metric: Metric) -> bool:
+        """Whether a metric is for this kind of task and its number of classes."""
+        return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
+
+
+def normal(label: str) -> str:
+    """A label's name without case, separators and spaces, for matching; a number keeps its sign."""
+    if re.fullmatch(r"-?\d+(\.\d+)?", str(label).strip()):
+        return str(label).strip()
+    return re.sub(r"[\s_\-]+", "", str(label)).lower()
+
+
+def label_order(names: Sequence[str], task: Task) -> tuple[int, ...] | None:
+    """For each of the task's labels, the number of the model's output that stands for it.
+
+    Names are matched first. Names such as ``LABEL_0`` say nothing, if they count up: their places are taken for the
+    task's, unless the task's own were made by sorting. Returns None where nothing matches.
+    """
+    numbers = {normal(name): number for number, name in enumerate(names)}
+    wanted = [normal(label) for label in task.labels]
+    if len(names) == len(wanted) and set(wanted) == set(numbers):
+        return tuple(numbers[label] for label in wanted)
+    given = [re.fullmatch(r"label(\d+)", normal(name)) for name in names]
+    counted = [int(each[1]) - number for number, each in enumerate(given) if each]
+    says_nothing = len(counted) == len(names) and len(set(counted)) == 1  # LABEL_1 before LABEL_0 says something
+    if says_nothing and len(names) == len(wanted) and not task.order_unknown:
+        return tuple(range(len(names)))
+    return None

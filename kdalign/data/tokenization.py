@@ -1,0 +1,458 @@
+"""From texts to token ids, for each kind of task.
+
+A language model's rows hold ``targets``, the token asked for at each position of its output: shifted by one for models
+that go left to right, the tokens that were masked for those that fill gaps.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from kdalign.data.batches import CUT, IGNORED, MASKED, Corruption, Encoded
+from kdalign.data.tasks import Examples
+from kdalign.data.token_matching import spans_of
+from kdalign.errors import UsageError, shortened
+from kdalign.recipe import Augment
+
+
+def encode_labelled(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, spans: bool = False
+) -> Encoded:
+    """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted.
+
+    With ``spans``, the columns ``start`` and ``end`` say which characters a token stands for.
+    """
+    columns = [list(column) for column in examples.texts]
+    # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
+    types = gives_token_types(tokenizer)
+    names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
+
+    def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
+        found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
+        values = {name: list(column) for name, column in found.items() if name != "offset_mapping"}
+        if spans:
+            places = [spans_of(tokenizer, found, number, len(columns[0][row]) + 1) for number, row in enumerate(rows)]
+            values["start"], values["end"] = ([[place[side] for place in row] for row in places] for side in (0, 1))
+        return values
+
+    encoded = tokenized(range(len(examples)), truncation=False)
+    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+    if long:
+        for name, values in tokenized(long, truncation="longest_first", max_length=max_length).items():
+            for row, value in zip(long, values, strict=True):
+                encoded[name][row] = value
+    pad = {name: 0 for name in encoded}
+    pad["input_ids"] = int(tokenizer.pad_token_id)
+    pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
+    return Encoded(encoded, examples.labels, pad, len(long))
+
+
+def gives_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model reads which of two texts a token is of: unless its tokenizer's files say that it does not.
+
+    What a class of Transformers gives by itself differs between its versions (ALBERT's had them before 5), and models
+    were trained with them.
+    """
+    told = tokenizer.init_kwargs.get("model_input_names")
+    return told is None or "token_type_ids" in told
+
+
+def saying_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, which gives token types wherever it is loaded if they are given here."""
+    if gives_token_types(tokenizer) and "token_type_ids" not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    return tokenizer
+
+
+def encode_documents(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    family: str,
+    max_length: int,
+    left_to_right: bool = False,
+) -> Encoded:
+    """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``) to learn from.
+
+    A document longer than ``max_length`` becomes several rows. A causal model's documents are packed into full rows, in
+    which nothing attends across documents; the end of a document is asked for, too. A permutation model predicts from
+    left to right, or in drawn orders.
+    """
+    texts = examples.texts[0]
+    contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    before, after = frame_of(tokenizer)
+    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
+    words = sum(len(text.split()) for text in texts)
+    if family == "causal":
+        start = before or start_of(tokenizer)
+        columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
+        return Encoded(columns, None, pad, words=words)
+    room = max_length - len(before) - len(after)
+    rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
+    special = np.array(sorted(tokenizer.all_special_ids))
+    if family == "masked":
+        corrupt = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
+        return Encoded({"input_ids": rows}, None, pad, corrupt=corrupt, words=words)
+    return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right), words=words)
+
+
+def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    """Tokenize conversations in the tokenizer's template; only the assistant's tokens and their ends are asked for.
+
+    What is longer than ``max_length`` is cut at its end and counted; a conversation that is left without an answer is
+    passed over and counted. A first turn of the assistant's is not asked for: nothing leads to it.
+
+    Raises:
+        UsageError: no template, one that refuses a conversation or renders its beginning otherwise than its whole, or
+            no answer at all within ``max_length``.
+    """
+    chats = [json.loads(chat) for chat in examples.texts[0]]
+    rendered = [render(chat, tokenizer) for chat in chats]
+    pieces = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
+    truncated = unanswered = 0
+    for chat, whole, ids, places in zip(chats, rendered, pieces["input_ids"], pieces["offset_mapping"], strict=True):
+        spans = _spoken(chat, whole, tokenizer)
+        asked = [any(start < last and first < end for first, last in spans) for start, end in places]
+        targets = [token if one else IGNORED for token, one in zip(ids, asked, strict=True)][1:]
+        if all(target == IGNORED for target in targets[:max_length]):
+            unanswered += 1
+            continue
+        truncated += len(targets) > max_length
+        columns["input_ids"].append(ids[: min(max_length, len(targets))])
+        columns["targets"].append(targets[:max_length])
+    if not columns["targets"]:
+        raise UsageError(f"{examples.split}: no answer lies within the first {max_length} tokens (--max-length)")
+    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
+    return Encoded(columns, None, pad, truncated, passed_over=unanswered)
+
+
+ROLES = {
+    "start": "a token that begins a text (bos_token)",
+    "end": "a token that ends a text (eos_token)",
+    "mask": "a token that stands for a gap (mask_token)",
+}
+"""What a task may need of a tokenizer."""
+
+
+def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed: Sequence[str]) -> None:
+    """Refuse a tokenizer without the tokens that a task needs, or without the places of its tokens.
+
+    Args:
+        tokenizer: of a model.
+        name: of the model.
+        task: that needs it.
+        needed: names of ``ROLES``, and ``places`` for the characters that each token stands for.
+
+    Raises:
+        UsageError: what it lacks, and how to name it.
+    """
+    if "places" in needed and not tokenizer.is_fast:
+        raise UsageError(
+            f"task {task!r} needs the characters of each token, which the tokenizer of {name!r} cannot give "
+            f"({type(tokenizer).__name__}, without a tokenizer.json); save it as tokenizer.json beside the model"
+        )
+    ids = {
+        "start": (frame_of(tokenizer)[0] or [tokenizer.bos_token_id, tokenizer.eos_token_id])
+        if "start" in needed
+        else [],
+        "end": [tokenizer.eos_token_id],
+        "mask": [tokenizer.mask_token_id],
+    }
+    for role, what in ROLES.items():
+        if role in needed and all(token is None for token in ids[role]):
+            word = what.rpartition("(")[2].rstrip(")")
+            raise UsageError(
+                f"task {task!r} needs {what}, which the tokenizer of {name!r} lacks; "
+                f"name one of its tokens {word} in tokenizer_config.json"
+            )
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that has no way to write conversations."""
+    if not tokenizer.chat_template:
+        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+
+
+def render(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
+    """A conversation in the tokenizer's template; with ``ask``, up to where the assistant speaks.
+
+    Raises:
+        UsageError: there is no template, or it refuses the conversation.
+    """
+    check_template(tokenizer)
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
+    except TemplateError as error:
+        begins = " ".join(json.dumps(chat, ensure_ascii=False).split())[:80]
+        raise UsageError(f"the tokenizer's chat template refuses a conversation ({error}): {begins}") from None
+
+
+def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """The characters of a rendered conversation that the assistant says, each turn with its end."""
+    spans = []
+    for number, turn in enumerate(chat):
+        if number and turn["role"] == "assistant":
+            before = render(chat[:number], tokenizer, ask=True)
+            after = render(chat[: number + 1], tokenizer).rstrip()
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise UsageError(
+                    "the tokenizer's chat template renders a conversation's beginning otherwise than the whole, so "
+                    "the assistant's words cannot be told apart"
+                )
+            spans.append((len(before), len(after)))
+    return spans
+
+
+def encode_pairs(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, decoder_start: int, max_length: int
+) -> Encoded:
+    """Tokenize sources and targets for an encoder-decoder; what is longer than ``max_length`` is cut and counted.
+
+    The target ends with the tokenizer's end token, and the decoder reads it one position later; a target that is cut
+    has no end, which would be taught where the text goes on.
+    """
+    sources, targets = (list(column) for column in examples.texts)
+    read = tokenizer(sources, verbose=False)["input_ids"]
+    asked = tokenizer(text_target=targets, verbose=False)["input_ids"]
+    end = int(tokenizer.eos_token_id)
+    if not frame_of(tokenizer)[1]:
+        read, asked = ([[*ids, end] for ids in column] for column in (read, asked))
+    truncated = sum(max(len(a), len(b)) > max_length for a, b in zip(read, asked, strict=True))
+    read = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in read]
+    asked = [ids[:max_length] for ids in asked]
+    columns = {
+        "input_ids": read,
+        "decoder_input_ids": [[decoder_start, *ids[:-1]] for ids in asked],
+        "targets": asked,
+    }
+    blank = int(tokenizer.pad_token_id)
+    pad = {"input_ids": blank, "decoder_input_ids": blank, "targets": IGNORED}
+    words = 0 if truncated else sum(len(text.split()) for text in targets)
+    size = 0 if truncated else sum(len(text.encode("utf-8", "surrogatepass")) for text in targets)
+    return Encoded(columns, None, pad, truncated, words=words, bytes=size)
+
+
+MASKED_RATE = 0.15
+"""Share of a row's tokens that are masked (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+
+@dataclass(frozen=True)
+class MaskTokens:
+    """Mask 15 % of a row's tokens, at least one: 80 % as the mask, 10 % as another token, 10 % as they are.
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1.
+    """
+
+    mask: int
+    vocabulary: int
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float = MASKED_RATE
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some tokens replaced, and those as its targets."""
+        ids = np.array(row["input_ids"])
+        free = np.flatnonzero(~np.isin(ids, self.special))
+        chosen = generator.permutation(free)[: max(1, round(self.rate * len(free)))]
+        targets = np.full(len(ids), IGNORED)
+        targets[chosen] = ids[chosen]
+        fate = generator.random(len(chosen))
+        ids[chosen[fate < 0.8]] = self.mask
+        other = chosen[(fate >= 0.8) & (fate < 0.9)]
+        ids[other] = generator.integers(0, self.vocabulary, len(other))
+        return {**row, "input_ids": ids.tolist(), "targets": targets.tolist()}
+
+
+SPAN_CHANCE, LONGEST_SPAN = 0.2, 10
+"""Of a span's geometric length, and its limit (Joshi et al. 2020, arXiv:1907.10529, section 3.1): 3.8 on average."""
+
+
+@dataclass(frozen=True)
+class MaskSpans:
+    """Mask runs of a row's tokens until their share is reached, each of a drawn length, in some of the rows.
+
+    Lengths as in SpanBERT (Joshi et al. 2020, arXiv:1907.10529, section 3.1), but runs may begin inside a word, and all
+    of their tokens become the mask. Special tokens are never touched, nor does a run pass over one.
+    """
+
+    mask: int
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float
+    share: float
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some runs masked; or as it is."""
+        if generator.random() >= self.share:
+            return row
+        ids = np.array(row["input_ids"])
+        free = ~np.isin(ids, self.special)
+        left = max(1, round(self.rate * int(free.sum())))
+        while left > 0 and free.any():
+            length = min(int(generator.geometric(SPAN_CHANCE)), LONGEST_SPAN, left)
+            begin = int(generator.choice(np.flatnonzero(free)))
+            taken = free[begin : begin + length]
+            end = begin + (length if taken.all() else int(taken.argmin()))
+            ids[begin:end], free[begin:end] = self.mask, False
+            left -= end - begin
+        return {**row, "input_ids": ids.tolist()}
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """Cut a share of a row's tokens off: they are neither attended to nor counted, in some of the rows.
+
+    Token cut-off, Shen et al. 2020, arXiv:2009.13818, section 3: what a token says is removed, and its place is kept.
+    Every row has the column ``CUT``, 1 where a token is cut off. Special tokens are never touched.
+    """
+
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rate: float
+    share: float
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with some tokens cut off; or none."""
+        cut = np.zeros(len(row["input_ids"]), dtype=np.int64)
+        free = np.flatnonzero(~np.isin(row["input_ids"], self.special))
+        if generator.random() < self.share and len(free) > 1:  # of one word, nothing would be left
+            cut[generator.permutation(free)[: max(1, round(self.rate * len(free)))]] = 1
+        return {**row, CUT: cut.tolist()}
+
+
+@dataclass(frozen=True)
+class MaskBeside:
+    """A row, changed as it may be, and beside it the same row masked, with its targets."""
+
+    masking: MaskTokens
+    before: Corruption | None
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with its masked ids and targets; a token that is cut off is not asked for."""
+        row = row if self.before is None else self.before(row, generator)
+        masked = self.masking(row, generator)
+        cut = row.get(CUT, [0] * len(row["input_ids"]))
+        targets = [IGNORED if gone else target for target, gone in zip(masked["targets"], cut, strict=True)]
+        return {**row, MASKED + "input_ids": masked["input_ids"], MASKED + "targets": targets}
+
+
+def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase, masked: bool = False) -> Encoded:
+    """Rows that are changed anew each time they are read, and masked beside, where a recipe asks for that."""
+    special = np.array(sorted(tokenizer.all_special_ids))
+    match augment.by:
+        case "spans":
+            how = MaskSpans(int(tokenizer.mask_token_id), special, augment.rate_used, augment.share)
+            encoded = replace(encoded, corrupt=how)
+        case "cutoff":
+            cut = CutOff(special, augment.rate_used, augment.share)
+            encoded = replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})
+    if not masked:
+        return encoded
+    masking = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
+    pad = {**encoded.pad, MASKED + "input_ids": encoded.pad["input_ids"], MASKED + "targets": IGNORED}
+    return replace(encoded, corrupt=MaskBeside(masking, encoded.corrupt), pad=pad)
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Give a row the order in which its tokens are predicted: drawn, or left to right.
+
+    Yang et al. 2019, arXiv:1906.08237, section 2.2. The first in the order has nothing to be predicted from; its row of
+    XLNet's mask is empty, which lets it see everything, so it is never asked for. Special tokens come last.
+    """
+
+    special: np.ndarray[tuple[int], np.dtype[np.int64]]
+    left_to_right: bool = False
+
+    def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
+        """The row with its order and targets."""
+        ids = np.array(row["input_ids"])
+        free = np.flatnonzero(~np.isin(ids, self.special))
+        sequence = free if self.left_to_right else generator.permutation(free)
+        order = np.arange(len(ids)) + len(free)
+        order[sequence] = np.arange(len(free))
+        targets = np.full(len(ids), IGNORED)
+        targets[sequence[1:]] = ids[sequence[1:]]
+        return {**row, "order": order.tolist(), "targets": targets.tolist()}
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    special = set(tokenizer.all_special_ids)
+    ids = tokenizer("a")["input_ids"]
+    inner = [number for number, token in enumerate(ids) if token not in special]
+    if not inner:  # it knows no "a"
+        ids = tokenizer.build_inputs_with_special_tokens([-1])
+        inner = [ids.index(-1)]
+    return ids[: inner[0]], ids[inner[-1] + 1 :]
+
+
+def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [int(start)]
+
+
+def note_on_special_words(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A sentence on texts that spell out special tokens, such as ``</s>``, which are not read as they are spelled.
+
+    Nothing where no text does, or where the tokenizer takes them for ordinary words.
+    """
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    known = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    words = [word for word in known if word.strip() and _is_special(word, tokenizer)]
+    if not words:
+        return ""
+    first, pattern = {word[0] for word in words}, re.compile("|".join(map(re.escape, words)))
+    seen: dict[str, None] = {}
+    rows: set[int] = set()
+    for column in examples.texts:
+        for row, text in enumerate(column):
+            found = pattern.findall(text) if any(one in text for one in first) else ()
+            seen |= dict.fromkeys(found)
+            rows |= {row} if found else set()
+    if not rows:
+        return ""
+    return (
+        f"{examples.split}: {len(rows):,} of {len(examples):,} texts have words that the tokenizer reads as special "
+        f"tokens, not as they are spelled ({shortened(', '.join(map(repr, seen)), 80)})"
+    )
+
+
+def _is_special(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text that spells a token out becomes that token."""
+    return tokenizer.convert_tokens_to_ids(word) in tokenizer(word, add_special_tokens=False)["input_ids"]
+
+
+def _parts(content: list[int], room: int) -> Iterator[list[int]]:
+    for start in range(0, len(content), room):
+        yield content[start : start + room]
+
+
+def _packed(
+    contents: Sequence[list[int]], start: list[int], end: list[int], max_length: int
+) -> dict[str, list[list[int]]]:
+    """Rows of ``max_length`` positions that documents fill one after another; positions begin anew with each."""
+    stream: dict[str, list[int]] = {"input_ids": [], "targets": [], "position_ids": [], "document": []}
+    for number, content in enumerate(contents):
+        targets = [IGNORED] * (len(start) - 1) + content + end
+        ids = [*start, *content]
+        stream["input_ids"] += ids
+        stream["targets"] += targets
+        stream["position_ids"] += range(len(ids))
+        stream["document"] += [number] * len(ids)
+    total = len(stream["input_ids"])
+    columns: dict[str, list[list[int]]] = {name: [] for name in stream}
+    for begin in range(0, total, max_length):
+        for name, values in stream.items():
+            columns[name].append(values[begin : begin + max_length])
+    first = [row[0] for row in columns["position_ids"]]
+    columns["position_ids"] = [
+        # A document that goes on in a new row begins anew there: a row's positions must not pass its length.
+        [p - shift if d == row[0] else p for p, d in zip(positions, row, strict=True)]
+        for positions, row, shift in zip(columns["position_ids"], columns["document"], first, strict=True)
+    ]
+    return columns

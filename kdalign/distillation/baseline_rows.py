@@ -1,0 +1,285 @@
+"""Rows that cost nothing to train, to stand beside runs: the class that most of train has, and the teacher in int8.
+
+They are made from what a run's recipe names, scored on its reported split by its metrics, and kept in the cache folder
+by the fingerprints of models and data in its record, so that a table with them is made at once the next time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdalign.data.tasks import AnyTask, Examples, Task, find_task
+from kdalign.environment import cache_folder
+from kdalign.errors import NotFinite, UsageError, unknown
+from kdalign.files import read_json, write_json
+from kdalign.observer import Observer, Silent
+from kdalign.recipe import Recipe
+from kdalign.runs.discovery import Beside, Entry, first_split, read_all
+from kdalign.runs.record import ModelRecord, RunFolder, RunRecord
+from kdalign.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kdalign.evaluation.adapters import Work
+    from kdalign.models.loading import Checkpoint
+
+KINDS = ("int8", "majority")
+KEY_VERSION = 3
+"""Counts up when the same runs would give other rows."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a row says of one run's task.
+
+    Attributes:
+        scores: as in a record.
+        agreement: with the teacher's kept answers, as in a record; None where there is none.
+        model: its size and latency; None where there is no model.
+        beside_ms: the latency of the teacher in float32, measured in turns with it.
+        how: how the row was made, a sentence for a note.
+        reason: why there are no scores; empty where there are.
+    """
+
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    agreement: dict[str, Any] | None = None
+    model: ModelRecord | None = None
+    beside_ms: float | None = None
+    how: str = ""
+    reason: str = ""
+
+
+def rows_beside(
+    paths: Iterable[str | Path], kinds: Sequence[str], watcher: Callable[[], Observer] = Silent
+) -> list[Beside]:
+    """The rows of the kinds asked for, for the runs at some paths; those that were made before are read.
+
+    Args:
+        paths: as in ``compare``.
+        kinds: of ``KINDS``.
+        watcher: makes who watches, once something has to be computed.
+
+    Raises:
+        UsageError: another kind, nothing there, or a run that cannot be read.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown("row beside runs", kind, KINDS)
+    entries = read_all(paths).entries
+    return [_beside(kind, entry, watcher) for kind in dict.fromkeys(kinds) for entry in entries]
+
+
+def _beside(kind: str, entry: Entry, watcher: Callable[[], Observer]) -> Beside:
+    """A row for one entry: its runs, the row's own numbers in the place of their students'."""
+    made = {task: _made_once(kind, record, entry.folders[task], watcher) for task, record in entry.records.items()}
+    records = {task: _in_place(record, made[task]) for task, record in entry.records.items()}
+    reasons = {task: one.reason for task, one in made.items()}
+    return Beside(kind, replace(entry, records=records), reasons, tuple(one.how for one in made.values() if one.how))
+
+
+def _in_place(record: RunRecord, made: Made) -> RunRecord:
+    """A record whose student is the row; what stands for no model has no size, and nothing is retained by it."""
+    split, scores = next(iter(record.scores.items()))
+    gone = {"value": None, "low": None, "high": None, "reason": made.reason}
+    nothing = [{**score, **gone} for score in scores["student"]]
+    teacher = record.teacher if made.model is not None else None
+    return replace(
+        record,
+        student=made.model or ModelRecord(record.teacher.source if record.teacher else "", "", 0, 0.0, "none"),
+        teacher=None if teacher is None else replace(teacher, latency_ms=made.beside_ms),
+        scores={split: {**scores, "student": made.scores or nothing, "agreement": made.agreement, "calibration": {}}},
+    )
+
+
+def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> Made:
+    """From the cache, or made and kept there; what cannot be made is tried again the next time."""
+    try:
+        file = cache_folder() / "beside" / f"{_key(kind, record)}.json"
+        kept = _read(file)
+        if kept is not None:
+            return kept
+        made = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
+    except UsageError as error:
+        return Made(reason=str(error))
+    except NotFinite as error:
+        return Made(reason=f"it gives NaN: {error}")
+    write_json(file, asdict(made))
+    return made
+
+
+def _read(file: Path) -> Made | None:
+    """What was kept in a file of the cache; None where there is none, or something else than was kept there."""
+    if not file.is_file():
+        return None
+    try:
+        tree = read_json(file)
+        return Made(**{**tree, "model": ModelRecord(**tree["model"]) if tree["model"] else None})
+    except (UsageError, KeyError, TypeError):
+        return None
+
+
+def _key(kind: str, record: RunRecord) -> str:
+    """A hash of all that decides a row: what the record says of models, data and settings, and who computes.
+
+    Raises:
+        UsageError: the record does not say it, or its recipe is of another version.
+    """
+    split, recipe = next(iter(record.scores)), record.parsed_recipe()
+    content: dict[str, Any] = {
+        "version": [KEY_VERSION, __version__],
+        "kind": kind,
+        "task": [record.task, record.metrics],
+        "reported": [split, record.data["reported"][split]],
+        "train": _trained_on(record),
+    }
+    if kind == "int8":
+        teacher = record.teacher
+        content |= {
+            "teacher": None if teacher is None else [teacher.revision, teacher.head],
+            "finetune": recipe.finetune.model_dump(mode="json"),
+            "read": [recipe.data.max_length, recipe.data.order],
+            "agreement": first_split(record)["agreement"] is not None,
+            "torch": version("torch"),
+            "made": [
+                record.environment.get("device"),
+                recipe.train.precision,
+                record.training.get("ranks"),
+            ],
+        }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _majority(record: RunRecord) -> Made:
+    """Every example gets the class that most of train has, or the mean of its scores."""
+    from kdalign.distillation.splits import training_examples
+    from kdalign.evaluation.adapters import work_on
+    from kdalign.evaluation.predictions import score_all
+
+    recipe = record.parsed_recipe()
+    task = _task(recipe)
+    if not isinstance(task, Task):
+        raise UsageError("it is of classes and scores")
+    work = work_on(task, "masked", recipe.data.max_length, "none")
+    train, _ = training_examples(work, recipe)
+    _same("train", train, _trained_on(record))
+    reported = _reported(work, record)
+    assert train.labels is not None, "training examples were checked"
+    assert reported.labels is not None, "a reported split has labels"
+    n = len(train)
+    if task.regression:
+        answers = np.full(len(reported), train.labels.mean())
+        logits, said = answers[:, None], f"the mean score of train's {n:,} examples"
+    else:
+        share = np.bincount(train.labels, minlength=len(task.labels)) / n
+        most = int(share.argmax())
+        answers = np.full(len(reported), most)
+        logits = np.tile(np.log(np.maximum(share, np.finfo(np.float64).tiny)), (len(reported), 1))
+        said = f"the class that most of train has, {task.labels[most]} ({100 * share[most]:.1f} % of {n:,})"
+    scores = score_all(task, answers, reported.labels, task.metrics, logits=logits)
+    return Made([score.to_json() for score in scores], how=f"majority, {task.name}: every example is given {said}")
+
+
+def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> Made:
+    """The run's teacher with its linear layers in int8, asked once on the reported split."""
+    if record.teacher is None:
+        raise UsageError("the run has no teacher")
+    from kdalign.evaluation.adapters import work_on
+    from kdalign.models import loading
+    from kdalign.models.architecture import layout_of
+    from kdalign.models.profiling import latencies_ms
+    from kdalign.models.quantization import how_quantized, megabytes_of, parameters_of, quantized
+
+    recipe = record.parsed_recipe()
+    split = next(iter(record.scores))
+    checkpoint = loading.locate(recipe.teacher, recipe.revision)
+    if checkpoint.hash != record.teacher.revision:
+        raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
+    family = layout_of(checkpoint.config).family
+    work = work_on(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
+    reported = _reported(work, record)
+    model = _teacher(work, checkpoint, record, folder).to("cpu")
+    observer = watcher()
+    observer.announce(f"asking {checkpoint.name} in int8 on {record.task}, {split}, kept for the next table")
+    small = quantized(model)
+    encoded = work.encode(reported, loading.load_tokenizer(checkpoint), checkpoint.config, scored=True)
+    answers = work.answer(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
+    agreement = None
+    if first_split(record)["agreement"] is not None:
+        if not RunFolder(folder).predictions(split).is_file():
+            raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
+        agreement = work.agreement(answers, work.kept(RunFolder(folder).predictions(split))).to_json()
+    before_ms, after_ms = latencies_ms([model, small], min(128, loading.positions(model.config)))
+    return Made(
+        scores=[score.to_json() for score in work.scores(answers, encoded)],
+        agreement=agreement,
+        model=replace(
+            record.teacher,
+            parameters=parameters_of(small),
+            megabytes=megabytes_of(small),
+            latency_ms=after_ms,
+            flops=None,  # its products are of integers
+        ),
+        beside_ms=before_ms,
+        how=f"int8: the teacher by {how_quantized()}, rounded by tensor, on the CPU; all else, such as embeddings, "
+        f"in fp32; disk: what its state takes; speed-up: over the fp32 teacher, in turns with it ({before_ms:.1f} ms)",
+    )
+
+
+def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
+    """A run's teacher in float32; one that was fine-tuned first is looked for where it was kept."""
+    assert record.teacher is not None, "asked for a run that has one"
+    if record.teacher.head == "its own":
+        return work.load(checkpoint, fresh_head=False, seed=0)
+    from kdalign.distillation.splits import training_examples
+    from kdalign.models import loading
+    from kdalign.training.finetuning import kept_teacher
+
+    assert isinstance(work.task, Task), "only classifiers are fine-tuned first"
+    recipe = record.parsed_recipe()
+    train, _ = training_examples(work, recipe)
+    _same("train", train, _trained_on(record))
+    encoded = work.encode(train, loading.load_tokenizer(checkpoint), checkpoint.config, scored=False)
+    device = str(record.environment.get("device", "cpu")).partition(":")[0]
+    bf16 = recipe.train.precision == "bf16"
+    kept = kept_teacher(
+        checkpoint, work.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
+    )
+    if not (kept / "config.json").is_file():
+        command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
+        raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
+    return work.load(loading.locate(str(kept)), fresh_head=False, seed=0)
+
+
+def _task(recipe: Recipe) -> AnyTask:
+    data = recipe.data
+    return find_task(data.task[0], data.folder, data.dataset, data.config)
+
+
+def _reported(work: "Work", record: RunRecord) -> Examples:
+    """The split that stands for the run's task, as the run read it."""
+    from kdalign.distillation.splits import reported_examples
+
+    split = next(iter(record.scores))
+    examples = reported_examples(work, record.parsed_recipe().data, split)
+    _same(split, examples, record.data["reported"][split]["fingerprint"])
+    return examples
+
+
+def _trained_on(record: RunRecord) -> str:
+    """The fingerprint of the texts that a run was trained on."""
+    train = record.data.get("train")
+    if train is None:
+        raise UsageError("the run's record does not say which texts it was trained on")
+    return str(train["fingerprint"])
+
+
+def _same(split: str, examples: Examples, fingerprint: str) -> None:
+    if examples.fingerprint() != fingerprint:
+        raise UsageError(f"split {split!r} holds other examples now than when the run was made")

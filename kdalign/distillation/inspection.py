@@ -1,0 +1,238 @@
+"""A finished run's teacher and student side by side: how alike their layers became, where both look in one text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.alignment.calibration import SIMILARITY_TOKENS, alike, some
+from kdalign.alignment.plan import Plan, read_plan
+from kdalign.data.batches import Encoded, in_order
+from kdalign.data.tasks import Examples, Task
+from kdalign.data.tokenization import encode_labelled, encode_pairs
+from kdalign.distillation.build import load_student, load_teacher
+from kdalign.distillation.prepare import Prepared, prepare
+from kdalign.distillation.tokenize import config_of, read_texts
+from kdalign.errors import UsageError
+from kdalign.evaluation.adapters import Work
+from kdalign.metrics.classification import confidences
+from kdalign.models import loading
+from kdalign.models.architecture import Attention, HeadKind, Layer, accepted_inputs, layout_of
+from kdalign.models.capture import Wanted, answering, recording, watch
+from kdalign.observer import Observer, Silent
+from kdalign.runs.finished import Disagreements, FinishedRun
+from kdalign.training.loop import make_accelerator
+
+Array = np.ndarray[Any, Any]
+Matrices = Mapping[str, tuple[tuple[float, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A run's two models in memory, in float32, and what they read.
+
+    Attributes:
+        start: the student as it was before its first step.
+        encoded: the training texts, in the tokens of both.
+    """
+
+    run: FinishedRun
+    prepared: Prepared
+    plan: Plan
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    start: PreTrainedModel
+    teacher_tokenizer: PreTrainedTokenizerBase
+    student_tokenizer: PreTrainedTokenizerBase
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike every student layer is to every teacher layer, by stack: (student layers, teacher layers), CKA.
+
+    Attributes:
+        tokens: that both models read.
+    """
+
+    before: Matrices
+    after: Matrices
+    pairs: Mapping[str, tuple[tuple[int, int], ...]]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Where both models look in one text, and what they answer.
+
+    Attributes:
+        maps: for each pair of layers their names and the attention of student and teacher, (heads, tokens, tokens).
+        student_tokens: as words.
+        teacher_tokens: likewise.
+        answers: the class that student and teacher choose, and how confident they are; empty without classes.
+    """
+
+    texts: tuple[str, ...]
+    maps: tuple[tuple[str, str, Array, Array], ...]
+    student_tokens: tuple[str, ...]
+    teacher_tokens: tuple[str, ...]
+    answers: tuple[tuple[str, float], ...] = ()
+
+
+def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None = None) -> Pair:
+    """Load a run's teacher and student; the student's start is made again by the recipe.
+
+    Raises:
+        UsageError: the run has no teacher; or teacher, student or data are not there any more.
+    """
+    if not run.recipe.has_teacher:
+        raise UsageError(f"run {run.name!r} was trained without a teacher: there is nothing to compare its layers with")
+    accelerator = make_accelerator(device)
+    prepared = prepare(run.recipe)
+    _check_inputs(run, prepared)
+    exported = loading.locate(str(run.folder.student))
+    tokenizer = loading.load_tokenizer(exported)
+    bf16 = run.recipe.train.precision == "bf16"  # a teacher that was fine-tuned first is kept under its precision, too
+    taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or Silent())
+    assert taught is not None, "the recipe names a teacher"
+    assert prepared.teacher_tokenizer is not None, "the recipe names a teacher"
+    config = config_of(prepared, tokenizer)
+    encoded = read_texts(prepared, tokenizer, config).train
+    start, _ = load_student(prepared, config, taught.model, tokenizer, encoded)
+    student = prepared.work.load(exported, fresh_head=False, seed=0)
+    place = accelerator.device
+    return Pair(
+        run=run,
+        prepared=prepared,
+        plan=read_plan(run.folder.plan),
+        teacher=taught.model.to(place),
+        student=student.to(place),
+        start=start.to(place),
+        teacher_tokenizer=prepared.teacher_tokenizer,
+        student_tokenizer=tokenizer,
+        encoded=encoded,
+    )
+
+
+def _check_inputs(run: FinishedRun, prepared: Prepared) -> None:
+    """Refuse models and texts that are not those of the run any more."""
+    before = run.folder.read_inputs()
+    for name, value in prepared.inputs.items():
+        if before.get(name, value) != value:
+            raise UsageError(f"run {run.name!r} read another {name} ({before[name]} then, {value} now)")
+
+
+def layer_likeness(pair: Pair) -> Likeness:
+    """Measure CKA between the layers of teacher and student before and after training, on the same training texts.
+
+    Raises:
+        UsageError: too few tokens.
+    """
+    batches = list(some(pair.encoded, pair.prepared.recipe.train.seed, SIMILARITY_TOKENS))
+    special = pair.student_tokenizer.all_special_ids
+    found, tokens = [], 0
+    for student in (pair.start, pair.student):
+        matrices, tokens = alike(pair.plan, pair.teacher, student, batches, special, pair.teacher.device)
+        found.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
+    before, after = found
+    return Likeness(before, after, {one.student_stack: one.pairs for one in pair.plan.maps}, tokens)
+
+
+def some_text(pair: Pair, differing: Disagreements | None) -> tuple[str, ...]:
+    """The texts of the example on which the two differ most; where it is not known, of the first that is reported."""
+    if differing is not None and differing.examples and differing.examples[0].texts:
+        return differing.examples[0].texts
+    first = next(iter(pair.prepared.reported.values()))
+    return tuple(column[0] for column in first.texts[: _texts_read(pair)])
+
+
+def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int = 4) -> Looks:
+    """Let both models read one text (of a task over pairs, two); the attention of a few pairs of layers is kept.
+
+    Args:
+        pair: the models.
+        texts: as many as the task reads.
+        head: that is to be looked at; None for all.
+        most: pairs of layers, spread over the plan's.
+
+    Raises:
+        UsageError: another number of texts than the task reads, a head that is not there, or a family whose attention
+            cannot be taken.
+    """
+    work, plan = pair.prepared.work, pair.plan
+    wanted = _texts_read(pair)
+    if len(texts) != wanted:
+        raise UsageError(f"task {work.task.name!r} takes {wanted} --text an example, given {len(texts)}")
+    for model in (pair.student, pair.teacher):
+        if layout_of(model.config).attention is Attention.CLOSED:
+            raise UsageError(f"attention of {model.config.model_type} cannot be taken")
+    heads = min(stack.heads for both in plan.stacks for stack in both)
+    if head is not None and head >= heads:
+        raise UsageError(f"--head {head}: the smaller model has {heads} attention heads (accepted: 0 to {heads - 1})")
+    pairs = {
+        Layer(one.student_stack, ours): Layer(one.teacher_stack, theirs)
+        for one in plan.maps
+        for ours, theirs in one.pairs  # of several teacher layers the last
+        if not plan.student.reads_target(one.student_stack)
+    }
+    places = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
+    chosen = [list(pairs.items())[place] for place in places]
+    ours = _read(work, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
+    theirs = _read(work, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
+    return Looks(
+        texts=tuple(texts),
+        maps=tuple(
+            (str(student.number), str(teacher.number), ours.maps[student], theirs.maps[teacher])
+            for student, teacher in chosen
+        ),
+        student_tokens=ours.tokens,
+        teacher_tokens=theirs.tokens,
+        answers=tuple(answer for answer in (ours.answer, theirs.answer) if answer is not None),
+    )
+
+
+def _texts_read(pair: Pair) -> int:
+    """How many texts an example has for the models: two of a pair, or of a source and its target."""
+    work = pair.prepared.work
+    paired = isinstance(work.task, Task) or work.head is HeadKind.SEQ2SEQ
+    return len(pair.prepared.train.texts) if paired else 1
+
+
+@dataclass(frozen=True)
+class _OneRead:
+    """What one model makes of a text."""
+
+    tokens: tuple[str, ...]
+    maps: Mapping[Layer, Array]
+    answer: tuple[str, float] | None
+
+
+def _read(
+    work: Work,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    layers: Sequence[Layer],
+) -> _OneRead:
+    examples = Examples("text", tuple((text,) for text in texts), None)
+    if work.head is HeadKind.SEQ2SEQ:
+        encoded = encode_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), work.max_length)
+    else:
+        encoded = encode_labelled(examples, tokenizer, work.max_length)
+    ((_, batch),) = in_order(encoded, 1)
+    inputs = batch.to(model.device).inputs
+    order = work.order(model)
+    answers = isinstance(work.task, Task) and not work.task.regression and order is not None
+    reader = model if answers else model.base_model  # a vocabulary is not asked
+    with answering(model), recording(watch(model), Wanted(attention=frozenset(layers))) as signals:
+        output = reader(**accepted_inputs(reader, inputs))
+    answer = None
+    if answers and order is not None and isinstance(work.task, Task):
+        logits = output.logits[:, list(order)].float().cpu().numpy()
+        answer = work.task.labels[int(logits.argmax())], float(confidences(logits)[0])
+    ids = inputs["input_ids"][0].tolist()
+    words = tuple(tokenizer.decode([number]).strip() or str(tokenizer.convert_ids_to_tokens(number)) for number in ids)
+    maps = {layer: kept[0].float().cpu().numpy() for layer, kept in signals.attention.items()}
+    return _OneRead(words, maps, answer)

@@ -1,0 +1,281 @@
+"""What a run would meet: tokens, labels, inputs, lengths, attention, dropout, memory and disk, before any weights load.
+
+A finding with a mend is an error, which ``--allow`` lets through by its name; the others are for the reader.
+"""
+
+import inspect
+import shutil
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import psutil
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign.data.tasks import Examples, Task
+from kdalign.distillation.prepare import Finding, Prepared, trained_size
+from kdalign.errors import UsageError
+from kdalign.models import loading
+from kdalign.models.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
+from kdalign.models.from_scratch import new_config
+from kdalign.recipe import Data, Recipe
+from kdalign.training.checkpoint import KEPT
+
+_TRAINED_BYTES = 16
+"""Of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
+_MOMENTS_BYTES = 8
+"""Of a parameter that is trained, in the optimizer's file of a checkpoint."""
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
+)
+NOTEWORTHY = ("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect")
+"""What is said of a run before it begins, beside what was let through."""
+
+
+def preflight(run: Prepared) -> tuple[Finding, ...]:
+    """Look at all of it.
+
+    Raises:
+        UsageError: the first thing that is wrong and not allowed, with its mend.
+    """
+    found = []
+    for finding in _findings(run):
+        allowed = bool(finding.mend) and finding.what in run.recipe.allow
+        if finding.mend and not allowed:
+            raise UsageError(f"{finding.said}: {finding.mend}, or let it through by --allow {finding.what}")
+        found.append(Finding(finding.what, finding.said, finding.mend, allowed))
+    return tuple(found)
+
+
+def _findings(run: Prepared) -> Iterator[Finding]:
+    student = _student_config(run)
+    theirs = run.teacher.config if run.teacher is not None else None
+    both = [(word, config) for word, config in (("teacher", theirs), ("student", student)) if config is not None]
+    if run.teacher_tokenizer is not None:
+        yield Finding("tokenizers", _tokenizers(run))
+    for (word, config), tokenizer in zip(both, _tokenizers_of(run, theirs), strict=False):
+        if tokenizer is not None and not (word == "student" and run.cut is not None and run.across):
+            yield from _special_tokens(word, config, tokenizer)
+    if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, Task):
+        yield from _labels(run, run.task)
+        yield from _classes(run, run.task)
+    if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
+        yield from _inputs(both)
+    longest = [loading.positions(config) for _, config in both]
+    said = ", ".join(
+        f"{word} {'any' if most >= loading.UNBOUNDED else most}" for (word, _), most in zip(both, longest, strict=True)
+    )
+    yield Finding("lengths", f"{run.work.max_length} tokens of positions: {said}")
+    yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
+    if student is not None:
+        yield Finding("dropout", _dropout(run, student))
+        if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
+            tied = "teacher" if theirs.tie_word_embeddings else "student"
+            yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
+    yield from _rates(run)
+    idle = _without_effect(run)
+    if idle:
+        yield Finding("no effect", "; ".join(idle))
+    yield from _seen_before(run)
+    yield from _room(run, theirs, student)
+
+
+def _student_config(run: Prepared) -> PretrainedConfig | None:
+    """The student's configuration; None where it waits for a tokenizer."""
+    if run.student is not None:
+        return run.student.config
+    if run.cut is not None and run.teacher is not None:
+        config = run.cut.config(run.teacher.config)
+        if run.across and run.tokenizer is not None:
+            return with_tokenizer(config, run.tokenizer)
+        size = trained_size(run.recipe.tokenizer) if run.recipe.tokenizer is not None else None
+        config.vocab_size = size or config.vocab_size
+        return config
+    tokenizer = run.tokenizer or run.teacher_tokenizer
+    return new_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
+
+
+def _tokenizers_of(run: Prepared, teacher: PretrainedConfig | None) -> list[PreTrainedTokenizerBase | None]:
+    return [*([run.teacher_tokenizer] if teacher is not None else []), run.tokenizer]
+
+
+def _tokenizers(run: Prepared) -> str:
+    if run.across:
+        return "two; positions are matched by the characters of their tokens"
+    return "one: every token has the same number"
+
+
+def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """A configuration that names other padding, start or end tokens than the tokenizer gives."""
+    for role in ("pad", "bos", "eos"):
+        named, given = config.to_dict().get(f"{role}_token_id"), getattr(tokenizer, f"{role}_token_id")
+        accepted = named if isinstance(named, list) else [named]
+        if role == "pad" and layout_of(config).family == "causal":
+            continue  # what is padded is masked by its length, whatever it holds
+        if named is not None and given is not None and given not in accepted:
+            yield Finding(
+                "special-tokens",
+                f"the {word}'s {role} token is {named} in its configuration and {given} in its tokenizer",
+                f"set {role}_token_id in config.json",
+            )
+
+
+def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
+    """In which order the models answer, where it is not the task's."""
+    if task.regression:
+        return
+    for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
+        if checkpoint is not None and checkpoint.has_classifier:
+            if loading.for_several_labels(checkpoint.config):
+                yield Finding(
+                    "labels",
+                    f"the {word}'s head is for several labels of a text at once; its outputs are taken for one choice "
+                    "(softmax), and the student is exported for one label a text",
+                )
+            order = loading.output_order(checkpoint.config, task)
+            if order is not None and order != tuple(range(len(order))):
+                outputs = [f"{label} is output {number}" for label, number in zip(task.labels, order, strict=True)]
+                yield Finding("labels", f"the {word}'s are matched by name: {', '.join(outputs)}")
+
+
+def _classes(run: Prepared, task: Task) -> Iterator[Finding]:
+    """Training labels that are all one, or of fewer classes than the task has."""
+    if run.train.labels is None or not len(run.train):
+        return
+    there, n = np.unique(run.train.labels), len(run.train)
+    if task.regression:
+        if len(there) == 1 and n > 1:
+            yield Finding("classes", f"warning: all {n:,} scores of train are {there[0]:g}; labels teach nothing else")
+        return
+    missing = [repr(label) for number, label in enumerate(task.labels) if number not in there]
+    if len(there) == 1:
+        only = task.labels[int(there[0])]
+        yield Finding(
+            "classes", f"warning: all {n:,} training examples are of the class {only!r}; labels teach no other"
+        )
+    elif missing:
+        yield Finding("classes", f"warning: no training example is of {', '.join(missing[:_MOST_NAMES])}")
+
+
+_MOST_NAMES = 5
+
+
+def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:
+    """Token types that one model reads and the other does not."""
+    reads = {word: "token_type_ids" in inspect.signature(skeleton(config).forward).parameters for word, config in both}
+    if len(set(reads.values())) > 1:
+        which = next(word for word, does in reads.items() if does)
+        yield Finding("inputs", f"token types reach the {which} alone; the other model has none")
+
+
+def _attention(config: PretrainedConfig) -> str:
+    return {
+        Attention.INTERFACE: "SDPA, maps again in mapped layers",
+        Attention.OWN: f"{config.model_type}'s own, eager",
+        Attention.CLOSED: "its own, eager; maps cannot be taken",
+    }[layout_of(config).attention]
+
+
+def _dropout(run: Prepared, config: PretrainedConfig) -> str:
+    if run.recipe.train.dropout is not None:
+        return f"the student's is set to {run.recipe.train.dropout:g} everywhere; the teacher has none"
+    own = config.to_dict()
+    values = {value for name in _DROPOUTS if isinstance(value := own.get(name), int | float)}
+    shown = ", ".join(f"{value:g}" for value in sorted(values)) or "none"
+    return f"the student's own ({shown}); the teacher has none"
+
+
+_HIGHEST_RATE = 1.0
+"""Of AdamW, whose steps are about as long as its rate, while weights are well below 1."""
+
+
+def _rates(run: Prepared) -> Iterator[Finding]:
+    """Learning rates at which nothing is learnt."""
+    rates = {"train.lr": run.recipe.train.lr, **({"finetune.lr": run.recipe.finetune.lr} if run.finetunes else {})}
+    for key, rate in rates.items():
+        if rate > _HIGHEST_RATE:
+            said = f"{key}={rate:g} is far above what AdamW learns with (1e-5 to 1e-2): expect weights of no use"
+            yield Finding("learning rate", said)
+
+
+def _without_effect(run: Prepared) -> list[str]:
+    """What the recipe says and nothing of this run reads."""
+    recipe, found = run.recipe, []
+    plain = Recipe(teacher=recipe.teacher, data=Data(task=recipe.data.task))
+    objective, train = recipe.objective, recipe.train
+    if run.cut is None and recipe.init != plain.init:
+        found.append(f"init={recipe.init} is of a student that is cut out of its teacher")
+    if run.teacher is None and recipe.revision is not None:
+        found.append("revision is of a teacher, and there is none")
+    if recipe.data.limit_seed is not None and recipe.data.limit is None and recipe.data.unlabelled_limit is None:
+        found.append("data.limit_seed is of data.limit, which is not given")
+    if train.holdout != plain.train.holdout and not train.holds_out:
+        found.append("train.holdout is of select: best and patience")
+    if recipe.finetune != plain.finetune and not run.finetunes:
+        found.append("finetune is of a teacher without a head for the task")
+    if recipe.align != plain.align and not objective.built.aligning:
+        found.append("align is of terms that compare layers, all of which have the weight 0")
+    softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
+    if objective.temperature != plain.objective.temperature and not softened:
+        found.append("objective.temperature softens alpha, dkd and dist, all of which have the weight 0")
+    return found
+
+
+def _seen_before(run: Prepared) -> Iterator[Finding]:
+    """Texts that are reported on and trained on."""
+
+    def rows(examples: Examples) -> list[tuple[str, ...]]:
+        return list(zip(*examples.texts, strict=True))
+
+    trained = set(rows(run.train))
+    for split, examples in run.reported.items():
+        seen = sum(row in trained for row in rows(examples))
+        if seen:
+            yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
+
+
+def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
+    """Memory for weights, gradients and moments, and disk for the student and its checkpoints, against what is free."""
+    ours = describe(student).parameters if student is not None else 0
+    theirs = describe(teacher).parameters if teacher is not None else 0
+    trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
+    teachers = max(1, len(run.recipe.multi_task.tasks))  # of tasks that are learnt together
+    memory = trained * ours + 4 * teachers * theirs
+    moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
+    # The student, the best one so far, and the checkpoints that are kept beside the one that is being written.
+    disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
+    cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
+    free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    place = run.folder.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free_disk = shutil.disk_usage(place).free
+    for what, needed, free, mend in (
+        ("memory", memory, free_memory, "take a smaller student or teacher, or another machine"),
+        ("disk", disk, free_disk, "choose another --out, or make room"),
+    ):
+        kind = "weights and optimizer, activations apart" if what == "memory" else "student and checkpoints"
+        said = f"{_size(needed)} for {kind}; {_size(free)} free"
+        if needed <= free:
+            yield Finding(what, said)
+        else:
+            yield Finding(what, f"{what} does not suffice: {said}", mend)
+    limit, largest = _limit_of_files(), max(4, moments) * ours
+    if limit is not None and largest > limit:
+        said = f"a file may have {limit:,} bytes here (ulimit -f), and a checkpoint's largest has about {largest:,}"
+        yield Finding("file-size", said, "raise the limit")
+
+
+def _limit_of_files() -> int | None:
+    """The largest file that this process may write, in bytes; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

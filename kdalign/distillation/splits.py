@@ -1,0 +1,99 @@
+"""Which rows a run learns from, which it looks at on the way, and which it is scored on."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kdalign.data.tasks import Examples, Task, Unlabelled, hold_out, unlabelled_texts
+from kdalign.data.tasks.loading import split_exists
+from kdalign.data.tasks.unlabelled import REST
+from kdalign.errors import UsageError
+from kdalign.evaluation.adapters import Work
+from kdalign.recipe import Data, Recipe, Train
+
+MONITORED = (100, 500)
+"""At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
+are held out: some ten evaluations then cost little beside the training."""
+MONITORED_CHARACTERS = 50_000
+"""At most so much text of them, for the same reason: documents can be long."""
+
+
+def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
+    """The rows to train on, and the slice of train that is evaluated on the way.
+
+    Raises:
+        UsageError: no such data, or none with labels where the task needs them.
+    """
+    task = work.task
+    examples, _ = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
+    if isinstance(task, Task) and examples.labels is None:
+        raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
+    return _watched(examples, recipe.train)
+
+
+def _limited(examples: Examples, data: Data, seed: int) -> tuple[Examples, Examples]:
+    """The rows that a limit keeps, and those that it leaves out."""
+    if data.limit is None or data.limit >= len(examples):
+        return examples, examples.take([])
+    rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
+    return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
+
+
+def _drawn_by(data: Data, seed: int) -> int:
+    """The seed of what a limit keeps."""
+    return seed if data.limit_seed is None else data.limit_seed
+
+
+def further_texts(
+    work: Work, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
+) -> Unlabelled | None:
+    """The text without labels that the recipe names."""
+    data, seed = recipe.data, recipe.train.seed
+    if data.unlabelled is None:
+        return None
+    assert isinstance(work.task, Task), "other tasks were refused"
+    wants_rest = data.unlabelled == REST and data.limit is not None
+    return unlabelled_texts(
+        work.task,
+        data.unlabelled,
+        _limited(work.examples(work.task.train), data, seed)[1] if wants_rest else None,
+        {"labelled rows": train, **reported},
+        watched if recipe.train.holds_out else None,
+        data.unlabelled_limit,
+        data.unlabelled_share,
+        _drawn_by(data, seed),
+    )
+
+
+def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
+    """The rows to train on, and the slice of train that is evaluated on the way."""
+    if settings.holds_out:
+        kept, held = hold_out(examples, settings.holdout, settings.seed)
+        return examples.take(kept), examples.take(held)
+    size = int(np.clip(len(examples) // 20, *MONITORED))
+    rows = np.random.default_rng([settings.seed, 1]).permutation(len(examples))[:size]
+    characters = np.cumsum([sum(len(column[row]) for column in examples.texts) for row in rows])
+    rows = rows[: max(1, int(np.searchsorted(characters, MONITORED_CHARACTERS, side="right")))]
+    return examples, examples.take(sorted(rows.tolist()))
+
+
+def reported_splits(work: Work, data: Data) -> dict[str, Examples]:
+    """The splits that the run is scored on, once, at its end."""
+    found = {}
+    for number, split in enumerate(work.task.evaluation):
+        if number and not split_exists(work.task.source, split):
+            continue
+        found[split] = reported_examples(work, data, split)
+    return found
+
+
+def reported_examples(work: Work, data: Data, split: str) -> Examples:
+    """One of the splits that a run is scored on.
+
+    Raises:
+        UsageError: no such data, or none with labels where the task needs them.
+    """
+    examples = work.examples(split)
+    if isinstance(work.task, Task) and examples.labels is None:
+        raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
+    return examples.take(range(min(len(examples), data.limit or len(examples))))

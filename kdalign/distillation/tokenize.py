@@ -1,0 +1,229 @@
+"""What a run reads: the student's tokenizer, and its texts as tokens, the teacher's beside where it has others."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from accelerate import Accelerator
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign.data.batches import Encoded
+from kdalign.data.tasks import Examples
+from kdalign.data.tasks.holdout import words_of
+from kdalign.data.token_matching import Shared, shared_vocabulary
+from kdalign.data.tokenization import note_on_special_words
+from kdalign.distillation.augmentation import copies_of
+from kdalign.distillation.prepare import Prepared, trained_size
+from kdalign.models import loading
+from kdalign.models.architecture import LAYOUTS, layout_of, with_tokenizer
+from kdalign.models.from_scratch import new_config, train_tokenizer
+from kdalign.observer import Observer
+
+
+@dataclass(frozen=True)
+class Across:
+    """How far two tokenizers can be brought together on the training text.
+
+    Attributes:
+        covered: characters that lie in tokens of both, white space apart.
+        characters: all of them.
+        shared: entries that stand for the same.
+        entries: of the student's vocabulary and of the teacher's.
+    """
+
+    covered: int
+    characters: int
+    shared: Shared
+    entries: tuple[int, int]
+
+    def __str__(self) -> str:
+        share = 100 * self.covered / max(1, self.characters)
+        ours, theirs = self.entries
+        return (
+            f"tokenizers differ: {share:.2f} % of {self.characters:,} characters lie in tokens of both; "
+            f"{len(self.shared):,} of the student's {ours:,} entries and the teacher's {theirs:,} stand for the same"
+        )
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For the record."""
+        counts = {"characters": self.characters, "covered": self.covered, "shared_entries": len(self.shared)}
+        return counts | dict(zip(("student_entries", "teacher_entries"), self.entries, strict=True))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A run's texts as tokens.
+
+    Attributes:
+        train: to train on, with and without labels; where tokenizers differ, in the tokens of both.
+        labelled: those of ``train`` that have labels, or all where none are without.
+        unlabelled: the others; None where there are none.
+        copies: new texts that a model has made of the labelled ones, a part of ``train`` once they are made.
+        watched: the slice of train that is evaluated on the way, by the student.
+        reported: the splits that the student is scored on.
+        watched_by_teacher: the same slice as the teacher reads it.
+        reported_to_teacher: the same splits.
+        across: how far tokenizers that differ come together; None for one tokenizer.
+    """
+
+    train: Encoded
+    labelled: Encoded
+    unlabelled: Encoded | None
+    watched: Encoded
+    reported: Mapping[str, Encoded]
+    watched_by_teacher: Encoded
+    reported_to_teacher: Mapping[str, Encoded]
+    across: Across | None
+    copies: Encoded | None = None
+
+
+def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, trained on the training text where so asked."""
+    if run.tokenizer is not None:
+        return run.tokenizer
+    asked = run.recipe.tokenizer
+    size = trained_size(asked) if asked is not None else None
+    assert size is not None, "a tokenizer that is not there is to be trained"
+    read = [run.train, *([run.unlabelled.examples] if run.unlabelled is not None else [])]
+    texts = (text for examples in read for column in examples.texts for text in column)
+    if run.new is not None:
+        return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
+    assert run.teacher is not None, "a student is a checkpoint, cut or new"
+    return train_tokenizer(texts, size, layout_of(run.teacher.config).family, loading.positions(run.teacher.config))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what makes a tokenizer's tokens: equal where the tokens of every text are.
+
+    How far it cuts or pads is left out, which its library keeps in the same file.
+    """
+    if tokenizer.is_fast:
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())
+        kept = {key: value for key, value in tree.items() if key not in ("truncation", "padding")}
+    else:
+        kept = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of the student, or of the teacher that it is cut from.
+
+    Raises:
+        UsageError: it is not for this tokenizer.
+    """
+    if run.new is not None:
+        config = new_config(run.new, tokenizer)
+        if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
+            config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
+        return config
+    first = run.student or run.teacher
+    assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
+    return with_tokenizer(first.config, tokenizer) if run.cut is not None and run.across else first.config
+
+
+def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Texts:
+    """Tokenize all that a run reads.
+
+    Raises:
+        UsageError: a text that cannot be encoded.
+    """
+    theirs = run.teacher_tokenizer
+    train = labelled = _learnt(run, run.train, tokenizer, config)
+    unlabelled = None
+    if run.unlabelled is not None:
+        unlabelled = _learnt(run, run.unlabelled.examples, tokenizer, config)
+        train = labelled.with_unlabelled(unlabelled, run.unlabelled.an_epoch)
+    learnt = train, labelled, unlabelled
+    watched, reported = _scored(run, tokenizer, config)
+    if run.teacher is None or theirs is None or not run.across:
+        return Texts(*learnt, watched, reported, watched, reported, None)
+    assert train.covered is not None, "two tokenizations are compared"
+    together = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
+    return Texts(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
+
+
+def with_copies(
+    run: Prepared,
+    texts: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    accelerator: Accelerator,
+    observer: Observer,
+) -> Texts:
+    """The texts with new ones that a model makes of the labelled rows; none that are scored, or learnt already."""
+    assert run.augmenting is not None, "a model makes them"
+    augment = run.recipe.data.augment
+    made = copies_of(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
+    labels = run.train.labels if augment.keep_labels else None
+    others = [run.watched] if run.recipe.train.holds_out else []
+    others += [run.unlabelled.examples] if run.unlabelled is not None else []
+    known = {row for examples in (run.train, *run.reported.values(), *others) for row in words_of(examples)}
+    new = Examples(
+        "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
+    )
+    first = {row: number for number, row in reversed(list(enumerate(words_of(new)))) if row not in known}
+    kept = sorted(first.values())
+    observer.announce(
+        f"augmented: {len(kept):,} new texts (left out: {len(new) - len(kept):,} made twice, or known already)"
+    )
+    if not kept:
+        return texts
+    copies = _learnt(run, new.take(kept), tokenizer, config)
+    return replace(texts, train=texts.train.joined(copies), copies=copies)
+
+
+def _learnt(run: Prepared, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Encoded:
+    if run.teacher_tokenizer is not None and run.across:
+        return run.work.encode_across(examples, (tokenizer, run.teacher_tokenizer))
+    return run.work.encode(examples, tokenizer, config, scored=False)
+
+
+def _scored(
+    run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> tuple[Encoded, dict[str, Encoded]]:
+    def encoded(examples: Examples) -> Encoded:
+        return run.work.encode(examples, tokenizer, config, scored=True)
+
+    return encoded(run.watched), {split: encoded(examples) for split, examples in run.reported.items()}
+
+
+def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, observer: Observer) -> None:
+    """Say what became of the texts."""
+    recipe = run.recipe
+    if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
+        observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
+    _announce_cuts(run.train, texts.labelled, recipe.data.max_length, observer)
+    if run.unlabelled is not None and texts.unlabelled is not None:
+        observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
+        _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
+    for examples in (run.train, *run.reported.values()):
+        said = note_on_special_words(examples, tokenizer)
+        if said:
+            observer.announce(said)
+    if recipe.data.augment.corrupts:
+        observer.announce(f"augmented: {recipe.data.augment}")
+    for split, encoded in texts.reported.items():
+        _announce_cuts(run.reported[split], encoded, recipe.data.max_length, observer)
+    if texts.across is not None:
+        observer.announce(str(texts.across))
+
+
+def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observer: Observer) -> None:
+    if encoded.truncated:
+        observer.announce(
+            f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
+            f"{max_length} tokens and were cut (--max-length)"
+        )
+    if encoded.passed_over:
+        observer.announce(
+            f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
+            f"the first {max_length} tokens (--max-length)"
+        )
+    if examples.blank:
+        observer.announce(
+            f"{examples.split}: {examples.blank:,} of {len(examples):,} rows have a text without a character to read"
+        )
+    if examples.passed_over:
+        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")

@@ -1,0 +1,387 @@
+"""What is scored: a local model or a baseline on a split, each asked for the same metrics."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.data.tasks import GLUE, LanguageTask, Task, wording_of, write_submission
+from kdalign.data.tasks.generation_cases import asked, copied, spaced
+from kdalign.data.tokenization import frame_of, note_on_special_words
+from kdalign.data.windows import encode_pseudo
+from kdalign.errors import UsageError
+from kdalign.evaluation import likelihood, multiple_choice
+from kdalign.evaluation.adapters import Work
+from kdalign.evaluation.baselines import Unigram
+from kdalign.evaluation.generation import can_continue, how_written, write
+from kdalign.evaluation.job import Job, Place, blank, classified, is_text_metric, is_written, with_texts
+from kdalign.evaluation.likelihood import PERPLEXITIES
+from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.metrics.classification import METRICS
+from kdalign.models import loading
+from kdalign.models.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
+from kdalign.models.loading import Checkpoint, positions
+from kdalign.models.sentence_transformers import note_on_prompts
+from kdalign.observer import Observer
+from kdalign.runs.record import RunFolder, read_record
+
+AGREEMENT = "agreement"
+MASKED = "masked_ppl"
+LONGEST_QUESTION = 2048
+"""Tokens of a question with its solved examples, where nobody says."""
+
+
+class Target(Protocol):
+    """One model, or what stands for one, with the split it is scored on."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def job(self) -> Job:
+        """What it is scored on."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """What it is scored by where nobody says."""
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Why it cannot be scored by a metric; None where it can."""
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Its scores by metrics that it can be scored by.
+
+        Args:
+            metrics: names.
+            place: for its files.
+            device: to run on.
+            observer: who watches.
+        """
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A local model in memory, and where its answers go."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    place: Place
+    observer: Observer
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A checkpoint or a run's student, checked, its weights not yet loaded.
+
+    Attributes:
+        work: the task as models of its family do it; None where they only continue its texts.
+        run: that the model comes from.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    job: Job
+    work: Work | None
+    run: RunFolder | None
+
+    @property
+    def family(self) -> str:
+        """The model's."""
+        return layout_of(self.checkpoint.config).family
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the checkpoint says that it has the head that the task is answered by."""
+        head = LANGUAGE_HEADS[self.family] if self.work is None else self.work.head
+        return head in (HeadKind.NONE, head_of(self.checkpoint.config))
+
+    def check(self, metrics: Sequence[str] | None) -> None:
+        """Refuse weights and tokenizers that it cannot be scored with, before any model is.
+
+        Args:
+            metrics: that are asked for; its own where nobody says.
+
+        Raises:
+            UsageError: what is wrong with them, or two metrics that are called the same.
+        """
+        if isinstance(self.job.task, Task):
+            self._check_names(self.job.task, metrics or ())
+        if self.submits or any(self.why_not(metric) is None for metric in metrics or self.default_metrics):
+            work = None if self.prompted else self.work
+            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
+            tokenizer = loading.load_tokenizer(self.checkpoint)
+            if work is not None:
+                work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
+
+    @staticmethod
+    def _check_names(task: Task, metrics: Sequence[str]) -> None:
+        called: dict[str, str] = {}
+        for given in metrics:
+            if given in METRICS or (":" in given and not is_text_metric(given)):
+                other = called.setdefault(task.metric(given).name, given)
+                if other != given:
+                    raise UsageError(f"metrics {other!r} and {given!r} have one name: give your own another")
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it has no head for classes, but can be asked which word stands for the class."""
+        task = self.job.task
+        head = head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
+        return isinstance(task, Task) and bool(task.labels) and self.family == "causal" and head
+
+    @property
+    def submits(self) -> bool:
+        """Whether its answers are written as the leaderboard's file."""
+        task = self.job.task
+        asked_for = isinstance(task, Task) and bool(task.submission) and self.job.examples.split in task.test
+        return asked_for and self.has_head
+
+    @cached_property
+    def teachers_answers(self) -> Path | None:
+        """The file in which a run kept its teacher's answers on this very split; None where there is none."""
+        if self.run is None:
+            return None
+        record, split = read_record(self.run.path), self.job.examples.split
+        kept = record.data["reported"].get(split)
+        if record.teacher is None or kept is None or kept["fingerprint"] != self.job.examples.fingerprint():
+            return None
+        if record.scores[split]["agreement"] is None:  # answers to other tokens than the student's
+            return None
+        return self.run.predictions(split)
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """The task's, agreement where the teacher's answers are kept, and for pairs what texts are compared by."""
+        task = self.job.task
+        of_texts = task.text_metrics if isinstance(task, LanguageTask) else ()
+        by_work = self.work.metrics if self.work is not None else ()
+        return (*by_work, *((AGREEMENT,) if self.teachers_answers is not None else ()), *of_texts)
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Why the model cannot be scored by a metric; None where it can."""
+        task, model, work, examples = self.job.task, self.checkpoint.name, self.work, self.job.examples
+        alone = f"kdalign distill --teacher none --student {model}"
+        if not self.has_head and not self.prompted:
+            if isinstance(task, Task):
+                command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
+                reason = f"{model} has no head for {'classes' if task.labels else 'scores'}"
+                return Absent(metric, reason, command if self.family == "masked" else "")
+            return Absent(
+                metric, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}"
+            )
+        if metric == AGREEMENT:
+            missing = "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
+            return None if self.teachers_answers is not None else Absent(metric, missing)
+        if isinstance(task, Task):
+            if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED):
+                text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
+                if self.prompted:
+                    return Absent(metric, f"task {task.name} is of classes; its texts are scored by --task {text}")
+                return Absent(metric, f"{model} has no language-model head", f"{alone} --task {text}")
+            if not task.fits(task.metric(metric)):
+                kind = "a score" if task.regression else f"{len(task.labels)} classes"
+                return Absent(metric, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
+            return None if examples.labels is not None else Absent(metric, f"split {examples.split} has no labels")
+        if is_text_metric(metric):
+            return self._why_not_written(metric, task)
+        if work is None:
+            if task.pairs:
+                return Absent(metric, f"task {task.name} is not for a {self.family} model")
+            return Absent(metric, f"a {self.family} model gives the likelihood of a target given a source")
+        if work.head is HeadKind.NONE and examples.labels is None:
+            return Absent(metric, f"split {examples.split} has no pairs with their likeness")
+        known = dict.fromkeys((*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ())))
+        if metric in known:
+            return None
+        return Absent(metric, f"task {task.name} gives {model} {', '.join(known)}")
+
+    def _why_not_written(self, metric: str, task: LanguageTask) -> Absent | None:
+        if not is_written(task):
+            return Absent(metric, f"texts are not written for task {task.name}")
+        if task.pairs and self.family not in ("seq2seq", "causal"):
+            return Absent(metric, f"a {self.family} model does not answer sources")
+        if not task.pairs and self.family == "seq2seq" and not can_continue(loading.load_tokenizer(self.checkpoint)):
+            return Absent(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
+        if not task.pairs and not self.job.cases:
+            return Absent(metric, f"split {self.job.examples.split} has no text of two words")
+        return None
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Load the model once, and take its answers, its pseudo-likelihood and its texts as the metrics need them."""
+        task = self.job.task
+        result = blank(self.name, self.job)
+        of_texts = [name for name in metrics if not isinstance(task, Task) and is_text_metric(name)]
+        pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
+        answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
+        if not (metrics or self.submits):
+            return result
+        if self.work is not None and not self.prompted:
+            model = self.work.load(self.checkpoint, fresh_head=False, seed=0)
+        else:
+            model = loading.load_language_model(self.checkpoint)
+        dtype = self.job.settings.dtype
+        # XLNet computes its positions in float32, whatever its weights are in.
+        cast = torch.float32 if self.family == "permutation" else dtype
+        model = model.to(device, cast)
+        tokenizer = loading.load_tokenizer(self.checkpoint)
+        tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
+        notes = (*result.notes, *self._notes(tokenizer, metrics))
+        result = replace(result, parameters=count_parameters(model), trained_tokens=tokens, notes=notes)
+        loaded = _Loaded(model, tokenizer, place, observer)
+        with torch.autocast(device.type, dtype) if cast is not dtype else nullcontext():
+            if answered and self.prompted:
+                result = self._by_prompts(result, loaded, answered)
+            elif answered or self.submits:
+                result = self._by_answers(result, loaded, answered)
+            if pseudo:
+                result = self._by_pseudo_likelihood(result, loaded, pseudo)
+            if of_texts:
+                result = self._by_texts(result, loaded, of_texts)
+        order = {name: number for number, name in enumerate(metrics)}
+        scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
+        if dtype is not torch.float32:
+            scores = [replace(score, signature=f"{score.signature}; model in bf16") for score in scores]
+        return replace(result, scores=tuple(scores))
+
+    def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> list[str]:
+        """What must be known of how the model reads the texts, each with its name."""
+        said = [note_on_special_words(self.job.examples, tokenizer)]
+        documents = isinstance(self.job.task, LanguageTask) and not self.job.task.pairs and self.job.continuing
+        if documents and self.family == "causal" and any(name in PERPLEXITIES for name in metrics):
+            if not frame_of(tokenizer)[0] and tokenizer.bos_token_id is None:
+                said.append(
+                    f"no start token: a text's first one is predicted from its end token {tokenizer.eos_token!r}"
+                )
+        notes = [f"{self.name}: {note}" for note in said if note]
+        if self.work is not None and self.work.head is HeadKind.NONE:
+            notes += filter(None, [note_on_prompts(self.checkpoint)])
+        if isinstance(self.job.task, Task) and not self.prompted and loading.for_several_labels(self.checkpoint.config):
+            notes.append(
+                f"{self.name}: its head is for several labels of a text at once; its outputs are taken for one choice "
+                "(the greatest)"
+            )
+        return notes
+
+    def _by_answers(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+        """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
+        work, examples = self.work, self.job.examples
+        assert work is not None, "checked"
+        encoded = work.encode(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
+        tell = loaded.observer.progress(f"{self.name}: reading")
+        found = work.answer(loaded.model, encoded, tell)
+        kept = self.teachers_answers
+        answers = work.kept(kept) if kept is not None else None
+        predictions = loaded.place.file(self.job, ".parquet")
+        work.keep(predictions, found, encoded, answers)
+        submission = None
+        if self.submits and isinstance(work.task, Task):
+            submission = str(
+                write_submission(work.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
+            )
+        if encoded.truncated and not encoded.words:
+            cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
+            reason = "texts were cut, so their words and bytes are not known"
+            result = replace(result, absent=(*result.absent, *(Absent(name, reason) for name in cut)))
+        measured = work.scores(found, encoded, [name for name in metrics if name != AGREEMENT])
+        if AGREEMENT in metrics and answers is not None:
+            measured.append(work.agreement(found, answers))
+        return replace(
+            result,
+            truncated=encoded.truncated,
+            passed_over=encoded.passed_over,
+            scores=(*result.scores, *measured),
+            predictions=str(predictions),
+            submission=submission,
+        )
+
+    def _by_prompts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+        """Classes by the likelihood of the words that stand for them."""
+        task, settings = self.job.task, self.job.settings
+        assert isinstance(task, Task), "checked"
+        room = min(settings.max_length or LONGEST_QUESTION, positions(self.checkpoint.config))
+        tell = loaded.observer.progress(f"{self.name}: asking")
+        found = multiple_choice.label_scores(loaded.model, loaded.tokenizer, self.job.questions, room, tell)
+        chosen = multiple_choice.choose(found.values, self.job.questions)
+        return classified(
+            replace(result, truncated=found.truncated),
+            self.job,
+            chosen,
+            metrics,
+            multiple_choice.signature(wording_of(task).origin, settings.shots, settings.seed),
+            loaded.place,
+        )
+
+    def _by_pseudo_likelihood(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+        assert self.work is not None, "masked models have work on documents"
+        length, within = self.work.max_length, self.job.settings.within_words
+        encoded = encode_pseudo(self.job.examples.texts[0], loaded.tokenizer, length, within)
+        answers = likelihood.answer(
+            loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")
+        )
+        how = likelihood.protocol("word-l2r" if within else "token", length)
+        likelihood.write_totals(loaded.place.file(self.job, "-pseudo.parquet"), answers, encoded)
+        found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
+        return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
+
+    def _by_texts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+        task, settings = self.job.task, self.job.settings
+        assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
+        cases = asked(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
+        texts, cut = write(
+            loaded.model, loaded.tokenizer, cases, settings.writing, loaded.observer.progress(f"{self.name}: writing")
+        )
+        result = replace(result, truncated=max(result.truncated, cut))
+        how = how_written(self.family, self.job.continuing, settings.writing)
+        if task.pairs and self.family == "causal":
+            how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
+        return with_texts(result, self.job, cases, texts, metrics, how, loaded.place)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What writes without a model: ``copy`` says the prompt again, ``unigram`` draws words by how often they occur."""
+
+    name: str
+    job: Job
+    default_metrics: tuple[str, ...] = field(default=())
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Perplexities are the unigram's alone, where there is text that it can learn from."""
+        if is_text_metric(metric):
+            return None
+        if self.name != "unigram" or metric not in ("word_ppl", "byte_ppl", "bits_per_byte") or not self.job.continuing:
+            return Absent(metric, f"the baseline {self.name} has none")
+        if not self.job.training_texts:
+            return Absent(metric, f"{self.job.task.source} has no split {self.job.task.train} to count words in")
+        return None
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Texts and, of the unigram, the likelihood of words."""
+        result, cases = blank(self.name, self.job, "baseline"), self.job.cases
+        of_texts = [name for name in metrics if is_text_metric(name)]
+        if self.name == "copy":
+            how = "the prompt's last words again" if self.job.continuing else "the source"
+            return with_texts(result, self.job, cases, [copied(case) for case in cases], of_texts, how, place)
+        learnt = self.job.training_texts
+        unigram = Unigram(spaced(learnt, self.job.language) or [case.prompt for case in cases])
+        lengths = [case.words or len(case.references[0].split()) for case in cases]
+        of = "of train" if learnt else "of the prompts"
+        how = f"words {of} drawn by their frequency, as many as the reference has"
+        texts = [case.cut(text) for case, text in zip(cases, unigram.write(lengths), strict=True)]
+        result = with_texts(result, self.job, cases, texts, of_texts, how, place)
+        others = [name for name in metrics if name not in of_texts]
+        if others:
+            texts, unigram = list(self.job.examples.texts[0]), Unigram(learnt)
+            nll = np.array([unigram.nll(text) for text in texts])
+            words = np.array([len(text.split()) for text in texts])
+            size = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts])
+            found = likelihood.of_words(nll, words, size, "words of train by their frequency, new ones spelled")
+            result = replace(result, scores=(*found, *result.scores))
+        return replace(result, scores=tuple(score for score in result.scores if score.metric in metrics))

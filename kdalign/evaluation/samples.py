@@ -1,0 +1,91 @@
+"""Samples: a few prompts that a language model goes on from, greedily, to look at."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.data.tasks import Examples
+from kdalign.data.tokenization import render, start_of
+from kdalign.models.capture import answering
+from kdalign.models.loading import positions
+
+PROMPT_TOKENS = 12
+NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is shown, and the tokens that a model reads: a source, or the beginning of a text."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def beginnings(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    """The first tokens of the first texts, at most half of a text."""
+    prompts = []
+    for text in examples.texts[0][:count]:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = ids[: min(PROMPT_TOKENS, -(-len(ids) // 2))]
+        text = tokenizer.decode(ids).rstrip("\ufffd")  # a character that is cut in its bytes
+        prompts.append(Prompt(text, (*start_of(tokenizer), *ids)))
+    return tuple(prompts)
+
+
+def reworded(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
+    """The same beginnings of texts in another tokenizer's tokens."""
+    tokens = [tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
+    return tuple(Prompt(prompt.text, (*start_of(tokenizer), *ids)) for prompt, ids in zip(prompts, tokens, strict=True))
+
+
+def sources(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int) -> tuple[Prompt, ...]:
+    """The first sources."""
+    texts = list(examples.texts[0][:count])
+    if not texts:
+        return ()
+    pieces = tokenizer(texts, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+    return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
+
+
+def questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    """The first conversations, up to the assistant's first turn."""
+    prompts = []
+    for text in examples.texts[0][:count]:
+        chat = json.loads(text)
+        answers = [number for number, turn in enumerate(chat) if number and turn["role"] == "assistant"]
+        if not answers:
+            continue
+        asked = chat[: answers[0]]
+        rendered = render(asked, tokenizer, ask=True)
+        ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+        prompts.append(Prompt(asked[-1]["content"], tuple(ids)))
+    return tuple(prompts)
+
+
+def continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
+) -> list[str]:
+    """What a model says after each prompt, the likeliest token each time, as far as its positions go."""
+    device = next(model.parameters()).device
+    settings = GenerationConfig(
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+    )
+    said = []
+    with answering(model):
+        for prompt in prompts:
+            ids = torch.tensor([prompt.ids], device=device)
+            taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
+            settings.max_new_tokens = min(new_tokens, positions(model.config) - taken)
+            if settings.max_new_tokens < 1:
+                said.append("")
+                continue
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
+            new = found if model.config.is_encoder_decoder else found[len(prompt.ids) :]
+            said.append(tokenizer.decode(new, skip_special_tokens=True))
+    return said

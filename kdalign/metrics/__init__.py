@@ -1,0 +1,1 @@
+"""Scores of labels and texts with their signatures, intervals, and paired significance tests."""

@@ -1,0 +1,405 @@
+"""Metrics: plain functions of predictions and references, by name.
+
+Scores are in per cent for accuracy, F1, Matthews and correlations; each says its n, unit and how it was made.
+scikit-learn and scipy compute them.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kdalign.errors import UsageError, library_errors
+from kdalign.registry import resolve
+
+Array = np.ndarray[Any, Any]
+
+
+UNDEFINED = "nothing says why"
+"""Why a score has no value, where nothing says more: in files of versions that kept no reasons."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a table and how it was made.
+
+    A value that is no number, NaN or infinite, becomes None: no score holds one, so that no file, table, mean or gate
+    meets one. ``reason`` then says why; it is empty where there is a value, whatever was given.
+
+    Attributes:
+        metric: its name.
+        value: in ``unit``; None where it is undefined (a correlation with a constant).
+        low: lower end of the 95 % interval, if one was computed.
+        high: upper end.
+        n: examples.
+        signature: what produced it, library and version.
+        mark: what a table says beside it, such as ``pseudo`` of a perplexity that is none.
+        reason: why there is no value, as a clause.
+        note: what must be known to read the value, as a clause: the class that it is of, or a convention by which it
+            is 0.
+    """
+
+    metric: str
+    value: float | None
+    unit: str
+    n: int
+    higher_is_better: bool
+    signature: str
+    low: float | None = None
+    high: float | None = None
+    mark: str = ""
+    reason: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        defined = self.value is not None and math.isfinite(self.value)
+        ends = (self.low, self.high)
+        bounded = defined and all(end is not None and math.isfinite(end) for end in ends)
+        checked = {
+            "value": self.value if defined else None,
+            "low": self.low if bounded else None,
+            "high": self.high if bounded else None,
+            "reason": "" if defined else self.reason or _unknown(self.value),
+            "note": self.note if defined else "",
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the way of a frozen dataclass
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def _unknown(value: float | None) -> str:
+    return UNDEFINED if value is None else f"the metric gives {value:g}"
+
+
+def reason_of(score: Mapping[str, Any]) -> str:
+    """Why a score that was read from a file has no value, as a clause; empty where it has one."""
+    return "" if score["value"] is not None else str(score.get("reason") or UNDEFINED)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric over a whole split.
+
+    Attributes:
+        name: its one word.
+        compute: (predictions, references) to a value, NaN where undefined. Predictions are class numbers, or
+            real numbers for regression.
+        library: who computes it.
+        regression: whether it is for scores instead of classes.
+        binary: whether it is for two classes only.
+        of_counts: for metrics of classes, the same from confusion counts (resamples, reference class, predicted
+            class) to values (resamples,): an interval then needs no thousand calls of a library.
+        of_logits: whether it takes logits (examples, classes) instead of class numbers.
+        of_weights: the same of examples that count several times or not at all: (weights (resamples, examples),
+            predictions, references) to values (resamples,).
+        why_undefined: (predictions, references) to the reason why the value is NaN there.
+        convention: (predictions, references) to what must be said of the value, such as that it is 0 by convention;
+            empty where there is nothing.
+    """
+
+    name: str
+    compute: Callable[[Array, Array], float]
+    library: str
+    regression: bool = False
+    binary: bool = False
+    unit: str = "%"
+    higher_is_better: bool = True
+    of_counts: Callable[[Array], Array] | None = None
+    of_logits: bool = False
+    of_weights: Callable[[Array, Array, Array], Array] | None = None
+    why_undefined: Callable[[Array, Array], str] | None = None
+    convention: Callable[[Array, Array], str] | None = None
+
+
+def _accuracy(predictions: Array, references: Array) -> float:
+    return 100.0 * float(np.mean(predictions == references))
+
+
+def _f1(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100.0 * float(f1_score(references, predictions, pos_label=1, average="binary", zero_division=0))
+
+
+def _macro_f1(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100.0 * float(f1_score(references, predictions, average="macro", zero_division=0))
+
+
+def _matthews(predictions: Array, references: Array) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(np.union1d(predictions, references)) < 2:
+        return 0.0  # as scikit-learn has it, which also warns
+    return 100.0 * float(matthews_corrcoef(references, predictions))
+
+
+def _pearson(predictions: Array, references: Array) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, references)
+
+
+def _spearman(predictions: Array, references: Array) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, references)
+
+
+def _correlation(function: Callable[..., Any], predictions: Array, references: Array) -> float:
+    if _why_no_correlation(predictions, references):
+        return float("nan")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # what cannot be computed is said by its reason
+        return 100.0 * float(function(predictions, references).statistic)
+
+
+def _why_no_correlation(predictions: Array, references: Array) -> str:
+    """Why two columns have no correlation; empty where they have one."""
+    if len(predictions) < 2:
+        return "one example has no correlation"
+    alike = {"predictions": predictions, "references": references}
+    alike = {name: values for name, values in alike.items() if is_constant(values)}
+    if not alike:
+        return ""
+    told = " and ".join(f"all {len(values):,} {name} are {float(values[0]):.4g}" for name, values in alike.items())
+    return f"{told}, and a constant has no correlation"
+
+
+def is_constant(values: Array) -> bool:
+    """Whether numbers differ by no more than rounding: a correlation with them would be of noise."""
+    with np.errstate(over="ignore"):  # infinite, and therefore no constant
+        spread = float(np.ptp(values))
+    rounding = 8 * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    if values.dtype == np.float64:
+        rounding = 1e-13  # cosines and sums of many products
+    return spread <= rounding * float(np.max(np.abs(values)))
+
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a classifier is right where it is so confident, over 15 equal bins (0, 1/15], (1/15, 2/15], ...
+
+    Attributes:
+        counts: (bins,), examples whose confidence lies there.
+        confidence: (bins,), their mean confidence; NaN where there are none.
+        accuracy: (bins,), the share of them that is right; likewise.
+    """
+
+    counts: Array
+    confidence: Array
+    accuracy: Array
+
+    @property
+    def error(self) -> float:
+        r"""Expected calibration error in per cent: :math:`\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|`.
+
+        Guo et al. 2017, arXiv:1706.04599, equation 3.
+        """
+        gaps = self.counts * np.abs(self.accuracy - self.confidence)
+        return 100.0 * float(np.nansum(gaps) / self.counts.sum())
+
+
+def confidences(logits: Array) -> Array:
+    """The greatest of each row's softmax, from (examples, classes) to (examples,), in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    found: Array = shifted.max(axis=1) / shifted.sum(axis=1)
+    return found
+
+
+def reliability(logits: Array, references: Array) -> Reliability:
+    """Bin a classifier's answers, logits (examples, classes), by their confidence."""
+    confidence = confidences(logits)
+    right = logits.argmax(axis=1) == references
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    sums = [np.bincount(bins, weights, BINS) for weights in (confidence, right)]
+    means = [np.divide(each, counts, out=np.full(BINS, np.nan), where=counts > 0) for each in sums]
+    return Reliability(counts, *means)
+
+
+def _calibration_error(logits: Array, references: Array) -> float:
+    return reliability(logits, references).error
+
+
+def _accuracy_of_counts(counts: Array) -> Array:
+    values: Array = 100.0 * np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
+    return values
+
+
+def _f1_of_counts(counts: Array) -> Array:
+    return 100.0 * _class_f1(counts)[:, 1]
+
+
+def _macro_f1_of_counts(counts: Array) -> Array:
+    present = counts.sum(axis=1) + counts.sum(axis=2) > 0
+    mean: Array = np.sum(_class_f1(counts) * present, axis=1) / present.sum(axis=1)
+    return 100.0 * mean
+
+
+def _class_f1(counts: Array) -> Array:
+    """2 TP / (2 TP + FP + FN) of every class, 0 where the class is absent."""
+    hits = np.diagonal(counts, axis1=1, axis2=2)
+    seen = counts.sum(axis=1) + counts.sum(axis=2)
+    values: Array = 2 * hits / np.maximum(seen, 1)
+    return values
+
+
+def _matthews_of_counts(counts: Array) -> Array:
+    """Gorodkin's R_K (2004), which is Matthews' coefficient for two classes; 0 where one class is all there is."""
+    n = counts.sum(axis=(1, 2)).astype(float)
+    true, predicted = counts.sum(axis=2).astype(float), counts.sum(axis=1).astype(float)
+    covariance = np.trace(counts, axis1=1, axis2=2) * n - np.sum(true * predicted, axis=1)
+    size = np.sqrt((n**2 - np.sum(true**2, axis=1)) * (n**2 - np.sum(predicted**2, axis=1)))
+    values: Array = np.divide(covariance, size, out=np.zeros_like(size), where=size > 0)
+    return 100.0 * values
+
+
+def _pearson_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
+    if is_constant(predictions) or is_constant(references):
+        return np.full(len(weights), np.nan)
+    return _correlations(weights, _scaled(predictions)[None], _scaled(references)[None])
+
+
+def _scaled(values: Array) -> Array:
+    """Between 0 and 1, which moves no correlation: what counts as constant then does not depend on the unit."""
+    values = np.asarray(values, float)
+    values = values / np.abs(values).max()  # whose differences are no infinity
+    scaled: Array = (values - values.min()) / np.ptp(values)
+    return scaled
+
+
+def _spearman_of_weights(weights: Array, predictions: Array, references: Array) -> Array:
+    if is_constant(predictions) or is_constant(references):
+        return np.full(len(weights), np.nan)
+    return _correlations(weights, _ranks(weights, predictions), _ranks(weights, references))
+
+
+def _ranks(weights: Array, values: Array) -> Array:
+    """The ranks (resamples, examples) of values of which each is there ``weights`` times; equal ones share theirs."""
+    order = np.argsort(values, kind="stable")
+    _, group, alike = np.unique(values, return_inverse=True, return_counts=True)
+    starts = np.cumsum(alike) - alike
+    there = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks: Array = np.cumsum(there, axis=1) - there + (there + 1) / 2
+    return ranks[:, group]
+
+
+def _correlations(weights: Array, first: Array, second: Array) -> Array:
+    """Pearson's correlation under weights, (resamples,), in per cent; NaN where one of both is constant."""
+    n = weights.sum(axis=1, keepdims=True)
+    first = first - np.sum(weights * first, axis=1, keepdims=True) / n
+    second = second - np.sum(weights * second, axis=1, keepdims=True) / n
+    squares = [np.sum(weights * one * one, axis=1) for one in (first, second)]
+    size, product = np.sqrt(squares[0] * squares[1]), np.sum(weights * first * second, axis=1)
+    values: Array = np.divide(product, size, out=np.full_like(size, np.nan), where=size > 1e-12 * n[:, 0])
+    return 100.0 * values
+
+
+def _f1_convention(predictions: Array, references: Array) -> str:
+    if np.any(predictions == 1) or np.any(references == 1):
+        return ""
+    return "0 by convention: its class is neither predicted nor in the references"
+
+
+def _matthews_convention(predictions: Array, references: Array) -> str:
+    columns = {"predictions": predictions, "references": references}
+    alike = [name for name, values in columns.items() if len(np.unique(values)) == 1]
+    return f"0 by convention: the {' and the '.join(alike)} are of one class alone" if alike else ""
+
+
+def _correlating(name: str, compute: Callable[[Array, Array], float], of_weights: Callable[..., Array]) -> Metric:
+    return Metric(name, compute, "scipy", regression=True, of_weights=of_weights, why_undefined=_why_no_correlation)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", _accuracy, "numpy", of_counts=_accuracy_of_counts),
+        Metric("f1", _f1, "scikit-learn", binary=True, of_counts=_f1_of_counts, convention=_f1_convention),
+        Metric("macro_f1", _macro_f1, "scikit-learn", of_counts=_macro_f1_of_counts),
+        Metric("matthews", _matthews, "scikit-learn", of_counts=_matthews_of_counts, convention=_matthews_convention),
+        Metric("ece", _calibration_error, "numpy", higher_is_better=False, of_logits=True),
+        _correlating("pearson", _pearson, _pearson_of_weights),
+        _correlating("spearman", _spearman, _spearman_of_weights),
+    )
+}
+
+GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
+"""Words that stand for metrics: perplexity a token and a word, ROUGE by the longest common sequence."""
+
+
+def expanded(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics, each once, with what each group stands for."""
+    return tuple(dict.fromkeys(name for word in words for name in GROUPS.get(word, (word,))))
+
+
+def score(metric: Metric, predictions: Array, references: Array) -> Score:
+    """Compute a metric over a split; undefined, with the reason, where it has no value there."""
+    from importlib.metadata import version
+
+    assert len(predictions) == len(references), "every prediction has its reference"
+    why = _why_not(metric, predictions, references)
+    shipped = METRICS.get(metric.name) is metric
+    with nullcontext() if shipped else library_errors(f"metric {metric.name!r} gives no number"):
+        value = float("nan") if why else float(metric.compute(predictions, references))
+    if not why and metric.why_undefined is not None and not math.isfinite(value):
+        why = metric.why_undefined(predictions, references) or "the numbers are too large to compute with"
+    made_by = f"{metric.library} {version(metric.library)}" if metric.library in _DISTRIBUTIONS else metric.library
+    return Score(
+        metric=metric.name,
+        value=value,
+        unit=metric.unit,
+        n=len(references),
+        higher_is_better=metric.higher_is_better,
+        signature=made_by,
+        reason=why,
+        note="" if why or metric.convention is None else metric.convention(predictions, references),
+    )
+
+
+def _why_not(metric: Metric, predictions: Array, references: Array) -> str:
+    """Why a metric cannot be computed at all: nothing to compute it of, or numbers that are none."""
+    if len(references) == 0:
+        return "there is no example"
+    for name, values in (("predictions", predictions), ("references", references)):
+        bad = int(np.sum(~np.isfinite(values))) if np.asarray(values).dtype.kind == "f" and not metric.of_logits else 0
+        if bad:
+            return f"{bad:,} of {len(values):,} {name} are infinite or NaN"
+    return ""
+
+
+_DISTRIBUTIONS = ("numpy", "scikit-learn", "scipy")
+
+
+def metrics_named(names: Sequence[str]) -> tuple[dict[str, Metric], list[str]]:
+    """All metrics of classes and scores by the names in scores, a run's own among them.
+
+    Args:
+        names: as a task has them; a user's as ``package.module:Name`` or ``file.py:Name``.
+
+    Returns:
+        The metrics, and why a user's is not there.
+    """
+    found, missing = dict(METRICS), []
+    for name in names:
+        if ":" in name:
+            try:
+                metric: object = resolve(name, METRICS, "metric")
+            except UsageError as error:
+                missing.append(str(error))
+                continue
+            if isinstance(metric, Metric):
+                found[metric.name] = metric
+    return found, missing

@@ -1,0 +1,1 @@
+"""Checkpoints: their architecture, loading, capture of activations, students, teachers, profiling."""

@@ -1,0 +1,551 @@
+"""What a model is made of, read from its configuration: no weights are needed.
+
+This file and ``capture.py`` alone know where a family keeps its layers. A new family is one row in ``LAYOUTS``.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kdalign.errors import UsageError, did_you_mean, library_errors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Attention(StrEnum):
+    """How a family's attention can be looked at."""
+
+    INTERFACE = "interface"
+    """It goes through Transformers' attention interface: SDPA everywhere, maps and Q, K, V on request."""
+    OWN = "own"
+    """Code of the family's own, always eager, that kdalign knows: maps and Q, K, V can be taken."""
+    CLOSED = "closed"
+    """Code of the family's own that kdalign does not know: nothing can be taken."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of one kind, such as the encoder of a BERT."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    feed_forward: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model's shape: its family (``masked``, ``causal``, ...), stacks, vocabulary and parameters (tied once).
+
+    ``attention`` says what can be taken of its attention.
+    """
+
+    model_type: str
+    family: str
+    stacks: tuple[Stack, ...]
+    vocabulary: int
+    parameters: int
+    tied: bool
+    attention: Attention = Attention.INTERFACE
+
+    def reads_target(self, stack: str) -> bool:
+        """Whether a stack's positions are those of the target: an encoder-decoder's decoder."""
+        return self.family == "seq2seq" and stack == "decoder"
+
+    def stack(self, name: str) -> Stack:
+        """The stack of that name."""
+        for stack in self.stacks:
+            if stack.name == name:
+                return stack
+        names = ", ".join(stack.name for stack in self.stacks)
+        raise UsageError(f"a {self.model_type} model has no stack {name!r} (it has: {names})")
+
+
+class Layer(NamedTuple):
+    """One layer of a model: its stack's name and its number there, from 0."""
+
+    stack: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.stack}.{self.number}"
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """Where a model type keeps one stack: configuration fields, and module paths.
+
+    Attributes:
+        blocks: path of the list of layers, below the base model.
+        attention: path of the self-attention, below a layer.
+        cross: path of the attention from an encoder-decoder's decoder to its encoder; empty elsewhere.
+    """
+
+    name: str
+    blocks: str
+    attention: str
+    layers: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    feed_forward: str = "intermediate_size"
+    cross: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a model type keeps what kdalign reads.
+
+    Attributes:
+        embeddings: module paths below the base model.
+        attention: how its attention can be looked at.
+        time_first: whether its layers work on (time, batch, width).
+        shared: whether all layers are one module, run again and again.
+    """
+
+    family: str
+    stacks: tuple[StackLayout, ...]
+    embeddings: tuple[str, ...] = ("embeddings",)
+    attention: Attention = Attention.INTERFACE
+    time_first: bool = False
+    shared: bool = False
+
+
+_BERT = Layout("masked", (StackLayout("encoder", "encoder.layer", "attention.self"),))
+_LLAMA = Layout("causal", (StackLayout("decoder", "layers", "self_attn"),), ("embed_tokens",))
+_BART = Layout(
+    "seq2seq",
+    tuple(
+        StackLayout(
+            name,
+            f"{name}.layers",
+            "self_attn",
+            f"{name}_layers",
+            "d_model",
+            f"{name}_attention_heads",
+            f"{name}_ffn_dim",
+            "encoder_attn" if name == "decoder" else "",
+        )
+        for name in ("encoder", "decoder")
+    ),
+    ("shared", "encoder.embed_positions", "decoder.embed_positions"),
+)
+
+LAYOUTS: Mapping[str, Layout] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Layout(
+        "masked",
+        (StackLayout("encoder", "transformer.layer", "attention", "n_layers", "dim", "n_heads", "hidden_dim"),),
+    ),
+    "albert": Layout(
+        "masked",
+        (StackLayout("encoder", "encoder.albert_layer_groups", "albert_layers.0.attention"),),
+        ("embeddings", "encoder.embedding_hidden_mapping_in"),
+        shared=True,
+    ),
+    "modernbert": Layout("masked", (StackLayout("encoder", "layers", "attn"),)),
+    "deberta-v2": replace(_BERT, attention=Attention.OWN),
+    "xlnet": Layout(
+        "permutation",
+        (StackLayout("decoder", "layer", "rel_attn", "n_layer", "d_model", "n_head", "d_inner"),),
+        ("word_embedding",),
+        attention=Attention.OWN,
+        time_first=True,
+    ),
+    "gpt2": Layout(
+        "causal", (StackLayout("decoder", "h", "attn", "n_layer", "n_embd", "n_head", "n_inner"),), ("wte", "wpe")
+    ),
+    "gpt_neox": Layout("causal", (StackLayout("decoder", "layers", "attention"),), ("embed_in",)),
+    "opt": Layout(
+        "causal",
+        (StackLayout("decoder", "decoder.layers", "self_attn", feed_forward="ffn_dim"),),
+        ("decoder.embed_tokens", "decoder.embed_positions"),
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "t5": Layout(
+        "seq2seq",
+        (
+            StackLayout(
+                "encoder", "encoder.block", "layer.0.SelfAttention", "num_layers", "d_model", "num_heads", "d_ff"
+            ),
+            StackLayout(
+                "decoder",
+                "decoder.block",
+                "layer.0.SelfAttention",
+                "num_decoder_layers",
+                "d_model",
+                "num_heads",
+                "d_ff",
+                "layer.1.EncDecAttention",
+            ),
+        ),
+        ("shared",),
+    ),
+    "bart": _BART,
+    "marian": _BART,
+}
+
+
+def layout_of(config: "PretrainedConfig") -> Layout:
+    """The layout of a configuration's model type: its row, or what the usual names of fields and modules tell.
+
+    Raises:
+        UsageError: kdalign cannot read this model; what is missing.
+    """
+    layout = LAYOUTS.get(config.model_type)
+    if layout is None:
+        if config.model_type not in _derived:
+            with library_errors(f"{config.model_type!r} is not supported: its configuration cannot be read"):
+                _derived[config.model_type] = _derive(config)
+        layout = _derived[config.model_type]
+    if config.model_type == "deberta-v2" and getattr(config, "conv_kernel_size", 0):
+        raise UsageError("deberta-v2 with a convolution after its first layer is not supported (accepted: without)")
+    groups = getattr(config, "num_hidden_groups", 1), getattr(config, "inner_group_num", 1)
+    if layout.shared and groups != (1, 1):
+        raise UsageError(
+            f"{config.model_type} with groups of layers is not supported (accepted: one group of one layer)"
+        )
+    return layout
+
+
+_derived: dict[str, Layout] = {}
+_USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _derive(config: "PretrainedConfig") -> Layout:
+    """The layout of a type without a row, from one list of layers that holds an attention in each."""
+    from torch import nn
+    from transformers.models.auto import modeling_auto
+
+    def refused(why: str) -> UsageError:
+        near = did_you_mean(config.model_type, LAYOUTS)
+        return UsageError(
+            f"model type {config.model_type!r} is not supported: {why}{near} (known: {', '.join(LAYOUTS)})"
+        )
+
+    if config.is_encoder_decoder or getattr(config, "text_config", None) is not None:
+        raise refused("it is made of several models")
+    masked = type(config) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+    if not masked and type(config) not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refused("Transformers has no masked or causal language model of it")
+    missing = [field for field in _USUAL if not isinstance(getattr(config, field, None), int)]
+    if missing:
+        raise refused(f"its configuration has no {' and no '.join(missing)}")
+    model = _shaped(config, HeadKind.NONE, "eager").base_model
+    lists = [
+        (name, module[0])
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    found = next(((name, path) for name, layer in lists if (path := _attention_path(layer))), None)
+    embeddings = next((name for name, each in model.named_modules() if each is model.get_input_embeddings()), None)
+    if found is None or embeddings is None:
+        raise refused(f"its modules hold no list of {config.num_hidden_layers} layers with an attention in each")
+    stack = StackLayout("encoder" if masked else "decoder", *found)
+    attention = Attention.INTERFACE if model._supports_sdpa else Attention.CLOSED
+    if attention is Attention.CLOSED and not masked:
+        # Eager attention would add the masks of packed documents, which are booleans, to its scores.
+        raise refused("its attention is code of its own")
+    return Layout("masked" if masked else "causal", (stack,), (embeddings,), attention)
+
+
+def _attention_path(layer: "nn.Module") -> str:
+    """The innermost of the first modules called attention in a layer; empty where there is none."""
+    path = ""
+    for name, module in layer.named_modules():
+        if "ttention" in type(module).__name__ and (not path or name.startswith(f"{path}.")):
+            path = name
+    return path
+
+
+def describe(config: "PretrainedConfig") -> Architecture:
+    """Read a model's architecture from its configuration.
+
+    Parameters are counted on a model without storage (torch's meta device), so even a large one costs no memory.
+
+    Raises:
+        UsageError: the model type is unknown.
+    """
+    return Architecture(
+        model_type=config.model_type,
+        family=layout_of(config).family,
+        stacks=tuple(_stack(config, layout) for layout in layout_of(config).stacks),
+        vocabulary=int(config.vocab_size),
+        parameters=count_parameters(skeleton(config)),
+        tied=bool(config.tie_word_embeddings),
+        attention=layout_of(config).attention,
+    )
+
+
+def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
+    width, heads = int(getattr(config, layout.width)), int(getattr(config, layout.heads))
+    return Stack(
+        name=layout.name,
+        layers=int(getattr(config, layout.layers)),
+        width=width,
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_width=int(getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads),
+        # GPT-2 leaves out what is 4 x width.
+        feed_forward=int(getattr(config, layout.feed_forward, None) or 4 * width),
+    )
+
+
+def check_sizes(config: "PretrainedConfig") -> None:
+    """Refuse sizes of which no model can be made.
+
+    Raises:
+        UsageError: the field, and what is accepted.
+    """
+    must, may = {"vocab_size": ""}, dict.fromkeys(("num_key_value_heads", "head_dim", "d_kv"), "")
+    for stack in layout_of(config).stacks:
+        must |= dict.fromkeys((stack.layers, stack.width, stack.heads), stack.name)
+        may |= {stack.feed_forward: stack.name}
+    for field in (*must, *may):
+        with library_errors(f"{field} differs from layer to layer in its configuration, which kdalign cannot read"):
+            value = getattr(config, field, None)
+        if value is None and field in may:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+            raise UsageError(f"{field} is {value!r} in its configuration (accepted: a whole number, 1 to {_LARGEST:,})")
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > _LONGEST:
+        raise UsageError(f"max_position_embeddings is {positions:,} (accepted: at most {_LONGEST:,})")
+    tied = getattr(config, "tie_word_embeddings", False)  # what has one table alone has no such field
+    if not isinstance(tied, bool):
+        raise UsageError(f"tie_word_embeddings is {tied!r} (accepted: true or false)")
+
+
+_LARGEST = 10**8
+"""Of a size: entries of a vocabulary, features of a layer."""
+_LONGEST = 2 * 10**7
+"""Positions: buffers of that length are made."""
+
+
+def skeleton(
+    config: "PretrainedConfig", attention: str | None = None, device: str = "meta", head: "HeadKind | None" = None
+) -> "PreTrainedModel":
+    """The model of a configuration on the meta device: shapes without storage.
+
+    The class is that of the ``head``, or the one that ``config.architectures`` names; the bare body where it names
+    none.
+    """
+    return _shaped(config, head_of(config) if head is None else head, attention or attention_of(config), device)
+
+
+def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device: str = "meta") -> "PreTrainedModel":
+    import torch
+
+    with library_errors(f"no {config.model_type} model can be made of this configuration"), torch.device(device):
+        model = auto_class(head).from_config(copy.deepcopy(config), attn_implementation=attention)
+        model.tie_weights()
+    return model.eval()
+
+
+def attention_of(config: "PretrainedConfig") -> str:
+    """The attention implementation that a model is loaded with: SDPA, or eager where it has code of its own.
+
+    A type that Transformers has no SDPA for (Gemma 2, whose scores are capped) is computed by ``kdalign.attention``:
+    eager attention would add a mask of booleans to the scores.
+    """
+    if layout_of(config).attention is not Attention.INTERFACE:
+        return "eager"
+    if auto_class(HeadKind.NONE)._model_mapping[type(config)]._supports_sdpa:
+        return "sdpa"
+    from kdalign.models.attention import ATTENTION
+
+    return ATTENTION
+
+
+class HeadKind(StrEnum):
+    """What a model answers with: a class, or tokens."""
+
+    CLASSIFIER = "classifier"
+    MASKED = "masked"
+    CAUSAL = "causal"
+    SEQ2SEQ = "seq2seq"
+    NONE = ""
+
+
+_HEADS = {
+    "ForSequenceClassification": HeadKind.CLASSIFIER,
+    "ForMaskedLM": HeadKind.MASKED,
+    "ForPreTraining": HeadKind.MASKED,
+    "ForCausalLM": HeadKind.CAUSAL,
+    "LMHeadModel": HeadKind.CAUSAL,
+    "ForConditionalGeneration": HeadKind.SEQ2SEQ,
+    "MTModel": HeadKind.SEQ2SEQ,
+}
+LANGUAGE_HEADS = {
+    "masked": HeadKind.MASKED,
+    "causal": HeadKind.CAUSAL,
+    "permutation": HeadKind.CAUSAL,
+    "seq2seq": HeadKind.SEQ2SEQ,
+}
+"""For each family, the head that gives tokens."""
+
+
+def head_of(config: "PretrainedConfig") -> HeadKind:
+    """The head that a checkpoint says it carries."""
+    return head_of_class((config.architectures or [""])[0])
+
+
+def head_of_class(name: str) -> HeadKind:
+    """The head of models of this class."""
+    if name == "ElectraForPreTraining":  # tells tokens that were replaced, and gives none
+        return HeadKind.NONE
+    return next((head for ending, head in _HEADS.items() if name.endswith(ending)), HeadKind.NONE)
+
+
+def auto_class(head: HeadKind) -> Any:
+    """The class of Transformers that loads models with this head."""
+    import transformers
+
+    return {
+        HeadKind.CLASSIFIER: transformers.AutoModelForSequenceClassification,
+        HeadKind.MASKED: transformers.AutoModelForMaskedLM,
+        HeadKind.CAUSAL: transformers.AutoModelForCausalLM,
+        HeadKind.SEQ2SEQ: transformers.AutoModelForSeq2SeqLM,
+        HeadKind.NONE: transformers.AutoModel,
+    }[head]
+
+
+def language_model_class(config: "PretrainedConfig") -> str:
+    """The name of the class that a family's language models of this type have."""
+    auto = auto_class(LANGUAGE_HEADS[layout_of(config).family])
+    return str(auto._model_mapping[type(config)].__name__)
+
+
+def has_classifier(config: "PretrainedConfig") -> bool:
+    """Whether the checkpoint says that it carries a sequence-classification head."""
+    return head_of(config) is HeadKind.CLASSIFIER
+
+
+def not_finite(model: "nn.Module") -> str:
+    """The name of the first weight that is NaN or infinite; empty where all are numbers."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
+            return name
+    return ""
+
+
+def count_parameters(model: "nn.Module") -> int:
+    """The number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
+    """The model's layers, in order, stack by stack; where they share one module, each of them is that."""
+    found: dict[Layer, nn.Module] = {}
+    for stack in layout_of(model.config).stacks:
+        listed = list(_block_list(model, stack))
+        listed *= int(getattr(model.config, stack.layers)) if layout_of(model.config).shared else 1
+        found |= {Layer(stack.name, number): block for number, block in enumerate(listed)}
+    return found
+
+
+CROSS = "cross"
+"""In place of a stack's name: the attention from a decoder's layer to the encoder."""
+
+
+def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
+    """For each layer, the module that computes its self-attention; under ``CROSS``, the attention to the encoder."""
+    found = {}
+    stacks = {stack.name: stack for stack in layout_of(model.config).stacks}
+    for layer, block in blocks(model).items():
+        found[layer] = block.get_submodule(stacks[layer.stack].attention)
+        if stacks[layer.stack].cross:
+            found[Layer(CROSS, layer.number)] = block.get_submodule(stacks[layer.stack].cross)
+    return found
+
+
+def block_paths(model: "PreTrainedModel") -> dict[str, str]:
+    """For each stack, the path of its list of layers in the model's state, such as ``bert.encoder.layer``."""
+    found = {id(_block_list(model, stack)): stack.name for stack in layout_of(model.config).stacks}
+    return {found[id(module)]: name for name, module in model.named_modules() if id(module) in found}
+
+
+def _block_list(model: "PreTrainedModel", stack: StackLayout) -> "nn.ModuleList":
+    module: nn.ModuleList = model.base_model.get_submodule(stack.blocks)
+    return module
+
+
+def embedding_weights(model: "PreTrainedModel") -> list["nn.Parameter"]:
+    """The parameters of the embeddings."""
+    modules = [model.base_model.get_submodule(path) for path in layout_of(model.config).embeddings]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def embedding_parameters(model: "PreTrainedModel") -> int:
+    """The number of parameters in the embeddings."""
+    return sum(parameter.numel() for parameter in embedding_weights(model))
+
+
+def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]]) -> "PretrainedConfig":
+    """A copy of a configuration with other layers: for each stack, the numbers of those that are kept."""
+    changed = copy.deepcopy(config)
+    for stack in layout_of(config).stacks:
+        kept = layers[stack.name]
+        setattr(changed, stack.layers, len(kept))
+        for name, kinds in config.to_dict().items():  # such as sliding and full attention, one for each layer
+            if "layer" in name and isinstance(kinds, list) and len(kinds) == getattr(config, stack.layers):
+                setattr(changed, name, [kinds[number] for number in kept])
+    return changed
+
+
+def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    """A copy of a configuration for another tokenizer: its number of entries, and its special tokens' ids.
+
+    Raises:
+        UsageError: positions are counted from after the padding id, which would move.
+    """
+    pad = config.pad_token_id
+    if config.model_type in ("roberta", "xlm-roberta", "camembert") and tokenizer.pad_token_id != pad:
+        raise UsageError(
+            f"a {config.model_type} model counts positions from after its padding id, {pad}, and the tokenizer's is "
+            f"{tokenizer.pad_token_id} (accepted: a tokenizer that pads with {pad})"
+        )
+    changed = copy.deepcopy(config)
+    changed.vocab_size = len(tokenizer)
+    for role in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"):
+        name = f"{role}_token_id"
+        if name in config.to_dict():
+            setattr(changed, name, getattr(tokenizer, name))
+    return changed
+
+
+def any_ids(config: "PretrainedConfig", batch: int, length: int, device: "torch.device") -> "Tensor":
+    """Token ids that a model of this configuration reads, (batch, length), to see that it computes, or how fast.
+
+    They end with its end token where it has one: what classifies by it (BART, T5) refuses texts without.
+    """
+    import torch
+
+    ids = torch.full((batch, length), config.vocab_size // 2, device=device)
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < config.vocab_size:
+        ids[:, -1] = end
+    return ids
+
+
+def accepted_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the encoder's inputs, those that this model's forward knows (DistilBERT has no ``token_type_ids``)."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in known}

@@ -1,0 +1,384 @@
+"""Keep a model's inner signals during one forward: hidden states and attention of named layers, nothing else.
+
+Hidden states are taken by hooks on the layers themselves, never from ``output_hidden_states`` (whose last entry
+carries the final norm in many families). Attention stays on SDPA everywhere; for the named layers the map is
+computed again from queries and keys, before dropout. Families with attention of their own hand their map to a dropout,
+where it is taken. A language model stops before its vocabulary: what it would
+multiply with the vocabulary's weights is kept instead, for losses that go block by block.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kdalign.data.token_matching import Matching
+from kdalign.errors import UsageError
+from kdalign.models.architecture import (
+    LAYOUTS,
+    Attention,
+    HeadKind,
+    Layer,
+    accepted_inputs,
+    attention_modules,
+    blocks,
+    head_of_class,
+    layout_of,
+)
+from kdalign.models.attention import ATTENTION, keepers
+from kdalign.objective.losses import Apart
+from kdalign.objective.losses.lm_head import Head
+
+
+@dataclass
+class Signals:
+    """What one forward left behind, by layer.
+
+    Attributes:
+        logits: (batch, classes); empty for a language model.
+        features: (batch, time, width), a language model's input to its vocabulary, or the last ones of a model
+            without a head; empty for a classifier.
+        head: a language model's vocabulary.
+        hidden: (batch, time, width), a layer's output.
+        embeddings: (batch, time, width), what a stack's first layer reads, by stack.
+        attention: (batch, heads, time, keys), probabilities over keys before dropout.
+        queries: (batch, heads, time, head width), positions turned in where the family does so, at the scale at which
+            scores are their products with keys over the square root of the head width (DeBERTa's and XLNet's, whose
+            scores have further parts, as they are projected).
+        keys: the same, (batch, kv heads, keys, head width).
+        values: the same as keys.
+        projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
+        targets: (batch, time, width), by pair, the teacher's features that they are compared with.
+        apart: by pair, how far ``projected`` is from ``targets``, once a term asks.
+        mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
+        maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
+        compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
+        filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
+        words: (entries, width), the student's input embeddings, where those are to be filled in.
+        again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
+        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
+    """
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    head: Head | None = None
+    hidden: dict[Layer, Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[Layer, Tensor] = field(default_factory=dict)
+    queries: dict[Layer, Tensor] = field(default_factory=dict)
+    keys: dict[Layer, Tensor] = field(default_factory=dict)
+    values: dict[Layer, Tensor] = field(default_factory=dict)
+    projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    apart: dict[tuple[Layer, Layer], Apart] = field(default_factory=dict)
+    mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    again: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
+    shares: dict[Layer, Tensor] = field(default_factory=dict)
+    filled: Tensor = field(default_factory=lambda: torch.empty(0))
+    words: Tensor = field(default_factory=lambda: torch.empty(0))
+    compared: Tensor | None = None
+
+    def moved(self, matching: Matching) -> "Signals":
+        """A teacher's signals at its student's positions; features and logits stay where they are."""
+
+        def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
+            return {place: matching.states(states) for place, states in kept.items()}
+
+        return replace(
+            self,
+            hidden=at(self.hidden),
+            embeddings=at(self.embeddings),
+            queries=at(self.queries),
+            keys=at(self.keys),
+            values=at(self.values),
+            attention={layer: matching.maps(kept) for layer, kept in self.attention.items()},
+            compared=matching.compared,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The layers whose signals are kept (``relations``: queries, keys and values), and the stacks whose embeddings."""
+
+    hidden: frozenset[Layer] = frozenset()
+    attention: frozenset[Layer] = frozenset()
+    embeddings: frozenset[str] = frozenset()
+    relations: frozenset[Layer] = frozenset()
+
+
+class _Keeper:
+    """Keeps what one attention module computes; a module that several layers share is called once for each."""
+
+    def __init__(self, layers: Sequence[Layer], wanted: Wanted, signals: Signals) -> None:
+        self._layers, self._wanted, self._signals = iter(layers), wanted, signals
+        self._layer = Layer("", 0)
+
+    def begin(self) -> None:
+        """The next of the module's layers begins."""
+        self._layer = next(self._layers)
+
+    @property
+    def wants_map(self) -> bool:
+        return self._layer in self._wanted.attention
+
+    @property
+    def wants_parts(self) -> bool:
+        return self._layer in self._wanted.relations
+
+    def keep_map(self, probabilities: Tensor) -> None:
+        self._signals.attention.setdefault(self._layer, probabilities)
+
+    def keep_parts(self, **parts: Tensor) -> None:
+        """Keep queries, keys or values; of several calls in one forward the first is the attention's over the text."""
+        for name, value in parts.items():
+            vars(self._signals)[name].setdefault(self._layer, value)
+
+
+def watch(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model's attention maps be taken, where its family allows it."""
+    if layout_of(model.config).attention is Attention.INTERFACE:
+        model.set_attn_implementation(ATTENTION)
+    return model
+
+
+@contextmanager
+def answering(model: PreTrainedModel) -> Iterator[None]:
+    """A model in eval mode, without gradients; its mode is put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
+    """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
+    signals = Signals()
+    layout, layers = layout_of(model.config), blocks(model)
+    handles = [
+        _hook(block, [layer for layer in layers if layers[layer] is block], wanted, signals, layout.time_first)
+        for block in dict.fromkeys(layers[layer] for layer in layers if layer in wanted.hidden)
+    ]
+    handles += [
+        _hook_input(block, layer.stack, signals, layout.time_first)
+        for layer, block in layers.items()
+        if layer.number == 0 and layer.stack in wanted.embeddings
+    ]
+    attention = attention_modules(model)
+    watched = {module for layer, module in attention.items() if layer in wanted.attention | wanted.relations}
+    for module in watched:
+        keeper = _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
+        if layout.attention is Attention.OWN:
+            handles += _OWN[model.config.model_type](module, keeper)
+        else:
+            keepers[module] = keeper
+    try:
+        yield signals
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in watched:
+            keepers.pop(module, None)
+
+
+def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order: Tensor | None) -> Signals:
+    """One forward: what the answer is made of, and the wanted signals.
+
+    Args:
+        model: a model that uses the attention named ``ATTENTION``, where its family allows it.
+        inputs: what its forward accepts.
+        wanted: the layers to keep.
+        order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
+            language model or a model without a head.
+    """
+    with recording(model, wanted) as signals:
+        if order is not None:
+            signals.logits = model(**inputs).logits.index_select(-1, order)
+        elif head_of_class(type(model).__name__) is HeadKind.NONE:
+            signals.features = model(**inputs).last_hidden_state
+        else:
+            signals.features, signals.head = _before_vocabulary(model, inputs)
+    return signals
+
+
+def check_read(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of a type with a row; or of another, once what is read of a few tokens is what it computes.
+
+    Its logits must be its features times its vocabulary, every layer must be seen, maps must be probabilities, and
+    packed documents must not see each other nor the future.
+
+    Raises:
+        UsageError: what is not as it should be.
+    """
+    if model.config.model_type in LAYOUTS:
+        return model
+    try:
+        wrong = _misread(model)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, StopIteration, AssertionError) as error:
+        wrong = f"its forward cannot be read ({type(error).__name__}: {error})"
+    if wrong:
+        raise UsageError(f"model type {model.config.model_type!r} is not supported: {wrong}")
+    return model
+
+
+def _misread(model: PreTrainedModel) -> str:
+    """What of a model is read wrongly; empty where all is right."""
+    head, before = head_of_class(type(model).__name__), model.config._attn_implementation
+    ids = torch.arange(5, 17, device=model.device)[None] % int(model.config.vocab_size)
+    inputs = accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    layers = frozenset(blocks(model))
+    maps = layers if layout_of(model.config).attention is Attention.INTERFACE else frozenset[Layer]()
+    order = torch.arange(model.config.num_labels, device=model.device) if head is HeadKind.CLASSIFIER else None
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one.float(), other.float(), atol=1e-3, rtol=1e-3)
+
+    with answering(model):
+        plain = model(**inputs)[0]
+        signals = run(watch(model), inputs, Wanted(hidden=layers, attention=maps), order)
+        if signals.head is not None and not same(signals.head.logits(signals.features), plain):
+            return "its logits are not its features times its vocabulary"
+        if signals.hidden.keys() != layers or signals.attention.keys() != maps:
+            return "not every layer can be seen"
+        if not all(same(each.sum(dim=-1), torch.ones_like(each[..., 0])) for each in signals.attention.values()):
+            return "its attention maps are no probabilities"
+        if head is HeadKind.CAUSAL:
+            half = ids.size(1) // 2
+            document = torch.arange(ids.size(1), device=ids.device) // half
+            mask = (document[:, None] == document).tril()[None, None]
+            places = torch.arange(ids.size(1), device=ids.device)[None] % half
+            packed = accepted_inputs(model, {"input_ids": ids, "attention_mask": mask, "position_ids": places})
+            if not same(model(**packed)[0][:, half:], model(input_ids=ids[:, half:])[0]):
+                return "documents that are packed together see each other"
+    model.set_attn_implementation(before)
+    return ""
+
+
+def pooled(
+    features: Float[Tensor, "batch time width"], real: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch width"]:
+    """The mean of a text's features over its real tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+    weights = real[..., None].to(torch.float32)
+    return (features.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+    """A language model's features where they meet the vocabulary, whose map is given no row to compute."""
+    kept: list[Tensor] = []
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        kept.append(args[0])
+        return args[0][:, :0]
+
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output[:, :0]
+
+    module, head = vocabulary_head(model)
+    linear = isinstance(module, nn.Linear)
+    handle = module.register_forward_pre_hook(before) if linear else module.register_forward_hook(after)
+    try:
+        model(**inputs)
+    finally:
+        handle.remove()
+    (features,) = kept
+    return features, head
+
+
+def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, Head]:
+    """The map from features to the vocabulary: the module whose input it takes (or, no linear map, whose output)."""
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if model.config.model_type == "deberta-v2" and not model.config.legacy:
+        head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
+        return head.get_submodule("LayerNorm"), Head(model.get_input_embeddings().weight, head.get_parameter("bias"))
+    linear = model.get_output_embeddings()
+    assert isinstance(linear, nn.Linear), f"{model.config.model_type} maps to its vocabulary by a linear layer"
+    bias = linear.bias
+    extra = dict(model.named_buffers()).get("final_logits_bias")  # BART and Marian add a constant
+    if extra is not None:
+        bias = extra[0] if bias is None else bias + extra[0]
+    return linear, Head(linear.weight, bias, softcap)
+
+
+def _hook(
+    block: nn.Module, layers: Sequence[Layer], wanted: Wanted, signals: Signals, turned: bool
+) -> torch.utils.hooks.RemovableHandle:
+    following = iter(layers)
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        layer = next(following)
+        if layer in wanted.hidden:
+            hidden = output[0] if isinstance(output, tuple) else output
+            signals.hidden[layer] = hidden.transpose(0, 1) if turned else hidden
+
+    return block.register_forward_hook(keep)
+
+
+def _hook_input(block: nn.Module, stack: str, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        signals.embeddings.setdefault(stack, hidden.transpose(0, 1) if turned else hidden)
+
+    return block.register_forward_pre_hook(keep, with_kwargs=True)
+
+
+def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """DeBERTa: the projections' first outputs are those of the text (the next are of relative positions)."""
+    heads = int(vars(module)["num_attention_heads"])
+
+    def part(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            if keeper.wants_parts:
+                keeper.keep_parts(**{name: output.view(*output.shape[:-1], heads, -1).transpose(1, 2)})
+
+        return keep
+
+    return [
+        *_own_map(module, keeper),
+        module.get_submodule("query_proj").register_forward_hook(part("queries")),
+        module.get_submodule("key_proj").register_forward_hook(part("keys")),
+        module.get_submodule("value_proj").register_forward_hook(part("values")),
+    ]
+
+
+def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """XLNet: queries, keys and values of the content stream, from its bare matrices (width, heads, head width)."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if keeper.wants_parts:
+            content = args[0] if args else kwargs["h"]
+            names = {"queries": "q", "keys": "k", "values": "v"}
+            maps = {ours: module.get_parameter(theirs) for ours, theirs in names.items()}
+            keeper.keep_parts(**{name: torch.einsum("ibh,hnd->bnid", content, each) for name, each in maps.items()})
+
+    return [*_own_map(module, keeper), module.register_forward_pre_hook(keep, with_kwargs=True)]
+
+
+def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
+    """The map that an attention of a family's own hands to its dropout, first of all that the dropout is given."""
+
+    def begin(_module: nn.Module, _args: Any) -> None:
+        keeper.begin()
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if keeper.wants_map:
+            keeper.keep_map(args[0])
+
+    dropout = module.get_submodule("dropout")
+    return [module.register_forward_pre_hook(begin), dropout.register_forward_pre_hook(keep)]
+
+
+_OWN: dict[str, Callable[[nn.Module, _Keeper], list[torch.utils.hooks.RemovableHandle]]] = {
+    "deberta-v2": _deberta,
+    "xlnet": _xlnet,
+}
+"""How the attention of a family's own is looked at."""

@@ -1,0 +1,335 @@
+"""A model and a tokenizer made from nothing: a description such as ``new:bert,layers=4``, and the training text."""
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from kdalign.errors import UsageError, unknown
+from kdalign.models.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class, language_model_class
+
+_LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+_ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+
+_DROPOUTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(LAYOUTS, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    **dict.fromkeys(_LLAMAS, ()),
+    "distilbert": ("dropout", "attention_dropout"),
+    "modernbert": ("embedding_dropout", "attention_dropout", "mlp_dropout"),
+    "gpt_neox": ("hidden_dropout", "attention_dropout"),
+    "opt": ("dropout", "attention_dropout"),
+    "xlnet": ("dropout",),
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "t5": ("dropout_rate",),
+    "bart": ("dropout", "attention_dropout"),
+    "marian": ("dropout",),  # not in the attention, as in the published translation models
+}
+"""The fields that ``dropout`` sets; a type without any has no such setting."""
+
+_SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "masked": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    "permutation": {"pad_token": "<pad>", "sep_token": "<sep>", "cls_token": "<cls>", "mask_token": "<mask>"},
+    "causal": {"pad_token": "<pad>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "seq2seq": {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"},
+}
+_TEMPLATES: Mapping[str, tuple[str, str]] = {
+    "masked": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "permutation": ("$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2"),
+    "causal": ("$A", "$A $B"),
+    "seq2seq": ("$A </s>", "$A </s> $B </s>"),
+}
+"""For each family, what is put around a text and around a pair; ``:1`` is a token type."""
+
+# Transformers rebuilds a tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file says:
+# any other would give other ids after loading. It composes accents there, too (NFC); to that there is no answer here.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model that is to be made.
+
+    Attributes:
+        layers: of each stack, in the order of the type's layout.
+        heads: attention heads of a layer; they divide the width.
+        kv_heads: heads of keys and values; they divide the heads.
+        feed_forward: inner width of the feed-forward network.
+        positions: the longest input, in tokens.
+        dropout: a probability; 0 for a type without dropout.
+    """
+
+    model_type: str
+    layers: tuple[int, ...]
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    positions: int
+    dropout: float
+
+
+def parse_new(text: str) -> NewModel:
+    """Read ``new:TYPE,key=value,...``, such as ``new:deberta-v2,layers=4,width=256``.
+
+    Raises:
+        UsageError: an unknown type or key, or a value of which no model can be made.
+    """
+    if not text.startswith("new:"):
+        raise UsageError(f"new model {text!r}: accepted is new:TYPE,key=value,... (types: {', '.join(LAYOUTS)})")
+    model_type, *settings = text.removeprefix("new:").split(",")
+    if model_type not in LAYOUTS:
+        raise unknown("type of a new model", model_type, LAYOUTS)
+    stacks = [stack.name for stack in LAYOUTS[model_type].stacks]
+    accepted = ["layers", "width", "heads", "feed_forward", "positions"]
+    accepted += [f"{stack}_layers" for stack in stacks] if len(stacks) > 1 else []
+    accepted += ["kv_heads"] if model_type in _LLAMAS else []
+    accepted += ["dropout"] if _DROPOUTS[model_type] else []
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in accepted:
+            raise unknown(f"setting of new:{model_type}", key, accepted)
+        if key in given:
+            raise UsageError(f"new model {text!r} gives {key} twice (accepted: each setting once)")
+        given[key] = value
+    dropout = _probability(given.pop("dropout", "0.1")) if _DROPOUTS[model_type] else 0.0
+    numbers = {key: _positive(key, value) for key, value in given.items()}
+    width = numbers.get("width", 256)
+    heads = numbers.get("heads", max(1, width // 64))
+    new = NewModel(
+        model_type=model_type,
+        layers=tuple(numbers.get(f"{stack}_layers", numbers.get("layers", 4)) for stack in stacks),
+        width=width,
+        heads=heads,
+        kv_heads=numbers.get("kv_heads", heads),
+        feed_forward=numbers.get("feed_forward", 4 * width),
+        positions=numbers.get("positions", 512),
+        dropout=dropout,
+    )
+    _check(new)
+    return new
+
+
+def _positive(key: str, value: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,6}", value):
+        raise UsageError(f"{key}={value} (accepted: {key}=N, a whole number from 1 to 9999999)")
+    return int(value)
+
+
+def _probability(value: str) -> float:
+    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", value):
+        raise UsageError(f"dropout={value} (accepted: dropout=P, 0 <= P < 1, such as 0.1)")
+    return float(value)
+
+
+def _check(new: NewModel) -> None:
+    """Refuse what Transformers would stumble over later, some of it only in the first forward pass."""
+    shape = f"width={new.width} and heads={new.heads}"
+    rules = [
+        (new.width % new.heads == 0, shape, "heads that divide the width"),
+        (new.heads % new.kv_heads == 0, f"heads={new.heads} and kv_heads={new.kv_heads}", "kv_heads that divide heads"),
+        # Rotary positions turn pairs of features; sines and cosines are pairs, too.
+        (new.model_type not in _LLAMAS or new.width // new.heads % 2 == 0, shape, "width / heads even"),
+        (
+            new.model_type != "gpt_neox" or new.width // new.heads % 8 == 0,  # it turns a quarter of them
+            shape,
+            "width / heads a multiple of 8",
+        ),
+        (new.model_type != "xlnet" or new.width % 2 == 0, f"width={new.width}", "an even width"),
+        # With less, the logarithm of the distance from which DeBERTa groups positions is 0, and is divided by.
+        (new.model_type != "deberta-v2" or new.positions >= 4, f"positions={new.positions}", "positions=4 or more"),
+    ]
+    for holds, given, accepted in rules:
+        if not holds:
+            raise UsageError(f"new:{new.model_type} with {given} (accepted: {accepted})")
+
+
+def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The configuration of a new model with a language-model head, for a tokenizer's vocabulary and special tokens.
+
+    Embeddings are tied. Weights start with a spread of sqrt(2 / (5 width)), the small initialisation of Nguyen &
+    Salazar 2019 (arXiv:1910.05895, section 2.2), near the usual 0.02 at a width of 1,000: at small widths 0.02 would
+    leave attention idle for long. What is not said here is as the type's own configuration class has it.
+
+    Raises:
+        UsageError: the tokenizer has no padding token, or no end token for a model that writes.
+    """
+    layout = LAYOUTS[new.model_type]
+    for role in ("pad_token_id", *(["eos_token_id"] if layout.family in ("seq2seq", "causal") else [])):
+        if getattr(tokenizer, role) is None:
+            raise UsageError(f"new:{new.model_type} needs a tokenizer with {role}; this one has none")
+    return _config(new, len(tokenizer), {role: getattr(tokenizer, role) for role in _ROLES})
+
+
+_ROLES = tuple(f"{role}_token_id" for role in ("pad", "bos", "eos", "mask", "cls", "sep"))
+
+
+def shape_of(new: NewModel, beside: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of a new model whose tokenizer is not there yet: the shape of its layers alone is meant.
+
+    Args:
+        new: the model.
+        beside: a configuration whose number of entries stands in for its own.
+    """
+    return _config(new, int(beside.vocab_size), dict.fromkeys(_ROLES, 0))
+
+
+def _config(new: NewModel, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration for a vocabulary of ``entries`` with these special tokens."""
+    layout = LAYOUTS[new.model_type]
+    fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)
+    for stack, layers in zip(layout.stacks, new.layers, strict=True):
+        fields |= {stack.layers: layers, stack.width: new.width, stack.heads: new.heads}
+        fields[stack.feed_forward] = new.feed_forward
+    fields |= {role: ids[role] for role in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    if ids["mask_token_id"] is not None:
+        fields["mask_token_id"] = ids["mask_token_id"]
+    if new.model_type == "modernbert":
+        fields |= {role: ids[role] for role in ("cls_token_id", "sep_token_id")}
+    fields |= _own_fields(new, ids["pad_token_id"], ids["eos_token_id"])
+    config: PretrainedConfig = AutoConfig.for_model(
+        new.model_type, vocab_size=entries, tie_word_embeddings=True, **fields
+    )
+    if new.model_type != "t5":  # which has a rule of its own
+        spread = "init_std" if new.model_type in ("bart", "marian", "opt") else "initializer_range"
+        setattr(config, spread, math.sqrt(2 / (5 * new.width)))
+    config.architectures = [language_model_class(config)]
+    return config
+
+
+def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
+    """The fields that types name or need in their own way."""
+    head_width = new.width // new.heads
+    positions = {"max_position_embeddings": new.positions}
+    after_padding = {"max_position_embeddings": new.positions + pad + 1}  # RoBERTa counts from after the padding id
+    llama = {**positions, "num_key_value_heads": new.kv_heads, "head_dim": head_width}
+    own: dict[str, dict[str, Any]] = {
+        **dict.fromkeys(_ROBERTAS, after_padding),
+        **dict.fromkeys(_LLAMAS, llama),
+        "albert": {**positions, "embedding_size": new.width},
+        "electra": {**positions, "embedding_size": new.width},
+        "opt": {**positions, "word_embed_proj_dim": new.width},
+        "deberta-v2": {  # version 3, as published
+            **positions,
+            "relative_attention": True,
+            "pos_att_type": "c2p|p2c",
+            "position_buckets": new.positions // 2,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "legacy": True,
+        },
+        "xlnet": {"bi_data": False, "mem_len": None},  # counts relatively, without a limit
+        "gpt2": {"n_positions": new.positions},
+        "gemma2": {**llama, "query_pre_attn_scalar": head_width},  # what scores are scaled by; else 256
+        "gemma3_text": {**llama, "query_pre_attn_scalar": head_width},
+        "t5": {"n_positions": new.positions, "d_kv": head_width, "decoder_start_token_id": pad},
+        "bart": {**positions, "decoder_start_token_id": end, "forced_eos_token_id": end},
+        # Unscaled, a new embedding's words would vanish beside its sinusoidal positions.
+        "marian": {**positions, "decoder_start_token_id": pad, "forced_eos_token_id": end, "scale_embedding": True},
+    }
+    return own.get(new.model_type, positions)
+
+
+def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
+
+    Learnt positions start as sines and cosines, so that a position's neighbours can be told from the first step.
+    """
+    auto = auto_class(LANGUAGE_HEADS[LAYOUTS[config.model_type].family])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = auto.from_config(
+            copy.deepcopy(config), attn_implementation=attention_of(config), dtype=torch.float32
+        )
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            spread = float(module.weight.detach().std())
+            with torch.no_grad():
+                module.weight.copy_(spread * math.sqrt(2) * _waves(*module.weight.shape))
+    return model
+
+
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")
+_SLOWEST = 100.0
+
+
+def _waves(positions: int, width: int) -> torch.Tensor:
+    r"""(positions, width): :math:`\sin(i \omega_k), \cos(i \omega_k)`, from a radian a position to a hundredth of one.
+
+    As in Vaswani et al. 2017, arXiv:1706.03762, section 3.5, whose slowest wave (a ten-thousandth) is as good as
+    constant over a short text.
+    """
+    frequencies = _SLOWEST ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+def check_size(size: int, family: str) -> None:
+    """Refuse a tokenizer without room for all bytes and a family's special tokens."""
+    least = 256 + len(set(_SPECIAL_TOKENS[family].values()))
+    if size < least:
+        raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
+
+
+def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of a text: no token is unknown, and every text decodes back to itself.
+
+    The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
+    A special token that a text spells out is that token, as users of ``[MASK]`` expect.
+
+    Args:
+        texts: what is learned from; read once.
+        size: entries at most, special tokens included.
+        family: whose special tokens and template (``masked``, ``causal``, ``permutation`` or ``seq2seq``).
+        positions: the longest input, in tokens.
+
+    Raises:
+        UsageError: no text, or a size without room for all bytes and special tokens.
+    """
+    check_size(size, family)
+    roles = _SPECIAL_TOKENS[family]
+    special_tokens = list(dict.fromkeys(roles.values()))
+    texts = iter(texts)
+    first = next((text for text in texts if text), None)
+    if first is None:
+        raise UsageError(f"train:{size} found no text to learn a tokenizer from (accepted: at least one text)")
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(chain([first], texts), trainer)
+    single, pair = _TEMPLATES[family]
+    ids = [(token, made.token_to_id(token)) for token in special_tokens]
+    made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    types = ["token_type_ids"] if family in ("masked", "permutation") else []  # GPT-2 would add them to the words
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        model_max_length=positions,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        padding_side="left" if family == "permutation" else "right",  # XLNet sums a text up in its last token
+        clean_up_tokenization_spaces=False,
+        unk_token=None,  # said, so that it is saved: a loading class with one of its own would put it there
+        **roles,
+    )

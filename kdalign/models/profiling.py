@@ -1,0 +1,404 @@
+"""What a model costs, as a whole and layer by layer: parameters, arithmetic, memory and time."""
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from kdalign.environment import give_memory_back
+from kdalign.models.architecture import (
+    Architecture,
+    Layer,
+    accepted_inputs,
+    any_ids,
+    blocks,
+    count_parameters,
+    describe,
+    embedding_parameters,
+    skeleton,
+)
+from kdalign.models.capture import answering
+from kdalign.models.loading import Checkpoint, check_length, weights_megabytes
+
+WARM_UP = 5
+REPEATS = 25
+BYTES = {"fp32": 4, "bf16": 2}
+_SAMPLING_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured forwards of one shape, after warm-up.
+
+    Attributes:
+        latency_ms: median of one forward at batch 1.
+        latency_p95_ms: its 95th percentile.
+        throughput: examples a second at ``batch_size``.
+        peak_mb: memory that a forward at ``batch_size`` takes on top of what was in use before it, 10^6 bytes.
+        activations_mb: what a training forward at ``batch_size`` keeps for its backward, in float32, weights left out.
+    """
+
+    length: int
+    batch_size: int
+    latency_ms: float
+    latency_p95_ms: float
+    throughput: float
+    peak_mb: float
+    activations_mb: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """The embeddings, one layer, or what lies beside both (a head, a final norm).
+
+    Attributes:
+        name: ``embeddings``, such as ``encoder.3``, or ``rest``.
+        parameters: tied and shared ones with the part that has them first.
+        flops_per_token: by length, of a forward; those of embeddings are in the rest.
+    """
+
+    name: str
+    parameters: int
+    flops_per_token: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One model's costs.
+
+    Attributes:
+        parameters: tied ones once.
+        embedding_parameters: of them, in the embeddings.
+        parts: of which it is made.
+        megabytes: weights on disk, 10^6 bytes; None where only the configuration is known.
+        flops_per_token: by length, floating-point operations (2 a multiply-add) of a forward divided by its tokens;
+            counted by torch's FlopCounterMode over eager attention, so attention is in it.
+        quadratic_share: by length, the share of them that grows with the square of the length: scores and their use.
+        training_flops_per_token: by length, of a forward and its backward, counted in the same way.
+        weights_mb: weights in memory by precision, 10^6 bytes.
+        training_mb: weights, gradients and AdamW's two moments, float32, 10^6 bytes; activations come on top.
+        cache_kb_per_token: keys and values that generation keeps for every token, by precision, 10^3 bytes; empty for
+            a model without a decoder.
+        timings: by length; empty where weights were not loaded.
+        precision: of the timings.
+    """
+
+    name: str
+    model_type: str
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    vocabulary: int
+    parameters: int
+    embedding_parameters: int
+    parts: tuple[Part, ...]
+    megabytes: float | None
+    flops_per_token: dict[int, float]
+    quadratic_share: dict[int, float]
+    training_flops_per_token: dict[int, float]
+    weights_mb: dict[str, float]
+    training_mb: float
+    cache_kb_per_token: dict[str, float]
+    timings: tuple[Timing, ...]
+    device: str
+    precision: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def profile(
+    checkpoint: Checkpoint,
+    lengths: tuple[int, ...],
+    batch_size: int = 32,
+    model: PreTrainedModel | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> Profile:
+    """Profile a checkpoint from its configuration, and measure its speed where the loaded model is given.
+
+    Raises:
+        UsageError: a length beyond the model's positions.
+    """
+    for length in lengths:
+        check_length(checkpoint, length, "--seq-len")
+    architecture = describe(checkpoint.config)
+    stack = architecture.stacks[0]
+    shape = _runnable(checkpoint.config, lengths[0])
+    megabytes = weights_megabytes(checkpoint) if Path(checkpoint.path).is_dir() or model is not None else 0.0
+    parameters = count_parameters(shape)
+    counted = {length: count_flops(shape, length) for length in lengths}
+    return Profile(
+        name=checkpoint.name,
+        model_type=architecture.model_type,
+        layers=stack.layers,
+        width=stack.width,
+        heads=stack.heads,
+        feed_forward=stack.feed_forward,
+        vocabulary=architecture.vocabulary,
+        parameters=parameters,
+        embedding_parameters=embedding_parameters(shape),
+        parts=_parts(shape, counted),
+        megabytes=megabytes or None,
+        flops_per_token={length: found.total / length for length, found in counted.items()},
+        quadratic_share={
+            length: _quadratic(shape, length, found.total) / found.total for length, found in counted.items()
+        },
+        training_flops_per_token={length: count_flops(shape, length, True).total / length for length in lengths},
+        weights_mb={name: size * parameters / 1e6 for name, size in BYTES.items()},
+        training_mb=16 * parameters / 1e6,
+        cache_kb_per_token=_cache(architecture),
+        timings=tuple(measure(model, length, batch_size, precision) for length in lengths) if model is not None else (),
+        device=device,
+        precision=precision,
+    )
+
+
+def _runnable(config: PretrainedConfig, length: int) -> PreTrainedModel:
+    """A model whose FLOPs can be counted: without storage, or with random weights where its forward reads numbers."""
+    shape = skeleton(config, attention="eager")
+    try:
+        count_flops(shape, length)
+    except RuntimeError:  # the meta device has no numbers to read, as GPT-2, DeBERTa and XLNet do
+        return skeleton(config, attention="eager", device="cpu")
+    return shape
+
+
+def flops_of(model: PreTrainedModel, length: int) -> int:
+    """Floating-point operations of a loaded model's forward over one text of so many tokens."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with answering(model):
+            return count_flops(model, length).total
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _quadratic(model: PreTrainedModel, length: int, flops: int) -> float:
+    """B n^2 of the FLOPs a + b n^2 + c n at a length, told apart by two shorter ones; 0 for lengths below 4."""
+    if length < 4:
+        return 0.0
+    points = {length: flops} | {each: count_flops(model, each).total for each in (length // 2, length // 4)}
+    square, _, _ = np.polyfit(list(points), list(points.values()), 2)
+    return float(square) * length**2
+
+
+def _cache(architecture: Architecture) -> dict[str, float]:
+    decoders = [stack for stack in architecture.stacks if stack.name == "decoder"]
+    kept = sum(2 * stack.layers * stack.kv_heads * stack.head_width for stack in decoders)
+    return {name: size * kept / 1e3 for name, size in BYTES.items()} if kept else {}
+
+
+def _parts(model: PreTrainedModel, counted: dict[int, "Flops"]) -> tuple[Part, ...]:
+    seen: set[int] = set()
+
+    def own(module: nn.Module) -> int:
+        fresh = [parameter for parameter in module.parameters() if id(parameter) not in seen]
+        seen.update(map(id, fresh))
+        return sum(parameter.numel() for parameter in fresh)
+
+    embedded = embedding_parameters(model)
+    layers = blocks(model)
+    of_layers = {layer: own(block) for layer, block in layers.items()}
+    rest = count_parameters(model) - embedded - sum(of_layers.values())
+    none = dict.fromkeys(counted, 0.0)
+    beside = {length: (found.total - sum(found.layers.values())) / length for length, found in counted.items()}
+    return (
+        Part("embeddings", embedded, none),
+        *(
+            Part(str(layer), number, {length: found.layers[layer] / length for length, found in counted.items()})
+            for layer, number in of_layers.items()
+        ),
+        Part("rest", rest, beside),
+    )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one pass at batch 1, of the whole and of each layer's forward."""
+
+    total: int
+    layers: dict[Layer, int]
+
+
+def count_flops(model: PreTrainedModel, length: int, backward: bool = False) -> Flops:
+    """Floating-point operations of one forward at batch 1, counted by torch as it runs (2 a multiply-add).
+
+    The model may be on the meta device. Its attention must be eager: torch counts nothing for SDPA on CPU.
+
+    Args:
+        model: whose layers are watched.
+        length: in tokens.
+        backward: the backward's, too.
+    """
+    counter = FlopCounterMode(display=False)
+    layers = dict.fromkeys(blocks(model), 0)
+    # torch's counter follows inputs that need a gradient, and fails on a parameter that is one where none is taken.
+    frozen = [] if backward else [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with counter, _watched(model, counter, layers), _without_gradients(frozen), torch.set_grad_enabled(backward):
+        inputs = _inputs(model, 1, length)
+        del inputs["attention_mask"]
+        output = model(**inputs)[0]
+        if backward:
+            output.float().sum().backward()
+            model.zero_grad(set_to_none=True)
+    return Flops(int(counter.get_total_flops()), layers)
+
+
+@contextmanager
+def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _watched(model: PreTrainedModel, counter: FlopCounterMode, layers: dict[Layer, int]) -> Iterator[None]:
+    """Add to each layer what is counted while it runs; layers that share a module take turns."""
+    found = blocks(model)
+    handles = []
+    for block in dict.fromkeys(found.values()):
+        turns = iter([layer for layer in found if found[layer] is block])
+        begun: list[int] = []
+
+        def before(*_: Any, begun: list[int] = begun) -> None:
+            begun.append(int(counter.get_total_flops()))
+
+        def after(*_: Any, begun: list[int] = begun, turns: Iterator[Layer] = turns) -> None:
+            layers[next(turns)] = int(counter.get_total_flops()) - begun.pop()
+
+        handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure(
+    model: PreTrainedModel, length: int, batch_size: int, precision: str = "fp32", repeats: int = REPEATS
+) -> Timing:
+    """Time forwards at batch 1 and at ``batch_size``, after warm-up; the median stands."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    before = model.dtype
+    model.to(dtype)
+    alone = _times(model, 1, length, repeats)
+    together = _times(model, batch_size, length, max(3, repeats // 5))
+    with _peak(model.device) as peak:
+        _times(model, batch_size, length, 1, warm_up=0)
+    model.to(before)
+    return Timing(
+        length=length,
+        batch_size=batch_size,
+        latency_ms=1e3 * statistics.median(alone),
+        latency_p95_ms=1e3 * statistics.quantiles(alone, n=20)[-1],
+        throughput=batch_size / statistics.median(together),
+        peak_mb=peak[0] / 1e6,
+        activations_mb=kept_for_backward(model, batch_size, length) / 1e6,
+    )
+
+
+def kept_for_backward(model: PreTrainedModel, batch_size: int, length: int) -> int:
+    """Bytes that a forward in training mode keeps for its backward, each storage once, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    was_training = model.training
+    model.train()
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(**_inputs(model, batch_size, length))[0]
+        del output
+    finally:
+        model.train(was_training)
+    return sum(kept.values())
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[int]]:
+    """The most bytes in use inside, on top of those in use before; a list that holds the number afterwards."""
+    found = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found[0] = torch.cuda.max_memory_allocated(device) - before
+        return
+    give_memory_back()  # else what was freed before is used again, unseen
+    process, ended = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def sample() -> None:
+        while not ended.wait(_SAMPLING_SECONDS):
+            found[0] = max(found[0], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: int = REPEATS) -> list[float]:
+    """Each model's median time of one forward at batch 1, in milliseconds.
+
+    The models take turns, so that their ratio holds while the machine's speed drifts.
+    """
+    turns = [
+        [_times(model, 1, length, 1, warm_up=0 if turn else WARM_UP)[0] for model in models] for turn in range(repeats)
+    ]
+    return [1e3 * statistics.median(times) for times in zip(*turns, strict=True)]
+
+
+def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_up: int = WARM_UP) -> list[float]:
+    inputs = _inputs(model, batch, length)
+    times = []
+    with answering(model):
+        for number in range(warm_up + repeats):
+            _wait(model.device)
+            begun = time.perf_counter()
+            model(**inputs)
+            _wait(model.device)
+            if number >= warm_up:
+                times.append(time.perf_counter() - begun)
+    return times
+
+
+def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Any]:
+    ids = any_ids(model.config, batch, length, model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    return accepted_inputs(model, inputs)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,592 @@
+r"""A student that is narrower than its teacher, made of the teacher's own weights before any training.
+
+Every layer reads the residual stream x and adds to it, so one basis P, (width, narrower width) with orthonormal
+columns, serves the whole model: what reads the stream becomes :math:`W P`, what writes it :math:`P^\top W`, embeddings
+:math:`E P`. SliceGPT (Ashkboos et al. 2024, arXiv:2401.15024, section 3) gives each layer a basis of its own, at the
+price of a matrix on every residual connection, which a stock model does not have. Attention heads, feed-forward neurons
+and, if wanted, channels are kept by their importance on a few texts (Minitron, Muralidharan et al. 2024,
+arXiv:2407.14679, section 2.2).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from kdalign.errors import UsageError, unknown
+from kdalign.models.architecture import (
+    Stack,
+    accepted_inputs,
+    attention_of,
+    auto_class,
+    describe,
+    head_of_class,
+    layout_of,
+)
+from kdalign.models.capture import answering
+
+METHODS = ("pca", "svd", "importance", "random")
+"""Where a narrower residual stream comes from: the stream's main directions, the word embeddings', its largest
+channels; or all weights from chance."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What a narrower student keeps of each layer; None leaves the teacher's.
+
+    Attributes:
+        width: of the residual stream.
+        heads: attention heads.
+        kv_heads: heads of keys and values.
+        feed_forward: inner width of the feed-forward network.
+    """
+
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    feed_forward: int | None = None
+
+
+class Axis(StrEnum):
+    """What a dimension of a weight counts."""
+
+    SAME = "same"  # words, positions, classes: what narrowing leaves alone
+    WIDTH = "width"
+    EMBEDDING = "embedding"  # ELECTRA's, which is the width or has a map to it
+    HEADS = "heads"
+    KV_HEADS = "kv_heads"
+    INNER = "inner"
+    POOLED = "pooled"  # a classification head's hidden units, as many as the width
+
+
+class Linear(NamedTuple):
+    """What a weight's dimensions count, and the norm beside it whose gain is folded into it.
+
+    RMSNorm without its gain commutes with a rotation. So a gain before a linear map goes into what reads the norm, and
+    one after it (Gemma) into what the norm reads; where neither can be (BERT's norms are the stream itself, a tied
+    vocabulary is also the embeddings), the gain is fitted to texts, channel by channel.
+    """
+
+    out: Axis
+    into: Axis
+    norm: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model type keeps what is narrowed: the endings of its modules' names; of several, the first counts.
+
+    Attributes:
+        linears: linear maps and embeddings.
+        norms: those as wide as the residual stream.
+        free: heads times their width need not be the model's width, and there may be fewer heads of keys and values.
+        after: its norms give the residual stream, rather than read it, and have biases.
+        scaled: words are multiplied by the square root of the width, norms by 1 + their weight.
+    """
+
+    linears: Mapping[str, Linear]
+    norms: tuple[str, ...]
+    free: bool = False
+    after: bool = True
+    scaled: bool = False
+
+    def linear(self, name: str) -> tuple[str, Linear] | None:
+        """The prefix of a module's name (its layer's) and what it is; None for others."""
+        for ending, linear in self.linears.items():
+            if f".{name}".endswith(f".{ending}"):
+                return name.removesuffix(ending), linear
+        return None
+
+    def is_norm(self, name: str) -> bool:
+        """Whether a module is a norm of the residual stream."""
+        return any(f".{name}".endswith(f".{ending}") for ending in self.norms)
+
+
+_EMBEDDINGS = {
+    name: Linear(Axis.SAME, Axis.EMBEDDING)
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+}
+_BERT = Family(
+    {
+        **_EMBEDDINGS,
+        "embeddings_project": Linear(Axis.WIDTH, Axis.EMBEDDING),
+        "attention.self.query": Linear(Axis.HEADS, Axis.WIDTH),
+        "attention.self.key": Linear(Axis.KV_HEADS, Axis.WIDTH),
+        "attention.self.value": Linear(Axis.KV_HEADS, Axis.WIDTH),
+        "attention.output.dense": Linear(Axis.WIDTH, Axis.HEADS),
+        "intermediate.dense": Linear(Axis.INNER, Axis.WIDTH),
+        "output.dense": Linear(Axis.WIDTH, Axis.INNER),
+        "pooler.dense": Linear(Axis.POOLED, Axis.WIDTH),
+        "classifier.dense": Linear(Axis.POOLED, Axis.WIDTH),
+        "classifier": Linear(Axis.SAME, Axis.POOLED),
+        "classifier.out_proj": Linear(Axis.SAME, Axis.POOLED),
+        "transform.dense": Linear(Axis.WIDTH, Axis.WIDTH),
+        "lm_head.dense": Linear(Axis.WIDTH, Axis.WIDTH),
+        "generator_predictions.dense": Linear(Axis.EMBEDDING, Axis.WIDTH),
+        "decoder": Linear(Axis.SAME, Axis.WIDTH),
+        "generator_lm_head": Linear(Axis.SAME, Axis.EMBEDDING),
+    },
+    ("LayerNorm", "layer_norm"),
+)
+_DISTILBERT = Family(
+    {
+        **_EMBEDDINGS,
+        "attention.q_lin": Linear(Axis.HEADS, Axis.WIDTH),
+        "attention.k_lin": Linear(Axis.KV_HEADS, Axis.WIDTH),
+        "attention.v_lin": Linear(Axis.KV_HEADS, Axis.WIDTH),
+        "attention.out_lin": Linear(Axis.WIDTH, Axis.HEADS),
+        "ffn.lin1": Linear(Axis.INNER, Axis.WIDTH),
+        "ffn.lin2": Linear(Axis.WIDTH, Axis.INNER),
+        "pre_classifier": Linear(Axis.POOLED, Axis.WIDTH),
+        "classifier": Linear(Axis.SAME, Axis.POOLED),
+        "vocab_transform": Linear(Axis.WIDTH, Axis.WIDTH),
+        "vocab_projector": Linear(Axis.SAME, Axis.WIDTH),
+    },
+    ("LayerNorm", "sa_layer_norm", "output_layer_norm", "vocab_layer_norm"),
+)
+_LLAMA = Family(
+    {
+        "embed_tokens": Linear(Axis.SAME, Axis.WIDTH),
+        "self_attn.q_proj": Linear(Axis.HEADS, Axis.WIDTH, "input_layernorm"),
+        "self_attn.k_proj": Linear(Axis.KV_HEADS, Axis.WIDTH, "input_layernorm"),
+        "self_attn.v_proj": Linear(Axis.KV_HEADS, Axis.WIDTH, "input_layernorm"),
+        "self_attn.o_proj": Linear(Axis.WIDTH, Axis.HEADS),
+        "mlp.gate_proj": Linear(Axis.INNER, Axis.WIDTH, "post_attention_layernorm"),
+        "mlp.up_proj": Linear(Axis.INNER, Axis.WIDTH, "post_attention_layernorm"),
+        "mlp.down_proj": Linear(Axis.WIDTH, Axis.INNER),
+        "lm_head": Linear(Axis.SAME, Axis.WIDTH, "model.norm"),
+        "score": Linear(Axis.SAME, Axis.WIDTH, "model.norm"),
+    },
+    ("input_layernorm", "post_attention_layernorm", "norm"),
+    free=True,
+    after=False,
+)
+_GEMMA = replace(
+    _LLAMA,
+    linears={
+        **_LLAMA.linears,
+        "self_attn.o_proj": Linear(Axis.WIDTH, Axis.HEADS, "post_attention_layernorm"),
+        "mlp.gate_proj": Linear(Axis.INNER, Axis.WIDTH, "pre_feedforward_layernorm"),
+        "mlp.up_proj": Linear(Axis.INNER, Axis.WIDTH, "pre_feedforward_layernorm"),
+        "mlp.down_proj": Linear(Axis.WIDTH, Axis.INNER, "post_feedforward_layernorm"),
+    },
+    norms=(*_LLAMA.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    scaled=True,
+)
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    "distilbert": _DISTILBERT,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+}
+"""The model types that can be narrowed."""
+
+
+def narrow_config(config: PretrainedConfig, wanted: Narrowing) -> PretrainedConfig:
+    """A copy of a teacher's configuration with a narrower student's sizes.
+
+    A head's width stays the teacher's. So where heads and width are tied (BERT), a width alone takes heads with it:
+    384 with 12 heads becomes 192 with 6. Elsewhere a width alone leaves the heads as they are.
+
+    Raises:
+        UsageError: a size that the family cannot have, or that is more than the teacher's; what is accepted.
+    """
+    if config.model_type not in FAMILIES:
+        raise UsageError(f"model type {config.model_type!r} cannot be narrowed (accepted: {', '.join(FAMILIES)})")
+    family, (stack,) = FAMILIES[config.model_type], describe(config).stacks
+    for name, given in vars(wanted).items():
+        if given is not None and not 1 <= given <= vars(stack)[name]:
+            raise UsageError(f"a student of {name}={given} (accepted: 1 to {vars(stack)[name]}, its teacher's)")
+    width, heads = wanted.width or stack.width, wanted.heads or stack.heads
+    if not family.free:
+        if width % stack.head_width or (wanted.heads or width // stack.head_width) != width // stack.head_width:
+            given = f"width={width}" + (f" and heads={wanted.heads}" if wanted.heads else "")
+            raise UsageError(
+                f"a {config.model_type} student of {given} (accepted: width = {stack.head_width} x heads, as its "
+                f"teacher's {stack.width} = {stack.head_width} x {stack.heads})"
+            )
+        heads = width // stack.head_width
+    kv_heads = wanted.kv_heads or (heads if stack.kv_heads == stack.heads else stack.kv_heads)
+    dropped = stack.kv_heads == stack.heads and kv_heads == heads  # each head goes with its own keys and values
+    if (not family.free and kv_heads != heads) or heads % kv_heads or (stack.kv_heads % kv_heads and not dropped):
+        accepted = f"kv_heads that divide heads and the teacher's {stack.kv_heads}"
+        raise UsageError(
+            f"a {config.model_type} student of heads={heads} and kv_heads={kv_heads} "
+            f"(accepted: {'as many of each' if not family.free else accepted})"
+        )
+    changed, names = copy.deepcopy(config), layout_of(config).stacks[0]
+    setattr(changed, names.width, width)
+    setattr(changed, names.heads, heads)
+    setattr(changed, names.feed_forward, wanted.feed_forward or stack.feed_forward)
+    if family.free:
+        changed.num_key_value_heads, changed.head_dim = kv_heads, stack.head_width
+    if family.free and width % heads and stack.width % stack.heads == 0:
+        # Transformers refuses to save such a Llama, though it runs.
+        raise UsageError(
+            f"a {config.model_type} student of width={width} and heads={heads} (accepted: a width that heads divide, "
+            f"such as width={max(heads, width - width % heads)}, or other heads)"
+        )
+    if config.model_type == "electra" and config.embedding_size == stack.width:
+        changed.embedding_size = width
+    elif config.model_type == "electra" and config.embedding_size == width:
+        raise UsageError(f"a student of width={width} loses electra's map from embeddings as wide (accepted: another)")
+    return changed
+
+
+def narrow(
+    model: PreTrainedModel, wanted: Narrowing, by: str, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
+) -> PreTrainedModel:
+    """A narrower student in float32, of its teacher's class; what is not narrowed is copied bit for bit.
+
+    Args:
+        model: the teacher; it reads the batches in eval mode, twice if the width changes.
+        wanted: the sizes.
+        by: one of ``METHODS``, for the width. Heads and neurons are kept by their importance, except by ``random``.
+        batches: a model's inputs for a few real texts, with ``attention_mask``; padding never counts.
+        seed: of ``random``.
+
+    Raises:
+        UsageError: sizes that the family cannot have, an unknown method, or ``svd`` of embeddings of another width.
+    """
+    if by not in METHODS:
+        raise unknown("way of narrowing", by, METHODS)
+    config = narrow_config(model.config, wanted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student: PreTrainedModel = auto_class(head_of_class(type(model).__name__)).from_config(
+            config, attn_implementation=attention_of(config), dtype=torch.float32
+        )
+    if by == "random":
+        return student
+    (old,), (new,) = describe(model.config).stacks, describe(config).stacks
+    words = model.get_input_embeddings().weight
+    if by == "svd" and words.size(1) != old.width:
+        raise UsageError("by=svd with embeddings narrower than the layers (accepted: pca, importance, random)")
+    texts = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches if new != old]
+    assert texts or new == old, "what is kept is measured on texts"
+    with torch.no_grad():
+        seen = _measure(model, old, texts)
+        kept = {place: _kept(scores, place.axis, old, new) for place, scores in seen.importance.items()}
+        basis = None if new.width == old.width else _basis(by, seen, words, new.width)
+        cut = _Cut(model, old, new, seen.means, kept, basis, _folded(model))
+        norms = {} if basis is None else _fitted_norms(cut, student, texts)
+        for name, parameter in student.named_parameters():  # tied ones once
+            path, _, kind = name.rpartition(".")
+            value = norms[path][kind] if path in norms else cut.parameter(path, kind)
+            assert value.shape == parameter.shape, f"{name}: {value.shape} is not {parameter.shape}"
+            parameter.copy_(value)
+    return student
+
+
+class _Place(NamedTuple):
+    """What is kept together: heads or neurons of one layer (named by its prefix), a classification head's units."""
+
+    prefix: str
+    axis: Axis
+
+    @classmethod
+    def of(cls, prefix: str, axis: Axis) -> "_Place":
+        return cls("" if axis is Axis.POOLED else prefix, Axis.HEADS if axis is Axis.KV_HEADS else axis)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a teacher does on a few texts, in float64.
+
+    Attributes:
+        importance: of each head or neuron, the L2 norm of what it adds to the linear map's output, summed over tokens.
+        means: (into), each linear map's mean input, by name.
+        channels: (width), the absolute outputs of norms, summed over tokens and norms.
+        moment: (width, width), the residual stream's second moment (around its mean for LayerNorms), summed.
+    """
+
+    importance: Mapping[_Place, Tensor]
+    means: Mapping[str, Tensor]
+    channels: Tensor
+    moment: Tensor
+
+
+def _watch(
+    model: PreTrainedModel,
+    batches: Sequence[Mapping[str, Tensor]],
+    watchers: Mapping[str, Callable[[Tensor, Tensor], None]],
+) -> None:
+    """Run a model over texts; a module's watcher is given its input and output at real tokens, (tokens, width)."""
+    real = torch.empty(0)
+
+    def hook(watcher: Callable[[Tensor, Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def see(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # A classification head is given one vector of each text, (batch, width).
+            watcher(*(each[real].double() if each.ndim == 3 else each.double() for each in (args[0], output)))
+
+        return see
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(each)) for name, each in watchers.items()]
+    try:
+        with answering(model):
+            for batch in batches:
+                real = batch["attention_mask"].bool()
+                model(**accepted_inputs(model, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Mean:
+    """The mean input of a linear map."""
+
+    def __init__(self, weight: Float[Tensor, "out into"]) -> None:
+        self._total, self.rows = weight.new_zeros(weight.size(1), dtype=torch.double), 0
+
+    def __call__(self, x: Float[Tensor, "rows into"], _output: Tensor) -> None:
+        self._total += x.sum(dim=0)
+        self.rows += len(x)
+
+    @property
+    def value(self) -> Tensor:
+        return self._total / max(self.rows, 1)
+
+
+class _Importance(_Mean):
+    r"""Also how much each head or neuron g of the input adds to the output: the sum of :math:`\|W_g x_g\|`."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], groups: int) -> None:
+        super().__init__(weight)
+        parts = weight.double().view(len(weight), groups, -1)
+        self._gram = torch.einsum("ogi,ogj->gij", parts, parts)
+        self.scores = torch.zeros_like(self._gram[:, 0, 0])
+
+    def __call__(self, x: Float[Tensor, "rows into"], output: Tensor) -> None:
+        super().__call__(x, output)
+        parts = x.view(len(x), len(self._gram), -1)
+        squares = (torch.einsum("rgi,gij->rgj", parts, self._gram) * parts).sum(dim=2)
+        self.scores += squares.clamp(min=0).sqrt().sum(dim=0)
+
+
+class _Stream:
+    """The residual stream at one norm: what the norm gives (``after``), or what it is given."""
+
+    def __init__(self, moment: Float[Tensor, "width width"], after: bool) -> None:
+        self._moment, self._after, self._scale, self._rows = moment, after, 0.0, 0
+        self._total, self.channels = torch.zeros_like(moment[0]), torch.zeros_like(moment[0])
+
+    def __call__(self, x: Float[Tensor, "rows width"], output: Float[Tensor, "rows width"]) -> None:
+        stream = output if self._after else x
+        if not self._rows:  # scaled by its first batch, so that all norms can add to one matrix
+            apart = stream - stream.mean(dim=0) if self._after else stream
+            self._scale = max(float(apart.square().sum(dim=1).mean()), 1e-12)
+        self._moment += stream.T @ stream / self._scale
+        self._total += stream.sum(dim=0)
+        self._rows += len(stream)
+        self.channels += output.abs().sum(dim=0)
+
+    def centre(self) -> None:
+        """Take the mean out of the moment where biases can stand for it; RMSNorm families have none."""
+        if self._after and self._rows:
+            self._moment -= torch.outer(self._total, self._total) / (self._rows * self._scale)
+
+
+def _measure(model: PreTrainedModel, stack: Stack, batches: Sequence[Mapping[str, Tensor]]) -> _Seen:
+    family, folded = FAMILIES[model.config.model_type], _folded(model)
+    groups = {Axis.HEADS: stack.heads, Axis.INNER: stack.feed_forward, Axis.POOLED: stack.width}
+    readers: dict[str, _Mean] = {}
+    importance: dict[_Place, _Importance] = {}
+    for name, module in model.named_modules():
+        found = family.linear(name)
+        if found is None or not isinstance(module, nn.Linear):
+            continue
+        prefix, linear = found
+        if linear.into in groups:
+            readers[name] = importance[_Place.of(prefix, linear.into)] = _Importance(module.weight, groups[linear.into])
+        elif module.bias is not None:
+            readers[name] = _Mean(module.weight)
+    moment = torch.zeros(stack.width, stack.width, dtype=torch.double, device=model.device)
+    streams = {name: _Stream(moment, family.after) for name in _norms(model, stack.width) if folded.get(name, True)}
+    _watch(model, batches, {**readers, **streams})
+    for stream in streams.values():
+        stream.centre()
+    return _Seen(
+        importance={place: each.scores for place, each in importance.items()},
+        means={name: each.value for name, each in readers.items()},
+        channels=torch.stack([stream.channels for stream in streams.values()]).sum(dim=0),
+        moment=moment,
+    )
+
+
+def _norms(model: PreTrainedModel, width: int) -> list[str]:
+    """The norms of the residual stream: not those of queries, keys, or embeddings of another width."""
+    family = FAMILIES[model.config.model_type]
+    names = [name for name, _ in model.named_modules() if family.is_norm(name)]
+    return [name for name in names if model.get_parameter(f"{name}.weight").numel() == width]
+
+
+def _folded(model: PreTrainedModel) -> dict[str, bool]:
+    """The norms whose gain is folded into a linear map beside them, and whether that map reads what they give.
+
+    A vocabulary that is tied to the embeddings takes no gain; its parameter has the embeddings' name.
+    """
+    family, found = FAMILIES[model.config.model_type], {}
+    for name, _ in model.named_parameters():
+        linear = family.linear(name.removesuffix(".weight"))
+        if linear and linear[1].norm:
+            found[linear[0] + linear[1].norm] = linear[1].into is Axis.WIDTH
+    return found
+
+
+def _kept(scores: Float[Tensor, " all"], axis: Axis, old: Stack, new: Stack) -> Int[Tensor, " kept"]:
+    """The numbers, in order, of the heads or neurons with the highest scores.
+
+    Where several heads share keys and values, as many are kept of those that will share them.
+    """
+    if axis is not Axis.HEADS:
+        return scores.topk(new.feed_forward if axis is Axis.INNER else new.width).indices.sort().values
+    shares = 1 if _own_keys(old, new) else new.kv_heads
+    scores = scores.view(shares, -1)
+    best = scores.topk(new.heads // shares, dim=1).indices.sort(dim=1).values
+    return (best + torch.arange(shares, device=best.device)[:, None] * scores.size(1)).flatten()
+
+
+def _own_keys(old: Stack, new: Stack) -> bool:
+    """Whether each head has keys and values of its own, and keeps them."""
+    return old.heads == old.kv_heads and new.heads == new.kv_heads
+
+
+def _basis(
+    by: str, seen: _Seen, words: Float[Tensor, "words embedding"], width: int
+) -> Float[Tensor, "width narrower"]:
+    """The directions of the residual stream that are kept, orthonormal.
+
+    Main directions are turned within their span until they are as near as can be to the largest channels (Schönemann
+    1966), because a norm's gain and a head's nonlinearity go by channels.
+    """
+    channels = torch.eye(len(seen.channels), dtype=torch.double, device=words.device)
+    channels = channels[:, seen.channels.topk(width).indices.sort().values]
+    if by == "importance":
+        return channels
+    moment = seen.moment if by == "pca" else words.double().T @ words.double()
+    main: Tensor = torch.linalg.eigh(moment)[1].flip(1)[:, :width]
+    left, _, right = torch.linalg.svd(main.T @ channels)
+    turned: Tensor = main @ left @ right
+    return turned
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How each weight of a teacher becomes its student's."""
+
+    teacher: PreTrainedModel
+    old: Stack
+    new: Stack
+    means: Mapping[str, Tensor]
+    kept: Mapping[_Place, Tensor]
+    basis: Float[Tensor, "width narrower"] | None
+    folded: Mapping[str, bool]
+
+    def parameter(self, path: str, kind: str) -> Tensor:
+        """The student's weight or bias of that module, in float64."""
+        own: Tensor = self.teacher.get_parameter(f"{path}.{kind}").double()
+        found = FAMILIES[self.teacher.config.model_type].linear(path)
+        if found is None:
+            return own
+        prefix, linear = found
+        weight = own if kind == "weight" else self.teacher.get_parameter(f"{path}.weight").double()
+        norm, bias = prefix + linear.norm, own
+        if self.basis is not None and self.folded.get(norm) is True:
+            weight = weight * self.gain(norm)
+        elif self.basis is not None and norm in self.folded:
+            weight, bias = weight * self.gain(norm)[:, None], (bias.T * self.gain(norm)).T
+        narrowed: Tensor = self._along(self._along(weight, linear.out, prefix).T, linear.into, prefix).T
+        if kind == "weight":
+            return self.word_scale * narrowed if path.endswith("embed_tokens") else narrowed
+        mean = self.means.get(path)
+        if mean is None or narrowed.size(1) == weight.size(1) or norm in self.folded:
+            return self._along(bias, linear.out, prefix)
+        # What the mean input loses goes into the bias, so that the mean output stays as it is.
+        return self._along(bias + weight @ mean, linear.out, prefix) - narrowed @ self._along(mean, linear.into, prefix)
+
+    @property
+    def word_scale(self) -> float:
+        """By how much words must be larger where a model multiplies them with the square root of its width."""
+        scaled = FAMILIES[self.teacher.config.model_type].scaled
+        return math.sqrt(self.old.width / self.new.width) if scaled else 1.0
+
+    def gain(self, norm: str) -> Float[Tensor, " width"]:
+        """What a norm multiplies each channel by."""
+        gain: Tensor = self.teacher.get_parameter(f"{norm}.weight").double()
+        return gain + 1 if FAMILIES[self.teacher.config.model_type].scaled else gain
+
+    def _along(self, weight: Float[Tensor, "all *rest"], axis: Axis, prefix: str) -> Float[Tensor, "kept *rest"]:
+        """A weight with its first dimension narrowed."""
+        place = _Place.of(prefix, axis)
+        if axis in (Axis.WIDTH, Axis.EMBEDDING):
+            # ELECTRA's embeddings may be narrower than its stream, and stay so.
+            return weight if self.basis is None or len(weight) != len(self.basis) else self.basis.T @ weight
+        if axis in (Axis.INNER, Axis.POOLED):  # nothing reads the pooler of a model without a head
+            return weight[self.kept[place]] if place in self.kept else weight[: self.new.width]
+        if axis is Axis.HEADS or (axis is Axis.KV_HEADS and _own_keys(self.old, self.new)):
+            heads: Tensor = weight.reshape(self.old.heads, -1, *weight.shape[1:])[self.kept[place]]
+            return heads.flatten(0, 1)
+        if axis is Axis.KV_HEADS and self.new.kv_heads != self.old.kv_heads:
+            # The mean of those that become one (Ainslie et al. 2023, arXiv:2305.13245, section 2.1).
+            parts: Tensor = weight.reshape(self.new.kv_heads, -1, self.old.head_width, *weight.shape[1:])
+            return parts.mean(dim=1).flatten(0, 1)
+        return weight
+
+
+class _Fit:
+    """Least squares from one norm's narrower input, normed without gain, to what it should give, by channel."""
+
+    def __init__(self, cut: _Cut, name: str, narrower: nn.Module) -> None:
+        assert cut.basis is not None
+        family = FAMILIES[cut.teacher.config.model_type]
+        wide = cut.teacher.get_submodule(name)
+        self._basis, self._reads = cut.basis, cut.folded.get(name)
+        self._gain = cut.gain(name) if self._reads is False else torch.ones_like(cut.basis[:, 0])
+        self._wide, self._narrower = (_plain(each, family.scaled, wide) for each in (wide, narrower))
+        # A tied vocabulary has the scale of the words.
+        self._scale = 1 / cut.word_scale if name == "model.norm" and self._reads is None else 1.0
+        self._affine, self._offset = isinstance(wide, nn.LayerNorm), float(family.scaled)
+        self._sums = cut.basis.new_zeros(4, cut.basis.size(1))
+        self._rows = 0
+
+    def __call__(self, x: Float[Tensor, "rows width"], output: Float[Tensor, "rows width"]) -> None:
+        given = self._narrower((x * self._gain) @ self._basis)
+        wanted = (self._wide(x) if self._reads else output * self._scale) @ self._basis
+        self._sums += torch.stack([given, wanted, given.square(), given * wanted]).sum(dim=1)
+        self._rows += len(x)
+
+    def solved(self) -> dict[str, Tensor]:
+        given, wanted, squares, products = self._sums / max(self._rows, 1)
+        if self._affine:
+            squares, products = squares - given.square(), products - given * wanted
+        gain = torch.where(squares > 0, products / squares, 1.0)
+        bias = {"bias": wanted - gain * given} if self._affine else {}
+        return {"weight": gain - self._offset, **bias}
+
+
+def _plain(norm: nn.Module, scaled: bool, wide: nn.Module) -> nn.Module:
+    """A norm without gain and bias, in float64, on the device of the wide one."""
+    plain = copy.deepcopy(norm).to(next(wide.parameters()).device, torch.float64)
+    plain.load_state_dict(
+        {
+            name: torch.full_like(value, float(name == "weight" and not scaled))
+            for name, value in plain.state_dict().items()
+        }
+    )
+    return plain
+
+
+def _fitted_norms(
+    cut: _Cut, student: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Weight and bias of every norm of the residual stream."""
+    fits = {name: _Fit(cut, name, student.get_submodule(name)) for name in _norms(cut.teacher, cut.old.width)}
+    _watch(cut.teacher, batches, fits)
+    return {name: fit.solved() for name, fit in fits.items()}

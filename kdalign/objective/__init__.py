@@ -1,0 +1,1 @@
+"""What is minimised: losses, terms, layer weights, balancing."""

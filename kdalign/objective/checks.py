@@ -1,0 +1,105 @@
+"""Whether terms can be had of these two models, in these batches and by this plan."""
+
+import os
+
+from kdalign.alignment.plan import Plan, grown
+from kdalign.errors import UsageError
+from kdalign.models.architecture import Attention
+from kdalign.objective.losses import LEAST_GROUP
+from kdalign.objective.objective import Objective
+from kdalign.objective.terms import Signal, Unit
+from kdalign.recipe import Objective as Weights
+from kdalign.recipe import Recipe
+
+_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
+"""What a map that is learned makes no mean of."""
+
+
+def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Plan | None]]:
+    """The parts of a run: the share of the steps after which each begins, what it minimises, and by which plan.
+
+    Stages of the objective, the first of them divided while layers are aligned one after the other.
+    """
+    found: list[tuple[float, Weights, Plan | None]] = []
+    for after, weights in recipe.objective.stages:
+        if plan is not None and weights.built.aligning and after == 0:
+            found += [(begins, weights, each) for begins, each in grown(plan, recipe.align.grow)]
+        else:
+            found.append((after, weights, plan))
+    return found
+
+
+def check_steps(steps: int, recipe: Recipe, plan: Plan | None) -> None:
+    """Refuse fewer steps than parts."""
+    parts = len(parts_of(recipe, plan))
+    if steps < parts:
+        raise UsageError(
+            f"{parts} parts (objective.align_first, align.grow) need a step each: train for {parts} at least"
+        )
+
+
+def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
+    """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
+    ranks, train = int(os.environ.get("WORLD_SIZE", "1")), recipe.train
+    rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
+    grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
+    if grouped and rows < LEAST_GROUP and train.batch_tokens is None:
+        raise UsageError(
+            f"term {grouped[0]!r} compares the texts of a micro-batch with one another: {rows} are too few "
+            f"(accepted: {LEAST_GROUP} or more)"
+        )
+    if Signal.AGAIN in objective.needs and recipe.train.dropout == 0:
+        raise UsageError("positives=dropout needs two forwards that differ: leave train.dropout above 0")
+    if plan is None:
+        return
+    needs = objective.needs
+    for name, (_, term) in objective.terms.items():
+        if plan.attended and term.needs & _UNBLENDED:
+            raise UsageError(f"map 'learned' blends features and attention maps: term {name!r} compares what it cannot")
+    compares_maps = Signal.ATTENTION in needs
+    if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
+        check_attention(plan, compares_maps)
+    if Signal.EMBEDDINGS in needs:
+        _check_embeddings(plan)
+    if recipe.align.remap_every is not None:
+        _check_remapping(plan, compares_maps)
+        if objective.modules:
+            name = next(iter(objective.modules))
+            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
+
+
+def _check_remapping(plan: Plan, compares_maps: bool) -> None:
+    """Refuse to map again what a map by likeness did not choose, or what has weights for each pair of layers."""
+    if not plan.choice:
+        raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
+    if plan.projections and not plan.style.shared:
+        raise UsageError("align.remap_every changes pairs of layers: projections need align.shared=true")
+    if compares_maps and plan.mixes:
+        raise UsageError(
+            "align.remap_every changes pairs of layers: heads cannot be mixed (accepted: align.heads=mean)"
+        )
+
+
+def _check_embeddings(plan: Plan) -> None:
+    """Refuse to compare embeddings that differ in width."""
+    for theirs, ours in plan.stacks:
+        if theirs.width != ours.width:
+            raise UsageError(
+                f"the teacher's embeddings are {theirs.width} wide and the student's {ours.width}: they cannot be "
+                f"compared; give --set objective.embeddings=0"
+            )
+
+
+def check_attention(plan: Plan, compares_maps: bool) -> None:
+    """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
+    for architecture in (plan.teacher, plan.student):
+        if architecture.attention is Attention.CLOSED:
+            raise UsageError(
+                f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
+            )
+    for theirs, ours in plan.stacks:
+        if compares_maps and theirs.heads != ours.heads and plan.heads == "each":
+            raise UsageError(
+                f"the teacher has {theirs.heads} attention heads and the student {ours.heads}: their maps cannot be "
+                f"compared head by head (accepted: align.heads=mix, align.heads=mean, --delta 0)"
+            )

@@ -1,0 +1,370 @@
+"""The objective: a weighted sum of terms, each a sum over units, divided once by the units of the whole step.
+
+L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449).
+
+Because every term is a sum and the divisor covers all micro-batches and ranks, the gradient does not depend on how
+a step is split, and padding changes nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdalign.alignment.plan import Plan, crossed
+from kdalign.data.batches import Batch
+from kdalign.data.token_matching import Shared
+from kdalign.errors import UsageError
+from kdalign.models.architecture import CROSS, Layer
+from kdalign.models.capture import Wanted
+from kdalign.objective import losses
+from kdalign.objective.terms import (
+    AttentionMaps,
+    Contrastive,
+    Embedding,
+    EmbeddingsCosine,
+    HardLabels,
+    HiddenCosine,
+    HiddenEuclid,
+    LayerWeights,
+    LossTerm,
+    MaskedTokens,
+    OverLayers,
+    Place,
+    Relations,
+    Signal,
+    Similarity,
+    SoftTargets,
+    Unit,
+    View,
+    Vocabulary,
+)
+from kdalign.objective.terms.logits import Decoupled
+from kdalign.objective.terms.registry import Setting, further_terms
+from kdalign.objective.terms.relational import Correlation
+from kdalign.recipe import KEYS_OF_TERMS
+from kdalign.recipe import Objective as Weights
+from kdalign.recipe.schedules import Scheduled
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A micro-batch's loss: its weighted total, and each term's unweighted share of the step's mean."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weighted terms by name, those of weight 0 left out; and a language model's vocabulary.
+
+    Attributes:
+        moving: weights and the temperature that are scheduled, by the recipe's key. A weight that rises from 0 stands
+            in ``terms`` as what it rises to.
+        own_temperature: further terms that have one of their own, which no schedule changes.
+    """
+
+    terms: Mapping[str, tuple[float, LossTerm]]
+    vocabulary: Vocabulary | None = None
+    moving: Mapping[str, Scheduled] = field(default_factory=dict)
+    own_temperature: frozenset[str] = frozenset()
+
+    def __call__(self, view: View, units: Mapping[Unit, float]) -> Breakdown:
+        """The micro-batch's share of the step's loss.
+
+        Args:
+            view: both models' signals on the micro-batch.
+            units: of the **whole optimizer step**, over micro-batches and ranks.
+        """
+        total = torch.zeros((), device=view.batch.counted.device)
+        parts: dict[str, Tensor] = {}
+        if self.vocabulary is not None:
+            weighted, means = self.vocabulary(view, units)
+            total = total + weighted
+            parts |= means
+        for name, (weight, term) in self.terms.items():
+            mean = _sum(name, term(view)) / (units[term.unit] or 1)
+            parts[name] = mean.detach()
+            total = total + weight * mean
+        return Breakdown(total, parts)
+
+    def each(self, view: View, units: Mapping[Unit, float]) -> Iterator[tuple[str, Tensor]]:
+        """Its parts one by one, weighted, each with its own graph, in the order of ``names``."""
+        if self.vocabulary is not None:
+            for name in self.vocabulary.parts:
+                alone = replace(self.vocabulary, soft=0.0) if name == "hard" else replace(self.vocabulary, hard=0.0)
+                yield name, alone(view, units)[0]
+        for name, (weight, term) in self.terms.items():
+            yield name, weight * term(view) / (units[term.unit] or 1)
+
+    def with_masked_lm(self, weight: float, term: MaskedTokens | None) -> "Objective":
+        """The same with masked tokens to be filled in beside, by this weight."""
+        return self if term is None or weight == 0 else replace(self, terms={**self.terms, "masked-lm": (weight, term)})
+
+    def scaled(self, factors: Mapping[str, float]) -> "Objective":
+        """The same terms, their weights multiplied."""
+        terms = {name: (weight * factors.get(name, 1.0), term) for name, (weight, term) in self.terms.items()}
+        words = self.vocabulary
+        if words is not None:
+            words = replace(
+                words, hard=words.hard * factors.get("hard", 1.0), soft=words.soft * factors.get("soft", 1.0)
+            )
+        return replace(self, terms=terms, vocabulary=words)
+
+    def at(self, place: float) -> "Objective":
+        """The same terms as they are at a place in the run, 0 for its first step and 1 for its last."""
+        values = {key: each.at(place) for key, each in self.moving.items()}
+        keys = {name: self.scheduled_by(name) for name in self.names}
+        factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
+        found = self.scaled(factors) if factors else self
+        return found._tempered(values["temperature"]) if "temperature" in values else found
+
+    @property
+    def temperature(self) -> float | None:
+        """By which answers are softened, where it is scheduled."""
+        return self.softened_at if "temperature" in self.moving else None
+
+    @property
+    def softened_at(self) -> float | None:
+        """The temperature that answers are softened by; None where none are."""
+        softened = [self.vocabulary.temperature] if self.vocabulary is not None else []
+        softened += [self._softened[name].temperature for name in self._softened]
+        return softened[0] if softened else None
+
+    @property
+    def _softened(self) -> "dict[str, SoftTargets | Decoupled | Correlation]":
+        """Terms at the recipe's temperature."""
+        kinds = SoftTargets | Decoupled | Correlation
+        named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
+        return {name: term for name, term in named.items() if isinstance(term, kinds)}
+
+    def scheduled_by(self, name: str) -> str | None:
+        """The key in ``moving`` that a part's weight goes by; None for one that stays."""
+        key = KEYS_OF_TERMS.get(name.partition(" ")[0])
+        if key is not None:
+            return key if key in self.moving else None
+        return next((key for key in self.moving if name == key or name.startswith(f"{key} ")), None)
+
+    def _tempered(self, temperature: float) -> "Objective":
+        softened = {name: replace(term, temperature=temperature) for name, term in self._softened.items()}
+        terms = {name: (weight, softened.get(name, term)) for name, (weight, term) in self.terms.items()}
+        words = self.vocabulary
+        return replace(
+            self, terms=terms, vocabulary=words if words is None else replace(words, temperature=temperature)
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of its parts, by name."""
+        words = self.vocabulary
+        of_tokens = {} if words is None else {name: getattr(words, name) for name in words.parts}
+        return of_tokens | {name: weight for name, (weight, _) in self.terms.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its parts, in the order of a breakdown."""
+        return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
+
+    def asked(self, parts: Mapping[str, T], units: Mapping[Unit, float]) -> dict[str, T]:
+        """Of a step's parts, those of which it had a unit: without a labelled row, there is no mean over labels."""
+        absent = {name for name, (_, term) in self.terms.items() if not units[term.unit]}
+        return {name: value for name, value in parts.items() if name not in absent}
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """All signals that its terms look at."""
+        return frozenset().union(*(term.needs for _, term in self.terms.values()))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term but the hard labels and masked tokens is in it."""
+        return any(name not in ("hard", "masked-lm") for name in self.names)
+
+    @property
+    def uses_hidden(self) -> bool:
+        """Whether features are compared, so that projections are needed."""
+        return Signal.HIDDEN in self.needs
+
+    @property
+    def compared_maps(self) -> tuple[tuple[Layer, Layer], ...]:
+        """The (student layer, teacher layer) whose attention maps are compared."""
+        terms = [term for _, term in self.terms.values() if isinstance(term, AttentionMaps)]
+        return tuple(dict.fromkeys(pair[:2] for term in terms for pair in term.place.pairs))
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Terms that learn or remember something, by name, and layer weights that change."""
+        found = {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
+        return found | {f"{name} weights": weights for name, weights in self.layer_weights.items()}
+
+    @property
+    def layer_weights(self) -> dict[str, LayerWeights]:
+        """The lambda_l of terms whose layers' weights change on the way."""
+        places = {name: term.place for name, (_, term) in self.terms.items() if isinstance(term, OverLayers)}
+        return {name: place.changing for name, place in places.items() if place.changing is not None}
+
+    def remember(self, units: Mapping[Unit, float] | None) -> None:
+        """Let terms and layer weights keep what they saw of a step since they were last asked.
+
+        Args:
+            units: of the whole optimizer step; None for one that is not taken, of which nothing is kept.
+        """
+        for _, term in self.terms.values():
+            if isinstance(term, Contrastive):
+                term.remember(kept=units is not None)
+        for name, weights in self.layer_weights.items():
+            weights.remember(units[self.terms[name][1].unit] if units is not None else 0.0)
+
+    def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> Wanted:
+        """What must be captured of a model at these layers."""
+        attention = self.needs & ({Signal.ATTENTION, Signal.TAUGHT_ATTENTION} if of_teacher else {Signal.ATTENTION})
+        crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
+        return Wanted(
+            hidden=frozenset(layers if self.needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
+            attention=frozenset(layers if attention else ())
+            | frozenset(crossing if Signal.CROSS in self.needs else ()),
+            relations=frozenset(layers if Signal.RELATIONS in self.needs else ()),
+            embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
+        )
+
+
+def _sum(name: str, found: object) -> Tensor:
+    """What a term gave, which may be a user's own."""
+    if not isinstance(found, Tensor) or found.ndim:
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise UsageError(f"term {name!r} gives {what}; a term gives one number in a tensor, the sum over its units")
+    return found
+
+
+def build_objective(weights: Weights, plan: Plan | None, regression: bool, classes: int = 2) -> Objective:
+    """The objective of a classification or regression task.
+
+    Raises:
+        UsageError: a term that cannot be had here, with the reason.
+    """
+    given, weights = weights, weights.built
+    if weights.standardise and (regression or classes < 3):
+        why = "a score has one number" if regression else "of two standardised logits only the order is left"
+        raise UsageError(f"objective.standardise needs three classes or more: {why}")
+    soft = SoftTargets(weights.temperature, regression, weights.divergence, weights.standardise)
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "hard": (weights.hard, HardLabels(regression)),
+        "soft": (weights.alpha, soft),
+    }
+    terms = _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
+    return _scheduled(Objective(terms), given)
+
+
+def build_language_objective(
+    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+) -> Objective:
+    """The objective of a language-modelling task.
+
+    Args:
+        weights: of its terms.
+        plan: what aligns layers; None without a teacher.
+        dtype: the precision of products with the vocabulary.
+        shared: what the vocabularies share, where they are two.
+    """
+    given, weights = weights, weights.built
+    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
+    if weights.standardise:
+        raise UsageError("objective.standardise is for the logits of classes, not for tokens")
+    terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
+    return _scheduled(Objective(terms, vocabulary if vocabulary.parts else None), given)
+
+
+def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
+    """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
+    given, weights = weights, weights.built
+    same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "embedding": (weights.alpha if same else 0.0, Embedding()),
+        "similarity": (weights.alpha, Similarity()),
+    }
+    return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
+
+
+def _scheduled(objective: Objective, weights: Weights) -> Objective:
+    """An objective that changes as its weights say."""
+    own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
+    return replace(objective, moving=weights.moving, own_temperature=own)
+
+
+def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that the recipe names."""
+    setting = Setting(plan, {} if plan is None else _places(plan), classes, weights.temperature)
+    return {name: (weight, term) for name, weight, term in further_terms(weights.terms, setting)}
+
+
+def _places(plan: Plan) -> dict[str, Place]:
+    """Where layers are compared, by the student's stack."""
+    found = {}
+    for layer_map in plan.maps:
+        target = plan.student.reads_target(layer_map.student_stack)
+        looks_back = target or plan.student.family == "causal"
+        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
+    return found
+
+
+def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
+    terms: dict[str, tuple[float, LossTerm]] = {}
+    places = {} if plan is None else _places(plan)
+    for layer_map in plan.maps if plan is not None else ():
+        assert plan is not None
+        place = places[layer_map.student_stack]
+        pairs = place.pairs
+        measured = weights.gamma > 0 and plan.calibrated
+        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
+        ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
+        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
+        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place.of_one_term(), variances))
+        mean = plan.heads == "mean"
+        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place.of_one_term(), mean))
+        if place.reads_target:
+            crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
+            across = Place(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
+            terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
+        stacks = layer_map.student_stack, layer_map.teacher_stack
+        terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
+        parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")
+        terms[f"relations{ending}"] = (weights.relations, Relations(place.of_one_term(), plan.relation_heads, parts))
+    return terms
+
+
+def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
+    return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}
+
+
+def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
+    """Of each micro-batch, its texts and the tokens that are compared."""
+    return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
+
+
+def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
+    """The groups of these micro-batches, from their rows as in ``rows_of``; fewer than three rows are none."""
+    return {
+        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
+        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
+    }
+
+
+def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
+    """The units of these micro-batches, from their masks alone."""
+    return {
+        Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
+        Unit.LABELLED: float(sum(int(batch.supervised.sum()) for batch in batches)),
+        Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
+        Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
+        Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
+        Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
+        Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
+        **count_groups(rows_of(batches)),
+    }

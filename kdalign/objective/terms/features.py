@@ -1,0 +1,194 @@
+"""Terms that compare a student's layers with its teacher's, position by position."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kdalign.models.architecture import Layer
+from kdalign.objective import losses
+from kdalign.objective.terms.base import Place, Signal, Unit, View
+
+
+@dataclass(frozen=True)
+class _AtPlace:
+    """A term of one stack's layers, whose sum is over positions unless it says otherwise."""
+
+    place: Place
+
+    @property
+    def unit(self) -> Unit:
+        """Positions."""
+        return self.place.unit
+
+    def _over_layers(self, view: View, distance: Callable[[losses.Apart, Layer], Tensor]) -> Tensor:
+        """The sum over pairs, weighted by lambda_l, of a distance of their features, by the teacher's layer."""
+        return self.place.over_layers(
+            [distance(view.apart(ours, theirs), theirs) for ours, theirs, _ in self.place.pairs]
+        )
+
+
+@dataclass(frozen=True)
+class HiddenCosine(_AtPlace):
+    """Direction of the features, weighted over layers by lambda_l (L_feat); each position lies in 0..2."""
+
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        return self._over_layers(view, lambda features, _: losses.cosine_distance(features, mask))
+
+
+@dataclass(frozen=True)
+class EmbeddingsCosine(_AtPlace):
+    """Direction of what a stack's first layer reads; both models have the same width."""
+
+    stacks: tuple[str, str]
+    needs: frozenset[Signal] = frozenset({Signal.EMBEDDINGS})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions; each lies in 0..2."""
+        ours, theirs = self.stacks
+        mask = self.place.mask(view.batch)
+        features = losses.Apart.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
+        return losses.cosine_distance(features, mask)
+
+
+@dataclass(frozen=True)
+class HiddenEuclid(_AtPlace):
+    """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
+
+    1 a position for a student that answers the teacher's mean. ``variances`` are the teacher layers'.
+    """
+
+    variances: Mapping[Layer, float]
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        return self._over_layers(
+            view, lambda features, layer: losses.scaled_euclid(features, mask, self.variances[layer])
+        )
+
+
+@dataclass(frozen=True)
+class RelativeEuclid(_AtPlace):
+    """Distance of the features in units of the teacher's own length, weighted over layers by lambda_l."""
+
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions; 1 each for a student that answers 0."""
+        mask = self.place.mask(view.batch)
+        return self._over_layers(view, lambda features, _: losses.relative_squared_error(features, mask))
+
+
+@dataclass(frozen=True)
+class Patient(_AtPlace):
+    """Features of the position that sums up a text, each of length 1, weighted over layers by lambda_l (PKD)."""
+
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
+
+    @property
+    def unit(self) -> Unit:
+        """Texts."""
+        return Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over texts; each lies in 0..4."""
+        mask = self.place.mask(view.batch)
+        ends = mask.flip(1) if self.place.looks_back else mask
+        position = ends.int().argmax(dim=1)  # the first that counts, or the last
+        position = mask.size(1) - 1 - position if self.place.looks_back else position
+        at = torch.arange(len(mask), device=mask.device), position
+        counted = view.batch.counted
+        signals, found = view.student, []
+        for ours, theirs, _ in self.place.pairs:
+            student, teacher = signals.projected[ours, theirs][at], signals.targets[ours, theirs][at]
+            found.append(losses.patient_distance(student, teacher, counted))
+        return self.place.over_layers(found)
+
+
+@dataclass(frozen=True)
+class AttendedEuclid(_AtPlace):
+    """``HiddenEuclid`` in which positions count by how much the teacher layer attends to them."""
+
+    variances: Mapping[Layer, float]
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted distances."""
+        mask, attention = self.place.mask(view.batch), view.taught.attention
+        return self._over_layers(
+            view,
+            lambda features, layer: losses.attended_euclid(features, attention[layer], mask, self.variances[layer]),
+        )
+
+
+@dataclass(frozen=True)
+class AttentionMaps(_AtPlace):
+    """Attention probabilities, weighted over layers by lambda_l (L_attn).
+
+    Each query position lies in 0..2.
+
+    Attributes:
+        mean: compare their mean over heads.
+        divergence: compare by KL in nats, not by squared distance.
+    """
+
+    mean: bool = False
+    needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
+    divergence: bool = False
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over query positions of the weighted distances."""
+        mask = self.place.mask(view.batch)
+        loss = losses.attention_divergence if self.divergence else losses.attention_distance
+        found = []
+        for ours, theirs, _ in self.place.pairs:
+            student, teacher = view.student.mixed[ours, theirs], view.student.maps[ours, theirs]
+            if self.mean:
+                student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
+            found.append(loss(student, teacher, mask))
+        return self.place.over_layers(found)
+
+
+@dataclass(frozen=True)
+class Relations(_AtPlace):
+    """How positions relate to one another by their values (or queries and keys, too), weighted over layers by lambda_l.
+
+    Attributes:
+        heads: relation heads.
+        parts: of ``queries``, ``keys`` and ``values``, those that are compared; their mean counts.
+    """
+
+    heads: int
+    parts: tuple[str, ...] = ("values",)
+    needs: frozenset[Signal] = frozenset({Signal.RELATIONS})
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over positions of the weighted divergences, in nats."""
+        mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
+        found = []
+        for ours, theirs, _ in self.place.pairs:
+            divergences = []
+            for part in self.parts:
+                student, teacher = (
+                    relation_heads(kept, self.heads)
+                    for kept in (vars(view.student)[part][ours], vars(view.taught)[part][theirs])
+                )
+                divergences.append(losses.relation_divergence(student, teacher, visible, mask))
+            found.append(torch.stack(divergences).mean())
+        return self.place.over_layers(found)
+
+
+def relation_heads(
+    x: Float[Tensor, "batch heads time head_width"], number: int
+) -> Float[Tensor, "batch number time width"]:
+    """Heads put side by side and split again into another number of them, which divides their whole width."""
+    whole = x.transpose(1, 2).flatten(2)
+    return whole.view(*whole.shape[:2], number, -1).transpose(1, 2)

@@ -1,0 +1,110 @@
+"""lambda_l that change on the way: how much each of a term's pairs of layers counts, by how far they are off."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdalign.objective.terms.distributed import summed
+
+MOMENTUM = 0.98
+"""Of a running mismatch: about the last 50 steps count."""
+RATE = 0.1
+"""By which learnt weights follow their gradient, which is between -1 and 1."""
+
+
+class LayerWeights(nn.Module, ABC):
+    """One term's lambda_l; they sum to 1, and are equal until a step was seen.
+
+    A step's distances are summed over its micro-batches and ranks and divided by its units, so that neither decides
+    weights, and all ranks have the same ones. The state is buffers, which checkpoints keep.
+
+    Args:
+        pairs: of layers.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self._kept: list[Tensor] = []
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """(pairs,), lambda_l now."""
+
+    @abstractmethod
+    def saw(self, means: Tensor) -> None:
+        """Take note of a step's mean distance of each pair, (pairs,)."""
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """The weighted sum of a micro-batch's distances, (pairs,); no gradient goes to the weights."""
+        self._kept.append(distances.detach().float())
+        return (self.values.to(distances.dtype) * distances).sum()
+
+    def remember(self, units: float) -> None:
+        """Take note of a step of so many units; of none, forget what was seen since the last."""
+        kept, self._kept = self._kept, []
+        if kept and units:
+            self.saw(summed(torch.stack(kept).sum(dim=0)) / units)
+
+
+class Adaptive(LayerWeights):
+    r"""More for layers that are further off: :math:`\lambda_l = m_l / \sum_k m_k`, m a moving mean of the distance.
+
+    It begins with the first step's distances. Ours.
+    """
+
+    mismatch: Tensor
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__(pairs)
+        self.register_buffer("mismatch", torch.zeros(pairs))
+
+    @property
+    def values(self) -> Tensor:
+        """In proportion to the running mismatch."""
+        total = self.mismatch.sum()
+        return torch.where(total > 0, self.mismatch / total.clamp_min(1e-30), 1 / self.pairs)
+
+    def saw(self, means: Tensor) -> None:
+        """A moving mean."""
+        means = means.clamp_min(0.0)
+        self.mismatch.copy_(torch.where(self.mismatch.sum() > 0, self.mismatch.lerp(means, 1 - MOMENTUM), means))
+
+
+class Learned(LayerWeights):
+    r"""Learnt uncertainties s, 0 at first: :math:`\lambda = \mathrm{softmax}(-s)`.
+
+    Kendall et al. 2018, arXiv:1705.07115, equation 10, :math:`\sum_l e^{-s_l} L_l + s_l / 2`, at the best value of the
+    scale that all :math:`e^{-s_l}` share is, up to a factor and a constant,
+
+    .. math:: \log \sum_l e^{-s_l} L_l + \frac{1}{n} \sum_l s_l, \quad
+        \frac{\partial}{\partial s_l} = \frac{1}{n} - \frac{\lambda_l L_l}{\sum_k \lambda_k L_k}
+
+    which is least where every layer is the same part of the sum: all weight on the easiest layer is no solution. s goes
+    down this gradient once a step, beside the optimizer, so that it is neither clipped nor decayed with the student.
+    """
+
+    logs: Tensor
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__(pairs)
+        self.register_buffer("logs", torch.zeros(pairs))
+
+    @property
+    def values(self) -> Tensor:
+        """As far as they are learnt."""
+        return self.logs.neg().softmax(dim=0)
+
+    def saw(self, means: Tensor) -> None:
+        """A step down the gradient; none where all distances are 0."""
+        parts = self.values * means.clamp_min(0.0)
+        total = parts.sum()
+        shares = torch.where(total > 0, parts / total.clamp_min(1e-30), 1 / self.pairs)
+        self.logs += RATE * (shares - 1 / self.pairs)
+
+
+LAYER_WEIGHTS: Mapping[str, type[LayerWeights]] = {"learned": Learned, "adaptive": Adaptive}
+"""By the recipe's word; those of other words do not change."""

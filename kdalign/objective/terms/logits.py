@@ -1,0 +1,175 @@
+"""Terms on answers: labels, the teacher's logits or scores, and a language model's tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdalign.data.batches import IGNORED, MASKED
+from kdalign.data.token_matching import Shared
+from kdalign.objective import losses
+from kdalign.objective.losses.lm_head import Head, vocabulary_losses
+from kdalign.objective.terms.base import Signal, Unit, View
+
+
+@dataclass(frozen=True)
+class HardLabels:
+    """The labels themselves: cross-entropy, or squared error where the task is a score."""
+
+    regression: bool
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.LABELLED
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats, or squared label units."""
+        loss = losses.squared_error if self.regression else losses.hard_label_cross_entropy
+        return loss(view.student.logits, view.known_labels, view.batch.supervised)
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """The teacher's answers: softened KL, or squared error where the task is a score (L_soft).
+
+    Attributes:
+        divergence: a key of ``losses.DIVERGENCES``.
+        standardise: whether logits are first brought to mean 0 and spread 1.
+    """
+
+    temperature: float
+    regression: bool
+    divergence: str = "forward"
+    standardise: bool = False
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats times the squared temperature, or squared label units."""
+        student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
+        if self.regression:
+            return losses.squared_error(student, teacher.squeeze(-1), counted)
+        if self.standardise:
+            student, teacher = losses.standardised(student), losses.standardised(teacher)
+        if self.divergence == "forward":
+            return losses.soft_target_kl(student, teacher, counted, self.temperature)
+        return losses.divergence(student[counted], teacher[counted], self.divergence, self.temperature)
+
+
+@dataclass(frozen=True)
+class LogitError:
+    """The teacher's logits themselves."""
+
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """Squared logit units, the mean over classes."""
+        return losses.logit_squared_error(view.student.logits, view.taught.logits, view.batch.counted)
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """The teacher's answers, whether it is the label weighed apart from which of the others it is (DKD)."""
+
+    temperature: float
+    other: float = 8.0
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.LABELLED
+
+    def __call__(self, view: View) -> Tensor:
+        """Nats times the squared temperature."""
+        student, teacher = view.student.logits, view.taught.logits
+        labels, mask = view.known_labels, view.batch.supervised
+        return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
+
+
+class MaskedTokens(nn.Module):
+    """Tokens of the student's texts that were masked, filled in by a head of its own over the student's embeddings.
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1, with BERT's head: a dense map, GELU and a layer norm, then the
+    input embeddings as vocabulary, and a bias. The head is learnt with the student and not exported.
+
+    Attributes:
+        dtype: of the product with the vocabulary.
+    """
+
+    needs = frozenset({Signal.FILLED})
+    unit = Unit.MASKED
+
+    def __init__(
+        self, width: int, vocabulary: tuple[int, int], seed: int, spread: float = 0.02, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        entries, inner = vocabulary
+        self.dense, self.norm = nn.Linear(width, inner), nn.LayerNorm(inner, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(entries))
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.dense.weight.normal_(0, spread, generator=generator)
+            self.dense.bias.zero_()
+
+    def forward(self, view: View) -> Tensor:
+        """The sum over masked tokens, in nats."""
+        asked = view.batch.inputs[MASKED + "targets"]
+        here = asked != IGNORED
+        counted = view.batch.masked[here]
+        features = self.norm(F.gelu(self.dense(view.student.filled.to(self.bias.dtype))))
+        head = Head(view.student.words, self.bias)
+        return vocabulary_losses(features[counted], head, asked[here][counted], hard=1.0, soft=0.0, dtype=self.dtype)[0]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
+
+    Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
+    ``soft``, weighted here. The unit is the target token.
+
+    Attributes:
+        dtype: of the matrix products.
+        shared: the entries that stand for the same in the teacher's vocabulary, where it is another.
+    """
+
+    hard: float
+    soft: float
+    divergence: str = "forward"
+    temperature: float = 1.0
+    dtype: torch.dtype | None = None
+    shared: Shared | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of a weight above 0."""
+        return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
+
+    def __call__(self, view: View, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted share of the step's mean over target tokens, and each part's, in nats.
+
+        Where the teacher has another tokenizer, ``soft`` is the mean over the tokens that it is asked for, too.
+        """
+        asked, matching = view.batch.predicted, view.batch.matching
+        assert view.batch.targets is not None, "a language-modelling task has targets"
+        assert view.student.head is not None, "a language model has a vocabulary"
+        taught = view.taught if self.soft > 0 else None
+        features = None
+        if taught is not None:
+            features = taught.features if matching is None else matching.answered(taught.features)
+        targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
+        total, hard, soft = vocabulary_losses(
+            view.student.features[asked],
+            view.student.head,
+            view.batch.targets[asked],
+            hard=self.hard,
+            soft=self.soft * (targets / answered),
+            teacher=None if features is None else features[asked],
+            teacher_head=None if taught is None else taught.head,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            dtype=self.dtype,
+            shared=self.shared,
+            answered=None if matching is None else view.batch.answered[asked],
+        )
+        means = {"hard": hard / targets, "soft": soft / answered}
+        return total / targets, {name: means[name] for name in self.parts}

@@ -1,0 +1,210 @@
+"""The terms that a recipe can name beside those of the paper: shipped ones, and the user's own.
+
+Each is made by a function of what it is for and its own options, which gives one term, or one for each stack of layers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, validate_call
+
+from kdalign.alignment.plan import Plan
+from kdalign.errors import UsageError, unknown
+from kdalign.models.architecture import Layer
+from kdalign.objective import losses
+from kdalign.objective.terms.base import LossTerm, Place, Unit
+from kdalign.objective.terms.features import AttendedEuclid, AttentionMaps, Patient, RelativeEuclid
+from kdalign.objective.terms.logits import Decoupled, LogitError
+from kdalign.objective.terms.relational import Contrastive, Correlation, OfRows, Over
+from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
+from kdalign.registry import resolve
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What terms are made for.
+
+    Attributes:
+        plan: None without a teacher.
+        places: where layers are compared, by stack.
+        classes: of the task; 1 for a score, 0 where answers are tokens or vectors.
+        temperature: of the recipe.
+    """
+
+    plan: Plan | None
+    places: Mapping[str, Place]
+    classes: int
+    temperature: float
+
+    def variances(self, place: Place) -> dict[Layer, float]:
+        """Of the teacher layers of a place; none before they are calibrated."""
+        assert self.plan is not None, "layers are compared by a plan"
+        return {theirs: self.plan.variance(theirs) for _, theirs, _ in place.pairs if self.plan.calibrated}
+
+    def width(self, stack: str) -> int:
+        """At which a stack's features are compared."""
+        assert self.plan is not None, "layers are compared by a plan"
+        theirs, ours = next(pair for pair in self.plan.stacks if pair[1].name == stack)
+        return theirs.width if self.plan.style.side == "student" else ours.width
+
+
+Made = LossTerm | Mapping[str, LossTerm]
+"""A term, or one for each stack, by its name."""
+Maker = Callable[..., Made]
+Above0 = Annotated[float, Field(ge=1 / MOST_TEMPERATURE, le=MOST_TEMPERATURE)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
+Rows = Annotated[int, Field(ge=0, le=1_000_000)]
+Drawn = Annotated[int, Field(ge=1, le=10_000)]
+
+
+def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[tuple[str, float, LossTerm]]:
+    """The terms that a recipe names, with their weights; a stack's name stands in theirs where there are several.
+
+    Args:
+        named: by name, a ``weight`` and the term's own options.
+        setting: what they are made for.
+
+    Raises:
+        UsageError: an unknown term or option, or one that cannot be had here, with the reason.
+    """
+    for name, given in named.items():
+        options = {key: value for key, value in given.items() if key != "weight"}
+        made = resolve(name, TERMS, "term")
+        if given["weight"] == 0:
+            continue
+        if name in TERMS:
+            _check_options(name, options)
+            made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
+        own = {stack: place.of_one_term() for stack, place in setting.places.items()}
+        try:
+            found = made(replace(setting, places=own), **options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
+        except UsageError as error:
+            raise UsageError(f"term {name!r} {error}") from None
+        several: Mapping[str, LossTerm] = found if isinstance(found, Mapping) else {"": found}
+        for stack, term in several.items():
+            if not isinstance(getattr(term, "needs", None), frozenset) or not isinstance(term.unit, Unit):
+                raise UsageError(f"term {name!r}: {term!r} has no 'needs' (a frozenset of Signal) and 'unit' (a Unit)")
+            yield f"{name} {stack}" if len(several) > 1 else name, given["weight"], term
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a shipped term has not, and true where a number is asked for."""
+    known = dict(list(inspect.signature(TERMS[name]).parameters.items())[1:])
+    for key, value in options.items():
+        if key not in known:
+            raise unknown(f"option of term {name!r}:", key, list(known) or ["none but its weight"])
+        if isinstance(value, bool) and not isinstance(known[key].default, bool):
+            raise UsageError(f"term {name!r}: {key}={value!r} is no number")
+
+
+def _of_layers(setting: Setting) -> Mapping[str, Place]:
+    if not setting.places:
+        raise UsageError("compares layers with a teacher's, and there is none")
+    return setting.places
+
+
+def _of_classes(setting: Setting, least: int = 2, why: str = "") -> None:
+    if setting.classes < 2:
+        raise UsageError("compares the logits of classes, and this task has none")
+    if setting.classes < least:
+        raise UsageError(f"needs {least} classes or more: {why}")
+
+
+def _logit_mse(setting: Setting) -> Made:
+    _of_classes(setting)
+    return LogitError()
+
+
+def _dkd(setting: Setting, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
+    _of_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
+    return Decoupled(temperature or setting.temperature, other)
+
+
+def _dist(setting: Setting, temperature: Above0 | None = None) -> Made:
+    _of_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
+    return Correlation(temperature or setting.temperature)
+
+
+def _nmse(setting: Setting) -> Made:
+    return {stack: RelativeEuclid(place) for stack, place in _of_layers(setting).items()}
+
+
+def _pkd(setting: Setting) -> Made:
+    if not setting.classes:
+        raise UsageError("compares the position that sums up a text for a class or a score, and this task has none")
+    return {stack: Patient(place) for stack, place in _of_layers(setting).items() if not place.reads_target}
+
+
+def _attended(setting: Setting) -> Made:
+    places = _of_layers(setting)
+    return {stack: AttendedEuclid(place, setting.variances(place)) for stack, place in places.items()}
+
+
+def _attention_kl(setting: Setting) -> Made:
+    places, plan = _of_layers(setting), setting.plan
+    assert plan is not None, "there are places"
+    return {stack: AttentionMaps(place, plan.heads == "mean", divergence=True) for stack, place in places.items()}
+
+
+def _of_rows(loss: Callable[..., Any], over: Over) -> Maker:
+    def made(setting: Setting) -> Made:
+        return {stack: OfRows(place, loss, over) for stack, place in _of_layers(setting).items()}
+
+    return made
+
+
+def _widths(setting: Setting, stack: str, place: Place) -> Sequence[int]:
+    return [setting.width(stack)] * len(place.pairs)
+
+
+def _info_nce(
+    setting: Setting,
+    temperature: Above0 = 0.07,
+    over: Over = "texts",
+    queue: Rows = 0,
+    supervised: bool = False,
+    positives: Literal["teacher", "dropout"] = "teacher",
+) -> Made:
+    if supervised and setting.classes < 2:
+        raise UsageError("takes inputs of one class as alike, and this task has none")
+    if supervised and queue:
+        raise UsageError("takes supervised or a queue, whose rows have no labels, not both")
+    again = positives == "dropout"
+    return {
+        stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue, again=again)
+        for stack, place in _of_layers(setting).items()
+    }
+
+
+def _crd(setting: Setting, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
+    return {
+        stack: Contrastive(
+            place, _widths(setting, stack, place), temperature, "texts", queue=queue, negatives=negatives
+        )
+        for stack, place in _of_layers(setting).items()
+    }
+
+
+TERMS: Mapping[str, Maker] = {
+    "logit-mse": _logit_mse,
+    "dkd": _dkd,
+    "dist": _dist,
+    "nmse": _nmse,
+    "pkd": _pkd,
+    "attended-euclid": _attended,
+    "attention-kl": _attention_kl,
+    "cka": _of_rows(losses.linear_cka_distance, "tokens"),
+    "rkd-distance": _of_rows(losses.relational_distance, "texts"),
+    "rkd-angle": _of_rows(losses.relational_angle, "texts"),
+    "similarity-preserving": _of_rows(losses.similarity_preserving, "texts"),
+    "info-nce": _info_nce,
+    "crd": _crd,
+}
+"""Shipped terms, by name."""

@@ -1,0 +1,233 @@
+"""Terms that compare the texts or tokens of a micro-batch, over all ranks, with one another."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdalign.models.capture import pooled
+from kdalign.objective import losses
+from kdalign.objective.terms.base import Place, Signal, Unit, View
+from kdalign.objective.terms.distributed import gathered
+
+Over = Literal["texts", "tokens"]
+UNITS: dict[Over, Unit] = {"texts": Unit.GROUP, "tokens": Unit.TOKEN_GROUP}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The teacher's embeddings as targets, by direction; both models have the same width."""
+
+    needs: frozenset[Signal] = frozenset()
+    unit: Unit = Unit.EXAMPLE
+
+    def __call__(self, view: View) -> Tensor:
+        """The sum over texts; each lies in 0..2."""
+        return losses.embedding_distance(*_embeddings(view), view.batch.counted)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the teacher finds the texts of a group; 1 where all are alike to the student."""
+
+    needs: frozenset[Signal] = frozenset()
+    unit: Unit = Unit.GROUP
+
+    def __call__(self, view: View) -> Tensor:
+        """The group's distance."""
+        student, teacher = (gathered(each[view.batch.counted]) for each in _embeddings(view))
+        return losses.similarity_distance(student, teacher)
+
+
+def _embeddings(view: View) -> tuple[Tensor, Tensor]:
+    return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.taught_real)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The teacher's answers, by how they are correlated over classes and over the texts of a group (DIST)."""
+
+    temperature: float
+    needs: frozenset[Signal] = frozenset({Signal.LOGITS})
+    unit: Unit = Unit.GROUP
+
+    def __call__(self, view: View) -> Tensor:
+        """The group's distance; 0 for fewer than three texts."""
+        both = view.student.logits, view.taught.logits
+        student, teacher = (gathered(each[view.batch.counted].float()) for each in both)
+        enough = len(student) >= losses.LEAST_GROUP
+        return losses.correlation_distance(student, teacher, self.temperature) if enough else 0.0 * student.sum()
+
+
+@dataclass(frozen=True)
+class OfRows:
+    """A loss that compares the rows of a group with one another, weighted over layers by lambda_l; widths may differ.
+
+    Attributes:
+        loss: of the student's rows and the teacher's.
+        over: what a row is, a text (the mean over its positions) or a token.
+    """
+
+    place: Place
+    loss: Callable[[Tensor, Tensor], Tensor]
+    over: Over = "texts"
+    needs: frozenset[Signal] = frozenset({Signal.LAYERS})
+
+    @property
+    def unit(self) -> Unit:
+        """Groups."""
+        return UNITS[self.over]
+
+    def __call__(self, view: View) -> Tensor:
+        """The group's distance; 0 for fewer than three rows."""
+        mask = self.place.mask(view.batch)
+        found = []
+        for ours, theirs, _ in self.place.pairs:
+            both = view.student.hidden[ours], view.taught.hidden[theirs]
+            student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
+            enough = len(student) >= losses.LEAST_GROUP
+            found.append(self.loss(student, teacher) if enough else 0.0 * student.sum())
+        return self.place.over_layers(found)
+
+
+def _rows(features: Tensor, mask: Tensor, over: Over) -> Tensor:
+    """(n, width), in float32: the tokens that count, or the texts that have one."""
+    if over == "tokens":
+        return features[mask].float()
+    some = mask.any(dim=1)
+    return pooled(features[some], mask[some])
+
+
+class Queue(nn.Module):
+    """The last rows that were put in, of one width each, first in, first out; with the number of each row's input.
+
+    Attributes:
+        numbers: (size,), -1 where nothing was put in yet.
+    """
+
+    numbers: Tensor
+    place: Tensor
+
+    def __init__(self, size: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("numbers", torch.full((size,), -1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        for number, width in enumerate(widths):
+            self.register_buffer(f"rows{number}", torch.zeros(size, width))
+
+    def rows(self, number: int) -> Tensor:
+        """(size, width), the rows of one width."""
+        return self.get_buffer(f"rows{number}")
+
+    def put(self, rows: Sequence[Tensor], numbers: Tensor) -> None:
+        """Put rows in, in place of the oldest; of more than the size, the last ones."""
+        numbers, rows = numbers[-self.size :], [each[-self.size :] for each in rows]
+        where = (self.place + torch.arange(len(numbers), device=numbers.device)) % self.size
+        self.numbers[where] = numbers
+        for number, each in enumerate(rows):
+            self.rows(number)[where] = each.float()
+        self.place.copy_((self.place + len(numbers)) % self.size)
+
+
+class Contrastive(nn.Module):
+    """The student's rows told from other inputs by the teacher's rows of their own, weighted over layers by lambda_l.
+
+    Attributes:
+        place: where layers are compared.
+        temperature: of cosines.
+        over: what a row is.
+        supervised: whether rows of the same label are right, too.
+        again: whether the student's rows by a second forward are right, too, among the second forward's.
+        negatives: of the other rows, so many are drawn for each and judged one by one (CRD); None for all of them at
+            once (InfoNCE).
+        queue: of the teacher's rows of earlier steps; None where only the group's own are told apart.
+        levels: (pairs,), of wrong rows in the first group, for ``negatives``; not a number before it.
+    """
+
+    levels: Tensor
+
+    def __init__(
+        self,
+        place: Place,
+        widths: Sequence[int],
+        temperature: float = 0.07,
+        over: Over = "texts",
+        supervised: bool = False,
+        queue: int = 0,
+        negatives: int | None = None,
+        again: bool = False,
+    ) -> None:
+        super().__init__()
+        self.place, self.temperature, self.over, self.supervised = place, temperature, over, supervised
+        self.negatives, self.again = negatives, again
+        self.needs = frozenset({Signal.HIDDEN, Signal.AGAIN} if again else {Signal.HIDDEN})
+        self.unit = UNITS[over]
+        self.queue = Queue(queue, widths) if queue else None
+        self.register_buffer("levels", torch.full((len(widths),), math.nan))
+        self._seen: list[tuple[list[Tensor], Tensor]] = []
+
+    def forward(self, view: View) -> Tensor:
+        """The mean over the group's rows, in nats; 0 for fewer than three."""
+        batch, mask = view.batch, self.place.mask(view.batch)
+        texts = mask.any(dim=1)
+        of_rows = mask.nonzero()[:, 0] if self.over == "tokens" else texts.nonzero()[:, 0]
+        assert batch.rows is not None, "training examples are numbered"
+        numbers = gathered(batch.rows[of_rows])
+        alike = self._alike(view, of_rows) if self.supervised else None
+        distances, kept = [], []
+        for index, (ours, theirs, _) in enumerate(self.place.pairs):
+            both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
+            student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
+            kept.append(teacher.detach())
+            enough = len(student) >= losses.LEAST_GROUP
+            found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
+            if self.again and enough:
+                other = gathered(_rows(view.student.again[ours, theirs], mask, self.over))
+                found = (found + losses.info_nce(student, other, self.temperature, alike=alike)) / 2
+            distances.append(found)
+        if self.queue is not None:
+            self._seen.append((kept, numbers))
+        return self.place.over_layers(distances)
+
+    @staticmethod
+    def _alike(view: View, of_rows: Tensor) -> Tensor:
+        """(n, n), which of the group's rows are right for each: those of its label, or itself where that is unknown."""
+        labels, known = gathered(view.known_labels[of_rows]), gathered(view.batch.supervised[of_rows])
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        return itself | ((labels[:, None] == labels[None]) & known[:, None] & known[None])
+
+    def _of_pair(self, index: int, student: Tensor, teacher: Tensor, numbers: Tensor, alike: Tensor | None) -> Tensor:
+        others, known = teacher[:0].detach(), numbers[:0]
+        if self.queue is not None:
+            filled = self.queue.numbers >= 0
+            others, known = self.queue.rows(index)[filled], self.queue.numbers[filled]
+        own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is no wrong answer
+        if self.negatives is None:
+            return losses.info_nce(student, teacher, self.temperature, others, alike, own_before)
+        candidates = torch.cat([teacher.detach(), others])
+        itself = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
+        wrong = ~torch.cat([itself, own_before], dim=1)
+        if self.levels[index].isnan():
+            with torch.no_grad():
+                scores = F.normalize(student, dim=-1) @ F.normalize(candidates, dim=-1).T / self.temperature
+                self.levels[index] = scores[wrong].logsumexp(dim=0) - math.log(int(wrong.sum()))
+        drawn = candidates[torch.multinomial(wrong.float(), self.negatives, replacement=True)]
+        return losses.memory_nce(student, teacher, drawn, self.temperature, self.levels[index].clone())
+
+    def remember(self, kept: bool = True) -> None:
+        """Put the teacher's rows of the calls since last time into the queue, or forget them.
+
+        In an order by their inputs' numbers, so that neither ranks nor micro-batches decide which rows leave first.
+        """
+        if kept and self.queue is not None and self._seen:
+            numbers = torch.cat([each for _, each in self._seen])
+            # Mixed up, so that of neighbours in the data any may leave first.
+            order = (numbers * 2654435761 % 2**32).argsort(stable=True)
+            rows = [torch.cat(each)[order] for each in zip(*(rows for rows, _ in self._seen), strict=True)]
+            self.queue.put(rows, numbers[order])
+        self._seen.clear()

@@ -1,0 +1,338 @@
+"""From files, flags and assignments to a recipe."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from kdalign.errors import UsageError, did_you_mean, shortened
+from kdalign.files import check_name, parse_yaml, read_yaml
+from kdalign.recipe.recipe import Recipe
+from kdalign.recipe.task_defaults import MultiTask
+
+
+def build_recipe(
+    file: Path | None = None, flags: Mapping[str, object] | None = None, sets: Iterable[str] = ()
+) -> Recipe:
+    """Make one recipe of a file, flags that win over it, and assignments that win over both.
+
+    Args:
+        file: YAML.
+        flags: dotted key to value, such as ``{"train.lr": 1e-4}``; None means "not given".
+        sets: assignments such as ``train.lr=1e-4``, their values read as YAML.
+
+    Raises:
+        UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
+    """
+    return recipe_of(merged(read_tree(file) if file else {}, flags or {}, sets))
+
+
+def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
+    """A tree of keys and values with flags that win over it, and assignments that win over both.
+
+    What the tree says of a key for one of several tasks gives way, too.
+
+    Raises:
+        UsageError: an assignment that is none, or to a key of something that has no keys.
+    """
+    found = deepcopy(dict(tree))
+    sets = list(sets)
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+        if not text.strip():
+            raise UsageError(f"--set {key.strip()}= has no value (null takes one away)")
+    said = {key for key, value in flags.items() if value is not None} | {one.partition("=")[0].strip() for one in sets}
+    _forget(found, said)
+    for key, value in flags.items():
+        if key == "objective.terms" and isinstance(value, Mapping):
+            _add_terms(found, value)
+        elif value is not None:
+            assign(found, key, value)
+    for assignment in sets:
+        key, _, text = assignment.partition("=")
+        assign(found, key.strip(), value_of(key.strip(), text))
+    _check_texts(found)
+    return found
+
+
+def code_written(sets: Iterable[str]) -> list[object]:
+    """What assignments that are written on the command line say where a recipe can name code.
+
+    Raises:
+        UsageError: as ``merged``.
+    """
+    tree = merged({}, {}, sets)
+    return [tree.get(section) for section in ("objective", "align", "multi_task")]
+
+
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""What no file's name can have; U+DC80 to U+DCFF stand for bytes of a name that is not UTF-8."""
+_NO_PATHS = ("align.map", "init")
+"""Keys whose text is no name of a file or model."""
+
+
+def _check_texts(tree: Mapping[str, Any]) -> None:
+    """Refuse texts that no file can hold or be called, before somebody looks for one.
+
+    Raises:
+        UsageError: a null character, half a surrogate pair, or a name that is too long.
+    """
+    sections = [name for name, field in Recipe.model_fields.items() if _section(field)]
+    for key, value in tree.items():
+        if key in sections and isinstance(value, Mapping):
+            texts = {f"{key}.{name}": each for name, each in value.items()}
+        else:
+            texts = {str(key): value}
+        for name, each in texts.items():
+            for text in _texts(each):
+                if _NO_NAME.search(text):
+                    raise UsageError(f"{name}={text!r}: holds a character that no file's name can have")
+            names = each if isinstance(each, list | tuple) else [each]
+            for one in names if name.partition(".")[0] not in ("objective", "multi_task") else ():
+                if isinstance(one, str) and one.strip() and name not in _NO_PATHS:
+                    for part in one.split(",") if name == "data.task" else [one]:
+                        check_name(part or one, name)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value of YAML, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def recipe_of(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe that a tree of keys and values holds.
+
+    Raises:
+        UsageError: unknown key (with the nearest known one), or a value that is not accepted.
+    """
+    if not isinstance(tree, Mapping):
+        raise UsageError("a recipe has keys")
+    _check_keys(Recipe, tree, "")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_first_line(error)) from None
+
+
+def _forget(tree: dict[str, Any], keys: Collection[str]) -> None:
+    """Take keys out of what differs for tasks, in place."""
+    section = tree.get("multi_task")
+    tasks = section.get("tasks") if isinstance(section, dict) else None
+    for own in tasks.values() if isinstance(tasks, dict) else ():
+        for key in keys if isinstance(own, dict) else ():
+            own.pop(key, None)
+            section_name, _, name = key.partition(".")
+            inner = own.get(section_name)
+            if isinstance(inner, dict):
+                inner.pop(name, None)
+
+
+def with_own(tree: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The tree of a recipe of several tasks, with the keys that differ for this one (``multi_task.tasks``)."""
+    found = deepcopy(dict(tree))
+    section = found.get("multi_task") or {}
+    for key, value in MultiTask(tasks=section.pop("tasks", {})).tasks.get(task, {}).items():
+        assign(found, key, value)
+    return found
+
+
+def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
+    """The recipe of one task of several, with what differs for it and these changes of keys at its top.
+
+    Raises:
+        UsageError: a value that is not accepted.
+    """
+    together = recipe.multi_task
+    tree = with_own(recipe.model_dump() | changes, task)
+    assign(tree, "data.task", (task,))
+    # With which others it is learnt, and what differs for them; by itself, it is a recipe like any other.
+    others = {name: together.tasks.get(name, {}) for name in recipe.data.task} if together.together else {}
+    assign(tree, "multi_task.tasks", others)
+    try:
+        return recipe_of(tree)
+    except UsageError as error:
+        raise UsageError(f"multi_task.tasks, {task}: {error}" if task in together.tasks else str(error)) from None
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read a recipe file."""
+    return build_recipe(file)
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    check_name(str(file), "the recipe's name")
+    try:
+        tree = read_yaml(file)
+    except UsageError as error:
+        raise UsageError(
+            f"cannot read recipe {str(file)!r}: {str(error).removeprefix(repr(str(file))).lstrip()}"
+        ) from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"recipe {str(file)!r} holds no keys")
+    return tree
+
+
+def missing_keys(file: Path) -> list[str]:
+    """The keys of a recipe that a file leaves out; a run's own recipe has all of them.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    here = set(_dotted(read_tree(file)))
+    return [key for key in _all_keys(Recipe) if key not in here]
+
+
+def _dotted(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{path}{name}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{path}{name}.")
+
+
+def value_of(key: str, text: str) -> Any:
+    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
+
+    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63. So is what is
+    no YAML, such as a date that does not exist, unless it begins as a list or names with values.
+
+    Raises:
+        UsageError: a list or names with values that cannot be read.
+    """
+    try:
+        value = parse_yaml(text, key)
+    except UsageError:
+        if text.lstrip()[:1] in ("[", "{") and not _holds_text(key):
+            raise
+        return text
+    if value is not None and _holds_text(key):
+        return value if isinstance(value, str) else text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def term_weights(words: Iterable[str]) -> dict[str, float]:
+    """The further terms of words NAME=WEIGHT, such as ``pkd=10`` or ``own.py:Loss=0.5``.
+
+    Raises:
+        UsageError: a word of another form.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not name.strip() or not 0 <= weight < math.inf:
+            raise UsageError(f"--term takes NAME=WEIGHT, a number that is not negative, such as pkd=10; given {word!r}")
+        if name.strip() in found:
+            raise UsageError(f"--term {name.strip()!r} is given twice")
+        found[name.strip()] = weight
+    return found
+
+
+def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
+    """Name further terms in a tree, in place; options of those that are there stay."""
+    section = tree.setdefault("objective", {})
+    terms = section.setdefault("terms", {}) if isinstance(section, dict) else None
+    if not isinstance(terms, dict):
+        raise UsageError("recipe key 'objective.terms' takes names, each with its weight, such as {pkd: 10}")
+    for name, weight in weights.items():
+        options = terms.get(name)
+        terms[name] = {**options, "weight": weight} if isinstance(options, Mapping) else weight
+
+
+def _holds_text(key: str) -> bool:
+    *sections, name = key.split(".")
+    known = Recipe.model_fields
+    for section in sections:
+        inner = known[section].annotation if section in known else None
+        known = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+    return name in known and known[name].annotation in (str, str | None)
+
+
+def assign(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key in a tree, in place.
+
+    Raises:
+        UsageError: a part of the key holds a value.
+    """
+    *sections, last = key.split(".")
+    for number, section in enumerate(sections):
+        inner = tree.setdefault(section, {})
+        if sections[:number] == ["objective", "terms"] and isinstance(inner, int | float):
+            inner = tree[section] = {"weight": inner}  # a term that was named by its weight gets an option
+        if not isinstance(inner, dict):
+            raise UsageError(f"recipe key {section!r} is not a section")
+        tree = inner
+    tree[last] = value
+
+
+def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) -> None:
+    """Name the first unknown key and the nearest known one, before pydantic's longer report."""
+    for key, value in tree.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            known = [path + name for name in section.model_fields]
+            elsewhere = [name for name in _all_keys(Recipe) if name.rpartition(".")[2] == str(key)]
+            near = did_you_mean(path + str(key), known) or did_you_mean(str(key), _all_keys(Recipe))
+            near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else near
+            raise UsageError(f"unknown recipe key {path + str(key)!r}{near} (accepted: {', '.join(known)})")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"recipe key {path + str(key)!r} is a section with keys of its own")
+            _check_keys(inner, value, f"{path}{key}.")
+
+
+def _section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _all_keys(inner, f"{path}{name}.")
+        else:
+            keys.append(path + name)
+    return keys
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "str" and "[" not in str(part))  # of a union, which
+    if first["type"] == "missing":
+        flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
+        return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
+    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    said = said.replace("a valid tuple", "a list, such as [a, b]").replace("a valid dictionary", "names with values")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping) and "." not in key:
+        return said  # of several keys of a section, which it names
+    # Of several keys the message names them.
+    return f"{key}={shortened(repr(first['input']), 120)}: {said}" if key else said

@@ -1,0 +1,203 @@
+"""A recipe, whole."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, model_validator
+
+from kdalign.errors import did_you_mean
+from kdalign.recipe.objective import Objective
+from kdalign.recipe.presets import preset_named
+from kdalign.recipe.sections import Align, Data, Finetune, Section, Train
+from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, answers_of, defaults_of
+
+Check = Literal["memory", "disk", "special-tokens"]
+CHECKS: tuple[str, ...] = get_args(Check)
+"""Checks before a run whose findings can be let through."""
+
+
+class Recipe(Section):
+    """One run of ``kdalign distill``, whole."""
+
+    preset: str | None = None
+    """A method of the field to begin with (``kdalign recipe show``); what the recipe says wins over it."""
+    teacher: str
+    """Hub id, folder, or ``none``: the student is then trained alone."""
+    student: str = "layers=half"
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher, ``layers=N,width=N`` narrower, too), or
+    ``new:TYPE,layers=N,width=N``."""
+    revision: str | None = None
+    """The teacher's revision on the hub."""
+    student_revision: str | None = None
+    tokenizer: str | None = None
+    """Of a student that is built from nothing: hub id, folder, or ``train:SIZE``, trained on the training text."""
+    init: str = "uniform"
+    """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
+    init_from: Literal["fine-tuned", "pretrained"] = "fine-tuned"
+    """Where the teacher is fine-tuned first: whether a cut student starts from it after that, or as it was before."""
+    narrow_by: Literal["pca", "svd", "importance", "random"] = "pca"
+    """How a cut student becomes narrower: along its features' main directions, its word embeddings', or by its largest
+    channels; or all weights at random."""
+    finetune_teacher: bool = True
+    """Fine-tune a teacher that has no head for the task; refuse it when false."""
+    allow: tuple[Check, ...] = ()
+    """Findings of the checks before a run that are let through."""
+    data: Data
+    align: Align = Align()
+    objective: Objective = Objective()
+    train: Train = Train()
+    finetune: Finetune = Finetune()
+    multi_task: MultiTask = MultiTask()
+    out: str | None = None
+    """The run folder; named after task, models and seed when left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_the_task(cls, tree: Any) -> Any:
+        """Where nothing is said, a preset, language models and students without a teacher start from other values."""
+        if not isinstance(tree, Mapping):
+            return tree
+        tree = {
+            key: given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+            for key, given in tree.items()
+        }
+        data = tree.get("data")
+        tasks = data.get("task") if isinstance(data, Mapping) else None
+        given = tasks.split(",") if isinstance(tasks, str) else tasks if isinstance(tasks, list | tuple) else ()
+        names = [name.strip() for name in given if isinstance(name, str)]
+        if isinstance(tree.get("preset"), str):
+            preset = preset_named(tree["preset"])
+            for name in names:
+                preset.check(answers_of(name), name)
+            tree = preset.under(tree, names)
+        filled = dict(tree)
+        starts = [defaults_of(name) for name in names]
+        starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
+        for start in starts:
+            for section, values in start.items():
+                own = tree.get(section, {})
+                if isinstance(own, Mapping):
+                    filled[section] = {**filled.get(section, {}), **values, **own}
+        return filled
+
+    @model_validator(mode="after")
+    def _rows_fit_a_batch(self) -> "Recipe":
+        tokens = self.train.batch_tokens
+        if tokens is not None and tokens < self.data.max_length:
+            raise ValueError(
+                f"train.batch_tokens={tokens} is less than one row, data.max_length={self.data.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mapped_once_in_stages(self) -> "Recipe":
+        staged = self.objective.align_first or self.align.grow
+        if staged and self.align.remap_every is not None:
+            raise ValueError(
+                "align.remap_every is for layers aligned all the time: leave objective.align_first and align.grow at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grows_while_layers_are_aligned(self) -> "Recipe":
+        grow, first = self.align.grow, self.objective.align_first
+        if first and grow > first:
+            raise ValueError(f"align.grow={grow:g} is more than the steps that align layers, align_first={first:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> "Recipe":
+        if not self.has_teacher and self.objective.needs_teacher:
+            raise ValueError("there is no teacher: every weight but hard and masked_lm must be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_unlabelled(self) -> "Recipe":
+        data = self.data
+        if data.unlabelled is None and (data.unlabelled_limit is not None or data.unlabelled_share is not None):
+            raise ValueError("data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too")
+        if data.unlabelled is None and not data.augment.unlabelled:
+            return self
+        flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
+        if not self.has_teacher and not self.objective.built.masked_lm:
+            raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
+        if not self.objective.learns_without_labels:
+            which = "the part after objective.align_first" if self.objective.align_first else "the objective"
+            raise ValueError(
+                f"{which} learns from labels alone (hard), and text without labels ({flag}) has none: give "
+                f"--alpha a weight, or leave it out"
+            )
+        if data.unlabelled_share is not None and self.train.batch_tokens is not None:
+            raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _what_differs_is_of_its_tasks(self) -> "Recipe":
+        tasks, own, together = self.data.task, self.multi_task, self.multi_task.together
+        named = {"multi_task.tasks": [*own.tasks], "multi_task.body_from": [own.body_from]}
+        for key, names in named.items() if len(tasks) > 1 else ():
+            accepted = (*tasks, *([PRETRAINED] if key.endswith("body_from") else []))
+            for name in names:
+                if name not in accepted:
+                    near = did_you_mean(name, accepted)
+                    raise ValueError(f"{key} names {name!r}{near} (accepted: {', '.join(accepted)})")
+        if not together and own.tasks and len(tasks) == 1:
+            raise ValueError("multi_task.tasks is for several tasks: with one, give its keys, such as objective.beta")
+        if not together and own != MultiTask(tasks=own.tasks):
+            raise ValueError(
+                "multi_task.sampling, temperature and body_from are for tasks that are trained together: give "
+                "--multi-task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_learnt_together(self) -> "Recipe":
+        if not self.multi_task.together:
+            return self
+        tasks, train = self.data.task, self.train
+        for task in tasks:
+            if answers_of(task) != "classes":
+                raise ValueError(f"--multi-task is for classes and scores, each with a head: not for task {task!r}")
+        refused = {
+            "--lora": train.lora is not None,
+            "align.remap_every": self.align.remap_every is not None,
+            "--select best": train.select == "best",
+            "--patience": train.patience is not None,
+            "--max-tokens": train.max_tokens is not None,
+            "--batch-tokens": train.batch_tokens is not None,
+            "--tokenizer train:SIZE": (self.tokenizer or "").startswith("train:"),
+        }
+        for flag, given in refused.items():
+            if given:
+                raise ValueError(f"--multi-task does not go with {flag}: train the tasks one by one")
+        return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher != NO_TEACHER
+
+    def with_changes(self, **changes: object) -> "Recipe":
+        """A copy with top-level fields replaced, validated again."""
+        return Recipe.model_validate({**self.model_dump(), **changes})
+
+    def flat(self) -> dict[str, object]:
+        """Every value by its dotted key."""
+        return _flat(type(self), self.model_dump(mode="json"))
+
+    def dump(self) -> str:
+        """The recipe as YAML, every default visible."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(section: type[BaseModel], tree: Mapping[str, Any], before: str = "") -> dict[str, object]:
+    """A section's values by their dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        inner = section.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _flat(inner, value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value
+    return found

@@ -1,0 +1,129 @@
+"""What a recipe begins with for kinds of task, and several tasks in one student."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, field_validator
+
+from kdalign.errors import UsageError, did_you_mean
+from kdalign.files import is_file, read_yaml
+from kdalign.recipe.objective import Objective
+from kdalign.recipe.sections import Align, Data, Finetune, Section, check_plain
+
+PRETRAINED = "pretrained"
+_OF_A_TASK: Mapping[str, type[BaseModel]] = {
+    "data": Data,
+    "align": Align,
+    "objective": Objective,
+    "finetune": Finetune,
+}
+"""Sections that may differ from task to task of one student."""
+
+
+class MultiTask(Section):
+    """Several tasks; learnt by one student, they share layers and embeddings, and have a head each."""
+
+    together: bool = False
+    """Train one student for all tasks instead of one for each (``--multi-task``)."""
+    sampling: Literal["temperature", "size", "equal"] = "temperature"
+    """Whose batch a step takes: a task is drawn by its number of training examples to the power of 1 / temperature, by
+    that number itself, or as often as any other."""
+    temperature: float = Field(2.0, ge=1, le=1e12)
+    """Of ``sampling: temperature``: 1 is ``size``, and the higher the nearer to ``equal``."""
+    body_from: str = PRETRAINED
+    """Where shared layers that are cut out of the teacher start: from it as it was before it was fine-tuned, which
+    favours no task; or as it was after that for the task of this name."""
+    tasks: Mapping[str, Mapping[str, Any]] = {}
+    """What differs for a task of several, together or one by one: keys of ``data``, ``align``, ``objective`` and
+    ``finetune``, such as ``{cola: {objective.beta: 2}}``."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _by_whole_keys(cls, value: object) -> object:
+        """Sections as a recipe has them, too: ``{cola: {objective: {beta: 2}}}``."""
+        if not isinstance(value, Mapping) or not all(isinstance(changes, Mapping) for changes in value.values()):
+            raise ValueError(
+                "multi_task.tasks takes names of tasks, each with keys, such as {cola: {objective.beta: 2}}"
+            )
+        check_plain(value, "multi_task.tasks")
+        found: dict[str, dict[str, Any]] = {}
+        for task, changes in value.items():
+            flat = found.setdefault(str(task), {})
+            for key, given in changes.items():
+                inner = given.items() if key in _OF_A_TASK and isinstance(given, Mapping) else None
+                flat |= {key: given} if inner is None else {f"{key}.{name}": each for name, each in inner}
+        return found
+
+    @field_validator("tasks")
+    @classmethod
+    def _changes_what_a_task_has(cls, value: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        known = [f"{name}.{key}" for name, section in _OF_A_TASK.items() for key in section.model_fields]
+        known.remove("data.task")
+        for task, changes in value.items():
+            for key in changes:
+                if key not in known:
+                    near = did_you_mean(str(key), known)
+                    raise ValueError(f"{task} cannot change {key!r}{near} (accepted: keys of {', '.join(_OF_A_TASK)})")
+        return value
+
+
+NO_TEACHER = "none"
+
+TOKEN_TASKS = (
+    "lm",
+    "masked-lm",
+    "language-modeling",
+    "translation",
+    "summarization",
+    "dialogue",
+    "transcription",
+    "chat",
+)
+EMBEDDING_TASK = "embedding"
+
+LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "data": {"max_length": 256},
+    "objective": {"temperature": 1.0, "beta": 1.0, "gamma": 0.0, "delta": 0.0},
+    "train": {"epochs": 1.0, "batch_size": 16},
+}
+"""What differs for tasks whose answers are tokens: temperature 1 and features by cosine alone (Muralidharan et al.
+2024, arXiv:2407.14679: for decoders attention relations add nothing), and longer rows."""
+EMBEDDING_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "objective": {"hard": 0.0, "alpha": 1.0},
+    "train": {"epochs": 1.0, "dropout": 0.0},
+}
+"""What differs for embeddings, which have no labels; without dropout the training loss falls much further."""
+ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
+}
+"""What differs where there is no teacher."""
+
+
+def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """What differs for a task, by its name."""
+    kind = _kind_of(task)
+    return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
+
+
+def answers_of(task: str) -> str:
+    """What a task's answers are, as presets say it."""
+    kind = _kind_of(task)
+    return "tokens" if kind in TOKEN_TASKS else "embeddings" if kind == EMBEDDING_TASK else "classes"
+
+
+TASK_FILES = Path(__file__).parents[1] / "data" / "tasks" / "files"
+"""Task files that are shipped: their names without the ending are tasks, too."""
+
+
+def _kind_of(task: str) -> str:
+    """What a task's name begins with, or the kind that a task file says."""
+    file = Path(task) if task.endswith((".yaml", ".yml")) else TASK_FILES / f"{task}.yaml"
+    if not is_file(file):
+        return task.partition(":")[0]
+    try:
+        tree = read_yaml(file, yaml.BaseLoader)
+    except UsageError:  # said by whoever reads the whole of it
+        return ""
+    return str(tree.get("kind", "")) if isinstance(tree, dict) else ""

@@ -1,0 +1,1 @@
+"""Results as people read them: terminal, Markdown, LaTeX, CSV, HTML, plots and progress; computes nothing."""

@@ -1,0 +1,166 @@
+"""A comparison as one HTML file that needs nothing else: tables, notes, pictures, examples, recipes and commands.
+
+Whatever a user has named is escaped by Jinja, and the browser is told to fetch nothing and to run the page's own script
+alone. Pictures are drawn as SVG, or as PNG where that is smaller.
+"""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdalign.comparison.table import Comparison, clean
+from kdalign.errors import printable
+from kdalign.recipe.command import distill_command
+from kdalign.report.layout import grids
+from kdalign.report.plots import Picture, pictures_of
+from kdalign.report.plots.figure import INK, styled, without_markup
+from kdalign.runs.finished import Disagreements, FinishedRun, Read, disagreements
+from kdalign.version import __version__
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+TEMPLATE = "page.html.jinja"
+SMALL_SVG = 60_000
+"""Characters up to which a picture is not drawn in pixels to see whether that is smaller."""
+LONGEST_TEXT = 400
+"""Characters of an example that are shown."""
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A run's own part of the page; its command flag by flag."""
+
+    name: str
+    summary: str
+    command: tuple[str, ...]
+    facts: Mapping[str, str]
+    recipe: str
+
+
+def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
+    """The whole file.
+
+    Args:
+        comparison: the table.
+        runs: the finished runs in it, for pictures, examples and recipes.
+        transpose: metrics as rows.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("kdalign.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+    )
+    environment.filters["cut"] = _cut
+    comparison = clean(comparison)
+    source, *_ = PackageLoader("kdalign.report").get_source(environment, TEMPLATE)
+    models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
+    tables = grids(comparison, transpose)
+    read: Read = {}
+    differing = [found for run in runs if (found := disagreements(run, read=read)) is not None]
+    return environment.get_template(TEMPLATE).render(
+        script=_hash_of_script(source),
+        title=_title(len(models), runs),
+        version=__version__,
+        runs=[_described(run) for run in runs],
+        tables=tables,
+        ranked=any(cell.best for table in tables for row in table.cells for cell in row),
+        notes=comparison.notes,
+        pictures=[(picture, _inline(picture)) for picture in pictures_of(comparison, runs)],
+        differing=differing,
+        without_texts=_without_texts(differing),
+    )
+
+
+def _printable(value: object) -> object:
+    """Whatever stands in the page, line by line without what steers a terminal or the writing direction."""
+    if not isinstance(value, str) or (value.isascii() and value.isprintable()):
+        return value
+    return type(value)("\n".join(map(printable, value.split("\n"))))
+
+
+def _hash_of_script(source: str) -> str:
+    """What names the page's only script to the browser, which runs no other."""
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _title(count: int, runs: Sequence[FinishedRun]) -> str:
+    tasks = ", ".join(dict.fromkeys(run.record.task for run in runs))
+    return f"{count} model{'s' if count != 1 else ''} compared{f' on {tasks}' if tasks else ''}"
+
+
+def _described(run: FinishedRun) -> _Described:
+    record = run.record
+    environment = dict(record.environment)
+    libraries = environment.pop("libraries", {})
+    teacher = "none"
+    if record.teacher is not None:
+        size = f"{record.teacher.parameters / 1e6:,.1f} M parameters"
+        teacher = f"{record.teacher.source} [{record.teacher.revision}], {size}"
+    facts = {
+        "made": f"{record.created}, in {record.seconds:,.0f} s, by kdalign {record.version}",
+        "student": f"{record.student.source}, {record.student.parameters / 1e6:,.1f} M parameters",
+        "teacher": teacher,
+        "data": str(record.data.get("source", "")),
+        **{key: str(value) for key, value in environment.items()},
+        "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
+    }
+    steps = record.training["steps"]
+    return _Described(
+        name=run.name,
+        summary=f"{record.task}, seed {run.recipe.train.seed}, {steps:,} steps",
+        command=tuple(re.split(r" (?=--)", distill_command(run.recipe))),
+        facts={key: value for key, value in facts.items() if value},
+        recipe=run.recipe.dump(),
+    )
+
+
+def _without_texts(differing: Sequence[Disagreements]) -> bool:
+    return any(example for found in differing for example in found.examples if not example.texts)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+
+
+@styled
+def _inline(picture: Picture) -> "Markup":
+    """A picture as it stands in the page: SVG with words and axes in the page's colour, or PNG where it is smaller."""
+    import matplotlib
+    from markupsafe import Markup, escape
+
+    drawn = io.StringIO()
+    without_markup(picture.figure)
+    with matplotlib.rc_context({"svg.hashsalt": picture.name}):  # names of parts differ from picture to picture
+        picture.figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    svg = _lean(drawn.getvalue(), str(escape(printable(picture.alternative))))
+    if len(svg) > SMALL_SVG:
+        pixels = io.BytesIO()
+        picture.figure.set_layout_engine("none")  # it is laid out already, which takes as long as drawing
+        picture.figure.savefig(pixels, format="png", dpi=160)
+        png = base64.b64encode(pixels.getvalue()).decode()
+        if len(png) < len(svg):
+            return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(printable(picture.alternative), png)
+    return Markup(svg)
+
+
+def _lean(svg: str, alternative: str) -> str:
+    """Matplotlib's SVG without what a page has or forbids: prologue, comments, metadata, styles, unused names."""
+    svg = svg[svg.index("<svg") :]
+    for pattern in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(?::\w+)?="[^"]*"'):
+        svg = re.sub(pattern, "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+    svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)  # a hundredth of a point
+    svg = re.sub(r"\n\s*", "\n", svg).replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{alternative}"', 1)

@@ -1,0 +1,32 @@
+"""Pictures of what was measured, as PNG, SVG or PDF by the file's name. They compute nothing but means to draw by."""
+
+from kdalign.report.plots.figure import Picture, check_folder, check_picture, save, save_all
+from kdalign.report.plots.models import draw_attention, draw_costs, draw_likeness, draw_similarities
+from kdalign.report.plots.runs import (
+    draw_calibration,
+    draw_differences,
+    draw_gradients,
+    draw_quality,
+    draw_shares,
+    draw_terms,
+    pictures_of,
+)
+
+__all__ = [
+    "Picture",
+    "check_folder",
+    "check_picture",
+    "draw_attention",
+    "draw_calibration",
+    "draw_costs",
+    "draw_differences",
+    "draw_gradients",
+    "draw_likeness",
+    "draw_quality",
+    "draw_shares",
+    "draw_similarities",
+    "draw_terms",
+    "pictures_of",
+    "save",
+    "save_all",
+]

@@ -1,0 +1,395 @@
+"""Pictures of finished runs: their training, what quality costs, how far confidence can be trusted."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdalign.comparison.compare import common_name
+from kdalign.comparison.table import ALIKE, Cell, Column, Comparison, Row
+from kdalign.errors import printable
+from kdalign.metrics.classification import reliability
+from kdalign.report.plots.figure import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
+from kdalign.runs.finished import Answers, Curves, FinishedRun, answers, curves, front
+
+Array = np.ndarray[Any, Any]
+
+POINTS = 80
+"""A smoothed line has at most so many points, each the mean of equally many steps."""
+MOST_RAW = 4
+"""With more runs than this, single steps are left out: they would hide the lines."""
+MOST_NAMES = 12
+"""With more models than this, only those on the front and the teachers are named."""
+MOST_LOOKS = 24
+"""Recipes whose lines are drawn in one picture: with more, colours and dashes come again."""
+MOST_PANELS = 12
+"""Runs that have a panel of their own in one picture; of hundreds nobody looks at each, and a page took minutes."""
+COSTS = ("latency", "parameters")
+
+
+def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Picture]:
+    """All pictures that records, histories and kept answers give; those that have nothing to show are left out."""
+    trained = [found for found in map(curves, runs) if found is not None]
+    answered = [found for found in map(answers, runs) if found is not None and found.student_logits is not None]
+    tasks = list(dict.fromkeys(each.task for each in trained))
+    students = [row.name for row in comparison.rows if row.kind == "student"]
+    found = [draw_terms([each for each in trained if each.task == task], students) for task in tasks]
+    shared = [each for each in trained if len(each.terms) > 1]
+    found += [draw_shares(shared)] if shared else []
+    looked = [each for each in shared if len(each.looks)]
+    found += [draw_gradients(looked)] if looked else []
+    differences = draw_differences(comparison)
+    found += [differences] if differences is not None else []
+    for column in _primary(comparison):
+        sizes = {run.record.data["reported"][run.split]["n"] for run in runs if run.record.task == column.task}
+        picture = draw_quality(comparison, column, sizes.pop() if len(sizes) == 1 else None)
+        found += [] if picture is None else [picture]
+    for task in dict.fromkeys(each.task for each in answered):
+        found.append(draw_calibration([each for each in answered if each.task == task]))
+    return found
+
+
+@styled
+def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Picture:
+    """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
+
+    Runs of one recipe share a colour, that of their row among ``students`` in other pictures.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    groups = _groups(trained)
+    drawn = list(groups)[:MOST_LOOKS]
+    of = len(groups)
+    trained = [each for each in trained if each.group in drawn]
+    terms = list(dict.fromkeys(name for each in trained for name in each.terms))
+    figure, found = panels(len(terms) + 1, 1.35, share_x=True)
+    order = list(dict.fromkeys([*students, *(name for name, _ in groups.values())]))
+    handles: dict[str, Any] = {}
+    every = 1
+    for each in trained:
+        colour, dash, _ = look(order.index(groups[each.group][0]))
+        shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
+        for axes, values in [*shown, (found[-1], each.gradient_norm)]:
+            if len(trained) <= MOST_RAW:
+                axes.plot(each.steps, values, color=colour, alpha=0.22, linewidth=0.6)
+            size, steps, means = smoothed(each.steps, values)
+            every = max(every, size)
+            (line,) = axes.plot(steps, means, color=colour, linestyle=dash)
+            handles.setdefault(each.group, line)
+    for axes, name in zip(found, terms, strict=False):
+        axes.set_title(name)
+        axes.set_ylabel(" or ".join(dict.fromkeys(each.units[name] for each in trained if name in each.terms)))
+        axes.set_ylim(bottom=0)
+    clips = sorted({each.clip for each in trained})
+    found[-1].set_title("gradient norm, before clipping")
+    found[-1].set_ylabel("norm")
+    found[-1].set_yscale("log")
+    found[-1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    found[-1].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    found[-1].yaxis.set_minor_locator(NullLocator())
+    for clip in clips:
+        found[-1].axhline(clip, color=QUIET, linewidth=0.8, linestyle=":")
+    found[-1].set_xlabel("optimizer step")
+    legend(figure, list(handles.values()), ["".join(groups[group]) for group in handles])
+    thin = "; thin: every step" if len(trained) <= MOST_RAW else ""
+    smooth = f"lines: means of up to {every} steps{thin}" if every > 1 else "every step is drawn"
+    thinned = max(each.every for each in trained)
+    smooth += f", of every {thinned}th step alone" if thinned > 1 else ""
+    alike = "; runs that differ by seed alone share a colour" if len(groups) < len(trained) else ""
+    caption = (
+        f"Each term of the objective before its weight, {smooth}. {_counted(trained)}{alike}. "
+        f"Dotted: where gradients were clipped ({', '.join(f'{clip:g}' for clip in clips)})."
+        f"{_first(len(drawn), of, 'recipes')}"
+    )
+    lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
+    task = trained[0].task
+    said = f"Line chart over steps. {'; '.join(lasts)}."
+    return Picture(f"terms-{_in_a_name(task)}", figure, f"Terms of the objective: {task}", caption, said)
+
+
+@styled
+def draw_shares(trained: Sequence[Curves]) -> Picture:
+    """Each term's part of the loss over the steps: weight times value, stacked to 100 per cent; a panel a run."""
+    trained, of = trained[:MOST_PANELS], len(trained)
+    terms = list(dict.fromkeys(name for each in trained for name in each.terms))
+    columns = 1 if len(trained) == 1 else 2
+    figure, found = panels(len(trained), 1.5, columns)
+    handles: dict[str, Any] = {}
+    for number, (axes, each) in enumerate(zip(found, trained, strict=True)):
+        parts = [smoothed(each.steps, values) for values in each.shares.values()]
+        colours = [COLOURS[terms.index(name) % len(COLOURS)] for name in each.terms]
+        areas = axes.stackplot(parts[0][1], [means for _, _, means in parts], colors=colours, linewidth=0)
+        handles |= dict(zip(each.terms, areas, strict=True))
+        axes.set_title(shortened(each.name, 24))
+        axes.set_ylim(0, 100)
+        axes.set_xlim(parts[0][1][0], parts[0][1][-1] if len(parts[0][1]) > 1 else parts[0][1][0] + 1)
+        if number % columns == 0:
+            axes.set_ylabel("% of the loss")
+        else:
+            axes.tick_params(labelleft=False)
+    for axes in found[-2:]:
+        axes.set_xlabel("optimizer step")
+    legend(figure, [handles[name] for name in terms], terms)
+    what = "Weight times value of each term, in per cent of their sum; means of neighbouring steps"
+    caption = f"{what}. {_counted(trained)}.{_first(len(trained), of)}"
+    last = [
+        f"{each.name}: " + ", ".join(f"{name} {share[-1]:.0f} %" for name, share in each.shares.items())
+        for each in trained
+    ]
+    said = f"Stacked areas over steps. At the end, {'; '.join(last)}."
+    return Picture("shares", figure, "What the loss is made of", caption, said)
+
+
+@styled
+def draw_gradients(trained: Sequence[Curves]) -> Picture:
+    """How hard each term pulls, by the norm of its weighted gradient where it was looked at; a panel a run."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    trained, of = trained[:MOST_PANELS], len(trained)
+    terms = list(dict.fromkeys(name for each in trained for name in each.pulls))
+    columns = 1 if len(trained) == 1 else 2
+    figure, found = panels(len(trained), 1.5, columns)
+    handles: dict[str, Any] = {}
+    for axes, each in zip(found, trained, strict=True):
+        for name, norms in each.pulls.items():
+            colour, dash, marker = look(terms.index(name))
+            shown = np.where(norms > 0, norms, np.nan)  # a term of weight 0 pulls at nothing
+            (line,) = axes.plot(each.looks, shown, color=colour, linestyle=dash, marker=marker, markersize=3)
+            handles.setdefault(name, line)
+        axes.set_title(shortened(each.name, 24))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    for axes in found[::columns]:
+        axes.set_ylabel("norm")
+    for axes in found[-2:]:
+        axes.set_xlabel("optimizer step")
+    legend(figure, list(handles.values()), list(handles))
+    caption = (
+        "Norm of each weighted term's gradient on the last of the student's layers that it reaches, on one "
+        f"micro-batch, without the other terms. {_counted(trained)}.{_first(len(trained), of)}"
+    )
+    last = [
+        f"{each.name}: " + ", ".join(f"{name} {norms[-1]:.2g}" for name, norms in each.pulls.items() if norms[-1] > 0)
+        for each in trained
+    ]
+    said = f"Line chart over steps. At the last look, {'; '.join(last)}."
+    return Picture("gradients", figure, "How hard each term pulls", caption, said)
+
+
+def _primary(comparison: Comparison) -> list[Column]:
+    """The macro mean, where there is one, and the column that stands for each task."""
+    found: dict[str, Column] = {}
+    for column in comparison.columns:
+        stands = column.key == "macro" or (column.task and not column.detail)
+        if stands and not column.cost and not column.published:
+            found.setdefault(column.task, column)
+    return sorted(found.values(), key=lambda column: column.task != "")
+
+
+@styled
+def draw_differences(comparison: Comparison) -> Picture | None:
+    """How much better each arm is than the one that it is held against, in points; None where none is held."""
+    rows = [row for row in comparison.rows if row.kind == "difference"]
+    columns = [
+        column
+        for column in [*_primary(comparison), *(each for each in comparison.columns if each.key == "agreement")]
+        if column.unit == "%" and any(_value(row, column.key) is not None for row in rows)
+    ]
+    if not columns:
+        return None
+    students = [row.name for row in comparison.rows if row.kind == "student"]
+    figure, (axes,) = panels(1, 0.7 + len(columns) * (0.16 + 0.14 * len(rows)))
+    handles: list[Any] = []
+    told = []
+    for number, row in enumerate(rows):
+        arm = row.name.partition(" − ")[0]
+        colour, _, marker = look(students.index(arm) if arm in students else number)
+        for place, column in enumerate(columns):
+            cell = row.cells.get(column.key)
+            if cell is None or cell.value is None:
+                continue
+            low, high = _ends(cell)
+            y = place + 0.6 * ((number + 0.5) / len(rows) - 0.5)
+            face = "white" if cell.verdict == ALIKE else colour
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.1, zorder=1)
+            axes.plot([cell.value], [y], color=colour, marker=marker, markersize=5, markerfacecolor=face, zorder=2)
+            told.append(f"{row.name}, {column.title}: {cell.value:.1f} ({low:.1f} to {high:.1f})")
+        (handle,) = axes.plot([], [], color=colour, marker=marker, markersize=5, linewidth=1.1)
+        handles.append(handle)
+    axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(columns)), [printable(column.title) for column in columns])
+    axes.set_ylim(len(columns) - 0.5, -0.5)
+    axes.set_xlabel("points better")
+    legend(figure, handles, [row.name for row in rows])
+    caption = (
+        "Differences paired by example and seed, with 95 % intervals; filled: better or worse at 5 %, corrected for "
+        f"the number of rows; hollow: no evidence.{_seeds(rows)}"
+    )
+    return Picture("differences", figure, "Better, or noise?", caption, f"Dots with intervals. {'; '.join(told)}.")
+
+
+@styled
+def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -> Picture | None:
+    """One score against latency and against parameters; None where no two models have both.
+
+    A line joins the rows that none beats: cheaper ones are worse. Bars are 95 % intervals.
+
+    Args:
+        comparison: whose rows are drawn, but for those that others have published.
+        column: of the score.
+        n: examples that it was taken on, for the caption.
+    """
+    drawable = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
+    rows = [row for row in drawable if _value(row, column.key) is not None]
+    costs = [cost for key in COSTS for cost in comparison.columns if cost.key == key]
+    drawn = [(cost, [row for row in rows if _value(row, cost.key) is not None]) for cost in costs]
+    drawn = [(cost, ours) for cost, ours in drawn if len(ours) > 1]
+    if not drawn:
+        return None
+    figure, found = panels(len(drawn), 2.2)
+    students = [row.name for row in rows if row.kind != "teacher"]
+    teachers = [row.name for row in rows if row.kind == "teacher"]
+    handles: dict[str, Any] = {}
+    fronts: dict[str, list[str]] = {}
+    for axes, (cost, ours) in zip(found, drawn, strict=True):
+        x = np.array([_value(row, cost.key) for row in ours], dtype=float)
+        y = np.array([_value(row, column.key) for row in ours], dtype=float)
+        best = front(x, y if column.higher_is_better else -y)
+        axes.plot(x[best], y[best], color=QUIET, linewidth=1, zorder=1, gid="front")
+        fronts[cost.key] = [ours[number].name for number in best]
+        for number, row in enumerate(ours):
+            cell = row.cells[column.key]
+            style: dict[str, Any] = {"color": INK, "marker": "*", "markersize": 9}
+            if row.kind != "teacher":
+                colour, _, marker = look(students.index(row.name))
+                style = {"color": colour, "marker": marker, "markersize": 5.5}
+            low, high = _ends(cell)
+            bars = [[y[number] - low], [high - y[number]]]
+            handle = axes.errorbar(
+                [x[number]], [y[number]], bars, linestyle="none", elinewidth=0.8, capsize=2, zorder=2, **style
+            )
+            named = len(rows) <= MOST_NAMES or row.kind == "teacher" or row.name in fronts[cost.key]
+            if named:
+                handles.setdefault(row.name, handle)
+        axes.set_xlabel(_axis(cost))
+        axes.set_ylabel(_axis(column))
+        axes.set_xlim(0, 1.1 * x.max())
+    order = [name for name in (*teachers, *students) if name in handles]
+    legend(figure, [handles[name] for name in order], order)
+    better = "higher" if column.higher_is_better else "lower"
+    caption = (
+        f"{column.title}, {better} is better; bars: 95 % intervals{f', n = {n:,}' if n else ''}. "
+        f"Grey line: models that none beats at their cost. Star: teacher.{_seeds(rows)}"
+    )
+    said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
+    name = f"quality-{_in_a_name(column.key)}"
+    return Picture(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
+
+
+@styled
+def draw_calibration(answered: Sequence[Answers]) -> Picture:
+    """How often students and teachers are right where they are so confident; a panel for each student."""
+    answered, of = answered[:MOST_PANELS], len(answered)
+    columns = 1 if len(answered) == 1 else 2
+    figure, found = panels(len(answered), 2.05, columns)
+    said, n = [], 0
+    for number, (axes, each) in enumerate(zip(found, answered, strict=True)):
+        assert each.student_logits is not None, "answers are classes"
+        assert each.references is not None, "a split that is scored has labels"
+        n = len(each.references)
+        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=0.8, linestyle=":")
+        words = f"{each.name}: "
+        sides = (("teacher", each.teacher_logits, INK), ("student", each.student_logits, COLOURS[0]))
+        for who, logits, colour in sides:
+            if logits is None:
+                continue
+            bins = reliability(logits, each.references)
+            held = bins.counts > 0
+            label = f"{who}, ECE {bins.error:.1f} %"
+            x, y = 100 * bins.confidence[held], 100 * bins.accuracy[held]
+            axes.plot(x, y, color=colour, linewidth=1.1, label=label)
+            axes.scatter(x, y, s=4 + 50 * bins.counts[held] / bins.counts.sum(), color=colour, zorder=3, linewidths=0)
+            words += f"{label}; "
+        said.append(words.rstrip("; "))
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_yticks(range(0, 101, 25))
+        axes.set_aspect("equal")
+        axes.set_title(shortened(each.name, 24))
+        axes.legend(loc="upper left", handlelength=1.2, borderpad=0, fontsize=7)
+        if number >= len(answered) - 2:
+            axes.set_xlabel("confidence (%)")
+        if number % columns == 0:
+            axes.set_ylabel("right (%)")
+    first = answered[0]
+    caption = (
+        f"{first.task}, {first.split}, n = {n:,}: 15 equal bins of the answer's softmax; a point's size is its "
+        f"share of the examples. On the dotted line confidence is what it says; ECE: mean distance from it."
+        f"{_first(len(answered), of)}"
+    )
+    name = f"calibration-{_in_a_name(first.task)}"
+    title = f"How far confidence can be trusted: {first.task}"
+    return Picture(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
+
+
+def smoothed(steps: Array, values: Array) -> tuple[int, Array, Array]:
+    """Means of equally many neighbouring steps, so that at most ``POINTS`` are left: their number, steps and means."""
+    size = -(-len(steps) // POINTS)
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff(np.append(starts, len(steps)))
+    return size, np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+
+
+def _groups(trained: Sequence[Curves]) -> dict[str, tuple[str, str]]:
+    """For each recipe, what its runs' names have in common, and in words how many seeds they are, if several."""
+    names: dict[str, list[str]] = {}
+    for each in trained:
+        names.setdefault(each.group, []).append(each.name)
+    return {
+        group: (ours[0], "") if len(ours) == 1 else (common_name(ours), f" ({len(ours)} seeds)")
+        for group, ours in names.items()
+    }
+
+
+def _counted(trained: Sequence[Curves]) -> str:
+    runs = f"{len(trained)} runs" if len(trained) > 1 else "One run"
+    longest = max(int(each.steps[-1]) for each in trained)
+    return f"{runs}, up to {longest:,} steps"
+
+
+def _first(drawn: int, of: int, what: str = "runs") -> str:
+    """Which are drawn where not all are, as a sentence."""
+    return "" if drawn == of else f" Drawn are the first {drawn} of {of:,} {what}."
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """Of how many seeds rows are the mean, as sentences."""
+    names: dict[int, list[str]] = {}
+    for row in rows:
+        if len(row.seeds) > 1:
+            names.setdefault(len(row.seeds), []).append(row.name)
+    return "".join(f" {', '.join(own)}: mean of {count} seeds." for count, own in names.items())
+
+
+def _value(row: Row, key: str) -> float | None:
+    cell = row.cells.get(key)
+    return None if cell is None else cell.value
+
+
+def _ends(cell: Cell) -> tuple[float, float]:
+    assert cell.value is not None, "rows without a value are not drawn"
+    return (cell.value if cell.low is None else cell.low), (cell.value if cell.high is None else cell.high)
+
+
+def _axis(column: Column) -> str:
+    title = {"params": "parameters"}.get(column.title, column.title)
+    return f"{title} ({column.unit})" if column.unit else title
+
+
+def _in_a_name(text: str) -> str:
+    """As a part of a file's name, which may not be long."""
+    return re.sub(r"[^\w.]+", "-", text)[:60]

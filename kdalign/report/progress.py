@@ -1,0 +1,191 @@
+"""Watch a run: a progress bar on a terminal, plain lines where stderr is piped, and the run's log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from kdalign.errors import printable, shortened
+from kdalign.files import append_text
+from kdalign.observer import StepReport, Tell
+from kdalign.report.screen import words
+
+if TYPE_CHECKING:
+    from kdalign.distillation.ablation_runner import State
+
+PLAIN_EVERY = 10.0
+"""Seconds between plain lines."""
+
+LONGEST = 1000
+"""Characters of a line that is announced or logged: a plan or a list that a user gave may have thousands."""
+
+SHORT = {"hard": "hard", "soft": "soft", "cosine": "cos", "euclid": "euc", "attention": "attn"}
+
+
+class Watcher:
+    """Shows announcements and steps on stderr; ``silent`` (ranks after the first) shows nothing."""
+
+    def __init__(self, console: Console, silent: bool = False) -> None:
+        console.quiet = silent
+        self._console = console
+        self._log: Path | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._what = ""
+        self._shown = 0.0
+
+    def announce(self, line: str) -> None:
+        """A line for the user, and for the run's log."""
+        self._print(line)
+        self._write(line)
+
+    def started(self, what: str, step: int, steps: int) -> None:
+        """Show the bar, or say that training starts."""
+        self._what = what
+        self._shown = time.monotonic()
+        line = f"{what}: {steps:,} steps" + (f", going on after step {step:,}" if step else "")
+        if self._console.is_terminal and not self._console.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                console=self._console,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(escape(what), total=steps, completed=step, speed="")
+            self._bar.start()
+        else:
+            self._print(line)
+        self._write(line)
+
+    def stepped(self, report: StepReport) -> None:
+        """Advance the bar, or print a line now and then."""
+        if self._bar is not None:
+            terms = " ".join(f"{SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
+            speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
+            left = _minutes(report.seconds_left)
+            self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
+            what = f"{self._what}: {report.task}" if report.task else self._what
+            self._bar.update(self._task, description=escape(f"{what}\n{speed}\n{terms}"))
+        last = report.step == report.steps
+        if time.monotonic() - self._shown < PLAIN_EVERY and not last:
+            return
+        self._shown = time.monotonic()
+        line = plain(report)
+        self._write(line)
+        if self._bar is None:
+            self._print(line)
+
+    def progress(self, what: str) -> Tell:
+        """Show a bar with the time left, or now and then a line, for what has no steps."""
+        begun, shown = time.monotonic(), time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            left = _minutes((now - begun) * (total - done) / max(done, 1))
+            if self._console.is_terminal and not self._console.quiet:
+                if self._bar is None:
+                    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))
+                    self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+                    self._task = self._bar.add_task(escape(what), total=total, left=left)
+                    self._bar.start()
+                self._bar.update(self._task, completed=done, total=total, left=left)
+                if done >= total:
+                    self.ended()
+            elif now - shown >= PLAIN_EVERY and done < total:
+                shown = now
+                line = f"{what}: {100 * done / total:.0f} %, {left} left"
+                self._print(line)
+
+        return tell
+
+    @contextmanager
+    def filling(self) -> Iterator[Callable[["State"], None]]:
+        """On a terminal, show an ablation as a table that fills; elsewhere its announcements say enough."""
+        if not self._console.is_terminal or self._console.quiet:
+            yield lambda state: None
+            return
+        with Live(console=self._console, transient=True, refresh_per_second=2) as live:
+            yield lambda state: live.update(_filled(state))
+
+    def ended(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def into(self, log: Path) -> Self:
+        """Write to this run's log from now on."""
+        self._log = log
+        return self
+
+    def _print(self, line: str) -> None:
+        self._console.print(words(shortened(line, LONGEST)), highlight=False, soft_wrap=True)
+
+    def _write(self, line: str) -> None:
+        if self._log is not None:
+            shown = shortened(printable(line), LONGEST)
+            append_text(self._log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
+
+
+def _filled(state: "State") -> RenderableType:
+    """The means so far, arm by task, and what is under way."""
+    tasks = list(dict.fromkeys(trial.task for trial in state.trials))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
+    for task in tasks:
+        table.add_column(words(task), justify="right")
+    for arm in dict.fromkeys(trial.arm for trial in state.trials):
+        cells = []
+        for task in tasks:
+            wanted = sum((trial.arm, trial.task) == (arm, task) for trial in state.trials)
+            found = [one.record for one in state.done if (one.trial.arm, one.trial.task) == (arm, task)]
+            values = [next(iter(record.scores.values()))["student"][0]["value"] for record in found]
+            known = [value for value in values if value is not None]
+            mean = "undefined " if len(known) < len(values) else f"{sum(known) / len(known):.1f} " if known else ""
+            cells.append(Text.assemble(mean, (f"{len(found)}/{wanted}", "dim")))
+        table.add_row(words(arm), *cells)
+    lines = [f"{trial.name}: {_last_line(Path(str(trial.recipe.out)))}" for trial, _ in state.running.values()]
+    if state.seconds_left is not None:
+        lines.append(f"about {_minutes(state.seconds_left)} left")
+    return Group(table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _last_line(run: Path) -> str:
+    """What a run's log said last, without its time."""
+    log = run / "log.txt"
+    if not log.is_file():
+        return "loading"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2000))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return lines[-1].partition(" ")[2] if lines else "loading"
+
+
+def plain(report: StepReport) -> str:
+    """One step as a line of text."""
+    terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
+    of = f" {report.task}" if report.task else ""
+    return (
+        f"step {report.step}/{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
+        f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
+        f"{_minutes(report.seconds_left)} left"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

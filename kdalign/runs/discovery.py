@@ -1,0 +1,422 @@
+"""What goes into one table: runs by recipe and seed, and evaluations, read from their files."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kdalign.comparison.table import metric_key
+from kdalign.errors import Changed, UsageError
+from kdalign.files import read_json
+from kdalign.runs.ablation_spec import FILE as ABLATION
+from kdalign.runs.ablation_spec import Trial, read_ablation
+from kdalign.runs.archive import Kept, read_all_kept
+from kdalign.runs.integrity import read_checked
+from kdalign.runs.record import RECORD, RunRecord, Walk, read_record
+from kdalign.runs.record_schema import check_results
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Runs of one recipe and seed, by task.
+
+    Attributes:
+        key: of the recipe: equal for runs that differ by seed alone.
+        folders: where the runs lie, by task.
+        answers: by task, split and column, where an ablation keeps them.
+        watched: by task, the evaluations while it was trained, where an ablation keeps them.
+        ablation: the folder of the ablation of which it is an arm.
+    """
+
+    name: str
+    key: str
+    records: dict[str, RunRecord]
+    folders: dict[str, Path] = field(default_factory=dict, compare=False)
+    answers: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    watched: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    ablation: Path | None = None
+
+    @property
+    def seed(self) -> int:
+        """The runs' own."""
+        return int(next(iter(self.records.values())).recipe["train"]["seed"])
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A row that cost nothing to train.
+
+    Attributes:
+        kind: ``int8`` or ``majority``.
+        entry: runs whose student it is; what they say of training is not its own.
+        reasons: why a score has no value, by task.
+        notes: how it was made.
+    """
+
+    kind: str
+    entry: Entry
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at the paths of a table.
+
+    Attributes:
+        evaluations: results, as plain dictionaries.
+        passed_over: in folders of runs, what is no finished run, and why: by path.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    evaluations: tuple[dict[str, Any], ...] = ()
+    passed_over: Mapping[Path, str] = field(default_factory=dict)
+
+
+FOREIGN, UNFINISHED = "no run", "unfinished"
+
+
+def read_all(paths: Iterable[str | Path]) -> Found:
+    """The runs and evaluations at run folders, folders of runs, and evaluation files, each once.
+
+    A run that is named itself must be finished; in a folder of runs, what is not is passed over. Evaluations are taken
+    where their file is named, or the folder in which it lies.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or one that was changed after it ended.
+    """
+    entries: list[Entry] = []
+    evaluations: dict[Path, list[dict[str, Any]]] = {}
+    passed_over: dict[Path, str] = {}
+    for path in dict.fromkeys(Path(path).resolve() for path in paths):
+        if path.is_file() and path.name != RECORD:
+            evaluations[path] = read_evaluation(path)
+        elif (path / ABLATION).is_file():
+            found, passed = _read_ablation(path)
+            entries, passed_over = entries + found, passed_over | passed
+        elif _is_run(path) or not path.is_dir():
+            entries.append(_read_run(path))
+        else:
+            walk = Walk(path)
+            found, passed = _walk(path, walk)
+            passed |= dict.fromkeys(walk.unreadable, "not to be read by this user")
+            files, foreign = evaluations_in(path)
+            if not found and not files:
+                unfinished = [folder.name for folder, why in passed.items() if why == UNFINISHED]
+                if unfinished:
+                    raise UsageError(f"no finished run at {str(path)!r}; not finished: {', '.join(unfinished)}")
+                reasons = [f"{folder.name}: {why}" for folder, why in passed.items() if why != FOREIGN]
+                if reasons:
+                    raise UsageError(f"no run at {str(path)!r} can be read; {'; '.join(reasons)}")
+                read_record(path)  # raises, saying what a run is
+            entries += found
+            evaluations |= files
+            passed_over |= passed | foreign
+    entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
+    results = tuple(result for file in evaluations.values() for result in file)
+    return Found(tuple(entries), results, passed_over)
+
+
+def told_apart(groups: Sequence[Sequence[Entry]], names: Sequence[str]) -> list[list[Entry]]:
+    """Rows of one name called after where they lie, too: as many folders above as tell them apart.
+
+    Args:
+        groups: the runs of each row.
+        names: of the rows.
+    """
+    made = [list(group) for group in groups]
+    twice = {name for name in names if names.count(name) > 1}
+    # Of an ablation one of whose arms is renamed, all are.
+    ablations = {group[0].ablation for group, name in zip(groups, names, strict=True) if name in twice}
+    chosen = [
+        number
+        for number, (group, name) in enumerate(zip(groups, names, strict=True))
+        if name in twice or (group[0].ablation is not None and group[0].ablation in ablations)
+    ]
+    above = {number: _above(groups[number][0]) for number in chosen}
+    for depth in range(1, max((len(parts) for parts in above.values()), default=0) + 1):
+        titles = {number: f"{'/'.join(parts[-depth:])} {names[number]}" for number, parts in above.items()}
+        if len(set(titles.values())) == len(titles):
+            break
+    else:  # in one folder: no folder above tells them apart
+        depth = 1
+    for number in chosen:
+        before = "/".join(above[number][-depth:])
+        made[number] = [replace(entry, name=f"{before} {entry.name}") for entry in groups[number]]
+    return made
+
+
+def _above(entry: Entry) -> tuple[str, ...]:
+    """The folders in which a run's lies, or its ablation's own."""
+    if entry.ablation is not None:
+        return entry.ablation.resolve().parts
+    folder = next(iter(entry.folders.values())).resolve()
+    return folder.parts[: -2 if len(entry.folders) > 1 else -1]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path names a run, finished or not, or the folder of one recipe over several tasks."""
+    return path.name == RECORD or (path / RECORD).is_file() or (path / "recipe.yaml").is_file()
+
+
+def _read_run(path: Path) -> Entry:
+    """A run, or those of one recipe over several tasks, which make one row.
+
+    Raises:
+        UsageError: nothing there, an unfinished run, or a record of another version.
+    """
+    folder = path.parent if path.name == RECORD else path
+    read = [(read_checked(place), place) for place in _places(folder)]
+    records = {record.task: record for record, _ in read}
+    return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
+
+
+def _read_ablation(path: Path) -> tuple[list[Entry], dict[Path, str]]:
+    """An ablation's finished runs, and what is left out.
+
+    Raises:
+        UsageError: there are none.
+    """
+    kept = read_all_kept(path)
+    if not kept:
+        raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
+    return entries_kept(kept, path, read_ablation(path).trials(path))
+
+
+def entries_kept(
+    kept: Sequence[Kept], ablation: Path | None = None, planned: Sequence[Trial] = ()
+) -> tuple[list[Entry], dict[Path, str]]:
+    """An ablation's runs, those of an arm and a seed together; a seed that lacks a task which others have is left out.
+
+    Args:
+        kept: what is there.
+        ablation: its folder.
+        planned: all that it will have; what is not there yet is said.
+    """
+    found: dict[tuple[str, int], list[Kept]] = {}
+    for one in kept:
+        found.setdefault((one.trial.arm, one.trial.seed), []).append(one)
+    most = max(len(several) for several in found.values())
+    entries: list[Entry] = []
+    tasks = {one.trial.task for one in kept}
+    left = {Path(one.task): UNFINISHED for one in planned if one.task not in tasks}
+    left |= {_seed_of(one): UNFINISHED for one in planned if (one.arm, one.seed) not in found}
+    for (arm, _), several in found.items():
+        if len(several) < most:
+            left[_seed_of(several[0].trial)] = UNFINISHED
+            continue
+        records = {one.record.task: one.record for one in several}
+        folders = {one.record.task: Path(str(one.trial.recipe.out)) for one in several}
+        answers = {one.record.task: one.answers for one in several}
+        watched = {one.record.task: one.watched for one in several}
+        key = json.dumps(["arm", str(ablation), arm, sorted(records)])
+        entries.append(Entry(arm, key, records, folders, answers, watched, ablation))
+    return entries, left
+
+
+def _seed_of(trial: Trial) -> Path:
+    return Path(f"{trial.arm} seed {trial.seed}")
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders of a run: its own, or those inside the folder of one recipe over several tasks."""
+    if (folder / RECORD).is_file() or not folder.is_dir():
+        return [folder]
+    return [inner for inner in sorted(folder.iterdir()) if (inner / "recipe.yaml").is_file()] or [folder]
+
+
+def key_of(records: Mapping[str, RunRecord]) -> str:
+    """Equal for runs, by task, that differ by seed and folder alone: in their recipes, teachers and scored texts."""
+    flat = next(iter(records.values())).parsed_recipe().flat()
+    for name in ("train.seed", "out", "data.task"):
+        flat.pop(name)
+    read = {
+        task: [
+            "" if record.teacher is None else record.teacher.revision,
+            {split: facts["fingerprint"] for split, facts in record.data["reported"].items()},
+        ]
+        for task, record in records.items()
+    }
+    return json.dumps([read, flat], sort_keys=True)
+
+
+_DEEPEST = 100
+"""Folders in one another that are looked into."""
+
+
+def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[Entry], dict[Path, str]]:
+    """The finished runs below a folder, and what is none."""
+    if depth > _DEEPEST:
+        raise UsageError(f"more than {_DEEPEST} folders lie in one another below {str(walk.start)!r}")
+    entries: list[Entry] = []
+    passed: dict[Path, str] = {}
+    for inner in walk.inside(folder):
+        if inner.name.startswith("."):
+            continue
+        if (inner / ABLATION).is_file():
+            kept = read_all_kept(inner)
+            if kept:
+                found, below = entries_kept(kept, inner, read_ablation(inner).trials(inner))
+                entries, passed = entries + found, passed | below
+            else:
+                passed[inner] = UNFINISHED
+            continue
+        if _is_run(inner):
+            try:
+                if all((place / RECORD).is_file() for place in _places(inner)):
+                    entries.append(_read_run(inner))
+                else:
+                    passed[inner] = UNFINISHED
+            except Changed:  # which is no reason to show the others without it
+                raise
+            except UsageError as error:
+                passed[inner] = str(error)
+            continue
+        found, below = _walk(inner, walk, depth + 1)
+        entries += found
+        if evaluations_in(inner)[0]:
+            passed[inner] = "evaluations, which are taken where it is named"
+            below = {place: why for place, why in below.items() if why != FOREIGN}  # what evaluations keep
+        elif not found and set(below.values()) <= {FOREIGN}:
+            passed[inner] = FOREIGN
+            continue
+        passed |= below
+    return entries, passed
+
+
+def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:
+    """The evaluation files that lie in a folder itself, and JSON files of another kind."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    foreign: dict[Path, str] = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found[file] = read_evaluation(file)
+        except UsageError:
+            foreign[file] = "no evaluation"
+    return found, foreign
+
+
+def check_replaced(out: Path) -> None:
+    """Refuse to write scores over a file that holds no scores, such as a model's configuration.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    if not out.exists():
+        return
+    try:
+        read_evaluation(out)
+    except UsageError as error:
+        raise UsageError(
+            f"--out {str(out)!r} would replace what is no evaluation ({error}); give another name"
+        ) from None
+
+
+def read_evaluation(path: Path) -> list[dict[str, Any]]:
+    """The results in a file that ``kdalign eval`` wrote.
+
+    Raises:
+        UsageError: the file is something else.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        raise UsageError(f"{str(path)!r} is neither a run nor an evaluation (published rows: --reference {path.name})")
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("kind") != "evaluation" or not isinstance(tree.get("results"), list):
+        raise UsageError(f"{str(path)!r} is neither a run nor an evaluation that `kdalign eval` wrote")
+    check_results(tree["results"], repr(str(path)))
+    results: list[dict[str, Any]] = tree["results"]
+    return results
+
+
+def records_of(entries: Sequence[Entry]) -> list[RunRecord]:
+    """All records, row by row."""
+    return [record for entry in entries for record in entry.records.values()]
+
+
+def first_split(record: RunRecord) -> dict[str, Any]:
+    """The scores of the split that stands for the task (MNLI's matched one)."""
+    return next(iter(record.scores.values()))
+
+
+def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
+    """What a row calls an evaluation: its model and split; how many of which data, where others share both."""
+    name, data = Path(result["model"]).name, f"{result['n']:,} of {Path(result['source']).name}"
+    if any(Path(one["model"]).name == name and one["model"] != result["model"] for one in others):
+        name = result["model"]
+    alike = [one for one in others if (one["model"], one["split"]) == (result["model"], result["split"])]
+    if any(
+        (one["task"], one["n"], one["source"]) != (result["task"], result["n"], result["source"])
+        and one["task"] == result["task"]
+        for one in alike
+    ):
+        return f"{name} ({result['split']}, {data})"
+    return f"{name} ({result['split']})"
+
+
+def _protocol(record: RunRecord) -> str:
+    """What a run was scored on and by what."""
+    split, scores = next(iter(record.scores.items()))
+    facts = record.data["reported"][split]
+    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {how_made(scores['student'])}"
+
+
+def how_made(scores: Sequence[dict[str, Any]]) -> str:
+    """How scores were taken: the metrics that share a signature together."""
+    metrics: dict[str, list[str]] = {}
+    for score in scores:
+        metrics.setdefault(score["signature"], []).append(score["metric"])
+    return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
+
+
+def protocols(entries: Sequence[Entry]) -> dict[str, set[str]]:
+    """By task, what its runs were scored on and by what; more than one where rows do not rank."""
+    seen: dict[str, set[str]] = {}
+    for record in records_of(entries):
+        seen.setdefault(record.task, set()).add(_protocol(record))
+    return seen
+
+
+def tasks_differ(entries: Sequence[Entry]) -> bool:
+    """Whether entries are of other tasks than one another."""
+    return len({tuple(sorted(entry.records)) for entry in entries}) > 1
+
+
+def teachers_differ(entries: Sequence[Entry]) -> bool:
+    """Whether a task has several teachers: other weights to begin with, fine-tuned otherwise, or of other scores."""
+    teachers = {(record.task, *_of_teacher(record)) for record in records_of(entries) if record.teacher is not None}
+    return len(teachers) > len({task for task, *_ in teachers})
+
+
+def _of_teacher(record: RunRecord) -> tuple[str, str, str]:
+    assert record.teacher is not None, "asked for a run that has one"
+    scores = [None if score["value"] is None else round(score["value"], 3) for score in first_split(record)["teacher"]]
+    return record.teacher.revision, record.teacher.head, json.dumps(scores)
+
+
+_OF_TOKENS = ("ppl", "masked_ppl")
+_OF_TEXT = ("word_ppl", "byte_ppl", "bits_per_byte")
+
+
+def not_comparable(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Likelihoods a token, by their columns, where runs have other tokenizers than one another.
+
+    With each, what compares instead because it is over the words or bytes of the text, as far as the runs have it.
+    """
+    found: dict[str, list[str]] = {}
+    for task in dict.fromkeys(record.task for record in records_of(entries)):
+        records = [record for record in records_of(entries) if record.task == task]
+        metrics = dict.fromkeys(score["metric"] for record in records for score in first_split(record)["student"])
+        if len(_tokenizers(records)) > 1:
+            instead = [name for name in metrics if name in _OF_TEXT]
+            found |= {metric_key(task, name): instead for name in metrics if name in _OF_TOKENS}
+    return found
+
+
+def _tokenizers(records: Sequence[RunRecord]) -> set[str]:
+    """What tells the students' tokenizers apart.
+
+    Where a record does not say, the hashes of their files, in which libraries also keep how far texts are cut.
+    """
+    said = [record.data.get("tokenizer", "") for record in records]
+    return set(said if all(said) else [record.files.get("student/tokenizer.json", "") for record in records])

@@ -1,0 +1,358 @@
+"""Checkpoints: weights, optimizer state and a step number; all else of a run's state is a function of the step."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from kdalign.errors import UsageError, cause_of
+from kdalign.files import read_json, sha256, whole_file, write_json, writing
+from kdalign.runs.record import BEGUN, RunFolder, seal_of
+
+KEPT = 2
+"""Checkpoints that are kept, the newest."""
+BEST = "best.safetensors"
+"""Beside the checkpoints: the weights of the best step so far, where they are to be exported."""
+_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside weights and optimizer state.
+
+    Attributes:
+        plan: the plan that is followed, as JSON, where it is measured again on the way; else empty.
+        courses: by task, what of all this was spent on it, where several are trained together; else empty.
+        best_hash: SHA-256 of the file with the best weights; empty where none is kept.
+    """
+
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    plan: str = ""
+    courses: dict[str, "Progress"] = field(default_factory=dict)
+    best_hash: str = ""
+
+    def __post_init__(self) -> None:
+        self.courses = {  # as read from JSON, or copied by asdict
+            name: Progress(**spent) if isinstance(spent, dict) else spent for name, spent in self.courses.items()
+        }
+
+    def add(self, examples: int, tokens: int, seconds: float, parts: dict[str, float]) -> None:
+        """Count one step."""
+        self.step += 1
+        self.examples += examples
+        self.tokens += tokens
+        self.seconds += seconds
+        self.parts = parts
+
+    def of(self, course: str) -> "Progress":
+        """What was spent on a task of several."""
+        return self.courses.setdefault(course, Progress())
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Examples and real tokens a second of training."""
+        seconds = max(self.seconds, 1e-9)
+        return {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
+
+
+def save_weights(file: Path, module: nn.Module, step: int | None = None) -> None:
+    """Write a module's tensors whole, tied ones once; the step is written into the file's header."""
+    with whole_file(file) as temporary:
+        save_model(module, str(temporary), None if step is None else {"step": str(step)}, force_contiguous=True)
+
+
+def load_weights(file: Path, module: nn.Module) -> None:
+    """Read back what ``save_weights`` wrote."""
+    load_model(module, str(file))
+
+
+def save_best(folder: RunFolder, module: nn.Module, progress: Progress) -> None:
+    """Write the weights of the best step so far; the progress has their hash from now on."""
+    save_weights(folder.checkpoints / BEST, module, progress.step)
+    progress.best_hash = sha256(folder.checkpoints / BEST)
+
+
+def load_best(folder: RunFolder, module: nn.Module, progress: Progress) -> None:
+    """Read back the weights of the best step.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    try:
+        _check_best(folder, progress)
+        load_weights(folder.checkpoints / BEST, module)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{cause_of(error)}{_mend(folder)}") from None
+
+
+def save_checkpoint(
+    folder: RunFolder,
+    module: nn.Module,
+    optimizer: torch.optim.AdamW,
+    progress: Progress,
+    parts: Sequence[RunFolder] = (),
+) -> None:
+    """Write a checkpoint whole, then drop older ones.
+
+    Its ``progress.json`` has the SHA-256 of its other files and of the histories so far, and a seal over itself.
+
+    Args:
+        folder: of the run.
+        module: all that is trained.
+        optimizer: its moments.
+        progress: how far the run is.
+        parts: the folders with the run's histories; its own where left out.
+
+    Raises:
+        Unwritten: the disk does not take it; earlier checkpoints are as they were.
+    """
+    final = folder.checkpoints / f"step-{progress.step}"
+    if final.exists():
+        return
+    draft = folder.checkpoints / f".step-{progress.step}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with writing(final):
+            draft.mkdir(parents=True)
+            save_weights(draft / _MODEL, module)
+            names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+            moments = {
+                f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+                for parameter, state in optimizer.state.items()
+                for key, value in state.items()
+            }
+            save_file(moments, draft / _OPTIMIZER)
+            tree = asdict(progress) | {
+                "files": {name: sha256(draft / name) for name in (_MODEL, _OPTIMIZER)},
+                "histories": {name_of(part, folder): part.history_seal() for part in parts or (folder,)},
+                "run": folder.identity,
+            }
+            write_json(draft / _PROGRESS, {**tree, "seal": seal_of(tree)})
+            draft.replace(final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """The newest checkpoint that is whole.
+
+    Attributes:
+        path: None where no step was saved yet.
+        progress: what it remembers.
+        histories: for each folder of the run the bytes of its history then; empty where it does not say.
+        passed_over: newer ones that are not whole, each with the reason.
+    """
+
+    path: Path | None = None
+    progress: Progress = field(default_factory=Progress)
+    histories: Mapping[str, int] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def checked(self) -> bool:
+        """Whether it has checksums; an older version wrote none."""
+        return self.path is None or bool(self.histories)
+
+
+def newest_whole(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedCheckpoint:
+    """The newest checkpoint whose files and whose history are as they were; nothing is changed.
+
+    Args:
+        folder: of the run.
+        parts: the folders with its histories; its own where left out.
+
+    Raises:
+        UsageError: there are checkpoints, and none is whole.
+    """
+    known = _steps(folder)
+    odd = [one for one in folder.checkpoints.glob("step-*") if one not in known]
+    passed = [f"{one.name} (no checkpoint's name)" for one in odd]
+    for path in reversed(known):
+        try:
+            found = _read(folder, path, parts or (folder,))
+        except UsageError as error:
+            passed.append(f"{path.name} ({error})")
+        else:
+            return SavedCheckpoint(path, found.progress, found.histories, tuple(passed))
+    if passed:
+        raise UsageError(f"run {str(folder.path)!r} has no whole checkpoint: {', '.join(passed)}{_mend(folder)}")
+    return SavedCheckpoint()
+
+
+def load_checkpoint(
+    folder: RunFolder,
+    module: nn.Module,
+    optimizer: torch.optim.AdamW,
+    accelerator: Accelerator,
+    found: SavedCheckpoint | None = None,
+) -> Progress:
+    """Go on from the newest whole checkpoint, unless one is given; from the start where there is none.
+
+    Raises:
+        UsageError: none is whole, or it is of other models.
+    """
+    found = found or newest_whole(folder)
+    if found.path is not None:
+        try:
+            load_weights(found.path / _MODEL, module)
+            moments = load_file(found.path / _OPTIMIZER, device=str(accelerator.device))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UsageError(
+                f"checkpoint {str(found.path)!r} cannot be read: {cause_of(error)}{_mend(folder)}"
+            ) from None
+        parameters = dict(module.named_parameters())
+        for key, value in moments.items():
+            name, _, what = key.rpartition("/")
+            if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+                raise UsageError(f"checkpoint {str(found.path)!r} is of another student: {key!r}{_mend(folder)}")
+            # The step counter of a fused optimizer lives beside the parameter.
+            optimizer.state[parameters[name]][what] = value
+    accelerator.wait_for_everyone()
+    return found.progress
+
+
+def name_of(part: RunFolder, folder: RunFolder) -> str:
+    """A folder of the run, as its checkpoints name it."""
+    return "." if part.path == folder.path else part.path.name
+
+
+def forget_after(folder: RunFolder, step: int) -> None:
+    """Remove checkpoints of later steps, which were passed over and are saved once more on the way."""
+    for path in _steps(folder):
+        if _number(path) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedCheckpoint:
+    """A checkpoint's progress, once all is as it was when it was saved.
+
+    Raises:
+        UsageError: what is missing or another.
+    """
+    tree = read_json(path / _PROGRESS)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{_PROGRESS} holds no progress")
+    own = {name: value for name, value in tree.items() if name not in ("files", "histories", "run", "seal")}
+    sealed = "seal" in tree
+    if sealed and tree["seal"] != seal_of(tree):
+        raise UsageError(f"{_PROGRESS} was changed")
+    progress = _progress_of(own)
+    if progress.step != _number(path):
+        raise UsageError(f"{_PROGRESS} is of step {progress.step}")
+    if not sealed:
+        _check_unsealed(folder, path)
+        return SavedCheckpoint(path, progress)
+    if tree["run"] != folder.identity:
+        raise UsageError("it is of another run" if folder.identity else f"{BEGUN} is missing, by which it is known")
+    _check_files(path, tree["files"])
+    for part in parts:
+        seal = tree["histories"].get(name_of(part, folder))
+        if seal is None or not part.history_fits(seal):
+            raise UsageError(f"{part.history.name} is not as it was then")
+    if progress.best_hash:
+        _check_best(folder, progress)
+    return SavedCheckpoint(path, progress, {name: seal["bytes"] for name, seal in tree["histories"].items()})
+
+
+def _check_unsealed(folder: RunFolder, path: Path) -> None:
+    """A checkpoint of an older version has no checksums; a run of this version has none without."""
+    begun = folder.begun
+    if begun is not None and not begun.get("older", False):
+        raise UsageError(f"{_PROGRESS} has no checksums")
+    for name in (_MODEL, _OPTIMIZER):
+        try:
+            with safe_open(path / name, "np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{name}: {cause_of(error)}") from None
+
+
+def _check_files(path: Path, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
+        if not (path / name).is_file():
+            raise UsageError(f"{name} is missing")
+        if _sha256(path / name) != digest:
+            raise UsageError(f"{name} was changed")
+
+
+def _sha256(file: Path) -> str:
+    """A file's SHA-256, computed once while it stays as it is: a run that goes on looks three times at gigabytes."""
+    now = file.stat()
+    return _sha256_of(file, now.st_ino, now.st_size, now.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(file: Path, *_state: int) -> str:
+    return sha256(file)
+
+
+def _check_best(folder: RunFolder, progress: Progress) -> None:
+    """The best weights are those that a progress knows, or of a later step, which is taken once more and saves them."""
+    file = folder.checkpoints / BEST
+    if not file.is_file():
+        raise UsageError(f"{file.name} is missing")
+    if not progress.best_hash or _sha256(file) == progress.best_hash:
+        return
+    try:
+        with safe_open(file, "np") as opened:
+            step = int((opened.metadata() or {})["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        step = 0
+    if step <= progress.step:
+        raise UsageError(f"{file.name} was changed")
+
+
+def _progress_of(tree: Mapping[str, Any]) -> Progress:
+    """Progress as it was read.
+
+    Raises:
+        UsageError: a key that is unknown, or a value of another kind.
+    """
+    kinds = {one.name: type(value) for one in fields(Progress) for value in [getattr(Progress(), one.name)]}
+    for name, value in tree.items():
+        kind = kinds.get(name)
+        if kind is None:
+            raise UsageError(f"{_PROGRESS} has an unknown key {name!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = {
+            int: number and isinstance(value, int) and value >= 0,
+            float: number,
+            type(None): value is None or number,
+        }.get(kind, isinstance(value, kind))
+        if not fits:
+            raise UsageError(f"{_PROGRESS} has {name}: {value!r}")
+    courses = {name: _progress_of(spent) for name, spent in tree.get("courses", {}).items() if isinstance(spent, dict)}
+    return Progress(**{**tree, "courses": courses})
+
+
+def _steps(folder: RunFolder) -> list[Path]:
+    """Checkpoints by their names, oldest first."""
+    found = (path for path in folder.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{1,18}", path.name))
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _mend(folder: RunFolder) -> str:
+    return f"; start again with --overwrite, or remove {str(folder.path)!r}"

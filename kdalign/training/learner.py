@@ -1,0 +1,152 @@
+"""All that is trained, in one module: the student and what brings its signals to its teacher's shapes."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kdalign.alignment.plan import Plan, crossed
+from kdalign.alignment.projections import Projections
+from kdalign.data.batches import IGNORED, MASKED
+from kdalign.models.architecture import Layer, accepted_inputs
+from kdalign.models.capture import Signals, Wanted, pooled, run, watch
+from kdalign.objective.balancing import Balance
+from kdalign.objective.objective import Objective
+from kdalign.objective.terms import Signal
+
+
+class Learner(nn.Module):
+    """The student, its projections, and terms that learn or remember, for DDP, the optimizer and checkpoints to see.
+
+    Its forward gives the student's signals, features already at the teacher's width and maps at its heads, beside the
+    teacher's that they are compared with.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        projections: Projections,
+        plan: Plan | None,
+        objective: Objective,
+        order: tuple[int, ...] | None,
+        bf16: bool,
+        terms: Iterable[nn.Module] = (),
+        balance: Balance | None = None,
+    ) -> None:
+        super().__init__()
+        self.balance = balance
+        self.terms = nn.ModuleList(terms)
+        self.student = watch(student)
+        self.projections = projections
+        self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
+        self.bf16 = bf16
+        self.follow(plan, objective)
+
+    @property
+    def attends(self) -> bool:
+        """Whether its layers attend to several of the teacher's, by what is minimised now."""
+        return bool(self._attends)
+
+    def follow(self, plan: Plan | None, objective: Objective) -> None:
+        """Give from now on the signals that this objective compares by this plan."""
+        self.plan = plan
+        pairs = plan.pairs if plan is not None else ()
+        self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
+        self._maps = objective.compared_maps
+        self._fills = Signal.FILLED in objective.needs
+        self._again = Signal.AGAIN in objective.needs
+        self._side = plan.style.side if plan is not None else "student"
+        wanted = objective.wanted([student for student, _, _ in pairs])
+        of_teacher = objective.wanted(plan.teaching if plan is not None else (), of_teacher=True)
+        self._attends: dict[tuple[Layer, Layer], tuple[Layer, ...]] = {}
+        if plan is not None and plan.attended and (self._pairs or self._maps):
+            self._attends = {(ours, mean): plan.attended_by(ours) for ours, mean, _ in pairs}
+            wanted, of_teacher = (
+                _with_hidden(wanted, list(self._attends)),
+                replace(of_teacher, hidden=frozenset(plan.teaching)),
+            )
+        self._wanted, self.wanted_of_teacher = wanted, of_teacher
+
+    def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
+        """The student's signals on a batch, beside the teacher's that they are compared with."""
+        order: Tensor | None = self._buffers["_order"]
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
+            signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
+            if self._fills:
+                body = self.student.base_model
+                masked = {**inputs, "input_ids": inputs[MASKED + "input_ids"]}
+                features = body(**accepted_inputs(body, masked)).last_hidden_state
+                signals.filled = features[inputs[MASKED + "targets"] != IGNORED]
+                signals.words = body.get_input_embeddings().weight
+        if self._attends:
+            assert taught is not None, "layers are attended to in a teacher"
+            taught = self._blended(signals, taught, inputs)
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
+            for pair in self._pairs:
+                assert taught is not None, "features are compared with a teacher's"
+                ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]
+                if self._side == "student":
+                    ours = self.projections(ours, *pair)
+                else:
+                    theirs = self.projections(theirs, *pair)
+                signals.projected[pair], signals.targets[pair] = ours, theirs
+            if self._again:
+                seen = run(self.student, accepted_inputs(self.student, inputs), Wanted(self._wanted.hidden), order)
+                for pair in self._pairs:
+                    view = seen.hidden[pair[0]]
+                    signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
+            for pair in self._maps:
+                assert taught is not None, "maps are compared with a teacher's"
+                signals.mixed[pair] = self.projections.mixed(signals.attention[pair[0]], *pair)
+                signals.maps[pair] = taught.attention[pair[1]]
+        return signals
+
+    def _blended(self, signals: Signals, taught: Signals, inputs: dict[str, Tensor]) -> Signals:
+        r"""The teacher's signals with a mean over its layers for each student layer, which attends to them.
+
+        .. math:: \tilde h_s = \sum_t \alpha_{st} h_t, \quad
+            \alpha_{st} = \mathrm{softmax}_t \big( n(\bar h_s) \cdot n(\bar h_t) / \sqrt{d} \big)
+
+        for each row (a text, or those that are packed in it), with :math:`\bar h` the mean over its tokens, the later
+        ones too, and n a layer norm without weights: without it the largest layers would get all. After ALP-KD,
+        Passban et al. 2021, arXiv:2012.14022, section 3. Attention maps are blended by the same shares.
+        """
+        hidden, attention = dict(taught.hidden), dict(taught.attention)
+        for (ours, mean), layers in self._attends.items():
+            real = _real(inputs, ours)
+            if taught.compared is not None:
+                real = real & taught.compared
+            asking = _unit(pooled(self.projections(signals.hidden[ours].float(), ours, mean), real))
+            offered = torch.stack([_unit(pooled(taught.hidden[layer], real)) for layer in layers], dim=1)
+            scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5
+            shares = signals.shares[ours] = scores.softmax(dim=-1)
+            hidden[mean] = _mean([taught.hidden[layer] for layer in layers], shares)
+            for place in (lambda layer: layer, crossed):
+                maps = [taught.attention[place(layer)] for layer in layers if place(layer) in taught.attention]
+                if maps:
+                    attention[place(mean)] = _mean(maps, shares)
+        return replace(taught, hidden=hidden, attention=attention)
+
+
+def _with_hidden(wanted: Wanted, pairs: list[tuple[Layer, Layer]]) -> Wanted:
+    return replace(wanted, hidden=wanted.hidden | frozenset(ours for ours, _ in pairs))
+
+
+def _real(inputs: dict[str, Tensor], layer: Layer) -> Tensor:
+    """(batch, time): the real positions of a layer's stack; packed rows are full but for the last."""
+    reads_target = layer.stack == "decoder" and "decoder_attention_mask" in inputs
+    mask = inputs["decoder_attention_mask" if reads_target else "attention_mask"].bool()
+    return mask if mask.ndim == 2 else mask[:, 0].diagonal(dim1=-2, dim2=-1)
+
+
+def _unit(pooled_features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    return F.layer_norm(pooled_features.float(), pooled_features.shape[-1:])
+
+
+def _mean(parts: list[Tensor], shares: Float[Tensor, "batch layers"]) -> Tensor:
+    """Of tensors that begin with (batch, ...), by each text's shares."""
+    return torch.einsum("bt,bt...->b...", shares, torch.stack([part.float() for part in parts], dim=1))
