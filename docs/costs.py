@@ -10,13 +10,17 @@ import sys
 import tempfile
 import time
 
-from kdalign.distillation.build import course_of, load, opened
+from kdalign.devices import make_accelerator
+from kdalign.distillation.build import course_of
+from kdalign.distillation.load import load
 from kdalign.distillation.prepare import prepare
+from kdalign.distillation.tokenize import opened
 from kdalign.errors import UsageError
 from kdalign.objective.terms.registry import TERMS
 from kdalign.observer import Silent
 from kdalign.recipe import build_recipe
-from kdalign.training.loop import _step, make_accelerator, make_optimizer
+from kdalign.training.loop import _step
+from kdalign.training.optimizer import make_optimizer
 from kdalign.training.task_trainer import Lessons
 
 SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from kdalign import build_recipe, distill, read_record
 from kdalign.data.tasks import find_task, load_examples
-from kdalign.models.loading import load_classifier, locate
+from kdalign.models.checkpoint_files import locate
+from kdalign.models.loading import load_classifier
 from kdalign.models.student import cut
 
 ROUNDS = 3

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdalign.alignment.plan import LayerMap, Plan, propose
+    from kdalign.alignment.plan import LayerMap, Plan
+    from kdalign.alignment.propose import propose
     from kdalign.comparison.compare import compare
     from kdalign.distillation.pipeline import distill
     from kdalign.errors import Interrupted, KdalignError, RunError, UsageError

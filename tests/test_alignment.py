@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.alignment.plan import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, propose, read_plan
+from kdalign.alignment.plan import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, read_plan
+from kdalign.alignment.propose import propose
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack
 

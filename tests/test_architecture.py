@@ -19,7 +19,6 @@ from transformers import (
 
 from kdalign.errors import UsageError
 from kdalign.models.architecture import (
-    LAYOUTS,
     Layer,
     Stack,
     accepted_inputs,
@@ -34,7 +33,8 @@ from kdalign.models.architecture import (
     with_layers,
 )
 from kdalign.models.capture import Wanted, check_read, recording, watch
-from kdalign.models.student import check_cut
+from kdalign.models.layouts import LAYOUTS
+from kdalign.models.student_spec import check_cut
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 

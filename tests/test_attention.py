@@ -9,29 +9,24 @@ from conftest import one_line, save_model
 from test_contract import examples
 from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
 
-from kdalign.alignment.plan import HeadMix, Plan, propose
+from kdalign.alignment.plan import HeadMix, Plan
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import Batch, collate
 from kdalign.errors import UsageError
-from kdalign.models.architecture import (
-    Architecture,
-    Attention,
-    Layer,
-    Stack,
-    accepted_inputs,
-    attention_modules,
-    describe,
-)
+from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
 from kdalign.models.capture import Wanted, run, watch
+from kdalign.models.layouts import Attention
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.checks import check_attention
-from kdalign.objective.objective import build_objective, count_units
 from kdalign.objective.terms import Place, View, relation_heads
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.training.learner import Learner
-from kdalign.training.loop import make_optimizer
+from kdalign.training.optimizer import make_optimizer
 
 
 def classifier(kind, layers, width, heads, seed):
@@ -61,7 +56,7 @@ class Pair:
         self.teacher = Teacher(classifier(*theirs, seed=1), (0, 1), torch.float32, torch.device("cpu"))
         student = classifier(*ours, seed=2)
         self.plan = propose(describe(self.teacher.model.config), describe(student.config), **how)
-        self.objective = build_objective(terms, self.plan, regression=False)
+        self.objective = build_classification_objective(terms, self.plan, regression=False)
         mixes = self.plan.mixes if self.objective.compared_maps else ()
         self.learner = Learner(student, Projections((), 0, mixes), self.plan, self.objective, (0, 1), False)
         self.data = examples()

@@ -10,17 +10,17 @@ from conftest import make_tokenizer, one_line, sentences, tiny_config
 from test_contract import Setting, examples
 
 from kdalign.data.batches import CUT, collate, micro_batches
+from kdalign.data.corruption import LONGEST_SPAN, CutOff, MaskSpans
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import LONGEST_SPAN, CutOff, MaskSpans
+from kdalign.devices import make_accelerator
 from kdalign.distillation.augmentation import Substitutes, substituted
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.distillation.tokenize import config_of, read_texts, tokenizer_of, with_copies
 from kdalign.environment import cache_folder
-from kdalign.objective.objective import count_units
 from kdalign.objective.terms import Unit
+from kdalign.objective.units import count_units
 from kdalign.observer import Silent
 from kdalign.recipe import build_recipe
-from kdalign.training.loop import make_accelerator
 
 MASK, SPECIAL = 4, np.array([0, 1, 2, 3, 4])
 LABELS = "{hard: 1, alpha: 0, beta: 0, gamma: 0, delta: 0}"

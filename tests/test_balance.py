@@ -12,10 +12,11 @@ from test_further_terms import weights_of
 
 from kdalign.data.batches import collate
 from kdalign.objective.balancing import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
-from kdalign.objective.objective import count_units
 from kdalign.objective.terms import View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
-from kdalign.runs.finished import curves, finished_runs
+from kdalign.runs.curves import curves
+from kdalign.runs.finished import finished_runs
 from kdalign.training.diagnostics import Sight, gradient_norms, small_shares
 
 

@@ -16,11 +16,11 @@ from kdalign.data.batches import (
     in_order,
     micro_batches,
     steps_per_epoch,
+    total_steps,
 )
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import encode_labelled
 from kdalign.recipe import Train
-from kdalign.training.loop import total_steps
 
 
 def numbered(lengths, pad: int = 0) -> Encoded:

@@ -21,7 +21,8 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import count_parameters
 from kdalign.models.quantization import megabytes_of, parameters_of, quantized
 from kdalign.recipe import build_recipe
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 

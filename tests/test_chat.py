@@ -9,9 +9,9 @@ from conftest import sentences
 from kdalign.data.batches import IGNORED
 from kdalign.data.tasks import Examples, find_task, load_texts
 from kdalign.data.tokenization import encode_chats
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import questions
-from kdalign.models.from_scratch import train_tokenizer
 from kdalign.recipe import build_recipe
 
 TEMPLATE = (

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from kdalign.distillation.pipeline import prepare_all
 from kdalign.recipe import build_recipe
-from kdalign.report.tables import preparation_table
+from kdalign.report.dry_run import preparation_table
 from kdalign.version import __version__
 
 

@@ -9,7 +9,8 @@ from kdalign.comparison.compare import compare
 from kdalign.errors import UsageError
 from kdalign.recipe import Recipe
 from kdalign.report.formats import comparison_as
-from kdalign.runs.record import SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord, read_record
 
 PER_CENT = {"accuracy": "%", "f1": "%", "agreement": "%", "ece": "%", "ppl": "", "word_ppl": ""}
 

@@ -8,8 +8,8 @@ import torch
 from conftest import tiny_classifier
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import propose
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import Batch, Encoded, collate, micro_batches
 from kdalign.models.architecture import Layer, describe
 from kdalign.models.attention import ATTENTION
@@ -17,12 +17,14 @@ from kdalign.models.capture import Signals, Wanted, recording
 from kdalign.models.student import cut
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
-from kdalign.objective.objective import Objective, build_objective, count_units
+from kdalign.objective.build import build_classification_objective
+from kdalign.objective.objective import Objective
 from kdalign.objective.terms import HardLabels, SoftTargets, Unit, View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
 from kdalign.training.learner import Learner
-from kdalign.training.loop import learning_rate, make_optimizer
+from kdalign.training.optimizer import learning_rate, make_optimizer
 
 PAIRS = [("bert", "bert", 32), ("bert", "distilbert", 24), ("distilbert", "distilbert", 32)]
 FAMILIES = pytest.mark.parametrize(("theirs", "ours", "width"), PAIRS, ids=["bert", "bert-distilbert", "distilbert"])
@@ -53,7 +55,7 @@ class Setting:
         self.data = examples()
         plan = propose(describe(self.teacher.model.config), describe(student.config))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], self.device)
-        self.objective = build_objective(weights, self.plan, regression=False)
+        self.objective = build_classification_objective(weights, self.plan, regression=False)
         self.learner = Learner(student, Projections(self.plan.projections, 0), self.plan, self.objective, (0, 1), False)
 
     def breakdown(self, batch: Batch, units: dict[Unit, float]):
@@ -133,7 +135,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_fr
     plan = propose(describe(twin.config), describe(twin.config)).with_statistics(
         {f"variance/encoder.{number}": 1.0 for number in range(4)}
     )
-    objective = build_objective(Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1), plan, False)
+    objective = build_classification_objective(Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1), plan, False)
     learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)
@@ -290,7 +292,7 @@ def test_layer_weights_scale_their_layers_share():
     shares = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (1.0, 3.0)):
         plan = propose(setting.plan.teacher, setting.plan.student, weights=weights)
-        objective = build_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
+        objective = build_classification_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
         taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
         parts = objective(View(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
         shares.append(parts["cosine"])

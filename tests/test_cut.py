@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
 from kdalign.models.pruning import Narrowing
-from kdalign.models.student import Cut, cut_of, is_cut, made
+from kdalign.models.student import made
+from kdalign.models.student_spec import Cut, cut_of, is_cut
 
 
 def words(teacher, data, student, *more):

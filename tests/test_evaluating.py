@@ -19,8 +19,8 @@ from kdalign.evaluation.baselines import Unigram
 from kdalign.evaluation.generation import Writing, how_written, write
 from kdalign.evaluation.job import Job, Settings
 from kdalign.metrics.text import score_texts
-from kdalign.models.architecture import LAYOUTS
 from kdalign.models.capture import Wanted, run
+from kdalign.models.layouts import LAYOUTS
 from kdalign.observer import untold
 
 TEXTS = tuple(sentences(12, 21)[0])

@@ -15,8 +15,12 @@ from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS, reliability
 from kdalign.recipe import Recipe, build_recipe
 from kdalign.recipe.command import FLAGS, distill_command
-from kdalign.runs.finished import _events, answers, curves, disagreements, finished_runs, front
-from kdalign.runs.record import RunFolder, read_record, seal_of
+from kdalign.report.plots.runs import front
+from kdalign.runs.curves import _events, curves
+from kdalign.runs.disagreements import answers, disagreements
+from kdalign.runs.finished import finished_runs
+from kdalign.runs.folder import RunFolder, seal_of
+from kdalign.runs.record import read_record
 
 
 def only(path):
@@ -196,7 +200,7 @@ def test_the_command_leaves_defaults_out_and_knows_only_keys_that_are_there():
 
 
 def test_of_a_long_history_every_so_many_th_step_is_taken_and_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdalign.runs.finished.MOST_EVENTS", 10)
+    monkeypatch.setattr("kdalign.runs.curves.MOST_EVENTS", 10)
     file = tmp_path / "history.jsonl"
     rows = [
         {"kind": "step", "step": n, "parts": {"hard": 1.0}, "loss": 1.0, "gradient_norm": 1.0} for n in range(1, 46)

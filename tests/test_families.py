@@ -10,33 +10,36 @@ from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import propose
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import IGNORED, collate, micro_batches
 from kdalign.data.tasks import Examples, LanguageTask, Source
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.distillation.map_layers import plan_layers
-from kdalign.distillation.pipeline import profile_models
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters import Modelling
-from kdalign.models import student
+from kdalign.evaluation.adapters.language_modeling import Modelling
+from kdalign.models import lora, student
 from kdalign.models.architecture import (
     CROSS,
-    LAYOUTS,
     Layer,
     accepted_inputs,
     attention_modules,
     block_paths,
     blocks,
     describe,
-    head_of_class,
     layout_of,
 )
 from kdalign.models.capture import Wanted, recording, run, watch
-from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
-from kdalign.models.loading import Checkpoint
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.from_scratch import new_config, new_model, parse_new
+from kdalign.models.heads import head_of_class
+from kdalign.models.layouts import LAYOUTS
+from kdalign.models.profiling import profile_models
 from kdalign.models.teacher import Teacher
-from kdalign.objective.objective import Objective, build_language_objective, count_units
+from kdalign.objective.build import build_language_objective
+from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.training.learner import Learner
 
@@ -436,14 +439,14 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
 def test_an_adapter_adds_twice_the_product_of_its_matrices():
     net = model("gpt2", layers=1)
     before = net.transformer.h[0].mlp.c_fc.weight.clone()
-    student.adapted(net, 3, 0)
+    lora.adapted(net, 3, 0)
     adapter = net.transformer.h[0].mlp.c_fc
     with torch.no_grad():
         adapter.lora_B["default"].weight.normal_()
     a, b = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
     assert a.shape == (3, 32)
     expected = before + 2 * (b @ a).T  # GPT-2 keeps its weights turned
-    torch.testing.assert_close(student.merged(net).transformer.h[0].mlp.c_fc.weight, expected)
+    torch.testing.assert_close(lora.merged(net).transformer.h[0].mlp.c_fc.weight, expected)
 
 
 @EVERY
@@ -451,7 +454,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     setting = Setting(kind)
     small = setting.learner.student
     before = {name: value.clone() for name, value in small.state_dict().items()}
-    student.adapted(small, 2, 0)
+    lora.adapted(small, 2, 0)
     trained = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in trained)
     assert all("lora_" in name for name in trained if name.startswith(tuple(block_paths(small).values())))
@@ -466,7 +469,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     inputs = accepted_inputs(small, batch.inputs)
     with torch.no_grad():
         expected = small(**inputs).logits
-        stock = student.merged(small)
+        stock = lora.merged(small)
         torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
     after = stock.state_dict()
     assert after.keys() == before.keys()

@@ -23,8 +23,8 @@ from kdalign.errors import Unwritten, UsageError
 from kdalign.files import append_text, whole_file, write_text, writing
 from kdalign.observer import Silent
 from kdalign.recipe import build_recipe
+from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.locks import alone
-from kdalign.runs.record import RunFolder, seal_of
 from kdalign.training.checkpoint import newest_whole
 
 STEPS = 9

@@ -19,7 +19,7 @@ from kdalign.distillation.pipeline import distill
 from kdalign.distillation.prepare import go_on_with
 from kdalign.errors import UsageError
 from kdalign.recipe import build_recipe
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 
 
 def run_of(tmp_path, teacher, **flags):
@@ -38,7 +38,8 @@ def first_score(record):
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
     """A causal model that ends its texts by either of two tokens, with settings that Transformers would not save."""
-    from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
+    from kdalign.data.tokenizer_training import train_tokenizer
+    from kdalign.models.from_scratch import new_config, new_model, parse_new
 
     folder = tmp_path_factory.mktemp("writer")
     tokenizer = train_tokenizer(sentences(200, 7)[0], 300, "causal", 64)

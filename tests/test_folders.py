@@ -11,10 +11,12 @@ import pytest
 from conftest import make_tokenizer
 from test_comparison import best, cell, evaluation, run, scores
 
-from kdalign.comparison.compare import _range, compare
+from kdalign.comparison.compare import compare
+from kdalign.comparison.rows import _range
 from kdalign.errors import UsageError
 from kdalign.runs.discovery import read_all
-from kdalign.runs.record import RECORD, RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import RECORD, read_record
 
 
 def names(table):
@@ -148,7 +150,7 @@ def test_older_records_tell_tokenizers_apart_by_their_files(tmp_path):
 def test_a_tokenizer_is_known_by_its_tokens_and_not_by_how_far_it_cuts(tmp_path):
     from transformers import AutoTokenizer
 
-    from kdalign.distillation.tokenize import fingerprint
+    from kdalign.data.tokenization import fingerprint
 
     make_tokenizer(tmp_path, "bert")
     tokenizer, other = (AutoTokenizer.from_pretrained(tmp_path) for _ in range(2))

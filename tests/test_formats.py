@@ -20,7 +20,7 @@ from kdalign.comparison.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Colum
 from kdalign.errors import UsageError
 from kdalign.report.formats import FORMATS, comparison_as, form_for
 from kdalign.report.layout import folded, in_digits
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 
 GOLDEN = Path(__file__).parent / "golden"
 LONG = "joint_with_a_long_name-and-another-part"

@@ -8,7 +8,8 @@ from test_families import Setting
 from test_further_terms import weights_of
 
 from kdalign.errors import UsageError
-from kdalign.models.architecture import HeadKind, blocks, embedding_weights, skeleton
+from kdalign.models.architecture import blocks, embedding_weights, skeleton
+from kdalign.models.heads import HeadKind
 from kdalign.models.student import freeze
 from kdalign.recipe import build_recipe
 

@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
-from kdalign.models.architecture import LANGUAGE_HEADS, LAYOUTS, Stack, describe, head_of
-from kdalign.models.from_scratch import NewModel, new_config, new_model, parse_new, train_tokenizer
+from kdalign.models.architecture import Stack, describe
+from kdalign.models.from_scratch import NewModel, new_config, new_model, parse_new
+from kdalign.models.heads import LANGUAGE_HEADS, head_of
+from kdalign.models.layouts import LAYOUTS
 
 POSITIONS = 24
 TEXTS = [

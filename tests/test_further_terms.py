@@ -14,15 +14,16 @@ from accelerate import Accelerator
 from conftest import one_line, tiny_classifier
 from test_contract import Setting, examples
 
-from kdalign.alignment.plan import propose
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
 from kdalign.objective import losses
-from kdalign.objective.objective import build_objective, count_groups, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import Unit, View
 from kdalign.objective.terms.registry import TERMS
 from kdalign.objective.terms.relational import Queue
+from kdalign.objective.units import count_groups, count_units
 from kdalign.recipe import ANSWER_TERMS, Train, build_recipe
 from kdalign.recipe import Objective as Weights
 from kdalign.registry import allow_code
@@ -68,7 +69,7 @@ def test_a_step_split_into_micro_batches_has_the_same_gradient(name):
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_group_is_a_micro_batch_and_too_small_a_one_is_none(name):
     if name == "dist":
-        term = build_objective(alone(name), None, False, classes=3).terms[name][1]
+        term = build_classification_objective(alone(name), None, False, classes=3).terms[name][1]
         assert term.unit is Unit.GROUP
         return
     setting = setting_of(name)
@@ -112,7 +113,7 @@ def test_terms_of_three_classes_give_the_losses_of_their_logits():
     batch = collate(examples(), range(8))
     signals = [type("Signals", (), {"logits": each})() for each in logits]
     view = View(*signals, batch)
-    objective = build_objective(
+    objective = build_classification_objective(
         Weights(**NONE, temperature=3, terms={"dkd": {"other": 2}, "dist": {"temperature": 4}, "logit-mse": 0.5}),
         None, False, classes=3,
     )  # fmt: skip
@@ -135,7 +136,9 @@ def test_classes_are_compared_by_the_divergence_that_is_asked_for(kind):
     view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     for standardise in (False, True):
         weights = Weights(**{**NONE, "alpha": 1}, temperature=2, divergence=kind, standardise=standardise)
-        found = build_objective(weights, None, False, classes=3)(view, count_units([batch])).parts["soft"]
+        found = build_classification_objective(weights, None, False, classes=3)(view, count_units([batch])).parts[
+            "soft"
+        ]
         ours, theirs = (losses.standardised(each) if standardise else each for each in logits)
         expected = losses.divergence(ours[batch.counted], theirs[batch.counted], kind, 2.0) / 7
         torch.testing.assert_close(found, expected)
@@ -171,7 +174,7 @@ def test_what_cannot_be_had_is_refused_with_the_reason(weights, classes, said):
         model = describe(tiny_classifier("bert", 2).config)
         plan = propose(model, model)
     with pytest.raises(UsageError, match=said):
-        build_objective(Weights(**{**NONE, **weights}), plan, classes == 1, classes)
+        build_classification_objective(Weights(**{**NONE, **weights}), plan, classes == 1, classes)
 
 
 @pytest.mark.parametrize(
@@ -335,10 +338,12 @@ def test_the_example_of_an_own_loss_trains_and_is_what_it_says(kdalign, teacher,
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     with allow_code():
-        objective = build_objective(Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2)
+        objective = build_classification_objective(
+            Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2
+        )
     assert float(objective(view, count_units([batch])).total) == pytest.approx(2 * (0.25 + 0) / 2)
     with pytest.raises(UsageError, match="a score has no confidence"), allow_code():
-        build_objective(Weights(**NONE, terms={name: 1}), None, True, classes=1)
+        build_classification_objective(Weights(**NONE, terms={name: 1}), None, True, classes=1)
 
 
 def command(teacher, data, out, *more):

@@ -8,7 +8,7 @@ from test_comparison import run
 
 from kdalign.comparison.compare import compare
 from kdalign.comparison.gates import check_gates, read_baseline
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 
 
 def compared(kdalign, path, *more):

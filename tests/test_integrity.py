@@ -10,8 +10,9 @@ from test_comparison import run
 
 from kdalign.comparison.compare import compare
 from kdalign.errors import UsageError
+from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.integrity import check_weights, read_checked
-from kdalign.runs.record import RunFolder, read_record, seal_of
+from kdalign.runs.record import read_record
 
 SMALL = ("recipe.yaml", "inputs.json", "plan.json", "history.jsonl", "predictions/validation.parquet", "student/x.json")
 WEIGHTS = ("student/model.safetensors", "projections.safetensors")

@@ -15,7 +15,8 @@ from kdalign.errors import UsageError
 from kdalign.evaluation.predictions import Predictions, write_predictions
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
 from kdalign.runs.archive import _LARGEST, _seal_of, keep, read_kept
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 
 
 @pytest.fixture

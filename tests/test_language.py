@@ -19,7 +19,8 @@ from kdalign.data.tasks.language import FAMILIES, LanguageTask
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TokenAnswers, perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 
 
 def folder(path: Path, table: pd.DataFrame, *splits: str) -> Path:

@@ -11,13 +11,15 @@ import torch
 from test_resume_and_ranks import environment
 
 from kdalign.data.batches import micro_batches
-from kdalign.objective.objective import count_units
+from kdalign.devices import make_accelerator
+from kdalign.objective.units import count_units
 from kdalign.recipe import Train
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 from kdalign.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdalign.training.diagnostics import freeze_unreached
 from kdalign.training.learner import Learner
-from kdalign.training.loop import _step, make_accelerator, make_optimizer
+from kdalign.training.loop import _step
+from kdalign.training.optimizer import make_optimizer
 
 WHOLE = Train(clip=1e9, lr=1e-3, device="cpu", precision="fp32")
 KINDS = [*test_families.KINDS, *(f"{kind} across" for kind in test_matching.KINDS)]

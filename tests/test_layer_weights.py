@@ -11,12 +11,14 @@ from test_contract import Setting
 from test_further_terms import weights_of
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import Plan, grown, propose
+from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import grown, propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, Adaptive, Learned
+from kdalign.objective.units import count_units
 from kdalign.recipe import LAYER_WEIGHTS as WORDS
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train, build_recipe
@@ -93,7 +95,7 @@ class Changing(Setting):
         super().__init__("bert", "bert", 24)
         plan = propose(self.plan.teacher, self.plan.student, weights=word)
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], self.device)
-        self.objective = build_objective(weights, self.plan, regression=False)
+        self.objective = build_classification_objective(weights, self.plan, regression=False)
         modules = self.objective.modules.values()
         projections = Projections(self.plan.projections, 0)
         self.learner = Learner(self.learner.student, projections, self.plan, self.objective, (0, 1), False, modules)

@@ -8,15 +8,18 @@ from conftest import one_line, save_model
 from test_families import EVERY, Setting, model
 from torch.nn import functional as F
 
-from kdalign.alignment.calibration import calibrate, layer_attention
-from kdalign.alignment.plan import Plan, blend, propose
+from kdalign.alignment.calibration import calibrate
+from kdalign.alignment.plan import Plan, blend
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate
 from kdalign.models import student
 from kdalign.models.architecture import Layer, describe, layout_of
-from kdalign.objective.objective import build_language_objective, count_units
+from kdalign.objective.build import build_language_objective
 from kdalign.objective.terms import View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
+from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
 
 ALONE = Weights(hard=0, alpha=0, beta=1, gamma=0.5, delta=0.5)

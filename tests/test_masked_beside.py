@@ -14,16 +14,18 @@ from test_contract import ALL, Setting, examples
 
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import CUT, IGNORED, MASKED, collate, micro_batches
-from kdalign.data.tokenization import CutOff, MaskBeside, MaskTokens
+from kdalign.data.corruption import CutOff, MaskBeside, MaskTokens
 from kdalign.distillation.build import filling_term
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_units
 from kdalign.observer import Silent
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import build_recipe
-from kdalign.runs.finished import curves, finished_runs
+from kdalign.runs.curves import curves
+from kdalign.runs.finished import finished_runs
 from kdalign.training.learner import Learner
 
 SPECIAL = np.array([0, 1, 2, 3, 4])
@@ -42,7 +44,9 @@ class Filling(Setting):
     def __init__(self, ours="bert", weights=ALL):
         super().__init__("bert", ours, 32)
         self.term = filling_term(self.learner.student, 0, None)
-        self.objective = build_objective(weights, self.plan, regression=False).with_masked_lm(0.5, self.term)
+        self.objective = build_classification_objective(weights, self.plan, regression=False).with_masked_lm(
+            0.5, self.term
+        )
         projections = Projections(self.plan.projections, 0)
         student = self.learner.student
         self.learner = Learner(student, projections, self.plan, self.objective, (0, 1), False, [self.term])

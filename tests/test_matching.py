@@ -16,8 +16,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import propose
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import IGNORED, TEACHER, collate, micro_batches
 from kdalign.data.dual_tokenization import encode_documents_across, encode_labelled_across
 from kdalign.data.tasks import Examples
@@ -28,8 +28,9 @@ from kdalign.models.from_scratch import new_config, new_model, parse_new
 from kdalign.models.student import with_vocabulary
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
-from kdalign.objective.objective import build_language_objective, build_objective, count_units
+from kdalign.objective.build import build_classification_objective, build_language_objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.training.learner import Learner
 
@@ -447,7 +448,7 @@ class Setting:
         plan = propose(describe(big.config), describe(small.config), choice, relations="all")
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
         if kind == "classes":
-            self.objective = build_objective(weights, self.plan, regression=False)
+            self.objective = build_classification_objective(weights, self.plan, regression=False)
         else:
             self.objective = build_language_objective(weights, self.plan, None, shared_vocabulary(*self.tokenizers))
         self.learner = Learner(small, Projections((), 0), self.plan, self.objective, order, False).eval()

@@ -6,8 +6,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.errors import UsageError
-from kdalign.models.architecture import HeadKind, attention_of, auto_class, describe, layout_of
-from kdalign.models.pruning import FAMILIES, METHODS, Narrowing, narrow, narrow_config
+from kdalign.models.architecture import attention_of, describe, layout_of
+from kdalign.models.heads import HeadKind, auto_class
+from kdalign.models.pruning import METHODS, Narrowing, narrow, narrow_config
+from kdalign.models.pruning_layouts import FAMILIES
 
 WIDTH = 32
 GEMMAS = ("gemma2", "gemma3_text")

@@ -17,7 +17,7 @@ import pytest
 from conftest import one_line
 
 from kdalign.files import sha256
-from kdalign.runs.record import seal_of
+from kdalign.runs.folder import seal_of
 
 STRANGE = '<b>&"x'
 """A run folder's name."""
@@ -204,7 +204,8 @@ def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
     from kdalign.comparison.compare import compare
     from kdalign.report.html import page
     from kdalign.runs.finished import finished_runs
-    from kdalign.runs.record import RunFolder, read_record
+    from kdalign.runs.folder import RunFolder
+    from kdalign.runs.record import read_record
 
     for number in range(20):
         shutil.copytree(runs / "joint-0", tmp_path / f"run-{number}", ignore=shutil.ignore_patterns("student", "c*"))
@@ -288,7 +289,8 @@ def test_pictures_in_the_place_of_a_file_are_refused_before_anything_is_read(kda
 
 
 def test_the_teacher_s_logits_are_kept_and_give_its_calibration(runs):
-    from kdalign.runs.finished import answers, finished_runs
+    from kdalign.runs.disagreements import answers
+    from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
     found = answers(run)

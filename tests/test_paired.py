@@ -9,7 +9,6 @@ from error_rates import MACRO, OTHERS, SETTINGS, SMALL, TWO, rate, trade_rate
 
 from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS
-from kdalign.metrics.intervals import holm, mcnemar
 from kdalign.metrics.significance import (
     MCNEMAR,
     OVER_SEEDS,
@@ -22,8 +21,10 @@ from kdalign.metrics.significance import (
     _metric_resampled,
     _over_seeds,
     difference,
+    holm,
     judged,
     macro_difference,
+    mcnemar,
     sums_one_by_one,
 )
 

@@ -22,7 +22,8 @@ from kdalign.report.plots import (
 )
 from kdalign.report.plots.figure import look, shortened
 from kdalign.report.plots.runs import MOST_LOOKS, MOST_PANELS, POINTS, smoothed
-from kdalign.runs.finished import Answers, Curves
+from kdalign.runs.curves import Curves
+from kdalign.runs.disagreements import Answers
 
 
 def training(name="a", group="a", steps=10, **terms):

@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from kdalign import allow_code
 from kdalign.alignment.calibration import alike
-from kdalign.alignment.plan import Plan, alternatives, propose, remap
+from kdalign.alignment.plan import Plan
+from kdalign.alignment.propose import alternatives, propose, remap
 from kdalign.data.batches import collate
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import encode_labelled

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdalign.alignment.plan import propose
-from kdalign.distillation.prepare import split_by_task
+from kdalign.alignment.propose import propose
+from kdalign.distillation.run_folders import split_by_task
 from kdalign.distillation.search import _settings
 from kdalign.errors import UsageError
 from kdalign.recipe import Data, MultiTask, Objective, Recipe, build_recipe, load_recipe, recipe_of

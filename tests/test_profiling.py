@@ -10,10 +10,9 @@ from test_families import KINDS, model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from kdalign.distillation.pipeline import profile_models
 from kdalign.models.architecture import Layer, accepted_inputs, skeleton
-from kdalign.models.loading import Checkpoint
-from kdalign.models.profiling import count_flops, kept_for_backward, profile
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.profiling import count_flops, kept_for_backward, profile, profile_models
 
 WIDTH, INNER, LAYERS = 32, 64, 3
 

@@ -7,13 +7,15 @@ from test_contract import Setting
 from transformers import AutoModel
 
 from kdalign.alignment.calibration import calibrate, start_projections
-from kdalign.alignment.plan import Plan, ProjectionShape, ProjectionStyle, propose
+from kdalign.alignment.plan import Plan, ProjectionShape, ProjectionStyle
 from kdalign.alignment.projections import Projections, first_weight
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate, in_order
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.training.learner import Learner
 
@@ -98,7 +100,7 @@ def first_parts(style, setting):
     if style.start != "random":
         batches = [batch for _, batch in in_order(setting.data, 4)]
         start_projections(projections, plan, setting.teacher.model, student, batches, setting.device)
-    objective = build_objective(Weights(hard=0, alpha=0, delta=0), plan, False)
+    objective = build_classification_objective(Weights(hard=0, alpha=0, delta=0), plan, False)
     learner = Learner(student.eval(), projections, plan, objective, (0, 1), False)
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)

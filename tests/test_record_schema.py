@@ -9,7 +9,8 @@ from test_comparison import run
 
 from kdalign.errors import UsageError
 from kdalign.runs.discovery import read_evaluation
-from kdalign.runs.record import read_record, seal_of
+from kdalign.runs.folder import seal_of
+from kdalign.runs.record import read_record
 from kdalign.runs.record_schema import check_for_card, check_record, check_results
 
 

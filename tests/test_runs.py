@@ -9,7 +9,8 @@ import pytest
 
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, sha256, whole_file, write_json, write_text
-from kdalign.runs.record import SCHEMA, ModelRecord, RunFolder, RunRecord, Walk, find_runs, read_record
+from kdalign.runs.folder import RunFolder, Walk, find_runs
+from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord, read_record
 
 ACCURACY = {
     "metric": "accuracy",
@@ -289,7 +290,7 @@ def test_folders_that_lead_in_a_circle_by_links_are_looked_into_once(tmp_path):
 
 
 def test_a_folder_with_more_folders_than_runs_can_be_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdalign.runs.record.MOST_FOLDERS", 5)
+    monkeypatch.setattr("kdalign.runs.folder.MOST_FOLDERS", 5)
     for number in range(6):
         (tmp_path / str(number)).mkdir()
     with pytest.raises(UsageError, match="more than 5 folders below"):

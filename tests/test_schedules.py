@@ -12,13 +12,15 @@ from test_further_terms import NONE
 from kdalign.data.batches import collate
 from kdalign.errors import UsageError
 from kdalign.objective import losses
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import View
+from kdalign.objective.units import count_units
 from kdalign.recipe import KEYS_OF_TERMS, TERM_KEYS, build_recipe
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe.schedules import Scheduled, place_of
 from kdalign.runs.ablation_spec import build_ablation
-from kdalign.runs.finished import curves, finished_runs
+from kdalign.runs.curves import curves
+from kdalign.runs.finished import finished_runs
 
 NEEDED = {"teacher": "t", "data.task": "sst2"}
 
@@ -75,7 +77,7 @@ def test_terms_of_answers_are_given_the_step_s_temperature_but_for_those_with_on
     view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     terms = {"dkd": 1, "dist": {"weight": 1, "temperature": 4}}
     weights = Weights(**{**NONE, "alpha": 1}, temperature=5, terms=terms, schedule={"temperature": {"to": 1}})
-    objective = build_objective(weights, None, False, classes=3)
+    objective = build_classification_objective(weights, None, False, classes=3)
     for place, temperature in ((0, 5.0), (0.5, 3.0), (1, 1.0)):
         now = objective.at(place)
         assert now.temperature == temperature
@@ -87,7 +89,7 @@ def test_terms_of_answers_are_given_the_step_s_temperature_but_for_those_with_on
         }
         for name, value in expected.items():
             torch.testing.assert_close(parts[name], value)
-    assert build_objective(Weights(), None, False).temperature is None
+    assert build_classification_objective(Weights(), None, False).temperature is None
 
 
 def test_stages_take_the_schedules_of_their_own_terms_over_shares_of_the_whole_run():

@@ -22,8 +22,9 @@ import pytest
 import torch
 from conftest import WORDS, sentences
 
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import RunError, UsageError
-from kdalign.models.from_scratch import new_config, new_model, parse_new, train_tokenizer
+from kdalign.models.from_scratch import new_config, new_model, parse_new
 from kdalign.served import OPENAI_URL, Manner, Served, Settings, Unavailable, is_served, label_said
 from kdalign.served.cache import Kept
 from kdalign.served.protocol import Refused, adapted, answer_key, cut_at, request_body

@@ -17,16 +17,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from kdalign.alignment.projections import Projections
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import encode_labelled
+from kdalign.devices import make_accelerator
 from kdalign.distillation.multitask import BLOCK, seen_elsewhere, share_body, shares_of, turns_of
-from kdalign.distillation.prepare import split_by_task
+from kdalign.distillation.run_folders import split_by_task
 from kdalign.errors import UsageError
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import HardLabels
 from kdalign.observer import Silent
 from kdalign.recipe import MultiTask, Train, build_recipe
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 from kdalign.training.learner import Learner
-from kdalign.training.loop import make_accelerator, train
+from kdalign.training.loop import train
 from kdalign.training.task_trainer import Course, Stage
 
 TASKS = ("cola", "mrpc", "stsb")

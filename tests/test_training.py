@@ -11,7 +11,8 @@ import torch
 from conftest import one_line, save_model, sentences
 from torch import nn
 
-from kdalign.runs.record import RunFolder
+from kdalign.evaluation.adapters import classification
+from kdalign.runs.folder import RunFolder
 from kdalign.training.loop import _why_diverged
 
 
@@ -107,7 +108,6 @@ def test_one_row_is_trained_on_and_scored_as_undefined(kdalign, scorer, tmp_path
 
 
 def test_a_metric_that_raises_leaves_the_student_and_the_way_on(kdalign, data, teacher, tmp_path, monkeypatch):
-    from kdalign.evaluation import adapters
 
     def broken(*_, **__):
         raise ZeroDivisionError("of my own metric")
@@ -115,7 +115,7 @@ def test_a_metric_that_raises_leaves_the_student_and_the_way_on(kdalign, data, t
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)
     words = (*words, "--max-steps", 1, "--batch-size", 4, "--out", "run")
     with monkeypatch.context() as patched:
-        patched.setattr(adapters.Classifying, "calibration", broken)
+        patched.setattr(classification.Classifying, "calibration", broken)
         code, _, err = kdalign(*words)
     assert code == 1
     assert "could not be scored: ZeroDivisionError: of my own metric" in err.splitlines()[-1]

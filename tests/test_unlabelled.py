@@ -17,8 +17,9 @@ from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import rows_around, rows_inside
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_units
 from kdalign.observer import Silent
 from kdalign.recipe import ARMS, build_recipe
 from kdalign.recipe import Objective as Weights
@@ -61,10 +62,14 @@ def test_a_step_without_any_label_has_a_hard_term_of_zero_and_the_others_gradien
     assert count_units(batches)[Unit.LABELLED] == 0
     gradient = setting.gradient(batches)
     assert gradient.isfinite().all()
-    setting.objective = build_objective(ALL.model_copy(update={"hard": 0.0}), setting.plan, regression=False)
+    setting.objective = build_classification_objective(
+        ALL.model_copy(update={"hard": 0.0}), setting.plan, regression=False
+    )
     torch.testing.assert_close(setting.gradient(batches), gradient)
     parts = {"hard": 0.0, "soft": 1.0}
-    objective = build_objective(Weights(hard=1, alpha=1, beta=0, gamma=0, delta=0), None, regression=False)
+    objective = build_classification_objective(
+        Weights(hard=1, alpha=1, beta=0, gamma=0, delta=0), None, regression=False
+    )
     assert objective.asked(parts, count_units(batches)) == {"soft": 1.0}, "a balance hears of no mean over nothing"
 
 
@@ -74,7 +79,9 @@ def test_a_score_that_is_not_known_enters_nothing():
     object.__setattr__(scores, "labels", np.array([1.0, 2.0, 3.0]))
     batch = collate(scores.with_unlabelled(whole.take(range(3, 8)), 5), range(8))
     assert batch.labels.isnan().tolist() == [False] * 3 + [True] * 5
-    objective = build_objective(Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0), None, regression=True)
+    objective = build_classification_objective(
+        Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0), None, regression=True
+    )
     [(_, hard)] = objective.terms.values()
     setting = Setting("bert", "bert", 32)
     signals = setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher))

@@ -15,7 +15,8 @@ from kdalign.evaluation.likelihood import TokenAnswers, write_answers
 from kdalign.evaluation.predictions import Predictions, write_predictions
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import Recipe
-from kdalign.runs.record import SCHEMA, ModelRecord, RunFolder, RunRecord
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord
 
 N = 120
 

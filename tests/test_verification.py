@@ -16,7 +16,8 @@ from kdalign.errors import RunError, UsageError
 from kdalign.evaluation.rescoring import _languages, verify, verify_evaluation, verify_run
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 
 QUICK = {"train.max_steps": 2, "train.batch_size": 8, "train.device": "cpu", "train.precision": "fp32"}
 

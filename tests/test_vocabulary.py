@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdalign.models.lm_head import Head, block_rows, vocabulary_scores
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import Head, block_rows, vocabulary_losses, vocabulary_scores
+from kdalign.objective.losses.lm_head import vocabulary_losses
 
 KINDS = ["forward", "reverse", "js", "skew"]
 

@@ -10,14 +10,16 @@ from test_contract import Setting
 
 from kdalign.data.batches import micro_batches
 from kdalign.objective.balancing import BALANCES, Balance, Pace
-from kdalign.objective.objective import Objective, count_units
+from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit, Vocabulary
+from kdalign.objective.units import count_units
 from kdalign.observer import Silent
 from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Train
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 from kdalign.training.diagnostics import Sight, freeze_unreached, gradient_norms, measured
-from kdalign.training.loop import _step, make_optimizer, train
+from kdalign.training.loop import _step, train
+from kdalign.training.optimizer import make_optimizer
 from kdalign.training.task_trainer import Course, Stage
 
 CPU = torch.device("cpu")

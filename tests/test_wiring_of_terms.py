@@ -15,13 +15,15 @@ from test_contract import examples
 from test_further_terms import NONE
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import ProjectionStyle, propose
+from kdalign.alignment.plan import ProjectionStyle
 from kdalign.alignment.projections import Projections
+from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate
 from kdalign.models.architecture import Layer, describe
 from kdalign.models.teacher import Teacher
-from kdalign.objective.objective import build_objective, count_units
+from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_units
 from kdalign.recipe import Objective as Weights
 from kdalign.training.learner import Learner
 
@@ -55,7 +57,7 @@ class Scene:
         plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], CPU)
         self.variances = {theirs: plan.variance(theirs) for _, theirs in PAIRS}
         weights = Weights(**NONE, temperature=TEMPERATURE, terms={name: {"weight": 1, **options}})
-        self.objective = build_objective(weights, plan, False, classes)
+        self.objective = build_classification_objective(weights, plan, False, classes)
         self.learner = Learner(student, Projections(plan.projections, 0), plan, self.objective, order, False)
         self.name, self.term = name, self.objective.terms[name][1]
 

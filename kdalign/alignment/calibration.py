@@ -2,29 +2,26 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.alignment.layer_maps import Alike
-from kdalign.alignment.plan import Plan, remap
+from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections, first_weight
+from kdalign.alignment.propose import remap
 from kdalign.alignment.similarity import LEAST_TOKENS, similarities
-from kdalign.data.batches import Batch, Encoded, in_order
+from kdalign.data.batches import Batch, Encoded, some
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, blocks
 from kdalign.models.capture import Signals, Wanted, answering, recording
 from kdalign.models.teacher import Teacher
-from kdalign.training.learner import Learner
 
 CALIBRATION_TOKENS = 16_384
 """Read by the teacher to measure how far its features spread."""
 SIMILARITY_TOKENS = 4_096
 """Read by both models to measure how alike their layers are."""
 UNTRAINED = "the student is untrained: how alike its layers are says nothing of what they will learn"
-_EXAMPLES = 512
-_BATCH = 32
 
 
 def calibrate(
@@ -86,21 +83,6 @@ def mapped(
     return remap(plan, alike_layers, f"{tokens:,} tokens of {texts}")
 
 
-def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
-    """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
-    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
-    enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
-    return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
-
-
-def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
-    """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
-    for batch in batches:
-        inputs = batch.taught_inputs
-        kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
-        yield kept | {"attention_mask": batch.taught_real.long()}
-
-
 def alike(
     plan: Plan,
     teacher: PreTrainedModel,
@@ -133,30 +115,6 @@ def alike(
             raise UsageError(f"a model's {stack} gives numbers that are not finite: its layers cannot be compared")
         found[stack] = similarities(ours, theirs)
     return found, len(ours[0])
-
-
-def layer_attention(
-    plan: Plan, learner: Learner, teacher: Teacher, batches: Iterable[Batch], device: torch.device
-) -> dict[str, list[list[float]]]:
-    """How much each student layer attends to each teacher layer, the mean over texts.
-
-    Returns:
-        For each stack of the student, (student layers, teacher layers); rows sum to 1.
-    """
-    sums: dict[str, Tensor] = {}
-    texts = 0
-    was_training = learner.training
-    learner.eval()
-    with torch.no_grad():
-        for batch in batches:
-            batch = batch.to(device)
-            signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
-            texts += len(batch.counted)
-            for one in plan.maps:
-                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(one)])
-                sums[one.student_stack] = sums.get(one.student_stack, torch.zeros_like(rows)) + rows
-    learner.train(was_training)
-    return {stack: (total / texts).tolist() for stack, total in sums.items()}
 
 
 def start_projections(

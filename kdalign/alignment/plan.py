@@ -5,27 +5,16 @@ Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from kdalign.alignment.layer_maps import (
-    LEARNED,
-    MEASURED,
-    STRATEGIES,
-    TOP,
-    Alike,
-    choose_layers,
-    measured_strategy,
-    needs_measuring,
-)
+from kdalign.alignment.layer_maps import MEASURED, needs_measuring
 from kdalign.errors import UsageError, unknown
 from kdalign.files import parse_json, read_text
-from kdalign.models.architecture import CROSS, LAYOUTS, Architecture, Layer, Stack
+from kdalign.models.architecture import CROSS, Architecture, Layer, Stack
+from kdalign.models.layouts import LAYOUTS
 
 
 def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
@@ -198,7 +187,7 @@ class Plan:
             raise UsageError("the plan maps a stack twice")
         if any(not value > 0 for value in self.statistics.values()):
             raise UsageError("the plan's variances must be above 0")
-        if self.relation_heads not in _relation_heads(self.stacks):
+        if self.relation_heads not in relation_heads_for(self.stacks):
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
             self._check(one, teacher, student)
@@ -206,7 +195,7 @@ class Plan:
             raise unknown("measured map", self.choice, MEASURED)
         if self.weighting != "static" and (self.attended or self.choice):
             raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
-        if self.projections != _projections(self.teacher, self.student, self.maps, self.style, self.attended):
+        if self.projections != projections_for(self.teacher, self.student, self.maps, self.style, self.attended):
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
     def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
@@ -286,8 +275,8 @@ class Plan:
             lowest = sorted({ours for ours, _ in one.pairs})[:layers]
             kept = [(pair, weight) for pair, weight in zip(one.pairs, one.weights, strict=True) if pair[0] in lowest]
             pairs, weights = zip(*kept, strict=True)
-            maps.append(replace(one, pairs=pairs, weights=_shares(weights, pairs)))
-        projections = _projections(self.teacher, self.student, maps, self.style, self.attended)
+            maps.append(replace(one, pairs=pairs, weights=normalised_shares(weights, pairs)))
+        projections = projections_for(self.teacher, self.student, maps, self.style, self.attended)
         return replace(self, maps=tuple(maps), projections=projections)
 
     def fits(self, teacher: Architecture, student: Architecture) -> None:
@@ -298,7 +287,10 @@ class Plan:
         """
         for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
             if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
-                raise UsageError(f"the plan is for the {word} {_shape(planned)}, but the {word} is {_shape(given)}")
+                raise UsageError(
+                    f"the plan is for the {word} {projection_shape(planned)}, "
+                    f"but the {word} is {projection_shape(given)}"
+                )
             if planned.family != given.family:
                 raise UsageError(
                     f"the plan is for a {planned.family} model as the {word}, but the {word} is a {given.family} one"
@@ -371,25 +363,6 @@ def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
     return next((found for key, *both in inner if (found := _taken_otherwise(both[0], both[1], f"{place}.{key}"))), "")
 
 
-def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
-    """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
-
-    Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
-    FitNets (Romero et al. 2015, arXiv:1412.6550), whose lower half is taught first, and the stacked distillation of
-    Aguilar et al. 2020, arXiv:1910.03723.
-
-    Raises:
-        UsageError: the lowest layers have weights of 0.
-    """
-    parts = plan.depth if share else 1
-    try:
-        return tuple(
-            (share * number / parts, plan.bottom(number + 1) if number + 1 < parts else plan) for number in range(parts)
-        )
-    except UsageError as error:
-        raise UsageError(f"align.grow begins with the lowest layers: {error}") from None
-
-
 def read_plan(file: Path) -> Plan:
     """Read a plan's file.
 
@@ -402,100 +375,7 @@ def read_plan(file: Path) -> Plan:
         raise UsageError(f"plan {str(file)!r}: {error}") from None
 
 
-def propose(
-    teacher: Architecture,
-    student: Architecture,
-    choice: str = "auto",
-    cut_from: Mapping[str, Sequence[int]] | None = None,
-    weights: Sequence[float] | str = "uniform",
-    heads: Literal["auto", "each", "mean", "mix"] = "auto",
-    relations: Literal["values", "all"] = "values",
-    relation_heads: int | None = None,
-    style: ProjectionStyle = ProjectionStyle(),
-) -> Plan:
-    """Propose the plan that aligns a student with a teacher, from their architectures alone.
-
-    Args:
-        teacher: what teaches.
-        student: what learns.
-        choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
-            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
-            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
-            ``learned``, every student layer with all teacher layers, to which it attends.
-        cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
-        weights: lambda_l for each pair of every stack, any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
-        heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
-        relations: ``values``, or ``all`` of queries, keys and values.
-        relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
-        style: of projections.
-
-    Raises:
-        UsageError: a choice that is unknown or out of range.
-    """
-    maps, chosen, measured = [], "", needs_measuring(choice)
-    if measured:
-        measured_strategy(choice)
-        if weights != "uniform":
-            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
-    for ours in student.stacks:
-        if ours.name not in {stack.name for stack in teacher.stacks}:
-            continue
-        theirs = teacher.stack(ours.name)
-        if choice == "auto" and cut_from is not None:
-            pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
-        elif measured or (choice == "auto" and ours.layers > theirs.layers):
-            same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
-            pairs = list(enumerate(same_depth))
-            chosen = f"{choice}, not measured yet" if measured else "layers of the same depth"
-        elif choice == LEARNED:
-            pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
-            chosen = "learned: each student layer attends to all teacher layers"
-        elif choice == TOP:
-            pairs, chosen = [(ours.layers - 1, theirs.layers - 1)], "the last layers alone"
-        elif ":" in choice:
-            pairs, chosen = _given_pairs(choice), "given"
-        else:
-            chosen = "uniform" if choice == "auto" else choice
-            words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
-            pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
-        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), _shares(weights, pairs)))
-    if not maps:
-        raise UsageError(f"{_shape(teacher)} and {_shape(student)} have no stack in common to align")
-    attended = choice == LEARNED
-    if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
-        raise UsageError(
-            "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
-            "align.start=random with align.side=student alone"
-        )
-    projections = _projections(teacher, student, maps, style, attended)
-    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
-    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
-    accepted = _relation_heads(plan.stacks)
-    if relation_heads is None:
-        relation_heads = max(number for number in accepted if number <= plan.stacks[0][0].heads)
-    elif relation_heads not in accepted:
-        shown = ", ".join(map(str, accepted))
-        raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
-    if measured and choice not in MEASURED:  # what it cannot do is found before a run begins
-        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
-    return replace(
-        plan,
-        choice=choice if measured else "",
-        heads=heads if heads != "auto" else "each" if same else "mix",
-        relations=relations,
-        relation_heads=relation_heads,
-        weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
-    )
-
-
-def _by_depth(student: int, teacher: int) -> Alike:
-    """Likeness that falls with the distance of the layers' depths, (student layers, teacher layers): a stand-in."""
-    ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
-    alike: Alike = 1 - np.abs(ours[:, None] - theirs)
-    return alike
-
-
-def _relation_heads(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
+def relation_heads_for(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
     """The numbers of relation heads that divide every width of queries, keys and values."""
     widths = [
         number * stack.head_width for pair in stacks for stack in pair for number in (stack.heads, stack.kv_heads)
@@ -504,77 +384,7 @@ def _relation_heads(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
     return [number for number in range(1, common + 1) if common % number == 0]
 
 
-def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
-    """A plan with these similarities, and the map that they suggest where a measured one was asked for.
-
-    Args:
-        plan: whose maps may still be stand-ins.
-        similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
-        source: what they were measured on, for the reader.
-
-    Raises:
-        UsageError: a function of the user's that gives no map.
-    """
-    kept = {name: tuple(tuple(row) for row in alike.tolist()) for name, alike in similarities.items()}
-    if not plan.choice:
-        return replace(plan, similarities=kept)
-    maps = _measured_maps(plan, plan.choice, similarities)
-    return replace(
-        plan,
-        maps=maps,
-        projections=_projections(plan.teacher, plan.student, maps, plan.style, plan.attended),
-        chosen=f"{plan.choice} by likeness (CKA) over {source}",
-        similarities=kept,
-        statistics={},
-    )
-
-
-def alternatives(plan: Plan) -> dict[str, float]:
-    """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
-
-    For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
-    """
-    if not plan.similarities:
-        return {}
-    found = {"this map": _likeness(plan.maps, plan.similarities)}
-    if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
-        for name in STRATEGIES:
-            found[name] = _likeness(propose(plan.teacher, plan.student, name).maps, plan.similarities)
-    measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
-    return found | {name: _likeness(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED}
-
-
-def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
-    maps = []
-    for one in plan.maps:
-        try:
-            flows = measured_strategy(choice)(similarities[one.student_stack])
-            pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
-        except Exception as error:  # whatever a function of the user's raises
-            raise UsageError(
-                f"map {choice!r} failed ({type(error).__name__}: {error}); accepted is a function that gives "
-                f"(student layer, teacher layer, weight) for each pair"
-            ) from error
-        try:
-            weights = _shares([weight for *_, weight in flows], pairs)
-            maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
-        except UsageError as error:
-            raise UsageError(f"map {choice!r}: {error}") from None
-    return tuple(maps)
-
-
-def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
-    means = [
-        sum(
-            weight * similarities[one.student_stack][ours][theirs]
-            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
-        )
-        for one in maps
-    ]
-    return sum(means) / len(means)
-
-
-def _shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+def normalised_shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     """lambda_l scaled to sum to 1; by a word equal, or in proportion to a student layer's rank from the bottom."""
     if weights == "ramp":
         layers = sorted({ours for ours, _ in pairs})
@@ -589,9 +399,10 @@ def _shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) ->
     return tuple(weight / total for weight in weights)
 
 
-def _projections(
+def projections_for(
     teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
 ) -> tuple[ProjectionShape, ...]:
+    """Shapes of the projections that pairs of layers of different widths need."""
     shapes = []
     for layer_map in maps:
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
@@ -603,19 +414,11 @@ def _projections(
     return tuple(shapes)
 
 
-def _given_pairs(choice: str) -> list[tuple[int, int]]:
-    words = re.split(r"[ ,]+", choice.strip())
-    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
-        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
-    pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
-    return pairs
-
-
 def _in_range(word: str, layer: int, stack: Stack) -> None:
     if not 0 <= layer < stack.layers:
         raise UsageError(f"the map names {word} layer {layer}; its {stack.name} has layers 0 to {stack.layers - 1}")
 
 
-def _shape(architecture: Architecture) -> str:
+def projection_shape(architecture: Architecture) -> str:
     stacks = ", ".join(f"{s.name} {s.layers} x {s.width}, {s.heads} heads" for s in architecture.stacks)
     return f"{architecture.model_type} ({stacks})"

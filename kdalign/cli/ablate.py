@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import (
     AllowCode,
     Config,
@@ -23,10 +24,7 @@ from kdalign.cli.options import (
     Terms,
     Unlabelled,
     app,
-    error_console,
     examples,
-    new_watcher,
-    show,
     trust_code,
 )
 from kdalign.errors import UsageError
@@ -180,7 +178,7 @@ def ablate(
             from kdalign.distillation.ablation_runner import check
 
             trials = check(ablation, out, overwrite)
-        from kdalign.report.tables import trials_table
+        from kdalign.report.dry_run import trials_table
 
         show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
         return
@@ -247,7 +245,7 @@ def _quiet() -> "Observer":
     """Whoever watches one of many runs: only its log hears of it."""
     from rich.console import Console
 
-    from kdalign.cli.options import quiet_libraries
+    from kdalign.cli.console import quiet_libraries
     from kdalign.report.progress import Watcher
 
     quiet_libraries()

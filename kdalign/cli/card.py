@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from kdalign.cli.options import app, error_console, examples, tell
+from kdalign.cli.console import error_console, tell
+from kdalign.cli.options import app, examples
 from kdalign.errors import UsageError
 
 

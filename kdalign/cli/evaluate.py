@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import (
     AllowCode,
     Config,
@@ -18,10 +19,7 @@ from kdalign.cli.options import (
     MaxLength,
     TaskName,
     app,
-    error_console,
     examples,
-    new_watcher,
-    show,
     trust_code,
 )
 from kdalign.errors import UsageError

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from kdalign.cli.console import tell
 from kdalign.errors import Interrupted, RunError, UsageError, printable, unknown
 from kdalign.files import check_name
 from kdalign.registry import Trust, code_named, trust_now, trusting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.console import RenderableType
-
-    from kdalign.report.progress import Watcher
-    from kdalign.report.screen import Screen
 
 
 class PipeClosed(Exception):
@@ -210,65 +206,3 @@ def trust_code(allow: Sequence[str] | None, written: object = (), others: Sequen
 def _announce_code(line: str) -> None:
     if not int(os.environ.get("RANK", "0")):
         tell(printable(line))
-
-
-def error_console() -> "Screen":
-    """A console on stderr."""
-    from kdalign.report.screen import Screen
-
-    return Screen(stderr=True)
-
-
-def tell(line: str) -> None:
-    """A line on stderr, as it stands."""
-    from kdalign.report.screen import words
-
-    error_console().print(words(line), highlight=False, soft_wrap=True)
-
-
-def new_watcher() -> "Watcher":
-    """Loading torch takes seconds, so say that something happens."""
-    console = error_console()
-    with console.status("loading"):
-        from kdalign.report.progress import Watcher
-
-        quiet_libraries()
-    return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
-
-
-def quiet_libraries() -> None:
-    """Keep Transformers' own bars and warnings away."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def show(renderable: "RenderableType") -> None:
-    """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
-    if isinstance(renderable, str):
-        print(renderable, end="" if renderable.endswith("\n") else "\n")
-        return
-    from kdalign.report.screen import Screen
-
-    console = Screen()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Screen(width=100)
-    console.print(renderable, highlight=False, soft_wrap=False)
-
-
-FILE_WIDTH = 200
-"""Characters of a line in a file."""
-
-
-def as_text(renderable: "RenderableType") -> str:
-    """A result as it goes into a file, which has room for wide tables."""
-    if isinstance(renderable, str):
-        return renderable if renderable.endswith("\n") else renderable + "\n"
-    import io
-
-    from kdalign.report.screen import Screen
-
-    buffer = io.StringIO()
-    Screen(file=buffer, width=FILE_WIDTH).print(renderable, highlight=False)
-    return buffer.getvalue()

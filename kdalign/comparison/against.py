@@ -8,7 +8,7 @@ from kdalign.comparison.table import ALIKE, BETTER, WORSE, Cell, Row
 from kdalign.comparison.verdicts import Arm, Finished, Judged, judge
 from kdalign.errors import UsageError, unknown
 from kdalign.runs.discovery import Entry
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 
 _MARKS = {"better": BETTER, "worse": WORSE, "no evidence": ALIKE}
 KIND = "difference"

@@ -4,21 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdalign.comparison.comparability import how_made, not_comparable, protocols, tasks_differ, teachers_differ
 from kdalign.comparison.table import SHARED, Cell, Column, Row, metric_key
 from kdalign.errors import UsageError
 from kdalign.files import read_json
 from kdalign.runs.ablation_spec import SEARCH, TRIED
-from kdalign.runs.discovery import (
-    Entry,
-    first_split,
-    how_made,
-    not_comparable,
-    protocols,
-    records_of,
-    tasks_differ,
-    teachers_differ,
-)
-from kdalign.runs.record import RunRecord
+from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.record import RunRecord, first_split
 
 
 def notes_under(

@@ -7,8 +7,9 @@ from typing import Any
 
 from kdalign.comparison.table import Cell, Column, metric_key
 from kdalign.errors import UsageError, shortened, unknown
-from kdalign.runs.discovery import Entry, first_split, records_of
-from kdalign.runs.record import RunFolder, RunRecord
+from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import RunRecord, first_split
 
 
 @dataclass(frozen=True)

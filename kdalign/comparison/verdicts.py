@@ -13,6 +13,7 @@ import numpy as np
 
 from kdalign.comparison.table import metric_key
 from kdalign.errors import UsageError, unknown
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, metrics_named, reason_of
 from kdalign.metrics.significance import (
     Answered,
@@ -25,11 +26,9 @@ from kdalign.metrics.significance import (
     judged,
     macro_difference,
 )
-from kdalign.runs.discovery import first_split
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import read_predictions
-from kdalign.runs.record import RunFolder, RunRecord, read_record
-
-Array = np.ndarray[Any, Any]
+from kdalign.runs.record import RunRecord, first_split, read_record
 
 
 @dataclass(frozen=True)

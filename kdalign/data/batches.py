@@ -3,8 +3,9 @@
 Randomness is a function of (seed, epoch), so the position in the data is the step number and nothing else.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kdalign.data.token_matching import Matching, match
+from kdalign.recipe import Train
 
 NEIGHBOURHOOD = 200
 """Batches that are sorted by length together: 98.6 % of SST-2's tokens are then real at batch 64 (of 50: 95.0 %)."""
@@ -379,3 +381,40 @@ def in_order(encoded: Encoded, size: int, tokens: bool = False) -> Iterator[tupl
         rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
         start += len(rows)
         yield rows.tolist(), collate(encoded, rows.tolist())
+
+
+def total_steps(settings: Train, encoded: Encoded) -> int:
+    """Optimizer steps of a run: as asked, until enough tokens were trained on, or whole epochs."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    if settings.max_tokens is None:
+        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens, encoded.mixture)
+        return max(1, round(settings.epochs * epoch_size))
+    steps, left, lengths, mixture = 0, settings.max_tokens, encoded.lengths, encoded.mixture
+    for epoch in count():
+        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture):
+            steps, left = steps + 1, left - int(lengths[rows].sum())
+            if left <= 0:
+                return steps
+    raise AssertionError("epochs never end")
+
+
+_EXAMPLES = 512
+
+
+_BATCH = 32
+
+
+def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
+    """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
+    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
+    enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
+    return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
+
+
+def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
+    """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
+    for batch in batches:
+        inputs = batch.taught_inputs
+        kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
+        yield kept | {"attention_mask": batch.taught_real.long()}

@@ -7,9 +7,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TEACHER, Encoded
+from kdalign.data.corruption import MASKED_RATE
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import AFTER, BEFORE, CLASSES, coverage, segments, windows
-from kdalign.data.tokenization import MASKED_RATE, encode_labelled, frame_of, start_of
+from kdalign.data.tokenization import encode_labelled, frame_of, start_of
 from kdalign.errors import UsageError
 
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]

@@ -27,8 +27,8 @@ from kdalign.recipe import recipe_of
 from kdalign.registry import Trust, trust, trusting
 from kdalign.runs.ablation_spec import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
 from kdalign.runs.archive import Kept, keep, read_kept
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.locks import alone
-from kdalign.runs.record import RunFolder
 
 LOOK_SECONDS = 1.0
 LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")

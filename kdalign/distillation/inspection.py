@@ -2,30 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.alignment.calibration import SIMILARITY_TOKENS, alike, some
+from kdalign.alignment.calibration import SIMILARITY_TOKENS, alike
 from kdalign.alignment.plan import Plan, read_plan
-from kdalign.data.batches import Encoded, in_order
+from kdalign.data.batches import Encoded, in_order, some
 from kdalign.data.tasks import Examples, Task
 from kdalign.data.tokenization import encode_labelled, encode_pairs
-from kdalign.distillation.build import load_student, load_teacher
+from kdalign.devices import make_accelerator
+from kdalign.distillation.load import load_student, load_teacher
 from kdalign.distillation.prepare import Prepared, prepare
 from kdalign.distillation.tokenize import config_of, read_texts
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters import Work
+from kdalign.evaluation.adapters.base import Work
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import confidences
-from kdalign.models import loading
-from kdalign.models.architecture import Attention, HeadKind, Layer, accepted_inputs, layout_of
+from kdalign.models import checkpoint_files
+from kdalign.models.architecture import Layer, accepted_inputs, layout_of
 from kdalign.models.capture import Wanted, answering, recording, watch
+from kdalign.models.heads import HeadKind
+from kdalign.models.layouts import Attention
+from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer, Silent
-from kdalign.runs.finished import Disagreements, FinishedRun
-from kdalign.training.loop import make_accelerator
+from kdalign.runs.disagreements import Disagreements
+from kdalign.runs.finished import FinishedRun
 
-Array = np.ndarray[Any, Any]
 Matrices = Mapping[str, tuple[tuple[float, ...], ...]]
 
 
@@ -92,8 +95,8 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     accelerator = make_accelerator(device)
     prepared = prepare(run.recipe)
     _check_inputs(run, prepared)
-    exported = loading.locate(str(run.folder.student))
-    tokenizer = loading.load_tokenizer(exported)
+    exported = checkpoint_files.locate(str(run.folder.student))
+    tokenizer = load_tokenizer(exported)
     bf16 = run.recipe.train.precision == "bf16"  # a teacher that was fine-tuned first is kept under its precision, too
     taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or Silent())
     assert taught is not None, "the recipe names a teacher"

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.alignment.calibration import CALIBRATION_TOKENS, UNTRAINED, as_read_by_teacher, mapped, some
+from kdalign.alignment.calibration import CALIBRATION_TOKENS, UNTRAINED, mapped
 from kdalign.alignment.layer_maps import needs_measuring
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Encoded
+from kdalign.data.batches import Encoded, as_read_by_teacher, some
 from kdalign.data.dual_tokenization import Tokenizers, encode_labelled_across
 from kdalign.data.tasks import Task, find_task, load_examples, load_texts
 from kdalign.data.tokenization import encode_labelled, encode_pairs
 from kdalign.distillation.prepare import shape_plan
 from kdalign.errors import UsageError
-from kdalign.models import loading, student
+from kdalign.models import checkpoint_files, loading, student, student_spec
 from kdalign.models.architecture import describe, layout_of
 from kdalign.models.capture import check_read
+from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.from_scratch import new_config, new_model, parse_new
-from kdalign.models.loading import Checkpoint
+from kdalign.models.tokenizer import load_tokenizer, same_tokenizer
 from kdalign.observer import Observer, Silent
 
 LENGTH = 128
@@ -59,21 +60,21 @@ def plan_layers(
     Raises:
         UsageError: a model, layer choice, map or text that is not there.
     """
-    theirs = loading.locate(teacher, revision, weights=reading is not None)
+    theirs = checkpoint_files.locate(teacher, revision, weights=reading is not None)
     plan = shape_plan(theirs, student_name, choice, init)
     if reading is None:
         if needs_measuring(choice):
             raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
         return plan
     observer = observer or Silent()
-    theirs_too = loading.load_tokenizer(theirs)
-    made = student.is_cut(student_name) or student_name.startswith("new:")
-    own = None if made else loading.locate(student_name)
-    tokenizer = theirs_too if own is None else loading.load_tokenizer(own)
-    most = min(loading.positions(each.config) for each in (theirs, own or theirs))
+    theirs_too = load_tokenizer(theirs)
+    made = student_spec.is_cut(student_name) or student_name.startswith("new:")
+    own = None if made else checkpoint_files.locate(student_name)
+    tokenizer = theirs_too if own is None else load_tokenizer(own)
+    most = min(checkpoint_files.positions(each.config) for each in (theirs, own or theirs))
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, most)
     for each in (theirs, own or theirs):
-        loading.check_length(each, max_length)
+        checkpoint_files.check_length(each, max_length)
     encoded, source = _read(reading, (tokenizer, theirs_too), theirs.config, max_length)
     big = check_read(loading.load_as_it_is(theirs))
     small, trained = _student(theirs, big, own, student_name, init, tokenizer, encoded)
@@ -88,7 +89,7 @@ def _read(reading: Reading, tokenizers: Tokenizers, config: PretrainedConfig, ma
     if reading.examples < len(examples):
         rows = np.random.default_rng(0).permutation(len(examples))[: reading.examples]
         examples = examples.take(sorted(rows.tolist()))
-    family, across = layout_of(config).family, not loading.same_tokenizer(*tokenizers)
+    family, across = layout_of(config).family, not same_tokenizer(*tokenizers)
     if family != "seq2seq" and across:
         return encode_labelled_across(examples, tokenizers, max_length, family == "causal"), task.name
     if family != "seq2seq":
@@ -117,8 +118,8 @@ def _student(
     if name.startswith("new:"):
         return new_model(new_config(parse_new(name), tokenizer), 0), False
     theirs = describe(teacher.config)
-    cut = student.cut_of(name, theirs)
+    cut = student_spec.cut_of(name, theirs)
     assert cut is not None, "what is no checkpoint and not new is cut"
-    start = student.starting_layers(init, cut.layers, theirs)
+    start = student_spec.starting_layers(init, cut.layers, theirs)
     texts = as_read_by_teacher(some(encoded, 0, CALIBRATION_TOKENS))
     return student.made(big, cut, start, "pca", texts, 0), start is not None

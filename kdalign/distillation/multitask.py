@@ -22,15 +22,18 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import steps_per_epoch
 from kdalign.data.tasks.holdout import words_of
-from kdalign.distillation.build import Models, begin_folder, course_of, load, opened
+from kdalign.distillation.build import course_of
 from kdalign.distillation.export import finish
+from kdalign.distillation.load import Models, load
 from kdalign.distillation.prepare import Prepared, go_on_with
+from kdalign.distillation.tokenize import begin_folder, opened
 from kdalign.errors import Interrupted, UsageError
 from kdalign.files import whole_file, write_json
 from kdalign.observer import Observer
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
-from kdalign.runs.record import RunFolder, RunRecord
+from kdalign.runs.record import RunRecord
 from kdalign.training.loop import start_trackers, train
 
 BLOCK = 32

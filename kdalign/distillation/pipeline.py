@@ -7,23 +7,25 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 
-from kdalign.distillation.build import begin_folder, course_of, load, opened
+from kdalign.devices import check_device, make_accelerator
+from kdalign.distillation.build import course_of
 from kdalign.distillation.export import finish
+from kdalign.distillation.load import load
 from kdalign.distillation.multitask import check_together, distill_together, mixture_of
 from kdalign.distillation.preflight import preflight
-from kdalign.distillation.prepare import Prepared, claim, go_on_with, prepare, split_by_task
+from kdalign.distillation.prepare import Prepared, go_on_with, prepare
+from kdalign.distillation.run_folders import claim, split_by_task
+from kdalign.distillation.tokenize import begin_folder, opened
 from kdalign.errors import Interrupted, Unwritten, UsageError
-from kdalign.models import loading
-from kdalign.models.architecture import head_of
-from kdalign.models.profiling import Profile, profile
-from kdalign.objective.checks import check_steps
+from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import Recipe, load_recipe
 from kdalign.registry import check_trusted, trusting_caller
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.locks import alone
-from kdalign.runs.record import RunFolder, RunRecord
-from kdalign.training.loop import check_device, make_accelerator, start_trackers, train
+from kdalign.runs.record import RunRecord
+from kdalign.training.loop import start_trackers, train
 
 
 def distill(
@@ -160,34 +162,6 @@ def _as_begun(run: Prepared) -> Prepared:
         return run
     begun = load_recipe(run.folder.recipe).train.precision
     return replace(run, recipe=run.recipe.with_changes(train={**train.model_dump(), "precision": begun}))
-
-
-def profile_models(
-    names: Sequence[str],
-    lengths: tuple[int, ...],
-    batch_size: int = 32,
-    device: str = "auto",
-    weights: bool = True,
-    revision: str | None = None,
-    precision: str = "fp32",
-) -> list[Profile]:
-    """Profile models one after another; measured where ``weights`` are loaded.
-
-    Raises:
-        UsageError: a model that is not there, or a length beyond its positions.
-    """
-    checkpoints = [
-        loading.locate(name, revision if number == 0 else None, weights=weights) for number, name in enumerate(names)
-    ]
-    if weights:
-        for checkpoint in checkpoints:
-            loading.check_weights(checkpoint, head_of(checkpoint.config))
-    place = make_accelerator(device).device
-    profiles = []
-    for checkpoint in checkpoints:
-        model = loading.load_as_it_is(checkpoint).to(place) if weights else None
-        profiles.append(profile(checkpoint, lengths, batch_size, model, str(place), precision))
-    return profiles
 
 
 def _distill_one(

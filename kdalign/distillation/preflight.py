@@ -13,11 +13,15 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import Examples, Task
-from kdalign.distillation.prepare import Finding, Prepared, trained_size
+from kdalign.data.tokenizer_training import trained_size
+from kdalign.distillation.checks import Finding
+from kdalign.distillation.prepare import Prepared
 from kdalign.errors import UsageError
-from kdalign.models import loading
-from kdalign.models.architecture import Attention, HeadKind, describe, layout_of, skeleton, with_tokenizer
+from kdalign.models import checkpoint_files, loading
+from kdalign.models.architecture import describe, layout_of, skeleton, with_tokenizer
 from kdalign.models.from_scratch import new_config
+from kdalign.models.heads import HeadKind
+from kdalign.models.layouts import Attention
 from kdalign.recipe import Data, Recipe
 from kdalign.training.checkpoint import KEPT
 
@@ -62,9 +66,10 @@ def _findings(run: Prepared) -> Iterator[Finding]:
         yield from _classes(run, run.task)
     if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         yield from _inputs(both)
-    longest = [loading.positions(config) for _, config in both]
+    longest = [checkpoint_files.positions(config) for _, config in both]
     said = ", ".join(
-        f"{word} {'any' if most >= loading.UNBOUNDED else most}" for (word, _), most in zip(both, longest, strict=True)
+        f"{word} {'any' if most >= checkpoint_files.UNBOUNDED else most}"
+        for (word, _), most in zip(both, longest, strict=True)
     )
     yield Finding("lengths", f"{run.work.max_length} tokens of positions: {said}")
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))

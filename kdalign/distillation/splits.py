@@ -8,7 +8,7 @@ from kdalign.data.tasks import Examples, Task, Unlabelled, hold_out, unlabelled_
 from kdalign.data.tasks.loading import split_exists
 from kdalign.data.tasks.unlabelled import REST
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters import Work
+from kdalign.evaluation.adapters.base import Work
 from kdalign.recipe import Data, Recipe, Train
 
 MONITORED = (100, 500)

@@ -1,24 +1,28 @@
 """What a run reads: the student's tokenizer, and its texts as tokens, the teacher's beside where it has others."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded
+from kdalign.data.batches import Encoded, total_steps
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import words_of
 from kdalign.data.token_matching import Shared, shared_vocabulary
 from kdalign.data.tokenization import note_on_special_words
+from kdalign.data.tokenizer_training import train_tokenizer, trained_size
+from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import copies_of
-from kdalign.distillation.prepare import Prepared, trained_size
-from kdalign.models import loading
-from kdalign.models.architecture import LAYOUTS, layout_of, with_tokenizer
-from kdalign.models.from_scratch import new_config, train_tokenizer
+from kdalign.distillation.preflight import NOTEWORTHY
+from kdalign.distillation.prepare import Prepared
+from kdalign.models import checkpoint_files
+from kdalign.models.architecture import layout_of, with_tokenizer
+from kdalign.models.from_scratch import new_config
+from kdalign.models.layouts import LAYOUTS
+from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
+from kdalign.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -91,20 +95,9 @@ def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
     if run.new is not None:
         return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
     assert run.teacher is not None, "a student is a checkpoint, cut or new"
-    return train_tokenizer(texts, size, layout_of(run.teacher.config).family, loading.positions(run.teacher.config))
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what makes a tokenizer's tokens: equal where the tokens of every text are.
-
-    How far it cuts or pads is left out, which its library keeps in the same file.
-    """
-    if tokenizer.is_fast:
-        tree = json.loads(tokenizer.backend_tokenizer.to_str())
-        kept = {key: value for key, value in tree.items() if key not in ("truncation", "padding")}
-    else:
-        kept = {"kind": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return train_tokenizer(
+        texts, size, layout_of(run.teacher.config).family, checkpoint_files.positions(run.teacher.config)
+    )
 
 
 def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -227,3 +220,60 @@ def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observ
         )
     if examples.passed_over:
         observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run whose texts are read.
+
+    Attributes:
+        recipe: with the precision that is trained in.
+        config: of the student, or of the teacher that it is cut from.
+    """
+
+    run: Prepared
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    texts: Texts
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it is trained in bfloat16."""
+        return self.recipe.train.precision == "bf16"
+
+
+def opened(run: Prepared, accelerator: Accelerator) -> Opened:
+    """Texts to tokens; what cannot be encoded is refused before anything is written.
+
+    Raises:
+        UsageError: a text that cannot be encoded, or fewer steps than stages.
+    """
+    precision = "bf16" if use_bf16(run.recipe.train.precision, accelerator.device) else "fp32"
+    recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": precision})
+    tokenizer = tokenizer_of(run)
+    config = config_of(run, tokenizer)
+    texts = read_texts(run, tokenizer, config)
+    if not recipe.multi_task.together:
+        check_steps(total_steps(recipe.train, texts.train), recipe, run.plan)
+    return Opened(run, recipe, tokenizer, config, texts)
+
+
+def begin_folder(opened: Opened, accelerator: Accelerator, observer: Observer, resume: bool) -> Observer:
+    """Begin the run's folder and say what will be done; the observer, who writes into its log from now on."""
+    run, recipe, folder = opened.run, opened.recipe, opened.run.folder
+    if accelerator.is_main_process:
+        folder.begin(recipe.dump(), run.inputs, keep=resume)
+    accelerator.wait_for_everyone()
+    observer = observer.into(folder.log) if accelerator.is_main_process else observer
+    who = (
+        f"{run.teacher.name} teaches {recipe.student}" if run.teacher is not None else f"{recipe.student} learns alone"
+    )
+    observer.announce(f"{who} on {run.task.name}; run folder {folder.path}")
+    if run.task.found:
+        observer.announce(f"worked out from the data: {run.task.found}")
+    announce(run, opened.texts, opened.tokenizer, observer)
+    for finding in run.checks:
+        if finding.allowed or finding.what in NOTEWORTHY:
+            observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
+    return observer

@@ -12,31 +12,36 @@ import torch
 from kdalign.data.noise import Noise
 from kdalign.data.tasks import AnyTask, LanguageTask, Source, Task, find_task, load_examples, load_texts
 from kdalign.data.tasks.language import FAMILIES
+from kdalign.devices import make_accelerator
 from kdalign.errors import KdalignError, NotFinite, RunError, UsageError, shortened, unknown
-from kdalign.evaluation.adapters import Work, work_on
+from kdalign.evaluation.adapters import work_on
+from kdalign.evaluation.adapters.base import Work
+from kdalign.evaluation.baselines import Baseline
 from kdalign.evaluation.generation import Writing
 from kdalign.evaluation.job import UNWRITTEN, Job, Place, Settings, is_text_metric
 from kdalign.evaluation.likelihood import PERPLEXITIES
-from kdalign.evaluation.local_model import AGREEMENT, MASKED, Baseline, LocalModel, Target
+from kdalign.evaluation.local_model import LocalModel
 from kdalign.evaluation.result import Evaluation
 from kdalign.evaluation.served_model import ServedModel
+from kdalign.evaluation.target import AGREEMENT, MASKED, Target
 from kdalign.files import check_file, write_json
 from kdalign.metrics.classification import GROUPS, METRICS, expanded
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS, check_words
-from kdalign.models import loading
-from kdalign.models.architecture import HeadKind, head_of, layout_of
-from kdalign.models.loading import Checkpoint
+from kdalign.models import checkpoint_files
+from kdalign.models.architecture import layout_of
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import HeadKind, head_of
 from kdalign.observer import Observer, Silent
 from kdalign.recipe import LONGEST_INPUT, MOST_ROWS, MOST_TOKENS, Data, defaults_of
 from kdalign.registry import check_trusted
 from kdalign.runs.discovery import check_replaced
+from kdalign.runs.folder import RunFolder, find_runs
 from kdalign.runs.integrity import check_weights, read_checked
 from kdalign.runs.locks import alone
-from kdalign.runs.record import RECORD, RunFolder, find_runs, read_record
+from kdalign.runs.record import RECORD, read_record
 from kdalign.served import OPENAI_URL, Served, is_served
 from kdalign.served import Settings as ServerSettings
-from kdalign.training.loop import make_accelerator
 
 BASELINES = ("copy", "unigram")
 EVALUATIONS = Path("runs/eval")
@@ -316,7 +321,7 @@ def _targets(name: str, asked: Asked) -> list[LocalModel]:
         if not Path(name).exists():
             raise UsageError(f"there is no {name!r} here; if it is a model on the hub, say what to score it on: --task")
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
-    checkpoint = loading.locate(name, asked.revision)
+    checkpoint = checkpoint_files.locate(name, asked.revision)
     start = defaults_of(task).get("data", {})
     data = Data(task=(task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
     return [_checked(name, checkpoint, data, asked, None)]
@@ -362,7 +367,7 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
         data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
         str(run),
-        loading.locate(str(run)),
+        checkpoint_files.locate(str(run)),
         data,
         replace(asked, max_length=asked.max_length or recipe.data.max_length),
         RunFolder(run),
@@ -398,7 +403,7 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
         raise UsageError(f"split {examples.split} is written as the leaderboard's file, whole: leave --limit out")
     limit = asked.limit or (None if submitted else data.limit) or len(examples)
     examples = examples.take(range(min(len(examples), limit)))
-    loading.check_length(checkpoint, max_length)
+    checkpoint_files.check_length(checkpoint, max_length)
     return LocalModel(name, checkpoint, Job(task, examples, _settings(asked, max_length)), work, run)
 
 

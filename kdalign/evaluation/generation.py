@@ -23,7 +23,7 @@ from kdalign.data.tokenization import frame_of
 from kdalign.errors import NotFinite, UsageError
 from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import Wanted, answering, run
-from kdalign.models.loading import positions
+from kdalign.models.checkpoint_files import positions
 from kdalign.observer import Tell
 
 ROWS = 32

@@ -11,16 +11,15 @@ from transformers import PreTrainedModel
 from kdalign.data.batches import Encoded, in_order
 from kdalign.errors import UsageError
 from kdalign.files import whole_file
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import Wanted, answering, run
-from kdalign.objective.losses.lm_head import vocabulary_scores
+from kdalign.models.lm_head import vocabulary_scores
 from kdalign.observer import Tell, untold
 from kdalign.runs.prediction_table import read_predictions
 from kdalign.version import __version__
-
-Array = np.ndarray[Any, Any]
 
 MOST_NATS = 700
 """Of a perplexity's logarithm: e to the power of 710 is beyond what a float holds."""

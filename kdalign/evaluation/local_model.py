@@ -2,68 +2,38 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import GLUE, LanguageTask, Task, wording_of, write_submission
-from kdalign.data.tasks.generation_cases import asked, copied, spaced
+from kdalign.data.tasks.generation_cases import asked
 from kdalign.data.tokenization import frame_of, note_on_special_words
 from kdalign.data.windows import encode_pseudo
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood, multiple_choice
-from kdalign.evaluation.adapters import Work
-from kdalign.evaluation.baselines import Unigram
+from kdalign.evaluation.adapters.base import Work
 from kdalign.evaluation.generation import can_continue, how_written, write
 from kdalign.evaluation.job import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.evaluation.likelihood import PERPLEXITIES
 from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.metrics.classification import METRICS
 from kdalign.models import loading
-from kdalign.models.architecture import LANGUAGE_HEADS, HeadKind, count_parameters, head_of, layout_of
-from kdalign.models.loading import Checkpoint, positions
+from kdalign.models.architecture import count_parameters, layout_of
+from kdalign.models.checkpoint_files import Checkpoint, positions
+from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
 from kdalign.models.sentence_transformers import note_on_prompts
+from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
-from kdalign.runs.record import RunFolder, read_record
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.record import read_record
 
-AGREEMENT = "agreement"
-MASKED = "masked_ppl"
 LONGEST_QUESTION = 2048
 """Tokens of a question with its solved examples, where nobody says."""
-
-
-class Target(Protocol):
-    """One model, or what stands for one, with the split it is scored on."""
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-
-    @property
-    def job(self) -> Job:
-        """What it is scored on."""
-
-    @property
-    def default_metrics(self) -> tuple[str, ...]:
-        """What it is scored by where nobody says."""
-
-    def why_not(self, metric: str) -> Absent | None:
-        """Why it cannot be scored by a metric; None where it can."""
-
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
-        """Its scores by metrics that it can be scored by.
-
-        Args:
-            metrics: names.
-            place: for its files.
-            device: to run on.
-            observer: who watches.
-        """
 
 
 @dataclass(frozen=True)
@@ -116,7 +86,7 @@ class LocalModel:
         if self.submits or any(self.why_not(metric) is None for metric in metrics or self.default_metrics):
             work = None if self.prompted else self.work
             loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
-            tokenizer = loading.load_tokenizer(self.checkpoint)
+            tokenizer = load_tokenizer(self.checkpoint)
             if work is not None:
                 work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
 
@@ -207,7 +177,7 @@ class LocalModel:
             return Absent(metric, f"texts are not written for task {task.name}")
         if task.pairs and self.family not in ("seq2seq", "causal"):
             return Absent(metric, f"a {self.family} model does not answer sources")
-        if not task.pairs and self.family == "seq2seq" and not can_continue(loading.load_tokenizer(self.checkpoint)):
+        if not task.pairs and self.family == "seq2seq" and not can_continue(load_tokenizer(self.checkpoint)):
             return Absent(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
         if not task.pairs and not self.job.cases:
             return Absent(metric, f"split {self.job.examples.split} has no text of two words")
@@ -230,7 +200,7 @@ class LocalModel:
         # XLNet computes its positions in float32, whatever its weights are in.
         cast = torch.float32 if self.family == "permutation" else dtype
         model = model.to(device, cast)
-        tokenizer = loading.load_tokenizer(self.checkpoint)
+        tokenizer = load_tokenizer(self.checkpoint)
         tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
         notes = (*result.notes, *self._notes(tokenizer, metrics))
         result = replace(result, parameters=count_parameters(model), trained_tokens=tokens, notes=notes)
@@ -342,46 +312,3 @@ class LocalModel:
         if task.pairs and self.family == "causal":
             how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
         return with_texts(result, self.job, cases, texts, metrics, how, loaded.place)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What writes without a model: ``copy`` says the prompt again, ``unigram`` draws words by how often they occur."""
-
-    name: str
-    job: Job
-    default_metrics: tuple[str, ...] = field(default=())
-
-    def why_not(self, metric: str) -> Absent | None:
-        """Perplexities are the unigram's alone, where there is text that it can learn from."""
-        if is_text_metric(metric):
-            return None
-        if self.name != "unigram" or metric not in ("word_ppl", "byte_ppl", "bits_per_byte") or not self.job.continuing:
-            return Absent(metric, f"the baseline {self.name} has none")
-        if not self.job.training_texts:
-            return Absent(metric, f"{self.job.task.source} has no split {self.job.task.train} to count words in")
-        return None
-
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
-        """Texts and, of the unigram, the likelihood of words."""
-        result, cases = blank(self.name, self.job, "baseline"), self.job.cases
-        of_texts = [name for name in metrics if is_text_metric(name)]
-        if self.name == "copy":
-            how = "the prompt's last words again" if self.job.continuing else "the source"
-            return with_texts(result, self.job, cases, [copied(case) for case in cases], of_texts, how, place)
-        learnt = self.job.training_texts
-        unigram = Unigram(spaced(learnt, self.job.language) or [case.prompt for case in cases])
-        lengths = [case.words or len(case.references[0].split()) for case in cases]
-        of = "of train" if learnt else "of the prompts"
-        how = f"words {of} drawn by their frequency, as many as the reference has"
-        texts = [case.cut(text) for case, text in zip(cases, unigram.write(lengths), strict=True)]
-        result = with_texts(result, self.job, cases, texts, of_texts, how, place)
-        others = [name for name in metrics if name not in of_texts]
-        if others:
-            texts, unigram = list(self.job.examples.texts[0]), Unigram(learnt)
-            nll = np.array([unigram.nll(text) for text in texts])
-            words = np.array([len(text.split()) for text in texts])
-            size = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts])
-            found = likelihood.of_words(nll, words, size, "words of train by their frequency, new ones spelled")
-            result = replace(result, scores=(*found, *result.scores))
-        return replace(result, scores=tuple(score for score in result.scores if score.metric in metrics))

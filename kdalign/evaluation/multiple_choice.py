@@ -8,7 +8,7 @@ lm-evaluation-harness 0.4.13 for tasks of ``output_type: multiple_choice`` (``lm
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from kdalign.data.tokenization import frame_of, start_of
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import Predictions, check_finite
+from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import Wanted, answering, run
-from kdalign.objective.losses.lm_head import vocabulary_scores
+from kdalign.models.lm_head import vocabulary_scores
 from kdalign.observer import Tell, untold
-
-Array = np.ndarray[Any, Any]
 
 Per = Literal["answer", "byte"]
 """What an answer's log-likelihood is of: the whole answer, or each of its bytes."""

@@ -6,7 +6,6 @@ from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +24,11 @@ from kdalign.data.tasks.columns import (
 )
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.evaluation.result import Evaluation
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Metric, Score, expanded, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS, notes_on_words, score_texts
-
-Array = np.ndarray[Any, Any]
 
 OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_match")
 """What texts are scored by where nobody says."""

@@ -13,14 +13,13 @@ from kdalign.data.batches import Encoded, in_order
 from kdalign.data.tasks import Task
 from kdalign.errors import NotFinite, UsageError
 from kdalign.files import whole_file
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import answering, pooled
 from kdalign.observer import Tell, untold
 from kdalign.runs.prediction_table import read_predictions
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,19 @@ import numpy as np
 from kdalign.data.tables import read_table
 from kdalign.data.tasks import LanguageTask, find_task
 from kdalign.errors import RunError, UsageError
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Metric, Score, metrics_named, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
 from kdalign.runs.discovery import Entry, evaluations_in, read_all, read_evaluation
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import check_weights, read_checked
 from kdalign.runs.prediction_table import read_predictions
-from kdalign.runs.record import RECORD, RunFolder
+from kdalign.runs.record import RECORD
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = np.ndarray[Any, Any]
 Told = Mapping[str, Any]
 """A score as a file tells it."""
 

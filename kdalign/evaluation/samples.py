@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import render, start_of
 from kdalign.models.capture import answering
-from kdalign.models.loading import positions
+from kdalign.models.checkpoint_files import positions
 
 PROMPT_TOKENS = 12
 NEW_TOKENS = 24

@@ -13,9 +13,9 @@ from kdalign.data.windows import counted
 from kdalign.evaluation import likelihood, multiple_choice
 from kdalign.evaluation.job import Job, Place, blank, classified, is_text_metric, is_written, with_texts
 from kdalign.evaluation.likelihood import PERPLEXITIES
-from kdalign.evaluation.local_model import AGREEMENT, MASKED
 from kdalign.evaluation.predictions import Predictions
 from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.observer import Observer
 from kdalign.served import Served, Settings, TokenLogprob, Unavailable, label_said
 

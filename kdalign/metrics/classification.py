@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from kdalign.errors import UsageError, library_errors
+from kdalign.metrics.arrays import Array
 from kdalign.registry import resolve
-
-Array = np.ndarray[Any, Any]
-
 
 UNDEFINED = "nothing says why"
 """Why a score has no value, where nothing says more: in files of versions that kept no reasons."""

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from kdalign.metrics.arrays import Array
 
 RESAMPLES = 1000
 MOST_CELLS = 1 << 24
@@ -92,31 +91,3 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, float(stdtrit(len(values) - 1, 0.975)) * spread
-
-
-def mcnemar(arm: Array, baseline: Array) -> float:
-    r"""McNemar's exact test (McNemar 1947) of which examples (n,) each arm has right: two-sided p.
-
-    Of the b + c examples that only one arm has right, b are the arm's. Where the arms are equally good, b is
-    binomial: :math:`p = \min(1, 2 P(X \le \min(b, c)))`, X from Binomial(b + c, 1/2).
-    """
-    from scipy.stats import binomtest
-
-    only_arm, only_baseline = int(np.sum(arm & ~baseline)), int(np.sum(baseline & ~arm))
-    if only_arm + only_baseline == 0:
-        return 1.0
-    return float(binomtest(only_arm, only_arm + only_baseline, 0.5).pvalue)
-
-
-def holm(values: Sequence[float]) -> tuple[float, ...]:
-    r"""Holm's step-down correction (Holm 1979), in the given order.
-
-    .. math:: \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) p_{(j)})
-
-    for the m values from the smallest up: the chance of any false claim among them is at most the level.
-    """
-    corrected, largest = [1.0] * len(values), 0.0
-    for rank, number in enumerate(sorted(range(len(values)), key=lambda number: values[number])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[number]))
-        corrected[number] = largest
-    return tuple(corrected)

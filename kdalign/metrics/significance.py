@@ -24,10 +24,9 @@ from typing import Any, Self, TypeGuard
 import numpy as np
 
 from kdalign.errors import UsageError
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Metric
-from kdalign.metrics.intervals import RESAMPLES, holm, mcnemar
-
-Array = np.ndarray[Any, Any]
+from kdalign.metrics.intervals import RESAMPLES
 
 LEVEL = 0.05
 POWER = 0.8
@@ -444,3 +443,31 @@ def _resamples(n: int) -> Iterator[Array]:
 def _drawn(n: int) -> Array:
     generator = np.random.default_rng(0)
     return np.stack([np.bincount(generator.integers(0, n, n), minlength=n) for _ in range(RESAMPLES)]).astype(np.uint8)
+
+
+def mcnemar(arm: Array, baseline: Array) -> float:
+    r"""McNemar's exact test (McNemar 1947) of which examples (n,) each arm has right: two-sided p.
+
+    Of the b + c examples that only one arm has right, b are the arm's. Where the arms are equally good, b is
+    binomial: :math:`p = \min(1, 2 P(X \le \min(b, c)))`, X from Binomial(b + c, 1/2).
+    """
+    from scipy.stats import binomtest
+
+    only_arm, only_baseline = int(np.sum(arm & ~baseline)), int(np.sum(baseline & ~arm))
+    if only_arm + only_baseline == 0:
+        return 1.0
+    return float(binomtest(only_arm, only_arm + only_baseline, 0.5).pvalue)
+
+
+def holm(values: Sequence[float]) -> tuple[float, ...]:
+    r"""Holm's step-down correction (Holm 1979), in the given order.
+
+    .. math:: \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) p_{(j)})
+
+    for the m values from the smallest up: the chance of any false claim among them is at most the level.
+    """
+    corrected, largest = [1.0] * len(values), 0.0
+    for rank, number in enumerate(sorted(range(len(values)), key=lambda number: values[number])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[number]))
+        corrected[number] = largest
+    return tuple(corrected)

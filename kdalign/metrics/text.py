@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kdalign.errors import UsageError, library_errors, shortened
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.edit_distance import CommonSubsequence, translation_edits
 from kdalign.metrics.intervals import sums_interval
@@ -25,7 +26,6 @@ from kdalign.metrics.languages import HAN, WITHOUT_BLANKS, language_code
 from kdalign.metrics.words import UnicodeWords, letters_apart, lost_to_english, runs_on
 from kdalign.registry import resolve
 
-Array = np.ndarray[Any, Any]
 References = Sequence[Sequence[str]]
 """One or more references for each example."""
 

@@ -19,20 +19,11 @@ from transformers import PreTrainedModel
 
 from kdalign.data.token_matching import Matching
 from kdalign.errors import UsageError
-from kdalign.models.architecture import (
-    LAYOUTS,
-    Attention,
-    HeadKind,
-    Layer,
-    accepted_inputs,
-    attention_modules,
-    blocks,
-    head_of_class,
-    layout_of,
-)
+from kdalign.models.architecture import Layer, accepted_inputs, attention_modules, blocks, layout_of
 from kdalign.models.attention import ATTENTION, keepers
-from kdalign.objective.losses import Apart
-from kdalign.objective.losses.lm_head import Head
+from kdalign.models.heads import HeadKind, head_of_class
+from kdalign.models.layouts import LAYOUTS, Attention
+from kdalign.models.lm_head import Head
 
 
 @dataclass
@@ -54,7 +45,6 @@ class Signals:
         values: the same as keys.
         projected: (batch, time, width), by pair, the student's features as they are compared, projected or not.
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
-        apart: by pair, how far ``projected`` is from ``targets``, once a term asks.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
         compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
@@ -75,7 +65,6 @@ class Signals:
     values: dict[Layer, Tensor] = field(default_factory=dict)
     projected: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     targets: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
-    apart: dict[tuple[Layer, Layer], Apart] = field(default_factory=dict)
     mixed: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     maps: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)
     again: dict[tuple[Layer, Layer], Tensor] = field(default_factory=dict)

@@ -3,18 +3,18 @@
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.errors import UsageError, unknown
-from kdalign.models.architecture import LANGUAGE_HEADS, LAYOUTS, attention_of, auto_class, language_model_class
+from kdalign.models.architecture import attention_of, language_model_class
+from kdalign.models.heads import LANGUAGE_HEADS, auto_class
+from kdalign.models.layouts import LAYOUTS
 
 _LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 _ROBERTAS = ("roberta", "xlm-roberta", "camembert")
@@ -33,26 +33,6 @@ _DROPOUTS: Mapping[str, tuple[str, ...]] = {
     "marian": ("dropout",),  # not in the attention, as in the published translation models
 }
 """The fields that ``dropout`` sets; a type without any has no such setting."""
-
-_SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
-    "masked": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
-    "permutation": {"pad_token": "<pad>", "sep_token": "<sep>", "cls_token": "<cls>", "mask_token": "<mask>"},
-    "causal": {"pad_token": "<pad>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-    "seq2seq": {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"},
-}
-_TEMPLATES: Mapping[str, tuple[str, str]] = {
-    "masked": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
-    "permutation": ("$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2"),
-    "causal": ("$A", "$A $B"),
-    "seq2seq": ("$A </s>", "$A </s> $B </s>"),
-}
-"""For each family, what is put around a text and around a pair; ``:1`` is a token type."""
-
-# Transformers rebuilds a tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file says:
-# any other would give other ids after loading. It composes accents there, too (NFC); to that there is no answer here.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -273,63 +253,3 @@ def _waves(positions: int, width: int) -> torch.Tensor:
     frequencies = _SLOWEST ** -(torch.arange(0, width, 2) / width)
     angles = torch.arange(positions)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
-
-
-def check_size(size: int, family: str) -> None:
-    """Refuse a tokenizer without room for all bytes and a family's special tokens."""
-    least = 256 + len(set(_SPECIAL_TOKENS[family].values()))
-    if size < least:
-        raise UsageError(f"train:{size} has no room for 256 bytes and special tokens (accepted: train:{least} or more)")
-
-
-def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of a text: no token is unknown, and every text decodes back to itself.
-
-    The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
-    A special token that a text spells out is that token, as users of ``[MASK]`` expect.
-
-    Args:
-        texts: what is learned from; read once.
-        size: entries at most, special tokens included.
-        family: whose special tokens and template (``masked``, ``causal``, ``permutation`` or ``seq2seq``).
-        positions: the longest input, in tokens.
-
-    Raises:
-        UsageError: no text, or a size without room for all bytes and special tokens.
-    """
-    check_size(size, family)
-    roles = _SPECIAL_TOKENS[family]
-    special_tokens = list(dict.fromkeys(roles.values()))
-    texts = iter(texts)
-    first = next((text for text in texts if text), None)
-    if first is None:
-        raise UsageError(f"train:{size} found no text to learn a tokenizer from (accepted: at least one text)")
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=special_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(chain([first], texts), trainer)
-    single, pair = _TEMPLATES[family]
-    ids = [(token, made.token_to_id(token)) for token in special_tokens]
-    made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    types = ["token_type_ids"] if family in ("masked", "permutation") else []  # GPT-2 would add them to the words
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        model_max_length=positions,
-        model_input_names=["input_ids", *types, "attention_mask"],
-        padding_side="left" if family == "permutation" else "right",  # XLNet sums a text up in its last token
-        clean_up_tokenization_spaces=False,
-        unk_token=None,  # said, so that it is saved: a loading class with one of its own would put it there
-        **roles,
-    )

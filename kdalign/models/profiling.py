@@ -17,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
+from kdalign.devices import make_accelerator
 from kdalign.environment import give_memory_back
+from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import (
     Architecture,
     Layer,
@@ -30,7 +32,8 @@ from kdalign.models.architecture import (
     skeleton,
 )
 from kdalign.models.capture import answering
-from kdalign.models.loading import Checkpoint, check_length, weights_megabytes
+from kdalign.models.checkpoint_files import Checkpoint, check_length, weights_megabytes
+from kdalign.models.heads import head_of
 
 WARM_UP = 5
 REPEATS = 25
@@ -402,3 +405,32 @@ def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Any]:
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def profile_models(
+    names: Sequence[str],
+    lengths: tuple[int, ...],
+    batch_size: int = 32,
+    device: str = "auto",
+    weights: bool = True,
+    revision: str | None = None,
+    precision: str = "fp32",
+) -> list[Profile]:
+    """Profile models one after another; measured where ``weights`` are loaded.
+
+    Raises:
+        UsageError: a model that is not there, or a length beyond its positions.
+    """
+    checkpoints = [
+        checkpoint_files.locate(name, revision if number == 0 else None, weights=weights)
+        for number, name in enumerate(names)
+    ]
+    if weights:
+        for checkpoint in checkpoints:
+            loading.check_weights(checkpoint, head_of(checkpoint.config))
+    place = make_accelerator(device).device
+    profiles = []
+    for checkpoint in checkpoints:
+        model = loading.load_as_it_is(checkpoint).to(place) if weights else None
+        profiles.append(profile(checkpoint, lengths, batch_size, model, str(place), precision))
+    return profiles

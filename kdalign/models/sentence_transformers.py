@@ -6,7 +6,8 @@ from typing import Any
 
 from kdalign.errors import UsageError, printable, shortened
 from kdalign.files import read_json
-from kdalign.models.loading import Checkpoint, further_file, load_tokenizer
+from kdalign.models.checkpoint_files import Checkpoint, further_file
+from kdalign.models.tokenizer import load_tokenizer
 
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLING = "1_Pooling"

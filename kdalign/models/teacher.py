@@ -4,8 +4,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
-from kdalign.models.architecture import Attention, accepted_inputs, layout_of
+from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import Signals, Wanted, run, watch
+from kdalign.models.layouts import Attention
 
 
 class Teacher:

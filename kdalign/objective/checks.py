@@ -2,40 +2,16 @@
 
 import os
 
-from kdalign.alignment.plan import Plan, grown
+from kdalign.alignment.plan import Plan
 from kdalign.errors import UsageError
-from kdalign.models.architecture import Attention
+from kdalign.models.layouts import Attention
 from kdalign.objective.losses import LEAST_GROUP
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal, Unit
-from kdalign.recipe import Objective as Weights
 from kdalign.recipe import Recipe
 
 _UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
 """What a map that is learned makes no mean of."""
-
-
-def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Plan | None]]:
-    """The parts of a run: the share of the steps after which each begins, what it minimises, and by which plan.
-
-    Stages of the objective, the first of them divided while layers are aligned one after the other.
-    """
-    found: list[tuple[float, Weights, Plan | None]] = []
-    for after, weights in recipe.objective.stages:
-        if plan is not None and weights.built.aligning and after == 0:
-            found += [(begins, weights, each) for begins, each in grown(plan, recipe.align.grow)]
-        else:
-            found.append((after, weights, plan))
-    return found
-
-
-def check_steps(steps: int, recipe: Recipe, plan: Plan | None) -> None:
-    """Refuse fewer steps than parts."""
-    parts = len(parts_of(recipe, plan))
-    if steps < parts:
-        raise UsageError(
-            f"{parts} parts (objective.align_first, align.grow) need a step each: train for {parts} at least"
-        )
 
 
 def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:

@@ -13,39 +13,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdalign.alignment.plan import Plan, crossed
-from kdalign.data.batches import Batch
-from kdalign.data.token_matching import Shared
 from kdalign.errors import UsageError
 from kdalign.models.architecture import CROSS, Layer
 from kdalign.models.capture import Wanted
-from kdalign.objective import losses
 from kdalign.objective.terms import (
     AttentionMaps,
     Contrastive,
-    Embedding,
-    EmbeddingsCosine,
-    HardLabels,
-    HiddenCosine,
-    HiddenEuclid,
     LayerWeights,
     LossTerm,
     MaskedTokens,
     OverLayers,
-    Place,
-    Relations,
     Signal,
-    Similarity,
     SoftTargets,
     Unit,
     View,
     Vocabulary,
 )
 from kdalign.objective.terms.logits import Decoupled
-from kdalign.objective.terms.registry import Setting, further_terms
 from kdalign.objective.terms.relational import Correlation
 from kdalign.recipe import KEYS_OF_TERMS
-from kdalign.recipe import Objective as Weights
 from kdalign.recipe.schedules import Scheduled
 
 
@@ -240,131 +226,3 @@ def _sum(name: str, found: object) -> Tensor:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise UsageError(f"term {name!r} gives {what}; a term gives one number in a tensor, the sum over its units")
     return found
-
-
-def build_objective(weights: Weights, plan: Plan | None, regression: bool, classes: int = 2) -> Objective:
-    """The objective of a classification or regression task.
-
-    Raises:
-        UsageError: a term that cannot be had here, with the reason.
-    """
-    given, weights = weights, weights.built
-    if weights.standardise and (regression or classes < 3):
-        why = "a score has one number" if regression else "of two standardised logits only the order is left"
-        raise UsageError(f"objective.standardise needs three classes or more: {why}")
-    soft = SoftTargets(weights.temperature, regression, weights.divergence, weights.standardise)
-    answers: dict[str, tuple[float, LossTerm]] = {
-        "hard": (weights.hard, HardLabels(regression)),
-        "soft": (weights.alpha, soft),
-    }
-    terms = _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
-    return _scheduled(Objective(terms), given)
-
-
-def build_language_objective(
-    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
-) -> Objective:
-    """The objective of a language-modelling task.
-
-    Args:
-        weights: of its terms.
-        plan: what aligns layers; None without a teacher.
-        dtype: the precision of products with the vocabulary.
-        shared: what the vocabularies share, where they are two.
-    """
-    given, weights = weights, weights.built
-    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
-    if weights.standardise:
-        raise UsageError("objective.standardise is for the logits of classes, not for tokens")
-    terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
-    return _scheduled(Objective(terms, vocabulary if vocabulary.parts else None), given)
-
-
-def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
-    """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
-    given, weights = weights, weights.built
-    same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
-    answers: dict[str, tuple[float, LossTerm]] = {
-        "embedding": (weights.alpha if same else 0.0, Embedding()),
-        "similarity": (weights.alpha, Similarity()),
-    }
-    return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
-
-
-def _scheduled(objective: Objective, weights: Weights) -> Objective:
-    """An objective that changes as its weights say."""
-    own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
-    return replace(objective, moving=weights.moving, own_temperature=own)
-
-
-def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
-    """The terms that the recipe names."""
-    setting = Setting(plan, {} if plan is None else _places(plan), classes, weights.temperature)
-    return {name: (weight, term) for name, weight, term in further_terms(weights.terms, setting)}
-
-
-def _places(plan: Plan) -> dict[str, Place]:
-    """Where layers are compared, by the student's stack."""
-    found = {}
-    for layer_map in plan.maps:
-        target = plan.student.reads_target(layer_map.student_stack)
-        looks_back = target or plan.student.family == "causal"
-        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
-    return found
-
-
-def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
-    """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
-    terms: dict[str, tuple[float, LossTerm]] = {}
-    places = {} if plan is None else _places(plan)
-    for layer_map in plan.maps if plan is not None else ():
-        assert plan is not None
-        place = places[layer_map.student_stack]
-        pairs = place.pairs
-        measured = weights.gamma > 0 and plan.calibrated
-        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
-        ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
-        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
-        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place.of_one_term(), variances))
-        mean = plan.heads == "mean"
-        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place.of_one_term(), mean))
-        if place.reads_target:
-            crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
-            across = Place(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
-            terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
-        stacks = layer_map.student_stack, layer_map.teacher_stack
-        terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
-        parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")
-        terms[f"relations{ending}"] = (weights.relations, Relations(place.of_one_term(), plan.relation_heads, parts))
-    return terms
-
-
-def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
-    return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}
-
-
-def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
-    """Of each micro-batch, its texts and the tokens that are compared."""
-    return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
-
-
-def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
-    """The groups of these micro-batches, from their rows as in ``rows_of``; fewer than three rows are none."""
-    return {
-        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
-        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
-    }
-
-
-def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
-    """The units of these micro-batches, from their masks alone."""
-    return {
-        Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
-        Unit.LABELLED: float(sum(int(batch.supervised.sum()) for batch in batches)),
-        Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
-        Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
-        Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
-        Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
-        Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
-        **count_groups(rows_of(batches)),
-    }

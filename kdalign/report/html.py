@@ -18,7 +18,8 @@ from kdalign.recipe.command import distill_command
 from kdalign.report.layout import grids
 from kdalign.report.plots import Picture, pictures_of
 from kdalign.report.plots.figure import INK, styled, without_markup
-from kdalign.runs.finished import Disagreements, FinishedRun, Read, disagreements
+from kdalign.runs.disagreements import Disagreements, Read, disagreements
+from kdalign.runs.finished import FinishedRun
 from kdalign.version import __version__
 
 if TYPE_CHECKING:

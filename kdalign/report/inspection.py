@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdalign.report.screen import words
-from kdalign.runs.finished import Disagreements
+from kdalign.runs.disagreements import Disagreements
 
 if TYPE_CHECKING:
     from kdalign.distillation.inspection import Likeness, Looks

@@ -22,11 +22,11 @@ import numpy as np
 
 from kdalign.errors import Changed, UsageError, cause_of
 from kdalign.files import parse_json, read_bytes, whole_file
+from kdalign.metrics.arrays import Array
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
+from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.prediction_table import check_answers, read_predictions
-from kdalign.runs.record import RunFolder, RunRecord, read_record, seal_of
-
-Array = np.ndarray[Any, Any]
+from kdalign.runs.record import RunRecord, read_record
 
 _COMMON = "common.json.gz"
 _HEX = 16

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kdalign.errors import Changed
 from kdalign.files import sha256
-from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree, seal_of
+from kdalign.runs.folder import seal_of
+from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree
 
 _SHOWN = 12
 """Digits of a hash that an error line shows."""

@@ -19,13 +19,15 @@ from kdalign.data.tasks.lookup import INFERRED
 from kdalign.errors import UsageError, printable
 from kdalign.files import read_json
 from kdalign.metrics.classification import reason_of
-from kdalign.models.architecture import LANGUAGE_HEADS, LAYOUTS, HeadKind, auto_class, head_of_class
+from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of_class
+from kdalign.models.layouts import LAYOUTS
 from kdalign.recipe import Data, Objective, Recipe
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.presets import DEFAULT
 from kdalign.recipe.schedules import percent
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.markdown import code, fenced, line, plain
-from kdalign.runs.record import RunFolder, RunRecord
+from kdalign.runs.record import RunRecord
 from kdalign.runs.record_schema import check_for_card
 from kdalign.runs.usage_snippets import example
 

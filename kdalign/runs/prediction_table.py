@@ -5,18 +5,17 @@ likelihoods in ``nll``, ``tokens``, ``best``, ``teacher_nll`` and ``teacher_best
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdalign.data.tables import read_table
 from kdalign.errors import UsageError, library_errors
 from kdalign.files import check_regular
+from kdalign.metrics.arrays import Array
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Array = np.ndarray[Any, Any]
 
 MOST_VALUES = 2**28
 """Numbers of a file that are read (2 GB): equal ones take no room in a file, and each takes its own in memory."""

@@ -1,6 +1,6 @@
 """How an exported student is used from Python: code for its card, which runs as it stands."""
 
-from kdalign.models.architecture import HeadKind
+from kdalign.models.heads import HeadKind
 
 _START = """\
 import torch

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kdalign.errors import UsageError, cause_of
 from kdalign.files import read_json, sha256, whole_file, write_json, writing
-from kdalign.runs.record import BEGUN, RunFolder, seal_of
+from kdalign.runs.folder import RunFolder, seal_of
+from kdalign.runs.record import BEGUN
 
 KEPT = 2
 """Checkpoints that are kept, the newest."""

@@ -4,21 +4,24 @@ Nothing here changes a weight. A look sees what the step itself would see: the s
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch, Encoded, micro_batches
 from kdalign.errors import RunError
 from kdalign.models.architecture import blocks
 from kdalign.models.capture import Signals
-from kdalign.objective.objective import Objective, count_groups, count_units, rows_of
+from kdalign.models.teacher import Teacher
+from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit, View
+from kdalign.objective.units import count_groups, count_units, rows_of
 from kdalign.training.learner import Learner
 
 LEAST_SHARE = 0.01
@@ -141,3 +144,27 @@ def freeze_unreached(
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
+
+
+def layer_attention(
+    plan: Plan, learner: Learner, teacher: Teacher, batches: Iterable[Batch], device: torch.device
+) -> dict[str, list[list[float]]]:
+    """How much each student layer attends to each teacher layer, the mean over texts.
+
+    Returns:
+        For each stack of the student, (student layers, teacher layers); rows sum to 1.
+    """
+    sums: dict[str, Tensor] = {}
+    texts = 0
+    was_training = learner.training
+    learner.eval()
+    with torch.no_grad():
+        for batch in batches:
+            batch = batch.to(device)
+            signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
+            texts += len(batch.counted)
+            for one in plan.maps:
+                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(one)])
+                sums[one.student_stack] = sums.get(one.student_stack, torch.zeros_like(rows)) + rows
+    learner.train(was_training)
+    return {stack: (total / texts).tolist() for stack, total in sums.items()}

@@ -17,13 +17,13 @@ from kdalign.data.tasks import Task
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import read_json, sha256, write_json, writing
-from kdalign.models import loading
-from kdalign.models.loading import Checkpoint
+from kdalign.models import checkpoint_files, loading
+from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import HardLabels
 from kdalign.observer import Observer
 from kdalign.recipe import Finetune, Train
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 from kdalign.training.learner import Learner
 from kdalign.training.loop import train
 from kdalign.training.task_trainer import Course, Stage
@@ -73,7 +73,7 @@ def finetuned(
                 f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
             )
             _make(folder, checkpoint, task, encoded, settings, tokenizer, accelerator, bf16, observer)
-    model = loading.load_classifier(loading.locate(str(folder)), task, fresh_head=False, seed=settings.seed)
+    model = loading.load_classifier(checkpoint_files.locate(str(folder)), task, fresh_head=False, seed=settings.seed)
     return model, f"fine-tuned on {task.name}: {settings.epochs:g} epochs, lr {settings.lr:g}, seed {settings.seed}"
 
 

@@ -17,21 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import count
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, Encoded, epoch_batches, steps_per_epoch
+from kdalign.data.batches import Batch, total_steps
 from kdalign.environment import give_memory_back
-from kdalign.errors import Interrupted, NotFinite, RunError, UsageError, unknown
+from kdalign.errors import Interrupted, NotFinite, RunError
 from kdalign.models.architecture import not_finite
 from kdalign.objective.balancing import Balance
 from kdalign.objective.objective import Objective
@@ -39,7 +36,7 @@ from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, Train
 from kdalign.recipe.schedules import place_of
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 from kdalign.training.checkpoint import (
     Progress,
     forget_after,
@@ -52,57 +49,17 @@ from kdalign.training.checkpoint import (
 )
 from kdalign.training.diagnostics import Sight, Teach, counted, gradient_norms, measured, small_shares
 from kdalign.training.learner import Learner
+from kdalign.training.optimizer import learning_rate, make_optimizer
 from kdalign.training.task_trainer import Course, Evaluate, Lessons
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
 GRADIENT_STEPS = 200
 """Steps between looks at each term's own gradient."""
-FACTOR_RATE = 50.0
-"""The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
 CHECKPOINT_SECONDS = 60.0
 """Training between checkpoints, where no number of steps is given."""
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _deterministic_options: Any = torch.utils.deterministic
-
-
-def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
-    """Refuse a device that is not here, and trackers that are unknown or not installed.
-
-    Raises:
-        UsageError: what is accepted.
-    """
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
-    here = torch.accelerator.current_accelerator(check_available=True)
-    if device not in ("auto", "cpu") and (here is None or here.type != device):
-        raise UsageError(f"no {device} device here (found: {here.type if here else 'cpu only'})")
-    known = sorted(str(name) for name in LoggerType if name != "all")
-    installed = [str(name) for name in get_available_trackers()]
-    for tracker in trackers:
-        if tracker not in known:
-            raise unknown("tracker", tracker, known)
-        if tracker not in installed:
-            raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
-
-
-def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
-    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
-
-    Raises:
-        UsageError: no such device here, or a tracker that is unknown or not installed.
-    """
-    check_device(device, trackers)
-    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    return Accelerator(
-        cpu=cpu,
-        # Explicit, because accelerate's environment variables would otherwise divide the loss or wrap the forward.
-        mixed_precision="no",
-        gradient_accumulation_steps=1,
-        log_with=list(trackers) or None,
-        project_dir=str(folder) if folder else None,
-    )
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -110,59 +67,6 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
     if recipe.train.trackers:
         config = {key: value for key, value in recipe.flat().items() if isinstance(value, int | float | str)}
         accelerator.init_trackers("kdalign", config=config)
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to train in bfloat16: as asked, or where the hardware multiplies it faster than float32."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def total_steps(settings: Train, encoded: Encoded) -> int:
-    """Optimizer steps of a run: as asked, until enough tokens were trained on, or whole epochs."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    if settings.max_tokens is None:
-        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens, encoded.mixture)
-        return max(1, round(settings.epochs * epoch_size))
-    steps, left, lengths, mixture = 0, settings.max_tokens, encoded.lengths, encoded.mixture
-    for epoch in count():
-        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture):
-            steps, left = steps + 1, left - int(lengths[rows].sum())
-            if left <= 0:
-                return steps
-    raise AssertionError("epochs never end")
-
-
-def learning_rate(settings: Train, step: int, steps: int) -> float:
-    """The learning rate of a step (counted from 0): linear warm-up, then decay to 0 at the end, or constant."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    match settings.scheduler:
-        case "constant":
-            return settings.lr
-        case "linear":
-            return settings.lr * (1 - done)
-        case "cosine":
-            return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
-    """AdamW over every trainable parameter once; biases, norms and what balances learn do not decay."""
-    factors = [p for module in learner.modules() if isinstance(module, Balance) for p in module.parameters()]
-    own = {id(p) for p in factors}
-    trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay, "rate": 1.0},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
-        {"params": factors, "weight_decay": 0.0, "rate": FACTOR_RATE},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
 
 
 def train(

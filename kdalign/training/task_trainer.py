@@ -15,7 +15,7 @@ from kdalign.data.batches import Batch, Encoded, epoch_batches, micro_batches, s
 from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
 from kdalign.recipe import Train
-from kdalign.runs.record import RunFolder
+from kdalign.runs.folder import RunFolder
 from kdalign.training.diagnostics import Teach, freeze_unreached
 from kdalign.training.learner import Learner
 

@@ -7,8 +7,6 @@ are kept: the memory of one block, and no second pass over the rows. For cross-e
 Wijmans et al. 2025, arXiv:2411.09009, and Hsu et al. 2024, arXiv:2410.10989.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,39 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdalign.data.token_matching import Shared
-from kdalign.errors import NotFinite
+from kdalign.models.lm_head import Head, block_rows, row_blocks, wide_dtype
 from kdalign.objective import losses
-
-
-@dataclass(frozen=True)
-class Head:
-    r"""A linear map from features to logits, and what a model does to them: :math:`c \tanh(z / c)` with a softcap c."""
-
-    weight: Float[Tensor, "vocabulary width"]
-    bias: Float[Tensor, "vocabulary"] | None = None
-    softcap: float | None = None
-
-    def logits(self, features: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
-        """Logits in at least float32; the product itself is in the weight's precision."""
-        plain = F.linear(features.to(self.weight.dtype), self.weight, self.bias)
-        plain = plain.to(_wide(plain.dtype))
-        return plain if self.softcap is None else self.softcap * torch.tanh(plain / self.softcap)
-
-    def detached(self, dtype: torch.dtype, entries: int | None = None) -> "Head":
-        """The same map without a graph, in another precision, of the first entries only; a copy only for precision."""
-        bias = None if self.bias is None else self.bias.detach()[:entries].to(dtype)
-        return replace(self, weight=self.weight.detach()[:entries].to(dtype), bias=bias)
-
-
-def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a block, where the caller does not say.
-
-    CPU: 16 MiB of float32 logits, 85 rows of 49,152, within a tenth of the fastest size: at 21 rows the whole took
-    half as long again, at 42 a quarter; and glibc gives back every buffer above 32 MiB and faults it in anew, which
-    made softmax three times as slow. Elsewhere 256 MiB: each block walks through the whole of the weight's gradient,
-    which takes 1,000 rows or so of products to outweigh.
-    """
-    return max(1, (2**22 if device.type == "cpu" else 2**26) // vocabulary)
 
 
 def vocabulary_losses(
@@ -90,7 +57,7 @@ def vocabulary_losses(
         precision = dtype or torch.promote_types(teacher.dtype, teacher_head.weight.dtype)
         teacher_head = teacher_head.detached(precision, None if shared is not None else len(student_head.weight))
     dtype = dtype or torch.promote_types(student.dtype, student_head.weight.dtype)
-    wide, head = _wide(dtype), student_head.detached(dtype)
+    wide, head = wide_dtype(dtype), student_head.detached(dtype)
     learned = student, student_head.weight, student_head.bias
     slopes = [
         torch.zeros_like(one, dtype=wide) if one is not None and one.requires_grad and torch.is_grad_enabled() else None
@@ -100,7 +67,7 @@ def vocabulary_losses(
     sloped = any(slope is not None for slope in slopes)
     hard_sum, soft_sum = student.new_zeros(2, dtype=wide)
     with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
-        for block in _blocks(len(student), rows or block_rows(len(head.weight), student.device)):
+        for block in row_blocks(len(student), rows or block_rows(len(head.weight), student.device)):
             features = student[block].to(dtype)
             logits = head.logits(features)
             here = torch.arange(len(logits), device=logits.device), labels[block]
@@ -138,29 +105,6 @@ def vocabulary_losses(
     return total, hard_sum.float(), soft_sum.float()
 
 
-def vocabulary_scores(
-    features: Float[Tensor, "n width"], head: Head, labels: Int[Tensor, "n"], rows: int | None = None
-) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
-
-    An entry that a model never gives may have a logit of -inf; a row needs one that is finite, and none above.
-
-    Raises:
-        NotFinite: rows whose logits are NaN, infinite, or all -inf.
-    """
-    nll = torch.empty(len(labels), dtype=_wide(head.weight.dtype), device=features.device)
-    best, top = torch.empty_like(labels), torch.empty_like(nll)
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        for block in _blocks(len(labels), rows or block_rows(len(head.weight), features.device)):
-            logits = head.logits(features[block])
-            nll[block] = F.cross_entropy(logits, labels[block], reduction="none")
-            top[block], best[block] = logits.max(dim=-1)  # on CPU a third of argmax's time; NaN is above all
-    bad = int((~top.isfinite()).sum())
-    if bad:
-        raise NotFinite(f"{bad:,} of {len(labels):,} tokens that are asked for have logits that are NaN or infinite")
-    return nll, best
-
-
 def _across(
     student: Tensor, teacher: Tensor, shared: Shared, divergence: str, temperature: float, skew: float
 ) -> Tensor:
@@ -185,12 +129,3 @@ class _Sloped(torch.autograd.Function):
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # New tensors, not in place: a graph that was kept may be walked again.
         return None, None, *(None if slope is None else (upstream * slope).to(dtype) for slope, dtype in pairs)
-
-
-def _blocks(n: int, rows: int) -> Iterator[slice]:
-    return (slice(start, start + rows) for start in range(0, n, rows))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32."""
-    return torch.promote_types(dtype, torch.float32)

@@ -1,7 +1,7 @@
 """What terms look at, and what their sums are divided by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -61,6 +61,7 @@ class View:
     student: Signals
     teacher: Signals | None
     batch: Batch
+    _apart: dict[tuple[Layer, Layer], losses.Apart] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def taught(self) -> Signals:
@@ -70,7 +71,7 @@ class View:
 
     def apart(self, ours: Layer, theirs: Layer) -> losses.Apart:
         """How far apart the features of a pair of layers are, worked out once for all terms."""
-        found, pair = self.student.apart, (ours, theirs)
+        found, pair = self._apart, (ours, theirs)
         if pair not in found:
             found[pair] = losses.Apart.of(self.student.projected[pair], self.student.targets[pair])
         return found[pair]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from kdalign.data.batches import IGNORED, MASKED
 from kdalign.data.token_matching import Shared
+from kdalign.models.lm_head import Head
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import Head, vocabulary_losses
+from kdalign.objective.losses.lm_head import vocabulary_losses
 from kdalign.objective.terms.base import Signal, Unit, View
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from kdalign.errors import printable, printable_names
+from kdalign.metrics.arrays import Array
 from kdalign.report.plots.figure import WIDTH, Picture, save, styled
 
 if TYPE_CHECKING:
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
     from kdalign.alignment.plan import Plan
     from kdalign.models.profiling import Profile
-
-Array = np.ndarray[Any, Any]
 
 MOST_NUMBERS = 16
 """A matrix with more rows or columns than this shows colours without numbers."""

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.comparison.compare import common_name
+from kdalign.comparison.rows import common_name
 from kdalign.comparison.table import ALIKE, Cell, Column, Comparison, Row
 from kdalign.errors import printable
+from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import reliability
 from kdalign.report.plots.figure import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
-from kdalign.runs.finished import Answers, Curves, FinishedRun, answers, curves, front
-
-Array = np.ndarray[Any, Any]
+from kdalign.runs.curves import Curves, curves
+from kdalign.runs.disagreements import Answers, answers
+from kdalign.runs.finished import FinishedRun
 
 POINTS = 80
 """A smoothed line has at most so many points, each the mean of equally many steps."""
@@ -393,3 +394,18 @@ def _axis(column: Column) -> str:
 def _in_a_name(text: str) -> str:
     """As a part of a file's name, which may not be long."""
     return re.sub(r"[^\w.]+", "-", text)[:60]
+
+
+def front(cost: Array, quality: Array) -> list[int]:
+    """The rows that no other row beats: no cheaper one is as good. From the cheapest to the best.
+
+    Args:
+        cost: (rows,), lower is better.
+        quality: (rows,), higher is better.
+    """
+    best, found = -np.inf, []
+    for row in np.lexsort((-quality, cost)).tolist():
+        if quality[row] > best:
+            best = quality[row]
+            found.append(row)
+    return found

@@ -1,0 +1,214 @@
+"""Propose a plan: which teacher layer teaches which student layer, with what projections."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from kdalign.alignment.layer_maps import LEARNED, MEASURED, TOP, Alike, measured_strategy, needs_measuring
+from kdalign.alignment.plan import (
+    LayerMap,
+    Plan,
+    ProjectionStyle,
+    normalised_shares,
+    projection_shape,
+    projections_for,
+    relation_heads_for,
+)
+from kdalign.errors import UsageError
+from kdalign.models.architecture import Architecture
+from kdalign.models.layer_selection import STRATEGIES, choose_layers
+
+
+def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
+    """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
+
+    Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
+    FitNets (Romero et al. 2015, arXiv:1412.6550), whose lower half is taught first, and the stacked distillation of
+    Aguilar et al. 2020, arXiv:1910.03723.
+
+    Raises:
+        UsageError: the lowest layers have weights of 0.
+    """
+    parts = plan.depth if share else 1
+    try:
+        return tuple(
+            (share * number / parts, plan.bottom(number + 1) if number + 1 < parts else plan) for number in range(parts)
+        )
+    except UsageError as error:
+        raise UsageError(f"align.grow begins with the lowest layers: {error}") from None
+
+
+def propose(
+    teacher: Architecture,
+    student: Architecture,
+    choice: str = "auto",
+    cut_from: Mapping[str, Sequence[int]] | None = None,
+    weights: Sequence[float] | str = "uniform",
+    heads: Literal["auto", "each", "mean", "mix"] = "auto",
+    relations: Literal["values", "all"] = "values",
+    relation_heads: int | None = None,
+    style: ProjectionStyle = ProjectionStyle(),
+) -> Plan:
+    """Propose the plan that aligns a student with a teacher, from their architectures alone.
+
+    Args:
+        teacher: what teaches.
+        student: what learns.
+        choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
+            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
+            ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
+            ``learned``, every student layer with all teacher layers, to which it attends.
+        cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
+        weights: lambda_l for each pair of every stack, any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
+        heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
+        relations: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
+        style: of projections.
+
+    Raises:
+        UsageError: a choice that is unknown or out of range.
+    """
+    maps, chosen, measured = [], "", needs_measuring(choice)
+    if measured:
+        measured_strategy(choice)
+        if weights != "uniform":
+            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
+    for ours in student.stacks:
+        if ours.name not in {stack.name for stack in teacher.stacks}:
+            continue
+        theirs = teacher.stack(ours.name)
+        if choice == "auto" and cut_from is not None:
+            pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
+        elif measured or (choice == "auto" and ours.layers > theirs.layers):
+            same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
+            pairs = list(enumerate(same_depth))
+            chosen = f"{choice}, not measured yet" if measured else "layers of the same depth"
+        elif choice == LEARNED:
+            pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
+            chosen = "learned: each student layer attends to all teacher layers"
+        elif choice == TOP:
+            pairs, chosen = [(ours.layers - 1, theirs.layers - 1)], "the last layers alone"
+        elif ":" in choice:
+            pairs, chosen = _given_pairs(choice), "given"
+        else:
+            chosen = "uniform" if choice == "auto" else choice
+            words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
+            pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
+        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalised_shares(weights, pairs)))
+    if not maps:
+        raise UsageError(
+            f"{projection_shape(teacher)} and {projection_shape(student)} have no stack in common to align"
+        )
+    attended = choice == LEARNED
+    if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
+        raise UsageError(
+            "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
+            "align.start=random with align.side=student alone"
+        )
+    projections = projections_for(teacher, student, maps, style, attended)
+    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
+    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+    accepted = relation_heads_for(plan.stacks)
+    if relation_heads is None:
+        relation_heads = max(number for number in accepted if number <= plan.stacks[0][0].heads)
+    elif relation_heads not in accepted:
+        shown = ", ".join(map(str, accepted))
+        raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
+    if measured and choice not in MEASURED:  # what it cannot do is found before a run begins
+        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
+    return replace(
+        plan,
+        choice=choice if measured else "",
+        heads=heads if heads != "auto" else "each" if same else "mix",
+        relations=relations,
+        relation_heads=relation_heads,
+        weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
+    )
+
+
+def _by_depth(student: int, teacher: int) -> Alike:
+    """Likeness that falls with the distance of the layers' depths, (student layers, teacher layers): a stand-in."""
+    ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
+    alike: Alike = 1 - np.abs(ours[:, None] - theirs)
+    return alike
+
+
+def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
+    """A plan with these similarities, and the map that they suggest where a measured one was asked for.
+
+    Args:
+        plan: whose maps may still be stand-ins.
+        similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
+        source: what they were measured on, for the reader.
+
+    Raises:
+        UsageError: a function of the user's that gives no map.
+    """
+    kept = {name: tuple(tuple(row) for row in alike.tolist()) for name, alike in similarities.items()}
+    if not plan.choice:
+        return replace(plan, similarities=kept)
+    maps = _measured_maps(plan, plan.choice, similarities)
+    return replace(
+        plan,
+        maps=maps,
+        projections=projections_for(plan.teacher, plan.student, maps, plan.style, plan.attended),
+        chosen=f"{plan.choice} by likeness (CKA) over {source}",
+        similarities=kept,
+        statistics={},
+    )
+
+
+def alternatives(plan: Plan) -> dict[str, float]:
+    """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
+
+    For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
+    """
+    if not plan.similarities:
+        return {}
+    found = {"this map": _likeness(plan.maps, plan.similarities)}
+    if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
+        for name in STRATEGIES:
+            found[name] = _likeness(propose(plan.teacher, plan.student, name).maps, plan.similarities)
+    measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
+    return found | {name: _likeness(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED}
+
+
+def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
+    maps = []
+    for one in plan.maps:
+        try:
+            flows = measured_strategy(choice)(similarities[one.student_stack])
+            pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
+        except Exception as error:  # whatever a function of the user's raises
+            raise UsageError(
+                f"map {choice!r} failed ({type(error).__name__}: {error}); accepted is a function that gives "
+                f"(student layer, teacher layer, weight) for each pair"
+            ) from error
+        try:
+            weights = normalised_shares([weight for *_, weight in flows], pairs)
+            maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
+        except UsageError as error:
+            raise UsageError(f"map {choice!r}: {error}") from None
+    return tuple(maps)
+
+
+def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
+    means = [
+        sum(
+            weight * similarities[one.student_stack][ours][theirs]
+            for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
+        )
+        for one in maps
+    ]
+    return sum(means) / len(means)
+
+
+def _given_pairs(choice: str) -> list[tuple[int, int]]:
+    words = re.split(r"[ ,]+", choice.strip())
+    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
+        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
+    pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
+    return pairs

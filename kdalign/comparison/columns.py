@@ -1,0 +1,85 @@
+"""Columns of a comparison table: one for each task and metric, means, and what a model costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kdalign.comparison.table import Cell, Column, metric_key
+from kdalign.metrics.classification import reason_of
+from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.record import RunRecord, first_split
+
+
+def with_means(entries: Sequence[Entry]) -> list[str]:
+    """The tasks of rows over several tasks whose metrics have a mean: percentages, more than one."""
+    several = records_of([entry for entry in entries if len(entry.records) > 1])
+    return list(dict.fromkeys(one.task for one in several if len(one.metrics) > 1 and in_per_cent(one)))
+
+
+def in_per_cent(record: RunRecord) -> bool:
+    return all(score["unit"] == "%" and score["higher_is_better"] for score in first_split(record)["student"])
+
+
+def build_columns(
+    entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]
+) -> list[Column]:
+    columns: dict[str, Column] = {}
+    for record in records_of(entries):
+        for split in record.scores.values():
+            for score in split["student"]:
+                columns.setdefault(metric_key(record.task, score["metric"]), _metric_column(record.task, score))
+            break
+    for result in evaluations:
+        for score in result["scores"]:
+            if score["metric"] != "agreement":
+                columns.setdefault(metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+    for result in evaluations:  # only then what no model has, whose unit and direction no score says
+        for absent in result["absent"]:
+            key = metric_key(result["task"], absent["metric"])
+            columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
+    details = [replace(column, detail=column.task in means) for column in columns.values()]
+    return [
+        Column("size", "params", "M", 1, higher_is_better=False),
+        Column("trained", "trained", "M tokens", 1),
+        *details,
+        *(Column(task, f"{task} mean", "%", 1, task=task) for task in means),
+        Column("macro", "macro", "%", 1),
+        Column("agreement", "agreement", "%", 1),
+        Column("ece", "ECE", "%", 1, higher_is_better=False),
+        Column("retained", "retained", "%", 1),
+        Column("parameters", "params", "M", 1, higher_is_better=False, cost=True),
+        Column("megabytes", "disk", "MB", 1, higher_is_better=False, cost=True),
+        Column("flops", "FLOPs/token", "M", 1, higher_is_better=False, cost=True),
+        Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
+        Column("speed-up", "speed-up", "x", 2, cost=True),
+        Column("steps", "steps", "", 0, higher_is_better=False, cost=True, training=True),
+        Column("tokens", "tokens", "M", 2, higher_is_better=False, cost=True, training=True),
+        Column("samples/s", "samples/s", "", 0, cost=True, training=True),
+        Column("seconds", "train", "s", 0, higher_is_better=False, cost=True, training=True),
+    ]
+
+
+def _metric_column(task: str, score: dict[str, Any]) -> Column:
+    key = metric_key(task, score["metric"])
+    return Column(
+        key,
+        f"{task} {score['metric']}",
+        score["unit"],
+        2 if score["unit"] == "bits" else 1,
+        score["higher_is_better"],
+        task,
+    )
+
+
+def mean_of(parts: Mapping[str, Cell]) -> Cell:
+    """The mean of numbers by their names; undefined where one is, and never the mean of the others."""
+    missing = [f"{name} is undefined: {cell.reason}" for name, cell in parts.items() if cell.value is None]
+    if missing or not parts:
+        return Cell(None, reason="; ".join(missing) or "there is nothing to take the mean of")
+    return Cell(float(np.mean([cell.value for cell in parts.values()])))
+
+
+def cell_of(score: Mapping[str, Any]) -> Cell:
+    return Cell(score["value"], score["low"], score["high"], reason=reason_of(score), mark=score.get("mark", ""))

@@ -1,0 +1,95 @@
+"""Whether rows of a table can be compared: data, protocol, teacher and tokenizer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdalign.comparison.table import metric_key
+from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.record import RunRecord, first_split
+
+
+def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
+    """What a row calls an evaluation: its model and split; how many of which data, where others share both."""
+    name, data = Path(result["model"]).name, f"{result['n']:,} of {Path(result['source']).name}"
+    if any(Path(one["model"]).name == name and one["model"] != result["model"] for one in others):
+        name = result["model"]
+    alike = [one for one in others if (one["model"], one["split"]) == (result["model"], result["split"])]
+    if any(
+        (one["task"], one["n"], one["source"]) != (result["task"], result["n"], result["source"])
+        and one["task"] == result["task"]
+        for one in alike
+    ):
+        return f"{name} ({result['split']}, {data})"
+    return f"{name} ({result['split']})"
+
+
+def _protocol(record: RunRecord) -> str:
+    """What a run was scored on and by what."""
+    split, scores = next(iter(record.scores.items()))
+    facts = record.data["reported"][split]
+    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {how_made(scores['student'])}"
+
+
+def how_made(scores: Sequence[dict[str, Any]]) -> str:
+    """How scores were taken: the metrics that share a signature together."""
+    metrics: dict[str, list[str]] = {}
+    for score in scores:
+        metrics.setdefault(score["signature"], []).append(score["metric"])
+    return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
+
+
+def protocols(entries: Sequence[Entry]) -> dict[str, set[str]]:
+    """By task, what its runs were scored on and by what; more than one where rows do not rank."""
+    seen: dict[str, set[str]] = {}
+    for record in records_of(entries):
+        seen.setdefault(record.task, set()).add(_protocol(record))
+    return seen
+
+
+def tasks_differ(entries: Sequence[Entry]) -> bool:
+    """Whether entries are of other tasks than one another."""
+    return len({tuple(sorted(entry.records)) for entry in entries}) > 1
+
+
+def teachers_differ(entries: Sequence[Entry]) -> bool:
+    """Whether a task has several teachers: other weights to begin with, fine-tuned otherwise, or of other scores."""
+    teachers = {(record.task, *_of_teacher(record)) for record in records_of(entries) if record.teacher is not None}
+    return len(teachers) > len({task for task, *_ in teachers})
+
+
+def _of_teacher(record: RunRecord) -> tuple[str, str, str]:
+    assert record.teacher is not None, "asked for a run that has one"
+    scores = [None if score["value"] is None else round(score["value"], 3) for score in first_split(record)["teacher"]]
+    return record.teacher.revision, record.teacher.head, json.dumps(scores)
+
+
+_OF_TOKENS = ("ppl", "masked_ppl")
+
+
+_OF_TEXT = ("word_ppl", "byte_ppl", "bits_per_byte")
+
+
+def not_comparable(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Likelihoods a token, by their columns, where runs have other tokenizers than one another.
+
+    With each, what compares instead because it is over the words or bytes of the text, as far as the runs have it.
+    """
+    found: dict[str, list[str]] = {}
+    for task in dict.fromkeys(record.task for record in records_of(entries)):
+        records = [record for record in records_of(entries) if record.task == task]
+        metrics = dict.fromkeys(score["metric"] for record in records for score in first_split(record)["student"])
+        if len(_tokenizers(records)) > 1:
+            instead = [name for name in metrics if name in _OF_TEXT]
+            found |= {metric_key(task, name): instead for name in metrics if name in _OF_TOKENS}
+    return found
+
+
+def _tokenizers(records: Sequence[RunRecord]) -> set[str]:
+    """What tells the students' tokenizers apart.
+
+    Where a record does not say, the hashes of their files, in which libraries also keep how far texts are cut.
+    """
+    said = [record.data.get("tokenizer", "") for record in records]
+    return set(said if all(said) else [record.files.get("student/tokenizer.json", "") for record in records])

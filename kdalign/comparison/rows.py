@@ -1,0 +1,255 @@
+"""Rows of a comparison table: teachers, baselines, students over seeds, evaluations."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdalign.comparison.columns import cell_of, in_per_cent, mean_of
+from kdalign.comparison.comparability import evaluation_name
+from kdalign.comparison.steps_to_score import Milestone
+from kdalign.comparison.table import Cell, Column, Row, metric_key
+from kdalign.metrics.classification import UNDEFINED, reason_of
+from kdalign.metrics.intervals import mean_interval
+from kdalign.runs.discovery import Beside, Entry, records_of
+from kdalign.runs.record import ModelRecord, RunRecord, first_split
+
+
+def _task_score(scores: Sequence[dict[str, Any]]) -> Cell:
+    """A task's one number: the mean of its metrics in per cent, as GLUE averages them, or its primary perplexity."""
+    of = [score for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]]
+    if len(of) == 1:
+        return Cell(of[0]["value"], reason=reason_of(of[0]))
+    return mean_of({score["metric"]: cell_of(score) for score in of})
+
+
+def _macro(records: dict[str, RunRecord], who: str) -> Cell:
+    found = {task: _task_score(first_split(record)[who]) for task, record in records.items()}
+    return mean_of(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
+    cells = {}
+    for task, record in entry.records.items():
+        for score in first_split(record)[who]:
+            cells[metric_key(task, score["metric"])] = cell_of(score)
+        if task in means:
+            cells[task] = _task_score(first_split(record)[who])
+    if len(entry.records) > 1 and all(map(in_per_cent, entry.records.values())):
+        cells["macro"] = _macro(entry.records, who)
+    errors = {task: first_split(record).get("calibration", {}).get(who) for task, record in entry.records.items()}
+    known = {task: cell_of(found) for task, found in errors.items() if found is not None}
+    if known:
+        cells["ece"] = next(iter(known.values())) if len(errors) == 1 else mean_of(known)
+    return cells
+
+
+def _cost_of(model: ModelRecord) -> dict[str, Cell]:
+    cells = {
+        "parameters": Cell(model.parameters / 1e6),
+        "megabytes": Cell(model.megabytes),
+        "latency": Cell(model.latency_ms),
+    }
+    per_token = model.flops_per_token
+    return cells if per_token is None else cells | {"flops": Cell(per_token / 1e6)}
+
+
+def teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
+    """One row per different teacher (its weights, its head, its scores)."""
+    rows: dict[str, Row] = {}
+    of: dict[str, str] = {}
+    tasks_of: dict[str, list[str]] = {}
+    for entry in entries:
+        record = next(iter(entry.records.values()))
+        if record.teacher is None:
+            continue
+        scores = _scores_of(entry, "teacher", means)
+        key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
+        name = f"teacher {_model_name(record.teacher.source)}"
+        cells = _held({**scores, **_cost_of(record.teacher), "retained": Cell(100.0)})
+        rows.setdefault(key, Row(name, "teacher", (), cells))
+        of.setdefault(key, f"{entry.name}, seed {entry.seed}")
+        tasks_of.setdefault(key, sorted(entry.records))
+    names = [(row.name, tasks) for row, tasks in zip(rows.values(), tasks_of.values(), strict=True)]
+    twice = [names.count(name) > 1 for name in names]
+    return [
+        replace(row, name=f"{row.name} (of {of[key]})") if again else row
+        for (key, row), again in zip(rows.items(), twice, strict=True)
+    ]
+
+
+def baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
+    """Rows that cost nothing to train; those with the same numbers, as of one teacher's runs, once."""
+    tasks = {column.key: column.task for column in columns}
+    trained = {column.key for column in columns if column.training}
+    rows: dict[str, Row] = {}
+    for one in beside:
+        model = next(iter(one.entry.records.values())).student
+        left_out = trained if model.parameters else trained | set(_cost_of(model))
+        cells = {key: cell for key, cell in _student_cells(one.entry, means).items() if key not in left_out}
+        for key, cell in cells.items():
+            if cell.value is None and not cell.reason:
+                cells[key] = replace(cell, reason=one.reasons.get(tasks.get(key, ""), ""))
+        name = f"teacher {_model_name(model.source)} in int8" if one.kind == "int8" and model.source else one.kind
+        row = Row(name, "baseline", (), cells)
+        rows.setdefault(json.dumps([row.name, *sorted((key, cell.value) for key, cell in cells.items())]), row)
+    return list(rows.values())
+
+
+def student_row(group: Sequence[Entry], means: Sequence[str], milestones: Sequence[Milestone]) -> Row:
+    """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
+    each = [_student_cells(entry, means) for entry in group]
+    for cells, entry in zip(each, group, strict=True):
+        for milestone in milestones:
+            cells |= milestone.cells(entry)
+    if len(group) == 1:
+        return Row(group[0].name, "student", (group[0].seed,), each[0])
+    cells = {}
+    for key in dict.fromkeys(key for cells_of_one in each for key in cells_of_one):
+        found = [cells_of_one.get(key, Cell(None, reason="it has none")) for cells_of_one in each]
+        values = [cell.value for cell in found]
+        if None in values:
+            reasons: dict[str, list[int]] = {}
+            for entry, cell in zip(group, found, strict=True):
+                if cell.value is None:
+                    reasons.setdefault(cell.reason or UNDEFINED, []).append(entry.seed)
+            told = (f"seed {' '.join(map(str, sorted(seeds)))}: {why}" for why, seeds in reasons.items())
+            cells[key] = Cell(None, reason="; ".join(told))
+            continue
+        known = [value for value in values if value is not None]
+        mean, half = mean_interval(known)
+        least, most = _range(key, known, group, means)
+        cells[key] = Cell(
+            mean,
+            None if half is None else max(least, mean - half),
+            None if half is None else min(most, mean + half),
+        )
+    seeds = tuple(sorted(entry.seed for entry in group))
+    return Row(common_name([entry.name for entry in group]), "student", seeds, _held(cells))
+
+
+_CORRELATIONS = ("matthews", "pearson", "spearman")
+
+
+_SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELATIONS)
+
+
+def _range(key: str, values: Sequence[float], group: Sequence[Entry], means: Sequence[str]) -> tuple[float, float]:
+    """The least and the largest value that a column can have: an interval over few seeds ends there.
+
+    What is below 0, or above 100, already, such as a metric of one's own, has no such end.
+    """
+    metric, least = key.rpartition("/")[2], 0.0
+    if metric in _CORRELATIONS or (key in ("macro", "retained", *means) and _correlates(group)):
+        least = -100.0 if key != "retained" else -math.inf
+    if key == "agreement" and any(_agrees_by_correlation(record) for record in records_of(group)):
+        least = -100.0
+    most = 100.0 if metric in _SHARES or key in means else math.inf
+    return (least if min(values) >= least else -math.inf), (most if max(values) <= most else math.inf)
+
+
+def _correlates(group: Sequence[Entry]) -> bool:
+    """Whether a score of the runs' tasks can be below 0."""
+    return any(name in _CORRELATIONS for record in records_of(group) for name in record.metrics)
+
+
+def _agrees_by_correlation(record: RunRecord) -> bool:
+    found = first_split(record)["agreement"]
+    return found is not None and str(found["signature"]).startswith("scipy")
+
+
+def _held(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Cells whose numbers are numbers: a share or a mean of very large ones can be beyond what a float holds."""
+    return {
+        key: cell
+        if all(number is None or math.isfinite(number) for number in (cell.value, cell.low, cell.high))
+        else Cell(None, reason="it is beyond what a float holds")
+        for key, cell in cells.items()
+    }
+
+
+def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
+    records = list(entry.records.values())
+    cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
+    agreements = {task: first_split(record)["agreement"] for task, record in entry.records.items()}
+    if None not in agreements.values():  # as without a teacher
+        agreed = {task: cell_of(found) for task, found in agreements.items()}
+        cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
+    taught = all(record.teacher is not None for record in records)
+    ours = _macro(entry.records, "student")
+    theirs = _macro(entry.records, "teacher") if taught else None
+    directions = {score["higher_is_better"] for record in records for score in first_split(record)["student"]}
+    if not taught:
+        pass  # nothing to be retained
+    elif any("tokenizers" in record.data and not in_per_cent(record) for record in records):
+        cells["retained"] = Cell(None, reason="perplexities over different tokens do not compare")
+    elif len(records) > 1 and not all(map(in_per_cent, records)):
+        cells["retained"] = Cell(None, reason="the tasks have no mean")
+    else:
+        cells["retained"] = _retained(ours, theirs or Cell(None), directions)
+    teacher = records[0].teacher
+    if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
+        cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
+    cells["steps"] = Cell(sum(record.training["steps"] for record in records))
+    cells["seconds"] = Cell(sum(record.training["seconds"] for record in records))
+    if all("tokens" in record.training for record in records):
+        cells["tokens"] = Cell(sum(record.training["tokens"] for record in records) / 1e6)
+    cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
+    return _held(cells)
+
+
+def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
+    """The student's score as a share of its teacher's, in per cent; of perplexities and errors the other way round."""
+    if ours.value is None:
+        return Cell(None, reason=f"the student's score is undefined: {ours.reason}")
+    if theirs.value is None:
+        return Cell(None, reason=f"the teacher's score is undefined: {theirs.reason}")
+    if len(directions) > 1:
+        return Cell(None, reason="the metrics have different directions")
+    if not theirs.value > 0:
+        return Cell(None, reason=f"the teacher's score, {theirs.value:.4g}, is not above 0")
+    if directions == {True}:
+        return Cell(100 * ours.value / theirs.value)
+    if not ours.value > 0:
+        return Cell(None, reason=f"the student's score, {ours.value:.4g}, is not above 0")
+    return Cell(100 * theirs.value / ours.value)
+
+
+def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
+    cells = {
+        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): cell_of(s)
+        for s in result["scores"]
+    }
+    for key in ("size", "trained"):
+        number = result.get({"size": "parameters", "trained": "trained_tokens"}[key])
+        if number is not None:
+            cells[key] = Cell(number / 1e6)
+    for absent in result["absent"]:
+        reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
+        cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
+    own = [score for score in result["scores"] if score["metric"] != "agreement"]
+    if result["task"] in means and own and not result["absent"]:
+        cells[result["task"]] = _task_score(own)
+    kind = "baseline" if result.get("kind") == "baseline" else "evaluation"
+    return Row(evaluation_name(result, others), kind, (), cells)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the names of one recipe's runs have in common."""
+    prefix = names[0]
+    for name in names[1:]:
+        while not name.startswith(prefix):
+            prefix = prefix[:-1]
+    return prefix.rstrip("-_. ").removesuffix("seed").rstrip("-_. ") or names[0]
+
+
+def _model_name(source: str) -> str:
+    """The last part of a model's name that says something."""
+    parts = [part for part in Path(source).parts if part.lower() not in ("model", "student", "checkpoint")]
+    return parts[-1] if parts else source
+
+
+def has_score(row: Row, column: Column) -> bool:
+    return column.key in row.cells

@@ -1,0 +1,59 @@
+"""The device that a run computes on: named by the user, or the best that the machine has."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+
+from kdalign.errors import UsageError, unknown
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
+    """Refuse a device that is not here, and trackers that are unknown or not installed.
+
+    Raises:
+        UsageError: what is accepted.
+    """
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if device not in ("auto", "cpu") and (here is None or here.type != device):
+        raise UsageError(f"no {device} device here (found: {here.type if here else 'cpu only'})")
+    known = sorted(str(name) for name in LoggerType if name != "all")
+    installed = [str(name) for name in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in known:
+            raise unknown("tracker", tracker, known)
+        if tracker not in installed:
+            raise UsageError(f"tracker {tracker!r} is not installed: pip install {tracker}")
+
+
+def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
+
+    Raises:
+        UsageError: no such device here, or a tracker that is unknown or not installed.
+    """
+    check_device(device, trackers)
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return Accelerator(
+        cpu=cpu,
+        # Explicit, because accelerate's environment variables would otherwise divide the loss or wrap the forward.
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        log_with=list(trackers) or None,
+        project_dir=str(folder) if folder else None,
+    )
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16: as asked, or where the hardware multiplies it faster than float32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,194 @@
+"""Load the teacher and the student of a run, or build the student."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.alignment.calibration import CALIBRATION_TOKENS
+from kdalign.alignment.plan import layers_text
+from kdalign.data.batches import Encoded, as_read_by_teacher, some
+from kdalign.data.tasks import Task
+from kdalign.distillation.prepare import Prepared
+from kdalign.distillation.tokenize import Opened, with_copies
+from kdalign.errors import NotFinite, RunError
+from kdalign.evaluation.samples import Prompt, continued, reworded
+from kdalign.models import checkpoint_files, lora, student
+from kdalign.models.architecture import count_parameters
+from kdalign.models.from_scratch import new_model
+from kdalign.models.profiling import flops_of, latencies_ms
+from kdalign.observer import Observer
+from kdalign.recipe import Recipe
+from kdalign.training.finetuning import finetuned
+
+LATENCY_TOKENS = 128
+
+
+SHOWN = 100
+"""Characters of a sample that are shown while training; the history and the record keep all."""
+
+
+@dataclass
+class Models:
+    """A run's two models in memory, as they are before the first step, and what was measured of them.
+
+    Attributes:
+        student: the whole of what is trained, on the device.
+        source: where the student came from.
+        taught: None without a teacher.
+        answers: the teacher's on the reported splits, and on the slice of train that is watched.
+        latencies: of teacher and student.
+        flops: likewise.
+        timed: the tokens of such a forward.
+        prompts: that are continued.
+        taught_says: what the teacher says after them.
+    """
+
+    opened: Opened
+    student: PreTrainedModel
+    source: str
+    taught: "Taught | None"
+    answers: Mapping[str, Any]
+    watched_answers: Any
+    latencies: Sequence[float]
+    flops: Sequence[int]
+    timed: int
+    prompts: Sequence[Prompt]
+    taught_says: Sequence[str]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether student and teacher answer the same questions."""
+        return self.taught is not None and not (
+            self.opened.texts.across is not None and self.opened.run.work.token_by_token
+        )
+
+
+def load(opened: Opened, accelerator: Accelerator, observer: Observer) -> Models:
+    """Load both models, the teacher fine-tuned first where it has no head; score the teacher and measure both."""
+    run, recipe, tokenizer, work = opened.run, opened.recipe, opened.tokenizer, opened.run.work
+    if run.augmenting is not None:
+        texts = with_copies(run, opened.texts, tokenizer, opened.config, accelerator, observer)
+        opened = replace(opened, texts=texts)
+    texts, main = opened.texts, accelerator.is_main_process
+    # The teacher is scored in float32, before it may be rounded for speed.
+    taught = load_teacher(run, recipe, accelerator, opened.bf16, observer)
+    answers: dict[str, Any] = {}
+    watched_answers = None
+    if taught is not None and main:
+        taught.model.to(accelerator.device)
+        try:
+            answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
+            watched_answers = work.answer(taught.model, texts.watched_by_teacher)
+        except NotFinite as error:
+            name = run.teacher.name if run.teacher is not None else "the teacher"
+            raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learnt from it") from None
+    big = taught.model if taught is not None else None
+    student_model, student_source = load_student(run, opened.config, big, tokenizer, texts.train)
+    student_model.to(accelerator.device)
+    pair = [*([taught.model] if taught is not None else []), student_model]
+    timed = min(LATENCY_TOKENS, *(checkpoint_files.positions(model.config) for model in pair))
+    flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
+    if big is not None and main:
+        observer.announce(_compared(student_model, big, flops, timed))
+    prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
+    taught_says: list[str] = []
+    if taught is not None and main and run.teacher_tokenizer is not None:
+        asked = prompts if texts.across is None else reworded(prompts, run.teacher_tokenizer)
+        taught_says = continued(taught.model, run.teacher_tokenizer, asked)
+    for prompt, saying in zip(prompts, taught_says, strict=False):
+        observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
+    latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
+    if recipe.train.lora is not None:
+        student_model = lora.adapted(student_model, recipe.train.lora, recipe.train.seed)
+    return Models(
+        opened,
+        student_model,
+        student_source,
+        taught,
+        answers,
+        watched_answers,
+        latencies,
+        flops,
+        timed,
+        prompts,
+        taught_says,
+    )
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher in float32, and where its head came from."""
+
+    model: PreTrainedModel
+    head: str
+
+
+def load_teacher(
+    run: Prepared, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
+) -> Taught | None:
+    """The teacher, fine-tuned first where it has no head; None where there is none."""
+    if run.teacher is None or run.teacher_tokenizer is None:
+        return None
+    if run.finetunes:
+        assert isinstance(run.task, Task), "only classifiers are fine-tuned first"
+        settings, tokenizer = recipe.finetune, run.teacher_tokenizer
+        encoded = run.work.encode(run.train, tokenizer, run.teacher.config, scored=False)
+        return Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
+    return Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
+
+
+def load_student(
+    run: Prepared,
+    config: PretrainedConfig,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Encoded,
+) -> tuple[PreTrainedModel, str]:
+    """The student in float32 before its first step, and where it came from."""
+    seed = run.recipe.train.seed
+    if run.cut is not None:
+        assert teacher is not None, "a student is cut out of a teacher"
+        assert run.teacher is not None, "a student is cut out of a teacher"
+        texts = as_read_by_teacher(some(encoded, seed, CALIBRATION_TOKENS))
+        before = run.recipe.init_from == "pretrained"
+        origin = run.work.load(run.teacher, fresh_head=True, seed=seed) if before else teacher
+        model = student.made(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
+        source = f"{run.recipe.student} at random"
+        if not starts_untrained(run) and run.cut_from is not None:
+            source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}{' before fine-tuning' * before}"
+            source += f", narrowed by {run.recipe.narrow_by}" if run.cut.narrows else ""
+        if run.across and run.teacher_tokenizer is not None:
+            model = student.with_vocabulary(model, tokenizer, run.teacher_tokenizer)
+            source += f", with {len(tokenizer):,} entries made of its own"
+        return model, source
+    if run.new is not None:
+        return new_model(config, seed), run.recipe.student
+    own = run.student
+    assert own is not None, "a student is cut, a checkpoint or new"
+    keeps_head = run.work.keeps_head(own)
+    model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
+    return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+
+
+def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
+    """Size and cost of a student beside its teacher's; the teacher's FLOPs come first."""
+    ours, theirs = (count_parameters(model) for model in (small, big))
+    theirs_cost, ours_cost = flops
+    return (
+        f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
+        f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
+    )
+
+
+def starts_untrained(run: Prepared) -> bool:
+    """Whether a student's layers start at random."""
+    drawn = run.cut is not None and (run.cut_from is None or (run.cut.narrows and run.recipe.narrow_by == "random"))
+    return run.new is not None or drawn
+
+
+def preview(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"

@@ -1,0 +1,174 @@
+"""The folders of a run: their names, who claims them, and whether an unfinished one may be resumed."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdalign.data.tasks import AnyTask
+from kdalign.errors import UsageError
+from kdalign.files import check_links
+from kdalign.models import checkpoint_files, student_spec
+from kdalign.recipe import PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.integrity import read_checked
+from kdalign.training.checkpoint import newest_whole
+
+
+def split_by_task(recipe: Recipe) -> list[Recipe]:
+    """One recipe per task; several get a folder each below ``out``.
+
+    Raises:
+        UsageError: one task is to be learnt together with none, or something that differs for a task is wrong.
+    """
+    tasks = recipe.data.task
+    if len(tasks) == 1:
+        others = [name for name in recipe.multi_task.tasks if name != tasks[0]]
+        if recipe.multi_task.together and others:  # what a task's own folder holds
+            raise UsageError(
+                f"task {tasks[0]!r} is learnt together with {', '.join(others)}: give the folder above this task's"
+            )
+        if recipe.multi_task.together:
+            raise UsageError(f"--multi-task takes two tasks or more: given {tasks[0]!r} alone")
+        return [recipe]
+    parent = Path(recipe.out or f"runs/{default_name(recipe, None)}")
+    starts = _starts(recipe)
+    return [
+        recipe_of_task(recipe, task, out=str(parent / _folder_name(task)), init_from=starts[task]) for task in tasks
+    ]
+
+
+def _starts(recipe: Recipe) -> dict[str, str]:
+    """For each task, whether its student is cut out of the teacher as it was before it was fine-tuned or after that.
+
+    With several tasks in one student it is before that, unless the recipe names the task whose teacher is taken.
+    """
+    starts: dict[str, str] = dict.fromkeys(recipe.data.task, recipe.init_from)
+    if not recipe.multi_task.together:
+        return starts
+    named = recipe.multi_task.body_from
+    copies = student_spec.is_cut(recipe.student) and recipe.init != "random" and recipe.has_teacher
+    if copies and not checkpoint_files.locate(recipe.teacher, recipe.revision).has_classifier:
+        return {task: "fine-tuned" if task == named else PRETRAINED for task in starts}
+    if named != PRETRAINED:
+        raise UsageError(
+            f"multi_task.body_from={named} is for a student that copies layers of a teacher that is fine-tuned first"
+        )
+    return starts
+
+
+def _folder_name(task: str) -> str:
+    """A task's word as a folder's name."""
+    return Path(task).stem if task.endswith((".yaml", ".yml")) else re.sub(r"[^\w.]+", "-", task)
+
+
+def default_name(recipe: Recipe, task: AnyTask | None) -> str:
+    """The run folder's name where none is given: task, teacher, student and seed."""
+    words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
+    words += ["together"] if recipe.multi_task.together else []
+    words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
+    words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
+    return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
+
+
+def claim(
+    folder: RunFolder,
+    recipe: Recipe,
+    resume: bool,
+    overwrite: bool,
+    inputs: Mapping[str, str] | None = None,
+    parts: Sequence[RunFolder] = (),
+) -> None:
+    """Refuse a folder that holds something, unless it is a run to resume or to overwrite; nothing is changed yet.
+
+    A run to resume must be as it was left: a finished one by its record, another by the hashes that it began with and
+    those of its newest whole checkpoint.
+
+    Args:
+        folder: of the run, or of several.
+        recipe: what is to be done there.
+        resume: go on.
+        overwrite: put the new run in its place.
+        inputs: fingerprints of what the run reads; None for a folder above several runs.
+        parts: the folders with the histories of its checkpoints, where it is not its own.
+
+    Raises:
+        UsageError: what lies there, and what can be done.
+    """
+    if not folder.started:
+        return
+    if overwrite:
+        _check_inputs_stay(folder, recipe)
+    if resume or overwrite:
+        check_links(folder.path)
+    if not folder.recipe.is_file():
+        raise UsageError(f"{str(folder.path)!r} is not empty and holds no run; choose another --out")
+    if not (resume or overwrite):
+        tasks = recipe.data.task
+        parts = [folder] if len(tasks) == 1 else [RunFolder(folder.path / _folder_name(task)) for task in tasks]
+        state = "a finished run" if all(part.complete for part in parts) else "an unfinished run"
+        raise UsageError(f"{str(folder.path)!r} holds {state}: give --resume, --overwrite or another --out")
+    if resume:
+        if folder.complete:
+            read_checked(folder.path)
+        else:
+            _check_unfinished(folder, parts)
+        changed = _difference(load_recipe(folder.recipe), recipe)
+        if changed:
+            raise UsageError(f"{str(folder.path)!r} holds a run of another recipe ({changed}); give another --out")
+        before = folder.read_inputs()
+        for name, value in (inputs or {}).items():
+            if before.get(name, value) != value:
+                raise UsageError(
+                    f"{str(folder.path)!r} holds a run on another {name} ({before[name]} then, {value} now); "
+                    f"give --overwrite or another --out"
+                )
+
+
+def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to remove a folder that holds what the run is to read.
+
+    Raises:
+        UsageError: which of it.
+    """
+    data = recipe.data
+    named = [
+        *(("teacher", recipe.teacher), ("student", recipe.student), ("tokenizer", recipe.tokenizer)),
+        *(
+            ("data.folder", data.folder),
+            ("data.unlabelled", data.unlabelled),
+            ("data.augment.model", data.augment.model),
+        ),
+        *(("align.plan", recipe.align.plan), *(("data.task", task) for task in data.task)),
+    ]
+    for key, name in named:
+        if name is not None and Path(name).expanduser().exists():
+            if Path(name).expanduser().resolve().is_relative_to(folder.path.resolve()):
+                raise UsageError(f"{key} {name!r} lies in {str(folder.path)!r}, which --overwrite would remove first")
+
+
+def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
+    """Refuse an unfinished run that is not as it was left.
+
+    Raises:
+        UsageError: which file was changed, and what can be done.
+    """
+    found = newest_whole(folder, parts)
+    if folder.check_begun(found.progress.plan):
+        return
+    lacking = missing_keys(folder.recipe)  # an older version began it, and wrote no hashes
+    if lacking:
+        raise UsageError(
+            f"run {str(folder.path)!r}: recipe.yaml lacks {lacking[0]!r}, which a run's own recipe has: put it back as "
+            f"it was, or start again with --overwrite"
+        )
+
+
+def _difference(saved: Recipe, given: Recipe) -> str:
+    """The first key on which two recipes differ, beside the folder and a precision that was left to kdalign."""
+    ours, theirs = given.flat(), saved.flat()
+    for key, value in ours.items():
+        if key == "out" or (key == "train.precision" and "auto" in (value, theirs[key])):
+            continue
+        if theirs[key] != value:
+            return f"{key} is {theirs[key]} there, {value} here"
+    return ""

@@ -1,0 +1,98 @@
+"""The interface of a task adapter: how text is tokenized, which head answers, what is scored."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.data.batches import Encoded
+from kdalign.data.dual_tokenization import Tokenizers
+from kdalign.data.tasks import AnyTask, Examples
+from kdalign.evaluation.samples import Prompt
+from kdalign.metrics.classification import Score
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import HeadKind
+from kdalign.observer import Tell, untold
+
+Answers = Any
+"""A model's answers on a split: ``Predictions`` of classifiers, ``TokenAnswers`` of language models."""
+
+
+class Work(Protocol):
+    """A task, as the pipeline works on it."""
+
+    @property
+    def task(self) -> AnyTask:
+        """The task."""
+
+    @property
+    def head(self) -> HeadKind:
+        """The head that answers it."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names, the primary one first."""
+
+    def examples(self, split: str) -> Examples:
+        """Read and check a split."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint whose family or head is for something else."""
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that cannot be trained on rows which several texts fill, where they are so filled."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Refuse the tokenizer of a model that lacks what training on it, or being scored on it, needs."""
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
+
+    @property
+    def token_by_token(self) -> bool:
+        """Whether answers are to tokens, so that those of models with different tokenizers do not compare."""
+
+    def check_across(self) -> None:
+        """Refuse a teacher with another tokenizer, where its tokens cannot be matched with the student's."""
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize a split for training by the student's tokenizer and the teacher's."""
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a checkpoint with the head, in float32."""
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether a student's own head fits the task; else it gets a new one."""
+
+    def order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
+        """For each label, the number of the model's output; None for a language model."""
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """What models are asked to go on from, to be looked at; none where they say nothing."""
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Answers:
+        """A model's answers on a split."""
+
+    def scores(
+        self, answers: Answers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The metrics of answers, with their 95 % intervals."""
+
+    def agreement(self, ours: Answers, theirs: Answers, *, interval: bool = True) -> Score:
+        """How far two models answer alike."""
+
+    def calibration(self, answers: Answers, encoded: Encoded) -> Score | None:
+        """How far confidence is from being right; None where answers have none."""
+
+    def keep(self, file: Path, ours: Answers, encoded: Encoded, theirs: Answers | None) -> None:
+        """Write answers into a file."""
+
+    def kept(self, file: Path) -> Answers:
+        """The teacher's answers that were kept in a file."""

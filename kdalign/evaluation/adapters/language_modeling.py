@@ -1,0 +1,160 @@
+"""Language modelling: tokens as targets, a vocabulary head, perplexity and generated text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.data.batches import Encoded
+from kdalign.data.dual_tokenization import Tokenizers, encode_documents_across
+from kdalign.data.tasks import Examples, LanguageTask, load_texts
+from kdalign.data.tokenization import check_roles, encode_chats, encode_documents, encode_pairs
+from kdalign.data.windows import encode_causal, encode_permuted
+from kdalign.errors import UsageError
+from kdalign.evaluation import likelihood
+from kdalign.evaluation.likelihood import TokenAnswers
+from kdalign.evaluation.samples import Prompt, beginnings, questions, sources
+from kdalign.metrics.classification import Score
+from kdalign.models import loading
+from kdalign.models.architecture import layout_of
+from kdalign.models.capture import check_read
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
+from kdalign.observer import Tell, untold
+
+
+@dataclass(frozen=True)
+class Modelling:
+    """Tokens, by a language-model head of a family."""
+
+    task: LanguageTask
+    family: str
+    max_length: int
+    asked_in: str = "drawn"
+    stride: int | None = None
+    token_by_token: bool = True
+
+    @property
+    def head(self) -> HeadKind:
+        """The family's language-model head."""
+        return LANGUAGE_HEADS[self.family]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The family's perplexities; a conversation's words are not counted."""
+        return ("ppl",) if self.task.kind == "chat" else likelihood.metrics_of(self.family)
+
+    def examples(self, split: str) -> Examples:
+        """Read documents or pairs."""
+        return load_texts(self.task, split)
+
+    def check_packing(self, checkpoint: Checkpoint) -> None:
+        """Refuse a model that looks back less far than a row is long: packed documents would be seen whole."""
+        window = getattr(checkpoint.config, "sliding_window", None)
+        packed = self.family == "causal" and self.task.kind != "chat"
+        if packed and window is not None and window < self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
+                f"packed documents would be seen whole"
+            )
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse another family, and a checkpoint that says it has no language-model head."""
+        family = layout_of(checkpoint.config).family
+        self.task.check(family, checkpoint.name)
+        if family != self.family:
+            raise UsageError(f"{checkpoint.name!r} is a {family} model, the other one {self.family}")
+        if family == "seq2seq" and checkpoint.config.decoder_start_token_id is None:
+            raise UsageError(
+                f"the configuration of {checkpoint.name!r} does not say by which token its targets begin: "
+                "set decoder_start_token_id in config.json"
+            )
+        if head_of(checkpoint.config) is not self.head:
+            raise UsageError(
+                f"{checkpoint.name!r} has no language-model head; `kdalign distill --teacher none --student "
+                f"{checkpoint.name} --task {self.task.word}{self.task.source.flags}` trains one"
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
+        """Refuse one without the tokens that begin and end a text or stand for a gap, where the family needs them."""
+        if self.task.kind == "chat":
+            needed: tuple[str, ...] = ("places",)
+        elif self.family == "causal":
+            needed = ("start",) if scored else ("start", "end")
+        else:
+            needed = {"masked": ("mask",), "permutation": ("places",), "seq2seq": ("end",)}[self.family]
+        check_roles(tokenizer, name, self.task.name, needed)
+
+    def encode(
+        self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
+    ) -> Encoded:
+        """Tokenize documents or pairs."""
+        if self.task.kind == "chat":
+            return encode_chats(examples, tokenizer, self.max_length)
+        if self.family == "seq2seq":
+            return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
+        if scored and self.family != "masked":
+            encode = encode_causal if self.family == "causal" else encode_permuted
+            return encode(examples.texts[0], tokenizer, self.max_length, self.stride)
+        ordered = self.asked_in == "left-to-right"
+        return encode_documents(examples, tokenizer, self.family, self.max_length, ordered)
+
+    def check_across(self) -> None:
+        """Refuse conversations, and families other than ``masked`` and ``causal``."""
+        if self.task.kind == "chat" or self.family not in ("masked", "causal"):
+            what = "conversations" if self.task.kind == "chat" else f"{self.family} models"
+            raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
+
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+        """Tokenize documents by both."""
+        return encode_documents_across(examples, tokenizers, self.family, self.max_length)
+
+    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a language model."""
+        return check_read(loading.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
+
+    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+        """Whether it says that it has a language-model head."""
+        return head_of(checkpoint.config) is self.head
+
+    def order(self, model: PreTrainedModel) -> None:
+        """A language model has no labels."""
+        return
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+        """Beginnings, questions or sources; none for models that do not go left to right."""
+        if self.task.kind == "chat":
+            return questions(examples, tokenizer, count)
+        if self.family == "seq2seq":
+            return sources(examples, tokenizer, count, self.max_length)
+        return beginnings(examples, tokenizer, count) if self.family == "causal" else ()
+
+    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> TokenAnswers:
+        """Likelihoods and likeliest tokens."""
+        return likelihood.answer(model, encoded, tell)
+
+    def scores(
+        self, answers: TokenAnswers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+    ) -> list[Score]:
+        """The perplexities of answers."""
+        way = "chat" if self.task.kind == "chat" else self.family
+        how = likelihood.protocol(way, self.max_length, self.stride)
+        found = likelihood.perplexities(answers, encoded, how, interval, masked=way == "masked")
+        return [score for score in found if metrics is None or score.metric in metrics]
+
+    def agreement(self, ours: TokenAnswers, theirs: TokenAnswers, *, interval: bool = True) -> Score:
+        """The share of target tokens with the same likeliest token."""
+        return likelihood.token_agreement(ours, theirs, interval)
+
+    def calibration(self, answers: TokenAnswers, encoded: Encoded) -> Score | None:
+        """None: a perplexity says it all."""
+        return None
+
+    def keep(self, file: Path, ours: TokenAnswers, encoded: Encoded, theirs: TokenAnswers | None) -> None:
+        """Write likelihoods and likeliest tokens, row by row."""
+        likelihood.write_answers(file, ours, theirs)
+
+    def kept(self, file: Path) -> TokenAnswers:
+        """The teacher's likelihoods and likeliest tokens."""
+        return likelihood.read_teacher(file)

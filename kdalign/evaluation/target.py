@@ -1,0 +1,44 @@
+"""What can be scored: the interface of a local model, a served model, a baseline."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from kdalign.evaluation.job import Job, Place
+from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.observer import Observer
+
+AGREEMENT = "agreement"
+
+
+MASKED = "masked_ppl"
+
+
+class Target(Protocol):
+    """One model, or what stands for one, with the split it is scored on."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def job(self) -> Job:
+        """What it is scored on."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """What it is scored by where nobody says."""
+
+    def why_not(self, metric: str) -> Absent | None:
+        """Why it cannot be scored by a metric; None where it can."""
+
+    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+        """Its scores by metrics that it can be scored by.
+
+        Args:
+            metrics: names.
+            place: for its files.
+            device: to run on.
+            observer: who watches.
+        """

@@ -1,0 +1,44 @@
+"""LoRA adapters on a model, and merged into it."""
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from kdalign.models.architecture import blocks, embedding_weights
+
+
+def adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+    """The model with low-rank adapters on every linear map of its layers, the only thing in them that is trained.
+
+    LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1, by peft, scaled by 2. Embeddings are frozen, too; what lies
+    beside them and the layers (a classification head, a final norm) is trained whole.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inside = {id(module) for block in blocks(model).values() for module in block.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, torch.nn.Linear | Conv1D)
+    ]
+    of_layers = {id(parameter) for block in blocks(model).values() for parameter in block.parameters()}
+    frozen = of_layers | {id(parameter) for parameter in embedding_weights(model)}
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, fan_in_fan_out=turned)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or id(parameter) not in frozen)
+    return model
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """An adapted model as a stock one, each adapter added to the weights beside it."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+    return model

@@ -1,0 +1,121 @@
+"""The size of a student that is cut out of its teacher, read from words such as `layers=3,width=192`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from transformers import PretrainedConfig
+
+from kdalign.errors import UsageError, unknown
+from kdalign.models.architecture import Architecture, Layer, Stack, blocks, skeleton, with_layers
+from kdalign.models.layer_selection import choose_layers
+from kdalign.models.pruning import Narrowing, narrow_config
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a student that is made out of its teacher keeps: so many layers of each stack, and their sizes."""
+
+    layers: Mapping[str, int]
+    narrowing: Narrowing = field(default_factory=Narrowing)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any size is asked for."""
+        return self.narrowing != Narrowing()
+
+    def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
+        """The student's configuration.
+
+        Raises:
+            UsageError: a size that the family cannot have.
+        """
+        config = with_layers(teacher, {stack: range(number) for stack, number in self.layers.items()})
+        return narrow_config(config, self.narrowing) if self.narrows else config
+
+
+_SIZES = tuple(size.name for size in fields(Narrowing))
+
+
+def is_cut(student: str) -> bool:
+    """Whether a student is described as a cut of its teacher, such as ``layers=3`` or ``layers=half,width=192``."""
+    return student.partition("=")[0] in ("layers", *_SIZES) and "=" in student
+
+
+def cut_of(student: str, teacher: Architecture) -> Cut | None:
+    """The cut that ``--student`` describes; None where the student is a checkpoint or new.
+
+    ``layers=3`` and ``layers=half`` cut every stack, ``layers=encoder:4,decoder:2`` one by one; ``width``, ``heads``,
+    ``kv_heads`` and ``feed_forward`` make what is left narrower.
+
+    Raises:
+        UsageError: not a number of layers that the teacher has, or an unknown size.
+    """
+    if not is_cut(student):
+        if re.fullmatch(r"layers?\s*[=:]?\s*\w*", student):
+            raise UsageError(f"--student {student!r}; did you mean 'layers=N', N of the teacher's, or 'layers=half'?")
+        return None
+    given: dict[str, str] = {}
+    for part in re.split(r",(?=\w+=)", student):
+        key, _, value = part.partition("=")
+        if key not in ("layers", *_SIZES):
+            raise unknown(f"part of --student {student!r}:", key, ("layers", *_SIZES))
+        if key in given:
+            raise UsageError(f"--student {student!r} gives {key} twice")
+        given[key] = value
+    for key in _SIZES:
+        if key in given and not re.fullmatch("[1-9][0-9]{0,6}", given[key]):
+            raise UsageError(f"--student {student!r}: {key} is a whole number from 1 to 9999999")
+    wanted = given.pop("layers", "")
+    words = {stack.name: wanted or str(stack.layers) for stack in teacher.stacks}
+    if ":" in wanted:
+        parts = [part.partition(":")[::2] for part in wanted.split(",")]
+        chosen = dict(parts)
+        if set(chosen) != set(words) or len(chosen) < len(parts):
+            raise UsageError(f"--student {student!r}: name every stack once ({', '.join(words)})")
+        words = chosen
+    layers = {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
+    return Cut(layers, Narrowing(**{key: int(value) for key, value in given.items()}))
+
+
+def _number(student: str, word: str, stack: Stack) -> int:
+    if word == "half":
+        return max(1, stack.layers // 2)
+    if not re.fullmatch(r"[0-9]{1,9}", word) or not 1 <= int(word) <= stack.layers:
+        raise UsageError(
+            f"--student {student!r}: accepted are layers=1 to layers={stack.layers} ({stack.name}), or layers=half"
+        )
+    return int(word)
+
+
+def starting_layers(init: str, layers: Mapping[str, int], teacher: Architecture) -> dict[str, tuple[int, ...]] | None:
+    """For each stack, the teacher layers that a cut student starts from; None for ``random``."""
+    if init == "random":
+        return None
+    return {
+        name: choose_layers(init, number, teacher.stack(name).layers, ("random",)) for name, number in layers.items()
+    }
+
+
+def check_cut(config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
+    """Refuse to move a layer to a place where the family's layers are made of other parts, before weights load.
+
+    ModernBERT's first layer has no norm before its attention; some mixtures of experts begin with layers of another
+    kind. What T5's first layers have beside (relative positions) stays with the first.
+
+    Raises:
+        UsageError: the layer, and what is accepted.
+    """
+    source, target = blocks(skeleton(config)), blocks(skeleton(with_layers(config, layers)))
+    for (stack, place), block in target.items():
+        moved = Layer(stack, layers[stack][place])
+        ours, theirs = (
+            {name for name, _ in each.named_parameters() if "relative_attention_bias" not in name}
+            for each in (block, source[moved])
+        )
+        if ours != theirs:
+            differs = sorted(ours ^ theirs)[0]
+            raise UsageError(
+                f"layer {moved} of {config.model_type} cannot become the student's layer {place}: they differ in "
+                f"{differs!r}; start from others, such as --init first or --init skip"
+            )

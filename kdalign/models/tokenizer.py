@@ -1,0 +1,95 @@
+"""Load the tokenizer of a checkpoint."""
+
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from kdalign.errors import UsageError, library_errors
+from kdalign.files import read_json
+from kdalign.models.architecture import layout_of
+from kdalign.models.checkpoint_files import Checkpoint, quiet_transformers
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UsageError: it has none, one without a padding token, or one that numbers tokens beyond the model's vocabulary.
+    """
+    family, name = layout_of(checkpoint.config).family, checkpoint.name
+    tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if highest >= checkpoint.config.vocab_size:
+        raise UsageError(
+            f"the tokenizer of {name!r} is not this model's: it gives {token!r} the number {highest}, and the model "
+            f"has {checkpoint.config.vocab_size} entries; put the model's own tokenizer beside it"
+        )
+    return tokenizer
+
+
+def load_tokenizer_named(
+    name: str, family: str, path: str | None = None, revision: str | None = None, gguf: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, which need not hold a model, for models of a family.
+
+    Raises:
+        UsageError: it has none, or one without a padding token (causal models pad with their end token).
+    """
+    extra = {} if gguf is None else {"gguf_file": gguf}
+    folder = Path(path or name)
+    if gguf is None and folder.is_dir():
+        _check_tokenizer_files(name, folder)
+    mend = "a tokenizer.json that this version of tokenizers reads is needed (save it again by save_pretrained)"
+    with library_errors(f"model {name!r} has no tokenizer that can be read", mend), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False, **extra)
+        entries, special = len(tokenizer), len(tokenizer.all_special_ids)
+        tokenizer("a b")  # a file may be read and yet not work
+    if entries <= special:  # what from_pretrained makes where there are no files
+        raise UsageError(f"model {name!r} has no tokenizer: its files hold no vocabulary")
+    if tokenizer.pad_token_id is None and family == "causal":
+        # What is padded is masked by its length, whatever it holds.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            f"the tokenizer of {name!r} has no padding token; name one of its tokens pad_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+def _check_tokenizer_files(name: str, folder: Path) -> None:
+    """Refuse files that are no JSON objects, and tokenizers of which kdalign needs another form.
+
+    Raises:
+        UsageError: which file, and what is accepted.
+    """
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / file).is_file() and not isinstance(read_json(folder / file, parse_constant=float), dict):
+            raise UsageError(f"{str(folder / file)!r} is not a tokenizer's: it holds no object ({{...}})")
+    there = [file for file in (*_TOKENIZERS, "source.spm") if (folder / file).is_file()]
+    pieces = [file for file in there if file.endswith((".model", ".spm"))]
+    if pieces and "tokenizer.json" not in there and importlib.util.find_spec("sentencepiece") is None:
+        raise UsageError(
+            f"the tokenizer of {name!r} is a {pieces[0]} without a tokenizer.json, and reading it needs a package: "
+            "pip install sentencepiece, or save it beside as tokenizer.json where that is installed"
+        )
+
+
+def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids: the same tokens with the same numbers, special ones included."""
+    probe = ("A probe: naïve CAFÉ, 1½ x!", "b")
+    return bool(
+        first.get_vocab() == second.get_vocab()
+        and first.all_special_ids == second.all_special_ids
+        and first(*probe).input_ids == second(*probe).input_ids
+    )

@@ -1,0 +1,155 @@
+"""Build the objective of a task from a recipe's weights and a plan."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from kdalign.alignment.plan import Plan, crossed
+from kdalign.data.tasks import AnyTask, Task
+from kdalign.data.token_matching import Shared
+from kdalign.errors import UsageError
+from kdalign.objective.objective import Objective
+from kdalign.objective.terms import (
+    AttentionMaps,
+    Embedding,
+    EmbeddingsCosine,
+    HardLabels,
+    HiddenCosine,
+    HiddenEuclid,
+    LossTerm,
+    Place,
+    Relations,
+    Signal,
+    Similarity,
+    SoftTargets,
+    Vocabulary,
+)
+from kdalign.objective.terms.registry import Setting, further_terms
+from kdalign.recipe import Objective as Weights
+
+
+def build_objective(
+    task: AnyTask, weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+) -> Objective:
+    """The objective of a task of any kind.
+
+    Args:
+        task: what is learnt.
+        weights: of its terms.
+        plan: what aligns layers; None without a teacher.
+        dtype: the precision of the largest matrix products.
+        shared: what the vocabularies share, where the teacher has another tokenizer.
+
+    Raises:
+        UsageError: a term that cannot be had here, with the reason.
+    """
+    if isinstance(task, Task):
+        return build_classification_objective(weights, plan, task.regression, len(task.labels))
+    if task.scored is None:
+        return build_language_objective(weights, plan, dtype, shared)
+    assert plan is not None, "embeddings are learnt from a teacher"
+    return build_embedding_objective(weights, plan)
+
+
+def build_classification_objective(
+    weights: Weights, plan: Plan | None, regression: bool, classes: int = 2
+) -> Objective:
+    """The objective of a classification or regression task.
+
+    Raises:
+        UsageError: a term that cannot be had here, with the reason.
+    """
+    given, weights = weights, weights.built
+    if weights.standardise and (regression or classes < 3):
+        why = "a score has one number" if regression else "of two standardised logits only the order is left"
+        raise UsageError(f"objective.standardise needs three classes or more: {why}")
+    soft = SoftTargets(weights.temperature, regression, weights.divergence, weights.standardise)
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "hard": (weights.hard, HardLabels(regression)),
+        "soft": (weights.alpha, soft),
+    }
+    terms = _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
+    return _scheduled(Objective(terms), given)
+
+
+def build_language_objective(
+    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+) -> Objective:
+    """The objective of a language-modelling task.
+
+    Args:
+        weights: of its terms.
+        plan: what aligns layers; None without a teacher.
+        dtype: the precision of products with the vocabulary.
+        shared: what the vocabularies share, where they are two.
+    """
+    given, weights = weights, weights.built
+    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
+    if weights.standardise:
+        raise UsageError("objective.standardise is for the logits of classes, not for tokens")
+    terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
+    return _scheduled(Objective(terms, vocabulary if vocabulary.parts else None), given)
+
+
+def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
+    """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
+    given, weights = weights, weights.built
+    same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
+    answers: dict[str, tuple[float, LossTerm]] = {
+        "embedding": (weights.alpha if same else 0.0, Embedding()),
+        "similarity": (weights.alpha, Similarity()),
+    }
+    return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
+
+
+def _scheduled(objective: Objective, weights: Weights) -> Objective:
+    """An objective that changes as its weights say."""
+    own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
+    return replace(objective, moving=weights.moving, own_temperature=own)
+
+
+def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that the recipe names."""
+    setting = Setting(plan, {} if plan is None else _places(plan), classes, weights.temperature)
+    return {name: (weight, term) for name, weight, term in further_terms(weights.terms, setting)}
+
+
+def _places(plan: Plan) -> dict[str, Place]:
+    """Where layers are compared, by the student's stack."""
+    found = {}
+    for layer_map in plan.maps:
+        target = plan.student.reads_target(layer_map.student_stack)
+        looks_back = target or plan.student.family == "causal"
+        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
+    return found
+
+
+def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
+    """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
+    terms: dict[str, tuple[float, LossTerm]] = {}
+    places = {} if plan is None else _places(plan)
+    for layer_map in plan.maps if plan is not None else ():
+        assert plan is not None
+        place = places[layer_map.student_stack]
+        pairs = place.pairs
+        measured = weights.gamma > 0 and plan.calibrated
+        variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
+        ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
+        terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
+        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place.of_one_term(), variances))
+        mean = plan.heads == "mean"
+        terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place.of_one_term(), mean))
+        if place.reads_target:
+            crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
+            across = Place(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
+            terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
+        stacks = layer_map.student_stack, layer_map.teacher_stack
+        terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
+        parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")
+        terms[f"relations{ending}"] = (weights.relations, Relations(place.of_one_term(), plan.relation_heads, parts))
+    return terms
+
+
+def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
+    return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}

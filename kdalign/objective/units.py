@@ -1,0 +1,34 @@
+"""Count the units that a batch's losses are divided by."""
+
+from collections.abc import Sequence
+
+from kdalign.data.batches import Batch
+from kdalign.objective import losses
+from kdalign.objective.terms import Unit
+
+
+def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
+    """Of each micro-batch, its texts and the tokens that are compared."""
+    return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
+
+
+def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
+    """The groups of these micro-batches, from their rows as in ``rows_of``; fewer than three rows are none."""
+    return {
+        Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
+        Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
+    }
+
+
+def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
+    """The units of these micro-batches, from their masks alone."""
+    return {
+        Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
+        Unit.LABELLED: float(sum(int(batch.supervised.sum()) for batch in batches)),
+        Unit.TOKEN: float(sum(int(batch.tokens.sum()) for batch in batches)),
+        Unit.COMPARED: float(sum(int(batch.compared.sum()) for batch in batches)),
+        Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
+        Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
+        Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
+        **count_groups(rows_of(batches)),
+    }

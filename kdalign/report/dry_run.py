@@ -1,0 +1,194 @@
+"""What a run would do, shown before it begins."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kdalign.errors import shortened
+from kdalign.report.screen import words
+from kdalign.report.style import LONGEST_NOTE, new_table
+from kdalign.report.tables import plan_table
+
+if TYPE_CHECKING:
+    from kdalign.distillation.prepare import Prepared
+    from kdalign.recipe import Train
+    from kdalign.recipe.presets import Preset
+    from kdalign.runs.ablation_spec import Ablation, Trial
+
+
+def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
+    """What a dry run found: nothing was written."""
+    parts: list[RenderableType] = _mixture(prepared) if prepared[0].recipe.multi_task.together else []
+    for run in prepared:
+        table = new_table(f"{run.task.name}: what would be done")
+        table.add_column("")
+        table.add_column("", overflow="fold")
+        for name, value in _facts(run).items():
+            table.add_row(words(name), words(value))
+        parts += [table, *([plan_table(run.plan)] if run.plan is not None else [])]
+    return Group(*parts)
+
+
+def _mixture(prepared: Sequence["Prepared"]) -> list[RenderableType]:
+    """How the steps of one student are shared out over its tasks."""
+    from kdalign.distillation.multitask import mixture_of, seen_elsewhere
+
+    mixture, train = mixture_of(prepared), prepared[0].recipe.train
+    total = len(mixture.turns)
+    table = new_table(f"one student, {len(prepared)} tasks: {total:,} steps of {train.batch_size} examples")
+    table.add_column("task")
+    for heading in ("training examples", "share", "steps", "epochs"):
+        table.add_column(heading, justify="right")
+    for name, steps in mixture.steps().items():
+        size = mixture.examples[name]
+        epochs = f"{steps * train.batch_size / size:.1f}"
+        table.add_row(words(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
+    settings = prepared[0].recipe.multi_task
+    by = f"{settings.sampling} {settings.temperature:g}" if settings.sampling == "temperature" else settings.sampling
+    notes = [
+        f"sampling: {by}; the body starts from: {settings.body_from}",
+        *map("leak: {}".format, seen_elsewhere(prepared)),
+    ]
+    return [table, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes), Text("")]
+
+
+def preparation_json(prepared: Sequence["Prepared"]) -> str:
+    """The same for machines: a list, an object per task, with its recipe and plan in full."""
+    shared: dict[str, dict[str, float]] = {}
+    if prepared[0].recipe.multi_task.together:
+        from kdalign.distillation.multitask import mixture_of
+
+        mixture = mixture_of(prepared)
+        shared = {name: {"share": mixture.shares[name], "steps": steps} for name, steps in mixture.steps().items()}
+    runs = [
+        {
+            "task": run.task.name,
+            "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
+            "finetunes": run.finetunes,
+            "cut_from": run.cut_from,
+            "checks": [asdict(finding) for finding in run.checks],
+            "data": str(run.task.source),
+            "found": run.task.found or None,
+            "examples": {
+                "train": len(run.train),
+                **({"unlabelled": len(run.unlabelled.examples)} if run.unlabelled is not None else {}),
+                "watched": len(run.watched),
+                **{split: len(examples) for split, examples in run.reported.items()},
+            },
+            "out": str(run.folder.path),
+            "recipe": run.recipe.model_dump(mode="json"),
+            "plan": json.loads(run.plan.to_json()) if run.plan is not None else None,
+            "multi_task": shared.get(run.task.name),
+        }
+        for run in prepared
+    ]
+    return json.dumps(runs, indent=2)
+
+
+def presets_table(presets: Sequence["Preset"]) -> RenderableType:
+    """Presets, what they minimise and for which tasks."""
+    table = new_table()
+    for heading in ("preset", "what it minimises", "tasks of"):
+        table.add_column(heading, overflow="fold")
+    for preset in presets:
+        about = Text.assemble(preset.about, "\n", (preset.source, "dim"))
+        table.add_row(words(preset.name), about, ", ".join(preset.tasks))
+    return Group(table, Text("· what one needs, and its recipe: kdalign recipe show PRESET", style="dim"))
+
+
+def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
+    """What an ablation would run, arm by arm."""
+    arms, seeds = len(ablation.arms), len(ablation.seeds)
+    title = words(
+        f"{len(trials)} run{'s' * (len(trials) > 1)}: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
+        f"({' '.join(map(str, ablation.seeds))}), {', '.join(ablation.tasks)}",
+        style="bold",
+    )
+    table = new_table()
+    table.add_column("arm")
+    table.add_column("differs by", overflow="fold")
+    for arm, changes in ablation.arms.items():
+        shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
+        table.add_row(words(arm), words(shown or "nothing"))
+    one = trials[0].recipe
+    varied = {key for changes in ablation.arms.values() for key in changes}
+    own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
+    each = words(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
+    return Group(title, table, each)
+
+
+def _facts(run: "Prepared") -> dict[str, str]:
+    from kdalign.alignment.plan import layers_text
+
+    train, cut_from = run.recipe.train, run.cut_from
+    facts = {
+        "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
+        "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
+        "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
+        "size": _size(run),
+        "data": str(run.task.source),
+        "found": run.task.found,
+        "training examples": f"{len(run.train):,}",
+        "without labels": str(run.unlabelled or ""),
+        "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
+        "watched": f"{len(run.watched):,} {run.watched_word}",
+        "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
+        **_objective_facts(run),
+        "frozen": ", ".join(train.freeze),
+        "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
+        "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
+        "run folder": str(run.folder.path),
+    }
+    for finding in run.checks:
+        facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
+    return {name: value for name, value in facts.items() if value}
+
+
+def _objective_facts(run: "Prepared") -> dict[str, str]:
+    """What is minimised: weights as they are at first, and what differs from all terms and layers at once."""
+    from kdalign.recipe.presets import DEFAULT
+    from kdalign.recipe.schedules import percent
+
+    recipe, objective, align = run.recipe, run.recipe.objective, run.recipe.align
+    moving = objective.moving
+    first = {key: moving[key].start if key in moving else each for key, each in objective.built.weights.items() if each}
+    layers = ("" if align.weights == "uniform" else align.weights) if isinstance(align.weights, str) else align.weights
+    grow = f"one more at a time, from the bottom, over the first {percent(align.grow)} of the steps"
+    return {
+        "preset": "" if recipe.preset in (None, DEFAULT) else recipe.preset,
+        "weights": ", ".join(f"{key} {weight:g}" for key, weight in first.items()),
+        "temperature": "" if "temperature" in moving or not objective.built.alpha else f"{objective.temperature:g}",
+        "schedule": "; ".join(f"{key} {change}" for key, change in moving.items()),
+        "parts": f"layers in the first {percent(objective.align_first)} of the steps, then answers"
+        if objective.align_first
+        else "",
+        "balance": objective.balance if objective.balance != "static" else "",
+        "layer weights": layers if isinstance(layers, str) else ", ".join(f"{weight:g}" for weight in layers),
+        "layers aligned": grow if align.grow and objective.built.aligning else "",
+    }
+
+
+def _size(run: "Prepared") -> str:
+    """Of the student, where its vocabulary is known and it has a teacher."""
+    if run.plan is None or run.tokenizer is None:
+        return ""
+    ours, theirs = run.plan.student.parameters, run.plan.teacher.parameters
+    return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's"
+
+
+def _budget(train: "Train", examples: int) -> str:
+    step = f"{train.batch_size} examples" if train.batch_tokens is None else f"about {train.batch_tokens:,} tokens"
+    if train.max_steps is not None:
+        return f"{train.max_steps:,} steps of {step}"
+    if train.max_tokens is not None:
+        return f"{train.max_tokens:,} tokens, {step} a step"
+    return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
+
+
+def _schedule(train: "Train") -> str:
+    length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
+    return f"{length}, batch {train.batch_size}"

@@ -1,0 +1,206 @@
+"""Curves of a run's history: losses, scores, gradient norms by step."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdalign.errors import UsageError
+from kdalign.metrics.arrays import Array
+from kdalign.metrics.classification import METRICS
+from kdalign.recipe import KEYS_OF_TERMS
+from kdalign.runs.finished import FinishedRun
+
+_UNITS = {
+    "hard": "nats",
+    "soft": "nats",
+    "embedding": "1 − cosine",
+    "similarity": "teacher's spreads",
+    "cosine": "1 − cosine",
+    "euclid": "teacher's variances",
+    "attention": "squared distance",
+    "embeddings": "1 − cosine",
+    "relations": "nats",
+    "masked-lm": "nats",
+    "dkd": "nats",
+    "attention-kl": "nats",
+    "info-nce": "nats",
+    "crd": "nats",
+    "attended-euclid": "teacher's variances",
+    "nmse": "teacher's squared lengths",
+    "pkd": "squared distance",
+    "rkd-distance": "Huber distance",
+    "rkd-angle": "Huber distance",
+    "similarity-preserving": "squared distance",
+    "cka": "1 − CKA",
+    "dist": "1 − correlation",
+    "logit-mse": "squared distance",
+}
+
+
+_SQUARED = {"hard": "squared error", "soft": "squared error"}
+"""Where answers are scores."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The steps of one training.
+
+    Attributes:
+        name: of the run.
+        group: as in ``FinishedRun``.
+        steps: (steps,), counted from 1.
+        terms: each term before its weight, (steps,), in the order of the objective.
+        weights: of the terms; (steps,) each, where they change on the way.
+        units: of the terms, before their weights.
+        loss: (steps,), the weighted sum.
+        gradient_norm: (steps,), before clipping.
+        clip: the largest norm that the optimizer saw.
+        looks: (looks,), the steps before which each term's own gradient was looked at.
+        pulls: (looks,) each, the norm of a weighted term's gradient there; nan in a stage without it.
+        every: 1, or n where only every n-th step of a long training is here.
+    """
+
+    name: str
+    task: str
+    group: str
+    steps: Array
+    terms: Mapping[str, Array]
+    weights: Mapping[str, float | Array]
+    units: Mapping[str, str]
+    loss: Array
+    gradient_norm: Array
+    clip: float
+    looks: Array = field(default_factory=lambda: np.zeros(0))
+    pulls: Mapping[str, Array] = field(default_factory=dict)
+    every: int = 1
+
+    @property
+    def shares(self) -> dict[str, Array]:
+        """Each term's part of the loss in per cent, (steps,); 0 in a stage without it."""
+        parts = {name: self.weights[name] * np.nan_to_num(values) for name, values in self.terms.items()}
+        whole = np.sum(list(parts.values()), axis=0)
+        return {
+            name: 100 * np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0) for name, part in parts.items()
+        }
+
+
+def curves(run: FinishedRun) -> Curves | None:
+    """A run's training by its history; None where that is empty or gone."""
+    events, every = _events(run.folder.history, "step", ("parts", "weights"), ("loss", "gradient_norm"))
+    looks, _ = _events(run.folder.history, "gradients", ("norms",), ())
+    if not events:
+        return None
+    names = dict.fromkeys(name for event in events for name in event["parts"])
+    kinds = {name: name.partition(" ")[0] for name in names}  # what follows is a stack
+    objective = run.recipe.objective.built.weights
+    unknown = [name for name, kind in kinds.items() if KEYS_OF_TERMS.get(kind, kind) not in objective]
+    if unknown:
+        raise UsageError(f"{str(run.folder.history)!r} has a term {unknown[0]!r}, and the run's recipe has none such")
+    scores = run.record.metrics[0] in METRICS and METRICS[run.record.metrics[0]].regression
+    return Curves(
+        name=run.name,
+        task=run.record.task,
+        group=run.group,
+        steps=np.array([event["step"] for event in events]),
+        terms={name: np.array([event["parts"].get(name, np.nan) for event in events]) for name in names},
+        weights={
+            name: _weights(events, name, objective[KEYS_OF_TERMS.get(kind, kind)]) for name, kind in kinds.items()
+        },
+        units={
+            name: (_SQUARED if scores else {}).get(kind, _UNITS.get(kind, "own unit")) for name, kind in kinds.items()
+        },
+        loss=np.array([event["loss"] for event in events]),
+        gradient_norm=np.array([event["gradient_norm"] for event in events]),
+        clip=run.recipe.train.clip,
+        looks=np.array([event["step"] for event in looks]),
+        pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
+        every=every,
+    )
+
+
+MOST_EVENTS = 20_000
+"""Events of a kind that pictures take of a history; of a longer one every second, fourth, ... and the last."""
+
+
+def _events(file: Path, kind: str, named: Sequence[str], numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """The events of one kind in a history, line by line: one of a million steps is not held at once.
+
+    Args:
+        file: a history.
+        kind: of the events.
+        named: their keys with numbers by name; the first must be there.
+        numbers: their keys with a number.
+
+    Returns:
+        The events, and n where only every n-th is among them.
+
+    Raises:
+        UsageError: an event of another shape.
+    """
+    found: list[dict[str, Any]] = []
+    every, count, last = 1, 0, None
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # a killed run left it half written
+            continue
+        if not isinstance(event, dict) or event.get("kind") != kind:
+            continue
+        if not _is_event(event, kind, named, numbers):
+            raise UsageError(f"{str(file)!r}, line {number}: not an event of a training")
+        last = event
+        if count % every == 0:
+            found.append(event)
+        count += 1
+        if len(found) > MOST_EVENTS:
+            found, every = found[::2], 2 * every
+    if last is not None and found[-1] is not last:
+        found.append(last)
+    return found, every
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        while line := lines.readline(_LONGEST_EVENT):
+            if len(line) == _LONGEST_EVENT:
+                raise UsageError(f"{str(file)!r} has a line of more than {_LONGEST_EVENT:,} bytes")
+            yield line
+
+
+_LONGEST_EVENT = 2**20
+
+
+def _is_event(event: Mapping[str, Any], kind: str, named: Sequence[str], numbers: Sequence[str]) -> bool:
+    def number(value: object) -> bool:
+        if value is None:
+            return kind == "gradients"  # a norm that is beyond floats
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return (
+        isinstance(event.get("step"), int)
+        and 0 <= event["step"] <= _MOST_STEPS
+        and named[0] in event
+        and all(isinstance(event.get(key, {}), dict) and all(map(number, event.get(key, {}).values())) for key in named)
+        and all(number(event.get(key)) for key in numbers)
+    )
+
+
+_MOST_STEPS = 2**53
+"""Whole numbers up to here are floats, too, of which pictures are made."""
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _weights(events: Sequence[Mapping[str, Any]], name: str, fixed: float) -> float | Array:
+    """A term's weight, or those of all steps where they changed on the way."""
+    if not any("weights" in event for event in events):
+        return fixed
+    return np.array([event.get("weights", {}).get(name, 0.0) for event in events])

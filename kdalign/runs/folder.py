@@ -1,0 +1,391 @@
+"""A run's folder: where each file is, how it is written, sealed and found."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdalign.errors import Changed, UsageError
+from kdalign.files import append_text, read_json, sha256, whole_file, write_json, write_text, writing
+from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files lie."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Fingerprints of the models and splits that the run reads."""
+        return self.path / "inputs.json"
+
+    @property
+    def plan(self) -> Path:
+        """The calibrated plan."""
+        return self.path / "plan.json"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object a line: steps and evaluations."""
+        return self.path / "history.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was announced."""
+        return self.path / "log.txt"
+
+    @property
+    def student(self) -> Path:
+        """The exported student, a stock Transformers checkpoint."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def projections(self) -> Path:
+        """The trained projections, which the student does not need."""
+        return self.path / "projections.safetensors"
+
+    def predictions(self, split: str) -> Path:
+        """The kept predictions of a split."""
+        return self.path / "predictions" / f"{split}.parquet"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended and wrote its record."""
+        return (self.path / RECORD).is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything of a run lies here, or anything else."""
+        return self.path.is_dir() and any(
+            inner.name not in LEFT and not _is_draft(inner.name) for inner in self.path.iterdir()
+        )
+
+    def begin(self, recipe: str, inputs: Mapping[str, str], keep: bool) -> None:
+        """Make the folder, write the resolved recipe and what the run reads; clear away an earlier run after that.
+
+        Args:
+            recipe: as YAML.
+            inputs: fingerprints of models and splits, by name.
+            keep: go on with the run that lies here, whose recipe and inputs stay as they are.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        there = keep and self.recipe.is_file()
+        if not there or self.begun is None:
+            text = json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n"
+            # The seal is there first: a run that is killed before the recipe is written has none.
+            older = {"older": True} if there else {}
+            self._seal({"recipe.yaml": _digest(recipe), "inputs.json": _digest(text), **older})
+            write_text(self.inputs, text)
+            write_text(self.recipe, recipe)
+        with writing(self.path):
+            (self.path / RECORD).unlink(missing_ok=True)
+            if not keep:
+                for old in (self.student, self.checkpoints, self.path / "predictions"):
+                    shutil.rmtree(old, ignore_errors=True)
+                for file in (self.history, self.log, self.plan, self.projections):
+                    file.unlink(missing_ok=True)
+
+    def begin_above(self, recipe: str, keep: bool) -> None:
+        """Write the recipe of several tasks into the folder above theirs."""
+        if not (keep and self.recipe.is_file() and self.begun is not None):
+            self._seal({"recipe.yaml": _digest(recipe)})
+            write_text(self.recipe, recipe)
+
+    def write_plan(self, plan: str) -> None:
+        """Write the plan that the run is trained with, as JSON, and seal it."""
+        write_text(self.plan, plan)
+        self._seal({**(self.begun or {}), "plan.json": _digest(plan)})
+
+    @property
+    def begun(self) -> dict[str, Any] | None:
+        """The hashes of what the run began with; None where an older version began it.
+
+        Raises:
+            Changed: the file was changed.
+        """
+        file = self.path / BEGUN
+        if not file.exists():
+            return None
+        try:
+            tree = read_json(file)
+        except UsageError as error:
+            raise self._damaged(str(error)) from None
+        if not isinstance(tree, dict) or tree.get("seal") != seal_of(tree):
+            raise self._damaged(f"{BEGUN} was changed after the run began: its seal does not fit it")
+        return {name: value for name, value in tree.items() if name != "seal"}
+
+    @property
+    def identity(self) -> str:
+        """A hash of recipe and inputs, by which checkpoints know their run; empty where an older version began it."""
+        begun = self.begun
+        return "" if begun is None else seal_of({name: begun.get(name) for name in ("recipe.yaml", "inputs.json")})
+
+    @property
+    def plan_kept(self) -> bool:
+        """Whether a plan lies here that the run was trained with: not one that was being written when it was killed."""
+        begun = self.begun
+        return self.plan.is_file() and (begun is None or begun.get("older", False) or "plan.json" in begun)
+
+    def check_recipe(self) -> None:
+        """Check the recipe by its hash, where that is known.
+
+        Raises:
+            Changed: it is another than when the run began.
+        """
+        begun = self.begun
+        if begun is not None and self.recipe.is_file() and sha256(self.recipe) != begun.get("recipe.yaml"):
+            raise self._damaged("recipe.yaml was changed after the run began")
+
+    def check_begun(self, plan: str = "") -> bool:
+        """Check what the run began with.
+
+        Args:
+            plan: that it goes on with, where layers were mapped again on the way; else empty.
+
+        Returns:
+            Whether its hashes are known; an older version wrote none.
+
+        Raises:
+            Changed: the first file that is missing or another, by its name.
+        """
+        begun = self.begun
+        if begun is None:
+            return False
+        for name in ("recipe.yaml", "inputs.json", "plan.json"):
+            if name not in begun:
+                continue
+            file = self.path / name
+            if not file.is_file():
+                raise self._damaged(f"{name} is missing, which was there when the run began")
+            accepted = {begun[name]} | ({_digest(plan)} if plan and name == "plan.json" else set())
+            if sha256(file) not in accepted:
+                raise self._damaged(f"{name} was changed after the run began")
+        return True
+
+    def _damaged(self, said: str) -> Changed:
+        return Changed(f"run {str(self.path)!r}: {said}: put it back as it was, or start again with --overwrite")
+
+    def _seal(self, begun: Mapping[str, Any]) -> None:
+        write_json(self.path / BEGUN, {**begun, "seal": seal_of(begun)})
+
+    def read_inputs(self) -> dict[str, str]:
+        """The fingerprints in ``inputs``; none where it is not there.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if not self.inputs.is_file():
+            return {}
+        tree = read_json(self.inputs)
+        if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
+            raise UsageError(f"{str(self.inputs)!r} does not hold fingerprints by name")
+        return tree
+
+    def append_history(self, event: Mapping[str, Any]) -> None:
+        """Add a line to the history."""
+        append_text(self.history, json.dumps(event, allow_nan=False) + "\n")
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """All events, oldest first; a last line that a killed run left half written is passed over.
+
+        Raises:
+            UsageError: another line is no event.
+        """
+        return list(self._events())
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """The same, one after another: a history of millions of steps is not held at once."""
+        if not self.history.is_file():
+            return
+        with self.history.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_EVENT), b""), 1):
+                try:
+                    event = self._event(number, line)
+                except UsageError:
+                    if line.endswith(b"\n") or len(line) == _LONGEST_EVENT:
+                        raise
+                    return  # the last one
+                yield event
+
+    def _event(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("step"), int):
+            raise UsageError(f"{str(self.history)!r}, line {number} is not what a run wrote: the history was changed")
+        return event
+
+    def history_seal(self) -> dict[str, Any]:
+        """The length of the history so far, in bytes, and its SHA-256."""
+        if not self.history.is_file():
+            return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+        with self.history.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"bytes": file.tell(), "sha256": digest}
+
+    def history_fits(self, seal: Mapping[str, Any]) -> bool:
+        """Whether the history begins with what was sealed; what came after it is forgotten when the run goes on."""
+        digest, length = hashlib.sha256(), 0
+        for part in self._beginning(int(seal["bytes"])):
+            digest.update(part)
+            length += len(part)
+        return seal == {"bytes": length, "sha256": digest.hexdigest()}
+
+    def _beginning(self, size: int) -> Iterator[bytes]:
+        """Its first bytes, part by part."""
+        if not self.history.is_file():
+            return
+        with self.history.open("rb") as file:
+            while size > 0 and (part := file.read(min(size, 2**20))):
+                size -= len(part)
+                yield part
+
+    @property
+    def watched(self) -> list[dict[str, Any]]:
+        """The evaluations on the watched texts, oldest first: each a step and scores by metric, without samples."""
+        return [
+            {name: value for name, value in event.items() if name not in ("kind", "samples")}
+            for event in self._events()
+            if event.get("kind") == "evaluation"
+        ]
+
+    def cut_history_to(self, size: int) -> None:
+        """Forget what came after the first ``size`` bytes."""
+        with whole_file(self.history) as temporary, temporary.open("wb") as file:
+            file.writelines(self._beginning(size))
+
+    def cut_history(self, step: int) -> None:
+        """Forget events after a step, for checkpoints that do not say how long the history was.
+
+        Training goes on from the checkpoint, and looks once more before the next step.
+        """
+        kept = [event for event in self.read_history() if event["step"] <= step - (event.get("kind") == "gradients")]
+        write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Hash the folder's files, seal the record and write it, which makes the run complete."""
+        files = {
+            str(file.relative_to(self.path)): sha256(file)
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file() and file.name not in _NOT_SEALED and self.checkpoints not in file.parents
+        }
+        tree = json.loads(json.dumps({**record.to_json(), "files": files}))  # as it will be read
+        write_json(self.path / RECORD, {**tree, "seal": seal_of(tree)})
+
+
+_OWN_FOLDERS = ("checkpoints", "student", "predictions")
+
+
+_NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
+
+
+_LONGEST_EVENT = 2**24
+"""Bytes of a line of a history."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()  # as it is written
+
+
+def _is_draft(name: str) -> bool:
+    """Whether a file was being written when its process was killed."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def seal_of(tree: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record as it was read from JSON, its seal left out: keys sorted, no white space, ASCII."""
+    rest = {key: value for key, value in tree.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+MOST_FOLDERS = 20_000
+"""Below one that is named: beyond it, another one was meant."""
+
+
+@dataclass
+class Walk:
+    """A walk through the folders below one: into each once, however many links lead there, and not without end.
+
+    Attributes:
+        start: where it begins.
+        unreadable: folders that may not be looked into.
+    """
+
+    start: Path
+    unreadable: list[Path] = field(default_factory=list)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if (place := _place(self.start)) is not None:
+            self._seen.add(place)
+
+    def inside(self, folder: Path) -> list[Path]:
+        """The folders in a folder that were not met yet, by name.
+
+        Raises:
+            UsageError: more than ``MOST_FOLDERS`` were met.
+        """
+        try:
+            places = {inner: _place(inner) for inner in sorted(folder.iterdir())}
+        except OSError:
+            self.unreadable.append(folder)
+            return []
+        own = {place for inner, place in places.items() if place is not None and not inner.is_symlink()}
+        found = []
+        for inner, place in places.items():
+            if place is None or place in self._seen or (inner.is_symlink() and place in own):
+                continue
+            self._seen.add(place)
+            if os.access(inner, os.R_OK | os.X_OK):
+                found.append(inner)
+            else:
+                self.unreadable.append(inner)
+        if len(self._seen) > MOST_FOLDERS:
+            raise UsageError(
+                f"more than {MOST_FOLDERS:,} folders below {str(self.start)!r}: name one nearer to the runs"
+            )
+        return found
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, whatever leads there; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Complete run folders at or below a folder, by name.
+
+    Raises:
+        UsageError: too many folders lie below it.
+    """
+    walk, waiting = Walk(folder), [folder]
+    while waiting:
+        here = waiting.pop()
+        if (here / RECORD).is_file():
+            yield here
+        elif here.is_dir():
+            own = _OWN_FOLDERS if (here / "recipe.yaml").is_file() else ()  # of an unfinished run
+            waiting += reversed([one for one in walk.inside(here) if one.name not in own])

@@ -1,0 +1,40 @@
+"""The optimizer of a run: parameter groups, learning rate, schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+from kdalign.objective.balancing import Balance
+from kdalign.recipe import Train
+
+FACTOR_RATE = 50.0
+"""The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
+
+
+def learning_rate(settings: Train, step: int, steps: int) -> float:
+    """The learning rate of a step (counted from 0): linear warm-up, then decay to 0 at the end, or constant."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    match settings.scheduler:
+        case "constant":
+            return settings.lr
+        case "linear":
+            return settings.lr * (1 - done)
+        case "cosine":
+            return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
+    """AdamW over every trainable parameter once; biases, norms and what balances learn do not decay."""
+    factors = [p for module in learner.modules() if isinstance(module, Balance) for p in module.parameters()]
+    own = {id(p) for p in factors}
+    trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay, "rate": 1.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
+        {"params": factors, "weight_decay": 0.0, "rate": FACTOR_RATE},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
