@@ -11,17 +11,17 @@ import tempfile
 import time
 
 from kdalign.devices import make_accelerator
-from kdalign.distillation.build import course_of
+from kdalign.distillation.build import build_task
 from kdalign.distillation.load import load
 from kdalign.distillation.prepare import prepare
-from kdalign.distillation.tokenize import opened
+from kdalign.distillation.tokenize import open_run
 from kdalign.errors import UsageError
 from kdalign.objective.terms.registry import TERMS
-from kdalign.observer import Silent
+from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
 from kdalign.training.loop import _step
 from kdalign.training.optimizer import make_optimizer
-from kdalign.training.task_trainer import Lessons
+from kdalign.training.task_trainer import TaskTrainer
 
 SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
 VARIANTS = {
@@ -46,11 +46,11 @@ class Steps:
         self.accelerator = make_accelerator("auto")
         with tempfile.TemporaryDirectory() as folder:
             recipe = build_recipe(None, flags | {"data.limit": 2000, "out": f"{folder}/run"} | changes)
-            loaded = load(opened(prepare(recipe), self.accelerator), self.accelerator, Silent())
-            course = course_of(loaded, self.accelerator, Silent(), resume=False)
+            loaded = load(open_run(prepare(recipe), self.accelerator), self.accelerator, NullObserver())
+            course = build_task(loaded, self.accelerator, NullObserver(), resume=False)
         self.settings = recipe.train
         course.learner.to(self.accelerator.device).train()
-        self.lessons = Lessons(course, BATCHES, recipe.train, self.accelerator)
+        self.lessons = TaskTrainer(course, BATCHES, recipe.train, self.accelerator)
         self.lessons.begin(0)
         self.optimizer = make_optimizer(course.learner, recipe.train)
         self.shares = [self.lessons.share(number)[1] for number in range(BATCHES)]

@@ -19,9 +19,9 @@ from transformers.utils import logging
 
 from kdalign import build_recipe, distill, read_record
 from kdalign.data.tasks import find_task, load_examples
-from kdalign.models.checkpoint_files import locate
+from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.loading import load_classifier
-from kdalign.models.student import cut
+from kdalign.models.student import copy_layers
 
 ROUNDS = 3
 
@@ -34,7 +34,9 @@ def plain_samples_per_second(teacher: str, data: str, steps: int, batch: int = 3
     big = AutoModelForSequenceClassification.from_pretrained(
         teacher, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    small = cut(load_classifier(locate(teacher), task, fresh_head=False, seed=0), {"encoder": (1, 3, 5)}).train()
+    small = copy_layers(
+        load_classifier(find_checkpoint(teacher), task, fresh_head=False, seed=0), {"encoder": (1, 3, 5)}
+    ).train()
     small.set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(small.parameters(), lr=2e-4)
     rows = np.random.default_rng(0).permutation(len(examples))

@@ -7,21 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdalign.alignment.plan import LayerMap, Plan
-    from kdalign.alignment.propose import propose
-    from kdalign.comparison.compare import compare
-    from kdalign.distillation.pipeline import distill
-    from kdalign.errors import Interrupted, KdalignError, RunError, UsageError
-    from kdalign.evaluation.evaluate import Asked, evaluate
-    from kdalign.models.architecture import Architecture, Stack, describe
-    from kdalign.recipe import Recipe, build_recipe, load_recipe
-    from kdalign.registry import allow_code
-    from kdalign.runs.record import RunRecord, read_record
-    from kdalign.version import __version__
+    from kdalign.alignment.plan import LayerMap as LayerMap
+    from kdalign.alignment.plan import Plan as Plan
+    from kdalign.alignment.propose import propose as propose
+    from kdalign.comparison.compare import compare as compare
+    from kdalign.distillation.pipeline import distill as distill
+    from kdalign.errors import (
+        Interrupted as Interrupted,
+    )
+    from kdalign.errors import (
+        KdalignError as KdalignError,
+    )
+    from kdalign.errors import (
+        RunError as RunError,
+    )
+    from kdalign.errors import (
+        UsageError as UsageError,
+    )
+    from kdalign.evaluation.evaluate import EvalRequest as EvalRequest
+    from kdalign.evaluation.evaluate import evaluate as evaluate
+    from kdalign.models.architecture import Architecture as Architecture
+    from kdalign.models.architecture import Stack as Stack
+    from kdalign.models.architecture import describe as describe
+    from kdalign.recipe import Recipe as Recipe
+    from kdalign.recipe import build_recipe as build_recipe
+    from kdalign.recipe import load_recipe as load_recipe
+    from kdalign.registry import allow_code as allow_code
+    from kdalign.runs.record import RunRecord as RunRecord
+    from kdalign.runs.record import read_record as read_record
+    from kdalign.version import __version__ as __version__
 
 _HOMES = {
     "Architecture": "models.architecture",
-    "Asked": "evaluation.evaluate",
+    "EvalRequest": "evaluation.evaluate",
     "Interrupted": "errors",
     "KdalignError": "errors",
     "LayerMap": "alignment.plan",
@@ -39,33 +57,11 @@ _HOMES = {
     "distill": "distillation.pipeline",
     "evaluate": "evaluation.evaluate",
     "load_recipe": "recipe",
-    "propose": "alignment.plan",
+    "propose": "alignment.propose",
     "read_record": "runs.record",
 }
 
-__all__ = [
-    "Architecture",
-    "Asked",
-    "Interrupted",
-    "KdalignError",
-    "LayerMap",
-    "Plan",
-    "Recipe",
-    "RunError",
-    "RunRecord",
-    "Stack",
-    "UsageError",
-    "__version__",
-    "allow_code",
-    "build_recipe",
-    "compare",
-    "describe",
-    "distill",
-    "evaluate",
-    "load_recipe",
-    "propose",
-    "read_record",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

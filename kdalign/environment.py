@@ -38,7 +38,7 @@ def environment(device: Any) -> dict[str, Any]:
     }
 
 
-def give_memory_back() -> None:
+def trim_heap() -> None:
     """Hand freed memory to the system where its C library (glibc) keeps it; nothing elsewhere.
 
     Tensors of ever other sizes leave gaps between those in use, which the library holds on to.

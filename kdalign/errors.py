@@ -29,7 +29,7 @@ class UsageError(KdalignError):
     """The user asked for something that cannot be done; the line says what was given and what is accepted."""
 
 
-class Changed(UsageError):
+class TamperedRun(UsageError):
     """A file of a run is missing or another than when the run ended."""
 
 
@@ -92,7 +92,7 @@ def printable_names(names: Sequence[str]) -> list[str]:
     ]
 
 
-def shortened(text: str, longest: int = LONGEST_LINE) -> str:
+def shorten(text: str, longest: int = LONGEST_LINE) -> str:
     """A line of at most so many characters: its beginning and its end, which has the way on, with … between."""
     if len(text) <= longest:
         return text
@@ -104,7 +104,7 @@ def cause_of(error: BaseException) -> str:
     """What an exception says, as a clause of an error line; its type where its text alone says nothing."""
     text = re.sub(r"\s+", " ", printable(str(error))).strip()
     plain = isinstance(error, OSError | KdalignError) or (isinstance(error, ValueError) and " " in text)
-    return shortened(text if plain and text else f"{type(error).__name__}: {text}".rstrip(": "), 300)
+    return shorten(text if plain and text else f"{type(error).__name__}: {text}".rstrip(": "), 300)
 
 
 @contextmanager
@@ -137,5 +137,5 @@ def unknown(what: str, given: str, accepted: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list: what was given, what is accepted, the nearest match."""
     accepted = list(accepted)
     return UsageError(
-        f"unknown {what} {shortened(repr(given), 120)}{did_you_mean(given, accepted)} (accepted: {', '.join(accepted)})"
+        f"unknown {what} {shorten(repr(given), 120)}{did_you_mean(given, accepted)} (accepted: {', '.join(accepted)})"
     )

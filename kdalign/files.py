@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from kdalign.errors import Unwritten, UsageError, cause_of, shortened
+from kdalign.errors import Unwritten, UsageError, cause_of, shorten
 
 LARGEST_TEXT = 256 * 2**20
 """Bytes of a text file that is read whole (records, recipes, plans)."""
@@ -91,12 +91,12 @@ def check_name(name: str, what: str) -> None:
     if not name.strip():
         raise UsageError(f"{what} is empty")
     if "\0" in name:
-        raise UsageError(f"{what} {shortened(name, 80)!r} has a null byte, which no name of a file has")
+        raise UsageError(f"{what} {shorten(name, 80)!r} has a null byte, which no name of a file has")
     written = name.encode("utf-8", "surrogatepass")
     longest = max(map(len, written.split(b"/")))
     if longest > LONGEST_NAME or len(written) > LONGEST_PATH:
         raise UsageError(
-            f"{what} {shortened(name, 80)!r} is too long for a file's name: {longest:,} bytes "
+            f"{what} {shorten(name, 80)!r} is too long for a file's name: {longest:,} bytes "
             f"(accepted: {LONGEST_NAME}, and {LONGEST_PATH:,} with its folders)"
         )
 
@@ -182,7 +182,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {shortened(twice, 100)!r} is given twice")
+        raise ValueError(f"key {shorten(twice, 100)!r} is given twice")
     return found
 
 
@@ -291,7 +291,7 @@ def _strict(safe: Any) -> Any:
             seen = set()
             for key in keys:
                 if (key.tag, key.value) in seen:
-                    said = f"key {shortened(key.value, 100)!r} is given twice"
+                    said = f"key {shorten(key.value, 100)!r} is given twice"
                     raise yaml.composer.ComposerError(None, None, said, key.start_mark)
                 seen.add((key.tag, key.value))
 
@@ -340,7 +340,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the name, on failure nothing is left.
 
     Raises:
@@ -369,7 +369,7 @@ def append_text(path: Path, text: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     r"""Write a text file whole; half a surrogate pair (a file's name that is no UTF-8) is written as ``\udcff``."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         # The same bytes, and hash, on every system.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 

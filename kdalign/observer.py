@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-Tell = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 
 
-def untold(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Nobody is told."""
 
 
@@ -60,14 +60,14 @@ class Observer(Protocol):
     def ended(self) -> None:
         """Training is over."""
 
-    def progress(self, what: str) -> Tell:
+    def progress(self, what: str) -> ProgressCallback:
         """Something else is under way: a function to tell how much of how much is done, to be called to the end."""
 
     def into(self, log: Path) -> "Observer":
         """The same observer, its announcements also written to a run's log."""
 
 
-class Silent:
+class NullObserver:
     """Nobody watches."""
 
     def announce(self, line: str) -> None:
@@ -82,9 +82,9 @@ class Silent:
     def ended(self) -> None:
         """Show nothing."""
 
-    def progress(self, what: str) -> Tell:
+    def progress(self, what: str) -> ProgressCallback:
         """Show nothing."""
-        return untold
+        return no_progress
 
     def into(self, log: Path) -> Observer:
         """Still nobody."""

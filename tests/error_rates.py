@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm, t
 
 from kdalign.metrics.classification import METRICS
-from kdalign.metrics.significance import Answers, difference, judged, macro_difference
+from kdalign.metrics.significance import LabelOutputs, correct_for_arms, macro_difference, paired_difference
 
 NULLS = 2000
 
@@ -77,15 +77,17 @@ def drawn(setting, generator, better=0.0):
         for seed in range(setting.seeds):
             number = kept + np.sqrt(1 - shared - own) * generator.standard_normal(setting.n)
             good = number + luck[arm, seed] + (arm == 0) * better / 100 / slope > cut
-            answers.append(Answers((METRICS[setting.metric],), np.where(good, references, 1 - references), references))
+            answers.append(
+                LabelOutputs((METRICS[setting.metric],), np.where(good, references, 1 - references), references)
+            )
         arms.append(answers)
     return arms
 
 
 def said(setting, generator, better=0.0):
     """The word of one verdict."""
-    found = [difference(*drawn(setting, generator, better)) for _ in range(setting.tasks)]
-    (verdict,) = judged([found[0] if setting.tasks == 1 else macro_difference(found)])
+    found = [paired_difference(*drawn(setting, generator, better)) for _ in range(setting.tasks)]
+    (verdict,) = correct_for_arms([found[0] if setting.tasks == 1 else macro_difference(found)])
     return verdict.word
 
 
@@ -105,7 +107,10 @@ def trade(seeds, generator):
         false = (2 * 0.68 * true / 0.8 - 0.68 * true - 0.68) / 0.32
         chance = np.where(references == 1, true, false)
         arms.append(
-            [Answers((METRICS["f1"],), (generator.random(408) < chance).astype(int), references) for _ in range(seeds)]
+            [
+                LabelOutputs((METRICS["f1"],), (generator.random(408) < chance).astype(int), references)
+                for _ in range(seeds)
+            ]
         )
     return arms
 
@@ -113,7 +118,7 @@ def trade(seeds, generator):
 def trade_rate(seeds, times=NULLS):
     """How often arms of the same F1 are told apart."""
     generator = np.random.default_rng(0)
-    words = [judged([difference(*trade(seeds, generator))])[0].word for _ in range(times)]
+    words = [correct_for_arms([paired_difference(*trade(seeds, generator))])[0].word for _ in range(times)]
     return 100 * np.mean([word != "no evidence" for word in words])
 
 

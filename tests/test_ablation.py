@@ -19,14 +19,14 @@ from filelock import FileLock
 
 from kdalign.comparison.compare import compare
 from kdalign.comparison.notes import budget_notes
-from kdalign.data.tasks import Source, load_examples
+from kdalign.data.tasks import DataSource, load_examples
 from kdalign.data.tasks.glue import GLUE
 from kdalign.distillation.search import _settings, search
 from kdalign.errors import RunError, UsageError
 from kdalign.runs import archive
 from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation, write_ablation
-from kdalign.runs.archive import keep, read_kept
-from kdalign.runs.discovery import entries_kept
+from kdalign.runs.archive import archive_run, read_archived
+from kdalign.runs.discovery import archived_groups
 from kdalign.runs.record import read_record
 
 FLAGS = {"teacher": "t", "data.task": "sst2,rte", "train.max_steps": 6}
@@ -179,7 +179,7 @@ def test_an_ablation_keeps_what_its_runs_leave(done):
     assert len(trials) == 4
     for trial in trials:
         run_folder = folder / str(trial.recipe.out)
-        kept, record = read_kept(trial, folder / "a" / "kept"), read_record(run_folder)
+        kept, record = read_archived(trial, folder / "a" / "kept"), read_record(run_folder)
         assert kept.record.scores == record.scores
         assert kept.record.recipe == record.recipe
         assert kept.inputs == json.loads((run_folder / "inputs.json").read_text())
@@ -256,7 +256,7 @@ def test_a_stop_says_so_and_the_same_command_goes_on_to_the_same_results(done, t
     resumed = run(words, tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     for trial in read_ablation(tmp_path / "a").trials(Path("a")):
-        ours, theirs = (read_kept(trial, where / "a" / "kept") for where in (tmp_path, folder))
+        ours, theirs = (read_archived(trial, where / "a" / "kept") for where in (tmp_path, folder))
         assert ours.record.scores == theirs.record.scores, trial.name
 
 
@@ -315,7 +315,7 @@ def test_overwriting_makes_an_ablation_anew_and_leaves_what_is_not_its_own(done,
     assert {path.name for path in out.iterdir()} == {"notes.txt", "ablation.yaml", "kept"}
     (kept,) = (out / "kept").glob("*seed*")
     trial = read_ablation(out).trials(out)[0]
-    assert read_kept(trial, kept.parent).record.recipe["train"]["lr"] == 1e-3
+    assert read_archived(trial, kept.parent).record.recipe["train"]["lr"] == 1e-3
 
 
 def test_a_search_over_something_else_removes_nothing(kdalign, teacher, data, tmp_path):
@@ -365,9 +365,9 @@ def test_arms_that_would_be_scored_on_other_examples_are_refused(kdalign, teache
 
 
 def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
-    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    kept = [read_archived(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     second = [replace(one, trial=replace(one.trial, task="b"), record=replace(one.record, task="b")) for one in kept]
-    entries, left = entries_kept([*kept, *second[:3]])
+    entries, left = archived_groups([*kept, *second[:3]])
     assert [(entry.name, entry.seed) for entry in entries] == [("labels", 0), ("joint", 0), ("labels", 1)]
     assert {str(name) for name in left} == {"joint seed 1"}
     table = compare([], kept=entries, against="labels")
@@ -375,9 +375,9 @@ def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
 
 
 def test_equal_recipes_are_arms_of_their_own(done):
-    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    kept = [read_archived(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     twin = [replace(one, trial=replace(one.trial, arm="twin")) for one in kept if one.trial.arm == "joint"]
-    table = compare([], kept=entries_kept([*kept, *twin])[0], against="joint")
+    table = compare([], kept=archived_groups([*kept, *twin])[0], against="joint")
     [difference] = [row for row in table.rows if row.name == "twin − joint"]
     assert difference.cells["sst2/accuracy"].value == 0
     assert difference.cells["sst2/accuracy"].verdict == "≈"
@@ -394,7 +394,7 @@ def test_arms_of_two_ablations_stay_apart_and_what_was_watched_stays_without_the
     assert {row.seeds for row in students} == {(0, 1)}
     events = (done[0] / "a/labels-seed0/history.jsonl").read_text().splitlines()
     seen = [event for event in map(json.loads, events) if event["kind"] == "evaluation"]
-    kept = read_kept(read_ablation(done[0] / "a").trials(Path("a"))[0], done[0] / "a/kept")
+    kept = read_archived(read_ablation(done[0] / "a").trials(Path("a"))[0], done[0] / "a/kept")
     assert [one["step"] for one in kept.watched] == [event["step"] for event in seen]
     assert [one["accuracy"] for one in kept.watched] == pytest.approx([event["accuracy"] for event in seen], rel=1e-4)
     assert students[0].cells["steps-to/sst2/accuracy=50%"].value is not None
@@ -414,9 +414,9 @@ def test_scores_are_kept_to_four_digits_and_classes_as_they_are(tmp_path):
 
 
 def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
-    kept = [read_kept(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
+    kept = [read_archived(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     longer = replace(kept[1], record=replace(kept[1].record, training=kept[1].record.training | {"steps": 7}))
-    notes = budget_notes(entries_kept([kept[0], longer])[0])
+    notes = budget_notes(archived_groups([kept[0], longer])[0])
     tokens = kept[0].record.training["tokens"]
     assert notes[0] == (
         f"budgets differ on sst2, seed 0: labels 6 steps of {tokens:,} tokens, joint 7 steps of {tokens:,} tokens"
@@ -436,7 +436,7 @@ def test_a_damaged_result_is_named(done, tmp_path):
     trial = read_ablation(folder / "a").trials(Path("a"))[0]
     (tmp_path / trial.file).write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is not what an ablation kept"):
-        read_kept(trial, tmp_path)
+        read_archived(trial, tmp_path)
 
 
 def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp_path, monkeypatch):
@@ -466,7 +466,7 @@ def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp
         assert dict(last.settings)["train.lr"] == 2e-3, "the second key goes on from the first one's choice"
         rivals = [value for key, value in scores.items() if dict(key)["train.lr"] == 2e-3]
         assert last.score == max(rivals)
-    slices = replace(GLUE["sst2"], source=Source(folder=tmp_path / "s/data/sst2"))
+    slices = replace(GLUE["sst2"], source=DataSource(folder=tmp_path / "s/data/sst2"))
     train, held = (load_examples(slices, split) for split in ("train", "validation"))
     assert not set(train.texts[0]) & set(held.texts[0])
     assert set(held.texts[0]) <= set(table["sentence"])
@@ -558,7 +558,7 @@ def test_kept_results_are_the_same_bytes_each_time(done, tmp_path):
     trial = read_ablation(folder / "a").trials(folder / "a")[0]
     there = folder / "a/kept" / trial.file
     shutil.copy(there.with_name("common.json.gz"), tmp_path)
-    keep(trial, tmp_path)
+    archive_run(trial, tmp_path)
     assert (tmp_path / trial.file).read_bytes() == there.read_bytes()
     assert json.loads(archive._restored(there.read_bytes(), there.parent))["task"] == "sst2"
 
@@ -572,7 +572,7 @@ def test_kept_results_take_little_room_and_name_what_cannot_be_read(done, tmp_pa
     (tmp_path / "kept/common.json.gz").write_bytes(gzip.compress(b"{}"))
     trial = read_ablation(out).trials(out)[0]
     with pytest.raises(UsageError, match=f"{trial.file}' is not what an ablation kept"):
-        read_kept(trial, tmp_path / "kept")
+        read_archived(trial, tmp_path / "kept")
 
 
 def test_a_folder_in_which_something_else_lies_is_refused_and_left_alone(kdalign, teacher, data, tmp_path):

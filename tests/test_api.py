@@ -6,8 +6,8 @@ import sys
 import kdalign
 
 PUBLIC = set(
-    "Architecture Asked Interrupted KdalignError LayerMap Plan Recipe RunError RunRecord Stack UsageError __version__ "
-    "allow_code build_recipe compare describe distill evaluate load_recipe propose read_record".split()
+    "Architecture EvalRequest Interrupted KdalignError LayerMap Plan Recipe RunError RunRecord Stack UsageError "
+    "__version__ allow_code build_recipe compare describe distill evaluate load_recipe propose read_record".split()
 )
 
 

@@ -29,10 +29,10 @@ from kdalign.models.architecture import (
     count_parameters,
     describe,
     layout_of,
-    skeleton,
+    meta_model,
     with_layers,
 )
-from kdalign.models.capture import Wanted, check_read, recording, watch
+from kdalign.models.capture import CaptureSpec, capture, check_read, enable_capture
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.student_spec import check_cut
 
@@ -103,7 +103,7 @@ def test_no_weights_are_needed_however_large_the_model():
 def test_a_skeleton_has_shapes_without_storage_and_keeps_its_configuration():
     config = tiny_config("bert")
     before = config.to_dict()
-    assert {parameter.device for parameter in skeleton(config).parameters()} == {torch.device("meta")}
+    assert {parameter.device for parameter in meta_model(config).parameters()} == {torch.device("meta")}
     assert config.to_dict() == before
 
 
@@ -147,8 +147,8 @@ def test_a_type_without_a_row_is_read_by_its_usual_names_and_its_signals_are_the
     ids, layers = torch.tensor([[2, 5, 6, 3]]), [Layer(name, number) for number in range(3)]
     with torch.no_grad():
         plain = body(input_ids=ids, output_hidden_states=True, output_attentions=True)
-        watch(body)
-        with recording(body, Wanted(frozenset(layers), frozenset(layers))) as signals:
+        enable_capture(body)
+        with capture(body, CaptureSpec(frozenset(layers), frozenset(layers))) as signals:
             body(input_ids=ids)
     for number, layer in enumerate(layers):
         torch.testing.assert_close(signals.attention[layer], plain.attentions[number], atol=1e-5, rtol=1e-4)

@@ -15,16 +15,16 @@ from kdalign.alignment.propose import propose
 from kdalign.data.batches import Batch, collate
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
-from kdalign.models.capture import Wanted, run, watch
-from kdalign.models.layouts import Attention
+from kdalign.models.capture import CaptureSpec, enable_capture, forward
+from kdalign.models.layouts import AttentionLayout
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.checks import check_attention
-from kdalign.objective.terms import Place, View, relation_heads
+from kdalign.objective.terms import LayerPairs, TermInputs, relation_heads
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
-from kdalign.recipe import Train
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.recipe import TrainSettings
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import make_optimizer
 
@@ -63,7 +63,7 @@ class Pair:
 
     def parts(self, batch):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), count_units([batch]))
+        return self.objective(TermInputs(self.learner(batch.inputs, taught), taught, batch), count_units([batch]))
 
 
 MAPS = Weights(hard=0, alpha=0, beta=0, gamma=0, delta=1)
@@ -83,7 +83,7 @@ WAYS = {
 
 
 def test_keeping_a_map_changes_nothing_under_dropout_and_the_map_is_the_one_before_it():
-    model = watch(classifier("bert", 2, 32, 4, seed=1)).train()
+    model = enable_capture(classifier("bert", 2, 32, 4, seed=1)).train()
     for module in attention_modules(model).values():
         module.dropout.p = 0.3
     batch = collate(examples(), range(8))
@@ -92,11 +92,11 @@ def test_keeping_a_map_changes_nothing_under_dropout_and_the_map_is_the_one_befo
     def seen(wanted):
         torch.manual_seed(5)
         model.zero_grad()
-        signals = run(model, accepted_inputs(model, batch.inputs), wanted, torch.tensor([0, 1]))
+        signals = forward(model, accepted_inputs(model, batch.inputs), wanted, torch.tensor([0, 1]))
         signals.logits.square().sum().backward()
         return signals, [p.grad.clone() for p in model.parameters()]
 
-    plain, kept = seen(Wanted()), seen(Wanted(attention=frozenset({first, Layer("encoder", 1)})))
+    plain, kept = seen(CaptureSpec()), seen(CaptureSpec(attention=frozenset({first, Layer("encoder", 1)})))
     torch.testing.assert_close(kept[0].logits, plain[0].logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(kept[1], plain[1], atol=1e-5, rtol=1e-4)
     rows = kept[0].attention[first].sum(dim=-1)
@@ -109,7 +109,7 @@ def test_attention_of_other_heads_trains_and_falls(pair, way):
     weights, how, share = WAYS[way]
     setting = Pair(*PAIRS[pair], weights, **how)
     batch = collate(setting.data, range(8))
-    optimizer = make_optimizer(setting.learner, Train(lr=1e-2, weight_decay=0))
+    optimizer = make_optimizer(setting.learner, TrainSettings(lr=1e-2, weight_decay=0))
     values = []
     for _ in range(150):
         found = setting.parts(batch)
@@ -152,14 +152,14 @@ def test_a_position_is_related_to_those_it_may_see():
     batch = Batch(
         {"attention_mask": real.long(), "decoder_attention_mask": torch.tensor([[1, 1, 0]])}, None, real[:, 0], real
     )
-    assert Place(()).visible(batch)[0].tolist() == [[True, True, True, False]] * 4
-    back = Place((), looks_back=True).visible(batch)[0]
+    assert LayerPairs(()).visible(batch)[0].tolist() == [[True, True, True, False]] * 4
+    back = LayerPairs((), looks_back=True).visible(batch)[0]
     assert back.tolist() == [[i >= j and j < 3 for j in range(4)] for i in range(4)]
-    target = Place((), reads_target=True, looks_back=True).visible(batch)[0]
+    target = LayerPairs((), reads_target=True, looks_back=True).visible(batch)[0]
     assert target.tolist() == [[True, False, False], [True, True, False], [True, True, False]]
     within = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     packed = Batch({"attention_mask": within}, None, real[:, 0], real)
-    assert torch.equal(Place((), looks_back=True).visible(packed), within[:, 0])
+    assert torch.equal(LayerPairs((), looks_back=True).visible(packed), within[:, 0])
 
 
 def test_mixed_heads_start_as_the_mean_stay_probabilities_and_are_trained():
@@ -202,7 +202,7 @@ def test_relation_heads_divide_every_width_also_of_grouped_keys():
 
 
 def test_attention_that_cannot_be_taken_is_refused():
-    closed = replace(shape(4, 32), attention=Attention.CLOSED)
+    closed = replace(shape(4, 32), attention=AttentionLayout.CLOSED)
     for pair in ((closed, shape(4, 32)), (shape(4, 32), closed)):
         with pytest.raises(UsageError, match="attention of llama cannot be taken; give --delta 0"):
             check_attention(propose(*pair), True)

@@ -10,21 +10,21 @@ from conftest import make_tokenizer, one_line, sentences, tiny_config
 from test_contract import Setting, examples
 
 from kdalign.data.batches import CUT, collate, micro_batches
-from kdalign.data.corruption import LONGEST_SPAN, CutOff, MaskSpans
+from kdalign.data.corruption import LONGEST_SPAN, MaskSpans, TokenCutoff
 from kdalign.data.tasks import Examples
 from kdalign.devices import make_accelerator
-from kdalign.distillation.augmentation import Substitutes, substituted
+from kdalign.distillation.augmentation import Substitutes, substitute_words
 from kdalign.distillation.pipeline import distill, prepare_all
-from kdalign.distillation.tokenize import config_of, read_texts, tokenizer_of, with_copies
+from kdalign.distillation.tokenize import config_of, student_tokenizer, tokenize_run, with_augmentation
 from kdalign.environment import cache_folder
 from kdalign.objective.terms import Unit
 from kdalign.objective.units import count_units
-from kdalign.observer import Silent
+from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
 
 MASK, SPECIAL = 4, np.array([0, 1, 2, 3, 4])
 LABELS = "{hard: 1, alpha: 0, beta: 0, gamma: 0, delta: 0}"
-WAYS = {"spans": MaskSpans(MASK, SPECIAL, 0.3, 1.0), "cutoff": CutOff(SPECIAL, 0.3, 1.0)}
+WAYS = {"spans": MaskSpans(MASK, SPECIAL, 0.3, 1.0), "cutoff": TokenCutoff(SPECIAL, 0.3, 1.0)}
 BOTH = pytest.mark.parametrize("way", WAYS)
 
 
@@ -145,7 +145,7 @@ def test_likely_words_are_those_of_the_model_for_a_mask_at_the_place(substitutes
 
 def test_new_texts_replace_words_by_likely_ones_and_nothing_else(substitutes):
     texts, _ = sentences(20, 5)
-    made = substituted(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=1)
+    made = substitute_words(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=1)
     assert made.rows == tuple(row for row in range(20) for _ in range(3))
     changes = 0
     for row, (text,) in zip(made.rows, made.texts, strict=True):
@@ -157,15 +157,15 @@ def test_new_texts_replace_words_by_likely_ones_and_nothing_else(substitutes):
         for n, likely in zip(places, substitutes.likely([(texts[row], n + 1) for n in places]), strict=True):
             assert after[n] in likely
     assert 0.35 < changes / (3 * sum(len(text.split()) for text in texts)) < 0.5
-    assert made == substituted(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=1)
-    first = substituted(Examples("train", (tuple(texts[:4]),), None), substitutes, 0.4, 1, seed=1)
+    assert made == substitute_words(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=1)
+    first = substitute_words(Examples("train", (tuple(texts[:4]),), None), substitutes, 0.4, 1, seed=1)
     assert first.texts == tuple(made.texts[3 * row] for row in range(4)), "a draw is of seed, row and copy"
-    assert made != substituted(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=2)
+    assert made != substitute_words(Examples("train", (tuple(texts),), None), substitutes, 0.4, 3, seed=2)
 
 
 def test_case_is_kept_both_texts_of_a_pair_change_and_a_text_without_a_word_has_no_copy(substitutes):
     pairs = Examples("train", (("The film", "xyz"), ("was good", "...")), None)
-    made = substituted(pairs, substitutes, 0.9, 1, seed=0)
+    made = substitute_words(pairs, substitutes, 0.9, 1, seed=0)
     assert made.rows == (0,)
     [(first, second)] = made.texts
     assert first[0].isupper()
@@ -173,7 +173,7 @@ def test_case_is_kept_both_texts_of_a_pair_change_and_a_text_without_a_word_has_
     assert second != "was good"
 
 
-class Listening(Silent):
+class Listening(NullObserver):
     def __init__(self):
         self.said = []
 
@@ -197,11 +197,11 @@ def asking(teacher, data, filler, out, *more):
 def test_new_texts_are_made_once_and_have_a_label_only_where_asked_for(kept, teacher, data, filler, tmp_path):
     sets = f"data.augment.keep_labels={str(kept).lower()}", "data.unlabelled=rest", "data.unlabelled_share=0.5"
     [run] = prepare_all(asking(teacher, data, filler, tmp_path / "run", *sets))
-    tokenizer, place, listening = tokenizer_of(run), make_accelerator("cpu"), Listening()
-    before = read_texts(run, tokenizer, config_of(run, tokenizer))
+    tokenizer, place, listening = student_tokenizer(run), make_accelerator("cpu"), Listening()
+    before = tokenize_run(run, tokenizer, config_of(run, tokenizer))
 
     def made():
-        return with_copies(run, before, tokenizer, config_of(run, tokenizer), place, listening)
+        return with_augmentation(run, before, tokenizer, config_of(run, tokenizer), place, listening)
 
     texts = made()
     n, copies, others = 30, len(texts.copies), len(before.unlabelled)

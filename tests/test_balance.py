@@ -11,53 +11,53 @@ from test_contract import Setting
 from test_further_terms import weights_of
 
 from kdalign.data.batches import collate
-from kdalign.objective.balancing import BALANCES, WINDOW, Pace, RunningSize, Uncertainty
-from kdalign.objective.terms import View
+from kdalign.objective.balancing import BALANCES, WINDOW, PaceBalance, RunningSize, UncertaintyBalance
+from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
-from kdalign.runs.curves import curves
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.runs.curves import read_curves
 from kdalign.runs.finished import finished_runs
-from kdalign.training.diagnostics import Sight, gradient_norms, small_shares
+from kdalign.training.diagnostics import StepViewer, find_small_shares, gradient_norms
 
 
 def test_a_running_size_is_the_first_value_and_then_a_moving_mean():
     balance = RunningSize(["a", "b"])
-    assert balance.lacks(["a"])
-    balance.saw({"a": 4.0, "b": 0.0})
-    assert not balance.lacks(["a", "b"])
+    assert balance.needs_warmup(["a"])
+    balance.update({"a": 4.0, "b": 0.0})
+    assert not balance.needs_warmup(["a", "b"])
     assert balance.factors(["a", "b"]) == {"a": 0.25, "b": 1.0}
-    balance.saw({"a": 2.0})
+    balance.update({"a": 2.0})
     assert balance.factors(["a"])["a"] == pytest.approx((1 - 0.98**2) / (0.98 * 0.02 * 4 + 0.02 * 2))
     for _ in range(500):
-        balance.saw({"a": 2.0})
+        balance.update({"a": 2.0})
     assert balance.factors(["a"])["a"] == pytest.approx(1 / 2, rel=1e-3)
 
 
 def test_what_rounding_leaves_of_nothing_is_no_size():
     balance = RunningSize(["a"])
     for value in (-2e-8, 0.0, 3e-8):
-        balance.saw({"a": value})
+        balance.update({"a": value})
         assert balance.factors(["a"]) == {"a": 1.0}
-    balance.saw({"a": 0.002})  # the first size, and not a fiftieth of it
+    balance.update({"a": 0.002})  # the first size, and not a fiftieth of it
     assert balance.factors(["a"])["a"] == pytest.approx(500)
-    pace = Pace(["a"])
-    pace.saw({"a": -2e-8})
+    pace = PaceBalance(["a"])
+    pace.update({"a": -2e-8})
     assert pace.factors(["a"]) == {"a": 1.0}
     for _ in range(WINDOW - 1):
-        pace.saw({"a": 0.5})
+        pace.update({"a": 0.5})
     assert pace.factors(["a"])["a"] == pytest.approx(WINDOW / (0.5 * (WINDOW - 1)))
 
 
 def test_a_term_that_is_scaled_has_a_size_that_is_scaled():
     one, other = RunningSize(["a"]), RunningSize(["a"])
     for value in (3.0, 2.0, 5.0, 1.0):
-        one.saw({"a": value})
-        other.saw({"a": 1000 * value})
+        one.update({"a": value})
+        other.update({"a": 1000 * value})
         assert 1000 * other.factors(["a"])["a"] == pytest.approx(one.factors(["a"])["a"], rel=1e-12)
 
 
 def test_uncertainty_has_the_gradient_of_its_formula():
-    balance = Uncertainty(["a", "b"])
+    balance = UncertaintyBalance(["a", "b"])
     with torch.no_grad():
         balance.logs.copy_(torch.tensor([0.5, -1.0]))
     assert balance.factors(["a", "b"]) == pytest.approx({"a": math.exp(-0.5), "b": math.exp(1)})
@@ -72,14 +72,14 @@ def test_uncertainty_has_the_gradient_of_its_formula():
 
 
 def test_pace_gives_more_weight_to_what_falls_more_slowly():
-    balance = Pace(["quick", "slow"])
-    balance.saw({"quick": 8.0, "slow": 2.0})
+    balance = PaceBalance(["quick", "slow"])
+    balance.update({"quick": 8.0, "slow": 2.0})
     assert balance.factors(["quick", "slow"]) == pytest.approx({"quick": 1 / 8, "slow": 1 / 2})
-    balance = Pace(["quick", "slow"])
+    balance = PaceBalance(["quick", "slow"])
     for _ in range(WINDOW):
-        balance.saw({"quick": 8.0, "slow": 2.0})
+        balance.update({"quick": 8.0, "slow": 2.0})
     for _ in range(WINDOW):
-        balance.saw({"quick": 4.0, "slow": 2.0})
+        balance.update({"quick": 4.0, "slow": 2.0})
     weights = np.exp([0.5 / 2, 1.0 / 2])
     quick, slow = 2 * weights / weights.sum()
     assert balance.factors(["quick", "slow"]) == pytest.approx({"quick": quick / 8, "slow": slow / 2})
@@ -134,7 +134,7 @@ def test_a_term_scaled_by_a_thousand_changes_nothing_by_size_and_is_recorded(tea
         assert sum(one["weights"][k] * one["parts"][k] for k in one["parts"]) == pytest.approx(one["loss"], rel=1e-5)
     first = steps_of(tmp_path / "by1")[0]  # at first, each is 1 times the recipe's weight
     assert first["loss"] == pytest.approx(0.3 + 0.7 + 1 + 1 + 1 + 1, rel=1e-5)
-    [trained] = [curves(each) for each in finished_runs([tmp_path / "by1"])]
+    [trained] = [read_curves(each) for each in finished_runs([tmp_path / "by1"])]
     assert sum(share[0] for share in trained.shares.values()) == pytest.approx(100)
     assert trained.shares[name][0] == pytest.approx(100 / 5)
 
@@ -143,14 +143,14 @@ def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_
     setting = Setting("bert", "bert", 32, Weights(hard=0.3, alpha=0.7, beta=2, gamma=1, delta=1, temperature=2))
     batch = collate(setting.data, range(8))
     teach = lambda each: setting.teacher(each, setting.learner.wanted_of_teacher)  # noqa: E731
-    see = Sight(setting.learner, teach, Accelerator(cpu=True), 0)
+    see = StepViewer(setting.learner, teach, Accelerator(cpu=True), 0)
     found = gradient_norms(see, setting.learner.student, setting.objective, batch, 0)
     assert list(found) == ["hard", "soft", "cosine", "euclid", "attention"]
     assert all(parameter.grad is None for parameter in setting.learner.parameters())
     last = list(setting.learner.student.bert.encoder.layer[-1].parameters())
     for name, weight in (("hard", 0.3), ("cosine", 2)):
         taught = teach(batch)
-        view = View(setting.learner(batch.inputs, taught), taught, batch)
+        view = TermInputs(setting.learner(batch.inputs, taught), taught, batch)
         _, term = setting.objective.terms[name]
         value = weight * term(view) / count_units([batch])[term.unit]
         grads = torch.autograd.grad(value, last, allow_unused=True)
@@ -177,24 +177,24 @@ def test_a_term_that_hardly_counts_is_said(teacher, data, tmp_path, kdalign):
     assert code == 0, said
     assert "attention is 0.00% of the loss at the end: it hardly counts" in " ".join(said.split())
     assert "cosine is" not in said
-    assert small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
-    assert small_shares([]) == {}
+    assert find_small_shares([{"a": 99.0, "b": 1.2}, {"a": 99.0, "b": 0.2}]) == pytest.approx({"b": 1.4 / 199.4})
+    assert find_small_shares([]) == {}
 
 
 @pytest.mark.parametrize("word", BALANCES)
 def test_all_that_a_balance_knows_is_in_its_state(word):
     balance, again = BALANCES[word](["a", "b"]), BALANCES[word](["a", "b"])
     for step in range(2 * WINDOW + 7):
-        balance.saw({"a": 3.0 + step % 5, "b": 1 / (1 + step)})
+        balance.update({"a": 3.0 + step % 5, "b": 1 / (1 + step)})
     with torch.no_grad():
         for parameter in balance.parameters():
             parameter += 0.3
     again.load_state_dict(balance.state_dict())
     for _ in range(WINDOW):
         assert again.factors(["a", "b"]) == balance.factors(["a", "b"])
-        assert again.lacks(["a"]) == balance.lacks(["a"])
+        assert again.needs_warmup(["a"]) == balance.needs_warmup(["a"])
         for each in (balance, again):
-            each.saw({"a": 2.0, "b": 1.0})
+            each.update({"a": 2.0, "b": 1.0})
 
 
 def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_student(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from kdalign.data.batches import (
     NEIGHBOURHOOD,
-    Encoded,
+    TokenizedSplit,
     collate,
     epoch_batches,
     in_order,
@@ -19,16 +19,16 @@ from kdalign.data.batches import (
     total_steps,
 )
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import encode_labelled
-from kdalign.recipe import Train
+from kdalign.data.tokenization import tokenize_labelled
+from kdalign.recipe import TrainSettings
 
 
-def numbered(lengths, pad: int = 0) -> Encoded:
+def numbered(lengths, pad: int = 0) -> TokenizedSplit:
     """Rows whose first token is 100 + their number, and whose label is their number."""
     rows = [[100 + number] + [7] * (length - 1) for number, length in enumerate(lengths)]
     kinds = [[1] * length for length in lengths]
     columns = {"input_ids": rows, "token_type_ids": kinds}
-    return Encoded(columns, np.arange(len(rows)), {"input_ids": pad, "token_type_ids": 0}, 0)
+    return TokenizedSplit(columns, np.arange(len(rows)), {"input_ids": pad, "token_type_ids": 0}, 0)
 
 
 def numbers(batch) -> list[int]:
@@ -199,10 +199,10 @@ def test_rows_come_in_the_order_asked_for():
 def test_class_labels_are_integers_and_scores_are_floats():
     data = numbered([2, 2])
     assert collate(data, [0, 1]).labels.dtype == torch.int64
-    scores = Encoded(data.columns, np.array([0.5, 4.75]), data.pad, 0)
+    scores = TokenizedSplit(data.columns, np.array([0.5, 4.75]), data.pad, 0)
     assert collate(scores, [1, 0]).labels.tolist() == [4.75, 0.5]
     assert collate(scores, [0]).labels.dtype == torch.float32
-    assert collate(Encoded(data.columns, None, data.pad, 0), [0]).labels is None
+    assert collate(TokenizedSplit(data.columns, None, data.pad, 0), [0]).labels is None
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 20))
@@ -240,7 +240,7 @@ def examples(*columns) -> Examples:
 
 def test_what_is_longer_than_the_limit_is_cut_and_counted(tokenizer):
     texts = ["the film", "the film was very good and funny but slow", "it was not bad but dull"]
-    encoded = encode_labelled(examples(texts), tokenizer, 8)
+    encoded = tokenize_labelled(examples(texts), tokenizer, 8)
     assert encoded.truncated == 1, "eight tokens fit eight: [CLS], six words, [SEP]"
     assert encoded.lengths.tolist() == [4, 8, 8]
     expected = ["[CLS]", "the", "film", "was", "very", "good", "and", "[SEP]"]
@@ -249,7 +249,7 @@ def test_what_is_longer_than_the_limit_is_cut_and_counted(tokenizer):
 
 
 def test_of_a_pair_the_longer_text_is_cut(tokenizer):
-    encoded = encode_labelled(examples(["the film was very good and funny"], ["it is"]), tokenizer, 9)
+    encoded = tokenize_labelled(examples(["the film was very good and funny"], ["it is"]), tokenizer, 9)
     expected = ["[CLS]", "the", "film", "was", "very", "[SEP]", "it", "is", "[SEP]"]
     assert words_of(tokenizer, encoded.columns["input_ids"][0]) == expected
     assert encoded.columns["token_type_ids"] == [[0, 0, 0, 0, 0, 0, 1, 1, 1]]
@@ -257,7 +257,7 @@ def test_of_a_pair_the_longer_text_is_cut(tokenizer):
 
 
 def test_token_types_are_kept_whatever_the_tokenizers_own_model_knows(tokenizer):
-    encoded = encode_labelled(examples(["good", "the film"], ["bad", "a very slow plot"]), tokenizer, 32)
+    encoded = tokenize_labelled(examples(["good", "the film"], ["bad", "a very slow plot"]), tokenizer, 32)
     assert encoded.columns["token_type_ids"] == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
     batch = collate(encoded, [0, 1])
     assert batch.inputs["token_type_ids"].tolist()[0] == [0, 0, 0, 1, 1, 0, 0, 0, 0]
@@ -265,14 +265,14 @@ def test_token_types_are_kept_whatever_the_tokenizers_own_model_knows(tokenizer)
 
 def test_a_batch_is_what_the_tokenizer_itself_would_pad(tokenizer):
     texts = ["the film", "it was not very good", ""]
-    batch = collate(encode_labelled(examples(texts), tokenizer, 32), range(3))
+    batch = collate(tokenize_labelled(examples(texts), tokenizer, 32), range(3))
     reference = tokenizer(texts, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(batch.inputs[name], reference[name])
 
 
 def test_a_split_without_labels_has_none_after_encoding(tokenizer):
-    encoded = encode_labelled(Examples("test", (("good",),), None), tokenizer, 16)
+    encoded = tokenize_labelled(Examples("test", (("good",),), None), tokenizer, 16)
     assert encoded.labels is None
     assert len(encoded) == 1
 
@@ -281,4 +281,4 @@ def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
     # Four rows of ten tokens, two a step: 20 after one step, 40 after two, 60 after three, in the second epoch.
     encoded = numbered([10, 10, 10, 10])
     for tokens, steps in ((1, 1), (20, 1), (21, 2), (40, 2), (41, 3)):
-        assert total_steps(Train(batch_size=2, max_tokens=tokens), encoded) == steps
+        assert total_steps(TrainSettings(batch_size=2, max_tokens=tokens), encoded) == steps

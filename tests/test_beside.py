@@ -15,11 +15,11 @@ from test_families import KINDS, model
 
 from kdalign.comparison.compare import compare
 from kdalign.distillation import baseline_rows
-from kdalign.distillation.baseline_rows import rows_beside
+from kdalign.distillation.baseline_rows import build_baseline_rows
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
 from kdalign.models.architecture import count_parameters
-from kdalign.models.quantization import megabytes_of, parameters_of, quantized
+from kdalign.models.quantization import count_quantized_parameters, quantize_dynamic, quantized_megabytes
 from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
@@ -58,7 +58,7 @@ def row(table, name):
 
 
 def table_with(*paths, kinds=("int8", "majority")):
-    return compare(paths, beside=rows_beside(paths, kinds))
+    return compare(paths, beside=build_baseline_rows(paths, kinds))
 
 
 # The majority
@@ -132,12 +132,12 @@ def test_data_that_is_gone_or_another_is_a_dash_with_the_reason(tmp_path, teache
 
 def test_a_quantised_model_has_the_same_parameters_in_less_room_and_mostly_the_same_answers():
     plain = tiny_classifier("bert", layers=4, width=64, vocab_size=100).eval()
-    small = quantized(plain)
-    assert parameters_of(small) == count_parameters(plain) == parameters_of(plain)
+    small = quantize_dynamic(plain)
+    assert count_quantized_parameters(small) == count_parameters(plain) == count_quantized_parameters(plain)
     linear = [module for module in plain.modules() if type(module) is torch.nn.Linear]
     rounded = sum(module.weight.numel() for module in linear)
-    assert megabytes_of(plain) == pytest.approx(4 * count_parameters(plain) / 1e6)
-    assert megabytes_of(small) == pytest.approx((4 * (count_parameters(plain) - rounded) + rounded) / 1e6)
+    assert quantized_megabytes(plain) == pytest.approx(4 * count_parameters(plain) / 1e6)
+    assert quantized_megabytes(small) == pytest.approx((4 * (count_parameters(plain) - rounded) + rounded) / 1e6)
     inputs = {"input_ids": torch.randint(5, 100, (64, 12))}
     with torch.no_grad():
         ours, theirs = small(**inputs).logits, plain(**inputs).logits
@@ -151,10 +151,10 @@ def test_every_family_can_be_held_in_int8_and_still_tells_tokens_apart(kind):
     plain = model(kind)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        small = quantized(plain)
+        small = quantize_dynamic(plain)
     assert not said
-    assert parameters_of(small) == count_parameters(plain)
-    assert megabytes_of(small) < 0.8 * megabytes_of(plain)
+    assert count_quantized_parameters(small) == count_parameters(plain)
+    assert quantized_megabytes(small) < 0.8 * quantized_megabytes(plain)
     ids = torch.randint(5, 250, (4, 12))
     extra = {"decoder_input_ids": ids} if plain.config.is_encoder_decoder else {}
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_the_teacher_in_int8_is_scored_as_the_teacher_is(finished, teacher):
 def test_the_row_in_int8_is_what_the_quantised_model_answers(finished, teacher, films):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    small = quantized(AutoModelForSequenceClassification.from_pretrained(teacher))
+    small = quantize_dynamic(AutoModelForSequenceClassification.from_pretrained(teacher))
     reads, table = AutoTokenizer.from_pretrained(teacher), pd.read_parquet(films / "validation.parquet")
     with torch.no_grad():
         answers = [int(small(**reads(text, return_tensors="pt")).logits.argmax()) for text in table.sentence]
@@ -264,7 +264,7 @@ def test_an_unknown_row_is_one_line_with_the_nearest(kdalign, finished):
     assert (status, out) == (2, "")
     assert "unknown row beside runs 'majorty'; did you mean 'majority'? (accepted: int8, majority)" in one_line(err)
     with pytest.raises(UsageError):
-        rows_beside([finished], ["int4"])
+        build_baseline_rows([finished], ["int4"])
 
 
 def test_a_record_that_lacks_what_a_row_is_made_of_is_a_dash_with_the_reason(tmp_path):
@@ -274,7 +274,7 @@ def test_a_record_that_lacks_what_a_row_is_made_of_is_a_dash_with_the_reason(tmp
         del record.recipe[part]
     del record.recipe["data"]["max_length"]
     RunFolder(path).write_record(record)
-    made = rows_beside([path], ["int8", "majority"])
+    made = build_baseline_rows([path], ["int8", "majority"])
     reason = "the run's record does not say which texts it was trained on"
     assert [one.reasons for one in made] == [{"sst2": reason}] * 2
 

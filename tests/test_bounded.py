@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kdalign.errors import RunError, UsageError
-from kdalign.served import Served, Settings
-from kdalign.served.bounded import LARGEST, within
-from kdalign.served.protocol import Unusable, check_length, counted, read_echo, read_text
+from kdalign.served import ApiModel, ServedSettings
+from kdalign.served.bounded import LARGEST, run_within
+from kdalign.served.protocol import Unusable, check_length, read_echo, read_text, token_usage
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
 
@@ -155,7 +155,7 @@ def hostile(servers, monkeypatch):
 
 
 def opened(server, folder, **settings):
-    return Served("openai:m", server.url, folder, Settings(**{"retries": 0, "timeout": 60.0, **settings}))
+    return ApiModel("openai:m", server.url, folder, ServedSettings(**{"retries": 0, "timeout": 60.0, **settings}))
 
 
 def refused(server, folder, prompt, kind, **settings):
@@ -259,10 +259,10 @@ def test_a_hostile_server_is_one_line_of_the_command(kdalign, hostile, tmp_path)
 
 
 def test_only_counts_are_counts():
-    assert counted({}) == counted({"usage": None}) == counted({"usage": {"prompt_tokens": None}}) == (0, 0)
-    assert counted({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": -1}}) == (3, 4)
+    assert token_usage({}) == token_usage({"usage": None}) == token_usage({"usage": {"prompt_tokens": None}}) == (0, 0)
+    assert token_usage({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": -1}}) == (3, 4)
     for usage in (5, [], "x", {"prompt_tokens": True}, {"completion_tokens": -1}, {"prompt_tokens": 10**9}):
-        assert counted({"usage": usage}) is None
+        assert token_usage({"usage": usage}) is None
 
 
 def test_a_message_without_text_is_empty_and_marked_and_other_kinds_are_refused():
@@ -312,8 +312,8 @@ def test_more_tokens_than_a_text_has_bytes_are_refused():
 def test_what_takes_too_long_is_left_alone_and_errors_come_through():
     release = threading.Event()
     with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
-        within(0.05, lambda: release.wait(60))
+        run_within(0.05, lambda: release.wait(60))
     release.set()
-    assert within(60, lambda: 5) == 5
+    assert run_within(60, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        within(60, lambda: 1 // 0)
+        run_within(60, lambda: 1 // 0)

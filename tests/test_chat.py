@@ -8,10 +8,10 @@ from conftest import sentences
 
 from kdalign.data.batches import IGNORED
 from kdalign.data.tasks import Examples, find_task, load_texts
-from kdalign.data.tokenization import encode_chats
+from kdalign.data.tokenization import tokenize_chats
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
-from kdalign.evaluation.samples import questions
+from kdalign.evaluation.samples import chat_prompts
 from kdalign.recipe import build_recipe
 
 TEMPLATE = (
@@ -42,7 +42,7 @@ TWO_TURNS = said(
 
 def test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead():
     pieces = tokenizer()
-    encoded = encode_chats(examples(TWO_TURNS), pieces, 200)
+    encoded = tokenize_chats(examples(TWO_TURNS), pieces, 200)
     [ids], [targets] = encoded.columns["input_ids"], encoded.columns["targets"]
     assert len(ids) == len(targets)
     whole = pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"]
@@ -53,7 +53,7 @@ def test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ah
 
 
 def test_a_long_conversation_is_cut_at_its_end_and_counted():
-    encoded = encode_chats(examples(TWO_TURNS, TWO_TURNS[1:3]), tokenizer(), 48)
+    encoded = tokenize_chats(examples(TWO_TURNS, TWO_TURNS[1:3]), tokenizer(), 48)
     [first, second] = encoded.columns["input_ids"]
     assert len(first) == 48 > len(second)
     assert (encoded.truncated, encoded.passed_over) == (1, 0)
@@ -62,46 +62,46 @@ def test_a_long_conversation_is_cut_at_its_end_and_counted():
 def test_a_conversation_as_long_as_the_limit_and_its_last_token_is_whole():
     pieces = tokenizer()
     whole = len(pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"])
-    assert encode_chats(examples(TWO_TURNS), pieces, whole - 1).truncated == 0
-    assert encode_chats(examples(TWO_TURNS), pieces, whole - 2).truncated == 1
+    assert tokenize_chats(examples(TWO_TURNS), pieces, whole - 1).truncated == 0
+    assert tokenize_chats(examples(TWO_TURNS), pieces, whole - 2).truncated == 1
 
 
 def test_a_conversation_whose_answer_is_cut_off_is_passed_over_and_counted():
     long = said(("user", "a film " * 40), ("assistant", "great"))
-    encoded = encode_chats(examples(long, TWO_TURNS), tokenizer(), 60)
+    encoded = tokenize_chats(examples(long, TWO_TURNS), tokenizer(), 60)
     assert (len(encoded), encoded.passed_over) == (1, 1)
     with pytest.raises(UsageError, match="no answer lies within the first 60 tokens"):
-        encode_chats(examples(long), tokenizer(), 60)
+        tokenize_chats(examples(long), tokenizer(), 60)
 
 
 def test_a_first_turn_of_the_assistants_is_not_asked_for():
     greeting = said(("assistant", "hello"), ("user", "a film"), ("assistant", "fine"))
     pieces = tokenizer()
-    [targets] = encode_chats(examples(greeting), pieces, 200).columns["targets"]
+    [targets] = tokenize_chats(examples(greeting), pieces, 200).columns["targets"]
     assert pieces.decode([t for t in targets if t != IGNORED]).strip() == "fine<|endoftext|>"
 
 
 def test_what_a_template_refuses_is_one_line():
     refusing = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UsageError, match=r"template refuses a conversation \(roles must alternate\): \["):
-        encode_chats(examples(TWO_TURNS), tokenizer(refusing), 200)
+        tokenize_chats(examples(TWO_TURNS), tokenizer(refusing), 200)
 
 
 def test_a_prompt_ends_where_the_assistant_begins():
     pieces = tokenizer()
-    [prompt] = questions(examples(TWO_TURNS), pieces, 3)
+    [prompt] = chat_prompts(examples(TWO_TURNS), pieces, 3)
     assert prompt.text == "a film"
     assert pieces.decode(prompt.ids).endswith("[user] a film<|endoftext|>\n[assistant] ")
 
 
 def test_a_template_that_renders_the_beginning_otherwise_is_refused():
     with pytest.raises(UsageError, match="renders a conversation's beginning otherwise"):
-        encode_chats(examples(TWO_TURNS), tokenizer(LAST_ONLY), 200)
+        tokenize_chats(examples(TWO_TURNS), tokenizer(LAST_ONLY), 200)
 
 
 def test_a_tokenizer_without_a_template_is_refused():
     with pytest.raises(UsageError, match=r"no chat template; save one beside it as chat_template\.jinja"):
-        encode_chats(examples(TWO_TURNS), tokenizer(None), 200)
+        tokenize_chats(examples(TWO_TURNS), tokenizer(None), 200)
 
 
 BAD = [

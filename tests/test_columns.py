@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdalign.data.tasks import find_task, load_examples, load_texts
-from kdalign.data.tasks.columns import described, is_blank, looks_like_data, number_of
+from kdalign.data.tasks.columns import describe_cell, is_blank, looks_like_data, parse_number
 from kdalign.data.tasks.loading import load_unlabelled
 from kdalign.errors import UsageError
 
@@ -153,7 +153,7 @@ def test_blank_lines_of_a_text_file_are_counted(tmp_path):
     ],
 )
 def test_a_number_is_what_is_one_or_is_written_as_one(cell, number):
-    assert number_of(cell) == number
+    assert parse_number(cell) == number
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_a_columns_name_that_looks_like_data(name, data):
 
 
 def test_what_is_shown_of_a_cell_is_short():
-    assert len(described(list(range(10_000)))) < 80
-    assert described(np.array([1, 2])) == "a list ([1, 2])"
+    assert len(describe_cell(list(range(10_000)))) < 80
+    assert describe_cell(np.array([1, 2])) == "a list ([1, 2])"
 
 
 def test_csv_keeps_a_text_that_looks_like_a_number(tmp_path):

@@ -10,19 +10,19 @@ from conftest import tiny_classifier
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import Batch, Encoded, collate, micro_batches
+from kdalign.data.batches import Batch, TokenizedSplit, collate, micro_batches
 from kdalign.models.architecture import Layer, describe
 from kdalign.models.attention import ATTENTION
-from kdalign.models.capture import Signals, Wanted, recording
-from kdalign.models.student import cut
+from kdalign.models.capture import Activations, CaptureSpec, capture
+from kdalign.models.student import copy_layers
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.objective import Objective
-from kdalign.objective.terms import HardLabels, SoftTargets, Unit, View
+from kdalign.objective.terms import HardLabels, SoftTargets, TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
-from kdalign.recipe import Train
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.recipe import TrainSettings
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import learning_rate, make_optimizer
 
@@ -31,12 +31,12 @@ FAMILIES = pytest.mark.parametrize(("theirs", "ours", "width"), PAIRS, ids=["ber
 ALL = Weights(hard=0.3, alpha=0.7, beta=1, gamma=1, delta=1, temperature=2)
 
 
-def examples(n: int = 8, seed: int = 0) -> Encoded:
+def examples(n: int = 8, seed: int = 0) -> TokenizedSplit:
     generator = np.random.default_rng(seed)
     rows = [[2, *generator.integers(5, 90, generator.integers(1, 9)).tolist(), 3] for _ in range(n)]
     kinds = [[0] * 2 + [1] * (len(row) - 2) for row in rows]
     columns = {"input_ids": rows, "token_type_ids": kinds}
-    return Encoded(columns, generator.integers(0, 2, n), {"input_ids": 0, "token_type_ids": 0}, 0)
+    return TokenizedSplit(columns, generator.integers(0, 2, n), {"input_ids": 0, "token_type_ids": 0}, 0)
 
 
 def layer(number):
@@ -60,7 +60,7 @@ class Setting:
 
     def breakdown(self, batch: Batch, units: dict[Unit, float]):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
+        return self.objective(TermInputs(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches: list[Batch]) -> torch.Tensor:
         self.learner.zero_grad()
@@ -121,7 +121,7 @@ def test_what_lies_in_padding_never_enters_a_term():
     broken = torch.where(mask[:, None, :, None], maps, torch.full_like(maps, 1e6))
     for loss in (losses.cosine_distance, lambda features, mask: losses.scaled_euclid(features, mask, 1.0)):
         torch.testing.assert_close(
-            loss(losses.Apart.of(spoiled, theirs), mask), loss(losses.Apart.of(ours, theirs), mask)
+            loss(losses.PairDistances.of(spoiled, theirs), mask), loss(losses.PairDistances.of(ours, theirs), mask)
         )
     torch.testing.assert_close(
         losses.attention_distance(broken, maps.flip(0), mask), losses.attention_distance(maps, maps.flip(0), mask)
@@ -131,7 +131,7 @@ def test_what_lies_in_padding_never_enters_a_term():
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_from_it(kind):
     setting = Setting(kind, kind, 32, Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1))
-    twin = cut(setting.teacher.model, {"encoder": range(4)}).eval()
+    twin = copy_layers(setting.teacher.model, {"encoder": range(4)}).eval()
     plan = propose(describe(twin.config), describe(twin.config)).with_statistics(
         {f"variance/encoder.{number}": 1.0 for number in range(4)}
     )
@@ -139,7 +139,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_fr
     learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)
-    breakdown = objective(View(learner(batch.inputs, taught), taught, batch), count_units([batch]))
+    breakdown = objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch]))
     breakdown.total.backward()
     assert all(abs(float(part)) < 1e-5 for part in breakdown.parts.values()), breakdown.parts
     assert max(float(p.grad.abs().max()) for p in learner.parameters() if p.grad is not None) < 1e-4
@@ -156,7 +156,7 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student()
         assert tensor.grad_fn is None
         assert not tensor.requires_grad
     theirs = {id(p) for p in setting.teacher.model.parameters()}
-    optimized = [p for group in make_optimizer(setting.learner, Train()).param_groups for p in group["params"]]
+    optimized = [p for group in make_optimizer(setting.learner, TrainSettings()).param_groups for p in group["params"]]
     assert theirs.isdisjoint(id(p) for p in optimized)
     assert len(optimized) == len({id(p) for p in optimized}) == len(list(setting.learner.parameters()))
 
@@ -166,7 +166,7 @@ def test_every_projection_is_optimised_once_moves_in_a_step_and_belongs_to_its_p
     weights = dict(setting.learner.projections.named_parameters())
     assert set(weights) == {"maps.encoder_0_to_encoder_1.weight", "maps.encoder_1_to_encoder_3.weight"}
     assert weights["maps.encoder_0_to_encoder_1.weight"].shape == (32, 24)
-    optimizer = make_optimizer(setting.learner, Train())
+    optimizer = make_optimizer(setting.learner, TrainSettings())
     for weight in weights.values():
         assert sum(weight is p for group in optimizer.param_groups for p in group["params"]) == 1
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -183,7 +183,7 @@ def test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_m
     with torch.no_grad():
         plain = model(**inputs).logits
         model.set_attn_implementation(ATTENTION)
-        with recording(model, Wanted(frozenset(map(layer, (0, 2))), frozenset(map(layer, (1, 2))))) as signals:
+        with capture(model, CaptureSpec(frozenset(map(layer, (0, 2))), frozenset(map(layer, (1, 2))))) as signals:
             captured = model(**inputs).logits
         model.set_attn_implementation("eager")
         reference = model(**inputs, output_attentions=True, output_hidden_states=True)
@@ -206,7 +206,7 @@ def test_maps_are_taken_before_dropout():
     model = tiny_classifier("bert", 2, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0).train()
     model.set_attn_implementation(ATTENTION)
     batch = collate(examples(), range(8))
-    with recording(model, Wanted(attention=frozenset({layer(0)}))) as signals:
+    with capture(model, CaptureSpec(attention=frozenset({layer(0)}))) as signals:
         model(**batch.inputs)
     sums = signals.attention[layer(0)].sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
@@ -216,7 +216,7 @@ def test_nothing_stays_hooked_after_a_recording():
     model = tiny_classifier("bert", 2)
     model.set_attn_implementation(ATTENTION)
     batch = collate(examples(), range(8))
-    with recording(model, Wanted(frozenset({layer(0)}), frozenset({layer(0)}))) as signals:
+    with capture(model, CaptureSpec(frozenset({layer(0)}), frozenset({layer(0)}))) as signals:
         pass
     model(**batch.inputs)
     assert signals.hidden == {}
@@ -250,7 +250,7 @@ def test_each_term_alone_falls_below_a_tenth_of_its_start_on_one_batch(theirs, o
 
 def test_the_student_cut_from_a_teacher_is_its_layers_in_float32():
     teacher = tiny_classifier("bert", 4, seed=3).to(torch.float16)
-    student = cut(teacher, {"encoder": (1, 3)})
+    student = copy_layers(teacher, {"encoder": (1, 3)})
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     for ours, theirs in ((0, 1), (1, 3)):
         mine = dict(student.bert.encoder.layer[ours].named_parameters())
@@ -267,14 +267,14 @@ def test_the_teachers_variance_is_over_real_tokens_and_ignores_constant_features
     setting = Setting("bert", "bert", 32)
     batch = collate(setting.data, range(8), width=25)
     plan = calibrate(setting.plan, setting.teacher, [batch], setting.device)
-    hidden = setting.teacher(batch, Wanted(hidden=frozenset({layer(1)}))).hidden[layer(1)][batch.tokens].double()
+    hidden = setting.teacher(batch, CaptureSpec(hidden=frozenset({layer(1)}))).hidden[layer(1)][batch.tokens].double()
     assert plan.variance(layer(1)) == pytest.approx(float(hidden.var(dim=0, unbiased=False).mean()), rel=1e-6)
 
 
 def test_a_term_of_weight_zero_is_not_computed_and_asks_for_no_signal():
     setting = Setting("bert", "bert", 32, Weights(hard=1, alpha=0, beta=0, gamma=0, delta=0))
     assert set(setting.objective.terms) == {"hard"}
-    assert setting.learner.wanted_of_teacher == Wanted()
+    assert setting.learner.wanted_of_teacher == CaptureSpec()
     assert not setting.objective.needs_teacher
 
 
@@ -294,7 +294,7 @@ def test_layer_weights_scale_their_layers_share():
         plan = propose(setting.plan.teacher, setting.plan.student, weights=weights)
         objective = build_classification_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
         taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
-        parts = objective(View(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
+        parts = objective(TermInputs(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
         shares.append(parts["cosine"])
     torch.testing.assert_close(0.25 * shares[0] + 0.75 * shares[1], shares[2])
 
@@ -317,7 +317,7 @@ def test_an_objective_divides_by_the_units_it_is_told():
 
 def test_biases_and_norms_do_not_decay_and_matrices_do():
     setting = Setting("bert", "distilbert", 24)
-    groups = make_optimizer(setting.learner, Train(weight_decay=0.05)).param_groups
+    groups = make_optimizer(setting.learner, TrainSettings(weight_decay=0.05)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in setting.learner.named_parameters():
         assert decay[id(parameter)] == (0.05 if parameter.ndim >= 2 else 0.0), name
@@ -333,7 +333,7 @@ def test_biases_and_norms_do_not_decay_and_matrices_do():
 )
 def test_the_learning_rate_by_hand(scheduler, rates):
     # 6 steps, 2 of them warm-up (0.34 of 6, rounded), then 4 of decay.
-    settings = Train(lr=1.0, scheduler=scheduler, warmup=0.34)
+    settings = TrainSettings(lr=1.0, scheduler=scheduler, warmup=0.34)
     assert [learning_rate(settings, step, 6) for step in range(6)] == pytest.approx(rates, abs=1e-6)
 
 
@@ -341,7 +341,7 @@ def test_soft_targets_of_a_score_are_the_teachers_answers():
     # (1 - 3)^2 + (2 - 2)^2 = 4, from the teacher's answers 3 and 2; the labels 0 and 0 do not enter.
     batch = collate(examples(2), range(2))
     batch = Batch(batch.inputs, torch.zeros(2), batch.counted, batch.real)
-    view = View(Signals(torch.tensor([[1.0], [2.0]])), Signals(torch.tensor([[3.0], [2.0]])), batch)
+    view = TermInputs(Activations(torch.tensor([[1.0], [2.0]])), Activations(torch.tensor([[3.0], [2.0]])), batch)
     assert float(SoftTargets(2.0, regression=True)(view)) == pytest.approx(4.0)
     assert float(HardLabels(regression=True)(view)) == pytest.approx(5.0)
 
@@ -354,5 +354,5 @@ def test_a_teacher_whose_outputs_are_in_another_order_teaches_the_same():
         turned.classifier.bias.copy_(turned.classifier.bias.flip(0).clone())
     other = Teacher(turned, (1, 0), torch.float32, setting.device)
     batch = collate(setting.data, range(8))
-    first, second = setting.teacher(batch, Wanted()).logits, other(batch, Wanted()).logits
+    first, second = setting.teacher(batch, CaptureSpec()).logits, other(batch, CaptureSpec()).logits
     torch.testing.assert_close(first, second)

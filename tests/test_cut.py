@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification
 
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
-from kdalign.models.pruning import Narrowing
-from kdalign.models.student import made
-from kdalign.models.student_spec import Cut, cut_of, is_cut
+from kdalign.models.pruning import WidthSpec
+from kdalign.models.student import build_student
+from kdalign.models.student_spec import CutSpec, is_cut, parse_cut
 
 
 def words(teacher, data, student, *more):
@@ -21,12 +21,12 @@ def words(teacher, data, student, *more):
 
 def test_a_cut_is_read_with_its_sizes():
     teacher = describe(tiny_classifier("bert").config)
-    assert cut_of("layers=2,width=16,feed_forward=24", teacher) == Cut(
-        {"encoder": 2}, Narrowing(width=16, feed_forward=24)
+    assert parse_cut("layers=2,width=16,feed_forward=24", teacher) == CutSpec(
+        {"encoder": 2}, WidthSpec(width=16, feed_forward=24)
     )
-    assert cut_of("width=16", teacher) == Cut({"encoder": 4}, Narrowing(width=16))
-    assert cut_of("layers=encoder:3,heads=2", teacher) == Cut({"encoder": 3}, Narrowing(heads=2))
-    assert cut_of("some/model", teacher) is None
+    assert parse_cut("width=16", teacher) == CutSpec({"encoder": 4}, WidthSpec(width=16))
+    assert parse_cut("layers=encoder:3,heads=2", teacher) == CutSpec({"encoder": 3}, WidthSpec(heads=2))
+    assert parse_cut("some/model", teacher) is None
     assert not is_cut("new:bert,layers=2")
     assert not is_cut("./width")
 
@@ -43,15 +43,15 @@ def test_a_cut_is_read_with_its_sizes():
 )
 def test_a_cut_that_cannot_be_read_is_one_line(text, said):
     with pytest.raises(UsageError, match=said):
-        cut_of(text, describe(tiny_classifier("bert").config))
+        parse_cut(text, describe(tiny_classifier("bert").config))
 
 
 def test_a_student_of_all_layers_and_all_sizes_answers_as_its_teacher_bit_for_bit():
     teacher = tiny_classifier("bert").eval()
     ids = torch.arange(5, 17)[None]
-    sizes = Narrowing(width=32, heads=4, feed_forward=64)
-    for narrowing in (Narrowing(), sizes):
-        student = made(teacher, Cut({"encoder": 4}, narrowing), {"encoder": range(4)}, "pca", [], 0).eval()
+    sizes = WidthSpec(width=32, heads=4, feed_forward=64)
+    for narrowing in (WidthSpec(), sizes):
+        student = build_student(teacher, CutSpec({"encoder": 4}, narrowing), {"encoder": range(4)}, "pca", [], 0).eval()
         assert torch.equal(student(input_ids=ids).logits, teacher(input_ids=ids).logits)
 
 

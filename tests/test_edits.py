@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer, lcs_ind
 from sacrebleu.metrics.ter import TER
 
-from kdalign.metrics.edit_distance import MOST_CANDIDATES, CommonSubsequence, _targets, shifted, translation_edits
+from kdalign.metrics.edit_distance import MOST_CANDIDATES, CommonSubsequence, _targets, shift_words, translation_edits
 from kdalign.metrics.text import score_texts
 from kdalign.metrics.words import UnicodeWords
 
@@ -62,8 +62,8 @@ def test_a_text_with_more_shifts_to_try_than_are_tried_is_scored_as_by_sacrebleu
 def test_a_shift_costs_one_edit():
     assert translation_edits("c d a b".split(), "a b c d".split()) == 1
     assert translation_edits("a b c".split(), "a x c d".split()) == 2
-    assert shifted(list("abcdef"), 0, 2, 4) == list("cdabef")
-    assert shifted(list("abcdef"), 3, 2, 1) == list("adebcf")
+    assert shift_words(list("abcdef"), 0, 2, 4) == list("cdabef")
+    assert shift_words(list("abcdef"), 3, 2, 1) == list("adebcf")
 
 
 def moved(words, distance):

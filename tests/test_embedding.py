@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from kdalign.data.batches import Batch
 from kdalign.errors import UsageError
 from kdalign.models.capture import pooled
-from kdalign.models.checkpoint_files import locate
-from kdalign.models.sentence_transformers import check_sentences, note_on_prompts, pooling_of
+from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.sentence_transformers import check_sentences, prompts_note, read_pooling
 from kdalign.objective.losses import embedding_distance, similarity_distance
 from kdalign.objective.terms import Unit
 from kdalign.objective.units import count_units
@@ -230,7 +230,7 @@ def beside(folder, **files):
         file = model / f"{name.replace('__', '/')}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(tree))
-    return locate(str(model))
+    return find_checkpoint(str(model))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_pooling_is_read_where_the_list_of_modules_says(tmp_path, told, pooling)
     checkpoint = beside(
         tmp_path / "a", modules=MODULES, **{"2_Pooling__config": told, "1_Pooling__config": {"pooling_mode": "max"}}
     )
-    assert pooling_of(checkpoint) == pooling
+    assert read_pooling(checkpoint) == pooling
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_prompts_that_are_asked_for_by_name_are_told(tmp_path):
     prompts = {"prompts": {"query": "query: ", "passage": ""}, "default_prompt_name": None}
     checkpoint = beside(tmp_path / "a", config_sentence_transformers=prompts)
     check_sentences(checkpoint)
-    assert note_on_prompts(checkpoint).endswith("knows prompts, and texts are read without them: query 'query: '")
+    assert prompts_note(checkpoint).endswith("knows prompts, and texts are read without them: query 'query: '")
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import encode_labelled, encode_pairs, saying_token_types
+from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs, with_token_types
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "b", "c", "d"]
 
@@ -27,7 +27,7 @@ def tokenizer(ends=True, **more):
 @pytest.mark.parametrize("ends", [True, False], ids=["the tokenizer ends texts", "it does not"])
 def test_a_whole_target_ends_with_the_end_token_and_one_that_is_cut_does_not(ends):
     examples = Examples("train", (("a b", "a b c d"), ("c d", "d c b a")), None)
-    found = encode_pairs(examples, tokenizer(ends), 0, 4)
+    found = tokenize_pairs(examples, tokenizer(ends), 0, 4)
     assert found.columns["targets"] == [[5, 6, 1], [6, 5, 4, 3]]
     assert found.columns["decoder_input_ids"] == [[0, 5, 6], [0, 6, 5, 4]]
     assert found.columns["input_ids"] == [[3, 4, 1], [3, 4, 5, 1]]
@@ -37,12 +37,12 @@ def test_a_whole_target_ends_with_the_end_token_and_one_that_is_cut_does_not(end
 def test_token_types_are_given_unless_the_tokenizers_files_say_that_the_model_reads_none(tmp_path):
     examples = Examples("train", (("a b",), ("c",)), None)
     plain = tokenizer()
-    assert encode_labelled(examples, plain, 8).columns["token_type_ids"] == [[0, 0, 0, 1, 1]]
+    assert tokenize_labelled(examples, plain, 8).columns["token_type_ids"] == [[0, 0, 0, 1, 1]]
     told = tokenizer(model_input_names=["input_ids", "attention_mask"])
-    assert "token_type_ids" not in encode_labelled(examples, told, 8).columns
-    saying_token_types(plain).save_pretrained(tmp_path)
+    assert "token_type_ids" not in tokenize_labelled(examples, told, 8).columns
+    with_token_types(plain).save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("a b", "c")["token_type_ids"] == [0, 0, 0, 1, 1]
-    saying_token_types(told).save_pretrained(tmp_path)
+    with_token_types(told).save_pretrained(tmp_path)
     assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path)("a b", "c")
 
 

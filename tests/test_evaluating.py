@@ -10,31 +10,31 @@ import torch
 from conftest import SHARED, one_line, sentences
 from test_families import model, tokenizer
 
-from kdalign.data.noise import Noise
-from kdalign.data.tasks import GLUE, Examples, LanguageTask, Source, find_task, load_texts
-from kdalign.data.tasks.generation_cases import Case, continuations, copied, spaced
+from kdalign.data.noise import TextNoise
+from kdalign.data.tasks import GLUE, DataSource, Examples, LanguageTask, find_task, load_texts
+from kdalign.data.tasks.generation_cases import GenerationCase, continuation_cases, copy_baseline, normalise_spacing
 from kdalign.data.tasks.language import language_task
 from kdalign.errors import UsageError
 from kdalign.evaluation.baselines import Unigram
-from kdalign.evaluation.generation import Writing, how_written, write
-from kdalign.evaluation.job import Job, Settings
+from kdalign.evaluation.generation import GenerationSettings, describe_generation, generate
+from kdalign.evaluation.job import EvalJob, EvalSettings
 from kdalign.metrics.text import score_texts
-from kdalign.models.capture import Wanted, run
+from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.layouts import LAYOUTS
-from kdalign.observer import untold
+from kdalign.observer import no_progress
 
 TEXTS = tuple(sentences(12, 21)[0])
-CASES = continuations(Examples("validation", (TEXTS,), None))[0]
+CASES = continuation_cases(Examples("validation", (TEXTS,), None))[0]
 
 
 # What is written
 
 
 def test_the_first_half_is_given_and_the_words_after_it_are_held_out():
-    cases, alone = continuations(Examples("x", (("a b c d e", "a b", "one"),), None))
-    assert cases == [Case("a b c", ("d e",), 2), Case("a", ("b",), 1)]
+    cases, alone = continuation_cases(Examples("x", (("a b c d e", "a b", "one"),), None))
+    assert cases == [GenerationCase("a b c", ("d e",), 2), GenerationCase("a", ("b",), 1)]
     assert alone == 1
-    (long,), _ = continuations(Examples("x", (tuple([" ".join(map(str, range(400)))]),), None), "en", 64, 16)
+    (long,), _ = continuation_cases(Examples("x", (tuple([" ".join(map(str, range(400)))]),), None), "en", 64, 16)
     assert long.prompt.split() == [str(n) for n in range(200 - 64, 200)]
     assert long.references[0].split() == [str(n) for n in range(200, 216)]
 
@@ -45,18 +45,18 @@ def test_texts_have_one_spacing_whatever_tokenizer_wrote_them():
         "it ' s a movie - - and don't you forget (it). . . well - known 1, 000 3. 5 in 1990, 20",
         "it's a movie--and do n ' t you forget (it)... well-known 1,000 3.5 in 1990, 20",
     ]
-    assert len(set(spaced(ways))) == 1
-    assert spaced(spaced(ways)) == spaced(ways)
-    assert spaced(["It's 3.5 (well-known) movies, isn't it?"]) == ["It's 3.5 (well-known) movies, isn't it?"]
+    assert len(set(normalise_spacing(ways))) == 1
+    assert normalise_spacing(normalise_spacing(ways)) == normalise_spacing(ways)
+    assert normalise_spacing(["It's 3.5 (well-known) movies, isn't it?"]) == ["It's 3.5 (well-known) movies, isn't it?"]
 
 
 def test_a_continuation_is_cut_to_as_many_words_as_are_held_out():
-    case = Case("the", ("a b c",), 3)
+    case = GenerationCase("the", ("a b c",), 3)
     assert case.cut("  one two , three four") == "one two, three"
     assert not case.ended("one two three -")  # the third may go on
     assert case.cut("one two three - four five") == "one two three-four"
     assert case.ended("one two three four f")
-    line = Case("Q:", ("a",), stop="\n")
+    line = GenerationCase("Q:", ("a",), stop="\n")
     assert line.cut(" an answer\nQ: more") == "an answer"
     assert (line.ended(" an answer"), line.ended(" an answer\n")) == (False, True)
 
@@ -64,7 +64,7 @@ def test_a_continuation_is_cut_to_as_many_words_as_are_held_out():
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt", "llama"])
 def test_a_causal_model_goes_on_with_its_likeliest_token_whatever_stands_beside_it(kind):
     net, reads = model(kind), tokenizer("causal")
-    together, _ = write(net, reads, CASES, Writing(), untold)
+    together, _ = generate(net, reads, CASES, GenerationSettings(), no_progress)
     for case, text in zip(CASES, together, strict=True):
         most = min(case.room, 32)  # half of its positions
         ids = reads(case.prompt, add_special_tokens=False)["input_ids"][-(64 - most) :]
@@ -79,8 +79,8 @@ def test_a_causal_model_goes_on_with_its_likeliest_token_whatever_stands_beside_
 
 def test_a_permutation_model_goes_on_from_left_to_right_whatever_stands_beside_it():
     net, reads = model("xlnet"), tokenizer("permutation")
-    together, _ = write(net, reads, CASES, Writing(), untold)
-    assert together == [write(net, reads, [case], Writing(), untold)[0][0] for case in CASES]
+    together, _ = generate(net, reads, CASES, GenerationSettings(), no_progress)
+    assert together == [generate(net, reads, [case], GenerationSettings(), no_progress)[0][0] for case in CASES]
     case, text = CASES[0], together[0]
     ids = reads(case.prompt, add_special_tokens=False)["input_ids"]
     start, special = len(ids), set(reads.all_special_ids) - {reads.eos_token_id}
@@ -122,33 +122,37 @@ def mask_predict(net, reads, case, rounds):
 
 
 def test_how_an_answer_was_written_says_where_it_is_ended():
-    assert how_written("seq2seq", False, Writing(new_tokens=8)) == "greedy, at most 8 new tokens a text"
-    assert how_written("causal", True, Writing()) == "greedy, ends after as many words as the reference"
+    assert (
+        describe_generation("seq2seq", False, GenerationSettings(new_tokens=8)) == "greedy, at most 8 new tokens a text"
+    )
+    assert (
+        describe_generation("causal", True, GenerationSettings()) == "greedy, ends after as many words as the reference"
+    )
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "modernbert", "deberta-v2"])
 def test_a_masked_model_fills_the_gap_by_mask_predict(kind):
     net, reads = model(kind), tokenizer("masked")
-    written, _ = write(net, reads, CASES, Writing(rounds=4), untold)
+    written, _ = generate(net, reads, CASES, GenerationSettings(rounds=4), no_progress)
     assert written == [mask_predict(net, reads, case, 4) for case in CASES]
     assert all(len(text.split()) <= case.words for text, case in zip(written, CASES, strict=True))
 
 
 def test_an_encoder_decoder_answers_as_transformers_generates():
     net, reads = model("marian"), tokenizer("seq2seq")
-    cases = [Case(text, ("x",)) for text in TEXTS]
-    written, _ = write(net, reads, cases, Writing(new_tokens=12), untold)
+    cases = [GenerationCase(text, ("x",)) for text in TEXTS]
+    written, _ = generate(net, reads, cases, GenerationSettings(new_tokens=12), no_progress)
     for case, text in zip(cases, written, strict=True):
         found = net.generate(**reads(case.prompt, return_tensors="pt"), max_new_tokens=12, do_sample=False, num_beams=1)
         assert reads.decode(found[0], skip_special_tokens=True).strip() == text
-    assert write(net, reads, cases, Writing(beams=3, new_tokens=12), untold)[0] != written
+    assert generate(net, reads, cases, GenerationSettings(beams=3, new_tokens=12), no_progress)[0] != written
 
 
 def test_an_encoder_decoder_without_a_mask_does_not_continue_texts():
     reads = tokenizer("seq2seq")
     assert reads.mask_token is None
     with pytest.raises(UsageError, match="knows no mask to fill"):
-        write(model("marian"), reads, CASES, Writing(), untold)
+        generate(model("marian"), reads, CASES, GenerationSettings(), no_progress)
 
 
 def test_a_model_that_fills_masks_continues_a_text_by_what_it_puts_there():
@@ -157,7 +161,7 @@ def test_a_model_that_fills_masks_continues_a_text_by_what_it_puts_there():
     copy = _with_sentinels(tokenizer("seq2seq"))
     assert callable(reads)
     net.resize_token_embeddings(len(copy))
-    written, _ = write(net, copy, CASES[:3], Writing(), untold)
+    written, _ = generate(net, copy, CASES[:3], GenerationSettings(), no_progress)
     for case, text in zip(CASES[:3], written, strict=True):
         ids = copy(f"{case.prompt} <extra_id_0>", return_tensors="pt")
         said = copy.decode(net.generate(**ids, max_new_tokens=max(c.room for c in CASES[:3]), do_sample=False)[0])
@@ -177,9 +181,9 @@ def test_the_position_that_a_permutation_model_predicts_is_seen_by_nobody():
     net = model("xlnet")
     ids = torch.tensor([[7, 8, 9, 10]])
     hidden, place = torch.ones(1, 4, 4).triu(), torch.tensor([[[0.0, 0, 0, 1]]])
-    one = run(net, {"input_ids": ids, "perm_mask": hidden, "target_mapping": place}, Wanted(), None).features
+    one = forward(net, {"input_ids": ids, "perm_mask": hidden, "target_mapping": place}, CaptureSpec(), None).features
     ids[0, 3] = 55
-    other = run(net, {"input_ids": ids, "perm_mask": hidden, "target_mapping": place}, Wanted(), None).features
+    other = forward(net, {"input_ids": ids, "perm_mask": hidden, "target_mapping": place}, CaptureSpec(), None).features
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -187,9 +191,9 @@ def test_the_position_that_a_permutation_model_predicts_is_seen_by_nobody():
 
 
 def test_the_baseline_copy_says_the_last_words_again():
-    assert copied(Case("a b c", ("x y",), 2)) == "b c"
-    assert copied(Case("a", ("x y z",), 3)) == "a a a"
-    assert copied(Case("a whole source", ("x",))) == "a whole source"
+    assert copy_baseline(GenerationCase("a b c", ("x y",), 2)) == "b c"
+    assert copy_baseline(GenerationCase("a", ("x y z",), 3)) == "a a a"
+    assert copy_baseline(GenerationCase("a whole source", ("x",))) == "a whole source"
 
 
 def test_the_unigram_is_a_distribution_over_all_words_by_hand():
@@ -211,11 +215,11 @@ def test_the_unigram_draws_as_many_words_as_are_asked_for_by_their_frequency():
 
 
 def test_noise_touches_the_share_of_words_that_is_asked_for_and_is_the_same_every_time():
-    noise = Noise.parse("typos=0.2", 3)
+    noise = TextNoise.parse("typos=0.2", 3)
     texts = ["plain  words here\n"] * 2000
     found = noise(texts)
     assert found == noise(texts)
-    assert found != Noise.parse("typos=0.2", 4)(texts)
+    assert found != TextNoise.parse("typos=0.2", 4)(texts)
     assert all([c for c in text if c.isspace()] == [c for c in texts[0] if c.isspace()] for text in found)
     changed = [a != b for text in found for a, b in zip(text.split(), texts[0].split(), strict=True)]
     # A letter may change places with its like, or become itself: a little less than a fifth.
@@ -225,24 +229,26 @@ def test_noise_touches_the_share_of_words_that_is_asked_for_and_is_the_same_ever
 
 
 def test_noise_is_in_what_is_read_alone():
-    noise, settings = Noise.parse("typos=1"), Settings()
+    noise, settings = TextNoise.parse("typos=1"), EvalSettings()
     pairs = Examples("x", (("some source",), ("the right one",)), None)
-    (case,) = Job(LanguageTask("t", "translation", ("a", "b"), Source()), pairs, settings).with_noise(noise).cases
+    (case,) = (
+        EvalJob(LanguageTask("t", "translation", ("a", "b"), DataSource()), pairs, settings).with_noise(noise).cases
+    )
     assert case.prompt != "some source"
     assert case.references == ("the right one",)
     documents = Examples("x", (("four words of text",),), None)
-    (case,) = Job(LanguageTask("lm", "lm", ("a",), Source()), documents, settings).with_noise(noise).cases
+    (case,) = EvalJob(LanguageTask("lm", "lm", ("a",), DataSource()), documents, settings).with_noise(noise).cases
     assert case.prompt != "four words"
     assert case.references == ("of text",)
     classes = Examples("x", (("one text",), ("another",)), np.array([1]))
-    read = Job(GLUE["rte"], classes, settings).with_noise(noise).examples
+    read = EvalJob(GLUE["rte"], classes, settings).with_noise(noise).examples
     assert all(a != b for a, b in zip(read.texts, classes.texts, strict=True))
 
 
 @pytest.mark.parametrize("given", ["typo=0.1", "typos", "typos=x", "typos=0", "typos=2", "typos=nan"])
 def test_noise_that_is_none_is_refused(given):
     with pytest.raises(UsageError):
-        Noise.parse(given)
+        TextNoise.parse(given)
 
 
 # The command
@@ -449,8 +455,8 @@ def test_bfloat16_is_near_and_says_so(kdalign, models, texts, tmp_path, kind):
 def test_shipped_tasks_know_the_hubs_data_and_ask_in_words(name):
     task = find_task(name)
     assert task.source.dataset.count("/") == 1
-    assert "{" not in task.asked({task.columns[0]: "text"})
-    assert "text" in task.asked({task.columns[0]: "text"})
+    assert "{" not in task.render_prompt({task.columns[0]: "text"})
+    assert "text" in task.render_prompt({task.columns[0]: "text"})
     assert task.text_metrics
 
 
@@ -477,9 +483,9 @@ def test_tasks_in_english_say_so_and_columns_named_by_codes_are_languages():
 
 
 def test_texts_without_blanks_cannot_be_continued_and_are_refused_in_one_line():
-    task = LanguageTask("lm", "lm", ("text",), Source())
+    task = LanguageTask("lm", "lm", ("text",), DataSource())
     with pytest.raises(UsageError, match="no text has two words with white space between"):
-        _ = Job(task, Examples("test", (("今天天气很好我们去公园散步", "word"),), None), Settings()).cases
+        _ = EvalJob(task, Examples("test", (("今天天气很好我们去公园散步", "word"),), None), EvalSettings()).cases
 
 
 def test_a_task_files_language_is_kept_as_its_code(tmp_path):
@@ -594,31 +600,31 @@ def test_beside_others_what_a_model_cannot_do_is_a_dash(kdalign, models, tmp_pat
 
 def test_spacing_leaves_what_is_written_as_it_is():
     for text in ("हिन्दी में", "café naïve", "don’t it’s u.s. C++ http://a.b/c <unk> x", "👩‍👩‍👧 ok"):
-        assert spaced([text]) == [text]
-    assert spaced(["Ça va ? Oui , merci !"], "fr") == ["Ça va ? Oui, merci !"]
-    case = Case("x", ("Ça va ? Oui, merci !",), 6, language="fr")
+        assert normalise_spacing([text]) == [text]
+    assert normalise_spacing(["Ça va ? Oui , merci !"], "fr") == ["Ça va ? Oui, merci !"]
+    case = GenerationCase("x", ("Ça va ? Oui, merci !",), 6, language="fr")
     assert case.cut(case.references[0]) == case.references[0]
 
 
 def test_even_a_byte_a_token_has_room_for_what_is_held_out():
-    case = Case("x", ("extraordinarily incomprehensible characterisations",), 3)
+    case = GenerationCase("x", ("extraordinarily incomprehensible characterisations",), 3)
     assert case.room >= len(case.references[0].encode())
 
 
 def test_noise_of_a_pair_is_drawn_for_each_text():
     pair = Examples("x", (("the cat sat on the mat",) * 9, ("the cat sat on the mat",) * 9), np.zeros(9, dtype=int))
-    read = Job(GLUE["mrpc"], pair, Settings()).with_noise(Noise.parse("typos=0.5")).examples
+    read = EvalJob(GLUE["mrpc"], pair, EvalSettings()).with_noise(TextNoise.parse("typos=0.5")).examples
     assert sum(a == b for a, b in zip(*read.texts, strict=True)) <= 1
 
 
 def test_the_search_is_plain_whatever_a_models_settings_say():
     net, reads = model("gpt2"), tokenizer("causal")
-    plain, _ = write(net, reads, CASES, Writing(), untold)
+    plain, _ = generate(net, reads, CASES, GenerationSettings(), no_progress)
     net.generation_config.update(
         repetition_penalty=3.0, no_repeat_ngram_size=1, do_sample=True, num_return_sequences=1, suppress_tokens=[7, 8],
         min_length=30, return_dict_in_generate=True, temperature=0.3, num_beams=3,
     )  # fmt: skip
-    assert write(net, reads, CASES, Writing(), untold)[0] == plain
+    assert generate(net, reads, CASES, GenerationSettings(), no_progress)[0] == plain
 
 
 def test_a_model_called_as_a_baseline_keeps_its_own_texts(kdalign, texts, tmp_path):
@@ -633,9 +639,9 @@ def test_a_model_called_as_a_baseline_keeps_its_own_texts(kdalign, texts, tmp_pa
 
 
 def test_a_perplexity_beyond_all_numbers_is_a_dash():
-    from kdalign.evaluation.likelihood import totals
+    from kdalign.evaluation.likelihood import token_perplexities
 
-    found = {s.metric: s for s in totals(np.array([5000.0]), np.array([4]), 1, 400, "x", interval=False)}
+    found = {s.metric: s for s in token_perplexities(np.array([5000.0]), np.array([4]), 1, 400, "x", interval=False)}
     assert (found["ppl"].value, found["word_ppl"].value) == (None, None)
     assert found["bits_per_byte"].value == pytest.approx(5000 / 400 / math.log(2))
 

@@ -12,12 +12,12 @@ from test_comparison import run
 
 from kdalign.data.tasks import find_task, load_examples
 from kdalign.errors import UsageError
-from kdalign.metrics.classification import METRICS, reliability
+from kdalign.metrics.classification import METRICS, reliability_bins
 from kdalign.recipe import Recipe, build_recipe
 from kdalign.recipe.command import FLAGS, distill_command
-from kdalign.report.plots.runs import front
-from kdalign.runs.curves import _events, curves
-from kdalign.runs.disagreements import answers, disagreements
+from kdalign.report.plots.runs import pareto_front
+from kdalign.runs.curves import _events, read_curves
+from kdalign.runs.disagreements import find_disagreements, read_answers
 from kdalign.runs.finished import finished_runs
 from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.record import read_record
@@ -48,7 +48,7 @@ def test_shares_are_weights_times_terms_in_per_cent_of_the_loss(tmp_path):
         event = {"kind": "step", "step": step, "parts": parts, "loss": 4.0, "gradient_norm": step / 2}
         RunFolder(path).append_history(event)
         RunFolder(path).append_history({"kind": "evaluation", "step": step, "accuracy": 50.0})
-    found = curves(only(path))
+    found = read_curves(only(path))
     assert found.weights == {"hard": 0.5, "cosine encoder": 2.0}
     assert found.units == {"hard": "nats", "cosine encoder": "1 − cosine"}
     assert found.shares["hard"].tolist() == [25, 100]
@@ -61,15 +61,15 @@ def test_a_term_that_a_stage_is_without_has_no_share_in_it(tmp_path):
     for step, parts in enumerate(({"cosine": 0.5}, {"hard": 3.0}), 1):
         event = {"kind": "step", "step": step, "parts": parts, "loss": 1.0, "gradient_norm": 1.0}
         RunFolder(path).append_history(event)
-    shares = curves(only(path)).shares
+    shares = read_curves(only(path)).shares
     assert (shares["cosine"].tolist(), shares["hard"].tolist()) == ([100, 0], [0, 100])
 
 
 def test_a_run_without_history_has_no_curves_and_one_without_answers_none(tmp_path):
     found = only(run(tmp_path / "a", "sst2", {"accuracy": 80.0}))
-    assert curves(found) is None
-    assert answers(found) is None
-    assert disagreements(found) is None
+    assert read_curves(found) is None
+    assert read_answers(found) is None
+    assert find_disagreements(found) is None
 
 
 def answered(path, student, teacher, labels, teachers_logits=True):
@@ -96,7 +96,7 @@ def test_the_examples_on_which_they_differ_most_are_those_whose_probabilities_li
     path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
     ln3 = float(np.log(3))  # a logit of ln 3 is a probability of 3/4
     answered(path, [ln3, -1.0, ln3, 0.1], [-ln3, -9.0, -0.1, 0.2], [0, 0, 1, 1])
-    found = disagreements(only(path))
+    found = find_disagreements(only(path))
     assert (found.differ, found.n) == (2, 4)
     assert [each.row for each in found.examples] == [0, 2]
     first = found.examples[0]
@@ -108,10 +108,10 @@ def test_the_examples_on_which_they_differ_most_are_those_whose_probabilities_li
 def test_without_the_teachers_logits_the_student_s_confidence_decides(tmp_path):
     path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
     answered(path, [0.1, 3.0, -2.0], [-1.0, -1.0, 1.0], [0, 0, 1], teachers_logits=False)
-    found = disagreements(only(path), most=2)
+    found = find_disagreements(only(path), most=2)
     assert [each.row for each in found.examples] == [1, 2]
     assert found.examples[0].teacher_confidence is None
-    assert answers(only(path)).teacher_logits is None
+    assert read_answers(only(path)).teacher_logits is None
 
 
 def with_data(path, folder, fingerprint):
@@ -128,22 +128,22 @@ def test_texts_are_shown_only_if_the_data_is_still_the_very_same(tmp_path, data)
     path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0})
     answered(path, [-1.0] * 63 + [1.0], [-1.0] * 64, examples.labels)
     with_data(path, data, examples.fingerprint())
-    assert disagreements(only(path)).examples[0].texts == (examples.texts[0][63],)
+    assert find_disagreements(only(path)).examples[0].texts == (examples.texts[0][63],)
     with_data(path, data, "0" * 16)
-    assert disagreements(only(path)).examples[0].texts == ()
+    assert find_disagreements(only(path)).examples[0].texts == ()
     with_data(path, tmp_path / "gone", examples.fingerprint())
-    assert disagreements(only(path)).examples[0].texts == ()
+    assert find_disagreements(only(path)).examples[0].texts == ()
 
 
 def test_no_row_of_the_front_is_beaten_and_every_other_row_is():
     cost = np.array([3.0, 1.0, 2.0, 2.0, 4.0])
     quality = np.array([80.0, 70.0, 75.0, 78.0, 79.0])
-    assert front(cost, quality) == [1, 3, 0]
+    assert pareto_front(cost, quality) == [1, 3, 0]
 
 
 def test_reliability_bins_have_their_examples_accuracy_and_confidence():
     logits = np.log([[0.7, 0.3], [0.7, 0.3], [0.1, 0.9], [0.02, 0.98]])  # the bins up to 11/15, 14/15 and 15/15
-    found = reliability(logits, np.array([0, 1, 1, 0]))
+    found = reliability_bins(logits, np.array([0, 1, 1, 0]))
     assert np.flatnonzero(found.counts).tolist() == [10, 13, 14]
     assert found.accuracy[[10, 13, 14]].tolist() == [0.5, 1.0, 0.0]
     assert found.confidence[[10, 13, 14]].tolist() == pytest.approx([0.7, 0.9, 0.98])

@@ -17,7 +17,7 @@ from kdalign.models import checkpoint_files
 from kdalign.recipe import build_recipe
 from kdalign.registry import Trust, Untrusted, allow_code, code_named, names_code, resolve, trusting, trusting_caller
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
-from kdalign.runs.archive import keep
+from kdalign.runs.archive import archive_run
 from kdalign.runs.folder import seal_of
 
 EVIL = """
@@ -157,7 +157,7 @@ def test_what_a_kept_result_of_an_ablation_names_is_not_loaded(kdalign, place, m
         shutil.copytree(made / "run0", folder)
         sealed(folder, lambda tree, recipe=trial.recipe: tree.update(recipe=recipe.model_dump(mode="json")))
         sealed(folder, HOSTILE["record.metrics"])
-        keep(trial, out / "kept")
+        archive_run(trial, out / "kept")
         shutil.rmtree(folder)
     for more in ((), ("--against", "labels"), ("--verify",), ("--out", "x.html")):
         status, _, err = kdalign("compare", "ablation", *more)
@@ -168,7 +168,9 @@ def test_what_a_kept_result_of_an_ablation_names_is_not_loaded(kdalign, place, m
 @pytest.mark.parametrize("choice", [NAME.replace(":X", ":F"), "evil_module:F", "os:system"])
 def test_a_plans_choice_is_a_shipped_name_or_the_plan_is_refused(kdalign, place, teacher, data, choice):
 
-    tree = json.loads(shape_plan(checkpoint_files.locate(str(teacher)), "layers=2", "cka", "uniform").to_json())
+    tree = json.loads(
+        shape_plan(checkpoint_files.find_checkpoint(str(teacher)), "layers=2", "cka", "uniform").to_json()
+    )
     assert tree["choice"] == "cka"
     (place / "plan.json").write_text(json.dumps(tree | {"choice": choice}))
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)

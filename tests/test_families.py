@@ -13,11 +13,11 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import IGNORED, collate, micro_batches
-from kdalign.data.tasks import Examples, LanguageTask, Source
+from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.distillation.map_layers import plan_layers
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.language_modeling import Modelling
+from kdalign.evaluation.adapters.language_modeling import LanguageModelingAdapter
 from kdalign.models import lora, student
 from kdalign.models.architecture import (
     CROSS,
@@ -29,18 +29,18 @@ from kdalign.models.architecture import (
     describe,
     layout_of,
 )
-from kdalign.models.capture import Wanted, recording, run, watch
+from kdalign.models.capture import CaptureSpec, capture, enable_capture, forward
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.from_scratch import new_config, new_model, parse_new
+from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.models.heads import head_of_class
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.profiling import profile_models
 from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_language_objective
 from kdalign.objective.objective import Objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
 
 KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]
@@ -58,8 +58,8 @@ def tokenizer(family):
 def model(kind, layers=4, seed=0):
     """A tiny language model whose weights are large enough to tell tokens apart."""
     own = ",kv_heads=2" if kind in ("llama", "gemma2") else ",dropout=0"
-    new = parse_new(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64{own}")
-    made = new_model(new_config(new, tokenizer(LAYOUTS[kind].family)), seed)
+    new = parse_scratch_spec(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64{own}")
+    made = build_from_scratch(scratch_config(new, tokenizer(LAYOUTS[kind].family)), seed)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim >= 2 and kind != "t5":  # whose weights start large
@@ -69,8 +69,8 @@ def model(kind, layers=4, seed=0):
 
 def work(kind, max_length=24):
     family = LAYOUTS[kind].family
-    task = LanguageTask("lm", "translation" if family == "seq2seq" else "lm", ("a", "b"), Source())
-    return Modelling(task, family, max_length)
+    task = LanguageTask("lm", "translation" if family == "seq2seq" else "lm", ("a", "b"), DataSource())
+    return LanguageModelingAdapter(task, family, max_length)
 
 
 def encoded(kind, scored=False, n=8, max_length=24):
@@ -95,7 +95,7 @@ class Setting:
     def __init__(self, kind, weights=None, bf16=False):
         self.data = encoded(kind)
         big = model(kind)
-        small = student.cut(big, {stack.name: (1, 3) for stack in layout_of(big.config).stacks})
+        small = student.copy_layers(big, {stack.name: (1, 3) for stack in layout_of(big.config).stacks})
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in small.parameters():
@@ -110,7 +110,7 @@ class Setting:
 
     def breakdown(self, batch, units):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
+        return self.objective(TermInputs(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches, units):
         self.learner.zero_grad()
@@ -136,7 +136,7 @@ def test_what_is_captured_is_what_the_model_computes(kind):
         plain = net(**inputs, output_hidden_states=True)
         maps = frozenset(attention_modules(net))
         stacks = frozenset(layer.stack for layer in layers)
-        signals = run(watch(net), inputs, Wanted(layers, maps, stacks), None)
+        signals = forward(enable_capture(net), inputs, CaptureSpec(layers, maps, stacks), None)
     assert torch.equal(signals.head.logits(signals.features)[answered(batch)], plain.logits[answered(batch)])
     for stack in layout_of(net.config).stacks:
         name = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states"}[stack.name]
@@ -158,7 +158,7 @@ def test_captured_maps_are_those_of_eager_attention(kind):
     inputs = accepted_inputs(net, batch.inputs)
     layers = frozenset(attention_modules(net))
     with torch.no_grad():
-        signals = run(watch(net), inputs, Wanted(attention=layers), None)
+        signals = forward(enable_capture(net), inputs, CaptureSpec(attention=layers), None)
         net.set_attn_implementation("eager")
         eager = net(**inputs, output_attentions=True)
     assert signals.attention.keys() == layers
@@ -172,7 +172,7 @@ def test_captured_maps_are_those_of_eager_attention(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 def test_a_step_of_generation_is_the_whole_forwards_last(kind):
-    net, ids = watch(model(kind)), torch.randint(5, 50, (1, 9))
+    net, ids = enable_capture(model(kind)), torch.randint(5, 50, (1, 9))
     with torch.no_grad():
         whole = net(input_ids=ids).logits[:, -1]
         past = net(input_ids=ids[:, :-1], use_cache=True).past_key_values
@@ -195,7 +195,7 @@ OUTPUT |= {"gemma2": "o_proj", "t5": "o", "bart": "out_proj", "marian": "out_pro
 
 @EVERY
 def test_captured_maps_queries_keys_and_values_are_those_that_the_attention_mixes(kind):
-    net = watch(model(kind))
+    net = enable_capture(model(kind))
     batch = collate(encoded(kind), range(3), width=24)
     modules = attention_modules(net)
     mixed, layers = {}, frozenset(modules)
@@ -212,7 +212,7 @@ def test_captured_maps_queries_keys_and_values_are_those_that_the_attention_mixe
         if kind != "albert" or layer.number == 0:  # one module is all of its layers: the first call is looked at
             place.register_forward_hook(keep(layer))
     stacks = frozenset(layer.stack for layer in blocks(net))
-    with torch.no_grad(), recording(net, Wanted(frozenset(), layers, stacks, layers)) as signals:
+    with torch.no_grad(), capture(net, CaptureSpec(frozenset(), layers, stacks, layers)) as signals:
         net(**accepted_inputs(net, batch.inputs))
     assert signals.queries.keys() == signals.keys.keys() == signals.values.keys() == layers
     first, read = next(iter(modules.values())), signals.embeddings[next(iter(blocks(net))).stack]
@@ -247,7 +247,7 @@ def test_captured_maps_queries_keys_and_values_are_those_that_the_attention_mixe
 def test_a_cut_student_is_the_teachers_layers_embeddings_and_head(kind):
     big = model(kind)
     names = [stack.name for stack in layout_of(big.config).stacks]
-    small = student.cut(big, {name: (1, 3) for name in names})
+    small = student.copy_layers(big, {name: (1, 3) for name in names})
     theirs, ours = blocks(big), blocks(small)
     assert list(ours) == [Layer(name, number) for name in names for number in (0, 1)]
     for layer, block in ours.items():
@@ -256,7 +256,7 @@ def test_a_cut_student_is_the_teachers_layers_embeddings_and_head(kind):
         for name, weight in block.named_parameters():
             assert torch.equal(weight, source[name] if name in source else first[name]), name
     assert torch.equal(small.get_input_embeddings().weight, big.get_input_embeddings().weight)
-    whole = student.cut(big, {name: range(4) for name in names}).eval()
+    whole = student.copy_layers(big, {name: range(4) for name in names}).eval()
     inputs = accepted_inputs(big, collate(encoded(kind), range(3)).inputs)
     with torch.no_grad():
         assert torch.equal(whole(**inputs).logits, big(**inputs).logits)
@@ -297,7 +297,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     weights = ALL.model_copy(update={"hard": 0.0})
     big = model(kind)
     names = [stack.name for stack in layout_of(big.config).stacks]
-    twin = student.cut(big, {name: range(4) for name in names})
+    twin = student.copy_layers(big, {name: range(4) for name in names})
     device = torch.device("cpu")
     teacher = Teacher(big, None, torch.float32, device)
     data = encoded(kind)
@@ -306,7 +306,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     objective = build_language_objective(weights, plan)
     learner = Learner(twin, Projections((), 0), plan, objective, None, False).eval()
     taught = teacher(batch, learner.wanted_of_teacher)
-    view = View(learner(batch.inputs, taught), taught, batch)
+    view = TermInputs(learner(batch.inputs, taught), taught, batch)
     breakdown = objective(view, count_units([batch]))
     breakdown.total.backward()
     assert float(breakdown.total.detach()) == pytest.approx(0, abs=1e-5)
@@ -334,7 +334,7 @@ def test_no_prediction_sees_the_token_that_is_asked_for(kind):
 
     def features(inputs):
         with torch.no_grad():
-            return run(net, accepted_inputs(net, inputs), Wanted(), None).features[0]
+            return forward(net, accepted_inputs(net, inputs), CaptureSpec(), None).features[0]
 
     plain = features(batch.inputs)
     read = "decoder_input_ids" if "decoder_input_ids" in batch.inputs else "input_ids"
@@ -381,7 +381,7 @@ def test_packed_documents_do_not_see_each_other_and_begin_at_position_zero(kind)
     def features(data):
         batch = collate(data, [0])
         with torch.no_grad():
-            return run(net, accepted_inputs(net, batch.inputs), Wanted(), None).features[0], batch
+            return forward(net, accepted_inputs(net, batch.inputs), CaptureSpec(), None).features[0], batch
 
     (both, packed), (single, one) = features(together), features(alone)
     start = len(pieces(first).input_ids) + 1
@@ -422,16 +422,20 @@ def test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances(k
 
 def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
     texts = Examples("train", (tuple(sentences(8, 3)[0]),), None)
-    task, config = LanguageTask("lm", "lm", ("a", "b"), Source()), model("xlnet").config
+    task, config = LanguageTask("lm", "lm", ("a", "b"), DataSource()), model("xlnet").config
 
     def orders(asked):
-        data = Modelling(task, "permutation", 24, asked).encode(texts, tokenizer("permutation"), config, scored=False)
+        data = LanguageModelingAdapter(task, "permutation", 24, asked).encode(
+            texts, tokenizer("permutation"), config, scored=False
+        )
         columns = {name: column[0] for name, column in data.columns.items()}
         return [data.corrupt(columns, np.random.default_rng(seed))["order"] for seed in range(3)]
 
     drawn, straight = orders("drawn"), orders("left-to-right")
     assert drawn[0] != drawn[1]
-    scored = Modelling(task, "permutation", 24).encode(texts, tokenizer("permutation"), config, scored=True)
+    scored = LanguageModelingAdapter(task, "permutation", 24).encode(
+        texts, tokenizer("permutation"), config, scored=True
+    )
     assert np.argsort(scored.columns["order"][0]).tolist() == np.argsort(straight[0]).tolist()
     assert straight[0] == straight[1] == sorted(straight[0])
 
@@ -439,14 +443,14 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
 def test_an_adapter_adds_twice_the_product_of_its_matrices():
     net = model("gpt2", layers=1)
     before = net.transformer.h[0].mlp.c_fc.weight.clone()
-    lora.adapted(net, 3, 0)
+    lora.add_adapters(net, 3, 0)
     adapter = net.transformer.h[0].mlp.c_fc
     with torch.no_grad():
         adapter.lora_B["default"].weight.normal_()
     a, b = adapter.lora_A["default"].weight, adapter.lora_B["default"].weight
     assert a.shape == (3, 32)
     expected = before + 2 * (b @ a).T  # GPT-2 keeps its weights turned
-    torch.testing.assert_close(lora.merged(net).transformer.h[0].mlp.c_fc.weight, expected)
+    torch.testing.assert_close(lora.merge_adapters(net).transformer.h[0].mlp.c_fc.weight, expected)
 
 
 @EVERY
@@ -454,7 +458,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     setting = Setting(kind)
     small = setting.learner.student
     before = {name: value.clone() for name, value in small.state_dict().items()}
-    lora.adapted(small, 2, 0)
+    lora.add_adapters(small, 2, 0)
     trained = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in trained)
     assert all("lora_" in name for name in trained if name.startswith(tuple(block_paths(small).values())))
@@ -469,7 +473,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     inputs = accepted_inputs(small, batch.inputs)
     with torch.no_grad():
         expected = small(**inputs).logits
-        stock = lora.merged(small)
+        stock = lora.merge_adapters(small)
         torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
     after = stock.state_dict()
     assert after.keys() == before.keys()
@@ -528,7 +532,7 @@ def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
     batch = collate(setting.data, range(min(4, len(setting.data))), width=24)
     taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     learnt = setting.learner(batch.inputs, taught)
-    parts = setting.objective(View(learnt, taught, batch), count_units([batch])).parts
+    parts = setting.objective(TermInputs(learnt, taught, batch), count_units([batch])).parts
     for stack in layout_of(setting.learner.student.config).stacks:
         real = batch.predicted if kind != "gpt2" and stack.name == "decoder" else batch.real
         distances = [

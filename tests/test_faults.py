@@ -20,18 +20,18 @@ from safetensors.numpy import load_file, save_file
 from kdalign import files
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import Unwritten, UsageError
-from kdalign.files import append_text, whole_file, write_text, writing
-from kdalign.observer import Silent
+from kdalign.files import append_text, atomic_file, write_text, writing
+from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder, seal_of
-from kdalign.runs.locks import alone
-from kdalign.training.checkpoint import newest_whole
+from kdalign.runs.locks import exclusive
+from kdalign.training.checkpoint import newest_sound
 
 STEPS = 9
 FINAL = ("student/model.safetensors", "projections.safetensors", "history.jsonl", "predictions/validation.parquet")
 
 
-class Stops(Silent):
+class Stops(NullObserver):
     """Ends the process, as a kill would, once a step was taken."""
 
     def __init__(self, step):
@@ -224,7 +224,7 @@ def damage_checkpoint(folder, name, how):
 def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_run_is_refused(kdalign, killed, name, how):
     folder = RunFolder(killed)
     damage_checkpoint(killed / "checkpoints/step-6", name, how)
-    found = newest_whole(folder)
+    found = newest_sound(folder)
     assert found.progress.step == 3
     [line] = found.passed_over
     assert line.startswith("step-6 (")
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(kdalign, killed):
     del begun["seal"]
     (killed / "begun.json").write_text(json.dumps({**begun, "seal": seal_of(begun)}))
     with pytest.raises(UsageError, match="it is of another run"):
-        newest_whole(RunFolder(killed))
+        newest_sound(RunFolder(killed))
 
 
 @pytest.mark.parametrize("how", [*ANY, *HISTORY])
@@ -274,7 +274,7 @@ def test_a_history_that_was_changed_before_the_checkpoint_is_refused(kdalign, ki
         size = tree["histories"]["."]["bytes"]
         assert f'"step": {step},' in whole[:size].decode().splitlines()[-1]
         if left[:size] == whole[:size]:
-            assert newest_whole(folder).progress.step == step
+            assert newest_sound(folder).progress.step == step
             return
     refuses(kdalign, killed, "history.jsonl is not as it was then")
 
@@ -290,20 +290,20 @@ def test_a_damaged_row_after_the_checkpoint_is_cut_away(kdalign, killed, runs):
 @pytest.mark.parametrize("how", ANY)
 def test_the_best_weights_so_far_are_checked(selecting, tmp_path, how):
     run = shutil.copytree(selecting, tmp_path / "run")
-    assert newest_whole(RunFolder(run)).progress.best_step == 3
+    assert newest_sound(RunFolder(run)).progress.best_step == 3
     damage(run / "checkpoints/best.safetensors", ANY[how])
     with pytest.raises(UsageError, match=r"no whole checkpoint: step-3 \(best\.safetensors"):
-        newest_whole(RunFolder(run))
+        newest_sound(RunFolder(run))
 
 
 def test_best_weights_of_a_later_step_than_the_checkpoints_are_saved_once_more(selecting, tmp_path):
     run = shutil.copytree(selecting, tmp_path / "run")
     best = run / "checkpoints/best.safetensors"
     save_file({name: values + 1 for name, values in load_file(best).items()}, best, {"step": "4"})
-    assert newest_whole(RunFolder(run)).progress.step == 3
+    assert newest_sound(RunFolder(run)).progress.step == 3
     save_file(load_file(best), best, {"step": "3"})
     with pytest.raises(UsageError, match=r"best\.safetensors was changed"):
-        newest_whole(RunFolder(run))
+        newest_sound(RunFolder(run))
 
 
 def older(run):
@@ -338,7 +338,7 @@ def test_what_can_be_seen_of_damage_without_checksums_is_refused(kdalign, killed
     older(killed)
     damage(killed / name, change)
     if said == "passed":
-        assert newest_whole(RunFolder(killed)).progress.step == 3
+        assert newest_sound(RunFolder(killed)).progress.step == 3
         return
     status, _, err = resumed(kdalign, killed)
     assert status == 2
@@ -387,7 +387,7 @@ def test_a_second_process_is_refused_and_touches_nothing(kdalign, killed, how):
         words += ["--recipe", recipe]
     if how == "fresh":
         shutil.rmtree(killed)
-    with alone(killed):
+    with exclusive(killed):
         before = tree_of(killed)
         status, _, err = kdalign(*words)
         assert status == 2
@@ -406,7 +406,7 @@ def test_scores_are_written_by_one_process_at_a_time(kdalign, finished, tmp_path
 
 def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
     run = tmp_path / "runs" / "mine"
-    with alone(run):
+    with exclusive(run):
         assert run.is_dir()
         assert not RunFolder(run).started
     assert list(tmp_path.iterdir()) == []
@@ -414,7 +414,7 @@ def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
     for left in (".lock", "begun.json", "inputs.json", ".recipe.yaml.7.tmp"):
         (run / left).write_text("")
     assert not RunFolder(run).started, "a run that was killed before its recipe was written blocks no other"
-    with alone(run):
+    with exclusive(run):
         (run / "recipe.yaml").write_text("")
     assert RunFolder(run).started
 
@@ -426,16 +426,16 @@ def test_a_lock_ends_with_its_process(tmp_path):
     code += " print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"here\n"
-        with pytest.raises(UsageError, match=f"process {process.pid} on"), alone(tmp_path / "run"):
+        with pytest.raises(UsageError, match=f"process {process.pid} on"), exclusive(tmp_path / "run"):
             pass
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / "run/.lock").exists()
-    with alone(tmp_path / "run") as note:
+    with exclusive(tmp_path / "run") as note:
         assert note == ""
 
 
 def fail_to_write(file, error):
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         temporary.write_bytes(b"half")
         raise error
 
@@ -526,7 +526,7 @@ def test_an_ablation_whose_fork_server_is_killed_says_so_in_one_line(monkeypatch
 
     monkeypatch.setattr(ForkServerContext, "Process", Killed)
     with pytest.raises(RunError, match=r"was ended while it loaded .*the same command goes on"):
-        _Worker.started(1, Silent)
+        _Worker.started(1, NullObserver)
 
 
 def test_sigterm_outside_of_training_is_said_and_has_its_status():

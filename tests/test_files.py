@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdalign.errors import UsageError, cause_of, library_errors, printable, shortened
+from kdalign.errors import UsageError, cause_of, library_errors, printable, shorten
 from kdalign.files import (
     check_file,
     check_links,
@@ -41,7 +41,7 @@ def test_letters_and_joiners_of_any_script_stay(text: str) -> None:
 
 
 def test_a_long_line_keeps_its_beginning_and_its_end() -> None:
-    line = shortened("begin " + "x" * 5000 + " mend it", 100)
+    line = shorten("begin " + "x" * 5000 + " mend it", 100)
     assert len(line) <= 100
     assert line.startswith("begin")
     assert line.endswith("mend it")

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from kdalign.distillation.export import write_sentence_modules
 from kdalign.distillation.pipeline import distill
-from kdalign.distillation.prepare import go_on_with
+from kdalign.distillation.prepare import resume_command
 from kdalign.errors import UsageError
 from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder
@@ -39,13 +39,13 @@ def first_score(record):
 def writer(tmp_path_factory):
     """A causal model that ends its texts by either of two tokens, with settings that Transformers would not save."""
     from kdalign.data.tokenizer_training import train_tokenizer
-    from kdalign.models.from_scratch import new_config, new_model, parse_new
+    from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 
     folder = tmp_path_factory.mktemp("writer")
     tokenizer = train_tokenizer(sentences(200, 7)[0], 300, "causal", 64)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    new = parse_new("new:llama,layers=2,width=32,heads=4,feed_forward=64,positions=64")
-    new_model(new_config(new, tokenizer), 0).save_pretrained(folder)
+    new = parse_scratch_spec("new:llama,layers=2,width=32,heads=4,feed_forward=64,positions=64")
+    build_from_scratch(scratch_config(new, tokenizer), 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = {"eos_token_id": [1, 5], "pad_token_id": 0, "temperature": 0.6, "suppress_tokens": [7]}
     (folder / "generation_config.json").write_text(json.dumps(settings))
@@ -180,5 +180,5 @@ def test_the_command_that_goes_on_allows_the_code_of_every_task():
         return SimpleNamespace(recipe=recipe, task=SimpleNamespace(metrics=("accuracy",)))
 
     folder = RunFolder(Path("runs/a b"))
-    assert go_on_with([run({})], folder) == "kdalign distill --out 'runs/a b' --resume"
-    assert go_on_with([run({}), run({"own.py:Gap": 1.0})], folder).endswith("--resume --allow code")
+    assert resume_command([run({})], folder) == "kdalign distill --out 'runs/a b' --resume"
+    assert resume_command([run({}), run({"own.py:Gap": 1.0})], folder).endswith("--resume --allow code")

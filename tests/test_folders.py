@@ -14,7 +14,7 @@ from test_comparison import best, cell, evaluation, run, scores
 from kdalign.comparison.compare import compare
 from kdalign.comparison.rows import _range
 from kdalign.errors import UsageError
-from kdalign.runs.discovery import read_all
+from kdalign.runs.discovery import discover
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import RECORD, read_record
 
@@ -101,7 +101,7 @@ def test_one_recipe_over_tasks_is_passed_over_until_all_are_finished(tmp_path):
 def test_runs_below_folders_without_runs_are_found(tmp_path):
     run(tmp_path / "deep" / "deeper" / "a", "sst2", {"accuracy": 80.0})
     assert names(compare([tmp_path])) == ["a"]
-    assert read_all([tmp_path]).passed_over == {}
+    assert discover([tmp_path]).passed_over == {}
 
 
 def retold(path, **changes):

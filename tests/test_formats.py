@@ -16,10 +16,10 @@ from rich.console import Console
 from test_comparison import run
 
 from kdalign.comparison.compare import compare
-from kdalign.comparison.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Column, Comparison, Row
+from kdalign.comparison.table import ALIKE, BETTER, VERDICTS, WORSE, Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError
 from kdalign.report.formats import FORMATS, comparison_as, form_for
-from kdalign.report.layout import folded, in_digits
+from kdalign.report.layout import fold_words, in_digits
 from kdalign.runs.folder import RunFolder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -80,7 +80,9 @@ def table():
         Row("m (validation)", "evaluation", (), {"sst2/ppl": Cell(9.25, mark="pseudo")}),
         Row("XLNet", "reference", (), {"sst2/ppl": Cell(9.1, written="9.10")}, source="a paper", mark="†"),
     )
-    return Comparison(columns(), rows, ("one seed: 95 % intervals, 5 & more_of_it", "[2] is a note", "* pseudo: <b>"))
+    return ComparisonTable(
+        columns(), rows, ("one seed: 95 % intervals, 5 & more_of_it", "[2] is a note", "* pseudo: <b>")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +187,10 @@ def test_a_narrow_terminal_folds_what_it_must_and_never_fails(many, table, width
 
 
 def test_names_are_folded_where_words_end():
-    assert folded("joint_with_a_long_name", 12) == ["joint_with_", "a_long_name"]
-    assert folded("averyveryverylongword", 8) == ["averyver", "yverylon", "gword"]
-    assert folded("two words", 5) == ["two", "words"]
-    assert folded("", 5) == [""]
+    assert fold_words("joint_with_a_long_name", 12) == ["joint_with_", "a_long_name"]
+    assert fold_words("averyveryverylongword", 8) == ["averyver", "yverylon", "gword"]
+    assert fold_words("two words", 5) == ["two", "words"]
+    assert fold_words("", 5) == [""]
 
 
 def cells_of(line):
@@ -256,7 +258,7 @@ def test_csv_is_one_flat_table_with_numbers_in_full(table):
 
 def test_csv_quotes_what_would_end_a_field_and_has_verdicts_only_where_there_are_any():
     rows = (Row('a, "b"\nc', "student", (0,), {"sst2/accuracy": Cell(0.1 + 0.2)}),)
-    text = shown(Comparison(columns()[:1], rows), "csv")
+    text = shown(ComparisonTable(columns()[:1], rows), "csv")
     head = "model,kind,seeds,sst2/accuracy,sst2/accuracy_low,sst2/accuracy_high\r\n"
     assert text == head + '"a, ""b"" c",student,0,0.30000000000000004,,\r\n'
 
@@ -278,16 +280,16 @@ def test_transposed_json_has_a_cell_for_every_model(table):
 
 
 def test_transposing_twice_changes_nothing(many):
-    from kdalign.report.layout import grids
+    from kdalign.report.layout import table_layouts
 
-    for grid in grids(many):
+    for grid in table_layouts(many):
         assert grid.transposed().transposed() == grid
         assert len(grid.transposed().rows) == len(grid.columns)
 
 
 def test_a_table_of_no_rows_is_a_table():
     for form in FORMATS:
-        assert isinstance(shown(Comparison(columns(), ()), form), str)
+        assert isinstance(shown(ComparisonTable(columns(), ()), form), str)
 
 
 def test_verdicts_are_one_sign_each():
@@ -339,11 +341,11 @@ def test_what_rounds_to_nothing_has_no_sign():
 def test_a_perplexity_of_very_many_digits_is_short_and_whole_in_forty_columns():
     from rich.console import Console
 
-    from kdalign.comparison.table import Cell, Column, Comparison, Row
+    from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 
     columns = tuple(Column(f"lm/{name}", f"lm {name}", "", 1, False, "lm") for name in ("ppl", "word_ppl"))
     cells = {"lm/ppl": Cell(1.5e9, 1.25e8, 2e10), "lm/word_ppl": Cell(1.2345e97, 1e80, 1e102)}
-    table = Comparison(columns, (Row("a_student_of_a_long_name", "student", (0,), cells),))
+    table = ComparisonTable(columns, (Row("a_student_of_a_long_name", "student", (0,), cells),))
     console = Console(width=40)
     with console.capture() as captured:
         console.print(comparison_as(table, "rich"))
@@ -369,7 +371,7 @@ def test_names_that_differ_only_in_what_is_not_shown_stay_two_rows_of_two_names(
         Row(name, "student", (0,), {"sst2/accuracy": Cell(50.0)}) for name in ("a", "a\x1b", "a\u202e", "b\x00")
     )
     for form in ("csv", "markdown", "rich", "latex"):
-        text = shown(Comparison(columns()[:1], rows), form)
+        text = shown(ComparisonTable(columns()[:1], rows), form)
         assert r"a\x1b" in text.replace(r"\\", "\\").replace(r"\textbackslash{}", "\\"), form
         assert r"a\u202e" in text.replace(r"\\", "\\").replace(r"\textbackslash{}", "\\"), form
 
@@ -382,7 +384,7 @@ def test_no_name_is_a_formula_in_a_spreadsheet_and_negative_numbers_stay_numbers
     column = Column(f"{name}/x", "x", name, 1, task=name)
     for transpose in (False, True):
         row = Row(name, "student", (0,), {column.key: Cell(-1.5, -2.0, 0.5)})
-        text = shown(Comparison((column,), (row,)), "csv", transpose)
+        text = shown(ComparisonTable((column,), (row,)), "csv", transpose)
         cells = [cell for line in csv.reader(io.StringIO(text, newline="")) for cell in line]
         assert {"-1.5", "-2.0", "0.5"} <= set(cells)
         for cell in cells:

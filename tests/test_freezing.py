@@ -8,7 +8,7 @@ from test_families import Setting
 from test_further_terms import weights_of
 
 from kdalign.errors import UsageError
-from kdalign.models.architecture import blocks, embedding_weights, skeleton
+from kdalign.models.architecture import blocks, embedding_weights, meta_model
 from kdalign.models.heads import HeadKind
 from kdalign.models.student import freeze
 from kdalign.recipe import build_recipe
@@ -36,7 +36,7 @@ def test_layers_of_one_stack_and_the_head(kdalign):
     freeze(model, ("layers=decoder:0-1",))
     assert frozen(model)
     assert all(name.startswith("decoder.block") for name in frozen(model))
-    classifier = skeleton(Setting("bert").learner.student.config, head=HeadKind.CLASSIFIER)
+    classifier = meta_model(Setting("bert").learner.student.config, head=HeadKind.CLASSIFIER)
     assert frozen(freeze(classifier, ("head",))) == {"classifier.weight", "classifier.bias"}
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Stack, describe
-from kdalign.models.from_scratch import NewModel, new_config, new_model, parse_new
+from kdalign.models.from_scratch import ScratchSpec, build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.models.heads import LANGUAGE_HEADS, head_of
 from kdalign.models.layouts import LAYOUTS
 
@@ -37,8 +37,8 @@ def tokenizer_of(kind):
 
 
 def tiny(kind, more=""):
-    new = parse_new(f"new:{kind},width=32,heads=4,layers=2,positions={POSITIONS}{more}")
-    return new_config(new, tokenizer_of(kind))
+    new = parse_scratch_spec(f"new:{kind},width=32,heads=4,layers=2,positions={POSITIONS}{more}")
+    return scratch_config(new, tokenizer_of(kind))
 
 
 def forward(model, ids, mask=None):
@@ -54,15 +54,15 @@ def some_ids(kind, *shape):
 
 
 def test_what_is_not_said_has_a_default():
-    assert parse_new("new:bert") == NewModel("bert", (4,), 256, 4, 4, 1024, 512, 0.1)
-    assert parse_new("new:llama,width=16") == NewModel("llama", (4,), 16, 1, 1, 64, 512, 0.0)
+    assert parse_scratch_spec("new:bert") == ScratchSpec("bert", (4,), 256, 4, 4, 1024, 512, 0.1)
+    assert parse_scratch_spec("new:llama,width=16") == ScratchSpec("llama", (4,), 16, 1, 1, 64, 512, 0.0)
 
 
 def test_an_encoder_decoder_has_its_layers_named_together_or_one_by_one():
     for kind in ("t5", "bart", "marian"):
-        assert parse_new(f"new:{kind},layers=3").layers == (3, 3)
-        assert parse_new(f"new:{kind},encoder_layers=6,decoder_layers=2").layers == (6, 2)
-        assert parse_new(f"new:{kind},decoder_layers=1,layers=3").layers == (3, 1)
+        assert parse_scratch_spec(f"new:{kind},layers=3").layers == (3, 3)
+        assert parse_scratch_spec(f"new:{kind},encoder_layers=6,decoder_layers=2").layers == (6, 2)
+        assert parse_scratch_spec(f"new:{kind},decoder_layers=1,layers=3").layers == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_encoder_decoder_has_its_layers_named_together_or_one_by_one():
 )
 def test_a_mistake_is_named_in_one_line_with_what_is_accepted(text, named):
     with pytest.raises(UsageError) as error:
-        parse_new(text)
+        parse_scratch_spec(text)
     line = str(error.value)
     assert named in line
     assert "accepted" in line
@@ -121,7 +121,7 @@ def test_a_new_model_has_the_shape_that_was_asked_for(kind):
 @TYPES
 def test_a_new_model_is_the_language_model_that_its_configuration_names(kind):
     config = tiny(kind)
-    model = new_model(config, 0)
+    model = build_from_scratch(config, 0)
     assert config.architectures == [type(model).__name__]
     assert head_of(config) is LANGUAGE_HEADS[LAYOUTS[kind].family]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -139,7 +139,7 @@ def test_every_id_in_a_configuration_is_the_tokenizers(kind):
     if kind in ("bart", "marian"):
         expected["forced_eos_token_id"] = tokenizer.eos_token_id
     assert ids_in(config) == {name: number for name, number in expected.items() if number is not None}
-    model = new_model(config, 0)
+    model = build_from_scratch(config, 0)
     if model.can_generate():
         assert ids_in(model.generation_config).items() <= ids_in(config).items()
 
@@ -166,7 +166,7 @@ def test_transformers_has_nothing_to_complain_about(kind, tmp_path):
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     try:
-        model = new_model(tiny(kind), 0)
+        model = build_from_scratch(tiny(kind), 0)
         model.save_pretrained(tmp_path)
         tokenizer_of(kind).save_pretrained(tmp_path)
         type(model).from_pretrained(tmp_path)
@@ -178,7 +178,7 @@ def test_transformers_has_nothing_to_complain_about(kind, tmp_path):
 
 @TYPES
 def test_a_new_model_learns_from_a_padded_batch_as_long_as_its_positions(kind):
-    model = new_model(tiny(kind), 0).train()
+    model = build_from_scratch(tiny(kind), 0).train()
     ids, mask = some_ids(kind, 2, POSITIONS), torch.ones(2, POSITIONS, dtype=torch.long)
     ids[1, 15:], mask[1, 15:] = model.config.pad_token_id, 0
     logits = forward(model, ids, mask)
@@ -194,7 +194,7 @@ def test_a_new_model_learns_from_a_padded_batch_as_long_as_its_positions(kind):
 @TYPES
 @torch.no_grad()
 def test_padding_changes_no_answer(kind):
-    model = new_model(tiny(kind), 0).eval()
+    model = build_from_scratch(tiny(kind), 0).eval()
     ids = some_ids(kind, 1, 9)
     padded = torch.nn.functional.pad(ids, (0, 5), value=model.config.pad_token_id)
     mask = torch.tensor([[1] * 9 + [0] * 5])
@@ -205,7 +205,7 @@ def test_padding_changes_no_answer(kind):
 @torch.no_grad()
 def test_without_dropout_training_answers_twice_the_same(kind):
     ids = some_ids(kind, 2, 12)
-    none, default = (new_model(tiny(kind, more), 0).train() for more in (",dropout=0", ""))
+    none, default = (build_from_scratch(tiny(kind, more), 0).train() for more in (",dropout=0", ""))
     assert torch.equal(forward(none, ids), forward(none, ids))
     assert not torch.equal(forward(default, ids), forward(default, ids))
 
@@ -214,7 +214,7 @@ def test_without_dropout_training_answers_twice_the_same(kind):
 def test_a_seed_decides_every_weight_and_touches_no_other_generator(kind):
     config = tiny(kind)
     before = torch.get_rng_state()
-    first, again, other = (new_model(config, seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (build_from_scratch(config, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
@@ -223,7 +223,9 @@ def test_a_seed_decides_every_weight_and_touches_no_other_generator(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in LAYOUTS if kind not in ("t5", "modernbert")])
 def test_weights_start_with_the_spread_that_fits_the_width(kind):
-    made = new_model(new_config(parse_new(f"new:{kind},layers=1,width=128,heads=2"), tokenizer_of(kind)), 0)
+    made = build_from_scratch(
+        scratch_config(parse_scratch_spec(f"new:{kind},layers=1,width=128,heads=2"), tokenizer_of(kind)), 0
+    )
     drawn = [each for name, each in made.named_parameters() if each.ndim > 1 and "position" not in name]
     largest = max(drawn, key=torch.numel)
     assert largest.std().item() == pytest.approx(math.sqrt(2 / (5 * 128)), rel=0.05)
@@ -231,7 +233,9 @@ def test_weights_start_with_the_spread_that_fits_the_width(kind):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "gpt2", "bart"])
 def test_learnt_positions_start_as_waves_in_which_every_step_along_is_the_same_turn(kind):
-    model = new_model(new_config(parse_new(f"new:{kind},layers=1,width=64,positions=40"), tokenizer_of(kind)), 0)
+    model = build_from_scratch(
+        scratch_config(parse_scratch_spec(f"new:{kind},layers=1,width=64,positions=40"), tokenizer_of(kind)), 0
+    )
     tables = [each for name, each in model.named_parameters() if "position" in name or "wpe" in name]
     assert len(tables) == (2 if kind == "bart" else 1)
     for table in tables:
@@ -244,7 +248,7 @@ def test_learnt_positions_start_as_waves_in_which_every_step_along_is_the_same_t
 
 
 def test_a_new_deberta_is_built_as_version_3():
-    config = new_config(parse_new("new:deberta-v2,width=768"), tokenizer_of("deberta-v2"))
+    config = scratch_config(parse_scratch_spec("new:deberta-v2,width=768"), tokenizer_of("deberta-v2"))
     published = {
         "relative_attention": True,
         "pos_att_type": ["c2p", "p2c"],
@@ -259,20 +263,20 @@ def test_a_new_deberta_is_built_as_version_3():
         "max_position_embeddings": 512,
     }
     assert {name: getattr(config, name) for name in published} == published
-    names = new_model(tiny("deberta-v2"), 0).state_dict()
+    names = build_from_scratch(tiny("deberta-v2"), 0).state_dict()
     assert not any("pos_key" in name or "position_embeddings" in name for name in names)
 
 
 def test_a_new_electra_has_embeddings_of_its_width():
-    assert not any("embeddings_project" in name for name in new_model(tiny("electra"), 0).state_dict())
+    assert not any("embeddings_project" in name for name in build_from_scratch(tiny("electra"), 0).state_dict())
 
 
 def test_a_new_marian_scales_its_words_up_to_its_positions():
-    assert new_model(tiny("marian"), 0).model.encoder.embed_scale == pytest.approx(32**0.5)
+    assert build_from_scratch(tiny("marian"), 0).model.encoder.embed_scale == pytest.approx(32**0.5)
 
 
 def test_positions_that_are_not_learnt_stay_as_the_type_has_them():
-    made = new_model(tiny("marian"), 0).model.encoder.embed_positions
+    made = build_from_scratch(tiny("marian"), 0).model.encoder.embed_positions
     assert not made.weight.requires_grad
     stock = transformers.MarianModel(tiny("marian")).encoder.embed_positions
     assert torch.equal(made.weight, stock.weight)
@@ -284,17 +288,17 @@ def test_a_new_xlnet_remembers_nothing():
 
 
 def test_gemma_scales_its_scores_by_the_width_of_a_head():
-    assert new_model(tiny("gemma3_text"), 0).model.layers[0].self_attn.scaling == pytest.approx(8**-0.5)
+    assert build_from_scratch(tiny("gemma3_text"), 0).model.layers[0].self_attn.scaling == pytest.approx(8**-0.5)
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5", "marian"])
 def test_an_encoder_decoder_needs_an_end_token(kind):
     with pytest.raises(UsageError, match=f"new:{kind} needs a tokenizer with eos_token_id"):
-        new_config(parse_new(f"new:{kind}"), TOKENIZERS["masked"])
+        scratch_config(parse_scratch_spec(f"new:{kind}"), TOKENIZERS["masked"])
 
 
 def test_an_encoder_decoder_ends_with_its_tokenizers_end_whatever_its_number():
-    config = new_config(parse_new("new:bart"), TOKENIZERS["causal"])
+    config = scratch_config(parse_scratch_spec("new:bart"), TOKENIZERS["causal"])
     assert (config.eos_token_id, config.forced_eos_token_id, config.decoder_start_token_id) == (1, 1, 1)
 
 

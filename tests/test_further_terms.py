@@ -20,12 +20,12 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.terms.registry import TERMS
 from kdalign.objective.terms.relational import Queue
 from kdalign.objective.units import count_groups, count_units
-from kdalign.recipe import ANSWER_TERMS, Train, build_recipe
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ANSWER_TERMS, TrainSettings, build_recipe
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.registry import allow_code
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
 from kdalign.training.loop import _step
@@ -112,7 +112,7 @@ def test_terms_of_three_classes_give_the_losses_of_their_logits():
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
     signals = [type("Signals", (), {"logits": each})() for each in logits]
-    view = View(*signals, batch)
+    view = TermInputs(*signals, batch)
     objective = build_classification_objective(
         Weights(**NONE, temperature=3, terms={"dkd": {"other": 2}, "dist": {"temperature": 4}, "logit-mse": 0.5}),
         None, False, classes=3,
@@ -133,13 +133,13 @@ def test_classes_are_compared_by_the_divergence_that_is_asked_for(kind):
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
     batch.counted[5] = False
-    view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     for standardise in (False, True):
         weights = Weights(**{**NONE, "alpha": 1}, temperature=2, divergence=kind, standardise=standardise)
         found = build_classification_objective(weights, None, False, classes=3)(view, count_units([batch])).parts[
             "soft"
         ]
-        ours, theirs = (losses.standardised(each) if standardise else each for each in logits)
+        ours, theirs = (losses.standardise_logits(each) if standardise else each for each in logits)
         expected = losses.divergence(ours[batch.counted], theirs[batch.counted], kind, 2.0) / 7
         torch.testing.assert_close(found, expected)
 
@@ -271,7 +271,7 @@ def test_positives_by_dropout_are_the_students_rows_by_a_second_forward():
             module.p = 0.3
     torch.manual_seed(0)
     signals = setting.learner(batch.inputs, taught)
-    value = setting.objective(View(signals, taught, batch), count_units([batch])).parts["info-nce"]
+    value = setting.objective(TermInputs(signals, taught, batch), count_units([batch])).parts["info-nce"]
 
     def rows(features):
         kept = features.detach().double()
@@ -298,7 +298,7 @@ def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_toge
     def teach(batch):
         return setting.teacher(batch, learner.wanted_of_teacher)
 
-    _step(learner, teach, setting.objective, optimizer, share, Train(), Accelerator(cpu=True), 0, False, None)
+    _step(learner, teach, setting.objective, optimizer, share, TrainSettings(), Accelerator(cpu=True), 0, False, None)
     assert held == [0, 0]
     assert sorted(term.queue.numbers.tolist()[:8]) == list(range(8))
 
@@ -336,7 +336,7 @@ def test_the_example_of_an_own_loss_trains_and_is_what_it_says(kdalign, teacher,
     assert all(0 < parts[name] < 1 for parts in terms_of(tmp_path / "gap"))
     batch = collate(examples(), range(2))
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
-    view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     with allow_code():
         objective = build_classification_objective(
             Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2

@@ -66,7 +66,7 @@ def file(net, tmp_path_factory):
 
 @pytest.mark.parametrize("by", ["file", "folder"])
 def test_a_model_in_a_gguf_file_is_the_model_that_was_written(net, file, by):
-    checkpoint = checkpoint_files.locate(str(file if by == "file" else file.parent))
+    checkpoint = checkpoint_files.find_checkpoint(str(file if by == "file" else file.parent))
     loaded = loading.load_language_model(checkpoint).eval()
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
@@ -75,12 +75,12 @@ def test_a_model_in_a_gguf_file_is_the_model_that_was_written(net, file, by):
 
 
 def test_it_can_be_rounded_cut_and_saved_as_any_other(file, tmp_path):
-    loaded = loading.load_language_model(checkpoint_files.locate(str(file)))
-    small = student.cut(loaded, {"decoder": (0, 2)})
+    loaded = loading.load_language_model(checkpoint_files.find_checkpoint(str(file)))
+    small = student.copy_layers(loaded, {"decoder": (0, 2)})
     assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
     loaded.to(torch.bfloat16)
     small.save_pretrained(tmp_path / "small")
-    again = loading.load_language_model(checkpoint_files.locate(str(tmp_path / "small")))
+    again = loading.load_language_model(checkpoint_files.find_checkpoint(str(tmp_path / "small")))
     assert again.config.num_hidden_layers == 2
     assert torch.equal(again.get_input_embeddings().weight, small.get_input_embeddings().weight)
 
@@ -88,6 +88,6 @@ def test_it_can_be_rounded_cut_and_saved_as_any_other(file, tmp_path):
 def test_what_is_no_gguf_file_is_one_line(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match=r"cannot read .* as GGUF"):
-        checkpoint_files.locate(str(tmp_path / "model.gguf"))
+        checkpoint_files.find_checkpoint(str(tmp_path / "model.gguf"))
     with pytest.raises(UsageError, match="does not exist"):
-        checkpoint_files.locate(str(tmp_path / "other.gguf"))
+        checkpoint_files.find_checkpoint(str(tmp_path / "other.gguf"))

@@ -14,7 +14,7 @@ from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
 from kdalign.evaluation.predictions import Predictions, write_predictions
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
-from kdalign.runs.archive import _LARGEST, _seal_of, keep, read_kept
+from kdalign.runs.archive import _LARGEST, _seal_of, archive_run, read_archived
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
 
@@ -35,7 +35,7 @@ def kept(tmp_path):
     record.recipe.update(trial.recipe.model_dump(mode="json"))
     RunFolder(out).write_record(record)
     folder = tmp_path / "kept"
-    keep(trial, folder)
+    archive_run(trial, folder)
     return trial, folder, json.loads(unzipped(trial, folder))
 
 
@@ -55,7 +55,7 @@ def put(trial, folder, tree):
 def test_what_is_kept_is_read_again(kept):
     trial, folder, tree = kept
     put(trial, folder, tree)
-    assert read_kept(trial, folder).answers["validation"]["prediction"].tolist() == [0, 1] * 5
+    assert read_archived(trial, folder).answers["validation"]["prediction"].tolist() == [0, 1] * 5
 
 
 COLUMN = base64.b64encode(b"\0" * 16).decode()
@@ -78,7 +78,7 @@ def test_columns_that_are_none_are_refused_in_one_line(kept, name):
     tree["answers"]["validation"] = columns
     put(trial, folder, tree)
     with pytest.raises(UsageError) as error:
-        read_kept(trial, folder)
+        read_archived(trial, folder)
     assert said in str(error.value)
     assert trial.file in str(error.value)
     assert "\n" not in str(error.value)
@@ -101,7 +101,7 @@ def test_a_part_of_another_kind_is_refused_in_one_line(kept, key, value):
     trial, folder, tree = kept
     put(trial, folder, tree | {key: value})
     with pytest.raises(UsageError) as error:
-        read_kept(trial, folder)
+        read_archived(trial, folder)
     assert "\n" not in str(error.value)
 
 
@@ -111,14 +111,14 @@ def test_a_file_of_kilobytes_that_stands_for_gigabytes_is_not_unpacked(kept):
     bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(_LARGEST // 2**20 + 2)) + packer.flush()
     (folder / trial.file).write_bytes(bomb)
     with pytest.raises(UsageError, match="unpacks to more than"):
-        read_kept(trial, folder)
+        read_archived(trial, folder)
     put(trial, folder, tree)
     whole = (folder / trial.file).read_bytes()
     for changed, said in ((whole[:-9], "cut off"), (whole + b"more", "follows")):
         (folder / trial.file).write_bytes(changed)
         with pytest.raises(UsageError, match=said):
-            read_kept(trial, folder)
+            read_archived(trial, folder)
     (folder / trial.file).write_bytes(whole)
     (folder / "common.json.gz").write_bytes(gzip.compress(bytes(_LARGEST + 2**20)))
     with pytest.raises(UsageError, match="unpacks to more than"):
-        read_kept(trial, folder)
+        read_archived(trial, folder)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdalign.data.tasks import Source, Task, find_task, load_examples
+from kdalign.data.tasks import ClassificationTask, DataSource, find_task, load_examples
 from kdalign.errors import UsageError
 
 
@@ -121,7 +121,7 @@ def test_a_label_column_of_other_letters_is_named(tmp_path):
 # Worked out from the data
 
 
-def work_out(folder, labels, kind="jsonl", **columns) -> Task:
+def work_out(folder, labels, kind="jsonl", **columns) -> ClassificationTask:
     for split in ("train", "validation"):
         put(folder, labels, kind, split, **columns)
     return find_task("classification", str(folder))
@@ -236,6 +236,6 @@ def test_two_columns_that_could_be_the_label_by_their_names_are_refused(tmp_path
     ],
 )
 def test_numbers_are_names_where_all_names_are_numbers_and_places_elsewhere(tmp_path, names, labels, places):
-    source = Source(Path(put(tmp_path, labels)))
-    task = Task("own", ("sentence",), names, ("accuracy",), source)
+    source = DataSource(Path(put(tmp_path, labels)))
+    task = ClassificationTask("own", ("sentence",), names, ("accuracy",), source)
     assert load_examples(task, "train").labels.tolist() == places

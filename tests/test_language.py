@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from conftest import make_tokenizer, one_line, sentences, tiny_config
 
-from kdalign.data.batches import Encoded
+from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import find_task, load_texts
 from kdalign.data.tasks.language import FAMILIES, LanguageTask
 from kdalign.errors import UsageError
-from kdalign.evaluation.likelihood import TokenAnswers, perplexities, protocol, token_agreement
+from kdalign.evaluation.likelihood import TokenPredictions, perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
@@ -129,8 +129,8 @@ def test_a_family_that_cannot_learn_a_task_is_refused():
 
 def test_perplexity_is_from_the_total_over_all_tokens_and_words_by_hand():
     # 2 ln 2 over 2 tokens and ln 8 over 1: total ln 32 over 3 tokens, over 2 words.
-    answers = TokenAnswers(np.log([4.0, 8.0]), np.array([2, 1]), np.array([1, 2, 3]))
-    encoded = Encoded({"input_ids": [[1, 2], [3]]}, None, {}, words=2, bytes=5)
+    answers = TokenPredictions(np.log([4.0, 8.0]), np.array([2, 1]), np.array([1, 2, 3]))
+    encoded = TokenizedSplit({"input_ids": [[1, 2], [3]]}, None, {}, words=2, bytes=5)
     token, word, byte, bits = perplexities(answers, encoded, protocol("causal", 8), interval=True)
     assert (byte.value, bits.value, bits.unit) == (pytest.approx(2.0), pytest.approx(1.0), "bits")  # ln 32 over 5 bytes
     assert (token.metric, token.value, token.n) == ("ppl", pytest.approx(32 ** (1 / 3)), 3)
@@ -142,8 +142,8 @@ def test_perplexity_is_from_the_total_over_all_tokens_and_words_by_hand():
 
 
 def test_agreement_of_tokens_is_their_share_whatever_the_rows():
-    ours = TokenAnswers(np.zeros(3), np.array([2, 0, 2]), np.array([1, 2, 3, 4]))
-    theirs = TokenAnswers(np.zeros(3), np.array([2, 0, 2]), np.array([1, 0, 3, 4]))
+    ours = TokenPredictions(np.zeros(3), np.array([2, 0, 2]), np.array([1, 2, 3, 4]))
+    theirs = TokenPredictions(np.zeros(3), np.array([2, 0, 2]), np.array([1, 0, 3, 4]))
     assert token_agreement(ours, theirs, interval=False).value == 75.0
 
 

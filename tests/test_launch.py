@@ -13,15 +13,15 @@ from test_resume_and_ranks import environment
 from kdalign.data.batches import micro_batches
 from kdalign.devices import make_accelerator
 from kdalign.objective.units import count_units
-from kdalign.recipe import Train
+from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
-from kdalign.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdalign.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from kdalign.training.diagnostics import freeze_unreached
 from kdalign.training.learner import Learner
 from kdalign.training.loop import _step
 from kdalign.training.optimizer import make_optimizer
 
-WHOLE = Train(clip=1e9, lr=1e-3, device="cpu", precision="fp32")
+WHOLE = TrainSettings(clip=1e9, lr=1e-3, device="cpu", precision="fp32")
 KINDS = [*test_families.KINDS, *(f"{kind} across" for kind in test_matching.KINDS)]
 
 
@@ -66,7 +66,7 @@ def test_a_learner_saved_and_loaded_goes_on_as_if_nothing_had_happened(kind, tmp
     folder = RunFolder(tmp_path / "run")
     optimizer = ready(first, accelerator)
     found = [loss for loss, *_ in steps(kind, first, optimizer, range(2), accelerator)]
-    save_checkpoint(folder, first.learner, optimizer, Progress(step=2))
+    save_checkpoint(folder, first.learner, optimizer, TrainState(step=2))
     with torch.no_grad():
         for parameter in second.learner.parameters():
             parameter.add_(1)  # what is not loaded would be seen

@@ -13,15 +13,15 @@ from test_further_terms import weights_of
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import grown, propose
+from kdalign.alignment.propose import progressive_plans, propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, Adaptive, Learned
 from kdalign.objective.units import count_units
 from kdalign.recipe import LAYER_WEIGHTS as WORDS
-from kdalign.recipe import Objective as Weights
-from kdalign.recipe import Train, build_recipe
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.recipe import TrainSettings, build_recipe
 from kdalign.training import loop, task_trainer
 from kdalign.training.learner import Learner
 from kdalign.training.loop import _step
@@ -106,7 +106,7 @@ class Changing(Setting):
         for number in range(steps):
             share = micro_batches(self.data, range(8), 0, 1, micro)
             wrapped = self.learner, teach, self.objective, optimizer
-            _step(*wrapped, share, Train(), Accelerator(cpu=True), number, False, None)
+            _step(*wrapped, share, TrainSettings(), Accelerator(cpu=True), number, False, None)
         return {name: each.values for name, each in self.objective.layer_weights.items()}
 
 
@@ -185,16 +185,16 @@ def test_words_that_are_none_and_maps_with_weights_of_their_own_are_refused(kdal
 
 def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
     plan = propose(shape(6, 48), shape(3, 32), "2:5 1:3 0:1 0:0", weights=(4, 2, 1, 1))
-    parts = grown(plan, 0.6)
+    parts = progressive_plans(plan, 0.6)
     assert [begins for begins, _ in parts] == pytest.approx([0, 0.2, 0.4])
     first, second, last = (each.maps[0] for _, each in parts)
     assert (first.pairs, first.weights) == (((0, 1), (0, 0)), (0.5, 0.5))
     assert (second.pairs, second.weights) == (((1, 3), (0, 1), (0, 0)), (0.5, 0.25, 0.25))
     assert last == plan.maps[0]
     assert {shape.student.number for shape in parts[0][1].projections} == {0}
-    assert grown(plan, 0.0) == ((0.0, plan),)
+    assert progressive_plans(plan, 0.0) == ((0.0, plan),)
     with pytest.raises(UsageError, match=r"align\.grow begins with the lowest layers"):
-        grown(propose(shape(6), shape(3), weights=(0, 0, 1)), 0.5)
+        progressive_plans(propose(shape(6), shape(3), weights=(0, 0, 1)), 0.5)
 
 
 @pytest.mark.parametrize("more", [(), ("objective.align_first=0.5",)], ids=["beside answers", "align first"])

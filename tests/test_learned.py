@@ -9,16 +9,16 @@ from test_families import EVERY, Setting, model
 from torch.nn import functional as F
 
 from kdalign.alignment.calibration import calibrate
-from kdalign.alignment.plan import Plan, blend
+from kdalign.alignment.plan import Plan, mixture_layer
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate
 from kdalign.models import student
 from kdalign.models.architecture import Layer, describe, layout_of
 from kdalign.objective.build import build_language_objective
-from kdalign.objective.terms import View
+from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
 
@@ -42,7 +42,7 @@ def test_the_plan_pairs_every_layer_with_all_and_survives_json():
     plan = propose(describe(big.config), describe(small.config), "learned")
     assert plan.maps[0].pairs == tuple((ours, theirs) for ours in range(2) for theirs in range(4))
     assert [pair for *pair, _ in plan.pairs] == [
-        [Layer("encoder", number), blend(Layer("encoder", number))] for number in range(2)
+        [Layer("encoder", number), mixture_layer(Layer("encoder", number))] for number in range(2)
     ]
     assert sum(weight for *_, weight in plan.pairs) == pytest.approx(1)
     assert Plan.from_json(plan.to_json()) == plan
@@ -86,7 +86,7 @@ def test_the_learned_map_alone_falls_below_a_tenth_on_one_batch(kind):
     for _ in range(500):
         optimizer.zero_grad()
         taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
-        loss = setting.objective(View(setting.learner(batch.inputs, taught), taught, batch), units).total
+        loss = setting.objective(TermInputs(setting.learner(batch.inputs, taught), taught, batch), units).total
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -97,7 +97,7 @@ def test_the_learned_map_alone_falls_below_a_tenth_on_one_batch(kind):
 
 def test_a_copy_of_the_teacher_attends_most_to_its_own_layers():
     big = model("bert")
-    twin = student.cut(big, {stack.name: range(4) for stack in layout_of(big.config).stacks})
+    twin = student.copy_layers(big, {stack.name: range(4) for stack in layout_of(big.config).stacks})
     setting, batch = attended("bert")
     plan = propose(describe(big.config), describe(twin.config), "learned")
     plan = calibrate(plan, setting.teacher, [batch], torch.device("cpu"))

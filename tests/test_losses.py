@@ -52,13 +52,13 @@ def test_cosine_distance_of_a_right_angle_is_one_and_of_opposites_two():
     ours = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [2.0, 2.0]]])
     theirs = torch.tensor([[[0.0, 3.0], [-5.0, 0.0], [1.0, 1.0]]])
     mask = torch.ones(1, 3, dtype=torch.bool)
-    assert float(losses.cosine_distance(losses.Apart.of(ours, theirs), mask)) == pytest.approx(3.0, abs=1e-6)
+    assert float(losses.cosine_distance(losses.PairDistances.of(ours, theirs), mask)) == pytest.approx(3.0, abs=1e-6)
 
 
 def test_scaled_euclid_by_hand():
     # |(1, 2) - (3, 5)|^2 = 13, width 2, variance 4.
     ours, theirs = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 5.0]]])
-    loss = losses.scaled_euclid(losses.Apart.of(ours, theirs), torch.tensor([[True]]), 4.0)
+    loss = losses.scaled_euclid(losses.PairDistances.of(ours, theirs), torch.tensor([[True]]), 4.0)
     assert float(loss) == pytest.approx(13 / 8)
 
 
@@ -67,7 +67,7 @@ def test_a_student_that_answers_the_teachers_mean_scores_one_a_position():
     mean = theirs.reshape(-1, 16).mean(0)
     variance = float(theirs.reshape(-1, 16).var(0, unbiased=False).mean())
     loss = losses.scaled_euclid(
-        losses.Apart.of(mean.expand_as(theirs), theirs), torch.ones(4, 500, dtype=torch.bool), variance
+        losses.PairDistances.of(mean.expand_as(theirs), theirs), torch.ones(4, 500, dtype=torch.bool), variance
     )
     assert float(loss) / 2000 == pytest.approx(1.0, rel=1e-4)
 
@@ -90,8 +90,12 @@ def test_every_loss_equals_a_loop_in_float64():
             if mask[b, i]:
                 cosine += 1 - float(cosine_similarity(ours[b, i], theirs[b, i], dim=0))
                 euclid += sum(float(ours[b, i, d] - theirs[b, i, d]) ** 2 for d in range(4)) / (4 * 0.7)
-    assert float(losses.cosine_distance(losses.Apart.of(ours, theirs), mask)) == pytest.approx(cosine, rel=1e-12)
-    assert float(losses.scaled_euclid(losses.Apart.of(ours, theirs), mask, 0.7)) == pytest.approx(euclid, rel=1e-12)
+    assert float(losses.cosine_distance(losses.PairDistances.of(ours, theirs), mask)) == pytest.approx(
+        cosine, rel=1e-12
+    )
+    assert float(losses.scaled_euclid(losses.PairDistances.of(ours, theirs), mask, 0.7)) == pytest.approx(
+        euclid, rel=1e-12
+    )
 
 
 def test_soft_target_kl_works_on_three_dimensions_over_the_class_axis():
@@ -116,8 +120,8 @@ def test_bfloat16_inputs_are_summed_in_float32():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda s, t, m: losses.cosine_distance(losses.Apart.of(s, t), m),
-        lambda s, t, m: losses.scaled_euclid(losses.Apart.of(s, t), m, 0.5),
+        lambda s, t, m: losses.cosine_distance(losses.PairDistances.of(s, t), m),
+        lambda s, t, m: losses.scaled_euclid(losses.PairDistances.of(s, t), m, 0.5),
         lambda s, t, m: losses.soft_target_kl(s, t, m, 2.0),
     ],
     ids=["cosine", "euclid", "kl"],
@@ -131,7 +135,7 @@ def test_gradients_are_those_of_the_function(loss):
 
 def test_gradients_of_features_are_those_of_the_function_on_both_sides_and_twice():
     ours, theirs = (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    numbers = lambda s, t: (lambda a: (a.ours, a.theirs, a.inner, a.squared))(losses.Apart.of(s, t))  # noqa: E731
+    numbers = lambda s, t: (lambda a: (a.ours, a.theirs, a.inner, a.squared))(losses.PairDistances.of(s, t))  # noqa: E731
     assert torch.autograd.gradcheck(numbers, (ours, theirs))
     assert torch.autograd.gradgradcheck(numbers, (ours, theirs))
 
@@ -143,14 +147,16 @@ def test_the_euclidean_gradient_is_zero_at_the_teacher_and_exact_close_to_it():
     mask = torch.ones(2, 3, dtype=torch.bool)
     for apart, allowed in ((0.0, 0.0), (1e-2, 1e-6), (1e-4, 1e-6)):
         ours = (theirs + apart * torch.randn_like(theirs)).requires_grad_()
-        losses.scaled_euclid(losses.Apart.of(ours, theirs), mask, 1.0).backward()
+        losses.scaled_euclid(losses.PairDistances.of(ours, theirs), mask, 1.0).backward()
         exact = 2 * (ours.detach().double() - theirs.double()) / 768
         assert (ours.grad.double() - exact).norm() <= allowed * exact.norm()
 
 
 def test_a_feature_of_zeros_is_at_a_right_angle_to_all_and_has_a_finite_gradient():
     ours = torch.zeros(1, 1, 3, requires_grad=True)
-    loss = losses.cosine_distance(losses.Apart.of(ours, torch.tensor([[[1.0, 2.0, 2.0]]])), torch.tensor([[True]]))
+    loss = losses.cosine_distance(
+        losses.PairDistances.of(ours, torch.tensor([[[1.0, 2.0, 2.0]]])), torch.tensor([[True]])
+    )
     loss.backward()
     assert float(loss.detach()) == 1
     assert torch.isfinite(ours.grad).all()
@@ -163,7 +169,7 @@ def test_the_gradient_of_bfloat16_features_is_rounded_once_for_both_losses():
 
     def gradient(student):
         student = student.clone().requires_grad_()
-        features = losses.Apart.of(student, theirs.to(student.dtype))
+        features = losses.PairDistances.of(student, theirs.to(student.dtype))
         (losses.cosine_distance(features, mask) + losses.scaled_euclid(features, mask, 0.7)).backward()
         return student.grad
 

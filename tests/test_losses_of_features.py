@@ -25,15 +25,17 @@ def test_relative_squared_error_by_hand():
     # |(1, 2) - (3, 4)|^2 = 8 in units of |(3, 4)|^2 = 25; a student of zeros scores 1.
     ours, theirs = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]), torch.tensor([[[3.0, 4.0], [5.0, 6.0]]])
     both, first = torch.tensor([[True, True]]), torch.tensor([[True, False]])
-    assert float(losses.relative_squared_error(losses.Apart.of(ours, theirs), first)) == pytest.approx(8 / 25)
-    assert float(losses.relative_squared_error(losses.Apart.of(ours, theirs), both)) == pytest.approx(8 / 25 + 1)
+    assert float(losses.relative_squared_error(losses.PairDistances.of(ours, theirs), first)) == pytest.approx(8 / 25)
+    assert float(losses.relative_squared_error(losses.PairDistances.of(ours, theirs), both)) == pytest.approx(
+        8 / 25 + 1
+    )
 
 
 def test_patient_distance_of_a_right_angle_is_two_and_twice_the_cosine_distance():
     ours, theirs = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 7.0]])
     assert float(losses.patient_distance(ours, theirs, torch.tensor([True]))) == pytest.approx(2)
     ours, theirs, mask = numbers(4, 6), numbers(4, 6, seed=1), torch.tensor([True, False, True, True])
-    cosine = float(losses.cosine_distance(losses.Apart.of(ours[:, None], theirs[:, None]), mask[:, None]))
+    cosine = float(losses.cosine_distance(losses.PairDistances.of(ours[:, None], theirs[:, None]), mask[:, None]))
     assert float(losses.patient_distance(ours, theirs, mask)) == pytest.approx(2 * cosine)
 
 
@@ -43,19 +45,21 @@ def test_attended_euclid_by_hand():
     attention = torch.tensor([[[[0.5, 0.5], [1.0, 0.0]]]])
     ours, theirs = torch.tensor([[[2.0], [1.0]]]), torch.zeros(1, 2, 1)
     both = torch.tensor([[True, True]])
-    assert float(losses.attended_euclid(losses.Apart.of(ours, theirs), attention, both, 2.0)) == pytest.approx(
+    assert float(losses.attended_euclid(losses.PairDistances.of(ours, theirs), attention, both, 2.0)) == pytest.approx(
         1.5 * 2 + 0.5 * 0.5
     )
     # Where the second is no position: neither its query nor its own distance counts.
     first = torch.tensor([[True, False]])
-    assert float(losses.attended_euclid(losses.Apart.of(ours, theirs), attention, first, 2.0)) == pytest.approx(0.5 * 2)
+    assert float(losses.attended_euclid(losses.PairDistances.of(ours, theirs), attention, first, 2.0)) == pytest.approx(
+        0.5 * 2
+    )
 
 
 def test_where_all_positions_are_attended_to_alike_it_is_the_plain_distance():
     ours, theirs, mask = numbers(2, 3, 4), numbers(2, 3, 4, seed=1), torch.ones(2, 3, dtype=torch.bool)
     even = torch.full((2, 5, 3, 3), 1 / 3, dtype=torch.float64)
-    plain = float(losses.scaled_euclid(losses.Apart.of(ours, theirs), mask, 0.7))
-    assert float(losses.attended_euclid(losses.Apart.of(ours, theirs), even, mask, 0.7)) == pytest.approx(plain)
+    plain = float(losses.scaled_euclid(losses.PairDistances.of(ours, theirs), mask, 0.7))
+    assert float(losses.attended_euclid(losses.PairDistances.of(ours, theirs), even, mask, 0.7)) == pytest.approx(plain)
 
 
 def test_attention_divergence_by_hand():
@@ -206,10 +210,10 @@ def test_rows_that_are_all_alike_give_numbers_and_numbers_as_gradients(name):
 
 
 OF_POSITIONS = {
-    "relative": lambda s, t: losses.relative_squared_error(losses.Apart.of(s, t), HALF),
+    "relative": lambda s, t: losses.relative_squared_error(losses.PairDistances.of(s, t), HALF),
     "patient": lambda s, t: losses.patient_distance(s[:, 0], t[:, 0], HALF[:, 1]),
     "attended": lambda s, t: losses.attended_euclid(
-        losses.Apart.of(s, t), numbers(2, 2, 3, 3, seed=7).softmax(-1), HALF, 0.5
+        losses.PairDistances.of(s, t), numbers(2, 2, 3, 3, seed=7).softmax(-1), HALF, 0.5
     ),
 }
 

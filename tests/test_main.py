@@ -50,7 +50,7 @@ CASES = {
     "module": (ModuleNotFoundError("No module named 'x'", name="x"), 1, "cannot import x"),
     "ended input": (EOFError(), 1, "ended before it had answered"),
     "ours": (ValueError("bad \x1b[31mthing\nhere"), 1, "unexpected ValueError: bad [31mthing here at kdalign/cli/"),
-    "key": (KeyError("student"), 1, "unexpected KeyError: 'student' at kdalign/cli/distill.py:"),
+    "key": (KeyError("student"), 1, "unexpected KeyError: 'student' at kdalign/cli/recipe.py:"),
     "run": (RunError("failed " * 10_000), 1, "failed failed"),
     "usage": (UsageError("0" * 69_000), 2, "000"),
 }
@@ -75,7 +75,7 @@ def test_a_fault_of_kdaligns_own_says_where_it_is_and_shows_its_trace_on_request
     status, _, err = kdalign("recipe", "show")
     assert status == 1
     assert "Traceback (most recent call last)" in err
-    assert "unexpected AssertionError at kdalign/cli/distill.py" in err.splitlines()[-1]
+    assert "unexpected AssertionError at kdalign/cli/recipe.py" in err.splitlines()[-1]
 
 
 def test_ctrl_c_is_130_and_one_line(kdalign, monkeypatch):

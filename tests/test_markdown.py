@@ -4,7 +4,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from kdalign.errors import printable
-from kdalign.runs.markdown import code, fenced, line, plain
+from kdalign.runs.markdown import code_block, code_span, escape, escape_line
 
 NAMES = [
     "![x](http://evil.example/p.png)",
@@ -47,19 +47,19 @@ def texts(tokens):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_in_a_table_is_one_cell_of_text(name):
-    tokens = parsed(f"| model | n |\n|---|---:|\n| {plain(name)} | 5 |")
+    tokens = parsed(f"| model | n |\n|---|---:|\n| {escape(name)} | 5 |")
     assert not DANGEROUS & set(kinds(tokens))
     assert texts(tokens) == ["model", "n", printable(name).strip(), "5"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_begins_a_line_is_one_item_and_in_a_heading_one_heading(name):
-    tokens = parsed(f"- {line(name)}\n- end")
+    tokens = parsed(f"- {escape_line(name)}\n- end")
     assert not DANGEROUS & set(kinds(tokens))
     assert kinds(tokens).count("bullet_list_open") == 1
     assert not {"ordered_list_open", "blockquote_open", "code_block", "hr"} & set(kinds(tokens))
     assert texts(tokens) == [printable(name).strip(), "end"]
-    tokens = parsed(f"# {line(name)}\n\nend")
+    tokens = parsed(f"# {escape_line(name)}\n\nend")
     assert kinds(tokens).count("heading_open") == 1
     assert texts(tokens) == [printable(name).strip(), "end"]
 
@@ -67,20 +67,20 @@ def test_a_name_that_begins_a_line_is_one_item_and_in_a_heading_one_heading(name
 @pytest.mark.parametrize("name", NAMES)
 def test_a_code_span_holds_a_name_whatever_it_has(name):
     for begin, end in (("", ""), ("| a |\n|---|\n| ", " |")):
-        tokens = parsed(f"{begin}{code(name)}{end}")
+        tokens = parsed(f"{begin}{code_span(name)}{end}")
         assert not DANGEROUS & set(kinds(tokens))
         assert texts(tokens)[-1] == " ".join(printable(name).split())
 
 
 def test_a_block_ends_where_it_ends():
     recipe = "teacher: 'x\n\n  ```\n\n  # heading\n\n  ````'\nout: \x1b[2Jr\n"
-    tokens = parsed(fenced(recipe, "yaml") + "\n\nend")
+    tokens = parsed(code_block(recipe, "yaml") + "\n\nend")
     assert [token.type for token in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
     assert tokens[0].content == recipe.replace("\x1b", "")
 
 
 def test_no_address_becomes_a_link_on_its_own():
     for address in ("http://evil.example/x", "https://evil.example", "www.evil.example", "me@evil.example"):
-        shown = plain(f"see {address}")
+        shown = escape(f"see {address}")
         assert not any(sign in shown for sign in ("://", "www.", "e@e"))
         assert texts(parsed(shown)) == [f"see {address}"]

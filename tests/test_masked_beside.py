@@ -14,17 +14,17 @@ from test_contract import ALL, Setting, examples
 
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import CUT, IGNORED, MASKED, collate, micro_batches
-from kdalign.data.corruption import CutOff, MaskBeside, MaskTokens
-from kdalign.distillation.build import filling_term
+from kdalign.data.corruption import MaskedCopy, MaskTokens, TokenCutoff
+from kdalign.distillation.build import masked_lm_term
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.observer import Silent
-from kdalign.recipe import Objective as Weights
+from kdalign.observer import NullObserver
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import build_recipe
-from kdalign.runs.curves import curves
+from kdalign.runs.curves import read_curves
 from kdalign.runs.finished import finished_runs
 from kdalign.training.learner import Learner
 
@@ -35,7 +35,7 @@ PAD = {CUT: 0, MASKED + "input_ids": 0, MASKED + "targets": IGNORED}
 
 def masked(n=8, before=None):
     data = examples(n)
-    return replace(data, corrupt=MaskBeside(MASKING, before), pad={**data.pad, **PAD})
+    return replace(data, corrupt=MaskedCopy(MASKING, before), pad={**data.pad, **PAD})
 
 
 class Filling(Setting):
@@ -43,7 +43,7 @@ class Filling(Setting):
 
     def __init__(self, ours="bert", weights=ALL):
         super().__init__("bert", ours, 32)
-        self.term = filling_term(self.learner.student, 0, None)
+        self.term = masked_lm_term(self.learner.student, 0, None)
         self.objective = build_classification_objective(weights, self.plan, regression=False).with_masked_lm(
             0.5, self.term
         )
@@ -57,7 +57,9 @@ def test_the_sum_over_masked_tokens_is_a_loop_in_float64(ours):
     setting, batch = Filling(ours), collate(masked(), range(8))
     setting.learner.double()
     torch.nn.init.normal_(setting.term.bias)
-    view = View(setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher)), None, batch)
+    view = TermInputs(
+        setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher)), None, batch
+    )
     term, body, total = setting.term, setting.learner.student.base_model, 0.0
     known = {"input_ids": batch.inputs[MASKED + "input_ids"], "attention_mask": batch.inputs["attention_mask"]}
     known |= {"token_type_ids": batch.inputs["token_type_ids"]} if ours == "bert" else {}
@@ -79,13 +81,13 @@ def test_the_sum_over_masked_tokens_is_a_loop_in_float64(ours):
 
 def test_so_many_tokens_are_asked_for_as_in_bert_and_none_that_is_cut_off_or_special():
     row = {"input_ids": [2, *range(10, 50), 3]}
-    found = MaskBeside(MASKING, None)(row, np.random.default_rng(0))
+    found = MaskedCopy(MASKING, None)(row, np.random.default_rng(0))
     asked = [n for n, target in enumerate(found[MASKED + "targets"]) if target != IGNORED]
     assert len(asked) == 6, "15 % of 40"
     assert [found[MASKED + "targets"][n] for n in asked] == [row["input_ids"][n] for n in asked]
     assert found["input_ids"] == row["input_ids"], "what all other terms read stays"
     for seed in range(20):
-        found = MaskBeside(MASKING, CutOff(SPECIAL, 0.5, 1.0))(row, np.random.default_rng(seed))
+        found = MaskedCopy(MASKING, TokenCutoff(SPECIAL, 0.5, 1.0))(row, np.random.default_rng(seed))
         cut, targets = np.array(found[CUT]), np.array(found[MASKED + "targets"])
         assert cut.sum() == 20
         assert (targets[cut == 1] == IGNORED).all()
@@ -123,14 +125,14 @@ def test_trained_alone_it_falls_below_a_tenth():
     values = []
     for _ in range(150):
         optimizer.zero_grad()
-        found = objective(View(setting.learner(batch.inputs), None, batch), count_units([batch]))
+        found = objective(TermInputs(setting.learner(batch.inputs), None, batch), count_units([batch]))
         found.total.backward()
         optimizer.step()
         values.append(found.parts["masked-lm"].item())
     assert values[-1] < values[0] / 10
 
 
-class StopAfter(Silent):
+class StopAfter(NullObserver):
     """Someone who presses Ctrl-C after a step."""
 
     def __init__(self, step=None):
@@ -159,7 +161,7 @@ def test_a_run_that_stopped_goes_on_the_same_and_the_head_is_not_exported(teache
     events = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
     steps = [set(event["parts"]) for event in events if event["kind"] == "step"]
     assert steps == [{"cosine", "euclid", "attention", "masked-lm"}] * 3 + [{"hard", "soft"}] * 3
-    [drawn] = [curves(each) for each in finished_runs([tmp_path / "whole"])]
+    [drawn] = [read_curves(each) for each in finished_runs([tmp_path / "whole"])]
     assert (drawn.weights["masked-lm"], drawn.units["masked-lm"]) == (0.3, "nats")
 
 

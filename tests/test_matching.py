@@ -19,19 +19,19 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import IGNORED, TEACHER, collate, micro_batches
-from kdalign.data.dual_tokenization import encode_documents_across, encode_labelled_across
+from kdalign.data.dual_tokenization import tokenize_documents_dual, tokenize_labelled_dual
 from kdalign.data.tasks import Examples
-from kdalign.data.token_matching import match, segments, shared_vocabulary, spelled, windows
-from kdalign.data.tokenization import encode_labelled
+from kdalign.data.token_matching import align_tokens, common_segments, dual_windows, shared_vocabulary, source_pieces
+from kdalign.data.tokenization import tokenize_labelled
 from kdalign.models.architecture import describe
-from kdalign.models.from_scratch import new_config, new_model, parse_new
-from kdalign.models.student import with_vocabulary
+from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
+from kdalign.models.student import transfer_vocabulary
 from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective, build_language_objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
 
 HARD_TEXTS = (
@@ -139,7 +139,7 @@ def tensor(rows):
 
 def test_a_token_is_compared_with_the_mean_of_those_that_share_its_characters():
     # don|'t|you against don|'|tyou
-    matching = match(tensor(spans(3, 2, 3)), tensor(spans(3, 1, 4)), left_to_right=False)
+    matching = align_tokens(tensor(spans(3, 2, 3)), tensor(spans(3, 1, 4)), left_to_right=False)
     expected = torch.tensor([[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]])
     torch.testing.assert_close(matching.shares[0], expected)
     assert matching.answers.tolist() == [[0, -1, -1]]
@@ -148,16 +148,16 @@ def test_a_token_is_compared_with_the_mean_of_those_that_share_its_characters():
 
 def test_a_model_that_goes_left_to_right_is_compared_where_both_have_read_the_same():
     # ab|cd|e against a|bcd|e: after ab the teacher has read a or abcd
-    matching = match(tensor(spans(2, 2, 1)), tensor(spans(1, 3, 1)), left_to_right=True)
+    matching = align_tokens(tensor(spans(2, 2, 1)), tensor(spans(1, 3, 1)), left_to_right=True)
     assert matching.answers.tolist() == [[-1, 1, 2]]
     assert matching.compared.tolist() == [[False, True, True]]
 
 
 def test_of_the_bytes_of_a_character_only_the_last_has_read_it():
     ours = tensor([[0, 1], [0, 1], [0, 1], [1, 2]])
-    matching = match(ours, tensor(spans(1, 1)), left_to_right=True)
+    matching = align_tokens(ours, tensor(spans(1, 1)), left_to_right=True)
     assert matching.answers.tolist() == [[-1, -1, 0, 1]]
-    seen_whole = match(ours, tensor(spans(1, 1)), left_to_right=False)
+    seen_whole = align_tokens(ours, tensor(spans(1, 1)), left_to_right=False)
     assert seen_whole.shares[0, :, 0].tolist() == [1, 1, 1, 0]
     assert seen_whole.spread[0, 0].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
@@ -165,7 +165,7 @@ def test_of_the_bytes_of_a_character_only_the_last_has_read_it():
 def test_padding_and_tokens_without_text_are_compared_with_nothing():
     ours, theirs = tensor([[0, 2], [0, 0], [0, 0]]), tensor([[0, 2], [2, 2], [0, 0]])
     for left_to_right in (False, True):
-        matching = match(ours, theirs, left_to_right)
+        matching = align_tokens(ours, theirs, left_to_right)
         assert matching.compared.tolist() == [[True, False, False]]
         assert matching.answers.tolist() == [[0, -1, -1]]
 
@@ -185,7 +185,7 @@ def cut_to(lengths, total):
 @given(PARTS, PARTS, st.integers(1, 40))
 def test_where_positions_match_left_to_right_both_have_read_the_same_and_no_attention_goes_ahead(one, other, total):
     ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
-    matching = match(tensor(ours), tensor(theirs), left_to_right=True)
+    matching = align_tokens(tensor(ours), tensor(theirs), left_to_right=True)
     maps = torch.ones(1, 1, len(theirs), len(theirs)).tril().softmax(dim=-1)
     maps = maps.tril() / maps.tril().sum(dim=-1, keepdim=True)
     moved = matching.maps(maps)[0, 0]
@@ -200,7 +200,7 @@ def test_where_positions_match_left_to_right_both_have_read_the_same_and_no_atte
 @given(PARTS, PARTS, st.integers(1, 40))
 def test_where_models_see_all_every_character_counts_once(one, other, total):
     ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
-    matching = match(tensor(ours), tensor(theirs), left_to_right=False)
+    matching = align_tokens(tensor(ours), tensor(theirs), left_to_right=False)
     torch.testing.assert_close(matching.shares.sum(dim=-1), torch.ones(1, len(ours)))
     torch.testing.assert_close(matching.spread.sum(dim=-1), torch.ones(1, len(theirs)))
     starts = torch.tensor(theirs.mean(axis=1), dtype=torch.float32)[None, :, None]
@@ -212,7 +212,7 @@ def test_where_models_see_all_every_character_counts_once(one, other, total):
 def test_windows_hold_the_same_text_in_both_and_fit(one, other, total, room):
     ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
     last = 0
-    for a, b in windows(ours, theirs, room):
+    for a, b in dual_windows(ours, theirs, room):
         assert a.stop - a.start <= room[0]
         assert b.stop - b.start <= room[1]
         assert ours[a.start, 0] == theirs[b.start, 0] >= last
@@ -220,14 +220,14 @@ def test_windows_hold_the_same_text_in_both_and_fit(one, other, total, room):
         if a.stop < len(ours):
             assert last == theirs[b.stop - 1, 1] or a.stop - a.start == room[0] or b.stop - b.start == room[1]
     if len(ours) <= room[0] and len(theirs) <= room[1]:
-        assert list(windows(ours, theirs, room)) == [(slice(0, len(ours)), slice(0, len(theirs)))]
+        assert list(dual_windows(ours, theirs, room)) == [(slice(0, len(ours)), slice(0, len(theirs)))]
 
 
 @given(PARTS, PARTS, st.integers(1, 40))
 def test_segments_are_the_smallest_stretches_that_whole_tokens_of_both_fill(one, other, total):
     ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))
     boundaries = sorted({*ours[:, 1]} & {*theirs[:, 1]})
-    found = segments(ours, theirs)
+    found = common_segments(ours, theirs)
     for side, tokens in zip(found, (ours, theirs), strict=True):
         assert side.tolist() == np.searchsorted(boundaries, tokens[:, 1]).tolist()
 
@@ -244,14 +244,14 @@ PAIRS = {
 def test_nearly_all_characters_of_hard_texts_lie_in_tokens_of_both(pair):
     tokenizers = tuple(make() for make in PAIRS[pair])
     for both in (tokenizers, tokenizers[::-1]):
-        covered, characters = encode_labelled_across(examples(texts(20)), both, 256).covered
+        covered, characters = tokenize_labelled_dual(examples(texts(20)), both, 256).covered
         assert characters == sum(not c.isspace() for text in texts(20) for c in text)
         assert covered >= 0.99 * characters
 
 
 def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_its_role():
     both = byte_level(), word_piece()
-    batch = collate(encode_labelled_across(examples(["a film"], ["it was good"]), both, 64), [0])
+    batch = collate(tokenize_labelled_dual(examples(["a film"], ["it was good"]), both, 64), [0])
     ours, theirs = (
         t.convert_ids_to_tokens(ids[0])
         for t, ids in zip(both, (batch.inputs["input_ids"], batch.taught["input_ids"]), strict=True)
@@ -260,7 +260,7 @@ def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_it
     assert ("<s>", "[CLS]") in met
     assert ("</s>", "[SEP]") in met
     assert not any(a.startswith("<") != b.startswith("[") for a, b in met)
-    turned = collate(encode_labelled_across(examples(["a film"]), (unigram(), word_piece()), 64), [0])
+    turned = collate(tokenize_labelled_dual(examples(["a film"]), (unigram(), word_piece()), 64), [0])
     last = int(turned.real.sum()) - 1
     assert turned.matching.answers[0, last] == 0, "<cls> stands last, [CLS] first"
     assert turned.matching.answers[0, last - 1] == int(turned.taught["attention_mask"].sum()) - 1
@@ -268,7 +268,7 @@ def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_it
 
 def test_the_second_text_of_a_pair_is_not_matched_with_the_first():
     batch = collate(
-        encode_labelled_across(examples(["good film"], ["good film"]), (byte_level(), word_piece()), 64), [0]
+        tokenize_labelled_dual(examples(["good film"], ["good film"]), (byte_level(), word_piece()), 64), [0]
     )
     types = batch.taught["token_type_ids"][0]
     first_separator = (batch.inputs["input_ids"][0] == 2).nonzero()[0, 0]
@@ -307,7 +307,7 @@ def test_one_tokenizer_twice_shares_everything_and_spells_itself():
     shared = shared_vocabulary(tokenizer, tokenizer)
     assert shared.student.tolist() == shared.teacher.tolist()
     assert len(shared) == len(tokenizer) - 1, "all but the padding"
-    assert [ids for number, ids in enumerate(spelled(tokenizer, tokenizer)) if number != 1] == [
+    assert [ids for number, ids in enumerate(source_pieces(tokenizer, tokenizer)) if number != 1] == [
         [number] for number in range(len(tokenizer)) if number != 1
     ]
 
@@ -315,7 +315,7 @@ def test_one_tokenizer_twice_shares_everything_and_spells_itself():
 def test_a_model_with_another_vocabulary_starts_from_the_pieces_of_its_entries():
     theirs, ours = word_piece(10), byte_level()
     big = tiny_classifier("bert", vocab_size=len(theirs))
-    small = with_vocabulary(big, ours, theirs)
+    small = transfer_vocabulary(big, ours, theirs)
     assert small.config.vocab_size == len(ours)
     assert small.config.pad_token_id == ours.pad_token_id
     old, new = big.get_input_embeddings().weight, small.get_input_embeddings().weight
@@ -343,7 +343,7 @@ def test_a_vocabulary_of_the_same_size_is_not_taken_by_number(head):
         big = tiny_classifier("bert", vocab_size=len(theirs)).eval()
     else:
         big = Setting._model("bert" if head == "masked" else "gpt2", 2, theirs)
-    small = with_vocabulary(big, ours, theirs).eval()
+    small = transfer_vocabulary(big, ours, theirs).eval()
     text = "a good film, isn't it?"
     one, other = (model(torch.tensor([t(text)["input_ids"]])).logits for model, t in ((big, theirs), (small, ours)))
     if head != "classes":
@@ -431,14 +431,14 @@ class Setting:
         rows[3] = HARD_TEXTS[0]
         split = Examples("train", (tuple(rows),), np.array(labels) if kind == "classes" else None)
         if kind == "classes":
-            self.data = encode_labelled_across(split, self.tokenizers, 64)
+            self.data = tokenize_labelled_dual(split, self.tokenizers, 64)
             silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             big, small = (
                 tiny_classifier(each, layers, 32, seed=layers, vocab_size=len(tokenizer), **silent)
                 for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
             )
         else:
-            self.data = encode_documents_across(split, self.tokenizers, kind, 24)
+            self.data = tokenize_documents_dual(split, self.tokenizers, kind, 24)
             big, small = (
                 self._model(each, layers, tokenizer)
                 for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
@@ -455,8 +455,8 @@ class Setting:
 
     @staticmethod
     def _model(kind, layers, tokenizer):
-        new = parse_new(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64")
-        made = new_model(new_config(new, tokenizer), layers)
+        new = parse_scratch_spec(f"new:{kind},layers={layers},width=32,heads=4,feed_forward=64,positions=64")
+        made = build_from_scratch(scratch_config(new, tokenizer), layers)
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.mul_(4 if parameter.ndim >= 2 else 1)
@@ -464,7 +464,7 @@ class Setting:
 
     def breakdown(self, batch, units):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)
-        return self.objective(View(self.learner(batch.inputs, taught), taught, batch), units)
+        return self.objective(TermInputs(self.learner(batch.inputs, taught), taught, batch), units)
 
     def gradient(self, batches):
         self.learner.zero_grad()
@@ -511,12 +511,12 @@ def test_positions_that_the_teacher_lacks_enter_no_term(kind):
     assert int(lonely.sum()) < int(batch.compared.sum())
     signals = setting.teacher(fewer, setting.learner.wanted_of_teacher)
     ours = setting.learner(fewer.inputs, signals)
-    before = setting.objective(View(ours, signals, fewer), units).parts
+    before = setting.objective(TermInputs(ours, signals, fewer), units).parts
     for hidden in ours.hidden.values():
         hidden[half] = 1e4
     for pair in ours.projected:
         ours.projected[pair] = ours.hidden[pair[0]]
-    after = setting.objective(View(ours, signals, fewer), units).parts
+    after = setting.objective(TermInputs(ours, signals, fewer), units).parts
     assert float(after["cosine"]) == float(before["cosine"])
     assert float(after["euclid"]) == float(before["euclid"])
 
@@ -534,7 +534,7 @@ def test_no_gradient_reaches_positions_that_the_teacher_lacks(choice, term):
     kept = signals.hidden if term == "beta" else signals.values
     last = max(kept)
     (slope,) = torch.autograd.grad(
-        setting.objective(View(signals, taught, batch), count_units([batch])).total, kept[last]
+        setting.objective(TermInputs(signals, taught, batch), count_units([batch])).total, kept[last]
     )
     slope = slope if term == "beta" else slope.transpose(1, 2).flatten(2)
     assert float(slope[lacking].abs().max()) == 0
@@ -544,7 +544,7 @@ def test_no_gradient_reaches_positions_that_the_teacher_lacks(choice, term):
 def test_the_end_of_a_document_is_asked_for_once_and_not_where_it_goes_on():
     tokenizers = byte_level(), byte_fallback()
     document = " ".join(sentences(20, 5)[0])
-    data = encode_documents_across(examples([document]), tokenizers, "causal", 24)
+    data = tokenize_documents_dual(examples([document]), tokenizers, "causal", 24)
     lasts = [row[-1] for row in data.columns["targets"]]
     assert len(lasts) > 2
     assert lasts == [IGNORED] * (len(lasts) - 1) + [tokenizers[0].eos_token_id]
@@ -577,7 +577,7 @@ def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
     tokenizer = setting.tokenizers[0]
     rows, labels = sentences(8, 3)
     split = Examples("train", (tuple(rows),), np.array(labels))
-    plain, both = encode_labelled(split, tokenizer, 64), encode_labelled_across(split, (tokenizer, tokenizer), 64)
+    plain, both = tokenize_labelled(split, tokenizer, 64), tokenize_labelled_dual(split, (tokenizer, tokenizer), 64)
     big = tiny_classifier("bert", 4, 32, seed=4, vocab_size=len(tokenizer))
     setting.teacher = Teacher(big, (0, 1), torch.float32, CPU)
     for rows in (range(8), range(3)):

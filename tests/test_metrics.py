@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.data.tasks import GLUE, Source, Task
+from kdalign.data.tasks import GLUE, ClassificationTask, DataSource
 from kdalign.errors import UsageError
 from kdalign.evaluation.predictions import agreement, score_all
 from kdalign.metrics import intervals
@@ -213,8 +213,8 @@ def test_every_metric_of_a_task_is_scored_in_order_with_an_interval(monkeypatch)
     assert all(each.low <= each.value <= each.high for each in found)
 
 
-def task_with(*metrics: str, labels=("a", "b")) -> Task:
-    return Task("mine", ("text",), labels, metrics, Source())
+def task_with(*metrics: str, labels=("a", "b")) -> ClassificationTask:
+    return ClassificationTask("mine", ("text",), labels, metrics, DataSource())
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from kdalign.models.tokenizer import load_tokenizer
 def llama(tmp_path_factory):
     """A causal language model of two layers whose positions are rotated."""
     from kdalign.data.tokenizer_training import train_tokenizer
-    from kdalign.models.from_scratch import new_config, new_model, parse_new
+    from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = train_tokenizer(["a film was good", "a plot was bad"] * 20, 300, "causal", 64)
-    new = parse_new("new:llama,layers=2,width=32,heads=4,kv_heads=2,feed_forward=64,positions=64")
-    new_model(new_config(new, tokenizer), 0).save_pretrained(folder)
+    new = parse_scratch_spec("new:llama,layers=2,width=32,heads=4,kv_heads=2,feed_forward=64,positions=64")
+    build_from_scratch(scratch_config(new, tokenizer), 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -49,7 +49,7 @@ def edit(file: Path, **keys: object) -> None:
 
 def used(name: str = "copy") -> None:
     """All that is looked at before a model is loaded."""
-    checkpoint = checkpoint_files.locate(name)
+    checkpoint = checkpoint_files.find_checkpoint(name)
     describe(checkpoint.config)
     load_tokenizer(checkpoint)
     loading.check_weights(checkpoint, head_of(checkpoint.config))
@@ -245,7 +245,7 @@ def test_code_beside_weights_is_not_loaded(copied, kind, tmp_path):
     edit(folder / "config.json", auto_map=dict.fromkeys(classes, "own.Own"))
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     used()
-    model = loading.load_as_it_is(checkpoint_files.locate("copy"))
+    model = loading.load_any(checkpoint_files.find_checkpoint("copy"))
     if kind == "llama":
         model.generate(torch.tensor([[1, 2]]), max_new_tokens=1, pad_token_id=0)
     assert not ran.exists()
@@ -255,7 +255,7 @@ def test_code_beside_weights_is_not_loaded(copied, kind, tmp_path):
 def test_names_that_can_be_no_model_s_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
-        checkpoint_files.locate(name)
+        checkpoint_files.find_checkpoint(name)
 
 
 def test_an_adapter_is_refused_alone_and_beside_a_model(copied):
@@ -264,7 +264,7 @@ def test_an_adapter_is_refused_alone_and_beside_a_model(copied):
     refused("has an adapter beside its own weights (adapter_config.json)", "merge_and_unload()", "take the adapter out")
     for weights in (True, False):
         with pytest.raises(UsageError, match="adapter"):
-            checkpoint_files.locate("copy", weights=weights)
+            checkpoint_files.find_checkpoint("copy", weights=weights)
     (folder / "config.json").unlink()
     refused("is an adapter without its model", "merge_and_unload()")
 
@@ -279,13 +279,13 @@ def test_a_model_one_folder_further_down_is_named(copied, tmp_path):
 def test_a_configuration_alone_is_found_where_weights_are_not_asked_for(copied):
     folder = copied()
     (folder / "model.safetensors").unlink()
-    assert describe(checkpoint_files.locate("copy", weights=False).config).stacks[0].layers == 4
+    assert describe(checkpoint_files.find_checkpoint("copy", weights=False).config).stacks[0].layers == 4
     refused("has no model.safetensors")
 
 
 def test_weights_are_looked_at_without_reading_them(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "m", "bert")
-    found = checkpoint_files.locate(str(folder))
+    found = checkpoint_files.find_checkpoint(str(folder))
     loaded = loading._load(loading.auto_class(head_of(found.config)), found, found.config, torch.float32, device="meta")
     assert {each.device.type for each in loaded.model.parameters()} == {"meta"}
 
@@ -295,4 +295,4 @@ def test_outputs_of_other_names_but_as_many_are_refused_with_the_way_on(copied):
 
     edit(copied() / "config.json", id2label={"0": "neg", "1": "pos"}, label2id={"neg": 0, "pos": 1})
     with pytest.raises(UsageError, match=r"neg, pos; .*negative, positive; .*name id2label in config\.json"):
-        loading.check_head(checkpoint_files.locate("copy"), find_task("sst2"))
+        loading.check_head(checkpoint_files.find_checkpoint("copy"), find_task("sst2"))

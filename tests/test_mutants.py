@@ -17,8 +17,8 @@ MUTANTS = {
     ),
     "T not used for the student": (
         "objective/losses/logits.py",
-        "F.log_softmax(wide(student) / temperature, dim=-1)",
-        "F.log_softmax(wide(student), dim=-1)",
+        "F.log_softmax(to_float32(student) / temperature, dim=-1)",
+        "F.log_softmax(to_float32(student), dim=-1)",
         "test_losses.py::test_divergence_and_its_gradient_are_zero_at_teacher_equal_student",
     ),
     "cross-entropy called KL": (
@@ -40,7 +40,7 @@ MUTANTS = {
         "test_contract.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
-        "objective/objective.py",
+        "objective/units.py",
         "int(batch.tokens.sum()) for batch",
         "batch.tokens.numel() for batch",
         "test_contract.py::test_the_mask_counts_each_real_token_and_no_padding",
@@ -58,21 +58,21 @@ MUTANTS = {
         "test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
     ),
     "adapters scaled otherwise than merged": (
-        "models/student.py",
+        "models/lora.py",
         "lora_alpha=2 * rank",
         "lora_alpha=rank",
         "test_families.py::test_an_adapter_adds_twice_the_product_of_its_matrices",
     ),
     "groups not counted": (
-        "objective/objective.py",
+        "objective/units.py",
         "sum(texts >= losses.LEAST_GROUP for texts, _ in rows)",
         "len(rows)",
         "test_embedding.py::test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none",
     ),
     "layers of cross-attention unweighted": (
-        "objective/objective.py",
-        "crossed(theirs), share)",
-        "crossed(theirs), 1.0)",
+        "objective/build.py",
+        "cross_attention_layer(theirs), share)",
+        "cross_attention_layer(theirs), 1.0)",
         "test_families.py::test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances",
     ),
     "padding pooled": (
@@ -124,7 +124,7 @@ MUTANTS = {
         "test_resume_and_ranks.py::test_two_ranks_take_the_steps_of_one_process",
     ),
     "projections outside the optimizer": (
-        "training/loop.py",
+        "training/optimizer.py",
         "trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]",
         'trained = [p for n, p in learner.named_parameters() if "maps" not in n and id(p) not in own]',
         "test_contract.py::test_every_projection_is_optimised_once_moves_in_a_step_and_belongs_to_its_pair_alone",
@@ -136,7 +136,7 @@ MUTANTS = {
         "test_contract.py::test_the_student_cut_from_a_teacher_is_its_layers_in_float32",
     ),
     "embeddings counted as a layer": (
-        "alignment/layer_maps.py",
+        "models/layer_selection.py",
         "(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i",
         "max(0, (2 * (i + 1) * teacher + student) // (2 * student) - 2) for i",
         "test_alignment.py::test_a_choice_of_layers_by_hand",
@@ -166,7 +166,7 @@ MUTANTS = {
         "test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
     ),
     "the first of a permutation asked for": (
-        "data/tokenization.py",
+        "data/corruption.py",
         "targets[sequence[1:]] = ids[sequence[1:]]",
         "targets[sequence] = ids[sequence]",
         "test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
@@ -334,7 +334,7 @@ MUTANTS = {
         "test_paired.py::test_what_is_lower_and_better_counts_as_better",
     ),
     "Bonferroni called Holm": (
-        "metrics/intervals.py",
+        "metrics/significance.py",
         "(len(values) - rank) * values[number]",
         "len(values) * values[number]",
         "test_paired.py::test_holms_correction_by_hand",

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from kdalign.errors import UsageError
 from kdalign.models.architecture import attention_of, describe, layout_of
 from kdalign.models.heads import HeadKind, auto_class
-from kdalign.models.pruning import METHODS, Narrowing, narrow, narrow_config
+from kdalign.models.pruning import METHODS, WidthSpec, prune_config, prune_width
 from kdalign.models.pruning_layouts import FAMILIES
 
 WIDTH = 32
@@ -70,9 +70,9 @@ def near(one, other, within=1e-4):
 def test_a_student_as_wide_as_its_teacher_answers_bit_for_bit_the_same(kind, head):
     teacher = model(kind, HeadKind.CLASSIFIER if head == "classes" else None)
     sizes = describe(teacher.config).stacks[0]
-    same = Narrowing(sizes.width, sizes.heads, sizes.kv_heads, sizes.feed_forward)
-    for wanted in (Narrowing(), same):
-        assert torch.equal(logits(narrow(teacher, wanted, "pca", texts())), logits(teacher))
+    same = WidthSpec(sizes.width, sizes.heads, sizes.kv_heads, sizes.feed_forward)
+    for wanted in (WidthSpec(), same):
+        assert torch.equal(logits(prune_width(teacher, wanted, "pca", texts())), logits(teacher))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_student_as_wide_as_its_teacher_answers_bit_for_bit_the_same(kind, hea
 def test_every_size_is_narrowed_and_the_checkpoint_loads_with_stock_classes(kind, by, tmp_path):
     teacher = model(kind, HeadKind.CLASSIFIER)
     heads = {"heads": 2, "kv_heads": 1} if kind in LLAMAS else {}
-    made = narrow(teacher, Narrowing(16, feed_forward=20, **heads), by, texts())
+    made = prune_width(teacher, WidthSpec(16, feed_forward=20, **heads), by, texts())
     made.save_pretrained(tmp_path)
     loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
@@ -95,7 +95,7 @@ def test_every_size_is_narrowed_and_the_checkpoint_loads_with_stock_classes(kind
 
 @EVERY
 def test_a_narrower_language_models_vocabulary_stays_tied(kind):
-    made = narrow(model(kind, tie_word_embeddings=True), Narrowing(width=16), "pca", texts())
+    made = prune_width(model(kind, tie_word_embeddings=True), WidthSpec(width=16), "pca", texts())
     assert made.get_output_embeddings().weight is made.get_input_embeddings().weight
     assert bool(logits(made).isfinite().all())
 
@@ -118,8 +118,10 @@ def write_into(teacher, onto):
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_main_directions_lose_nothing_of_a_stream_that_lies_in_them(kind):
     teacher = write_into(model(kind, tie_word_embeddings=False), directions())
-    near(logits(narrow(teacher, Narrowing(width=16), "pca", texts())), logits(teacher))
-    assert not torch.allclose(logits(narrow(teacher, Narrowing(width=12), "pca", texts())), logits(teacher), atol=0.05)
+    near(logits(prune_width(teacher, WidthSpec(width=16), "pca", texts())), logits(teacher))
+    assert not torch.allclose(
+        logits(prune_width(teacher, WidthSpec(width=12), "pca", texts())), logits(teacher), atol=0.05
+    )
 
 
 @pytest.mark.parametrize("kind", GEMMAS)
@@ -131,7 +133,7 @@ def test_scaled_words_and_norms_behind_layers_lose_nothing_either(kind):
                 ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight", "model.norm.weight")
             ):
                 parameter.fill_(0.3)
-    near(logits(narrow(teacher, Narrowing(width=16), "pca", texts())), logits(teacher))
+    near(logits(prune_width(teacher, WidthSpec(width=16), "pca", texts())), logits(teacher))
 
 
 @pytest.mark.parametrize("by", ["importance", "pca"])
@@ -139,7 +141,7 @@ def test_scaled_words_and_norms_behind_layers_lose_nothing_either(kind):
 def test_channels_that_carry_nothing_can_be_dropped(by, tied):
     channels = torch.randperm(WIDTH)[:16]
     teacher = write_into(model("llama", tie_word_embeddings=tied), torch.eye(WIDTH)[:, channels])
-    made = narrow(teacher, Narrowing(width=16), by, texts())
+    made = prune_width(teacher, WidthSpec(width=16), by, texts())
     if not tied or by == "importance":  # turned, a gain before a tied vocabulary is only fitted
         near(logits(made), logits(teacher))
 
@@ -149,7 +151,7 @@ def test_heads_that_add_nothing_can_be_dropped_and_the_stream_stays_as_it_is():
     with torch.no_grad():
         for layer in teacher.model.layers:
             layer.self_attn.o_proj.weight[:, 8:24] = 0
-    made = narrow(teacher, Narrowing(heads=2), "pca", texts())
+    made = prune_width(teacher, WidthSpec(heads=2), "pca", texts())
     assert made.config.num_key_value_heads == 2
     near(logits(made), logits(teacher))
     assert torch.equal(made.model.embed_tokens.weight, teacher.model.embed_tokens.weight)
@@ -164,14 +166,14 @@ def test_of_heads_that_share_keys_and_values_as_many_are_kept_of_each():
         for layer in teacher.model.layers:
             layer.self_attn.o_proj.weight[:, :8] = 0  # the first head of the first pair, the last of the second
             layer.self_attn.o_proj.weight[:, 24:] = 0
-    made = narrow(teacher, Narrowing(heads=2), "pca", texts())
+    made = prune_width(teacher, WidthSpec(heads=2), "pca", texts())
     assert made.config.num_key_value_heads == 2
     near(logits(made), logits(teacher))
     with torch.no_grad():  # now both of the first pair add more than any of the second
         for layer in teacher.model.layers:
             layer.self_attn.o_proj.weight[:, 8:16] *= 10
             layer.self_attn.o_proj.weight[:, :8] = layer.self_attn.o_proj.weight[:, 8:16]
-    made = narrow(teacher, Narrowing(heads=2), "pca", texts())
+    made = prune_width(teacher, WidthSpec(heads=2), "pca", texts())
     for ours, theirs in zip(made.model.layers, teacher.model.layers, strict=True):
         assert torch.equal(ours.self_attn.q_proj.weight[8:], theirs.self_attn.q_proj.weight[16:24])
 
@@ -184,7 +186,7 @@ def test_the_mean_of_equal_keys_and_values_is_exact(kind):
             for linear in (layer.self_attn.k_proj, layer.self_attn.v_proj):
                 for parameter in linear.parameters():
                     parameter[8:] = parameter[:8]
-    made = narrow(teacher, Narrowing(kv_heads=1), "pca", texts())
+    made = prune_width(teacher, WidthSpec(kv_heads=1), "pca", texts())
     near(logits(made), logits(teacher), within=1e-5)
 
 
@@ -197,12 +199,12 @@ def test_neurons_that_never_fire_can_be_dropped(kind):
         for name, parameter in teacher.named_parameters():
             if f".{inner.get(kind, 'intermediate.dense')}." in name:
                 parameter[dead] = 0
-    near(logits(narrow(teacher, Narrowing(feed_forward=20), "pca", texts())), logits(teacher))
+    near(logits(prune_width(teacher, WidthSpec(feed_forward=20), "pca", texts())), logits(teacher))
 
 
 def test_what_dropped_neurons_give_on_average_stays_in_the_bias():
     teacher = model("bert")
-    made, found = narrow(teacher, Narrowing(feed_forward=20), "pca", texts()).eval(), []
+    made, found = prune_width(teacher, WidthSpec(feed_forward=20), "pca", texts()).eval(), []
     for net in (teacher, made):
         kept = []
         net.bert.encoder.layer[0].output.dense.register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out))
@@ -218,63 +220,63 @@ def test_what_dropped_neurons_give_on_average_stays_in_the_bias():
 @pytest.mark.parametrize("kind", ["bert", "llama", "gemma2"])
 @pytest.mark.parametrize("by", ["pca", "importance"])
 def test_padding_changes_nothing(kind, by):
-    wanted = Narrowing(width=16, heads=2, feed_forward=20)
-    one, other = (narrow(model(kind), wanted, by, texts(padding=padding)).state_dict() for padding in (0, 7))
+    wanted = WidthSpec(width=16, heads=2, feed_forward=20)
+    one, other = (prune_width(model(kind), wanted, by, texts(padding=padding)).state_dict() for padding in (0, 7))
     for name, value in one.items():
         near(value, other[name])
 
 
 def test_embeddings_that_are_narrower_than_the_stream_stay():
     teacher = model("electra", embedding_size=16)
-    made = narrow(teacher, Narrowing(width=24), "pca", texts())
+    made = prune_width(teacher, WidthSpec(width=24), "pca", texts())
     assert torch.equal(
         made.electra.embeddings.word_embeddings.weight, teacher.electra.embeddings.word_embeddings.weight
     )
     assert made.electra.embeddings_project.weight.shape == (24, 16)
     with pytest.raises(UsageError, match="by=svd with embeddings narrower than the layers"):
-        narrow(teacher, Narrowing(width=24), "svd", texts())
+        prune_width(teacher, WidthSpec(width=24), "svd", texts())
     with pytest.raises(UsageError, match="width=16 loses electra's map"):
-        narrow_config(teacher.config, Narrowing(width=16))
+        prune_config(teacher.config, WidthSpec(width=16))
 
 
 def test_chance_goes_by_the_seed_alone():
-    teacher, wanted = model("bert"), Narrowing(width=16)
+    teacher, wanted = model("bert"), WidthSpec(width=16)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one, same, other = (narrow(teacher, wanted, "random", (), seed) for seed in (3, 3, 4))
+    one, same, other = (prune_width(teacher, wanted, "random", (), seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(logits(one), logits(same))
     assert not torch.equal(logits(one), logits(other))
 
 
 def test_a_width_alone_takes_heads_with_it_where_they_are_tied():
-    config = narrow_config(config_of("bert"), Narrowing(width=24))
+    config = prune_config(config_of("bert"), WidthSpec(width=24))
     assert (config.hidden_size, config.num_attention_heads) == (24, 3)
-    config = narrow_config(config_of("llama"), Narrowing(width=24))
+    config = prune_config(config_of("llama"), WidthSpec(width=24))
     assert (config.hidden_size, config.num_attention_heads, config.head_dim) == (24, 4, 8)
 
 
 @pytest.mark.parametrize(
     ("kind", "wanted", "words"),
     [
-        ("bert", Narrowing(width=64), r"width=64 \(accepted: 1 to 32, its teacher's\)"),
-        ("bert", Narrowing(feed_forward=0), r"feed_forward=0 \(accepted: 1 to 48"),
-        ("bert", Narrowing(width=20), r"width=20 \(accepted: width = 8 x heads"),
-        ("distilbert", Narrowing(heads=2), r"width=32 and heads=2 \(accepted: width = 8 x heads"),
-        ("bert", Narrowing(width=16, kv_heads=1), r"heads=2 and kv_heads=1 \(accepted: as many of each"),
-        ("llama", Narrowing(heads=3), r"heads=3 and kv_heads=2 \(accepted: kv_heads that divide heads and the"),
-        ("gpt2", Narrowing(width=16), r"'gpt2' cannot be narrowed \(accepted: bert, roberta"),
+        ("bert", WidthSpec(width=64), r"width=64 \(accepted: 1 to 32, its teacher's\)"),
+        ("bert", WidthSpec(feed_forward=0), r"feed_forward=0 \(accepted: 1 to 48"),
+        ("bert", WidthSpec(width=20), r"width=20 \(accepted: width = 8 x heads"),
+        ("distilbert", WidthSpec(heads=2), r"width=32 and heads=2 \(accepted: width = 8 x heads"),
+        ("bert", WidthSpec(width=16, kv_heads=1), r"heads=2 and kv_heads=1 \(accepted: as many of each"),
+        ("llama", WidthSpec(heads=3), r"heads=3 and kv_heads=2 \(accepted: kv_heads that divide heads and the"),
+        ("gpt2", WidthSpec(width=16), r"'gpt2' cannot be narrowed \(accepted: bert, roberta"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(kind, wanted, words):
     config = AutoConfig.for_model("gpt2") if kind == "gpt2" else config_of(kind)
     with pytest.raises(UsageError, match=words):
-        narrow_config(config, wanted)
+        prune_config(config, wanted)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'pca'"):
-        narrow(model("bert"), Narrowing(width=16), "pcaa", ())
+        prune_width(model("bert"), WidthSpec(width=16), "pcaa", ())
 
 
 def test_every_family_is_one_that_kdalign_reads():
@@ -294,7 +296,7 @@ def test_of_a_real_models_half_width_main_directions_keep_most_answers_and_chann
     ]
     answers = {}
     for by in ("", "pca", "importance", "random"):
-        net = narrow(teacher, Narrowing(width=192), by, batches[:2]) if by else teacher
+        net = prune_width(teacher, WidthSpec(width=192), by, batches[:2]) if by else teacher
         with torch.no_grad():
             answers[by] = torch.cat([net.eval()(**batch).logits.argmax(dim=-1) for batch in batches[2:]])
     agreement = {by: float((found == answers[""]).float().mean()) for by, found in answers.items()}
@@ -304,5 +306,5 @@ def test_of_a_real_models_half_width_main_directions_keep_most_answers_and_chann
 
 def test_a_llama_whose_heads_do_not_divide_its_width_is_refused_since_it_could_not_be_saved():
     with pytest.raises(UsageError, match="a width that heads divide, such as width=16"):
-        narrow_config(config_of("llama"), Narrowing(width=18))
-    narrow_config(config_of("llama"), Narrowing(width=20)).to_json_string()
+        prune_config(config_of("llama"), WidthSpec(width=18))
+    prune_config(config_of("llama"), WidthSpec(width=20)).to_json_string()

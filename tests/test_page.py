@@ -44,12 +44,12 @@ def runs(tmp_path_factory, teacher, data):
 def written(runs, tmp_path_factory):
     """The page of these runs, and the comparison that it shows."""
     from kdalign.comparison.compare import compare
-    from kdalign.report.html import page
+    from kdalign.report.html import render_html
     from kdalign.runs.finished import finished_runs
 
     comparison = compare([runs])
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(page(comparison, finished_runs([runs])), encoding="utf-8")
+    file.write_text(render_html(comparison, finished_runs([runs])), encoding="utf-8")
     return file, json.loads(json.dumps(comparison.to_json()))
 
 
@@ -108,8 +108,8 @@ def test_the_numbers_of_the_page_are_those_of_the_json_form(written):
 
 
 def test_the_best_is_bold_the_second_underlined_and_intervals_stand_below():
-    from kdalign.comparison.table import Cell, Column, Comparison, Row
-    from kdalign.report.html import page
+    from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
+    from kdalign.report.html import render_html
 
     cells = (
         Cell(91.25, 90.04, 92.0, best=True),
@@ -118,7 +118,7 @@ def test_the_best_is_bold_the_second_underlined_and_intervals_stand_below():
         Cell(None, reason="it <failed>"),
     )
     rows = tuple(Row(f"row {number}", "student", (0,), {"t/accuracy": cell}) for number, cell in enumerate(cells))
-    found = page(Comparison((Column("t/accuracy", "t accuracy", "%", 1, task="t"),), rows), [])
+    found = render_html(ComparisonTable((Column("t/accuracy", "t accuracy", "%", 1, task="t"),), rows), [])
     assert "<strong>91.2</strong><small>(90.0 to 92.0)</small>" in found
     assert "<u>90.0</u></td>" in found
     assert ">80.0 ↓<small>(79.0 to 81.0)</small>" in found
@@ -153,14 +153,14 @@ def test_the_page_lets_the_browser_fetch_nothing_and_run_its_own_script_alone(wr
 
 def test_a_page_has_no_control_character_of_a_name(runs):
     from kdalign.comparison.compare import compare
-    from kdalign.report.html import page
+    from kdalign.report.html import render_html
     from kdalign.runs.finished import finished_runs
 
     hostile = "x\x1b[31m\u202e\udcff</script><b>"
     named = [replace(run, name=hostile) for run in finished_runs([runs / "joint-0"])]
     table = compare([runs / "joint-0"])
     table = replace(table, notes=(hostile,), rows=tuple(replace(row, name=hostile) for row in table.rows))
-    text = page(table, named)
+    text = render_html(table, named)
     text.encode()
     assert all(sign == "\n" or sign.isprintable() for sign in text)
     assert "<b>" not in text
@@ -202,7 +202,7 @@ def test_the_page_holds_examples_recipes_and_the_commands_that_make_the_runs_aga
 
 def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
     from kdalign.comparison.compare import compare
-    from kdalign.report.html import page
+    from kdalign.report.html import render_html
     from kdalign.runs.finished import finished_runs
     from kdalign.runs.folder import RunFolder
     from kdalign.runs.record import read_record
@@ -216,7 +216,7 @@ def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
         record = read_record(folder.path)
         other = {**record.recipe, "train": {**record.recipe["train"], "lr": 1e-4 * (1 + number)}}
         folder.write_record(replace(record, recipe=other))
-    assert len(page(compare([tmp_path]), finished_runs([tmp_path])).encode()) < 2_000_000
+    assert len(render_html(compare([tmp_path]), finished_runs([tmp_path])).encode()) < 2_000_000
 
 
 def in_browser(chromium, file, profile, *words):
@@ -289,11 +289,11 @@ def test_pictures_in_the_place_of_a_file_are_refused_before_anything_is_read(kda
 
 
 def test_the_teacher_s_logits_are_kept_and_give_its_calibration(runs):
-    from kdalign.runs.disagreements import answers
+    from kdalign.runs.disagreements import read_answers
     from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
-    found = answers(run)
+    found = read_answers(run)
     assert found.teacher_logits.shape == found.student_logits.shape == (64, 2)
     assert (found.teacher_logits.argmax(1) == found.teacher).all()
 
@@ -315,11 +315,11 @@ def test_inspect_shows_layers_answers_and_examples_and_draws_them(kdalign, runs)
 
 def test_the_likeness_before_training_is_the_plan_s_and_after_it_another(runs):
     from kdalign.alignment.plan import read_plan
-    from kdalign.distillation.inspection import layer_likeness, load_pair
+    from kdalign.distillation.inspection import layer_similarity, load_pair
     from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / STRANGE])
-    found = layer_likeness(load_pair(run, "cpu"))
+    found = layer_similarity(load_pair(run, "cpu"))
     measured = np.array(read_plan(run.folder.plan).similarities["encoder"])
     assert np.array(found.before["encoder"]) == pytest.approx(measured, abs=1e-5)
     assert np.abs(np.array(found.after["encoder"]) - measured).max() > 1e-4
@@ -330,12 +330,12 @@ def test_where_a_model_looks_is_what_it_computes_when_asked_for_its_attention(ru
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from kdalign.distillation.inspection import load_pair, looks
+    from kdalign.distillation.inspection import attention_on_text, load_pair
     from kdalign.runs.finished import finished_runs
 
     [run] = finished_runs([runs / "joint-0"])
     pair = load_pair(run, "cpu")
-    found = looks(pair, ["a very good film"])
+    found = attention_on_text(pair, ["a very good film"])
     assert [each[:2] for each in found.maps] == [("0", "1"), ("1", "3")]
     assert found.student_tokens == found.teacher_tokens == ("[CLS]", "a", "very", "good", "film", "[SEP]")
     plain = AutoModelForSequenceClassification.from_pretrained(run.folder.student, attn_implementation="eager").eval()

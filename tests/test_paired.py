@@ -13,24 +13,24 @@ from kdalign.metrics.significance import (
     MCNEMAR,
     OVER_SEEDS,
     RANDOMISATION,
-    Answers,
-    Difference,
-    Sums,
-    Undefined,
+    LabelOutputs,
+    PairedDifference,
+    SufficientStats,
+    UndefinedDifference,
     _drawn,
     _metric_resampled,
     _over_seeds,
-    difference,
+    correct_for_arms,
     holm,
-    judged,
     macro_difference,
     mcnemar,
+    paired_difference,
     sums_one_by_one,
 )
 
 
 def answers(metric, predictions, references):
-    return Answers((METRICS[metric],), np.asarray(predictions), np.asarray(references))
+    return LabelOutputs((METRICS[metric],), np.asarray(predictions), np.asarray(references))
 
 
 def classes(metric, n=200, seed=0, right=(0.85, 0.75), ones=0.5):
@@ -56,7 +56,7 @@ def perplexities(n=50, seed=0, better=0.1):
     nll = tokens * generator.gamma(20, 0.2, n)
     value = lambda sums: np.exp(sums[:, 0] / sums[:, 1])  # noqa: E731
     ours = nll - better * tokens + generator.standard_normal(n)
-    return [Sums(np.column_stack([each, tokens]), value, tokens) for each in (ours, nll)]
+    return [SufficientStats(np.column_stack([each, tokens]), value, tokens) for each in (ours, nll)]
 
 
 def calibrated(n, seed):
@@ -94,7 +94,7 @@ def test_one_seed_of_accuracy_has_mcnemars_p_and_points_as_unit():
     references = np.zeros(42, dtype=int)
     arm, baseline = np.zeros(42, dtype=int), np.zeros(42, dtype=int)
     baseline[:10], arm[10:12] = 1, 1
-    found = difference([answers("accuracy", arm, references)], [answers("accuracy", baseline, references)])
+    found = paired_difference([answers("accuracy", arm, references)], [answers("accuracy", baseline, references)])
     assert (found.test, found.n) == (MCNEMAR, 42)
     assert found.p == pytest.approx(158 / 4096)
     assert found.value == pytest.approx(100 * 8 / 42)
@@ -109,10 +109,10 @@ def test_one_seed_of_accuracy_has_mcnemars_p_and_points_as_unit():
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_swapping_the_arms_turns_the_sign_and_leaves_p(kind, seeds):
     pairs = [KINDS[kind](seed=seed) for seed in range(seeds)]
-    if seeds > 1 and not isinstance(pairs[0][0], Sums):  # the same examples in every seed
+    if seeds > 1 and not isinstance(pairs[0][0], SufficientStats):  # the same examples in every seed
         pairs = [[replace(one, references=pairs[0][0].references) for one in pair] for pair in pairs]
     arm, baseline = ([pair[side] for pair in pairs] for side in (0, 1))
-    there, back = difference(arm, baseline), difference(baseline, arm)
+    there, back = paired_difference(arm, baseline), paired_difference(baseline, arm)
     assert back.value == pytest.approx(-there.value)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
     assert back.p == pytest.approx(there.p, abs=0.02 if there.test == RANDOMISATION else 1e-12)
@@ -123,18 +123,20 @@ def test_swapping_the_arms_turns_the_sign_and_leaves_p(kind, seeds):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_an_arm_against_itself_shows_nothing(kind, seeds):
     arm = [KINDS[kind]()[0]] * seeds
-    found = difference(arm, arm)
+    found = paired_difference(arm, arm)
     assert (found.value, found.low, found.high, found.p, found.detectable) == (0, 0, 0, 1, None)
-    assert judged([found])[0].word == "no evidence"
+    assert correct_for_arms([found])[0].word == "no evidence"
 
 
 def test_what_is_lower_and_better_counts_as_better():
     arm, baseline = perplexities(better=0.3)
-    found = difference([arm], [baseline], higher_is_better=False)
+    found = paired_difference([arm], [baseline], higher_is_better=False)
     whole = np.ones((1, 50))
     assert found.value == pytest.approx((baseline.under(whole) - arm.under(whole))[0])
     assert found.low > 0
-    assert [one.word for one in judged([found, difference([baseline], [arm], higher_is_better=False)])] == [
+    assert [
+        one.word for one in correct_for_arms([found, paired_difference([baseline], [arm], higher_is_better=False)])
+    ] == [
         "better",
         "worse",
     ]
@@ -164,7 +166,7 @@ def test_randomisation_of_few_examples_is_what_scipy_finds_over_all_swaps(pair, 
     )
     found = np.abs(exact.null_distribution) >= abs(exact.statistic) - 1e-9
     assert 0.01 < found.mean() < 0.9
-    assert difference([arm], [baseline]).p == pytest.approx(found.mean(), abs=0.04)
+    assert paired_difference([arm], [baseline]).p == pytest.approx(found.mean(), abs=0.04)
 
 
 def test_the_p_of_bleu_is_that_of_sacrebleus_own_paired_test():
@@ -188,8 +190,8 @@ def test_the_p_of_bleu_is_that_of_sacrebleus_own_paired_test():
     sums = []
     for texts in (ours, theirs):
         counts = TEXT_METRICS["bleu"].count(texts, known, "en")
-        sums.append(Sums(counts.rows, sums_one_by_one(counts.value), np.array(references)))
-    found = difference(sums[:1], sums[1:])
+        sums.append(SufficientStats(counts.rows, sums_one_by_one(counts.value), np.array(references)))
+    found = paired_difference(sums[:1], sums[1:])
     test = PairedTest(
         [("base", theirs), ("ours", ours)], {"BLEU": BLEU()}, [references], test_type="ar", n_samples=5000
     )
@@ -219,7 +221,7 @@ def test_the_interval_of_one_seed_is_scipys_paired_bootstrap():
         method="percentile",
         random_state=0,
     )
-    found = difference([arm], [baseline])
+    found = paired_difference([arm], [baseline])
     assert found.low == pytest.approx(wanted.confidence_interval.low, abs=0.35 * wanted.standard_error)
     assert found.high == pytest.approx(wanted.confidence_interval.high, abs=0.35 * wanted.standard_error)
 
@@ -273,7 +275,7 @@ def test_three_seeds_that_agree_by_luck_prove_nothing():
 def test_the_difference_over_tasks_is_their_mean_and_seeds_vary_as_wholes():
     def task(by_seed, variance, n):
         values = np.array(by_seed)
-        return Difference(float(values.mean()), 0, 0, 1, None, n, "", values, variance * np.ones((3, 3)))
+        return PairedDifference(float(values.mean()), 0, 0, 1, None, n, "", values, variance * np.ones((3, 3)))
 
     found = macro_difference([task([1.0, 2.0, 3.0], 4.0, 100), task([3.0, 2.0, 1.0], 5.0, 50)])
     assert (found.value, found.n) == (2, 150)
@@ -284,18 +286,18 @@ def test_the_difference_over_tasks_is_their_mean_and_seeds_vary_as_wholes():
 
 def test_no_p_is_below_what_so_few_pairs_can_show():
     arm, baseline = (answers("accuracy", np.full(6, value), np.zeros(6, dtype=int)) for value in (0, 1))
-    assert difference([arm], [baseline]).p == pytest.approx(2 / 2**6)
-    assert difference([arm] * 3, [baseline] * 3).p == pytest.approx(2 / 2**6)
+    assert paired_difference([arm], [baseline]).p == pytest.approx(2 / 2**6)
+    assert paired_difference([arm] * 3, [baseline] * 3).p == pytest.approx(2 / 2**6)
 
 
 def test_many_classes_need_no_more_memory_than_few():
     references = np.arange(600) % 70
     arm, baseline = (answers("accuracy", np.where(np.arange(600) % step, references, 0), references) for step in (9, 5))
-    found = difference(
+    found = paired_difference(
         [replace(arm, metrics=(METRICS["macro_f1"],))], [replace(baseline, metrics=(METRICS["macro_f1"],))]
     )
     assert (found.test, found.p < 0.01) == (RANDOMISATION, True)
-    assert difference([arm], [baseline]).value == pytest.approx(
+    assert paired_difference([arm], [baseline]).value == pytest.approx(
         100 * np.mean((arm.predictions == references) * 1.0 - (baseline.predictions == references))
     )
 
@@ -304,26 +306,26 @@ def test_answers_to_other_examples_are_refused():
     arm, baseline = classes("accuracy")
     other = replace(baseline, references=1 - baseline.references)
     with pytest.raises(UsageError, match="mine: the examples or their order differ"):
-        difference([arm], [other], what="mine")
+        paired_difference([arm], [other], what="mine")
     short = answers("accuracy", baseline.predictions[:50], baseline.references[:50])
     with pytest.raises(UsageError, match="answers to 50 and 200 examples cannot be paired"):
-        difference([arm], [short])
+        paired_difference([arm], [short])
     one = answers("accuracy", [1], [1])
-    with pytest.raises(Undefined, match="1 examples are too few"):
-        difference([one], [one])
+    with pytest.raises(UndefinedDifference, match="1 examples are too few"):
+        paired_difference([one], [one])
     constant = answers("pearson", np.ones(9), np.arange(9.0))
-    with pytest.raises(Undefined, match="a value is undefined"):
-        difference([constant], [constant])
+    with pytest.raises(UndefinedDifference, match="a value is undefined"):
+        paired_difference([constant], [constant])
 
 
 def test_the_word_follows_the_corrected_p():
     references = np.zeros(42, dtype=int)
     arm, baseline = np.zeros(42, dtype=int), np.zeros(42, dtype=int)
     baseline[:10], arm[10:12] = 1, 1
-    found = difference([answers("accuracy", arm, references)], [answers("accuracy", baseline, references)])
-    assert judged([found])[0].word == "better"
-    assert [one.word for one in judged([found] * 10)] == ["no evidence"] * 10
-    assert judged([found] * 10)[0].p_holm == pytest.approx(min(1, 10 * found.p))
+    found = paired_difference([answers("accuracy", arm, references)], [answers("accuracy", baseline, references)])
+    assert correct_for_arms([found])[0].word == "better"
+    assert [one.word for one in correct_for_arms([found] * 10)] == ["no evidence"] * 10
+    assert correct_for_arms([found] * 10)[0].p_holm == pytest.approx(min(1, 10 * found.p))
 
 
 def test_a_baselines_resamples_are_taken_once_for_all_arms_and_seeds_share_the_draws():
@@ -331,7 +333,7 @@ def test_a_baselines_resamples_are_taken_once_for_all_arms_and_seeds_share_the_d
     _metric_resampled.cache_clear()
     seeds = [scores("spearman", 300, seed, noise=(0.3, 0.4, 0.5)) for seed in range(2)]
     for arm in (0, 1):
-        assert 0 <= difference([seed[arm] for seed in seeds], [seed[2] for seed in seeds]).p <= 1
+        assert 0 <= paired_difference([seed[arm] for seed in seeds], [seed[2] for seed in seeds]).p <= 1
     assert _drawn.cache_info().misses == 1
     assert _metric_resampled.cache_info().misses == 3 * len(seeds)  # two arms and one baseline
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdalign.comparison.table import Cell, Column, Comparison, Row
+from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError
 from kdalign.report.plots import (
     check_folder,
@@ -20,10 +20,10 @@ from kdalign.report.plots import (
     draw_terms,
     save_all,
 )
-from kdalign.report.plots.figure import look, shortened
-from kdalign.report.plots.runs import MOST_LOOKS, MOST_PANELS, POINTS, smoothed
+from kdalign.report.plots.figure import line_style, shortened
+from kdalign.report.plots.runs import MOST_LOOKS, MOST_PANELS, POINTS, smooth_steps
 from kdalign.runs.curves import Curves
-from kdalign.runs.disagreements import Answers
+from kdalign.runs.disagreements import SplitAnswers
 
 
 def training(name="a", group="a", steps=10, **terms):
@@ -58,7 +58,7 @@ def test_few_steps_are_drawn_as_they_are_and_the_gradient_s_norm_last():
 
 
 def test_many_steps_become_means_of_equally_many_and_the_caption_says_so():
-    size, steps, means = smoothed(np.arange(1, 2 * POINTS + 1), np.tile([1.0, 3.0], POINTS))
+    size, steps, means = smooth_steps(np.arange(1, 2 * POINTS + 1), np.tile([1.0, 3.0], POINTS))
     assert size == 2
     assert steps[:2].tolist() == [1.5, 3.5]
     assert set(means) == {2.0}
@@ -122,7 +122,7 @@ def table():
         Column("parameters", "params", "M", 1, higher_is_better=False, cost=True),
         Column("latency", "latency", "ms", 1, higher_is_better=False, cost=True),
     )
-    return Comparison(columns, tuple(made))
+    return ComparisonTable(columns, tuple(made))
 
 
 def test_the_front_joins_the_models_that_none_beats_and_published_rows_are_not_drawn():
@@ -146,14 +146,14 @@ def test_the_front_joins_the_models_that_none_beats_and_published_rows_are_not_d
 def test_a_score_that_is_better_lower_has_its_front_below():
     comparison = table()
     column = Column("sst2/accuracy", "ppl", "", 1, higher_is_better=False, task="sst2")
-    picture = draw_quality(Comparison((column, *comparison.columns[1:]), comparison.rows), column)
+    picture = draw_quality(ComparisonTable((column, *comparison.columns[1:]), comparison.rows), column)
     front = next(line for line in picture.figure.axes[0].lines if line.get_gid() == "front")
     assert front.get_xydata().tolist() == [[1, 70], [2, 68]]
 
 
 def test_without_two_models_of_known_cost_there_is_no_picture_of_costs():
     comparison = table()
-    assert draw_quality(Comparison(comparison.columns, comparison.rows[:1]), comparison.columns[0]) is None
+    assert draw_quality(ComparisonTable(comparison.columns, comparison.rows[:1]), comparison.columns[0]) is None
 
 
 def test_differences_stand_column_by_column_and_only_evidence_is_filled():
@@ -171,7 +171,7 @@ def test_differences_stand_column_by_column_and_only_evidence_is_filled():
         "macro": Cell(1.0, -1.0, 3.0, verdict="≈"),
     }
     rows = (Row("x", "student", (0, 1), {"latency": Cell(1.0)}), Row("x − y", "difference", (0, 1), cells))
-    picture = draw_differences(Comparison(columns, rows))
+    picture = draw_differences(ComparisonTable(columns, rows))
     [axes] = picture.figure.axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["macro", "a mean"]
     points = {
@@ -181,13 +181,13 @@ def test_differences_stand_column_by_column_and_only_evidence_is_filled():
     assert points[1.0, 0.0] == "white" != points[2.0, 1.0]
     assert "x − y: mean of 2 seeds" in picture.caption
     assert "x − y, a mean: 2.0 (1.0 to 3.0)" in picture.alternative
-    assert draw_differences(Comparison(columns, rows[:1])) is None
+    assert draw_differences(ComparisonTable(columns, rows[:1])) is None
 
 
 def test_differences_are_no_models_that_cost_something():
     comparison = table()
     difference = Row("a − b", "difference", (0, 1), {"sst2/accuracy": Cell(2.0), "latency": Cell(1.0)})
-    picture = draw_quality(Comparison(comparison.columns, (*comparison.rows, difference)), comparison.columns[0])
+    picture = draw_quality(ComparisonTable(comparison.columns, (*comparison.rows, difference)), comparison.columns[0])
     assert "a − b" not in picture.caption + picture.alternative
     assert not any(y == 2 for line in picture.figure.axes[0].lines for _, y in line.get_xydata().tolist())
 
@@ -195,7 +195,7 @@ def test_differences_are_no_models_that_cost_something():
 def test_calibration_shows_the_bins_of_student_and_teacher():
     logits = np.log([[0.7, 0.3], [0.7, 0.3], [0.1, 0.9], [0.02, 0.98]])
     references = np.array([0, 1, 1, 0])
-    answers = Answers(
+    answers = SplitAnswers(
         "a", "sst2", "validation", ("n", "p"), references, logits.argmax(1), logits.argmax(1), logits, logits[:, ::-1]
     )
     picture = draw_calibration([answers])
@@ -249,7 +249,7 @@ def test_a_picture_s_file_is_the_same_each_time(tmp_path):
 
 
 def test_two_dozen_models_look_different_and_long_names_keep_both_ends():
-    assert len({look(number) for number in range(24)}) == 24
+    assert len({line_style(number) for number in range(24)}) == 24
     assert shortened("a-name-that-is-long-seed-1", 11) == "a-nam…eed-1"
     assert shortened("short", 5) == "short"
 

@@ -10,12 +10,12 @@ from conftest import one_line, save_model, sentences, tiny_config
 from transformers import AutoModel, AutoTokenizer
 
 from kdalign import allow_code
-from kdalign.alignment.calibration import alike
+from kdalign.alignment.calibration import measure_similarities
 from kdalign.alignment.plan import Plan
-from kdalign.alignment.propose import alternatives, propose, remap
+from kdalign.alignment.propose import map_similarities, propose, remap_plan
 from kdalign.data.batches import collate
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import encode_labelled
+from kdalign.data.tokenization import tokenize_labelled
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack
 
@@ -30,31 +30,31 @@ ALIKE = {"encoder": np.array([[0.9, 0.8, 0.1, 0.0], [0.8, 0.7, 0.2, 0.6]])}
 def test_a_measured_map_takes_the_best_path_and_says_on_what():
     plan = propose(shape(4), shape(2), "cka")
     assert (plan.choice, plan.chosen, plan.calibrated) == ("cka", "cka, not measured yet", False)
-    found = remap(plan, ALIKE, "12 tokens of sst2")
+    found = remap_plan(plan, ALIKE, "12 tokens of sst2")
     assert found.maps[0].pairs == ((0, 0), (1, 1))  # 0.9 + 0.7 is more than 0.8 + 0.6
     assert found.chosen == "cka by likeness (CKA) over 12 tokens of sst2"
     assert Plan.from_json(found.to_json()) == found
 
 
 def test_a_flow_gives_several_teacher_layers_their_shares():
-    found = remap(propose(shape(4), shape(2), "emd"), ALIKE, "x").maps[0]
+    found = remap_plan(propose(shape(4), shape(2), "emd"), ALIKE, "x").maps[0]
     assert found.pairs == ((0, 0), (0, 1), (1, 2), (1, 3))
     assert found.weights == pytest.approx((0.25, 0.25, 0.25, 0.25))
 
 
 def test_a_fixed_map_is_kept_and_every_alternative_has_its_score():
-    found = remap(propose(shape(4), shape(2), "last"), ALIKE, "x")
+    found = remap_plan(propose(shape(4), shape(2), "last"), ALIKE, "x")
     assert found.maps[0].pairs == ((0, 2), (1, 3))
-    scores = alternatives(found)
+    scores = map_similarities(found)
     assert scores["this map"] == scores["last"] == pytest.approx((0.1 + 0.6) / 2)
     assert scores["cka"] == max(value for name, value in scores.items() if name != "emd") == pytest.approx(0.8)
     assert set(scores) == {"this map", "uniform", "first", "last", "skip", "spread", "cka", "emd"}
-    assert alternatives(propose(shape(4), shape(2))) == {}
+    assert map_similarities(propose(shape(4), shape(2))) == {}
 
 
 def test_a_student_of_more_layers_than_its_teacher_can_be_mapped_by_likeness():
     rows = {"encoder": np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])}
-    assert remap(propose(shape(2), shape(3), "cka"), rows, "x").maps[0].pairs == ((0, 0), (1, 0), (2, 1))
+    assert remap_plan(propose(shape(2), shape(3), "cka"), rows, "x").maps[0].pairs == ((0, 0), (1, 0), (2, 1))
 
 
 @allow_code()
@@ -66,11 +66,11 @@ def test_a_function_of_the_users_maps_layers_and_its_mistakes_are_named(tmp_path
         "def matrix(alike):\n    return alike\n"
     )
     with pytest.raises(UsageError, match=r"matrix' failed .*accepted is a function that gives \(student layer"):
-        remap(propose(shape(4), shape(2), f"{file}:matrix"), ALIKE, "x")
-    found = remap(propose(shape(4), shape(2), f"{file}:upside_down"), ALIKE, "x").maps[0]
+        remap_plan(propose(shape(4), shape(2), f"{file}:matrix"), ALIKE, "x")
+    found = remap_plan(propose(shape(4), shape(2), f"{file}:upside_down"), ALIKE, "x").maps[0]
     assert (found.pairs, found.weights) == (((0, 3), (1, 0)), (0.25, 0.75))
     with pytest.raises(UsageError, match="the map names teacher layer 9; its encoder has layers 0 to 3"):
-        remap(propose(shape(4), shape(2), f"{file}:beyond"), ALIKE, "x")
+        remap_plan(propose(shape(4), shape(2), f"{file}:beyond"), ALIKE, "x")
     with pytest.raises(UsageError, match="is not a function of similarities"):
         propose(shape(4), shape(2), f"{file}:value")
     with pytest.raises(UsageError, match=r"unknown name in .*'upside_dwn'; did you mean 'upside_down'"):
@@ -81,14 +81,14 @@ def test_measured_maps_bring_their_own_weights_and_similarities_must_fit():
     with pytest.raises(UsageError, match="map 'cka' brings its own weights"):
         propose(shape(4), shape(2), "cka", weights=(1, 2))
     with pytest.raises(UsageError, match="are not 2 rows of 4 numbers"):
-        remap(propose(shape(4), shape(2)), {"encoder": np.zeros((2, 3))}, "x")
+        remap_plan(propose(shape(4), shape(2)), {"encoder": np.zeros((2, 3))}, "x")
 
 
 def test_special_tokens_and_padding_say_nothing_of_likeness(teacher):
     """An outlier on [CLS] alone would make two unrelated models look alike."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     texts, labels = sentences(40, 9)
-    encoded = encode_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
+    encoded = tokenize_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
     bodies = [AutoModel.from_config(tiny_config("bert", 2, 32, 4, vocab_size=len(tokenizer))).eval() for _ in range(2)]
     specials = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
 
@@ -97,15 +97,17 @@ def test_special_tokens_and_padding_say_nothing_of_likeness(teacher):
         return output + loud
 
     plan = propose(shape(2), shape(2))
-    plain = alike(plan, *bodies, [collate(encoded, range(40))], tokenizer.all_special_ids, torch.device("cpu"))[0]
+    plain = measure_similarities(
+        plan, *bodies, [collate(encoded, range(40))], tokenizer.all_special_ids, torch.device("cpu")
+    )[0]
     for body in bodies:
         body.encoder.layer[1].register_forward_hook(shout)
     batch = collate(encoded, range(40), width=32)
     ids = batch.inputs["input_ids"]
-    loud, tokens = alike(plan, *bodies, [batch], tokenizer.all_special_ids, torch.device("cpu"))
+    loud, tokens = measure_similarities(plan, *bodies, [batch], tokenizer.all_special_ids, torch.device("cpu"))
     assert tokens == int(encoded.lengths.sum()) - 2 * 40
     np.testing.assert_allclose(loud["encoder"], plain["encoder"], atol=1e-5)
-    counted = alike(plan, *bodies, [batch], [], torch.device("cpu"))[0]
+    counted = measure_similarities(plan, *bodies, [batch], [], torch.device("cpu"))[0]
     assert counted["encoder"][1, 1] > plain["encoder"][1, 1] + 0.2
 
 
@@ -114,14 +116,14 @@ def test_layers_of_a_real_model_under_rotations_and_scales_are_mapped_back_exact
     import pandas as pd
 
     from kdalign.alignment.similarity import monotone_path, similarities
-    from kdalign.models.capture import Wanted, recording
+    from kdalign.models.capture import CaptureSpec, capture
 
     body = AutoModel.from_pretrained(shared / "models" / "minilm-l6-sst2", dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "minilm-l6-sst2")
     texts = pd.read_parquet(shared / "data" / "glue" / "sst2" / "validation.parquet")["sentence"][:60].tolist()
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     layers = [Layer("encoder", number) for number in range(6)]
-    with torch.no_grad(), recording(body, Wanted(frozenset(layers))) as signals:
+    with torch.no_grad(), capture(body, CaptureSpec(frozenset(layers))) as signals:
         body(**inputs)
     real = ~torch.isin(inputs["input_ids"], torch.tensor(tokenizer.all_special_ids))
     teachers = [signals.hidden[layer][real] for layer in layers]
@@ -211,14 +213,16 @@ def test_a_plan_that_maps_a_stack_twice_is_refused():
 def test_dropout_has_no_say_in_likeness_and_a_models_mode_is_put_back(teacher):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     texts, labels = sentences(30, 9)
-    encoded = encode_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
+    encoded = tokenize_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
     bodies = [AutoModel.from_config(tiny_config("bert", 2, 32, 4, vocab_size=len(tokenizer))) for _ in range(2)]
     found = []
     for training in (True, False):
         for body in bodies:
             body.train(training)
         batches = [collate(encoded, range(30))]
-        found.append(alike(propose(shape(2), shape(2)), *bodies, batches, [], torch.device("cpu"))[0]["encoder"])
+        found.append(
+            measure_similarities(propose(shape(2), shape(2)), *bodies, batches, [], torch.device("cpu"))[0]["encoder"]
+        )
         assert all(body.training is training for body in bodies)
     np.testing.assert_array_equal(*found)
 
@@ -226,11 +230,13 @@ def test_dropout_has_no_say_in_likeness_and_a_models_mode_is_put_back(teacher):
 def test_features_that_are_no_numbers_are_refused(teacher):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     texts, labels = sentences(8, 9)
-    encoded = encode_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
+    encoded = tokenize_labelled(Examples("train", (tuple(texts),), np.array(labels)), tokenizer, 32)
     bodies = [AutoModel.from_config(tiny_config("bert", 2, 32, 4, vocab_size=len(tokenizer))).eval() for _ in range(2)]
     bodies[0].encoder.layer[0].output.dense.weight.data[:] = float("nan")
     with pytest.raises(UsageError, match="are not finite"):
-        alike(propose(shape(2), shape(2)), *bodies, [collate(encoded, range(8))], [], torch.device("cpu"))
+        measure_similarities(
+            propose(shape(2), shape(2)), *bodies, [collate(encoded, range(8))], [], torch.device("cpu")
+        )
 
 
 def test_models_of_few_positions_read_as_much_as_they_can(kdalign, data, tmp_path_factory):

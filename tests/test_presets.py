@@ -12,7 +12,7 @@ from kdalign.alignment.propose import propose
 from kdalign.distillation.run_folders import split_by_task
 from kdalign.distillation.search import _settings
 from kdalign.errors import UsageError
-from kdalign.recipe import Data, MultiTask, Objective, Recipe, build_recipe, load_recipe, recipe_of
+from kdalign.recipe import DataSettings, MultiTask, ObjectiveWeights, Recipe, build_recipe, load_recipe, validate_recipe
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.presets import FOLDER, preset_named, preset_names
 from kdalign.runs.ablation_spec import build_ablation
@@ -21,11 +21,11 @@ from tests.test_alignment import pairs_of, shape
 
 
 def made(preset: str, task: str = "sst2", **changes: object) -> Recipe:
-    return recipe_of({"preset": preset, "teacher": "t", "data": {"task": task}, **changes})
+    return validate_recipe({"preset": preset, "teacher": "t", "data": {"task": task}, **changes})
 
 
 def test_the_default_is_what_a_recipe_without_a_preset_is():
-    without = recipe_of({"teacher": "t", "data": {"task": "sst2"}})
+    without = validate_recipe({"teacher": "t", "data": {"task": "sst2"}})
     assert made("feature-alignment").with_changes(preset=None) == without
 
 
@@ -103,15 +103,19 @@ def test_a_preset_s_keys_of_a_task_are_that_task_s_alone_and_what_is_said_wins(t
         for one in (recipe, alone):
             assert {key: getattr(one.objective, key) for key in expected} == expected
         assert bool(recipe.multi_task.tasks) == together
-        assert recipe_of(recipe.model_dump()) == recipe
+        assert validate_recipe(recipe.model_dump()) == recipe
     assert {one.objective.beta for one in recipes(tasks, objective={"beta": 3}).values()} == {3}
-    sections = {"data": Data(task=tasks), "objective": Objective(beta=3), "multi_task": MultiTask(together=together)}
+    sections = {
+        "data": DataSettings(task=tasks),
+        "objective": ObjectiveWeights(beta=3),
+        "multi_task": MultiTask(together=together),
+    }
     whole = Recipe(preset="glue", teacher="t", student="x", **sections)
     assert {one.objective.beta for one in split_by_task(whole)} == {3}
     own = {"stsb": {"objective.beta": 7}}
     changed = made("glue", "stsb,rte", multi_task={"together": together, "tasks": own})
     assert changed.multi_task.tasks["stsb"]["objective.beta"] == 7
-    assert recipe_of(changed.model_dump()) == changed
+    assert validate_recipe(changed.model_dump()) == changed
 
 
 def test_flags_win_over_what_a_dump_says_of_each_task(tmp_path):
@@ -146,7 +150,7 @@ def test_the_keys_of_each_task_are_said_by_show(tmp_path):
 
 
 def test_a_preset_wins_over_what_a_kind_of_task_begins_with():
-    assert recipe_of({"teacher": "t", "data": {"task": "lm"}}).objective.beta == 1
+    assert validate_recipe({"teacher": "t", "data": {"task": "lm"}}).objective.beta == 1
     recipe = made("kd", "lm")
     assert (recipe.objective.beta, recipe.objective.temperature, recipe.data.max_length) == (0, 1, 256)
 

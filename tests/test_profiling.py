@@ -10,9 +10,9 @@ from test_families import KINDS, model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from kdalign.models.architecture import Layer, accepted_inputs, skeleton
+from kdalign.models.architecture import Layer, accepted_inputs, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.profiling import count_flops, kept_for_backward, profile, profile_models
+from kdalign.models.profiling import activation_bytes, count_flops, profile, profile_models
 
 WIDTH, INNER, LAYERS = 32, 64, 3
 
@@ -34,7 +34,7 @@ def by_hand(length):
 
 def test_flops_of_a_bert_layer_and_what_grows_with_the_square_are_those_by_hand():
     for length in (16, 48):
-        found = count_flops(skeleton(bert(), attention="eager"), length)
+        found = count_flops(meta_model(bert(), attention="eager"), length)
         linear, square = by_hand(length)
         assert found.layers == dict.fromkeys([Layer("encoder", number) for number in range(LAYERS)], linear + square)
         pooler = 2 * WIDTH * WIDTH  # of the first token
@@ -94,8 +94,8 @@ def test_what_is_kept_for_the_backward_grows_with_the_batch_and_is_counted_once(
             return (self.linear(hidden) * self.linear(hidden),)
 
     # Kept: the ids (int64), the hidden states (shared by both products), and both factors (float32).
-    assert kept_for_backward(Net(), 2, 5) == 2 * 5 * 8 + 3 * 2 * 5 * 8 * 4
-    assert kept_for_backward(Net(), 4, 5) == 2 * kept_for_backward(Net(), 2, 5)
+    assert activation_bytes(Net(), 2, 5) == 2 * 5 * 8 + 3 * 2 * 5 * 8 * 4
+    assert activation_bytes(Net(), 4, 5) == 2 * activation_bytes(Net(), 2, 5)
 
 
 def test_profile_shows_layers_draws_and_refuses(kdalign, teacher, tmp_path):

@@ -14,9 +14,9 @@ from kdalign.data.batches import collate, in_order
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import View
+from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
 
 PAIR = Layer("encoder", 0), Layer("encoder", 1)
@@ -104,7 +104,7 @@ def first_parts(style, setting):
     learner = Learner(student.eval(), projections, plan, objective, (0, 1), False)
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)
-    return objective(View(learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
+    return objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch])).parts
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_families import model, tokenizer
 
-from kdalign.data.tasks import GLUE, Examples, Question, Source, Task, Wording, find_task, questions, wording_of
+from kdalign.data.tasks import (
+    GLUE,
+    ClassificationTask,
+    DataSource,
+    Examples,
+    PromptedExample,
+    PromptTemplate,
+    find_task,
+    prompt_examples,
+    prompt_template,
+)
 from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation import multiple_choice
 from kdalign.evaluation.multiple_choice import choose, encode_answers, label_scores
@@ -68,7 +78,7 @@ def examples(columns, labels=None, split="validation"):
 
 
 def reviews(**changes):
-    return Task("reviews", ("text",), ("bad", "good"), ("accuracy",), Source(), **changes)
+    return ClassificationTask("reviews", ("text",), ("bad", "good"), ("accuracy",), DataSource(), **changes)
 
 
 # Questions
@@ -77,40 +87,42 @@ def reviews(**changes):
 @pytest.mark.parametrize("name", WORDED)
 def test_a_glue_question_reads_as_worked_by_hand(name):
     row, context, answers = BY_HAND[name]
-    assert questions(GLUE[name], examples([[text] for text in row])) == [Question(context, answers)]
+    assert prompt_examples(GLUE[name], examples([[text] for text in row])) == [PromptedExample(context, answers)]
 
 
 @pytest.mark.parametrize("text", ["It was wet.", " It was wet. ", "It was wet", "It was wet "])
 def test_the_hypothesis_of_mnli_ends_with_one_full_stop(text):
-    (question,) = questions(GLUE["mnli"], examples([["A."], [text]]))
+    (question,) = prompt_examples(GLUE["mnli"], examples([["A."], [text]]))
     assert question.context == "A.\nQuestion: It was wet. True, False or Neither?\nAnswer:"
 
 
 def test_a_score_cannot_be_asked_for():
     with pytest.raises(UsageError, match="'stsb' asks for a score, which no word stands for"):
-        questions(GLUE["stsb"], examples([["a"], ["b"]]))
+        prompt_examples(GLUE["stsb"], examples([["a"], ["b"]]))
 
 
 def test_a_task_without_a_prompt_names_its_columns_and_labels():
-    task = Task("t", ("subject_line", "body"), ("billing", "bug", "not_ours"), ("accuracy",), Source(), "queue")
-    (question,) = questions(task, examples([["Hi {there}"], ["It broke."]]))
+    task = ClassificationTask(
+        "t", ("subject_line", "body"), ("billing", "bug", "not_ours"), ("accuracy",), DataSource(), "queue"
+    )
+    (question,) = prompt_examples(task, examples([["Hi {there}"], ["It broke."]]))
     assert question.context == (
         "subject line: Hi {there}\nbody: It broke.\nQuestion: What is the queue: billing, bug or not ours?\nAnswer:"
     )
     assert question.answers == (" billing", " bug", " not ours")
-    (question,) = questions(reviews(), examples([["Fine."]]))
+    (question,) = prompt_examples(reviews(), examples([["Fine."]]))
     assert question.context == "text: Fine.\nQuestion: What is the label: bad or good?\nAnswer:"
 
 
 def test_text_that_looks_like_a_place_stays_text():
-    wording = Wording("{{{a}}} {b} }}{{", ("x", "y"))
+    wording = PromptTemplate("{{{a}}} {b} }}{{", ("x", "y"))
     assert wording.fill(("a", "b"), ("{b}", "{{a}}")) == "{{b}} {{a}} }{"
 
 
 # Solved examples
 
 SOLVED = examples([["one", "two", "three", "four", "two"]], [0, 1, 0, 1, 0], "train")
-ASK = reviews(wording=Wording("{text}?", ("no", "yes")))
+ASK = reviews(wording=PromptTemplate("{text}?", ("no", "yes")))
 
 
 def shown(question):
@@ -118,7 +130,7 @@ def shown(question):
 
 
 def test_solved_examples_stand_before_the_question_with_their_answers():
-    (question,) = questions(ASK, examples([["five"]]), SOLVED, 5, 0)
+    (question,) = prompt_examples(ASK, examples([["five"]]), SOLVED, 5, 0)
     *before, last = question.context.split("\n\n")
     assert last == "five?"
     assert sorted(before) == ["four? yes", "one? no", "three? no", "two? no", "two? yes"]
@@ -135,38 +147,40 @@ def test_solved_examples_are_others_and_decided_by_seed_and_number(texts, train,
     shots = examples([train], [row % 2 for row in range(len(train))], "train")
     if any(len(train) - train.count(text) < count for text in texts):
         with pytest.raises(UsageError, match="with other texts"):
-            questions(ASK, examples([texts]), shots, count, seed)
+            prompt_examples(ASK, examples([texts]), shots, count, seed)
         return
-    found = questions(ASK, examples([texts]), shots, count, seed)
+    found = prompt_examples(ASK, examples([texts]), shots, count, seed)
     possible = [f"{text}? {('no', 'yes')[row % 2]}" for row, text in enumerate(train)]
     for text, question in zip(texts, found, strict=True):
         before = shown(question)
         assert len(before) == count
         assert not any(each.startswith(f"{text}?") for each in before), "never the example itself"
         assert all(before.count(each) <= possible.count(each) for each in before), "each row at most once"
-    assert questions(ASK, examples([texts]), shots, count, seed) == found
-    assert questions(ASK, examples([texts[:1]]), shots, count, seed) == found[:1], "the first of more are the same"
+    assert prompt_examples(ASK, examples([texts]), shots, count, seed) == found
+    assert prompt_examples(ASK, examples([texts[:1]]), shots, count, seed) == found[:1], (
+        "the first of more are the same"
+    )
 
 
 def test_every_question_and_seed_draws_anew_and_every_row_is_drawn_as_often():
     shots = examples([[f"t{row}" for row in range(10)]], [0, 1] * 5, "train")
     asked = examples([["q"] * 3000])
-    found = questions(ASK, asked, shots, 2, 0)
+    found = prompt_examples(ASK, asked, shots, 2, 0)
     drawn = [text for question in found for text in shown(question)]
     counts = np.unique(drawn, return_counts=True)[1]
     assert len(counts) == 10
     assert abs(counts - 600).max() < 5 * np.sqrt(6000 * 0.1 * 0.9)
     assert len({question.context for question in found}) == 90, "all ordered pairs"
-    assert questions(ASK, asked, shots, 2, 1) != found
+    assert prompt_examples(ASK, asked, shots, 2, 1) != found
 
 
 def test_solved_examples_that_are_not_there_are_refused():
     with pytest.raises(UsageError, match="2 solved examples cannot be drawn from no split"):
-        questions(ASK, examples([["a"]]), None, 2)
+        prompt_examples(ASK, examples([["a"]]), None, 2)
     with pytest.raises(UsageError, match="cannot be drawn from split 'test', which has no labels"):
-        questions(ASK, examples([["a"]]), examples([["b", "c"]], split="test"), 2)
+        prompt_examples(ASK, examples([["a"]]), examples([["b", "c"]], split="test"), 2)
     with pytest.raises(UsageError, match="4 solved examples before example 0, but split 'train' has only 3 with other"):
-        questions(ASK, examples([["two"]]), SOLVED, 4)
+        prompt_examples(ASK, examples([["two"]]), SOLVED, 4)
 
 
 # Task files
@@ -180,8 +194,8 @@ def from_file(folder, rest, labels="labels: [negative, positive]"):
 def test_a_task_file_may_bring_prompt_and_answers(tmp_path):
     task = from_file(tmp_path, 'prompt: "{title}: {body}\\nIs it good?"\nanswers: [no, yes]')
     row = examples([["Film"], ["It was fine."]])
-    assert questions(task, row) == [Question("Film: It was fine.\nIs it good?", (" no", " yes"))]
-    assert wording_of(task).origin == "prompt of its own"
+    assert prompt_examples(task, row) == [PromptedExample("Film: It was fine.\nIs it good?", (" no", " yes"))]
+    assert prompt_template(task).origin == "prompt of its own"
 
 
 def test_of_prompt_and_answers_the_one_not_given_is_plain(tmp_path):
@@ -249,10 +263,10 @@ def byte_level(before=""):
 
 
 ASKED = [
-    Question("the film was\nAnswer:", (" good", " bad", " not very good")),
-    Question("the film was ", ("good", "bad", "dull and long")),
-    Question("a\n\n", (" a", " b", " c d e")),
-    Question("it was a long long long long long film and i liked it\nAnswer:", (" yes", " no", " i liked it")),
+    PromptedExample("the film was\nAnswer:", (" good", " bad", " not very good")),
+    PromptedExample("the film was ", ("good", "bad", "dull and long")),
+    PromptedExample("a\n\n", (" a", " b", " c d e")),
+    PromptedExample("it was a long long long long long film and i liked it\nAnswer:", (" yes", " no", " i liked it")),
 ]
 
 
@@ -280,14 +294,14 @@ def test_context_and_answer_are_split_as_the_harness_splits_them(kind, request):
 
 def test_an_empty_context_is_a_start_token():
     for before in ("", "<e>"):
-        (pairs,) = encode_answers(byte_level(before), [Question("", ("a", " b"))])
+        (pairs,) = encode_answers(byte_level(before), [PromptedExample("", ("a", " b"))])
         assert [context for context, _ in pairs] == [[0], [0]]
-        assert encode_answers(byte_level(before), [Question(" \n", ("a", "b"))])[0][0][0] == [0]
+        assert encode_answers(byte_level(before), [PromptedExample(" \n", ("a", "b"))])[0][0][0] == [0]
 
 
 def test_what_a_tokenizer_puts_after_a_text_is_neither_read_nor_asked_for():
     tokens = tokenizer("masked")  # [CLS] before, [SEP] after
-    ((context, answer),) = encode_answers(tokens, [Question("the film was", (" good",))])[0]
+    ((context, answer),) = encode_answers(tokens, [PromptedExample("the film was", (" good",))])[0]
     assert context[0] == tokens.cls_token_id
     assert tokens.sep_token_id not in context + answer
     assert tokens.decode(answer) == " good"
@@ -299,9 +313,9 @@ def test_an_answer_that_joins_the_contexts_last_token_is_tokenized_by_itself():
 
     made = Tokenizer(models.BPE(vocab={"<e>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")]))
     tokens = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<e>", eos_token="<e>")
-    assert encode_answers(tokens, [Question("a", ("b", "a"))]) == [[([1], [2]), ([1], [1])]]
+    assert encode_answers(tokens, [PromptedExample("a", ("b", "a"))]) == [[([1], [2]), ([1], [1])]]
     with pytest.raises(UsageError, match="no token of the answer '!'"):
-        encode_answers(tokens, [Question("a", ("!", "a"))])
+        encode_answers(tokens, [PromptedExample("a", ("!", "a"))])
 
 
 # Likelihoods
@@ -327,10 +341,12 @@ def one_by_one(net, tokens, asked, max_length):
 def many(n=30):
     """Few-shot questions of many lengths; one answer is the beginning of another."""
     texts, labels = sentences(80, 5)
-    task = reviews(wording=Wording("{text}\nIs it good?", ("i loved", "i loved and a fine")))
+    task = reviews(wording=PromptTemplate("{text}\nIs it good?", ("i loved", "i loved and a fine")))
     shots = examples([texts[:40]], labels[:40], "train")
-    made = [questions(task, examples([[text]]), shots, row % 4, row)[0] for row, text in enumerate(texts[40 : 40 + n])]
-    return [Question(each.context, (*each.answers, " a")) for each in made]
+    made = [
+        prompt_examples(task, examples([[text]]), shots, row % 4, row)[0] for row, text in enumerate(texts[40 : 40 + n])
+    ]
+    return [PromptedExample(each.context, (*each.answers, " a")) for each in made]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "stories"])
@@ -365,7 +381,7 @@ def test_the_vocabulary_is_computed_at_answers_alone_and_a_shared_context_is_rea
         multiple_choice, "vocabulary_scores", lambda f, *rest: (scored.append(len(f)), scores(f, *rest))[1]
     )
     tokens = tokenizer("causal")
-    asked = [Question("the film was", (" fine", " a", " and", " fine and a"))]
+    asked = [PromptedExample("the film was", (" fine", " a", " and", " fine and a"))]
     (pairs,) = encode_answers(tokens, asked)
     assert [len(answer) for _, answer in pairs] == [1, 1, 1, 3]
     label_scores(model("llama"), tokens, asked, 64)
@@ -375,11 +391,11 @@ def test_the_vocabulary_is_computed_at_answers_alone_and_a_shared_context_is_rea
 
 def test_an_answer_longer_than_what_is_read_is_refused():
     with pytest.raises(UsageError, match="an answer of 3 tokens is longer than the 2 that are read"):
-        label_scores(model("llama"), tokenizer("causal"), [Question("it was", (" fine and a", " a"))], 2)
+        label_scores(model("llama"), tokenizer("causal"), [PromptedExample("it was", (" fine and a", " a"))], 2)
 
 
 def test_the_likeliest_answer_is_chosen_as_a_whole_or_by_its_bytes():
-    asked = [Question("c", (" no", " schön"))] * 3  # 2 and 6 bytes
+    asked = [PromptedExample("c", (" no", " schön"))] * 3  # 2 and 6 bytes
     scores = np.array([[-2.0, -3.0], [-3.0, -2.0], [-1.0, -1.0]])
     whole = choose(scores, asked)
     assert whole.values.tolist() == [0, 1, 0], "the first of equals"
@@ -393,12 +409,12 @@ def test_the_likeliest_answer_is_chosen_as_a_whole_or_by_its_bytes():
 
 
 def test_a_signature_says_whose_prompt_it_was_and_how_many_examples_were_solved():
-    origin = wording_of(GLUE["sst2"]).origin
+    origin = prompt_template(GLUE["sst2"]).origin
     assert (
         multiple_choice.signature(origin)
         == "likeliest answer; prompt of lm-evaluation-harness 0.4.13; no solved examples"
     )
-    plain = multiple_choice.signature(wording_of(reviews()).origin, 5, 3, "byte")
+    plain = multiple_choice.signature(prompt_template(reviews()).origin, 5, 3, "byte")
     assert plain == "likeliest answer per byte; plain prompt; 5 solved examples drawn by seed 3"
 
 
@@ -444,7 +460,7 @@ def test_questions_are_the_harness_own_text_for_text(name, harness, shared):
     theirs = harness(name, splits | {"validation_matched": splits["validation"]})
     solved, orders = list(theirs.training_docs()), set()
     for count in (0, 3):
-        for doc, question in zip(theirs.eval_docs, questions(task, asked, train, count), strict=True):
+        for doc, question in zip(theirs.eval_docs, prompt_examples(task, asked, train, count), strict=True):
             contexts = {}
             for order in itertools.permutations(range(count)):
                 theirs.sampler.sample = lambda order=order, **_: [solved[shot] for shot in order]
@@ -462,7 +478,7 @@ def test_likelihoods_are_the_harness_own(harness, shared, stories):
     from kdalign.data.tasks import load_examples
 
     task = find_task("sst2", str(shared / "data" / "glue"))
-    asked = questions(task, load_examples(task, "validation").take(range(24)), load_examples(task, "train"), 4)
+    asked = prompt_examples(task, load_examples(task, "validation").take(range(24)), load_examples(task, "train"), 4)
     net, tokens = stories
     theirs = HFLM(pretrained=net, tokenizer=tokens, max_length=400, batch_size=4, device="cpu")
     docs = harness("sst2", {split: as_columns(task, examples([["a"]], [0])) for split in ("train", "validation")})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kdalign.errors import UsageError
-from kdalign.recipe import ARMS, Objective, Recipe, build_recipe, load_recipe, recipe_of, term_weights
+from kdalign.recipe import ARMS, ObjectiveWeights, Recipe, build_recipe, load_recipe, term_weights, validate_recipe
 
 NEEDED = {"teacher": "some/teacher", "data.task": "sst2"}
 
@@ -280,12 +280,12 @@ def test_a_dump_loads_as_the_same_recipe(
 
 
 def test_the_stages_of_a_recipe_align_first_and_answer_then():
-    objective = Objective(hard=1, alpha=0.5, beta=2, align_first=0.25)
+    objective = ObjectiveWeights(hard=1, alpha=0.5, beta=2, align_first=0.25)
     (first, aligning), (then, answering) = objective.stages
     assert (first, then) == (0.0, 0.25)
     assert {key: weight for key, weight in aligning.weights.items() if weight} == {"beta": 2, "gamma": 1, "delta": 1}
     assert {key: weight for key, weight in answering.weights.items() if weight} == {"hard": 1, "alpha": 0.5}
-    assert Objective().stages == ((0.0, Objective()),)
+    assert ObjectiveWeights().stages == ((0.0, ObjectiveWeights()),)
 
 
 @pytest.mark.parametrize(
@@ -293,13 +293,13 @@ def test_the_stages_of_a_recipe_align_first_and_answer_then():
 )
 def test_a_stage_without_anything_to_learn_is_refused(weights):
     with pytest.raises(UsageError, match="align_first needs one of"):
-        recipe_of({"teacher": "t", "data": {"task": "sst2"}, "objective": {**weights, "align_first": 0.5}})
+        validate_recipe({"teacher": "t", "data": {"task": "sst2"}, "objective": {**weights, "align_first": 0.5}})
 
 
 def test_every_shipped_arm_fits_every_kind_of_labelled_task():
     for arm, changes in ARMS.items():
         for task in ("sst2", "stsb", "lm"):
-            recipe = recipe_of({"teacher": "t", "data": {"task": task}, "objective": dict(changes)})
+            recipe = validate_recipe({"teacher": "t", "data": {"task": task}, "objective": dict(changes)})
             assert recipe.objective.needs_teacher == (arm != "labels")
 
 
@@ -330,6 +330,6 @@ def test_a_term_named_by_its_weight_takes_an_option_by_its_key():
 def test_the_shipped_arms_go_with_presets_that_have_stages(preset):
     for name, changes in ARMS.items():
         tree = {"preset": preset, "objective": dict(changes), "teacher": "t", "data": {"task": "sst2"}}
-        weights = recipe_of(tree).objective
+        weights = validate_recipe(tree).objective
         if name == "labels":
             assert (weights.hard, weights.needs_teacher, len(weights.stages)) == (1, False, 1)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from kdalign.comparison.published import read_published
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError, printable
-from kdalign.recipe import Recipe, build_recipe, recipe_of
+from kdalign.recipe import Recipe, build_recipe, validate_recipe
 from kdalign.runs.ablation_spec import build_ablation
 
 NASTY: dict[str, Any] = {
@@ -83,9 +83,9 @@ def outcome(make: Any) -> Any:
 @pytest.mark.parametrize("key", keys())
 def test_every_key_takes_a_value_or_refuses_it_in_one_line(key):
     for value in NASTY.values():
-        made = outcome(lambda value=value: recipe_of(given(key, value)))
+        made = outcome(lambda value=value: validate_recipe(given(key, value)))
         if made is not None:
-            assert recipe_of(made.model_dump(mode="json")) == made
+            assert validate_recipe(made.model_dump(mode="json")) == made
         tree = given(key, value)
         outcome(lambda tree=tree: build_recipe(None, tree))
 
@@ -95,7 +95,7 @@ def test_every_key_takes_a_value_or_refuses_it_in_one_line(key):
                                  "multi_task.tasks.sst2", "multi_task.tasks.sst2.objective.beta"])  # fmt: skip
 def test_every_key_below_a_mapping_does_so_too(key):
     for value in NASTY.values():
-        outcome(lambda value=value: recipe_of(given(key, value)))
+        outcome(lambda value=value: validate_recipe(given(key, value)))
 
 
 TEXTS = [
@@ -151,7 +151,7 @@ def test_a_number_is_finite_bounded_and_no_truth_and_a_whole_one_is_whole(key, w
     refused = [True, math.nan, math.inf, 1e300, 10**39, "x", *([0.5, "0.5x"] if whole else [])]
     for value in refused:
         with pytest.raises(UsageError, match=key.replace(".", r"\.")):
-            recipe_of(given(key, value))
+            validate_recipe(given(key, value))
 
 
 def test_there_are_dozens_of_numbers():
@@ -163,15 +163,15 @@ def test_there_are_dozens_of_numbers():
 )
 def test_a_weight_beyond_which_losses_are_infinite_is_refused_before_the_run(key):
     with pytest.raises(UsageError, match=r"less than or equal to 1000000"):
-        recipe_of(given(key, 1e30))
+        validate_recipe(given(key, 1e30))
     with pytest.raises(UsageError, match="pkd"):
-        recipe_of(given("objective.terms.pkd", 1e30))
+        validate_recipe(given("objective.terms.pkd", 1e30))
 
 
 @pytest.mark.parametrize("value", [1e-300, 0, 1e-5, 1e5])
 def test_a_temperature_is_between_a_ten_thousandth_and_ten_thousand(value):
     with pytest.raises(UsageError, match=r"objective\.temperature"):
-        recipe_of(given("objective.temperature", value))
+        validate_recipe(given("objective.temperature", value))
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,14 @@ def test_a_temperature_is_between_a_ten_thousandth_and_ten_thousand(value):
 )
 def test_what_is_true_or_false_is_no_number_and_no_word(key, value):
     with pytest.raises(UsageError, match="must be true or false"):
-        recipe_of(given(key, value))
+        validate_recipe(given(key, value))
 
 
 @pytest.mark.parametrize("key", ["teacher", "out", "data.folder", "data.config", "revision", "align.plan"])
 def test_an_empty_text_is_not_taken_for_what_is_not_given(key):
     for text in ("", " "):
         with pytest.raises(UsageError, match="is empty"):
-            recipe_of(given(key, text))
+            validate_recipe(given(key, text))
 
 
 @pytest.mark.parametrize("key", ["teacher", "student", "out", "data.folder", "data.task", "align.plan", "tokenizer"])
@@ -337,8 +337,8 @@ def test_a_task_files_metrics_of_texts_are_known_and_groups_stand_for_theirs(tmp
 
 def test_what_several_keys_of_a_section_say_is_said_without_the_whole_section():
     with pytest.raises(UsageError, match=r"^give train\.max_steps or train\.max_tokens, not both$"):
-        recipe_of({"teacher": "t", "data": {"task": "sst2"}, "train": {"max_steps": 5, "max_tokens": 5}})
+        validate_recipe({"teacher": "t", "data": {"task": "sst2"}, "train": {"max_steps": 5, "max_tokens": 5}})
     with pytest.raises(UsageError, match=r"^train\.trackers='tensorboard': must be a list, such as \[a, b\]$"):
-        recipe_of(given("train.trackers", "tensorboard"))
+        validate_recipe(given("train.trackers", "tensorboard"))
     with pytest.raises(UsageError, match="their sum finite"):
-        recipe_of(given("align.weights", [1e308, 1e308]))
+        validate_recipe(given("align.weights", [1e308, 1e308]))

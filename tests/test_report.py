@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from kdalign.evaluation.result import Evaluation
+from kdalign.evaluation.result import EvaluationResult
 from kdalign.metrics.classification import Score
 from kdalign.report.tables import evaluation_table
 
@@ -21,7 +21,7 @@ def evaluated(name, **values):
         Score(metric, value, "%", 3, True, "by hand", *(() if value is None else (value - 1, value + 1)), reason=reason)
         for metric, (value, reason) in values.items()
     )
-    return Evaluation(name, "mine", "file", "answers.jsonl", 3, 0, scores)
+    return EvaluationResult(name, "mine", "file", "answers.jsonl", 3, 0, scores)
 
 
 def test_no_number_is_broken_over_lines_at_any_width():

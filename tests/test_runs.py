@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kdalign.errors import UsageError
-from kdalign.files import check_writable, sha256, whole_file, write_json, write_text
+from kdalign.files import atomic_file, check_writable, sha256, write_json, write_text
 from kdalign.runs.folder import RunFolder, Walk, find_runs
 from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord, read_record
 
@@ -224,7 +224,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     file = tmp_path / "deep" / "file.txt"
 
     def fail_half_way():
-        with whole_file(file) as temporary:
+        with atomic_file(file) as temporary:
             temporary.write_text("half")
             assert temporary.parent == file.parent, "renaming works inside one file system"
             raise RuntimeError("the disk is full")

@@ -13,13 +13,13 @@ from kdalign.data.batches import collate
 from kdalign.errors import UsageError
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import View
+from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import KEYS_OF_TERMS, TERM_KEYS, build_recipe
-from kdalign.recipe import Objective as Weights
-from kdalign.recipe.schedules import Scheduled, place_of
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.recipe.schedules import Schedule, progress_at
 from kdalign.runs.ablation_spec import build_ablation
-from kdalign.runs.curves import curves
+from kdalign.runs.curves import read_curves
 from kdalign.runs.finished import finished_runs
 
 NEEDED = {"teacher": "t", "data.task": "sst2"}
@@ -28,24 +28,24 @@ NEEDED = {"teacher": "t", "data.task": "sst2"}
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (Scheduled(4, 0), [4, 4 - 4 / 3, 4 - 8 / 3, 0]),
-        (Scheduled(0, 1, "cosine"), [0, 0.25, 0.75, 1]),
-        (Scheduled(1, 3, "steps", jumps=2), [1, 1, 2, 3]),
-        (Scheduled(1, 3, "steps", jumps=3), [1, 1 + 2 / 3, 1 + 4 / 3, 3]),
-        (Scheduled(1, 3, "constant", begins=0.5), [1, 1, 3, 3]),
-        (Scheduled(0, 6, begins=1 / 3, ends=2 / 3), [0, 0, 6, 6]),
+        (Schedule(4, 0), [4, 4 - 4 / 3, 4 - 8 / 3, 0]),
+        (Schedule(0, 1, "cosine"), [0, 0.25, 0.75, 1]),
+        (Schedule(1, 3, "steps", jumps=2), [1, 1, 2, 3]),
+        (Schedule(1, 3, "steps", jumps=3), [1, 1 + 2 / 3, 1 + 4 / 3, 3]),
+        (Schedule(1, 3, "constant", begins=0.5), [1, 1, 3, 3]),
+        (Schedule(0, 6, begins=1 / 3, ends=2 / 3), [0, 0, 6, 6]),
     ],
-    ids=lambda each: each.shape if isinstance(each, Scheduled) else None,
+    ids=lambda each: each.shape if isinstance(each, Schedule) else None,
 )
 def test_each_shape_by_hand_over_four_steps(change, expected):
-    assert [change.at(place_of(step, 4)) for step in range(4)] == pytest.approx(expected)
-    assert place_of(0, 1) == 0
+    assert [change.at(progress_at(step, 4)) for step in range(4)] == pytest.approx(expected)
+    assert progress_at(0, 1) == 0
 
 
 def test_a_schedule_is_said_with_both_ends_and_its_part_of_the_steps():
     assert [str(change) for change in (
-        Scheduled(4, 0), Scheduled(0, 1, "cosine", ends=0.125), Scheduled(1, 3, "steps", begins=0.5),
-        Scheduled(1, 3, "constant", begins=0.07),
+        Schedule(4, 0), Schedule(0, 1, "cosine", ends=0.125), Schedule(1, 3, "steps", begins=0.5),
+        Schedule(1, 3, "constant", begins=0.07),
     )] == [
         "4 to 0, linearly over all steps", "0 to 1, along a cosine over the first 12.5 % of the steps",
         "1 to 3, in 4 jumps from 50 % to 100 % of the steps", "1, from 7 % of the steps on 3",
@@ -64,7 +64,7 @@ def test_a_weight_that_rises_from_0_is_built_and_multiplied_and_needs_the_teache
         found = setting.objective.at(place)
         assert found.weights == pytest.approx({"hard": hard, "cosine": beta})
         taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
-        view = View(setting.learner(batch.inputs, taught), taught, batch)
+        view = TermInputs(setting.learner(batch.inputs, taught), taught, batch)
         expected = hard * whole["hard"] + beta * whole["cosine"]
         torch.testing.assert_close(found(view, units).total.detach(), expected)
         factors = {"cosine": 3.0}
@@ -74,7 +74,7 @@ def test_a_weight_that_rises_from_0_is_built_and_multiplied_and_needs_the_teache
 def test_terms_of_answers_are_given_the_step_s_temperature_but_for_those_with_one_of_their_own():
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
-    view = View(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
     terms = {"dkd": 1, "dist": {"weight": 1, "temperature": 4}}
     weights = Weights(**{**NONE, "alpha": 1}, temperature=5, terms=terms, schedule={"temperature": {"to": 1}})
     objective = build_classification_objective(weights, None, False, classes=3)
@@ -116,7 +116,7 @@ def test_a_scheduled_run_is_recorded_goes_on_as_it_would_and_is_drawn_by_its_wei
     assert [event["temperature"] for event in events] == [2, 2, 2, 2, 1.5, 1.5, 1.5, 1]
     for event in events:
         assert event["loss"] == pytest.approx(sum(event["weights"][k] * v for k, v in event["parts"].items()), rel=1e-5)
-    [trained] = [curves(each) for each in finished_runs([tmp_path / "a"])]
+    [trained] = [read_curves(each) for each in finished_runs([tmp_path / "a"])]
     assert trained.weights["cosine"].tolist() == [event["weights"]["cosine"] for event in events]
     assert trained.looks.tolist() == [0]
     assert set(trained.pulls) == {"hard", "soft", "cosine"}

@@ -24,10 +24,10 @@ from conftest import WORDS, sentences
 
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import RunError, UsageError
-from kdalign.models.from_scratch import new_config, new_model, parse_new
-from kdalign.served import OPENAI_URL, Manner, Served, Settings, Unavailable, is_served, label_said
-from kdalign.served.cache import Kept
-from kdalign.served.protocol import Refused, adapted, answer_key, cut_at, request_body
+from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
+from kdalign.served import OPENAI_URL, ApiModel, Dialect, ServedSettings, Unavailable, is_served, label_in_answer
+from kdalign.served.cache import AnswerCache
+from kdalign.served.protocol import Refused, answer_key, cut_at_stop, next_dialect, request_body
 
 KEY = "sk-a-key-that-must-not-be-found-anywhere"
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -45,8 +45,8 @@ def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = train_tokenizer(sentences(200, 7)[0], 300, "causal", 128)
     tokenizer.chat_template = TEMPLATE
-    new = parse_new("new:llama,layers=2,width=32,heads=4,feed_forward=64,positions=128,kv_heads=2")
-    model = new_model(new_config(new, tokenizer), 0)
+    new = parse_scratch_spec("new:llama,layers=2,width=32,heads=4,feed_forward=64,positions=128,kv_heads=2")
+    model = build_from_scratch(scratch_config(new, tokenizer), 0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
@@ -116,7 +116,9 @@ def server(transformers_server):
 
 
 def opened(server, llama, folder, **settings):
-    return Served(f"openai:{llama}", server.url, folder, Settings(**{"retries": 1, "timeout": 60.0, **settings}))
+    return ApiModel(
+        f"openai:{llama}", server.url, folder, ServedSettings(**{"retries": 1, "timeout": 60.0, **settings})
+    )
 
 
 def answers(folder):
@@ -153,23 +155,23 @@ def test_a_served_model_is_named_by_its_prefix():
     ],
 )
 def test_the_label_named_first_is_meant_and_of_two_at_one_place_the_longer_one(text, said):
-    assert label_said(text, ["entailment", "not_entailment", "contradiction"]) == said
+    assert label_in_answer(text, ["entailment", "not_entailment", "contradiction"]) == said
 
 
 def test_labels_are_found_with_signs_blanks_and_numbers():
-    assert label_said("-1", ["1", "-1"]) == 1
-    assert label_said("10", ["1", "-1"]) is None
-    assert label_said("I say 1.5", ["1", "1.5"]) == 1
-    assert label_said("sehr GUT!", ["schlecht", "gut", "sehr gut"]) == 2
-    assert label_said("C++ it is", ["C", "C++"]) == 1
-    assert label_said("what", []) is None
-    assert label_said("what", [""]) is None
+    assert label_in_answer("-1", ["1", "-1"]) == 1
+    assert label_in_answer("10", ["1", "-1"]) is None
+    assert label_in_answer("I say 1.5", ["1", "1.5"]) == 1
+    assert label_in_answer("sehr GUT!", ["schlecht", "gut", "sehr gut"]) == 2
+    assert label_in_answer("C++ it is", ["C", "C++"]) == 1
+    assert label_in_answer("what", []) is None
+    assert label_in_answer("what", [""]) is None
 
 
 def test_an_answer_ends_before_the_first_stop_text():
-    assert cut_at("a little. Then", [".", "little"]) == "a "
-    assert cut_at("no end", ["."]) == "no end"
-    assert cut_at("all", []) == "all"
+    assert cut_at_stop("a little. Then", [".", "little"]) == "a "
+    assert cut_at_stop("no end", ["."]) == "no end"
+    assert cut_at_stop("all", []) == "all"
 
 
 def test_the_key_of_an_answer_is_the_sha256_of_its_sorted_json():
@@ -184,47 +186,47 @@ def test_the_key_of_an_answer_is_the_sha256_of_its_sorted_json():
         {"prompt": "b"},
         {"max_tokens": 6},
         {"model": "n"},
-        {"manner": Manner("chat")},
-        {"manner": Manner("completions", refused=("seed",))},
-        {"manner": Manner("chat", "json_schema")},
+        {"dialect": Dialect("chat")},
+        {"dialect": Dialect("completions", refused=("seed",))},
+        {"dialect": Dialect("chat", "json_schema")},
         {"stop": ["!"]},
     ],
 )
 def test_whatever_changes_a_request_changes_its_key(other):
-    given = {"model": "m", "manner": Manner("completions"), "prompt": "a", "max_tokens": 5, "stop": []}
+    given = {"model": "m", "dialect": Dialect("completions"), "prompt": "a", "max_tokens": 5, "stop": []}
     first, second = request_body(**given), request_body(**{**given, **other})
     assert answer_key("u", "/p", first) != answer_key("u", "/p", second)
 
 
 def test_refused_parameters_are_left_out_and_the_limit_renamed():
-    manner = Manner("chat", refused=("max_tokens", "temperature", "seed"))
-    assert request_body("m", manner, "p", 7, ["."]) == {
+    dialect = Dialect("chat", refused=("max_tokens", "temperature", "seed"))
+    assert request_body("m", dialect, "p", 7, ["."]) == {
         "model": "m",
         "messages": [{"role": "user", "content": "p"}],
         "max_completion_tokens": 7,
         "repeat_penalty": 1,
         "stop": ["."],
     }
-    assert manner.dropped == ("temperature", "seed")
+    assert dialect.dropped == ("temperature", "seed")
 
 
 @pytest.mark.parametrize(
-    ("manner", "refusal", "then"),
+    ("dialect", "refusal", "then"),
     [
-        (Manner("completions"), Refused(404, "Not Found"), Manner("chat")),
-        (Manner("completions"), Refused(400, "no", code="OperationNotSupported"), Manner("chat")),
-        (Manner("chat"), Refused(404, "Not Found"), None),
-        (Manner("chat"), Refused(400, "no", "temperature"), Manner("chat", refused=("temperature",))),
-        (Manner("chat"), Refused(422, "[{'loc': ['body', 'seed']}]"), Manner("chat", refused=("seed",))),
-        (Manner("chat", refused=("seed",)), Refused(422, "seed again"), None),
-        (Manner("chat"), Refused(400, "max_completion_tokens is too large"), None),
-        (Manner("completions"), Refused(400, "max_tokens is too large"), None),
-        (Manner("chat"), Refused(400, "reduce max_tokens", code="context_length_exceeded"), None),
-        (Manner("chat"), Refused(500, "seed"), None),
+        (Dialect("completions"), Refused(404, "Not Found"), Dialect("chat")),
+        (Dialect("completions"), Refused(400, "no", code="OperationNotSupported"), Dialect("chat")),
+        (Dialect("chat"), Refused(404, "Not Found"), None),
+        (Dialect("chat"), Refused(400, "no", "temperature"), Dialect("chat", refused=("temperature",))),
+        (Dialect("chat"), Refused(422, "[{'loc': ['body', 'seed']}]"), Dialect("chat", refused=("seed",))),
+        (Dialect("chat", refused=("seed",)), Refused(422, "seed again"), None),
+        (Dialect("chat"), Refused(400, "max_completion_tokens is too large"), None),
+        (Dialect("completions"), Refused(400, "max_tokens is too large"), None),
+        (Dialect("chat"), Refused(400, "reduce max_tokens", code="context_length_exceeded"), None),
+        (Dialect("chat"), Refused(500, "seed"), None),
     ],
 )
-def test_a_refusal_changes_the_manner_only_by_what_it_names(manner, refusal, then):
-    assert adapted(manner, refusal) == then
+def test_a_refusal_changes_the_manner_only_by_what_it_names(dialect, refusal, then):
+    assert next_dialect(dialect, refusal) == then
 
 
 @pytest.mark.parametrize(
@@ -232,33 +234,33 @@ def test_a_refusal_changes_the_manner_only_by_what_it_names(manner, refusal, the
 )
 def test_a_url_that_is_none_is_refused_without_a_password_in_the_line(url, tmp_path):
     with pytest.raises(UsageError, match="http") as error:
-        Served("openai:m", url, tmp_path)
+        ApiModel("openai:m", url, tmp_path)
     assert "pw" not in str(error.value)
 
 
 @pytest.mark.parametrize("given", [{"concurrency": 0}, {"retries": -1}, {"timeout": 0}, {"max_tokens": -1}])
 def test_settings_that_cannot_be_are_refused(given, tmp_path):
     with pytest.raises(UsageError, match="too small"):
-        Served("openai:m", "http://127.0.0.1:1/v1", tmp_path, Settings(**given))
+        ApiModel("openai:m", "http://127.0.0.1:1/v1", tmp_path, ServedSettings(**given))
 
 
 def test_openai_itself_needs_a_key_and_a_key_needs_plain_letters(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
-        Served("openai:m", OPENAI_URL, tmp_path)
+        ApiModel("openai:m", OPENAI_URL, tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\nx")
     with pytest.raises(UsageError, match="OPENAI_API_KEY") as error:
-        Served("openai:m", "http://127.0.0.1:1/v1", tmp_path)
+        ApiModel("openai:m", "http://127.0.0.1:1/v1", tmp_path)
     assert "secret" not in str(error.value)
 
 
 def test_without_the_client_the_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UsageError, match=r"pip install 'kdalign\[served\]'"):
-        Served("openai:m", "http://127.0.0.1:1/v1", tmp_path)
+        ApiModel("openai:m", "http://127.0.0.1:1/v1", tmp_path)
 
 
 def test_opening_a_model_writes_nothing(tmp_path):
-    with Served("openai:m", "http://127.0.0.1:1/v1", tmp_path / "new") as model:
+    with ApiModel("openai:m", "http://127.0.0.1:1/v1", tmp_path / "new") as model:
         assert (model.way, model.dropped, model.complete([], [])) == (None, (), [])
     assert not (tmp_path / "new").exists()
 
@@ -266,19 +268,19 @@ def test_opening_a_model_writes_nothing(tmp_path):
 def test_of_a_file_whole_lines_are_known_and_a_half_written_one_is_ended_before_the_next(tmp_path):
     file = tmp_path / "served.jsonl"
     file.write_bytes(b'{"key": "a", "text": "caf\\u00e9"}\n[1]\nnull\n{"key": "b", "text": "caf\xc3')
-    kept = Kept(file)
+    kept = AnswerCache(file)
     assert set(kept.answers) == {"a"}
     kept.keep_answer("b", {"text": "café\n \ud800"})
-    kept.keep_manner("m", Manner("chat", "json_schema", ("seed",)))
-    again = Kept(file)
+    kept.keep_dialect("m", Dialect("chat", "json_schema", ("seed",)))
+    again = AnswerCache(file)
     assert {key: answer["text"] for key, answer in again.answers.items()} == {"a": "café", "b": "café\n \ud800"}
-    assert again.manners == {"m": Manner("chat", "json_schema", ("seed",))}
+    assert again.dialects == {"m": Dialect("chat", "json_schema", ("seed",))}
 
 
 def test_a_disk_that_takes_no_answer_is_an_error_of_the_run(tmp_path):
     (tmp_path / "served.jsonl").mkdir()
     with pytest.raises(RunError, match="cannot keep an answer"):
-        Kept(tmp_path / "served.jsonl").keep_answer("a", {"text": ""})
+        AnswerCache(tmp_path / "served.jsonl").keep_answer("a", {"text": ""})
 
 
 # A server that is not there
@@ -287,7 +289,7 @@ def test_a_disk_that_takes_no_answer_is_an_error_of_the_run(tmp_path):
 def test_where_nothing_listens_the_line_says_which_url(tmp_path):
     url = f"http://127.0.0.1:{free_port()}/v1"
     with (
-        Served("openai:m", url, tmp_path, Settings(retries=0)) as model,
+        ApiModel("openai:m", url, tmp_path, ServedSettings(retries=0)) as model,
         pytest.raises(RunError, match=rf"no answer from the server at {url} \(.*refused.*nothing was answered"),
     ):
         model.complete(["a"], [1])
@@ -355,7 +357,7 @@ def test_transformers_serve_tells_no_log_probabilities_and_that_is_said(server, 
 
 def test_an_unknown_model_is_a_usage_error(server, tmp_path):
     with (
-        Served("openai:nope", server.url, tmp_path, Settings(retries=0)) as model,
+        ApiModel("openai:nope", server.url, tmp_path, ServedSettings(retries=0)) as model,
         pytest.raises(UsageError, match="has no model 'nope'"),
     ):
         model.complete(["a"], [1])
@@ -363,7 +365,7 @@ def test_an_unknown_model_is_a_usage_error(server, tmp_path):
 
 def test_a_url_without_the_api_is_a_usage_error(server, tmp_path):
     with (
-        Served("openai:m", server.url.removesuffix("/v1"), tmp_path, Settings(retries=0)) as model,
+        ApiModel("openai:m", server.url.removesuffix("/v1"), tmp_path, ServedSettings(retries=0)) as model,
         pytest.raises(UsageError, match=r"no OpenAI-compatible API at .*mostly with /v1"),
     ):
         model.complete(["a"], [1])
@@ -413,7 +415,7 @@ def test_a_server_killed_half_way_loses_and_doubles_nothing(server, llama, tmp_p
         assert asked.complete(PROMPTS[:20], [30] * 20) == written
     whole = [line for line in (tmp_path / "served.jsonl").read_text().splitlines() if line.endswith("}")]
     keys = [json.loads(line).get("key") for line in whole]
-    assert len(keys) == len(set(keys)) == 21  # with the line that keeps the manner
+    assert len(keys) == len(set(keys)) == 21  # with the line that keeps the dialect
 
 
 def test_the_key_is_sent_and_never_written(server, llama, tmp_path, monkeypatch):
@@ -507,13 +509,13 @@ def openai_rules(monkeypatch):
 
 
 def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, tmp_path):
-    with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         assert asked.complete(["a", "b", "c"], [5] * 3) == ["It is bad."] * 3
         assert (asked.way, asked.dropped) == ("chat", ("temperature", "seed"))
         assert asked.answered_by == ("gpt-chat-2025",)
         assert asked.spent.requests == 3
     assert len(openai_rules.asked) == 5 + 3  # one each for endpoint, max_tokens, temperature, seed and repeat_penalty
-    with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         asked.complete(["a"], [5])
         assert (asked.dropped, asked.answered_by) == (("temperature", "seed"), ("gpt-chat-2025",))
         asked.complete(["a", "d"], [5] * 2)
@@ -522,11 +524,11 @@ def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, 
 
 
 def test_choices_are_held_to_the_labels_by_a_schema(openai_rules, tmp_path):
-    with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         choices = asked.choose(["a", "b"], ["good", "so sö"])
         assert (choices.texts, choices.constraint, choices.way) == (["so sö"] * 2, "json_schema", "chat")
         assert asked.spent.requests == 2
-    with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         assert asked.choose(["a", "b"], ["good", "so sö"]) == choices
         assert asked.spent.requests == 0
 
@@ -536,7 +538,7 @@ def test_a_wrong_key_is_a_usage_error_that_names_the_variable_and_shows_no_part_
 ):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-one")
     with (
-        Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked,
+        ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked,
         pytest.raises(UsageError, match="refuses the key in OPENAI_API_KEY") as error,
     ):
         asked.complete(["a"], [5])
@@ -545,7 +547,7 @@ def test_a_wrong_key_is_a_usage_error_that_names_the_variable_and_shows_no_part_
 
 def test_an_unknown_model_is_answered_with_the_nearest_one(openai_rules, tmp_path):
     with (
-        Served("openai:gpt-chatt", openai_rules.url, tmp_path) as asked,
+        ApiModel("openai:gpt-chatt", openai_rules.url, tmp_path) as asked,
         pytest.raises(
             UsageError, match=r"no model 'gpt-chatt'; did you mean 'gpt-chat'\? \(its models: gpt-chat, gpt-old"
         ),
@@ -554,11 +556,11 @@ def test_an_unknown_model_is_answered_with_the_nearest_one(openai_rules, tmp_pat
 
 
 def test_refused_log_probabilities_are_unavailable_with_the_servers_reason_but_not_the_key(openai_rules, tmp_path):
-    with Served("openai:gpt-old", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-old", openai_rules.url, tmp_path) as asked:
         told = asked.prompt_logprobs(["a"])
     assert isinstance(told, Unavailable)
     assert "You can't get logprobs of a prompt with the key ***." in told.reason
-    with Served("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
+    with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         told = asked.prompt_logprobs(["a"])
     assert isinstance(told, Unavailable)
     assert "/completions" in told.reason
@@ -665,7 +667,7 @@ def without_bos(llama, tmp_path_factory):
 def test_log_probabilities_of_llama_cpp_are_those_of_the_same_model_here_in_nats(with_bos, llama, tmp_path):
     model, tokenizer = loaded(llama)
     texts = [*PROMPTS[:5], "the good film", ""]
-    with Served("openai:any", with_bos.url, tmp_path) as asked:
+    with ApiModel("openai:any", with_bos.url, tmp_path) as asked:
         told = asked.prompt_logprobs(texts)
         assert asked.spent.requests == 3 + 6
         assert asked.prompt_logprobs(texts) == told
@@ -686,7 +688,7 @@ def test_log_probabilities_of_llama_cpp_are_those_of_the_same_model_here_in_nats
 
 
 def test_log_probabilities_at_the_place_of_the_next_token_are_refused(without_bos, tmp_path):
-    with Served("openai:any", without_bos.url, tmp_path) as asked:
+    with ApiModel("openai:any", without_bos.url, tmp_path) as asked:
         told = asked.prompt_logprobs(PROMPTS[:2])
     assert isinstance(told, Unavailable)
     assert "at the place of the next one" in told.reason
@@ -703,14 +705,14 @@ def test_llama_cpp_completes_greedily_without_the_penalty_for_repeated_words_tha
         # llama.cpp leaves halves of letters out, and writes on where the last token is one
         limits.append(max(n for n in range(30) if tokenizer.decode(made[n - 1 : n]).isascii()))
         here.append(tokenizer.decode(made[: limits[-1]]).replace("\ufffd", ""))
-    with Served("openai:any", without_bos.url, tmp_path) as asked:
+    with ApiModel("openai:any", without_bos.url, tmp_path) as asked:
         written = asked.complete(PROMPTS[:8], limits)
     assert written == here
     assert sum(limits) > 160
 
 
 def test_llama_cpp_chooses_within_the_labels(without_bos, tmp_path):
-    with Served("openai:any", without_bos.url, tmp_path, Settings(retries=1)) as asked:
+    with ApiModel("openai:any", without_bos.url, tmp_path, ServedSettings(retries=1)) as asked:
         choices = asked.choose(PROMPTS[:4], ["good", "bad"])
     assert (choices.constraint, choices.way) == ("json_object", "chat")
     assert set(choices.texts) <= {"good", "bad"}
@@ -800,8 +802,8 @@ def test_what_a_served_model_is_not_asked_gets_one_line(kdalign, texts, words, s
 
 
 def test_likelihoods_that_a_server_tells_are_those_of_the_same_model_here(kdalign, with_bos, llama, texts):
-    from kdalign.data.windows import encode_causal
-    from kdalign.evaluation.likelihood import answer
+    from kdalign.data.windows import tokenize_causal_windows
+    from kdalign.evaluation.likelihood import predict_tokens
 
     words = ["--task", "lm", "--data", texts, "--base-url", with_bos.url, "--metrics", "ppl,bits_per_byte"]
     found = evaluated(kdalign, "openai:tiny", *words)["openai:tiny"]
@@ -810,9 +812,9 @@ def test_likelihoods_that_a_server_tells_are_those_of_the_same_model_here(kdalig
     nll = size = tokens = 0
     for text in sentences(10, 31)[0]:
         ids = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        encoded = encode_causal([text], tokenizer, 128)
+        encoded = tokenize_causal_windows([text], tokenizer, 128)
         encoded.columns["targets"][0][0] = -100  # the first token is given
-        answers = answer(model, encoded)
+        answers = predict_tokens(model, encoded)
         nll, tokens = nll + answers.nll.sum(), tokens + int(answers.tokens.sum())
         size += len(text[ids["offset_mapping"][0][1] :].encode())
     assert theirs["ppl"]["n"] == tokens

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kdalign.data.split_files import split_files, splits_of
+from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import FORMATS
 from kdalign.data.tasks import find_task, load_examples, load_texts
 from kdalign.errors import UsageError
@@ -25,7 +25,7 @@ def test_shards_of_the_hub_are_read_in_their_order(tmp_path, below, end):
     (tmp_path / "metadata.csv").write_text("a,b\n1,2\n")
     examples = load_examples(find_task("sst2", str(tmp_path)), "train")
     assert examples.texts == (("text 1", "and 1", "text 0", "and 0"),)
-    assert "train" in splits_of(tmp_path)
+    assert "train" in available_splits(tmp_path)
 
 
 def test_a_folders_own_splits_come_before_those_in_data_below_it(tmp_path):

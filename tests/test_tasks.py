@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.data.tasks import GLUE, Examples, Source, Task, find_task, hold_out, load_examples, write_submission
+from kdalign.data.tasks import (
+    GLUE,
+    ClassificationTask,
+    DataSource,
+    Examples,
+    find_task,
+    hold_out,
+    load_examples,
+    write_submission,
+)
 from kdalign.data.tasks.task import label_order
 from kdalign.errors import UsageError
 
@@ -66,7 +75,7 @@ def test_there_are_nine_glue_tasks():
 def test_a_glue_task_has_its_published_columns_labels_and_metrics(name):
     task = find_task(name)
     assert (task.columns, task.labels, task.metrics) == NINE[name]
-    assert (task.source, task.label) == (Source(dataset="nyu-mll/glue", config=name), "label")
+    assert (task.source, task.label) == (DataSource(dataset="nyu-mll/glue", config=name), "label")
     assert (task.regression, task.outputs) == (name == "stsb", {"stsb": 1, "mnli": 3}.get(name, 2))
     both = ("validation_matched", "validation_mismatched")
     assert task.evaluation == (both if name == "mnli" else ("validation",))
@@ -346,7 +355,7 @@ def test_a_task_file_needs_columns_alone_and_may_get_its_data_from_outside(tmp_p
     assert load_examples(task, "train").labels.tolist() == [0.5]
     (tmp_path / "two.yaml").write_text("columns: text\nlabels: [a, b]\ndataset: org/name\nconfig: small\n")
     task = find_task(str(tmp_path / "two.yaml"))
-    assert (task.metrics, task.source) == (("accuracy",), Source(dataset="org/name", config="small"))
+    assert (task.metrics, task.source) == (("accuracy",), DataSource(dataset="org/name", config="small"))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +415,7 @@ SOME = [f"text number {number}" for number in range(N)]
 OTHER = [f"another text, {number}" for number in range(N)]
 
 
-def work_out(folder, splits=("train", "validation"), **columns) -> Task:
+def work_out(folder, splits=("train", "validation"), **columns) -> ClassificationTask:
     for split in splits:
         write(folder, split, **columns)
     return find_task("classification", str(folder))
@@ -678,7 +687,7 @@ def test_a_submission_is_the_leaderboards_file(tmp_path, name, split, prediction
 
 def test_only_test_splits_of_glue_are_submitted(tmp_path):
     assert write_submission(SST2, "validation", np.array([1]), tmp_path) is None
-    mine = Task("mine", ("text",), ("a", "b"), ("accuracy",), Source())
+    mine = ClassificationTask("mine", ("text",), ("a", "b"), ("accuracy",), DataSource())
     assert write_submission(mine, "test", np.array([1]), tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 

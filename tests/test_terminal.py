@@ -12,17 +12,17 @@ from conftest import one_line
 from rich.table import Table
 
 from kdalign.errors import printable
-from kdalign.evaluation.result import Evaluation
+from kdalign.evaluation.result import EvaluationResult
 from kdalign.metrics.classification import Score
-from kdalign.report.progress import Watcher
-from kdalign.report.screen import Screen, never_failing, said_of_encodings, words
+from kdalign.report.progress import ConsoleObserver
+from kdalign.report.screen import Screen, encoding_note, plain_text, replace_unencodable
 
 HOSTILE = "a\x1b[31mred\x07\x9b2J\u202eevil\u2066x\rover\nline\u2028end[/][red]\udcff"
 
 
 def stream(encoding):
     made = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    never_failing(made)
+    replace_unencodable(made)
     return made
 
 
@@ -33,9 +33,9 @@ def written(made):
 def test_what_a_name_holds_reaches_no_terminal_as_a_command():
     file = io.StringIO()
     screen = Screen(file=file, width=60, force_terminal=True)
-    table = Table(title=words(HOSTILE))
-    table.add_column(words(HOSTILE), overflow="fold")
-    table.add_row(words(HOSTILE), style="bold")
+    table = Table(title=plain_text(HOSTILE))
+    table.add_column(plain_text(HOSTILE), overflow="fold")
+    table.add_row(plain_text(HOSTILE), style="bold")
     screen.print(table)
     screen.print(HOSTILE, markup=False)
     shown = file.getvalue()
@@ -48,7 +48,7 @@ def test_what_a_name_holds_reaches_no_terminal_as_a_command():
 
 def test_an_announcement_is_one_clean_line_on_the_terminal_and_in_the_log(tmp_path):
     file = io.StringIO()
-    watcher = Watcher(Screen(file=file, width=40)).into(tmp_path / "log.txt")
+    watcher = ConsoleObserver(Screen(file=file, width=40)).into(tmp_path / "log.txt")
     watcher.announce(f"task {HOSTILE}")
     watcher.announce("0:1 " * 20_000)
     first, second = file.getvalue().splitlines()
@@ -72,26 +72,26 @@ def test_tables_are_as_wide_and_signs_have_stand_ins_where_an_encoding_lacks_the
     assert "83.3^" in plain
     assert "81.0~" in plain
     assert "?" not in plain
-    assert said_of_encodings() is None
+    assert encoding_note() is None
 
 
 def test_what_has_no_stand_in_is_a_question_mark_and_said_once():
     made = stream("ascii")
     print("café 模型 \udcff", file=made)
     assert written(made) == "caf? ?? ?\n"
-    assert "ascii" in (said_of_encodings() or "")
-    assert said_of_encodings() is None
+    assert "ascii" in (encoding_note() or "")
+    assert encoding_note() is None
     half = stream("utf-8")
     print("café \udcff", file=half)
     assert written(half) == "café ?\n"
-    assert said_of_encodings() is not None
+    assert encoding_note() is not None
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 @pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv", "json"])
 def test_a_table_is_printed_whatever_the_encoding_of_stdout(kdalign, monkeypatch, tmp_path, encoding, form):
     score = Score("cer", 12.5, "%", 4, False, "x → y", 10.0, 15.0)
-    result = Evaluation("模型", "t", "s", "naïve.csv", 4, 0, (score,), notes=("– ≥ 2",))
+    result = EvaluationResult("模型", "t", "s", "naïve.csv", 4, 0, (score,), notes=("– ≥ 2",))
     file = tmp_path / "e.json"
     file.write_text(json.dumps({"kind": "evaluation", "results": [result.to_json()]}))
     made = stream(encoding)

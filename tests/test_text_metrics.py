@@ -17,7 +17,7 @@ from conftest import one_line, sentences
 
 from kdalign.errors import UsageError
 from kdalign.metrics.languages import is_language, language_code
-from kdalign.metrics.text import TEXT_METRICS, mean_of, notes_on_words, score_texts, text_metric
+from kdalign.metrics.text import TEXT_METRICS, mean_metric, notes_on_words, score_texts, text_metric
 from kdalign.metrics.words import UnicodeWords
 from kdalign.registry import allow_code
 
@@ -459,7 +459,7 @@ def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
     place.write_text("length = 3\n")
     with pytest.raises(UsageError, match="is no TextMetric"), allow_code():
         text_metric(f"{place}:length")
-    assert mean_of("x", lambda text, references: 0.0).higher_is_better
+    assert mean_metric("x", lambda text, references: 0.0).higher_is_better
 
 
 # From a file alone

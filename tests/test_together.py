@@ -16,20 +16,20 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.alignment.projections import Projections
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import encode_labelled
+from kdalign.data.tokenization import tokenize_labelled
 from kdalign.devices import make_accelerator
-from kdalign.distillation.multitask import BLOCK, seen_elsewhere, share_body, shares_of, turns_of
+from kdalign.distillation.multitask import BLOCK, find_leaks, sampling_probabilities, task_schedule, tie_bodies
 from kdalign.distillation.run_folders import split_by_task
 from kdalign.errors import UsageError
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import HardLabels
-from kdalign.observer import Silent
-from kdalign.recipe import MultiTask, Train, build_recipe
+from kdalign.observer import NullObserver
+from kdalign.recipe import MultiTask, TrainSettings, build_recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
 from kdalign.training.learner import Learner
 from kdalign.training.loop import train
-from kdalign.training.task_trainer import Course, Stage
+from kdalign.training.task_trainer import Stage, TrainTask
 
 TASKS = ("cola", "mrpc", "stsb")
 
@@ -97,18 +97,20 @@ def steps_of(folder: Path) -> list[dict]:
 
 def test_tasks_are_drawn_by_a_root_of_their_sizes():
     sizes = [100, 400, 900]
-    assert shares_of(sizes, MultiTask(sampling="size")) == pytest.approx([1 / 14, 4 / 14, 9 / 14])
-    assert shares_of(sizes, MultiTask(temperature=2)) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
-    assert shares_of(sizes, MultiTask(sampling="equal")) == pytest.approx([1 / 3] * 3)
-    assert shares_of(sizes, MultiTask(temperature=1)) == pytest.approx(shares_of(sizes, MultiTask(sampling="size")))
-    assert shares_of(sizes, MultiTask(temperature=1e9)) == pytest.approx([1 / 3] * 3)
+    assert sampling_probabilities(sizes, MultiTask(sampling="size")) == pytest.approx([1 / 14, 4 / 14, 9 / 14])
+    assert sampling_probabilities(sizes, MultiTask(temperature=2)) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert sampling_probabilities(sizes, MultiTask(sampling="equal")) == pytest.approx([1 / 3] * 3)
+    assert sampling_probabilities(sizes, MultiTask(temperature=1)) == pytest.approx(
+        sampling_probabilities(sizes, MultiTask(sampling="size"))
+    )
+    assert sampling_probabilities(sizes, MultiTask(temperature=1e9)) == pytest.approx([1 / 3] * 3)
 
 
 def test_whose_turn_a_step_is_depends_on_seed_and_step_alone():
     shares = np.array([0.2, 0.7, 0.1])
-    turns = turns_of(shares, 5, 20_000)
-    assert (turns_of(shares, 5, 300) == turns[:300]).all(), "however long the run"
-    assert (turns_of(shares, 6, 300) != turns[:300]).any()
+    turns = task_schedule(shares, 5, 20_000)
+    assert (task_schedule(shares, 5, 300) == turns[:300]).all(), "however long the run"
+    assert (task_schedule(shares, 6, 300) != turns[:300]).any()
     assert np.bincount(turns) / len(turns) == pytest.approx(shares, abs=0.003)
     assert np.bincount(turns[::BLOCK]) / len(turns[::BLOCK]) == pytest.approx(shares, abs=0.05), "a step as any other"
     counts = [np.bincount(block, minlength=3) for block in turns.reshape(-1, BLOCK)]
@@ -122,22 +124,22 @@ def courses(tmp_path, names=("one", "two"), decay=0.0):
     make_tokenizer(folder, "bert")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     models = [tiny_classifier("bert", 2, seed=seed, vocab_size=len(tokenizer)) for seed in range(len(names))]
-    share_body(models)
+    tie_bodies(models)
     found = []
     for number, (name, model) in enumerate(zip(names, models, strict=True)):
         texts, labels = sentences(40, number)
-        encoded = encode_labelled(Examples(name, (texts,), np.array(labels)), tokenizer, 32)
+        encoded = tokenize_labelled(Examples(name, (texts,), np.array(labels)), tokenizer, 32)
         objective = Objective({"hard": (1.0, HardLabels(False))})
         learner = Learner(model, Projections((), 0), None, objective, (0, 1), False)
         history = RunFolder(tmp_path / name)
         history.path.mkdir(exist_ok=True)
-        found.append(Course(name, learner, None, [Stage(0, objective)], encoded, history))
+        found.append(TrainTask(name, learner, None, [Stage(0, objective)], encoded, history))
     return found
 
 
 def trained(tmp_path, chosen, turns):
-    settings = Train(batch_size=8, lr=1e-3, weight_decay=0.5, device="cpu")
-    return train(chosen, settings, make_accelerator("cpu"), RunFolder(tmp_path), Silent(), turns=turns)
+    settings = TrainSettings(batch_size=8, lr=1e-3, weight_decay=0.5, device="cpu")
+    return train(chosen, settings, make_accelerator("cpu"), RunFolder(tmp_path), NullObserver(), turns=turns)
 
 
 def test_steps_of_one_task_are_those_of_its_own_run_and_leave_the_other_head_alone(tmp_path):
@@ -326,7 +328,7 @@ def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path)
     flags = {"teacher": str(encoder), "student": "layers=2", "data.task": "mrpc,stsb", "multi_task.together": True}
     flags |= {"data.folder": str(tmp_path / "glue"), "train.max_steps": 30, "out": str(tmp_path / "out")}
     runs = prepare_all(build_recipe(None, flags))
-    assert seen_elsewhere(runs) == ["3 of the 16 texts of stsb, validation, are in the training text of mrpc"]
+    assert find_leaks(runs) == ["3 of the 16 texts of stsb, validation, are in the training text of mrpc"]
 
 
 @pytest.mark.parametrize(

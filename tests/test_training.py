@@ -191,15 +191,15 @@ def test_masked_logits_are_numbers_where_another_is():
 
 
 def test_an_undefined_score_is_never_the_best_step():
-    from kdalign.training.loop import _Loop
+    from kdalign.training.loop import Trainer
 
     class Settings:
         select, patience = "last", None
 
-    loop = object.__new__(_Loop)
-    from kdalign.training.checkpoint import Progress
+    loop = object.__new__(Trainer)
+    from kdalign.training.checkpoint import TrainState
 
-    loop.progress, loop.settings = Progress(), Settings()
+    loop.progress, loop.settings = TrainState(), Settings()
     seen = []
     for step, value in enumerate([None, None, 10.0, None, 9.0]):
         loop.progress.step = step

@@ -12,17 +12,17 @@ import yaml
 from conftest import one_line, save_model, sentences
 from test_contract import ALL, Setting, examples
 
-from kdalign.data.batches import IGNORED, Mixture, collate, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.batches import IGNORED, EpochSampler, collate, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import rows_around, rows_inside
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.observer import Silent
+from kdalign.observer import NullObserver
 from kdalign.recipe import ARMS, build_recipe
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 
 
 def mixed(n: int = 8, labelled: int = 3):
@@ -70,7 +70,9 @@ def test_a_step_without_any_label_has_a_hard_term_of_zero_and_the_others_gradien
     objective = build_classification_objective(
         Weights(hard=1, alpha=1, beta=0, gamma=0, delta=0), None, regression=False
     )
-    assert objective.asked(parts, count_units(batches)) == {"soft": 1.0}, "a balance hears of no mean over nothing"
+    assert objective.present_terms(parts, count_units(batches)) == {"soft": 1.0}, (
+        "a balance hears of no mean over nothing"
+    )
 
 
 def test_a_score_that_is_not_known_enters_nothing():
@@ -87,7 +89,7 @@ def test_a_score_that_is_not_known_enters_nothing():
     signals = setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher))
     signals.logits = signals.logits[:, :1]
     expected = sum((signals.logits[row].item() - row - 1) ** 2 for row in range(3))
-    assert hard(View(signals, None, batch)).item() == pytest.approx(expected, rel=1e-5)
+    assert hard(TermInputs(signals, None, batch)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_without_labels_are_right_for_themselves_alone():
@@ -96,7 +98,9 @@ def test_rows_without_labels_are_right_for_themselves_alone():
     setting, both = Setting("bert", "bert", 32, weights), mixed()
     batch = collate(both, range(8))
     [(_, term)] = setting.objective.terms.values()
-    view = View(setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher)), None, batch)
+    view = TermInputs(
+        setting.learner(batch.inputs, setting.teacher(batch, setting.learner.wanted_of_teacher)), None, batch
+    )
     labels = examples().labels[:3]
     right = np.eye(8, dtype=bool)
     right[:3, :3] |= labels[:, None] == labels[None]
@@ -104,7 +108,7 @@ def test_rows_without_labels_are_right_for_themselves_alone():
 
 
 def test_an_epoch_of_a_mixture_has_all_labelled_rows_and_others_drawn_anew():
-    mixture = Mixture(np.arange(6), np.arange(6, 40), 12)
+    mixture = EpochSampler(np.arange(6), np.arange(6, 40), 12)
     lengths = np.arange(40) % 7 + 1
     epochs = [epoch_batches(lengths, 4, seed=3, epoch=number, mixture=mixture) for number in range(3)]
     assert [len(batches) for batches in epochs] == [steps_per_epoch(lengths, 4, mixture=mixture)] * 3 == [5] * 3
@@ -115,7 +119,7 @@ def test_an_epoch_of_a_mixture_has_all_labelled_rows_and_others_drawn_anew():
     assert rows[0] != rows[1] != rows[2]
     assert epochs[1] == epoch_batches(lengths, 4, seed=3, epoch=1, mixture=mixture)
     assert epoch_batches(lengths, 4, 3, 1) == epoch_batches(
-        lengths, 4, 3, 1, mixture=Mixture(np.arange(40), np.arange(0), 0)
+        lengths, 4, 3, 1, mixture=EpochSampler(np.arange(40), np.arange(0), 0)
     )
 
 
@@ -267,7 +271,7 @@ def test_a_pair_task_takes_pairs_and_refuses_lines(kdalign, tmp_path):
     assert "one text a line, and task 'mrpc' reads pairs (sentence1, sentence2)" in one_line(err)
 
 
-class Watching(Silent):
+class Watching(NullObserver):
     """Someone who keeps what is said, and presses Ctrl-C after a step."""
 
     def __init__(self, step=None):
@@ -306,8 +310,8 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     from conftest import make_tokenizer, tiny_config
     from transformers import BertModel
 
-    from kdalign.distillation.tokenize import config_of, read_texts, tokenizer_of
-    from kdalign.training.finetuning import kept_teacher
+    from kdalign.distillation.tokenize import config_of, student_tokenizer, tokenize_run
+    from kdalign.training.finetuning import cached_teacher_path
 
     make_tokenizer(tmp_path / "bare", "bert")
     BertModel(tiny_config("bert", 2)).save_pretrained(tmp_path / "bare")
@@ -318,8 +322,8 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     ]
     places = []
     for run in runs:
-        texts = read_texts(run, tokenizer_of(run), config_of(run, tokenizer_of(run)))
-        places.append(kept_teacher(run.teacher, run.task, texts.labelled, run.recipe.finetune, 1, "cpu", False))
+        texts = tokenize_run(run, student_tokenizer(run), config_of(run, student_tokenizer(run)))
+        places.append(cached_teacher_path(run.teacher, run.task, texts.labelled, run.recipe.finetune, 1, "cpu", False))
     assert places[0] == places[1]
     distill(runs[0].recipe)
     assert (places[1] / "config.json").is_file(), "of the labelled rows alone"

@@ -13,7 +13,7 @@ from conftest import one_line, sentences
 
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import RunError, UsageError
-from kdalign.evaluation.rescoring import _languages, verify, verify_evaluation, verify_run
+from kdalign.evaluation.rescoring import _languages, rescore, rescore_evaluation, rescore_run
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder
@@ -62,7 +62,7 @@ KINDS = ("classes", "cosines", "gpt2", "bert")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_score_of_a_run_is_what_its_answers_give(made, kind):
-    found = verify_run(made / kind)
+    found = rescore_run(made / kind)
     split = read_record(made / kind).scores["validation"]
     told = [*split["student"], *split["teacher"], split["agreement"], *split["calibration"].values()]
     assert (found.differences, found.untaken) == ((), ())
@@ -70,7 +70,7 @@ def test_every_score_of_a_run_is_what_its_answers_give(made, kind):
 
 
 def test_a_run_without_a_teacher_is_verified_too(made):
-    found = verify_run(made / "gpt2-teacher")
+    found = rescore_run(made / "gpt2-teacher")
     assert (found.scores, found.differences, found.untaken) == (4, (), ())
 
 
@@ -89,7 +89,7 @@ def test_each_edited_score_is_found_though_hashes_and_seal_were_made_right_again
         score = edited["validation"][who] if who == "agreement" else edited["validation"][who][number]
         before, score["value"] = score["value"], score["value"] * (1 + 1e-7)
         RunFolder(run).write_record(replace(record, scores=edited))
-        found = verify_run(run)
+        found = rescore_run(run)
         [line] = found.differences
         assert line.startswith(f"run {str(run)!r}, validation: ")
         assert f"{'' if who == 'agreement' else who + ' '}{score['metric']} is told as {score['value']:.12g}" in line
@@ -104,7 +104,7 @@ def test_an_edited_interval_or_number_of_examples_is_found(made, tmp_path, end):
     edited = copy.deepcopy(record.scores)
     edited["validation"]["student"][1][end] += 1
     RunFolder(run).write_record(replace(record, scores=edited))
-    [line] = verify_run(run).differences
+    [line] = rescore_run(run).differences
     assert "student f1 " in line
 
 
@@ -116,9 +116,9 @@ def test_edited_answers_are_found(made, tmp_path):
     table["prediction"] = table["label"]
     table.to_parquet(file)
     with pytest.raises(UsageError, match=r"predictions/validation\.parquet was changed"):
-        verify_run(run)
+        rescore_run(run)
     RunFolder(run).write_record(read_record(run))
-    assert any("student accuracy" in line and "give 100" in line for line in verify_run(run).differences)
+    assert any("student accuracy" in line and "give 100" in line for line in rescore_run(run).differences)
 
 
 def test_compare_verifies_and_says_so(kdalign, made):
@@ -134,7 +134,7 @@ def test_a_teacher_whose_logits_are_not_kept_is_said_to_be_unverified_there(made
     table = pd.read_parquet(file)
     table.drop(columns=[name for name in table if name.startswith("teacher_logit/")]).to_parquet(file)
     RunFolder(run).write_record(read_record(run))
-    found = verify_run(run)
+    found = rescore_run(run)
     assert found.differences == ()
     assert any("teacher ece was not taken again: its logits are not kept" in line for line in found.untaken)
 
@@ -146,7 +146,7 @@ def test_an_edited_calibration_is_found(made, tmp_path):
     edited = copy.deepcopy(record.scores)
     edited["validation"]["calibration"]["student"]["value"] += 1
     RunFolder(run).write_record(replace(record, scores=edited))
-    [line] = verify_run(run).differences
+    [line] = rescore_run(run).differences
     assert "student ece is told as" in line
 
 
@@ -186,9 +186,9 @@ def evaluated(kdalign, made, data, texts, tmp_path):
 
 
 def test_an_evaluations_scores_are_what_its_answers_give(evaluated):
-    found = verify_evaluation(evaluated / "classes.json")
+    found = rescore_evaluation(evaluated / "classes.json")
     assert (found.scores, found.differences, found.untaken) == (7, (), ())
-    found = verify_evaluation(evaluated / "texts.json")
+    found = rescore_evaluation(evaluated / "texts.json")
     assert found.differences == ()
     # Two models by four metrics, two baselines by two; how likely the unigram finds words is kept nowhere.
     assert found.scores == 12
@@ -199,7 +199,7 @@ def test_an_evaluation_is_verified_where_it_was_moved_to(evaluated):
     (evaluated / "moved").mkdir()
     for name in ("classes.json", "classes"):
         shutil.move(evaluated / name, evaluated / "moved" / name)
-    assert verify_evaluation(evaluated / "moved" / "classes.json").scores == 7
+    assert rescore_evaluation(evaluated / "moved" / "classes.json").scores == 7
 
 
 @pytest.mark.parametrize("file", ["classes.json", "texts.json"])
@@ -213,13 +213,13 @@ def test_each_edited_score_of_an_evaluation_is_found(evaluated, file):
             edited["results"][number]["scores"][place]["value"] += 1e-6 * (1 + score["value"])
             (evaluated / "edited.json").write_text(json.dumps(edited))
             shutil.copytree(evaluated / file.removesuffix(".json"), evaluated / "edited", dirs_exist_ok=True)
-            [line] = verify([evaluated / "edited.json"]).differences
+            [line] = rescore([evaluated / "edited.json"]).differences
             assert f"{result['model']}, {result['split']}: {score['metric']} is told as" in line
 
 
 def test_an_evaluation_without_its_answers_is_said_to_be_so(evaluated):
     shutil.rmtree(evaluated / "classes")
-    found = verify([evaluated / "classes.json"])
+    found = rescore([evaluated / "classes.json"])
     assert found.scores == 0
     assert "the answers behind accuracy, f1, ece, agreement are not beside it" in found.untaken[0]
     found.check()
@@ -233,7 +233,7 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
         score["value"] += 1
     RunFolder(tmp_path / "run").write_record(replace(record, scores=edited))
     with pytest.raises(RunError, match=r"and 5 more$"):
-        verify_run(tmp_path / "run").check()
+        rescore_run(tmp_path / "run").check()
 
 
 @pytest.mark.parametrize(
@@ -245,9 +245,11 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
     ],
 )
 def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(columns, who):
-    from kdalign.evaluation.rescoring import Answers, _without_numbers
+    from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
 
-    found = _without_numbers(Answers(pd.DataFrame({"prediction": [0, 0], **columns}), METRICS), "run 'x', validation")
+    found = _without_numbers(
+        RecordedAnswers(pd.DataFrame({"prediction": [0, 0], **columns}), METRICS), "run 'x', validation"
+    )
     [line] = found.differences
     assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept answers are no numbers")
     with pytest.raises(RunError):
@@ -255,10 +257,10 @@ def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(colu
 
 
 def test_answers_that_a_model_never_gives_are_numbers():
-    from kdalign.evaluation.rescoring import Answers, _without_numbers
+    from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
 
     columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
-    assert not _without_numbers(Answers(pd.DataFrame(columns), METRICS), "x").differences
+    assert not _without_numbers(RecordedAnswers(pd.DataFrame(columns), METRICS), "x").differences
 
 
 def test_texts_are_scored_again_in_every_language_that_counts_otherwise():

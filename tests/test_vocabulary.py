@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.models.lm_head import Head, block_rows, vocabulary_scores
+from kdalign.models.lm_head import LMHead, block_rows, vocabulary_scores
 from kdalign.objective import losses
 from kdalign.objective.losses.lm_head import vocabulary_losses
 
@@ -23,8 +23,8 @@ def problem(n=11, vocabulary=13, theirs=13, dtype=torch.float32, bias=True, soft
     torch.manual_seed(3)
     student, teacher = torch.randn(n, 6, dtype=dtype, requires_grad=True), torch.randn(n, 4, dtype=dtype)
     offset = torch.randn(vocabulary, dtype=dtype, requires_grad=True) if bias else None
-    head = Head(torch.randn(vocabulary, 6, dtype=dtype, requires_grad=True), offset, softcap)
-    return student, head, torch.randint(vocabulary, (n,)), teacher, Head(torch.randn(theirs, 4, dtype=dtype))
+    head = LMHead(torch.randn(vocabulary, 6, dtype=dtype, requires_grad=True), offset, softcap)
+    return student, head, torch.randint(vocabulary, (n,)), teacher, LMHead(torch.randn(theirs, 4, dtype=dtype))
 
 
 def learned(student, head):
@@ -106,7 +106,7 @@ def test_probabilities_that_underflow_give_finite_losses_and_gradients(kind, by_
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
     assert student.grad.isfinite().all()
     features = torch.tensor([[-1.0, 1.0]], requires_grad=True)
-    heads = Head((200 * torch.eye(2)).requires_grad_()), Head(-200 * torch.eye(2))
+    heads = LMHead((200 * torch.eye(2)).requires_grad_()), LMHead(-200 * torch.eye(2))
     total, _, soft_sum = vocabulary_losses(
         features, heads[0], torch.tensor([0]), hard=1.0, soft=1.0,
         teacher=features.detach(), teacher_head=heads[1], divergence=kind,
@@ -123,7 +123,7 @@ def test_gradients_of_features_weight_and_bias_are_those_of_the_total(kind):
 
     def total(student, weight, bias):
         return vocabulary_losses(
-            student, Head(weight, bias, softcap=2.0), labels, hard=0.7, soft=0.4,
+            student, LMHead(weight, bias, softcap=2.0), labels, hard=0.7, soft=0.4,
             teacher=teacher, teacher_head=teacher_head, divergence=kind, temperature=1.5, rows=3,
         )[0]  # fmt: skip
 
@@ -182,14 +182,14 @@ def test_a_student_equal_to_its_teacher_has_no_soft_loss_and_no_gradient():
 def test_a_weight_tied_to_the_embeddings_gets_the_gradients_of_both_uses():
     weight, labels = torch.nn.Parameter(torch.randn(13, 6)), torch.randint(13, (7,))
     tokens = torch.randint(13, (7,))
-    vocabulary_losses(F.embedding(tokens, weight).tanh(), Head(weight), labels, hard=1.0, soft=0.0)[0].backward()
+    vocabulary_losses(F.embedding(tokens, weight).tanh(), LMHead(weight), labels, hard=1.0, soft=0.0)[0].backward()
     whole = F.cross_entropy(F.embedding(tokens, weight).tanh() @ weight.T, labels, reduction="sum")
     torch.testing.assert_close(weight.grad, torch.autograd.grad(whole, weight)[0])
 
 
 def test_only_the_total_has_a_gradient_and_only_for_what_learns():
     student, head, labels, teacher, teacher_head = problem()
-    frozen = Head(head.weight.detach(), head.bias)
+    frozen = LMHead(head.weight.detach(), head.bias)
     teacher_head.weight.requires_grad_()
     total, hard_sum, soft_sum = vocabulary_losses(
         student, frozen, labels, hard=1.0, soft=1.0, teacher=teacher.requires_grad_(), teacher_head=teacher_head
@@ -245,7 +245,7 @@ def test_products_in_bfloat16_come_close_and_every_gradient_has_its_tensors_prec
     for found, exact in zip(torch.autograd.grad(total, learned(student, head)), expected, strict=True):
         assert found.dtype == torch.float32
         assert (found - exact).norm() < 2e-2 * exact.norm()
-    small = Head(head.weight.detach().bfloat16().requires_grad_())
+    small = LMHead(head.weight.detach().bfloat16().requires_grad_())
     vocabulary_losses(student.detach().bfloat16(), small, labels, hard=1.0, soft=0.0)[0].backward()
     assert small.weight.grad.dtype == torch.bfloat16
 
@@ -314,15 +314,15 @@ def test_entries_that_are_never_given_count_as_numbers_and_others_do_not():
     from kdalign.errors import NotFinite
 
     features, labels = torch.eye(3), torch.tensor([0, 1, 2])
-    never = Head(torch.eye(3).repeat(2, 1), torch.tensor([0.0, 0.0, 0.0, -1e9, -torch.inf, -torch.inf]))
+    never = LMHead(torch.eye(3).repeat(2, 1), torch.tensor([0.0, 0.0, 0.0, -1e9, -torch.inf, -torch.inf]))
     nll, best = vocabulary_scores(features, never, labels)
     assert nll.isfinite().all()
     assert best.tolist() == [0, 1, 2]
     given = vocabulary_scores(features, never, torch.tensor([0, 1, 4]))[0]
     assert given.tolist()[2] == torch.inf, "a token that the model never gives"
     for bad in (torch.nan, torch.inf):
-        head = Head(torch.eye(3), torch.tensor([0.0, 0.0, bad]))
+        head = LMHead(torch.eye(3), torch.tensor([0.0, 0.0, bad]))
         with pytest.raises(NotFinite, match="3 of 3 tokens"):
             vocabulary_scores(features, head, torch.tensor([0, 1, 1]))
     with pytest.raises(NotFinite, match="3 of 3"):
-        vocabulary_scores(features, Head(torch.eye(3), torch.full((3,), -torch.inf)), labels)
+        vocabulary_scores(features, LMHead(torch.eye(3), torch.full((3,), -torch.inf)), labels)

@@ -14,8 +14,15 @@ from transformers import AutoTokenizer
 
 from kdalign.data.batches import IGNORED
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import note_on_special_words, start_of
-from kdalign.data.windows import FEW, counted, encode_causal, encode_permuted, encode_pseudo, windows
+from kdalign.data.tokenization import special_token_note, start_token
+from kdalign.data.windows import (
+    FEW,
+    count_words_and_bytes,
+    tokenize_causal_windows,
+    tokenize_permuted_windows,
+    tokenize_pseudo_windows,
+    windows,
+)
 from kdalign.evaluation import likelihood
 
 TEXTS = [*sentences(6, 11)[0], " ".join(sentences(12, 12)[0])]
@@ -43,7 +50,7 @@ def test_windows_by_hand():
 def naive_causal(kind, text, length, stride):
     """One window after another, one at a time, all logits in float64: (nll, tokens)."""
     net, reads = model(kind).double(), tokenizer("causal")
-    whole = [*start_of(reads), *reads(text, add_special_tokens=False)["input_ids"]]
+    whole = [*start_token(reads), *reads(text, add_special_tokens=False)["input_ids"]]
     total, count, end = 0.0, 0, 0
     while end < len(whole) - 1:
         asked, end = end, min(end + (stride if end else length), len(whole) - 1)
@@ -59,8 +66,8 @@ def naive_causal(kind, text, length, stride):
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_a_causal_likelihood_is_that_of_a_naive_loop_in_float64(kind):
     for stride in (16, 7):
-        encoded = encode_causal(TEXTS, tokenizer("causal"), 16, stride)
-        answers = likelihood.answer(model(kind).double(), encoded)
+        encoded = tokenize_causal_windows(TEXTS, tokenizer("causal"), 16, stride)
+        answers = likelihood.predict_tokens(model(kind).double(), encoded)
         expected = [naive_causal(kind, text, 16, stride) for text in TEXTS]
         assert answers.nll.sum() == pytest.approx(sum(nll for nll, _ in expected), rel=1e-9)
         assert answers.tokens.sum() == sum(count for _, count in expected)
@@ -73,7 +80,7 @@ def test_transformers_documented_loop_at_a_stride_gives_the_same_perplexity():
     ids = ids[: length - 1 + stride * ((len(ids) - length + 1) // stride)]  # so that its last window is whole, too
     text = reads.decode(ids)
     assert reads(text, add_special_tokens=False)["input_ids"] == ids
-    whole = torch.tensor([[*start_of(reads), *ids]])
+    whole = torch.tensor([[*start_token(reads), *ids]])
     nll, count, before = 0.0, 0, 0
     for begin in range(0, whole.size(1), stride):
         end = min(begin + length, whole.size(1))
@@ -85,7 +92,7 @@ def test_transformers_documented_loop_at_a_stride_gives_the_same_perplexity():
         nll, count, before = nll + float(loss) * tokens, count + tokens, end
         if end == whole.size(1):
             break
-    answers = likelihood.answer(net, encode_causal([text], reads, length - 1, stride))
+    answers = likelihood.predict_tokens(net, tokenize_causal_windows([text], reads, length - 1, stride))
     assert answers.tokens.sum() == count
     assert math.exp(answers.nll.sum() / answers.tokens.sum()) == pytest.approx(math.exp(nll / count), rel=1e-6)
 
@@ -112,8 +119,8 @@ def naive_pseudo(kind, text, within):
 @pytest.mark.parametrize("within", [True, False])
 def test_a_pseudo_likelihood_is_that_of_a_naive_loop_in_float64(kind, within):
     texts = ["unlikely words: zqxj", *TEXTS[:4]]  # the first is spelled by pieces
-    encoded = encode_pseudo(texts, tokenizer("masked"), 60, within)
-    answers = likelihood.answer(model(kind).double(), encoded)
+    encoded = tokenize_pseudo_windows(texts, tokenizer("masked"), 60, within)
+    answers = likelihood.predict_tokens(model(kind).double(), encoded)
     expected = [naive_pseudo(kind, text, within) for text in texts]
     assert answers.nll.sum() == pytest.approx(sum(nll for nll, _ in expected), rel=1e-8)
     assert answers.tokens.sum() == sum(count for _, count in expected)
@@ -121,7 +128,7 @@ def test_a_pseudo_likelihood_is_that_of_a_naive_loop_in_float64(kind, within):
 
 def test_what_follows_in_a_word_is_masked_with_it_and_what_precedes_is_seen():
     reads = tokenizer("masked")
-    encoded = encode_pseudo(["zqxj film"], reads, 60)
+    encoded = tokenize_pseudo_windows(["zqxj film"], reads, 60)
     word = [number for number, name in enumerate(reads("zqxj film").word_ids(0)) if name == 0]
     rows = [encoded.corrupt({name: column[row] for name, column in encoded.columns.items()}, None) for row in range(3)]
     for row, position in zip(rows, word, strict=False):
@@ -132,7 +139,7 @@ def test_what_follows_in_a_word_is_masked_with_it_and_what_precedes_is_seen():
 
 def test_a_long_text_is_masked_in_parts_of_which_each_token_counts_once():
     reads = tokenizer("masked")
-    encoded = encode_pseudo([TEXTS[-1]], reads, 16)
+    encoded = tokenize_pseudo_windows([TEXTS[-1]], reads, 16)
     assert len(encoded) == len(reads(TEXTS[-1], add_special_tokens=False)["input_ids"])
     assert encoded.lengths.max() == 16
     assert len(set(encoded.groups.tolist())) == math.ceil(len(encoded) / 14)  # an interval resamples parts
@@ -141,8 +148,8 @@ def test_a_long_text_is_masked_in_parts_of_which_each_token_counts_once():
 def test_a_permutation_likelihood_is_that_of_one_token_after_another():
     net, reads = model("xlnet"), tokenizer("permutation")  # whose code computes positions in float32
     for length, stride in ((64, None), (16, 5), (16, None)):
-        encoded = encode_permuted(TEXTS, reads, length, stride)
-        answers = likelihood.answer(net, encoded)
+        encoded = tokenize_permuted_windows(TEXTS, reads, length, stride)
+        answers = likelihood.predict_tokens(net, encoded)
         total = count = 0
         for text in TEXTS:
             content = reads(text, add_special_tokens=False)["input_ids"]
@@ -172,7 +179,7 @@ def test_a_permutation_likelihood_is_that_of_one_token_after_another():
 
 def test_a_token_does_not_see_itself_when_a_permutation_model_predicts_it():
     net, reads = model("xlnet"), tokenizer("permutation")
-    one, other = (encode_permuted([text], reads, 64) for text in ("the film was great", "the film was awful"))
+    one, other = (tokenize_permuted_windows([text], reads, 64) for text in ("the film was great", "the film was awful"))
     ours, theirs = (net(**batch_of(each)).logits[0] for each in (one, other))
     ids = one.columns["input_ids"][0]
     different = next(i for i, (a, b) in enumerate(zip(ids, other.columns["input_ids"][0], strict=True)) if a != b)
@@ -189,7 +196,7 @@ def batch_of(encoded):
 
 def test_words_and_bytes_are_of_what_is_asked_for():
     reads = tokenizer("causal")
-    encoded = encode_causal(["great  café\n", "x"], reads, 16)
+    encoded = tokenize_causal_windows(["great  café\n", "x"], reads, 16)
     assert (encoded.words, encoded.bytes) == (3, len("great  café\nx".encode()))
     # A permutation model is given the first token: with it go its bytes, and its word if it is a whole one.
     reads = tokenizer("permutation")
@@ -197,22 +204,22 @@ def test_words_and_bytes_are_of_what_is_asked_for():
         places = reads(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         first = places[1][0] if len(places) > 1 else len(text)
         whole = text[first : first + 1].strip() == ""
-        encoded = encode_permuted([text], reads, 16)
+        encoded = tokenize_permuted_windows([text], reads, 16)
         assert encoded.bytes == len(text.encode()) - len(text[:first].encode())
         assert encoded.words == len(text.split()) - whole
 
 
 def test_a_given_beginning_takes_its_whole_words_along_whether_or_not_its_blank_is_with_it():
-    assert counted(["the film"], ["the"]) == (1, 5)
-    assert counted(["the film"], ["the "]) == (1, 4)
-    assert counted(["the film"], ["th"]) == (2, 6)
+    assert count_words_and_bytes(["the film"], ["the"]) == (1, 5)
+    assert count_words_and_bytes(["the film"], ["the "]) == (1, 4)
+    assert count_words_and_bytes(["the film"], ["th"]) == (2, 6)
 
 
 def test_many_texts_are_resampled_as_wholes_and_few_by_their_rows():
     reads = tokenizer("causal")
-    few = encode_causal(TEXTS, reads, 8)
+    few = tokenize_causal_windows(TEXTS, reads, 8)
     assert few.groups is None
-    many = encode_causal(TEXTS * FEW, reads, 8)
+    many = tokenize_causal_windows(TEXTS * FEW, reads, 8)
     assert len(many) > len(set(many.groups.tolist())) == len(TEXTS * FEW)
     assert np.array_equal(many.take([3, 1]).groups, many.groups[[3, 1]])
 
@@ -221,12 +228,12 @@ def test_words_that_are_read_as_special_tokens_are_counted(tmp_path):
     make_tokenizer(tmp_path, "bert")
     reads = AutoTokenizer.from_pretrained(tmp_path)
     texts = ("a film [SEP] good", "a good film", "[MASK] a [SEP]")
-    said = note_on_special_words(Examples("validation", (texts, texts), None), reads)
+    said = special_token_note(Examples("validation", (texts, texts), None), reads)
     assert said.startswith("validation: 2 of 3 texts have words that the tokenizer reads as special tokens")
     assert said.endswith("('[SEP]', '[MASK]')")
-    assert note_on_special_words(Examples("validation", (texts[1:2],), None), reads) == ""
+    assert special_token_note(Examples("validation", (texts[1:2],), None), reads) == ""
     reads.split_special_tokens = True  # what the texts spell out stays text
-    assert note_on_special_words(Examples("validation", (texts,), None), reads) == ""
+    assert special_token_note(Examples("validation", (texts,), None), reads) == ""
 
 
 def test_an_evaluation_says_what_stands_for_a_start_token_and_which_texts_hold_special_tokens(kdalign, tmp_path):

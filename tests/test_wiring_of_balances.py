@@ -9,18 +9,18 @@ from accelerate import Accelerator
 from test_contract import Setting
 
 from kdalign.data.batches import micro_batches
-from kdalign.objective.balancing import BALANCES, Balance, Pace
+from kdalign.objective.balancing import BALANCES, LossBalancer, PaceBalance
 from kdalign.objective.objective import Objective
-from kdalign.objective.terms import Unit, Vocabulary
+from kdalign.objective.terms import LMHeadLoss, Unit
 from kdalign.objective.units import count_units
-from kdalign.observer import Silent
-from kdalign.recipe import Objective as Weights
-from kdalign.recipe import Train
+from kdalign.observer import NullObserver
+from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
-from kdalign.training.diagnostics import Sight, freeze_unreached, gradient_norms, measured
+from kdalign.training.diagnostics import StepViewer, freeze_unreached, gradient_norms, measure_terms
 from kdalign.training.loop import _step, train
 from kdalign.training.optimizer import make_optimizer
-from kdalign.training.task_trainer import Course, Stage
+from kdalign.training.task_trainer import Stage, TrainTask
 
 CPU = torch.device("cpu")
 WEIGHTS = Weights(
@@ -38,12 +38,12 @@ class Run:
         self.learner.balance = balance(self.objective.names) if balance is not None else None
         self.folder, self.balance = RunFolder(folder), self.learner.balance
         given = {"micro_batch": 4, "scheduler": "constant", "warmup": 0, "device": "cpu", **settings}
-        self.train = Train(batch_size=8, precision="fp32", **given)
+        self.train = TrainSettings(batch_size=8, precision="fp32", **given)
 
     def __call__(self):
         stages = [Stage(0.0, self.objective)]
-        course = Course("sst2", self.learner, self.setting.teacher, stages, self.setting.data, self.folder)
-        train([course], self.train, Accelerator(cpu=True), self.folder, Silent())
+        course = TrainTask("sst2", self.learner, self.setting.teacher, stages, self.setting.data, self.folder)
+        train([course], self.train, Accelerator(cpu=True), self.folder, NullObserver())
         return self
 
     def teach(self, batch):
@@ -55,15 +55,15 @@ class Run:
         return [event for event in events if event["kind"] == "step"]
 
 
-class Watching(Balance):
+class Watching(LossBalancer):
     """Triples each weight, and keeps what it is shown."""
 
     def __init__(self, names):
         super().__init__(names)
         self.shown, self.asked = [], []
 
-    def saw(self, parts):
-        super().saw(parts)
+    def update(self, parts):
+        super().update(parts)
         self.shown.append(dict(parts))
 
     def factors(self, names):
@@ -105,7 +105,7 @@ def test_a_micro_batchs_part_of_a_step_is_one_of_all_ranks_micro_batches(tmp_pat
 
 
 LOOKS = {
-    "measured": lambda see, run, share: measured(see, run.objective, share, 0),
+    "measured": lambda see, run, share: measure_terms(see, run.objective, share, 0),
     "gradients": lambda see, run, share: gradient_norms(see, run.learner.student, run.objective, share[0], 0),
     "reached": lambda see, run, share: freeze_unreached(run.learner, see.teach, run.objective, run.setting.data, CPU),
 }
@@ -116,7 +116,7 @@ def test_a_look_leaves_nothing_in_a_queue(look, tmp_path):
     run = Run(None, tmp_path)
     [term] = run.objective.modules.values()
     share = micro_batches(run.setting.data, range(8), 0, 1, 4)
-    LOOKS[look](Sight(run.learner, run.teach, Accelerator(cpu=True), 0), run, share)
+    LOOKS[look](StepViewer(run.learner, run.teach, Accelerator(cpu=True), 0), run, share)
     run.objective.remember(count_units(share))
     assert term.queue.numbers.tolist() == [-1] * 40
 
@@ -156,17 +156,17 @@ def test_uncertainties_go_down_their_own_gradient_unclipped_at_fifty_times_the_r
 
 
 def test_a_balance_scales_a_vocabularys_parts_too():
-    objective = Objective({}, Vocabulary(hard=0.25, soft=0.75))
+    objective = Objective({}, LMHeadLoss(hard=0.25, soft=0.75))
     assert objective.scaled({"hard": 2.0, "soft": 4.0}).weights == {"hard": 0.5, "soft": 3.0}
     assert objective.scaled({"soft": 4.0}).weights == {"hard": 0.25, "soft": 3.0}
 
 
 def test_a_window_of_pace_is_fifty_steps():
-    pace = Pace(["a", "b"])
+    pace = PaceBalance(["a", "b"])
     for step in range(100):
         if step == 99:
             assert pace.factors(["a", "b"]) == pytest.approx({"a": 1 / 8, "b": 1 / 2})
-        pace.saw({"a": 8.0 if step < 50 else 4.0, "b": 2.0})
+        pace.update({"a": 8.0 if step < 50 else 4.0, "b": 2.0})
     slow = 2 / (1 + math.exp(-0.25))  # 2 e^(1/2) / (e^(1/4) + e^(1/2))
     assert pace.factors(["a", "b"]) == pytest.approx({"a": (2 - slow) / 8, "b": slow / 2})
 
@@ -183,7 +183,7 @@ def test_a_balance_counts_a_step_once_and_learns_nothing_of_a_term_that_had_noth
     assert int(run.balance.seen[hard]) == there + (1 if there else 0)
     penalty = BALANCES["uncertainty"](["hard", "soft"])
     parts = {"hard": torch.tensor(0.0), "soft": torch.tensor(2.0)}
-    absent = run.objective.asked(parts, {unit: float(unit is not Unit.LABELLED) for unit in Unit})
+    absent = run.objective.present_terms(parts, {unit: float(unit is not Unit.LABELLED) for unit in Unit})
     found = penalty.penalty(absent, {"hard": 0.3, "soft": 0.7}, 1.0)
     found.backward()
     assert penalty.logs.grad.tolist() == pytest.approx([0.0, -0.7 * 2 + 0.5])

@@ -22,9 +22,9 @@ from kdalign.data.batches import collate
 from kdalign.models.architecture import Layer, describe
 from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import Unit, View
+from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ class Scene:
         lengths = torch.linspace(0.5, 2, 14)[:, None]  # layer norms would leave all features of one length
         for kept in (taught.hidden, student.targets):
             kept |= {key: each * lengths for key, each in kept.items()}
-        return View(*(_half(each) if half else each for each in (student, taught)), batch)
+        return TermInputs(*(_half(each) if half else each for each in (student, taught)), batch)
 
     def part(self, view):
         """What the objective gives."""

@@ -11,8 +11,8 @@ behind its name in the recipe, but for ``weight``, is given to it by name.
 
 import torch
 
-from kdalign.objective.terms import Signal, Unit, View
-from kdalign.objective.terms.registry import Setting
+from kdalign.objective.terms import Signal, TermInputs, Unit
+from kdalign.objective.terms.registry import TermContext
 
 
 class ConfidenceGap:
@@ -21,12 +21,12 @@ class ConfidenceGap:
     needs = frozenset({Signal.LOGITS})
     unit = Unit.EXAMPLE
 
-    def __init__(self, setting: Setting, power: float = 2.0) -> None:
+    def __init__(self, setting: TermContext, power: float = 2.0) -> None:
         if setting.classes < 2:
             raise ValueError("a score has no confidence")
         self.power = power
 
-    def __call__(self, view: View) -> torch.Tensor:
+    def __call__(self, view: TermInputs) -> torch.Tensor:
         """The sum over examples, each in 0..1."""
         student, teacher = (each.float().softmax(-1).amax(-1) for each in (view.student.logits, view.taught.logits))
         return torch.where(view.batch.counted, (student - teacher).abs() ** self.power, 0).sum()

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from kdalign.alignment.layer_maps import Alike
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections, first_weight
-from kdalign.alignment.propose import remap
+from kdalign.alignment.propose import remap_plan
 from kdalign.alignment.similarity import LEAST_TOKENS, similarities
-from kdalign.data.batches import Batch, Encoded, some
+from kdalign.data.batches import Batch, TokenizedSplit, sample_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, blocks
-from kdalign.models.capture import Signals, Wanted, answering, recording
+from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode
 from kdalign.models.teacher import Teacher
 
 CALIBRATION_TOKENS = 16_384
@@ -42,7 +42,7 @@ def calibrate(
     counts: dict[Layer, int] = {}
     for batch in batches:
         batch = batch.to(device)
-        signals = teacher(batch, Wanted(hidden=layers))
+        signals = teacher(batch, CaptureSpec(hidden=layers))
         for layer, hidden in signals.hidden.items():
             real = hidden[_positions(plan, batch, layer.stack)].double()
             counts[layer] = counts.get(layer, 0) + len(real)
@@ -58,11 +58,11 @@ def calibrate(
     return plan.with_statistics(statistics)
 
 
-def mapped(
+def measure_layer_map(
     plan: Plan,
     teacher: PreTrainedModel,
     student: PreTrainedModel,
-    encoded: Encoded,
+    encoded: TokenizedSplit,
     special: Sequence[int],
     texts: str,
     seed: int,
@@ -78,12 +78,12 @@ def mapped(
         texts: what they are called.
         seed: of the few.
     """
-    batches = list(some(encoded, seed, SIMILARITY_TOKENS))
-    alike_layers, tokens = alike(plan, teacher, student, batches, special, student.device)
-    return remap(plan, alike_layers, f"{tokens:,} tokens of {texts}")
+    batches = list(sample_batches(encoded, seed, SIMILARITY_TOKENS))
+    alike_layers, tokens = measure_similarities(plan, teacher, student, batches, special, student.device)
+    return remap_plan(plan, alike_layers, f"{tokens:,} tokens of {texts}")
 
 
-def alike(
+def measure_similarities(
     plan: Plan,
     teacher: PreTrainedModel,
     student: PreTrainedModel,
@@ -157,7 +157,7 @@ def _gathered(
     return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
 
 
-def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Signals]:
+def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Activations]:
     """The student's signals and the teacher's, at the student's positions."""
     student, teacher = both
     yield _features(student, batch.inputs)
@@ -165,9 +165,9 @@ def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> I
     yield signals if batch.matching is None else signals.moved(batch.matching)
 
 
-def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Signals:
+def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
     body = model.base_model
-    with answering(body), recording(model, Wanted(hidden=frozenset(blocks(model)))) as signals:
+    with inference_mode(body), capture(model, CaptureSpec(hidden=frozenset(blocks(model)))) as signals:
         body(**accepted_inputs(body, inputs))
     return signals
 

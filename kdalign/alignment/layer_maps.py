@@ -45,6 +45,6 @@ def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
     return found
 
 
-def needs_measuring(choice: str) -> bool:
+def is_measured_map(choice: str) -> bool:
     """Whether a map can only be chosen once both models have read some text."""
     return choice in MEASURED or names_code(choice)

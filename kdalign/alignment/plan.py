@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdalign.alignment.layer_maps import MEASURED, needs_measuring
+from kdalign.alignment.layer_maps import MEASURED, is_measured_map
 from kdalign.errors import UsageError, unknown
 from kdalign.files import parse_json, read_text
 from kdalign.models.architecture import CROSS, Architecture, Layer, Stack
@@ -118,12 +118,12 @@ class HeadMix:
     teacher_heads: int
 
 
-def blend(student: Layer) -> Layer:
+def mixture_layer(student: Layer) -> Layer:
     """What a student layer is compared with where it attends to several teacher layers: the mean it makes of them."""
     return Layer(f"{student.stack}_all", student.number)
 
 
-def crossed(layer: Layer) -> Layer:
+def cross_attention_layer(layer: Layer) -> Layer:
     """In a decoder, the attention to the encoder that stands beside a layer, or beside a blend of layers."""
     return Layer(layer.stack.replace("decoder", CROSS), layer.number)
 
@@ -172,7 +172,9 @@ class Plan:
             pairs = self.pairs_of(one) if self.heads == "mix" and ours.heads != theirs.heads else ()
             found += [HeadMix(student, teacher, ours.heads, theirs.heads) for student, teacher, _ in pairs]
             for student, teacher, _ in pairs if crossing else ():
-                found.append(HeadMix(crossed(student), crossed(teacher), ours.heads, theirs.heads))
+                found.append(
+                    HeadMix(cross_attention_layer(student), cross_attention_layer(teacher), ours.heads, theirs.heads)
+                )
         return tuple(found)
 
     @property
@@ -191,11 +193,11 @@ class Plan:
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
             self._check(one, teacher, student)
-        if self.choice and not needs_measuring(self.choice):
+        if self.choice and not is_measured_map(self.choice):
             raise unknown("measured map", self.choice, MEASURED)
         if self.weighting != "static" and (self.attended or self.choice):
             raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
-        if self.projections != projections_for(self.teacher, self.student, self.maps, self.style, self.attended):
+        if self.projections != projection_shapes(self.teacher, self.student, self.maps, self.style, self.attended):
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
     def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
@@ -230,7 +232,7 @@ class Plan:
         shares: dict[Layer, float] = {}
         for ours, _, weight in pairs:
             shares[ours] = shares.get(ours, 0.0) + weight
-        return tuple((ours, blend(ours), weight) for ours, weight in shares.items())
+        return tuple((ours, mixture_layer(ours), weight) for ours, weight in shares.items())
 
     @property
     def teaching(self) -> tuple[Layer, ...]:
@@ -250,7 +252,7 @@ class Plan:
         """The calibrated variance of a teacher layer's features; of a blend, the mean of its layers'."""
         layers = [teacher_layer]
         if self.attended:
-            layers = [layer for layer in self.teaching if blend(layer).stack == teacher_layer.stack]
+            layers = [layer for layer in self.teaching if mixture_layer(layer).stack == teacher_layer.stack]
         return sum(self.statistics[f"variance/{layer}"] for layer in layers) / len(layers)
 
     @property
@@ -275,8 +277,8 @@ class Plan:
             lowest = sorted({ours for ours, _ in one.pairs})[:layers]
             kept = [(pair, weight) for pair, weight in zip(one.pairs, one.weights, strict=True) if pair[0] in lowest]
             pairs, weights = zip(*kept, strict=True)
-            maps.append(replace(one, pairs=pairs, weights=normalised_shares(weights, pairs)))
-        projections = projections_for(self.teacher, self.student, maps, self.style, self.attended)
+            maps.append(replace(one, pairs=pairs, weights=normalise_weights(weights, pairs)))
+        projections = projection_shapes(self.teacher, self.student, maps, self.style, self.attended)
         return replace(self, maps=tuple(maps), projections=projections)
 
     def fits(self, teacher: Architecture, student: Architecture) -> None:
@@ -288,8 +290,7 @@ class Plan:
         for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
             if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
                 raise UsageError(
-                    f"the plan is for the {word} {projection_shape(planned)}, "
-                    f"but the {word} is {projection_shape(given)}"
+                    f"the plan is for the {word} {describe_stacks(planned)}, but the {word} is {describe_stacks(given)}"
                 )
             if planned.family != given.family:
                 raise UsageError(
@@ -384,7 +385,7 @@ def relation_heads_for(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
     return [number for number in range(1, common + 1) if common % number == 0]
 
 
-def normalised_shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+def normalise_weights(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
     """lambda_l scaled to sum to 1; by a word equal, or in proportion to a student layer's rank from the bottom."""
     if weights == "ramp":
         layers = sorted({ours for ours, _ in pairs})
@@ -399,7 +400,7 @@ def normalised_shares(weights: Sequence[float] | str, pairs: Sequence[tuple[int,
     return tuple(weight / total for weight in weights)
 
 
-def projections_for(
+def projection_shapes(
     teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
 ) -> tuple[ProjectionShape, ...]:
     """Shapes of the projections that pairs of layers of different widths need."""
@@ -408,7 +409,7 @@ def projections_for(
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
         pairs = [(Layer(ours.name, one), Layer(theirs.name, other)) for one, other in layer_map.pairs]
         if attended:
-            pairs = [(one, blend(one)) for one in dict.fromkeys(one for one, _ in pairs)]
+            pairs = [(one, mixture_layer(one)) for one in dict.fromkeys(one for one, _ in pairs)]
         for pair in pairs[: 1 if style.shared else None] if ours.width != theirs.width else ():
             shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
     return tuple(shapes)
@@ -419,6 +420,7 @@ def _in_range(word: str, layer: int, stack: Stack) -> None:
         raise UsageError(f"the map names {word} layer {layer}; its {stack.name} has layers 0 to {stack.layers - 1}")
 
 
-def projection_shape(architecture: Architecture) -> str:
+def describe_stacks(architecture: Architecture) -> str:
+    """A model's type and the sizes of its stacks, for an error line."""
     stacks = ", ".join(f"{s.name} {s.layers} x {s.width}, {s.heads} heads" for s in architecture.stacks)
     return f"{architecture.model_type} ({stacks})"

@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from kdalign.alignment.layer_maps import LEARNED, MEASURED, TOP, Alike, measured_strategy, needs_measuring
+from kdalign.alignment.layer_maps import LEARNED, MEASURED, TOP, Alike, is_measured_map, measured_strategy
 from kdalign.alignment.plan import (
     LayerMap,
     Plan,
     ProjectionStyle,
-    normalised_shares,
-    projection_shape,
-    projections_for,
+    describe_stacks,
+    normalise_weights,
+    projection_shapes,
     relation_heads_for,
 )
 from kdalign.errors import UsageError
@@ -22,7 +22,7 @@ from kdalign.models.architecture import Architecture
 from kdalign.models.layer_selection import STRATEGIES, choose_layers
 
 
-def grown(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
+def progressive_plans(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
     """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
 
     Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
@@ -71,7 +71,7 @@ def propose(
     Raises:
         UsageError: a choice that is unknown or out of range.
     """
-    maps, chosen, measured = [], "", needs_measuring(choice)
+    maps, chosen, measured = [], "", is_measured_map(choice)
     if measured:
         measured_strategy(choice)
         if weights != "uniform":
@@ -97,18 +97,16 @@ def propose(
             chosen = "uniform" if choice == "auto" else choice
             words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
             pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
-        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalised_shares(weights, pairs)))
+        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(weights, pairs)))
     if not maps:
-        raise UsageError(
-            f"{projection_shape(teacher)} and {projection_shape(student)} have no stack in common to align"
-        )
+        raise UsageError(f"{describe_stacks(teacher)} and {describe_stacks(student)} have no stack in common to align")
     attended = choice == LEARNED
     if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
         raise UsageError(
             "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
             "align.start=random with align.side=student alone"
         )
-    projections = projections_for(teacher, student, maps, style, attended)
+    projections = projection_shapes(teacher, student, maps, style, attended)
     plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     accepted = relation_heads_for(plan.stacks)
@@ -136,7 +134,7 @@ def _by_depth(student: int, teacher: int) -> Alike:
     return alike
 
 
-def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
+def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
     """A plan with these similarities, and the map that they suggest where a measured one was asked for.
 
     Args:
@@ -154,14 +152,14 @@ def remap(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
     return replace(
         plan,
         maps=maps,
-        projections=projections_for(plan.teacher, plan.student, maps, plan.style, plan.attended),
+        projections=projection_shapes(plan.teacher, plan.student, maps, plan.style, plan.attended),
         chosen=f"{plan.choice} by likeness (CKA) over {source}",
         similarities=kept,
         statistics={},
     )
 
 
-def alternatives(plan: Plan) -> dict[str, float]:
+def map_similarities(plan: Plan) -> dict[str, float]:
     """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
 
     For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
@@ -188,7 +186,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
                 f"(student layer, teacher layer, weight) for each pair"
             ) from error
         try:
-            weights = normalised_shares([weight for *_, weight in flows], pairs)
+            weights = normalise_weights([weight for *_, weight in flows], pairs)
             maps.append(LayerMap(one.student_stack, one.teacher_stack, pairs, weights))
         except UsageError as error:
             raise UsageError(f"map {choice!r}: {error}") from None

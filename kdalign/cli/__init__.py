@@ -18,12 +18,36 @@ from typing import NoReturn
 
 from typer.exceptions import TyperException
 
-from kdalign.cli import ablate, card, compare, distill, evaluate, inspect  # each brings its commands
+from kdalign.cli import (  # each brings its commands
+    ablate,
+    card,
+    compare,
+    demo,
+    distill,
+    evaluate,
+    inspect,
+    map_layers,
+    profile,
+    recipe,
+)
 from kdalign.cli.options import PipeClosed, app
-from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shortened
-from kdalign.report.screen import never_failing, said_of_encodings
+from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shorten
+from kdalign.report.screen import encoding_note, replace_unencodable
 
-__all__ = ["ablate", "app", "card", "compare", "distill", "evaluate", "inspect", "main"]
+__all__ = [
+    "ablate",
+    "app",
+    "card",
+    "compare",
+    "demo",
+    "distill",
+    "evaluate",
+    "inspect",
+    "main",
+    "map_layers",
+    "profile",
+    "recipe",
+]
 
 TRACEBACK = "KDALIGN_TRACEBACK"
 """The environment's variable that shows the trace of an error which kdalign did not expect."""
@@ -62,11 +86,11 @@ def _check_streams() -> None:
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    never_failing(sys.stderr)
+    replace_unencodable(sys.stderr)
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         _fail("stdout is closed, and results go there: send it to a file or to /dev/null", 2)
-    never_failing(sys.stdout)
+    replace_unencodable(sys.stdout)
 
 
 def _end_with_a_line() -> None:
@@ -105,13 +129,13 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     name = type(error).__name__
     said = text if text.startswith(name) else f"{name}: {text}"
     mend = f"a fault of kdalign, not yours: please report it with the trace that {TRACEBACK}=1 shows"
-    return f"unexpected {shortened(said, 200)}{_place(error)}; {mend}", 1
+    return f"unexpected {shorten(said, 200)}{_place(error)}; {mend}", 1
 
 
 def _system_line(error: OSError) -> str:
     """What the system says, and of which file where it says that."""
     said = error.strerror or cause_of(error)
-    files = [shortened(str(name), 200) for name in (error.filename, error.filename2) if name is not None]
+    files = [shorten(str(name), 200) for name in (error.filename, error.filename2) if name is not None]
     return f"{said}: {' -> '.join(files)}" if files else said
 
 
@@ -127,7 +151,7 @@ def _place(error: BaseException) -> str:
 
 def _fail(line: str, status: int) -> NoReturn:
     begin = "kdalign: error: " if status < 128 else "kdalign: "
-    _say(begin + shortened(printable(line), LONGEST_LINE - len(begin)))
+    _say(begin + shorten(printable(line), LONGEST_LINE - len(begin)))
     _leave(status)
 
 
@@ -140,7 +164,7 @@ def _leave(status: int) -> NoReturn:
     """Exit; what a stream does not take is not tried once more, with a trace, while Python ends."""
     if signal.getsignal(signal.SIGTERM) is _terminated and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever called ``main`` within Python has it back
-    note = said_of_encodings()
+    note = encoding_note()
     if note is not None:
         _say(f"kdalign: note: {note}")
     for stream in (sys.stdout, sys.stderr):

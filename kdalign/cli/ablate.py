@@ -32,10 +32,10 @@ from kdalign.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kdalign.distillation.ablation_runner import State
+    from kdalign.distillation.ablation_runner import AblationProgress
     from kdalign.observer import Observer
-    from kdalign.report.progress import Watcher
-    from kdalign.runs.ablation_spec import Ablation, Trial
+    from kdalign.report.progress import ConsoleObserver
+    from kdalign.runs.ablation_spec import AblationSpec, Trial
 
 _WHAT, _BUDGET = "What is compared", "The budget, the same for all"
 
@@ -128,12 +128,12 @@ def ablate(
 
     The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
     """
-    from kdalign.recipe import code_written, term_weights
+    from kdalign.recipe import code_in_assignments, term_weights
     from kdalign.runs.ablation_spec import build_ablation
 
     terms = term_weights(term) if term else None
     varied = [one.partition("=")[2] for one in (*(sweep or ()), *(search or ()))]
-    trust_code(allow, (terms, varied, code_written(sets or ())))
+    trust_code(allow, (terms, varied, code_in_assignments(sets or ())))
     flags: dict[str, Any] = {
         "preset": preset,
         "teacher": teacher,
@@ -164,10 +164,10 @@ def ablate(
 
     for name in ablation.tasks:  # what is misspelt is said before torch is loaded
         check_named(name, data, dataset, config)
-    from kdalign.runs.ablation_spec import swept
+    from kdalign.runs.ablation_spec import parse_sweep
 
     space: dict[str, list[Any]] = {}
-    for key, values in (swept(one, "--search") for one in search or ()):
+    for key, values in (parse_sweep(one, "--search") for one in search or ()):
         if key in space:
             raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
         space[key] = values
@@ -175,9 +175,9 @@ def ablate(
         raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
     if dry_run:
         with error_console().status("checking"):
-            from kdalign.distillation.ablation_runner import check
+            from kdalign.distillation.ablation_runner import check_ablation
 
-            trials = check(ablation, out, overwrite)
+            trials = check_ablation(ablation, out, overwrite)
         from kdalign.report.dry_run import trials_table
 
         show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
@@ -198,34 +198,34 @@ def ablate(
         kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
     from kdalign.comparison.compare import compare
     from kdalign.report.formats import comparison_as
-    from kdalign.runs.discovery import entries_kept
+    from kdalign.runs.discovery import archived_groups
 
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
-    table = compare([], against=baseline, kept=entries_kept(kept, out)[0])
+    table = compare([], against=baseline, kept=archived_groups(kept, out)[0])
     show(comparison_as(table, "json" if as_json else "rich"))
     held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
     watcher.announce(f"this table again, in other forms: kdalign compare {shlex.quote(str(out))}{held}")
 
 
 def _searched(
-    ablation: "Ablation",
+    ablation: "AblationSpec",
     space: dict[str, list[Any]],
     out: Path,
-    watcher: "Watcher",
+    watcher: "ConsoleObserver",
     jobs: int,
     overwrite: bool,
-    tell: "Callable[[State], None]",
-) -> "tuple[Ablation, list[dict[str, Any]]]":
+    tell: "Callable[[AblationProgress], None]",
+) -> "tuple[AblationSpec, list[dict[str, Any]]]":
     """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
-    from kdalign.distillation.ablation_runner import check
+    from kdalign.distillation.ablation_runner import check_ablation
     from kdalign.distillation.search import search as choose
     from kdalign.files import read_json, write_json
-    from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, clear, write_ablation
+    from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
 
     check_ours(out)
     if overwrite:
-        check(ablation, out, overwrite)
-        clear(out)
+        check_ablation(ablation, out, overwrite)
+        remove_ablation(out)
     check_same(ablation, out, arms=False)
     chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
     tried, file = [asdict(one) for one in candidates], out / SEARCH / TRIED
@@ -246,7 +246,7 @@ def _quiet() -> "Observer":
     from rich.console import Console
 
     from kdalign.cli.console import quiet_libraries
-    from kdalign.report.progress import Watcher
+    from kdalign.report.progress import ConsoleObserver
 
     quiet_libraries()
-    return Watcher(Console(stderr=True), silent=True)
+    return ConsoleObserver(Console(stderr=True), silent=True)

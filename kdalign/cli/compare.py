@@ -15,9 +15,9 @@ from kdalign.errors import RunError, UsageError, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kdalign.comparison.gates import Verdict
-    from kdalign.comparison.table import Comparison
-    from kdalign.runs.discovery import Beside
+    from kdalign.comparison.gates import GateResult
+    from kdalign.comparison.table import ComparisonTable
+    from kdalign.runs.discovery import BaselineRow
 
 _ROWS, _GATES, _FILES = "Rows and columns", "Checks and gates", "Forms and files"
 
@@ -207,22 +207,27 @@ def compare(
 
 
 def _print(
-    found: "Comparison", form: str, transpose: bool, runs: Sequence[str], gates: "Sequence[Verdict]", out: Path | None
+    found: "ComparisonTable",
+    form: str,
+    transpose: bool,
+    runs: Sequence[str],
+    gates: "Sequence[GateResult]",
+    out: Path | None,
 ) -> None:
     """The table with its gates: on stdout, or in a file; gates that a form has no place for go to stderr."""
-    from kdalign.comparison.gates import below
+    from kdalign.comparison.gates import append_gates
     from kdalign.report.formats import comparison_as
 
     if form == "html":
-        from kdalign.report.html import page
+        from kdalign.report.html import render_html
         from kdalign.runs.finished import finished_runs
 
         with_gates = replace(found, notes=(*found.notes, *(gate.line for gate in gates)))
         with error_console().status("making the page"):
-            shown: RenderableType = page(with_gates, finished_runs(runs), transpose)
+            shown: RenderableType = render_html(with_gates, finished_runs(runs), transpose)
     else:
         shown = comparison_as(found, form, transpose)
-    table = below(shown, form, gates)
+    table = append_gates(shown, form, gates)
     lines = "".join(f"{printable(gate.line)}\n" for gate in gates)
     if out is None:
         show(table)
@@ -238,28 +243,28 @@ def _print(
     print(lines, end="", file=sys.stderr)
 
 
-def _draw(found: "Comparison", runs: Sequence[str], folder: Path) -> None:
-    from kdalign.report.plots import pictures_of, save_all
+def _draw(found: "ComparisonTable", runs: Sequence[str], folder: Path) -> None:
+    from kdalign.report.plots import figures_of, save_all
     from kdalign.runs.finished import finished_runs
 
-    files = save_all(pictures_of(found, finished_runs(runs)), folder)
+    files = save_all(figures_of(found, finished_runs(runs)), folder)
     tell(f"pictures: {len(files)} files in {folder}")
 
 
 def _verified(runs: Sequence[str]) -> tuple[str, ...]:
     """What is said of scores that were taken again and agree."""
     with error_console().status("verifying"):
-        from kdalign.evaluation.rescoring import verify
+        from kdalign.evaluation.rescoring import rescore
 
-        found = verify(runs)
+        found = rescore(runs)
     found.check()
     return found.notes
 
 
-def _beside(runs: Sequence[str], kinds: str) -> "list[Beside]":
-    from kdalign.distillation.baseline_rows import rows_beside
+def _beside(runs: Sequence[str], kinds: str) -> "list[BaselineRow]":
+    from kdalign.distillation.baseline_rows import build_baseline_rows
 
     named = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if not named:
         raise UsageError(f"--beside {kinds!r} names nothing")
-    return rows_beside(runs, named, new_watcher)
+    return build_baseline_rows(runs, named, new_watcher)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from kdalign.report.progress import Watcher
+    from kdalign.report.progress import ConsoleObserver
     from kdalign.report.screen import Screen
 
 
@@ -19,19 +19,19 @@ def error_console() -> "Screen":
 
 def tell(line: str) -> None:
     """A line on stderr, as it stands."""
-    from kdalign.report.screen import words
+    from kdalign.report.screen import plain_text
 
-    error_console().print(words(line), highlight=False, soft_wrap=True)
+    error_console().print(plain_text(line), highlight=False, soft_wrap=True)
 
 
-def new_watcher() -> "Watcher":
+def new_watcher() -> "ConsoleObserver":
     """Loading torch takes seconds, so say that something happens."""
     console = error_console()
     with console.status("loading"):
-        from kdalign.report.progress import Watcher
+        from kdalign.report.progress import ConsoleObserver
 
         quiet_libraries()
-    return Watcher(console, silent=bool(int(os.environ.get("RANK", "0"))))
+    return ConsoleObserver(console, silent=bool(int(os.environ.get("RANK", "0"))))
 
 
 def quiet_libraries() -> None:

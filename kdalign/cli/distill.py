@@ -162,10 +162,10 @@ def distill(
     L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn. The run folder holds the student as a stock
     Transformers checkpoint, the recipe, the plan, the history, the predictions and the record that tables are made of.
     """
-    from kdalign.recipe import CHECKS, build_recipe, code_written, term_weights
+    from kdalign.recipe import CHECKS, build_recipe, code_in_assignments, term_weights
 
     terms = term_weights(term) if term else None
-    allowed = trust_code(allow, (map_, terms, code_written(sets or ())), CHECKS)
+    allowed = trust_code(allow, (map_, terms, code_in_assignments(sets or ())), CHECKS)
     flags: dict[str, Any] = {
         "preset": preset,
         "teacher": teacher,

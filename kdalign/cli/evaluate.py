@@ -25,7 +25,7 @@ from kdalign.cli.options import (
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdalign.evaluation.result import Evaluation
+    from kdalign.evaluation.result import EvaluationResult
 
 
 _HOW, _SERVED, _TABLE = "How models answer", "Served models (openai:NAME)", "Files and tables"
@@ -197,10 +197,10 @@ def eval_(
 
         check_named(name, data, dataset, config)
     watcher = new_watcher()
-    from kdalign.data.noise import Noise
-    from kdalign.evaluation.evaluate import Asked, evaluate
+    from kdalign.data.noise import TextNoise
+    from kdalign.evaluation.evaluate import EvalRequest, evaluate
 
-    asked = Asked(
+    asked = EvalRequest(
         task=tuple(tasks) or None,
         folder=data,
         dataset=dataset,
@@ -226,7 +226,7 @@ def eval_(
         max_requests=max_requests,
         max_tokens=max_tokens,
         baselines=baselines,
-        noise=Noise.parse(noise, seed) if noise else None,
+        noise=TextNoise.parse(noise, seed) if noise else None,
     )
     try:
         results = evaluate(models or [], asked, watcher)
@@ -256,7 +256,7 @@ def _check_unread(context: typer.Context) -> None:
 
 def _score_file(
     file: Path, metrics: tuple[str, ...] | None, language: str | None, out: Path | str | None
-) -> "Evaluation":
+) -> "EvaluationResult":
     if out is not None:
         if Path(out).suffix != ".json":
             raise UsageError(f"--out {str(out)!r}: the scores are written as JSON, give a name that ends in .json")
@@ -277,7 +277,10 @@ def _score_file(
 
 
 def _show_evaluations(
-    results: "Sequence[Evaluation]", as_json: bool, form: str | None = None, references: Sequence[str] | None = None
+    results: "Sequence[EvaluationResult]",
+    as_json: bool,
+    form: str | None = None,
+    references: Sequence[str] | None = None,
 ) -> None:
     """The evaluation's own table, with intervals and reasons; or the one in which it stands beside published rows."""
     if as_json:

@@ -38,7 +38,7 @@ def inspect(
     Both models are loaded, and the student's start is made again by the recipe: teacher and data must be where the run
     found them.
     """
-    from kdalign.runs.disagreements import disagreements
+    from kdalign.runs.disagreements import find_disagreements
     from kdalign.runs.finished import finished_runs
     from kdalign.runs.integrity import check_weights
     from kdalign.runs.record import read_record
@@ -54,13 +54,13 @@ def inspect(
         from kdalign.report.plots import check_folder
 
         check_folder(plots)
-    differing = disagreements(found[0], max(examples, 1))
+    differing = find_disagreements(found[0], max(examples, 1))
     watcher = new_watcher()
-    from kdalign.distillation.inspection import layer_likeness, load_pair, looks, some_text
+    from kdalign.distillation.inspection import attention_on_text, layer_similarity, load_pair, most_disagreeing_text
 
     pair = load_pair(found[0], device or "auto", watcher)
-    look = looks(pair, text or some_text(pair, differing), head)
-    likeness = layer_likeness(pair)
+    look = attention_on_text(pair, text or most_disagreeing_text(pair, differing), head)
+    likeness = layer_similarity(pair)
     from kdalign.report.inspection import inspection_table
 
     show(inspection_table(likeness, look, differing if examples else None))

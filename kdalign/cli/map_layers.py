@@ -56,9 +56,9 @@ def map_layers(
         check_file(out)
     trust_code((), (map_,))
     if plot is not None:
-        from kdalign.report.plots import check_picture
+        from kdalign.report.plots import check_figure
 
-        check_picture(plot)
+        check_figure(plot)
         if task is None:
             raise UsageError("--plot draws how alike layers are, which is measured on text: give --task and --data")
     if task is not None:
@@ -66,9 +66,9 @@ def map_layers(
 
         check_named(task, data, dataset, config)
     watcher = new_watcher()
-    from kdalign.distillation.map_layers import Reading, plan_layers
+    from kdalign.distillation.map_layers import CalibrationTexts, plan_layers
 
-    reading = Reading(task, data, dataset, config, examples, max_length) if task is not None else None
+    reading = CalibrationTexts(task, data, dataset, config, examples, max_length) if task is not None else None
     plan = plan_layers(teacher, student, map_, init, revision, reading, watcher)
     if plot is not None:
         from kdalign.report.plots import draw_similarities

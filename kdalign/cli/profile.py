@@ -40,9 +40,9 @@ def profile(
     if dtype not in ("fp32", "bf16"):
         raise unknown("--dtype", dtype, ("fp32", "bf16"))
     if plot is not None:
-        from kdalign.report.plots import check_picture
+        from kdalign.report.plots import check_figure
 
-        check_picture(plot)
+        check_figure(plot)
     from kdalign.models.profiling import profile_models
 
     with error_console().status("measuring"):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdalign.comparison.table import ALIKE, BETTER, WORSE, Cell, Row
-from kdalign.comparison.verdicts import Arm, Finished, Judged, judge
+from kdalign.comparison.verdicts import Arm, ArmRuns, ArmVerdict, test_arms
 from kdalign.errors import UsageError, unknown
-from kdalign.runs.discovery import Entry
+from kdalign.runs.discovery import RunGroup
 from kdalign.runs.folder import RunFolder
 
 _MARKS = {"better": BETTER, "worse": WORSE, "no evidence": ALIKE}
@@ -15,7 +15,7 @@ KIND = "difference"
 
 
 @dataclass(frozen=True)
-class Held:
+class BaselineTests:
     """What paired tests add to a table.
 
     Attributes:
@@ -35,7 +35,7 @@ class Held:
         return [note for about, note in self.notes if not about or not about.isdisjoint(names)]
 
 
-def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: str) -> Held:
+def test_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], name: str) -> BaselineTests:
     """Test every row of runs against one of them, by the answers that the runs keep.
 
     Args:
@@ -55,14 +55,14 @@ def hold_against(rows: Sequence[Row], groups: Sequence[Sequence[Entry]], name: s
             f"two rows are called {double[0]!r}, so that nothing can be held against: rename their folders"
         )
     runs = dict(zip(names, groups, strict=True))
-    found = judge({row: _arm(group) for row, group in runs.items()}, name)
+    found = test_arms({row: _arm(group) for row, group in runs.items()}, name)
     cells: dict[str, dict[str, Cell]] = {row: {} for row in names}
     for one in found.verdicts:
         single = len({task for entry in runs[one.arm] for task in entry.records}) == 1
         key = one.metric if single and one.metric == "agreement" else one.key  # as the table calls it
         verdict = one.verdict
         cells[one.arm][key] = Cell(verdict.difference, verdict.low, verdict.high, verdict=_MARKS[verdict.word])
-    return Held(
+    return BaselineTests(
         tuple(_marked(row, cells[row.name]) for row in rows),
         tuple(
             Row(f"{row.name} − {name}", KIND, _seeds_of(found.verdicts, row.name), cells[row.name])
@@ -79,26 +79,26 @@ def _marked(row: Row, differences: Mapping[str, Cell]) -> Row:
     return replace(row, cells=row.cells | {key: replace(row.cells[key], verdict=v) for key, v in verdicts.items()})
 
 
-def _seeds_of(verdicts: Sequence[Judged], arm: str) -> tuple[int, ...]:
+def _seeds_of(verdicts: Sequence[ArmVerdict], arm: str) -> tuple[int, ...]:
     """The seeds of an arm that its differences are of."""
     return tuple(sorted({seed for one in verdicts if one.arm == arm for seed in one.seeds}))
 
 
-def _arm(group: Sequence[Entry]) -> Arm:
+def _arm(group: Sequence[RunGroup]) -> Arm:
     return {
-        (task, entry.seed): Finished(record, RunFolder(entry.folders[task]), entry.answers.get(task))
+        (task, entry.seed): ArmRuns(record, RunFolder(entry.folders[task]), entry.answers.get(task))
         for entry in group
         for task, record in entry.records.items()
     }
 
 
-def _apart(one: Judged) -> bool:
+def _apart(one: ArmVerdict) -> bool:
     """Whether a difference is none by its test and one by its interval, or the other way round."""
     low, high = one.verdict.low, one.verdict.high
     return low is not None and high is not None and (low > 0 or high < 0) != (one.verdict.word != "no evidence")
 
 
-def _notes(verdicts: Sequence[Judged], name: str, more: Sequence[str]) -> tuple[tuple[frozenset[str], str], ...]:
+def _notes(verdicts: Sequence[ArmVerdict], name: str, more: Sequence[str]) -> tuple[tuple[frozenset[str], str], ...]:
     tests = ", ".join(dict.fromkeys(one.verdict.test for one in verdicts))
     several = len({one.arm for one in verdicts}) > 1
     corrected = ", corrected for the number of rows (Holm)" if several else ""

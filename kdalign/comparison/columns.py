@@ -8,23 +8,25 @@ import numpy as np
 
 from kdalign.comparison.table import Cell, Column, metric_key
 from kdalign.metrics.classification import reason_of
-from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import RunRecord, first_split
 
 
-def with_means(entries: Sequence[Entry]) -> list[str]:
+def with_means(entries: Sequence[RunGroup]) -> list[str]:
     """The tasks of rows over several tasks whose metrics have a mean: percentages, more than one."""
     several = records_of([entry for entry in entries if len(entry.records) > 1])
     return list(dict.fromkeys(one.task for one in several if len(one.metrics) > 1 and in_per_cent(one)))
 
 
 def in_per_cent(record: RunRecord) -> bool:
+    """Whether every score of a run's first split is in per cent and higher is better."""
     return all(score["unit"] == "%" and score["higher_is_better"] for score in first_split(record)["student"])
 
 
 def build_columns(
-    entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], means: Sequence[str]
+    entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]], means: Sequence[str]
 ) -> list[Column]:
+    """The columns of a table: scores by task and metric, means over tasks, costs."""
     columns: dict[str, Column] = {}
     for record in records_of(entries):
         for split in record.scores.values():
@@ -82,4 +84,5 @@ def mean_of(parts: Mapping[str, Cell]) -> Cell:
 
 
 def cell_of(score: Mapping[str, Any]) -> Cell:
+    """The cell of a recorded score."""
     return Cell(score["value"], score["low"], score["high"], reason=reason_of(score), mark=score.get("mark", ""))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.comparison.table import metric_key
-from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import RunRecord, first_split
 
 
@@ -29,10 +29,10 @@ def _protocol(record: RunRecord) -> str:
     """What a run was scored on and by what."""
     split, scores = next(iter(record.scores.items()))
     facts = record.data["reported"][split]
-    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {how_made(scores['student'])}"
+    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {describe_signatures(scores['student'])}"
 
 
-def how_made(scores: Sequence[dict[str, Any]]) -> str:
+def describe_signatures(scores: Sequence[dict[str, Any]]) -> str:
     """How scores were taken: the metrics that share a signature together."""
     metrics: dict[str, list[str]] = {}
     for score in scores:
@@ -40,7 +40,7 @@ def how_made(scores: Sequence[dict[str, Any]]) -> str:
     return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
 
 
-def protocols(entries: Sequence[Entry]) -> dict[str, set[str]]:
+def find_protocols(entries: Sequence[RunGroup]) -> dict[str, set[str]]:
     """By task, what its runs were scored on and by what; more than one where rows do not rank."""
     seen: dict[str, set[str]] = {}
     for record in records_of(entries):
@@ -48,12 +48,12 @@ def protocols(entries: Sequence[Entry]) -> dict[str, set[str]]:
     return seen
 
 
-def tasks_differ(entries: Sequence[Entry]) -> bool:
+def have_different_tasks(entries: Sequence[RunGroup]) -> bool:
     """Whether entries are of other tasks than one another."""
     return len({tuple(sorted(entry.records)) for entry in entries}) > 1
 
 
-def teachers_differ(entries: Sequence[Entry]) -> bool:
+def have_different_teachers(entries: Sequence[RunGroup]) -> bool:
     """Whether a task has several teachers: other weights to begin with, fine-tuned otherwise, or of other scores."""
     teachers = {(record.task, *_of_teacher(record)) for record in records_of(entries) if record.teacher is not None}
     return len(teachers) > len({task for task, *_ in teachers})
@@ -71,7 +71,7 @@ _OF_TOKENS = ("ppl", "masked_ppl")
 _OF_TEXT = ("word_ppl", "byte_ppl", "bits_per_byte")
 
 
-def not_comparable(entries: Sequence[Entry]) -> dict[str, list[str]]:
+def find_incomparable(entries: Sequence[RunGroup]) -> dict[str, list[str]]:
     """Likelihoods a token, by their columns, where runs have other tokenizers than one another.
 
     With each, what compares instead because it is over the words or bytes of the text, as far as the runs have it.

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdalign.comparison.compare import compare
-from kdalign.comparison.ranking import named
-from kdalign.comparison.table import Cell, Column, Comparison, Row
+from kdalign.comparison.ranking import resolve_columns
+from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError
 from kdalign.files import read_json
-from kdalign.runs.markdown import plain
+from kdalign.runs.markdown import escape
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ class MaxDrop:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """One gate on one row: what was asked, what was found, and whether it holds.
 
     Attributes:
@@ -83,8 +83,8 @@ class Verdict:
 
 
 def check_gates(
-    now: Comparison, require: Sequence[str] = (), max_drop: Sequence[str] = (), baseline: str | Path | None = None
-) -> tuple[Verdict, ...]:
+    now: ComparisonTable, require: Sequence[str] = (), max_drop: Sequence[str] = (), baseline: str | Path | None = None
+) -> tuple[GateResult, ...]:
     """Hold a table against gates; all are looked at, whichever fail.
 
     Args:
@@ -103,19 +103,19 @@ def check_gates(
     if baseline is not None and not drops:
         raise UsageError("--baseline is held against what --max-drop names, such as --max-drop accuracy=0.5")
     before = read_baseline(Path(baseline)) if baseline is not None else None
-    verdicts: list[Verdict] = []
+    verdicts: list[GateResult] = []
     measured = [column for column in now.columns if not column.published]
     for bound in bounds:
-        for column in named(bound.name, measured):
+        for column in resolve_columns(bound.name, measured):
             verdicts += _required(bound, column, now)
     for drop in drops:
-        for column in named(drop.name, measured):
+        for column in resolve_columns(drop.name, measured):
             assert before is not None, "drops come with a baseline"
             verdicts += _dropped(drop, column, now, before)
     return tuple(verdicts)
 
 
-def read_baseline(path: Path) -> Comparison:
+def read_baseline(path: Path) -> ComparisonTable:
     """An earlier table: what ``kdalign compare --format json`` wrote, or the table of a run or an evaluation.
 
     Raises:
@@ -130,12 +130,12 @@ def read_baseline(path: Path) -> Comparison:
         raise UsageError(f"--baseline: {error}") from None
 
 
-def below(shown: "RenderableType", form: str, verdicts: Sequence[Verdict]) -> "RenderableType":
+def append_gates(shown: "RenderableType", form: str, verdicts: Sequence[GateResult]) -> "RenderableType":
     """A rendered table with the gates in it: below it in Markdown, a part of the object in JSON; others as they are."""
     if form == "json" and verdicts:
         return json.dumps(json.loads(str(shown)) | {"gates": [asdict(verdict) for verdict in verdicts]}, indent=2)
     if form == "markdown" and verdicts:
-        lines = [f"- {_bold_outcome(plain(verdict.line))}" for verdict in verdicts]
+        lines = [f"- {_bold_outcome(escape(verdict.line))}" for verdict in verdicts]
         return "\n".join([str(shown).rstrip("\n"), "", "Gates:", "", *lines])
     return shown
 
@@ -172,7 +172,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _gated(comparison: Comparison, column: Column) -> list[Row]:
+def _gated(comparison: ComparisonTable, column: Column) -> list[Row]:
     """The rows that a gate looks at: students and evaluated models whose column it is, with a value or without."""
     rows = [row for row in comparison.rows if row.kind in ("student", "evaluation")]
     return [row for row in rows if column.key in row.cells or _misses(row, column)]
@@ -185,22 +185,22 @@ def _misses(row: Row, column: Column) -> bool:
     return any(key == column.task or key.startswith(f"{column.task}/") for key in row.cells)
 
 
-def _nobody(column: Column, asked: str) -> Verdict:
-    return Verdict("", column.key, asked, "no student and no evaluated model has this column", passed=False)
+def _nobody(column: Column, asked: str) -> GateResult:
+    return GateResult("", column.key, asked, "no student and no evaluated model has this column", passed=False)
 
 
-def _required(gate: Requirement, column: Column, now: Comparison) -> list[Verdict]:
+def _required(gate: Requirement, column: Column, now: ComparisonTable) -> list[GateResult]:
     asked = f"{column.key} {gate.relation} {gate.bound:g}"
     verdicts = []
     for row in _gated(now, column):
         cell = row.cells.get(column.key, _NONE)
         held = cell.value is not None and _RELATIONS[gate.relation](cell.value, gate.bound)
         found = _shown(cell, column, gate.bound)
-        verdicts.append(Verdict(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high))
+        verdicts.append(GateResult(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high))
     return verdicts or [_nobody(column, asked)]
 
 
-def _dropped(gate: MaxDrop, column: Column, now: Comparison, before: Comparison) -> list[Verdict]:
+def _dropped(gate: MaxDrop, column: Column, now: ComparisonTable, before: ComparisonTable) -> list[GateResult]:
     asked = f"{column.key} at most {gate.most:g}{_unit(column)} worse than the baseline"
     rows, earlier = _gated(now, column), _gated(before, column)
     moved = _other_data(column, now, before)
@@ -226,11 +226,13 @@ def _dropped(gate: MaxDrop, column: Column, now: Comparison, before: Comparison)
             said += f": {_change(worse)}" if worse is not None else ""
         held = worse is not None and not moved and _at_most(worse, gate.most)
         found = f"{_shown(cell, column)}, {said}"
-        verdicts.append(Verdict(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high, old.value))
+        verdicts.append(
+            GateResult(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high, old.value)
+        )
     return verdicts or [_nobody(column, asked)]
 
 
-def _other_data(column: Column, now: Comparison, before: Comparison) -> str:
+def _other_data(column: Column, now: ComparisonTable, before: ComparisonTable) -> str:
     """Why values do not compare: what the baseline's runs were scored on, where that was other data; else nothing."""
     ours, theirs = _protocols(now, column.task), _protocols(before, column.task)
     same = ours <= theirs if column.task else ours == theirs  # a mean over tasks is of all of them
@@ -239,7 +241,7 @@ def _other_data(column: Column, now: Comparison, before: Comparison) -> str:
     return f"the baseline was scored on other data: {'; '.join(sorted(theirs - ours) or sorted(theirs))}"
 
 
-def _protocols(comparison: Comparison, task: str) -> set[str]:
+def _protocols(comparison: ComparisonTable, task: str) -> set[str]:
     found = [_PROTOCOL.match(note) for note in comparison.notes]
     return {match[0] for match in found if match is not None and task in ("", match[1])}
 
@@ -294,7 +296,7 @@ def _unit(column: Column) -> str:
     return " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
 
 
-def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:
+def _table_of(tree: Mapping[str, Any], file: Path) -> ComparisonTable:
     """A table from its JSON; what another version added is passed over."""
     try:
         columns = tuple(_made(Column, column) for column in tree["columns"])
@@ -308,7 +310,7 @@ def _table_of(tree: Mapping[str, Any], file: Path) -> Comparison:
         for value in (value for cell in cells_of_all for value in (cell.value, cell.low, cell.high)):
             if value is not None and not isinstance(value, int | float):
                 raise TypeError(f"{value!r} is no number")
-        return Comparison(columns, tuple(rows), tuple(map(str, tree.get("notes", ()))))
+        return ComparisonTable(columns, tuple(rows), tuple(map(str, tree.get("notes", ()))))
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{str(file)!r} is not a table that `kdalign compare --format json` wrote: {error}") from None
 

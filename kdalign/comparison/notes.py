@@ -4,31 +4,37 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdalign.comparison.comparability import how_made, not_comparable, protocols, tasks_differ, teachers_differ
+from kdalign.comparison.comparability import (
+    describe_signatures,
+    find_incomparable,
+    find_protocols,
+    have_different_tasks,
+    have_different_teachers,
+)
 from kdalign.comparison.table import SHARED, Cell, Column, Row, metric_key
 from kdalign.errors import UsageError
 from kdalign.files import read_json
 from kdalign.runs.ablation_spec import SEARCH, TRIED
-from kdalign.runs.discovery import Entry, records_of
+from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import RunRecord, first_split
 
 
-def notes_under(
-    entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
+def footnotes(
+    entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]], rows: Sequence[Row], columns: Sequence[Column]
 ) -> list[str]:
     """How the numbers were made, and what they cannot show."""
     notes = []
     records = records_of(entries)
-    for task, seen in protocols(entries).items():
+    for task, seen in find_protocols(entries).items():
         notes += [f"{task}: {protocol}" for protocol in sorted(seen)]
         if len(seen) > 1:
             notes.append(f"{task}: rows were scored on different data or by different versions: do not rank them")
     notes += _of_scores(entries, evaluations)
     notes += _other_tokens(entries, columns)
     shared = [column.key for column in columns if column.key in SHARED]
-    if shared and tasks_differ(entries):
+    if shared and have_different_tasks(entries):
         notes.append(f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks")
-    elif shared and teachers_differ(entries):
+    elif shared and have_different_teachers(entries):
         notes.append("agreement, retained: of each row's own teacher, so they do not rank rows of different teachers")
     notes += _evaluated(evaluations)
     for row in rows:
@@ -78,7 +84,7 @@ def notes_under(
     ]
     if unsealed:
         notes.append(
-            f"records of an older kdalign, without a seal that would show a changed number: {listed(unsealed)}"
+            f"records of an older kdalign, without a seal that would show a changed number: {list_names(unsealed)}"
         )
     if not any(row.kind == "difference" for row in rows):  # tests say more than intervals
         notes += _ties(rows, columns)
@@ -95,7 +101,7 @@ def _lengths(tokens: Iterable[int]) -> str:
     return " or ".join(map(str, sorted(set(tokens))))
 
 
-def _of_scores(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]]) -> list[str]:
+def _of_scores(entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]]) -> list[str]:
     """What must be known to read single scores, such as the class that F1 is of; said once where all rows share it."""
     told: dict[tuple[str, str], dict[str, None]] = {}
     rows: dict[str, dict[str, None]] = {}
@@ -110,12 +116,12 @@ def _of_scores(entries: Sequence[Entry], evaluations: Sequence[dict[str, Any]]) 
             for part in filter(None, score.get("note", "").split("; ")):
                 told.setdefault((key, part), {})[name] = None
     return [
-        f"{key}{'' if names == rows[key] else f' of {listed(list(names))}'}: {note}"
+        f"{key}{'' if names == rows[key] else f' of {list_names(list(names))}'}: {note}"
         for (key, note), names in told.items()
     ]
 
 
-def _together(entries: Sequence[Entry]) -> list[str]:
+def _together(entries: Sequence[RunGroup]) -> list[str]:
     """Say of rows over several tasks what all their students take: one with a head each, or one for each."""
     notes: dict[str, None] = {}
     together = {entry.name: found for entry in entries if (found := _multi_task(entry)) is not None}
@@ -137,7 +143,7 @@ def _together(entries: Sequence[Entry]) -> list[str]:
     return list(notes)
 
 
-def _multi_task(entry: Entry) -> dict[str, Any] | None:
+def _multi_task(entry: RunGroup) -> dict[str, Any] | None:
     """What the records of a student of several tasks say of it; None for other students."""
     found: dict[str, Any] | None = next(iter(entry.records.values())).training.get("multi_task")
     return found
@@ -156,7 +162,7 @@ MOST_NAMES = 12
 """A note with more names than this counts the rest."""
 
 
-def listed(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Names with commas, the first of them where they are many."""
     shown = (
         list(names) if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"]
@@ -164,7 +170,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-def _budgets(entries: Sequence[Entry]) -> list[str]:
+def _budgets(entries: Sequence[RunGroup]) -> list[str]:
     """For each ablation, whether its arms spent the same on each task and seed, and how long each trained in all."""
     ablations = list(dict.fromkeys(entry.ablation for entry in entries if entry.ablation is not None))
     notes = []
@@ -196,7 +202,7 @@ def _searched(ablation: Path) -> list[str]:
     return [f"settings chosen on a slice of train ({SEARCH}/{TRIED}): {'; '.join(told)}"]
 
 
-def _unequal(entries: Sequence[Entry]) -> list[str]:
+def _unequal(entries: Sequence[RunGroup]) -> list[str]:
     """Say by task which rows that are no arms of one ablation were trained for longer than others."""
     notes = []
     spent: dict[str, dict[str, int]] = {}
@@ -205,12 +211,12 @@ def _unequal(entries: Sequence[Entry]) -> list[str]:
             spent.setdefault(task, {})[entry.name] = record.training["steps"]
     for task, by_row in spent.items():
         if len(set(by_row.values())) > 1:
-            told = listed([f"{name} {steps:,}" for name, steps in by_row.items()])
+            told = list_names([f"{name} {steps:,}" for name, steps in by_row.items()])
             notes.append(f"budgets differ on {task}, in steps: {told}; longer training alone can make a row better")
     return notes
 
 
-def budget_notes(entries: Sequence[Entry]) -> list[str]:
+def budget_notes(entries: Sequence[RunGroup]) -> list[str]:
     """Whether all arms took as many steps and tokens on each task and seed, and how long each arm took in all."""
     spent: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
     read: dict[str, dict[str, str]] = {}
@@ -240,13 +246,13 @@ def budget_notes(entries: Sequence[Entry]) -> list[str]:
     return [*same, *notes, f"hours of training: {', '.join(f'{arm} {time:.2f}' for arm, time in hours.items())}"]
 
 
-def _other_tokens(entries: Sequence[Entry], columns: Sequence[Column]) -> list[str]:
+def _other_tokens(entries: Sequence[RunGroup], columns: Sequence[Column]) -> list[str]:
     """Say which likelihoods are over other tokens from row to row."""
     keys = [column.key for column in columns]
     return [
         f"{key}: a token's, and the rows' tokenizers differ: do not rank them"
         + (f"; compare {' or '.join(instead)}" if instead else "")
-        for key, instead in not_comparable(entries).items()
+        for key, instead in find_incomparable(entries).items()
         if key in keys
     ]
 
@@ -263,7 +269,9 @@ def _evaluated(evaluations: Sequence[dict[str, Any]]) -> list[str]:
             for score in result["scores"]:
                 models = made.setdefault(score["metric"], {}).setdefault(score["signature"], {})
                 models[Path(result["model"]).name] = None
-        alike = how_made([{"metric": m, "signature": next(iter(by))} for m, by in made.items() if len(by) == 1])
+        alike = describe_signatures(
+            [{"metric": m, "signature": next(iter(by))} for m, by in made.items() if len(by) == 1]
+        )
         notes[f"{task}: {split}, n = {n:,} of {source}{'; ' if alike else ''}{alike}"] = None
         apart: dict[tuple[str, str], list[str]] = {}
         for metric, by in made.items():
@@ -302,7 +310,7 @@ def _lacking(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
                     where, who = told.setdefault(_why_lacking(row, column, columns), ({}, {}))
                     where[column.title] = None
                     who[row.name] = None
-    return [f"– in {', '.join(where)} of {listed(list(who))}: {why}" for why, (where, who) in told.items()]
+    return [f"– in {', '.join(where)} of {list_names(list(who))}: {why}" for why, (where, who) in told.items()]
 
 
 def _tasks_of(row: Row, columns: Sequence[Column]) -> set[str]:
@@ -364,7 +372,7 @@ def _ties(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
         top = best.cells[column.key]
         others = [row.name for row in students if row is not best and _meet(top, row.cells[column.key])]
         if others:
-            meeting.setdefault((best.name, listed(others)), []).append(column.title)
+            meeting.setdefault((best.name, list_names(others)), []).append(column.title)
     return [
         f"{', '.join(titles)}: the intervals of {best} and {others} overlap; this table alone does not tell them apart"
         for (best, others), titles in meeting.items()

@@ -192,7 +192,7 @@ def _places(one: Published, name: str, columns: Sequence[Column]) -> list[Column
     ]
 
 
-def marked(rows: Sequence[Row]) -> list[Row]:
+def mark_sources(rows: Sequence[Row]) -> list[Row]:
     """Give the rows their marks, one for each source and what is said of it."""
     sources = list(dict.fromkeys((row.source, row.note) for row in rows))
     marks = [*_MARKS, *(f"†{number}" for number in range(len(_MARKS) + 1, len(sources) + 1))]

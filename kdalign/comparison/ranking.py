@@ -10,7 +10,7 @@ from kdalign.comparison.table import Cell, Column, Row, metric_key
 from kdalign.errors import UsageError, unknown
 
 
-def named(name: str, columns: Sequence[Column]) -> list[Column]:
+def resolve_columns(name: str, columns: Sequence[Column]) -> list[Column]:
     """The columns that a name stands for: a key, or a metric of every task that has it.
 
     Raises:
@@ -27,13 +27,13 @@ def named(name: str, columns: Sequence[Column]) -> list[Column]:
     return found
 
 
-def best_first(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list[Row]:
+def sort_rows(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list[Row]:
     """Rows sorted by a column; those without a value come last.
 
     Raises:
         UsageError: no such column, or several.
     """
-    by = named(name, columns)
+    by = resolve_columns(name, columns)
     if len(by) > 1:
         raise UsageError(f"--sort {name!r}: which one? (accepted: {', '.join(column.key for column in by)})")
     return sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
@@ -96,7 +96,9 @@ class Filter:
         if self.sign == "~":
             return self.text.casefold() in row.name.casefold()
         ours = [
-            (row.cells[column.key].value, column) for column in named(self.name, columns) if column.key in row.cells
+            (row.cells[column.key].value, column)
+            for column in resolve_columns(self.name, columns)
+            if column.key in row.cells
         ]
         return bool(ours) and all(value is not None and self._holds(value, column.digits) for value, column in ours)
 
@@ -120,7 +122,7 @@ def _number(condition: Filter) -> float:
     return value
 
 
-def filtered(rows: Sequence[Row], filters: Sequence[Filter], columns: Sequence[Column]) -> list[Row]:
+def apply_filters(rows: Sequence[Row], filters: Sequence[Filter], columns: Sequence[Column]) -> list[Row]:
     """The rows for which all conditions hold.
 
     Raises:
@@ -139,7 +141,7 @@ def _values(condition: Filter, rows: Sequence[Row], columns: Sequence[Column]) -
     """What there is to choose from."""
     if condition.sign == "~":
         return f" (they are called {', '.join(row.name for row in rows)})"
-    keys = [column.key for column in named(condition.name, columns)]
+    keys = [column.key for column in resolve_columns(condition.name, columns)]
     values = [row.cells[key].value for row in rows for key in keys if key in row.cells]
     known = [value for value in values if value is not None]
     return f" (values from {min(known):g} to {max(known):g})" if known else " (none has a value)"

@@ -9,11 +9,11 @@ from typing import Any
 
 from kdalign.comparison.columns import cell_of, in_per_cent, mean_of
 from kdalign.comparison.comparability import evaluation_name
-from kdalign.comparison.steps_to_score import Milestone
+from kdalign.comparison.steps_to_score import ScoreTarget
 from kdalign.comparison.table import Cell, Column, Row, metric_key
 from kdalign.metrics.classification import UNDEFINED, reason_of
 from kdalign.metrics.intervals import mean_interval
-from kdalign.runs.discovery import Beside, Entry, records_of
+from kdalign.runs.discovery import BaselineRow, RunGroup, records_of
 from kdalign.runs.record import ModelRecord, RunRecord, first_split
 
 
@@ -30,7 +30,7 @@ def _macro(records: dict[str, RunRecord], who: str) -> Cell:
     return mean_of(found) if len(found) > 1 else next(iter(found.values()))
 
 
-def _scores_of(entry: Entry, who: str, means: Sequence[str]) -> dict[str, Cell]:
+def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
         for score in first_split(record)[who]:
@@ -56,7 +56,7 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
     return cells if per_token is None else cells | {"flops": Cell(per_token / 1e6)}
 
 
-def teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
+def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
     """One row per different teacher (its weights, its head, its scores)."""
     rows: dict[str, Row] = {}
     of: dict[str, str] = {}
@@ -80,7 +80,7 @@ def teacher_rows(entries: Sequence[Entry], means: Sequence[str]) -> list[Row]:
     ]
 
 
-def baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
+def baseline_rows(beside: Sequence[BaselineRow], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
     """Rows that cost nothing to train; those with the same numbers, as of one teacher's runs, once."""
     tasks = {column.key: column.task for column in columns}
     trained = {column.key for column in columns if column.training}
@@ -98,7 +98,7 @@ def baseline_rows(beside: Sequence[Beside], means: Sequence[str], columns: Seque
     return list(rows.values())
 
 
-def student_row(group: Sequence[Entry], means: Sequence[str], milestones: Sequence[Milestone]) -> Row:
+def student_row(group: Sequence[RunGroup], means: Sequence[str], milestones: Sequence[ScoreTarget]) -> Row:
     """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
     each = [_student_cells(entry, means) for entry in group]
     for cells, entry in zip(each, group, strict=True):
@@ -136,7 +136,7 @@ _CORRELATIONS = ("matthews", "pearson", "spearman")
 _SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELATIONS)
 
 
-def _range(key: str, values: Sequence[float], group: Sequence[Entry], means: Sequence[str]) -> tuple[float, float]:
+def _range(key: str, values: Sequence[float], group: Sequence[RunGroup], means: Sequence[str]) -> tuple[float, float]:
     """The least and the largest value that a column can have: an interval over few seeds ends there.
 
     What is below 0, or above 100, already, such as a metric of one's own, has no such end.
@@ -150,7 +150,7 @@ def _range(key: str, values: Sequence[float], group: Sequence[Entry], means: Seq
     return (least if min(values) >= least else -math.inf), (most if max(values) <= most else math.inf)
 
 
-def _correlates(group: Sequence[Entry]) -> bool:
+def _correlates(group: Sequence[RunGroup]) -> bool:
     """Whether a score of the runs' tasks can be below 0."""
     return any(name in _CORRELATIONS for record in records_of(group) for name in record.metrics)
 
@@ -170,7 +170,7 @@ def _held(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     }
 
 
-def _student_cells(entry: Entry, means: Sequence[str]) -> dict[str, Cell]:
+def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
     agreements = {task: first_split(record)["agreement"] for task, record in entry.records.items()}
@@ -218,6 +218,7 @@ def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
 
 
 def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
+    """The row of a kept evaluation."""
     cells = {
         (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): cell_of(s)
         for s in result["scores"]
@@ -252,4 +253,5 @@ def _model_name(source: str) -> str:
 
 
 def has_score(row: Row, column: Column) -> bool:
+    """Whether a row has a cell in a column."""
     return column.key in row.cells

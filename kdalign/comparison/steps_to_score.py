@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdalign.comparison.table import Cell, Column, metric_key
-from kdalign.errors import UsageError, shortened, unknown
-from kdalign.runs.discovery import Entry, records_of
+from kdalign.errors import UsageError, shorten, unknown
+from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import RunRecord, first_split
 
 
 @dataclass(frozen=True)
-class Milestone:
+class ScoreTarget:
     """A score that is to be reached, such as ``accuracy=85``, ``sst2/accuracy=85``, or ``accuracy=95%``.
 
     Attributes:
@@ -29,7 +29,7 @@ class Milestone:
     text: str
 
     @classmethod
-    def parse(cls, written: str) -> "Milestone":
+    def parse(cls, written: str) -> "ScoreTarget":
         """Read one.
 
         Raises:
@@ -47,7 +47,7 @@ class Milestone:
             raise UsageError(f"--steps-to {written!r}: a share of a run's last score lies above 0 and up to 100 %")
         return cls(name, value / 100 if relative else value, relative, text)
 
-    def columns(self, entries: Sequence[Entry]) -> list[Column]:
+    def columns(self, entries: Sequence[RunGroup]) -> list[Column]:
         """A column for each task that has the metric.
 
         Raises:
@@ -76,7 +76,7 @@ class Milestone:
     def _title(self, what: str) -> str:
         return f"steps to {self.text} of last {what}" if self.relative else f"steps to {what} {self.text}"
 
-    def cells(self, entry: Entry) -> dict[str, Cell]:
+    def cells(self, entry: RunGroup) -> dict[str, Cell]:
         """The steps of an entry's runs, by column; reads their histories."""
         return {
             _key(self, task, metric): self._reached(_watched(entry, task), metric, higher)
@@ -102,11 +102,11 @@ class Milestone:
 def _number(event: Mapping[str, Any], metric: str) -> float:
     value = event[metric]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"a history has {shortened(repr(value), 40)} as the {metric} of step {event['step']}")
+        raise UsageError(f"a history has {shorten(repr(value), 40)} as the {metric} of step {event['step']}")
     return float(value)
 
 
-def _key(milestone: Milestone, task: str, metric: str) -> str:
+def _key(milestone: ScoreTarget, task: str, metric: str) -> str:
     return f"steps-to/{metric_key(task, metric)}={milestone.text}"
 
 
@@ -117,7 +117,7 @@ def _directions(record: RunRecord) -> dict[str, bool]:
     return own | ({"agreement": True} if split["agreement"] else {})
 
 
-def _watched(entry: Entry, task: str) -> Sequence[Mapping[str, Any]]:
+def _watched(entry: RunGroup, task: str) -> Sequence[Mapping[str, Any]]:
     """A run's evaluations on the watched texts, oldest first."""
     kept = entry.watched.get(task)
     return kept if kept is not None else RunFolder(entry.folders[task]).watched

@@ -86,7 +86,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """A table and what must be known to read it; verdicts are explained in its notes, as everything is.
 
     Attributes:
@@ -103,7 +103,7 @@ class Comparison:
         return asdict(self)
 
 
-def clean(comparison: Comparison) -> Comparison:
+def clean_text(comparison: ComparisonTable) -> ComparisonTable:
     """A comparison whose names and notes are one printable line each, and differ where they differed."""
     columns, rows = comparison.columns, comparison.rows
     keys = dict(zip((c.key for c in columns), printable_names([c.key for c in columns]), strict=True))

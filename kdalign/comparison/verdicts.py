@@ -16,15 +16,15 @@ from kdalign.errors import UsageError, unknown
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, metrics_named, reason_of
 from kdalign.metrics.significance import (
-    Answered,
-    Answers,
-    Difference,
-    Sums,
-    Undefined,
-    Verdict,
-    difference,
-    judged,
+    LabelOutputs,
+    PairedDifference,
+    SufficientStats,
+    SystemOutputs,
+    TestResult,
+    UndefinedDifference,
+    correct_for_arms,
     macro_difference,
+    paired_difference,
 )
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import read_predictions
@@ -32,7 +32,7 @@ from kdalign.runs.record import RunRecord, first_split, read_record
 
 
 @dataclass(frozen=True)
-class Finished:
+class ArmRuns:
     """A finished run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Finished:
     kept: Mapping[str, Mapping[str, Array]] | None = field(default=None, compare=False)
 
     @classmethod
-    def read(cls, folder: RunFolder) -> "Finished":
+    def read(cls, folder: RunFolder) -> "ArmRuns":
         """From a run's folder.
 
         Raises:
@@ -93,12 +93,12 @@ class Finished:
         return "nll" in self.answers
 
 
-Arm = Mapping[tuple[str, int], Finished]
+Arm = Mapping[tuple[str, int], ArmRuns]
 """An arm's runs by task and seed."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class ArmVerdict:
     """A verdict and what it is about.
 
     Attributes:
@@ -117,7 +117,7 @@ class Judged:
     unit: str
     seeds: tuple[int, ...]
     primary: bool
-    verdict: Verdict
+    verdict: TestResult
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -125,11 +125,11 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ArmVerdicts:
     """All verdicts against one baseline, and what must be known to read them."""
 
     baseline: str
-    verdicts: tuple[Judged, ...]
+    verdicts: tuple[ArmVerdict, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class _Question:
     primary: bool = False
 
 
-def judge(arms: Mapping[str, Arm], baseline: str) -> Judgement:
+def test_arms(arms: Mapping[str, Arm], baseline: str) -> ArmVerdicts:
     """Compare every arm with the baseline: in each metric, in agreement with the teacher, and over tasks.
 
     Runs are paired by task and seed. p is corrected across arms within each metric, not across metrics.
@@ -166,7 +166,7 @@ def judge(arms: Mapping[str, Arm], baseline: str) -> Judgement:
         raise UsageError(f"nothing to compare with the baseline {baseline!r}: give another arm")
     for task in _tasks(arms.values()):
         _check_data([run for arm in arms.values() for (of, _), run in arm.items() if of == task])
-    found: dict[_Question, dict[str, tuple[tuple[int, ...], Difference]]] = {}
+    found: dict[_Question, dict[str, tuple[tuple[int, ...], PairedDifference]]] = {}
     notes: dict[str, None] = {}
     for name, arm in arms.items():
         if name != baseline:
@@ -175,23 +175,23 @@ def judge(arms: Mapping[str, Arm], baseline: str) -> Judgement:
     verdicts = []
     for question, by_arm in found.items():
         for (name, (seeds, _)), verdict in zip(
-            by_arm.items(), judged([value for _, value in by_arm.values()]), strict=True
+            by_arm.items(), correct_for_arms([value for _, value in by_arm.values()]), strict=True
         ):
-            verdicts.append(Judged(name, **{**asdict(question), "seeds": seeds}, verdict=verdict))
+            verdicts.append(ArmVerdict(name, **{**asdict(question), "seeds": seeds}, verdict=verdict))
     if any(len(one.seeds) == 1 for one in verdicts):
         notes["one seed: a verdict is on these two models; how another seed would turn out is not in it"] = None
     if any(len(one.seeds) == 2 for one in verdicts):
         notes["two seeds say little of how seeds differ: a verdict needs a very large difference; three do better"] = (
             None
         )
-    return Judgement(baseline, tuple(verdicts), tuple(notes))
+    return ArmVerdicts(baseline, tuple(verdicts), tuple(notes))
 
 
 def _tasks(arms: Iterable[Arm]) -> list[str]:
     return list(dict.fromkeys(task for arm in arms for task, _ in arm))
 
 
-def _check_data(runs: Sequence[Finished]) -> None:
+def _check_data(runs: Sequence[ArmRuns]) -> None:
     """Refuse runs of one task that were scored on different examples."""
     first = runs[0]
     for run in runs[1:]:
@@ -202,19 +202,19 @@ def _check_data(runs: Sequence[Finished]) -> None:
             )
 
 
-def _scored_on(run: Finished) -> tuple[str, int, str]:
+def _scored_on(run: ArmRuns) -> tuple[str, int, str]:
     facts = run.record.data["reported"][run.split]
     return run.split, facts["n"], facts["fingerprint"]
 
 
-def _said(run: Finished) -> str:
+def _said(run: ArmRuns) -> str:
     split, n, fingerprint = _scored_on(run)
     return f"{split}, n = {n:,} [{fingerprint[:8]}]"
 
 
 def _differences(
     name: str, arm: Arm, base: Arm, baseline: str, notes: dict[str, None]
-) -> list[tuple[_Question, tuple[int, ...], Difference]]:
+) -> list[tuple[_Question, tuple[int, ...], PairedDifference]]:
     """One arm's differences to the baseline, over the seeds that both have; what is missing goes into the notes."""
     found = []
     shared = [task for task in _tasks([arm]) if task in _tasks([base])]
@@ -239,8 +239,10 @@ def _differences(
         pairs = [(arm[task, seed], base[task, seed]) for seed in seeds]
         for question, ours, theirs, up in _asked(task, pairs, several, notes):
             try:
-                value = difference(ours, theirs, higher_is_better=up, what=f"{name} and {baseline}, {question.key}")
-            except Undefined as why:
+                value = paired_difference(
+                    ours, theirs, higher_is_better=up, what=f"{name} and {baseline}, {question.key}"
+                )
+            except UndefinedDifference as why:
                 notes[f"{why}, no verdict"] = None
             else:
                 found.append((question, seeds, value))
@@ -254,7 +256,7 @@ def _over_tasks(
     base: Arm,
     baseline: str,
     notes: dict[str, None],
-) -> list[tuple[_Question, tuple[int, ...], Difference]]:
+) -> list[tuple[_Question, tuple[int, ...], PairedDifference]]:
     """The differences of the means over tasks: of their scores, where all are in per cent, and of agreement."""
     common = sorted(set.intersection(*(set(seeds) for _, seeds in kept)))
     dropped = sorted(set.union(*(set(seeds) for _, seeds in kept)) - set(common))
@@ -274,8 +276,8 @@ def _over_tasks(
                 break
             question, ours, theirs, _ = asked
             try:
-                parts.append(difference(ours, theirs, what=f"{name} and {baseline}, {question.key}"))
-            except Undefined:
+                parts.append(paired_difference(ours, theirs, what=f"{name} and {baseline}, {question.key}"))
+            except UndefinedDifference:
                 break
         scores = [
             each for task, _ in kept for side in (arm, base) for seed in common for each in side[task, seed].scores
@@ -297,8 +299,8 @@ def _listed(seeds: Iterable[int]) -> str:
     return " ".join(map(str, seeds))
 
 
-Pairs = Sequence[tuple[Finished, Finished]]
-Asked = tuple[_Question, list[Answered], list[Answered], bool]
+Pairs = Sequence[tuple[ArmRuns, ArmRuns]]
+Asked = tuple[_Question, list[SystemOutputs], list[SystemOutputs], bool]
 
 
 def _asked(task: str, pairs: Pairs, several: bool, notes: dict[str, None]) -> list[Asked]:
@@ -320,7 +322,7 @@ def _asked(task: str, pairs: Pairs, several: bool, notes: dict[str, None]) -> li
         question = _Question(metric_key(task, metric), task, metric, score["unit"], primary=place == 0)
         try:
             ours, theirs = ([_answers(run, (metric,)) for run in side] for side in zip(*pairs, strict=True))
-        except Undefined as why:
+        except UndefinedDifference as why:
             notes[f"{why}, no verdict"] = None
             continue
         found.append((question, ours, theirs, score["higher_is_better"]))
@@ -355,7 +357,7 @@ def _one_number(task: str, pairs: Pairs) -> Asked | None:
         return None
     try:
         ours, theirs = ([_answers(run, metrics) for run in side] for side in zip(*pairs, strict=True))
-    except Undefined:  # said of the metric itself
+    except UndefinedDifference:  # said of the metric itself
         return None
     return _Question(task, task, "mean", "%"), ours, theirs, True
 
@@ -379,7 +381,7 @@ def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> Asked | None:
     return _Question(f"{task}/agreement", task, "agreement", "%"), ours_made, theirs_made, True
 
 
-def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
+def _answers(run: ArmRuns, metrics: tuple[str, ...]) -> SystemOutputs:
     """A run's answers, for the mean of some metrics."""
     table = run.answers
     if run.modelled:
@@ -387,8 +389,8 @@ def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
         (score,) = (each for each in run.scores if each["metric"] == metric)
         tokens = table["tokens"].to_numpy()
         if not score["n"]:
-            raise Undefined(f"run {run.name!r}: {metric} is of nothing")
-        return Sums(
+            raise UndefinedDifference(f"run {run.name!r}: {metric} is of nothing")
+        return SufficientStats(
             np.column_stack([table["nll"].to_numpy(), tokens]),
             _perplexity(int(tokens.sum()) / score["n"], score["unit"]),
             tokens,
@@ -396,15 +398,15 @@ def _answers(run: Finished, metrics: tuple[str, ...]) -> Answered:
     known, missing = metrics_named(run.record.metrics)
     if any(name not in known for name in metrics):
         why = f": {'; '.join(missing)}" if missing else ""
-        raise Undefined(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here{why}")
+        raise UndefinedDifference(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here{why}")
     found = tuple(known[name] for name in metrics)
     values = table["prediction"].to_numpy()
     if any(metric.of_logits for metric in found):
         logits = [name for name in table if name.startswith("logit/")]
         if len(found) > 1 or not logits:
-            raise Undefined(f"run {run.name!r}: {' and '.join(metrics)} cannot be taken of what is kept")
+            raise UndefinedDifference(f"run {run.name!r}: {' and '.join(metrics)} cannot be taken of what is kept")
         values = table[logits].to_numpy()
-    return Answers(found, values, table["label"].to_numpy())
+    return LabelOutputs(found, values, table["label"].to_numpy())
 
 
 def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
@@ -422,14 +424,14 @@ def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
     return value
 
 
-def _class_agreement(run: Finished) -> Answered:
+def _class_agreement(run: ArmRuns) -> SystemOutputs:
     """Classes that are the teacher's, or the correlation with its scores."""
     predictions, teacher = (run.answers[word].to_numpy() for word in ("prediction", "teacher"))
     name = "pearson" if np.issubdtype(predictions.dtype, np.floating) else "accuracy"
-    return Answers((METRICS[name],), predictions, teacher)
+    return LabelOutputs((METRICS[name],), predictions, teacher)
 
 
-def _token_agreement(run: Finished) -> Answered:
+def _token_agreement(run: ArmRuns) -> SystemOutputs:
     """Target tokens at which the likeliest token is the teacher's, row by row."""
     table = run.answers
     tokens = table["tokens"].to_numpy()
@@ -439,7 +441,7 @@ def _token_agreement(run: Finished) -> Answered:
         shares: Array = 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
         return shares
 
-    return Sums(np.column_stack([same, tokens]).astype(float), value, tokens)
+    return SufficientStats(np.column_stack([same, tokens]).astype(float), value, tokens)
 
 
 def _flat(column: Any) -> Array:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kdalign.data.token_matching import Matching, match
-from kdalign.recipe import Train
+from kdalign.data.token_matching import TokenAlignment, align_tokens
+from kdalign.recipe import TrainSettings
 
 NEIGHBOURHOOD = 200
 """Batches that are sorted by length together: 98.6 % of SST-2's tokens are then real at batch 64 (of 50: 95.0 %)."""
@@ -37,7 +37,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Mixture:
+class EpochSampler:
     """The rows of an epoch: some always, and of others so many, drawn anew."""
 
     always: Int[np.ndarray[Any, Any], "n"]
@@ -53,7 +53,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedSplit:
     """A split's token ids.
 
     Attributes:
@@ -86,7 +86,7 @@ class Encoded:
     bytes: int = 0
     groups: np.ndarray[Any, Any] | None = None
     labelled: np.ndarray[Any, Any] | None = None
-    mixture: Mixture | None = None
+    mixture: EpochSampler | None = None
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -96,7 +96,7 @@ class Encoded:
         """Tokens of each example."""
         return np.array([len(ids) for ids in self.columns["input_ids"]])
 
-    def take(self, rows: Sequence[int]) -> "Encoded":
+    def take(self, rows: Sequence[int]) -> "TokenizedSplit":
         """The examples of these rows, in this order."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         labels = None if self.labels is None else self.labels[np.asarray(rows)]
@@ -106,7 +106,7 @@ class Encoded:
         taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
         return replace(taken, labelled=known, mixture=None)
 
-    def joined(self, others: "Encoded") -> "Encoded":
+    def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":
         """These rows and others, whose labels are not known where they have none."""
         assert self.labels is not None, "what has no labels needs no others without"
         known = np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
@@ -126,12 +126,12 @@ class Encoded:
             mixture=mixture,
         )
 
-    def with_unlabelled(self, others: "Encoded", an_epoch: int) -> "Encoded":
+    def with_unlabelled(self, others: "TokenizedSplit", an_epoch: int) -> "TokenizedSplit":
         """These rows, and others without labels, of which an epoch has so many."""
         both = self.joined(replace(others, labels=None))
         if an_epoch == len(others):
             return both
-        return replace(both, mixture=Mixture(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
+        return replace(both, mixture=EpochSampler(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
 
 
 def _added(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -162,7 +162,7 @@ class Batch:
     real: Bool[Tensor, "batch time"]
     targets: Tensor | None = None
     taught: dict[str, Tensor] | None = None
-    matching: Matching | None = None
+    matching: TokenAlignment | None = None
     rows: Int[Tensor, "batch"] | None = None
     labelled: Bool[Tensor, "batch"] | None = None
 
@@ -225,7 +225,7 @@ class Batch:
 
 
 def collate(
-    encoded: Encoded,
+    encoded: TokenizedSplit,
     rows: Sequence[int],
     counted: bool = True,
     width: int | None = None,
@@ -265,7 +265,7 @@ def collate(
         taught = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
         taught["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
         ours, theirs = (torch.stack([each.pop("start"), each.pop("end")], dim=-1) for each in (inputs, taught))
-        matching = match(ours, theirs, encoded.left_to_right)
+        matching = align_tokens(ours, theirs, encoded.left_to_right)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
@@ -309,7 +309,7 @@ def epoch_batches(
     seed: int,
     epoch: int,
     tokens: int | None = None,
-    mixture: Mixture | None = None,
+    mixture: EpochSampler | None = None,
 ) -> list[list[int]]:
     """One epoch's global batches: every row once, neighbours of similar length together, in random order.
 
@@ -335,7 +335,7 @@ def epoch_batches(
 
 
 def steps_per_epoch(
-    lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: Mixture | None = None
+    lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: EpochSampler | None = None
 ) -> int:
     """The number of batches that ``epoch_batches`` gives."""
     if tokens is not None:
@@ -346,7 +346,7 @@ def steps_per_epoch(
 
 
 def micro_batches(
-    encoded: Encoded,
+    encoded: TokenizedSplit,
     rows: Sequence[int],
     rank: int,
     ranks: int,
@@ -368,7 +368,7 @@ def micro_batches(
     ]
 
 
-def in_order(encoded: Encoded, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
+def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
     """All rows once in batches of similar length, for evaluation; each batch with its row numbers.
 
     A batch holds ``size`` rows, or with ``tokens`` as many as fill so many positions, at least one.
@@ -383,7 +383,7 @@ def in_order(encoded: Encoded, size: int, tokens: bool = False) -> Iterator[tupl
         yield rows.tolist(), collate(encoded, rows.tolist())
 
 
-def total_steps(settings: Train, encoded: Encoded) -> int:
+def total_steps(settings: TrainSettings, encoded: TokenizedSplit) -> int:
     """Optimizer steps of a run: as asked, until enough tokens were trained on, or whole epochs."""
     if settings.max_steps is not None:
         return settings.max_steps
@@ -405,14 +405,14 @@ _EXAMPLES = 512
 _BATCH = 32
 
 
-def some(encoded: Encoded, seed: int, tokens: int) -> Iterator[Batch]:
+def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[Batch]:
     """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
     rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
     enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
     return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
 
 
-def as_read_by_teacher(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
+def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
     """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
     for batch in batches:
         inputs = batch.taught_inputs

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import CUT, IGNORED, MASKED, Corruption, Encoded
-from kdalign.recipe import Augment
+from kdalign.data.batches import CUT, IGNORED, MASKED, Corruption, TokenizedSplit
+from kdalign.recipe import AugmentSettings
 
 MASKED_RATE = 0.15
 """Share of a row's tokens that are masked (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
@@ -73,7 +73,7 @@ class MaskSpans:
 
 
 @dataclass(frozen=True)
-class CutOff:
+class TokenCutoff:
     """Cut a share of a row's tokens off: they are neither attended to nor counted, in some of the rows.
 
     Token cut-off, Shen et al. 2020, arXiv:2009.13818, section 3: what a token says is removed, and its place is kept.
@@ -94,7 +94,7 @@ class CutOff:
 
 
 @dataclass(frozen=True)
-class MaskBeside:
+class MaskedCopy:
     """A row, changed as it may be, and beside it the same row masked, with its targets."""
 
     masking: MaskTokens
@@ -109,7 +109,9 @@ class MaskBeside:
         return {**row, MASKED + "input_ids": masked["input_ids"], MASKED + "targets": targets}
 
 
-def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizerBase, masked: bool = False) -> Encoded:
+def with_corruption(
+    encoded: TokenizedSplit, augment: AugmentSettings, tokenizer: PreTrainedTokenizerBase, masked: bool = False
+) -> TokenizedSplit:
     """Rows that are changed anew each time they are read, and masked beside, where a recipe asks for that."""
     special = np.array(sorted(tokenizer.all_special_ids))
     match augment.by:
@@ -117,17 +119,17 @@ def corrupted(encoded: Encoded, augment: Augment, tokenizer: PreTrainedTokenizer
             how = MaskSpans(int(tokenizer.mask_token_id), special, augment.rate_used, augment.share)
             encoded = replace(encoded, corrupt=how)
         case "cutoff":
-            cut = CutOff(special, augment.rate_used, augment.share)
+            cut = TokenCutoff(special, augment.rate_used, augment.share)
             encoded = replace(encoded, corrupt=cut, pad={**encoded.pad, CUT: 0})
     if not masked:
         return encoded
     masking = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
     pad = {**encoded.pad, MASKED + "input_ids": encoded.pad["input_ids"], MASKED + "targets": IGNORED}
-    return replace(encoded, corrupt=MaskBeside(masking, encoded.corrupt), pad=pad)
+    return replace(encoded, corrupt=MaskedCopy(masking, encoded.corrupt), pad=pad)
 
 
 @dataclass(frozen=True)
-class Permute:
+class PermuteOrder:
     """Give a row the order in which its tokens are predicted: drawn, or left to right.
 
     Yang et al. 2019, arXiv:1906.08237, section 2.2. The first in the order has nothing to be predicted from; its row of

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdalign.errors import UsageError, printable, shortened
+from kdalign.errors import UsageError, printable, shorten
 
 Cell = str | None
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -165,8 +165,8 @@ def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
     """What is wrong with a row of another length than the header, as a clause."""
     cells, header = table.widths[row], table.widths[0]
     said = (
-        f"line {table.lines[row]} has {_count(cells, 'cell')}, and the header {header} ({shown(table.header)}), "
-        f"divided by {NAMES[used]}"
+        f"line {table.lines[row]} has {_count(cells, 'cell')}, "
+        f"and the header {header} ({preview_cells(table.header)}), divided by {NAMES[used]}"
     )
     if used != expected:
         return f"{said}, for the header has no {NAMES[expected]}"
@@ -177,9 +177,9 @@ def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
     return said
 
 
-def shown(cells: Sequence[Cell]) -> str:
+def preview_cells(cells: Sequence[Cell]) -> str:
     """Some cells for an error line."""
-    return shortened(printable(", ".join(repr(cell or "") for cell in cells)), 120)
+    return shorten(printable(", ".join(repr(cell or "") for cell in cells)), 120)
 
 
 def _count(number: int, what: str) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, TEACHER, Encoded
+from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.corruption import MASKED_RATE
 from kdalign.data.tasks import Examples
-from kdalign.data.token_matching import AFTER, BEFORE, CLASSES, coverage, segments, windows
-from kdalign.data.tokenization import encode_labelled, frame_of, start_of
+from kdalign.data.token_matching import AFTER, BEFORE, CLASSES, common_segments, coverage, dual_windows
+from kdalign.data.tokenization import special_frame, start_token, tokenize_labelled
 from kdalign.errors import UsageError
 
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
@@ -31,17 +31,17 @@ def check_spans(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
-def encode_labelled_across(
+def tokenize_labelled_dual(
     examples: Examples, tokenizers: Tokenizers, max_length: int, left_to_right: bool = False
-) -> Encoded:
+) -> TokenizedSplit:
     """Tokenize a split by both tokenizers; each cuts what is longer than ``max_length`` of its own tokens."""
-    ours, theirs = (encode_labelled(examples, tokenizer, max_length, spans=True) for tokenizer in tokenizers)
+    ours, theirs = (tokenize_labelled(examples, tokenizer, max_length, spans=True) for tokenizer in tokenizers)
     texts = [" ".join(each) for each in zip(*examples.texts, strict=True)]
     both = _joined(ours, theirs, left_to_right)
     return replace(both, covered=_covered(texts, ours.columns, theirs.columns))
 
 
-def encode_documents_across(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> Encoded:
+def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> TokenizedSplit:
     """Tokenize documents by both tokenizers, to train a language model (``masked`` or ``causal``) of a family.
 
     A long document becomes several rows, cut where both have a boundary, so that a row is the same text to both. Rows
@@ -56,7 +56,7 @@ def encode_documents_across(examples: Examples, tokenizers: Tokenizers, family: 
     targets: list[list[int]] = []
     for document in range(len(texts)):
         spans = [np.stack([side["start"][document], side["end"][document]], axis=1) for side in whole]
-        for parts in windows(spans[0], spans[1], (room[0], room[1])):
+        for parts in dual_windows(spans[0], spans[1], (room[0], room[1])):
             for side, part in enumerate(parts):
                 for name, (before, after) in _around(frames[side], classes[side]).items():
                     rows[side][name].append([*before, *whole[side][name][document][part], *after])
@@ -67,7 +67,7 @@ def encode_documents_across(examples: Examples, tokenizers: Tokenizers, family: 
     if family == "causal":
         rows[0]["targets"] = targets
     ours, theirs = (
-        Encoded(columns, None, {**dict.fromkeys(columns, 0), "input_ids": int(tokenizer.pad_token_id)})
+        TokenizedSplit(columns, None, {**dict.fromkeys(columns, 0), "input_ids": int(tokenizer.pad_token_id)})
         for columns, tokenizer in zip(rows, tokenizers, strict=True)
     )
     both = _joined(ours, theirs, family == "causal")
@@ -77,7 +77,7 @@ def encode_documents_across(examples: Examples, tokenizers: Tokenizers, family: 
     if family == "causal":
         return both
     masks, sizes = zip(*[(int(each.mask_token_id), len(each)) for each in tokenizers], strict=True)
-    return replace(both, corrupt=MaskBoth(masks, sizes, np.array(sorted(tokenizers[0].all_special_ids))))
+    return replace(both, corrupt=MaskAlignedSpans(masks, sizes, np.array(sorted(tokenizers[0].all_special_ids))))
 
 
 def _tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
@@ -88,8 +88,8 @@ def _tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, family: str) -> tuple[list[int], list[int]]:
-    before, after = frame_of(tokenizer)
-    return (before or start_of(tokenizer), []) if family == "causal" else (before, after)
+    before, after = special_frame(tokenizer)
+    return (before or start_token(tokenizer), []) if family == "causal" else (before, after)
 
 
 def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str, tuple[list[int], list[int]]]:
@@ -103,7 +103,7 @@ def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str
     return {"input_ids": frame, "start": starts, "end": ([end for _, end in before], [end for _, end in after])}
 
 
-def _joined(ours: Encoded, theirs: Encoded, left_to_right: bool) -> Encoded:
+def _joined(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -> TokenizedSplit:
     """Both encodings of the same rows as one."""
     columns = ours.columns | {TEACHER + name: column for name, column in theirs.columns.items()}
     pad = ours.pad | {TEACHER + name: value for name, value in theirs.pad.items()}
@@ -119,7 +119,7 @@ def _covered(texts: Sequence[str], ours: Columns, theirs: Columns) -> tuple[int,
 
 
 @dataclass(frozen=True)
-class MaskBoth:
+class MaskAlignedSpans:
     """Mask the same text in the tokens of both: stretches that whole tokens of both fill, 15 % of the student's tokens.
 
     What becomes of a stretch is drawn as in ``MaskTokens``, once for both.
@@ -133,7 +133,7 @@ class MaskBoth:
         """The row with some stretches replaced, and the student's tokens in them as its targets."""
         ids = [np.array(row[side + "input_ids"]) for side in ("", TEACHER)]
         spans = [np.stack([row[side + "start"], row[side + "end"]], axis=1) for side in ("", TEACHER)]
-        stretches = segments(spans[0], spans[1])
+        stretches = common_segments(spans[0], spans[1])
         free = (spans[0][:, 0] >= 0) & ~np.isin(ids[0], self.special)
         sizes = np.bincount(stretches[0][free])
         drawn = generator.permutation(np.flatnonzero(sizes))

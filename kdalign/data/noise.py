@@ -30,7 +30,7 @@ NOISES: Mapping[str, Callable[[str, np.random.Generator], str]] = {"typos": _mis
 
 
 @dataclass(frozen=True)
-class Noise:
+class TextNoise:
     """A share ``rate`` of the words gets one mistake each, drawn by the seed and the text's number."""
 
     kind: str
@@ -38,7 +38,7 @@ class Noise:
     seed: int = 0
 
     @classmethod
-    def parse(cls, given: str, seed: int = 0) -> "Noise":
+    def parse(cls, given: str, seed: int = 0) -> "TextNoise":
         """Read ``typos=0.1``.
 
         Raises:

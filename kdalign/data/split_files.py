@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdalign.data.tables import FORMATS, format_of
+from kdalign.data.tables import FORMATS, file_format
 from kdalign.errors import UsageError
 
 ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
@@ -44,7 +44,7 @@ class _File:
     @property
     def group(self) -> tuple[str, str, int]:
         """Equal for the shards of one whole."""
-        return self.split, format_of(self.path), self.count
+        return self.split, file_format(self.path), self.count
 
 
 def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
@@ -76,12 +76,12 @@ def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
     return [file.path for file in found]
 
 
-def splits_of(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
+def available_splits(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
     """The splits that a folder holds, by its files' names."""
     return sorted({file.split for file in _files(folder, formats)})
 
 
-def other_files(folder: Path, split: str, formats: Sequence[str]) -> str:
+def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
     """A clause that names what bears a split's name and is no file that is read; else nothing."""
     names = (split, *ALIASES.get(split, ()))
     for path in sorted(folder.iterdir()):
@@ -89,7 +89,7 @@ def other_files(folder: Path, split: str, formats: Sequence[str]) -> str:
             continue
         if path.is_dir():
             return f"; {path.name!r} is a folder, not a file"
-        ending = format_of(path)
+        ending = file_format(path)
         if ending in formats:
             return f"; {path.name!r} is {'a broken link' if not path.exists() else 'no regular file'}"
         mend = f" ({_MENDS[ending]})" if ending in _MENDS else ""
@@ -108,7 +108,7 @@ def _files(folder: Path, formats: Sequence[str]) -> list[_File]:
 def _files_in(folder: Path, formats: Sequence[str]) -> list[_File]:
     files = []
     for path in sorted(folder.iterdir()):
-        if format_of(path) in formats and path.is_file():
+        if file_format(path) in formats and path.is_file():
             shard = _SHARD.fullmatch(path.stem)
             if shard:
                 files.append(_File(path, shard["split"], int(shard["number"]), int(shard["count"])))

@@ -19,7 +19,7 @@ TEXT_FORMATS = (*FORMATS, "txt")
 DELIMITERS: Mapping[str, str] = {"csv": ",", "tsv": "\t"}
 
 
-def format_of(file: Path) -> str:
+def file_format(file: Path) -> str:
     """The format that a file's name ends with, whatever its case."""
     return file.suffix.lstrip(".").lower()
 
@@ -33,7 +33,7 @@ def read_table(file: Path) -> "pd.DataFrame":
     Raises:
         UsageError: the file cannot be read, is not what its name says, or has two columns of one name.
     """
-    match format_of(file):
+    match file_format(file):
         case "parquet":
             return _read_parquet(file)
         case "csv" | "tsv" as kind:
@@ -115,10 +115,10 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
     failure = f"{str(file)!r} is not a parquet file"
     with library_errors(failure), file.open("rb") as opened:
         table = pq.ParquetFile(opened).read()
-    return of_arrow(table, str(file))
+    return from_arrow(table, str(file))
 
 
-def of_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
+def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
     """A table of Arrow's.
 
     Text is text in whichever of Arrow's types it lies; of an index that pandas kept, only a named one is a column.

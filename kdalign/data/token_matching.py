@@ -28,7 +28,7 @@ CLASSES, BEFORE, BETWEEN, AFTER = (-2, -1), (-8, -7), (-6, -5), (-4, -3)
 
 
 @dataclass(frozen=True)
-class Matching:
+class TokenAlignment:
     """How a teacher's positions bear on its student's.
 
     Attributes:
@@ -63,12 +63,14 @@ class Matching:
         index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)
 
-    def to(self, device: torch.device) -> "Matching":
+    def to(self, device: torch.device) -> "TokenAlignment":
         """The same on a device."""
-        return Matching(self.shares.to(device), self.spread.to(device), self.answers.to(device))
+        return TokenAlignment(self.shares.to(device), self.spread.to(device), self.answers.to(device))
 
 
-def match(ours: Int[Tensor, "batch time 2"], theirs: Int[Tensor, "batch theirs 2"], left_to_right: bool) -> Matching:
+def align_tokens(
+    ours: Int[Tensor, "batch time 2"], theirs: Int[Tensor, "batch theirs 2"], left_to_right: bool
+) -> TokenAlignment:
     """Bring positions together by their spans.
 
     In models that see a whole text, a student position is compared with the mean of the teacher positions that share
@@ -86,7 +88,7 @@ def match(ours: Int[Tensor, "batch time 2"], theirs: Int[Tensor, "batch theirs 2
         touching = shared > 0
         alone = touching & (touching.sum(dim=2, keepdim=True) == 1) & (touching.sum(dim=1, keepdim=True) == 1)
     answers = torch.where(alone.any(dim=-1), alone.int().argmax(dim=-1), -1)
-    return Matching(_rows_of_one(shares.float()), _rows_of_one(spread.float()), answers)
+    return TokenAlignment(_rows_of_one(shares.float()), _rows_of_one(spread.float()), answers)
 
 
 def _overlaps(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
@@ -111,7 +113,7 @@ def _rows_of_one(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)
 
 
-def spans_of(tokenizer: PreTrainedTokenizerBase, encoding: Any, row: int, shift: int) -> list[tuple[int, int]]:
+def token_spans(tokenizer: PreTrainedTokenizerBase, encoding: Any, row: int, shift: int) -> list[tuple[int, int]]:
     """The spans of a row's tokens; a second text's stand ``shift`` further on, its place after the first text."""
     places: list[tuple[int, int]] = []
     texts = encoding.sequence_ids(row)
@@ -152,7 +154,7 @@ def _held(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray
     return held
 
 
-def windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+def dual_windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Cut two tokenizations of a text into rows of at most ``room`` tokens of each, where both have a boundary.
 
     A stretch without a common boundary that is longer than a row is cut off there, and what is left of it passed over.
@@ -175,7 +177,7 @@ def windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[tuple
         yield slice(begun[0], last[0]), slice(begun[1], last[1])
 
 
-def segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def common_segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """For each token of both, the number of the smallest stretch of text that whole tokens of both fill."""
     spans = np.concatenate([ours, theirs])
     order = np.lexsort((spans[:, 1], spans[:, 0]))
@@ -187,7 +189,7 @@ def segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], np.ndarr
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedVocabulary:
     """The entries of two vocabularies that stand for the same text or have the same role, side by side."""
 
     student: Int[Tensor, "entries"]
@@ -197,7 +199,7 @@ class Shared:
         return len(self.student)
 
 
-def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Shared:
+def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> SharedVocabulary:
     """The entries that both vocabularies have, by what they stand for, not by how they are written.
 
     ``Ġthe`` of a byte-level tokenizer, ``▁the`` of SentencePiece and ``the`` of WordPiece all stand for " the".
@@ -211,7 +213,7 @@ def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizer
             pairs[number] = other
             taken.add(other)
     student, teacher = torch.tensor(sorted(pairs.items()), dtype=torch.long).reshape(-1, 2).unbind(dim=1)
-    return Shared(student, teacher)
+    return SharedVocabulary(student, teacher)
 
 
 _ROLES = ("cls_token", "sep_token", "mask_token", "eos_token", "bos_token")
@@ -237,7 +239,7 @@ def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES)
     return found
 
 
-def spelled(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[list[int]]:
+def source_pieces(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[list[int]]:
     """For each entry of our vocabulary, the entries of theirs that its text is made of; none for what is no text.
 
     An entry that stands for the same is taken as it is, and a special token for one of the same role.

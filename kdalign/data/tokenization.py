@@ -13,30 +13,32 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, Encoded
-from kdalign.data.corruption import MaskTokens, Permute
+from kdalign.data.batches import IGNORED, TokenizedSplit
+from kdalign.data.corruption import MaskTokens, PermuteOrder
 from kdalign.data.tasks import Examples
-from kdalign.data.token_matching import spans_of
-from kdalign.errors import UsageError, shortened
+from kdalign.data.token_matching import token_spans
+from kdalign.errors import UsageError, shorten
 
 
-def encode_labelled(
+def tokenize_labelled(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, spans: bool = False
-) -> Encoded:
+) -> TokenizedSplit:
     """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted.
 
     With ``spans``, the columns ``start`` and ``end`` say which characters a token stands for.
     """
     columns = [list(column) for column in examples.texts]
     # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
-    types = gives_token_types(tokenizer)
+    types = has_token_types(tokenizer)
     names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
 
     def tokenized(rows: Sequence[int], **cut: object) -> dict[str, list[list[int]]]:
         found = tokenizer(*[[column[row] for row in rows] for column in columns], verbose=False, **cut, **names)
         values = {name: list(column) for name, column in found.items() if name != "offset_mapping"}
         if spans:
-            places = [spans_of(tokenizer, found, number, len(columns[0][row]) + 1) for number, row in enumerate(rows)]
+            places = [
+                token_spans(tokenizer, found, number, len(columns[0][row]) + 1) for number, row in enumerate(rows)
+            ]
             values["start"], values["end"] = ([[place[side] for place in row] for row in places] for side in (0, 1))
         return values
 
@@ -49,10 +51,10 @@ def encode_labelled(
     pad = {name: 0 for name in encoded}
     pad["input_ids"] = int(tokenizer.pad_token_id)
     pad["token_type_ids"] = int(tokenizer.pad_token_type_id)
-    return Encoded(encoded, examples.labels, pad, len(long))
+    return TokenizedSplit(encoded, examples.labels, pad, len(long))
 
 
-def gives_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
+def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a model reads which of two texts a token is of: unless its tokenizer's files say that it does not.
 
     What a class of Transformers gives by itself differs between its versions (ALBERT's had them before 5), and models
@@ -62,21 +64,21 @@ def gives_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
     return told is None or "token_type_ids" in told
 
 
-def saying_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def with_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer, which gives token types wherever it is loaded if they are given here."""
-    if gives_token_types(tokenizer) and "token_type_ids" not in tokenizer.model_input_names:
+    if has_token_types(tokenizer) and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     return tokenizer
 
 
-def encode_documents(
+def tokenize_documents(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     family: str,
     max_length: int,
     left_to_right: bool = False,
-) -> Encoded:
+) -> TokenizedSplit:
     """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``) to learn from.
 
     A document longer than ``max_length`` becomes several rows. A causal model's documents are packed into full rows, in
@@ -85,23 +87,23 @@ def encode_documents(
     """
     texts = examples.texts[0]
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    before, after = frame_of(tokenizer)
+    before, after = special_frame(tokenizer)
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "position_ids": 0, "document": -1, "order": -1}
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
-        start = before or start_of(tokenizer)
+        start = before or start_token(tokenizer)
         columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
-        return Encoded(columns, None, pad, words=words)
+        return TokenizedSplit(columns, None, pad, words=words)
     room = max_length - len(before) - len(after)
     rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
     special = np.array(sorted(tokenizer.all_special_ids))
     if family == "masked":
         corrupt = MaskTokens(int(tokenizer.mask_token_id), len(tokenizer), special)
-        return Encoded({"input_ids": rows}, None, pad, corrupt=corrupt, words=words)
-    return Encoded({"input_ids": rows}, None, pad, corrupt=Permute(special, left_to_right), words=words)
+        return TokenizedSplit({"input_ids": rows}, None, pad, corrupt=corrupt, words=words)
+    return TokenizedSplit({"input_ids": rows}, None, pad, corrupt=PermuteOrder(special, left_to_right), words=words)
 
 
-def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
     """Tokenize conversations in the tokenizer's template; only the assistant's tokens and their ends are asked for.
 
     What is longer than ``max_length`` is cut at its end and counted; a conversation that is left without an answer is
@@ -112,7 +114,7 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_len
             no answer at all within ``max_length``.
     """
     chats = [json.loads(chat) for chat in examples.texts[0]]
-    rendered = [render(chat, tokenizer) for chat in chats]
+    rendered = [render_chat(chat, tokenizer) for chat in chats]
     pieces = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     truncated = unanswered = 0
@@ -129,7 +131,7 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_len
     if not columns["targets"]:
         raise UsageError(f"{examples.split}: no answer lies within the first {max_length} tokens (--max-length)")
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
-    return Encoded(columns, None, pad, truncated, passed_over=unanswered)
+    return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered)
 
 
 ROLES = {
@@ -158,7 +160,7 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
             f"({type(tokenizer).__name__}, without a tokenizer.json); save it as tokenizer.json beside the model"
         )
     ids = {
-        "start": (frame_of(tokenizer)[0] or [tokenizer.bos_token_id, tokenizer.eos_token_id])
+        "start": (special_frame(tokenizer)[0] or [tokenizer.bos_token_id, tokenizer.eos_token_id])
         if "start" in needed
         else [],
         "end": [tokenizer.eos_token_id],
@@ -179,7 +181,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
         raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
 
 
-def render(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
+def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
     """A conversation in the tokenizer's template; with ``ask``, up to where the assistant speaks.
 
     Raises:
@@ -198,8 +200,8 @@ def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokeniz
     spans = []
     for number, turn in enumerate(chat):
         if number and turn["role"] == "assistant":
-            before = render(chat[:number], tokenizer, ask=True)
-            after = render(chat[: number + 1], tokenizer).rstrip()
+            before = render_chat(chat[:number], tokenizer, ask=True)
+            after = render_chat(chat[: number + 1], tokenizer).rstrip()
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise UsageError(
                     "the tokenizer's chat template renders a conversation's beginning otherwise than the whole, so "
@@ -209,9 +211,9 @@ def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokeniz
     return spans
 
 
-def encode_pairs(
+def tokenize_pairs(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, decoder_start: int, max_length: int
-) -> Encoded:
+) -> TokenizedSplit:
     """Tokenize sources and targets for an encoder-decoder; what is longer than ``max_length`` is cut and counted.
 
     The target ends with the tokenizer's end token, and the decoder reads it one position later; a target that is cut
@@ -221,7 +223,7 @@ def encode_pairs(
     read = tokenizer(sources, verbose=False)["input_ids"]
     asked = tokenizer(text_target=targets, verbose=False)["input_ids"]
     end = int(tokenizer.eos_token_id)
-    if not frame_of(tokenizer)[1]:
+    if not special_frame(tokenizer)[1]:
         read, asked = ([[*ids, end] for ids in column] for column in (read, asked))
     truncated = sum(max(len(a), len(b)) > max_length for a, b in zip(read, asked, strict=True))
     read = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in read]
@@ -235,10 +237,10 @@ def encode_pairs(
     pad = {"input_ids": blank, "decoder_input_ids": blank, "targets": IGNORED}
     words = 0 if truncated else sum(len(text.split()) for text in targets)
     size = 0 if truncated else sum(len(text.encode("utf-8", "surrogatepass")) for text in targets)
-    return Encoded(columns, None, pad, truncated, words=words, bytes=size)
+    return TokenizedSplit(columns, None, pad, truncated, words=words, bytes=size)
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     special = set(tokenizer.all_special_ids)
     ids = tokenizer("a")["input_ids"]
@@ -249,13 +251,13 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 
-def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def start_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return [int(start)]
 
 
-def note_on_special_words(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
+def special_token_note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
     """A sentence on texts that spell out special tokens, such as ``</s>``, which are not read as they are spelled.
 
     Nothing where no text does, or where the tokenizer takes them for ordinary words.
@@ -277,7 +279,7 @@ def note_on_special_words(examples: Examples, tokenizer: PreTrainedTokenizerBase
         return ""
     return (
         f"{examples.split}: {len(rows):,} of {len(examples):,} texts have words that the tokenizer reads as special "
-        f"tokens, not as they are spelled ({shortened(', '.join(map(repr, seen)), 80)})"
+        f"tokens, not as they are spelled ({shorten(', '.join(map(repr, seen)), 80)})"
     )
 
 

@@ -33,7 +33,7 @@ _WORDS = (
 )
 
 
-def check_size(size: int, family: str) -> None:
+def check_vocabulary_size(size: int, family: str) -> None:
     """Refuse a tokenizer without room for all bytes and a family's special tokens."""
     least = 256 + len(set(_SPECIAL_TOKENS[family].values()))
     if size < least:
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     Raises:
         UsageError: no text, or a size without room for all bytes and special tokens.
     """
-    check_size(size, family)
+    check_vocabulary_size(size, family)
     roles = _SPECIAL_TOKENS[family]
     special_tokens = list(dict.fromkeys(roles.values()))
     texts = iter(texts)
@@ -93,7 +93,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     )
 
 
-def trained_size(tokenizer: str) -> int | None:
+def requested_vocabulary_size(tokenizer: str) -> int | None:
     """The number of entries that ``train:SIZE`` asks for; None for a tokenizer that is there already.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kdalign.data.batches import IGNORED, Encoded
-from kdalign.data.tokenization import frame_of, start_of
+from kdalign.data.batches import IGNORED, TokenizedSplit
+from kdalign.data.tokenization import special_frame, start_token
 
 FEW = 20
 """With fewer texts than this an interval resamples their rows: so few texts say nothing of the spread."""
@@ -27,9 +27,9 @@ def windows(inputs: int, length: int, stride: int) -> Iterator[tuple[int, int, i
         yield max(0, end - length), end, asked
 
 
-def encode_causal(
+def tokenize_causal_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
-) -> Encoded:
+) -> TokenizedSplit:
     """Rows for a causal model: a text's first token is predicted from the start token, all others from what precedes.
 
     Args:
@@ -39,7 +39,7 @@ def encode_causal(
         stride: positions between one window and the next; ``length`` where left out.
     """
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    start = frame_of(tokenizer)[0] or start_of(tokenizer)
+    start = special_frame(tokenizer)[0] or start_token(tokenizer)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     origin = []
     for number, content in enumerate(contents):
@@ -52,9 +52,9 @@ def encode_causal(
     return _scored(columns, tokenizer, texts, origin)
 
 
-def encode_permuted(
+def tokenize_permuted_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
-) -> Encoded:
+) -> TokenizedSplit:
     """Rows for a permutation model, predicted from left to right; a text's first token is given, not asked for.
 
     Nothing leads to a text's first token: XLNet's mask would be empty there, and then sees everything. Its bytes, and
@@ -62,7 +62,7 @@ def encode_permuted(
     """
     offsets = {"return_offsets_mapping": True, "add_special_tokens": False, "verbose": False}
     found = tokenizer(list(texts), **offsets)
-    before, after = frame_of(tokenizer)
+    before, after = special_frame(tokenizer)
     room = length - len(before) - len(after)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "order": []}
     origin, given = [], []
@@ -82,7 +82,7 @@ def encode_permuted(
 
 
 @dataclass(frozen=True)
-class MaskOne:
+class MaskSingleToken:
     """Mask the token that is asked for, and with it what follows in its word, where that is wanted."""
 
     mask: int
@@ -96,9 +96,9 @@ class MaskOne:
         return {"input_ids": ids, "targets": targets}
 
 
-def encode_pseudo(
+def tokenize_pseudo_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, within_words: bool = True
-) -> Encoded:
+) -> TokenizedSplit:
     r"""Rows for the pseudo-log-likelihood of a masked model: a row for each token, in which it is masked.
 
     .. math:: \mathrm{PLL}(x) = \sum_t \log p(x_t \mid x_{\setminus t})
@@ -108,7 +108,7 @@ def encode_pseudo(
     than ``length`` is cut into parts that do not see each other.
     """
     found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    before, after = frame_of(tokenizer)
+    before, after = special_frame(tokenizer)
     room = length - len(before) - len(after)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "asked": []}
     origin, part = [], 0
@@ -123,11 +123,11 @@ def encode_pseudo(
                 columns["asked"].append([len(before) + position, len(before) + end])
                 origin.append(number if len(texts) >= FEW else part)
             part += 1
-    mask = MaskOne(int(tokenizer.mask_token_id))
+    mask = MaskSingleToken(int(tokenizer.mask_token_id))
     return _scored(columns, tokenizer, texts, origin, corrupt=mask, groups=np.array(origin))
 
 
-def counted(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
+def count_words_and_bytes(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
     """The words and the bytes of texts, less those of the beginnings that are given: a word counts while any of it."""
     words = sum(len(text.split()) for text in texts)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
@@ -155,10 +155,10 @@ def _scored(
     given: Sequence[str] = (),
     groups: np.ndarray[Any, Any] | None = None,
     **more: Any,
-) -> Encoded:
+) -> TokenizedSplit:
     """Rows with the words and bytes of what is asked for: all but what is given of each text."""
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "order": -1, "asked": 0}
-    words, size = counted(texts, given)
+    words, size = count_words_and_bytes(texts, given)
     if groups is None and len(texts) >= FEW:
         groups = np.array(origin)
-    return Encoded(columns, None, pad, words=words, bytes=size, groups=groups, **more)
+    return TokenizedSplit(columns, None, pad, words=words, bytes=size, groups=groups, **more)

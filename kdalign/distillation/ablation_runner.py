@@ -22,13 +22,22 @@ from typing import Any
 
 from kdalign.errors import Interrupted, KdalignError, RunError, Unwritten, UsageError
 from kdalign.files import append_text, check_links, check_writable
-from kdalign.observer import Observer, Silent
-from kdalign.recipe import recipe_of
+from kdalign.observer import NullObserver, Observer
+from kdalign.recipe import validate_recipe
 from kdalign.registry import Trust, trust, trusting
-from kdalign.runs.ablation_spec import KEPT, LOCK, Ablation, Trial, check_ours, check_same, clear, write_ablation
-from kdalign.runs.archive import Kept, keep, read_kept
+from kdalign.runs.ablation_spec import (
+    KEPT,
+    LOCK,
+    AblationSpec,
+    Trial,
+    check_ours,
+    check_same,
+    remove_ablation,
+    write_ablation,
+)
+from kdalign.runs.archive import ArchivedRun, archive_run, read_archived
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.locks import alone
+from kdalign.runs.locks import exclusive
 
 LOOK_SECONDS = 1.0
 LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")
@@ -36,7 +45,7 @@ LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")
 
 
 @dataclass
-class State:
+class AblationProgress:
     """How far an ablation is, for those who watch.
 
     Attributes:
@@ -47,23 +56,23 @@ class State:
     """
 
     trials: Sequence[Trial]
-    done: list[Kept] = field(default_factory=list)
+    done: list[ArchivedRun] = field(default_factory=list)
     running: dict[str, tuple[Trial, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     seconds_left: float | None = None
 
 
 def ablate(
-    ablation: Ablation,
+    ablation: AblationSpec,
     out: Path,
     observer: Observer | None = None,
     *,
     jobs: int = 1,
     overwrite: bool = False,
     drop: bool = False,
-    watch: Callable[[], Observer] = Silent,
-    tell: Callable[[State], None] = lambda state: None,
-) -> list[Kept]:
+    watch: Callable[[], Observer] = NullObserver,
+    tell: Callable[[AblationProgress], None] = lambda state: None,
+) -> list[ArchivedRun]:
     """Make all runs of an ablation that are not there yet; the same call goes on after a stop.
 
     Args:
@@ -81,7 +90,7 @@ def ablate(
         RunError: runs failed; all others are kept.
         Interrupted: a signal arrived; what was under way goes on where it was.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     kept = out / KEPT
     check_ours(out)
     check_links(out)
@@ -89,15 +98,15 @@ def ablate(
         check_same(ablation, out)
     check_writable(out)
     trials = ablation.trials(out)
-    here = [] if overwrite else [read_kept(trial, kept) for trial in trials if (kept / trial.file).is_file()]
+    here = [] if overwrite else [read_archived(trial, kept) for trial in trials if (kept / trial.file).is_file()]
     finetuned = _check(trials, here, overwrite)
-    with alone(out, LOCK) as note:
+    with exclusive(out, LOCK) as note:
         if note:
             observer.announce(note)
         if overwrite:
-            clear(out)
+            remove_ablation(out)
         write_ablation(ablation, out)
-        state = State(trials, list(here))
+        state = AblationProgress(trials, list(here))
         if here:
             observer.announce(f"{len(here)} of {len(trials)} runs are there already")
         done = {one.trial.name for one in here}
@@ -115,7 +124,7 @@ def ablate(
     return sorted(state.done, key=lambda one: order[one.trial.name])
 
 
-def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]:
+def check_ablation(ablation: AblationSpec, out: Path, overwrite: bool = False) -> list[Trial]:
     """Check an ablation without writing anything; its trials."""
     check_ours(out)
     if not overwrite:
@@ -125,7 +134,7 @@ def check(ablation: Ablation, out: Path, overwrite: bool = False) -> list[Trial]
     return trials
 
 
-def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> list[str]:
+def _check(trials: Sequence[Trial], kept: Sequence[ArchivedRun], overwrite: bool) -> list[str]:
     """Each arm on each task once: what is refused is refused before anything is written.
 
     What is kept must be of the models and data that are here now, and arms must be scored on the same examples.
@@ -164,14 +173,14 @@ def _check(trials: Sequence[Trial], kept: Sequence[Kept], overwrite: bool) -> li
 
 
 def _run_all(
-    state: State,
+    state: AblationProgress,
     todo: Sequence[Trial],
     kept: Path,
     jobs: int,
     drop: bool,
     observer: Observer,
     watch: Callable[[], Observer],
-    tell: Callable[[State], None],
+    tell: Callable[[AblationProgress], None],
 ) -> None:
     import torch
 
@@ -210,7 +219,7 @@ def _run_all(
                         observer.announce(f"failed: {ended.name}: {reason}")
                         continue
                     spent.append(time.monotonic() - begun)
-                    state.done.append(keep(ended, kept))
+                    state.done.append(archive_run(ended, kept))
                     if drop:
                         shutil.rmtree(str(ended.recipe.out))
                     left = len(waiting) + len(state.running) / 2
@@ -226,7 +235,7 @@ def _run_all(
         )
 
 
-def _line(state: State, trial: Trial, seconds: float) -> str:
+def _line(state: AblationProgress, trial: Trial, seconds: float) -> str:
     last = state.done[-1].record
     scores = next(iter(last.scores.values()))
     told = [*scores["student"], *([{**scores["agreement"], "metric": "agreement"}] if scores["agreement"] else [])]
@@ -304,7 +313,7 @@ def _work(
     torch.set_num_threads(threads)
     while True:
         try:
-            recipe = recipe_of(connection.recv())
+            recipe = validate_recipe(connection.recv())
         except (EOFError, KeyboardInterrupt):
             return
         folder = RunFolder(Path(str(recipe.out)))

@@ -25,12 +25,12 @@ from kdalign.errors import UsageError
 from kdalign.files import read_json, write_text, writing
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import layout_of
-from kdalign.models.capture import answering
+from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind, head_of
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
-from kdalign.recipe import Augment
+from kdalign.recipe import AugmentSettings
 
 KEY_VERSION = 1
 """Counts up when the same settings would give other texts."""
@@ -38,7 +38,7 @@ _BATCH_TOKENS = 16_384
 """Positions that are read at a time."""
 
 
-def substitute_model(augment: Augment) -> Checkpoint:
+def substitute_model(augment: AugmentSettings) -> Checkpoint:
     """The masked language model that replaces words, its weights not loaded yet.
 
     Raises:
@@ -48,7 +48,7 @@ def substitute_model(augment: Augment) -> Checkpoint:
         raise UsageError(
             "data.augment.by=masked-lm takes words from a model: give data.augment.model, an id or a folder"
         )
-    found = checkpoint_files.locate(augment.model)
+    found = checkpoint_files.find_checkpoint(augment.model)
     if layout_of(found.config).family != "masked" or head_of(found.config) is not HeadKind.MASKED:
         raise UsageError(f"data.augment.model {augment.model!r} is no masked language model, which fills in words")
     tokenizer = load_tokenizer(found)
@@ -116,7 +116,7 @@ class Substitutes:
         order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))
         device, words = self.model.device, self.words.to(self.model.device)
         number = min(self.candidates, int(words.sum()) - 1)
-        with answering(self.model):
+        with inference_mode(self.model):
             for part in _parts(order, [len(ids) for ids, _, _ in rows]):
                 longest = max(len(rows[row][0]) for row in part)
                 inputs = torch.full((len(part), longest), int(self.tokenizer.pad_token_id))
@@ -147,7 +147,7 @@ def _parts(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class Copies:
+class AugmentedTexts:
     """New texts.
 
     Attributes:
@@ -163,7 +163,7 @@ class Copies:
         return json.dumps({"rows": self.rows, "texts": self.texts}, ensure_ascii=False)
 
     @classmethod
-    def read(cls, file: Path, examples: Examples) -> "Copies | None":
+    def read(cls, file: Path, examples: Examples) -> "AugmentedTexts | None":
         """What is kept of these examples; None where nothing is, or the file was damaged, and they are made again."""
         with suppress(UsageError, KeyError, TypeError):
             tree = read_json(file)
@@ -177,14 +177,14 @@ class Copies:
         return None
 
 
-def copies_of(
+def augment_texts(
     examples: Examples,
     checkpoint: Checkpoint,
-    augment: Augment,
+    augment: AugmentSettings,
     max_length: int,
     accelerator: Accelerator,
     observer: Observer,
-) -> Copies:
+) -> AugmentedTexts:
     """New texts of examples, from the cache where they were made before.
 
     Args:
@@ -196,13 +196,15 @@ def copies_of(
         observer: who watches.
     """
     tokenizer = load_tokenizer(checkpoint)
-    length = min(max_length, checkpoint_files.positions(checkpoint.config))
-    file = kept_copies(examples, checkpoint, tokenizer, augment, length)
+    length = min(max_length, checkpoint_files.max_positions(checkpoint.config))
+    file = cached_augmentation_path(examples, checkpoint, tokenizer, augment, length)
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same texts at the same time, one makes them and the others wait.
     with FileLock(f"{file}.lock") if accelerator.is_main_process else nullcontext():
-        [there] = broadcast_object_list([accelerator.is_main_process and Copies.read(file, examples) is not None])
+        [there] = broadcast_object_list(
+            [accelerator.is_main_process and AugmentedTexts.read(file, examples) is not None]
+        )
         if there:
             observer.announce(f"augmented: new texts by {checkpoint.name} were made before: {file}")
         elif accelerator.is_main_process:
@@ -211,7 +213,7 @@ def copies_of(
                 f"{len(examples):,} rows, kept for the next run"
             )
             model = loading.load_language_model(checkpoint).to(accelerator.device)
-            made = substituted(
+            made = substitute_words(
                 examples,
                 Substitutes(model, tokenizer, augment.candidates, length),
                 augment.rate_used,
@@ -220,16 +222,16 @@ def copies_of(
             )
             write_text(file, made.to_json())
     accelerator.wait_for_everyone()
-    found = Copies.read(file, examples)
+    found = AugmentedTexts.read(file, examples)
     assert found is not None, "it was read before, or has just been written"
     return found
 
 
-def kept_copies(
+def cached_augmentation_path(
     examples: Examples,
     checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
-    augment: Augment,
+    augment: AugmentSettings,
     max_length: int,
 ) -> Path:
     """Where new texts are kept, whether they were made or not: by a hash of all that decides them but the device."""
@@ -249,7 +251,9 @@ def kept_copies(
     return cache_folder() / "texts" / f"{key[:16]}.json"
 
 
-def substituted(examples: Examples, substitutes: Substitutes, rate: float, copies: int, seed: int) -> Copies:
+def substitute_words(
+    examples: Examples, substitutes: Substitutes, rate: float, copies: int, seed: int
+) -> AugmentedTexts:
     """New texts of examples; one that equals its row, without a word to replace, is left out.
 
     Each word of one token is replaced with a chance of ``rate``, at least one of a text that has any, by one of the
@@ -286,4 +290,4 @@ def substituted(examples: Examples, substitutes: Substitutes, rate: float, copie
                 made.append(text)
             if tuple(made) != whole:
                 found.append((row, tuple(made)))
-    return Copies(tuple(row for row, _ in found), tuple(texts for _, texts in found))
+    return AugmentedTexts(tuple(row for row, _ in found), tuple(texts for _, texts in found))

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.data.tasks import AnyTask, Examples, Task, find_task
+from kdalign.data.tasks import AnyTask, ClassificationTask, Examples, find_task
 from kdalign.environment import cache_folder
 from kdalign.errors import NotFinite, UsageError, unknown
 from kdalign.files import read_json, write_json
 from kdalign.models import checkpoint_files
 from kdalign.models.tokenizer import load_tokenizer
-from kdalign.observer import Observer, Silent
+from kdalign.observer import NullObserver, Observer
 from kdalign.recipe import Recipe
-from kdalign.runs.discovery import Beside, Entry, read_all
+from kdalign.runs.discovery import BaselineRow, RunGroup, discover
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import ModelRecord, RunRecord, first_split
 from kdalign.version import __version__
@@ -30,7 +30,7 @@ from kdalign.version import __version__
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kdalign.evaluation.adapters.base import Work
+    from kdalign.evaluation.adapters.base import TaskAdapter
     from kdalign.models.checkpoint_files import Checkpoint
 
 KINDS = ("int8", "majority")
@@ -39,7 +39,7 @@ KEY_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Made:
+class BaselineScores:
     """What a row says of one run's task.
 
     Attributes:
@@ -59,9 +59,9 @@ class Made:
     reason: str = ""
 
 
-def rows_beside(
-    paths: Iterable[str | Path], kinds: Sequence[str], watcher: Callable[[], Observer] = Silent
-) -> list[Beside]:
+def build_baseline_rows(
+    paths: Iterable[str | Path], kinds: Sequence[str], watcher: Callable[[], Observer] = NullObserver
+) -> list[BaselineRow]:
     """The rows of the kinds asked for, for the runs at some paths; those that were made before are read.
 
     Args:
@@ -75,19 +75,21 @@ def rows_beside(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("row beside runs", kind, KINDS)
-    entries = read_all(paths).entries
+    entries = discover(paths).entries
     return [_beside(kind, entry, watcher) for kind in dict.fromkeys(kinds) for entry in entries]
 
 
-def _beside(kind: str, entry: Entry, watcher: Callable[[], Observer]) -> Beside:
+def _beside(kind: str, entry: RunGroup, watcher: Callable[[], Observer]) -> BaselineRow:
     """A row for one entry: its runs, the row's own numbers in the place of their students'."""
     made = {task: _made_once(kind, record, entry.folders[task], watcher) for task, record in entry.records.items()}
     records = {task: _in_place(record, made[task]) for task, record in entry.records.items()}
     reasons = {task: one.reason for task, one in made.items()}
-    return Beside(kind, replace(entry, records=records), reasons, tuple(one.how for one in made.values() if one.how))
+    return BaselineRow(
+        kind, replace(entry, records=records), reasons, tuple(one.how for one in made.values() if one.how)
+    )
 
 
-def _in_place(record: RunRecord, made: Made) -> RunRecord:
+def _in_place(record: RunRecord, made: BaselineScores) -> RunRecord:
     """A record whose student is the row; what stands for no model has no size, and nothing is retained by it."""
     split, scores = next(iter(record.scores.items()))
     gone = {"value": None, "low": None, "high": None, "reason": made.reason}
@@ -101,7 +103,7 @@ def _in_place(record: RunRecord, made: Made) -> RunRecord:
     )
 
 
-def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> Made:
+def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> BaselineScores:
     """From the cache, or made and kept there; what cannot be made is tried again the next time."""
     try:
         file = cache_folder() / "beside" / f"{_key(kind, record)}.json"
@@ -110,20 +112,20 @@ def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[],
             return kept
         made = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
     except UsageError as error:
-        return Made(reason=str(error))
+        return BaselineScores(reason=str(error))
     except NotFinite as error:
-        return Made(reason=f"it gives NaN: {error}")
+        return BaselineScores(reason=f"it gives NaN: {error}")
     write_json(file, asdict(made))
     return made
 
 
-def _read(file: Path) -> Made | None:
+def _read(file: Path) -> BaselineScores | None:
     """What was kept in a file of the cache; None where there is none, or something else than was kept there."""
     if not file.is_file():
         return None
     try:
         tree = read_json(file)
-        return Made(**{**tree, "model": ModelRecord(**tree["model"]) if tree["model"] else None})
+        return BaselineScores(**{**tree, "model": ModelRecord(**tree["model"]) if tree["model"] else None})
     except (UsageError, KeyError, TypeError):
         return None
 
@@ -159,17 +161,17 @@ def _key(kind: str, record: RunRecord) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _majority(record: RunRecord) -> Made:
+def _majority(record: RunRecord) -> BaselineScores:
     """Every example gets the class that most of train has, or the mean of its scores."""
     from kdalign.distillation.splits import training_examples
-    from kdalign.evaluation.adapters import work_on
+    from kdalign.evaluation.adapters import adapter_for
     from kdalign.evaluation.predictions import score_all
 
     recipe = record.parsed_recipe()
     task = _task(recipe)
-    if not isinstance(task, Task):
+    if not isinstance(task, ClassificationTask):
         raise UsageError("it is of classes and scores")
-    work = work_on(task, "masked", recipe.data.max_length, "none")
+    work = adapter_for(task, "masked", recipe.data.max_length, "none")
     train, _ = training_examples(work, recipe)
     _same("train", train, _trained_on(record))
     reported = _reported(work, record)
@@ -186,30 +188,37 @@ def _majority(record: RunRecord) -> Made:
         logits = np.tile(np.log(np.maximum(share, np.finfo(np.float64).tiny)), (len(reported), 1))
         said = f"the class that most of train has, {task.labels[most]} ({100 * share[most]:.1f} % of {n:,})"
     scores = score_all(task, answers, reported.labels, task.metrics, logits=logits)
-    return Made([score.to_json() for score in scores], how=f"majority, {task.name}: every example is given {said}")
+    return BaselineScores(
+        [score.to_json() for score in scores], how=f"majority, {task.name}: every example is given {said}"
+    )
 
 
-def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> Made:
+def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> BaselineScores:
     """The run's teacher with its linear layers in int8, asked once on the reported split."""
     if record.teacher is None:
         raise UsageError("the run has no teacher")
-    from kdalign.evaluation.adapters import work_on
+    from kdalign.evaluation.adapters import adapter_for
     from kdalign.models.architecture import layout_of
     from kdalign.models.profiling import latencies_ms
-    from kdalign.models.quantization import how_quantized, megabytes_of, parameters_of, quantized
+    from kdalign.models.quantization import (
+        count_quantized_parameters,
+        describe_quantization,
+        quantize_dynamic,
+        quantized_megabytes,
+    )
 
     recipe = record.parsed_recipe()
     split = next(iter(record.scores))
-    checkpoint = checkpoint_files.locate(recipe.teacher, recipe.revision)
+    checkpoint = checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision)
     if checkpoint.hash != record.teacher.revision:
         raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
     family = layout_of(checkpoint.config).family
-    work = work_on(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
+    work = adapter_for(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
     reported = _reported(work, record)
     model = _teacher(work, checkpoint, record, folder).to("cpu")
     observer = watcher()
     observer.announce(f"asking {checkpoint.name} in int8 on {record.task}, {split}, kept for the next table")
-    small = quantized(model)
+    small = quantize_dynamic(model)
     encoded = work.encode(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
     answers = work.answer(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
@@ -217,45 +226,46 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> M
         if not RunFolder(folder).predictions(split).is_file():
             raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
         agreement = work.agreement(answers, work.kept(RunFolder(folder).predictions(split))).to_json()
-    before_ms, after_ms = latencies_ms([model, small], min(128, checkpoint_files.positions(model.config)))
-    return Made(
+    before_ms, after_ms = latencies_ms([model, small], min(128, checkpoint_files.max_positions(model.config)))
+    return BaselineScores(
         scores=[score.to_json() for score in work.scores(answers, encoded)],
         agreement=agreement,
         model=replace(
             record.teacher,
-            parameters=parameters_of(small),
-            megabytes=megabytes_of(small),
+            parameters=count_quantized_parameters(small),
+            megabytes=quantized_megabytes(small),
             latency_ms=after_ms,
             flops=None,  # its products are of integers
         ),
         beside_ms=before_ms,
-        how=f"int8: the teacher by {how_quantized()}, rounded by tensor, on the CPU; all else, such as embeddings, "
-        f"in fp32; disk: what its state takes; speed-up: over the fp32 teacher, in turns with it ({before_ms:.1f} ms)",
+        how=f"int8: the teacher by {describe_quantization()}, rounded by tensor, on the CPU; all else, such as "
+        f"embeddings, in fp32; disk: what its state takes; speed-up: over the fp32 teacher, "
+        f"in turns with it ({before_ms:.1f} ms)",
     )
 
 
-def _teacher(work: "Work", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
+def _teacher(work: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
     """A run's teacher in float32; one that was fine-tuned first is looked for where it was kept."""
     assert record.teacher is not None, "asked for a run that has one"
     if record.teacher.head == "its own":
         return work.load(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
-    from kdalign.training.finetuning import kept_teacher
+    from kdalign.training.finetuning import cached_teacher_path
 
-    assert isinstance(work.task, Task), "only classifiers are fine-tuned first"
+    assert isinstance(work.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(work, recipe)
     _same("train", train, _trained_on(record))
     encoded = work.encode(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
-    kept = kept_teacher(
+    kept = cached_teacher_path(
         checkpoint, work.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
     )
     if not (kept / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
         raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
-    return work.load(checkpoint_files.locate(str(kept)), fresh_head=False, seed=0)
+    return work.load(checkpoint_files.find_checkpoint(str(kept)), fresh_head=False, seed=0)
 
 
 def _task(recipe: Recipe) -> AnyTask:
@@ -263,12 +273,12 @@ def _task(recipe: Recipe) -> AnyTask:
     return find_task(data.task[0], data.folder, data.dataset, data.config)
 
 
-def _reported(work: "Work", record: RunRecord) -> Examples:
+def _reported(work: "TaskAdapter", record: RunRecord) -> Examples:
     """The split that stands for the run's task, as the run read it."""
-    from kdalign.distillation.splits import reported_examples
+    from kdalign.distillation.splits import examples_to_report
 
     split = next(iter(record.scores))
-    examples = reported_examples(work, record.parsed_recipe().data, split)
+    examples = examples_to_report(work, record.parsed_recipe().data, split)
     _same(split, examples, record.data["reported"][split]["fingerprint"])
     return examples
 

@@ -12,32 +12,32 @@ from kdalign.alignment.calibration import (
     SIMILARITY_TOKENS,
     UNTRAINED,
     calibrate,
-    mapped,
+    measure_layer_map,
     start_projections,
 )
 from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import Encoded, some
-from kdalign.data.corruption import corrupted
-from kdalign.distillation.load import Models, preview, starts_untrained
-from kdalign.distillation.prepare import Prepared
+from kdalign.data.batches import TokenizedSplit, sample_batches
+from kdalign.data.corruption import with_corruption
+from kdalign.distillation.load import LoadedModels, preview, starts_untrained
+from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError
-from kdalign.evaluation.samples import continued
+from kdalign.evaluation.samples import complete
 from kdalign.models import student
 from kdalign.models.teacher import Teacher
-from kdalign.objective.balancing import BALANCES, Balance
+from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
-from kdalign.objective.stages import parts_of
+from kdalign.objective.stages import stages_of
 from kdalign.objective.terms import MaskedTokens
 from kdalign.observer import Observer
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 from kdalign.training.learner import Learner
-from kdalign.training.task_trainer import Course, Remapping, Stage, Watched
+from kdalign.training.task_trainer import Remapping, Stage, TrainTask, WatchedScores
 
 
-def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resume: bool) -> Course:
+def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observer, resume: bool) -> TrainTask:
     """What aligns the two models, and what is minimised; the learner follows the plan."""
     opened, taught = loaded.opened, loaded.taught
     student_model = student.freeze(loaded.student, opened.recipe.train.freeze)
@@ -59,18 +59,18 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
     filling = None
     if recipe.objective.built.masked_lm:
         observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
-        filling = filling_term(student_model, recipe.train.seed, dtype)
+        filling = masked_lm_term(student_model, recipe.train.seed, dtype)
 
     def minimised(part: Weights, plan: Plan | None) -> Objective:
         return build_objective(work.task, part, plan, dtype, shared).with_masked_lm(part.built.masked_lm, filling)
 
-    stages = [Stage(begins, minimised(weights, by)) for begins, weights, by in parts_of(recipe, plan)]
+    stages = [Stage(begins, minimised(weights, by)) for begins, weights, by in stages_of(recipe, plan)]
     objective = stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
     if plan is not None and teacher is not None and shapes and plan.style.start != "random":
-        few = some(encoded, recipe.train.seed, SIMILARITY_TOKENS)
+        few = sample_batches(encoded, recipe.train.seed, SIMILARITY_TOKENS)
         start_projections(projections, plan, teacher.model, student_model, few, accelerator.device)
     learner = Learner(
         student.with_dropout(student_model, recipe.train.dropout),
@@ -83,16 +83,16 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
         _balance(recipe, stages),
     )
 
-    def evaluate(model: PreTrainedModel) -> Watched:
+    def evaluate(model: PreTrainedModel) -> WatchedScores:
         found = work.answer(model, watched)
         scores = work.scores(found, watched, interval=False)
         if loaded.comparable:
             scores.append(work.agreement(found, loaded.watched_answers, interval=False))
         first = scores[0]
-        said = continued(model, tokenizer, loaded.prompts)
+        said = complete(model, tokenizer, loaded.prompts)
         if said:  # one is enough for the eye; the history keeps all
             observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(said[0])}")
-        return Watched(
+        return WatchedScores(
             first.value if first.value is None or first.higher_is_better else -first.value,
             {score.metric: score.value for score in scores} | ({"samples": said} if said else {}),
             {score.metric: score.reason for score in scores if score.value is None},
@@ -105,17 +105,17 @@ def course_of(loaded: Models, accelerator: Accelerator, observer: Observer, resu
             partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
             lambda found: minimised(recipe.objective, found),
         )
-    rows = corrupted(encoded, recipe.data.augment, tokenizer, filling is not None)
-    return Course(work.task.name, learner, teacher, stages, rows, run.folder, evaluate, remapping)
+    rows = with_corruption(encoded, recipe.data.augment, tokenizer, filling is not None)
+    return TrainTask(work.task.name, learner, teacher, stages, rows, run.folder, evaluate, remapping)
 
 
-def filling_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
+def masked_lm_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
     """The head by which a student fills in masked tokens beside."""
     entries, inner = student_model.get_input_embeddings().weight.shape
     return MaskedTokens(int(student_model.config.hidden_size), (entries, inner), seed, dtype=dtype)
 
 
-def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:
+def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
     """What the recipe balances terms by, those of all stages; None where their weights stay."""
     if recipe.objective.balance == "static":
         return None
@@ -123,10 +123,10 @@ def _balance(recipe: Recipe, stages: Sequence[Stage]) -> Balance | None:
 
 
 def _calibrated(
-    run: Prepared,
+    run: PreparedRun,
     teacher: Teacher,
     student_model: PreTrainedModel,
-    encoded: Encoded,
+    encoded: TokenizedSplit,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     resume: bool,
@@ -141,9 +141,9 @@ def _calibrated(
         return kept
     if plan.choice and not plan.similarities:
         special = tokenizer.all_special_ids
-        plan = mapped(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
+        plan = measure_layer_map(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
-        batches, again = some(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
+        batches, again = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=again)
     if accelerator.is_main_process:
         run.folder.write_plan(plan.to_json())
@@ -152,8 +152,13 @@ def _calibrated(
 
 
 def _mapped_again(
-    plan: Plan, teacher: Teacher, encoded: Encoded, special: Sequence[int], seed: int, student_model: PreTrainedModel
+    plan: Plan,
+    teacher: Teacher,
+    encoded: TokenizedSplit,
+    special: Sequence[int],
+    seed: int,
+    student_model: PreTrainedModel,
 ) -> Plan:
     """The plan for a student on its way; the teacher's statistics stay."""
-    found = mapped(plan, teacher.model, student_model, encoded, special, "training text", seed)
+    found = measure_layer_map(plan, teacher.model, student_model, encoded, special, "training text", seed)
     return found.with_statistics(plan.statistics)

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.dual_tokenization import check_spans
-from kdalign.data.tasks import LanguageTask, Task
+from kdalign.data.tasks import ClassificationTask, LanguageTask
 from kdalign.data.tokenization import check_template
 from kdalign.distillation.student_source import own_tokenizer, student_config
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import Work
+from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import checkpoint_files, loading, student_spec
 from kdalign.models.architecture import describe, layout_of
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.from_scratch import NewModel
+from kdalign.models.from_scratch import ScratchSpec
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import LAYOUTS
-from kdalign.models.student_spec import Cut
+from kdalign.models.student_spec import CutSpec
 from kdalign.models.tokenizer import load_tokenizer, same_tokenizer
 from kdalign.objective.losses import LEAST_GROUP
-from kdalign.recipe import Augment, Recipe
+from kdalign.recipe import AugmentSettings, Recipe
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Finding:
     allowed: bool = False
 
 
-def check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
+def check_task(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None) -> None:
     """Refuse what a kind of task cannot be taught with."""
     name, trained = work.task.name, (recipe.tokenizer or "").startswith("train:")
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
-    if recipe.data.unlabelled is not None and not isinstance(work.task, Task):
+    if recipe.data.unlabelled is not None and not isinstance(work.task, ClassificationTask):
         raise UsageError(
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
             f"add the texts to its split {work.task.train!r}"
         )
-    if recipe.objective.built.masked_lm and not isinstance(work.task, Task):
+    if recipe.objective.built.masked_lm and not isinstance(work.task, ClassificationTask):
         what = "asks for tokens anyway" if work.head is not HeadKind.NONE else "gives embeddings"
         raise UsageError(f"objective.masked_lm is beside classes or scores, and task {name!r} {what}")
-    if recipe.data.augment.by != "none" and not isinstance(work.task, Task):
+    if recipe.data.augment.by != "none" and not isinstance(work.task, ClassificationTask):
         raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
     if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
         raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text lacks")
@@ -76,11 +76,11 @@ def check_task(recipe: Recipe, work: Work, teacher: Checkpoint | None) -> None:
 
 def check_models(
     recipe: Recipe,
-    work: Work,
+    work: TaskAdapter,
     teacher: Checkpoint | None,
     own: Checkpoint | None,
-    new: NewModel | None,
-    cut: Cut | None,
+    new: ScratchSpec | None,
+    cut: CutSpec | None,
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
     """Refuse heads, tokenizers and lengths that do not go together; the student's tokenizer and the teacher's."""
     classifies = work.head is HeadKind.CLASSIFIER
@@ -137,7 +137,7 @@ def check_models(
 
 
 def check_lora(
-    recipe: Recipe, teacher: Checkpoint | None, own: Checkpoint | None, new: NewModel | None, cut: Cut | None
+    recipe: Recipe, teacher: Checkpoint | None, own: Checkpoint | None, new: ScratchSpec | None, cut: CutSpec | None
 ) -> None:
     """Refuse adapters of a higher rank than the weights have that they are beside."""
     rank = recipe.train.lora
@@ -154,7 +154,7 @@ def check_lora(
 
 
 def check_augmentation(
-    augment: Augment,
+    augment: AugmentSettings,
     ours: PreTrainedTokenizerBase | None,
     theirs: PreTrainedTokenizerBase | None,
 ) -> None:
@@ -168,7 +168,7 @@ def check_augmentation(
         raise UsageError(f"{asked} needs a mask token, which the tokenizer has not (accepted: cutoff)")
 
 
-def _check_new(recipe: Recipe, work: Work, teacher: Checkpoint | None, new: NewModel) -> None:
+def _check_new(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None, new: ScratchSpec) -> None:
     """Refuse a student from nothing that cannot learn this, or not from this teacher."""
     if work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")

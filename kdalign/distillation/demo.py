@@ -11,7 +11,7 @@ import numpy as np
 
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
-from kdalign.files import check_writable, whole_file
+from kdalign.files import atomic_file, check_writable
 from kdalign.observer import Observer
 from kdalign.recipe import ARMS, Recipe
 
@@ -78,7 +78,7 @@ def write_split(reviews: Path, folder: Path, trained: int, scored: int) -> None:
     names = {0: "negative", 1: "positive"}
     for split, chosen in (("validation", rows[:scored]), ("train", rows[scored : scored + trained])):
         part = table.iloc[np.sort(chosen)]
-        with whole_file(folder / f"{split}.parquet") as temporary:
+        with atomic_file(folder / f"{split}.parquet") as temporary:
             pd.DataFrame({"text": part["text"], "label": part["label"].map(names)}).to_parquet(temporary, index=False)
 
 

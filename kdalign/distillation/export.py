@@ -14,17 +14,17 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import some
-from kdalign.data.tasks import Task
-from kdalign.data.tokenization import fingerprint, saying_token_types
-from kdalign.distillation.load import Models
-from kdalign.distillation.prepare import Prepared, go_on_with
-from kdalign.distillation.tokenize import Texts
+from kdalign.data.batches import sample_batches
+from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tokenization import fingerprint, with_token_types
+from kdalign.distillation.load import LoadedModels
+from kdalign.distillation.prepare import PreparedRun, resume_command
+from kdalign.distillation.tokenize import TokenizedRun
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
-from kdalign.evaluation.adapters.base import Work
-from kdalign.evaluation.samples import Prompt, continued
-from kdalign.files import whole_file, write_json, write_text, writing
+from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.evaluation.samples import Prompt, complete
+from kdalign.files import atomic_file, write_json, write_text, writing
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
 from kdalign.models.checkpoint_files import Checkpoint
@@ -34,9 +34,9 @@ from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
 from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
-from kdalign.training.checkpoint import Progress
+from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
-from kdalign.training.task_trainer import Course
+from kdalign.training.task_trainer import TrainTask
 from kdalign.version import __version__
 
 _MACHINE = ("memory", "disk")
@@ -45,10 +45,10 @@ Export = Callable[[PreTrainedModel, Path], None]
 """Writes a trained model's weights and configuration into a folder."""
 
 
-def finish(
-    loaded: Models,
-    course: Course,
-    progress: Progress,
+def export_student(
+    loaded: LoadedModels,
+    course: TrainTask,
+    progress: TrainState,
     accelerator: Accelerator,
     observer: Observer,
     begun: float,
@@ -73,13 +73,13 @@ def finish(
         folder.write_plan(progress.plan)
     attended = {}
     if learner.plan is not None and learner.attends and course.teacher is not None:
-        few = some(texts.train, recipe.train.seed, SIMILARITY_TOKENS)
+        few = sample_batches(texts.train, recipe.train.seed, SIMILARITY_TOKENS)
         attended = layer_attention(learner.plan, learner, course.teacher, few, accelerator.device)
         for stack, rows in attended.items():
             observer.announce(f"attention of {stack} layers to the teacher's: {_shares_text(rows)}")
     # What was exported is what is scored.
     if accelerator.is_main_process:
-        model = loaded.student if recipe.train.lora is None else lora.merged(loaded.student)
+        model = loaded.student if recipe.train.lora is None else lora.merge_adapters(loaded.student)
         _name_labels(model, work)
         with writing(folder.student):
             _export(model, folder.student, export or _whole)
@@ -87,10 +87,10 @@ def finish(
                 write_sentence_modules(folder.student, int(model.config.hidden_size), work.max_length, _normalises(run))
             classes = work.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
             if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
-                saying_token_types(opened.tokenizer)
+                with_token_types(opened.tokenizer)
             opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
-        checkpoint = checkpoint_files.locate(str(folder.student))
+        checkpoint = checkpoint_files.find_checkpoint(str(folder.student))
         exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
         scores = _scores_or_way_on(run, exported, texts, loaded.answers, loaded.comparable)
         latencies, flops, timed = loaded.latencies, loaded.flops, loaded.timed
@@ -115,7 +115,7 @@ def finish(
             | dict(facts or {}),
             environment=environment(accelerator.device),
             seconds=time.perf_counter() - begun,
-            samples=_samples(loaded.prompts, continued(exported, opened.tokenizer, loaded.prompts), loaded.taught_says),
+            samples=_samples(loaded.prompts, complete(exported, opened.tokenizer, loaded.prompts), loaded.taught_says),
         )
         try:
             write_text(folder.student / CARD, model_card(record, folder.path))
@@ -168,18 +168,18 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
 
 
-def _normalises(run: Prepared) -> bool:
+def _normalises(run: PreparedRun) -> bool:
     """Whether the teacher's vectors have length 1, or the student's own where it has no teacher."""
     first = run.teacher or run.student
     return first is not None and "Normalize" in sentence_modules(first)
 
 
-def _name_labels(model: PreTrainedModel, work: Work) -> None:
+def _name_labels(model: PreTrainedModel, work: TaskAdapter) -> None:
     """Give a classifier's outputs the task's names, and say what its head was trained for."""
-    if isinstance(work.task, Task):
+    if isinstance(work.task, ClassificationTask):
         model.config.problem_type = "regression" if work.task.regression else "single_label_classification"
     order = work.order(model)
-    if order is not None and isinstance(work.task, Task) and not work.task.regression:
+    if order is not None and isinstance(work.task, ClassificationTask) and not work.task.regression:
         model.config.id2label = dict(zip(order, work.task.labels, strict=True))
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
 
@@ -191,13 +191,13 @@ def _whole(model: PreTrainedModel, folder: Path) -> None:
 
 def _export_projections(projections: Projections, folder: RunFolder) -> None:
     if projections.state_dict():
-        with whole_file(folder.projections) as temporary:
+        with atomic_file(folder.projections) as temporary:
             weights = {name: value.detach().cpu().contiguous() for name, value in projections.state_dict().items()}
             save_file(weights, temporary)
 
 
 def _scores_or_way_on(
-    run: Prepared, exported: PreTrainedModel, texts: Texts, answers: Mapping[str, Any], comparable: bool
+    run: PreparedRun, exported: PreTrainedModel, texts: TokenizedRun, answers: Mapping[str, Any], comparable: bool
 ) -> dict[str, object]:
     """The scores of both models; what keeps them from being taken costs no training.
 
@@ -214,12 +214,12 @@ def _scores_or_way_on(
     except Exception as error:  # a metric of the user's own may raise anything, and so may a library
         raise RunError(
             f"the student is trained, and exported in {str(folder.student)!r}, but could not be scored: "
-            f"{cause_of(error)}; once that is mended, `{go_on_with([run], folder)}` scores it"
+            f"{cause_of(error)}; once that is mended, `{resume_command([run], folder)}` scores it"
         ) from error
 
 
 def _final_scores(
-    run: Prepared, exported: PreTrainedModel, texts: Texts, answers: Mapping[str, Any], comparable: bool
+    run: PreparedRun, exported: PreTrainedModel, texts: TokenizedRun, answers: Mapping[str, Any], comparable: bool
 ) -> dict[str, object]:
     """Score both models on every reported split, and keep the predictions."""
     scores: dict[str, object] = {}
@@ -273,7 +273,7 @@ def _facts(
     )
 
 
-def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
+def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
     facts: dict[str, object] = {
         "source": str(run.task.source),
         "train": {
@@ -314,7 +314,7 @@ def _data_facts(run: Prepared, texts: Texts) -> dict[str, object]:
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 
-def _training_facts(progress: Progress, run: Prepared, accelerator: Accelerator) -> dict[str, object]:
+def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Accelerator) -> dict[str, object]:
     best = run.recipe.train.select == "best"
     return {
         "ranks": accelerator.num_processes,

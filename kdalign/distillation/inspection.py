@@ -6,26 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.alignment.calibration import SIMILARITY_TOKENS, alike
+from kdalign.alignment.calibration import SIMILARITY_TOKENS, measure_similarities
 from kdalign.alignment.plan import Plan, read_plan
-from kdalign.data.batches import Encoded, in_order, some
-from kdalign.data.tasks import Examples, Task
-from kdalign.data.tokenization import encode_labelled, encode_pairs
+from kdalign.data.batches import TokenizedSplit, in_order, sample_batches
+from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_student, load_teacher
-from kdalign.distillation.prepare import Prepared, prepare
-from kdalign.distillation.tokenize import config_of, read_texts
+from kdalign.distillation.prepare import PreparedRun, prepare
+from kdalign.distillation.tokenize import config_of, tokenize_run
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import Work
+from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import confidences
 from kdalign.models import checkpoint_files
 from kdalign.models.architecture import Layer, accepted_inputs, layout_of
-from kdalign.models.capture import Wanted, answering, recording, watch
+from kdalign.models.capture import CaptureSpec, capture, enable_capture, inference_mode
 from kdalign.models.heads import HeadKind
-from kdalign.models.layouts import Attention
+from kdalign.models.layouts import AttentionLayout
 from kdalign.models.tokenizer import load_tokenizer
-from kdalign.observer import Observer, Silent
+from kdalign.observer import NullObserver, Observer
 from kdalign.runs.disagreements import Disagreements
 from kdalign.runs.finished import FinishedRun
 
@@ -33,7 +33,7 @@ Matrices = Mapping[str, tuple[tuple[float, ...], ...]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class LoadedPair:
     """A run's two models in memory, in float32, and what they read.
 
     Attributes:
@@ -42,18 +42,18 @@ class Pair:
     """
 
     run: FinishedRun
-    prepared: Prepared
+    prepared: PreparedRun
     plan: Plan
     teacher: PreTrainedModel
     student: PreTrainedModel
     start: PreTrainedModel
     teacher_tokenizer: PreTrainedTokenizerBase
     student_tokenizer: PreTrainedTokenizerBase
-    encoded: Encoded
+    encoded: TokenizedSplit
 
 
 @dataclass(frozen=True)
-class Likeness:
+class LayerSimilarity:
     """How alike every student layer is to every teacher layer, by stack: (student layers, teacher layers), CKA.
 
     Attributes:
@@ -67,7 +67,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Looks:
+class AttentionView:
     """Where both models look in one text, and what they answer.
 
     Attributes:
@@ -84,7 +84,7 @@ class Looks:
     answers: tuple[tuple[str, float], ...] = ()
 
 
-def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None = None) -> Pair:
+def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None = None) -> LoadedPair:
     """Load a run's teacher and student; the student's start is made again by the recipe.
 
     Raises:
@@ -95,18 +95,18 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     accelerator = make_accelerator(device)
     prepared = prepare(run.recipe)
     _check_inputs(run, prepared)
-    exported = checkpoint_files.locate(str(run.folder.student))
+    exported = checkpoint_files.find_checkpoint(str(run.folder.student))
     tokenizer = load_tokenizer(exported)
     bf16 = run.recipe.train.precision == "bf16"  # a teacher that was fine-tuned first is kept under its precision, too
-    taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or Silent())
+    taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
     assert taught is not None, "the recipe names a teacher"
     assert prepared.teacher_tokenizer is not None, "the recipe names a teacher"
     config = config_of(prepared, tokenizer)
-    encoded = read_texts(prepared, tokenizer, config).train
+    encoded = tokenize_run(prepared, tokenizer, config).train
     start, _ = load_student(prepared, config, taught.model, tokenizer, encoded)
     student = prepared.work.load(exported, fresh_head=False, seed=0)
     place = accelerator.device
-    return Pair(
+    return LoadedPair(
         run=run,
         prepared=prepared,
         plan=read_plan(run.folder.plan),
@@ -119,7 +119,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     )
 
 
-def _check_inputs(run: FinishedRun, prepared: Prepared) -> None:
+def _check_inputs(run: FinishedRun, prepared: PreparedRun) -> None:
     """Refuse models and texts that are not those of the run any more."""
     before = run.folder.read_inputs()
     for name, value in prepared.inputs.items():
@@ -127,23 +127,23 @@ def _check_inputs(run: FinishedRun, prepared: Prepared) -> None:
             raise UsageError(f"run {run.name!r} read another {name} ({before[name]} then, {value} now)")
 
 
-def layer_likeness(pair: Pair) -> Likeness:
+def layer_similarity(pair: LoadedPair) -> LayerSimilarity:
     """Measure CKA between the layers of teacher and student before and after training, on the same training texts.
 
     Raises:
         UsageError: too few tokens.
     """
-    batches = list(some(pair.encoded, pair.prepared.recipe.train.seed, SIMILARITY_TOKENS))
+    batches = list(sample_batches(pair.encoded, pair.prepared.recipe.train.seed, SIMILARITY_TOKENS))
     special = pair.student_tokenizer.all_special_ids
     found, tokens = [], 0
     for student in (pair.start, pair.student):
-        matrices, tokens = alike(pair.plan, pair.teacher, student, batches, special, pair.teacher.device)
+        matrices, tokens = measure_similarities(pair.plan, pair.teacher, student, batches, special, pair.teacher.device)
         found.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
     before, after = found
-    return Likeness(before, after, {one.student_stack: one.pairs for one in pair.plan.maps}, tokens)
+    return LayerSimilarity(before, after, {one.student_stack: one.pairs for one in pair.plan.maps}, tokens)
 
 
-def some_text(pair: Pair, differing: Disagreements | None) -> tuple[str, ...]:
+def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> tuple[str, ...]:
     """The texts of the example on which the two differ most; where it is not known, of the first that is reported."""
     if differing is not None and differing.examples and differing.examples[0].texts:
         return differing.examples[0].texts
@@ -151,7 +151,7 @@ def some_text(pair: Pair, differing: Disagreements | None) -> tuple[str, ...]:
     return tuple(column[0] for column in first.texts[: _texts_read(pair)])
 
 
-def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int = 4) -> Looks:
+def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None = None, most: int = 4) -> AttentionView:
     """Let both models read one text (of a task over pairs, two); the attention of a few pairs of layers is kept.
 
     Args:
@@ -169,7 +169,7 @@ def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int =
     if len(texts) != wanted:
         raise UsageError(f"task {work.task.name!r} takes {wanted} --text an example, given {len(texts)}")
     for model in (pair.student, pair.teacher):
-        if layout_of(model.config).attention is Attention.CLOSED:
+        if layout_of(model.config).attention is AttentionLayout.CLOSED:
             raise UsageError(f"attention of {model.config.model_type} cannot be taken")
     heads = min(stack.heads for both in plan.stacks for stack in both)
     if head is not None and head >= heads:
@@ -184,7 +184,7 @@ def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int =
     chosen = [list(pairs.items())[place] for place in places]
     ours = _read(work, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
     theirs = _read(work, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
-    return Looks(
+    return AttentionView(
         texts=tuple(texts),
         maps=tuple(
             (str(student.number), str(teacher.number), ours.maps[student], theirs.maps[teacher])
@@ -196,10 +196,10 @@ def looks(pair: Pair, texts: Sequence[str], head: int | None = None, most: int =
     )
 
 
-def _texts_read(pair: Pair) -> int:
+def _texts_read(pair: LoadedPair) -> int:
     """How many texts an example has for the models: two of a pair, or of a source and its target."""
     work = pair.prepared.work
-    paired = isinstance(work.task, Task) or work.head is HeadKind.SEQ2SEQ
+    paired = isinstance(work.task, ClassificationTask) or work.head is HeadKind.SEQ2SEQ
     return len(pair.prepared.train.texts) if paired else 1
 
 
@@ -213,7 +213,7 @@ class _OneRead:
 
 
 def _read(
-    work: Work,
+    work: TaskAdapter,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -221,18 +221,18 @@ def _read(
 ) -> _OneRead:
     examples = Examples("text", tuple((text,) for text in texts), None)
     if work.head is HeadKind.SEQ2SEQ:
-        encoded = encode_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), work.max_length)
+        encoded = tokenize_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), work.max_length)
     else:
-        encoded = encode_labelled(examples, tokenizer, work.max_length)
+        encoded = tokenize_labelled(examples, tokenizer, work.max_length)
     ((_, batch),) = in_order(encoded, 1)
     inputs = batch.to(model.device).inputs
     order = work.order(model)
-    answers = isinstance(work.task, Task) and not work.task.regression and order is not None
+    answers = isinstance(work.task, ClassificationTask) and not work.task.regression and order is not None
     reader = model if answers else model.base_model  # a vocabulary is not asked
-    with answering(model), recording(watch(model), Wanted(attention=frozenset(layers))) as signals:
+    with inference_mode(model), capture(enable_capture(model), CaptureSpec(attention=frozenset(layers))) as signals:
         output = reader(**accepted_inputs(reader, inputs))
     answer = None
-    if answers and order is not None and isinstance(work.task, Task):
+    if answers and order is not None and isinstance(work.task, ClassificationTask):
         logits = output.logits[:, list(order)].float().cpu().numpy()
         answer = work.task.labels[int(logits.argmax())], float(confidences(logits)[0])
     ids = inputs["input_ids"][0].tolist()

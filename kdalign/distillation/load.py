@@ -9,19 +9,19 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
 from kdalign.alignment.plan import layers_text
-from kdalign.data.batches import Encoded, as_read_by_teacher, some
-from kdalign.data.tasks import Task
-from kdalign.distillation.prepare import Prepared
-from kdalign.distillation.tokenize import Opened, with_copies
+from kdalign.data.batches import TokenizedSplit, sample_batches, teacher_inputs
+from kdalign.data.tasks import ClassificationTask
+from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.tokenize import OpenedRun, with_augmentation
 from kdalign.errors import NotFinite, RunError
-from kdalign.evaluation.samples import Prompt, continued, reworded
+from kdalign.evaluation.samples import Prompt, complete, retokenize_prompts
 from kdalign.models import checkpoint_files, lora, student
 from kdalign.models.architecture import count_parameters
-from kdalign.models.from_scratch import new_model
+from kdalign.models.from_scratch import build_from_scratch
 from kdalign.models.profiling import flops_of, latencies_ms
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
-from kdalign.training.finetuning import finetuned
+from kdalign.training.finetuning import finetune_teacher
 
 LATENCY_TOKENS = 128
 
@@ -31,7 +31,7 @@ SHOWN = 100
 
 
 @dataclass
-class Models:
+class LoadedModels:
     """A run's two models in memory, as they are before the first step, and what was measured of them.
 
     Attributes:
@@ -46,10 +46,10 @@ class Models:
         taught_says: what the teacher says after them.
     """
 
-    opened: Opened
+    opened: OpenedRun
     student: PreTrainedModel
     source: str
-    taught: "Taught | None"
+    taught: "LoadedTeacher | None"
     answers: Mapping[str, Any]
     watched_answers: Any
     latencies: Sequence[float]
@@ -66,11 +66,11 @@ class Models:
         )
 
 
-def load(opened: Opened, accelerator: Accelerator, observer: Observer) -> Models:
+def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> LoadedModels:
     """Load both models, the teacher fine-tuned first where it has no head; score the teacher and measure both."""
     run, recipe, tokenizer, work = opened.run, opened.recipe, opened.tokenizer, opened.run.work
     if run.augmenting is not None:
-        texts = with_copies(run, opened.texts, tokenizer, opened.config, accelerator, observer)
+        texts = with_augmentation(run, opened.texts, tokenizer, opened.config, accelerator, observer)
         opened = replace(opened, texts=texts)
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
@@ -89,21 +89,21 @@ def load(opened: Opened, accelerator: Accelerator, observer: Observer) -> Models
     student_model, student_source = load_student(run, opened.config, big, tokenizer, texts.train)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
-    timed = min(LATENCY_TOKENS, *(checkpoint_files.positions(model.config) for model in pair))
+    timed = min(LATENCY_TOKENS, *(checkpoint_files.max_positions(model.config) for model in pair))
     flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
     if big is not None and main:
         observer.announce(_compared(student_model, big, flops, timed))
     prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says: list[str] = []
     if taught is not None and main and run.teacher_tokenizer is not None:
-        asked = prompts if texts.across is None else reworded(prompts, run.teacher_tokenizer)
-        taught_says = continued(taught.model, run.teacher_tokenizer, asked)
+        asked = prompts if texts.across is None else retokenize_prompts(prompts, run.teacher_tokenizer)
+        taught_says = complete(taught.model, run.teacher_tokenizer, asked)
     for prompt, saying in zip(prompts, taught_says, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
-        student_model = lora.adapted(student_model, recipe.train.lora, recipe.train.seed)
-    return Models(
+        student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
+    return LoadedModels(
         opened,
         student_model,
         student_source,
@@ -119,7 +119,7 @@ def load(opened: Opened, accelerator: Accelerator, observer: Observer) -> Models
 
 
 @dataclass(frozen=True)
-class Taught:
+class LoadedTeacher:
     """A teacher in float32, and where its head came from."""
 
     model: PreTrainedModel
@@ -127,45 +127,47 @@ class Taught:
 
 
 def load_teacher(
-    run: Prepared, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
-) -> Taught | None:
+    run: PreparedRun, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
+) -> LoadedTeacher | None:
     """The teacher, fine-tuned first where it has no head; None where there is none."""
     if run.teacher is None or run.teacher_tokenizer is None:
         return None
     if run.finetunes:
-        assert isinstance(run.task, Task), "only classifiers are fine-tuned first"
+        assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
         settings, tokenizer = recipe.finetune, run.teacher_tokenizer
         encoded = run.work.encode(run.train, tokenizer, run.teacher.config, scored=False)
-        return Taught(*finetuned(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer))
-    return Taught(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
+        return LoadedTeacher(
+            *finetune_teacher(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer)
+        )
+    return LoadedTeacher(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
 
 
 def load_student(
-    run: Prepared,
+    run: PreparedRun,
     config: PretrainedConfig,
     teacher: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: Encoded,
+    encoded: TokenizedSplit,
 ) -> tuple[PreTrainedModel, str]:
     """The student in float32 before its first step, and where it came from."""
     seed = run.recipe.train.seed
     if run.cut is not None:
         assert teacher is not None, "a student is cut out of a teacher"
         assert run.teacher is not None, "a student is cut out of a teacher"
-        texts = as_read_by_teacher(some(encoded, seed, CALIBRATION_TOKENS))
+        texts = teacher_inputs(sample_batches(encoded, seed, CALIBRATION_TOKENS))
         before = run.recipe.init_from == "pretrained"
         origin = run.work.load(run.teacher, fresh_head=True, seed=seed) if before else teacher
-        model = student.made(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
+        model = student.build_student(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
         source = f"{run.recipe.student} at random"
         if not starts_untrained(run) and run.cut_from is not None:
             source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}{' before fine-tuning' * before}"
             source += f", narrowed by {run.recipe.narrow_by}" if run.cut.narrows else ""
         if run.across and run.teacher_tokenizer is not None:
-            model = student.with_vocabulary(model, tokenizer, run.teacher_tokenizer)
+            model = student.transfer_vocabulary(model, tokenizer, run.teacher_tokenizer)
             source += f", with {len(tokenizer):,} entries made of its own"
         return model, source
     if run.new is not None:
-        return new_model(config, seed), run.recipe.student
+        return build_from_scratch(config, seed), run.recipe.student
     own = run.student
     assert own is not None, "a student is cut, a checkpoint or new"
     keeps_head = run.work.keeps_head(own)
@@ -183,12 +185,13 @@ def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int]
     )
 
 
-def starts_untrained(run: Prepared) -> bool:
+def starts_untrained(run: PreparedRun) -> bool:
     """Whether a student's layers start at random."""
     drawn = run.cut is not None and (run.cut_from is None or (run.cut.narrows and run.recipe.narrow_by == "random"))
     return run.new is not None or drawn
 
 
 def preview(text: str) -> str:
+    """The beginning of a text on one line."""
     words = " ".join(text.split())
     return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"

@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import steps_per_epoch
-from kdalign.data.tasks.holdout import words_of
-from kdalign.distillation.build import course_of
-from kdalign.distillation.export import finish
-from kdalign.distillation.load import Models, load
-from kdalign.distillation.prepare import Prepared, go_on_with
-from kdalign.distillation.tokenize import begin_folder, opened
+from kdalign.data.tasks.holdout import normalise_rows
+from kdalign.distillation.build import build_task
+from kdalign.distillation.export import export_student
+from kdalign.distillation.load import LoadedModels, load
+from kdalign.distillation.prepare import PreparedRun, resume_command
+from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.errors import Interrupted, UsageError
-from kdalign.files import whole_file, write_json
+from kdalign.files import atomic_file, write_json
 from kdalign.observer import Observer
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs.folder import RunFolder
@@ -41,7 +41,7 @@ BLOCK = 32
 _BODY, _HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def shares_of(examples: Sequence[int], settings: MultiTask) -> Float[np.ndarray[Any, Any], "tasks"]:
+def sampling_probabilities(examples: Sequence[int], settings: MultiTask) -> Float[np.ndarray[Any, Any], "tasks"]:
     r"""The probability with which a step takes each task, by its number of training examples.
 
     .. math:: p_i = n_i^{1/T} / \sum_j n_j^{1/T}
@@ -54,7 +54,9 @@ def shares_of(examples: Sequence[int], settings: MultiTask) -> Float[np.ndarray[
     return np.asarray(weights / weights.sum())
 
 
-def turns_of(shares: Float[np.ndarray[Any, Any], "tasks"], seed: int, steps: int) -> Int[np.ndarray[Any, Any], "steps"]:
+def task_schedule(
+    shares: Float[np.ndarray[Any, Any], "tasks"], seed: int, steps: int
+) -> Int[np.ndarray[Any, Any], "steps"]:
     """For each step the number of the task that it takes: a function of (seed, step), the same on all ranks.
 
     Of each ``BLOCK`` steps one draws in each of as many equal parts of the range, in random order: every step has these
@@ -68,7 +70,7 @@ def turns_of(shares: Float[np.ndarray[Any, Any], "tasks"], seed: int, steps: int
 
 
 @dataclass(frozen=True)
-class Mixture:
+class TaskMixture:
     """How steps are shared out over tasks.
 
     Attributes:
@@ -87,26 +89,26 @@ class Mixture:
         return dict(zip(self.examples, counts.tolist(), strict=True))
 
 
-def mixture_of(runs: Sequence[Prepared]) -> Mixture:
+def plan_mixture(runs: Sequence[PreparedRun]) -> TaskMixture:
     """How the steps of these tasks' student are shared out; without ``max_steps`` they are epochs of all examples."""
     recipe, sizes = runs[0].recipe, [run.an_epoch for run in runs]
     train = recipe.train
     epoch = sum(steps_per_epoch(np.zeros(size), train.batch_size) for size in sizes)
-    shares = shares_of(sizes, recipe.multi_task)
-    turns = turns_of(shares, train.seed, train.max_steps or max(1, round(train.epochs * epoch)))
+    shares = sampling_probabilities(sizes, recipe.multi_task)
+    turns = task_schedule(shares, train.seed, train.max_steps or max(1, round(train.epochs * epoch)))
     names = [run.task.name for run in runs]
-    return Mixture(
+    return TaskMixture(
         dict(zip(names, sizes, strict=True)), dict(zip(names, shares.tolist(), strict=True)), tuple(turns.tolist())
     )
 
 
-def check_together(runs: Sequence[Prepared]) -> None:
+def check_together(runs: Sequence[PreparedRun]) -> None:
     """Refuse a mixture in which a task's head is never trained.
 
     Raises:
         UsageError: the task, and what can be done.
     """
-    mixture = mixture_of(runs)
+    mixture = plan_mixture(runs)
     for run in runs:
         after = run.recipe.objective.stages[-1][0]
         if not mixture.steps(after)[run.task.name]:
@@ -117,17 +119,17 @@ def check_together(runs: Sequence[Prepared]) -> None:
             )
 
 
-def seen_elsewhere(runs: Sequence[Prepared]) -> list[str]:
+def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
     """Texts that are reported on for one task and trained on for another, a line for each split and other task.
 
     They are compared word for word, in lower case.
     """
-    trained = {run.task.name: set(words_of(run.train)) for run in runs}
+    trained = {run.task.name: set(normalise_rows(run.train)) for run in runs}
     found = []
     for run in runs:
         for split, examples in run.reported.items():
             for other, texts in trained.items():
-                seen = sum(row in texts for row in words_of(examples))
+                seen = sum(row in texts for row in normalise_rows(examples))
                 if seen and other != run.task.name:
                     found.append(
                         f"{seen:,} of the {len(examples):,} texts of {run.task.name}, {split}, are in the training "
@@ -137,7 +139,7 @@ def seen_elsewhere(runs: Sequence[Prepared]) -> list[str]:
 
 
 def distill_together(
-    runs: Sequence[Prepared],
+    runs: Sequence[PreparedRun],
     recipe: Recipe,
     group: RunFolder,
     accelerator: Accelerator,
@@ -159,8 +161,8 @@ def distill_together(
         observer.announce(f"the student of {len(runs)} tasks is finished already: {group.path}")
         return [read_checked(run.folder.path) for run in runs]
     main = accelerator.is_main_process
-    ready = [opened(run, accelerator) for run in runs]
-    mixture = mixture_of(runs)
+    ready = [open_run(run, accelerator) for run in runs]
+    mixture = plan_mixture(runs)
     if main:
         group.begin(recipe.dump(), {f"{r.task.name} {key}": of for r in runs for key, of in r.inputs.items()}, resume)
     accelerator.wait_for_everyone()
@@ -168,14 +170,14 @@ def distill_together(
     for one in ready:
         watching = begin_folder(one, accelerator, observer, resume)
         loaded.append(load(one, accelerator, watching))
-    share_body([each.student for each in loaded], _origin(recipe))
+    tie_bodies([each.student for each in loaded], _origin(recipe))
     for each in loaded:
         each.source += f", shared by {', '.join(mixture.examples)}"
         watching = observer.into(each.opened.run.folder.log) if main else observer
-        courses.append(course_of(each, accelerator, watching, resume))
+        courses.append(build_task(each, accelerator, watching, resume))
     observer = observer.into(group.log) if main else observer
     observer.announce(f"one student for {len(runs)} tasks: {_told(mixture)}")
-    leaks = seen_elsewhere(runs)
+    leaks = find_leaks(runs)
     for line in leaks:
         observer.announce(f"leak: {line}")
     settings = ready[0].recipe.train
@@ -184,7 +186,7 @@ def distill_together(
     try:
         progress = train(courses, settings, accelerator, group, observer, what, resume, mixture.turns)
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: {go_on_with(runs, group)}", stop.signal) from None
+        raise Interrupted(f"{stop}; go on with: {resume_command(runs, group)}", stop.signal) from None
     for tracker in accelerator.trackers:
         tracker.finish()
     facts = _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}
@@ -194,11 +196,11 @@ def distill_together(
         export = partial(export_with_body, body=first)
         spent = progress.of(course.name)
         watching = observer.into(course.folder.log) if main else observer
-        records.append(finish(each, course, spent, accelerator, watching, begun, export, {"multi_task": facts}))
+        records.append(export_student(each, course, spent, accelerator, watching, begun, export, {"multi_task": facts}))
     return records
 
 
-def share_body(students: Sequence[PreTrainedModel], origin: int = 0) -> None:
+def tie_bodies(students: Sequence[PreTrainedModel], origin: int = 0) -> None:
     """Put the body of one of these models (all below its head) in the place of all others'."""
     body = students[origin].base_model
     assert body is not students[origin], "what classifies has a head on a body"
@@ -226,7 +228,7 @@ def export_with_body(model: PreTrainedModel, folder: Path, *, body: Path | None)
         if name == _BODY and body is not None:
             _link(body, folder / name)
             continue
-        with whole_file(folder / name) as temporary:
+        with atomic_file(folder / name) as temporary:
             save_file(held, temporary, metadata={"format": "pt"})
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     weight_map = {name: shard for shard, held in shards.items() for name in held}
@@ -247,7 +249,7 @@ def _origin(recipe: Recipe) -> int:
     return 0 if named == PRETRAINED else recipe.data.task.index(named)
 
 
-def _told(mixture: Mixture) -> str:
+def _told(mixture: TaskMixture) -> str:
     steps = mixture.steps()
     return ", ".join(
         f"{name} {100 * share:.1f} % (steps: {steps[name]:,}; examples: {mixture.examples[name]:,})"
@@ -255,7 +257,7 @@ def _told(mixture: Mixture) -> str:
     )
 
 
-def _facts(recipe: Recipe, mixture: Mixture, loaded: Sequence[Models]) -> dict[str, Any]:
+def _facts(recipe: Recipe, mixture: TaskMixture, loaded: Sequence[LoadedModels]) -> dict[str, Any]:
     """What the tasks' records say of the whole: the body once and all heads."""
     whole = {parameter for each in loaded for parameter in each.student.parameters()}
     settings, steps = recipe.multi_task, mixture.steps()

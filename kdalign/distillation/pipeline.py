@@ -8,22 +8,22 @@ from dataclasses import replace
 from accelerate import Accelerator
 
 from kdalign.devices import check_device, make_accelerator
-from kdalign.distillation.build import course_of
-from kdalign.distillation.export import finish
+from kdalign.distillation.build import build_task
+from kdalign.distillation.export import export_student
 from kdalign.distillation.load import load
-from kdalign.distillation.multitask import check_together, distill_together, mixture_of
+from kdalign.distillation.multitask import check_together, distill_together, plan_mixture
 from kdalign.distillation.preflight import preflight
-from kdalign.distillation.prepare import Prepared, go_on_with, prepare
+from kdalign.distillation.prepare import PreparedRun, prepare, resume_command
 from kdalign.distillation.run_folders import claim, split_by_task
-from kdalign.distillation.tokenize import begin_folder, opened
+from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.errors import Interrupted, Unwritten, UsageError
 from kdalign.objective.stages import check_steps
-from kdalign.observer import Observer, Silent
+from kdalign.observer import NullObserver, Observer
 from kdalign.recipe import Recipe, load_recipe
 from kdalign.registry import check_trusted, trusting_caller
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
-from kdalign.runs.locks import alone
+from kdalign.runs.locks import exclusive
 from kdalign.runs.record import RunRecord
 from kdalign.training.loop import start_trackers, train
 
@@ -48,7 +48,7 @@ def distill(
         Interrupted: a signal arrived; ``resume`` goes on.
     """
     with trusting_caller():
-        return _distill(recipe, observer or Silent(), resume, overwrite)
+        return _distill(recipe, observer or NullObserver(), resume, overwrite)
 
 
 def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) -> list[RunRecord]:
@@ -72,7 +72,7 @@ def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) 
 
 
 def _one_by_one(
-    runs: Sequence[Prepared],
+    runs: Sequence[PreparedRun],
     accelerator: Accelerator,
     observer: Observer,
     resume: bool,
@@ -89,7 +89,7 @@ def _one_by_one(
             try:
                 records.append(_distill_one(run, accelerator, observer, resume, among))
             except Interrupted as stop:
-                line = f"{stop}; go on with: {go_on_with([run], group or run.folder)}"
+                line = f"{stop}; go on with: {resume_command([run], group or run.folder)}"
                 raise Interrupted(line, stop.signal) from None
     return records
 
@@ -100,23 +100,23 @@ def _alone(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> I
     if not accelerator.is_main_process:
         yield
         return
-    with alone(folder.path) as note:
+    with exclusive(folder.path) as note:
         if note:
             observer.announce(note)
         yield
 
 
 @contextmanager
-def _way_on(folder: RunFolder, runs: Sequence[Prepared]) -> Iterator[None]:
+def _way_on(folder: RunFolder, runs: Sequence[PreparedRun]) -> Iterator[None]:
     """Say how a run that began goes on when a file could not be written."""
     try:
         yield
     except Unwritten as error:
-        way = f"; make room, then: {go_on_with(runs, folder)}" if folder.recipe.is_file() else ""
+        way = f"; make room, then: {resume_command(runs, folder)}" if folder.recipe.is_file() else ""
         raise Unwritten(f"{error}{way}") from error
 
 
-def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[Prepared]:
+def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[PreparedRun]:
     """Check a recipe's runs, one a task, without writing anything; this is all that a dry run does.
 
     Raises:
@@ -133,14 +133,14 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     if recipe.multi_task.together:
         check_together(runs)
     for run in runs:
-        steps = len(mixture_of(runs).turns) if recipe.multi_task.together else run.steps
+        steps = len(plan_mixture(runs).turns) if recipe.multi_task.together else run.steps
         if steps is not None:
             check_steps(steps, run.recipe, run.plan)
     claim_all(runs, recipe, resume, overwrite)
     return [_as_begun(run) for run in runs] if resume else runs
 
 
-def claim_all(runs: Sequence[Prepared], recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def claim_all(runs: Sequence[PreparedRun], recipe: Recipe, resume: bool, overwrite: bool) -> None:
     """Refuse folders that hold something else than what is to be gone on with or overwritten; nothing is changed.
 
     Raises:
@@ -155,7 +155,7 @@ def claim_all(runs: Sequence[Prepared], recipe: Recipe, resume: bool, overwrite:
         claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume), run.inputs)
 
 
-def _as_begun(run: Prepared) -> Prepared:
+def _as_begun(run: PreparedRun) -> PreparedRun:
     """A run that goes on keeps the precision that it began with, where that is left to kdalign."""
     train = run.recipe.train
     if train.precision != "auto" or not run.folder.recipe.is_file():
@@ -165,7 +165,7 @@ def _as_begun(run: Prepared) -> Prepared:
 
 
 def _distill_one(
-    run: Prepared,
+    run: PreparedRun,
     accelerator: Accelerator,
     observer: Observer,
     resume: bool,
@@ -173,16 +173,16 @@ def _distill_one(
 ) -> RunRecord:
     """One run; ``among`` others, their folder gets the recipe of all once this one can begin."""
     begun = time.perf_counter()
-    ready = opened(run, accelerator)
+    ready = open_run(run, accelerator)
     observer = begin_folder(ready, accelerator, observer, resume)
     group, whole = among
     if group is not None and accelerator.is_main_process:
         group.begin_above(whole.dump(), keep=resume)
     loaded = load(ready, accelerator, observer)
-    course = course_of(loaded, accelerator, observer, resume)
+    course = build_task(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if loaded.taught is not None else 'training'} {run.task.name}"
     progress = train([course], ready.recipe.train, accelerator, run.folder, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    return finish(loaded, course, progress, accelerator, observer, begun)
+    return export_student(loaded, course, progress, accelerator, observer, begun)

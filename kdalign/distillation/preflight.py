@@ -12,17 +12,17 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.tasks import Examples, Task
-from kdalign.data.tokenizer_training import trained_size
+from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.tokenizer_training import requested_vocabulary_size
 from kdalign.distillation.checks import Finding
-from kdalign.distillation.prepare import Prepared
+from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
-from kdalign.models.architecture import describe, layout_of, skeleton, with_tokenizer
-from kdalign.models.from_scratch import new_config
+from kdalign.models.architecture import describe, layout_of, meta_model, with_tokenizer
+from kdalign.models.from_scratch import scratch_config
 from kdalign.models.heads import HeadKind
-from kdalign.models.layouts import Attention
-from kdalign.recipe import Data, Recipe
+from kdalign.models.layouts import AttentionLayout
+from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
 
 _TRAINED_BYTES = 16
@@ -37,7 +37,7 @@ NOTEWORTHY = ("labels", "classes", "inputs", "tied weights", "leak", "learning r
 """What is said of a run before it begins, beside what was let through."""
 
 
-def preflight(run: Prepared) -> tuple[Finding, ...]:
+def preflight(run: PreparedRun) -> tuple[Finding, ...]:
     """Look at all of it.
 
     Raises:
@@ -52,7 +52,7 @@ def preflight(run: Prepared) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def _findings(run: Prepared) -> Iterator[Finding]:
+def _findings(run: PreparedRun) -> Iterator[Finding]:
     student = _student_config(run)
     theirs = run.teacher.config if run.teacher is not None else None
     both = [(word, config) for word, config in (("teacher", theirs), ("student", student)) if config is not None]
@@ -61,12 +61,12 @@ def _findings(run: Prepared) -> Iterator[Finding]:
     for (word, config), tokenizer in zip(both, _tokenizers_of(run, theirs), strict=False):
         if tokenizer is not None and not (word == "student" and run.cut is not None and run.across):
             yield from _special_tokens(word, config, tokenizer)
-    if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, Task):
+    if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, ClassificationTask):
         yield from _labels(run, run.task)
         yield from _classes(run, run.task)
     if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         yield from _inputs(both)
-    longest = [checkpoint_files.positions(config) for _, config in both]
+    longest = [checkpoint_files.max_positions(config) for _, config in both]
     said = ", ".join(
         f"{word} {'any' if most >= checkpoint_files.UNBOUNDED else most}"
         for (word, _), most in zip(both, longest, strict=True)
@@ -86,7 +86,7 @@ def _findings(run: Prepared) -> Iterator[Finding]:
     yield from _room(run, theirs, student)
 
 
-def _student_config(run: Prepared) -> PretrainedConfig | None:
+def _student_config(run: PreparedRun) -> PretrainedConfig | None:
     """The student's configuration; None where it waits for a tokenizer."""
     if run.student is not None:
         return run.student.config
@@ -94,18 +94,18 @@ def _student_config(run: Prepared) -> PretrainedConfig | None:
         config = run.cut.config(run.teacher.config)
         if run.across and run.tokenizer is not None:
             return with_tokenizer(config, run.tokenizer)
-        size = trained_size(run.recipe.tokenizer) if run.recipe.tokenizer is not None else None
+        size = requested_vocabulary_size(run.recipe.tokenizer) if run.recipe.tokenizer is not None else None
         config.vocab_size = size or config.vocab_size
         return config
     tokenizer = run.tokenizer or run.teacher_tokenizer
-    return new_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
+    return scratch_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
 
 
-def _tokenizers_of(run: Prepared, teacher: PretrainedConfig | None) -> list[PreTrainedTokenizerBase | None]:
+def _tokenizers_of(run: PreparedRun, teacher: PretrainedConfig | None) -> list[PreTrainedTokenizerBase | None]:
     return [*([run.teacher_tokenizer] if teacher is not None else []), run.tokenizer]
 
 
-def _tokenizers(run: Prepared) -> str:
+def _tokenizers(run: PreparedRun) -> str:
     if run.across:
         return "two; positions are matched by the characters of their tokens"
     return "one: every token has the same number"
@@ -126,13 +126,13 @@ def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTo
             )
 
 
-def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
+def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """In which order the models answer, where it is not the task's."""
     if task.regression:
         return
     for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
         if checkpoint is not None and checkpoint.has_classifier:
-            if loading.for_several_labels(checkpoint.config):
+            if loading.has_several_labels(checkpoint.config):
                 yield Finding(
                     "labels",
                     f"the {word}'s head is for several labels of a text at once; its outputs are taken for one choice "
@@ -144,7 +144,7 @@ def _labels(run: Prepared, task: Task) -> Iterator[Finding]:
                 yield Finding("labels", f"the {word}'s are matched by name: {', '.join(outputs)}")
 
 
-def _classes(run: Prepared, task: Task) -> Iterator[Finding]:
+def _classes(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """Training labels that are all one, or of fewer classes than the task has."""
     if run.train.labels is None or not len(run.train):
         return
@@ -168,7 +168,9 @@ _MOST_NAMES = 5
 
 def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:
     """Token types that one model reads and the other does not."""
-    reads = {word: "token_type_ids" in inspect.signature(skeleton(config).forward).parameters for word, config in both}
+    reads = {
+        word: "token_type_ids" in inspect.signature(meta_model(config).forward).parameters for word, config in both
+    }
     if len(set(reads.values())) > 1:
         which = next(word for word, does in reads.items() if does)
         yield Finding("inputs", f"token types reach the {which} alone; the other model has none")
@@ -176,13 +178,13 @@ def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:
 
 def _attention(config: PretrainedConfig) -> str:
     return {
-        Attention.INTERFACE: "SDPA, maps again in mapped layers",
-        Attention.OWN: f"{config.model_type}'s own, eager",
-        Attention.CLOSED: "its own, eager; maps cannot be taken",
+        AttentionLayout.INTERFACE: "SDPA, maps again in mapped layers",
+        AttentionLayout.OWN: f"{config.model_type}'s own, eager",
+        AttentionLayout.CLOSED: "its own, eager; maps cannot be taken",
     }[layout_of(config).attention]
 
 
-def _dropout(run: Prepared, config: PretrainedConfig) -> str:
+def _dropout(run: PreparedRun, config: PretrainedConfig) -> str:
     if run.recipe.train.dropout is not None:
         return f"the student's is set to {run.recipe.train.dropout:g} everywhere; the teacher has none"
     own = config.to_dict()
@@ -195,7 +197,7 @@ _HIGHEST_RATE = 1.0
 """Of AdamW, whose steps are about as long as its rate, while weights are well below 1."""
 
 
-def _rates(run: Prepared) -> Iterator[Finding]:
+def _rates(run: PreparedRun) -> Iterator[Finding]:
     """Learning rates at which nothing is learnt."""
     rates = {"train.lr": run.recipe.train.lr, **({"finetune.lr": run.recipe.finetune.lr} if run.finetunes else {})}
     for key, rate in rates.items():
@@ -204,10 +206,10 @@ def _rates(run: Prepared) -> Iterator[Finding]:
             yield Finding("learning rate", said)
 
 
-def _without_effect(run: Prepared) -> list[str]:
+def _without_effect(run: PreparedRun) -> list[str]:
     """What the recipe says and nothing of this run reads."""
     recipe, found = run.recipe, []
-    plain = Recipe(teacher=recipe.teacher, data=Data(task=recipe.data.task))
+    plain = Recipe(teacher=recipe.teacher, data=DataSettings(task=recipe.data.task))
     objective, train = recipe.objective, recipe.train
     if run.cut is None and recipe.init != plain.init:
         found.append(f"init={recipe.init} is of a student that is cut out of its teacher")
@@ -227,7 +229,7 @@ def _without_effect(run: Prepared) -> list[str]:
     return found
 
 
-def _seen_before(run: Prepared) -> Iterator[Finding]:
+def _seen_before(run: PreparedRun) -> Iterator[Finding]:
     """Texts that are reported on and trained on."""
 
     def rows(examples: Examples) -> list[tuple[str, ...]]:
@@ -240,7 +242,7 @@ def _seen_before(run: Prepared) -> Iterator[Finding]:
             yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
 
 
-def _room(run: Prepared, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
+def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
     """Memory for weights, gradients and moments, and disk for the student and its checkpoints, against what is free."""
     ours = describe(student).parameters if student is not None else 0
     theirs = describe(teacher).parameters if teacher is not None else 0

@@ -8,35 +8,35 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.alignment.plan import Plan, ProjectionStyle, read_plan
-from kdalign.alignment.propose import grown, propose
-from kdalign.data.tasks import AnyTask, Examples, Unlabelled, find_task
+from kdalign.alignment.propose import progressive_plans, propose
+from kdalign.data.tasks import AnyTask, Examples, UnlabelledSource, find_task
 from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import Finding, check_augmentation, check_lora, check_models, check_task
 from kdalign.distillation.run_folders import default_name
-from kdalign.distillation.splits import further_texts, reported_splits, training_examples
+from kdalign.distillation.splits import load_unlabelled_texts, splits_to_report, training_examples
 from kdalign.distillation.student_source import cut_spec, student_architecture, student_config, type_of
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters import work_on
-from kdalign.evaluation.adapters.base import Work
+from kdalign.evaluation.adapters import adapter_for
+from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.files import check_writable, is_utf8
 from kdalign.models import checkpoint_files, student, student_spec
-from kdalign.models.architecture import describe, layout_of, skeleton
+from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.from_scratch import NewModel, parse_new, shape_of
+from kdalign.models.from_scratch import ScratchSpec, parse_scratch_spec, shape_config
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import LAYOUTS
-from kdalign.models.student_spec import Cut
+from kdalign.models.student_spec import CutSpec
 from kdalign.models.tokenizer import same_tokenizer
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
-from kdalign.recipe import Align, Recipe
+from kdalign.recipe import AlignSettings, Recipe
 from kdalign.registry import check_trusted, code_named
 from kdalign.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that was checked: configurations and data are read, weights are not.
 
     Attributes:
@@ -54,11 +54,11 @@ class Prepared:
     """
 
     recipe: Recipe
-    work: Work
+    work: TaskAdapter
     teacher: Checkpoint | None
     student: Checkpoint | None
-    new: NewModel | None
-    cut: Cut | None
+    new: ScratchSpec | None
+    cut: CutSpec | None
     cut_from: Mapping[str, tuple[int, ...]] | None
     plan: Plan | None
     tokenizer: PreTrainedTokenizerBase | None
@@ -68,7 +68,7 @@ class Prepared:
     reported: Mapping[str, Examples]
     folder: RunFolder
     checks: tuple[Finding, ...] = ()
-    unlabelled: Unlabelled | None = None
+    unlabelled: UnlabelledSource | None = None
     augmenting: Checkpoint | None = None
 
     @property
@@ -120,7 +120,7 @@ class Prepared:
         return "held out of train" if self.recipe.train.holds_out else "part of train"
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe) -> PreparedRun:
     """Check everything that can be checked without weights.
 
     Raises:
@@ -128,9 +128,9 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     data = recipe.data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    teacher = checkpoint_files.locate(recipe.teacher, recipe.revision) if recipe.has_teacher else None
+    teacher = checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision) if recipe.has_teacher else None
     cut = cut_from = None
-    new = parse_new(recipe.student) if recipe.student.startswith("new:") else None
+    new = parse_scratch_spec(recipe.student) if recipe.student.startswith("new:") else None
     if new is None and teacher is not None:
         cut, cut_from = cut_spec(teacher, recipe.student, recipe.init)
     elif new is None and student_spec.is_cut(recipe.student):
@@ -138,11 +138,15 @@ def prepare(recipe: Recipe) -> Prepared:
     made = "cut out of the teacher" if cut is not None else "made from nothing"
     if recipe.student_revision is not None and (cut is not None or new is not None):
         raise UsageError(f"student_revision is of a student on the hub; {recipe.student!r} is {made}")
-    own = checkpoint_files.locate(recipe.student, recipe.student_revision) if new is None and cut is None else None
+    own = (
+        checkpoint_files.find_checkpoint(recipe.student, recipe.student_revision)
+        if new is None and cut is None
+        else None
+    )
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[type_of(new)].family
     who = first.name if first is not None else recipe.student
-    work = work_on(task, family, data.max_length, who, data.order)
+    work = adapter_for(task, family, data.max_length, who, data.order)
     if data.order != "drawn" and family != "permutation":
         raise UsageError(f"data.order={data.order} is for permutation models (XLNet); {who!r} is a {family} one")
     check_task(recipe, work, teacher)
@@ -157,19 +161,19 @@ def prepare(recipe: Recipe) -> Prepared:
     for _, stage in recipe.objective.stages:
         check_terms(recipe, build_objective(work.task, stage, plan), plan)
     if plan is not None:
-        grown(plan, recipe.align.grow)
+        progressive_plans(plan, recipe.align.grow)
     check_lora(recipe, teacher, own, new, cut)
     if recipe.train.freeze and (new is None or planned is not None):
         config = student_config(teacher, own, new, cut, planned)
-        student.freeze(skeleton(config, head=work.head), recipe.train.freeze)
+        student.freeze(meta_model(config, head=work.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     if not is_utf8(folder.path):
         raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
     if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
         check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
-    reported = reported_splits(work, data)
-    return Prepared(
+    reported = splits_to_report(work, data)
+    return PreparedRun(
         recipe=recipe.with_changes(out=str(folder.path)),
         work=work,
         teacher=teacher,
@@ -185,7 +189,7 @@ def prepare(recipe: Recipe) -> Prepared:
         reported=reported,
         folder=folder,
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
-        unlabelled=further_texts(work, recipe, train_examples, watched, reported),
+        unlabelled=load_unlabelled_texts(work, recipe, train_examples, watched, reported),
     )
 
 
@@ -193,10 +197,10 @@ def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -
     """The plan between a teacher and a student that is named as in ``--student``."""
     theirs = describe(teacher.config)
     cut, cut_from = cut_spec(teacher, student_name, init)
-    new = parse_new(student_name) if student_name.startswith("new:") else None
-    own = checkpoint_files.locate(student_name, weights=False) if cut is None and new is None else None
+    new = parse_scratch_spec(student_name) if student_name.startswith("new:") else None
+    own = checkpoint_files.find_checkpoint(student_name, weights=False) if cut is None and new is None else None
     ours = (
-        describe(shape_of(new, teacher.config))
+        describe(shape_config(new, teacher.config))
         if new is not None
         else student_architecture(teacher, own, None, cut, None)
     )
@@ -207,15 +211,15 @@ def _plan(
     recipe: Recipe,
     teacher: Checkpoint,
     own: Checkpoint | None,
-    new: NewModel | None,
-    cut: Cut | None,
+    new: ScratchSpec | None,
+    cut: CutSpec | None,
     cut_from: Mapping[str, tuple[int, ...]] | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Plan:
     theirs = describe(teacher.config)
     ours = student_architecture(teacher, own, new, cut, tokenizer)
     if recipe.align.plan is not None:
-        if recipe.align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != Align():
+        if recipe.align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != AlignSettings():
             raise UsageError(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )
@@ -231,7 +235,7 @@ def _plan(
     return plan
 
 
-def go_on_with(runs: Sequence[Prepared], folder: RunFolder) -> str:
+def resume_command(runs: Sequence[PreparedRun], folder: RunFolder) -> str:
     """The command that goes on with runs in a folder, which may run the code that they name."""
     named = [[run.recipe.objective.terms, run.recipe.align.map, list(run.task.metrics)] for run in runs]
     code = " --allow code" if any(code_named(each) for each in named) else ""

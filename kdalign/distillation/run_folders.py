@@ -11,7 +11,7 @@ from kdalign.models import checkpoint_files, student_spec
 from kdalign.recipe import PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
-from kdalign.training.checkpoint import newest_whole
+from kdalign.training.checkpoint import newest_sound
 
 
 def split_by_task(recipe: Recipe) -> list[Recipe]:
@@ -47,7 +47,7 @@ def _starts(recipe: Recipe) -> dict[str, str]:
         return starts
     named = recipe.multi_task.body_from
     copies = student_spec.is_cut(recipe.student) and recipe.init != "random" and recipe.has_teacher
-    if copies and not checkpoint_files.locate(recipe.teacher, recipe.revision).has_classifier:
+    if copies and not checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision).has_classifier:
         return {task: "fine-tuned" if task == named else PRETRAINED for task in starts}
     if named != PRETRAINED:
         raise UsageError(
@@ -152,7 +152,7 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
     Raises:
         UsageError: which file was changed, and what can be done.
     """
-    found = newest_whole(folder, parts)
+    found = newest_sound(folder, parts)
     if folder.check_begun(found.progress.plan):
         return
     lacking = missing_keys(folder.recipe)  # an older version began it, and wrote no hashes

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.data.tasks import Task, find_task, hold_out
+from kdalign.data.tasks import ClassificationTask, find_task, hold_out
 from kdalign.data.tasks.unlabelled import REST
-from kdalign.distillation.ablation_runner import State, ablate
+from kdalign.distillation.ablation_runner import AblationProgress, ablate
 from kdalign.distillation.splits import training_examples
 from kdalign.errors import RunError, UsageError
-from kdalign.evaluation.adapters import work_on
-from kdalign.files import whole_file, write_text
-from kdalign.observer import Observer, Silent
-from kdalign.recipe import TERM_KEYS, assign
-from kdalign.runs.ablation_spec import TRIALS, Ablation
-from kdalign.runs.archive import Kept, read_all_kept
+from kdalign.evaluation.adapters import adapter_for
+from kdalign.files import atomic_file, write_text
+from kdalign.observer import NullObserver, Observer
+from kdalign.recipe import TERM_KEYS, set_key
+from kdalign.runs.ablation_spec import TRIALS, AblationSpec
+from kdalign.runs.archive import ArchivedRun, read_all_archived
 
 SHARE = 0.1
 """Of train, held out to choose by; at most 1,000 rows."""
@@ -49,15 +49,15 @@ class Candidate:
 
 
 def search(
-    ablation: Ablation,
+    ablation: AblationSpec,
     space: Mapping[str, Sequence[Any]],
     out: Path,
     observer: Observer | None = None,
     *,
     jobs: int = 1,
-    watch: Callable[[], Observer] = Silent,
-    tell: Callable[[State], None] = lambda state: None,
-) -> tuple[Ablation, list[Candidate]]:
+    watch: Callable[[], Observer] = NullObserver,
+    tell: Callable[[AblationProgress], None] = lambda state: None,
+) -> tuple[AblationSpec, list[Candidate]]:
     """The ablation with each arm's best settings, and all that was tried.
 
     Args:
@@ -73,7 +73,7 @@ def search(
         UsageError: tasks without classes or scores, or an arm that cannot be carried out.
         RunError: none of a key's values could be scored.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     for key in space:
         if key in TRIALS:
             raise UsageError(f"--search {key}: every run of an ablation has its own")
@@ -85,7 +85,7 @@ def search(
     _write_slices(ablation, out / "data")
     for key in ("dataset", "config", "limit"):
         base.get("data", {}).pop(key, None)
-    assign(base, "data.folder", str(out / "data"))
+    set_key(base, "data.folder", str(out / "data"))
     arms = {name: dict(changes) for name, changes in ablation.arms.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in arms}
     tried: list[Candidate] = []
@@ -106,7 +106,7 @@ def search(
             ablate(runs, out / "runs", observer, jobs=jobs, drop=True, watch=watch, tell=tell)
         except RunError as error:  # a rate at which training diverges is no choice, and says so
             observer.announce(f"{key}: {error}")
-        kept = read_all_kept(out / "runs")
+        kept = read_all_archived(out / "runs")
         scores = {name: _mean([one for one in kept if one.trial.arm == name], len(ablation.tasks)) for name in asked}
         for arm in arms:
             own = [name for name in asked if asked[name][0] == arm]
@@ -122,7 +122,7 @@ def search(
 
 
 def _settings(
-    ablation: Ablation, arm: str, settings: Mapping[str, Any], key: str, values: Sequence[Any]
+    ablation: AblationSpec, arm: str, settings: Mapping[str, Any], key: str, values: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What is tried of an arm: each value, but one where the key says nothing to it."""
     recipes = [one.recipe for one in ablation.trials(Path("runs")) if one.arm == arm]  # tasks may differ
@@ -139,7 +139,7 @@ def _named(arm: str, settings: Mapping[str, Any]) -> str:
     return " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
 
 
-def _mean(kept: Sequence[Kept], tasks: int) -> float | None:
+def _mean(kept: Sequence[ArchivedRun], tasks: int) -> float | None:
     """The mean over tasks of the means of their metrics, all of which are better when higher; None where one failed."""
     if len(kept) < tasks:
         return None
@@ -160,7 +160,7 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def _write_slices(ablation: Ablation, folder: Path) -> None:
+def _write_slices(ablation: AblationSpec, folder: Path) -> None:
     """Train of every task, cut into a part to train on and a slice to choose by, under their own names.
 
     Raises:
@@ -171,9 +171,9 @@ def _write_slices(ablation: Ablation, folder: Path) -> None:
     for trial in {one.task: one for one in ablation.trials(Path("runs"))}.values():
         data = trial.recipe.data
         task = find_task(trial.task, data.folder, data.dataset, data.config)
-        if not isinstance(task, Task) or trial.task.endswith((".yaml", ".yml")):
+        if not isinstance(task, ClassificationTask) or trial.task.endswith((".yaml", ".yml")):
             raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
-        whole, _ = training_examples(work_on(task, "masked", data.max_length, "none"), trial.recipe)
+        whole, _ = training_examples(adapter_for(task, "masked", data.max_length, "none"), trial.recipe)
         own, print_ = folder / trial.task, whole.fingerprint()
         mark = own / "train-of.txt"
         if mark.is_file():
@@ -186,6 +186,6 @@ def _write_slices(ablation: Ablation, folder: Path) -> None:
         table[task.label] = labels if task.regression else [task.labels[number] for number in labels]
         rows, held = hold_out(whole, SHARE, SEED)
         for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):
-            with whole_file(own / f"{split}.parquet") as temporary:
+            with atomic_file(own / f"{split}.parquet") as temporary:
                 table.iloc[part].to_parquet(temporary, index=False)
         write_text(mark, print_)

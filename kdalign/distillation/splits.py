@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kdalign.data.tasks import Examples, Task, Unlabelled, hold_out, unlabelled_texts
+from kdalign.data.tasks import ClassificationTask, Examples, UnlabelledSource, hold_out, unlabelled_texts
 from kdalign.data.tasks.loading import split_exists
 from kdalign.data.tasks.unlabelled import REST
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import Work
-from kdalign.recipe import Data, Recipe, Train
+from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.recipe import DataSettings, Recipe, TrainSettings
 
 MONITORED = (100, 500)
 """At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
@@ -18,7 +18,7 @@ MONITORED_CHARACTERS = 50_000
 """At most so much text of them, for the same reason: documents can be long."""
 
 
-def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
+def training_examples(work: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
     """The rows to train on, and the slice of train that is evaluated on the way.
 
     Raises:
@@ -26,12 +26,12 @@ def training_examples(work: Work, recipe: Recipe) -> tuple[Examples, Examples]:
     """
     task = work.task
     examples, _ = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
-    if isinstance(task, Task) and examples.labels is None:
+    if isinstance(task, ClassificationTask) and examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
     return _watched(examples, recipe.train)
 
 
-def _limited(examples: Examples, data: Data, seed: int) -> tuple[Examples, Examples]:
+def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Examples, Examples]:
     """The rows that a limit keeps, and those that it leaves out."""
     if data.limit is None or data.limit >= len(examples):
         return examples, examples.take([])
@@ -39,19 +39,19 @@ def _limited(examples: Examples, data: Data, seed: int) -> tuple[Examples, Examp
     return examples.take(sorted(rows[: data.limit].tolist())), examples.take(sorted(rows[data.limit :].tolist()))
 
 
-def _drawn_by(data: Data, seed: int) -> int:
+def _drawn_by(data: DataSettings, seed: int) -> int:
     """The seed of what a limit keeps."""
     return seed if data.limit_seed is None else data.limit_seed
 
 
-def further_texts(
-    work: Work, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
-) -> Unlabelled | None:
+def load_unlabelled_texts(
+    work: TaskAdapter, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
+) -> UnlabelledSource | None:
     """The text without labels that the recipe names."""
     data, seed = recipe.data, recipe.train.seed
     if data.unlabelled is None:
         return None
-    assert isinstance(work.task, Task), "other tasks were refused"
+    assert isinstance(work.task, ClassificationTask), "other tasks were refused"
     wants_rest = data.unlabelled == REST and data.limit is not None
     return unlabelled_texts(
         work.task,
@@ -65,7 +65,7 @@ def further_texts(
     )
 
 
-def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
+def _watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Examples]:
     """The rows to train on, and the slice of train that is evaluated on the way."""
     if settings.holds_out:
         kept, held = hold_out(examples, settings.holdout, settings.seed)
@@ -77,23 +77,23 @@ def _watched(examples: Examples, settings: Train) -> tuple[Examples, Examples]:
     return examples, examples.take(sorted(rows.tolist()))
 
 
-def reported_splits(work: Work, data: Data) -> dict[str, Examples]:
+def splits_to_report(work: TaskAdapter, data: DataSettings) -> dict[str, Examples]:
     """The splits that the run is scored on, once, at its end."""
     found = {}
     for number, split in enumerate(work.task.evaluation):
         if number and not split_exists(work.task.source, split):
             continue
-        found[split] = reported_examples(work, data, split)
+        found[split] = examples_to_report(work, data, split)
     return found
 
 
-def reported_examples(work: Work, data: Data, split: str) -> Examples:
+def examples_to_report(work: TaskAdapter, data: DataSettings, split: str) -> Examples:
     """One of the splits that a run is scored on.
 
     Raises:
         UsageError: no such data, or none with labels where the task needs them.
     """
     examples = work.examples(split)
-    if isinstance(work.task, Task) and examples.labels is None:
+    if isinstance(work.task, ClassificationTask) and examples.labels is None:
         raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
     return examples.take(range(min(len(examples), data.limit or len(examples))))

@@ -4,27 +4,28 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.tokenizer_training import check_size, trained_size
+from kdalign.data.tokenizer_training import check_vocabulary_size, requested_vocabulary_size
 from kdalign.errors import UsageError
-from kdalign.evaluation.adapters.base import Work
+from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import student_spec
 from kdalign.models.architecture import Architecture, describe, layout_of, with_tokenizer
 from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.from_scratch import NewModel, new_config, parse_new
+from kdalign.models.from_scratch import ScratchSpec, parse_scratch_spec, scratch_config
 from kdalign.models.layouts import LAYOUTS
-from kdalign.models.student_spec import Cut
+from kdalign.models.student_spec import CutSpec
 from kdalign.models.tokenizer import load_tokenizer, load_tokenizer_named
 from kdalign.recipe import Recipe
 
 
-def type_of(new: NewModel | None) -> str:
+def type_of(new: ScratchSpec | None) -> str:
+    """The model type of a student built from scratch."""
     assert new is not None, "a student is cut, a checkpoint or new"
     return new.model_type
 
 
 def own_tokenizer(
     recipe: Recipe,
-    work: Work,
+    work: TaskAdapter,
     teacher: Checkpoint | None,
     own: Checkpoint | None,
     theirs: PreTrainedTokenizerBase | None,
@@ -39,9 +40,9 @@ def own_tokenizer(
     if recipe.train.lora is not None and teacher is not None:
         raise UsageError("--lora leaves embeddings as they are, and a vocabulary of its own (--tokenizer) learns them")
     family = _family(recipe, teacher)
-    size = trained_size(recipe.tokenizer)
+    size = requested_vocabulary_size(recipe.tokenizer)
     if size is not None:
-        check_size(size, family)
+        check_vocabulary_size(size, family)
         return None
     found = load_tokenizer_named(recipe.tokenizer, family)
     if teacher is not None and not recipe.student.startswith("new:"):
@@ -53,13 +54,13 @@ def _family(recipe: Recipe, teacher: Checkpoint | None) -> str:
     """Of a student that is cut or new."""
     if teacher is not None:
         return layout_of(teacher.config).family
-    return LAYOUTS[parse_new(recipe.student).model_type].family
+    return LAYOUTS[parse_scratch_spec(recipe.student).model_type].family
 
 
-def cut_spec(teacher: Checkpoint, name: str, init: str) -> tuple[Cut | None, Mapping[str, tuple[int, ...]] | None]:
+def cut_spec(teacher: Checkpoint, name: str, init: str) -> tuple[CutSpec | None, Mapping[str, tuple[int, ...]] | None]:
     """What a student keeps of its teacher, and the layers that it starts from, checked; None for what is no cut."""
     theirs = describe(teacher.config)
-    cut = student_spec.cut_of(name, theirs)
+    cut = student_spec.parse_cut(name, theirs)
     if cut is None:
         return None, None
     cut.config(teacher.config)
@@ -72,8 +73,8 @@ def cut_spec(teacher: Checkpoint, name: str, init: str) -> tuple[Cut | None, Map
 def student_architecture(
     teacher: Checkpoint,
     own: Checkpoint | None,
-    new: NewModel | None,
-    cut: Cut | None,
+    new: ScratchSpec | None,
+    cut: CutSpec | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Architecture:
     """The student's."""
@@ -83,8 +84,8 @@ def student_architecture(
 def student_config(
     teacher: Checkpoint | None,
     own: Checkpoint | None,
-    new: NewModel | None,
-    cut: Cut | None,
+    new: ScratchSpec | None,
+    cut: CutSpec | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> PretrainedConfig:
     """The student's configuration: cut out of the teacher's, new, or a checkpoint's own.
@@ -97,6 +98,6 @@ def student_config(
         return config if tokenizer is None else with_tokenizer(config, tokenizer)
     if new is not None:
         assert tokenizer is not None, "a new student has a tokenizer, or stands in with its teacher's"
-        return new_config(new, tokenizer)
+        return scratch_config(new, tokenizer)
     assert own is not None, "a student is cut, a checkpoint or new"
     return own.config

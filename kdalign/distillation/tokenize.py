@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded, total_steps
+from kdalign.data.batches import TokenizedSplit, total_steps
 from kdalign.data.tasks import Examples
-from kdalign.data.tasks.holdout import words_of
-from kdalign.data.token_matching import Shared, shared_vocabulary
-from kdalign.data.tokenization import note_on_special_words
-from kdalign.data.tokenizer_training import train_tokenizer, trained_size
+from kdalign.data.tasks.holdout import normalise_rows
+from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
+from kdalign.data.tokenization import special_token_note
+from kdalign.data.tokenizer_training import requested_vocabulary_size, train_tokenizer
 from kdalign.devices import use_bf16
-from kdalign.distillation.augmentation import copies_of
+from kdalign.distillation.augmentation import augment_texts
 from kdalign.distillation.preflight import NOTEWORTHY
-from kdalign.distillation.prepare import Prepared
+from kdalign.distillation.prepare import PreparedRun
 from kdalign.models import checkpoint_files
 from kdalign.models.architecture import layout_of, with_tokenizer
-from kdalign.models.from_scratch import new_config
+from kdalign.models.from_scratch import scratch_config
 from kdalign.models.layouts import LAYOUTS
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
@@ -26,7 +26,7 @@ from kdalign.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Across:
+class TokenizerOverlap:
     """How far two tokenizers can be brought together on the training text.
 
     Attributes:
@@ -38,7 +38,7 @@ class Across:
 
     covered: int
     characters: int
-    shared: Shared
+    shared: SharedVocabulary
     entries: tuple[int, int]
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Across:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TokenizedRun:
     """A run's texts as tokens.
 
     Attributes:
@@ -72,23 +72,23 @@ class Texts:
         across: how far tokenizers that differ come together; None for one tokenizer.
     """
 
-    train: Encoded
-    labelled: Encoded
-    unlabelled: Encoded | None
-    watched: Encoded
-    reported: Mapping[str, Encoded]
-    watched_by_teacher: Encoded
-    reported_to_teacher: Mapping[str, Encoded]
-    across: Across | None
-    copies: Encoded | None = None
+    train: TokenizedSplit
+    labelled: TokenizedSplit
+    unlabelled: TokenizedSplit | None
+    watched: TokenizedSplit
+    reported: Mapping[str, TokenizedSplit]
+    watched_by_teacher: TokenizedSplit
+    reported_to_teacher: Mapping[str, TokenizedSplit]
+    across: TokenizerOverlap | None
+    copies: TokenizedSplit | None = None
 
 
-def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
+def student_tokenizer(run: PreparedRun) -> PreTrainedTokenizerBase:
     """The student's tokenizer, trained on the training text where so asked."""
     if run.tokenizer is not None:
         return run.tokenizer
     asked = run.recipe.tokenizer
-    size = trained_size(asked) if asked is not None else None
+    size = requested_vocabulary_size(asked) if asked is not None else None
     assert size is not None, "a tokenizer that is not there is to be trained"
     read = [run.train, *([run.unlabelled.examples] if run.unlabelled is not None else [])]
     texts = (text for examples in read for column in examples.texts for text in column)
@@ -96,18 +96,18 @@ def tokenizer_of(run: Prepared) -> PreTrainedTokenizerBase:
         return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
     assert run.teacher is not None, "a student is a checkpoint, cut or new"
     return train_tokenizer(
-        texts, size, layout_of(run.teacher.config).family, checkpoint_files.positions(run.teacher.config)
+        texts, size, layout_of(run.teacher.config).family, checkpoint_files.max_positions(run.teacher.config)
     )
 
 
-def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def config_of(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of the student, or of the teacher that it is cut from.
 
     Raises:
         UsageError: it is not for this tokenizer.
     """
     if run.new is not None:
-        config = new_config(run.new, tokenizer)
+        config = scratch_config(run.new, tokenizer)
         if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
             config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
         return config
@@ -116,7 +116,7 @@ def config_of(run: Prepared, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
     return with_tokenizer(first.config, tokenizer) if run.cut is not None and run.across else first.config
 
 
-def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Texts:
+def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> TokenizedRun:
     """Tokenize all that a run reads.
 
     Raises:
@@ -131,32 +131,32 @@ def read_texts(run: Prepared, tokenizer: PreTrainedTokenizerBase, config: Pretra
     learnt = train, labelled, unlabelled
     watched, reported = _scored(run, tokenizer, config)
     if run.teacher is None or theirs is None or not run.across:
-        return Texts(*learnt, watched, reported, watched, reported, None)
+        return TokenizedRun(*learnt, watched, reported, watched, reported, None)
     assert train.covered is not None, "two tokenizations are compared"
-    together = Across(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
-    return Texts(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
+    together = TokenizerOverlap(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
+    return TokenizedRun(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
 
 
-def with_copies(
-    run: Prepared,
-    texts: Texts,
+def with_augmentation(
+    run: PreparedRun,
+    texts: TokenizedRun,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     accelerator: Accelerator,
     observer: Observer,
-) -> Texts:
+) -> TokenizedRun:
     """The texts with new ones that a model makes of the labelled rows; none that are scored, or learnt already."""
     assert run.augmenting is not None, "a model makes them"
     augment = run.recipe.data.augment
-    made = copies_of(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
+    made = augment_texts(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
     labels = run.train.labels if augment.keep_labels else None
     others = [run.watched] if run.recipe.train.holds_out else []
     others += [run.unlabelled.examples] if run.unlabelled is not None else []
-    known = {row for examples in (run.train, *run.reported.values(), *others) for row in words_of(examples)}
+    known = {row for examples in (run.train, *run.reported.values(), *others) for row in normalise_rows(examples)}
     new = Examples(
         "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
     )
-    first = {row: number for number, row in reversed(list(enumerate(words_of(new)))) if row not in known}
+    first = {row: number for number, row in reversed(list(enumerate(normalise_rows(new)))) if row not in known}
     kept = sorted(first.values())
     observer.announce(
         f"augmented: {len(kept):,} new texts (left out: {len(new) - len(kept):,} made twice, or known already)"
@@ -167,32 +167,36 @@ def with_copies(
     return replace(texts, train=texts.train.joined(copies), copies=copies)
 
 
-def _learnt(run: Prepared, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Encoded:
+def _learnt(
+    run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> TokenizedSplit:
     if run.teacher_tokenizer is not None and run.across:
         return run.work.encode_across(examples, (tokenizer, run.teacher_tokenizer))
     return run.work.encode(examples, tokenizer, config, scored=False)
 
 
 def _scored(
-    run: Prepared, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
-) -> tuple[Encoded, dict[str, Encoded]]:
-    def encoded(examples: Examples) -> Encoded:
+    run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> tuple[TokenizedSplit, dict[str, TokenizedSplit]]:
+    def encoded(examples: Examples) -> TokenizedSplit:
         return run.work.encode(examples, tokenizer, config, scored=True)
 
     return encoded(run.watched), {split: encoded(examples) for split, examples in run.reported.items()}
 
 
-def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, observer: Observer) -> None:
+def announce_texts(
+    run: PreparedRun, texts: TokenizedRun, tokenizer: PreTrainedTokenizerBase, observer: Observer
+) -> None:
     """Say what became of the texts."""
     recipe = run.recipe
-    if recipe.tokenizer is not None and trained_size(recipe.tokenizer) is not None:
+    if recipe.tokenizer is not None and requested_vocabulary_size(recipe.tokenizer) is not None:
         observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
     _announce_cuts(run.train, texts.labelled, recipe.data.max_length, observer)
     if run.unlabelled is not None and texts.unlabelled is not None:
         observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
         _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
     for examples in (run.train, *run.reported.values()):
-        said = note_on_special_words(examples, tokenizer)
+        said = special_token_note(examples, tokenizer)
         if said:
             observer.announce(said)
     if recipe.data.augment.corrupts:
@@ -203,7 +207,7 @@ def announce(run: Prepared, texts: Texts, tokenizer: PreTrainedTokenizerBase, ob
         observer.announce(str(texts.across))
 
 
-def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observer: Observer) -> None:
+def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int, observer: Observer) -> None:
     if encoded.truncated:
         observer.announce(
             f"{examples.split}: {encoded.truncated:,} of {len(encoded):,} examples are longer than "
@@ -223,7 +227,7 @@ def _announce_cuts(examples: Examples, encoded: Encoded, max_length: int, observ
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """A run whose texts are read.
 
     Attributes:
@@ -231,11 +235,11 @@ class Opened:
         config: of the student, or of the teacher that it is cut from.
     """
 
-    run: Prepared
+    run: PreparedRun
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
-    texts: Texts
+    texts: TokenizedRun
 
     @property
     def bf16(self) -> bool:
@@ -243,7 +247,7 @@ class Opened:
         return self.recipe.train.precision == "bf16"
 
 
-def opened(run: Prepared, accelerator: Accelerator) -> Opened:
+def open_run(run: PreparedRun, accelerator: Accelerator) -> OpenedRun:
     """Texts to tokens; what cannot be encoded is refused before anything is written.
 
     Raises:
@@ -251,15 +255,15 @@ def opened(run: Prepared, accelerator: Accelerator) -> Opened:
     """
     precision = "bf16" if use_bf16(run.recipe.train.precision, accelerator.device) else "fp32"
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": precision})
-    tokenizer = tokenizer_of(run)
+    tokenizer = student_tokenizer(run)
     config = config_of(run, tokenizer)
-    texts = read_texts(run, tokenizer, config)
+    texts = tokenize_run(run, tokenizer, config)
     if not recipe.multi_task.together:
         check_steps(total_steps(recipe.train, texts.train), recipe, run.plan)
-    return Opened(run, recipe, tokenizer, config, texts)
+    return OpenedRun(run, recipe, tokenizer, config, texts)
 
 
-def begin_folder(opened: Opened, accelerator: Accelerator, observer: Observer, resume: bool) -> Observer:
+def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer, resume: bool) -> Observer:
     """Begin the run's folder and say what will be done; the observer, who writes into its log from now on."""
     run, recipe, folder = opened.run, opened.recipe, opened.run.folder
     if accelerator.is_main_process:
@@ -272,7 +276,7 @@ def begin_folder(opened: Opened, accelerator: Accelerator, observer: Observer, r
     observer.announce(f"{who} on {run.task.name}; run folder {folder.path}")
     if run.task.found:
         observer.announce(f"worked out from the data: {run.task.found}")
-    announce(run, opened.texts, opened.tokenizer, observer)
+    announce_texts(run, opened.texts, opened.tokenizer, observer)
     for finding in run.checks:
         if finding.allowed or finding.what in NOTEWORTHY:
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from kdalign.data.tasks.generation_cases import copied, spaced
+from kdalign.data.tasks.generation_cases import copy_baseline, normalise_spacing
 from kdalign.evaluation import likelihood
-from kdalign.evaluation.job import Job, Place, blank, is_text_metric, with_texts
-from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.job import EvalJob, OutputPaths, empty_result, is_text_metric, with_texts
+from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.observer import Observer
 
 _END = 256
@@ -60,28 +60,30 @@ class Baseline:
     """What writes without a model: ``copy`` says the prompt again, ``unigram`` draws words by how often they occur."""
 
     name: str
-    job: Job
+    job: EvalJob
     default_metrics: tuple[str, ...] = field(default=())
 
-    def why_not(self, metric: str) -> Absent | None:
+    def unsupported(self, metric: str) -> MissingMetric | None:
         """Perplexities are the unigram's alone, where there is text that it can learn from."""
         if is_text_metric(metric):
             return None
         if self.name != "unigram" or metric not in ("word_ppl", "byte_ppl", "bits_per_byte") or not self.job.continuing:
-            return Absent(metric, f"the baseline {self.name} has none")
+            return MissingMetric(metric, f"the baseline {self.name} has none")
         if not self.job.training_texts:
-            return Absent(metric, f"{self.job.task.source} has no split {self.job.task.train} to count words in")
+            return MissingMetric(metric, f"{self.job.task.source} has no split {self.job.task.train} to count words in")
         return None
 
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+    def measure(
+        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+    ) -> EvaluationResult:
         """Texts and, of the unigram, the likelihood of words."""
-        result, cases = blank(self.name, self.job, "baseline"), self.job.cases
+        result, cases = empty_result(self.name, self.job, "baseline"), self.job.cases
         of_texts = [name for name in metrics if is_text_metric(name)]
         if self.name == "copy":
             how = "the prompt's last words again" if self.job.continuing else "the source"
-            return with_texts(result, self.job, cases, [copied(case) for case in cases], of_texts, how, place)
+            return with_texts(result, self.job, cases, [copy_baseline(case) for case in cases], of_texts, how, place)
         learnt = self.job.training_texts
-        unigram = Unigram(spaced(learnt, self.job.language) or [case.prompt for case in cases])
+        unigram = Unigram(normalise_spacing(learnt, self.job.language) or [case.prompt for case in cases])
         lengths = [case.words or len(case.references[0].split()) for case in cases]
         of = "of train" if learnt else "of the prompts"
         how = f"words {of} drawn by their frequency, as many as the reference has"
@@ -93,6 +95,8 @@ class Baseline:
             nll = np.array([unigram.nll(text) for text in texts])
             words = np.array([len(text.split()) for text in texts])
             size = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts])
-            found = likelihood.of_words(nll, words, size, "words of train by their frequency, new ones spelled")
+            found = likelihood.word_perplexities(
+                nll, words, size, "words of train by their frequency, new ones spelled"
+            )
             result = replace(result, scores=(*found, *result.scores))
         return replace(result, scores=tuple(score for score in result.scores if score.metric in metrics))

@@ -9,39 +9,47 @@ from pathlib import Path
 
 import torch
 
-from kdalign.data.noise import Noise
-from kdalign.data.tasks import AnyTask, LanguageTask, Source, Task, find_task, load_examples, load_texts
+from kdalign.data.noise import TextNoise
+from kdalign.data.tasks import (
+    AnyTask,
+    ClassificationTask,
+    DataSource,
+    LanguageTask,
+    find_task,
+    load_examples,
+    load_texts,
+)
 from kdalign.data.tasks.language import FAMILIES
 from kdalign.devices import make_accelerator
-from kdalign.errors import KdalignError, NotFinite, RunError, UsageError, shortened, unknown
-from kdalign.evaluation.adapters import work_on
-from kdalign.evaluation.adapters.base import Work
+from kdalign.errors import KdalignError, NotFinite, RunError, UsageError, shorten, unknown
+from kdalign.evaluation.adapters import adapter_for
+from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.evaluation.baselines import Baseline
-from kdalign.evaluation.generation import Writing
-from kdalign.evaluation.job import UNWRITTEN, Job, Place, Settings, is_text_metric
+from kdalign.evaluation.generation import GenerationSettings
+from kdalign.evaluation.job import UNWRITTEN, EvalJob, EvalSettings, OutputPaths, is_text_metric
 from kdalign.evaluation.likelihood import PERPLEXITIES
-from kdalign.evaluation.local_model import LocalModel
-from kdalign.evaluation.result import Evaluation
-from kdalign.evaluation.served_model import ServedModel
+from kdalign.evaluation.local_model import LocalTarget
+from kdalign.evaluation.result import EvaluationResult
+from kdalign.evaluation.served_model import ServedTarget
 from kdalign.evaluation.target import AGREEMENT, MASKED, Target
 from kdalign.files import check_file, write_json
-from kdalign.metrics.classification import GROUPS, METRICS, expanded
+from kdalign.metrics.classification import GROUPS, METRICS, expand_groups
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS, check_words
 from kdalign.models import checkpoint_files
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind, head_of
-from kdalign.observer import Observer, Silent
-from kdalign.recipe import LONGEST_INPUT, MOST_ROWS, MOST_TOKENS, Data, defaults_of
+from kdalign.observer import NullObserver, Observer
+from kdalign.recipe import LONGEST_INPUT, MOST_ROWS, MOST_TOKENS, DataSettings, task_defaults
 from kdalign.registry import check_trusted
 from kdalign.runs.discovery import check_replaced
 from kdalign.runs.folder import RunFolder, find_runs
 from kdalign.runs.integrity import check_weights, read_checked
-from kdalign.runs.locks import alone
+from kdalign.runs.locks import exclusive
 from kdalign.runs.record import RECORD, read_record
-from kdalign.served import OPENAI_URL, Served, is_served
-from kdalign.served import Settings as ServerSettings
+from kdalign.served import OPENAI_URL, ApiModel, is_served
+from kdalign.served import ServedSettings as ServerSettings
 
 BASELINES = ("copy", "unigram")
 EVALUATIONS = Path("runs/eval")
@@ -49,7 +57,7 @@ EVALUATIONS = Path("runs/eval")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalRequest:
     """What to score on and how, as far as the user said; a run fills in the rest from its recipe.
 
     Attributes:
@@ -97,7 +105,7 @@ class Asked:
     max_requests: int | None = None
     max_tokens: int | None = None
     baselines: bool = True
-    noise: Noise | None = None
+    noise: TextNoise | None = None
     several: bool = False
 
     @property
@@ -112,10 +120,12 @@ class Asked:
         """The metrics, with what each group stands for."""
         if self.metrics is None:
             return None
-        return expanded(self.metrics)
+        return expand_groups(self.metrics)
 
 
-def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer | None = None) -> list[Evaluation]:
+def evaluate(
+    targets: Sequence[str], asked: EvalRequest = EvalRequest(), observer: Observer | None = None
+) -> list[EvaluationResult]:
     """Score models on splits; predictions, texts and scores are kept in files.
 
     Args:
@@ -126,7 +136,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     Raises:
         UsageError: a target or split that is not there, or a head for other labels.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     if not targets:
         targets = [str(_newest_run(Path("runs")))]
         observer.announce(f"no model named: scoring the newest run, {targets[0]}")
@@ -145,7 +155,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
         for name in asked.wanted or target.default_metrics:
             check_trusted(name, f"{target.name!r}: metric")
         check_words(asked.wanted or target.default_metrics, target.job.language)
-        if isinstance(target, LocalModel):
+        if isinstance(target, LocalTarget):
             target.check(asked.wanted)
     out = Path(asked.out) if asked.out else _default_out(checked, asked)
     if out.suffix != ".json":
@@ -155,7 +165,7 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
     device = make_accelerator(asked.device).device
     of = _of(checked, asked)
     checked = _with_baselines(checked, asked) if asked.baselines else checked
-    with alone(out.parent, f".{out.name}.lock") as note:  # no other process writes these scores
+    with exclusive(out.parent, f".{out.name}.lock") as note:  # no other process writes these scores
         if note:
             observer.announce(note)
         return _score_all(checked, asked, out, of, device, observer)
@@ -163,21 +173,21 @@ def evaluate(targets: Sequence[str], asked: Asked = Asked(), observer: Observer 
 
 def _score_all(
     checked: Sequence[Target],
-    asked: Asked,
+    asked: EvalRequest,
     out: Path,
     of: dict[str, object],
     device: torch.device,
     observer: Observer,
-) -> list[Evaluation]:
+) -> list[EvaluationResult]:
     """Score one target after the other, keeping what is measured so far."""
-    results: list[Evaluation] = []
+    results: list[EvaluationResult] = []
     # What is measured of some models is kept when another fails; an earlier whole evaluation is not written over by it.
     partial = out.with_suffix(".partial.json")
     for target, word in zip(checked, _words(checked), strict=True):
         if not isinstance(target, Baseline):
             observer.announce(f"scoring {target.name} on {target.job.task.name}, {target.job.examples.split}")
         try:
-            results.append(_evaluate_one(target, asked, Place(out.with_suffix(""), word), device, observer))
+            results.append(_evaluate_one(target, asked, OutputPaths(out.with_suffix(""), word), device, observer))
         except (KdalignError, KeyboardInterrupt):
             if partial.is_file():
                 observer.announce(f"scores so far: {partial}")
@@ -192,7 +202,7 @@ def _score_all(
     return results
 
 
-def _any(results: Sequence[Evaluation]) -> bool:
+def _any(results: Sequence[EvaluationResult]) -> bool:
     return any(result.scores or result.submission for result in results)
 
 
@@ -204,11 +214,11 @@ _MOST = {
 """The largest number that is accepted."""
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: EvalRequest) -> None:
     for flag, most in _MOST.items():
         given = getattr(asked, flag)
         if given is not None and given > most:
-            shown = shortened(str(given), 40)
+            shown = shorten(str(given), 40)
             raise UsageError(f"--{flag.replace('_', '-')} {shown} is more than can be meant (accepted: up to {most:,})")
     if asked.metrics is not None and not asked.metrics:
         raise UsageError("--metrics names no metric")
@@ -222,9 +232,9 @@ def _check(asked: Asked) -> None:
         raise unknown("pseudo-likelihood", asked.pseudo, ("word-l2r", "token"))
 
 
-def _check_used(targets: Sequence[Target], asked: Asked) -> None:
+def _check_used(targets: Sequence[Target], asked: EvalRequest) -> None:
     """Refuse what would be passed over without a word for every model: a stride, solved examples, a server's flags."""
-    local = [target for target in targets if isinstance(target, LocalModel)]
+    local = [target for target in targets if isinstance(target, LocalTarget)]
     if asked.stride is not None and not any(
         target.family in ("causal", "permutation")
         and isinstance(target.job.task, LanguageTask)
@@ -237,11 +247,13 @@ def _check_used(targets: Sequence[Target], asked: Asked) -> None:
         **{"--max-requests": asked.max_requests is not None, "--max-tokens": asked.max_tokens is not None},
     }
     for flag, given in of_servers.items():
-        if given and not any(isinstance(target, ServedModel) for target in targets):
+        if given and not any(isinstance(target, ServedTarget) for target in targets):
             raise UsageError(f"{flag} is for served models (openai:NAME), and none is named")
-    if asked.language is not None and all(isinstance(target.job.task, Task) for target in targets):
+    if asked.language is not None and all(isinstance(target.job.task, ClassificationTask) for target in targets):
         raise UsageError("--language is for texts that are written and compared; these tasks are of classes and scores")
-    served = any(isinstance(target, ServedModel) and isinstance(target.job.task, Task) for target in targets)
+    served = any(
+        isinstance(target, ServedTarget) and isinstance(target.job.task, ClassificationTask) for target in targets
+    )
     if asked.shots and not served and not any(target.prompted for target in local):
         raise UsageError("--shots is for causal and served models on classes; these answer by a head, or write texts")
 
@@ -249,8 +261,10 @@ def _check_used(targets: Sequence[Target], asked: Asked) -> None:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _evaluate_one(target: Target, asked: Asked, place: Place, device: torch.device, observer: Observer) -> Evaluation:
-    reasons = {name: target.why_not(name) for name in asked.wanted or target.default_metrics}
+def _evaluate_one(
+    target: Target, asked: EvalRequest, place: OutputPaths, device: torch.device, observer: Observer
+) -> EvaluationResult:
+    reasons = {name: target.unsupported(name) for name in asked.wanted or target.default_metrics}
     possible = [name for name, absent in reasons.items() if absent is None]
     try:
         result = target.measure(possible, place, device, observer)
@@ -265,14 +279,14 @@ def _evaluate_one(target: Target, asked: Asked, place: Place, device: torch.devi
 
 
 def _with_noise(
-    result: Evaluation,
+    result: EvaluationResult,
     target: Target,
-    noise: Noise,
+    noise: TextNoise,
     metrics: Sequence[str],
-    place: Place,
+    place: OutputPaths,
     device: torch.device,
     observer: Observer,
-) -> Evaluation:
+) -> EvaluationResult:
     """The result with the scores of what is answered to noise, as metrics of their own."""
     answered = [name for name in metrics if name not in (AGREEMENT, MASKED, *PERPLEXITIES)]
     if not answered:
@@ -284,7 +298,7 @@ def _with_noise(
     return replace(result, scores=(*result.scores, *scores), notes=(*result.notes, note))
 
 
-def _with_baselines(targets: Sequence[Target], asked: Asked) -> list[Target]:
+def _with_baselines(targets: Sequence[Target], asked: EvalRequest) -> list[Target]:
     """The targets with the baselines after the last one of each split whose texts are scored."""
     found: list[Target] = []
     keys = [_split_of(target) for target in targets]
@@ -297,7 +311,7 @@ def _with_baselines(targets: Sequence[Target], asked: Asked) -> list[Target]:
             name: None
             for one in here
             for name in asked.wanted or one.default_metrics
-            if not isinstance(one.job.task, Task) and one.why_not(name) is None
+            if not isinstance(one.job.task, ClassificationTask) and one.unsupported(name) is None
         }
         if any(is_text_metric(name) for name in wanted):
             found += [Baseline(name, target.job, tuple(wanted)) for name in BASELINES]
@@ -308,7 +322,7 @@ def _split_of(target: Target) -> tuple[str, str, str]:
     return target.job.task.name, target.job.examples.split, target.job.examples.fingerprint()
 
 
-def _targets(name: str, asked: Asked) -> list[LocalModel]:
+def _targets(name: str, asked: EvalRequest) -> list[LocalTarget]:
     """A checkpoint, a run, or every run below a folder."""
     if Path(name).is_dir():
         runs = list(find_runs(Path(name)))
@@ -321,13 +335,13 @@ def _targets(name: str, asked: Asked) -> list[LocalModel]:
         if not Path(name).exists():
             raise UsageError(f"there is no {name!r} here; if it is a model on the hub, say what to score it on: --task")
         raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
-    checkpoint = checkpoint_files.locate(name, asked.revision)
-    start = defaults_of(task).get("data", {})
-    data = Data(task=(task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
+    checkpoint = checkpoint_files.find_checkpoint(name, asked.revision)
+    start = task_defaults(task).get("data", {})
+    data = DataSettings(task=(task,), folder=asked.folder, dataset=asked.dataset, config=asked.config, **start)
     return [_checked(name, checkpoint, data, asked, None)]
 
 
-def _served_target(name: str, asked: Asked) -> ServedModel:
+def _served_target(name: str, asked: EvalRequest) -> ServedTarget:
     """A model behind an API."""
     (task_name,) = asked.tasks
     if task_name is None:
@@ -336,24 +350,26 @@ def _served_target(name: str, asked: Asked) -> ServedModel:
         raise UsageError(f"a served model is not asked for task {task_name!r}")
     task = find_task(task_name, asked.folder, asked.dataset, asked.config)
     split = asked.split or task.evaluation[0]
-    if isinstance(task, Task):
+    if isinstance(task, ClassificationTask):
         examples = load_examples(task, split)
     else:
         examples = load_texts(task, split)
     examples = examples.take(range(min(len(examples), asked.limit or len(examples))))
-    start = defaults_of(task_name).get("data", {})
-    job = Job(task, examples, _settings(asked, asked.max_length or Data(task=(task_name,), **start).max_length))
+    start = task_defaults(task_name).get("data", {})
+    job = EvalJob(
+        task, examples, _settings(asked, asked.max_length or DataSettings(task=(task_name,), **start).max_length)
+    )
     api = ServerSettings(
         asked.concurrency, max_requests=asked.max_requests, max_tokens=asked.max_tokens, chat=asked.chat
     )
     url = asked.base_url or OPENAI_URL
     folder = (Path(asked.out).parent if asked.out else EVALUATIONS) / "served" / _word(f"{name} {url}")
-    target = ServedModel(name, url, job, folder, api)
-    Served(name, url, folder, api).close()  # refuses what cannot be before anything else is scored
+    target = ServedTarget(name, url, job, folder, api)
+    ApiModel(name, url, folder, api).close()  # refuses what cannot be before anything else is scored
     return target
 
 
-def _run_target(run: Path, asked: Asked) -> LocalModel:
+def _run_target(run: Path, asked: EvalRequest) -> LocalTarget:
     """A run's student, on its own task and data unless others are named."""
     record = read_checked(run)
     check_weights(run, record)
@@ -364,10 +380,10 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
         names = (task,) if task else data.task
         brings = task is not None and task.endswith((".yaml", ".yml")) and _names_data(task)
         elsewhere = asked if brings or asked.folder is not None or asked.dataset is not None else data
-        data = Data(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
+        data = DataSettings(task=names, folder=elsewhere.folder, dataset=elsewhere.dataset, config=elsewhere.config)
     return _checked(
         str(run),
-        checkpoint_files.locate(str(run)),
+        checkpoint_files.find_checkpoint(str(run)),
         data,
         replace(asked, max_length=asked.max_length or recipe.data.max_length),
         RunFolder(run),
@@ -377,12 +393,14 @@ def _run_target(run: Path, asked: Asked) -> LocalModel:
 def _names_data(file: str) -> bool:
     """Whether a task file says where its data lies."""
     try:
-        return find_task(file).source != Source()
+        return find_task(file).source != DataSource()
     except UsageError:  # said where it is read again, with the data that was named
         return False
 
 
-def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: RunFolder | None) -> LocalModel:
+def _checked(
+    name: str, checkpoint: Checkpoint, data: DataSettings, asked: EvalRequest, run: RunFolder | None
+) -> LocalTarget:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     max_length = asked.max_length or data.max_length
     if asked.stride is not None and asked.stride > max_length:
@@ -397,19 +415,19 @@ def _checked(name: str, checkpoint: Checkpoint, data: Data, asked: Asked, run: R
     else:
         assert isinstance(task, LanguageTask), "every model has work on classes, if it has the head"
         examples = load_texts(task, split)
-    submits = isinstance(task, Task) and bool(task.submission) and checkpoint.has_classifier
+    submits = isinstance(task, ClassificationTask) and bool(task.submission) and checkpoint.has_classifier
     submitted = submits and examples.split in task.test
     if asked.limit is not None and submitted:
         raise UsageError(f"split {examples.split} is written as the leaderboard's file, whole: leave --limit out")
     limit = asked.limit or (None if submitted else data.limit) or len(examples)
     examples = examples.take(range(min(len(examples), limit)))
     checkpoint_files.check_length(checkpoint, max_length)
-    return LocalModel(name, checkpoint, Job(task, examples, _settings(asked, max_length)), work, run)
+    return LocalTarget(name, checkpoint, EvalJob(task, examples, _settings(asked, max_length)), work, run)
 
 
-def _settings(asked: Asked, max_length: int) -> Settings:
-    return Settings(
-        Writing(asked.beams, asked.new_tokens, max_length=max_length),
+def _settings(asked: EvalRequest, max_length: int) -> EvalSettings:
+    return EvalSettings(
+        GenerationSettings(asked.beams, asked.new_tokens, max_length=max_length),
         asked.language or "",
         asked.pseudo == "word-l2r",
         DTYPES[asked.precision],
@@ -419,7 +437,7 @@ def _settings(asked: Asked, max_length: int) -> Settings:
     )
 
 
-def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: Asked) -> Work | None:
+def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: EvalRequest) -> TaskAdapter | None:
     """The task as the model's family does it; None where it is only asked to write texts, which more families can."""
     family = layout_of(checkpoint.config).family
     written = isinstance(task, LanguageTask) and any(map(is_text_metric, asked.wanted or task.text_metrics))
@@ -427,7 +445,7 @@ def _work(task: AnyTask, checkpoint: Checkpoint, max_length: int, asked: Asked) 
     if isinstance(task, LanguageTask) and family not in FAMILIES[task.kind]:
         if (written and family in unusual) or (asked.several and task.kind not in UNWRITTEN):
             return None
-    return work_on(task, family, max_length, checkpoint.name, stride=asked.stride)
+    return adapter_for(task, family, max_length, checkpoint.name, stride=asked.stride)
 
 
 def _newest_run(folder: Path) -> Path:
@@ -437,7 +455,7 @@ def _newest_run(folder: Path) -> Path:
     return runs[-1]
 
 
-def _default_out(targets: Sequence[Target], asked: Asked) -> Path:
+def _default_out(targets: Sequence[Target], asked: EvalRequest) -> Path:
     """A name of its own for each set of models, data and settings: another's scores are never written over."""
     target = targets[0]
     stem = f"{EVALUATIONS}/{_word(target.name)}-{target.job.task.name}-{target.job.examples.split}"
@@ -445,7 +463,7 @@ def _default_out(targets: Sequence[Target], asked: Asked) -> Path:
     return next(file for file in files if not file.exists() or _holds(file, _of(targets, asked)))
 
 
-def _of(targets: Sequence[Target], asked: Asked) -> dict[str, object]:
+def _of(targets: Sequence[Target], asked: EvalRequest) -> dict[str, object]:
     """What tells one evaluation from another: models, texts, and how they are read and scored."""
     settings = {name: value for name, value in asdict(asked).items() if name not in _ELSEWHERE}
     return {

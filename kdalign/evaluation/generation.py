@@ -18,20 +18,20 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from kdalign.data.tasks.generation_cases import Case
-from kdalign.data.tokenization import frame_of
+from kdalign.data.tasks.generation_cases import GenerationCase
+from kdalign.data.tokenization import special_frame
 from kdalign.errors import NotFinite, UsageError
 from kdalign.models.architecture import accepted_inputs, layout_of
-from kdalign.models.capture import Wanted, answering, run
-from kdalign.models.checkpoint_files import positions
-from kdalign.observer import Tell
+from kdalign.models.capture import CaptureSpec, forward, inference_mode
+from kdalign.models.checkpoint_files import max_positions
+from kdalign.observer import ProgressCallback
 
 ROWS = 32
 """Texts that are written at once."""
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationSettings:
     """How texts are written.
 
     Attributes:
@@ -47,8 +47,12 @@ class Writing:
     max_length: int = 256
 
 
-def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing, tell: Tell
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[GenerationCase],
+    writing: GenerationSettings,
+    tell: ProgressCallback,
 ) -> tuple[list[str], int]:
     """A text for each case, in the model's own precision, and how many prompts were too long and cut.
 
@@ -64,7 +68,7 @@ def write(
     family = families[layout_of(model.config).family]
     written: dict[int, str] = {}
     cut = 0
-    with answering(model), _plain(model, tokenizer):
+    with inference_mode(model), _plain(model, tokenizer):
         for rows in _batches(cases):
             texts, long = family(model, tokenizer, [cases[row] for row in rows], writing)
             cut += long
@@ -73,7 +77,7 @@ def write(
     return [written[row] for row in range(len(cases))], cut
 
 
-def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
+def _batches(cases: Sequence[GenerationCase]) -> Iterator[list[int]]:
     """Cases of one room together, so that nobody ends by the others; of them those of like lengths, to pad little."""
     order = sorted(range(len(cases)), key=lambda number: (-cases[number].room, -len(cases[number].prompt)))
     for _, group in groupby(order, key=lambda number: cases[number].room):
@@ -82,7 +86,7 @@ def _batches(cases: Sequence[Case]) -> Iterator[list[int]]:
             yield rows[start : start + ROWS]
 
 
-def how_written(family: str, continuing: bool, writing: Writing) -> str:
+def describe_generation(family: str, continuing: bool, writing: GenerationSettings) -> str:
     """How a family's texts were made, for a score's signature."""
     search = "greedy" if writing.beams == 1 else f"{writing.beams} beams"
     way = {
@@ -97,14 +101,17 @@ def how_written(family: str, continuing: bool, writing: Writing) -> str:
 
 
 def _go_on(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[GenerationCase],
+    writing: GenerationSettings,
 ) -> tuple[list[str], int]:
     """A causal model's continuations, padded on the left."""
-    before = frame_of(tokenizer)[0]
+    before = special_frame(tokenizer)[0]
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
     ids = [[*before, *prompt] or [tokenizer.eos_token_id] for prompt in prompts]
-    most = min(_room(cases, writing), positions(model.config) // 2)
-    longest = positions(model.config) - most
+    most = min(_room(cases, writing), max_positions(model.config) // 2)
+    longest = max_positions(model.config) - most
     cut = sum(len(one) > longest for one in ids)
     ids = [one if len(one) <= longest else [*before, *one[len(before) - longest :]] for one in ids]
     padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
@@ -118,7 +125,7 @@ def _go_on(
 class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
     """Ends the rows whose cases need no more."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, cases: Sequence[Case]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, cases: Sequence[GenerationCase]) -> None:
         self._tokenizer, self._prompt, self._cases = tokenizer, prompt, cases
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
@@ -128,7 +135,10 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not t
 
 
 def _answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[GenerationCase],
+    writing: GenerationSettings,
 ) -> tuple[list[str], int]:
     """An encoder-decoder's answers to sources; beginnings of texts are given with a mask after them, to be filled."""
     continuing = all(case.words for case in cases)
@@ -136,13 +146,13 @@ def _answer(
     mask = sentinels[0] if sentinels else tokenizer.mask_token
     if continuing and mask is None:
         raise UsageError(f"a {model.config.model_type} model knows no mask to fill, so it does not continue texts")
-    limit = min(writing.max_length, positions(model.config))
+    limit = min(writing.max_length, max_positions(model.config))
     texts = [case.prompt for case in cases]
     if continuing:  # whatever is cut, the mask stays
         texts = [f"{_last_tokens(tokenizer, text, limit - 8)} {mask}" for text in texts]
     cut = sum(len(ids) > limit for ids in tokenizer([case.prompt for case in cases], verbose=False)["input_ids"])
     found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
-    most = min(_room(cases, writing, with_prompt=continuing and not sentinels), positions(model.config) - 1)
+    most = min(_room(cases, writing, with_prompt=continuing and not sentinels), max_positions(model.config) - 1)
     inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
     new = model.generate(**inputs, **_search(writing, most))
     if sentinels:  # T5: <extra_id_0> what fills the first gap <extra_id_1> ...
@@ -180,19 +190,22 @@ def _without(text: str, tokens: Sequence[str]) -> str:
 
 
 def _fill(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[GenerationCase],
+    writing: GenerationSettings,
 ) -> tuple[list[str], int]:
     r"""A masked model's continuations by Mask-Predict: Ghazvininejad et al. 2019, arXiv:1904.09324, section 3.
 
     As many masks as the held-out text has tokens are filled at once; in round t of T the
     :math:`\lfloor N (T - t) / T \rfloor` of the N least probable are masked again.
     """
-    before, after = frame_of(tokenizer)
+    before, after = special_frame(tokenizer)
     mask, special = int(tokenizer.mask_token_id), torch.tensor(tokenizer.all_special_ids, device=model.device)
     rows, spans, cut = [], [], 0
     for case in cases:
         prompt, gap = _tokens_of(tokenizer, case)
-        room = positions(model.config) - len(before) - len(after)
+        room = max_positions(model.config) - len(before) - len(after)
         gap = min(gap, room // 2)
         cut += len(prompt) > room - gap
         prompt = prompt[-(room - gap) :]
@@ -205,7 +218,9 @@ def _fill(
     sizes, masked = gaps.sum(dim=1), gaps.clone()
     sure = torch.zeros(ids.shape, device=model.device)
     for turn in range(1, writing.rounds + 1):
-        signals = run(model, accepted_inputs(model, {"input_ids": ids, "attention_mask": real}), Wanted(), None)
+        signals = forward(
+            model, accepted_inputs(model, {"input_ids": ids, "attention_mask": real}), CaptureSpec(), None
+        )
         assert signals.head is not None, "a language model has a vocabulary"
         logits = signals.head.logits(signals.features[masked])
         check_logits(logits)
@@ -221,7 +236,7 @@ def _fill(
     return _decoded(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)]), cut
 
 
-def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: Case) -> tuple[list[int], int]:
+def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: GenerationCase) -> tuple[list[int], int]:
     """A prompt's tokens, and how many more the held-out text has after it."""
     found = tokenizer(case.whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prompt = [
@@ -233,7 +248,10 @@ def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: Case) -> tuple[list[int
 
 
 def _from_left_to_right(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cases: Sequence[Case], writing: Writing
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[GenerationCase],
+    writing: GenerationSettings,
 ) -> tuple[list[str], int]:
     """A permutation model's continuations: each next position is predicted from all before it, the text read anew."""
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
@@ -252,7 +270,7 @@ def _from_left_to_right(
             "perm_mask": unseen.to(model.dtype),
             "target_mapping": torch.nn.functional.one_hot(last, padded.size(1))[:, None, :].to(model.dtype),
         }
-        signals = run(model, inputs, Wanted(), None)
+        signals = forward(model, inputs, CaptureSpec(), None)
         assert signals.head is not None, "a language model has a vocabulary"
         logits = signals.head.logits(signals.features[:, 0])
         check_logits(logits)
@@ -270,14 +288,14 @@ def _from_left_to_right(
     return _decoded(tokenizer, [one[len(prompt) :] for one, prompt in zip(ids, prompts, strict=True)]), 0
 
 
-def _room(cases: Sequence[Case], writing: Writing, with_prompt: bool = False) -> int:
+def _room(cases: Sequence[GenerationCase], writing: GenerationSettings, with_prompt: bool = False) -> int:
     """The most tokens that may be written: for continuations what surely holds their words, else what is allowed."""
     if not cases[0].room:
         return writing.new_tokens
     return cases[0].room + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
 
 
-def _search(writing: Writing, new_tokens: int) -> dict[str, Any]:
+def _search(writing: GenerationSettings, new_tokens: int) -> dict[str, Any]:
     """What ``generate`` is told; the special tokens stand in the model's plain settings."""
     beams = writing.beams
     watch = LogitsProcessorList([_OfNumbers()])

@@ -8,15 +8,30 @@ from typing import Any
 
 import torch
 
-from kdalign.data.noise import Noise
-from kdalign.data.tasks import AnyTask, Examples, LanguageTask, Question, Task, load_examples, load_texts, questions
-from kdalign.data.tasks.generation_cases import PREFIX_WORDS, SPAN_WORDS, Case, continuations, sources
+from kdalign.data.noise import TextNoise
+from kdalign.data.tasks import (
+    AnyTask,
+    ClassificationTask,
+    Examples,
+    LanguageTask,
+    PromptedExample,
+    load_examples,
+    load_texts,
+    prompt_examples,
+)
+from kdalign.data.tasks.generation_cases import (
+    PREFIX_WORDS,
+    SPAN_WORDS,
+    GenerationCase,
+    continuation_cases,
+    source_cases,
+)
 from kdalign.data.tasks.loading import split_exists
 from kdalign.errors import UsageError
-from kdalign.evaluation.generation import Writing
+from kdalign.evaluation.generation import GenerationSettings
 from kdalign.evaluation.predictions import Predictions, score_all, write_predictions
-from kdalign.evaluation.result import Evaluation
-from kdalign.files import whole_file
+from kdalign.evaluation.result import EvaluationResult
+from kdalign.files import atomic_file
 from kdalign.metrics.classification import METRICS
 from kdalign.metrics.text import TEXT_METRICS, TextMetric, notes_on_words, score_texts
 from kdalign.registry import resolve
@@ -26,7 +41,7 @@ MOST_TRAINING_TEXTS = 20_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """How models are made to answer, whichever they are.
 
     Attributes:
@@ -39,7 +54,7 @@ class Settings:
         max_length: of inputs, where the user said it.
     """
 
-    writing: Writing = field(default_factory=Writing)
+    writing: GenerationSettings = field(default_factory=GenerationSettings)
     language: str = ""
     within_words: bool = True
     dtype: torch.dtype = torch.float32
@@ -49,18 +64,18 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvalJob:
     """A split of a task, and how it is answered. Noise is in what is asked, not in what is right."""
 
     task: AnyTask
     examples: Examples
-    settings: Settings
-    noise: Noise | None = None
+    settings: EvalSettings
+    noise: TextNoise | None = None
 
-    def with_noise(self, noise: Noise) -> "Job":
+    def with_noise(self, noise: TextNoise) -> "EvalJob":
         """The same split, what is read of it with noise."""
         texts = self.examples.texts
-        if isinstance(self.task, Task):
+        if isinstance(self.task, ClassificationTask):
             texts = tuple(noise(column, number) for number, column in enumerate(texts))
         elif self.task.pairs:
             texts = (noise(texts[0]), *texts[1:])
@@ -75,18 +90,18 @@ class Job:
     @property
     def continuing(self) -> bool:
         """Whether texts are continued, not answered."""
-        return isinstance(self.task, LanguageTask) and not self.task.pairs and is_written(self.task)
+        return isinstance(self.task, LanguageTask) and not self.task.pairs and is_generation_task(self.task)
 
     @cached_property
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[GenerationCase]:
         """What is to be written.
 
         Raises:
             UsageError: texts are to be continued, and none has two words.
         """
         if not self.continuing:
-            return sources(self.examples)
-        found = continuations(self.examples, self.language)[0]
+            return source_cases(self.examples)
+        found = continuation_cases(self.examples, self.language)[0]
         if not found:
             raise UsageError(
                 f"{self.task.source}, split {self.examples.split!r}: no text has two words with white space between, "
@@ -105,11 +120,11 @@ class Job:
         return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
 
     @cached_property
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[PromptedExample]:
         """A classification's examples as text, each with its answers."""
-        assert isinstance(self.task, Task), "questions are of classes"
+        assert isinstance(self.task, ClassificationTask), "questions are of classes"
         shots = load_examples(self.task, self.task.train) if self.settings.shots else None
-        return questions(self.task, self.examples, shots, self.settings.shots, self.settings.seed)
+        return prompt_examples(self.task, self.examples, shots, self.settings.shots, self.settings.seed)
 
     @property
     def protocol(self) -> str:
@@ -128,19 +143,19 @@ UNWRITTEN = ("chat", "embedding")
 """Kinds of tasks for which no text is written."""
 
 
-def is_written(task: LanguageTask) -> bool:
+def is_generation_task(task: LanguageTask) -> bool:
     """Whether models are asked to write texts for a task."""
     return task.kind not in UNWRITTEN
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputPaths:
     """Where a target's files go: a folder, and the beginning of their names."""
 
     folder: Path
     word: str
 
-    def file(self, job: Job, end: str) -> Path:
+    def file(self, job: EvalJob, end: str) -> Path:
         """A file of a job."""
         noise = f"-{job.noise}" if job.noise is not None else ""
         return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{noise}{end}"
@@ -153,13 +168,13 @@ def is_text_metric(name: str) -> bool:
     )
 
 
-def blank(name: str, job: Job, kind: str = "model") -> Evaluation:
+def empty_result(name: str, job: EvalJob, kind: str = "model") -> EvaluationResult:
     """An evaluation of a model before anything is measured."""
     examples = job.examples
     left_out = f"{examples.split}: {examples.passed_over:,} documents without a word were passed over"
     nothing = f"{examples.split}: {examples.blank:,} rows have a text without a character to read"
     said = [note for count, note in ((examples.passed_over, left_out), (examples.blank, nothing)) if count]
-    return Evaluation(
+    return EvaluationResult(
         model=name,
         task=job.task.name,
         split=job.examples.split,
@@ -172,12 +187,12 @@ def blank(name: str, job: Job, kind: str = "model") -> Evaluation:
     )
 
 
-def classified(
-    result: Evaluation, job: Job, chosen: Predictions, metrics: Sequence[str], how: str, place: Place
-) -> Evaluation:
+def with_classes(
+    result: EvaluationResult, job: EvalJob, chosen: Predictions, metrics: Sequence[str], how: str, place: OutputPaths
+) -> EvaluationResult:
     """An evaluation with the scores of classes that were chosen by words, which are kept."""
     task, labels = job.task, job.examples.labels
-    assert isinstance(task, Task), "classes"
+    assert isinstance(task, ClassificationTask), "classes"
     assert labels is not None, "a split that is scored has labels"
     file = place.file(job, ".parquet")
     write_predictions(file, task, chosen, labels, None)
@@ -187,14 +202,14 @@ def classified(
 
 
 def with_texts(
-    result: Evaluation,
-    job: Job,
-    cases: Sequence[Case],
+    result: EvaluationResult,
+    job: EvalJob,
+    cases: Sequence[GenerationCase],
     texts: Sequence[str],
     metrics: Sequence[str],
     how: str,
-    place: Place,
-) -> Evaluation:
+    place: OutputPaths,
+) -> EvaluationResult:
     """An evaluation with the scores of texts, which are kept with each one's own scores."""
     import pandas as pd
 
@@ -206,7 +221,7 @@ def with_texts(
         "prediction": list(texts),
     }
     file = place.file(job, "-texts.parquet")
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         pd.DataFrame(kept | each).to_parquet(temporary, index=False)
     unfit = notes_on_words(metrics, texts, references, job.language)
     notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}", *unfit)

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import Encoded, in_order
+from kdalign.data.batches import TokenizedSplit, in_order
 from kdalign.errors import UsageError
-from kdalign.files import whole_file
+from kdalign.files import atomic_file
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
 from kdalign.models.architecture import accepted_inputs
-from kdalign.models.capture import Wanted, answering, run
+from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import read_predictions
 from kdalign.version import __version__
 
@@ -29,7 +29,7 @@ TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class TokenAnswers:
+class TokenPredictions:
     """A language model's answers on a split, row by row in the split's order.
 
     Attributes:
@@ -43,7 +43,9 @@ class TokenAnswers:
     best: Array
 
 
-def answer(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> TokenAnswers:
+def predict_tokens(
+    model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+) -> TokenPredictions:
     """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
 
     Args:
@@ -57,10 +59,10 @@ def answer(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Tok
     read, total = 0, int(encoded.lengths.sum())
     if not len(encoded):
         raise UsageError("no text has a token that could be asked for")
-    with answering(model):
+    with inference_mode(model):
         for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
             batch = batch.to(device)
-            signals = run(model, accepted_inputs(model, batch.inputs), Wanted(), None)
+            signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
             assert batch.targets is not None, "a language-modelling task has targets"
             assert signals.head is not None, "a language model has a vocabulary"
             asked = batch.predicted
@@ -72,12 +74,12 @@ def answer(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Tok
                 best[row] = likeliest[start:end].cpu().numpy()
             read += int(batch.real.sum())
             tell(read, total)
-    return TokenAnswers(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
+    return TokenPredictions(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 
 def perplexities(
-    answers: TokenAnswers,
-    encoded: Encoded,
+    answers: TokenPredictions,
+    encoded: TokenizedSplit,
     how: str,
     interval: bool,
     *,
@@ -102,10 +104,10 @@ def perplexities(
     if encoded.groups is not None:
         _, group = np.unique(encoded.groups, return_inverse=True)
         nll, tokens = np.bincount(group, nll), np.bincount(group, tokens)
-    return totals(nll, tokens, encoded.words, encoded.bytes, how, interval, masked=masked, mark=mark)
+    return token_perplexities(nll, tokens, encoded.words, encoded.bytes, how, interval, masked=masked, mark=mark)
 
 
-def totals(
+def token_perplexities(
     nll: Array,
     tokens: Array,
     words: int,
@@ -140,7 +142,7 @@ def totals(
     return found
 
 
-def of_words(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
+def word_perplexities(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
     """The perplexities of texts (n,) whose words were given a likelihood as wholes, by totals; ``size`` in bytes."""
     found = []
     for name, units, unit in (("word_ppl", words, ""), ("byte_ppl", size, ""), ("bits_per_byte", size, "bits")):
@@ -188,12 +190,12 @@ PERPLEXITIES = ("ppl", "word_ppl", "byte_ppl", "bits_per_byte")
 """From the likelihood of all tokens."""
 
 
-def metrics_of(family: str) -> tuple[str, ...]:
+def token_metrics(family: str) -> tuple[str, ...]:
     """The names of a family's perplexities, the primary one first."""
     return ("masked_ppl",) if family == "masked" else ("ppl", "word_ppl")
 
 
-def token_agreement(student: TokenAnswers, teacher: TokenAnswers, interval: bool) -> Score:
+def token_agreement(student: TokenPredictions, teacher: TokenPredictions, interval: bool) -> Score:
     """The share of target tokens at which both models find the same token likeliest, in per cent."""
     same = np.add.reduceat(student.best == teacher.best, _starts(student.tokens), dtype=np.int64)
     same = np.where(student.tokens > 0, same, 0)
@@ -217,35 +219,35 @@ def _starts(tokens: Array) -> Array:
     return capped  # an empty row at the end starts nowhere
 
 
-def read_teacher(file: Path) -> TokenAnswers:
+def read_teacher(file: Path) -> TokenPredictions:
     """The teacher's answers that ``write_answers`` kept."""
     table = read_predictions(file)
     if not {"teacher_nll", "teacher_best"} <= set(table.columns):
         raise UsageError(f"{str(file)!r} does not keep the teacher's answers")
     best = np.concatenate(table["teacher_best"].to_list())
-    return TokenAnswers(table["teacher_nll"].to_numpy(), table["tokens"].to_numpy(), best)
+    return TokenPredictions(table["teacher_nll"].to_numpy(), table["tokens"].to_numpy(), best)
 
 
-def write_totals(file: Path, answers: TokenAnswers, encoded: Encoded) -> None:
+def write_totals(file: Path, answers: TokenPredictions, encoded: TokenizedSplit) -> None:
     """Keep what each text (or part of one, where there are few) weighs, as parquet: ``nll`` and ``tokens``."""
     import pandas as pd
 
     assert encoded.groups is not None, "rows of one text belong together"
     rows = pd.DataFrame({"text": encoded.groups, "nll": answers.nll, "tokens": answers.tokens})
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         rows.groupby("text", as_index=False).sum().to_parquet(temporary, index=False)
 
 
-def write_answers(file: Path, student: TokenAnswers, teacher: TokenAnswers | None) -> None:
+def write_answers(file: Path, student: TokenPredictions, teacher: TokenPredictions | None) -> None:
     """Keep a split's answers as parquet, a row each: ``nll``, ``tokens``, ``best``, and the teacher's."""
     import pandas as pd
 
-    def columns(answers: TokenAnswers, word: str) -> dict[str, Any]:
+    def columns(answers: TokenPredictions, word: str) -> dict[str, Any]:
         pieces = np.split(answers.best, np.cumsum(answers.tokens)[:-1])
         return {f"{word}nll": answers.nll, f"{word}best": pieces}
 
     table = {"tokens": student.tokens} | columns(student, "")
     if teacher is not None:
         table |= columns(teacher, "teacher_")
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         pd.DataFrame(table).to_parquet(temporary, index=False)

@@ -9,24 +9,32 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.tasks import GLUE, LanguageTask, Task, wording_of, write_submission
-from kdalign.data.tasks.generation_cases import asked
-from kdalign.data.tokenization import frame_of, note_on_special_words
-from kdalign.data.windows import encode_pseudo
+from kdalign.data.tasks import GLUE, ClassificationTask, LanguageTask, prompt_template, write_submission
+from kdalign.data.tasks.generation_cases import prompted_cases
+from kdalign.data.tokenization import special_frame, special_token_note
+from kdalign.data.windows import tokenize_pseudo_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood, multiple_choice
-from kdalign.evaluation.adapters.base import Work
-from kdalign.evaluation.generation import can_continue, how_written, write
-from kdalign.evaluation.job import Job, Place, blank, classified, is_text_metric, is_written, with_texts
+from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.evaluation.generation import can_continue, describe_generation, generate
+from kdalign.evaluation.job import (
+    EvalJob,
+    OutputPaths,
+    empty_result,
+    is_generation_task,
+    is_text_metric,
+    with_classes,
+    with_texts,
+)
 from kdalign.evaluation.likelihood import PERPLEXITIES
-from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.metrics.classification import METRICS
 from kdalign.models import loading
 from kdalign.models.architecture import count_parameters, layout_of
-from kdalign.models.checkpoint_files import Checkpoint, positions
+from kdalign.models.checkpoint_files import Checkpoint, max_positions
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
-from kdalign.models.sentence_transformers import note_on_prompts
+from kdalign.models.sentence_transformers import prompts_note
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
@@ -42,12 +50,12 @@ class _Loaded:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    place: Place
+    place: OutputPaths
     observer: Observer
 
 
 @dataclass(frozen=True)
-class LocalModel:
+class LocalTarget:
     """A checkpoint or a run's student, checked, its weights not yet loaded.
 
     Attributes:
@@ -57,8 +65,8 @@ class LocalModel:
 
     name: str
     checkpoint: Checkpoint
-    job: Job
-    work: Work | None
+    job: EvalJob
+    work: TaskAdapter | None
     run: RunFolder | None
 
     @property
@@ -81,9 +89,9 @@ class LocalModel:
         Raises:
             UsageError: what is wrong with them, or two metrics that are called the same.
         """
-        if isinstance(self.job.task, Task):
+        if isinstance(self.job.task, ClassificationTask):
             self._check_names(self.job.task, metrics or ())
-        if self.submits or any(self.why_not(metric) is None for metric in metrics or self.default_metrics):
+        if self.submits or any(self.unsupported(metric) is None for metric in metrics or self.default_metrics):
             work = None if self.prompted else self.work
             loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
             tokenizer = load_tokenizer(self.checkpoint)
@@ -91,7 +99,7 @@ class LocalModel:
                 work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
 
     @staticmethod
-    def _check_names(task: Task, metrics: Sequence[str]) -> None:
+    def _check_names(task: ClassificationTask, metrics: Sequence[str]) -> None:
         called: dict[str, str] = {}
         for given in metrics:
             if given in METRICS or (":" in given and not is_text_metric(given)):
@@ -104,13 +112,15 @@ class LocalModel:
         """Whether it has no head for classes, but can be asked which word stands for the class."""
         task = self.job.task
         head = head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
-        return isinstance(task, Task) and bool(task.labels) and self.family == "causal" and head
+        return isinstance(task, ClassificationTask) and bool(task.labels) and self.family == "causal" and head
 
     @property
     def submits(self) -> bool:
         """Whether its answers are written as the leaderboard's file."""
         task = self.job.task
-        asked_for = isinstance(task, Task) and bool(task.submission) and self.job.examples.split in task.test
+        asked_for = (
+            isinstance(task, ClassificationTask) and bool(task.submission) and self.job.examples.split in task.test
+        )
         return asked_for and self.has_head
 
     @cached_property
@@ -134,60 +144,66 @@ class LocalModel:
         by_work = self.work.metrics if self.work is not None else ()
         return (*by_work, *((AGREEMENT,) if self.teachers_answers is not None else ()), *of_texts)
 
-    def why_not(self, metric: str) -> Absent | None:
+    def unsupported(self, metric: str) -> MissingMetric | None:
         """Why the model cannot be scored by a metric; None where it can."""
         task, model, work, examples = self.job.task, self.checkpoint.name, self.work, self.job.examples
         alone = f"kdalign distill --teacher none --student {model}"
         if not self.has_head and not self.prompted:
-            if isinstance(task, Task):
+            if isinstance(task, ClassificationTask):
                 command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
                 reason = f"{model} has no head for {'classes' if task.labels else 'scores'}"
-                return Absent(metric, reason, command if self.family == "masked" else "")
-            return Absent(
+                return MissingMetric(metric, reason, command if self.family == "masked" else "")
+            return MissingMetric(
                 metric, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}"
             )
         if metric == AGREEMENT:
             missing = "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
-            return None if self.teachers_answers is not None else Absent(metric, missing)
-        if isinstance(task, Task):
+            return None if self.teachers_answers is not None else MissingMetric(metric, missing)
+        if isinstance(task, ClassificationTask):
             if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED):
                 text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
                 if self.prompted:
-                    return Absent(metric, f"task {task.name} is of classes; its texts are scored by --task {text}")
-                return Absent(metric, f"{model} has no language-model head", f"{alone} --task {text}")
+                    return MissingMetric(
+                        metric, f"task {task.name} is of classes; its texts are scored by --task {text}"
+                    )
+                return MissingMetric(metric, f"{model} has no language-model head", f"{alone} --task {text}")
             if not task.fits(task.metric(metric)):
                 kind = "a score" if task.regression else f"{len(task.labels)} classes"
-                return Absent(metric, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
-            return None if examples.labels is not None else Absent(metric, f"split {examples.split} has no labels")
+                return MissingMetric(metric, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
+            return (
+                None if examples.labels is not None else MissingMetric(metric, f"split {examples.split} has no labels")
+            )
         if is_text_metric(metric):
             return self._why_not_written(metric, task)
         if work is None:
             if task.pairs:
-                return Absent(metric, f"task {task.name} is not for a {self.family} model")
-            return Absent(metric, f"a {self.family} model gives the likelihood of a target given a source")
+                return MissingMetric(metric, f"task {task.name} is not for a {self.family} model")
+            return MissingMetric(metric, f"a {self.family} model gives the likelihood of a target given a source")
         if work.head is HeadKind.NONE and examples.labels is None:
-            return Absent(metric, f"split {examples.split} has no pairs with their likeness")
+            return MissingMetric(metric, f"split {examples.split} has no pairs with their likeness")
         known = dict.fromkeys((*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ())))
         if metric in known:
             return None
-        return Absent(metric, f"task {task.name} gives {model} {', '.join(known)}")
+        return MissingMetric(metric, f"task {task.name} gives {model} {', '.join(known)}")
 
-    def _why_not_written(self, metric: str, task: LanguageTask) -> Absent | None:
-        if not is_written(task):
-            return Absent(metric, f"texts are not written for task {task.name}")
+    def _why_not_written(self, metric: str, task: LanguageTask) -> MissingMetric | None:
+        if not is_generation_task(task):
+            return MissingMetric(metric, f"texts are not written for task {task.name}")
         if task.pairs and self.family not in ("seq2seq", "causal"):
-            return Absent(metric, f"a {self.family} model does not answer sources")
+            return MissingMetric(metric, f"a {self.family} model does not answer sources")
         if not task.pairs and self.family == "seq2seq" and not can_continue(load_tokenizer(self.checkpoint)):
-            return Absent(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
+            return MissingMetric(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
         if not task.pairs and not self.job.cases:
-            return Absent(metric, f"split {self.job.examples.split} has no text of two words")
+            return MissingMetric(metric, f"split {self.job.examples.split} has no text of two words")
         return None
 
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+    def measure(
+        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+    ) -> EvaluationResult:
         """Load the model once, and take its answers, its pseudo-likelihood and its texts as the metrics need them."""
         task = self.job.task
-        result = blank(self.name, self.job)
-        of_texts = [name for name in metrics if not isinstance(task, Task) and is_text_metric(name)]
+        result = empty_result(self.name, self.job)
+        of_texts = [name for name in metrics if not isinstance(task, ClassificationTask) and is_text_metric(name)]
         pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
         answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
         if not (metrics or self.submits):
@@ -222,24 +238,28 @@ class LocalModel:
 
     def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> list[str]:
         """What must be known of how the model reads the texts, each with its name."""
-        said = [note_on_special_words(self.job.examples, tokenizer)]
+        said = [special_token_note(self.job.examples, tokenizer)]
         documents = isinstance(self.job.task, LanguageTask) and not self.job.task.pairs and self.job.continuing
         if documents and self.family == "causal" and any(name in PERPLEXITIES for name in metrics):
-            if not frame_of(tokenizer)[0] and tokenizer.bos_token_id is None:
+            if not special_frame(tokenizer)[0] and tokenizer.bos_token_id is None:
                 said.append(
                     f"no start token: a text's first one is predicted from its end token {tokenizer.eos_token!r}"
                 )
         notes = [f"{self.name}: {note}" for note in said if note]
         if self.work is not None and self.work.head is HeadKind.NONE:
-            notes += filter(None, [note_on_prompts(self.checkpoint)])
-        if isinstance(self.job.task, Task) and not self.prompted and loading.for_several_labels(self.checkpoint.config):
+            notes += filter(None, [prompts_note(self.checkpoint)])
+        if (
+            isinstance(self.job.task, ClassificationTask)
+            and not self.prompted
+            and loading.has_several_labels(self.checkpoint.config)
+        ):
             notes.append(
                 f"{self.name}: its head is for several labels of a text at once; its outputs are taken for one choice "
                 "(the greatest)"
             )
         return notes
 
-    def _by_answers(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+    def _by_answers(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
         work, examples = self.work, self.job.examples
         assert work is not None, "checked"
@@ -251,14 +271,14 @@ class LocalModel:
         predictions = loaded.place.file(self.job, ".parquet")
         work.keep(predictions, found, encoded, answers)
         submission = None
-        if self.submits and isinstance(work.task, Task):
+        if self.submits and isinstance(work.task, ClassificationTask):
             submission = str(
                 write_submission(work.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
             )
         if encoded.truncated and not encoded.words:
             cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
             reason = "texts were cut, so their words and bytes are not known"
-            result = replace(result, absent=(*result.absent, *(Absent(name, reason) for name in cut)))
+            result = replace(result, absent=(*result.absent, *(MissingMetric(name, reason) for name in cut)))
         measured = work.scores(found, encoded, [name for name in metrics if name != AGREEMENT])
         if AGREEMENT in metrics and answers is not None:
             measured.append(work.agreement(found, answers))
@@ -271,28 +291,30 @@ class LocalModel:
             submission=submission,
         )
 
-    def _by_prompts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+    def _by_prompts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         """Classes by the likelihood of the words that stand for them."""
         task, settings = self.job.task, self.job.settings
-        assert isinstance(task, Task), "checked"
-        room = min(settings.max_length or LONGEST_QUESTION, positions(self.checkpoint.config))
+        assert isinstance(task, ClassificationTask), "checked"
+        room = min(settings.max_length or LONGEST_QUESTION, max_positions(self.checkpoint.config))
         tell = loaded.observer.progress(f"{self.name}: asking")
         found = multiple_choice.label_scores(loaded.model, loaded.tokenizer, self.job.questions, room, tell)
         chosen = multiple_choice.choose(found.values, self.job.questions)
-        return classified(
+        return with_classes(
             replace(result, truncated=found.truncated),
             self.job,
             chosen,
             metrics,
-            multiple_choice.signature(wording_of(task).origin, settings.shots, settings.seed),
+            multiple_choice.signature(prompt_template(task).origin, settings.shots, settings.seed),
             loaded.place,
         )
 
-    def _by_pseudo_likelihood(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+    def _by_pseudo_likelihood(
+        self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]
+    ) -> EvaluationResult:
         assert self.work is not None, "masked models have work on documents"
         length, within = self.work.max_length, self.job.settings.within_words
-        encoded = encode_pseudo(self.job.examples.texts[0], loaded.tokenizer, length, within)
-        answers = likelihood.answer(
+        encoded = tokenize_pseudo_windows(self.job.examples.texts[0], loaded.tokenizer, length, within)
+        answers = likelihood.predict_tokens(
             loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")
         )
         how = likelihood.protocol("word-l2r" if within else "token", length)
@@ -300,15 +322,15 @@ class LocalModel:
         found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
         return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
 
-    def _by_texts(self, result: Evaluation, loaded: _Loaded, metrics: Sequence[str]) -> Evaluation:
+    def _by_texts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         task, settings = self.job.task, self.job.settings
         assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
-        cases = asked(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
-        texts, cut = write(
+        cases = prompted_cases(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
+        texts, cut = generate(
             loaded.model, loaded.tokenizer, cases, settings.writing, loaded.observer.progress(f"{self.name}: writing")
         )
         result = replace(result, truncated=max(result.truncated, cut))
-        how = how_written(self.family, self.job.continuing, settings.writing)
+        how = describe_generation(self.family, self.job.continuing, settings.writing)
         if task.pairs and self.family == "causal":
-            how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
+            how += f", one line after the prompt {task.render_prompt({task.columns[0]: '...'})!r}"
         return with_texts(result, self.job, cases, texts, metrics, how, loaded.place)

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded, in_order
-from kdalign.data.tasks import Question
-from kdalign.data.tokenization import frame_of, start_of
+from kdalign.data.batches import TokenizedSplit, in_order
+from kdalign.data.tasks import PromptedExample
+from kdalign.data.tokenization import special_frame, start_token
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
 from kdalign.evaluation.predictions import Predictions, check_finite
 from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import accepted_inputs
-from kdalign.models.capture import Wanted, answering, run
+from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 
 Per = Literal["answer", "byte"]
 """What an answer's log-likelihood is of: the whole answer, or each of its bytes."""
@@ -51,9 +51,9 @@ class LabelScores:
 def label_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    questions: Sequence[PromptedExample],
     max_length: int,
-    tell: Tell = untold,
+    tell: ProgressCallback = no_progress,
 ) -> LabelScores:
     """The log-likelihood of every answer, by a causal model in its own precision.
 
@@ -69,7 +69,7 @@ def label_scores(
         UsageError: an answer without a token, or of more than ``max_length``.
     """
     values, truncated = np.zeros((len(questions), len(questions[0].answers))), 0
-    with answering(model):
+    with inference_mode(model):
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             some = questions[start : start + QUESTIONS_AT_ONCE]
             pieces = encode_answers(tokenizer, some)
@@ -79,7 +79,7 @@ def label_scores(
     return LabelScores(values, truncated)
 
 
-def choose(scores: Array, questions: Sequence[Question], per: Per = "answer") -> Predictions:
+def choose(scores: Array, questions: Sequence[PromptedExample], per: Per = "answer") -> Predictions:
     """The likeliest label of each question, the first of equals; ``logits`` are what was compared.
 
     Args:
@@ -105,7 +105,7 @@ def signature(origin: str, count: int = 0, seed: int = 0, per: Per = "answer") -
 
 
 def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[PromptedExample]
 ) -> list[list[tuple[Tokens, Tokens]]]:
     """For each question and label, the tokens of the context and those of the answer.
 
@@ -122,7 +122,7 @@ def encode_answers(
         found: list[Tokens] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
-    before, _ = frame_of(tokenizer)
+    before, _ = special_frame(tokenizer)
     contexts = tokens([each.context.rstrip() for each in questions])
     wholes = iter(tokens([each.context + answer for each in questions for answer in each.answers]))
     pieces = []
@@ -132,7 +132,7 @@ def encode_answers(
             asked = next(wholes)[len(context) :] or tokens([answer])[0]
             if not asked:
                 raise UsageError(f"the tokenizer makes no token of the answer {answer!r}")
-            pairs.append(([*before, *context] or start_of(tokenizer), asked))
+            pairs.append(([*before, *context] or start_token(tokenizer), asked))
         pieces.append(pairs)
     return pieces
 
@@ -158,10 +158,10 @@ def _scores(
             places = range(len(ids) - len(answer), len(ids))
             asked[row] += [(number, label, place, token) for place, token in zip(places, answer, strict=True)]
     values = np.zeros((len(pieces), len(pieces[0])))
-    encoded = Encoded({"input_ids": inputs}, None, {"input_ids": pad})
+    encoded = TokenizedSplit({"input_ids": inputs}, None, {"input_ids": pad})
     device = next(model.parameters()).device
     for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
-        signals = run(model, accepted_inputs(model, batch.to(device).inputs), Wanted(), None)
+        signals = forward(model, accepted_inputs(model, batch.to(device).inputs), CaptureSpec(), None)
         assert signals.head is not None, "answers are asked of a language model"
         every = np.array([(line, *each) for line, row in enumerate(rows) for each in asked[row]])
         lines, numbers, labels, places, tokens = every.T

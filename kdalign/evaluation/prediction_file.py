@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from kdalign.data.tables import DELIMITERS, FORMATS, format_of, read_table
+from kdalign.data.tables import DELIMITERS, FORMATS, file_format, read_table
 from kdalign.data.tasks.columns import (
-    cells_of,
-    checked_text,
-    described,
+    cell_kind,
+    cell_kinds,
+    check_text,
+    column_cells,
+    describe_cell,
     has_comma,
     is_missing,
-    kind_of,
-    kinds_of,
-    no_header,
-    no_text,
-    numbers_of,
+    missing_header_hint,
+    not_text_error,
+    parse_numbers,
 )
 from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.evaluation.result import Evaluation
+from kdalign.evaluation.result import EvaluationResult
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import METRICS, Metric, Score, expanded, score
+from kdalign.metrics.classification import METRICS, Metric, Score, expand_groups, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS, notes_on_words, score_texts
@@ -40,7 +40,7 @@ _REFERENCE = re.compile(r"ref(?:erence)?s?[\s_-]*\d*", re.IGNORECASE)
 """How columns of references are called."""
 
 
-def score_file(file: str, metrics: Sequence[str] | None = None, language: str | None = None) -> Evaluation:
+def score_file(file: str, metrics: Sequence[str] | None = None, language: str | None = None) -> EvaluationResult:
     """Score a file with the columns ``prediction`` and ``reference``, or ``references``, a list for each row.
 
     Texts are scored by metrics of texts, numbers (classes or scores) by metrics of classes and scores. False and true
@@ -59,23 +59,25 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
     if not place.is_file():
         near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else [])
         raise UsageError(f"no file {file!r}{near} (accepted: .{', .'.join(FORMATS)})")
-    if format_of(place) not in FORMATS:
+    if file_format(place) not in FORMATS:
         raise UsageError(f"{file!r}: predictions are read from {', '.join(FORMATS)} files")
-    metrics = expanded(metrics or ())
+    metrics = expand_groups(metrics or ())
     table = read_table(place)
     column = next((name for name in ("references", "reference") if name in table.columns), None)
     unread = [str(name) for name in table.columns if _REFERENCE.fullmatch(str(name)) and name != column]
     if column is None or "prediction" not in table.columns:
         raise UsageError(
             f"{file!r} needs the columns prediction and reference (or references), and has "
-            f"{', '.join(map(str, table.columns)) or 'none'}{no_header(table)}"
+            f"{', '.join(map(str, table.columns)) or 'none'}{missing_header_hint(table)}"
             + ("; several references stand in one column references, a list in each row" if len(unread) > 1 else "")
         )
     if len(table) == 0:
         raise UsageError(f"{file!r} has no rows")
-    predictions, references = (cells_of(table, name) for name in ("prediction", column))
-    delimited = format_of(place) in DELIMITERS
-    if kinds_of(predictions) | kinds_of(references) == {"truth"} and not any(map(is_missing, predictions + references)):
+    predictions, references = (column_cells(table, name) for name in ("prediction", column))
+    delimited = file_format(place) in DELIMITERS
+    if cell_kinds(predictions) | cell_kinds(references) == {"truth"} and not any(
+        map(is_missing, predictions + references)
+    ):
         predictions, references = ([int(cell) for cell in cells] for cells in (predictions, references))
     for name, cells in (("prediction", predictions), (column, references)):
         for row, cell in enumerate(cells):
@@ -88,13 +90,13 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
             raise UsageError(
                 f"--language is for texts, and {file!r} holds numbers (texts for a metric such as exact_match)"
             )
-        ours = numbers_of(predictions, repr(file), "prediction", finite=False)
-        scores = _numbers(ours, numbers_of(references, repr(file), column, finite=False), column, metrics, file)
+        ours = parse_numbers(predictions, repr(file), "prediction", finite=False)
+        scores = _numbers(ours, parse_numbers(references, repr(file), column, finite=False), column, metrics, file)
     else:
         scores, notes = _texts(predictions, references, column, metrics, language, file)
     if unread:
         notes = (*notes, f"not read: {', '.join(unread)}; what is right is in {column}")
-    return Evaluation(
+    return EvaluationResult(
         model=place.stem,
         task=place.stem,
         split="file",
@@ -131,7 +133,7 @@ def _are_numbers(
     """
     if any(name in TEXT_METRICS for name in metrics):
         return False
-    kinds = kinds_of(predictions) | kinds_of(references)
+    kinds = cell_kinds(predictions) | cell_kinds(references)
     of_numbers = bool(metrics) and all(name in METRICS for name in metrics)
     return kinds == {"number"} or (kinds <= {"number", "digits"} and (delimited or of_numbers))
 
@@ -198,7 +200,9 @@ def _texts(
         elif isinstance(value, list | tuple | np.ndarray) and len(value):
             known.append([_text(text, where, column) for text in value])
         else:
-            raise UsageError(f"{where} has {described(value)} in column {column!r}, where a list of texts is asked for")
+            raise UsageError(
+                f"{where} has {describe_cell(value)} in column {column!r}, where a list of texts is asked for"
+            )
     scores, _ = score_texts(metrics or OF_TEXTS, written, known, language)
     return scores, notes_on_words(metrics or OF_TEXTS, written, known, language)
 
@@ -210,12 +214,13 @@ def _no_number(name: str, columns: Mapping[str, Sequence[object]], metrics: Sequ
         return UsageError(f"{file!r}: {name} is of numbers, and {others[0]} of texts: ask for them one after the other")
     for column, cells in columns.items():
         for row, cell in enumerate(cells):
-            if kind_of(cell) not in ("number", "digits"):
+            if cell_kind(cell) not in ("number", "digits"):
                 more = "; write decimals after a point" if has_comma(cell) else ""
                 if not METRICS[name].regression:
                     more = "; classes are numbers from 0 on, and exact_match compares names"
                 return UsageError(
-                    f"{file!r}: {name} is of numbers, and row {row} has {described(cell)} in column {column!r}{more}"
+                    f"{file!r}: {name} is of numbers, and row {row} has {describe_cell(cell)} "
+                    f"in column {column!r}{more}"
                 )
     return UsageError(f"{file!r}: {name} is of numbers, and this file is read as texts")
 
@@ -223,5 +228,5 @@ def _no_number(name: str, columns: Mapping[str, Sequence[object]], metrics: Sequ
 def _text(cell: object, where: str, column: str) -> str:
     """A cell that is a text."""
     if not isinstance(cell, str):
-        raise no_text(cell, where, column)
-    return checked_text(cell, where, column)
+        raise not_text_error(cell, where, column)
+    return check_text(cell, where, column)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import Encoded, in_order
-from kdalign.data.tasks import Task
+from kdalign.data.batches import TokenizedSplit, in_order
+from kdalign.data.tasks import ClassificationTask
 from kdalign.errors import NotFinite, UsageError
-from kdalign.files import whole_file
+from kdalign.files import atomic_file
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.models.architecture import accepted_inputs
-from kdalign.models.capture import answering, pooled
-from kdalign.observer import Tell, untold
+from kdalign.models.capture import inference_mode, pooled
+from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import read_predictions
 
 
@@ -38,10 +38,10 @@ class Predictions:
 def predict(
     model: PreTrainedModel,
     order: Sequence[int],
-    encoded: Encoded,
-    task: Task,
+    encoded: TokenizedSplit,
+    task: ClassificationTask,
     batch_size: int = 64,
-    tell: Tell = untold,
+    tell: ProgressCallback = no_progress,
 ) -> Predictions:
     """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
 
@@ -51,7 +51,7 @@ def predict(
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
     logits, done = np.empty((len(encoded), len(order)), dtype=np.float32), 0
-    with answering(model):
+    with inference_mode(model):
         for rows, batch in in_order(encoded, batch_size):
             inputs = accepted_inputs(model, batch.to(device).inputs)
             logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
@@ -74,11 +74,13 @@ def check_finite(rows: Array, what: str) -> None:
         raise NotFinite(f"{int(bad.sum()):,} of {len(rows):,} examples have {what} that are NaN or infinite")
 
 
-def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64, tell: Tell = untold) -> Array:
+def embed(
+    model: PreTrainedModel, encoded: TokenizedSplit, batch_size: int = 64, tell: ProgressCallback = no_progress
+) -> Array:
     """The embedding of every row, (rows, width), in one pass in the model's own precision."""
     device = next(model.parameters()).device
     found, done = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32), 0
-    with answering(model):
+    with inference_mode(model):
         for rows, batch in in_order(encoded, batch_size):
             batch = batch.to(device)
             features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
@@ -88,7 +90,7 @@ def embed(model: PreTrainedModel, encoded: Encoded, batch_size: int = 64, tell: 
     return found
 
 
-def compare_pairs(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
+def compare_pairs(model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Predictions:
     """The cosines of pairs whose first texts are the first half of the rows, and whose second texts the other half."""
     vectors = embed(model, encoded, tell=tell).astype(np.float64)
     check_finite(np.abs(vectors), "embeddings")
@@ -100,7 +102,7 @@ def compare_pairs(model: PreTrainedModel, encoded: Encoded, tell: Tell = untold)
 
 
 def score_all(
-    task: Task,
+    task: ClassificationTask,
     predictions: Array,
     references: Array,
     metrics: Sequence[str],
@@ -123,7 +125,7 @@ def score_all(
     return found
 
 
-def agreement(task: Task, student: Array, teacher: Array, interval: bool = True) -> Score:
+def agreement(task: ClassificationTask, student: Array, teacher: Array, interval: bool = True) -> Score:
     """How far the student answers as the teacher does: the share of equal classes, or the scores' correlation."""
     metric = METRICS["pearson" if task.regression else "accuracy"]
     made = score(metric, student, teacher)
@@ -135,7 +137,7 @@ def agreement(task: Task, student: Array, teacher: Array, interval: bool = True)
 
 
 def write_predictions(
-    file: Path, task: Task, student: Predictions, labels: Array | None, teacher: Predictions | None
+    file: Path, task: ClassificationTask, student: Predictions, labels: Array | None, teacher: Predictions | None
 ) -> None:
     """Keep a split's predictions as parquet.
 
@@ -153,7 +155,7 @@ def write_predictions(
         columns[f"logit/{name}"] = student.logits[:, number]
     if teacher is not None and teacher.logits.size:
         columns |= {f"teacher_logit/{name}": teacher.logits[:, number] for number, name in enumerate(task.labels)}
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 

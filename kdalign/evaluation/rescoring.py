@@ -18,7 +18,7 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Metric, Score, metrics_named, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
-from kdalign.runs.discovery import Entry, evaluations_in, read_all, read_evaluation
+from kdalign.runs.discovery import RunGroup, discover, evaluations_in, read_evaluation
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import check_weights, read_checked
 from kdalign.runs.prediction_table import read_predictions
@@ -40,7 +40,7 @@ _LINES = 3
 
 
 @dataclass(frozen=True)
-class Verified:
+class RescoreReport:
     """What came of it.
 
     Attributes:
@@ -55,8 +55,8 @@ class Verified:
     differences: tuple[str, ...] = ()
     untaken: tuple[str, ...] = ()
 
-    def __add__(self, other: "Verified") -> "Verified":
-        return Verified(
+    def __add__(self, other: "RescoreReport") -> "RescoreReport":
+        return RescoreReport(
             self.runs + other.runs,
             self.scores + other.scores,
             self.differences + other.differences,
@@ -82,27 +82,27 @@ class Verified:
         return (f"verified: {self.scores:,} scores taken from kept answers again{weights}", *self.untaken)
 
 
-def verify(paths: Sequence[str | Path]) -> Verified:
+def rescore(paths: Sequence[str | Path]) -> RescoreReport:
     """Take every score again of the runs and evaluations at some paths; weights are checked by their hashes.
 
     Raises:
         UsageError: nothing there, or a run that was changed after it ended.
     """
-    found = Verified()
-    for entry in read_all(paths).entries:
+    found = RescoreReport()
+    for entry in discover(paths).entries:
         if entry.ablation is not None:
-            found += verify_kept(entry)
+            found += rescore_archived(entry)
             continue
         for run in entry.folders.values():
-            found += verify_run(run)
+            found += rescore_run(run)
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
         alone = path.is_file() and path.name != RECORD
         for file in [path] if alone else evaluations_in(path)[0]:
-            found += verify_evaluation(file)
+            found += rescore_evaluation(file)
     return found
 
 
-def verify_run(run: Path) -> Verified:
+def rescore_run(run: Path) -> RescoreReport:
     """Take a run's scores again: its student's, its teacher's, and their agreement and calibration.
 
     Raises:
@@ -111,22 +111,22 @@ def verify_run(run: Path) -> Verified:
     record = read_checked(run)
     check_weights(run, record)
     metrics, untaken = metrics_named(record.metrics)
-    found = Verified(
+    found = RescoreReport(
         runs=1, untaken=tuple(f"run {str(run)!r}: {line}: its scores were not taken again" for line in untaken)
     )
     for split, told in record.scores.items():
         where = f"run {str(run)!r}, {split}"
         file = RunFolder(run).predictions(split)
         if not file.is_file():
-            found += Verified(untaken=(f"{where}: its answers are not kept, so its scores were not taken again",))
+            found += RescoreReport(untaken=(f"{where}: its answers are not kept, so its scores were not taken again",))
             continue
         found += _verify_split(
-            told, Answers(read_predictions(file, record.data["reported"][split]["n"]), metrics), where
+            told, RecordedAnswers(read_predictions(file, record.data["reported"][split]["n"]), metrics), where
         )
     return found
 
 
-def _without_numbers(answers: "Answers", where: str) -> Verified:
+def _without_numbers(answers: "RecordedAnswers", where: str) -> RescoreReport:
     """What tells that a run's student, or its teacher, answered NaN, from which a class can still be taken."""
     differences = []
     for who, prefix in (("student", ""), ("teacher", "teacher_")):
@@ -140,27 +140,27 @@ def _without_numbers(answers: "Answers", where: str) -> Verified:
                     f"{where}: the {who} gives NaN: {bad:,} of {len(values):,} kept answers are no numbers, so that "
                     f"no score of theirs means anything"
                 )
-    return Verified(0, 0, tuple(differences))
+    return RescoreReport(0, 0, tuple(differences))
 
 
-def verify_kept(entry: Entry) -> Verified:
+def rescore_archived(entry: RunGroup) -> RescoreReport:
     """Take the scores again of an ablation's runs, of the answers that it keeps of them."""
     import pandas as pd
 
-    found = Verified()
+    found = RescoreReport()
     for task, record in entry.records.items():
         metrics, missing = metrics_named(record.metrics)
-        found += Verified(untaken=tuple(f"ablation {str(entry.ablation)!r}, {task}: {line}" for line in missing))
+        found += RescoreReport(untaken=tuple(f"ablation {str(entry.ablation)!r}, {task}: {line}" for line in missing))
         for split, told in record.scores.items():
-            answers = Answers(pd.DataFrame(entry.answers[task][split]), metrics)
+            answers = RecordedAnswers(pd.DataFrame(entry.answers[task][split]), metrics)
             where = f"{entry.name}, {task}, seed {entry.seed}, {split}"
             found += _verify_split(told, answers, where, f"ablation {str(entry.ablation)!r}", KEPT_TOLERANCE)
     return found
 
 
 def _verify_split(
-    told: Mapping[str, Any], answers: "Answers", where: str, whole: str = "", tolerance: float = TOLERANCE
-) -> Verified:
+    told: Mapping[str, Any], answers: "RecordedAnswers", where: str, whole: str = "", tolerance: float = TOLERANCE
+) -> RescoreReport:
     """Take a run's scores on a split again.
 
     Args:
@@ -181,7 +181,7 @@ def _verify_split(
 
 
 @dataclass(frozen=True)
-class Answers:
+class RecordedAnswers:
     """What a model answered on a split, as a file keeps it, and its teacher where it has one.
 
     Classes, scores and cosines lie in the columns ``prediction``, ``label``, ``teacher``, ``logit/NAME`` and
@@ -209,14 +209,14 @@ class Answers:
     def agreement(self) -> list[Score | str]:
         """How far both answer alike."""
         if self.of_tokens:
-            from kdalign.evaluation.likelihood import TokenAnswers, token_agreement
+            from kdalign.evaluation.likelihood import TokenPredictions, token_agreement
 
             if "teacher_best" not in self.table.columns:
                 return ["its teacher's answers are not kept"]
             tokens = self._column("tokens")
             ours, theirs = (np.concatenate(self.table[name].to_list()) for name in ("best", "teacher_best"))
             nothing = np.zeros(len(tokens))
-            pair = TokenAnswers(nothing, tokens, ours), TokenAnswers(nothing, tokens, theirs)
+            pair = TokenPredictions(nothing, tokens, ours), TokenPredictions(nothing, tokens, theirs)
             return [token_agreement(*pair, interval=True)]
         if "teacher" not in self.table.columns:
             return ["its teacher's answers are not kept"]
@@ -244,12 +244,12 @@ class Answers:
 
     def _likelihoods(self, told: Sequence[Told], whose: str) -> list[Score | str]:
         """Perplexities from each row's likelihood; the words and bytes of the text are as they are told."""
-        from kdalign.evaluation.likelihood import totals
+        from kdalign.evaluation.likelihood import token_perplexities
 
         if f"{whose}nll" not in self.table.columns:
             return ["its answers are not kept"] * len(told)
         units = {one["metric"]: one["n"] for one in told}
-        found = totals(
+        found = token_perplexities(
             self._column(f"{whose}nll"),
             self._column("tokens"),
             units.get("word_ppl", 0),
@@ -277,9 +277,9 @@ def _scored(metric: Metric, answers: Array, references: Array) -> Score:
     return replace(score(metric, answers, references), low=low, high=high)
 
 
-def verify_evaluation(file: Path) -> Verified:
+def rescore_evaluation(file: Path) -> RescoreReport:
     """Take the scores again in a file that ``kdalign eval`` wrote, as far as the answers lie beside it."""
-    found = Verified()
+    found = RescoreReport()
     for result in read_evaluation(file):
         where = f"evaluation {str(file)!r}, {result['model']}, {result['split']}"
         groups: dict[tuple[Path | None, str], list[Told]] = {}
@@ -288,7 +288,7 @@ def verify_evaluation(file: Path) -> Verified:
         for (answers, kind), told in groups.items():
             if answers is None or not answers.is_file():
                 names = ", ".join(one["metric"] for one in told)
-                found += Verified(untaken=(f"{where}: the answers behind {names} are not beside it",))
+                found += RescoreReport(untaken=(f"{where}: the answers behind {names} are not beside it",))
                 continue
             table = _written_texts(answers) if kind == "texts" else read_predictions(answers)
             found += _verified(where, "", told, _again(table, kind, told, result))
@@ -331,7 +331,7 @@ def _again(table: "pd.DataFrame", kind: str, told: Sequence[Told], result: Told)
     plain = [{**one, "metric": one["metric"].partition(" ")[0]} for one in told]
     if kind == "texts":
         return _of_texts(table, plain, result)
-    answers = Answers(table, METRICS)
+    answers = RecordedAnswers(table, METRICS)
     own = [one for one in plain if one["metric"] != AGREEMENT]
     taken = iter(answers.student(own))
     return [answers.agreement()[0] if one["metric"] == AGREEMENT else next(taken) for one in plain]
@@ -379,7 +379,7 @@ def _verified(
     found: Sequence[Score | str],
     whole: str = "",
     tolerance: float = TOLERANCE,
-) -> Verified:
+) -> RescoreReport:
     """Compare what is told with what was found, one by one."""
     differences: list[str] = []
     untaken: dict[str, None] = {}
@@ -390,7 +390,7 @@ def _verified(
             continue
         taken += 1
         differences += [f"{where}: {who}{line}" for line in _differences(one, again, tolerance)]
-    return Verified(0, taken, tuple(differences), tuple(untaken))
+    return RescoreReport(0, taken, tuple(differences), tuple(untaken))
 
 
 def _differences(told: Told, found: Score, tolerance: float) -> Iterator[str]:

@@ -7,7 +7,7 @@ from kdalign.metrics.classification import Score
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingMetric:
     """A metric that a model cannot be scored on: why, and the command that would make it possible (or nothing)."""
 
     metric: str
@@ -16,7 +16,7 @@ class Absent:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """One model's scores on one split.
 
     Attributes:
@@ -41,7 +41,7 @@ class Evaluation:
     n: int
     truncated: int
     scores: tuple[Score, ...]
-    absent: tuple[Absent, ...] = ()
+    absent: tuple[MissingMetric, ...] = ()
     passed_over: int = 0
     predictions: str | None = None
     submission: str | None = None

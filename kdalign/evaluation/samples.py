@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import render, start_of
-from kdalign.models.capture import answering
-from kdalign.models.checkpoint_files import positions
+from kdalign.data.tokenization import render_chat, start_token
+from kdalign.models.capture import inference_mode
+from kdalign.models.checkpoint_files import max_positions
 
 PROMPT_TOKENS = 12
 NEW_TOKENS = 24
@@ -24,24 +24,28 @@ class Prompt:
     ids: tuple[int, ...]
 
 
-def beginnings(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+def continuation_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
     """The first tokens of the first texts, at most half of a text."""
     prompts = []
     for text in examples.texts[0][:count]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids[: min(PROMPT_TOKENS, -(-len(ids) // 2))]
         text = tokenizer.decode(ids).rstrip("\ufffd")  # a character that is cut in its bytes
-        prompts.append(Prompt(text, (*start_of(tokenizer), *ids)))
+        prompts.append(Prompt(text, (*start_token(tokenizer), *ids)))
     return tuple(prompts)
 
 
-def reworded(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
+def retokenize_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
     """The same beginnings of texts in another tokenizer's tokens."""
     tokens = [tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
-    return tuple(Prompt(prompt.text, (*start_of(tokenizer), *ids)) for prompt, ids in zip(prompts, tokens, strict=True))
+    return tuple(
+        Prompt(prompt.text, (*start_token(tokenizer), *ids)) for prompt, ids in zip(prompts, tokens, strict=True)
+    )
 
 
-def sources(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int) -> tuple[Prompt, ...]:
+def source_prompts(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int
+) -> tuple[Prompt, ...]:
     """The first sources."""
     texts = list(examples.texts[0][:count])
     if not texts:
@@ -50,7 +54,7 @@ def sources(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, 
     return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
 
 
-def questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
     """The first conversations, up to the assistant's first turn."""
     prompts = []
     for text in examples.texts[0][:count]:
@@ -59,13 +63,13 @@ def questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int
         if not answers:
             continue
         asked = chat[: answers[0]]
-        rendered = render(asked, tokenizer, ask=True)
+        rendered = render_chat(asked, tokenizer, ask=True)
         ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
         prompts.append(Prompt(asked[-1]["content"], tuple(ids)))
     return tuple(prompts)
 
 
-def continued(
+def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
     """What a model says after each prompt, the likeliest token each time, as far as its positions go."""
@@ -77,11 +81,11 @@ def continued(
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
     said = []
-    with answering(model):
+    with inference_mode(model):
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=device)
             taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
-            settings.max_new_tokens = min(new_tokens, positions(model.config) - taken)
+            settings.max_new_tokens = min(new_tokens, max_positions(model.config) - taken)
             if settings.max_new_tokens < 1:
                 said.append("")
                 continue

@@ -7,24 +7,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdalign.data.tasks import LanguageTask, Task, wording_of
-from kdalign.data.tasks.generation_cases import asked
-from kdalign.data.windows import counted
+from kdalign.data.tasks import ClassificationTask, LanguageTask, prompt_template
+from kdalign.data.tasks.generation_cases import prompted_cases
+from kdalign.data.windows import count_words_and_bytes
 from kdalign.evaluation import likelihood, multiple_choice
-from kdalign.evaluation.job import Job, Place, blank, classified, is_text_metric, is_written, with_texts
+from kdalign.evaluation.job import (
+    EvalJob,
+    OutputPaths,
+    empty_result,
+    is_generation_task,
+    is_text_metric,
+    with_classes,
+    with_texts,
+)
 from kdalign.evaluation.likelihood import PERPLEXITIES
 from kdalign.evaluation.predictions import Predictions
-from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.observer import Observer
-from kdalign.served import Served, Settings, TokenLogprob, Unavailable, label_said
+from kdalign.served import ApiModel, ServedSettings, TokenLogprob, Unavailable, label_in_answer
 
 GO_ON = "Continue this text with the next {words} words. Answer with the continuation alone.\n\n{prompt}"
 """How a model that only chats is asked to continue a text."""
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ServedTarget:
     """A model at a URL.
 
     Attributes:
@@ -35,43 +43,47 @@ class ServedModel:
 
     name: str
     url: str
-    job: Job
+    job: EvalJob
     folder: Path
-    settings: Settings
+    settings: ServedSettings
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
         """The task's, or what texts are compared by."""
         task = self.job.task
-        if isinstance(task, Task):
+        if isinstance(task, ClassificationTask):
             return task.metrics
         return task.text_metrics or ("ppl", "word_ppl", "bits_per_byte")
 
-    def why_not(self, metric: str) -> Absent | None:
+    def unsupported(self, metric: str) -> MissingMetric | None:
         """Why it cannot be scored by a metric, as far as that is known before it is asked."""
         task = self.job.task
         if metric in (AGREEMENT, MASKED):
-            return Absent(metric, "a served model has no teacher's answers and masks nothing")
-        if isinstance(task, Task):
+            return MissingMetric(metric, "a served model has no teacher's answers and masks nothing")
+        if isinstance(task, ClassificationTask):
             if is_text_metric(metric) or metric in PERPLEXITIES:
-                return Absent(metric, f"task {task.name} is of classes; a text's is asked by --task lm:{task.name}")
+                return MissingMetric(
+                    metric, f"task {task.name} is of classes; a text's is asked by --task lm:{task.name}"
+                )
             if not task.labels or not task.fits(task.metric(metric)):
-                return Absent(metric, f"no word stands for the scores of task {task.name}")
-            return None if self.job.examples.labels is not None else Absent(metric, "the split has no labels")
-        if not is_written(task):
-            return Absent(metric, f"a served model is not asked for task {task.name}")
+                return MissingMetric(metric, f"no word stands for the scores of task {task.name}")
+            return None if self.job.examples.labels is not None else MissingMetric(metric, "the split has no labels")
+        if not is_generation_task(task):
+            return MissingMetric(metric, f"a served model is not asked for task {task.name}")
         if metric in PERPLEXITIES and task.pairs:
-            return Absent(metric, "of a served model the likelihood of whole texts is asked, not of answers")
-        return None if is_text_metric(metric) or metric in PERPLEXITIES else Absent(metric, "it is of classes")
+            return MissingMetric(metric, "of a served model the likelihood of whole texts is asked, not of answers")
+        return None if is_text_metric(metric) or metric in PERPLEXITIES else MissingMetric(metric, "it is of classes")
 
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+    def measure(
+        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+    ) -> EvaluationResult:
         """Ask what is not kept yet, and score it."""
         task = self.job.task
-        result = blank(self.name, self.job, "served")
+        result = empty_result(self.name, self.job, "served")
         if not metrics:
             return result
-        with Served(self.name, self.url, self.folder, self.settings) as served:
-            if isinstance(task, Task):
+        with ApiModel(self.name, self.url, self.folder, self.settings) as served:
+            if isinstance(task, ClassificationTask):
                 result = self._by_labels(result, served, task, metrics, place, observer)
             else:
                 of_texts = [name for name in metrics if is_text_metric(name)]
@@ -92,14 +104,14 @@ class ServedModel:
 
     def _by_texts(
         self,
-        result: Evaluation,
-        served: Served,
+        result: EvaluationResult,
+        served: ApiModel,
         task: LanguageTask,
         metrics: Sequence[str],
-        place: Place,
+        place: OutputPaths,
         observer: Observer,
-    ) -> Evaluation:
-        cases = asked(self.job.cases, task) if task.pairs else self.job.cases
+    ) -> EvaluationResult:
+        cases = prompted_cases(self.job.cases, task) if task.pairs else self.job.cases
         most = [case.room or self.job.settings.writing.new_tokens for case in cases]
         stop = [cases[0].stop] if cases[0].stop else None
         served.complete([cases[0].prompt], most[:1], stop)  # tells whether raw text is completed, or only chat answered
@@ -109,7 +121,7 @@ class ServedModel:
             prompts = [GO_ON.format(words=case.words, prompt=case.prompt) for case in cases]
             how += f", asked by {GO_ON!r}"
         elif task.pairs:
-            how += f", one line after the prompt {task.asked({task.columns[0]: '...'})!r}"
+            how += f", one line after the prompt {task.render_prompt({task.columns[0]: '...'})!r}"
         texts = served.complete(prompts, most, stop, observer.progress(f"{self.name}: writing"))
         if self.job.continuing:
             how += ", ends after as many words as the reference"
@@ -122,31 +134,31 @@ class ServedModel:
         return with_texts(result, self.job, cases, written, metrics, how, place)
 
     def _by_likelihood(
-        self, result: Evaluation, served: Served, metrics: Sequence[str], observer: Observer
-    ) -> Evaluation:
+        self, result: EvaluationResult, served: ApiModel, metrics: Sequence[str], observer: Observer
+    ) -> EvaluationResult:
         texts = self.job.examples.texts[0]
         found = served.prompt_logprobs(texts, observer.progress(f"{self.name}: reading"))
         if isinstance(found, Unavailable):
-            return replace(result, absent=(*result.absent, *(Absent(name, found.reason) for name in metrics)))
+            return replace(result, absent=(*result.absent, *(MissingMetric(name, found.reason) for name in metrics)))
         given, nll, tokens = [], np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
         for number, row in enumerate(found):
             known = [token.logprob for token in row if token.logprob is not None]
             nll[number], tokens[number] = -sum(known), len(known)
             given.append(_given(texts[number], row))
-        words, size = counted(texts, given)
+        words, size = count_words_and_bytes(texts, given)
         how = likelihood.protocol("served", 0)
-        scores = likelihood.totals(nll, tokens, words, size, how)
+        scores = likelihood.token_perplexities(nll, tokens, words, size, how)
         return replace(result, scores=(*result.scores, *(score for score in scores if score.metric in metrics)))
 
     def _by_labels(
         self,
-        result: Evaluation,
-        served: Served,
-        task: Task,
+        result: EvaluationResult,
+        served: ApiModel,
+        task: ClassificationTask,
         metrics: Sequence[str],
-        place: Place,
+        place: OutputPaths,
         observer: Observer,
-    ) -> Evaluation:
+    ) -> EvaluationResult:
         """By the likelihood of the answers where the server tells it, else by what the model answers."""
         questions, settings = self.job.questions, self.job.settings
         contexts = [question.context for question in questions]
@@ -156,12 +168,12 @@ class ServedModel:
             starts = [len(question.context) for question in questions for _ in question.answers]
             values = np.array([_answer_log(row, start) for row, start in zip(found, starts, strict=True)])
             chosen = multiple_choice.choose(values.reshape(len(questions), -1), questions)
-            how = multiple_choice.signature(wording_of(task).origin, settings.shots, settings.seed)
-            return classified(result, self.job, chosen, metrics, how, place)
+            how = multiple_choice.signature(prompt_template(task).origin, settings.shots, settings.seed)
+            return with_classes(result, self.job, chosen, metrics, how, place)
         labels = [answer.strip() for answer in questions[0].answers]
         tell = observer.progress(f"{self.name}: asking")
         chosen_texts = served.choose(contexts, labels, stop=["\n"], progress=tell)
-        said = [label_said(text, labels) for text in chosen_texts.texts]
+        said = [label_in_answer(text, labels) for text in chosen_texts.texts]
         truth = self.job.examples.labels
         assert truth is not None, "a split that is scored has labels"
         # An answer that names no label is wrong, whatever is right.
@@ -170,7 +182,7 @@ class ServedModel:
         ]
         logits = np.eye(len(labels), dtype=np.float32)[numbers]
         unsure = [name for name in metrics if task.metric(name).of_logits]
-        lacks = (Absent(name, "answers that are read say nothing of how sure they are") for name in unsure)
+        lacks = (MissingMetric(name, "answers that are read say nothing of how sure they are") for name in unsure)
         result = replace(result, absent=(*result.absent, *lacks))
         metrics = [name for name in metrics if name not in unsure]
         held = (
@@ -179,8 +191,8 @@ class ServedModel:
             else f"answers held to the labels by {chosen_texts.constraint}"
         )
         missing = sum(one is None for one in said)
-        how = f"{held}, {missing:,} of {len(said):,} name no label and count as wrong; {wording_of(task).origin}"
-        return classified(result, self.job, Predictions(logits, np.array(numbers)), metrics, how, place)
+        how = f"{held}, {missing:,} of {len(said):,} name no label and count as wrong; {prompt_template(task).origin}"
+        return with_classes(result, self.job, Predictions(logits, np.array(numbers)), metrics, how, place)
 
 
 def _given(text: str, row: Sequence[TokenLogprob]) -> str:

@@ -5,8 +5,8 @@ from typing import Protocol
 
 import torch
 
-from kdalign.evaluation.job import Job, Place
-from kdalign.evaluation.result import Absent, Evaluation
+from kdalign.evaluation.job import EvalJob, OutputPaths
+from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.observer import Observer
 
 AGREEMENT = "agreement"
@@ -23,17 +23,19 @@ class Target(Protocol):
         """As the user gave it."""
 
     @property
-    def job(self) -> Job:
+    def job(self) -> EvalJob:
         """What it is scored on."""
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
         """What it is scored by where nobody says."""
 
-    def why_not(self, metric: str) -> Absent | None:
+    def unsupported(self, metric: str) -> MissingMetric | None:
         """Why it cannot be scored by a metric; None where it can."""
 
-    def measure(self, metrics: Sequence[str], place: Place, device: torch.device, observer: Observer) -> Evaluation:
+    def measure(
+        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+    ) -> EvaluationResult:
         """Its scores by metrics that it can be scored by.
 
         Args:

@@ -216,7 +216,7 @@ def confidences(logits: Array) -> Array:
     return found
 
 
-def reliability(logits: Array, references: Array) -> Reliability:
+def reliability_bins(logits: Array, references: Array) -> Reliability:
     """Bin a classifier's answers, logits (examples, classes), by their confidence."""
     confidence = confidences(logits)
     right = logits.argmax(axis=1) == references
@@ -228,7 +228,7 @@ def reliability(logits: Array, references: Array) -> Reliability:
 
 
 def _calibration_error(logits: Array, references: Array) -> float:
-    return reliability(logits, references).error
+    return reliability_bins(logits, references).error
 
 
 def _accuracy_of_counts(counts: Array) -> Array:
@@ -338,7 +338,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("
 """Words that stand for metrics: perplexity a token and a word, ROUGE by the longest common sequence."""
 
 
-def expanded(words: Sequence[str]) -> tuple[str, ...]:
+def expand_groups(words: Sequence[str]) -> tuple[str, ...]:
     """Names of metrics, each once, with what each group stands for."""
     return tuple(dict.fromkeys(name for word in words for name in GROUPS.get(word, (word,))))
 

@@ -189,7 +189,7 @@ class _Table:
         """Edits that a shift saves."""
         first, last = self._changed(start, size, target)
         row = self._rows[first]
-        moved = shifted(self.words[first:last], start - first, size, target - first)
+        moved = shift_words(self.words[first:last], start - first, size, target - first)
         for place, word in enumerate(moved, first + 1):
             row = self._row(row, place, word)
         through = map(add, row[1], self._rest(last))
@@ -198,7 +198,7 @@ class _Table:
     def shift(self, start: int, size: int, target: int) -> None:
         """Shift ``size`` words from ``start`` to ``target``."""
         first, last = self._changed(start, size, target)
-        self.words = shifted(self.words, start, size, target)
+        self.words = shift_words(self.words, start, size, target)
         self._known = max(self._known, last)
         del self._rows[first + 1 :]
         self._go_on()
@@ -232,7 +232,7 @@ class _Table:
         return places, wrong, ours
 
 
-def shifted(words: list[Hashable], start: int, size: int, target: int) -> list[Hashable]:
+def shift_words(words: list[Hashable], start: int, size: int, target: int) -> list[Hashable]:
     """Words after ``size`` of them, from ``start`` on, moved before the one at ``target``, or within themselves."""
     taken = words[start : start + size]
     if target < start:

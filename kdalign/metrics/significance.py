@@ -42,12 +42,12 @@ OVER_SEEDS = "t over seeds and examples"
 OVER_TASKS = "z over examples"
 
 
-class Undefined(UsageError):
+class UndefinedDifference(UsageError):
     """The difference has no value, or too few examples to say how sure it is."""
 
 
 @dataclass(frozen=True)
-class Sums:
+class SufficientStats:
     """A model's answers as rows that add up, for corpus metrics and perplexities.
 
     Attributes:
@@ -84,7 +84,7 @@ def sums_one_by_one(value: Callable[[Array], float]) -> Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Answers:
+class LabelOutputs:
     """A model's answers and their references, for metrics of classes and scores.
 
     Attributes:
@@ -128,11 +128,11 @@ class Answers:
         return np.concatenate(found)
 
 
-Answered = Sums | Answers
+SystemOutputs = SufficientStats | LabelOutputs
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How much better an arm is than the baseline, in the metric's unit, before other arms are looked at.
 
     Attributes:
@@ -160,7 +160,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TestResult:
     """Whether an arm is better than the baseline.
 
     Attributes:
@@ -193,9 +193,13 @@ class Verdict:
         return asdict(self)
 
 
-def difference(
-    arm: Sequence[Answered], baseline: Sequence[Answered], *, higher_is_better: bool = True, what: str = "the arms"
-) -> Difference:
+def paired_difference(
+    arm: Sequence[SystemOutputs],
+    baseline: Sequence[SystemOutputs],
+    *,
+    higher_is_better: bool = True,
+    what: str = "the arms",
+) -> PairedDifference:
     """Compare two arms' answers to the same examples.
 
     Args:
@@ -215,13 +219,13 @@ def difference(
     whole = np.ones((1, n))
     values = sign * np.array([(ours.under(whole) - theirs.under(whole))[0] for ours, theirs in pairs]) + 0.0  # no -0
     if not np.isfinite(values).all():
-        raise Undefined(f"{what}: a value is undefined")
+        raise UndefinedDifference(f"{what}: a value is undefined")
     draws = sign * np.stack(
         [_resampled(ours) - _resampled(theirs) for ours, theirs in pairs], axis=1
     )  # (resamples, seeds)
     draws = draws[np.isfinite(draws).all(axis=1)]
     if len(draws) < RESAMPLES // 2:
-        raise Undefined(f"{what}: {n} examples are too few to say how sure the difference is")
+        raise UndefinedDifference(f"{what}: {n} examples are too few to say how sure the difference is")
     covariance = np.atleast_2d(np.cov(draws, rowvar=False))
     if len(values) > 1:
         return _over_seeds(values, covariance, n, OVER_SEEDS)
@@ -231,10 +235,10 @@ def difference(
     else:
         test, p = RANDOMISATION, _randomisation(*pairs[0])
     detectable = _detectable(math.sqrt(covariance[0, 0]), _normal)
-    return Difference(float(values[0]), low, high, p, detectable, n, test, values, covariance)
+    return PairedDifference(float(values[0]), low, high, p, detectable, n, test, values, covariance)
 
 
-def macro_difference(differences: Sequence[Difference]) -> Difference:
+def macro_difference(differences: Sequence[PairedDifference]) -> PairedDifference:
     """The difference of two arms' means over tasks, from the tasks' differences over the same seeds.
 
     Tasks are fixed: the claim is about these. Examples of different tasks are drawn independently, so that their
@@ -247,11 +251,11 @@ def macro_difference(differences: Sequence[Difference]) -> Difference:
     return _over_seeds(by_seed, covariance, sum(one.n for one in differences), test)
 
 
-def judged(differences: Sequence[Difference]) -> tuple[Verdict, ...]:
+def correct_for_arms(differences: Sequence[PairedDifference]) -> tuple[TestResult, ...]:
     """The verdicts on several arms against one baseline, corrected for their number."""
     corrected = holm([one.p for one in differences])
     return tuple(
-        Verdict(
+        TestResult(
             difference=one.value,
             low=one.low,
             high=one.high,
@@ -267,7 +271,7 @@ def judged(differences: Sequence[Difference]) -> tuple[Verdict, ...]:
     )
 
 
-def _over_seeds(by_seed: Array, covariance: Array, n: int, test: str) -> Difference:
+def _over_seeds(by_seed: Array, covariance: Array, n: int, test: str) -> PairedDifference:
     r"""The mean difference over seeds, with what both the choice of seeds and that of examples may do to it.
 
     Seeds and examples are crossed random factors. With S seeds, D_s the difference of seed s and Γ the covariance
@@ -308,7 +312,7 @@ def _over_seeds(by_seed: Array, covariance: Array, n: int, test: str) -> Differe
         p = max(p, _tail(quantile, mean, both))
         detectable = max(filter(None, (detectable, _detectable(both, quantile))))
     p = 1.0 if mean == 0 else max(p, 2.0 ** (1 - n))
-    return Difference(mean, mean - half, mean + half, p, detectable, n, test, by_seed, covariance)
+    return PairedDifference(mean, mean - half, mean + half, p, detectable, n, test, by_seed, covariance)
 
 
 def _normal(tail: float) -> float:
@@ -341,7 +345,7 @@ def _detectable(error: float, quantile: Callable[[float], float]) -> float | Non
     return (quantile(LEVEL / 2) + quantile(1 - POWER)) * error if error > 0 else None
 
 
-def _randomisation(arm: Sums | Answers, baseline: Any) -> float:
+def _randomisation(arm: SufficientStats | LabelOutputs, baseline: Any) -> float:
     """Approximate randomisation (Noreen 1989): how often a difference as large comes when answers change places.
 
     Where both arms are one, an example's two answers could as well be the other way round. p counts the observed
@@ -354,11 +358,11 @@ def _randomisation(arm: Sums | Answers, baseline: Any) -> float:
     return float((1 + np.sum(drawn >= observed * (1 - 1e-9))) / (1 + len(drawn)))
 
 
-def _is_accuracy(one: Answered) -> TypeGuard[Answers]:
-    return isinstance(one, Answers) and [metric.name for metric in one.metrics] == ["accuracy"]
+def _is_accuracy(one: SystemOutputs) -> TypeGuard[LabelOutputs]:
+    return isinstance(one, LabelOutputs) and [metric.name for metric in one.metrics] == ["accuracy"]
 
 
-def _check(arm: Sequence[Answered], baseline: Sequence[Answered], what: str) -> int:
+def _check(arm: Sequence[SystemOutputs], baseline: Sequence[SystemOutputs], what: str) -> int:
     """The number of examples, once all answers are known to be to the same ones."""
     assert len(arm) == len(baseline) > 0, "both arms have the same seeds"
     sizes = {len(one.examples) for one in (*arm, *baseline)}
@@ -369,16 +373,16 @@ def _check(arm: Sequence[Answered], baseline: Sequence[Answered], what: str) -> 
             raise UsageError(f"{what}: the examples or their order differ, so that answers cannot be paired")
     (n,) = sizes
     if n < 2:
-        raise Undefined(f"{what}: {n} examples are too few to say how sure the difference is")
+        raise UndefinedDifference(f"{what}: {n} examples are too few to say how sure the difference is")
     return n
 
 
-def _as_sums(answers: Sequence[Answered]) -> list[Any]:
+def _as_sums(answers: Sequence[SystemOutputs]) -> list[Any]:
     """Answers of classes as rows that add up to confusion counts, where all metrics are of these.
 
     A row marks one of the pairs (reference, prediction) that occur anywhere.
     """
-    classed = [one for one in answers if isinstance(one, Answers)]
+    classed = [one for one in answers if isinstance(one, LabelOutputs)]
     if len(classed) < len(answers) or any(metric.of_counts is None for one in classed for metric in one.metrics):
         return list(answers)
     if any(part.dtype.kind == "f" for one in classed for part in (one.predictions, one.references)):
@@ -398,7 +402,7 @@ def _as_sums(answers: Sequence[Answered]) -> list[Any]:
         return np.concatenate(found)
 
     return [
-        Sums((own[:, None] == present).astype(float), value, one.references)
+        SufficientStats((own[:, None] == present).astype(float), value, one.references)
         for own, one in zip(cells, classed, strict=True)
     ]
 
@@ -410,9 +414,9 @@ def _blocks(draws: int, width: int) -> Iterator[int]:
         yield min(most, draws - start)
 
 
-def _resampled(one: Answered) -> Array:
+def _resampled(one: SystemOutputs) -> Array:
     """The values (resamples,) of a model under the draws that all share."""
-    if isinstance(one, Sums):
+    if isinstance(one, SufficientStats):
         return np.concatenate([one.under(weights) for weights in _resamples(len(one.examples))])
     answers = [(part.tobytes(), part.dtype.str, part.shape) for part in (one.predictions, one.references)]
     values: Array = np.mean([_metric_resampled(metric, *answers) for metric in one.metrics], axis=0)
@@ -427,7 +431,7 @@ Frozen = tuple[bytes, str, tuple[int, ...]]
 def _metric_resampled(metric: Metric, predictions: Frozen, references: Frozen) -> Array:
     """Kept, since a model answers several questions: a metric's, the mean's, the macro's, and those of other arms."""
     ours, theirs = (np.frombuffer(raw, kind).reshape(shape) for raw, kind, shape in (predictions, references))
-    one = Answers((metric,), ours, theirs)
+    one = LabelOutputs((metric,), ours, theirs)
     return np.concatenate([one.under(weights) for weights in _resamples(len(theirs))])
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.errors import UsageError, library_errors, shortened
+from kdalign.errors import UsageError, library_errors, shorten
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.edit_distance import CommonSubsequence, translation_edits
 from kdalign.metrics.intervals import sums_interval
 from kdalign.metrics.languages import HAN, WITHOUT_BLANKS, language_code
-from kdalign.metrics.words import UnicodeWords, letters_apart, lost_to_english, runs_on
+from kdalign.metrics.words import UnicodeWords, is_lost_to_english, is_unspaced, space_letters
 from kdalign.registry import resolve
 
 References = Sequence[Sequence[str]]
@@ -64,7 +64,7 @@ class TextMetric:
     higher_is_better: bool = True
 
 
-def mean_of(name: str, score: Callable[[str, Sequence[str]], float], unit: str = "", **settings: Any) -> TextMetric:
+def mean_metric(name: str, score: Callable[[str, Sequence[str]], float], unit: str = "", **settings: Any) -> TextMetric:
     """A metric that is the mean of ``score(prediction, references)`` over examples, in ``unit``."""
 
     def count(predictions: Sequence[str], references: References, language: str) -> Counts:
@@ -97,7 +97,7 @@ def _sacrebleu(name: str, predictions: Sequence[str], references: References, la
     scorer: Any = bleu_of(language) if name == "bleu" else CHRF()
     how = ""
     if name == "bleu" and scorer.tokenizer_signature == "intl":
-        predictions, references = _all(letters_apart, predictions, references)
+        predictions, references = _all(space_letters, predictions, references)
         how = ", a letter each of scripts without blanks"
     # A row may have fewer references than another: sacreBLEU passes over None alone, an empty text is a reference.
     by_number = list(zip_longest(*references))
@@ -314,7 +314,7 @@ def text_metric(name: str) -> TextMetric:
     """
     found = resolve(name, TEXT_METRICS, "metric")
     if not isinstance(found, TextMetric):
-        raise UsageError(f"metric {name!r} is no TextMetric (kdalign.metrics.text.mean_of makes one of a function)")
+        raise UsageError(f"metric {name!r} is no TextMetric (kdalign.metrics.text.mean_metric makes one of a function)")
     return found
 
 
@@ -397,9 +397,9 @@ def notes_on_words(
     rows = [(text, *known) for text, known in zip(predictions, references, strict=True)]
     rouge = ", ".join(name for name in names if name.startswith("rouge"))
     counting = [name for name in names if name in _OF_WORDS or (name == "bleu" and language not in _OF_LETTERS)]
-    lost = _where(lost_to_english, rows) if rouge and language == "en" else ""
+    lost = _where(is_lost_to_english, rows) if rouge and language == "en" else ""
     bare = _where(_has_no_words, [known for _, *known in rows], all) if rouge else ""
-    joined = _where(runs_on, rows) if counting else ""
+    joined = _where(is_unspaced, rows) if counting else ""
     short = "bleu" in names and not any(_tokens(predictions, language, 4))
     whole = "rougeLsum" in names and not any("\n" in text.strip() for texts in rows for text in texts)
     notes = {
@@ -429,7 +429,7 @@ def _tokens(texts: Sequence[str], language: str, least: int) -> Iterator[bool]:
     """Whether BLEU's tokenizer finds so many words in each text."""
     scorer = bleu_of(language)
     for text in texts:
-        divided = scorer.tokenizer(letters_apart(text) if scorer.tokenizer_signature == "intl" else text)
+        divided = scorer.tokenizer(space_letters(text) if scorer.tokenizer_signature == "intl" else text)
         yield len(divided.split()) >= least
 
 
@@ -445,9 +445,9 @@ def _check(predictions: Sequence[str], references: References) -> None:
         raise UsageError("there are no predictions to score")
     for row, (text, known) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(known, str):  # whose letters would be a reference each
-            raise UsageError(f"row {row}: the references are a list of texts; given one text, {shortened(known, 60)!r}")
+            raise UsageError(f"row {row}: the references are a list of texts; given one text, {shorten(known, 60)!r}")
         if len(known) == 0:
             raise UsageError(f"row {row} has no reference")
         other = next((one for one in (text, *known) if not isinstance(one, str)), "")
         if not isinstance(other, str):
-            raise UsageError(f"row {row}: predictions and references are texts; given {shortened(repr(other), 60)}")
+            raise UsageError(f"row {row}: predictions and references are texts; given {shorten(repr(other), 60)}")

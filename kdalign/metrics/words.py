@@ -40,12 +40,12 @@ class UnicodeWords:
         return list(_WORD.findall(text.casefold()))
 
 
-def letters_apart(text: str) -> str:
+def space_letters(text: str) -> str:
     """A text with blanks around each letter of a script that has none between words, its marks with it."""
     return text if text.isascii() else str(_LETTER_ALONE.sub(r" \g<0> ", text))
 
 
-def lost_to_english(text: str) -> bool:
+def is_lost_to_english(text: str) -> bool:
     """Whether rules for English, which know the letters a to z alone, drop most letters of a text."""
     if text.isascii():
         return False
@@ -53,7 +53,7 @@ def lost_to_english(text: str) -> bool:
     return 2 * sum(map(str.isascii, letters)) < len(letters)
 
 
-def runs_on(text: str) -> bool:
+def is_unspaced(text: str) -> bool:
     """Whether most letters of a text are of a script without blanks between words, and few blanks divide it.
 
     Chinese that was divided into words beforehand has a blank for about two letters.

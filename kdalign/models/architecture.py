@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdalign.errors import UsageError, did_you_mean, library_errors
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of
-from kdalign.models.layouts import LAYOUTS, Attention, Layout, StackLayout
+from kdalign.models.layouts import LAYOUTS, AttentionLayout, Layout, StackLayout
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class Architecture:
     vocabulary: int
     parameters: int
     tied: bool
-    attention: Attention = Attention.INTERFACE
+    attention: AttentionLayout = AttentionLayout.INTERFACE
 
     def reads_target(self, stack: str) -> bool:
         """Whether a stack's positions are those of the target: an encoder-decoder's decoder."""
@@ -126,8 +126,8 @@ def _derive(config: "PretrainedConfig") -> Layout:
     if found is None or embeddings is None:
         raise refused(f"its modules hold no list of {config.num_hidden_layers} layers with an attention in each")
     stack = StackLayout("encoder" if masked else "decoder", *found)
-    attention = Attention.INTERFACE if model._supports_sdpa else Attention.CLOSED
-    if attention is Attention.CLOSED and not masked:
+    attention = AttentionLayout.INTERFACE if model._supports_sdpa else AttentionLayout.CLOSED
+    if attention is AttentionLayout.CLOSED and not masked:
         # Eager attention would add the masks of packed documents, which are booleans, to its scores.
         raise refused("its attention is code of its own")
     return Layout("masked" if masked else "causal", (stack,), (embeddings,), attention)
@@ -155,7 +155,7 @@ def describe(config: "PretrainedConfig") -> Architecture:
         family=layout_of(config).family,
         stacks=tuple(_stack(config, layout) for layout in layout_of(config).stacks),
         vocabulary=int(config.vocab_size),
-        parameters=count_parameters(skeleton(config)),
+        parameters=count_parameters(meta_model(config)),
         tied=bool(config.tie_word_embeddings),
         attention=layout_of(config).attention,
     )
@@ -206,7 +206,7 @@ _LONGEST = 2 * 10**7
 """Positions: buffers of that length are made."""
 
 
-def skeleton(
+def meta_model(
     config: "PretrainedConfig", attention: str | None = None, device: str = "meta", head: "HeadKind | None" = None
 ) -> "PreTrainedModel":
     """The model of a configuration on the meta device: shapes without storage.
@@ -232,7 +232,7 @@ def attention_of(config: "PretrainedConfig") -> str:
     A type that Transformers has no SDPA for (Gemma 2, whose scores are capped) is computed by ``kdalign.attention``:
     eager attention would add a mask of booleans to the scores.
     """
-    if layout_of(config).attention is not Attention.INTERFACE:
+    if layout_of(config).attention is not AttentionLayout.INTERFACE:
         return "eager"
     if auto_class(HeadKind.NONE)._model_mapping[type(config)]._supports_sdpa:
         return "sdpa"
@@ -247,7 +247,7 @@ def language_model_class(config: "PretrainedConfig") -> str:
     return str(auto._model_mapping[type(config)].__name__)
 
 
-def not_finite(model: "nn.Module") -> str:
+def first_non_finite(model: "nn.Module") -> str:
     """The name of the first weight that is NaN or infinite; empty where all are numbers."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):

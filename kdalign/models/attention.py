@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 
-class Keeper(Protocol):
+class AttentionKeeper(Protocol):
     """Keeps what one attention module computes."""
 
     def begin(self) -> None:
@@ -33,7 +33,7 @@ class Keeper(Protocol):
         """Keep ``queries``, ``keys`` or ``values``, (batch, heads, time, head width)."""
 
 
-keepers: WeakKeyDictionary[nn.Module, Keeper] = WeakKeyDictionary()
+keepers: WeakKeyDictionary[nn.Module, AttentionKeeper] = WeakKeyDictionary()
 """Who keeps what a module computes, while a forward is recorded."""
 
 

@@ -17,17 +17,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kdalign.data.token_matching import Matching
+from kdalign.data.token_matching import TokenAlignment
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, attention_modules, blocks, layout_of
 from kdalign.models.attention import ATTENTION, keepers
 from kdalign.models.heads import HeadKind, head_of_class
-from kdalign.models.layouts import LAYOUTS, Attention
-from kdalign.models.lm_head import Head
+from kdalign.models.layouts import LAYOUTS, AttentionLayout
+from kdalign.models.lm_head import LMHead
 
 
 @dataclass
-class Signals:
+class Activations:
     """What one forward left behind, by layer.
 
     Attributes:
@@ -56,7 +56,7 @@ class Signals:
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     features: Tensor = field(default_factory=lambda: torch.empty(0))
-    head: Head | None = None
+    head: LMHead | None = None
     hidden: dict[Layer, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[Layer, Tensor] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Signals:
     words: Tensor = field(default_factory=lambda: torch.empty(0))
     compared: Tensor | None = None
 
-    def moved(self, matching: Matching) -> "Signals":
+    def moved(self, matching: TokenAlignment) -> "Activations":
         """A teacher's signals at its student's positions; features and logits stay where they are."""
 
         def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
@@ -92,7 +92,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaptureSpec:
     """The layers whose signals are kept (``relations``: queries, keys and values), and the stacks whose embeddings."""
 
     hidden: frozenset[Layer] = frozenset()
@@ -104,7 +104,7 @@ class Wanted:
 class _Keeper:
     """Keeps what one attention module computes; a module that several layers share is called once for each."""
 
-    def __init__(self, layers: Sequence[Layer], wanted: Wanted, signals: Signals) -> None:
+    def __init__(self, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations) -> None:
         self._layers, self._wanted, self._signals = iter(layers), wanted, signals
         self._layer = Layer("", 0)
 
@@ -129,15 +129,15 @@ class _Keeper:
             vars(self._signals)[name].setdefault(self._layer, value)
 
 
-def watch(model: PreTrainedModel) -> PreTrainedModel:
+def enable_capture(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's attention maps be taken, where its family allows it."""
-    if layout_of(model.config).attention is Attention.INTERFACE:
+    if layout_of(model.config).attention is AttentionLayout.INTERFACE:
         model.set_attn_implementation(ATTENTION)
     return model
 
 
 @contextmanager
-def answering(model: PreTrainedModel) -> Iterator[None]:
+def inference_mode(model: PreTrainedModel) -> Iterator[None]:
     """A model in eval mode, without gradients; its mode is put back afterwards."""
     was_training = model.training
     model.eval()
@@ -149,9 +149,9 @@ def answering(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
+def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations]:
     """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
-    signals = Signals()
+    signals = Activations()
     layout, layers = layout_of(model.config), blocks(model)
     handles = [
         _hook(block, [layer for layer in layers if layers[layer] is block], wanted, signals, layout.time_first)
@@ -166,7 +166,7 @@ def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
     watched = {module for layer, module in attention.items() if layer in wanted.attention | wanted.relations}
     for module in watched:
         keeper = _Keeper([layer for layer in attention if attention[layer] is module], wanted, signals)
-        if layout.attention is Attention.OWN:
+        if layout.attention is AttentionLayout.OWN:
             handles += _OWN[model.config.model_type](module, keeper)
         else:
             keepers[module] = keeper
@@ -179,7 +179,9 @@ def recording(model: PreTrainedModel, wanted: Wanted) -> Iterator[Signals]:
             keepers.pop(module, None)
 
 
-def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order: Tensor | None) -> Signals:
+def forward(
+    model: PreTrainedModel, inputs: dict[str, Tensor], wanted: CaptureSpec, order: Tensor | None
+) -> Activations:
     """One forward: what the answer is made of, and the wanted signals.
 
     Args:
@@ -189,7 +191,7 @@ def run(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: Wanted, order
         order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
             language model or a model without a head.
     """
-    with recording(model, wanted) as signals:
+    with capture(model, wanted) as signals:
         if order is not None:
             signals.logits = model(**inputs).logits.index_select(-1, order)
         elif head_of_class(type(model).__name__) is HeadKind.NONE:
@@ -225,15 +227,15 @@ def _misread(model: PreTrainedModel) -> str:
     ids = torch.arange(5, 17, device=model.device)[None] % int(model.config.vocab_size)
     inputs = accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     layers = frozenset(blocks(model))
-    maps = layers if layout_of(model.config).attention is Attention.INTERFACE else frozenset[Layer]()
+    maps = layers if layout_of(model.config).attention is AttentionLayout.INTERFACE else frozenset[Layer]()
     order = torch.arange(model.config.num_labels, device=model.device) if head is HeadKind.CLASSIFIER else None
 
     def same(one: Tensor, other: Tensor) -> bool:
         return torch.allclose(one.float(), other.float(), atol=1e-3, rtol=1e-3)
 
-    with answering(model):
+    with inference_mode(model):
         plain = model(**inputs)[0]
-        signals = run(watch(model), inputs, Wanted(hidden=layers, attention=maps), order)
+        signals = forward(enable_capture(model), inputs, CaptureSpec(hidden=layers, attention=maps), order)
         if signals.head is not None and not same(signals.head.logits(signals.features), plain):
             return "its logits are not its features times its vocabulary"
         if signals.hidden.keys() != layers or signals.attention.keys() != maps:
@@ -260,7 +262,7 @@ def pooled(
     return (features.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Head]:
+def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, LMHead]:
     """A language model's features where they meet the vocabulary, whose map is given no row to compute."""
     kept: list[Tensor] = []
 
@@ -283,23 +285,23 @@ def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tup
     return features, head
 
 
-def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, Head]:
+def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, LMHead]:
     """The map from features to the vocabulary: the module whose input it takes (or, no linear map, whose output)."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     if model.config.model_type == "deberta-v2" and not model.config.legacy:
         head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
-        return head.get_submodule("LayerNorm"), Head(model.get_input_embeddings().weight, head.get_parameter("bias"))
+        return head.get_submodule("LayerNorm"), LMHead(model.get_input_embeddings().weight, head.get_parameter("bias"))
     linear = model.get_output_embeddings()
     assert isinstance(linear, nn.Linear), f"{model.config.model_type} maps to its vocabulary by a linear layer"
     bias = linear.bias
     extra = dict(model.named_buffers()).get("final_logits_bias")  # BART and Marian add a constant
     if extra is not None:
         bias = extra[0] if bias is None else bias + extra[0]
-    return linear, Head(linear.weight, bias, softcap)
+    return linear, LMHead(linear.weight, bias, softcap)
 
 
 def _hook(
-    block: nn.Module, layers: Sequence[Layer], wanted: Wanted, signals: Signals, turned: bool
+    block: nn.Module, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations, turned: bool
 ) -> torch.utils.hooks.RemovableHandle:
     following = iter(layers)
 
@@ -312,7 +314,7 @@ def _hook(
     return block.register_forward_hook(keep)
 
 
-def _hook_input(block: nn.Module, stack: str, signals: Signals, turned: bool) -> torch.utils.hooks.RemovableHandle:
+def _hook_input(block: nn.Module, stack: str, signals: Activations, turned: bool) -> torch.utils.hooks.RemovableHandle:
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         signals.embeddings.setdefault(stack, hidden.transpose(0, 1) if turned else hidden)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from kdalign.errors import UsageError, cause_of, did_you_mean, library_errors, shortened
+from kdalign.errors import UsageError, cause_of, did_you_mean, library_errors, shorten
 from kdalign.files import is_utf8, read_json, sha256
 from kdalign.models.architecture import (
     accepted_inputs,
@@ -26,10 +26,10 @@ from kdalign.models.architecture import (
     count_parameters,
     language_model_class,
     layout_of,
-    skeleton,
+    meta_model,
 )
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, has_classifier
-from kdalign.models.weight_files import ADAPTER, INDEX, WHOLE, adapter_in, held_in, shard_names
+from kdalign.models.weight_files import ADAPTER, INDEX, WHOLE, find_adapter, read_headers, shard_names
 
 UNBOUNDED = 10**9
 """The positions of a model that has no longest input."""
@@ -64,7 +64,7 @@ class Checkpoint:
         return has_classifier(self.config)
 
 
-def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
+def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
     """Find a checkpoint and read its configuration.
 
     Args:
@@ -85,7 +85,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> C
         is_folder, there = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of a user that is unknown
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot look for model {shortened(repr(name), 120)}: {why}") from None
+        raise UsageError(f"cannot look for model {shorten(repr(name), 120)}: {why}") from None
     if there and not is_utf8(folder):
         raise UsageError(f"the name of model {name!r} is no UTF-8, as those of files with weights must be: rename it")
     if is_folder or folder.suffix == ".gguf":
@@ -95,13 +95,13 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> C
     if there or not re.fullmatch(r"[\w][\w.\-]*(/[\w][\w.\-]*)?", name):
         what = "is a file" if there else "does not exist"
         raise UsageError(
-            f"model {shortened(repr(name), 120)} {what} "
+            f"model {shorten(repr(name), 120)} {what} "
             "(accepted: a folder with config.json and safetensors, a .gguf file, or a hub id)"
         )
     return _on_hub(name, revision, weights)
 
 
-def positions(config: PretrainedConfig) -> int:
+def max_positions(config: PretrainedConfig) -> int:
     """The longest input in tokens that a model takes."""
     given = getattr(config, "max_position_embeddings", None)  # T5 has none and XLNet -1: they count relatively
     found = int(given) if given is not None and given > 0 else UNBOUNDED
@@ -112,10 +112,10 @@ def positions(config: PretrainedConfig) -> int:
 
 def check_length(checkpoint: Checkpoint, max_length: int, flag: str = "--max-length") -> None:
     """Refuse inputs longer than the model's positions."""
-    if max_length > positions(checkpoint.config):
+    if max_length > max_positions(checkpoint.config):
         raise UsageError(
-            f"{flag} {max_length} is more than the {positions(checkpoint.config)} positions of {checkpoint.name!r}: "
-            f"give {flag} {positions(checkpoint.config)} or less"
+            f"{flag} {max_length} is more than the {max_positions(checkpoint.config)} positions "
+            f"of {checkpoint.name!r}: give {flag} {max_positions(checkpoint.config)} or less"
         )
 
 
@@ -123,7 +123,8 @@ SOUND_NAME: set[object] = set()
 """What this process has found whole: runs of several tasks, arms and seeds ask again of the same models."""
 
 
-def written_name(config: PretrainedConfig) -> str:
+def describe_config(config: PretrainedConfig) -> str:
+    """A configuration as text, its class first."""
     return f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
 
 
@@ -181,7 +182,7 @@ def _on_hub(name: str, revision: str | None, weights: bool) -> Checkpoint:
         shard_names(Path(index))
     found = Checkpoint(name, name, config, commit, commit)
     if weights and is_local(found):
-        held_in(Path(file).parent, name)
+        read_headers(Path(file).parent, name)
     return found
 
 
@@ -215,7 +216,7 @@ def _in_gguf(name: str, file: Path) -> Checkpoint:
 
 def _in_folder(name: str, folder: Path, weights: bool) -> Checkpoint:
     ggufs = sorted(folder.glob("*.gguf"))
-    has_config, adapter = (folder / "config.json").is_file(), adapter_in(folder)
+    has_config, adapter = (folder / "config.json").is_file(), find_adapter(folder)
     if len(ggufs) == 1 and not has_config:
         return _in_gguf(name, ggufs[0])
     if adapter is not None:
@@ -227,7 +228,7 @@ def _in_folder(name: str, folder: Path, weights: bool) -> Checkpoint:
     config = _config_of(name, folder / "config.json", str(folder))
     if not weights:
         return Checkpoint(name, str(folder), config, None, sha256(folder / "config.json")[:16])
-    held = held_in(folder, name)
+    held = read_headers(folder, name)
     _check_architectures(name, config, held.names)
     digest = hashlib.sha256("".join(sha256(file) for file in sorted(folder.glob("*.safetensors"))).encode())
     return Checkpoint(name, str(folder), config, None, digest.hexdigest()[:16])
@@ -307,19 +308,19 @@ def _check_tree(name: str, tree: Mapping[str, Any]) -> None:
 
 def _check_config(name: str, config: PretrainedConfig) -> None:
     """Refuse a configuration of which no model can be made, or one that cannot compute."""
-    written = written_name(config)
+    written = describe_config(config)
     if written in SOUND_NAME:
         return
     try:
         check_sizes(config)
-        model = skeleton(config)
+        model = meta_model(config)
     except UsageError as error:
         key = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
         field = next((field for field, value in config.to_dict().items() if value == key is not None), None)
         raise UsageError(f"model {name!r}: {error}" + (f" ({field} in config.json)" if field else "")) from None
     wrong = _forward_error(model)
     if wrong is not None and count_parameters(model) <= _SMALL:  # without storage, sound models may fail, too
-        wrong = _forward_error(skeleton(config, device="cpu"))
+        wrong = _forward_error(meta_model(config, device="cpu"))
         if wrong is not None:
             raise UsageError(
                 f"model {name!r}: a {config.model_type} model of this configuration cannot compute: {cause_of(wrong)}"
@@ -351,7 +352,7 @@ def _check_architectures(name: str, config: PretrainedConfig, names: tuple[str, 
         auto = auto_class(head)
         if type(config) not in auto._model_mapping:
             continue
-        model = skeleton(config, head=head)
+        model = meta_model(config, head=head)
         heads = sorted({name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")})
         if heads and set(heads) <= set(names):
             raise UsageError(

@@ -36,7 +36,7 @@ _DROPOUTS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class NewModel:
+class ScratchSpec:
     """A model that is to be made.
 
     Attributes:
@@ -58,7 +58,7 @@ class NewModel:
     dropout: float
 
 
-def parse_new(text: str) -> NewModel:
+def parse_scratch_spec(text: str) -> ScratchSpec:
     """Read ``new:TYPE,key=value,...``, such as ``new:deberta-v2,layers=4,width=256``.
 
     Raises:
@@ -86,7 +86,7 @@ def parse_new(text: str) -> NewModel:
     numbers = {key: _positive(key, value) for key, value in given.items()}
     width = numbers.get("width", 256)
     heads = numbers.get("heads", max(1, width // 64))
-    new = NewModel(
+    new = ScratchSpec(
         model_type=model_type,
         layers=tuple(numbers.get(f"{stack}_layers", numbers.get("layers", 4)) for stack in stacks),
         width=width,
@@ -112,7 +112,7 @@ def _probability(value: str) -> float:
     return float(value)
 
 
-def _check(new: NewModel) -> None:
+def _check(new: ScratchSpec) -> None:
     """Refuse what Transformers would stumble over later, some of it only in the first forward pass."""
     shape = f"width={new.width} and heads={new.heads}"
     rules = [
@@ -134,7 +134,7 @@ def _check(new: NewModel) -> None:
             raise UsageError(f"new:{new.model_type} with {given} (accepted: {accepted})")
 
 
-def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def scratch_config(new: ScratchSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of a new model with a language-model head, for a tokenizer's vocabulary and special tokens.
 
     Embeddings are tied. Weights start with a spread of sqrt(2 / (5 width)), the small initialisation of Nguyen &
@@ -154,7 +154,7 @@ def new_config(new: NewModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedC
 _ROLES = tuple(f"{role}_token_id" for role in ("pad", "bos", "eos", "mask", "cls", "sep"))
 
 
-def shape_of(new: NewModel, beside: PretrainedConfig) -> PretrainedConfig:
+def shape_config(new: ScratchSpec, beside: PretrainedConfig) -> PretrainedConfig:
     """The configuration of a new model whose tokenizer is not there yet: the shape of its layers alone is meant.
 
     Args:
@@ -164,7 +164,7 @@ def shape_of(new: NewModel, beside: PretrainedConfig) -> PretrainedConfig:
     return _config(new, int(beside.vocab_size), dict.fromkeys(_ROLES, 0))
 
 
-def _config(new: NewModel, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
+def _config(new: ScratchSpec, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration for a vocabulary of ``entries`` with these special tokens."""
     layout = LAYOUTS[new.model_type]
     fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)
@@ -187,7 +187,7 @@ def _config(new: NewModel, entries: int, ids: Mapping[str, Any]) -> PretrainedCo
     return config
 
 
-def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
+def _own_fields(new: ScratchSpec, pad: int, end: int) -> dict[str, Any]:
     """The fields that types name or need in their own way."""
     head_width = new.width // new.heads
     positions = {"max_position_embeddings": new.positions}
@@ -221,7 +221,7 @@ def _own_fields(new: NewModel, pad: int, end: int) -> dict[str, Any]:
     return own.get(new.model_type, positions)
 
 
-def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
 
     Learnt positions start as sines and cosines, so that a position's neighbours can be told from the first step.

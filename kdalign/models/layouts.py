@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
-class Attention(StrEnum):
+class AttentionLayout(StrEnum):
     """How a family's attention can be looked at."""
 
     INTERFACE = "interface"
@@ -50,7 +50,7 @@ class Layout:
     family: str
     stacks: tuple[StackLayout, ...]
     embeddings: tuple[str, ...] = ("embeddings",)
-    attention: Attention = Attention.INTERFACE
+    attention: AttentionLayout = AttentionLayout.INTERFACE
     time_first: bool = False
     shared: bool = False
 
@@ -97,12 +97,12 @@ LAYOUTS: Mapping[str, Layout] = {
         shared=True,
     ),
     "modernbert": Layout("masked", (StackLayout("encoder", "layers", "attn"),)),
-    "deberta-v2": replace(_BERT, attention=Attention.OWN),
+    "deberta-v2": replace(_BERT, attention=AttentionLayout.OWN),
     "xlnet": Layout(
         "permutation",
         (StackLayout("decoder", "layer", "rel_attn", "n_layer", "d_model", "n_head", "d_inner"),),
         ("word_embedding",),
-        attention=Attention.OWN,
+        attention=AttentionLayout.OWN,
         time_first=True,
     ),
     "gpt2": Layout(

@@ -12,7 +12,7 @@ from kdalign.errors import NotFinite
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     r"""A linear map from features to logits, and what a model does to them: :math:`c \tanh(z / c)` with a softcap c."""
 
     weight: Float[Tensor, "vocabulary width"]
@@ -25,7 +25,7 @@ class Head:
         plain = plain.to(wide_dtype(plain.dtype))
         return plain if self.softcap is None else self.softcap * torch.tanh(plain / self.softcap)
 
-    def detached(self, dtype: torch.dtype, entries: int | None = None) -> "Head":
+    def detached(self, dtype: torch.dtype, entries: int | None = None) -> "LMHead":
         """The same map without a graph, in another precision, of the first entries only; a copy only for precision."""
         bias = None if self.bias is None else self.bias.detach()[:entries].to(dtype)
         return replace(self, weight=self.weight.detach()[:entries].to(dtype), bias=bias)
@@ -43,7 +43,7 @@ def block_rows(vocabulary: int, device: torch.device) -> int:
 
 
 def vocabulary_scores(
-    features: Float[Tensor, "n width"], head: Head, labels: Int[Tensor, "n"], rows: int | None = None
+    features: Float[Tensor, "n width"], head: LMHead, labels: Int[Tensor, "n"], rows: int | None = None
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     """Each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
 
@@ -66,6 +66,7 @@ def vocabulary_scores(
 
 
 def row_blocks(n: int, rows: int) -> Iterator[slice]:
+    """Slices of at most `rows` rows that cover `n` rows."""
     return (slice(start, start + rows) for start in range(0, n, rows))
 
 

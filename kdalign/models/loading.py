@@ -10,19 +10,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from kdalign.data.tasks import Task
+from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.task import label_order
 from kdalign.errors import UsageError, library_errors
 from kdalign.models.architecture import (
     attention_of,
     layout_of,
 )
-from kdalign.models.checkpoint_files import SOUND_NAME, Checkpoint, is_local, quiet_transformers, written_name
+from kdalign.models.checkpoint_files import SOUND_NAME, Checkpoint, describe_config, is_local, quiet_transformers
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of
 from kdalign.models.weight_checks import LoadReport, check_complete, check_finite, check_numbers
 
 
-def check_head(checkpoint: Checkpoint, task: Task) -> None:
+def check_head(checkpoint: Checkpoint, task: ClassificationTask) -> None:
     """Refuse a classification head that is for other labels than the task's, before any weights are loaded."""
     if output_order(checkpoint.config, task) is None:
         names = [checkpoint.config.id2label[i] for i in range(checkpoint.config.num_labels)]
@@ -34,7 +34,7 @@ def check_head(checkpoint: Checkpoint, task: Task) -> None:
         )
 
 
-def _label_mend(names: list[str], task: Task) -> str:
+def _label_mend(names: list[str], task: ClassificationTask) -> str:
     """The way on where a head has other names than a task, as a clause; empty where it is for something else."""
     if task.order_unknown:
         return "; name the labels in the model's order in a task file"
@@ -46,12 +46,12 @@ def _label_mend(names: list[str], task: Task) -> str:
     return ""
 
 
-def for_several_labels(config: PretrainedConfig) -> bool:
+def has_several_labels(config: PretrainedConfig) -> bool:
     """Whether a head says that it gives each label a probability of its own, several of which may hold."""
     return bool(config.problem_type == "multi_label_classification")
 
 
-def output_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
+def output_order(config: PretrainedConfig, task: ClassificationTask) -> tuple[int, ...] | None:
     """For each of the task's outputs, the number of the model's output that stands for it; None where none does."""
     if task.regression:
         return (0,) if config.num_labels == 1 else None
@@ -59,7 +59,7 @@ def output_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None
 
 
 def load_classifier(
-    checkpoint: Checkpoint, task: Task, *, fresh_head: bool, seed: int, dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint, task: ClassificationTask, *, fresh_head: bool, seed: int, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Load a checkpoint as a classifier (or regressor) for a task.
 
@@ -73,7 +73,7 @@ def load_classifier(
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
-    config = for_task(checkpoint.config, task) if fresh_head else checkpoint.config
+    config = with_task_head(checkpoint.config, task) if fresh_head else checkpoint.config
     loaded = _load(AutoModelForSequenceClassification, checkpoint, config, dtype, seed)
     check_complete(checkpoint, loaded, fresh_head)
     return check_finite(_with_fresh_head(loaded.model, seed) if fresh_head else loaded.model, checkpoint)
@@ -128,7 +128,7 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
     """
     if checkpoint.gguf is not None or not is_local(checkpoint):
         return
-    of = f"{checkpoint.path} {checkpoint.hash} {written_name(checkpoint.config)}"
+    of = f"{checkpoint.path} {checkpoint.hash} {describe_config(checkpoint.config)}"
     if (of, head, fresh_head) not in SOUND_NAME:
         loaded = _load(auto_class(head), checkpoint, checkpoint.config, torch.float32, device="meta")
         check_complete(checkpoint, loaded, fresh_head)
@@ -197,7 +197,7 @@ def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return fresh
 
 
-def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:
+def load_any(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load a checkpoint with the head it has, or none, in float32, for measuring.
 
     Raises:
@@ -210,7 +210,7 @@ def load_as_it_is(checkpoint: Checkpoint) -> PreTrainedModel:
     return loaded.model
 
 
-def for_task(config: PretrainedConfig, task: Task) -> PretrainedConfig:
+def with_task_head(config: PretrainedConfig, task: ClassificationTask) -> PretrainedConfig:
     """A copy of a configuration whose head is the task's."""
     tree = config.to_dict()
     for key in (

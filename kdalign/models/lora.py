@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 from kdalign.models.architecture import blocks, embedding_weights
 
 
-def adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     """The model with low-rank adapters on every linear map of its layers, the only thing in them that is trained.
 
     LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1, by peft, scaled by 2. Embeddings are frozen, too; what lies
@@ -33,7 +33,7 @@ def adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """An adapted model as a stock one, each adapter added to the weights beside it."""
     from peft.tuners.lora import LoraLayer
 

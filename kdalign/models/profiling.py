@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kdalign.devices import make_accelerator
-from kdalign.environment import give_memory_back
+from kdalign.environment import trim_heap
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import (
     Architecture,
@@ -29,9 +29,9 @@ from kdalign.models.architecture import (
     count_parameters,
     describe,
     embedding_parameters,
-    skeleton,
+    meta_model,
 )
-from kdalign.models.capture import answering
+from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import Checkpoint, check_length, weights_megabytes
 from kdalign.models.heads import head_of
 
@@ -173,11 +173,11 @@ def profile(
 
 def _runnable(config: PretrainedConfig, length: int) -> PreTrainedModel:
     """A model whose FLOPs can be counted: without storage, or with random weights where its forward reads numbers."""
-    shape = skeleton(config, attention="eager")
+    shape = meta_model(config, attention="eager")
     try:
         count_flops(shape, length)
     except RuntimeError:  # the meta device has no numbers to read, as GPT-2, DeBERTa and XLNet do
-        return skeleton(config, attention="eager", device="cpu")
+        return meta_model(config, attention="eager", device="cpu")
     return shape
 
 
@@ -186,7 +186,7 @@ def flops_of(model: PreTrainedModel, length: int) -> int:
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        with answering(model):
+        with inference_mode(model):
             return count_flops(model, length).total
     finally:
         model.set_attn_implementation(before)
@@ -316,11 +316,11 @@ def measure(
         latency_p95_ms=1e3 * statistics.quantiles(alone, n=20)[-1],
         throughput=batch_size / statistics.median(together),
         peak_mb=peak[0] / 1e6,
-        activations_mb=kept_for_backward(model, batch_size, length) / 1e6,
+        activations_mb=activation_bytes(model, batch_size, length) / 1e6,
     )
 
 
-def kept_for_backward(model: PreTrainedModel, batch_size: int, length: int) -> int:
+def activation_bytes(model: PreTrainedModel, batch_size: int, length: int) -> int:
     """Bytes that a forward in training mode keeps for its backward, each storage once, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
@@ -352,7 +352,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
         yield found
         found[0] = torch.cuda.max_memory_allocated(device) - before
         return
-    give_memory_back()  # else what was freed before is used again, unseen
+    trim_heap()  # else what was freed before is used again, unseen
     process, ended = psutil.Process(), threading.Event()
     before = process.memory_info().rss
 
@@ -383,7 +383,7 @@ def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: 
 def _times(model: PreTrainedModel, batch: int, length: int, repeats: int, warm_up: int = WARM_UP) -> list[float]:
     inputs = _inputs(model, batch, length)
     times = []
-    with answering(model):
+    with inference_mode(model):
         for number in range(warm_up + repeats):
             _wait(model.device)
             begun = time.perf_counter()
@@ -422,7 +422,7 @@ def profile_models(
         UsageError: a model that is not there, or a length beyond its positions.
     """
     checkpoints = [
-        checkpoint_files.locate(name, revision if number == 0 else None, weights=weights)
+        checkpoint_files.find_checkpoint(name, revision if number == 0 else None, weights=weights)
         for number, name in enumerate(names)
     ]
     if weights:
@@ -431,6 +431,6 @@ def profile_models(
     place = make_accelerator(device).device
     profiles = []
     for checkpoint in checkpoints:
-        model = loading.load_as_it_is(checkpoint).to(place) if weights else None
+        model = loading.load_any(checkpoint).to(place) if weights else None
         profiles.append(profile(checkpoint, lengths, batch_size, model, str(place), precision))
     return profiles

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import Stack, accepted_inputs, attention_of, describe, layout_of
-from kdalign.models.capture import answering
+from kdalign.models.capture import inference_mode
 from kdalign.models.heads import auto_class, head_of_class
 from kdalign.models.pruning_layouts import FAMILIES, Axis
 
@@ -31,7 +31,7 @@ channels; or all weights from chance."""
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class WidthSpec:
     """What a narrower student keeps of each layer; None leaves the teacher's.
 
     Attributes:
@@ -47,7 +47,7 @@ class Narrowing:
     feed_forward: int | None = None
 
 
-def narrow_config(config: PretrainedConfig, wanted: Narrowing) -> PretrainedConfig:
+def prune_config(config: PretrainedConfig, wanted: WidthSpec) -> PretrainedConfig:
     """A copy of a teacher's configuration with a narrower student's sizes.
 
     A head's width stays the teacher's. So where heads and width are tied (BERT), a width alone takes heads with it:
@@ -98,8 +98,8 @@ def narrow_config(config: PretrainedConfig, wanted: Narrowing) -> PretrainedConf
     return changed
 
 
-def narrow(
-    model: PreTrainedModel, wanted: Narrowing, by: str, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
+def prune_width(
+    model: PreTrainedModel, wanted: WidthSpec, by: str, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
 ) -> PreTrainedModel:
     """A narrower student in float32, of its teacher's class; what is not narrowed is copied bit for bit.
 
@@ -115,7 +115,7 @@ def narrow(
     """
     if by not in METHODS:
         raise unknown("way of narrowing", by, METHODS)
-    config = narrow_config(model.config, wanted)
+    config = prune_config(model.config, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student: PreTrainedModel = auto_class(head_of_class(type(model).__name__)).from_config(
@@ -188,7 +188,7 @@ def _watch(
 
     handles = [model.get_submodule(name).register_forward_hook(hook(each)) for name, each in watchers.items()]
     try:
-        with answering(model):
+        with inference_mode(model):
             for batch in batches:
                 real = batch["attention_mask"].bool()
                 model(**accepted_inputs(model, batch))

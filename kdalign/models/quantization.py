@@ -20,7 +20,7 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import count_parameters
 
 
-def quantized(model: PreTrainedModel) -> PreTrainedModel:
+def quantize_dynamic(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model, its linear layers in int8; the output layer of a language model, often tied, stays as it is.
 
     Raises:
@@ -38,17 +38,17 @@ def quantized(model: PreTrainedModel) -> PreTrainedModel:
         return quantize(plain, names, torch.qint8, inplace=True).eval()
 
 
-def how_quantized() -> str:
+def describe_quantization() -> str:
     """By what, in a few words."""
     return f"torch {torch.__version__}, quantize_dynamic of linear layers, engine {torch.backends.quantized.engine}"
 
 
-def parameters_of(model: PreTrainedModel) -> int:
+def count_quantized_parameters(model: PreTrainedModel) -> int:
     """The number of parameters, those in int8 too, tied ones once."""
     return count_parameters(model) + sum(tensor.numel() for tensor in _packed(model))
 
 
-def megabytes_of(model: PreTrainedModel) -> float:
+def quantized_megabytes(model: PreTrainedModel) -> float:
     """What its weights and buffers take, tied ones once, in 10^6 bytes; the few scales are left out."""
     plain = {tensor.untyped_storage().data_ptr(): tensor for tensor in [*model.parameters(), *_saved_buffers(model)]}
     return sum(int(tensor.nbytes) for tensor in [*plain.values(), *_packed(model)]) / 1e6

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kdalign.errors import UsageError, printable, shortened
+from kdalign.errors import UsageError, printable, shorten
 from kdalign.files import read_json
 from kdalign.models.checkpoint_files import Checkpoint, further_file
 from kdalign.models.tokenizer import load_tokenizer
@@ -31,7 +31,7 @@ def check_sentences(checkpoint: Checkpoint) -> None:
             that the tokenizer does not see to.
     """
     name = checkpoint.name
-    pooling = pooling_of(checkpoint)
+    pooling = read_pooling(checkpoint)
     if pooling not in ("mean", None):
         raise UsageError(f"{name!r} pools its tokens by {pooling}; accepted is the mean")
     further = [kind for kind in sentence_modules(checkpoint) if kind not in _KNOWN_MODULES]
@@ -41,7 +41,7 @@ def check_sentences(checkpoint: Checkpoint) -> None:
             f"they would be others (accepted: {', '.join(_KNOWN_MODULES)})"
         )
     file, told = _object(checkpoint, "config_sentence_transformers.json")
-    default, prompts = told.get("default_prompt_name"), prompts_of(checkpoint)
+    default, prompts = told.get("default_prompt_name"), read_prompts(checkpoint)
     if isinstance(default, str) and prompts.get(default):
         raise UsageError(
             f"{name!r} puts the prompt {_shown(prompts[default])} before every text ({file}: default_prompt_name "
@@ -58,13 +58,13 @@ def check_sentences(checkpoint: Checkpoint) -> None:
             )
 
 
-def note_on_prompts(checkpoint: Checkpoint) -> str:
+def prompts_note(checkpoint: Checkpoint) -> str:
     """A sentence on prompts that a model knows and nobody asked for; nothing where it knows none."""
-    told = ", ".join(f"{name} {_shown(text)}" for name, text in prompts_of(checkpoint).items() if text)
+    told = ", ".join(f"{name} {_shown(text)}" for name, text in read_prompts(checkpoint).items() if text)
     return f"{checkpoint.name} knows prompts, and texts are read without them: {told}" if told else ""
 
 
-def prompts_of(checkpoint: Checkpoint) -> dict[str, str]:
+def read_prompts(checkpoint: Checkpoint) -> dict[str, str]:
     """What is put before texts of some use, such as ``query``, where that is asked for."""
     told = _object(checkpoint, "config_sentence_transformers.json")[1].get("prompts")
     if not isinstance(told, dict):
@@ -72,7 +72,7 @@ def prompts_of(checkpoint: Checkpoint) -> dict[str, str]:
     return {str(name): text for name, text in told.items() if isinstance(text, str)}
 
 
-def pooling_of(checkpoint: Checkpoint) -> str | None:
+def read_pooling(checkpoint: Checkpoint) -> str | None:
     """How sentence-transformers would pool the tokens, such as ``mean`` or ``mean and max``; None where nothing says.
 
     Raises:
@@ -129,4 +129,4 @@ def _object(checkpoint: Checkpoint, name: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _shown(text: str) -> str:
-    return shortened(printable(repr(text)), 60)
+    return shorten(printable(repr(text)), 60)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.token_matching import spelled
+from kdalign.data.token_matching import source_pieces
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import (
     Layer,
@@ -19,11 +19,11 @@ from kdalign.models.architecture import (
     with_tokenizer,
 )
 from kdalign.models.heads import auto_class, head_of_class
-from kdalign.models.pruning import narrow
-from kdalign.models.student_spec import Cut
+from kdalign.models.pruning import prune_width
+from kdalign.models.student_spec import CutSpec
 
 
-def cut(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTrainedModel:
+def copy_layers(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTrainedModel:
     """A student made of these teacher layers, with the teacher's embeddings and head, in float32.
 
     What only a stack's first layer has (T5's relative positions) stays there.
@@ -49,9 +49,9 @@ def _writing_as(teacher: PreTrainedModel, student: PreTrainedModel) -> PreTraine
     return student
 
 
-def made(
+def build_student(
     teacher: PreTrainedModel,
-    wanted: Cut,
+    wanted: CutSpec,
     start: Mapping[str, Sequence[int]] | None,
     by: str,
     texts: Iterable[Mapping[str, Tensor]],
@@ -72,11 +72,11 @@ def made(
             torch.manual_seed(seed)
             return _writing_as(teacher, _empty(teacher, wanted.config(teacher.config)))
     # Narrowed first: what its layers do is seen best in the teacher as it is.
-    source = narrow(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher
-    return _writing_as(teacher, cut(source, start))
+    source = prune_width(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher
+    return _writing_as(teacher, copy_layers(source, start))
 
 
-def with_vocabulary(
+def transfer_vocabulary(
     model: PreTrainedModel, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """A model with one tokenizer's vocabulary made into one with another's, everything else as it is.
@@ -89,7 +89,7 @@ def with_vocabulary(
     larger.vocab_size += 1
     with torch.device("meta"):
         grown = _empty(model, larger).state_dict()
-    pieces, source, target = spelled(ours, theirs), model.state_dict(), student.state_dict()
+    pieces, source, target = source_pieces(ours, theirs), model.state_dict(), student.state_dict()
     for name in target:
         old = source[name].to(torch.float32)
         if grown[name].shape == old.shape:

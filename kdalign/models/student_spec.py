@@ -7,22 +7,22 @@ from dataclasses import dataclass, field, fields
 from transformers import PretrainedConfig
 
 from kdalign.errors import UsageError, unknown
-from kdalign.models.architecture import Architecture, Layer, Stack, blocks, skeleton, with_layers
+from kdalign.models.architecture import Architecture, Layer, Stack, blocks, meta_model, with_layers
 from kdalign.models.layer_selection import choose_layers
-from kdalign.models.pruning import Narrowing, narrow_config
+from kdalign.models.pruning import WidthSpec, prune_config
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutSpec:
     """What a student that is made out of its teacher keeps: so many layers of each stack, and their sizes."""
 
     layers: Mapping[str, int]
-    narrowing: Narrowing = field(default_factory=Narrowing)
+    narrowing: WidthSpec = field(default_factory=WidthSpec)
 
     @property
     def narrows(self) -> bool:
         """Whether any size is asked for."""
-        return self.narrowing != Narrowing()
+        return self.narrowing != WidthSpec()
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
         """The student's configuration.
@@ -31,10 +31,10 @@ class Cut:
             UsageError: a size that the family cannot have.
         """
         config = with_layers(teacher, {stack: range(number) for stack, number in self.layers.items()})
-        return narrow_config(config, self.narrowing) if self.narrows else config
+        return prune_config(config, self.narrowing) if self.narrows else config
 
 
-_SIZES = tuple(size.name for size in fields(Narrowing))
+_SIZES = tuple(size.name for size in fields(WidthSpec))
 
 
 def is_cut(student: str) -> bool:
@@ -42,7 +42,7 @@ def is_cut(student: str) -> bool:
     return student.partition("=")[0] in ("layers", *_SIZES) and "=" in student
 
 
-def cut_of(student: str, teacher: Architecture) -> Cut | None:
+def parse_cut(student: str, teacher: Architecture) -> CutSpec | None:
     """The cut that ``--student`` describes; None where the student is a checkpoint or new.
 
     ``layers=3`` and ``layers=half`` cut every stack, ``layers=encoder:4,decoder:2`` one by one; ``width``, ``heads``,
@@ -75,7 +75,7 @@ def cut_of(student: str, teacher: Architecture) -> Cut | None:
             raise UsageError(f"--student {student!r}: name every stack once ({', '.join(words)})")
         words = chosen
     layers = {stack.name: _number(student, words[stack.name], stack) for stack in teacher.stacks}
-    return Cut(layers, Narrowing(**{key: int(value) for key, value in given.items()}))
+    return CutSpec(layers, WidthSpec(**{key: int(value) for key, value in given.items()}))
 
 
 def _number(student: str, word: str, stack: Stack) -> int:
@@ -106,7 +106,7 @@ def check_cut(config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> 
     Raises:
         UsageError: the layer, and what is accepted.
     """
-    source, target = blocks(skeleton(config)), blocks(skeleton(with_layers(config, layers)))
+    source, target = blocks(meta_model(config)), blocks(meta_model(with_layers(config, layers)))
     for (stack, place), block in target.items():
         moved = Layer(stack, layers[stack][place])
         ours, theirs = (

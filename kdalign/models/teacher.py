@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import Batch
 from kdalign.models.architecture import accepted_inputs, layout_of
-from kdalign.models.capture import Signals, Wanted, run, watch
-from kdalign.models.layouts import Attention
+from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward
+from kdalign.models.layouts import AttentionLayout
 
 
 class Teacher:
@@ -18,15 +18,15 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
         # Attention of a family's own may mix weights with positions in float32: its products are rounded instead.
-        self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not Attention.INTERFACE
+        self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
-        self.model = watch(model).to(device=device, dtype=weights).eval().requires_grad_(False)
+        self.model = enable_capture(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)
 
-    def __call__(self, batch: Batch, wanted: Wanted) -> Signals:
+    def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
         """One forward without gradients, at the student's positions; logits in the task's label order."""
         device, inputs = self.model.device.type, batch.taught_inputs
         with torch.no_grad():
             with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
-                signals = run(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
+                signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
             return signals if batch.matching is None else signals.moved(batch.matching)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from kdalign.errors import UsageError, library_errors
-from kdalign.models.architecture import block_paths, not_finite
+from kdalign.models.architecture import block_paths, first_non_finite
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.weight_files import weight_files
 
@@ -36,7 +36,7 @@ def check_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMo
     Raises:
         UsageError: which is not.
     """
-    bad = not_finite(model)
+    bad = first_non_finite(model)
     if bad:
         raise _no_numbers(checkpoint, bad)
     return model

@@ -78,7 +78,7 @@ def shard_names(index: Path) -> list[str]:
     return sorted(set(named.values()))
 
 
-def held_in(folder: Path, name: str) -> WeightHeaders:
+def read_headers(folder: Path, name: str) -> WeightHeaders:
     """Look at the headers of all files: no tensor is read.
 
     Raises:
@@ -114,6 +114,6 @@ def _check_kinds(file: Path, kinds: Mapping[str, str]) -> None:
             )
 
 
-def adapter_in(folder: Path) -> str | None:
+def find_adapter(folder: Path) -> str | None:
     """The name of an adapter's file in a folder; None where there is none."""
     return next((file for file in ADAPTER if (folder / file).exists()), None)

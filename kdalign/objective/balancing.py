@@ -19,7 +19,7 @@ WINDOW = 50
 _TEMPERATURE = 2.0
 
 
-class Balance(nn.Module, ABC):
+class LossBalancer(nn.Module, ABC):
     """The factors of some terms.
 
     Attributes:
@@ -33,11 +33,11 @@ class Balance(nn.Module, ABC):
         self.names = tuple(names)
         self.register_buffer("seen", torch.zeros(len(self.names), dtype=torch.int64))
 
-    def lacks(self, names: Sequence[str]) -> bool:
+    def needs_warmup(self, names: Sequence[str]) -> bool:
         """Whether one of these was never seen, so that its size must be looked at before the first step with it."""
         return any(self.seen[self.names.index(name)] == 0 for name in names)
 
-    def saw(self, parts: Mapping[str, float]) -> None:
+    def update(self, parts: Mapping[str, float]) -> None:
         """Take note of a step's means."""
         for name, value in parts.items():
             number = self.names.index(name)
@@ -62,7 +62,7 @@ class Balance(nn.Module, ABC):
         """Take note of one term's mean."""
 
 
-class RunningSize(Balance):
+class RunningSize(LossBalancer):
     r"""Each term in units of its own running size: :math:`1 / m_k`, m a moving mean of the term's values.
 
     A term that is scaled by a constant changes nothing. The mean is Adam's, over :math:`1 - 0.98^n` after n values, so
@@ -92,7 +92,7 @@ class RunningSize(Balance):
             self.sizes[number] = MOMENTUM * self.sizes[number] + (1 - MOMENTUM) * value
 
 
-class Uncertainty(Balance):
+class UncertaintyBalance(LossBalancer):
     r"""Learnt factors: :math:`\sum_k e^{-s_k} w_k L_k + s_k / 2`, s learnt with the student, 0 at first.
 
     Kendall et al. 2018, arXiv:1705.07115, equation 10, with :math:`s = \log \sigma^2` and one rule for all terms.
@@ -102,7 +102,7 @@ class Uncertainty(Balance):
         super().__init__(names)
         self.logs = nn.Parameter(torch.zeros(len(self.names)))
 
-    def lacks(self, names: Sequence[str]) -> bool:
+    def needs_warmup(self, names: Sequence[str]) -> bool:
         """Nothing is measured."""
         return False
 
@@ -123,7 +123,7 @@ class Uncertainty(Balance):
         return total
 
 
-class Pace(Balance):
+class PaceBalance(LossBalancer):
     r"""More weight for terms that fall more slowly: :math:`K \, \mathrm{softmax}_k(r_k / 2) / L_k(0)`.
 
     r is a term's mean over the last window of steps by that over the window before, :math:`L_k(0)` that over the first,
@@ -156,5 +156,9 @@ class Pace(Balance):
             row[0] = row[2]
 
 
-BALANCES: Mapping[str, type[Balance]] = {"size": RunningSize, "uncertainty": Uncertainty, "pace": Pace}
+BALANCES: Mapping[str, type[LossBalancer]] = {
+    "size": RunningSize,
+    "uncertainty": UncertaintyBalance,
+    "pace": PaceBalance,
+}
 """By the recipe's word; ``static`` is none of them."""

@@ -5,32 +5,36 @@ from dataclasses import replace
 
 import torch
 
-from kdalign.alignment.plan import Plan, crossed
-from kdalign.data.tasks import AnyTask, Task
-from kdalign.data.token_matching import Shared
+from kdalign.alignment.plan import Plan, cross_attention_layer
+from kdalign.data.tasks import AnyTask, ClassificationTask
+from kdalign.data.token_matching import SharedVocabulary
 from kdalign.errors import UsageError
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import (
     AttentionMaps,
-    Embedding,
+    EmbeddingDistance,
     EmbeddingsCosine,
+    EmbeddingSimilarity,
     HardLabels,
     HiddenCosine,
-    HiddenEuclid,
+    HiddenMSE,
+    LayerPairs,
+    LMHeadLoss,
     LossTerm,
-    Place,
     Relations,
     Signal,
-    Similarity,
     SoftTargets,
-    Vocabulary,
 )
-from kdalign.objective.terms.registry import Setting, further_terms
-from kdalign.recipe import Objective as Weights
+from kdalign.objective.terms.registry import TermContext, build_terms
+from kdalign.recipe import ObjectiveWeights as Weights
 
 
 def build_objective(
-    task: AnyTask, weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+    task: AnyTask,
+    weights: Weights,
+    plan: Plan | None,
+    dtype: torch.dtype | None = None,
+    shared: SharedVocabulary | None = None,
 ) -> Objective:
     """The objective of a task of any kind.
 
@@ -44,7 +48,7 @@ def build_objective(
     Raises:
         UsageError: a term that cannot be had here, with the reason.
     """
-    if isinstance(task, Task):
+    if isinstance(task, ClassificationTask):
         return build_classification_objective(weights, plan, task.regression, len(task.labels))
     if task.scored is None:
         return build_language_objective(weights, plan, dtype, shared)
@@ -74,7 +78,7 @@ def build_classification_objective(
 
 
 def build_language_objective(
-    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: Shared | None = None
+    weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: SharedVocabulary | None = None
 ) -> Objective:
     """The objective of a language-modelling task.
 
@@ -85,7 +89,7 @@ def build_language_objective(
         shared: what the vocabularies share, where they are two.
     """
     given, weights = weights, weights.built
-    vocabulary = Vocabulary(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
+    vocabulary = LMHeadLoss(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
     if weights.standardise:
         raise UsageError("objective.standardise is for the logits of classes, not for tokens")
     terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
@@ -97,8 +101,8 @@ def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
     given, weights = weights, weights.built
     same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
     answers: dict[str, tuple[float, LossTerm]] = {
-        "embedding": (weights.alpha if same else 0.0, Embedding()),
-        "similarity": (weights.alpha, Similarity()),
+        "embedding": (weights.alpha if same else 0.0, EmbeddingDistance()),
+        "similarity": (weights.alpha, EmbeddingSimilarity()),
     }
     return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
 
@@ -111,17 +115,17 @@ def _scheduled(objective: Objective, weights: Weights) -> Objective:
 
 def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
     """The terms that the recipe names."""
-    setting = Setting(plan, {} if plan is None else _places(plan), classes, weights.temperature)
-    return {name: (weight, term) for name, weight, term in further_terms(weights.terms, setting)}
+    setting = TermContext(plan, {} if plan is None else _places(plan), classes, weights.temperature)
+    return {name: (weight, term) for name, weight, term in build_terms(weights.terms, setting)}
 
 
-def _places(plan: Plan) -> dict[str, Place]:
+def _places(plan: Plan) -> dict[str, LayerPairs]:
     """Where layers are compared, by the student's stack."""
     found = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
         looks_back = target or plan.student.family == "causal"
-        found[layer_map.student_stack] = Place(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
+        found[layer_map.student_stack] = LayerPairs(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
     return found
 
 
@@ -137,12 +141,14 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
         ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
-        terms[f"euclid{ending}"] = (weights.gamma, HiddenEuclid(place.of_one_term(), variances))
+        terms[f"euclid{ending}"] = (weights.gamma, HiddenMSE(place.of_one_term(), variances))
         mean = plan.heads == "mean"
         terms[f"attention{ending}"] = (weights.delta, AttentionMaps(place.of_one_term(), mean))
         if place.reads_target:
-            crossing = tuple((crossed(ours), crossed(theirs), share) for ours, theirs, share in pairs)
-            across = Place(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
+            crossing = tuple(
+                (cross_attention_layer(ours), cross_attention_layer(theirs), share) for ours, theirs, share in pairs
+            )
+            across = LayerPairs(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
             terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
         stacks = layer_map.student_stack, layer_map.teacher_stack
         terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))

@@ -4,7 +4,7 @@ import os
 
 from kdalign.alignment.plan import Plan
 from kdalign.errors import UsageError
-from kdalign.models.layouts import Attention
+from kdalign.models.layouts import AttentionLayout
 from kdalign.objective.losses import LEAST_GROUP
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal, Unit
@@ -69,7 +69,7 @@ def _check_embeddings(plan: Plan) -> None:
 def check_attention(plan: Plan, compares_maps: bool) -> None:
     """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
     for architecture in (plan.teacher, plan.student):
-        if architecture.attention is Attention.CLOSED:
+        if architecture.attention is AttentionLayout.CLOSED:
             raise UsageError(
                 f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
             )

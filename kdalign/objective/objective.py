@@ -15,24 +15,24 @@ from torch import Tensor, nn
 
 from kdalign.errors import UsageError
 from kdalign.models.architecture import CROSS, Layer
-from kdalign.models.capture import Wanted
+from kdalign.models.capture import CaptureSpec
 from kdalign.objective.terms import (
     AttentionMaps,
     Contrastive,
+    LayerTerm,
     LayerWeights,
+    LMHeadLoss,
     LossTerm,
     MaskedTokens,
-    OverLayers,
     Signal,
     SoftTargets,
+    TermInputs,
     Unit,
-    View,
-    Vocabulary,
 )
-from kdalign.objective.terms.logits import Decoupled
-from kdalign.objective.terms.relational import Correlation
+from kdalign.objective.terms.logits import DecoupledKD
+from kdalign.objective.terms.relational import CorrelationDistance
 from kdalign.recipe import KEYS_OF_TERMS
-from kdalign.recipe.schedules import Scheduled
+from kdalign.recipe.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Objective:
     """
 
     terms: Mapping[str, tuple[float, LossTerm]]
-    vocabulary: Vocabulary | None = None
-    moving: Mapping[str, Scheduled] = field(default_factory=dict)
+    vocabulary: LMHeadLoss | None = None
+    moving: Mapping[str, Schedule] = field(default_factory=dict)
     own_temperature: frozenset[str] = frozenset()
 
-    def __call__(self, view: View, units: Mapping[Unit, float]) -> Breakdown:
+    def __call__(self, view: TermInputs, units: Mapping[Unit, float]) -> Breakdown:
         """The micro-batch's share of the step's loss.
 
         Args:
@@ -80,7 +80,7 @@ class Objective:
             total = total + weight * mean
         return Breakdown(total, parts)
 
-    def each(self, view: View, units: Mapping[Unit, float]) -> Iterator[tuple[str, Tensor]]:
+    def each(self, view: TermInputs, units: Mapping[Unit, float]) -> Iterator[tuple[str, Tensor]]:
         """Its parts one by one, weighted, each with its own graph, in the order of ``names``."""
         if self.vocabulary is not None:
             for name in self.vocabulary.parts:
@@ -124,9 +124,9 @@ class Objective:
         return softened[0] if softened else None
 
     @property
-    def _softened(self) -> "dict[str, SoftTargets | Decoupled | Correlation]":
+    def _softened(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
         """Terms at the recipe's temperature."""
-        kinds = SoftTargets | Decoupled | Correlation
+        kinds = SoftTargets | DecoupledKD | CorrelationDistance
         named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
         return {name: term for name, term in named.items() if isinstance(term, kinds)}
 
@@ -157,7 +157,7 @@ class Objective:
         """Its parts, in the order of a breakdown."""
         return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
 
-    def asked(self, parts: Mapping[str, T], units: Mapping[Unit, float]) -> dict[str, T]:
+    def present_terms(self, parts: Mapping[str, T], units: Mapping[Unit, float]) -> dict[str, T]:
         """Of a step's parts, those of which it had a unit: without a labelled row, there is no mean over labels."""
         absent = {name for name, (_, term) in self.terms.items() if not units[term.unit]}
         return {name: value for name, value in parts.items() if name not in absent}
@@ -192,7 +192,7 @@ class Objective:
     @property
     def layer_weights(self) -> dict[str, LayerWeights]:
         """The lambda_l of terms whose layers' weights change on the way."""
-        places = {name: term.place for name, (_, term) in self.terms.items() if isinstance(term, OverLayers)}
+        places = {name: term.place for name, (_, term) in self.terms.items() if isinstance(term, LayerTerm)}
         return {name: place.changing for name, place in places.items() if place.changing is not None}
 
     def remember(self, units: Mapping[Unit, float] | None) -> None:
@@ -207,11 +207,11 @@ class Objective:
         for name, weights in self.layer_weights.items():
             weights.remember(units[self.terms[name][1].unit] if units is not None else 0.0)
 
-    def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> Wanted:
+    def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> CaptureSpec:
         """What must be captured of a model at these layers."""
         attention = self.needs & ({Signal.ATTENTION, Signal.TAUGHT_ATTENTION} if of_teacher else {Signal.ATTENTION})
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
-        return Wanted(
+        return CaptureSpec(
             hidden=frozenset(layers if self.needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
             attention=frozenset(layers if attention else ())
             | frozenset(crossing if Signal.CROSS in self.needs else ()),

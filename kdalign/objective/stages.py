@@ -1,13 +1,13 @@
 """Stages of training that compare different parts of the models."""
 
 from kdalign.alignment.plan import Plan
-from kdalign.alignment.propose import grown
+from kdalign.alignment.propose import progressive_plans
 from kdalign.errors import UsageError
-from kdalign.recipe import Objective as Weights
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 
 
-def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Plan | None]]:
+def stages_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Plan | None]]:
     """The parts of a run: the share of the steps after which each begins, what it minimises, and by which plan.
 
     Stages of the objective, the first of them divided while layers are aligned one after the other.
@@ -15,7 +15,7 @@ def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Pl
     found: list[tuple[float, Weights, Plan | None]] = []
     for after, weights in recipe.objective.stages:
         if plan is not None and weights.built.aligning and after == 0:
-            found += [(begins, weights, each) for begins, each in grown(plan, recipe.align.grow)]
+            found += [(begins, weights, each) for begins, each in progressive_plans(plan, recipe.align.grow)]
         else:
             found.append((after, weights, plan))
     return found
@@ -23,7 +23,7 @@ def parts_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Pl
 
 def check_steps(steps: int, recipe: Recipe, plan: Plan | None) -> None:
     """Refuse fewer steps than parts."""
-    parts = len(parts_of(recipe, plan))
+    parts = len(stages_of(recipe, plan))
     if steps < parts:
         raise UsageError(
             f"{parts} parts (objective.align_first, align.grow) need a step each: train for {parts} at least"

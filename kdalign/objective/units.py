@@ -7,7 +7,7 @@ from kdalign.objective import losses
 from kdalign.objective.terms import Unit
 
 
-def rows_of(batches: Sequence[Batch]) -> list[list[int]]:
+def count_rows(batches: Sequence[Batch]) -> list[list[int]]:
     """Of each micro-batch, its texts and the tokens that are compared."""
     return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
 
@@ -30,5 +30,5 @@ def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
         Unit.TARGET: float(sum(int(batch.predicted.sum()) for batch in batches if batch.targets is not None)),
         Unit.ANSWERED: float(sum(int(batch.answered.sum()) for batch in batches if batch.targets is not None)),
         Unit.MASKED: float(sum(int(batch.masked.sum()) for batch in batches)),
-        **count_groups(rows_of(batches)),
+        **count_groups(count_rows(batches)),
     }

@@ -5,20 +5,20 @@ both. The dump holds every default, and loading the dump gives the same recipe a
 """
 
 from kdalign.recipe.loading import (
-    assign,
     build_recipe,
-    code_written,
+    code_in_assignments,
+    for_task,
     load_recipe,
-    merged,
+    merge,
     missing_keys,
+    parse_value,
     read_tree,
-    recipe_of,
     recipe_of_task,
+    set_key,
     term_weights,
-    value_of,
-    with_own,
+    validate_recipe,
 )
-from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, Objective
+from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, ObjectiveWeights
 from kdalign.recipe.recipe import CHECKS, Recipe
 from kdalign.recipe.sections import (
     LAYER_WEIGHTS,
@@ -26,13 +26,13 @@ from kdalign.recipe.sections import (
     MOST_ROWS,
     MOST_TOKENS,
     UNLABELLED_KEYS,
-    Align,
-    Augment,
-    Data,
-    Finetune,
-    Train,
+    AlignSettings,
+    AugmentSettings,
+    DataSettings,
+    FinetuneSettings,
+    TrainSettings,
 )
-from kdalign.recipe.task_defaults import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, defaults_of
+from kdalign.recipe.task_defaults import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, task_defaults
 
 __all__ = [
     "ANSWER_TERMS",
@@ -49,25 +49,25 @@ __all__ = [
     "TERM_KEYS",
     "TOKEN_TASKS",
     "UNLABELLED_KEYS",
-    "Align",
-    "Augment",
-    "Data",
-    "Finetune",
+    "AlignSettings",
+    "AugmentSettings",
+    "DataSettings",
+    "FinetuneSettings",
     "MultiTask",
-    "Objective",
+    "ObjectiveWeights",
     "Recipe",
-    "Train",
-    "assign",
+    "TrainSettings",
     "build_recipe",
-    "code_written",
-    "defaults_of",
+    "code_in_assignments",
+    "for_task",
     "load_recipe",
-    "merged",
+    "merge",
     "missing_keys",
+    "parse_value",
     "read_tree",
-    "recipe_of",
     "recipe_of_task",
+    "set_key",
+    "task_defaults",
     "term_weights",
-    "value_of",
-    "with_own",
+    "validate_recipe",
 ]

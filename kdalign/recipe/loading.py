@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from kdalign.errors import UsageError, did_you_mean, shortened
+from kdalign.errors import UsageError, did_you_mean, shorten
 from kdalign.files import check_name, parse_yaml, read_yaml
 from kdalign.recipe.recipe import Recipe
 from kdalign.recipe.task_defaults import MultiTask
@@ -29,10 +29,10 @@ def build_recipe(
     Raises:
         UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
     """
-    return recipe_of(merged(read_tree(file) if file else {}, flags or {}, sets))
+    return validate_recipe(merge(read_tree(file) if file else {}, flags or {}, sets))
 
 
-def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
+def merge(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
     """A tree of keys and values with flags that win over it, and assignments that win over both.
 
     What the tree says of a key for one of several tasks gives way, too.
@@ -54,21 +54,21 @@ def merged(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[
         if key == "objective.terms" and isinstance(value, Mapping):
             _add_terms(found, value)
         elif value is not None:
-            assign(found, key, value)
+            set_key(found, key, value)
     for assignment in sets:
         key, _, text = assignment.partition("=")
-        assign(found, key.strip(), value_of(key.strip(), text))
+        set_key(found, key.strip(), parse_value(key.strip(), text))
     _check_texts(found)
     return found
 
 
-def code_written(sets: Iterable[str]) -> list[object]:
+def code_in_assignments(sets: Iterable[str]) -> list[object]:
     """What assignments that are written on the command line say where a recipe can name code.
 
     Raises:
         UsageError: as ``merged``.
     """
-    tree = merged({}, {}, sets)
+    tree = merge({}, {}, sets)
     return [tree.get(section) for section in ("objective", "align", "multi_task")]
 
 
@@ -114,7 +114,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def recipe_of(tree: Mapping[str, Any]) -> Recipe:
+def validate_recipe(tree: Mapping[str, Any]) -> Recipe:
     """The recipe that a tree of keys and values holds.
 
     Raises:
@@ -142,12 +142,12 @@ def _forget(tree: dict[str, Any], keys: Collection[str]) -> None:
                 inner.pop(name, None)
 
 
-def with_own(tree: Mapping[str, Any], task: str) -> dict[str, Any]:
+def for_task(tree: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The tree of a recipe of several tasks, with the keys that differ for this one (``multi_task.tasks``)."""
     found = deepcopy(dict(tree))
     section = found.get("multi_task") or {}
     for key, value in MultiTask(tasks=section.pop("tasks", {})).tasks.get(task, {}).items():
-        assign(found, key, value)
+        set_key(found, key, value)
     return found
 
 
@@ -158,13 +158,13 @@ def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
         UsageError: a value that is not accepted.
     """
     together = recipe.multi_task
-    tree = with_own(recipe.model_dump() | changes, task)
-    assign(tree, "data.task", (task,))
+    tree = for_task(recipe.model_dump() | changes, task)
+    set_key(tree, "data.task", (task,))
     # With which others it is learnt, and what differs for them; by itself, it is a recipe like any other.
     others = {name: together.tasks.get(name, {}) for name in recipe.data.task} if together.together else {}
-    assign(tree, "multi_task.tasks", others)
+    set_key(tree, "multi_task.tasks", others)
     try:
-        return recipe_of(tree)
+        return validate_recipe(tree)
     except UsageError as error:
         raise UsageError(f"multi_task.tasks, {task}: {error}" if task in together.tasks else str(error)) from None
 
@@ -209,7 +209,7 @@ def _dotted(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{path}{name}.")
 
 
-def value_of(key: str, text: str) -> Any:
+def parse_value(key: str, text: str) -> Any:
     """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
 
     Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63. So is what is
@@ -275,7 +275,7 @@ def _holds_text(key: str) -> bool:
     return name in known and known[name].annotation in (str, str | None)
 
 
-def assign(tree: dict[str, Any], key: str, value: object) -> None:
+def set_key(tree: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key in a tree, in place.
 
     Raises:
@@ -335,4 +335,4 @@ def _first_line(error: ValidationError) -> str:
     if first["type"] == "value_error" and isinstance(first["input"], Mapping) and "." not in key:
         return said  # of several keys of a section, which it names
     # Of several keys the message names them.
-    return f"{key}={shortened(repr(first['input']), 120)}: {said}" if key else said
+    return f"{key}={shorten(repr(first['input']), 120)}: {said}" if key else said

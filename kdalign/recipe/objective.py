@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kdalign.errors import did_you_mean
-from kdalign.recipe.schedules import MOST_WEIGHT, Scheduled, checked, scheduled
+from kdalign.recipe.schedules import MOST_WEIGHT, Schedule, check_schedule, schedule_of
 from kdalign.recipe.sections import Section, Temperature, Weight, check_plain
 
 TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
@@ -34,7 +34,7 @@ KEYS_OF_TERMS = {
 """For each term of the objective, the recipe's key of its weight; a further term's is its name."""
 
 
-class Objective(Section):
+class ObjectiveWeights(Section):
     """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
 
     hard: Weight = 0.3
@@ -80,14 +80,14 @@ class Objective(Section):
         if not isinstance(value, Mapping):
             raise ValueError("schedule takes keys with what they go to, such as {alpha: {to: 0}}")
         return {
-            str(key): checked(
+            str(key): check_schedule(
                 str(key), {k: _number(v) for k, v in given.items()} if isinstance(given, Mapping) else given
             )
             for key, given in value.items()
         }
 
     @model_validator(mode="after")
-    def _scheduled_keys_are_there(self) -> "Objective":
+    def _scheduled_keys_are_there(self) -> "ObjectiveWeights":
         known = ["temperature", *TERM_KEYS, *self.terms]
         for key, change in self.schedule.items():
             if key not in known:
@@ -109,7 +109,7 @@ class Objective(Section):
         return self
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> "Objective":
+    def _something_to_learn(self) -> "ObjectiveWeights":
         built = self.built
         if built.hard == 0 and not self.needs_teacher:
             alone = "masked_lm teaches no classes" if built.masked_lm else "every weight is 0"
@@ -121,7 +121,7 @@ class Objective(Section):
         return self
 
     @property
-    def stages(self) -> tuple[tuple[float, "Objective"], ...]:
+    def stages(self) -> tuple[tuple[float, "ObjectiveWeights"], ...]:
         """One after the other, the share of the steps after which each begins, and what it minimises."""
         if not self.align_first:
             return ((0.0, self),)
@@ -135,14 +135,14 @@ class Objective(Section):
         return (0.0, aligning), (self.align_first, answering)
 
     @property
-    def moving(self) -> dict[str, Scheduled]:
+    def moving(self) -> dict[str, Schedule]:
         """What is scheduled, by its key."""
         starts = {"temperature": self.temperature} | {key: getattr(self, key) for key in TERM_KEYS}
         starts |= {name: given["weight"] for name, given in self.terms.items()}
-        return {key: scheduled(starts[key], change) for key, change in self.schedule.items()}
+        return {key: schedule_of(starts[key], change) for key, change in self.schedule.items()}
 
     @property
-    def built(self) -> "Objective":
+    def built(self) -> "ObjectiveWeights":
         """What terms are made for: weights that rise from 0 are what they rise to, and nothing is scheduled."""
         if not self.schedule:
             return self

@@ -7,10 +7,10 @@ import yaml
 from pydantic import BaseModel, model_validator
 
 from kdalign.errors import did_you_mean
-from kdalign.recipe.objective import Objective
+from kdalign.recipe.objective import ObjectiveWeights
 from kdalign.recipe.presets import preset_named
-from kdalign.recipe.sections import Align, Data, Finetune, Section, Train
-from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, answers_of, defaults_of
+from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, TrainSettings
+from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, output_kind, task_defaults
 
 Check = Literal["memory", "disk", "special-tokens"]
 CHECKS: tuple[str, ...] = get_args(Check)
@@ -43,11 +43,11 @@ class Recipe(Section):
     """Fine-tune a teacher that has no head for the task; refuse it when false."""
     allow: tuple[Check, ...] = ()
     """Findings of the checks before a run that are let through."""
-    data: Data
-    align: Align = Align()
-    objective: Objective = Objective()
-    train: Train = Train()
-    finetune: Finetune = Finetune()
+    data: DataSettings
+    align: AlignSettings = AlignSettings()
+    objective: ObjectiveWeights = ObjectiveWeights()
+    train: TrainSettings = TrainSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
     multi_task: MultiTask = MultiTask()
     out: str | None = None
     """The run folder; named after task, models and seed when left out."""
@@ -69,10 +69,10 @@ class Recipe(Section):
         if isinstance(tree.get("preset"), str):
             preset = preset_named(tree["preset"])
             for name in names:
-                preset.check(answers_of(name), name)
+                preset.check(output_kind(name), name)
             tree = preset.under(tree, names)
         filled = dict(tree)
-        starts = [defaults_of(name) for name in names]
+        starts = [task_defaults(name) for name in names]
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
         for start in starts:
             for section, values in start.items():
@@ -157,7 +157,7 @@ class Recipe(Section):
             return self
         tasks, train = self.data.task, self.train
         for task in tasks:
-            if answers_of(task) != "classes":
+            if output_kind(task) != "classes":
                 raise ValueError(f"--multi-task is for classes and scores, each with a head: not for task {task!r}")
         refused = {
             "--lora": train.lora is not None,

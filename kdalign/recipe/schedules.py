@@ -19,7 +19,7 @@ _KEYS = ("to", "shape", "from", "until", "steps")
 
 
 @dataclass(frozen=True)
-class Scheduled:
+class Schedule:
     r"""A number on its way from its start to another.
 
     .. math:: v(x) = v_0 + r\big((x - a) / (b - a)\big) \, (v_1 - v_0), \quad r(u) = u,\ (1 - \cos \pi u) / 2
@@ -71,12 +71,12 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def place_of(step: int, steps: int) -> float:
+def progress_at(step: int, steps: int) -> float:
     """Where a step, counted from 0, is in a run of so many: 0 for the first, 1 for the last."""
     return step / max(1, steps - 1)
 
 
-def checked(key: str, given: object) -> dict[str, Any]:
+def check_schedule(key: str, given: object) -> dict[str, Any]:
     """A change as a recipe says it, with its defaults.
 
     Raises:
@@ -118,9 +118,9 @@ def checked(key: str, given: object) -> dict[str, Any]:
     return found
 
 
-def scheduled(start: float, change: Mapping[str, Any]) -> Scheduled:
+def schedule_of(start: float, change: Mapping[str, Any]) -> Schedule:
     """A number that is at first what the recipe says, and changes as was checked."""
-    return Scheduled(
+    return Schedule(
         start,
         change["to"],
         change["shape"],

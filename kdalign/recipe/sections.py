@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from kdalign.errors import did_you_mean, shortened
+from kdalign.errors import did_you_mean, shorten
 from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
 
 MOST_STEPS = 10**9
@@ -71,7 +71,7 @@ def check_plain(value: object, where: str) -> None:
     elif not (value is None or isinstance(value, str | bool | int | float)) or (
         isinstance(value, float) and not math.isfinite(value)
     ):
-        raise ValueError(f"{where} takes finite numbers, words, and lists of them; given {shortened(repr(value), 100)}")
+        raise ValueError(f"{where} takes finite numbers, words, and lists of them; given {shorten(repr(value), 100)}")
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -97,7 +97,7 @@ AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
 """For which ways a key of ``Augment`` is."""
 
 
-class Augment(Section):
+class AugmentSettings(Section):
     """Other views of the training rows."""
 
     by: Literal["none", "masked-lm", "spans", "cutoff"] = "none"
@@ -119,7 +119,7 @@ class Augment(Section):
     """Of ``masked-lm``: of what is drawn; the same texts for all seeds of the training."""
 
     @model_validator(mode="after")
-    def _of_one_way(self) -> "Augment":
+    def _of_one_way(self) -> "AugmentSettings":
         for key, field in type(self).model_fields.items():
             ways = AUGMENT_KEYS.get(key, ())
             if ways and self.by not in ways and getattr(self, key) != field.default:
@@ -150,7 +150,7 @@ class Augment(Section):
         return f"{self.rate_used:.0%} of the tokens cut off, in {self.share:.0%} of an epoch's rows"
 
 
-class Data(Section):
+class DataSettings(Section):
     """Which text the student learns from and is scored on."""
 
     task: tuple[str, ...]
@@ -177,7 +177,7 @@ class Data(Section):
     """At most so many of these texts, drawn as for ``limit``."""
     unlabelled_share: float | None = Field(None, gt=0, lt=1)
     """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
-    augment: Augment = Augment()
+    augment: AugmentSettings = AugmentSettings()
     """Other views of the training rows, such as ``{by: cutoff}``."""
 
     @field_validator("task", mode="before")
@@ -201,7 +201,7 @@ UNLABELLED_KEYS = ("unlabelled", "unlabelled_limit", "unlabelled_share")
 """Of ``Data``, those of text without labels."""
 
 
-class Align(Section):
+class AlignSettings(Section):
     """Which teacher layer teaches which student layer."""
 
     map: str = "auto"
@@ -252,7 +252,7 @@ class Align(Section):
         return value
 
 
-class Train(Section):
+class TrainSettings(Section):
     """How the student is trained."""
 
     epochs: Epochs = 3.0
@@ -311,13 +311,13 @@ class Train(Section):
         return words
 
     @model_validator(mode="after")
-    def _freezes_or_adapts(self) -> "Train":
+    def _freezes_or_adapts(self) -> "TrainSettings":
         if self.freeze and self.lora is not None:
             raise ValueError("adapters leave layers and embeddings as they are: give train.freeze or --lora, not both")
         return self
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "Train":
+    def _one_budget(self) -> "TrainSettings":
         if self.max_steps is not None and self.max_tokens is not None:
             raise ValueError("give train.max_steps or train.max_tokens, not both")
         return self
@@ -328,7 +328,7 @@ class Train(Section):
         return self.select == "best" or self.patience is not None
 
 
-class Finetune(Section):
+class FinetuneSettings(Section):
     """How a teacher without a head for the task is first fine-tuned on it."""
 
     epochs: Epochs = 3.0

@@ -9,15 +9,15 @@ from pydantic import BaseModel, Field, field_validator
 
 from kdalign.errors import UsageError, did_you_mean
 from kdalign.files import is_file, read_yaml
-from kdalign.recipe.objective import Objective
-from kdalign.recipe.sections import Align, Data, Finetune, Section, check_plain
+from kdalign.recipe.objective import ObjectiveWeights
+from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, check_plain
 
 PRETRAINED = "pretrained"
 _OF_A_TASK: Mapping[str, type[BaseModel]] = {
-    "data": Data,
-    "align": Align,
-    "objective": Objective,
-    "finetune": Finetune,
+    "data": DataSettings,
+    "align": AlignSettings,
+    "objective": ObjectiveWeights,
+    "finetune": FinetuneSettings,
 }
 """Sections that may differ from task to task of one student."""
 
@@ -101,13 +101,13 @@ ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """What differs where there is no teacher."""
 
 
-def defaults_of(task: str) -> Mapping[str, Mapping[str, Any]]:
+def task_defaults(task: str) -> Mapping[str, Mapping[str, Any]]:
     """What differs for a task, by its name."""
     kind = _kind_of(task)
     return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
 
 
-def answers_of(task: str) -> str:
+def output_kind(task: str) -> str:
     """What a task's answers are, as presets say it."""
     kind = _kind_of(task)
     return "tokens" if kind in TOKEN_TASKS else "embeddings" if kind == EMBEDDING_TASK else "classes"

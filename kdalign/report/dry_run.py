@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kdalign.errors import shortened
-from kdalign.report.screen import words
+from kdalign.errors import shorten
+from kdalign.report.screen import plain_text
 from kdalign.report.style import LONGEST_NOTE, new_table
 from kdalign.report.tables import plan_table
 
 if TYPE_CHECKING:
-    from kdalign.distillation.prepare import Prepared
-    from kdalign.recipe import Train
+    from kdalign.distillation.prepare import PreparedRun
+    from kdalign.recipe import TrainSettings
     from kdalign.recipe.presets import Preset
-    from kdalign.runs.ablation_spec import Ablation, Trial
+    from kdalign.runs.ablation_spec import AblationSpec, Trial
 
 
-def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
+def preparation_table(prepared: Sequence["PreparedRun"]) -> RenderableType:
     """What a dry run found: nothing was written."""
     parts: list[RenderableType] = _mixture(prepared) if prepared[0].recipe.multi_task.together else []
     for run in prepared:
@@ -28,16 +28,16 @@ def preparation_table(prepared: Sequence["Prepared"]) -> RenderableType:
         table.add_column("")
         table.add_column("", overflow="fold")
         for name, value in _facts(run).items():
-            table.add_row(words(name), words(value))
+            table.add_row(plain_text(name), plain_text(value))
         parts += [table, *([plan_table(run.plan)] if run.plan is not None else [])]
     return Group(*parts)
 
 
-def _mixture(prepared: Sequence["Prepared"]) -> list[RenderableType]:
+def _mixture(prepared: Sequence["PreparedRun"]) -> list[RenderableType]:
     """How the steps of one student are shared out over its tasks."""
-    from kdalign.distillation.multitask import mixture_of, seen_elsewhere
+    from kdalign.distillation.multitask import find_leaks, plan_mixture
 
-    mixture, train = mixture_of(prepared), prepared[0].recipe.train
+    mixture, train = plan_mixture(prepared), prepared[0].recipe.train
     total = len(mixture.turns)
     table = new_table(f"one student, {len(prepared)} tasks: {total:,} steps of {train.batch_size} examples")
     table.add_column("task")
@@ -46,23 +46,23 @@ def _mixture(prepared: Sequence["Prepared"]) -> list[RenderableType]:
     for name, steps in mixture.steps().items():
         size = mixture.examples[name]
         epochs = f"{steps * train.batch_size / size:.1f}"
-        table.add_row(words(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
+        table.add_row(plain_text(name), f"{size:,}", f"{mixture.shares[name]:.1%}", f"{steps:,}", epochs)
     settings = prepared[0].recipe.multi_task
     by = f"{settings.sampling} {settings.temperature:g}" if settings.sampling == "temperature" else settings.sampling
     notes = [
         f"sampling: {by}; the body starts from: {settings.body_from}",
-        *map("leak: {}".format, seen_elsewhere(prepared)),
+        *map("leak: {}".format, find_leaks(prepared)),
     ]
-    return [table, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes), Text("")]
+    return [table, *(plain_text(f"· {shorten(note, LONGEST_NOTE)}", style="dim") for note in notes), Text("")]
 
 
-def preparation_json(prepared: Sequence["Prepared"]) -> str:
+def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
     """The same for machines: a list, an object per task, with its recipe and plan in full."""
     shared: dict[str, dict[str, float]] = {}
     if prepared[0].recipe.multi_task.together:
-        from kdalign.distillation.multitask import mixture_of
+        from kdalign.distillation.multitask import plan_mixture
 
-        mixture = mixture_of(prepared)
+        mixture = plan_mixture(prepared)
         shared = {name: {"share": mixture.shares[name], "steps": steps} for name, steps in mixture.steps().items()}
     runs = [
         {
@@ -96,14 +96,14 @@ def presets_table(presets: Sequence["Preset"]) -> RenderableType:
         table.add_column(heading, overflow="fold")
     for preset in presets:
         about = Text.assemble(preset.about, "\n", (preset.source, "dim"))
-        table.add_row(words(preset.name), about, ", ".join(preset.tasks))
+        table.add_row(plain_text(preset.name), about, ", ".join(preset.tasks))
     return Group(table, Text("· what one needs, and its recipe: kdalign recipe show PRESET", style="dim"))
 
 
-def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableType:
+def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> RenderableType:
     """What an ablation would run, arm by arm."""
     arms, seeds = len(ablation.arms), len(ablation.seeds)
-    title = words(
+    title = plain_text(
         f"{len(trials)} run{'s' * (len(trials) > 1)}: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
         f"({' '.join(map(str, ablation.seeds))}), {', '.join(ablation.tasks)}",
         style="bold",
@@ -113,15 +113,15 @@ def trials_table(ablation: "Ablation", trials: Sequence["Trial"]) -> RenderableT
     table.add_column("differs by", overflow="fold")
     for arm, changes in ablation.arms.items():
         shown = ", ".join(f"{key.removeprefix('objective.')} {value}" for key, value in changes.items())
-        table.add_row(words(arm), words(shown or "nothing"))
+        table.add_row(plain_text(arm), plain_text(shown or "nothing"))
     one = trials[0].recipe
     varied = {key for changes in ablation.arms.values() for key in changes}
     own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
-    each = words(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
+    each = plain_text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
     return Group(title, table, each)
 
 
-def _facts(run: "Prepared") -> dict[str, str]:
+def _facts(run: "PreparedRun") -> dict[str, str]:
     from kdalign.alignment.plan import layers_text
 
     train, cut_from = run.recipe.train, run.cut_from
@@ -148,7 +148,7 @@ def _facts(run: "Prepared") -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _objective_facts(run: "Prepared") -> dict[str, str]:
+def _objective_facts(run: "PreparedRun") -> dict[str, str]:
     """What is minimised: weights as they are at first, and what differs from all terms and layers at once."""
     from kdalign.recipe.presets import DEFAULT
     from kdalign.recipe.schedules import percent
@@ -172,7 +172,7 @@ def _objective_facts(run: "Prepared") -> dict[str, str]:
     }
 
 
-def _size(run: "Prepared") -> str:
+def _size(run: "PreparedRun") -> str:
     """Of the student, where its vocabulary is known and it has a teacher."""
     if run.plan is None or run.tokenizer is None:
         return ""
@@ -180,7 +180,7 @@ def _size(run: "Prepared") -> str:
     return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's"
 
 
-def _budget(train: "Train", examples: int) -> str:
+def _budget(train: "TrainSettings", examples: int) -> str:
     step = f"{train.batch_size} examples" if train.batch_tokens is None else f"about {train.batch_tokens:,} tokens"
     if train.max_steps is not None:
         return f"{train.max_steps:,} steps of {step}"
@@ -189,6 +189,6 @@ def _budget(train: "Train", examples: int) -> str:
     return f"{train.epochs:g} epochs of {examples:,} examples, {step} a step"
 
 
-def _schedule(train: "Train") -> str:
+def _schedule(train: "TrainSettings") -> str:
     length = f"{train.epochs:g} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
     return f"{length}, batch {train.batch_size}"

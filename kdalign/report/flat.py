@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kdalign.comparison.table import Comparison
-from kdalign.report.layout import label
+from kdalign.comparison.table import ComparisonTable
+from kdalign.report.layout import row_label
 
 
-def as_csv(comparison: Comparison, transpose: bool) -> str:
+def as_csv(comparison: ComparisonTable, transpose: bool) -> str:
     """One flat table (RFC 4180): each column with the ends of its interval, and verdicts where there are any.
 
     A name that a spreadsheet would compute (``=1+1``) begins with a quotation mark.
@@ -28,7 +28,7 @@ def as_csv(comparison: Comparison, transpose: bool) -> str:
     rows = range(len(comparison.rows))
     lines: list[list[object]] = []
     if transpose:
-        names = _told_apart([label(row) for row in comparison.rows])
+        names = _told_apart([row_label(row) for row in comparison.rows])
         lines.append(["metric", "unit", *(f"{name}{part}" for name in names for part in parts)])
         for column in comparison.columns:
             lines.append([column.key, column.unit, *(value for row in rows for value in values_of(row, column.key))])
@@ -57,7 +57,7 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return [f"{name} #{count}" if count > 1 else name for name, count in zip(names, counts, strict=True)]
 
 
-def as_transposed_json(comparison: Comparison) -> dict[str, object]:
+def as_transposed_json(comparison: ComparisonTable) -> dict[str, object]:
     """Metrics, each with a cell for every model in their order, None where it has none."""
     return {
         "models": [{key: value for key, value in asdict(row).items() if key != "cells"} for row in comparison.rows],

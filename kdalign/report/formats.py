@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from kdalign.comparison.table import Comparison, clean
+from kdalign.comparison.table import ComparisonTable, clean_text
 from kdalign.errors import UsageError, did_you_mean, unknown
 from kdalign.report.flat import as_csv, as_transposed_json
 from kdalign.report.latex import as_latex
 from kdalign.report.layout import (
-    grids,
+    table_layouts,
 )
 from kdalign.report.markdown import as_markdown
 from kdalign.report.terminal import _Terminal
@@ -38,7 +38,7 @@ def form_for(form: str | None, out: Path | None = None) -> str:
     return form or "rich"
 
 
-def comparison_as(comparison: Comparison, form: str, transpose: bool = False) -> RenderableType:
+def comparison_as(comparison: ComparisonTable, form: str, transpose: bool = False) -> RenderableType:
     """A comparison in the form asked for; all but the terminal's are a string, to be printed as it is.
 
     Args:
@@ -49,14 +49,14 @@ def comparison_as(comparison: Comparison, form: str, transpose: bool = False) ->
     Raises:
         UsageError: an unknown form.
     """
-    comparison = clean(comparison)
+    comparison = clean_text(comparison)
     match form:
         case "rich":
-            return _Terminal(grids(comparison, transpose), comparison.notes)
+            return _Terminal(table_layouts(comparison, transpose), comparison.notes)
         case "markdown":
-            return as_markdown(grids(comparison, transpose), comparison.notes)
+            return as_markdown(table_layouts(comparison, transpose), comparison.notes)
         case "latex":
-            return as_latex(grids(comparison, transpose), comparison.notes)
+            return as_latex(table_layouts(comparison, transpose), comparison.notes)
         case "csv":
             return as_csv(comparison, transpose)
         case "json":

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kdalign.comparison.table import Comparison, clean
+from kdalign.comparison.table import ComparisonTable, clean_text
 from kdalign.errors import printable
 from kdalign.recipe.command import distill_command
-from kdalign.report.layout import grids
-from kdalign.report.plots import Picture, pictures_of
-from kdalign.report.plots.figure import INK, styled, without_markup
-from kdalign.runs.disagreements import Disagreements, Read, disagreements
+from kdalign.report.layout import table_layouts
+from kdalign.report.plots import NamedFigure, figures_of
+from kdalign.report.plots.figure import INK, plot_style, without_markup
+from kdalign.runs.disagreements import Disagreements, Read, find_disagreements
 from kdalign.runs.finished import FinishedRun
 from kdalign.version import __version__
 
@@ -43,7 +43,7 @@ class _Described:
     recipe: str
 
 
-def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
+def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
     """The whole file.
 
     Args:
@@ -62,12 +62,12 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = 
         finalize=_printable,
     )
     environment.filters["cut"] = _cut
-    comparison = clean(comparison)
+    comparison = clean_text(comparison)
     source, *_ = PackageLoader("kdalign.report").get_source(environment, TEMPLATE)
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
-    tables = grids(comparison, transpose)
+    tables = table_layouts(comparison, transpose)
     read: Read = {}
-    differing = [found for run in runs if (found := disagreements(run, read=read)) is not None]
+    differing = [found for run in runs if (found := find_disagreements(run, read=read)) is not None]
     return environment.get_template(TEMPLATE).render(
         script=_hash_of_script(source),
         title=_title(len(models), runs),
@@ -76,7 +76,7 @@ def page(comparison: Comparison, runs: Sequence[FinishedRun], transpose: bool = 
         tables=tables,
         ranked=any(cell.best for table in tables for row in table.cells for cell in row),
         notes=comparison.notes,
-        pictures=[(picture, _inline(picture)) for picture in pictures_of(comparison, runs)],
+        pictures=[(picture, _inline(picture)) for picture in figures_of(comparison, runs)],
         differing=differing,
         without_texts=_without_texts(differing),
     )
@@ -134,8 +134,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
-@styled
-def _inline(picture: Picture) -> "Markup":
+@plot_style
+def _inline(picture: NamedFigure) -> "Markup":
     """A picture as it stands in the page: SVG with words and axes in the page's colour, or PNG where it is smaller."""
     import matplotlib
     from markupsafe import Markup, escape

@@ -7,27 +7,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.report.screen import words
+from kdalign.report.screen import plain_text
 from kdalign.runs.disagreements import Disagreements
 
 if TYPE_CHECKING:
-    from kdalign.distillation.inspection import Likeness, Looks
+    from kdalign.distillation.inspection import AttentionView, LayerSimilarity
 
 
-def inspection_table(likeness: "Likeness", looks: "Looks", differing: Disagreements | None) -> RenderableType:
+def inspection_table(
+    likeness: "LayerSimilarity", looks: "AttentionView", differing: Disagreements | None
+) -> RenderableType:
     """All of it, one below the other; examples where there are any."""
     parts: list[RenderableType] = [_layers(likeness), Text("")]
-    parts.append(words(f"text: {' | '.join(looks.texts)}"))
+    parts.append(plain_text(f"text: {' | '.join(looks.texts)}"))
     if looks.answers:
         named = zip(("student", "teacher"), looks.answers, strict=True)
-        parts.append(words("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
+        parts.append(plain_text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
         parts += [Text(""), *_examples(differing)]
     note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, special ones left out"
     return Group(*parts, Text(f"· {note}", style="dim"))
 
 
-def _layers(likeness: "Likeness") -> Table:
+def _layers(likeness: "LayerSimilarity") -> Table:
     """How alike each pair of layers that training compared is, before and after."""
     table = _table("Likeness (CKA) of the layers that were compared")
     for heading in ("student layer", "teacher layer"):
@@ -39,7 +41,7 @@ def _layers(likeness: "Likeness") -> Table:
         for ours, theirs in pairs:
             before, after = likeness.before[stack][ours][theirs], likeness.after[stack][ours][theirs]
             names = [f"{stack}.{layer}" if several else str(layer) for layer in (ours, theirs)]
-            table.add_row(*map(words, names), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
+            table.add_row(*map(plain_text, names), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     return table
 
 
@@ -49,7 +51,7 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
         f"{differing.task}, {differing.split}: {differing.differ:,} of {differing.n:,} examples are answered otherwise"
     )
     if not differing.examples:
-        return [words(head)]
+        return [plain_text(head)]
     table = _table(f"{head}; the {len(differing.examples)} farthest apart")
     table.add_column("text", overflow="fold", ratio=1)
     for heading in ("label", "teacher", "student"):
@@ -57,8 +59,8 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
     table.add_column("distance", justify="right")
     for example in differing.examples:
         table.add_row(
-            Text("\n").join(map(words, example.texts)) if example.texts else f"example {example.row}",
-            words(example.label),
+            Text("\n").join(map(plain_text, example.texts)) if example.texts else f"example {example.row}",
+            plain_text(example.label),
             _answer(example.teacher, example.teacher_confidence),
             _answer(example.student, example.confidence),
             f"{example.distance:.2f}",
@@ -67,8 +69,8 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
 
 
 def _answer(label: str, sure: float | None) -> Text:
-    return words(label) if sure is None else words(label).append(f"\n{100 * sure:.0f} % sure")
+    return plain_text(label) if sure is None else plain_text(label).append(f"\n{100 * sure:.0f} % sure")
 
 
 def _table(title: str) -> Table:
-    return Table(title=words(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+    return Table(title=plain_text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")

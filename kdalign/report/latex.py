@@ -5,18 +5,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from kdalign.report.layout import Grid, Name, Shown, fitting, folded, names_width
+from kdalign.report.layout import CellText, HeadingText, TableLayout, fit_width, fold_words, names_width
 
 PAGE = 80
 """Characters in small type that the lines of a printed page hold."""
 
 
-def as_latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
+def as_latex(tables: Sequence[TableLayout], notes: Sequence[str]) -> str:
     """A ``table`` environment for each table; the notes are below the first one."""
-    parts: list[Grid] = []
+    parts: list[TableLayout] = []
     missing: list[str] = []
     for whole in map(_bracketed, tables):
-        found, lost = fitting(whole, PAGE, fold=False)
+        found, lost = fit_width(whole, PAGE, fold=False)
         parts += found
         missing += [f"no room for {what}: fewer --metrics, csv and json have them" for what in lost]
     below = [*dict.fromkeys(missing), *notes]
@@ -44,23 +44,23 @@ def as_latex(tables: Sequence[Grid], notes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _bracketed(grid: Grid) -> Grid:
+def _bracketed(grid: TableLayout) -> TableLayout:
     """Intervals in fewer signs, so that more of them fit: ``[14.0, 27.3]``."""
 
-    def short(cell: Shown) -> Shown:
+    def short(cell: CellText) -> CellText:
         ends = cell.interval.strip("()").split(" to ")
         return replace(cell, interval=f"[{', '.join(ends)}]") if cell.interval else cell
 
     return replace(grid, cells=tuple(tuple(map(short, row)) for row in grid.cells))
 
 
-def _legend(grid: Grid) -> str:
+def _legend(grid: TableLayout) -> str:
     cells = [cell for row in grid.cells for cell in row]
     said = ["best bold"] * any(cell.best for cell in cells) + ["second underlined"] * any(cell.second for cell in cells)
     return f" {', '.join(said).capitalize()}." if said else ""
 
 
-def _tabular(grid: Grid) -> Iterator[str]:
+def _tabular(grid: TableLayout) -> Iterator[str]:
     names = names_width(grid, PAGE, fold=False) or PAGE // 4
     yield rf"\begin{{tabular}}{{@{{}}l{'r' * len(grid.columns)}@{{}}}}"
     yield r"  \toprule"
@@ -87,13 +87,13 @@ def _latex_row(first: str, cells: Iterable[str]) -> str:
 
 def _latex_name(name: str, width: int) -> str:
     """A row's name, on several lines where it is long."""
-    lines = [_latex_start(line) for line in folded(name, width)]
+    lines = [_latex_start(line) for line in fold_words(name, width)]
     if len(lines) == 1:
         return lines[0]
     return r"\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
-def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
+def _latex_groups(columns: Sequence[HeadingText]) -> Iterator[str]:
     """A line of groups over the columns that they hold, and the rules below those of several."""
     heads, rules, at = [], [], 2
     for group, members in groupby(columns, key=lambda name: name.group):
@@ -106,7 +106,7 @@ def _latex_groups(columns: Sequence[Name]) -> Iterator[str]:
         yield " ".join(rules)
 
 
-def _latex_number(cell: Shown) -> str:
+def _latex_number(cell: CellText) -> str:
     """The number; what stands behind it takes no width, so that numbers stand above one another."""
     number = _latex_text(cell.number)
     number = rf"\textbf{{{number}}}" if cell.best else rf"\underline{{{number}}}" if cell.second else number

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdalign.comparison.table import Cell, Column, Comparison, Row
+from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 
 DASH = "–"
 WORD = 12
@@ -12,7 +12,7 @@ WORD = 12
 
 
 @dataclass(frozen=True)
-class Name:
+class HeadingText:
     """What stands over a column or before a row.
 
     Attributes:
@@ -40,7 +40,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CellText:
     """A cell: its number as text, what stands behind it, and its interval, or nothing.
 
     Attributes:
@@ -64,7 +64,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TableLayout:
     """One table.
 
     Attributes:
@@ -74,21 +74,21 @@ class Grid:
 
     title: str
     corner: str
-    columns: tuple[Name, ...]
-    rows: tuple[Name, ...]
-    cells: tuple[tuple[Shown, ...], ...]
+    columns: tuple[HeadingText, ...]
+    rows: tuple[HeadingText, ...]
+    cells: tuple[tuple[CellText, ...], ...]
 
     @property
-    def lines(self) -> list[tuple[Name, tuple[Shown, ...]]]:
+    def lines(self) -> list[tuple[HeadingText, tuple[CellText, ...]]]:
         """Each row's name with its cells."""
         return list(zip(self.rows, self.cells, strict=True))
 
-    def transposed(self) -> "Grid":
+    def transposed(self) -> "TableLayout":
         """Rows as columns."""
         corner = "metric" if self.corner == "model" else "model"
-        return Grid(self.title, corner, self.rows, self.columns, tuple(zip(*self.cells, strict=True)))
+        return TableLayout(self.title, corner, self.rows, self.columns, tuple(zip(*self.cells, strict=True)))
 
-    def only(self, columns: Sequence[int], title: str | None = None) -> "Grid":
+    def only(self, columns: Sequence[int], title: str | None = None) -> "TableLayout":
         """Some of its columns."""
         return replace(
             self,
@@ -97,18 +97,18 @@ class Grid:
             cells=tuple(tuple(row[number] for number in columns) for row in self.cells),
         )
 
-    def without_intervals(self) -> "Grid":
+    def without_intervals(self) -> "TableLayout":
         """Numbers alone."""
         return replace(self, cells=tuple(tuple(replace(cell, interval="") for cell in row) for row in self.cells))
 
 
-def grids(comparison: Comparison, transpose: bool = False) -> list[Grid]:
+def table_layouts(comparison: ComparisonTable, transpose: bool = False) -> list[TableLayout]:
     """Scores, what others have published, costs and training as tables of their own."""
     made = [_grid(title, columns, rows) for title, columns, rows in _tables(comparison)]
     return [grid.transposed() for grid in made] if transpose else made
 
 
-def _tables(comparison: Comparison) -> list[tuple[str, list[Column], list[Row]]]:
+def _tables(comparison: ComparisonTable) -> list[tuple[str, list[Column], list[Row]]]:
     """Scores by task, if no row is of several; else together.
 
     Published rows are in every table of measured scores that has a column of theirs. What nobody measured is a table of
@@ -142,12 +142,12 @@ def _with(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     return [row for row in rows if any(column.key in row.cells for column in columns)]
 
 
-def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Grid:
-    return Grid(
+def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> TableLayout:
+    return TableLayout(
         title,
         "model",
         tuple(map(_of_column, columns)),
-        tuple(Name(label(row), quiet=row.kind in _QUIET, apart=row.kind == "reference") for row in rows),
+        tuple(HeadingText(row_label(row), quiet=row.kind in _QUIET, apart=row.kind == "reference") for row in rows),
         tuple(tuple(_shown(row.cells.get(column.key), column) for column in columns) for row in rows),
     )
 
@@ -155,10 +155,10 @@ def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Grid:
 _QUIET = ("teacher", "difference", "baseline", "reference")
 
 
-def _of_column(column: Column) -> Name:
+def _of_column(column: Column) -> HeadingText:
     head = f"{column.task} "
     grouped = bool(column.task) and column.title.startswith(head)
-    return Name(
+    return HeadingText(
         column.title.removeprefix(head) if grouped else column.title,
         group=column.task if grouped else "",
         unit=column.unit,
@@ -166,21 +166,21 @@ def _of_column(column: Column) -> Name:
     )
 
 
-def label(row: Row) -> str:
+def row_label(row: Row) -> str:
     """A row's name, with how many seeds it is the mean of."""
     return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name + row.mark
 
 
-def _shown(cell: Cell | None, column: Column) -> Shown:
+def _shown(cell: Cell | None, column: Column) -> CellText:
     if cell is None or cell.value is None:
-        return Shown(DASH, reason=cell.reason if cell is not None else "")
+        return CellText(DASH, reason=cell.reason if cell is not None else "")
     if cell.written:
-        return Shown(cell.written, value=cell.value)
+        return CellText(cell.written, value=cell.value)
     interval = ""
     if not column.cost and cell.low is not None and cell.high is not None:
         interval = f"({in_digits(cell.low, column.digits)} to {in_digits(cell.high, column.digits)})"
     shown = in_digits(cell.value, column.digits)
-    return Shown(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second, cell.value)
+    return CellText(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second, cell.value)
 
 
 def in_digits(value: float, digits: int) -> str:
@@ -197,7 +197,7 @@ GAP = 2
 _EDGES = 2
 
 
-def names_width(grid: Grid, width: int, fold: bool = True) -> int | None:
+def names_width(grid: TableLayout, width: int, fold: bool = True) -> int | None:
     """How much of a width the names before the rows have; None where the grid does not fit.
 
     Long ones may be folded, to no less than a quarter of the width.
@@ -213,7 +213,7 @@ def names_width(grid: Grid, width: int, fold: bool = True) -> int | None:
     return min(wanted, room) if room >= min(wanted, max(8, width // 4)) else None
 
 
-def column_width(grid: Grid, number: int, fold: bool = True) -> int:
+def column_width(grid: TableLayout, number: int, fold: bool = True) -> int:
     """How wide a column is, in characters; an interval is below its number."""
     cells = [row[number] for row in grid.cells]
     tail = max((len(cell.tail) for cell in cells), default=0)
@@ -221,13 +221,13 @@ def column_width(grid: Grid, number: int, fold: bool = True) -> int:
     return max(len(line) for line in (*lines, *(cell.number + tail * " " for cell in cells)))
 
 
-def heading(name: Name, fold: bool = True) -> list[str]:
+def heading(name: HeadingText, fold: bool = True) -> list[str]:
     """A column's heading as lines: group, text and unit, long ones broken where they can be."""
     lines = [line for line in name.lines if line]
-    return [part for line in lines for part in folded(line, WORD)] if fold else lines
+    return [part for line in lines for part in fold_words(line, WORD)] if fold else lines
 
 
-def folded(text: str, width: int) -> list[str]:
+def fold_words(text: str, width: int) -> list[str]:
     """Lines of at most so many characters, broken behind spaces and ``- _ / . : ,`` where that is possible."""
     lines = [""]
     for piece in re.findall(r"[^\s\-_/.:,]*[\s\-_/.:,]?", text):
@@ -242,7 +242,7 @@ def folded(text: str, width: int) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()] or [""]
 
 
-def fitting(grid: Grid, width: int, fold: bool = True) -> tuple[list[Grid], list[str]]:
+def fit_width(grid: TableLayout, width: int, fold: bool = True) -> tuple[list[TableLayout], list[str]]:
     """A grid as tables that fit a width.
 
     Intervals go first; then, where headings are folded, metrics whose task has a column of its own, their mean; what is
@@ -272,7 +272,7 @@ def fitting(grid: Grid, width: int, fold: bool = True) -> tuple[list[Grid], list
     return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], lost
 
 
-def _parts(grid: Grid, width: int, fold: bool) -> list[list[int]]:
+def _parts(grid: TableLayout, width: int, fold: bool) -> list[list[int]]:
     """Its columns, in as few tables as fit a width."""
     parts: list[list[int]] = [[]]
     count = len(grid.columns)

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.errors import printable, shortened
+from kdalign.errors import printable, shorten
 from kdalign.files import append_text
-from kdalign.observer import StepReport, Tell
-from kdalign.report.screen import words
+from kdalign.observer import ProgressCallback, StepReport
+from kdalign.report.screen import plain_text
 
 if TYPE_CHECKING:
-    from kdalign.distillation.ablation_runner import State
+    from kdalign.distillation.ablation_runner import AblationProgress
 
 PLAIN_EVERY = 10.0
 """Seconds between plain lines."""
@@ -32,7 +32,7 @@ LONGEST = 1000
 SHORT = {"hard": "hard", "soft": "soft", "cosine": "cos", "euclid": "euc", "attention": "attn"}
 
 
-class Watcher:
+class ConsoleObserver:
     """Shows announcements and steps on stderr; ``silent`` (ranks after the first) shows nothing."""
 
     def __init__(self, console: Console, silent: bool = False) -> None:
@@ -83,12 +83,12 @@ class Watcher:
         if time.monotonic() - self._shown < PLAIN_EVERY and not last:
             return
         self._shown = time.monotonic()
-        line = plain(report)
+        line = format_step(report)
         self._write(line)
         if self._bar is None:
             self._print(line)
 
-    def progress(self, what: str) -> Tell:
+    def progress(self, what: str) -> ProgressCallback:
         """Show a bar with the time left, or now and then a line, for what has no steps."""
         begun, shown = time.monotonic(), time.monotonic()
 
@@ -113,7 +113,7 @@ class Watcher:
         return tell
 
     @contextmanager
-    def filling(self) -> Iterator[Callable[["State"], None]]:
+    def filling(self) -> Iterator[Callable[["AblationProgress"], None]]:
         """On a terminal, show an ablation as a table that fills; elsewhere its announcements say enough."""
         if not self._console.is_terminal or self._console.quiet:
             yield lambda state: None
@@ -133,21 +133,21 @@ class Watcher:
         return self
 
     def _print(self, line: str) -> None:
-        self._console.print(words(shortened(line, LONGEST)), highlight=False, soft_wrap=True)
+        self._console.print(plain_text(shorten(line, LONGEST)), highlight=False, soft_wrap=True)
 
     def _write(self, line: str) -> None:
         if self._log is not None:
-            shown = shortened(printable(line), LONGEST)
+            shown = shorten(printable(line), LONGEST)
             append_text(self._log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
 
 
-def _filled(state: "State") -> RenderableType:
+def _filled(state: "AblationProgress") -> RenderableType:
     """The means so far, arm by task, and what is under way."""
     tasks = list(dict.fromkeys(trial.task for trial in state.trials))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
     for task in tasks:
-        table.add_column(words(task), justify="right")
+        table.add_column(plain_text(task), justify="right")
     for arm in dict.fromkeys(trial.arm for trial in state.trials):
         cells = []
         for task in tasks:
@@ -157,7 +157,7 @@ def _filled(state: "State") -> RenderableType:
             known = [value for value in values if value is not None]
             mean = "undefined " if len(known) < len(values) else f"{sum(known) / len(known):.1f} " if known else ""
             cells.append(Text.assemble(mean, (f"{len(found)}/{wanted}", "dim")))
-        table.add_row(words(arm), *cells)
+        table.add_row(plain_text(arm), *cells)
     lines = [f"{trial.name}: {_last_line(Path(str(trial.recipe.out)))}" for trial, _ in state.running.values()]
     if state.seconds_left is not None:
         lines.append(f"about {_minutes(state.seconds_left)} left")
@@ -175,7 +175,7 @@ def _last_line(run: Path) -> str:
     return lines[-1].partition(" ")[2] if lines else "loading"
 
 
-def plain(report: StepReport) -> str:
+def format_step(report: StepReport) -> str:
     """One step as a line of text."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
     of = f" {report.task}" if report.task else ""

@@ -65,13 +65,13 @@ _encodings = _Encodings()
 codecs.register_error(HANDLER, _encodings.replaced)
 
 
-def never_failing(stream: object) -> None:
+def replace_unencodable(stream: object) -> None:
     """Let a stream show stand-ins for what its encoding does not have; it would raise else, perhaps after hours."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=HANDLER)
 
 
-def said_of_encodings() -> str | None:
+def encoding_note() -> str | None:
     """A note where something was shown as ``?`` since this was last asked; else None."""
     lacking, _encodings.lacking = _encodings.lacking, set()
     if not lacking:
@@ -82,7 +82,7 @@ def said_of_encodings() -> str | None:
     )
 
 
-def words(text: str, style: str = "") -> Text:
+def plain_text(text: str, style: str = "") -> Text:
     """A name or a sentence as it stands, on one line: no part of it is markup."""
     return Text(printable(text), style=style)
 

@@ -9,14 +9,14 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.errors import printable, printable_names, shortened
+from kdalign.errors import printable, printable_names, shorten
 from kdalign.report.layout import in_digits
-from kdalign.report.screen import words
+from kdalign.report.screen import plain_text
 from kdalign.report.style import LONGEST_NOTE, new_table
 
 if TYPE_CHECKING:
     from kdalign.alignment.plan import LayerMap, Plan
-    from kdalign.evaluation.result import Evaluation
+    from kdalign.evaluation.result import EvaluationResult
     from kdalign.metrics.classification import Score
     from kdalign.models.profiling import Profile
 
@@ -24,7 +24,7 @@ MOST_METRICS = 6
 """An evaluation with more metrics than this has further tables for the rest."""
 
 
-def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
+def evaluation_table(evaluations: Sequence["EvaluationResult"]) -> RenderableType:
     """Scores of an evaluation, a table for each split, one model a row; a dash where there is none, with the reason."""
     splits = list(dict.fromkeys((one.task, one.split, one.n, one.source) for one in evaluations))
     parts: list[RenderableType] = []
@@ -34,7 +34,7 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
         names += [absent.metric for one in rows for absent in one.absent]
         metrics = list(dict.fromkeys(names))
         parts.append(_SplitTables(f"{task}, {split}, n = {n:,} of {source}", f"{task}, further metrics", rows, metrics))
-    notes = (words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in _evaluation_notes(evaluations))
+    notes = (plain_text(f"· {shorten(note, LONGEST_NOTE)}", style="dim") for note in _evaluation_notes(evaluations))
     return Group(*parts, *notes)
 
 
@@ -49,7 +49,7 @@ class _SplitTables:
 
     title: str
     more: str
-    rows: Sequence["Evaluation"]
+    rows: Sequence["EvaluationResult"]
     metrics: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -72,7 +72,7 @@ class _SplitTables:
                 table.add_column(Text("\n".join(column.heading)), justify="right", no_wrap=True)
             for line, (row, name) in enumerate(zip(self.rows, names, strict=True)):
                 cells = [*sizes[line : line + 1], *(column.cells[line] for column in part)]
-                table.add_row(words(name), *cells, style="dim" if row.kind == "baseline" else "")
+                table.add_row(plain_text(name), *cells, style="dim" if row.kind == "baseline" else "")
             yield table
 
     def _column(self, metric: str, room: int) -> "_Column":
@@ -125,7 +125,7 @@ def _score_cell(score: "Score | None") -> str:
     return shown
 
 
-def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def _evaluation_notes(evaluations: Sequence["EvaluationResult"]) -> list[str]:
     """How the scores were made, what is missing and why."""
     made: dict[str, dict[str, None]] = {}
     models: dict[str, dict[str, None]] = {}
@@ -167,7 +167,7 @@ def _evaluation_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     return list(notes)
 
 
-def _of_conventions(evaluations: Sequence["Evaluation"]) -> dict[str, None]:
+def _of_conventions(evaluations: Sequence["EvaluationResult"]) -> dict[str, None]:
     """What must be known to read single scores, and what baselines have no scores of."""
     told: dict[tuple[str, str], dict[str, None]] = {}
     for one in evaluations:
@@ -191,7 +191,7 @@ def _of_conventions(evaluations: Sequence["Evaluation"]) -> dict[str, None]:
     return notes
 
 
-def _metrics_of(one: "Evaluation") -> list[str]:
+def _metrics_of(one: "EvaluationResult") -> list[str]:
     return [score.metric for score in one.scores] + [absent.metric for absent in one.absent]
 
 
@@ -201,7 +201,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
     table = new_table()
     table.add_column("")
     for number, profile in enumerate(profiles):
-        table.add_column(words(profile.name), justify="right", overflow="fold")
+        table.add_column(plain_text(profile.name), justify="right", overflow="fold")
         if number:
             table.add_column("ratio", justify="right")
 
@@ -215,7 +215,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
         table.add_row(label, *cells)
 
     types = [
-        words(cell)
+        plain_text(cell)
         for number, profile in enumerate(profiles)
         for cell in ([profile.model_type, ""] if number else [profile.model_type])
     ]
@@ -256,7 +256,7 @@ def profile_table(profiles: Sequence["Profile"], layers: bool = False) -> Render
     for column in table.columns[1:]:  # a name may be folded, a number may not
         column.min_width = max(len(cell) for cell in column.cells if isinstance(cell, str))
     parts = [_parts_table(profile) for profile in profiles] if layers else []
-    return Group(table, *parts, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes))
+    return Group(table, *parts, *(plain_text(f"· {shorten(note, LONGEST_NOTE)}", style="dim") for note in notes))
 
 
 def _parts_table(profile: "Profile") -> RenderableType:
@@ -275,13 +275,13 @@ def _parts_table(profile: "Profile") -> RenderableType:
             rows.append(([part.name], values))
     for names, values in rows:
         last = names[-1].rpartition(".")[2]
-        table.add_row(words(names[0] if len(names) == 1 else f"{names[0]} to {last}, each"), *values)
+        table.add_row(plain_text(names[0] if len(names) == 1 else f"{names[0]} to {last}, each"), *values)
     return table
 
 
 def plan_table(plan: "Plan") -> RenderableType:
     """Which teacher layer teaches which student layer, and where it was measured, how alike all layers are."""
-    from kdalign.alignment.propose import alternatives
+    from kdalign.alignment.propose import map_similarities
 
     table = new_table(f"{plan.teacher.model_type} teaches {plan.student.model_type}")
     for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
@@ -291,19 +291,19 @@ def plan_table(plan: "Plan") -> RenderableType:
     for student, teacher, weight in plan.pairs:
         shape = shapes.get((student, teacher))
         table.add_row(
-            words(str(student.number if single else student)),
-            words("all" if plan.attended else str(teacher.number if single else teacher)),
+            plain_text(str(student.number if single else student)),
+            plain_text("all" if plan.attended else str(teacher.number if single else teacher)),
             f"{weight:.3f}",
             f"{shape.student_width} to {shape.teacher_width}" if shape else "none, widths agree",
             f"{shape.parameters:,}" if shape else "0",
         )
     total = sum(shape.parameters for shape in plan.projections)
     notes = [f"map: {plan.chosen}; layers count from 0; {total:,} projection weights, not in the exported student"]
-    scores = alternatives(plan)
+    scores = map_similarities(plan)
     if scores:
         notes.append("CKA of mapped layers: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     heat = [_heat_map(plan, one) for one in plan.maps if one.student_stack in plan.similarities]
-    return Group(table, *heat, *(words(f"· {shortened(note, LONGEST_NOTE)}", style="dim") for note in notes))
+    return Group(table, *heat, *(plain_text(f"· {shorten(note, LONGEST_NOTE)}", style="dim") for note in notes))
 
 
 _NUMBERS_FIT = 12
@@ -314,7 +314,7 @@ def _heat_map(plan: "Plan", one: "LayerMap") -> RenderableType:
     """How alike the layers of two stacks are: numbers where they fit, else shades; mapped layers are starred."""
     alike = plan.similarities[one.student_stack]
     numbers = len(alike[0]) <= _NUMBERS_FIT
-    table = Table(box=None, padding=0, title=words(f"likeness (CKA), {one.student_stack}"), title_justify="left")
+    table = Table(box=None, padding=0, title=plain_text(f"likeness (CKA), {one.student_stack}"), title_justify="left")
     table.add_column("", min_width=3)
     for layer in range(len(alike[0])):
         table.add_column(f" {layer:>4} " if numbers else f"{layer % 10} ", no_wrap=True)

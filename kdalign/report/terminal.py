@@ -8,21 +8,21 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from kdalign.report.layout import GAP, Grid, Shown, column_width, fitting, folded, heading, names_width
-from kdalign.report.screen import words
+from kdalign.report.layout import GAP, CellText, TableLayout, column_width, fit_width, fold_words, heading, names_width
+from kdalign.report.screen import plain_text
 
 
 @dataclass(frozen=True)
 class _Terminal:
     """Tables that know the width at which they are shown."""
 
-    grids: Sequence[Grid]
+    grids: Sequence[TableLayout]
     notes: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         missing: list[str] = []
         for whole in self.grids:
-            parts, left_out = fitting(whole, options.max_width)
+            parts, left_out = fit_width(whole, options.max_width)
             missing += [name for name in left_out if name not in missing]
             for part in parts:
                 yield _table(part, options.max_width)
@@ -33,10 +33,10 @@ class _Terminal:
             yield Text(f"· {note}", style="dim")
 
 
-def _table(grid: Grid, width: int) -> Table:
+def _table(grid: TableLayout, width: int) -> Table:
     """A table in which numbers stand above one another, whatever stands behind them."""
     names = names_width(grid, width) or max(8, width // 4)
-    table = Table(title=words(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table = Table(title=plain_text(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     table.title_justify, table.title_style = "left", "bold"
     table.add_column(grid.corner, width=names, overflow="fold")
     widths = [column_width(grid, number) for number in range(len(grid.columns))]
@@ -51,11 +51,11 @@ def _table(grid: Grid, width: int) -> Table:
             _terminal_cell(cell, size, tail, column.quiet)
             for cell, size, tail, column in zip(row, widths, tails, grid.columns, strict=True)
         ]
-        table.add_row(Text("\n".join(folded(str(name), names))), *cells, style="dim" if name.quiet else "")
+        table.add_row(Text("\n".join(fold_words(str(name), names))), *cells, style="dim" if name.quiet else "")
     return table
 
 
-def _terminal_cell(cell: Shown, width: int, tail: int, quiet: bool) -> Text:
+def _terminal_cell(cell: CellText, width: int, tail: int, quiet: bool) -> Text:
     """The number, what stands behind it in a place of its own, and the interval below."""
     style = "bold" if cell.best else "underline" if cell.second else ""
     before = " " * (width - tail - len(cell.number))

@@ -17,9 +17,19 @@ from typing import Any
 
 import yaml
 
-from kdalign.errors import UsageError, shortened, unknown
+from kdalign.errors import UsageError, shorten, unknown
 from kdalign.files import check_name, parse_yaml, write_text
-from kdalign.recipe import ARMS, UNLABELLED_KEYS, Recipe, assign, merged, read_tree, recipe_of, value_of, with_own
+from kdalign.recipe import (
+    ARMS,
+    UNLABELLED_KEYS,
+    Recipe,
+    for_task,
+    merge,
+    parse_value,
+    read_tree,
+    set_key,
+    validate_recipe,
+)
 
 FILE = "ablation.yaml"
 KEPT = "kept"
@@ -56,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblationSpec:
     """What is compared on one budget.
 
     Attributes:
@@ -72,7 +82,7 @@ class Ablation:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of tasks."""
-        return recipe_of(self.base).data.task
+        return validate_recipe(self.base).data.task
 
     def trials(self, out: Path) -> list[Trial]:
         """All runs below a folder, seed by seed, tasks innermost: what is there early says something of every arm.
@@ -89,17 +99,17 @@ class Ablation:
         ]
 
     def _recipe(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Recipe:
-        tree = with_own(self.base, task)
+        tree = for_task(self.base, task)
         for key, value in self.arms[arm].items():
-            assign(tree, key, value)
+            set_key(tree, key, value)
         folder = out / f"{_word(arm)}-seed{seed}"
-        assign(tree, "data.task", [task])
-        assign(tree, "train.seed", seed)
+        set_key(tree, "data.task", [task])
+        set_key(tree, "train.seed", seed)
         if any(
             tree["data"].get(key) is not None for key in ("limit", "unlabelled_limit")
         ):  # one draw, so that all seeds share their teacher
             tree["data"].setdefault("limit_seed", 0)
-        assign(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
+        set_key(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
         data = tree["data"]
         own = any(f"data.{key}" in self.arms[arm] for key in UNLABELLED_KEYS)
         shared = {} if own else {key: data.pop(key) for key in UNLABELLED_KEYS if key in data}
@@ -108,10 +118,10 @@ class Ablation:
             if not any(key.startswith("data.augment") for key in self.arms[arm]):
                 shared["augment"] = data.pop("augment")
         try:
-            recipe = recipe_of(tree)
+            recipe = validate_recipe(tree)
             if shared and recipe.objective.learns_without_labels:  # an arm of labels alone has no use for it
                 data.update(shared)
-                recipe = recipe_of(tree)
+                recipe = validate_recipe(tree)
             return recipe
         except UsageError as error:
             raise UsageError(f"arm {arm!r}: {error}") from None
@@ -129,7 +139,7 @@ def build_ablation(
     arms: str | None = None,
     seeds: str | None = None,
     sweeps: Sequence[str] = (),
-) -> Ablation:
+) -> AblationSpec:
     """Make an ablation of a recipe file, which may also hold ``arms``, ``seeds`` and ``sweep``, and of flags.
 
     Args:
@@ -145,7 +155,7 @@ def build_ablation(
     """
     tree = read_tree(file) if file is not None else {}
     own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
-    base = parse_yaml(yaml.safe_dump(merged(tree, flags, sets)), "the recipe")  # as it is read back
+    base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
     known = {**ARMS_CHANGES, **_arms_in(own.get("arms"))}
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own.get("arms") or ())
     names = names or DEFAULT_ARMS.split(",")
@@ -156,7 +166,7 @@ def build_ablation(
         if name in chosen:
             raise UsageError(f"arm {name!r} is named twice")
         chosen[name] = dict(known[name])
-    by_flag = [swept(sweep) for sweep in sweeps]
+    by_flag = [parse_sweep(sweep) for sweep in sweeps]
     for key, _ in by_flag:
         if [one for one, _ in by_flag].count(key) > 1:
             raise UsageError(f"--sweep {key} is given twice: put its values together, {key}=V,V")
@@ -168,7 +178,7 @@ def build_ablation(
     for name, word in zip(chosen, words, strict=True):
         if words.count(word) > 1 or not word:
             raise UsageError(f"arm {name!r}: give arms names whose letters and digits differ")
-    made = Ablation(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
+    made = AblationSpec(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
     for changes in chosen.values():
         for key in changes:
             if key in TRIALS:
@@ -183,7 +193,7 @@ def build_ablation(
     return made
 
 
-def read_ablation(out: Path) -> Ablation:
+def read_ablation(out: Path) -> AblationSpec:
     """The ablation in a folder.
 
     Raises:
@@ -192,7 +202,7 @@ def read_ablation(out: Path) -> Ablation:
     return build_ablation(out / FILE, {})
 
 
-def check_same(ablation: Ablation, out: Path, arms: bool = True) -> None:
+def check_same(ablation: AblationSpec, out: Path, arms: bool = True) -> None:
     """Refuse to go on with another ablation than the one that lies in a folder; arms and seeds may be added.
 
     Args:
@@ -218,7 +228,7 @@ def check_same(ablation: Ablation, out: Path, arms: bool = True) -> None:
         )
 
 
-def write_ablation(ablation: Ablation, out: Path) -> None:
+def write_ablation(ablation: AblationSpec, out: Path) -> None:
     """Write an ablation into its folder; arms that lie there already and are not named now stay.
 
     Raises:
@@ -228,7 +238,7 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
     if (out / FILE).is_file():
         there = read_ablation(out)
         seeds = tuple(dict.fromkeys((*there.seeds, *ablation.seeds)))
-        ablation = Ablation(ablation.base, {**there.arms, **ablation.arms}, seeds)
+        ablation = AblationSpec(ablation.base, {**there.arms, **ablation.arms}, seeds)
     write_text(out / FILE, ablation.dump())
 
 
@@ -245,7 +255,7 @@ def check_ours(out: Path) -> None:
         raise UsageError(f"{str(out)!r} holds no ablation but other things ({foreign[0]}); give another --out")
 
 
-def clear(out: Path) -> None:
+def remove_ablation(out: Path) -> None:
     """Remove an ablation, and nothing else that lies in its folder."""
     if not (out / FILE).is_file():
         return
@@ -267,18 +277,14 @@ def _arms_in(tree: object) -> dict[str, dict[str, Any]]:
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
-        raise UsageError(
-            f"arms takes names, each with the recipe's keys that differ; given {shortened(repr(tree), 100)}"
-        )
+        raise UsageError(f"arms takes names, each with the recipe's keys that differ; given {shorten(repr(tree), 100)}")
     found = {}
     for name, changes in tree.items():
         if not isinstance(name, str):
             raise UsageError(f"an arm's name is text; given {name!r} (quote it)")
         given = dict(changes or {}) if isinstance(changes, Mapping | None) else None
         if given is None:
-            raise UsageError(
-                f"arm {name!r} takes keys such as objective.beta: 0; given {shortened(repr(changes), 100)}"
-            )
+            raise UsageError(f"arm {name!r} takes keys such as objective.beta: 0; given {shorten(repr(changes), 100)}")
         start = given.pop("from", name if name in ARMS_CHANGES else None)
         given = _flat(given)
         if start is not None and not (isinstance(start, str) and start in ARMS_CHANGES):
@@ -301,11 +307,11 @@ def _swept_in(tree: object) -> dict[str, list[Any]]:
     if tree is None:
         return {}
     if not isinstance(tree, Mapping) or not all(isinstance(values, list) and values for values in tree.values()):
-        raise UsageError(f"sweep takes the recipe's keys with lists of values; given {shortened(repr(tree), 100)}")
+        raise UsageError(f"sweep takes the recipe's keys with lists of values; given {shorten(repr(tree), 100)}")
     return {str(key): list(values) for key, values in tree.items()}
 
 
-def swept(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
+def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
     """The key and the values of KEY=VALUE,VALUE.
 
     Raises:
@@ -314,7 +320,7 @@ def swept(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
     key, equals, text = sweep.partition("=")
     if not equals or not text.strip():
         raise UsageError(f"{flag} takes KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4; given {sweep!r}")
-    return key.strip(), [value_of(key.strip(), value.strip()) for value in text.split(",")]
+    return key.strip(), [parse_value(key.strip(), value.strip()) for value in text.split(",")]
 
 
 def _crossed(arms: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -328,7 +334,7 @@ def _seeds(given: object) -> tuple[int, ...]:
     words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
     texts = [str(word).strip() for word in words]
     if not all(re.fullmatch("[0-9]{1,10}", text) for text in texts) or len(set(map(int, texts))) < len(texts):
-        shown = shortened(repr(given), 100)
+        shown = shorten(repr(given), 100)
         raise UsageError(f"seeds {shown}: accepted are a number of them, such as 5, or different ones, such as 0,1,7")
     listed = isinstance(given, list) or len(texts) > 1
     if not listed and int(texts[0]) > MOST_SEEDS:

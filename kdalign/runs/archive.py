@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.errors import Changed, UsageError, cause_of
-from kdalign.files import parse_json, read_bytes, whole_file
+from kdalign.errors import TamperedRun, UsageError, cause_of
+from kdalign.files import atomic_file, parse_json, read_bytes
 from kdalign.metrics.arrays import Array
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
 from kdalign.runs.folder import RunFolder, seal_of
@@ -43,7 +43,7 @@ _SHARED = ("label", "teacher", "tokens")
 
 
 @dataclass(frozen=True)
-class Kept:
+class ArchivedRun:
     """What is kept of a finished run.
 
     Attributes:
@@ -61,7 +61,7 @@ class Kept:
     watched: Sequence[Mapping[str, Any]]
 
 
-def keep(trial: Trial, folder: Path) -> Kept:
+def archive_run(trial: Trial, folder: Path) -> ArchivedRun:
     """Keep what tables and tests need of a finished run; scores that are no classes are rounded to four digits."""
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
@@ -75,12 +75,12 @@ def keep(trial: Trial, folder: Path) -> Kept:
     watched = [{name: _rounded(value) for name, value in event.items()} for event in run.watched]
     content |= {"answers": packed, "inputs": inputs, "watched": watched}
     content["seal"] = _seal_of(content)
-    with whole_file(folder / trial.file) as temporary:
+    with atomic_file(folder / trial.file) as temporary:
         temporary.write_bytes(_compressed(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), folder))
-    return read_kept(trial, folder)
+    return read_archived(trial, folder)
 
 
-def read_kept(trial: Trial, folder: Path) -> Kept:
+def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
     """What ``keep`` wrote.
 
     Raises:
@@ -91,13 +91,13 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
         content = _restored(read_bytes(file, _LARGEST), folder)
         tree = parse_json(content.decode(), "what it unpacks to")
         if tree.pop("seal") != _seal_of(tree):
-            raise Changed(f"{str(file)!r} was changed after it was kept: its seal does not fit it")
+            raise TamperedRun(f"{str(file)!r} was changed after it was kept: its seal does not fit it")
         answers = {
             split: {name: _unpacked(values, folder) for name, values in columns.items()}
             for split, columns in tree.pop("answers").items()
         }
         inputs, watched = _inputs(tree.pop("inputs")), _watched(tree.pop("watched"))
-    except Changed:
+    except TamperedRun:
         raise
     except (UsageError, ValueError, KeyError, AttributeError, TypeError, zlib.error) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {cause_of(error)}") from None
@@ -107,7 +107,7 @@ def read_kept(trial: Trial, folder: Path) -> Kept:
     changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
     if changed:
         raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it anew")
-    return Kept(trial, record, inputs, answers, watched)
+    return ArchivedRun(trial, record, inputs, answers, watched)
 
 
 def _inputs(tree: object) -> dict[str, str]:
@@ -140,10 +140,10 @@ def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord
         check_answers(pd.DataFrame(columns), f"{where}, {split}", n)
 
 
-def read_all_kept(out: Path) -> list[Kept]:
+def read_all_archived(out: Path) -> list[ArchivedRun]:
     """All that is kept of an ablation so far."""
     folder = out / KEPT
-    return [read_kept(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
+    return [read_archived(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
 
 
 def _seal_of(content: Mapping[str, Any]) -> str:
@@ -154,7 +154,7 @@ def _compressed(content: bytes, folder: Path) -> bytes:
     """A third of what it would be alone: an ablation's records differ by little."""
     common = folder / _COMMON
     if not common.is_file():
-        with whole_file(common) as temporary:
+        with atomic_file(common) as temporary:
             temporary.write_bytes(gzip.compress(content, mtime=0))
     packer = zlib.compressobj(9, zdict=_gunzipped(common))
     return packer.compress(content) + packer.flush()
@@ -204,7 +204,7 @@ def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
     file = folder / f"{_name_of(raw)}.gz"
     if not file.is_file():
-        with whole_file(file) as temporary:
+        with atomic_file(file) as temporary:
             temporary.write_bytes(gzip.compress(raw, mtime=0))
     return {"dtype": kind, "file": file.name}
 

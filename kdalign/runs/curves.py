@@ -88,7 +88,7 @@ class Curves:
         }
 
 
-def curves(run: FinishedRun) -> Curves | None:
+def read_curves(run: FinishedRun) -> Curves | None:
     """A run's training by its history; None where that is empty or gone."""
     events, every = _events(run.folder.history, "step", ("parts", "weights"), ("loss", "gradient_norm"))
     looks, _ = _events(run.folder.history, "gradients", ("norms",), ())

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kdalign.data.tasks import Examples, Task, find_task, load_examples
+from kdalign.data.tasks import ClassificationTask, Examples, find_task, load_examples
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.runs.finished import FinishedRun
@@ -13,7 +13,7 @@ from kdalign.runs.prediction_table import read_predictions
 
 
 @dataclass(frozen=True)
-class Answers:
+class SplitAnswers:
     """What a student and its teacher answered to a split's examples.
 
     Attributes:
@@ -77,7 +77,7 @@ class Disagreements:
     examples: tuple[Disagreement, ...] = field(default=())
 
 
-def answers(run: FinishedRun) -> Answers | None:
+def read_answers(run: FinishedRun) -> SplitAnswers | None:
     """A run's kept answers to the split that stands for its task; None where they are to tokens, or gone."""
     file = run.folder.predictions(run.split)
     if not file.is_file():
@@ -92,7 +92,7 @@ def answers(run: FinishedRun) -> Answers | None:
         columns = [f"{prefix}/{label}" for label in labels]
         return table[columns].to_numpy(np.float64) if not scores and set(columns) <= set(table.columns) else None
 
-    return Answers(
+    return SplitAnswers(
         name=run.name,
         task=run.record.task,
         split=run.split,
@@ -109,7 +109,7 @@ Read = dict[tuple[Any, ...], tuple[Examples, str] | None]
 """Splits that were read already with their fingerprints, by where they lie."""
 
 
-def disagreements(run: FinishedRun, most: int = 5, read: Read | None = None) -> Disagreements | None:
+def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None) -> Disagreements | None:
     """The examples on which a run's student and its teacher differ most; None where the teacher's answers are not kept.
 
     Of classes, those with other answers, by the distance of the probabilities (the student's confidence where the
@@ -120,7 +120,7 @@ def disagreements(run: FinishedRun, most: int = 5, read: Read | None = None) -> 
         most: examples.
         read: where splits are kept for the next run that has the same.
     """
-    found = answers(run)
+    found = read_answers(run)
     if found is None or found.teacher is None:
         return None
     ours = None if found.student_logits is None else _softmax(found.student_logits)
@@ -178,7 +178,7 @@ def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
     data = run.recipe.data
     try:
         task = find_task(data.task[0], data.folder, data.dataset, data.config)
-        if not isinstance(task, Task):
+        if not isinstance(task, ClassificationTask):
             return None
         examples = load_examples(task, run.split)
     except UsageError:  # the data has gone or changed: examples are then known by their number alone

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import Changed, UsageError
+from kdalign.errors import TamperedRun, UsageError
 from kdalign.files import read_json
 from kdalign.runs.ablation_spec import FILE as ABLATION
 from kdalign.runs.ablation_spec import Trial, read_ablation
-from kdalign.runs.archive import Kept, read_all_kept
+from kdalign.runs.archive import ArchivedRun, read_all_archived
 from kdalign.runs.folder import Walk
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RECORD, RunRecord, read_record
@@ -18,7 +18,7 @@ from kdalign.runs.record_schema import check_results
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunGroup:
     """Runs of one recipe and seed, by task.
 
     Attributes:
@@ -44,7 +44,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Beside:
+class BaselineRow:
     """A row that cost nothing to train.
 
     Attributes:
@@ -55,13 +55,13 @@ class Beside:
     """
 
     kind: str
-    entry: Entry
+    entry: RunGroup
     reasons: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Found:
+class Discovery:
     """What lies at the paths of a table.
 
     Attributes:
@@ -69,7 +69,7 @@ class Found:
         passed_over: in folders of runs, what is no finished run, and why: by path.
     """
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[RunGroup, ...] = ()
     evaluations: tuple[dict[str, Any], ...] = ()
     passed_over: Mapping[Path, str] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Found:
 FOREIGN, UNFINISHED = "no run", "unfinished"
 
 
-def read_all(paths: Iterable[str | Path]) -> Found:
+def discover(paths: Iterable[str | Path]) -> Discovery:
     """The runs and evaluations at run folders, folders of runs, and evaluation files, each once.
 
     A run that is named itself must be finished; in a folder of runs, what is not is passed over. Evaluations are taken
@@ -86,7 +86,7 @@ def read_all(paths: Iterable[str | Path]) -> Found:
     Raises:
         UsageError: nothing there, an unfinished run, or one that was changed after it ended.
     """
-    entries: list[Entry] = []
+    entries: list[RunGroup] = []
     evaluations: dict[Path, list[dict[str, Any]]] = {}
     passed_over: dict[Path, str] = {}
     for path in dict.fromkeys(Path(path).resolve() for path in paths):
@@ -115,10 +115,10 @@ def read_all(paths: Iterable[str | Path]) -> Found:
             passed_over |= passed | foreign
     entries = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
     results = tuple(result for file in evaluations.values() for result in file)
-    return Found(tuple(entries), results, passed_over)
+    return Discovery(tuple(entries), results, passed_over)
 
 
-def told_apart(groups: Sequence[Sequence[Entry]], names: Sequence[str]) -> list[list[Entry]]:
+def disambiguate(groups: Sequence[Sequence[RunGroup]], names: Sequence[str]) -> list[list[RunGroup]]:
     """Rows of one name called after where they lie, too: as many folders above as tell them apart.
 
     Args:
@@ -147,7 +147,7 @@ def told_apart(groups: Sequence[Sequence[Entry]], names: Sequence[str]) -> list[
     return made
 
 
-def _above(entry: Entry) -> tuple[str, ...]:
+def _above(entry: RunGroup) -> tuple[str, ...]:
     """The folders in which a run's lies, or its ablation's own."""
     if entry.ablation is not None:
         return entry.ablation.resolve().parts
@@ -160,7 +160,7 @@ def _is_run(path: Path) -> bool:
     return path.name == RECORD or (path / RECORD).is_file() or (path / "recipe.yaml").is_file()
 
 
-def _read_run(path: Path) -> Entry:
+def _read_run(path: Path) -> RunGroup:
     """A run, or those of one recipe over several tasks, which make one row.
 
     Raises:
@@ -169,24 +169,24 @@ def _read_run(path: Path) -> Entry:
     folder = path.parent if path.name == RECORD else path
     read = [(read_checked(place), place) for place in _places(folder)]
     records = {record.task: record for record, _ in read}
-    return Entry(folder.name, key_of(records), records, {record.task: place for record, place in read})
+    return RunGroup(folder.name, recipe_key(records), records, {record.task: place for record, place in read})
 
 
-def _read_ablation(path: Path) -> tuple[list[Entry], dict[Path, str]]:
+def _read_ablation(path: Path) -> tuple[list[RunGroup], dict[Path, str]]:
     """An ablation's finished runs, and what is left out.
 
     Raises:
         UsageError: there are none.
     """
-    kept = read_all_kept(path)
+    kept = read_all_archived(path)
     if not kept:
         raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
-    return entries_kept(kept, path, read_ablation(path).trials(path))
+    return archived_groups(kept, path, read_ablation(path).trials(path))
 
 
-def entries_kept(
-    kept: Sequence[Kept], ablation: Path | None = None, planned: Sequence[Trial] = ()
-) -> tuple[list[Entry], dict[Path, str]]:
+def archived_groups(
+    kept: Sequence[ArchivedRun], ablation: Path | None = None, planned: Sequence[Trial] = ()
+) -> tuple[list[RunGroup], dict[Path, str]]:
     """An ablation's runs, those of an arm and a seed together; a seed that lacks a task which others have is left out.
 
     Args:
@@ -194,11 +194,11 @@ def entries_kept(
         ablation: its folder.
         planned: all that it will have; what is not there yet is said.
     """
-    found: dict[tuple[str, int], list[Kept]] = {}
+    found: dict[tuple[str, int], list[ArchivedRun]] = {}
     for one in kept:
         found.setdefault((one.trial.arm, one.trial.seed), []).append(one)
     most = max(len(several) for several in found.values())
-    entries: list[Entry] = []
+    entries: list[RunGroup] = []
     tasks = {one.trial.task for one in kept}
     left = {Path(one.task): UNFINISHED for one in planned if one.task not in tasks}
     left |= {_seed_of(one): UNFINISHED for one in planned if (one.arm, one.seed) not in found}
@@ -211,7 +211,7 @@ def entries_kept(
         answers = {one.record.task: one.answers for one in several}
         watched = {one.record.task: one.watched for one in several}
         key = json.dumps(["arm", str(ablation), arm, sorted(records)])
-        entries.append(Entry(arm, key, records, folders, answers, watched, ablation))
+        entries.append(RunGroup(arm, key, records, folders, answers, watched, ablation))
     return entries, left
 
 
@@ -226,7 +226,7 @@ def _places(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir()) if (inner / "recipe.yaml").is_file()] or [folder]
 
 
-def key_of(records: Mapping[str, RunRecord]) -> str:
+def recipe_key(records: Mapping[str, RunRecord]) -> str:
     """Equal for runs, by task, that differ by seed and folder alone: in their recipes, teachers and scored texts."""
     flat = next(iter(records.values())).parsed_recipe().flat()
     for name in ("train.seed", "out", "data.task"):
@@ -245,19 +245,19 @@ _DEEPEST = 100
 """Folders in one another that are looked into."""
 
 
-def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[Entry], dict[Path, str]]:
+def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[RunGroup], dict[Path, str]]:
     """The finished runs below a folder, and what is none."""
     if depth > _DEEPEST:
         raise UsageError(f"more than {_DEEPEST} folders lie in one another below {str(walk.start)!r}")
-    entries: list[Entry] = []
+    entries: list[RunGroup] = []
     passed: dict[Path, str] = {}
     for inner in walk.inside(folder):
         if inner.name.startswith("."):
             continue
         if (inner / ABLATION).is_file():
-            kept = read_all_kept(inner)
+            kept = read_all_archived(inner)
             if kept:
-                found, below = entries_kept(kept, inner, read_ablation(inner).trials(inner))
+                found, below = archived_groups(kept, inner, read_ablation(inner).trials(inner))
                 entries, passed = entries + found, passed | below
             else:
                 passed[inner] = UNFINISHED
@@ -268,7 +268,7 @@ def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[Entry], dict[P
                     entries.append(_read_run(inner))
                 else:
                     passed[inner] = UNFINISHED
-            except Changed:  # which is no reason to show the others without it
+            except TamperedRun:  # which is no reason to show the others without it
                 raise
             except UsageError as error:
                 passed[inner] = str(error)
@@ -329,6 +329,6 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
     return results
 
 
-def records_of(entries: Sequence[Entry]) -> list[RunRecord]:
+def records_of(entries: Sequence[RunGroup]) -> list[RunRecord]:
     """All records, row by row."""
     return [record for entry in entries for record in entry.records.values()]

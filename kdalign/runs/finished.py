@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kdalign.recipe import Recipe
-from kdalign.runs.discovery import key_of
+from kdalign.runs.discovery import recipe_key
 from kdalign.runs.folder import RunFolder, find_runs
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RECORD, RunRecord
@@ -49,7 +49,7 @@ def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
     runs = []
     for folder, name in names.items():
         record = read_checked(folder)
-        runs.append(FinishedRun(name, RunFolder(folder), record, key_of({record.task: record})))
+        runs.append(FinishedRun(name, RunFolder(folder), record, recipe_key({record.task: record})))
     return runs
 
 

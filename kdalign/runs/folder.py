@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdalign.errors import Changed, UsageError
-from kdalign.files import append_text, read_json, sha256, whole_file, write_json, write_text, writing
+from kdalign.errors import TamperedRun, UsageError
+from kdalign.files import append_text, atomic_file, read_json, sha256, write_json, write_text, writing
 from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
 
 
@@ -180,8 +180,8 @@ class RunFolder:
                 raise self._damaged(f"{name} was changed after the run began")
         return True
 
-    def _damaged(self, said: str) -> Changed:
-        return Changed(f"run {str(self.path)!r}: {said}: put it back as it was, or start again with --overwrite")
+    def _damaged(self, said: str) -> TamperedRun:
+        return TamperedRun(f"run {str(self.path)!r}: {said}: put it back as it was, or start again with --overwrite")
 
     def _seal(self, begun: Mapping[str, Any]) -> None:
         write_json(self.path / BEGUN, {**begun, "seal": seal_of(begun)})
@@ -270,7 +270,7 @@ class RunFolder:
 
     def cut_history_to(self, size: int) -> None:
         """Forget what came after the first ``size`` bytes."""
-        with whole_file(self.history) as temporary, temporary.open("wb") as file:
+        with atomic_file(self.history) as temporary, temporary.open("wb") as file:
             file.writelines(self._beginning(size))
 
     def cut_history(self, step: int) -> None:

@@ -8,7 +8,7 @@ number from a run; ``kdalign compare --verify`` then takes the scores from the k
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdalign.errors import Changed
+from kdalign.errors import TamperedRun
 from kdalign.files import sha256
 from kdalign.runs.folder import seal_of
 from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree
@@ -28,7 +28,7 @@ def read_checked(path: Path) -> RunRecord:
     record = RunRecord.from_json(tree, where)
     folder = path.parent if path.name == RECORD else path
     if record.seal and record.seal != seal_of(tree):
-        raise Changed(f"run {str(folder)!r}: {RECORD} was changed after the run ended: its seal does not fit it")
+        raise TamperedRun(f"run {str(folder)!r}: {RECORD} was changed after the run ended: its seal does not fit it")
     check_files(folder, _small(record.files))
     return record
 
@@ -52,10 +52,10 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         file = folder / name  # below it: ``record_schema`` refuses other names
         if not file.is_file():
-            raise Changed(f"run {str(folder)!r}: {name} is missing, which was there when the run ended")
+            raise TamperedRun(f"run {str(folder)!r}: {name} is missing, which was there when the run ended")
         found = sha256(file)
         if found != digest:
-            raise Changed(
+            raise TamperedRun(
                 f"run {str(folder)!r}: {name} was changed after the run ended "
                 f"(SHA-256 {digest[:_SHOWN]}… then, {found[:_SHOWN]}… now)"
             )

@@ -18,7 +18,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def alone(folder: Path, name: str = LOCK) -> Iterator[str]:
+def exclusive(folder: Path, name: str = LOCK) -> Iterator[str]:
     """Work in a folder while no other process does; a folder that is not there is made, and goes again if it is empty.
 
     Args:

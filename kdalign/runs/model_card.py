@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.alignment.plan import Plan, read_plan
-from kdalign.data.tasks import LanguageTask, Task, find_task
+from kdalign.data.tasks import ClassificationTask, LanguageTask, find_task
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.language import language_task
 from kdalign.data.tasks.lookup import INFERRED
@@ -21,12 +21,12 @@ from kdalign.files import read_json
 from kdalign.metrics.classification import reason_of
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of_class
 from kdalign.models.layouts import LAYOUTS
-from kdalign.recipe import Data, Objective, Recipe
+from kdalign.recipe import DataSettings, ObjectiveWeights, Recipe
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.presets import DEFAULT
 from kdalign.recipe.schedules import percent
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.markdown import code, fenced, line, plain
+from kdalign.runs.markdown import code_block, code_span, escape, escape_line
 from kdalign.runs.record import RunRecord
 from kdalign.runs.record_schema import check_for_card
 from kdalign.runs.usage_snippets import example
@@ -104,7 +104,7 @@ class _Run:
     head: HeadKind
     model_class: str
     permutation: bool
-    task: Task | LanguageTask | None
+    task: ClassificationTask | LanguageTask | None
     hub: tuple[str, str | None] | None
     plan: Plan | None
     starts: tuple[str, ...]
@@ -170,7 +170,7 @@ def _run_of(record: RunRecord, folder: RunFolder) -> _Run:
     )
 
 
-def _task_of(data: Data) -> Task | LanguageTask | None:
+def _task_of(data: DataSettings) -> ClassificationTask | LanguageTask | None:
     """The task as far as its name or its file says it; data is not read."""
     (name, *_) = data.task
     if name in GLUE:
@@ -244,20 +244,20 @@ def _languages(run: _Run) -> list[str] | None:
 def _summary(run: _Run) -> str:
     record = run.record
     ours, theirs = record.student, record.teacher
-    made = f"distilled from {code(theirs.source)} " if theirs is not None else "trained without a teacher "
+    made = f"distilled from {code_span(theirs.source)} " if theirs is not None else "trained without a teacher "
     lines = [
-        f"# {line(run.name)}",
+        f"# {escape_line(run.name)}",
         "",
-        f"A {plain(run.model_class or 'model')} of {_millions(ours.parameters)} parameters, {made}on the task "
-        f"{code(record.task)} by kdalign {plain(record.version)}. It is a stock Transformers checkpoint.",
+        f"A {escape(run.model_class or 'model')} of {_millions(ours.parameters)} parameters, {made}on the task "
+        f"{code_span(record.task)} by kdalign {escape(record.version)}. It is a stock Transformers checkpoint.",
         "",
     ]
     table = [
-        ["made from", *(plain(model.source) if model else "" for model in (ours, theirs))],
+        ["made from", *(escape(model.source) if model else "" for model in (ours, theirs))],
         ["parameters", *(_millions(model.parameters) if model else "" for model in (ours, theirs))],
         ["weights on disk", *(f"{model.megabytes:,.1f} MB" if model else "" for model in (ours, theirs))],
         ["latency", *(_latency(model.latency_ms) if model else "" for model in (ours, theirs))],
-        ["head", *(plain(model.head) if model else "" for model in (ours, theirs))],
+        ["head", *(escape(model.head) if model else "" for model in (ours, theirs))],
     ]
     lines += _table(["", "student", "teacher"] if theirs is not None else ["", "student"], table)
     lines += ["", "Latency: the median of one forward, batch 1, up to 128 tokens, float32, on the machine below."]
@@ -270,28 +270,29 @@ def _scores(run: _Run) -> str:
         theirs = {score["metric"]: score for score in scores["teacher"]}
         n = run.record.data["reported"][split]["n"]
         lines += [
-            f"On {code(split)} of {code(run.record.data['source'])}, n = {n:,}; 95 % intervals over examples:",
+            f"On {code_span(split)} of {code_span(run.record.data['source'])}, n = {n:,}; "
+            "95 % intervals over examples:",
             "",
         ]
         rows = [
-            [plain(_titled(score)), _value(score), _value(theirs.get(score["metric"])), _retained(run, score, theirs)]
+            [escape(_titled(score)), _value(score), _value(theirs.get(score["metric"])), _retained(run, score, theirs)]
             for score in scores["student"]
         ]
         if scores["agreement"] is not None:
             agreement = scores["agreement"]
             title = _titled({**agreement, "metric": "agreement with the teacher"})
-            rows.append([plain(title), _value(agreement), "", ""])
+            rows.append([escape(title), _value(agreement), "", ""])
         errors = scores.get("calibration", {})
         if "student" in errors:
             title = _titled({**errors["student"], "metric": "expected calibration error"})
-            rows.append([plain(title), _value(errors["student"]), _value(errors.get("teacher")), ""])
+            rows.append([escape(title), _value(errors["student"]), _value(errors.get("teacher")), ""])
         head = ["", "student", *(["teacher", "retained (%)"] if theirs else [])]
         lines += [*_table(head, rows), ""]
         made: dict[str, list[str]] = {}
         for score in scores["student"]:
             made.setdefault(score["signature"], []).append(score["metric"])
-        lines += ["- " + line(f"{', '.join(metrics)}: {signature}") for signature, metrics in made.items()]
-        lines += ["- " + line(f"{one['metric']}: {one['note']}") for one in scores["student"] if one.get("note")]
+        lines += ["- " + escape_line(f"{', '.join(metrics)}: {signature}") for signature, metrics in made.items()]
+        lines += ["- " + escape_line(f"{one['metric']}: {one['note']}") for one in scores["student"] if one.get("note")]
         lines.append("")
     if any(score.get("mark") for scores in run.record.scores.values() for score in scores["student"]):
         lines.append("\\* no perplexity, and compares with none")
@@ -330,17 +331,17 @@ def _training(run: _Run) -> str:
     lines = ["## Training", "", *_objective(run)]
     if run.plan is not None:
         layers = f"Layers: {run.plan.chosen or 'as planned'}; student:teacher {_pairs(run.plan)}"
-        lines.append(f"- {line(layers + _layer_weights(run, run.plan))}")
+        lines.append(f"- {escape_line(layers + _layer_weights(run, run.plan))}")
     if settings.freeze:
-        lines.append(f"- Not trained: {plain(', '.join(settings.freeze))}")
+        lines.append(f"- Not trained: {escape(', '.join(settings.freeze))}")
     lines += [
         *_spent(run),
-        f"- AdamW, learning rate {settings.lr:g} ({plain(settings.scheduler)}), "
-        f"weight decay {settings.weight_decay:g}, precision {plain(settings.precision)}, seed {settings.seed}"
+        f"- AdamW, learning rate {settings.lr:g} ({escape(settings.scheduler)}), "
+        f"weight decay {settings.weight_decay:g}, precision {escape(settings.precision)}, seed {settings.seed}"
         + (f", low-rank adapters of rank {settings.lora}, merged" if settings.lora else ""),
-        f"- On {plain(machine['device'])}, {ranks} process{'es' if ranks > 1 else ''} of "
-        f"{plain(str(machine['threads']))} threads; {plain(machine['platform'])}, Python {plain(machine['python'])}",
-        f"- {line(', '.join(f'{name} {version}' for name, version in machine['libraries'].items()))}",
+        f"- On {escape(machine['device'])}, {ranks} process{'es' if ranks > 1 else ''} of "
+        f"{escape(str(machine['threads']))} threads; {escape(machine['platform'])}, Python {escape(machine['python'])}",
+        f"- {escape_line(', '.join(f'{name} {version}' for name, version in machine['libraries'].items()))}",
     ]
     return "\n".join(lines)
 
@@ -351,7 +352,7 @@ def _objective(run: _Run) -> Iterable[str]:
     said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
     said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
     if recipe.preset not in (None, DEFAULT):
-        yield f"- Preset: {code(str(recipe.preset))}, but for what the recipe says"
+        yield f"- Preset: {code_span(str(recipe.preset))}, but for what the recipe says"
     if objective.align_first:
         (_, layers), (after, answers) = objective.stages
         share = percent(after)
@@ -362,12 +363,12 @@ def _objective(run: _Run) -> Iterable[str]:
         yield f"- Objective: {_sum(run, objective, 0, 1, said)}"
     for key, change in objective.moving.items():
         what = "temperature" if key == "temperature" else f"the weight of {said.get(key, key)}"
-        yield f"- Scheduled: {plain(f'{what} {change}')}"
+        yield f"- Scheduled: {escape(f'{what} {change}')}"
     if objective.balance != "static":
         yield f"- Balance of terms: {_BALANCES[objective.balance]}"
 
 
-def _sum(run: _Run, objective: Objective, begin: float, end: float, said: Mapping[str, str]) -> str:
+def _sum(run: _Run, objective: ObjectiveWeights, begin: float, end: float, said: Mapping[str, str]) -> str:
     """What is minimised between two places of the run: numbers that change have their values there and there."""
     moving = {key: (each.at(begin), each.at(end)) for key, each in objective.moving.items()}
 
@@ -383,7 +384,7 @@ def _sum(run: _Run, objective: Objective, begin: float, end: float, said: Mappin
     ]
     softened = "alpha" in weights and run.head is not HeadKind.NONE
     temperature = f"; temperature {shown('temperature', objective.temperature)}" if softened else ""
-    return plain(" + ".join(terms) + temperature)
+    return escape(" + ".join(terms) + temperature)
 
 
 def _layer_weights(run: _Run, plan: Plan) -> str:
@@ -409,7 +410,7 @@ def _spent(run: _Run) -> Iterable[str]:
             + (f"; step {exported:,} was exported" if exported != training["steps"] else "")
         )
         return
-    others = ", ".join(code(name) for name in whole["tasks"] if name != run.record.task)
+    others = ", ".join(code_span(name) for name in whole["tasks"] if name != run.record.task)
     yield (
         f"- The body, shared with {others}: {whole['steps']:,} steps of {batch} in all, {whole['seconds']:,.0f} "
         f"seconds; each step took one task's batch"
@@ -421,36 +422,48 @@ def _data(run: _Run) -> str:
     data = run.record.data
     train = data["train"]
     kind = "data set of the hub" if run.hub is not None else "files"
-    rows = [["train", f"{train['n']:,}", f"{train['tokens']:,}", f"{train['truncated']:,}", code(train["fingerprint"])]]
+    rows = [
+        ["train", f"{train['n']:,}", f"{train['tokens']:,}", f"{train['truncated']:,}", code_span(train["fingerprint"])]
+    ]
     if "unlabelled" in data:
         more = data["unlabelled"]
         rows.append(
-            ["without labels", *(f"{more[key]:,}" for key in ("n", "tokens", "truncated")), code(more["fingerprint"])]
+            [
+                "without labels",
+                *(f"{more[key]:,}" for key in ("n", "tokens", "truncated")),
+                code_span(more["fingerprint"]),
+            ]
         )
     for split, facts in data["reported"].items():
         rows.append(
-            [plain(f"{split} (scored)"), f"{facts['n']:,}", "", f"{facts['truncated']:,}", code(facts["fingerprint"])]
+            [
+                escape(f"{split} (scored)"),
+                f"{facts['n']:,}",
+                "",
+                f"{facts['truncated']:,}",
+                code_span(facts["fingerprint"]),
+            ]
         )
-    lines = ["## Data", "", f"Source: {code(data['source'])} ({kind}).", ""]
+    lines = ["## Data", "", f"Source: {code_span(data['source'])} ({kind}).", ""]
     lines += _table(["split", "n", "tokens", "cut", "fingerprint"], rows)
     if "unlabelled" in data:
-        lines += ["", f"Text without labels: {plain(data['unlabelled']['source'])}."]
+        lines += ["", f"Text without labels: {escape(data['unlabelled']['source'])}."]
     augment = run.recipe.data.augment
     if "augmented" in data:
         new, whose = data["augmented"], "of the rows they are made of" if augment.keep_labels else "not known"
         lines += [
             "",
-            f"New texts: {new['n']:,}, {new['tokens']:,} tokens; {plain(str(augment))}; their labels are {whose}.",
+            f"New texts: {new['n']:,}, {new['tokens']:,} tokens; {escape(str(augment))}; their labels are {whose}.",
         ]
     elif augment.corrupts:
-        lines += ["", f"Training texts were changed as they were read ({plain(augment.by)}): {plain(str(augment))}."]
-    lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {plain(data['watched']['from'])}."]
+        lines += ["", f"Training texts were changed as they were read ({escape(augment.by)}): {escape(str(augment))}."]
+    lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {escape(data['watched']['from'])}."]
     return "\n".join(lines)
 
 
 def _limits(run: _Run) -> str:
     data, recipe = run.record.data, run.recipe
-    splits = ", ".join(code(split) for split in data["reported"])
+    splits = ", ".join(code_span(split) for split in data["reported"])
     found = [
         f"Scored on {splits} of the data above alone. Text of other kinds and languages, longer text, mistakes in "
         f"words and bias were not looked at, nor whether training and scored texts overlap.",
@@ -459,7 +472,7 @@ def _limits(run: _Run) -> str:
     ]
     for name, facts in (("training", data["train"]), *data["reported"].items()):
         if facts["truncated"]:
-            cut = f"{facts['truncated']:,} of {facts['n']:,} {plain(name)} texts"
+            cut = f"{facts['truncated']:,} of {facts['n']:,} {escape(name)} texts"
             found.append(f"{cut} were cut to {recipe.data.max_length} tokens.")
     if recipe.data.limit is not None:
         part = "data with labels" if "unlabelled" in data else "data"
@@ -471,12 +484,12 @@ def _limits(run: _Run) -> str:
         found.append("Teacher and student read other tokens: their perplexities do not compare.")
     for leak in run.record.training.get("multi_task", {}).get("leaks", ()):
         if f" texts of {run.record.task}, " in leak:
-            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {plain(leak)}.")
+            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {escape(leak)}.")
     found += _undefined(run)
     found += _overlaps(run)
     for what, said in data.get("checks", {}).items():
         if what in recipe.allow:
-            found.append(f"A finding of the checks before the run was let through: {plain(what)}, {plain(said)}.")
+            found.append(f"A finding of the checks before the run was let through: {escape(what)}, {escape(said)}.")
     found.append("No licence is named: those of the teacher, of the checkpoint it started from and of the data apply.")
     return "\n".join(["## Limits", "", *(f"- {said}" for said in found)])
 
@@ -484,19 +497,20 @@ def _limits(run: _Run) -> str:
 def _undefined(run: _Run) -> Iterable[str]:
     for split, scores in run.record.scores.items():
         for score in scores["student"]:
-            what = f"{plain(score['metric'])} on {code(split)}"
+            what = f"{escape(score['metric'])} on {code_span(split)}"
             if score["value"] is None:
-                yield f"{what} is undefined: {plain(reason_of(score))}."
+                yield f"{what} is undefined: {escape(reason_of(score))}."
             elif score["low"] is None:
                 yield f"{what} has no interval: the examples are too few or all alike."
         for who, score in _others(scores):
             if score["value"] is None:
-                yield f"{plain(who)} on {code(split)} is undefined: {plain(reason_of(score))}."
+                yield f"{escape(who)} on {code_span(split)} is undefined: {escape(reason_of(score))}."
         theirs = {score["metric"]: score for score in scores["teacher"]}
         for score in scores["student"]:
             why = _why_not_retained(run, score, theirs)
             if theirs and why:
-                yield f"{plain(score['metric'])} on {code(split)}: nothing is said of what is retained: {plain(why)}."
+                metric = escape(score["metric"])
+                yield f"{metric} on {code_span(split)}: nothing is said of what is retained: {escape(why)}."
 
 
 def _others(scores: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -517,25 +531,25 @@ def _overlaps(run: _Run) -> Iterable[str]:
             ends = (ours["low"], ours["high"], *((other["low"], other["high"]) if other else (None, None)))
             if None not in ends and ends[0] <= ends[3] and ends[2] <= ends[1]:
                 yield (
-                    f"{plain(ours['metric'])} on {code(split)}: the intervals of student and teacher overlap, "
+                    f"{escape(ours['metric'])} on {code_span(split)}: the intervals of student and teacher overlap, "
                     f"so this score alone does not tell them apart."
                 )
 
 
 def _use(run: _Run) -> str:
-    pair = isinstance(run.task, Task) and len(run.task.columns) == 2
+    pair = isinstance(run.task, ClassificationTask) and len(run.task.columns) == 2
     auto, length = auto_class(run.head).__name__, run.recipe.data.max_length
     shown = example(run.head, auto, length, pair=pair, permutation=run.permutation)
-    return f"## Use\n\n{fenced(shown, 'python')}"
+    return f"## Use\n\n{code_block(shown, 'python')}"
 
 
 def _reproduce(run: _Run) -> str:
-    start = f"## Make it again\n\nWith kdalign {plain(run.record.version)}, the libraries above and "
-    recipe = f"\n\n{fenced(run.recipe.dump(), 'yaml')}"
+    start = f"## Make it again\n\nWith kdalign {escape(run.record.version)}, the libraries above and "
+    recipe = f"\n\n{code_block(run.recipe.dump(), 'yaml')}"
     if run.recipe.multi_task.together:
         return (
             f"{start}the recipe of all its tasks, which lies in the folder above this run's: "
-            f"{code(distill_command(run.recipe))}\n\nThis task's part of it, which is not a recipe by itself:"
+            f"{code_span(distill_command(run.recipe))}\n\nThis task's part of it, which is not a recipe by itself:"
             f"{recipe}"
         )
     return f"{start}this recipe: `kdalign distill --recipe recipe.yaml`{recipe}"

@@ -19,7 +19,7 @@ from kdalign.errors import UsageError
 from kdalign.files import (
     read_json,
 )
-from kdalign.recipe import Recipe, recipe_of
+from kdalign.recipe import Recipe, validate_recipe
 from kdalign.runs.record_schema import check_record
 
 SCHEMA = 1
@@ -107,7 +107,7 @@ class RunRecord:
             UsageError: another version wrote what this one does not know.
         """
         try:
-            return recipe_of(self.recipe)
+            return validate_recipe(self.recipe)
         except UsageError as error:
             run = self.recipe.get("out") if isinstance(self.recipe, dict) else None
             where = f"the run {run!r}" if run else f"a run of task {self.task!r}"

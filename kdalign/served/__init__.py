@@ -11,30 +11,30 @@ Every answer is appended to ``served.jsonl`` at once, under the SHA-256 of all t
 read there. How a server wants to be asked is found out by the first request, and kept in the same file.
 """
 
-from kdalign.served.budget import Settings, Spent
+from kdalign.served.budget import ServedSettings, Usage
 from kdalign.served.client import (
     OPENAI_URL,
+    ApiModel,
     Choices,
     Progress,
-    Served,
     TokenLogprob,
     Unavailable,
     is_served,
 )
-from kdalign.served.protocol import Constraint, Manner, Way, label_said
+from kdalign.served.protocol import Constraint, Dialect, Way, label_in_answer
 
 __all__ = [
     "OPENAI_URL",
+    "ApiModel",
     "Choices",
     "Constraint",
-    "Manner",
+    "Dialect",
     "Progress",
-    "Served",
-    "Settings",
-    "Spent",
+    "ServedSettings",
     "TokenLogprob",
     "Unavailable",
+    "Usage",
     "Way",
     "is_served",
-    "label_said",
+    "label_in_answer",
 ]

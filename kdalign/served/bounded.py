@@ -45,7 +45,7 @@ def bounded_client(seconds: float, largest: int = LARGEST) -> Any:
             options |= {"follow_redirects": False, "stream": True}
             late = threading.Event()
             try:
-                return within(seconds, partial(self._read, request, options, late))
+                return run_within(seconds, partial(self._read, request, options, late))
             except TimeoutError as error:
                 late.set()
                 raise library.ReadTimeout(str(error), request=request) from None
@@ -72,7 +72,7 @@ def bounded_client(seconds: float, largest: int = LARGEST) -> Any:
     return Bounded(timeout=None if math.isinf(seconds) else seconds, follow_redirects=False)
 
 
-def within(seconds: float, work: Callable[[], Any]) -> Any:
+def run_within(seconds: float, work: Callable[[], Any]) -> Any:
     """What a function returns or raises, if it ends in time; else it is left alone, in a thread that ends with Python.
 
     Raises:

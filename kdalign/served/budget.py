@@ -8,7 +8,7 @@ from kdalign.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServedSettings:
     """How a server is asked.
 
     Attributes:
@@ -29,7 +29,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Spent:
+class Usage:
     """What was paid for: answers, and tokens as the server counts them."""
 
     requests: int = 0
@@ -46,17 +46,17 @@ class OverBudget(Exception):
     """The next request could take more than is left."""
 
 
-class Purse:
+class Budget:
     """What may be spent: a request takes its share before it is sent, and pays what the server counts."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServedSettings) -> None:
         self._most_requests = settings.max_requests
         self._most_tokens = settings.max_tokens
         self._changed = threading.Condition()
         self._held_requests = 0
         self._held_tokens = 0
         self._characters = 0
-        self.spent = Spent()
+        self.spent = Usage()
 
     def take(self, characters: int, longest: int) -> int:
         """Hold a request's share, and wait while requests under way may leave enough of theirs.
@@ -92,7 +92,7 @@ class Purse:
             self._held_tokens -= held
             if used is not None:
                 self._characters += characters
-                self.spent = Spent(
+                self.spent = Usage(
                     self.spent.requests + 1, self.spent.prompt_tokens + used[0], self.spent.completion_tokens + used[1]
                 )
             self._changed.notify_all()
@@ -102,7 +102,7 @@ def _within(wanted: int, most: int | None) -> bool:
     return most is None or wanted <= most
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: ServedSettings) -> None:
     """Refuse settings that cannot be.
 
     Raises:

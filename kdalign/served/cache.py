@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kdalign.errors import RunError
-from kdalign.served.protocol import Constraint, Manner, Way
+from kdalign.served.protocol import Constraint, Dialect, Way
 
 
-class Kept:
+class AnswerCache:
     """The answers and manners of a file, which need not be there; it is made with the first line.
 
-    A line that is not whole was being written when a run was killed: it is passed over, and asked again. A manner is
+    A line that is not whole was being written when a run was killed: it is passed over, and asked again. A dialect is
     written with the next answer, so that a server which answers nothing leaves no file.
 
     Attributes:
@@ -26,7 +26,7 @@ class Kept:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.answers: dict[str, Mapping[str, Any]] = {}
-        self.manners: dict[str, Manner] = {}
+        self.dialects: dict[str, Dialect] = {}
         self._writing = threading.Lock()
         self._waiting: list[Mapping[str, Any]] = []
         for raw in file.read_bytes().split(b"\n") if file.is_file() else []:
@@ -39,7 +39,7 @@ class Kept:
                     self.answers[key] = line
                 case {"manner": str(key), "way": way, "constraint": constraint, "refused": [*refused]}:
                     if way in get_args(Way) and constraint in get_args(Constraint):
-                        self.manners[key] = Manner(way, constraint, tuple(map(str, refused)))
+                        self.dialects[key] = Dialect(way, constraint, tuple(map(str, refused)))
 
     def keep_answer(self, key: str, answer: Mapping[str, Any]) -> None:
         """Write an answer, then know it.
@@ -50,18 +50,18 @@ class Kept:
         self._append({"key": key, **answer})
         self.answers[key] = answer
 
-    def keep_manner(self, key: str, manner: Manner) -> None:
-        """Know a manner, and write it: at once where there are answers, else before the first.
+    def keep_dialect(self, key: str, dialect: Dialect) -> None:
+        """Know a dialect, and write it: at once where there are answers, else before the first.
 
         Raises:
             RunError: the disk does not take it.
         """
-        line = {"manner": key, "way": manner.way, "constraint": manner.constraint, "refused": list(manner.refused)}
+        line = {"manner": key, "way": dialect.way, "constraint": dialect.constraint, "refused": list(dialect.refused)}
         if self.answers:
             self._append(line)
         else:
             self._waiting.append(line)
-        self.manners[key] = manner
+        self.dialects[key] = dialect
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Add a line in one write, after what waits for it and the end of a half-written one."""

@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean, printable, shortened
+from kdalign.errors import KdalignError, RunError, UsageError, did_you_mean, printable, shorten
 from kdalign.files import check_writable
 from kdalign.served.bounded import bounded_client
-from kdalign.served.budget import OverBudget, Purse, Settings, Spent, check_settings
-from kdalign.served.cache import Kept
+from kdalign.served.budget import Budget, OverBudget, ServedSettings, Usage, check_settings
+from kdalign.served.cache import AnswerCache
 from kdalign.served.protocol import (
     Constraint,
-    Manner,
+    Dialect,
     Refused,
     Unusable,
     Way,
-    adapted,
     answer_key,
     check_length,
-    counted,
+    next_dialect,
     read_echo,
     read_label,
     read_text,
     request_body,
+    token_usage,
 )
 
 PREFIX = "openai:"
@@ -103,7 +103,7 @@ class _Question:
     read: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class Served:
+class ApiModel:
     """A model behind an OpenAI-compatible API, opened at a URL.
 
     Opening it reads the answers that the folder keeps; nothing is asked or written. Close it, or use it in ``with``.
@@ -120,7 +120,7 @@ class Served:
         miscounted: whether the server said of tokens what are no counts of them (-5, "many").
     """
 
-    def __init__(self, name: str, base_url: str, folder: Path, settings: Settings | None = None) -> None:
+    def __init__(self, name: str, base_url: str, folder: Path, settings: ServedSettings | None = None) -> None:
         """Open a model.
 
         Args:
@@ -132,7 +132,7 @@ class Served:
         Raises:
             UsageError: the extra is not installed, or a name, URL, setting, folder or key that cannot be.
         """
-        self.settings = settings or Settings()
+        self.settings = settings or ServedSettings()
         check_settings(self.settings)
         self.model = name.removeprefix(PREFIX)
         if not is_served(name) or not self.model:
@@ -144,13 +144,13 @@ class Served:
         long = self._key is not None and len(self._key) >= _SHORTEST_KEY
         self._key_pattern = re.compile(r"\s*".join(map(re.escape, self._key or ""))) if long else None
         self._client = _client(self.url, self._key, self.settings)
-        self._purse = Purse(self.settings)
-        self._kept = Kept(self.file)
+        self._purse = Budget(self.settings)
+        self._kept = AnswerCache(self.file)
         self.answered_by: tuple[str, ...] = ()
         self.cut_empty = self.without_text = 0
         self.miscounted = False
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> "ApiModel":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,17 +163,17 @@ class Served:
     @property
     def way(self) -> Way | None:
         """Through which endpoint ``complete`` asks; None before the first answer."""
-        manner = self._kept.manners.get(self._manner_key("complete"))
-        return None if manner is None else manner.way
+        dialect = self._kept.dialects.get(self._dialect_key("complete"))
+        return None if dialect is None else dialect.way
 
     @property
     def dropped(self) -> tuple[str, ...]:
         """The parameters that the server refused and ``complete`` leaves out, as ``temperature``."""
-        manner = self._kept.manners.get(self._manner_key("complete"))
-        return () if manner is None else manner.dropped
+        dialect = self._kept.dialects.get(self._dialect_key("complete"))
+        return () if dialect is None else dialect.dropped
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> Usage:
         """What was paid for since the model was opened."""
         return self._purse.spent
 
@@ -204,16 +204,16 @@ class Served:
         """
         ends = tuple(stop or ())
 
-        def question(manner: Manner, prompt: str, longest: int) -> _Question:
-            body = request_body(self.model, manner, prompt, longest, ends)
-            key = answer_key(self.url, manner.path, body, ends)
-            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: read_text(answer, ends))
+        def question(dialect: Dialect, prompt: str, longest: int) -> _Question:
+            body = request_body(self.model, dialect, prompt, longest, ends)
+            key = answer_key(self.url, dialect.path, body, ends)
+            return _Question(dialect.path, body, key, len(prompt), longest, lambda answer: read_text(answer, ends))
 
         rows = list(zip(prompts, max_tokens, strict=True))
         if not rows:
             return []
-        manner = self._manner("complete", lambda manner: question(manner, *rows[0]), len(rows))
-        lines = self._ask([question(manner, *row) for row in rows], progress)
+        dialect = self._manner("complete", lambda dialect: question(dialect, *rows[0]), len(rows))
+        lines = self._ask([question(dialect, *row) for row in rows], progress)
         return self._texts(lines)
 
     def choose(
@@ -242,23 +242,23 @@ class Served:
         """
         longest = max(max_tokens, 64, 32 + 2 * max((len(label.encode()) for label in labels), default=0))
 
-        def question(manner: Manner, prompt: str) -> _Question:
-            body = request_body(self.model, manner, prompt, longest, (), labels)
-            key = answer_key(self.url, manner.path, body)
-            return _Question(manner.path, body, key, len(prompt), longest, lambda answer: read_label(answer, labels))
+        def question(dialect: Dialect, prompt: str) -> _Question:
+            body = request_body(self.model, dialect, prompt, longest, (), labels)
+            key = answer_key(self.url, dialect.path, body)
+            return _Question(dialect.path, body, key, len(prompt), longest, lambda answer: read_label(answer, labels))
 
         if not prompts:
             return Choices([], "none", self.way or "completions")
-        key = self._manner_key("choose")
-        if key not in self._kept.manners:
-            self._find_constraint(key, lambda manner: question(manner, prompts[0]), len(prompts))
-        manner = self._kept.manners[key]
-        if manner.constraint == "none":
+        key = self._dialect_key("choose")
+        if key not in self._kept.dialects:
+            self._find_constraint(key, lambda dialect: question(dialect, prompts[0]), len(prompts))
+        dialect = self._kept.dialects[key]
+        if dialect.constraint == "none":
             texts = self.complete(prompts, [max_tokens] * len(prompts), stop, progress)
             assert self.way is not None
             return Choices(texts, "none", self.way)
-        lines = self._ask([question(manner, prompt) for prompt in prompts], progress)
-        return Choices(self._texts(lines), manner.constraint, manner.way)
+        lines = self._ask([question(dialect, prompt) for prompt in prompts], progress)
+        return Choices(self._texts(lines), dialect.constraint, dialect.way)
 
     def prompt_logprobs(
         self, texts: Sequence[str], progress: Progress | None = None
@@ -274,20 +274,20 @@ class Served:
             RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
         """
 
-        def question(manner: Manner, text: str) -> _Question:
-            if manner.way == "chat":
+        def question(dialect: Dialect, text: str) -> _Question:
+            if dialect.way == "chat":
                 raise Refused(404, "it has no /completions for this model")
-            body = request_body(self.model, manner, text, 1) | {"echo": True, "logprobs": 1}
-            key = answer_key(self.url, manner.path, body)
-            return _Question(manner.path, body, key, len(text), 1, lambda answer: read_echo(answer, text))
+            body = request_body(self.model, dialect, text, 1) | {"echo": True, "logprobs": 1}
+            key = answer_key(self.url, dialect.path, body)
+            return _Question(dialect.path, body, key, len(text), 1, lambda answer: read_echo(answer, text))
 
         asked = [text for text in texts if text]  # an empty prompt is refused by some servers
-        key = self._manner_key("prompt_logprobs")
-        if asked and key not in self._kept.manners:
+        key = self._dialect_key("prompt_logprobs")
+        if asked and key not in self._kept.dialects:
             reason = self._check_echo(key, question, len(asked))
             if reason is not None:
                 return Unavailable(reason)
-        lines = self._ask([question(self._kept.manners[key], text) for text in asked], progress)
+        lines = self._ask([question(self._kept.dialects[key], text) for text in asked], progress)
         for line in lines:
             if "reason" in line:
                 return Unavailable(f"the server at {self.url} {line['reason']}")
@@ -317,40 +317,40 @@ class Served:
         self.without_text = sum(bool(line.get("null")) and line.get("finish") != "length" for line in lines)
         return [line["text"] for line in lines]
 
-    def _manner_key(self, purpose: str) -> str:
-        """What a manner is kept under: it belongs to a model at a URL, and to what is asked of it."""
+    def _dialect_key(self, purpose: str) -> str:
+        """What a dialect is kept under: it belongs to a model at a URL, and to what is asked of it."""
         return answer_key(self.url, purpose, {"model": self.model, "chat": self.settings.chat})
 
-    def _manner(self, purpose: str, question: Callable[[Manner], _Question], total: int) -> Manner:
-        """The manner in which the server answers, found by asking the first question where it is not kept."""
-        key = self._manner_key(purpose)
-        if key not in self._kept.manners:
-            start = Manner("chat" if self.settings.chat else "completions")
+    def _manner(self, purpose: str, question: Callable[[Dialect], _Question], total: int) -> Dialect:
+        """The dialect in which the server answers, found by asking the first question where it is not kept."""
+        key = self._dialect_key(purpose)
+        if key not in self._kept.dialects:
+            start = Dialect("chat" if self.settings.chat else "completions")
             try:
-                manner = self._adapt(start, question)
+                dialect = self._adapt(start, question)
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            self._kept.keep_manner(key, manner)
-        return self._kept.manners[key]
+            self._kept.keep_dialect(key, dialect)
+        return self._kept.dialects[key]
 
-    def _adapt(self, manner: Manner, question: Callable[[Manner], _Question], retries: int | None = None) -> Manner:
+    def _adapt(self, dialect: Dialect, question: Callable[[Dialect], _Question], retries: int | None = None) -> Dialect:
         """Ask until the server answers, each time without what it refused; the answer is kept.
 
         Raises:
-            Refused: for a reason that no other manner avoids, or ``question`` has none for the other endpoint.
+            Refused: for a reason that no other dialect avoids, or ``question`` has none for the other endpoint.
         """
         while True:
             try:
-                self._answer(question(manner), retries)
+                self._answer(question(dialect), retries)
             except Refused as refusal:
-                changed = adapted(manner, refusal)
+                changed = next_dialect(dialect, refusal)
                 if changed is None:
                     raise
-                manner = changed
+                dialect = changed
             else:
-                return manner
+                return dialect
 
-    def _find_constraint(self, key: str, question: Callable[[Manner], _Question], total: int) -> None:
+    def _find_constraint(self, key: str, question: Callable[[Dialect], _Question], total: int) -> None:
         """Keep the first form of constraint that the server heeds.
 
         llama-cpp-python answers a form that it does not know by 500, so that is no reason to try long.
@@ -358,25 +358,25 @@ class Served:
         forms: tuple[Constraint, ...] = ("json_schema", "json_object")
         for form in forms:
             try:
-                manner = self._adapt(Manner("chat", form), question, min(1, self.settings.retries))
+                dialect = self._adapt(Dialect("chat", form), question, min(1, self.settings.retries))
             except Refused as refusal:
                 if _ends_all(refusal):
                     raise self._explained(refusal, 0, total) from None
                 continue
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            if self._kept.answers[question(manner).key].get("label"):
-                self._kept.keep_manner(key, manner)
+            if self._kept.answers[question(dialect).key].get("label"):
+                self._kept.keep_dialect(key, dialect)
                 return
-        self._kept.keep_manner(key, Manner("completions"))
+        self._kept.keep_dialect(key, Dialect("completions"))
 
     def _check_echo(self, key: str, question: Callable[..., _Question], total: int) -> str | None:
-        """Keep the manner in which the server tells log-probabilities of prompts; else say why it does not."""
-        manner, verdicts = Manner("completions"), []
+        """Keep the dialect in which the server tells log-probabilities of prompts; else say why it does not."""
+        dialect, verdicts = Dialect("completions"), []
         for text in ("The first of the", "1 2 3 4 5", "Once upon a time, there"):
             asked = partial(question, text=text)
             try:
-                manner = self._adapt(manner, asked, min(1, self.settings.retries))
+                dialect = self._adapt(dialect, asked, min(1, self.settings.retries))
             except Refused as refusal:
                 unknown = self._unknown_model(refusal)
                 if unknown is not None or _ends_all(refusal):
@@ -384,7 +384,7 @@ class Served:
                 return f"the server at {self.url} refuses to tell log-probabilities of a prompt ({refusal})"
             except Exception as error:
                 raise self._explained(error, 0, total) from None
-            line = self._kept.answers[asked(manner).key]
+            line = self._kept.answers[asked(dialect).key]
             if "reason" in line:
                 return f"the server at {self.url} {line['reason']}"
             verdicts.append(line.get("in_place"))
@@ -395,7 +395,7 @@ class Served:
             )
         if True not in verdicts:
             return f"whether the server at {self.url} tells log-probabilities of the right tokens cannot be checked"
-        self._kept.keep_manner(key, manner)
+        self._kept.keep_dialect(key, dialect)
         return None
 
     def _ask(self, questions: Sequence[_Question], progress: Progress | None) -> list[Mapping[str, Any]]:
@@ -473,7 +473,7 @@ class Served:
         paid: tuple[int, int] | None = None
         try:
             answer = self._post(question.path, question.body, retries)
-            used = counted(answer)
+            used = token_usage(answer)
             paid = (held, 0) if used is None else used  # what is no count must not leave the budget as it was
         finally:
             self._purse.pay(held, question.characters, paid)
@@ -656,7 +656,7 @@ def _key(url: str) -> str | None:
     return key or None
 
 
-def _client(url: str, key: str | None, settings: Settings) -> Any:
+def _client(url: str, key: str | None, settings: ServedSettings) -> Any:
     """OpenAI's client, which has not asked anything yet.
 
     Raises:
@@ -682,7 +682,7 @@ def _ends_all(refusal: Refused) -> bool:
 
 def _model_name(given: object) -> str | None:
     """What a server calls a model, as a clean name of a readable length; None for what is no text."""
-    return shortened(printable(given), 100) if isinstance(given, str) else None
+    return shorten(printable(given), 100) if isinstance(given, str) else None
 
 
 def _next(ended: "queue.SimpleQueue[str | BaseException]") -> "str | BaseException":

@@ -13,7 +13,7 @@ Constraint = Literal["json_schema", "json_object", "none"]
 
 
 @dataclass(frozen=True)
-class Manner:
+class Dialect:
     """How a server wants to be asked.
 
     Attributes:
@@ -61,27 +61,27 @@ class Unusable(Exception):
 
 def request_body(
     model: str,
-    manner: Manner,
+    dialect: Dialect,
     prompt: str,
     max_tokens: int,
     stop: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What is sent for a prompt: greedy, in the server's manner.
+    """What is sent for a prompt: greedy, in the server's dialect.
 
     llama-cpp-python makes words that were there less likely (``repeat_penalty`` 1.1) unless it is told not to; servers
     that do not know the word pass over it or refuse it.
     """
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1}
-    if manner.way == "completions":
+    if dialect.way == "completions":
         body["prompt"] = prompt
     else:
         body["messages"] = [{"role": "user", "content": prompt}]
     if stop:
         body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them
-    if manner.constraint != "none":
-        body["response_format"] = _response_format(manner.constraint, labels)
-    for name in manner.refused:
+    if dialect.constraint != "none":
+        body["response_format"] = _response_format(dialect.constraint, labels)
+    for name in dialect.refused:
         value = body.pop(name, None)
         if name == "max_tokens":
             body["max_completion_tokens"] = value
@@ -101,21 +101,21 @@ def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str,
     return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
 
 
-def adapted(manner: Manner, refusal: Refused) -> Manner | None:
-    """The manner to try after a refusal; None where the refusal is about something else.
+def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
+    """The dialect to try after a refusal; None where the refusal is about something else.
 
     A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), is
     asked through chat. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
     """
-    if manner.way == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
-        return replace(manner, way="chat")
+    if dialect.way == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
+        return replace(dialect, way="chat")
     if refusal.status not in (400, 422) or refusal.code == "context_length_exceeded":
         return None
     for name in ("max_tokens", "temperature", "seed", "stop", "repeat_penalty"):
-        if name in manner.refused or (name == "max_tokens" and manner.way == "completions"):
+        if name in dialect.refused or (name == "max_tokens" and dialect.way == "completions"):
             continue
         if refusal.parameter == name or re.search(rf"(?<![\w.]){name}(?!\w)", refusal.message):
-            return replace(manner, refused=(*manner.refused, name))
+            return replace(dialect, refused=(*dialect.refused, name))
     return None
 
 
@@ -125,12 +125,12 @@ def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
 
 
-def cut_at(text: str, stop: Sequence[str]) -> str:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first of some stop texts: some servers leave the stop text in."""
     return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
 
 
-def label_said(text: str, labels: Sequence[str]) -> int | None:
+def label_in_answer(text: str, labels: Sequence[str]) -> int | None:
     """The number of the label that an answer names first, or None.
 
     Case does not count; a label is a whole word or several, with blanks, hyphens and underscores alike between them.
@@ -151,7 +151,7 @@ _LONGEST_TOKEN = 256
 """Characters of a token, as of blanks or dots in a row, in the vocabularies that are known."""
 
 
-def counted(answer: Mapping[str, Any]) -> tuple[int, int] | None:
+def token_usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
     """The tokens of prompt and answer, as the server counts them; 0 where it says none, None for no counts."""
     usage = answer.get("usage")
     if usage is None:
@@ -199,7 +199,7 @@ def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
         return {"text": "", **line, "null": True}
     if not isinstance(text, str):
         raise Unusable(f"its text is {_kind(text)}")
-    return {"text": cut_at(text, stop), **line}
+    return {"text": cut_at_stop(text, stop), **line}
 
 
 def _kind(value: object) -> str:
@@ -247,7 +247,7 @@ def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
         in_place = None if not top or last is None else last >= max(top.values()) - 1e-3
     elif written and joined.endswith(text) and (top := tops[-1]):
         in_place = False if max(top, key=lambda token: top[token]) == written else None
-    used = counted(answer)
+    used = token_usage(answer)
     known = used is not None and isinstance(answer.get("usage"), dict) and "completion_tokens" in answer["usage"]
     extra = used[1] if known and used is not None else 1 if written else 0
     count = len(tokens) - (extra if in_place is not False else 0)

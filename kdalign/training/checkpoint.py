@@ -15,7 +15,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from kdalign.errors import UsageError, cause_of
-from kdalign.files import read_json, sha256, whole_file, write_json, writing
+from kdalign.files import atomic_file, read_json, sha256, write_json, writing
 from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.record import BEGUN
 
@@ -27,7 +27,7 @@ _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "p
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What a checkpoint remembers beside weights and optimizer state.
 
     Attributes:
@@ -45,12 +45,12 @@ class Progress:
     evaluations_without_gain: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     plan: str = ""
-    courses: dict[str, "Progress"] = field(default_factory=dict)
+    courses: dict[str, "TrainState"] = field(default_factory=dict)
     best_hash: str = ""
 
     def __post_init__(self) -> None:
         self.courses = {  # as read from JSON, or copied by asdict
-            name: Progress(**spent) if isinstance(spent, dict) else spent for name, spent in self.courses.items()
+            name: TrainState(**spent) if isinstance(spent, dict) else spent for name, spent in self.courses.items()
         }
 
     def add(self, examples: int, tokens: int, seconds: float, parts: dict[str, float]) -> None:
@@ -61,9 +61,9 @@ class Progress:
         self.seconds += seconds
         self.parts = parts
 
-    def of(self, course: str) -> "Progress":
+    def of(self, course: str) -> "TrainState":
         """What was spent on a task of several."""
-        return self.courses.setdefault(course, Progress())
+        return self.courses.setdefault(course, TrainState())
 
     @property
     def speed(self) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Progress:
 
 def save_weights(file: Path, module: nn.Module, step: int | None = None) -> None:
     """Write a module's tensors whole, tied ones once; the step is written into the file's header."""
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         save_model(module, str(temporary), None if step is None else {"step": str(step)}, force_contiguous=True)
 
 
@@ -83,13 +83,13 @@ def load_weights(file: Path, module: nn.Module) -> None:
     load_model(module, str(file))
 
 
-def save_best(folder: RunFolder, module: nn.Module, progress: Progress) -> None:
+def save_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
     """Write the weights of the best step so far; the progress has their hash from now on."""
     save_weights(folder.checkpoints / BEST, module, progress.step)
     progress.best_hash = sha256(folder.checkpoints / BEST)
 
 
-def load_best(folder: RunFolder, module: nn.Module, progress: Progress) -> None:
+def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
     """Read back the weights of the best step.
 
     Raises:
@@ -106,7 +106,7 @@ def save_checkpoint(
     folder: RunFolder,
     module: nn.Module,
     optimizer: torch.optim.AdamW,
-    progress: Progress,
+    progress: TrainState,
     parts: Sequence[RunFolder] = (),
 ) -> None:
     """Write a checkpoint whole, then drop older ones.
@@ -141,7 +141,7 @@ def save_checkpoint(
             save_file(moments, draft / _OPTIMIZER)
             tree = asdict(progress) | {
                 "files": {name: sha256(draft / name) for name in (_MODEL, _OPTIMIZER)},
-                "histories": {name_of(part, folder): part.history_seal() for part in parts or (folder,)},
+                "histories": {checkpoint_name(part, folder): part.history_seal() for part in parts or (folder,)},
                 "run": folder.identity,
             }
             write_json(draft / _PROGRESS, {**tree, "seal": seal_of(tree)})
@@ -164,7 +164,7 @@ class SavedCheckpoint:
     """
 
     path: Path | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainState = field(default_factory=TrainState)
     histories: Mapping[str, int] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
 
@@ -174,7 +174,7 @@ class SavedCheckpoint:
         return self.path is None or bool(self.histories)
 
 
-def newest_whole(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedCheckpoint:
+def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedCheckpoint:
     """The newest checkpoint whose files and whose history are as they were; nothing is changed.
 
     Args:
@@ -205,13 +205,13 @@ def load_checkpoint(
     optimizer: torch.optim.AdamW,
     accelerator: Accelerator,
     found: SavedCheckpoint | None = None,
-) -> Progress:
+) -> TrainState:
     """Go on from the newest whole checkpoint, unless one is given; from the start where there is none.
 
     Raises:
         UsageError: none is whole, or it is of other models.
     """
-    found = found or newest_whole(folder)
+    found = found or newest_sound(folder)
     if found.path is not None:
         try:
             load_weights(found.path / _MODEL, module)
@@ -231,7 +231,7 @@ def load_checkpoint(
     return found.progress
 
 
-def name_of(part: RunFolder, folder: RunFolder) -> str:
+def checkpoint_name(part: RunFolder, folder: RunFolder) -> str:
     """A folder of the run, as its checkpoints name it."""
     return "." if part.path == folder.path else part.path.name
 
@@ -266,7 +266,7 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedChe
         raise UsageError("it is of another run" if folder.identity else f"{BEGUN} is missing, by which it is known")
     _check_files(path, tree["files"])
     for part in parts:
-        seal = tree["histories"].get(name_of(part, folder))
+        seal = tree["histories"].get(checkpoint_name(part, folder))
         if seal is None or not part.history_fits(seal):
             raise UsageError(f"{part.history.name} is not as it was then")
     if progress.best_hash:
@@ -306,7 +306,7 @@ def _sha256_of(file: Path, *_state: int) -> str:
     return sha256(file)
 
 
-def _check_best(folder: RunFolder, progress: Progress) -> None:
+def _check_best(folder: RunFolder, progress: TrainState) -> None:
     """The best weights are those that a progress knows, or of a later step, which is taken once more and saves them."""
     file = folder.checkpoints / BEST
     if not file.is_file():
@@ -322,13 +322,13 @@ def _check_best(folder: RunFolder, progress: Progress) -> None:
         raise UsageError(f"{file.name} was changed")
 
 
-def _progress_of(tree: Mapping[str, Any]) -> Progress:
+def _progress_of(tree: Mapping[str, Any]) -> TrainState:
     """Progress as it was read.
 
     Raises:
         UsageError: a key that is unknown, or a value of another kind.
     """
-    kinds = {one.name: type(value) for one in fields(Progress) for value in [getattr(Progress(), one.name)]}
+    kinds = {one.name: type(value) for one in fields(TrainState) for value in [getattr(TrainState(), one.name)]}
     for name, value in tree.items():
         kind = kinds.get(name)
         if kind is None:
@@ -342,7 +342,7 @@ def _progress_of(tree: Mapping[str, Any]) -> Progress:
         if not fits:
             raise UsageError(f"{_PROGRESS} has {name}: {value!r}")
     courses = {name: _progress_of(spent) for name, spent in tree.get("courses", {}).items() if isinstance(spent, dict)}
-    return Progress(**{**tree, "courses": courses})
+    return TrainState(**{**tree, "courses": courses})
 
 
 def _steps(folder: RunFolder) -> list[Path]:

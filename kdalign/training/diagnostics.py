@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, Encoded, micro_batches
+from kdalign.data.batches import Batch, TokenizedSplit, micro_batches
 from kdalign.errors import RunError
 from kdalign.models.architecture import blocks
-from kdalign.models.capture import Signals
+from kdalign.models.capture import Activations
 from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
-from kdalign.objective.terms import Unit, View
-from kdalign.objective.units import count_groups, count_units, rows_of
+from kdalign.objective.terms import TermInputs, Unit
+from kdalign.objective.units import count_groups, count_rows, count_units
 from kdalign.training.learner import Learner
 
 LEAST_SHARE = 0.01
 """Of the loss: a term with less hardly counts, which is said."""
 
-Teach = Callable[[Batch], Signals]
+Teach = Callable[[Batch], Activations]
 """The teacher's signals on a batch."""
 
 
 @dataclass(frozen=True)
-class Sight:
+class StepViewer:
     """How a step's micro-batches are seen.
 
     Attributes:
@@ -46,12 +46,12 @@ class Sight:
     accelerator: Accelerator
     seed: int
 
-    def __call__(self, batch: Batch, step: int, number: int) -> View:
+    def __call__(self, batch: Batch, step: int, number: int) -> TermInputs:
         """Both models' signals on a micro-batch of a step, with the dropout that it has there."""
         batch = batch.to(self.accelerator.device)
         torch.manual_seed(_derived_seed(self.seed, step, number, self.accelerator.process_index))
         taught = self.teach(batch) if self.teach is not None else None
-        return View(self.learner(batch.inputs, taught), taught, batch)
+        return TermInputs(self.learner(batch.inputs, taught), taught, batch)
 
 
 def _derived_seed(*numbers: int) -> int:
@@ -59,9 +59,11 @@ def _derived_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def counted(share: Sequence[Batch], accelerator: Accelerator, stop: bool = False) -> tuple[dict[Unit, float], bool]:
+def count_step_units(
+    share: Sequence[Batch], accelerator: Accelerator, stop: bool = False
+) -> tuple[dict[Unit, float], bool]:
     """The units of a step over all ranks, and whether any of them was told to stop."""
-    units, rows = count_units(share), np.array(rows_of(share))
+    units, rows = count_units(share), np.array(count_rows(share))
     counts = torch.tensor([*units.values(), stop, *rows.flat], device=accelerator.device, dtype=torch.float64)
     summed = accelerator.reduce(counts, reduction="sum").tolist()
     sums, stops, together = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
@@ -71,9 +73,9 @@ def counted(share: Sequence[Batch], accelerator: Accelerator, stop: bool = False
     return dict(zip(units, sums, strict=True)) | shared, stops > 0
 
 
-def measured(see: Sight, objective: Objective, share: Sequence[Batch], step: int) -> dict[str, float]:
+def measure_terms(see: StepViewer, objective: Objective, share: Sequence[Batch], step: int) -> dict[str, float]:
     """The terms of a step that is not taken, those that had something to look at."""
-    units, _ = counted(share, see.accelerator)
+    units, _ = count_step_units(share, see.accelerator)
     sums = torch.zeros(len(objective.names), device=see.accelerator.device)
     with torch.no_grad():
         for number, batch in enumerate(share):
@@ -81,11 +83,11 @@ def measured(see: Sight, objective: Objective, share: Sequence[Batch], step: int
             sums += torch.stack([parts[name] for name in objective.names])
     objective.remember(None)
     means = dict(zip(objective.names, see.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
-    return objective.asked(means, units)
+    return objective.present_terms(means, units)
 
 
 def gradient_norms(
-    see: Sight, student: PreTrainedModel, objective: Objective, batch: Batch, step: int
+    see: StepViewer, student: PreTrainedModel, objective: Objective, batch: Batch, step: int
 ) -> dict[str, float]:
     """The norm of each weighted term's gradient on the last of the student's layers that it reaches, on a micro-batch.
 
@@ -95,7 +97,7 @@ def gradient_norms(
     layers = [list(layer.parameters()) for layer in blocks(student).values()]
     norms: dict[str, float] = {}
     units = count_units([view.batch])
-    there = objective.asked(dict.fromkeys(objective.names, True), units)
+    there = objective.present_terms(dict.fromkeys(objective.names, True), units)
     for name, value in objective.each(view, units):
         if name not in there:
             continue  # it pulls at nothing here, which says nothing of it
@@ -113,7 +115,7 @@ def gradient_norms(
     return norms
 
 
-def small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def find_small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The terms of the last step whose share of the loss, over these steps, is small; their shares."""
     if not weighted:
         return {}
@@ -123,7 +125,7 @@ def small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def freeze_unreached(
-    learner: Learner, teach: Teach | None, objective: Objective, encoded: Encoded, device: torch.device
+    learner: Learner, teach: Teach | None, objective: Objective, encoded: TokenizedSplit, device: torch.device
 ) -> None:
     """Freeze parameters that no term reaches, for each of which DDP would wait.
 
@@ -131,7 +133,7 @@ def freeze_unreached(
     """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
     taught = teach(batch) if teach is not None else None
-    view = View(learner(batch.inputs, taught), taught, batch)
+    view = TermInputs(learner(batch.inputs, taught), taught, batch)
     found = objective(view, count_units([batch]))
     more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
     total = found.total if more is None else found.total + more

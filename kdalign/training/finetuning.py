@@ -12,8 +12,8 @@ from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import Encoded
-from kdalign.data.tasks import Task
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.tasks import ClassificationTask
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import read_json, sha256, write_json, writing
@@ -22,11 +22,11 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import HardLabels
 from kdalign.observer import Observer
-from kdalign.recipe import Finetune, Train
+from kdalign.recipe import FinetuneSettings, TrainSettings
 from kdalign.runs.folder import RunFolder
 from kdalign.training.learner import Learner
 from kdalign.training.loop import train
-from kdalign.training.task_trainer import Course, Stage
+from kdalign.training.task_trainer import Stage, TrainTask
 
 KEY_VERSION = 2
 """Counts up when the same settings would fine-tune another teacher."""
@@ -34,11 +34,11 @@ _HASHES = "made.json"
 """SHA-256 of the weights of a teacher that is kept: one that is damaged is made once more."""
 
 
-def finetuned(
+def finetune_teacher(
     checkpoint: Checkpoint,
-    task: Task,
-    encoded: Encoded,
-    settings: Finetune,
+    task: ClassificationTask,
+    encoded: TokenizedSplit,
+    settings: FinetuneSettings,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     bf16: bool,
@@ -59,7 +59,9 @@ def finetuned(
     Returns:
         The model in float32, and a line for the record.
     """
-    folder = kept_teacher(checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16)
+    folder = cached_teacher_path(
+        checkpoint, task, encoded, settings, accelerator.num_processes, accelerator.device.type, bf16
+    )
     with writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same teacher at the same time, one makes it and the others wait.
@@ -73,16 +75,18 @@ def finetuned(
                 f"({settings.epochs:g} epochs of {len(encoded):,} examples), kept for the next run"
             )
             _make(folder, checkpoint, task, encoded, settings, tokenizer, accelerator, bf16, observer)
-    model = loading.load_classifier(checkpoint_files.locate(str(folder)), task, fresh_head=False, seed=settings.seed)
+    model = loading.load_classifier(
+        checkpoint_files.find_checkpoint(str(folder)), task, fresh_head=False, seed=settings.seed
+    )
     return model, f"fine-tuned on {task.name}: {settings.epochs:g} epochs, lr {settings.lr:g}, seed {settings.seed}"
 
 
 def _make(
     folder: Path,
     checkpoint: Checkpoint,
-    task: Task,
-    encoded: Encoded,
-    settings: Finetune,
+    task: ClassificationTask,
+    encoded: TokenizedSplit,
+    settings: FinetuneSettings,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     bf16: bool,
@@ -98,7 +102,7 @@ def _make(
     objective = Objective({"hard": (1.0, HardLabels(task.regression))})
     learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
     accelerator.wait_for_everyone()
-    course = Course(task.name, learner, None, [Stage(0, objective)], encoded, draft)
+    course = TrainTask(task.name, learner, None, [Stage(0, objective)], encoded, draft)
     train([course], _train(settings), accelerator, draft, observer, f"fine-tuning the teacher on {task.name}", True)
     if accelerator.is_main_process:
         with writing(folder):
@@ -123,8 +127,8 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _train(settings: Finetune) -> Train:
-    return Train(
+def _train(settings: FinetuneSettings) -> TrainSettings:
+    return TrainSettings(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.lr,
@@ -134,8 +138,14 @@ def _train(settings: Finetune) -> Train:
     )
 
 
-def kept_teacher(
-    checkpoint: Checkpoint, task: Task, encoded: Encoded, settings: Finetune, ranks: int, device: str, bf16: bool
+def cached_teacher_path(
+    checkpoint: Checkpoint,
+    task: ClassificationTask,
+    encoded: TokenizedSplit,
+    settings: FinetuneSettings,
+    ranks: int,
+    device: str,
+    bf16: bool,
 ) -> Path:
     """Where a fine-tuned teacher is kept, whether it was made or not: by a hash of all that decides its weights.
 

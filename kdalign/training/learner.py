@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kdalign.alignment.plan import Plan, crossed
+from kdalign.alignment.plan import Plan, cross_attention_layer
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import IGNORED, MASKED
 from kdalign.models.architecture import Layer, accepted_inputs
-from kdalign.models.capture import Signals, Wanted, pooled, run, watch
-from kdalign.objective.balancing import Balance
+from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward, pooled
+from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal
 
@@ -35,12 +35,12 @@ class Learner(nn.Module):
         order: tuple[int, ...] | None,
         bf16: bool,
         terms: Iterable[nn.Module] = (),
-        balance: Balance | None = None,
+        balance: LossBalancer | None = None,
     ) -> None:
         super().__init__()
         self.balance = balance
         self.terms = nn.ModuleList(terms)
-        self.student = watch(student)
+        self.student = enable_capture(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
         self.bf16 = bf16
@@ -71,11 +71,11 @@ class Learner(nn.Module):
             )
         self._wanted, self.wanted_of_teacher = wanted, of_teacher
 
-    def forward(self, inputs: dict[str, Tensor], taught: Signals | None = None) -> Signals:
+    def forward(self, inputs: dict[str, Tensor], taught: Activations | None = None) -> Activations:
         """The student's signals on a batch, beside the teacher's that they are compared with."""
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
-            signals = run(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
+            signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
             if self._fills:
                 body = self.student.base_model
                 masked = {**inputs, "input_ids": inputs[MASKED + "input_ids"]}
@@ -95,7 +95,9 @@ class Learner(nn.Module):
                     theirs = self.projections(theirs, *pair)
                 signals.projected[pair], signals.targets[pair] = ours, theirs
             if self._again:
-                seen = run(self.student, accepted_inputs(self.student, inputs), Wanted(self._wanted.hidden), order)
+                seen = forward(
+                    self.student, accepted_inputs(self.student, inputs), CaptureSpec(self._wanted.hidden), order
+                )
                 for pair in self._pairs:
                     view = seen.hidden[pair[0]]
                     signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
@@ -105,7 +107,7 @@ class Learner(nn.Module):
                 signals.maps[pair] = taught.attention[pair[1]]
         return signals
 
-    def _blended(self, signals: Signals, taught: Signals, inputs: dict[str, Tensor]) -> Signals:
+    def _blended(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
         r"""The teacher's signals with a mean over its layers for each student layer, which attends to them.
 
         .. math:: \tilde h_s = \sum_t \alpha_{st} h_t, \quad
@@ -125,14 +127,14 @@ class Learner(nn.Module):
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5
             shares = signals.shares[ours] = scores.softmax(dim=-1)
             hidden[mean] = _mean([taught.hidden[layer] for layer in layers], shares)
-            for place in (lambda layer: layer, crossed):
+            for place in (lambda layer: layer, cross_attention_layer):
                 maps = [taught.attention[place(layer)] for layer in layers if place(layer) in taught.attention]
                 if maps:
                     attention[place(mean)] = _mean(maps, shares)
         return replace(taught, hidden=hidden, attention=attention)
 
 
-def _with_hidden(wanted: Wanted, pairs: list[tuple[Layer, Layer]]) -> Wanted:
+def _with_hidden(wanted: CaptureSpec, pairs: list[tuple[Layer, Layer]]) -> CaptureSpec:
     return replace(wanted, hidden=wanted.hidden | frozenset(ours for ours, _ in pairs))
 
 

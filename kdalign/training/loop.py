@@ -27,30 +27,37 @@ from torch import Tensor, nn
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch, total_steps
-from kdalign.environment import give_memory_back
+from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError
-from kdalign.models.architecture import not_finite
-from kdalign.objective.balancing import Balance
+from kdalign.models.architecture import first_non_finite
+from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
-from kdalign.recipe import Recipe, Train
-from kdalign.recipe.schedules import place_of
+from kdalign.recipe import Recipe, TrainSettings
+from kdalign.recipe.schedules import progress_at
 from kdalign.runs.folder import RunFolder
 from kdalign.training.checkpoint import (
-    Progress,
+    TrainState,
+    checkpoint_name,
     forget_after,
     load_best,
     load_checkpoint,
-    name_of,
-    newest_whole,
+    newest_sound,
     save_best,
     save_checkpoint,
 )
-from kdalign.training.diagnostics import Sight, Teach, counted, gradient_norms, measured, small_shares
+from kdalign.training.diagnostics import (
+    StepViewer,
+    Teach,
+    count_step_units,
+    find_small_shares,
+    gradient_norms,
+    measure_terms,
+)
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import learning_rate, make_optimizer
-from kdalign.training.task_trainer import Course, Evaluate, Lessons
+from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask
 
 MEMORY_STEPS = 50
 """Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
@@ -70,15 +77,15 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def train(
-    courses: Sequence[Course],
-    settings: Train,
+    courses: Sequence[TrainTask],
+    settings: TrainSettings,
     accelerator: Accelerator,
     folder: RunFolder,
     observer: Observer,
     what: str = "training",
     go_on: bool = False,
     turns: Sequence[int] | None = None,
-) -> Progress:
+) -> TrainState:
     """Train the learners in place, writing histories into the courses' folders and checkpoints into the run's.
 
     Args:
@@ -98,7 +105,7 @@ def train(
     if turns is None:
         [only] = courses
         turns = [0] * total_steps(settings, only.encoded)
-    loop = _Loop(courses, turns, settings, accelerator, folder, observer)
+    loop = Trainer(courses, turns, settings, accelerator, folder, observer)
     if go_on:
         loop.go_on()
     loop.run(what)
@@ -114,7 +121,7 @@ def train(
     return loop.progress
 
 
-class _Loop:
+class Trainer:
     """A run under way.
 
     Attributes:
@@ -125,9 +132,9 @@ class _Loop:
 
     def __init__(
         self,
-        courses: Sequence[Course],
+        courses: Sequence[TrainTask],
         turns: Sequence[int],
-        settings: Train,
+        settings: TrainSettings,
         accelerator: Accelerator,
         folder: RunFolder,
         observer: Observer,
@@ -138,9 +145,9 @@ class _Loop:
         # One learner stands by itself, so that names in checkpoints have nothing before them.
         self.whole = nn.ModuleList([each.learner for each in courses]) if self.several else courses[0].learner
         self.whole.to(accelerator.device).train()
-        self.lessons = [Lessons(course, self.steps, settings, accelerator) for course in courses]
+        self.lessons = [TaskTrainer(course, self.steps, settings, accelerator) for course in courses]
         self.optimizer = make_optimizer(self.whole, settings)
-        self.progress, self.taken = Progress(), [0] * len(courses)
+        self.progress, self.taken = TrainState(), [0] * len(courses)
         self.epoch_size = sum(one.epoch_size for one in self.lessons)
 
     def go_on(self) -> None:
@@ -149,7 +156,7 @@ class _Loop:
         Raises:
             UsageError: there are checkpoints, and none is whole.
         """
-        found = newest_whole(self.folder, self._parts)
+        found = newest_sound(self.folder, self._parts)
         self.progress = load_checkpoint(self.folder, self.whole, self.optimizer, self.accelerator, found)
         step = self.progress.step
         self.taken = [self.turns[:step].count(number) for number in range(len(self.lessons))]
@@ -163,7 +170,7 @@ class _Loop:
         for one in self.lessons:
             part = one.course.folder
             if found.path is not None and found.checked:
-                part.cut_history_to(found.histories[name_of(part, self.folder)])
+                part.cut_history_to(found.histories[checkpoint_name(part, self.folder)])
             else:
                 part.cut_history(step if step else -1)
 
@@ -175,7 +182,7 @@ class _Loop:
             self._begin(one)
         if progress.plan:
             self.lessons[0].follow(Plan.from_json(progress.plan))
-        speed_from, saved_at = Progress(**asdict(progress)), progress.seconds
+        speed_from, saved_at = TrainState(**asdict(progress)), progress.seconds
         observer.started(what, progress.step, steps)
         stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
         with _signals() as received, _deterministic(self.accelerator.device):
@@ -214,21 +221,21 @@ class _Loop:
         """Announce terms that were next to nothing of the loss in the last steps, but by schedule."""
         for one in self.lessons:
             of = f" of {one.course.name}" if self.several else ""
-            for name, share in small_shares(list(one.shares)).items():
+            for name, share in find_small_shares(list(one.shares)).items():
                 if one.objective.scheduled_by(name) is None:
                     self.observer.announce(
                         f"{name} is {share:.2%} of the loss{of} at the end: it hardly counts (a larger weight, or "
                         f"objective.balance=size)"
                     )
 
-    def _begin(self, one: Lessons) -> None:
+    def _begin(self, one: TaskTrainer) -> None:
         """Be in the stage of the step that comes; what no course reaches needs no gradient."""
         if one.begin(self.progress.step):
             reached = {parameter for each in self.lessons for parameter in each.reached}
             for parameter in {parameter for each in self.lessons for parameter in each.trained}:
                 parameter.requires_grad_(parameter in reached)
 
-    def _take_step(self, told: bool, speed_from: Progress) -> bool:
+    def _take_step(self, told: bool, speed_from: TrainState) -> bool:
         """Take the step that comes; whether any rank was told to stop.
 
         Raises:
@@ -243,11 +250,11 @@ class _Loop:
         lr = learning_rate(settings, step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
-        planned = objective.at(place_of(step, self.steps))
+        planned = objective.at(progress_at(step, self.steps))
         layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
         now = planned if balance is None else self._balanced(one, planned, balance, share)
         if self.taken[turn] % GRADIENT_STEPS == 0:
-            see = Sight(learner, one.teach, self.accelerator, settings.seed)
+            see = StepViewer(learner, one.teach, self.accelerator, settings.seed)
             norms = gradient_norms(see, learner.student, now, share[0], step)
             finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
             self._write(one, {"kind": "gradients", "step": step, "norms": finite})
@@ -264,10 +271,10 @@ class _Loop:
             None if balance is None else partial(balance.penalty, weights=planned.weights),
         )
         if balance is not None:
-            balance.saw(objective.asked(parts, units))
+            balance.update(objective.present_terms(parts, units))
         self.taken[turn] += 1
         if (step + 1) % MEMORY_STEPS == 0:
-            give_memory_back()
+            trim_heap()
         spent = examples, int(units[Unit.TOKEN]), time.perf_counter() - begun, parts
         progress.add(*spent)
         if self.several:
@@ -288,17 +295,17 @@ class _Loop:
         self._map_again(one)
         return told
 
-    def _balanced(self, one: Lessons, planned: Objective, balance: Balance, share: list[Batch]) -> Objective:
+    def _balanced(self, one: TaskTrainer, planned: Objective, balance: LossBalancer, share: list[Batch]) -> Objective:
         """The objective by its balance, which looks first at terms that it has not seen."""
-        lacking = [name for name in planned.names if balance.lacks([name])]
+        lacking = [name for name in planned.names if balance.needs_warmup([name])]
         # Of terms that have something to look at in this step, such as a row with a label.
-        if lacking and planned.asked(dict.fromkeys(lacking, 0.0), counted(share, self.accelerator)[0]):
-            see = Sight(one.wrapped, one.teach, self.accelerator, self.settings.seed)
-            found = measured(see, planned, share, self.progress.step)
-            balance.saw({name: found[name] for name in lacking if name in found})
+        if lacking and planned.present_terms(dict.fromkeys(lacking, 0.0), count_step_units(share, self.accelerator)[0]):
+            see = StepViewer(one.wrapped, one.teach, self.accelerator, self.settings.seed)
+            found = measure_terms(see, planned, share, self.progress.step)
+            balance.update({name: found[name] for name in lacking if name in found})
         return planned.scaled(balance.factors(planned.names))
 
-    def _map_again(self, one: Lessons) -> None:
+    def _map_again(self, one: TaskTrainer) -> None:
         """Map layers again, where and when that is due."""
         remapping, step = one.course.remapping, self.progress.step
         if remapping is None or step % remapping.every or step == self.steps:
@@ -319,7 +326,7 @@ class _Loop:
         shared = broadcast_object_list([self.progress.evaluations_without_gain])
         return self.settings.patience is not None and shared[0] >= self.settings.patience
 
-    def _look_at(self, one: Lessons, evaluate: Evaluate) -> None:
+    def _look_at(self, one: TaskTrainer, evaluate: Evaluate) -> None:
         progress = self.progress
         try:
             seen = evaluate(one.course.learner.student)
@@ -352,7 +359,7 @@ class _Loop:
             if self.settings.select == "best":
                 save_best(self.folder, self.whole, progress)
 
-    def _write(self, one: Lessons, event: dict[str, Any]) -> None:
+    def _write(self, one: TaskTrainer, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             one.course.folder.append_history(event)
 
@@ -362,7 +369,7 @@ class _Loop:
         Raises:
             RunError: the last step has made weights that are no numbers, which nothing can go on from.
         """
-        bad = not_finite(self.whole)
+        bad = first_non_finite(self.whole)
         if bad:
             raise RunError(
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
@@ -382,7 +389,7 @@ def _step(
     objective: Objective,
     optimizer: torch.optim.AdamW,
     share: list[Batch],
-    settings: Train,
+    settings: TrainSettings,
     accelerator: Accelerator,
     step: int,
     stop: bool,
@@ -396,8 +403,8 @@ def _step(
     Raises:
         RunError: the loss or its gradient is not a number; the weights stay as they are.
     """
-    see = Sight(wrapped, teach, accelerator, settings.seed)
-    units, stopped = counted(share, accelerator, stop)
+    see = StepViewer(wrapped, teach, accelerator, settings.seed)
+    units, stopped = count_step_units(share, accelerator, stop)
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(1 + len(objective.names), device=accelerator.device)
     for number, batch in enumerate(share):
@@ -406,7 +413,7 @@ def _step(
             breakdown = objective(see(batch, step, number), units)
             total = breakdown.total
             part = 1 / (len(share) * accelerator.num_processes)
-            more = penalty(objective.asked(breakdown.parts, units), share=part) if penalty is not None else None
+            more = penalty(objective.present_terms(breakdown.parts, units), share=part) if penalty is not None else None
             total = total if more is None else total + more
             # DDP averages gradients over ranks; the objective already divides by all ranks' units.
             accelerator.backward(total * accelerator.num_processes)
@@ -429,7 +436,7 @@ def _why_diverged(
     loss, norm = found
     bf16 = any(isinstance(module, Learner) and module.bf16 for module in wrapped.modules())
     said = f"the student has diverged: at step {step + 1} the loss is {loss:.4g} and its gradient {norm:.4g}"
-    bad = not_finite(wrapped)
+    bad = first_non_finite(wrapped)
     if bad:
         return f"{said}, since the step before has made the weight {bad!r} NaN or infinite; lower --lr{_or_fp32(bf16)}"
     weights = objective.weights
@@ -470,8 +477,8 @@ def _or_fp32(bf16: bool) -> str:
 
 
 def _report(
-    progress: Progress,
-    start: Progress,
+    progress: TrainState,
+    start: TrainState,
     steps: int,
     epoch_size: int,
     loss: float,

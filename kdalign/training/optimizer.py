@@ -5,14 +5,14 @@ import math
 import torch
 from torch import nn
 
-from kdalign.objective.balancing import Balance
-from kdalign.recipe import Train
+from kdalign.objective.balancing import LossBalancer
+from kdalign.recipe import TrainSettings
 
 FACTOR_RATE = 50.0
 """The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
 
 
-def learning_rate(settings: Train, step: int, steps: int) -> float:
+def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
     """The learning rate of a step (counted from 0): linear warm-up, then decay to 0 at the end, or constant."""
     warmup = round(settings.warmup * steps)
     if step < warmup:
@@ -27,9 +27,9 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(learner: nn.Module, settings: Train) -> torch.optim.AdamW:
+def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW over every trainable parameter once; biases, norms and what balances learn do not decay."""
-    factors = [p for module in learner.modules() if isinstance(module, Balance) for p in module.parameters()]
+    factors = [p for module in learner.modules() if isinstance(module, LossBalancer) for p in module.parameters()]
     own = {id(p) for p in factors}
     trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]
     groups = [

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, Encoded, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.batches import Batch, TokenizedSplit, epoch_batches, micro_batches, steps_per_epoch
 from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
-from kdalign.recipe import Train
+from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
 from kdalign.training.diagnostics import Teach, freeze_unreached
 from kdalign.training.learner import Learner
@@ -51,7 +51,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchedScores:
     """What a student is worth on the watched texts at one step.
 
     Attributes:
@@ -65,12 +65,12 @@ class Watched:
     undefined: Mapping[str, str]
 
 
-Evaluate = Callable[[PreTrainedModel], Watched]
+Evaluate = Callable[[PreTrainedModel], WatchedScores]
 """Looks at a student."""
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainTask:
     """What is trained on one task.
 
     Attributes:
@@ -88,13 +88,13 @@ class Course:
     learner: Learner
     teacher: Teacher | None
     stages: Sequence[Stage]
-    encoded: Encoded
+    encoded: TokenizedSplit
     folder: RunFolder
     evaluate: Evaluate | None = None
     remapping: Remapping | None = None
 
 
-class Lessons:
+class TaskTrainer:
     """A course under way: what it minimises now, and where it is in its examples.
 
     Attributes:
@@ -104,7 +104,7 @@ class Lessons:
         shares: each term's weighted mean in its last steps.
     """
 
-    def __init__(self, course: Course, steps: int, settings: Train, accelerator: Accelerator) -> None:
+    def __init__(self, course: TrainTask, steps: int, settings: TrainSettings, accelerator: Accelerator) -> None:
         assert steps >= len(course.stages), "checked: every stage has a step at least"
         last = steps - len(course.stages)
         places = [min(max(round(stage.after * steps), n), last + n) for n, stage in enumerate(course.stages)]

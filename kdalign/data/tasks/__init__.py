@@ -5,28 +5,28 @@ from kdalign.data.tasks.holdout import hold_out
 from kdalign.data.tasks.language import LanguageTask, load_texts
 from kdalign.data.tasks.loading import Examples, load_examples
 from kdalign.data.tasks.lookup import AnyTask, check_named, find_task
-from kdalign.data.tasks.prompts import Question, questions, wording_of
+from kdalign.data.tasks.prompts import PromptedExample, prompt_examples, prompt_template
 from kdalign.data.tasks.submission import write_submission
-from kdalign.data.tasks.task import Source, Task, Wording
-from kdalign.data.tasks.unlabelled import Unlabelled, unlabelled_texts
+from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
+from kdalign.data.tasks.unlabelled import UnlabelledSource, unlabelled_texts
 
 __all__ = [
     "GLUE",
     "AnyTask",
+    "ClassificationTask",
+    "DataSource",
     "Examples",
     "LanguageTask",
-    "Question",
-    "Source",
-    "Task",
-    "Unlabelled",
-    "Wording",
+    "PromptTemplate",
+    "PromptedExample",
+    "UnlabelledSource",
     "check_named",
     "find_task",
     "hold_out",
     "load_examples",
     "load_texts",
-    "questions",
+    "prompt_examples",
+    "prompt_template",
     "unlabelled_texts",
-    "wording_of",
     "write_submission",
 ]

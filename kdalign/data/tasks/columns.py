@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdalign.errors import UsageError, did_you_mean, printable, shortened
+from kdalign.errors import UsageError, did_you_mean, printable, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def is_missing(cell: object) -> bool:
     return cell is None or type(cell).__name__ in ("NaTType", "NAType")
 
 
-def cells_of(table: "pd.DataFrame", column: str) -> list[Any]:
+def column_cells(table: "pd.DataFrame", column: str) -> list[Any]:
     """A column's cells as Python's own values."""
     found: list[Any] = table[column].tolist()
     return found
@@ -65,11 +65,11 @@ def check_column(table: "pd.DataFrame", column: str, what: str, where: str) -> N
         names = [str(name) for name in table.columns]
         raise UsageError(
             f"{what} needs column {column!r}, which {where} lacks{did_you_mean(column, names)} "
-            f"(it has: {', '.join(names) or 'none'}){no_header(table)}"
+            f"(it has: {', '.join(names) or 'none'}){missing_header_hint(table)}"
         )
 
 
-def texts_of(table: "pd.DataFrame", column: str, where: str, missing: str | None = None) -> tuple[str, ...]:
+def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | None = None) -> tuple[str, ...]:
     """A column's texts.
 
     Args:
@@ -82,18 +82,18 @@ def texts_of(table: "pd.DataFrame", column: str, where: str, missing: str | None
         UsageError: a cell that is no text, or text that cannot be written as UTF-8; the line has the row.
     """
     found = []
-    for row, cell in enumerate(cells_of(table, column)):
+    for row, cell in enumerate(column_cells(table, column)):
         if not isinstance(cell, str):
             if not is_missing(cell):
-                raise no_text(cell, f"{where}: row {row}", column)
+                raise not_text_error(cell, f"{where}: row {row}", column)
             if missing is None:
                 raise UsageError(f"{where}: row {row} has no text in column {column!r}")
             cell = missing
-        found.append(checked_text(cell, f"{where}: row {row}", column))
+        found.append(check_text(cell, f"{where}: row {row}", column))
     return tuple(found)
 
 
-def checked_text(text: str, where: str, column: str) -> str:
+def check_text(text: str, where: str, column: str) -> str:
     """A text that can be written as UTF-8: one that holds no half of a surrogate pair.
 
     Raises:
@@ -110,12 +110,12 @@ def checked_text(text: str, where: str, column: str) -> str:
     return text
 
 
-def no_text(cell: object, where: str, column: str) -> UsageError:
+def not_text_error(cell: object, where: str, column: str) -> UsageError:
     """The error for a cell that is something else than text."""
-    return UsageError(f"{where} has {described(cell)} in column {column!r}, where text is asked for")
+    return UsageError(f"{where} has {describe_cell(cell)} in column {column!r}, where text is asked for")
 
 
-def described(cell: object) -> str:
+def describe_cell(cell: object) -> str:
     """What a cell is, with its beginning, for an error line."""
     match cell:
         case bool() | np.bool_():
@@ -131,30 +131,30 @@ def described(cell: object) -> str:
         case date() | time():
             return f"a time ({cell})"
         case str():
-            return f"the text {shortened(printable(cell), 60)!r}"
+            return f"the text {shorten(printable(cell), 60)!r}"
         case _:
             return "nothing" if is_missing(cell) else f"a value of type {type(cell).__name__}"
 
 
 def _beginning(value: object) -> str:
-    return shortened(printable(json.dumps(value, ensure_ascii=False, default=str)), 60)
+    return shorten(printable(json.dumps(value, ensure_ascii=False, default=str)), 60)
 
 
-def kind_of(cell: object) -> Kind:
+def cell_kind(cell: object) -> Kind:
     """The kind of a cell that holds something."""
     if isinstance(cell, str):
-        return "digits" if number_of(cell) is not None else "text"
+        return "digits" if parse_number(cell) is not None else "text"
     if isinstance(cell, bool | np.bool_):
         return "truth"
     return "number" if isinstance(cell, int | float | Decimal | np.number) else "other"
 
 
-def kinds_of(cells: Iterable[object]) -> set[Kind]:
+def cell_kinds(cells: Iterable[object]) -> set[Kind]:
     """The kinds of all cells that hold something."""
-    return {kind_of(cell) for cell in cells if not is_missing(cell)}
+    return {cell_kind(cell) for cell in cells if not is_missing(cell)}
 
 
-def number_of(cell: object) -> float | None:
+def parse_number(cell: object) -> float | None:
     """The number that a cell holds or that its text writes; None where it is none. A comma divides no decimals."""
     if isinstance(cell, str):
         text = cell.strip()
@@ -167,7 +167,7 @@ def number_of(cell: object) -> float | None:
         return math.inf
 
 
-def numbers_of(cells: Sequence[object], where: str, column: str, finite: bool = True) -> np.ndarray[Any, Any]:
+def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool = True) -> np.ndarray[Any, Any]:
     """Cells that are numbers, or write one, as float64.
 
     Args:
@@ -179,11 +179,11 @@ def numbers_of(cells: Sequence[object], where: str, column: str, finite: bool = 
     Raises:
         UsageError: one is none, or not finite; the line has the row.
     """
-    found = [number_of(cell) for cell in cells]
+    found = [parse_number(cell) for cell in cells]
     for row, value in enumerate(found):
         if value is None or (finite and not math.isfinite(value)):
             raise UsageError(
-                f"{where}: row {row} has {described(cells[row])} in column {column!r}, where a "
+                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a "
                 f"{'finite ' if value is not None else ''}number is asked for"
                 + ("; write its decimals after a point" if value is None and has_comma(cells[row]) else "")
             )
@@ -195,18 +195,18 @@ def has_comma(cell: object) -> bool:
     return isinstance(cell, str) and _NUMBER.fullmatch(cell.strip().replace(",", ".", 1)) is not None
 
 
-def no_header(table: "pd.DataFrame") -> str:
+def missing_header_hint(table: "pd.DataFrame") -> str:
     """A clause for an error line where the columns' names look like a row of data; else nothing."""
     names = [str(name) for name in table.columns]
     if any(looks_like_data(name) for name in names):
-        first = shortened(printable(", ".join(map(repr, names))), 100)
+        first = shorten(printable(", ".join(map(repr, names))), 100)
         return f"; the first line looks like a row ({first}): a header such as text,label must come before it"
     return ""
 
 
 def looks_like_data(name: str) -> bool:
     """Whether a column's name is a number or a sentence, as the first row of a file without a header is."""
-    return number_of(name) is not None or len(name.split()) > _MOST_WORDS or name.rstrip().endswith((".", "!", "?"))
+    return parse_number(name) is not None or len(name.split()) > _MOST_WORDS or name.rstrip().endswith((".", "!", "?"))
 
 
 _MOST_WORDS = 5

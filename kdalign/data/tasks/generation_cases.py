@@ -12,7 +12,7 @@ PREFIX_WORDS, SPAN_WORDS = 64, 16
 
 
 @dataclass(frozen=True)
-class Case:
+class GenerationCase:
     """One text to be written.
 
     Attributes:
@@ -50,44 +50,44 @@ class Case:
         """
         if self.stop and self.stop in text:
             return True
-        return bool(self.words) and len(spaced([text], self.language)[0].split()) > self.words + 1
+        return bool(self.words) and len(normalise_spacing([text], self.language)[0].split()) > self.words + 1
 
     def cut(self, text: str) -> str:
         """What was written, up to its end; a continuation in the spacing that texts are compared in."""
         if self.words:
-            return first_words(spaced([text], self.language)[0], self.words)
+            return first_words(normalise_spacing([text], self.language)[0], self.words)
         return (text.partition(self.stop)[0] if self.stop else text).strip()
 
 
-def continuations(
+def continuation_cases(
     examples: Examples, language: str = "", prefix: int = PREFIX_WORDS, span: int = SPAN_WORDS
-) -> tuple[list[Case], int]:
+) -> tuple[list[GenerationCase], int]:
     """The protocol ``continuation``: a text's first half is given, and the words after it are held out.
 
     Texts are brought to one spacing first. Of a long one, the ``prefix`` words before its middle are given, and
     ``span`` words after it held out. Returns the cases, and how many texts of one word were passed over.
     """
     cases = []
-    for text in spaced(examples.texts[0], language):
+    for text in normalise_spacing(examples.texts[0], language):
         words = text.split()
         middle = -(-len(words) // 2)
         if middle == len(words):
             continue
         held = words[middle : middle + span]
         prompt = " ".join(words[max(0, middle - prefix) : middle])
-        cases.append(Case(prompt, (" ".join(held),), len(held), language=language))
+        cases.append(GenerationCase(prompt, (" ".join(held),), len(held), language=language))
     return cases, len(examples) - len(cases)
 
 
-def sources(examples: Examples) -> list[Case]:
+def source_cases(examples: Examples) -> list[GenerationCase]:
     """A source each, with its references."""
     known = examples.references or [(target,) for target in examples.texts[1]]
-    return [Case(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
+    return [GenerationCase(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
 
 
-def asked(cases: Sequence[Case], task: LanguageTask) -> list[Case]:
+def prompted_cases(cases: Sequence[GenerationCase], task: LanguageTask) -> list[GenerationCase]:
     """The same sources in the task's prompt, for models without an encoder, which answer with one line."""
-    return [replace(case, prompt=task.asked({task.columns[0]: case.prompt}), stop="\n") for case in cases]
+    return [replace(case, prompt=task.render_prompt({task.columns[0]: case.prompt}), stop="\n") for case in cases]
 
 
 def first_words(text: str, count: int) -> str:
@@ -95,7 +95,7 @@ def first_words(text: str, count: int) -> str:
     return " ".join(text.split()[:count])
 
 
-def copied(case: Case) -> str:
+def copy_baseline(case: GenerationCase) -> str:
     """The baseline that says the prompt again: its last words, as many as are held out, or the whole source."""
     if not case.words:
         return case.prompt
@@ -104,7 +104,7 @@ def copied(case: Case) -> str:
     return " ".join(again[-case.words :])
 
 
-def spaced(texts: Sequence[str], language: str = "") -> list[str]:
+def normalise_spacing(texts: Sequence[str], language: str = "") -> list[str]:
     """Texts with one spacing, whatever tokenizer wrote them: what was taken apart is put together by Moses' rules."""
     from sacremoses import MosesDetokenizer
 

@@ -5,18 +5,18 @@ Their wordings are those of lm-evaluation-harness 0.4.13: ``lm_eval/tasks/glue/*
 
 from collections.abc import Mapping
 
-from kdalign.data.tasks.task import Source, Task, Wording
+from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 
 _ENTAILMENT = ("entailment", "not_entailment")
 
 
-def _words(question: str, *answers: str, sentences: tuple[str, ...] = ()) -> Wording:
-    return Wording(
+def _words(question: str, *answers: str, sentences: tuple[str, ...] = ()) -> PromptTemplate:
+    return PromptTemplate(
         f"{question}\nAnswer:", answers, sentences=sentences, origin="prompt of lm-evaluation-harness 0.4.13"
     )
 
 
-WORDINGS: Mapping[str, Wording] = {
+WORDINGS: Mapping[str, PromptTemplate] = {
     "cola": _words("{sentence}\nQuestion: Does this sentence make sense?", "no", "yes"),
     "sst2": _words("{sentence}\nQuestion: Is this sentence positive or negative?", "negative", "positive"),
     "mrpc": _words(
@@ -39,13 +39,15 @@ WORDINGS: Mapping[str, Wording] = {
 """For STS-B, a score, there is none."""
 
 
-def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], file: str) -> Task:
-    return Task(
+def _task(
+    name: str, columns: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], file: str
+) -> ClassificationTask:
+    return ClassificationTask(
         name=name,
         columns=columns,
         labels=labels,
         metrics=metrics,
-        source=Source(dataset="nyu-mll/glue", config=name),
+        source=DataSource(dataset="nyu-mll/glue", config=name),
         submission=(file,),
         wording=WORDINGS.get(name),
     )
@@ -53,7 +55,7 @@ def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], metrics:
 
 _PAIR = ("sentence1", "sentence2")
 
-GLUE: Mapping[str, Task] = {
+GLUE: Mapping[str, ClassificationTask] = {
     task.name: task
     for task in (
         _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "CoLA.tsv"),
@@ -61,12 +63,12 @@ GLUE: Mapping[str, Task] = {
         _task("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("f1", "accuracy"), "MRPC.tsv"),
         _task("stsb", _PAIR, (), ("pearson", "spearman"), "STS-B.tsv"),
         _task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy"), "QQP.tsv"),
-        Task(
+        ClassificationTask(
             name="mnli",
             columns=("premise", "hypothesis"),
             labels=("entailment", "neutral", "contradiction"),
             metrics=("accuracy",),
-            source=Source(dataset="nyu-mll/glue", config="mnli"),
+            source=DataSource(dataset="nyu-mll/glue", config="mnli"),
             evaluation=("validation_matched", "validation_mismatched"),
             test=("test_matched", "test_mismatched"),
             submission=("MNLI-m.tsv", "MNLI-mm.tsv"),

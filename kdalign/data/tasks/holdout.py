@@ -29,7 +29,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
     Returns:
         Rows to train on, and rows held out; rows inside held-out ones are in neither.
     """
-    rows = words_of(examples)
+    rows = normalise_rows(examples)
     known = {text for row in rows for text in row if text}
     lengths = _lengths(known)
     inside: dict[int, set[tuple[str, ...]]] = {}
@@ -59,25 +59,25 @@ LEAST_WORDS = 4
 
 def rows_inside(examples: Examples, held: Examples) -> list[int]:
     """The rows of which a text is the same as, or lies inside, one of those held out."""
-    rows = words_of(examples)
+    rows = normalise_rows(examples)
     known = {text for row in rows for text in row if text}
     lengths = _lengths(known)
-    taken = {run for row in words_of(held) for text in row for run in _runs(text, lengths) if run in known}
+    taken = {run for row in normalise_rows(held) for text in row for run in _runs(text, lengths) if run in known}
     return [number for number, row in enumerate(rows) if any(text in taken for text in row)]
 
 
 def rows_around(examples: Examples, held: Examples) -> list[int]:
     """The rows that have one of those held out, of ``LEAST_WORDS`` words or more, within one of their texts."""
-    known = {text for row in words_of(held) for text in row if len(text) >= LEAST_WORDS}
+    known = {text for row in normalise_rows(held) for text in row if len(text) >= LEAST_WORDS}
     lengths = _lengths(known)
     return [
         number
-        for number, row in enumerate(words_of(examples))
+        for number, row in enumerate(normalise_rows(examples))
         if any(run in known for text in row for run in _runs(text, lengths))
     ]
 
 
-def words_of(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
+def normalise_rows(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
     """Each row's texts, word for word, in lower case."""
     return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
 

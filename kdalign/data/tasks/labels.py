@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.data.tasks.columns import Kind, cells_of, described, is_blank, is_missing, kind_of, number_of, numbers_of
-from kdalign.data.tasks.task import Task, normal
+from kdalign.data.tasks.columns import (
+    Kind,
+    cell_kind,
+    column_cells,
+    describe_cell,
+    is_blank,
+    is_missing,
+    parse_number,
+    parse_numbers,
+)
+from kdalign.data.tasks.task import ClassificationTask, normalise_label
 from kdalign.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def labels_of(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
+def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
     """The labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column).
 
     A number that is written as text counts as the number.
@@ -24,7 +33,7 @@ def labels_of(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, 
         if near:
             raise UsageError(f"{where}: column {near[0]!r} must be called {task.label!r}, by these very letters")
         return None
-    cells = [None if isinstance(cell, str) and is_blank(cell) else cell for cell in cells_of(table, task.label)]
+    cells = [None if isinstance(cell, str) and is_blank(cell) else cell for cell in column_cells(table, task.label)]
     missing = [row for row, cell in enumerate(cells) if is_missing(cell)]
     if missing:
         if len(missing) == len(cells):
@@ -32,10 +41,10 @@ def labels_of(task: Task, table: "pd.DataFrame", where: str) -> np.ndarray[Any, 
         raise UsageError(f"{where}: row {missing[0]} has no label in {task.label!r}")
     kinds = check_kinds(cells, where, task.label)
     named = _numbers_named(task)
-    if {number_of(cell) for cell in cells} == {-1.0} and -1 not in named:
+    if {parse_number(cell) for cell in cells} == {-1.0} and -1 not in named:
         return None
     if task.regression:
-        return numbers_of(cells, where, task.label)
+        return parse_numbers(cells, where, task.label)
     if kinds == {"truth"}:
         if len(task.labels) != 2:
             raise UsageError(
@@ -53,18 +62,18 @@ def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
     Raises:
         UsageError: one is something else, or of another kind than the first; the line has both.
     """
-    kinds = [kind_of(cell) for cell in cells if not is_missing(cell)]
+    kinds = [cell_kind(cell) for cell in cells if not is_missing(cell)]
     rows = [row for row, cell in enumerate(cells) if not is_missing(cell)]
     for row, kind in zip(rows, kinds, strict=True):
         if kind == "other":
             raise UsageError(
-                f"{where}: row {row} has {described(cells[row])} in column {column!r}, where a label is asked for "
+                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a label is asked for "
                 "(accepted: text, or numbers)"
             )
         if _ALIKE[kind] != _ALIKE[kinds[0]]:
             raise UsageError(
-                f"{where}: row {row} has {described(cells[row])} in column {column!r}, and row {rows[0]} "
-                f"{described(cells[rows[0]])}: labels are all text, or all numbers"
+                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, and row {rows[0]} "
+                f"{describe_cell(cells[rows[0]])}: labels are all text, or all numbers"
             )
     return set(kinds)
 
@@ -72,29 +81,31 @@ def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
 _ALIKE = {"text": "text", "digits": "text", "number": "number", "truth": "truth"}
 
 
-def _numbers_named(task: Task) -> dict[float, int]:
+def _numbers_named(task: ClassificationTask) -> dict[float, int]:
     """Labels whose names are whole numbers, to their places."""
     return {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
 
 
-def _by_name(task: Task, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
+def _by_name(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
     """Labels that are text: names, or all of them numbers."""
-    numbers = {normal(name): number for number, name in enumerate(task.labels)}
-    encoded = [numbers.get(normal(name), -1) for name in cells]
+    numbers = {normalise_label(name): number for number, name in enumerate(task.labels)}
+    encoded = [numbers.get(normalise_label(name), -1) for name in cells]
     if -1 not in encoded:
         return np.array(encoded, dtype=np.int64)
-    if all(kind_of(cell) == "digits" for cell in cells):
+    if all(cell_kind(cell) == "digits" for cell in cells):
         return _by_number(task, cells, _numbers_named(task), where)
-    if len(task.labels) == 2 and {normal(name) for name in cells} <= {"false", "true"}:
-        return np.array([normal(name) == "true" for name in cells], dtype=np.int64)
+    if len(task.labels) == 2 and {normalise_label(name) for name in cells} <= {"false", "true"}:
+        return np.array([normalise_label(name) == "true" for name in cells], dtype=np.int64)
     wrong = [row for row, number in enumerate(encoded) if number == -1]
-    row = next((row for row in wrong if kind_of(cells[row]) != "digits"), wrong[0])
+    row = next((row for row in wrong if cell_kind(cells[row]) != "digits"), wrong[0])
     raise unknown(f"label in row {row} of {where}:", str(cells[row]), task.labels)
 
 
-def _by_number(task: Task, cells: Sequence[object], named: Mapping[float, int], where: str) -> np.ndarray[Any, Any]:
+def _by_number(
+    task: ClassificationTask, cells: Sequence[object], named: Mapping[float, int], where: str
+) -> np.ndarray[Any, Any]:
     """Labels that are numbers: those that the task's names are, or places in its order."""
-    values = numbers_of(cells, where, task.label)
+    values = parse_numbers(cells, where, task.label)
     if len(named) < len(task.labels):
         named = {float(number): number for number in range(len(task.labels))}
     numbered = [named.get(value, -1) for value in values.tolist()]

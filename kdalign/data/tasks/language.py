@@ -10,21 +10,21 @@ import numpy as np
 
 from kdalign.data.tasks.columns import (
     TEXT_COLUMNS,
-    cells_of,
+    cell_kinds,
     check_column,
-    checked_text,
-    described,
+    check_text,
+    column_cells,
+    describe_cell,
     is_blank,
     is_missing,
-    kinds_of,
     looks_like_data,
-    no_header,
-    no_text,
-    texts_of,
+    missing_header_hint,
+    not_text_error,
+    read_texts,
 )
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.loading import Examples, load_table, split_exists
-from kdalign.data.tasks.task import Source, Task
+from kdalign.data.tasks.task import ClassificationTask, DataSource
 from kdalign.errors import UsageError
 from kdalign.metrics.languages import is_language, language_code
 
@@ -82,12 +82,12 @@ class LanguageTask:
     name: str
     kind: str
     columns: tuple[str, ...]
-    source: Source
+    source: DataSource
     train: str = "train"
     evaluation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
     found: str = ""
-    scored: Task | None = None
+    scored: ClassificationTask | None = None
     references: tuple[str, ...] = ()
     language: str = ""
     prompt: str = ""
@@ -98,7 +98,7 @@ class LanguageTask:
         """What its texts are compared by where nobody says."""
         return self.metrics or TEXT_METRICS_OF.get(self.kind, ())
 
-    def asked(self, row: Mapping[str, str]) -> str:
+    def render_prompt(self, row: Mapping[str, str]) -> str:
         """A source as it is given to a model without an encoder.
 
         Raises:
@@ -144,20 +144,20 @@ def language_task(name: str) -> LanguageTask | None:
     if kind not in FAMILIES:
         return None
     if not colon:
-        return LanguageTask(name, kind, _PAIRS.get(kind, ()), Source())
+        return LanguageTask(name, kind, _PAIRS.get(kind, ()), DataSource())
     if kind in _PAIRS:
         columns = tuple(rest.split("-"))
         if len(columns) != 2 or not all(columns):
             raise UsageError(f"task {name!r}: name two columns, as in {kind}:SOURCE-TARGET")
         language = _language_in(columns[1]) if kind == "translation" else ""
-        return LanguageTask(name.replace(":", "-"), kind, columns, Source(), language=language)
+        return LanguageTask(name.replace(":", "-"), kind, columns, DataSource(), language=language)
     glue = GLUE.get(rest)
     if kind == "embedding" and (glue is None or not glue.regression):
         raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
     if glue is None:
         if not rest:
             raise UsageError(f"task {name!r} names no column: give one, as in {kind}:text")
-        return LanguageTask(f"{kind}-{rest}", kind, (rest,), Source())
+        return LanguageTask(f"{kind}-{rest}", kind, (rest,), DataSource())
     return LanguageTask(
         name.replace(":", "-"),
         kind,
@@ -202,18 +202,20 @@ def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
     return replace(task, columns=pair, found=f"texts in {' and '.join(pair)}")
 
 
-def _likeness(task: LanguageTask) -> Task:
+def _likeness(task: LanguageTask) -> ClassificationTask:
     """The pairs that embeddings are scored on: two columns of text and a number, in the split that is reported."""
     (split,) = task.evaluation
     table = load_table(task.source, split)
     numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
-    texts = [str(name) for name in table.columns if name not in numbers and "text" in kinds_of(cells_of(table, name))]
+    texts = [
+        str(name) for name in table.columns if name not in numbers and "text" in cell_kinds(column_cells(table, name))
+    ]
     if len(texts) != 2 or len(numbers) != 1:
         raise UsageError(
             f"{task.source}, split {split!r}: task {task.name!r} is scored on two columns of text and one named label, "
-            f"score or similarity (it has: {', '.join(map(str, table.columns))}){no_header(table)}"
+            f"score or similarity (it has: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
         )
-    return Task(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
+    return ClassificationTask(task.name, tuple(texts), (), ("spearman", "pearson"), task.source, numbers[0])
 
 
 def _with_messages(task: LanguageTask) -> LanguageTask:
@@ -229,7 +231,7 @@ def _with_messages(task: LanguageTask) -> LanguageTask:
 
 def _with_text_column(task: LanguageTask) -> LanguageTask:
     table = load_table(task.source, _first_split(task), text_files=True)
-    kinds = {str(name): kinds_of(cells_of(table, name)) for name in table.columns}
+    kinds = {str(name): cell_kinds(column_cells(table, name)) for name in table.columns}
     named = [name for name in kinds if name.strip().lower() in TEXT_COLUMNS and kinds[name] & {"text", "digits"}]
     strings = named or [name for name in kinds if "text" in kinds[name]]
     if not len(table):
@@ -238,10 +240,12 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
         )
     if len(strings) != 1:
         way = f"name it as in {task.kind}:{(strings or ['text'])[0]}" if task.kind != "embedding" else "call it text"
-        raise UsageError(f"{task.source}: which column is the text? It has {', '.join(kinds)}; {way}{no_header(table)}")
+        raise UsageError(
+            f"{task.source}: which column is the text? It has {', '.join(kinds)}; {way}{missing_header_hint(table)}"
+        )
     (column,) = strings
     if not named and looks_like_data(column):
-        raise UsageError(f"{task.source}: no column has a name{no_header(table)}")
+        raise UsageError(f"{task.source}: no column has a name{missing_header_hint(table)}")
     return replace(task, columns=(column,), found=f"text in {column}")
 
 
@@ -269,7 +273,7 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     if task.kind == "chat":
         (column,) = task.columns
         return Examples(split, (tuple(_chat(cell, f"{where}, row {row}") for row, cell in _rows(table, column)),), None)
-    texts = [texts_of(table, column, where, missing="") for column in task.columns]
+    texts = [read_texts(table, column, where, missing="") for column in task.columns]
     if task.pairs:
         for row, pair in enumerate(zip(*texts, strict=True)):
             if any(map(is_blank, pair)):
@@ -283,7 +287,7 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
 
 
 def _rows(table: "pd.DataFrame", column: str) -> Iterator[tuple[int, Any]]:
-    return enumerate(cells_of(table, column))
+    return enumerate(column_cells(table, column))
 
 
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
@@ -302,9 +306,9 @@ def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[
                 if is_missing(text):
                     continue
                 if not isinstance(text, str):
-                    raise no_text(text, f"{where}: row {row}", column)
+                    raise not_text_error(text, f"{where}: row {row}", column)
                 if not is_blank(text):
-                    known[checked_text(text, f"{where}: row {row}", column)] = None
+                    known[check_text(text, f"{where}: row {row}", column)] = None
         if not known:
             raise UsageError(f"{where}: row {row} has no reference in {', '.join(task.references)}")
         rows.append(tuple(known))
@@ -327,13 +331,13 @@ def _chat(value: Any, where: str) -> str:
         if role not in _ROLES or not isinstance(content, str):
             raise UsageError(
                 f"{where}: a message needs content, a text, and a role of {', '.join(_ROLES)}; message {number} is "
-                f"{described(turn)}"
+                f"{describe_cell(turn)}"
             )
-        messages.append({"role": role, "content": checked_text(content, f"{where}, message {number}", "content")})
+        messages.append({"role": role, "content": check_text(content, f"{where}, message {number}", "content")})
     if not any(message["role"] == "assistant" for message in messages):
         raise UsageError(
             f"{where}: a conversation is a list of messages, one of them the assistant's"
-            + ("" if turns else f"; given {described(value)}")
+            + ("" if turns else f"; given {describe_cell(value)}")
         )
     if not any(message["role"] == "assistant" for message in messages[1:]):
         raise UsageError(

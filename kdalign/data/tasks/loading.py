@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdalign.data.split_files import other_files, split_files, splits_of
-from kdalign.data.tables import FORMATS, TEXT_FORMATS, format_of, of_arrow, read_table
-from kdalign.data.tasks.columns import check_column, is_blank, is_missing, texts_of
-from kdalign.data.tasks.labels import labels_of
-from kdalign.data.tasks.task import Source, Task
+from kdalign.data.split_files import available_splits, split_files, unreadable_files
+from kdalign.data.tables import FORMATS, TEXT_FORMATS, file_format, from_arrow, read_table
+from kdalign.data.tasks.columns import check_column, is_blank, is_missing, read_texts
+from kdalign.data.tasks.labels import read_labels
+from kdalign.data.tasks.task import ClassificationTask, DataSource
 from kdalign.errors import UsageError, cause_of, did_you_mean
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
-def load_examples(task: Task, split: str) -> Examples:
+def load_examples(task: ClassificationTask, split: str) -> Examples:
     """Read and check a split.
 
     Raises:
@@ -74,10 +74,10 @@ def load_examples(task: Task, split: str) -> Examples:
     table = load_table(task.source, split)
     where = f"{task.source}, split {split!r}"
     texts = _texts(task, table, where)
-    return Examples(split=split, texts=texts, labels=labels_of(task, table, where), blank=_blank(texts, where))
+    return Examples(split=split, texts=texts, labels=read_labels(task, table, where), blank=_blank(texts, where))
 
 
-def load_unlabelled(task: Task, place: Path) -> Examples:
+def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
     """Read texts in a task's columns from a file, or from the split ``train`` of a folder, whatever their labels.
 
     A ``.txt`` file holds one text a line, for tasks of single texts; blank lines are passed over and counted.
@@ -90,17 +90,17 @@ def load_unlabelled(task: Task, place: Path) -> Examples:
         own = place / task.name if (place / task.name).is_dir() else place
         files = split_files(own, "train", TEXT_FORMATS)
         if not files:
-            has = splits_of(own, TEXT_FORMATS)
+            has = available_splits(own, TEXT_FORMATS)
             raise UsageError(
                 f"--unlabelled {str(place)!r}: no file train.{chr(124).join(TEXT_FORMATS)} there "
                 f"(it has: {', '.join(has) or 'none of these formats'}); a file can be given, too"
             )
     elif not place.exists():
         raise UsageError(f"--unlabelled {str(place)!r}: no such folder or file (accepted: one of these, or rest)")
-    elif format_of(place) not in TEXT_FORMATS:
+    elif file_format(place) not in TEXT_FORMATS:
         raise UsageError(f"--unlabelled {str(place)!r}: a file of another format (accepted: {', '.join(TEXT_FORMATS)})")
     table, passed_over = _read_all(files), 0
-    if format_of(files[0]) == "txt":
+    if file_format(files[0]) == "txt":
         if len(task.columns) > 1:
             raise UsageError(
                 f"--unlabelled {str(files[0])!r} holds one text a line, and task {task.name!r} reads pairs "
@@ -113,13 +113,13 @@ def load_unlabelled(task: Task, place: Path) -> Examples:
     return Examples("unlabelled", texts, None, passed_over, _blank(texts, where))
 
 
-def _texts(task: Task, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+def _texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
     """The texts of a task's columns, every row of which has one."""
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
     for column in task.columns:
         check_column(table, column, f"task {task.name!r}", where)
-    return tuple(texts_of(table, column, where) for column in task.columns)
+    return tuple(read_texts(table, column, where) for column in task.columns)
 
 
 def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
@@ -134,7 +134,7 @@ def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
     return sum(count > 0 for count in blank)
 
 
-def load_table(source: Source, split: str, text_files: bool = False) -> "pd.DataFrame":
+def load_table(source: DataSource, split: str, text_files: bool = False) -> "pd.DataFrame":
     """Read a split as a table.
 
     Args:
@@ -147,7 +147,7 @@ def load_table(source: Source, split: str, text_files: bool = False) -> "pd.Data
     return _from_folder(source.folder, split, TEXT_FORMATS if text_files else FORMATS)
 
 
-def split_exists(source: Source, split: str) -> bool:
+def split_exists(source: DataSource, split: str) -> bool:
     """Whether a source has a split."""
     if source.folder is not None:
         return bool(split_files(source.folder, split, TEXT_FORMATS))
@@ -163,11 +163,11 @@ def _from_folder(folder: Path, split: str, formats: Sequence[str]) -> "pd.DataFr
         raise UsageError(f"no data folder {str(folder)!r}")
     files = split_files(folder, split, formats)
     if not files:
-        has = splits_of(folder, formats)
+        has = available_splits(folder, formats)
         raise UsageError(
             f"no split {split!r} in {str(folder)!r}{did_you_mean(split, has)} "
             f"(it has: {', '.join(has) or f'no file named SPLIT.{chr(124).join(formats)}'})"
-            f"{other_files(folder, split, formats)}"
+            f"{unreadable_files(folder, split, formats)}"
         )
     return _read_all(files)
 
@@ -190,7 +190,7 @@ def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
     return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
 
 
-def _from_hub(source: Source, split: str) -> "pd.DataFrame":
+def _from_hub(source: DataSource, split: str) -> "pd.DataFrame":
     import datasets
 
     if not source.dataset:
@@ -199,7 +199,7 @@ def _from_hub(source: Source, split: str) -> "pd.DataFrame":
     with _reading(f"cannot load split {split!r} of data set {source}"):
         found = datasets.load_dataset(source.dataset, source.config, split=split)
         rows = found.with_format("arrow")[:]
-    table = of_arrow(rows, f"{source}, split {split!r}")
+    table = from_arrow(rows, f"{source}, split {split!r}")
     for column, feature in found.features.items():
         if isinstance(feature, datasets.ClassLabel) and feature.names:
             names: dict[Any, str] = dict(enumerate(feature.names))

@@ -11,24 +11,24 @@ import yaml
 from kdalign.data.split_files import ALIASES
 from kdalign.data.tasks.columns import (
     TEXT_COLUMNS,
-    cells_of,
-    described,
+    cell_kinds,
+    column_cells,
+    describe_cell,
     is_blank,
     is_missing,
-    kinds_of,
     looks_like_data,
-    no_header,
-    numbers_of,
+    missing_header_hint,
+    parse_numbers,
 )
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.labels import check_kinds
 from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
 from kdalign.data.tasks.loading import load_table, split_exists
-from kdalign.data.tasks.prompts import plain_wording
-from kdalign.data.tasks.task import Source, Task, Wording, normal
-from kdalign.errors import UsageError, did_you_mean, shortened, unknown
+from kdalign.data.tasks.prompts import default_template
+from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate, normalise_label
+from kdalign.errors import UsageError, did_you_mean, shorten, unknown
 from kdalign.files import check_name, read_yaml
-from kdalign.metrics.classification import GROUPS, expanded
+from kdalign.metrics.classification import GROUPS, expand_groups
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS
 from kdalign.recipe import TASK_FILES
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-AnyTask = Task | LanguageTask
+AnyTask = ClassificationTask | LanguageTask
 
 INFERRED = "classification"
 _KEYS = (
@@ -86,7 +86,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
         return _worked_out(_source(folder, dataset, config, name))
     language = language_task(name)
     if language is not None:
-        if folder is None and dataset is None and language.source == Source():
+        if folder is None and dataset is None and language.source == DataSource():
             near = did_you_mean(name.rpartition(":")[2], GLUE) if ":" in name else ""
             raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
         if folder is not None or dataset is not None:
@@ -99,7 +99,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     else:
         task = _from_file(_shipped().get(name, Path(name)))
     if folder is None and dataset is None:
-        if task.source == Source():
+        if task.source == DataSource():
             raise UsageError(f"task file {name!r} names no data: give it 'data' or 'dataset', or give --data DIR")
         return task
     return replace(task, source=_source(folder, dataset, config, task.name))
@@ -137,11 +137,11 @@ def check_named(name: str, folder: str | None = None, dataset: str | None = None
         raise UsageError(f"no data folder {folder!r} (accepted: a folder that holds <split>.parquet|csv|tsv|jsonl)")
 
 
-def _source(folder: str | None, dataset: str | None, config: str | None, task: str) -> Source:
+def _source(folder: str | None, dataset: str | None, config: str | None, task: str) -> DataSource:
     if folder is None:
-        return Source(dataset=dataset, config=config)
+        return DataSource(dataset=dataset, config=config)
     path = Path(folder)
-    return Source(folder=path / task if (path / task).is_dir() else path)
+    return DataSource(folder=path / task if (path / task).is_dir() else path)
 
 
 def _from_file(file: Path) -> AnyTask:
@@ -165,7 +165,7 @@ def _from_file(file: Path) -> AnyTask:
                 f"task file {str(file)!r}: {key!r} is for tasks whose answers are texts, which name a kind"
             )
     labels = given.get("labels", ())
-    task = Task(
+    task = ClassificationTask(
         name=one.get("name", file.stem),
         columns=given["columns"],
         labels=labels,
@@ -178,10 +178,10 @@ def _from_file(file: Path) -> AnyTask:
     )
     if not {"prompt", "answers"} & set(given):
         return task
-    plain = plain_wording(task)
+    plain = default_template(task)
     return replace(
         task,
-        wording=Wording(
+        wording=PromptTemplate(
             # A YAML block ends with a line break; what stands before an answer is the separator's to say.
             template=one["prompt"].rstrip() if "prompt" in one else plain.template,
             answers=given.get("answers", plain.answers),
@@ -214,7 +214,7 @@ def _check_given(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
             written = word.encode("utf-8", "surrogatepass")
             if not word.isprintable() or set("/\\") & set(word) or word in (".", "..") or len(written) > _LONGEST_WORD:
                 raise UsageError(
-                    f"{where}: {key} {shortened(word, 60)!r} is to be part of a file's name: one line of at most "
+                    f"{where}: {key} {shorten(word, 60)!r} is to be part of a file's name: one line of at most "
                     f"{_LONGEST_WORD} bytes without / and \\"
                 )
 
@@ -229,13 +229,13 @@ def _check_prompt(prompt: str, source: str, where: str) -> None:
         ) from None
     for _, place, form, conversion in parts:
         if place is not None and (place != source or form or conversion):
-            raise UsageError(f"{where}: its prompt may name {{{source}}} alone; given {shortened(prompt, 100)!r}")
+            raise UsageError(f"{where}: its prompt may name {{{source}}} alone; given {shorten(prompt, 100)!r}")
 
 
-def _source_of(one: Mapping[str, str], file: Path) -> Source:
+def _source_of(one: Mapping[str, str], file: Path) -> DataSource:
     """Where a task file says that its data lies; a folder is looked for beside the file."""
     folder = file.parent / one["data"] if "data" in one else None
-    return Source(folder, one.get("dataset"), one.get("config"))
+    return DataSource(folder, one.get("dataset"), one.get("config"))
 
 
 def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path) -> LanguageTask:
@@ -257,14 +257,16 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
         references=given.get("references", ()),
         language=language_code(one["language"], f"language in {where}:") if "language" in one else "",
         prompt=one.get("prompt", ""),
-        metrics=expanded(given.get("metrics", ())),
+        metrics=expand_groups(given.get("metrics", ())),
     )
     if task.pairs and len(task.columns) != 2:
         raise UsageError(f"{where}: a {kind} has two columns, its source and its target")
     if not task.pairs and (task.references or task.prompt):
         raise UsageError(f"{where}: references and prompt are for tasks with a source and a target")
     _check_prompt(task.prompt, task.columns[0], where)
-    task.asked({column: "" for column in task.columns})  # raises where a column's name is none that a prompt can have
+    task.render_prompt(
+        {column: "" for column in task.columns}
+    )  # raises where a column's name is none that a prompt can have
     for metric in task.metrics:
         if metric not in TEXT_METRICS and ":" not in metric:
             raise unknown(f"metric in {where}:", metric, [*TEXT_METRICS, *GROUPS])
@@ -282,7 +284,7 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _worked_out(source: Source) -> Task:
+def _worked_out(source: DataSource) -> ClassificationTask:
     """Read the training split and say which columns are text, which is the label, and what it can be."""
     table = load_table(source, "train")
     where = f"{source}, split 'train'"
@@ -293,7 +295,7 @@ def _worked_out(source: Source) -> Task:
     label = _label_column(table, source)
     columns = _text_columns(table, label, source)
     if looks_like_data(label) or all(map(looks_like_data, columns)):
-        raise UsageError(f"{where}: no column has a name{no_header(table)}")
+        raise UsageError(f"{where}: no column has a name{missing_header_hint(table)}")
     labels, kind, ordered = _label_set(table, label, where)
     evaluation = next((split for split in ("validation", "test") if split_exists(source, split)), None)
     if evaluation is None:
@@ -304,7 +306,7 @@ def _worked_out(source: Source) -> Task:
         f"; not used: {', '.join(rest)}" if rest else ""
     )
     metrics = ("pearson", "spearman") if not labels else ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
-    return Task(
+    return ClassificationTask(
         name=source.folder.resolve().name if source.folder is not None else str(source.dataset).rpartition("/")[2],
         columns=columns,
         labels=labels,
@@ -318,7 +320,7 @@ def _worked_out(source: Source) -> Task:
     )
 
 
-def _label_column(table: "pd.DataFrame", source: Source) -> str:
+def _label_column(table: "pd.DataFrame", source: DataSource) -> str:
     """The column with the label: by its name, or the only one with few values."""
     by_name: dict[str, list[str]] = {}
     for column in table.columns:
@@ -334,7 +336,7 @@ def _label_column(table: "pd.DataFrame", source: Source) -> str:
         str(column)
         for column in table.columns
         if str(column).lower() not in _SIDE_COLUMNS
-        and kinds_of(cells_of(table, column)) <= {"text", "digits", "number", "truth"}
+        and cell_kinds(column_cells(table, column)) <= {"text", "digits", "number", "truth"}
         and 2 <= table[column].nunique() <= min(20, len(table) // 2)
     ]
     if len(few) == 1:
@@ -346,18 +348,18 @@ def _label_column(table: "pd.DataFrame", source: Source) -> str:
         return few[0]
     raise UsageError(
         f"{source}: cannot tell which column holds the label (columns: {', '.join(map(str, table.columns))}); "
-        f"name it in a task file, or call it 'label'{no_header(table)}"
+        f"name it in a task file, or call it 'label'{missing_header_hint(table)}"
     )
 
 
-def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[str, ...]:
+def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tuple[str, ...]:
     """The one or two columns of text; in csv, a column of numbers is none unless its name says so."""
     texts, mixed = [], []
     for column in table.columns:
         name = str(column).strip().lower()
         if column == label or name in _SIDE_COLUMNS:
             continue
-        kinds = kinds_of(cells_of(table, column))
+        kinds = cell_kinds(column_cells(table, column))
         if "text" in kinds and not kinds <= {"text", "digits"}:
             mixed.append(str(column))
         elif "text" in kinds or (kinds == {"digits"} and name in TEXT_COLUMNS):
@@ -365,20 +367,24 @@ def _text_columns(table: "pd.DataFrame", label: str, source: Source) -> tuple[st
                 texts.append(str(column))
     named = [column for column in mixed if column.strip().lower() in TEXT_COLUMNS]
     for column in named or ([] if texts else mixed):
-        cells = cells_of(table, column)
+        cells = column_cells(table, column)
         row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
         raise UsageError(
-            f"{source}, split 'train': row {row} has {described(cells[row])} in column {column!r}, whose other rows "
+            f"{source}, split 'train': row {row} has {describe_cell(cells[row])} in column {column!r}, "
+            "whose other rows "
             "have text"
         )
     if not texts:
         for column in table.columns:
             if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
                 raise UsageError(
-                    f"{source}, split 'train': column {column!r} has {described(cells_of(table, column)[0])} in every "
+                    f"{source}, split 'train': column {column!r} has "
+                    f"{describe_cell(column_cells(table, column)[0])} in every "
                     "row, and nothing can be learnt from one text"
                 )
-        raise UsageError(f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){no_header(table)}")
+        raise UsageError(
+            f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
+        )
     if len(texts) <= 2:
         return tuple(texts)
     raise UsageError(
@@ -394,17 +400,17 @@ def _by_number(name: str) -> tuple[str, int]:
 
 def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str, ...], str, bool]:
     """The classes, none for a score; what they are in words; and whether their order is the data's own."""
-    cells = [cell for cell in cells_of(table, label) if not (isinstance(cell, str) and is_blank(cell))]
+    cells = [cell for cell in column_cells(table, label) if not (isinstance(cell, str) and is_blank(cell))]
     cells = [cell for cell in cells if not is_missing(cell)]
     if not cells:
         raise UsageError(f"{where}: column {label!r} has no labels")
-    kinds = check_kinds(cells_of(table, label), where, label)
+    kinds = check_kinds(column_cells(table, label), where, label)
     if kinds == {"truth"} or ("text" in kinds and {str(cell).strip().lower() for cell in cells} == {"false", "true"}):
         return ("false", "true"), "2 classes (false, true)", True
     if "text" in kinds:
         names = _names(table, label, where)
         return names, f"{len(names)} classes ({', '.join(names)})", False
-    return (*_numbered(numbers_of(cells, where, label), label, where), True)
+    return (*_numbered(parse_numbers(cells, where, label), label, where), True)
 
 
 def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
@@ -432,12 +438,12 @@ def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[t
 def _names(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
     """Classes that are named by text, sorted."""
     rows: dict[str, int] = {}
-    for row, cell in enumerate(cells_of(table, label)):
+    for row, cell in enumerate(column_cells(table, label)):
         if not is_missing(cell) and not is_blank(cell):
             rows.setdefault(cell, row)
     seen: dict[str, str] = {}
     for name in rows:
-        other = seen.setdefault(normal(name), name)
+        other = seen.setdefault(normalise_label(name), name)
         if other != name:
             raise UsageError(
                 f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in blanks, case "

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdalign.data.tasks.loading import Examples
-from kdalign.data.tasks.task import Task, Wording
+from kdalign.data.tasks.task import ClassificationTask, PromptTemplate
 from kdalign.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Question:
+class PromptedExample:
     """What a model reads, and what it may answer: ``context + answers[k]`` is the whole text of label k.
 
     Attributes:
@@ -30,16 +30,16 @@ class Question:
     answers: tuple[str, ...]
 
 
-def wording_of(task: Task) -> Wording:
+def prompt_template(task: ClassificationTask) -> PromptTemplate:
     """The task's own wording, or the plain one.
 
     Raises:
         UsageError: the task asks for a score, which no word stands for.
     """
-    return task.wording or plain_wording(task)
+    return task.wording or default_template(task)
 
 
-def plain_wording(task: Task) -> Wording:
+def default_template(task: ClassificationTask) -> PromptTemplate:
     r"""The wording of a task that brings none: its columns by their names, then its labels to choose from.
 
     Of the columns ``subject`` and ``body`` and the labels ``billing``, ``bug`` and ``not_ours`` of ``queue``::
@@ -62,7 +62,7 @@ def plain_wording(task: Task) -> Wording:
     lines = [f"{_literal(column)}: {{{column}}}" for column in task.columns]
     choice = f"{', '.join(answers[:-1])} or {answers[-1]}"
     lines += [f"Question: What is the {_literal(task.label)}: {_literal(choice)}?", "Answer:"]
-    return Wording("\n".join(lines), answers, origin="plain prompt")
+    return PromptTemplate("\n".join(lines), answers, origin="plain prompt")
 
 
 def _literal(words: str) -> str:
@@ -70,9 +70,9 @@ def _literal(words: str) -> str:
     return words.replace("_", " ").replace("{", "{{").replace("}", "}}")
 
 
-def questions(
-    task: Task, examples: Examples, shots: Examples | None = None, count: int = 0, seed: int = 0
-) -> list[Question]:
+def prompt_examples(
+    task: ClassificationTask, examples: Examples, shots: Examples | None = None, count: int = 0, seed: int = 0
+) -> list[PromptedExample]:
     """A question for every example, after ``count`` solved examples.
 
     As lm-evaluation-harness does by default for these tasks, every question gets examples of its own, drawn at random
@@ -91,12 +91,12 @@ def questions(
     Raises:
         UsageError: the task asks for a score, or there are too few solved examples to draw from.
     """
-    wording = wording_of(task)
+    wording = prompt_template(task)
     answers = tuple(wording.separator + answer for answer in wording.answers)
     rows = list(zip(*examples.texts, strict=True))
     asked = [wording.fill(task.columns, row) for row in rows]
     if count == 0:
-        return [Question(question, answers) for question in asked]
+        return [PromptedExample(question, answers) for question in asked]
     if shots is None or shots.labels is None:
         what = "no split" if shots is None else f"split {shots.split!r}, which has no labels"
         raise UsageError(f"task {task.name!r}: {count} solved examples cannot be drawn from {what}")
@@ -116,5 +116,5 @@ def questions(
             wording.fill(task.columns, solved[shot]) + answers[int(shots.labels[shot])] + wording.between
             for shot in [shot for shot in drawn if solved[shot] != row][:count]
         ]
-        found.append(Question("".join(before) + question, answers))
+        found.append(PromptedExample("".join(before) + question, answers))
     return found

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from kdalign.data.tasks.glue import NAMES_IN_SUBMISSION
-from kdalign.data.tasks.task import Task
+from kdalign.data.tasks.task import ClassificationTask
 from kdalign.files import write_text
 
 
-def write_submission(task: Task, split: str, predictions: np.ndarray[Any, Any], folder: Path) -> Path | None:
+def write_submission(
+    task: ClassificationTask, split: str, predictions: np.ndarray[Any, Any], folder: Path
+) -> Path | None:
     """Write the leaderboard's file for a test split; None where the task has no leaderboard.
 
     STS-B's scores are clipped to the scale of 0 to 5, as the leaderboard wants them.

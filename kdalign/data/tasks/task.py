@@ -11,7 +11,7 @@ from kdalign.registry import names_code, resolve, trust
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Where data lies: a folder with one file a split, or a data set on the hub."""
 
     folder: Path | None = None
@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptTemplate:
     r"""How a classification task is put to a model that answers in words.
 
     Attributes:
@@ -92,7 +92,7 @@ def _parts(template: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class ClassificationTask:
     """A task over one text or a pair of texts.
 
     Attributes:
@@ -114,7 +114,7 @@ class Task:
     columns: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    source: Source
+    source: DataSource
     label: str = "label"
     train: str = "train"
     evaluation: tuple[str, ...] = ("validation",)
@@ -122,12 +122,12 @@ class Task:
     submission: tuple[str, ...] = ()
     found: str = ""
     order_unknown: bool = False
-    wording: Wording | None = None
+    wording: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if len(self.columns) not in (1, 2):
             raise UsageError(f"task {self.name!r}: one or two text columns, given {len(self.columns)}")
-        if len(self.labels) == 1 or len({normal(label) for label in self.labels}) < len(self.labels):
+        if len(self.labels) == 1 or len({normalise_label(label) for label in self.labels}) < len(self.labels):
             raise UsageError(f"task {self.name!r}: labels must be two or more different names")
         if not self.metrics:
             raise UsageError(f"task {self.name!r}: name at least one metric")
@@ -169,24 +169,24 @@ class Task:
         return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
 
 
-def normal(label: str) -> str:
+def normalise_label(label: str) -> str:
     """A label's name without case, separators and spaces, for matching; a number keeps its sign."""
     if re.fullmatch(r"-?\d+(\.\d+)?", str(label).strip()):
         return str(label).strip()
     return re.sub(r"[\s_\-]+", "", str(label)).lower()
 
 
-def label_order(names: Sequence[str], task: Task) -> tuple[int, ...] | None:
+def label_order(names: Sequence[str], task: ClassificationTask) -> tuple[int, ...] | None:
     """For each of the task's labels, the number of the model's output that stands for it.
 
     Names are matched first. Names such as ``LABEL_0`` say nothing, if they count up: their places are taken for the
     task's, unless the task's own were made by sorting. Returns None where nothing matches.
     """
-    numbers = {normal(name): number for number, name in enumerate(names)}
-    wanted = [normal(label) for label in task.labels]
+    numbers = {normalise_label(name): number for number, name in enumerate(names)}
+    wanted = [normalise_label(label) for label in task.labels]
     if len(names) == len(wanted) and set(wanted) == set(numbers):
         return tuple(numbers[label] for label in wanted)
-    given = [re.fullmatch(r"label(\d+)", normal(name)) for name in names]
+    given = [re.fullmatch(r"label(\d+)", normalise_label(name)) for name in names]
     counted = [int(each[1]) - number for number, each in enumerate(given) if each]
     says_nothing = len(counted) == len(names) and len(set(counted)) == 1  # LABEL_1 before LABEL_0 says something
     if says_nothing and len(names) == len(wanted) and not task.order_unknown:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdalign.data.tasks.holdout import rows_around, rows_inside, words_of
+from kdalign.data.tasks.holdout import normalise_rows, rows_around, rows_inside
 from kdalign.data.tasks.loading import Examples, load_unlabelled
-from kdalign.data.tasks.task import Task
+from kdalign.data.tasks.task import ClassificationTask
 from kdalign.errors import UsageError
 
 REST = "rest"
@@ -19,7 +19,7 @@ HELD = "held-out rows"
 
 
 @dataclass(frozen=True)
-class Unlabelled:
+class UnlabelledSource:
     """Texts without labels.
 
     Attributes:
@@ -42,7 +42,7 @@ class Unlabelled:
 
 
 def unlabelled_texts(
-    task: Task,
+    task: ClassificationTask,
     place: str,
     rest: Examples | None,
     known: Mapping[str, Examples],
@@ -50,7 +50,7 @@ def unlabelled_texts(
     limit: int | None,
     share: float | None,
     seed: int,
-) -> Unlabelled:
+) -> UnlabelledSource:
     """Read texts without labels and leave out those that are known.
 
     Texts are compared word for word, in lower case; those of pairs as pairs.
@@ -82,8 +82,8 @@ def unlabelled_texts(
         inside = {*rows_inside(texts, held), *rows_around(texts, held)}
         dropped[HELD] = len(inside)
         texts = texts.take([row for row in range(len(texts)) if row not in inside])
-    where = {row: what for what, examples in reversed(list(known.items())) for row in words_of(examples)}
-    equal = [where.get(row) for row in words_of(texts)]
+    where = {row: what for what, examples in reversed(list(known.items())) for row in normalise_rows(examples)}
+    equal = [where.get(row) for row in normalise_rows(texts)]
     for what in known:
         dropped[what] = equal.count(what)
     kept = np.flatnonzero([what is None for what in equal])
@@ -92,7 +92,7 @@ def unlabelled_texts(
     if not len(kept):
         raise UsageError(f"--unlabelled {place}: every text equals one that is learnt or scored already")
     an_epoch = _in_an_epoch(len(next(iter(known.values()))), len(kept), share)
-    return Unlabelled(texts.take(kept.tolist()), source, dropped, an_epoch)
+    return UnlabelledSource(texts.take(kept.tolist()), source, dropped, an_epoch)
 
 
 def _in_an_epoch(labelled: int, unlabelled: int, share: float | None) -> int:

@@ -4,18 +4,25 @@
 knows none of them.
 """
 
-from kdalign.data.tasks import AnyTask, Task
-from kdalign.evaluation.adapters.base import Answers, Work
-from kdalign.evaluation.adapters.classification import Classifying
-from kdalign.evaluation.adapters.embedding import Embedding
-from kdalign.evaluation.adapters.language_modeling import Modelling
+from kdalign.data.tasks import AnyTask, ClassificationTask
+from kdalign.evaluation.adapters.base import Answers, TaskAdapter
+from kdalign.evaluation.adapters.classification import ClassificationAdapter
+from kdalign.evaluation.adapters.embedding import EmbeddingAdapter
+from kdalign.evaluation.adapters.language_modeling import LanguageModelingAdapter
 
-__all__ = ["Answers", "Classifying", "Embedding", "Modelling", "Work", "work_on"]
+__all__ = [
+    "Answers",
+    "ClassificationAdapter",
+    "EmbeddingAdapter",
+    "LanguageModelingAdapter",
+    "TaskAdapter",
+    "adapter_for",
+]
 
 
-def work_on(
+def adapter_for(
     task: AnyTask, family: str, max_length: int, model: str, asked_in: str = "drawn", stride: int | None = None
-) -> Work:
+) -> TaskAdapter:
     """The work of a task for models of a family.
 
     Args:
@@ -29,9 +36,9 @@ def work_on(
     Raises:
         UsageError: the family cannot do this task.
     """
-    if isinstance(task, Task):
-        return Classifying(task, max_length)
+    if isinstance(task, ClassificationTask):
+        return ClassificationAdapter(task, max_length)
     task.check(family, model)
     if task.scored is not None:
-        return Embedding(task, task.scored, max_length)
-    return Modelling(task, family, max_length, asked_in, stride)
+        return EmbeddingAdapter(task, task.scored, max_length)
+    return LanguageModelingAdapter(task, family, max_length, asked_in, stride)

@@ -6,20 +6,20 @@ from typing import Any, Protocol
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded
+from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers
 from kdalign.data.tasks import AnyTask, Examples
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 
 Answers = Any
 """A model's answers on a split: ``Predictions`` of classifiers, ``TokenAnswers`` of language models."""
 
 
-class Work(Protocol):
+class TaskAdapter(Protocol):
     """A task, as the pipeline works on it."""
 
     @property
@@ -52,7 +52,7 @@ class Work(Protocol):
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> Encoded:
+    ) -> TokenizedSplit:
         """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
 
     @property
@@ -62,7 +62,7 @@ class Work(Protocol):
     def check_across(self) -> None:
         """Refuse a teacher with another tokenizer, where its tokens cannot be matched with the student's."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split for training by the student's tokenizer and the teacher's."""
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
@@ -77,21 +77,21 @@ class Work(Protocol):
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """What models are asked to go on from, to be looked at; none where they say nothing."""
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Answers:
+    def answer(self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Answers:
         """A model's answers on a split."""
 
     def scores(
-        self, answers: Answers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+        self, answers: Answers, encoded: TokenizedSplit, metrics: Sequence[str] | None = None, *, interval: bool = True
     ) -> list[Score]:
         """The metrics of answers, with their 95 % intervals."""
 
     def agreement(self, ours: Answers, theirs: Answers, *, interval: bool = True) -> Score:
         """How far two models answer alike."""
 
-    def calibration(self, answers: Answers, encoded: Encoded) -> Score | None:
+    def calibration(self, answers: Answers, encoded: TokenizedSplit) -> Score | None:
         """How far confidence is from being right; None where answers have none."""
 
-    def keep(self, file: Path, ours: Answers, encoded: Encoded, theirs: Answers | None) -> None:
+    def keep(self, file: Path, ours: Answers, encoded: TokenizedSplit, theirs: Answers | None) -> None:
         """Write answers into a file."""
 
     def kept(self, file: Path) -> Answers:

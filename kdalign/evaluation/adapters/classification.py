@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded
-from kdalign.data.dual_tokenization import Tokenizers, encode_labelled_across
-from kdalign.data.tasks import Examples, Task, load_examples
-from kdalign.data.tokenization import encode_labelled
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
+from kdalign.data.tasks import ClassificationTask, Examples, load_examples
+from kdalign.data.tokenization import tokenize_labelled
 from kdalign.errors import UsageError
 from kdalign.evaluation import predictions
 from kdalign.evaluation.predictions import Predictions
@@ -20,14 +20,14 @@ from kdalign.models.architecture import layout_of
 from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
-class Classifying:
+class ClassificationAdapter:
     """Classes or scores, by a sequence-classification head."""
 
-    task: Task
+    task: ClassificationTask
     max_length: int
     head: HeadKind = HeadKind.CLASSIFIER
     token_by_token: bool = False
@@ -57,16 +57,16 @@ class Classifying:
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> Encoded:
+    ) -> TokenizedSplit:
         """Tokenize a split."""
-        return encode_labelled(examples, tokenizer, self.max_length)
+        return tokenize_labelled(examples, tokenizer, self.max_length)
 
     def check_across(self) -> None:
         """Texts are matched by their characters."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split by both."""
-        return encode_labelled_across(examples, tokenizers, self.max_length)
+        return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a classifier."""
@@ -86,12 +86,19 @@ class Classifying:
         """A class says nothing."""
         return ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
+    def answer(
+        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+    ) -> Predictions:
         """Class numbers or scores, and logits."""
         return predictions.predict(model, self.order(model), encoded, self.task, tell=tell)
 
     def scores(
-        self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+        self,
+        answers: Predictions,
+        encoded: TokenizedSplit,
+        metrics: Sequence[str] | None = None,
+        *,
+        interval: bool = True,
     ) -> list[Score]:
         """The metrics of answers."""
         names = self.metrics if metrics is None else metrics
@@ -104,13 +111,13 @@ class Classifying:
         """The share of equal classes, or the scores' correlation."""
         return predictions.agreement(self.task, ours.values, theirs.values, interval)
 
-    def calibration(self, answers: Predictions, encoded: Encoded) -> Score | None:
+    def calibration(self, answers: Predictions, encoded: TokenizedSplit) -> Score | None:
         """The expected calibration error of classes."""
         if self.task.regression or encoded.labels is None:
             return None
         return predictions.score_all(self.task, answers.values, encoded.labels, ("ece",), logits=answers.logits)[0]
 
-    def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
+    def keep(self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None) -> None:
         """Write predictions, labels and logits."""
         predictions.write_predictions(file, self.task, ours, encoded.labels, theirs)
 

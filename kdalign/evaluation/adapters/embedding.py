@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded
-from kdalign.data.dual_tokenization import Tokenizers, encode_labelled_across
-from kdalign.data.tasks import Examples, LanguageTask, Task, load_examples, load_texts
-from kdalign.data.tokenization import encode_labelled
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
+from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
+from kdalign.data.tokenization import tokenize_labelled
 from kdalign.evaluation import predictions
 from kdalign.evaluation.predictions import Predictions
 from kdalign.evaluation.samples import Prompt
@@ -22,15 +22,15 @@ from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import check_sentences
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
-class Embedding:
+class EmbeddingAdapter:
     """Texts as vectors, by an encoder without a head."""
 
     task: LanguageTask
-    scored: Task
+    scored: ClassificationTask
     max_length: int
     head: HeadKind = HeadKind.NONE
     token_by_token: bool = False
@@ -57,20 +57,20 @@ class Embedding:
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> Encoded:
+    ) -> TokenizedSplit:
         """Tokenize texts; to be scored, first texts and then second texts (each with its neighbour where unpaired)."""
         if scored:
             first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _turned(examples))
             labels = None if examples.labels is None else np.concatenate([examples.labels, examples.labels])
             examples = replace(examples, texts=((*first, *second),), labels=labels)
-        return encode_labelled(examples, tokenizer, self.max_length)
+        return tokenize_labelled(examples, tokenizer, self.max_length)
 
     def check_across(self) -> None:
         """Texts are matched by their characters."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split by both."""
-        return encode_labelled_across(examples, tokenizers, self.max_length)
+        return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
@@ -88,12 +88,19 @@ class Embedding:
         """A vector says nothing."""
         return ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> Predictions:
+    def answer(
+        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+    ) -> Predictions:
         """The cosines of pairs."""
         return predictions.compare_pairs(model, encoded, tell)
 
     def scores(
-        self, answers: Predictions, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+        self,
+        answers: Predictions,
+        encoded: TokenizedSplit,
+        metrics: Sequence[str] | None = None,
+        *,
+        interval: bool = True,
     ) -> list[Score]:
         """The correlations of cosines with likeness; none where pairs have no likeness."""
         labels = _likeness(encoded)
@@ -107,11 +114,11 @@ class Embedding:
         """The correlation of both models' cosines."""
         return predictions.agreement(self.scored, ours.values, theirs.values, interval)
 
-    def calibration(self, answers: Predictions, encoded: Encoded) -> Score | None:
+    def calibration(self, answers: Predictions, encoded: TokenizedSplit) -> Score | None:
         """None: a cosine is no confidence."""
         return None
 
-    def keep(self, file: Path, ours: Predictions, encoded: Encoded, theirs: Predictions | None) -> None:
+    def keep(self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None) -> None:
         """Write cosines and likeness."""
         predictions.write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
@@ -120,7 +127,7 @@ class Embedding:
         return predictions.read_teacher(file)
 
 
-def _likeness(encoded: Encoded) -> np.ndarray[Any, Any] | None:
+def _likeness(encoded: TokenizedSplit) -> np.ndarray[Any, Any] | None:
     """One number a pair, whose two rows both carry it."""
     return None if encoded.labels is None else np.split(encoded.labels, 2)[0]
 

@@ -6,26 +6,26 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import Encoded
-from kdalign.data.dual_tokenization import Tokenizers, encode_documents_across
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
-from kdalign.data.tokenization import check_roles, encode_chats, encode_documents, encode_pairs
-from kdalign.data.windows import encode_causal, encode_permuted
+from kdalign.data.tokenization import check_roles, tokenize_chats, tokenize_documents, tokenize_pairs
+from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
-from kdalign.evaluation.likelihood import TokenAnswers
-from kdalign.evaluation.samples import Prompt, beginnings, questions, sources
+from kdalign.evaluation.likelihood import TokenPredictions
+from kdalign.evaluation.samples import Prompt, chat_prompts, continuation_prompts, source_prompts
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
 from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
-from kdalign.observer import Tell, untold
+from kdalign.observer import ProgressCallback, no_progress
 
 
 @dataclass(frozen=True)
-class Modelling:
+class LanguageModelingAdapter:
     """Tokens, by a language-model head of a family."""
 
     task: LanguageTask
@@ -43,7 +43,7 @@ class Modelling:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The family's perplexities; a conversation's words are not counted."""
-        return ("ppl",) if self.task.kind == "chat" else likelihood.metrics_of(self.family)
+        return ("ppl",) if self.task.kind == "chat" else likelihood.token_metrics(self.family)
 
     def examples(self, split: str) -> Examples:
         """Read documents or pairs."""
@@ -88,17 +88,17 @@ class Modelling:
 
     def encode(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
-    ) -> Encoded:
+    ) -> TokenizedSplit:
         """Tokenize documents or pairs."""
         if self.task.kind == "chat":
-            return encode_chats(examples, tokenizer, self.max_length)
+            return tokenize_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
-            return encode_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
+            return tokenize_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
         if scored and self.family != "masked":
-            encode = encode_causal if self.family == "causal" else encode_permuted
+            encode = tokenize_causal_windows if self.family == "causal" else tokenize_permuted_windows
             return encode(examples.texts[0], tokenizer, self.max_length, self.stride)
         ordered = self.asked_in == "left-to-right"
-        return encode_documents(examples, tokenizer, self.family, self.max_length, ordered)
+        return tokenize_documents(examples, tokenizer, self.family, self.max_length, ordered)
 
     def check_across(self) -> None:
         """Refuse conversations, and families other than ``masked`` and ``causal``."""
@@ -106,9 +106,9 @@ class Modelling:
             what = "conversations" if self.task.kind == "chat" else f"{self.family} models"
             raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> Encoded:
+    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize documents by both."""
-        return encode_documents_across(examples, tokenizers, self.family, self.max_length)
+        return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
     def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a language model."""
@@ -125,17 +125,24 @@ class Modelling:
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """Beginnings, questions or sources; none for models that do not go left to right."""
         if self.task.kind == "chat":
-            return questions(examples, tokenizer, count)
+            return chat_prompts(examples, tokenizer, count)
         if self.family == "seq2seq":
-            return sources(examples, tokenizer, count, self.max_length)
-        return beginnings(examples, tokenizer, count) if self.family == "causal" else ()
+            return source_prompts(examples, tokenizer, count, self.max_length)
+        return continuation_prompts(examples, tokenizer, count) if self.family == "causal" else ()
 
-    def answer(self, model: PreTrainedModel, encoded: Encoded, tell: Tell = untold) -> TokenAnswers:
+    def answer(
+        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+    ) -> TokenPredictions:
         """Likelihoods and likeliest tokens."""
-        return likelihood.answer(model, encoded, tell)
+        return likelihood.predict_tokens(model, encoded, tell)
 
     def scores(
-        self, answers: TokenAnswers, encoded: Encoded, metrics: Sequence[str] | None = None, *, interval: bool = True
+        self,
+        answers: TokenPredictions,
+        encoded: TokenizedSplit,
+        metrics: Sequence[str] | None = None,
+        *,
+        interval: bool = True,
     ) -> list[Score]:
         """The perplexities of answers."""
         way = "chat" if self.task.kind == "chat" else self.family
@@ -143,18 +150,20 @@ class Modelling:
         found = likelihood.perplexities(answers, encoded, how, interval, masked=way == "masked")
         return [score for score in found if metrics is None or score.metric in metrics]
 
-    def agreement(self, ours: TokenAnswers, theirs: TokenAnswers, *, interval: bool = True) -> Score:
+    def agreement(self, ours: TokenPredictions, theirs: TokenPredictions, *, interval: bool = True) -> Score:
         """The share of target tokens with the same likeliest token."""
         return likelihood.token_agreement(ours, theirs, interval)
 
-    def calibration(self, answers: TokenAnswers, encoded: Encoded) -> Score | None:
+    def calibration(self, answers: TokenPredictions, encoded: TokenizedSplit) -> Score | None:
         """None: a perplexity says it all."""
         return None
 
-    def keep(self, file: Path, ours: TokenAnswers, encoded: Encoded, theirs: TokenAnswers | None) -> None:
+    def keep(
+        self, file: Path, ours: TokenPredictions, encoded: TokenizedSplit, theirs: TokenPredictions | None
+    ) -> None:
         """Write likelihoods and likeliest tokens, row by row."""
         likelihood.write_answers(file, ours, theirs)
 
-    def kept(self, file: Path) -> TokenAnswers:
+    def kept(self, file: Path) -> TokenPredictions:
         """The teacher's likelihoods and likeliest tokens."""
         return likelihood.read_teacher(file)

@@ -8,7 +8,7 @@ precision.
 
 from kdalign.objective.losses.attention import attention_distance, attention_divergence, relation_divergence
 from kdalign.objective.losses.features import (
-    Apart,
+    PairDistances,
     attended_euclid,
     cosine_distance,
     embedding_distance,
@@ -26,7 +26,7 @@ from kdalign.objective.losses.logits import (
     logit_squared_error,
     soft_target_kl,
     squared_error,
-    standardised,
+    standardise_logits,
     universal_logit_distance,
 )
 from kdalign.objective.losses.relational import (
@@ -43,7 +43,7 @@ from kdalign.objective.losses.relational import (
 __all__ = [
     "DIVERGENCES",
     "LEAST_GROUP",
-    "Apart",
+    "PairDistances",
     "attended_euclid",
     "attention_distance",
     "attention_divergence",
@@ -68,6 +68,6 @@ __all__ = [
     "similarity_preserving",
     "soft_target_kl",
     "squared_error",
-    "standardised",
+    "standardise_logits",
     "universal_logit_distance",
 ]

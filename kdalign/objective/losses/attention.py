@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kdalign.objective.losses.precision import wide
+from kdalign.objective.losses.precision import to_float32
 
 
 def attention_distance(
@@ -23,7 +23,7 @@ def attention_distance(
     does not shrink with the length, as a mean over keys would. Padded keys have probability 0 in both.
     L_attn of arXiv:2412.19449.
     """
-    each = (wide(student) - wide(teacher)).square().sum(dim=-1).mean(dim=1)  # (batch, time)
+    each = (to_float32(student) - to_float32(teacher)).square().sum(dim=-1).mean(dim=1)  # (batch, time)
     return torch.where(mask, each, 0).sum()
 
 
@@ -39,7 +39,7 @@ def attention_divergence(
     The attention transfer of MiniLM (Wang et al. 2020, arXiv:2002.10957, section 3.1). Keys that the teacher does not
     see count nothing; where the student's probability is below the smallest number, that stands for it.
     """
-    ours, theirs = wide(student), wide(teacher)
+    ours, theirs = to_float32(student), to_float32(teacher)
     smallest = torch.finfo(ours.dtype).tiny
     # Not xlogy: where a teacher's map is a mean that is learned, its gradient at 0 would not be a number.
     apart = theirs.clamp_min(smallest).log() - ours.clamp_min(smallest).log()
@@ -63,7 +63,7 @@ def relation_divergence(
     arXiv:2002.10957, section 3.2); with other numbers of heads, a relation of MiniLMv2 (Wang et al. 2021,
     arXiv:2012.15828, section 3.1). Widths may differ.
     """
-    student_log, teacher_log = (_relations(wide(each), visible) for each in (student, teacher))
+    student_log, teacher_log = (_relations(to_float32(each), visible) for each in (student, teacher))
     each = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=1)  # (batch, time)
     return torch.where(mask, each, 0).sum()
 

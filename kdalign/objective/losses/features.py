@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kdalign.objective.losses.precision import wide
+from kdalign.objective.losses.precision import to_float32
 
 _SMALLEST = 1e-16
 """A squared length below which a feature is taken for 0."""
 
 
 @dataclass(frozen=True)
-class Apart:
+class PairDistances:
     """How far apart two features are, of each position, (batch, time), or text, (batch), in float32 or wider.
 
     Attributes:
@@ -33,9 +33,9 @@ class Apart:
     squared: Tensor
 
     @staticmethod
-    def of(student: Float[Tensor, "*batch width"], teacher: Float[Tensor, "*batch width"]) -> "Apart":
+    def of(student: Float[Tensor, "*batch width"], teacher: Float[Tensor, "*batch width"]) -> "PairDistances":
         """What the losses of features are made of, worked out once for all of them."""
-        return Apart(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
+        return PairDistances(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
 
 
 class _Apart(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _Apart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(student, teacher)
-        ours, theirs = wide(student), wide(teacher)
+        ours, theirs = to_float32(student), to_float32(teacher)
         lengths = (torch.linalg.vector_norm(each, dim=-1) for each in (ours, theirs, ours - theirs))
         of_ours, of_theirs, squared = (length.square() for length in lengths)
         return of_ours, of_theirs, (ours * theirs).sum(dim=-1), squared
@@ -60,7 +60,7 @@ class _Apart(torch.autograd.Function):
 
         def gradient(one: Tensor, other: Tensor, of_length: Tensor) -> Tensor:
             # By what lies between them, not by each times a number: that is exact where they are nearly the same.
-            one_wide, between = wide(one), wide(other) - wide(one)
+            one_wide, between = to_float32(one), to_float32(other) - to_float32(one)
             whole = torch.addcmul((2 * of_length + of_inner) * one_wide, of_inner - 2 * of_squared, between)
             return whole.to(one.dtype)
 
@@ -71,7 +71,7 @@ class _Apart(torch.autograd.Function):
         )
 
 
-def cosine_distance(features: Apart, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+def cosine_distance(features: PairDistances, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
     r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
 
     .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
@@ -84,7 +84,7 @@ def cosine_distance(features: Apart, mask: Bool[Tensor, "*batch"]) -> Float[Tens
     return torch.where(mask, each, 0).sum()
 
 
-def scaled_euclid(features: Apart, mask: Bool[Tensor, "batch time"], variance: float) -> Float[Tensor, ""]:
+def scaled_euclid(features: PairDistances, mask: Bool[Tensor, "batch time"], variance: float) -> Float[Tensor, ""]:
     r"""Squared Euclidean distance in units of the teacher's own spread, summed over counted positions.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{d\,\sigma^2}
@@ -96,7 +96,7 @@ def scaled_euclid(features: Apart, mask: Bool[Tensor, "batch time"], variance: f
     return torch.where(mask, features.squared / (features.width * variance), 0).sum()
 
 
-def relative_squared_error(features: Apart, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
+def relative_squared_error(features: PairDistances, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
     r"""Squared distance in units of the teacher's own squared length, position by position; summed over counted ones.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{\|h^t_{bi}\|^2}
@@ -108,7 +108,7 @@ def relative_squared_error(features: Apart, mask: Bool[Tensor, "batch time"]) ->
 
 
 def attended_euclid(
-    features: Apart,
+    features: PairDistances,
     attention: Float[Tensor, "batch heads time time"],
     mask: Bool[Tensor, "batch time"],
     variance: float,
@@ -121,7 +121,7 @@ def attended_euclid(
     Each counted query spreads one unit over positions, so that the weights of a text sum to its positions, where all
     count. Feature reconstruction from attention, which arXiv:2412.19449 names; the weights are ours.
     """
-    received = torch.where(mask[:, None, :, None], wide(attention), 0).sum(dim=2).mean(dim=1)  # (batch, time)
+    received = torch.where(mask[:, None, :, None], to_float32(attention), 0).sum(dim=2).mean(dim=1)  # (batch, time)
     return torch.where(mask, received * features.squared / (features.width * variance), 0).sum()
 
 
@@ -135,7 +135,7 @@ def patient_distance(
     with c a layer's features of the first token. Patient KD, Sun et al. 2019, arXiv:1908.09355, equation 7. It is twice
     the cosine distance.
     """
-    ours, theirs = (F.normalize(wide(each), dim=-1) for each in (student, teacher))
+    ours, theirs = (F.normalize(to_float32(each), dim=-1) for each in (student, teacher))
     return torch.where(mask, (ours - theirs).square().sum(dim=-1), 0).sum()
 
 
@@ -149,4 +149,4 @@ def embedding_distance(
     The teacher's embedding as target, as in Reimers & Gurevych 2020, arXiv:2004.09813, section 2, but by direction
     alone, which is all that a comparison by cosines sees.
     """
-    return cosine_distance(Apart.of(student, teacher), mask)
+    return cosine_distance(PairDistances.of(student, teacher), mask)

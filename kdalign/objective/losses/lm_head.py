@@ -15,26 +15,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdalign.data.token_matching import Shared
-from kdalign.models.lm_head import Head, block_rows, row_blocks, wide_dtype
+from kdalign.data.token_matching import SharedVocabulary
+from kdalign.models.lm_head import LMHead, block_rows, row_blocks, wide_dtype
 from kdalign.objective import losses
 
 
 def vocabulary_losses(
     student: Float[Tensor, "n width"],
-    student_head: Head,
+    student_head: LMHead,
     labels: Int[Tensor, "n"],
     *,
     hard: float,
     soft: float,
     teacher: Float[Tensor, "n teacher_width"] | None = None,
-    teacher_head: Head | None = None,
+    teacher_head: LMHead | None = None,
     divergence: str = "forward",
     temperature: float = 1.0,
     skew: float = 0.1,
     rows: int | None = None,
     dtype: torch.dtype | None = None,
-    shared: Shared | None = None,
+    shared: SharedVocabulary | None = None,
     answered: Bool[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     r"""Cross-entropy and divergence from the teacher over a vocabulary, summed over rows, in nats, block by block.
@@ -106,7 +106,7 @@ def vocabulary_losses(
 
 
 def _across(
-    student: Tensor, teacher: Tensor, shared: Shared, divergence: str, temperature: float, skew: float
+    student: Tensor, teacher: Tensor, shared: SharedVocabulary, divergence: str, temperature: float, skew: float
 ) -> Tensor:
     """Two vocabularies: what they share by its meaning, the rest by how its probability is spread."""
     entries = shared.student.to(student.device), shared.teacher.to(student.device)

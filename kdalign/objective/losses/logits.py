@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kdalign.objective.losses.precision import wide
+from kdalign.objective.losses.precision import to_float32
 
 
 def hard_label_cross_entropy(
@@ -18,7 +18,7 @@ def hard_label_cross_entropy(
 
     .. math:: -\sum_b m_b \log \sigma(z^s_b)_{y_b}
     """
-    each = F.cross_entropy(wide(student), labels, reduction="none")
+    each = F.cross_entropy(to_float32(student), labels, reduction="none")
     return torch.where(mask, each, 0).sum()
 
 
@@ -32,7 +32,7 @@ def squared_error(
     For tasks with a score instead of classes (STS-B) this is the hard-label loss, and with the teacher's output as
     target the soft one: a single output has no distribution to soften.
     """
-    each = (wide(student).squeeze(-1) - wide(target)).square()
+    each = (to_float32(student).squeeze(-1) - to_float32(target)).square()
     return torch.where(mask, each, 0).sum()
 
 
@@ -49,8 +49,8 @@ def soft_target_kl(
     The factor :math:`\tau^2` keeps the gradient's size independent of the temperature (Hinton et al. 2015,
     arXiv:1503.02531, section 2). L_soft of arXiv:2412.19449.
     """
-    student_log = F.log_softmax(wide(student) / temperature, dim=-1)
-    teacher_log = F.log_softmax(wide(teacher) / temperature, dim=-1)
+    student_log = F.log_softmax(to_float32(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(to_float32(teacher) / temperature, dim=-1)
     each = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=-1)
     return temperature**2 * torch.where(mask, each, 0).sum()
 
@@ -65,7 +65,7 @@ def logit_squared_error(
     Ba & Caruana 2014, arXiv:1312.6184, section 2.2. It also matches a constant that is added to all logits, which
     changes no probability.
     """
-    each = (wide(student) - wide(teacher)).square().mean(dim=-1)
+    each = (to_float32(student) - to_float32(teacher)).square().mean(dim=-1)
     return torch.where(mask, each, 0).sum()
 
 
@@ -87,7 +87,7 @@ def decoupled_kl(
     """
     other_than_label = torch.ones_like(student, dtype=torch.bool).scatter_(1, labels[:, None], False)
     logs = []
-    for logits in (wide(student) / temperature, wide(teacher) / temperature):
+    for logits in (to_float32(student) / temperature, to_float32(teacher) / temperature):
         others = logits[other_than_label].view(len(logits), -1)
         binary = torch.stack([logits.gather(1, labels[:, None]).squeeze(1), others.logsumexp(dim=1)], dim=1)
         logs.append((F.log_softmax(binary, dim=1), F.log_softmax(others, dim=1)))
@@ -107,7 +107,7 @@ def correlation_distance(
     with Pearson's :math:`\rho`: how an example's classes are ranked, and how a class ranks the examples. DIST, Huang et
     al. 2022, arXiv:2205.10536, equations 6 to 9. Of two classes the first correlation is 1 or -1, whatever is said.
     """
-    ours, theirs = (F.softmax(wide(each) / temperature, dim=-1) for each in (student, teacher))
+    ours, theirs = (F.softmax(to_float32(each) / temperature, dim=-1) for each in (student, teacher))
     return temperature**2 * (_decorrelation(ours, theirs) + _decorrelation(ours.T, theirs.T))
 
 
@@ -120,7 +120,7 @@ def _decorrelation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(apart[:, 0], 1 - F.cosine_similarity(x, y, dim=1), 0).mean()
 
 
-def standardised(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit classes"]:
+def standardise_logits(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit classes"]:
     r"""Logits less their mean, in units of their spread over classes, which frees a student from its teacher's scale.
 
     .. math:: (z_c - \bar z) / (\mathrm{std}_c(z) + 10^{-7})
@@ -128,7 +128,7 @@ def standardised(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit
     Sun et al. 2024, arXiv:2403.01427, algorithm 1, before a divergence at some temperature. Of two classes nothing is
     left but which is larger: the result is always the same two numbers.
     """
-    logits = wide(logits)
+    logits = to_float32(logits)
     return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
 
@@ -147,8 +147,8 @@ def divergence(
     mixture of ``"skew"``. The factor :math:`\tau^2` is that of ``soft_target_kl``, of which ``"forward"`` with every
     row counted is the same number. Logits are finite; probabilities may underflow, since all is done on logarithms.
     """
-    student_log = F.log_softmax(wide(student) / temperature, dim=-1)
-    teacher_log = F.log_softmax(wide(teacher) / temperature, dim=-1)
+    student_log = F.log_softmax(to_float32(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(to_float32(teacher) / temperature, dim=-1)
     return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
 
 
@@ -173,7 +173,7 @@ def divergence_of_shared(
     logs = []
     rest = all(len(entries) < logits.size(1) for logits, entries in zip((student, teacher), shared, strict=True))
     for logits, entries in zip((student, teacher), shared, strict=True):
-        scores = wide(logits) / temperature
+        scores = to_float32(logits) / temperature
         parts = [scores[:, entries]]
         if rest:
             parts.append(scores.index_fill(1, entries, -math.inf).logsumexp(dim=1, keepdim=True))
@@ -198,7 +198,7 @@ def universal_logit_distance(
     """
     kept = []
     for logits, entries in zip((student, teacher), shared, strict=True):
-        probabilities = F.softmax(wide(logits) / temperature, dim=-1)
+        probabilities = F.softmax(to_float32(logits) / temperature, dim=-1)
         others = torch.ones(logits.size(1), dtype=torch.bool, device=logits.device)
         others[entries] = False
         kept.append(probabilities[:, others])

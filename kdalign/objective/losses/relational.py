@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kdalign.objective.losses.precision import wide
+from kdalign.objective.losses.precision import to_float32
 
 LEAST_GROUP = 3
 """Fewer rows have no spread of similarities."""
@@ -31,7 +31,7 @@ def similarity_distance(
     """
     if len(student) < LEAST_GROUP:
         return 0.0 * student.sum()
-    ours, theirs = (F.normalize(wide(each), dim=-1) for each in (student, teacher))
+    ours, theirs = (F.normalize(to_float32(each), dim=-1) for each in (student, teacher))
     pairs = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
     ours, theirs = (ours @ ours.T)[pairs], (theirs @ theirs.T)[pairs]
     spread = theirs.var(correction=0).clamp_min(_LEAST_SPREAD**2)
@@ -48,7 +48,7 @@ def similarity_preserving(
 
     Tung & Mori 2019, arXiv:1907.09682, equations 1 to 4, as published; widths may differ.
     """
-    ours, theirs = (F.normalize(x @ x.T, dim=1) for x in (wide(student), wide(teacher)))
+    ours, theirs = (F.normalize(x @ x.T, dim=1) for x in (to_float32(student), to_float32(teacher)))
     return (ours - theirs).square().mean()
 
 
@@ -62,7 +62,7 @@ def linear_cka_distance(
     with X and Y less their means. Kornblith et al. 2019, arXiv:1905.00414, section 3. Blind to rotations and to scale;
     widths may differ. Of fewer rows than features it is near 0 whatever they are: rows should be many, such as tokens.
     """
-    x, y = (each - each.mean(dim=0) for each in (wide(student), wide(teacher)))
+    x, y = (each - each.mean(dim=0) for each in (to_float32(student), to_float32(teacher)))
     own: Tensor = (x.T @ x).norm() * (y.T @ y).norm()
     distance: Tensor = 1 - (y.T @ x).square().sum() / own.clamp_min(torch.finfo(own.dtype).tiny)
     return distance
@@ -78,7 +78,7 @@ def relational_distance(
     RKD-D, Park et al. 2019, arXiv:1904.05068, equations 4 to 7; widths may differ.
     """
     pairs = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-    ours, theirs = (_distances(wide(each))[pairs] for each in (student, teacher))
+    ours, theirs = (_distances(to_float32(each))[pairs] for each in (student, teacher))
     smallest = torch.finfo(ours.dtype).tiny
     return F.smooth_l1_loss(ours / ours.mean().clamp_min(smallest), theirs / theirs.mean().clamp_min(smallest))
 
@@ -100,7 +100,7 @@ def relational_angle(
     RKD-A, Park et al. 2019, arXiv:1904.05068, equations 8 to 10, over all triples, as there in code; widths may differ.
     Its memory grows with :math:`n^2` times the width, and with :math:`n^3`.
     """
-    ours, theirs = (_angles(wide(each)) for each in (student, teacher))
+    ours, theirs = (_angles(to_float32(each)) for each in (student, teacher))
     return F.smooth_l1_loss(ours, theirs)
 
 
@@ -132,8 +132,8 @@ def info_nce(
     inputs of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). ``left_out`` marks others that do not count.
     Of n rows without others, chance is log n.
     """
-    ours = F.normalize(wide(student), dim=-1)
-    keys = F.normalize(wide(teacher if others is None else torch.cat([teacher, others.to(teacher)])), dim=-1)
+    ours = F.normalize(to_float32(student), dim=-1)
+    keys = F.normalize(to_float32(teacher if others is None else torch.cat([teacher, others.to(teacher)])), dim=-1)
     scores = ours @ keys.T / temperature
     if left_out is not None:
         scores[:, len(teacher) :] = scores[:, len(teacher) :].masked_fill(left_out, -math.inf)
@@ -159,8 +159,8 @@ def memory_nce(
     start, without which every row would count as right. CRD, Tian et al. 2020, arXiv:1910.10699, equations 18 and 19,
     and the normaliser Z = M e^z of their code, from which the memory's size M drops out.
     """
-    ours = F.normalize(wide(student), dim=-1)
-    right = (ours * F.normalize(wide(teacher), dim=-1)).sum(dim=-1) / temperature
+    ours = F.normalize(to_float32(student), dim=-1)
+    right = (ours * F.normalize(to_float32(teacher), dim=-1)).sum(dim=-1) / temperature
     wrong = torch.einsum("nw,nkw->nk", ours, F.normalize(others.to(ours), dim=-1)) / temperature
     noise = math.log(others.size(1)) + level
     each = F.softplus(noise - right) + F.softplus(wrong - noise).sum(dim=1)

@@ -3,38 +3,38 @@
 A term returns a **sum** over the micro-batch's units; the objective divides once.
 """
 
-from kdalign.objective.terms.base import LossTerm, OverLayers, Place, Signal, Unit, View
+from kdalign.objective.terms.base import LayerPairs, LayerTerm, LossTerm, Signal, TermInputs, Unit
 from kdalign.objective.terms.features import (
     AttentionMaps,
     EmbeddingsCosine,
     HiddenCosine,
-    HiddenEuclid,
+    HiddenMSE,
     Relations,
     relation_heads,
 )
 from kdalign.objective.terms.layer_weights import LayerWeights
-from kdalign.objective.terms.logits import HardLabels, MaskedTokens, SoftTargets, Vocabulary
-from kdalign.objective.terms.relational import Contrastive, Embedding, Similarity
+from kdalign.objective.terms.logits import HardLabels, LMHeadLoss, MaskedTokens, SoftTargets
+from kdalign.objective.terms.relational import Contrastive, EmbeddingDistance, EmbeddingSimilarity
 
 __all__ = [
     "AttentionMaps",
     "Contrastive",
-    "Embedding",
+    "EmbeddingDistance",
+    "EmbeddingSimilarity",
     "EmbeddingsCosine",
     "HardLabels",
     "HiddenCosine",
-    "HiddenEuclid",
+    "HiddenMSE",
+    "LMHeadLoss",
+    "LayerPairs",
+    "LayerTerm",
     "LayerWeights",
     "LossTerm",
     "MaskedTokens",
-    "OverLayers",
-    "Place",
     "Relations",
     "Signal",
-    "Similarity",
     "SoftTargets",
+    "TermInputs",
     "Unit",
-    "View",
-    "Vocabulary",
     "relation_heads",
 ]

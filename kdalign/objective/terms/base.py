@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdalign.data.batches import Batch
 from kdalign.models.architecture import Layer
-from kdalign.models.capture import Signals
+from kdalign.models.capture import Activations
 from kdalign.objective import losses
 from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, LayerWeights
 
@@ -55,25 +55,27 @@ class Unit(StrEnum):
 
 
 @dataclass(frozen=True)
-class View:
+class TermInputs:
     """What the terms see of a micro-batch. ``teacher`` is None where nothing needs one."""
 
-    student: Signals
-    teacher: Signals | None
+    student: Activations
+    teacher: Activations | None
     batch: Batch
-    _apart: dict[tuple[Layer, Layer], losses.Apart] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _apart: dict[tuple[Layer, Layer], losses.PairDistances] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
-    def taught(self) -> Signals:
+    def taught(self) -> Activations:
         """The teacher's signals."""
         assert self.teacher is not None, "a term that needs the teacher runs only with one"
         return self.teacher
 
-    def apart(self, ours: Layer, theirs: Layer) -> losses.Apart:
+    def apart(self, ours: Layer, theirs: Layer) -> losses.PairDistances:
         """How far apart the features of a pair of layers are, worked out once for all terms."""
         found, pair = self._apart, (ours, theirs)
         if pair not in found:
-            found[pair] = losses.Apart.of(self.student.projected[pair], self.student.targets[pair])
+            found[pair] = losses.PairDistances.of(self.student.projected[pair], self.student.targets[pair])
         return found[pair]
 
     @property
@@ -99,19 +101,19 @@ class LossTerm(Protocol):
     def unit(self) -> Unit:
         """What its sum is divided by."""
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over this micro-batch's units."""
 
 
 @runtime_checkable
-class OverLayers(Protocol):
+class LayerTerm(Protocol):
     """A term that compares layers at a place, and takes their lambda_l of it."""
 
-    place: "Place"
+    place: "LayerPairs"
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPairs:
     """Where layers are compared: one stack of the plan.
 
     Attributes:
@@ -128,7 +130,7 @@ class Place:
     weighting: str = "static"
     changing: LayerWeights | None = None
 
-    def of_one_term(self) -> "Place":
+    def of_one_term(self) -> "LayerPairs":
         """The same place for a term, whose lambda_l are its own where they change."""
         made = LAYER_WEIGHTS.get(self.weighting)
         return self if made is None else replace(self, changing=made(len(self.pairs)))

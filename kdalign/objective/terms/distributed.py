@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
-def gathered(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *width"]:
+def all_gather_with_grad(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *width"]:
     """All ranks' rows, in the order of ranks; the gradient goes back to the rank that each came from.
 
     Every rank calls it as often as the others. A process alone gets its own rows.
@@ -20,7 +20,7 @@ def gathered(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *widt
     return found
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all ranks, the same on each; without a gradient."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         values = values.clone()

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from kdalign.models.architecture import Layer
 from kdalign.objective import losses
-from kdalign.objective.terms.base import Place, Signal, Unit, View
+from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
 
 
 @dataclass(frozen=True)
 class _AtPlace:
     """A term of one stack's layers, whose sum is over positions unless it says otherwise."""
 
-    place: Place
+    place: LayerPairs
 
     @property
     def unit(self) -> Unit:
         """Positions."""
         return self.place.unit
 
-    def _over_layers(self, view: View, distance: Callable[[losses.Apart, Layer], Tensor]) -> Tensor:
+    def _over_layers(self, view: TermInputs, distance: Callable[[losses.PairDistances, Layer], Tensor]) -> Tensor:
         """The sum over pairs, weighted by lambda_l, of a distance of their features, by the teacher's layer."""
         return self.place.over_layers(
             [distance(view.apart(ours, theirs), theirs) for ours, theirs, _ in self.place.pairs]
@@ -36,7 +36,7 @@ class HiddenCosine(_AtPlace):
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         return self._over_layers(view, lambda features, _: losses.cosine_distance(features, mask))
@@ -49,16 +49,16 @@ class EmbeddingsCosine(_AtPlace):
     stacks: tuple[str, str]
     needs: frozenset[Signal] = frozenset({Signal.EMBEDDINGS})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions; each lies in 0..2."""
         ours, theirs = self.stacks
         mask = self.place.mask(view.batch)
-        features = losses.Apart.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
+        features = losses.PairDistances.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
         return losses.cosine_distance(features, mask)
 
 
 @dataclass(frozen=True)
-class HiddenEuclid(_AtPlace):
+class HiddenMSE(_AtPlace):
     """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
 
     1 a position for a student that answers the teacher's mean. ``variances`` are the teacher layers'.
@@ -67,7 +67,7 @@ class HiddenEuclid(_AtPlace):
     variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         return self._over_layers(
@@ -76,19 +76,19 @@ class HiddenEuclid(_AtPlace):
 
 
 @dataclass(frozen=True)
-class RelativeEuclid(_AtPlace):
+class RelativeMSE(_AtPlace):
     """Distance of the features in units of the teacher's own length, weighted over layers by lambda_l."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions; 1 each for a student that answers 0."""
         mask = self.place.mask(view.batch)
         return self._over_layers(view, lambda features, _: losses.relative_squared_error(features, mask))
 
 
 @dataclass(frozen=True)
-class Patient(_AtPlace):
+class PatientKD(_AtPlace):
     """Features of the position that sums up a text, each of length 1, weighted over layers by lambda_l (PKD)."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
@@ -98,7 +98,7 @@ class Patient(_AtPlace):
         """Texts."""
         return Unit.EXAMPLE
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over texts; each lies in 0..4."""
         mask = self.place.mask(view.batch)
         ends = mask.flip(1) if self.place.looks_back else mask
@@ -120,7 +120,7 @@ class AttendedEuclid(_AtPlace):
     variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions of the weighted distances."""
         mask, attention = self.place.mask(view.batch), view.taught.attention
         return self._over_layers(
@@ -144,7 +144,7 @@ class AttentionMaps(_AtPlace):
     needs: frozenset[Signal] = frozenset({Signal.ATTENTION})
     divergence: bool = False
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         loss = losses.attention_divergence if self.divergence else losses.attention_distance
@@ -170,7 +170,7 @@ class Relations(_AtPlace):
     parts: tuple[str, ...] = ("values",)
     needs: frozenset[Signal] = frozenset({Signal.RELATIONS})
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions of the weighted divergences, in nats."""
         mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
         found = []

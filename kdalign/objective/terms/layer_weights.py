@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kdalign.objective.terms.distributed import summed
+from kdalign.objective.terms.distributed import all_reduce_sum
 
 MOMENTUM = 0.98
 """Of a running mismatch: about the last 50 steps count."""
@@ -35,7 +35,7 @@ class LayerWeights(nn.Module, ABC):
         """(pairs,), lambda_l now."""
 
     @abstractmethod
-    def saw(self, means: Tensor) -> None:
+    def update(self, means: Tensor) -> None:
         """Take note of a step's mean distance of each pair, (pairs,)."""
 
     def forward(self, distances: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class LayerWeights(nn.Module, ABC):
         """Take note of a step of so many units; of none, forget what was seen since the last."""
         kept, self._kept = self._kept, []
         if kept and units:
-            self.saw(summed(torch.stack(kept).sum(dim=0)) / units)
+            self.update(all_reduce_sum(torch.stack(kept).sum(dim=0)) / units)
 
 
 class Adaptive(LayerWeights):
@@ -68,7 +68,7 @@ class Adaptive(LayerWeights):
         total = self.mismatch.sum()
         return torch.where(total > 0, self.mismatch / total.clamp_min(1e-30), 1 / self.pairs)
 
-    def saw(self, means: Tensor) -> None:
+    def update(self, means: Tensor) -> None:
         """A moving mean."""
         means = means.clamp_min(0.0)
         self.mismatch.copy_(torch.where(self.mismatch.sum() > 0, self.mismatch.lerp(means, 1 - MOMENTUM), means))
@@ -98,7 +98,7 @@ class Learned(LayerWeights):
         """As far as they are learnt."""
         return self.logs.neg().softmax(dim=0)
 
-    def saw(self, means: Tensor) -> None:
+    def update(self, means: Tensor) -> None:
         """A step down the gradient; none where all distances are 0."""
         parts = self.values * means.clamp_min(0.0)
         total = parts.sum()

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdalign.data.batches import IGNORED, MASKED
-from kdalign.data.token_matching import Shared
-from kdalign.models.lm_head import Head
+from kdalign.data.token_matching import SharedVocabulary
+from kdalign.models.lm_head import LMHead
 from kdalign.objective import losses
 from kdalign.objective.losses.lm_head import vocabulary_losses
-from kdalign.objective.terms.base import Signal, Unit, View
+from kdalign.objective.terms.base import Signal, TermInputs, Unit
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class HardLabels:
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.LABELLED
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """Nats, or squared label units."""
         loss = losses.squared_error if self.regression else losses.hard_label_cross_entropy
         return loss(view.student.logits, view.known_labels, view.batch.supervised)
@@ -45,32 +45,32 @@ class SoftTargets:
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.EXAMPLE
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """Nats times the squared temperature, or squared label units."""
         student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
         if self.regression:
             return losses.squared_error(student, teacher.squeeze(-1), counted)
         if self.standardise:
-            student, teacher = losses.standardised(student), losses.standardised(teacher)
+            student, teacher = losses.standardise_logits(student), losses.standardise_logits(teacher)
         if self.divergence == "forward":
             return losses.soft_target_kl(student, teacher, counted, self.temperature)
         return losses.divergence(student[counted], teacher[counted], self.divergence, self.temperature)
 
 
 @dataclass(frozen=True)
-class LogitError:
+class LogitMSE:
     """The teacher's logits themselves."""
 
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.EXAMPLE
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """Squared logit units, the mean over classes."""
         return losses.logit_squared_error(view.student.logits, view.taught.logits, view.batch.counted)
 
 
 @dataclass(frozen=True)
-class Decoupled:
+class DecoupledKD:
     """The teacher's answers, whether it is the label weighed apart from which of the others it is (DKD)."""
 
     temperature: float
@@ -78,7 +78,7 @@ class Decoupled:
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.LABELLED
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """Nats times the squared temperature."""
         student, teacher = view.student.logits, view.taught.logits
         labels, mask = view.known_labels, view.batch.supervised
@@ -111,18 +111,18 @@ class MaskedTokens(nn.Module):
             self.dense.weight.normal_(0, spread, generator=generator)
             self.dense.bias.zero_()
 
-    def forward(self, view: View) -> Tensor:
+    def forward(self, view: TermInputs) -> Tensor:
         """The sum over masked tokens, in nats."""
         asked = view.batch.inputs[MASKED + "targets"]
         here = asked != IGNORED
         counted = view.batch.masked[here]
         features = self.norm(F.gelu(self.dense(view.student.filled.to(self.bias.dtype))))
-        head = Head(view.student.words, self.bias)
+        head = LMHead(view.student.words, self.bias)
         return vocabulary_losses(features[counted], head, asked[here][counted], hard=1.0, soft=0.0, dtype=self.dtype)[0]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class LMHeadLoss:
     """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
 
     Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
@@ -138,14 +138,14 @@ class Vocabulary:
     divergence: str = "forward"
     temperature: float = 1.0
     dtype: torch.dtype | None = None
-    shared: Shared | None = None
+    shared: SharedVocabulary | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of a weight above 0."""
         return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
 
-    def __call__(self, view: View, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, view: TermInputs, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted share of the step's mean over target tokens, and each part's, in nats.
 
         Where the teacher has another tokenizer, ``soft`` is the mean over the tokens that it is asked for, too.

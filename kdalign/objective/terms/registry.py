@@ -14,16 +14,16 @@ from kdalign.alignment.plan import Plan
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import Layer
 from kdalign.objective import losses
-from kdalign.objective.terms.base import LossTerm, Place, Unit
-from kdalign.objective.terms.features import AttendedEuclid, AttentionMaps, Patient, RelativeEuclid
-from kdalign.objective.terms.logits import Decoupled, LogitError
-from kdalign.objective.terms.relational import Contrastive, Correlation, OfRows, Over
+from kdalign.objective.terms.base import LayerPairs, LossTerm, Unit
+from kdalign.objective.terms.features import AttendedEuclid, AttentionMaps, PatientKD, RelativeMSE
+from kdalign.objective.terms.logits import DecoupledKD, LogitMSE
+from kdalign.objective.terms.relational import Contrastive, CorrelationDistance, Over, RowWise
 from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
 from kdalign.registry import resolve
 
 
 @dataclass(frozen=True)
-class Setting:
+class TermContext:
     """What terms are made for.
 
     Attributes:
@@ -34,11 +34,11 @@ class Setting:
     """
 
     plan: Plan | None
-    places: Mapping[str, Place]
+    places: Mapping[str, LayerPairs]
     classes: int
     temperature: float
 
-    def variances(self, place: Place) -> dict[Layer, float]:
+    def variances(self, place: LayerPairs) -> dict[Layer, float]:
         """Of the teacher layers of a place; none before they are calibrated."""
         assert self.plan is not None, "layers are compared by a plan"
         return {theirs: self.plan.variance(theirs) for _, theirs, _ in place.pairs if self.plan.calibrated}
@@ -59,7 +59,7 @@ Rows = Annotated[int, Field(ge=0, le=1_000_000)]
 Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
 
-def further_terms(named: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[tuple[str, float, LossTerm]]:
+def build_terms(named: Mapping[str, Mapping[str, Any]], setting: TermContext) -> Iterator[tuple[str, float, LossTerm]]:
     """The terms that a recipe names, with their weights; a stack's name stands in theirs where there are several.
 
     Args:
@@ -104,68 +104,68 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
             raise UsageError(f"term {name!r}: {key}={value!r} is no number")
 
 
-def _of_layers(setting: Setting) -> Mapping[str, Place]:
+def _of_layers(setting: TermContext) -> Mapping[str, LayerPairs]:
     if not setting.places:
         raise UsageError("compares layers with a teacher's, and there is none")
     return setting.places
 
 
-def _of_classes(setting: Setting, least: int = 2, why: str = "") -> None:
+def _of_classes(setting: TermContext, least: int = 2, why: str = "") -> None:
     if setting.classes < 2:
         raise UsageError("compares the logits of classes, and this task has none")
     if setting.classes < least:
         raise UsageError(f"needs {least} classes or more: {why}")
 
 
-def _logit_mse(setting: Setting) -> Made:
+def _logit_mse(setting: TermContext) -> Made:
     _of_classes(setting)
-    return LogitError()
+    return LogitMSE()
 
 
-def _dkd(setting: Setting, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
+def _dkd(setting: TermContext, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
     _of_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
-    return Decoupled(temperature or setting.temperature, other)
+    return DecoupledKD(temperature or setting.temperature, other)
 
 
-def _dist(setting: Setting, temperature: Above0 | None = None) -> Made:
+def _dist(setting: TermContext, temperature: Above0 | None = None) -> Made:
     _of_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
-    return Correlation(temperature or setting.temperature)
+    return CorrelationDistance(temperature or setting.temperature)
 
 
-def _nmse(setting: Setting) -> Made:
-    return {stack: RelativeEuclid(place) for stack, place in _of_layers(setting).items()}
+def _nmse(setting: TermContext) -> Made:
+    return {stack: RelativeMSE(place) for stack, place in _of_layers(setting).items()}
 
 
-def _pkd(setting: Setting) -> Made:
+def _pkd(setting: TermContext) -> Made:
     if not setting.classes:
         raise UsageError("compares the position that sums up a text for a class or a score, and this task has none")
-    return {stack: Patient(place) for stack, place in _of_layers(setting).items() if not place.reads_target}
+    return {stack: PatientKD(place) for stack, place in _of_layers(setting).items() if not place.reads_target}
 
 
-def _attended(setting: Setting) -> Made:
+def _attended(setting: TermContext) -> Made:
     places = _of_layers(setting)
     return {stack: AttendedEuclid(place, setting.variances(place)) for stack, place in places.items()}
 
 
-def _attention_kl(setting: Setting) -> Made:
+def _attention_kl(setting: TermContext) -> Made:
     places, plan = _of_layers(setting), setting.plan
     assert plan is not None, "there are places"
     return {stack: AttentionMaps(place, plan.heads == "mean", divergence=True) for stack, place in places.items()}
 
 
 def _of_rows(loss: Callable[..., Any], over: Over) -> Maker:
-    def made(setting: Setting) -> Made:
-        return {stack: OfRows(place, loss, over) for stack, place in _of_layers(setting).items()}
+    def made(setting: TermContext) -> Made:
+        return {stack: RowWise(place, loss, over) for stack, place in _of_layers(setting).items()}
 
     return made
 
 
-def _widths(setting: Setting, stack: str, place: Place) -> Sequence[int]:
+def _widths(setting: TermContext, stack: str, place: LayerPairs) -> Sequence[int]:
     return [setting.width(stack)] * len(place.pairs)
 
 
 def _info_nce(
-    setting: Setting,
+    setting: TermContext,
     temperature: Above0 = 0.07,
     over: Over = "texts",
     queue: Rows = 0,
@@ -183,7 +183,7 @@ def _info_nce(
     }
 
 
-def _crd(setting: Setting, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
+def _crd(setting: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
     return {
         stack: Contrastive(
             place, _widths(setting, stack, place), temperature, "texts", queue=queue, negatives=negatives

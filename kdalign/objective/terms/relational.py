@@ -11,60 +11,60 @@ from torch import Tensor, nn
 
 from kdalign.models.capture import pooled
 from kdalign.objective import losses
-from kdalign.objective.terms.base import Place, Signal, Unit, View
-from kdalign.objective.terms.distributed import gathered
+from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
+from kdalign.objective.terms.distributed import all_gather_with_grad
 
 Over = Literal["texts", "tokens"]
 UNITS: dict[Over, Unit] = {"texts": Unit.GROUP, "tokens": Unit.TOKEN_GROUP}
 
 
 @dataclass(frozen=True)
-class Embedding:
+class EmbeddingDistance:
     """The teacher's embeddings as targets, by direction; both models have the same width."""
 
     needs: frozenset[Signal] = frozenset()
     unit: Unit = Unit.EXAMPLE
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The sum over texts; each lies in 0..2."""
         return losses.embedding_distance(*_embeddings(view), view.batch.counted)
 
 
 @dataclass(frozen=True)
-class Similarity:
+class EmbeddingSimilarity:
     """How alike the teacher finds the texts of a group; 1 where all are alike to the student."""
 
     needs: frozenset[Signal] = frozenset()
     unit: Unit = Unit.GROUP
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance."""
-        student, teacher = (gathered(each[view.batch.counted]) for each in _embeddings(view))
+        student, teacher = (all_gather_with_grad(each[view.batch.counted]) for each in _embeddings(view))
         return losses.similarity_distance(student, teacher)
 
 
-def _embeddings(view: View) -> tuple[Tensor, Tensor]:
+def _embeddings(view: TermInputs) -> tuple[Tensor, Tensor]:
     return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.taught_real)
 
 
 @dataclass(frozen=True)
-class Correlation:
+class CorrelationDistance:
     """The teacher's answers, by how they are correlated over classes and over the texts of a group (DIST)."""
 
     temperature: float
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.GROUP
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance; 0 for fewer than three texts."""
         both = view.student.logits, view.taught.logits
-        student, teacher = (gathered(each[view.batch.counted].float()) for each in both)
+        student, teacher = (all_gather_with_grad(each[view.batch.counted].float()) for each in both)
         enough = len(student) >= losses.LEAST_GROUP
         return losses.correlation_distance(student, teacher, self.temperature) if enough else 0.0 * student.sum()
 
 
 @dataclass(frozen=True)
-class OfRows:
+class RowWise:
     """A loss that compares the rows of a group with one another, weighted over layers by lambda_l; widths may differ.
 
     Attributes:
@@ -72,7 +72,7 @@ class OfRows:
         over: what a row is, a text (the mean over its positions) or a token.
     """
 
-    place: Place
+    place: LayerPairs
     loss: Callable[[Tensor, Tensor], Tensor]
     over: Over = "texts"
     needs: frozenset[Signal] = frozenset({Signal.LAYERS})
@@ -82,13 +82,13 @@ class OfRows:
         """Groups."""
         return UNITS[self.over]
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance; 0 for fewer than three rows."""
         mask = self.place.mask(view.batch)
         found = []
         for ours, theirs, _ in self.place.pairs:
             both = view.student.hidden[ours], view.taught.hidden[theirs]
-            student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
+            student, teacher = (all_gather_with_grad(_rows(each, mask, self.over)) for each in both)
             enough = len(student) >= losses.LEAST_GROUP
             found.append(self.loss(student, teacher) if enough else 0.0 * student.sum())
         return self.place.over_layers(found)
@@ -153,7 +153,7 @@ class Contrastive(nn.Module):
 
     def __init__(
         self,
-        place: Place,
+        place: LayerPairs,
         widths: Sequence[int],
         temperature: float = 0.07,
         over: Over = "texts",
@@ -171,23 +171,23 @@ class Contrastive(nn.Module):
         self.register_buffer("levels", torch.full((len(widths),), math.nan))
         self._seen: list[tuple[list[Tensor], Tensor]] = []
 
-    def forward(self, view: View) -> Tensor:
+    def forward(self, view: TermInputs) -> Tensor:
         """The mean over the group's rows, in nats; 0 for fewer than three."""
         batch, mask = view.batch, self.place.mask(view.batch)
         texts = mask.any(dim=1)
         of_rows = mask.nonzero()[:, 0] if self.over == "tokens" else texts.nonzero()[:, 0]
         assert batch.rows is not None, "training examples are numbered"
-        numbers = gathered(batch.rows[of_rows])
+        numbers = all_gather_with_grad(batch.rows[of_rows])
         alike = self._alike(view, of_rows) if self.supervised else None
         distances, kept = [], []
         for index, (ours, theirs, _) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
-            student, teacher = (gathered(_rows(each, mask, self.over)) for each in both)
+            student, teacher = (all_gather_with_grad(_rows(each, mask, self.over)) for each in both)
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
             found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
             if self.again and enough:
-                other = gathered(_rows(view.student.again[ours, theirs], mask, self.over))
+                other = all_gather_with_grad(_rows(view.student.again[ours, theirs], mask, self.over))
                 found = (found + losses.info_nce(student, other, self.temperature, alike=alike)) / 2
             distances.append(found)
         if self.queue is not None:
@@ -195,9 +195,12 @@ class Contrastive(nn.Module):
         return self.place.over_layers(distances)
 
     @staticmethod
-    def _alike(view: View, of_rows: Tensor) -> Tensor:
+    def _alike(view: TermInputs, of_rows: Tensor) -> Tensor:
         """(n, n), which of the group's rows are right for each: those of its label, or itself where that is unknown."""
-        labels, known = gathered(view.known_labels[of_rows]), gathered(view.batch.supervised[of_rows])
+        labels, known = (
+            all_gather_with_grad(view.known_labels[of_rows]),
+            all_gather_with_grad(view.batch.supervised[of_rows]),
+        )
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         return itself | ((labels[:, None] == labels[None]) & known[:, None] & known[None])
 

@@ -1,6 +1,6 @@
 """Pictures of what was measured, as PNG, SVG or PDF by the file's name. They compute nothing but means to draw by."""
 
-from kdalign.report.plots.figure import Picture, check_folder, check_picture, save, save_all
+from kdalign.report.plots.figure import NamedFigure, check_figure, check_folder, save, save_all
 from kdalign.report.plots.models import draw_attention, draw_costs, draw_likeness, draw_similarities
 from kdalign.report.plots.runs import (
     draw_calibration,
@@ -9,13 +9,13 @@ from kdalign.report.plots.runs import (
     draw_quality,
     draw_shares,
     draw_terms,
-    pictures_of,
+    figures_of,
 )
 
 __all__ = [
-    "Picture",
+    "NamedFigure",
+    "check_figure",
     "check_folder",
-    "check_picture",
     "draw_attention",
     "draw_calibration",
     "draw_costs",
@@ -26,7 +26,7 @@ __all__ = [
     "draw_shares",
     "draw_similarities",
     "draw_terms",
-    "pictures_of",
+    "figures_of",
     "save",
     "save_all",
 ]

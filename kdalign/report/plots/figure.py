@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from kdalign.errors import UsageError, printable
-from kdalign.files import check_writable, whole_file
+from kdalign.files import atomic_file, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Picture:
+class NamedFigure:
     """A figure and its words.
 
     Attributes:
@@ -51,7 +51,7 @@ class Picture:
     alternative: str
 
 
-def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def plot_style(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let what a function draws look like everything else."""
 
     @functools.wraps(draw)
@@ -91,7 +91,7 @@ _LOOK = {
 }
 
 
-def look(number: int) -> tuple[str, str, str]:
+def line_style(number: int) -> tuple[str, str, str]:
     """The colour, dash and marker of the n-th thing: together they differ for the first 24."""
     return (
         COLOURS[number % len(COLOURS)],
@@ -127,10 +127,10 @@ def without_markup(figure: "Figure") -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text), "asked for"
         text.set_parse_math(False)
-        text.set_text(on_lines(text.get_text()))
+        text.set_text(wrap_words(text.get_text()))
 
 
-def on_lines(text: str) -> str:
+def wrap_words(text: str) -> str:
     """Lines of words as they can be drawn."""
     return "\n".join(map(printable, text.split("\n")))
 
@@ -143,7 +143,7 @@ def shortened(name: str, most: int) -> str:
     return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
 
 
-def check_picture(file: Path) -> None:
+def check_figure(file: Path) -> None:
     """Refuse a file of another kind, or one that cannot be written, before anything is computed.
 
     Raises:
@@ -167,12 +167,12 @@ def check_folder(folder: Path) -> None:
     check_writable(folder)
 
 
-@styled
+@plot_style
 def save(figure: "Figure", file: Path, whole: bool = False) -> None:
     """Write a figure in the format that its file's ending says; ``whole``, with words that stand beside its frame."""
     form = file.suffix[1:].lower()
     without_markup(figure)
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         figure.savefig(
             temporary,
             format=form,
@@ -182,8 +182,8 @@ def save(figure: "Figure", file: Path, whole: bool = False) -> None:
         )
 
 
-@styled
-def save_all(pictures: Iterable[Picture], folder: Path, endings: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
+@plot_style
+def save_all(pictures: Iterable[NamedFigure], folder: Path, endings: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
     """Write pictures into a folder, each with its title above and its caption below, in each of these formats."""
     files: list[Path] = []
     for picture in pictures:

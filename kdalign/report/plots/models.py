@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdalign.errors import printable, printable_names
 from kdalign.metrics.arrays import Array
-from kdalign.report.plots.figure import WIDTH, Picture, save, styled
+from kdalign.report.plots.figure import WIDTH, NamedFigure, plot_style, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,13 +84,13 @@ _COLOURS = {"embeddings": "tab:gray", "encoder": "tab:blue", "decoder": "tab:ora
 _WORDS = {"embeddings": "embeddings", "rest": "head and the rest"}
 
 
-@styled
+@plot_style
 def draw_likeness(
     before: Mapping[str, Sequence[Sequence[float]]],
     after: Mapping[str, Sequence[Sequence[float]]],
     pairs: Mapping[str, Sequence[tuple[int, int]]],
     words: str = "",
-) -> Picture:
+) -> NamedFigure:
     """How alike the student's layers are to the teacher's before and after training, on one scale.
 
     Args:
@@ -132,7 +132,7 @@ def draw_likeness(
     caption = (
         f"Likeness of every student layer to every teacher layer{words}. Framed: pairs that were compared in training."
     )
-    return Picture(
+    return NamedFigure(
         "likeness", figure, "Layers before and after training", caption, f"Heat maps. Framed pairs: {'; '.join(gains)}."
     )
 
@@ -144,13 +144,13 @@ def _write_values(axes: "Axes", rows: Sequence[Sequence[float]], lowest: float, 
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color="kw"[int(not bright)])
 
 
-@styled
+@plot_style
 def draw_attention(
     maps: Sequence[tuple[str, str, Array, Array]],
     student_tokens: Sequence[str],
     teacher_tokens: Sequence[str],
     head: int | None = None,
-) -> Picture:
+) -> NamedFigure:
     """Where student and teacher look in one text: a row of two maps for each pair of layers, on one scale.
 
     Args:
@@ -195,6 +195,6 @@ def draw_attention(
         f"Pairs of layers are the plan's."
     )
     layers = ", ".join(f"{ours} beside {theirs}" for ours, theirs, _, _ in maps)
-    return Picture(
+    return NamedFigure(
         "attention", figure, "Where student and teacher look", caption, f"Attention maps of layers {layers}."
     )

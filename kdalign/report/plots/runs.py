@@ -7,13 +7,23 @@ from typing import Any
 import numpy as np
 
 from kdalign.comparison.rows import common_name
-from kdalign.comparison.table import ALIKE, Cell, Column, Comparison, Row
+from kdalign.comparison.table import ALIKE, Cell, Column, ComparisonTable, Row
 from kdalign.errors import printable
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import reliability
-from kdalign.report.plots.figure import COLOURS, INK, QUIET, Picture, legend, look, panels, shortened, styled
-from kdalign.runs.curves import Curves, curves
-from kdalign.runs.disagreements import Answers, answers
+from kdalign.metrics.classification import reliability_bins
+from kdalign.report.plots.figure import (
+    COLOURS,
+    INK,
+    QUIET,
+    NamedFigure,
+    legend,
+    line_style,
+    panels,
+    plot_style,
+    shortened,
+)
+from kdalign.runs.curves import Curves, read_curves
+from kdalign.runs.disagreements import SplitAnswers, read_answers
 from kdalign.runs.finished import FinishedRun
 
 POINTS = 80
@@ -29,10 +39,10 @@ MOST_PANELS = 12
 COSTS = ("latency", "parameters")
 
 
-def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Picture]:
+def figures_of(comparison: ComparisonTable, runs: Sequence[FinishedRun]) -> list[NamedFigure]:
     """All pictures that records, histories and kept answers give; those that have nothing to show are left out."""
-    trained = [found for found in map(curves, runs) if found is not None]
-    answered = [found for found in map(answers, runs) if found is not None and found.student_logits is not None]
+    trained = [found for found in map(read_curves, runs) if found is not None]
+    answered = [found for found in map(read_answers, runs) if found is not None and found.student_logits is not None]
     tasks = list(dict.fromkeys(each.task for each in trained))
     students = [row.name for row in comparison.rows if row.kind == "student"]
     found = [draw_terms([each for each in trained if each.task == task], students) for task in tasks]
@@ -51,8 +61,8 @@ def pictures_of(comparison: Comparison, runs: Sequence[FinishedRun]) -> list[Pic
     return found
 
 
-@styled
-def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Picture:
+@plot_style
+def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> NamedFigure:
     """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
 
     Runs of one recipe share a colour, that of their row among ``students`` in other pictures.
@@ -69,12 +79,12 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     handles: dict[str, Any] = {}
     every = 1
     for each in trained:
-        colour, dash, _ = look(order.index(groups[each.group][0]))
+        colour, dash, _ = line_style(order.index(groups[each.group][0]))
         shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
         for axes, values in [*shown, (found[-1], each.gradient_norm)]:
             if len(trained) <= MOST_RAW:
                 axes.plot(each.steps, values, color=colour, alpha=0.22, linewidth=0.6)
-            size, steps, means = smoothed(each.steps, values)
+            size, steps, means = smooth_steps(each.steps, values)
             every = max(every, size)
             (line,) = axes.plot(steps, means, color=colour, linestyle=dash)
             handles.setdefault(each.group, line)
@@ -106,11 +116,11 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Pictu
     lasts = [f"{each.name} ends at a loss of {each.loss[-1]:.3g}" for each in trained]
     task = trained[0].task
     said = f"Line chart over steps. {'; '.join(lasts)}."
-    return Picture(f"terms-{_in_a_name(task)}", figure, f"Terms of the objective: {task}", caption, said)
+    return NamedFigure(f"terms-{_in_a_name(task)}", figure, f"Terms of the objective: {task}", caption, said)
 
 
-@styled
-def draw_shares(trained: Sequence[Curves]) -> Picture:
+@plot_style
+def draw_shares(trained: Sequence[Curves]) -> NamedFigure:
     """Each term's part of the loss over the steps: weight times value, stacked to 100 per cent; a panel a run."""
     trained, of = trained[:MOST_PANELS], len(trained)
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
@@ -118,7 +128,7 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
     figure, found = panels(len(trained), 1.5, columns)
     handles: dict[str, Any] = {}
     for number, (axes, each) in enumerate(zip(found, trained, strict=True)):
-        parts = [smoothed(each.steps, values) for values in each.shares.values()]
+        parts = [smooth_steps(each.steps, values) for values in each.shares.values()]
         colours = [COLOURS[terms.index(name) % len(COLOURS)] for name in each.terms]
         areas = axes.stackplot(parts[0][1], [means for _, _, means in parts], colors=colours, linewidth=0)
         handles |= dict(zip(each.terms, areas, strict=True))
@@ -139,11 +149,11 @@ def draw_shares(trained: Sequence[Curves]) -> Picture:
         for each in trained
     ]
     said = f"Stacked areas over steps. At the end, {'; '.join(last)}."
-    return Picture("shares", figure, "What the loss is made of", caption, said)
+    return NamedFigure("shares", figure, "What the loss is made of", caption, said)
 
 
-@styled
-def draw_gradients(trained: Sequence[Curves]) -> Picture:
+@plot_style
+def draw_gradients(trained: Sequence[Curves]) -> NamedFigure:
     """How hard each term pulls, by the norm of its weighted gradient where it was looked at; a panel a run."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -154,7 +164,7 @@ def draw_gradients(trained: Sequence[Curves]) -> Picture:
     handles: dict[str, Any] = {}
     for axes, each in zip(found, trained, strict=True):
         for name, norms in each.pulls.items():
-            colour, dash, marker = look(terms.index(name))
+            colour, dash, marker = line_style(terms.index(name))
             shown = np.where(norms > 0, norms, np.nan)  # a term of weight 0 pulls at nothing
             (line,) = axes.plot(each.looks, shown, color=colour, linestyle=dash, marker=marker, markersize=3)
             handles.setdefault(name, line)
@@ -177,10 +187,10 @@ def draw_gradients(trained: Sequence[Curves]) -> Picture:
         for each in trained
     ]
     said = f"Line chart over steps. At the last look, {'; '.join(last)}."
-    return Picture("gradients", figure, "How hard each term pulls", caption, said)
+    return NamedFigure("gradients", figure, "How hard each term pulls", caption, said)
 
 
-def _primary(comparison: Comparison) -> list[Column]:
+def _primary(comparison: ComparisonTable) -> list[Column]:
     """The macro mean, where there is one, and the column that stands for each task."""
     found: dict[str, Column] = {}
     for column in comparison.columns:
@@ -190,8 +200,8 @@ def _primary(comparison: Comparison) -> list[Column]:
     return sorted(found.values(), key=lambda column: column.task != "")
 
 
-@styled
-def draw_differences(comparison: Comparison) -> Picture | None:
+@plot_style
+def draw_differences(comparison: ComparisonTable) -> NamedFigure | None:
     """How much better each arm is than the one that it is held against, in points; None where none is held."""
     rows = [row for row in comparison.rows if row.kind == "difference"]
     columns = [
@@ -207,7 +217,7 @@ def draw_differences(comparison: Comparison) -> Picture | None:
     told = []
     for number, row in enumerate(rows):
         arm = row.name.partition(" − ")[0]
-        colour, _, marker = look(students.index(arm) if arm in students else number)
+        colour, _, marker = line_style(students.index(arm) if arm in students else number)
         for place, column in enumerate(columns):
             cell = row.cells.get(column.key)
             if cell is None or cell.value is None:
@@ -229,11 +239,11 @@ def draw_differences(comparison: Comparison) -> Picture | None:
         "Differences paired by example and seed, with 95 % intervals; filled: better or worse at 5 %, corrected for "
         f"the number of rows; hollow: no evidence.{_seeds(rows)}"
     )
-    return Picture("differences", figure, "Better, or noise?", caption, f"Dots with intervals. {'; '.join(told)}.")
+    return NamedFigure("differences", figure, "Better, or noise?", caption, f"Dots with intervals. {'; '.join(told)}.")
 
 
-@styled
-def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -> Picture | None:
+@plot_style
+def draw_quality(comparison: ComparisonTable, column: Column, n: int | None = None) -> NamedFigure | None:
     """One score against latency and against parameters; None where no two models have both.
 
     A line joins the rows that none beats: cheaper ones are worse. Bars are 95 % intervals.
@@ -258,14 +268,14 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
     for axes, (cost, ours) in zip(found, drawn, strict=True):
         x = np.array([_value(row, cost.key) for row in ours], dtype=float)
         y = np.array([_value(row, column.key) for row in ours], dtype=float)
-        best = front(x, y if column.higher_is_better else -y)
+        best = pareto_front(x, y if column.higher_is_better else -y)
         axes.plot(x[best], y[best], color=QUIET, linewidth=1, zorder=1, gid="front")
         fronts[cost.key] = [ours[number].name for number in best]
         for number, row in enumerate(ours):
             cell = row.cells[column.key]
             style: dict[str, Any] = {"color": INK, "marker": "*", "markersize": 9}
             if row.kind != "teacher":
-                colour, _, marker = look(students.index(row.name))
+                colour, _, marker = line_style(students.index(row.name))
                 style = {"color": colour, "marker": marker, "markersize": 5.5}
             low, high = _ends(cell)
             bars = [[y[number] - low], [high - y[number]]]
@@ -287,11 +297,11 @@ def draw_quality(comparison: Comparison, column: Column, n: int | None = None) -
     )
     said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
     name = f"quality-{_in_a_name(column.key)}"
-    return Picture(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
+    return NamedFigure(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
 
 
-@styled
-def draw_calibration(answered: Sequence[Answers]) -> Picture:
+@plot_style
+def draw_calibration(answered: Sequence[SplitAnswers]) -> NamedFigure:
     """How often students and teachers are right where they are so confident; a panel for each student."""
     answered, of = answered[:MOST_PANELS], len(answered)
     columns = 1 if len(answered) == 1 else 2
@@ -307,7 +317,7 @@ def draw_calibration(answered: Sequence[Answers]) -> Picture:
         for who, logits, colour in sides:
             if logits is None:
                 continue
-            bins = reliability(logits, each.references)
+            bins = reliability_bins(logits, each.references)
             held = bins.counts > 0
             label = f"{who}, ECE {bins.error:.1f} %"
             x, y = 100 * bins.confidence[held], 100 * bins.accuracy[held]
@@ -334,10 +344,10 @@ def draw_calibration(answered: Sequence[Answers]) -> Picture:
     )
     name = f"calibration-{_in_a_name(first.task)}"
     title = f"How far confidence can be trusted: {first.task}"
-    return Picture(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
+    return NamedFigure(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
 
 
-def smoothed(steps: Array, values: Array) -> tuple[int, Array, Array]:
+def smooth_steps(steps: Array, values: Array) -> tuple[int, Array, Array]:
     """Means of equally many neighbouring steps, so that at most ``POINTS`` are left: their number, steps and means."""
     size = -(-len(steps) // POINTS)
     starts = np.arange(0, len(steps), size)
@@ -396,7 +406,7 @@ def _in_a_name(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text)[:60]
 
 
-def front(cost: Array, quality: Array) -> list[int]:
+def pareto_front(cost: Array, quality: Array) -> list[int]:
     """The rows that no other row beats: no cheaper one is as good. From the cheapest to the best.
 
     Args:
