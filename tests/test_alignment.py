@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.alignment.plan import STRATEGIES, LayerMap, Plan, ProjectionShape, choose_layers, read_plan
+from kdalign.alignment.plan import LayerMap, Plan, ProjectionShape, read_plan
 from kdalign.alignment.propose import propose
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack
+from kdalign.models.layer_selection import STRATEGIES, choose_layers
 
 
 def shape(layers: int, width: int = 32, heads: int = 4, model_type: str = "bert") -> Architecture:

@@ -8,7 +8,7 @@ import pytest
 
 KEPT = """
 import torch
-from kdalign.environment import give_memory_back
+from kdalign.environment import trim_heap
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
@@ -18,7 +18,7 @@ pieces = [torch.ones(25_000) for _ in range(4000)]  # 100 kB each: 400 MB, from 
 last = pieces[-1]
 del pieces
 freed = resident()
-give_memory_back()
+trim_heap()
 print(before, freed, resident())
 """
 

@@ -420,9 +420,7 @@ def test_a_lock_makes_no_folder_that_stays_and_none_that_blocks(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    code = (
-        "import sys,time; from kdalign.runs.locks import alone\nwith alone(__import__('pathlib').Path(sys.argv[1])):\n"
-    )
+    code = "import sys,time; from kdalign.runs.locks import exclusive\nwith exclusive(__import__('pathlib').Path(sys.argv[1])):\n"
     code += " print('here', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"here\n"

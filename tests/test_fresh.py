@@ -427,7 +427,7 @@ def test_another_program_loads_a_saved_tokenizer_without_kdalign(tmp_path):
 
 AGAIN = """
 import json, sys
-from kdalign.models.from_scratch import train_tokenizer
+from kdalign.data.tokenizer_training import train_tokenizer
 print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 340, "causal", 8).backend_tokenizer.to_str()))
 """
 

@@ -237,7 +237,9 @@ def test_a_teacher_that_the_hub_lacks_gets_one_line_and_status_two_and_nothing_i
 PROBES = """
 import json
 from kdalign.errors import UsageError
-from kdalign.models.loading import load_as_it_is, load_tokenizer, locate, weights_megabytes
+from kdalign.models.checkpoint_files import find_checkpoint, weights_megabytes
+from kdalign.models.loading import load_any
+from kdalign.models.tokenizer import load_tokenizer
 from kdalign.data.tasks import find_task, load_examples
 from kdalign.data.tasks.loading import split_exists
 
@@ -251,16 +253,16 @@ def said(action):
         return str(error)
 
 def sharded():
-    checkpoint = locate("tests/sharded")
-    return load_as_it_is(checkpoint).num_parameters(), weights_megabytes(checkpoint)
+    checkpoint = find_checkpoint("tests/sharded")
+    return load_any(checkpoint).num_parameters(), weights_megabytes(checkpoint)
 
 print(json.dumps({
     "sharded": said(sharded),
     "turned": said(lambda: load_examples(sst2("tests/turned"), "train").labels.tolist()),
     "splits": said(lambda: [split_exists(sst2("tests/turned").source, split) for split in ("test", "dev")]),
-    "no tokenizer": said(lambda: load_tokenizer(locate("tests/no-tokenizer"))),
-    "unknown revision": said(lambda: locate("tests/sharded", "better")),
-    "no config": said(lambda: locate("tests/no-config")),
+    "no tokenizer": said(lambda: load_tokenizer(find_checkpoint("tests/no-tokenizer"))),
+    "unknown revision": said(lambda: find_checkpoint("tests/sharded", "better")),
+    "no config": said(lambda: find_checkpoint("tests/no-config")),
     "unknown data": said(lambda: load_examples(sst2("tests/nothing"), "train")),
     "unknown config": said(lambda: load_examples(sst2("tests/turned", "sst3"), "train")),
     "unknown split": said(lambda: load_examples(sst2("tests/turned"), "dev")),

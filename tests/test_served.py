@@ -570,9 +570,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_answered(openai_rules, tmp_path
     script = f"""
 import signal
 from pathlib import Path
-from kdalign.served import Served
+from kdalign.served import ApiModel
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a command in the background is started without
-asked = Served("openai:gpt-old", {openai_rules.url!r}, Path({str(tmp_path)!r}))
+asked = ApiModel("openai:gpt-old", {openai_rules.url!r}, Path({str(tmp_path)!r}))
 asked.complete(["a", "b", "hang", "hang on", "c", "d"], [5] * 6, progress=lambda *n: print(*n, flush=True))
 """
     process = subprocess.Popen(

@@ -449,8 +449,8 @@ def test_one_example_has_a_value_and_no_interval():
 def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
     place = tmp_path / "own.py"
     place.write_text(
-        "from kdalign.metrics.text import mean_of\n"
-        "length = mean_of('length', lambda text, references: len(text.split()), 'words')\n"
+        "from kdalign.metrics.text import mean_metric\n"
+        "length = mean_metric('length', lambda text, references: len(text.split()), 'words')\n"
     )
     with allow_code():
         ((score,), each) = score_texts([f"{place}:length"], ["a b", "c"], [["x"], ["y"]])
@@ -578,9 +578,9 @@ def test_a_metric_of_numbers_names_what_it_cannot_take(kdalign, tmp_path, cells,
 
 def test_an_own_metric_that_fails_is_named_and_is_no_fault_of_kdalign(kdalign, tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.metrics.text import mean_of\n"
-        "boom = mean_of('boom', lambda text, known: 1 / 0)\n"
-        "bleu = mean_of('bleu', lambda text, known: 3.0)\n"
+        "from kdalign.metrics.text import mean_metric\n"
+        "boom = mean_metric('boom', lambda text, known: 1 / 0)\n"
+        "bleu = mean_metric('bleu', lambda text, known: 3.0)\n"
     )
     place = write(tmp_path / "said.jsonl", {"prediction": ["a b"], "reference": ["a b"]}, "jsonl")
     status, _, err = kdalign("eval", "--predictions", place, "--metrics", "own.py:boom")

@@ -277,7 +277,8 @@ def test_a_block_has_at_least_one_row_and_at_most_sixteen_mebibytes_on_a_cpu():
 
 GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
-from kdalign.objective.losses.lm_head import Head, vocabulary_losses
+from kdalign.models.lm_head import LMHead
+from kdalign.objective.losses.lm_head import vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
 student, teacher = torch.randn(n, width, requires_grad=True), torch.randn(n, width)
@@ -292,7 +293,7 @@ if way == "plain":
     )
 else:
     total = vocabulary_losses(
-        student, Head(weight), labels, hard=1.0, soft=1.0, teacher=teacher, teacher_head=Head(theirs), rows=rows or None
+        student, LMHead(weight), labels, hard=1.0, soft=1.0, teacher=teacher, teacher_head=LMHead(theirs), rows=rows or None
     )[0]
 (total / n).backward()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
