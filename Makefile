@@ -35,7 +35,7 @@ lint: $(DEV) ## Check format, style, types and the direction of imports
 	$(BIN)/lint-imports
 
 results: $(DEV) ## Make the tables of docs/results.md and docs/objective.md again from the results kept beside them
-	$(BIN)/python docs/refresh.py $(ARGS)
+	$(BIN)/python tools/refresh.py $(ARGS)
 
 clean: ## Remove .venv, builds and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info

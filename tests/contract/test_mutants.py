@@ -1,0 +1,411 @@
+"""Seeded faults: each of the field's classic mistakes, put in on purpose, must fail a named test of the contract."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MUTANTS = {
+    "T^2 missing": (
+        "objective/losses/logits.py",
+        "return temperature**2 * torch.where",
+        "return torch.where",
+        "objective/losses/test_losses.py::test_soft_target_kl_by_hand_at_temperature_one_and_two",
+    ),
+    "T not used for the student": (
+        "objective/losses/logits.py",
+        "F.log_softmax(to_float32(student) / temperature, dim=-1)",
+        "F.log_softmax(to_float32(student), dim=-1)",
+        "objective/losses/test_losses.py::test_divergence_and_its_gradient_are_zero_at_teacher_equal_student",
+    ),
+    "cross-entropy called KL": (
+        "objective/losses/logits.py",
+        'F.kl_div(student_log, teacher_log, reduction="none", log_target=True)',
+        "(-teacher_log.exp() * student_log)",
+        "contract/test_numerics.py::test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_from_it",
+    ),
+    "mean per micro-batch": (
+        "objective/losses/features.py",
+        "    return torch.where(mask, each, 0).sum()",
+        "    return torch.where(mask, each, 0).mean()",
+        "contract/test_numerics.py::test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient",
+    ),
+    "padding counted in features": (
+        "objective/terms/base.py",
+        "return batch.predicted if self.reads_target else batch.compared",
+        "return batch.predicted if self.reads_target else batch.compared | True",
+        "contract/test_numerics.py::test_more_padding_changes_no_term_and_no_gradient",
+    ),
+    "padding counted in units": (
+        "objective/units.py",
+        "int(batch.tokens.sum()) for batch",
+        "batch.tokens.numel() for batch",
+        "contract/test_numerics.py::test_the_mask_counts_each_real_token_and_no_padding",
+    ),
+    "user's words asked for": (
+        "data/tokenization.py",
+        'if number and turn["role"] == "assistant":',
+        "if number:",
+        "end_to_end/test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
+    ),
+    "conversations off by one": (
+        "data/tokenization.py",
+        "zip(ids, asked, strict=True)][1:]",
+        "zip(ids, asked, strict=True)][:-1]",
+        "end_to_end/test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
+    ),
+    "adapters scaled otherwise than merged": (
+        "models/lora.py",
+        "lora_alpha=2 * rank",
+        "lora_alpha=rank",
+        "contract/test_families.py::test_an_adapter_adds_twice_the_product_of_its_matrices",
+    ),
+    "groups not counted": (
+        "objective/units.py",
+        "sum(texts >= losses.LEAST_GROUP for texts, _ in rows)",
+        "len(rows)",
+        "evaluation/test_embedding.py::test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none",
+    ),
+    "layers of cross-attention unweighted": (
+        "objective/build.py",
+        "cross_attention_layer(theirs), share)",
+        "cross_attention_layer(theirs), 1.0)",
+        "contract/test_families.py::test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances",
+    ),
+    "padding pooled": (
+        "models/capture.py",
+        "weights = real[..., None].to(torch.float32)",
+        "weights = torch.ones_like(features[..., :1]).float()",
+        "evaluation/test_embedding.py::test_an_embedding_is_the_mean_over_real_tokens_alone",
+    ),
+    "mask off by one": (
+        "data/batches.py",
+        "width or 0)) < lengths[:, None]",
+        "width or 0)) <= lengths[:, None]",
+        "contract/test_numerics.py::test_the_mask_counts_each_real_token_and_no_padding",
+    ),
+    "hidden[k] for k + 1": (
+        "models/capture.py",
+        "hidden = output[0] if isinstance(output, tuple) else output",
+        "hidden = _inputs[0]",
+        "contract/test_numerics.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "attention softmaxed twice": (
+        "models/attention.py",
+        "return torch.add(added, scores, alpha=scaling).softmax(dim=-1)",
+        "return torch.add(added, scores, alpha=scaling).softmax(dim=-1).softmax(dim=-1)",
+        "contract/test_numerics.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "attention without its padding mask": (
+        "models/attention.py",
+        "AttentionMaskInterface.register(ATTENTION, sdpa_mask)",
+        "",
+        "contract/test_numerics.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
+    ),
+    "teacher in train mode": (
+        "models/teacher.py",
+        ".eval().requires_grad_(False)",
+        ".train().requires_grad_(False)",
+        "contract/test_numerics.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
+    ),
+    "teacher keeps gradients": (
+        "models/teacher.py",
+        ".eval().requires_grad_(False)",
+        ".eval()",
+        "contract/test_numerics.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
+    ),
+    "gradients averaged over ranks": (
+        "training/loop.py",
+        "accelerator.backward(total * accelerator.num_processes)",
+        "accelerator.backward(total)",
+        "contract/test_resume_and_ranks.py::test_two_ranks_take_the_steps_of_one_process",
+    ),
+    "projections outside the optimizer": (
+        "training/optimizer.py",
+        "trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]",
+        'trained = [p for n, p in learner.named_parameters() if "maps" not in n and id(p) not in own]',
+        "contract/test_numerics.py::test_every_projection_is_optimised_once_moves_in_a_step_and_belongs_to_its_pair_alone",
+    ),
+    "student kept in half precision": (
+        "models/student.py",
+        "    student.tie_weights()",
+        "    student.tie_weights(); student.half()",
+        "contract/test_numerics.py::test_the_student_cut_from_a_teacher_is_its_layers_in_float32",
+    ),
+    "embeddings counted as a layer": (
+        "models/layer_selection.py",
+        "(2 * (i + 1) * teacher + student) // (2 * student) - 1 for i",
+        "max(0, (2 * (i + 1) * teacher + student) // (2 * student) - 2) for i",
+        "alignment/test_plan.py::test_a_choice_of_layers_by_hand",
+    ),
+    "student left in eval mode": (
+        "models/capture.py",
+        "model.train(was_training)",
+        "model.eval()",
+        "end_to_end/test_cli.py::test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode",
+    ),
+    "no shift in a causal model's targets": (
+        "data/tokenization.py",
+        "targets = [IGNORED] * (len(start) - 1) + content + end",
+        "targets = ([IGNORED] * len(start) + content)[: len(start) + len(content)]",
+        "contract/test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
+    ),
+    "packed documents attend to each other": (
+        "data/batches.py",
+        "same = (document[:, :, None] == document[:, None, :]) &",
+        "same = (document[:, :, None] > -9) &",
+        "contract/test_families.py::test_packed_documents_do_not_see_each_other_and_begin_at_position_zero",
+    ),
+    "a permutation that shows the token asked for": (
+        "data/batches.py",
+        "order[:, None, :] >= order[:, :, None]",
+        "order[:, None, :] > order[:, :, None]",
+        "contract/test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
+    ),
+    "the first of a permutation asked for": (
+        "data/corruption.py",
+        "targets[sequence[1:]] = ids[sequence[1:]]",
+        "targets[sequence] = ids[sequence]",
+        "contract/test_families.py::test_no_prediction_sees_the_token_that_is_asked_for",
+    ),
+    "masks drawn by batch instead of by row": (
+        "data/batches.py",
+        "np.random.default_rng([*draw, row])",
+        "np.random.default_rng([*draw, number])",
+        "contract/test_families.py::test_a_rows_mask_depends_on_seed_epoch_and_row_alone",
+    ),
+    "the vocabulary's loss a mean per micro-batch": (
+        "objective/losses/lm_head.py",
+        "    total = hard * hard_sum + soft * soft_sum",
+        "    total = (hard * hard_sum + soft * soft_sum) / max(1, len(student))",
+        "objective/losses/test_lm_head.py",
+    ),
+    "an encoder's mask on the decoder": (
+        "objective/terms/base.py",
+        "return batch.predicted if self.reads_target else batch.compared",
+        "return batch.tokens",
+        "contract/test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
+    ),
+    "relations to padding and to the future": (
+        "objective/terms/base.py",
+        "return seen.tril() if self.looks_back else seen",
+        "return torch.ones_like(seen)",
+        "models/test_attention.py::test_a_position_is_related_to_those_it_may_see",
+    ),
+    "relations summed over heads": (
+        "objective/losses/attention.py",
+        "(teacher_log - student_log)).sum(dim=-1).mean(dim=1)",
+        "(teacher_log - student_log)).sum(dim=-1).sum(dim=1)",
+        "objective/losses/test_losses.py::test_relation_divergence_is_the_mean_over_heads_of_a_naive_loop",
+    ),
+    "likeness by the biased estimate": (
+        "alignment/similarity.py",
+        "trace = (x.T @ y).square().sum() - own_x @ own_y",
+        "trace = (x.T @ y).square().sum()",
+        "alignment/test_similarity.py::test_hsic_is_the_average_over_all_quadruples_of_distinct_tokens",
+    ),
+    "special tokens counted in likeness": (
+        "alignment/calibration.py",
+        "return counted & ~torch.isin(",
+        "return counted | torch.isin(",
+        "distillation/test_map_layers.py::test_special_tokens_and_padding_say_nothing_of_likeness",
+    ),
+    "a step of generation sees its first token alone": (
+        "models/attention.py",
+        "mask.tril(key.size(2) - query.size(2))",
+        "mask.tril()",
+        "contract/test_families.py::test_a_step_of_generation_is_the_whole_forwards_last",
+    ),
+    "heads mixed over the wrong side": (
+        "alignment/projections.py",
+        "softmax(dim=-1), attention.float()",
+        "softmax(dim=0), attention.float()",
+        "models/test_attention.py::test_mixed_heads_start_as_the_mean_stay_probabilities_and_are_trained",
+    ),
+    "last batch of the evaluation dropped": (
+        "data/batches.py",
+        "    while start < len(order):",
+        "    while start + size <= len(order):",
+        "data/test_batches.py",
+    ),
+    "bytes of a character taken for the whole": (
+        "data/token_matching.py",
+        "return torch.where((start < end) & ~goes_on, end, _OPEN)",
+        "return torch.where(start < end, end, _OPEN)",
+        "data/test_token_matching.py::test_of_the_bytes_of_a_character_only_the_last_has_read_it",
+    ),
+    "left to right, compared by overlap": (
+        "data/token_matching.py",
+        "    if left_to_right:",
+        "    if False:",
+        "data/test_token_matching.py::test_a_model_that_goes_left_to_right_is_compared_where_both_have_read_the_same",
+    ),
+    "positions that the teacher lacks are counted": (
+        "data/batches.py",
+        "return self.tokens if self.matching is None else self.tokens & self.matching.compared",
+        "return self.tokens",
+        "data/test_token_matching.py::test_positions_that_the_teacher_lacks_enter_no_term",
+    ),
+    "soft targets divided by tokens that the teacher is not asked for": (
+        "objective/terms/logits.py",
+        "soft=self.soft * (targets / answered),",
+        "soft=self.soft,",
+        "data/test_token_matching.py::test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for",
+    ),
+    "a continuing piece taken for a word": (
+        "data/token_matching.py",
+        'return b" " + token.encode()',
+        "return token.encode()",
+        "data/test_token_matching.py::test_entries_of_two_vocabularies_meet_by_what_they_stand_for",
+    ),
+    "what is masked for one is seen by the other": (
+        "data/dual_tokenization.py",
+        "for side, tokens in enumerate(ids):",
+        "for side, tokens in list(enumerate(ids))[:1]:",
+        "data/test_token_matching.py::test_what_is_masked_for_the_student_is_masked_for_its_teacher",
+    ),
+    "layers attended to without their norm": (
+        "training/learner.py",
+        "return F.layer_norm(pooled_features.float(), pooled_features.shape[-1:])",
+        "return pooled_features.float()",
+        "alignment/test_learned_map.py::test_attention_to_layers_by_hand",
+    ),
+    "padding counted in what is kept of a width": (
+        "models/pruning.py",
+        'real = batch["attention_mask"].bool()',
+        'real = batch["attention_mask"] >= 0',
+        "models/test_pruning.py",
+    ),
+    "a window without its context": (
+        "data/windows.py",
+        "yield max(0, end - length), end, asked",
+        "yield asked, end, asked",
+        "data/test_windows.py::test_windows_by_hand",
+    ),
+    "likelihood one position off": (
+        "data/windows.py",
+        "[IGNORED] * (asked - begin) + whole[asked + 1 : end + 1]",
+        "[IGNORED] * (asked - begin) + whole[asked:end]",
+        "data/test_windows.py::test_a_causal_likelihood_is_that_of_a_naive_loop_in_float64",
+    ),
+    "the rest of a masked word is seen": (
+        "data/windows.py",
+        "ids[position:end] = [self.mask] * (end - position)",
+        "ids[position] = self.mask",
+        "data/test_windows.py::test_a_pseudo_likelihood_is_that_of_a_naive_loop_in_float64",
+    ),
+    "a given token's bytes counted": (
+        "data/windows.py",
+        'size -= len(start.encode("utf-8", "surrogatepass"))',
+        "size -= 0",
+        "data/test_windows.py::test_words_and_bytes_are_of_what_is_asked_for",
+    ),
+    "the surest tokens masked again": (
+        "evaluation/generation.py",
+        "torch.where(gaps, sure, torch.inf)",
+        "torch.where(gaps, -sure, torch.inf)",
+        "evaluation/test_evaluate.py::test_a_masked_model_fills_the_gap_by_mask_predict",
+    ),
+    "error rate averaged over texts": (
+        "metrics/text.py",
+        "    return Counts(np.array(rows, dtype=float), _per_cent,",
+        "    return Counts(np.array([(e / max(n, 1), 1) for e, n in rows]), _per_cent,",
+        "metrics/test_text.py::test_error_rates_are_edits_over_characters_of_the_corpus_not_a_mean_of_rates",
+    ),
+    "the first of several references alone": (
+        "metrics/text.py",
+        "rows.append(min(counted, key=lambda one: (one[0] / max(one[1], 1), one)))",
+        "rows.append(counted[0])",
+        "metrics/test_text.py::test_the_nearest_of_several_references_counts_and_an_empty_one_has_no_characters",
+    ),
+    "noise in what is right": (
+        "evaluation/job.py",
+        "texts = (noise(texts[0]), *texts[1:])",
+        "texts = tuple(map(noise, texts))",
+        "evaluation/test_evaluate.py::test_noise_is_in_what_is_read_alone",
+    ),
+    "an arm better where it is worse": (
+        "metrics/significance.py",
+        "sign = 1.0 if higher_is_better else -1.0",
+        "sign = 1.0",
+        "metrics/test_significance.py::test_what_is_lower_and_better_counts_as_better",
+    ),
+    "Bonferroni called Holm": (
+        "metrics/significance.py",
+        "(len(values) - rank) * values[number]",
+        "len(values) * values[number]",
+        "metrics/test_significance.py::test_holms_correction_by_hand",
+    ),
+    "seeds taken for known": (
+        "metrics/significance.py",
+        "of_seeds * _t(tail, seeds - 1)",
+        "of_seeds * _normal(tail)",
+        "metrics/test_significance.py::test_where_only_seeds_vary_the_test_is_students",
+    ),
+    "second stage never begun": (
+        "training/task_trainer.py",
+        "place = max(first for first in self.begins if first <= step)",
+        "place = min(self.begins)",
+        "end_to_end/test_cli.py::test_each_of_two_stages_has_a_step_at_least",
+    ),
+    "head frozen since the first stage": (
+        "training/task_trainer.py",
+        "            parameter.requires_grad_(True)",
+        "            pass",
+        "contract/test_resume_and_ranks.py::test_a_run_in_two_stages_teaches_its_head_in_the_second",
+    ),
+    "turns of tasks that forget the seed": (
+        "distillation/multitask.py",
+        "default_rng([seed, 0, 1])",
+        "default_rng([0, 0, 1])",
+        "distillation/test_multitask.py::test_whose_turn_a_step_is_depends_on_seed_and_step_alone",
+    ),
+    "results of another recipe taken": (
+        "runs/archive.py",
+        "if key not in _ELSEWHERE and asked[key] != made[key]",
+        "if key in _ELSEWHERE and asked[key] != made[key] and False",
+        "runs/test_ablation_spec.py::test_a_recipe_edited_behind_its_results_is_refused",
+    ),
+    "search by the worst": (
+        "distillation/search.py",
+        "best = max(own",
+        "best = min(own",
+        "runs/test_ablation_spec.py::test_a_search_chooses_on_train_alone_and_by_the_best_mean",
+    ),
+    "seed does not cover the data order": (
+        "data/batches.py",
+        "generator = np.random.default_rng([seed, epoch])",
+        "generator = np.random.default_rng([epoch])",
+        "data/test_batches.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_place_of_a_seeded_fault_and_the_test_that_it_fails_are_there(name):
+    file, right, wrong, test = MUTANTS[name]
+    source, (tests, _, function) = (ROOT / "kdalign" / file).read_text(), test.partition("::")
+    assert right in source, "the mutant's place has moved: name it anew"
+    assert source.replace(right, wrong) != source
+    assert f"def {function}" in (ROOT / "tests" / tests).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_seeded_fault_fails_its_test(name, tmp_path):
+    file, right, wrong, test = MUTANTS[name]
+    package = tmp_path / "kdalign"
+    subprocess.run(["cp", "-r", str(ROOT / "kdalign"), str(package)], check=True)
+    subprocess.run(["cp", "-r", str(ROOT / "tests"), str(tmp_path / "tests")], check=True)
+    subprocess.run(["cp", str(ROOT / "pyproject.toml"), str(tmp_path)], check=True)
+    source = (package / file).read_text()
+    (package / file).write_text(source.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "failed" in done.stdout

@@ -1,0 +1,121 @@
+"""What README, examples and docs/methods.md promise is run."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from kdalign.cli import main
+from support.tiny import sentences
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("teacher").symlink_to(teacher)
+    Path("sst2").symlink_to(data)
+    Path("encoder").symlink_to(teacher)
+    Path("examples").symlink_to(ROOT / "examples")
+    Path("pairs").mkdir()
+    pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet("pairs/train.parquet")
+    pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
+    pairs.to_parquet("pairs/validation.parquet")
+    Path("answers.jsonl").write_text('{"prediction": "a fine film", "reference": "a good film"}\n' * 3)
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdalign ")]
+    assert len(commands) >= 12
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 0, (command, capsys.readouterr().err)
+    assert Path("table.md").is_file()
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert Path("runs/python/record.json").is_file()
+
+
+def test_the_make_targets_of_the_readme_exist():
+    made = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.M))
+    assert made == {"demo", "test"}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert made <= targets
+
+
+def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, monkeypatch):
+    from kdalign.data.tasks import find_task, load_examples
+    from kdalign.recipe import build_recipe
+
+    recipe = build_recipe(ROOT / "examples" / "sst2.yaml", {"teacher": str(teacher)})
+    assert recipe.data.task == ("sst2",)
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "reviews.yaml", tmp_path / "examples")
+    folder = tmp_path / "runs" / "demo" / "data"
+    folder.mkdir(parents=True)
+    (folder / "validation.csv").write_text("text,label\nfine film,positive\ndull film,negative\n")
+    task = find_task(str(tmp_path / "examples" / "reviews.yaml"))
+    assert load_examples(task, "validation").labels.tolist() == [1, 0]
+
+
+def test_the_example_of_an_ablation_is_valid():
+    from kdalign.runs.ablation_spec import build_ablation
+
+    ablation = build_ablation(ROOT / "examples" / "ablation.yaml", {})
+    assert (list(ablation.arms), len(ablation.tasks), ablation.seeds) == (
+        ["labels", "soft", "joint"],
+        5,
+        (0, 1, 2, 3, 4),
+    )
+    trials = ablation.trials(Path("runs"))
+    assert len(trials) == 75
+    assert {one.recipe.data.limit_seed for one in trials} == {0}
+
+
+def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
+    import inspect
+
+    from kdalign.objective import losses
+    from kdalign.objective.balancing import BALANCES
+    from kdalign.recipe import LAYER_WEIGHTS
+    from kdalign.recipe.presets import preset_names
+    from kdalign.recipe.schedules import SHAPES
+
+    first, *others = (ROOT / "docs" / "methods.md").read_text().split("\n## ")
+    sections = {title: body for title, _, body in (other.partition("\n") for other in others)}
+
+    def rows_in(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("| `")]
+
+    def words_in(rows: list[str]) -> set[str]:
+        return {row.split("`")[1] for row in rows}
+
+    firsts, further = rows_in(first), rows_in(sections["Further terms"])
+    rows = firsts + further
+    named = {row.split(" | ")[2].strip("`") for row in firsts} | {row.split(" | ")[1].strip("`") for row in further}
+    assert named == {name for name in losses.__all__ if inspect.isfunction(getattr(losses, name))}
+    for row in further:
+        assert re.search(r"\| (0|[+−]\d+) %", row), f"its cost a step: {row}"
+    of_layers, of_augmentation = rows_in(sections["Layer weights"]), rows_in(sections["Augmentation"])[1:]
+    of_balance = [row for row in rows_in(sections["Balance"]) if "`static`" not in row]
+    assert words_in(of_layers) == set(LAYER_WEIGHTS)
+    assert set(re.findall(r"^\| (\w+)(?: \([^|]*\))? \| v[₀₁]", sections["Schedules"], re.M)) == set(SHAPES)
+    assert words_in(of_balance) == set(BALANCES)
+    assert words_in(rows_in(sections["Presets"])) == set(preset_names())
+    for row in [*rows, *of_layers, *of_balance, *of_augmentation]:
+        file, test = re.search(r"`([\w/]*test_\w+\.py)::(\w+)`", row).groups()
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_the_workflow_is_yaml_with_its_jobs():
+    tree = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {"lint", "tests", "benchmark"} <= set(tree["jobs"])
+    assert "GITHUB_STEP_SUMMARY" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()

@@ -1,0 +1,92 @@
+"""What each term costs a step, over soft labels only: python tools/costs.py TEACHER DATA TASK [TERM ...].
+
+A student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same batches
+in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours. Two threads
+on a machine that does other work stand in each other's way: leave it alone meanwhile.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+
+from kdalign.devices import make_accelerator
+from kdalign.distillation.build import build_task
+from kdalign.distillation.load import load
+from kdalign.distillation.prepare import prepare
+from kdalign.distillation.tokenize import open_run
+from kdalign.errors import UsageError
+from kdalign.objective.terms.registry import TERMS
+from kdalign.observer import NullObserver
+from kdalign.recipe import build_recipe
+from kdalign.training.loop import _step
+from kdalign.training.optimizer import make_optimizer
+from kdalign.training.task_trainer import TaskTrainer
+
+SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
+VARIANTS = {
+    "hard": {**SOFT, "objective.alpha": 0, "objective.hard": 1},
+    **{key: {**SOFT, f"objective.{key}": 1} for key in ("beta", "gamma", "delta", "embeddings", "relations")},
+    **{name: {**SOFT, "objective.terms": {name: 1}} for name in TERMS},
+    "info-nce, queue 4096": {**SOFT, "objective.terms": {"info-nce": {"weight": 1, "queue": 4096}}},
+    "masked_lm": {**SOFT, "objective.masked_lm": 1},
+    "adaptive": {**SOFT, "objective.divergence": "adaptive"},
+    "standardise": {**SOFT, "objective.standardise": True},
+    "joint": {},
+}
+BATCHES, ROUNDS = 8, 12
+"""What each kind takes its steps on, and how often; the first round warms up."""
+
+
+class Steps:
+    """A student that trains on a fixed list of batches, again and again."""
+
+    def __init__(self, teacher: str, data: str, task: str, changes: dict[str, object]) -> None:
+        flags = {"teacher": teacher, "student": "layers=half", "data.task": task, "data.folder": data}
+        self.accelerator = make_accelerator("auto")
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = build_recipe(None, flags | {"data.limit": 2000, "out": f"{folder}/run"} | changes)
+            loaded = load(open_run(prepare(recipe), self.accelerator), self.accelerator, NullObserver())
+            course = build_task(loaded, self.accelerator, NullObserver(), resume=False)
+        self.settings = recipe.train
+        course.learner.to(self.accelerator.device).train()
+        self.lessons = TaskTrainer(course, BATCHES, recipe.train, self.accelerator)
+        self.lessons.begin(0)
+        self.optimizer = make_optimizer(course.learner, recipe.train)
+        self.shares = [self.lessons.share(number)[1] for number in range(BATCHES)]
+
+    def step(self, number: int) -> float:
+        """Seconds of a step on a batch."""
+        begun, one = time.perf_counter(), self.lessons
+        share = self.shares[number]
+        _step(
+            one.wrapped, one.teach, one.objective, self.optimizer, share, self.settings, self.accelerator, number, False
+        )
+        return time.perf_counter() - begun
+
+
+def cost(base: Steps, other: Steps) -> float:
+    """The median ratio of a step to the one of the base on the same batch just before it or just after, in turns."""
+    ratios = []
+    for turn in range(ROUNDS):
+        for number in range(BATCHES):
+            if turn % 2:
+                below, above = base.step(number), other.step(number)
+            else:
+                above, below = other.step(number), base.step(number)
+            ratios.append(above / below)
+    return statistics.median(ratios[BATCHES:])
+
+
+if __name__ == "__main__":
+    teacher, data, task, *names = sys.argv[1:]
+    base = Steps(teacher, data, task, SOFT)
+    alone = statistics.median(base.step(number) for _ in range(4) for number in range(BATCHES))
+    print(f"{'soft labels only':24} {1000 * alone:.0f} ms a step", flush=True)
+    for name in names or VARIANTS:
+        try:
+            other = Steps(teacher, data, task, VARIANTS[name])
+        except UsageError as refused:  # of two classes, some say nothing
+            print(f"{name:24} {refused}", flush=True)
+        else:
+            print(f"{name:24} {100 * (cost(base, other) - 1):+.0f} %", flush=True)
