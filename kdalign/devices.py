@@ -1,5 +1,6 @@
 """The device that a run computes on: named by the user, or the best that the machine has."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,6 +11,11 @@ from accelerate.utils import LoggerType
 from kdalign.errors import UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def world_size() -> int:
+    """Return the number of processes that train together: ``$WORLD_SIZE``, which torchrun sets, or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:

@@ -1,7 +1,6 @@
 """The command that compares arms over tasks and seeds: ablate."""
 
 import json
-import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -182,7 +181,9 @@ def ablate(
 
         show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from kdalign.devices import world_size
+
+    if world_size() > 1:
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
     watcher = new_watcher()
     with watcher.filling() as tell:

@@ -1,7 +1,6 @@
 """Checks of a recipe against its models and task, before weights load."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.tasks import ClassificationTask, LanguageTask
 from kdalign.data.tokenization import check_template
+from kdalign.devices import world_size
 from kdalign.distillation.student_source import own_tokenizer, student_config
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
@@ -66,7 +66,7 @@ def check_task(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None) ->
         raise UsageError(f"task {name!r} compares the texts of a batch with one another: it takes --batch-size")
     if recipe.objective.built.hard > 0:
         raise UsageError(f"task {name!r} has no labels: it takes --hard 0")
-    size = recipe.train.micro_batch or -(-recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    size = recipe.train.micro_batch or -(-recipe.train.batch_size // world_size())
     if size < LEAST_GROUP:
         raise UsageError(
             f"task {name!r} compares the texts of a micro-batch with one another: {size} are too few "

@@ -1,8 +1,7 @@
 """Whether terms can be had of these two models, in these batches and by this plan."""
 
-import os
-
 from kdalign.alignment.plan import Plan
+from kdalign.devices import world_size
 from kdalign.errors import UsageError
 from kdalign.models.layouts import AttentionLayout
 from kdalign.objective.losses import LEAST_GROUP
@@ -16,7 +15,7 @@ _UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION
 
 def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
     """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
-    ranks, train = int(os.environ.get("WORLD_SIZE", "1")), recipe.train
+    ranks, train = world_size(), recipe.train
     rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
     grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
     if grouped and rows < LEAST_GROUP and train.batch_tokens is None:
