@@ -21,5 +21,5 @@ def test_every_table_is_what_its_command_prints():
 
 @pytest.mark.parametrize("name", ["results", "objective"])
 def test_kept_results_stay_small(name):
-    files = [path for path in (ROOT / "docs" / name).rglob("*") if path.is_file()]
+    files = [path for path in (ROOT / "benchmarks" / name).rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < 300_000
