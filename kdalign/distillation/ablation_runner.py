@@ -12,13 +12,12 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from kdalign.errors import Interrupted, KdalignError, RunError, Unwritten, UsageError
 from kdalign.files import append_text, check_links, check_writable
@@ -38,6 +37,7 @@ from kdalign.runs.ablation_spec import (
 from kdalign.runs.archive import ArchivedRun, archive_run, read_archived
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.locks import exclusive
+from kdalign.signals import first_signal
 
 LOOK_SECONDS = 1.0
 LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")
@@ -186,7 +186,7 @@ def _run_all(
 
     waiting, spent, told = list(todo), list[float](), False
     workers: dict[Connection, _Worker] = {}
-    with _stopping() as stopped:
+    with first_signal(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as stopped:
         try:
             while (waiting and not stopped) or state.running:
                 if stopped and not told:
@@ -342,23 +342,3 @@ def _follow() -> None:
     assert watching is not None, "a worker has one"
     watching.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Collect the first signal to stop: Ctrl-C, SIGTERM, or the loss of the terminal."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        previous[each] = signal.signal(each, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -11,13 +11,11 @@ weights do not decay and its moments stay.
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -37,6 +35,7 @@ from kdalign.observer import Observer, StepReport
 from kdalign.recipe import Recipe, TrainSettings
 from kdalign.recipe.schedules import progress_at
 from kdalign.runs.folder import RunFolder
+from kdalign.signals import first_signal
 from kdalign.training.checkpoint import (
     TrainState,
     checkpoint_name,
@@ -185,7 +184,7 @@ class Trainer:
         speed_from, saved_at = TrainState(**asdict(progress)), progress.seconds
         observer.started(what, progress.step, steps)
         stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
-        with _signals() as received, _deterministic(self.accelerator.device):
+        with first_signal(signal.SIGINT, signal.SIGTERM) as received, _deterministic(self.accelerator.device):
             if progress.step == 0:
                 self._look()
             while progress.step < steps and not stopped:
@@ -508,29 +507,6 @@ def _history(report: StepReport) -> dict[str, Any]:
         del event[key]
     left_out = ("weights", "layers", "temperature", "task")
     return {key: value for key, value in event.items() if value or key not in left_out}
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM; a second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
