@@ -31,8 +31,8 @@ from kdalign.objective.terms import (
 )
 from kdalign.objective.terms.logits import DecoupledKD
 from kdalign.objective.terms.relational import CorrelationDistance
-from kdalign.recipe import KEYS_OF_TERMS
 from kdalign.recipe.schedules import Schedule
+from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term but the hard labels and masked tokens is in it."""
-        return any(name not in ("hard", "masked-lm") for name in self.names)
+        return any(KEYS_OF_TERMS.get(name) not in TEACHERLESS_KEYS for name in self.names)
 
     @property
     def uses_hidden(self) -> bool:

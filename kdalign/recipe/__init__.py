@@ -18,7 +18,7 @@ from kdalign.recipe.loading import (
     term_weights,
     validate_recipe,
 )
-from kdalign.recipe.objective import ANSWER_TERMS, ARMS, KEYS_OF_TERMS, TERM_KEYS, ObjectiveWeights
+from kdalign.recipe.objective import ARMS, ObjectiveWeights
 from kdalign.recipe.recipe import CHECKS, Recipe
 from kdalign.recipe.sections import (
     LAYER_WEIGHTS,
@@ -33,6 +33,7 @@ from kdalign.recipe.sections import (
     TrainSettings,
 )
 from kdalign.recipe.task_defaults import EMBEDDING_TASK, PRETRAINED, TASK_FILES, TOKEN_TASKS, MultiTask, task_defaults
+from kdalign.recipe.terms import ANSWER_TERMS, KEYS_OF_TERMS, TERM_FACTS, TERM_KEYS, TermFacts, describe_weights
 
 __all__ = [
     "ANSWER_TERMS",
@@ -46,6 +47,7 @@ __all__ = [
     "MOST_TOKENS",
     "PRETRAINED",
     "TASK_FILES",
+    "TERM_FACTS",
     "TERM_KEYS",
     "TOKEN_TASKS",
     "UNLABELLED_KEYS",
@@ -56,9 +58,11 @@ __all__ = [
     "MultiTask",
     "ObjectiveWeights",
     "Recipe",
+    "TermFacts",
     "TrainSettings",
     "build_recipe",
     "code_in_assignments",
+    "describe_weights",
     "for_task",
     "load_recipe",
     "merge",

@@ -8,30 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from kdalign.errors import did_you_mean
 from kdalign.recipe.schedules import MOST_WEIGHT, Schedule, check_schedule, schedule_of
 from kdalign.recipe.sections import Section, Temperature, Weight, check_plain
-
-TERM_KEYS = ("hard", "alpha", "beta", "gamma", "delta", "embeddings", "relations", "masked_lm")
-"""The objective's weights."""
-ALONE_KEYS = ("hard", "masked_lm")
-"""Those of the terms that look at no teacher."""
-ALIGNING_KEYS = ("beta", "gamma", "delta", "embeddings", "relations")
-"""Those of the terms that compare layers."""
-FIRST_KEYS = (*ALIGNING_KEYS, "masked_lm")
-"""Those that ``align_first`` puts into its first part."""
-ANSWER_TERMS = ("logit-mse", "dkd", "dist")
-"""Further terms that compare answers; all others compare layers."""
-KEYS_OF_TERMS = {
-    "hard": "hard",
-    "soft": "alpha",
-    "embedding": "alpha",
-    "similarity": "alpha",
-    "cosine": "beta",
-    "euclid": "gamma",
-    "attention": "delta",
-    "embeddings": "embeddings",
-    "relations": "relations",
-    "masked-lm": "masked_lm",
-}
-"""For each term of the objective, the recipe's key of its weight; a further term's is its name."""
+from kdalign.recipe.terms import ALIGNING_KEYS, ANSWER_TERMS, FIRST_KEYS, TEACHERLESS_KEYS, TERM_KEYS
 
 
 class ObjectiveWeights(Section):
@@ -170,7 +147,7 @@ class ObjectiveWeights(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher."""
-        return any(weight > 0 for key, weight in self.built.weights.items() if key not in ALONE_KEYS)
+        return any(weight > 0 for key, weight in self.built.weights.items() if key not in TEACHERLESS_KEYS)
 
     @property
     def learns_without_labels(self) -> bool:

@@ -18,6 +18,7 @@ from rich.text import Text
 from kdalign.errors import printable, shorten
 from kdalign.files import append_text
 from kdalign.observer import ProgressCallback, StepReport
+from kdalign.recipe import TERM_FACTS
 from kdalign.report.screen import plain_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ PLAIN_EVERY = 10.0
 LONGEST = 1000
 """Characters of a line that is announced or logged: a plan or a list that a user gave may have thousands."""
 
-SHORT = {"hard": "hard", "soft": "soft", "cosine": "cos", "euclid": "euc", "attention": "attn"}
+_SHORT = {name: facts.short for name, facts in TERM_FACTS.items() if facts.short}
 
 
 class ConsoleObserver:
@@ -73,7 +74,7 @@ class ConsoleObserver:
     def stepped(self, report: StepReport) -> None:
         """Advance the bar, or print a line now and then."""
         if self._bar is not None:
-            terms = " ".join(f"{SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
+            terms = " ".join(f"{_SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
             left = _minutes(report.seconds_left)
             self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")

@@ -11,38 +11,8 @@ import numpy as np
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS
-from kdalign.recipe import KEYS_OF_TERMS
+from kdalign.recipe import KEYS_OF_TERMS, TERM_FACTS
 from kdalign.runs.finished import FinishedRun
-
-_UNITS = {
-    "hard": "nats",
-    "soft": "nats",
-    "embedding": "1 − cosine",
-    "similarity": "teacher's spreads",
-    "cosine": "1 − cosine",
-    "euclid": "teacher's variances",
-    "attention": "squared distance",
-    "embeddings": "1 − cosine",
-    "relations": "nats",
-    "masked-lm": "nats",
-    "dkd": "nats",
-    "attention-kl": "nats",
-    "info-nce": "nats",
-    "crd": "nats",
-    "attended-euclid": "teacher's variances",
-    "nmse": "teacher's squared lengths",
-    "pkd": "squared distance",
-    "rkd-distance": "Huber distance",
-    "rkd-angle": "Huber distance",
-    "similarity-preserving": "squared distance",
-    "cka": "1 − CKA",
-    "dist": "1 − correlation",
-    "logit-mse": "squared distance",
-}
-
-
-_SQUARED = {"hard": "squared error", "soft": "squared error"}
-"""Where answers are scores."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +80,7 @@ def read_curves(run: FinishedRun) -> Curves | None:
         weights={
             name: _weights(events, name, objective[KEYS_OF_TERMS.get(kind, kind)]) for name, kind in kinds.items()
         },
-        units={
-            name: (_SQUARED if scores else {}).get(kind, _UNITS.get(kind, "own unit")) for name, kind in kinds.items()
-        },
+        units={name: _unit(kind, scores) for name, kind in kinds.items()},
         loss=np.array([event["loss"] for event in events]),
         gradient_norm=np.array([event["gradient_norm"] for event in events]),
         clip=run.recipe.train.clip,
@@ -120,6 +88,14 @@ def read_curves(run: FinishedRun) -> Curves | None:
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
         every=every,
     )
+
+
+def _unit(term: str, scores: bool) -> str:
+    """Unit of a term's values, which is another where answers are scores; a user's term has its own."""
+    facts = TERM_FACTS.get(term)
+    if facts is None:
+        return "own unit"
+    return (facts.unit_of_scores if scores else "") or facts.unit
 
 
 MOST_EVENTS = 20_000

@@ -21,7 +21,7 @@ from kdalign.files import read_json
 from kdalign.metrics.classification import reason_of
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, head_of_class
 from kdalign.models.layouts import LAYOUTS
-from kdalign.recipe import DataSettings, ObjectiveWeights, Recipe
+from kdalign.recipe import DataSettings, ObjectiveWeights, Recipe, describe_weights
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.presets import DEFAULT
 from kdalign.recipe.schedules import percent
@@ -56,18 +56,6 @@ _PIPELINES = {
     HeadKind.NONE: "feature-extraction",
 }
 _PIPELINES_OF_KINDS = {"translation": "translation", "summarization": "summarization", "dialogue": "summarization"}
-_TERMS = {
-    "hard": "cross-entropy with the labels",
-    "alpha": "divergence from the teacher's answers",
-    "beta": "cosine between hidden states",
-    "gamma": "squared distance between hidden states",
-    "delta": "squared distance between attention maps",
-    "embeddings": "cosine between embeddings",
-    "relations": "relations between positions",
-    "masked_lm": "cross-entropy with masked tokens of the texts, by a head that is not exported",
-}
-_TERMS_OF_TOKENS = {"hard": "cross-entropy with the text's tokens", "alpha": "divergence from the teacher's tokens"}
-_TERMS_OF_EMBEDDINGS = {"alpha": "distance from the teacher's embeddings, by direction and by likeness of texts"}
 _BALANCES = {
     "size": "each weight is divided by its term's running size",
     "uncertainty": "each weight is multiplied by a factor that is learnt",
@@ -349,8 +337,8 @@ def _training(run: _Run) -> str:
 def _objective(run: _Run) -> Iterable[str]:
     """What is minimised, part after part, and what changes on the way."""
     recipe, objective = run.recipe, run.recipe.objective
-    said = _TERMS | (_TERMS_OF_EMBEDDINGS if run.head is HeadKind.NONE else {})
-    said |= _TERMS_OF_TOKENS if run.head in LANGUAGE_HEADS.values() else {}
+    tokens = "tokens" if run.head in LANGUAGE_HEADS.values() else "classes"
+    said = describe_weights("embeddings" if run.head is HeadKind.NONE else tokens)
     if recipe.preset not in (None, DEFAULT):
         yield f"- Preset: {code_span(str(recipe.preset))}, but for what the recipe says"
     if objective.align_first:

@@ -1,5 +1,6 @@
 """Further terms: padding, splitting and ranks, learning, what is remembered, and what is refused."""
 
+import inspect
 import json
 import math
 import os
@@ -16,13 +17,17 @@ from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
-from kdalign.objective import losses
-from kdalign.objective.build import build_classification_objective
-from kdalign.objective.terms import TermInputs, Unit
+from kdalign.objective import losses, terms
+from kdalign.objective.build import (
+    build_classification_objective,
+    build_embedding_objective,
+    build_language_objective,
+)
+from kdalign.objective.terms import MaskedTokens, TermInputs, Unit
 from kdalign.objective.terms.registry import TERMS
 from kdalign.objective.terms.relational import Queue
 from kdalign.objective.units import count_groups, count_units
-from kdalign.recipe import ANSWER_TERMS, TrainSettings, build_recipe
+from kdalign.recipe import ANSWER_TERMS, TERM_FACTS, TrainSettings, build_recipe
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.registry import allow_code
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
@@ -421,7 +426,29 @@ def test_a_term_of_the_command_line_is_in_card_and_record_and_refusals_write_not
     assert (code, "map 'learned'" in one_line(errors)) == (2, True)
 
 
+def test_every_term_has_its_facts_and_every_fact_its_term():
+    weights = Weights(relations=1, embeddings=1, masked_lm=1, terms={name: OPTIONS.get(name, 1) for name in TERMS})
+    plan = propose(*(describe(tiny_classifier("bert", layers, 32, seed=0).config) for layers in (4, 2)))
+    language = Weights(terms={})
+    objectives = [
+        build_classification_objective(weights, plan, False, classes=3).with_masked_lm(1, MaskedTokens(8, (9, 8), 0)),
+        build_language_objective(language, plan),
+        build_embedding_objective(language, plan),
+    ]
+    assert {name.partition(" ")[0] for objective in objectives for name in objective.names} == set(TERM_FACTS)
+    built = {type(term) for objective in objectives for _, term in objective.terms.values()}
+    modules = (terms.features, terms.logits, terms.relational)
+    classes = {found for module in modules for _, found in inspect.getmembers(module, inspect.isclass)}
+    assert built | {terms.LMHeadLoss} == {each for each in classes if _takes_a_view(each)}
+    assert list(TERMS) == [name for name, facts in TERM_FACTS.items() if not facts.key]
+
+
+def _takes_a_view(found):
+    call = found.forward if issubclass(found, torch.nn.Module) else found.__call__
+    return "view" in inspect.signature(call).parameters
+
+
 def test_shipped_terms_are_named_in_the_methods():
     page = (Path(__file__).parents[3] / "docs/methods.md").read_text(encoding="utf-8")
-    assert [name for name in TERMS if f"`{name}`" not in page] == []
+    assert [name for name, facts in TERM_FACTS.items() if f"`{facts.key or name}`" not in page] == []
     assert np.all([name in page for name in losses.DIVERGENCES])
