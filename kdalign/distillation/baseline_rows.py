@@ -171,10 +171,10 @@ def _majority(record: RunRecord) -> BaselineScores:
     task = _task(recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError("it is of classes and scores")
-    work = adapter_for(task, "masked", recipe.data.max_length, "none")
-    train, _ = training_examples(work, recipe)
+    adapter = adapter_for(task, "masked", recipe.data.max_length, "none")
+    train, _ = training_examples(adapter, recipe)
     _same("train", train, _trained_on(record))
-    reported = _reported(work, record)
+    reported = _reported(adapter, record)
     assert train.labels is not None, "training examples were checked"
     assert reported.labels is not None, "a reported split has labels"
     n = len(train)
@@ -213,22 +213,22 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     if checkpoint.hash != record.teacher.revision:
         raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
     family = layout_of(checkpoint.config).family
-    work = adapter_for(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
-    reported = _reported(work, record)
-    model = _teacher(work, checkpoint, record, folder).to("cpu")
+    adapter = adapter_for(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
+    reported = _reported(adapter, record)
+    model = _teacher(adapter, checkpoint, record, folder).to("cpu")
     observer = watcher()
     observer.announce(f"asking {checkpoint.name} in int8 on {record.task}, {split}, kept for the next table")
     small = quantize_dynamic(model)
-    encoded = work.encode(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
-    answers = work.answer(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
+    encoded = adapter.tokenize(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
+    answers = adapter.predict(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
     if first_split(record)["agreement"] is not None:
         if not RunFolder(folder).predictions(split).is_file():
             raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
-        agreement = work.agreement(answers, work.kept(RunFolder(folder).predictions(split))).to_json()
+        agreement = adapter.agreement(answers, adapter.read_teacher(RunFolder(folder).predictions(split))).to_json()
     before_ms, after_ms = latencies_ms([model, small], min(128, checkpoint_files.max_positions(model.config)))
     return BaselineScores(
-        scores=[score.to_json() for score in work.scores(answers, encoded)],
+        scores=[score.to_json() for score in adapter.score(answers, encoded)],
         agreement=agreement,
         model=replace(
             record.teacher,
@@ -244,28 +244,28 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     )
 
 
-def _teacher(work: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
+def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
     """A run's teacher in float32; one that was fine-tuned first is looked for where it was kept."""
     assert record.teacher is not None, "asked for a run that has one"
     if record.teacher.head == "its own":
-        return work.load(checkpoint, fresh_head=False, seed=0)
+        return adapter.load_model(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
     from kdalign.training.finetuning import cached_teacher_path
 
-    assert isinstance(work.task, ClassificationTask), "only classifiers are fine-tuned first"
+    assert isinstance(adapter.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
-    train, _ = training_examples(work, recipe)
+    train, _ = training_examples(adapter, recipe)
     _same("train", train, _trained_on(record))
-    encoded = work.encode(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
+    encoded = adapter.tokenize(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
     kept = cached_teacher_path(
-        checkpoint, work.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
+        checkpoint, adapter.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
     )
     if not (kept / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
         raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
-    return work.load(checkpoint_files.find_checkpoint(str(kept)), fresh_head=False, seed=0)
+    return adapter.load_model(checkpoint_files.find_checkpoint(str(kept)), fresh_head=False, seed=0)
 
 
 def _task(recipe: Recipe) -> AnyTask:
@@ -273,12 +273,12 @@ def _task(recipe: Recipe) -> AnyTask:
     return find_task(data.task[0], data.folder, data.dataset, data.config)
 
 
-def _reported(work: "TaskAdapter", record: RunRecord) -> Examples:
+def _reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:
     """The split that stands for the run's task, as the run read it."""
     from kdalign.distillation.splits import examples_to_report
 
     split = next(iter(record.scores))
-    examples = examples_to_report(work, record.parsed_recipe().data, split)
+    examples = examples_to_report(adapter, record.parsed_recipe().data, split)
     _same(split, examples, record.data["reported"][split]["fingerprint"])
     return examples
 

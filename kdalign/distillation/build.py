@@ -41,13 +41,19 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     """What aligns the two models, and what is minimised; the learner follows the plan."""
     opened, taught = loaded.opened, loaded.taught
     student_model = student.freeze(loaded.student, opened.recipe.train.freeze)
-    run, recipe, tokenizer, texts, work = opened.run, opened.recipe, opened.tokenizer, opened.texts, opened.run.work
+    run, recipe, tokenizer, texts, adapter = (
+        opened.run,
+        opened.recipe,
+        opened.tokenizer,
+        opened.texts,
+        opened.run.adapter,
+    )
     encoded, watched = texts.train, texts.watched
-    student_order = work.order(student_model)
+    student_order = adapter.output_order(student_model)
     teacher = None
     if taught is not None:
         rounded = torch.bfloat16 if opened.bf16 else torch.float32
-        teacher = Teacher(taught.model, work.order(taught.model), rounded, accelerator.device)
+        teacher = Teacher(taught.model, adapter.output_order(taught.model), rounded, accelerator.device)
     plan = None
     if teacher is not None:
         plan = _calibrated(run, teacher, student_model, encoded, tokenizer, accelerator, resume)
@@ -62,7 +68,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
         filling = masked_lm_term(student_model, recipe.train.seed, dtype)
 
     def minimised(part: Weights, plan: Plan | None) -> Objective:
-        return build_objective(work.task, part, plan, dtype, shared).with_masked_lm(part.built.masked_lm, filling)
+        return build_objective(adapter.task, part, plan, dtype, shared).with_masked_lm(part.built.masked_lm, filling)
 
     stages = [Stage(begins, minimised(weights, by)) for begins, weights, by in stages_of(recipe, plan)]
     objective = stages[0].objective
@@ -84,10 +90,10 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     )
 
     def evaluate(model: PreTrainedModel) -> WatchedScores:
-        found = work.answer(model, watched)
-        scores = work.scores(found, watched, interval=False)
+        found = adapter.predict(model, watched)
+        scores = adapter.score(found, watched, interval=False)
         if loaded.comparable:
-            scores.append(work.agreement(found, loaded.watched_answers, interval=False))
+            scores.append(adapter.agreement(found, loaded.watched_answers, interval=False))
         first = scores[0]
         said = complete(model, tokenizer, loaded.prompts)
         if said:  # one is enough for the eye; the history keeps all
@@ -106,7 +112,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
             lambda found: minimised(recipe.objective, found),
         )
     rows = with_corruption(encoded, recipe.data.augment, tokenizer, filling is not None)
-    return TrainTask(work.task.name, learner, teacher, stages, rows, run.folder, evaluate, remapping)
+    return TrainTask(adapter.task.name, learner, teacher, stages, rows, run.folder, evaluate, remapping)
 
 
 def masked_lm_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:

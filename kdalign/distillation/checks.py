@@ -41,24 +41,24 @@ class Finding:
     allowed: bool = False
 
 
-def check_task(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None) -> None:
+def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None) -> None:
     """Refuse what a kind of task cannot be taught with."""
-    name, trained = work.task.name, (recipe.tokenizer or "").startswith("train:")
+    name, trained = adapter.task.name, (recipe.tokenizer or "").startswith("train:")
     if recipe.train.lora is not None and importlib.util.find_spec("peft") is None:
         raise UsageError("--lora needs a package: pip install 'kdalign[lora]'")
-    if recipe.data.unlabelled is not None and not isinstance(work.task, ClassificationTask):
+    if recipe.data.unlabelled is not None and not isinstance(adapter.task, ClassificationTask):
         raise UsageError(
             f"--unlabelled is for tasks of classes or scores; task {name!r} needs no labels: "
-            f"add the texts to its split {work.task.train!r}"
+            f"add the texts to its split {adapter.task.train!r}"
         )
-    if recipe.objective.built.masked_lm and not isinstance(work.task, ClassificationTask):
-        what = "asks for tokens anyway" if work.head is not HeadKind.NONE else "gives embeddings"
+    if recipe.objective.built.masked_lm and not isinstance(adapter.task, ClassificationTask):
+        what = "asks for tokens anyway" if adapter.head is not HeadKind.NONE else "gives embeddings"
         raise UsageError(f"objective.masked_lm is beside classes or scores, and task {name!r} {what}")
-    if recipe.data.augment.by != "none" and not isinstance(work.task, ClassificationTask):
+    if recipe.data.augment.by != "none" and not isinstance(adapter.task, ClassificationTask):
         raise UsageError(f"data.augment is for tasks of classes or scores, not for task {name!r}")
-    if isinstance(work.task, LanguageTask) and work.task.kind == "chat" and trained:
+    if isinstance(adapter.task, LanguageTask) and adapter.task.kind == "chat" and trained:
         raise UsageError(f"task {name!r} needs a chat template, which a tokenizer trained on the text lacks")
-    if work.head is not HeadKind.NONE:
+    if adapter.head is not HeadKind.NONE:
         return
     if teacher is None:
         raise UsageError(f"task {name!r} learns from a teacher's embeddings: give --teacher")
@@ -76,21 +76,21 @@ def check_task(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None) ->
 
 def check_models(
     recipe: Recipe,
-    work: TaskAdapter,
+    adapter: TaskAdapter,
     teacher: Checkpoint | None,
     own: Checkpoint | None,
     new: ScratchSpec | None,
     cut: CutSpec | None,
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
     """Refuse heads, tokenizers and lengths that do not go together; the student's tokenizer and the teacher's."""
-    classifies = work.head is HeadKind.CLASSIFIER
+    classifies = adapter.head is HeadKind.CLASSIFIER
     if teacher is not None:
-        work.check(teacher)
+        adapter.check(teacher)
         checkpoint_files.check_length(teacher, recipe.data.max_length)
-        loading.check_weights(teacher, work.head, fresh_head=classifies and not teacher.has_classifier)
+        loading.check_weights(teacher, adapter.head, fresh_head=classifies and not teacher.has_classifier)
         if classifies and not teacher.has_classifier and not recipe.finetune_teacher:
             raise UsageError(
-                f"teacher {teacher.name!r} has no classification head, so it cannot teach {work.task.name!r}; "
+                f"teacher {teacher.name!r} has no classification head, so it cannot teach {adapter.task.name!r}; "
                 f"allow fine-tuning it first, or give a fine-tuned one"
             )
     if recipe.narrow_by != "pca" and not (cut is not None and cut.narrows):
@@ -104,7 +104,7 @@ def check_models(
             raise UsageError("init_from=pretrained is for a student that copies layers of its teacher (layers=N)")
         if not classifies or (teacher is not None and teacher.has_classifier):
             raise UsageError(f"init_from=pretrained is for a teacher that is fine-tuned first, not {recipe.teacher!r}")
-    if own is not None and teacher is not None and work.head is HeadKind.SEQ2SEQ:
+    if own is not None and teacher is not None and adapter.head is HeadKind.SEQ2SEQ:
         starts = [int(each.config.decoder_start_token_id) for each in (teacher, own)]
         if starts[0] != starts[1]:
             raise UsageError(
@@ -113,24 +113,24 @@ def check_models(
             )
     if own is not None:
         checkpoint_files.check_length(own, recipe.data.max_length)
-        loading.check_weights(own, work.head, fresh_head=not work.keeps_head(own))
+        loading.check_weights(own, adapter.head, fresh_head=not adapter.has_head(own))
     if new is not None:
-        _check_new(recipe, work, teacher, new)
+        _check_new(recipe, adapter, teacher, new)
     theirs = load_tokenizer(teacher) if teacher is not None else None
-    ours = own_tokenizer(recipe, work, teacher, own, theirs)
-    if ours is not None and isinstance(work.task, LanguageTask) and work.task.kind == "chat":
+    ours = own_tokenizer(recipe, adapter, teacher, own, theirs)
+    if ours is not None and isinstance(adapter.task, LanguageTask) and adapter.task.kind == "chat":
         check_template(ours)
     for checkpoint, tokenizer in ((teacher, theirs), (own, ours if own is not None else None)):
         if checkpoint is not None and tokenizer is not None:
-            work.check_tokenizer(tokenizer, checkpoint.name, scored=False)
+            adapter.check_tokenizer(tokenizer, checkpoint.name, scored=False)
     if own is None and ours is not None and ours is not theirs:
-        work.check_tokenizer(ours, recipe.tokenizer or recipe.student, scored=False)
+        adapter.check_tokenizer(ours, recipe.tokenizer or recipe.student, scored=False)
     across = theirs is not None and (ours is None or not same_tokenizer(ours, theirs))
     if not across:
         for checkpoint in filter(None, (teacher, own)):
-            work.check_packing(checkpoint)
+            adapter.check_packing(checkpoint)
     if theirs is not None and teacher is not None and across:
-        work.check_across()
+        adapter.check_dual()
         for tokenizer, name in ((theirs, teacher.name), *([(ours, recipe.student)] if ours is not None else [])):
             check_spans(tokenizer, name)
     return ours, theirs
@@ -168,10 +168,12 @@ def check_augmentation(
         raise UsageError(f"{asked} needs a mask token, which the tokenizer has not (accepted: cutoff)")
 
 
-def _check_new(recipe: Recipe, work: TaskAdapter, teacher: Checkpoint | None, new: ScratchSpec) -> None:
+def _check_new(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None, new: ScratchSpec) -> None:
     """Refuse a student from nothing that cannot learn this, or not from this teacher."""
-    if work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
-        raise UsageError(f"task {work.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm")
+    if adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
+        raise UsageError(
+            f"task {adapter.task.name!r} is not learnt from nothing; give a checkpoint, or a task such as lm"
+        )
     family = LAYOUTS[new.model_type].family
     if teacher is not None and family != layout_of(teacher.config).family:
         theirs = layout_of(teacher.config).family

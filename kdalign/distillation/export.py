@@ -68,7 +68,7 @@ def export_student(
         facts: further ones of the training.
     """
     opened, taught, learner = loaded.opened, loaded.taught, course.learner
-    run, recipe, texts, work, folder = opened.run, opened.recipe, opened.texts, opened.run.work, opened.run.folder
+    run, recipe, texts, adapter, folder = opened.run, opened.recipe, opened.texts, opened.run.adapter, opened.run.folder
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
     attended = {}
@@ -80,18 +80,20 @@ def export_student(
     # What was exported is what is scored.
     if accelerator.is_main_process:
         model = loaded.student if recipe.train.lora is None else lora.merge_adapters(loaded.student)
-        _name_labels(model, work)
+        _name_labels(model, adapter)
         with writing(folder.student):
             _export(model, folder.student, export or _whole)
-            if work.head is HeadKind.NONE:
-                write_sentence_modules(folder.student, int(model.config.hidden_size), work.max_length, _normalises(run))
-            classes = work.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
+            if adapter.head is HeadKind.NONE:
+                write_sentence_modules(
+                    folder.student, int(model.config.hidden_size), adapter.max_length, _normalises(run)
+                )
+            classes = adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
             if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
                 with_token_types(opened.tokenizer)
             opened.tokenizer.save_pretrained(folder.student)
         _export_projections(learner.projections, folder)
         checkpoint = checkpoint_files.find_checkpoint(str(folder.student))
-        exported = work.load(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+        exported = adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
         scores = _scores_or_way_on(run, exported, texts, loaded.answers, loaded.comparable)
         latencies, flops, timed = loaded.latencies, loaded.flops, loaded.timed
         teacher_facts = None
@@ -103,8 +105,8 @@ def export_student(
             schema=SCHEMA,
             version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            task=work.task.name,
-            metrics=work.metrics,
+            task=adapter.task.name,
+            metrics=adapter.metrics,
             recipe=recipe.model_dump(mode="json"),
             student=_facts(checkpoint, exported, "trained", loaded.source, latencies[-1], flops[-1], timed),
             teacher=teacher_facts,
@@ -174,13 +176,13 @@ def _normalises(run: PreparedRun) -> bool:
     return first is not None and "Normalize" in sentence_modules(first)
 
 
-def _name_labels(model: PreTrainedModel, work: TaskAdapter) -> None:
+def _name_labels(model: PreTrainedModel, adapter: TaskAdapter) -> None:
     """Give a classifier's outputs the task's names, and say what its head was trained for."""
-    if isinstance(work.task, ClassificationTask):
-        model.config.problem_type = "regression" if work.task.regression else "single_label_classification"
-    order = work.order(model)
-    if order is not None and isinstance(work.task, ClassificationTask) and not work.task.regression:
-        model.config.id2label = dict(zip(order, work.task.labels, strict=True))
+    if isinstance(adapter.task, ClassificationTask):
+        model.config.problem_type = "regression" if adapter.task.regression else "single_label_classification"
+    order = adapter.output_order(model)
+    if order is not None and isinstance(adapter.task, ClassificationTask) and not adapter.task.regression:
+        model.config.id2label = dict(zip(order, adapter.task.labels, strict=True))
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
 
 
@@ -224,13 +226,13 @@ def _final_scores(
     """Score both models on every reported split, and keep the predictions."""
     scores: dict[str, object] = {}
     for split, encoded in texts.reported.items():
-        ours, theirs = run.work.answer(exported, encoded), answers.get(split)
-        run.work.keep(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
-        of_teacher = [] if theirs is None else run.work.scores(theirs, texts.reported_to_teacher[split])
+        ours, theirs = run.adapter.predict(exported, encoded), answers.get(split)
+        run.adapter.write_predictions(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
+        of_teacher = [] if theirs is None else run.adapter.score(theirs, texts.reported_to_teacher[split])
         scores[split] = {
-            "student": [score.to_json() for score in run.work.scores(ours, encoded)],
+            "student": [score.to_json() for score in run.adapter.score(ours, encoded)],
             "teacher": [score.to_json() for score in of_teacher],
-            "agreement": run.work.agreement(ours, theirs).to_json() if comparable else None,
+            "agreement": run.adapter.agreement(ours, theirs).to_json() if comparable else None,
             "calibration": {
                 who: found.to_json()
                 for who, answer, read in (
@@ -238,7 +240,7 @@ def _final_scores(
                     ("teacher", theirs, texts.reported_to_teacher.get(split)),
                 )
                 if answer is not None and read is not None
-                if (found := run.work.calibration(answer, read)) is not None
+                if (found := run.adapter.calibration(answer, read)) is not None
             },
         }
     return scores

@@ -104,7 +104,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     config = config_of(prepared, tokenizer)
     encoded = tokenize_run(prepared, tokenizer, config).train
     start, _ = load_student(prepared, config, taught.model, tokenizer, encoded)
-    student = prepared.work.load(exported, fresh_head=False, seed=0)
+    student = prepared.adapter.load_model(exported, fresh_head=False, seed=0)
     place = accelerator.device
     return LoadedPair(
         run=run,
@@ -164,10 +164,10 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
         UsageError: another number of texts than the task reads, a head that is not there, or a family whose attention
             cannot be taken.
     """
-    work, plan = pair.prepared.work, pair.plan
+    adapter, plan = pair.prepared.adapter, pair.plan
     wanted = _texts_read(pair)
     if len(texts) != wanted:
-        raise UsageError(f"task {work.task.name!r} takes {wanted} --text an example, given {len(texts)}")
+        raise UsageError(f"task {adapter.task.name!r} takes {wanted} --text an example, given {len(texts)}")
     for model in (pair.student, pair.teacher):
         if layout_of(model.config).attention is AttentionLayout.CLOSED:
             raise UsageError(f"attention of {model.config.model_type} cannot be taken")
@@ -182,8 +182,8 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
     }
     places = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
     chosen = [list(pairs.items())[place] for place in places]
-    ours = _read(work, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
-    theirs = _read(work, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
+    ours = _read(adapter, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
+    theirs = _read(adapter, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
     return AttentionView(
         texts=tuple(texts),
         maps=tuple(
@@ -198,8 +198,8 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
 
 def _texts_read(pair: LoadedPair) -> int:
     """How many texts an example has for the models: two of a pair, or of a source and its target."""
-    work = pair.prepared.work
-    paired = isinstance(work.task, ClassificationTask) or work.head is HeadKind.SEQ2SEQ
+    adapter = pair.prepared.adapter
+    paired = isinstance(adapter.task, ClassificationTask) or adapter.head is HeadKind.SEQ2SEQ
     return len(pair.prepared.train.texts) if paired else 1
 
 
@@ -213,28 +213,28 @@ class _OneRead:
 
 
 def _read(
-    work: TaskAdapter,
+    adapter: TaskAdapter,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     layers: Sequence[Layer],
 ) -> _OneRead:
     examples = Examples("text", tuple((text,) for text in texts), None)
-    if work.head is HeadKind.SEQ2SEQ:
-        encoded = tokenize_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), work.max_length)
+    if adapter.head is HeadKind.SEQ2SEQ:
+        encoded = tokenize_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), adapter.max_length)
     else:
-        encoded = tokenize_labelled(examples, tokenizer, work.max_length)
+        encoded = tokenize_labelled(examples, tokenizer, adapter.max_length)
     ((_, batch),) = in_order(encoded, 1)
     inputs = batch.to(model.device).inputs
-    order = work.order(model)
-    answers = isinstance(work.task, ClassificationTask) and not work.task.regression and order is not None
+    order = adapter.output_order(model)
+    answers = isinstance(adapter.task, ClassificationTask) and not adapter.task.regression and order is not None
     reader = model if answers else model.base_model  # a vocabulary is not asked
     with inference_mode(model), capture(enable_capture(model), CaptureSpec(attention=frozenset(layers))) as signals:
         output = reader(**accepted_inputs(reader, inputs))
     answer = None
-    if answers and order is not None and isinstance(work.task, ClassificationTask):
+    if answers and order is not None and isinstance(adapter.task, ClassificationTask):
         logits = output.logits[:, list(order)].float().cpu().numpy()
-        answer = work.task.labels[int(logits.argmax())], float(confidences(logits)[0])
+        answer = adapter.task.labels[int(logits.argmax())], float(confidences(logits)[0])
     ids = inputs["input_ids"][0].tolist()
     words = tuple(tokenizer.decode([number]).strip() or str(tokenizer.convert_ids_to_tokens(number)) for number in ids)
     maps = {layer: kept[0].float().cpu().numpy() for layer, kept in signals.attention.items()}

@@ -62,13 +62,13 @@ class LoadedModels:
     def comparable(self) -> bool:
         """Whether student and teacher answer the same questions."""
         return self.taught is not None and not (
-            self.opened.texts.across is not None and self.opened.run.work.token_by_token
+            self.opened.texts.across is not None and self.opened.run.adapter.predicts_tokens
         )
 
 
 def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> LoadedModels:
     """Load both models, the teacher fine-tuned first where it has no head; score the teacher and measure both."""
-    run, recipe, tokenizer, work = opened.run, opened.recipe, opened.tokenizer, opened.run.work
+    run, recipe, tokenizer, adapter = opened.run, opened.recipe, opened.tokenizer, opened.run.adapter
     if run.augmenting is not None:
         texts = with_augmentation(run, opened.texts, tokenizer, opened.config, accelerator, observer)
         opened = replace(opened, texts=texts)
@@ -80,8 +80,8 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     if taught is not None and main:
         taught.model.to(accelerator.device)
         try:
-            answers = {split: work.answer(taught.model, e) for split, e in texts.reported_to_teacher.items()}
-            watched_answers = work.answer(taught.model, texts.watched_by_teacher)
+            answers = {split: adapter.predict(taught.model, e) for split, e in texts.reported_to_teacher.items()}
+            watched_answers = adapter.predict(taught.model, texts.watched_by_teacher)
         except NotFinite as error:
             name = run.teacher.name if run.teacher is not None else "the teacher"
             raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learnt from it") from None
@@ -93,7 +93,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
     if big is not None and main:
         observer.announce(_compared(student_model, big, flops, timed))
-    prompts = work.prompts(run.watched, tokenizer, recipe.train.samples)
+    prompts = adapter.sample_prompts(run.watched, tokenizer, recipe.train.samples)
     taught_says: list[str] = []
     if taught is not None and main and run.teacher_tokenizer is not None:
         asked = prompts if texts.across is None else retokenize_prompts(prompts, run.teacher_tokenizer)
@@ -135,11 +135,11 @@ def load_teacher(
     if run.finetunes:
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
         settings, tokenizer = recipe.finetune, run.teacher_tokenizer
-        encoded = run.work.encode(run.train, tokenizer, run.teacher.config, scored=False)
+        encoded = run.adapter.tokenize(run.train, tokenizer, run.teacher.config, scored=False)
         return LoadedTeacher(
             *finetune_teacher(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer)
         )
-    return LoadedTeacher(run.work.load(run.teacher, fresh_head=False, seed=0), "its own")
+    return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own")
 
 
 def load_student(
@@ -156,7 +156,7 @@ def load_student(
         assert run.teacher is not None, "a student is cut out of a teacher"
         texts = teacher_inputs(sample_batches(encoded, seed, CALIBRATION_TOKENS))
         before = run.recipe.init_from == "pretrained"
-        origin = run.work.load(run.teacher, fresh_head=True, seed=seed) if before else teacher
+        origin = run.adapter.load_model(run.teacher, fresh_head=True, seed=seed) if before else teacher
         model = student.build_student(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
         source = f"{run.recipe.student} at random"
         if not starts_untrained(run) and run.cut_from is not None:
@@ -170,8 +170,8 @@ def load_student(
         return build_from_scratch(config, seed), run.recipe.student
     own = run.student
     assert own is not None, "a student is cut, a checkpoint or new"
-    keeps_head = run.work.keeps_head(own)
-    model = run.work.load(own, fresh_head=not keeps_head, seed=seed)
+    keeps_head = run.adapter.has_head(own)
+    model = run.adapter.load_model(own, fresh_head=not keeps_head, seed=seed)
     return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
 
 

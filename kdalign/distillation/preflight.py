@@ -61,17 +61,17 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
     for (word, config), tokenizer in zip(both, _tokenizers_of(run, theirs), strict=False):
         if tokenizer is not None and not (word == "student" and run.cut is not None and run.across):
             yield from _special_tokens(word, config, tokenizer)
-    if run.work.head is HeadKind.CLASSIFIER and isinstance(run.task, ClassificationTask):
+    if run.adapter.head is HeadKind.CLASSIFIER and isinstance(run.task, ClassificationTask):
         yield from _labels(run, run.task)
         yield from _classes(run, run.task)
-    if run.work.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
+    if run.adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         yield from _inputs(both)
     longest = [checkpoint_files.max_positions(config) for _, config in both]
     said = ", ".join(
         f"{word} {'any' if most >= checkpoint_files.UNBOUNDED else most}"
         for (word, _), most in zip(both, longest, strict=True)
     )
-    yield Finding("lengths", f"{run.work.max_length} tokens of positions: {said}")
+    yield Finding("lengths", f"{run.adapter.max_length} tokens of positions: {said}")
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
     if student is not None:
         yield Finding("dropout", _dropout(run, student))

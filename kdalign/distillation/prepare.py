@@ -54,7 +54,7 @@ class PreparedRun:
     """
 
     recipe: Recipe
-    work: TaskAdapter
+    adapter: TaskAdapter
     teacher: Checkpoint | None
     student: Checkpoint | None
     new: ScratchSpec | None
@@ -74,12 +74,12 @@ class PreparedRun:
     @property
     def task(self) -> AnyTask:
         """The task."""
-        return self.work.task
+        return self.adapter.task
 
     @property
     def finetunes(self) -> bool:
         """Whether the teacher must first be fine-tuned."""
-        return self.teacher is not None and not self.teacher.has_classifier and self.work.head is HeadKind.CLASSIFIER
+        return self.teacher is not None and not self.teacher.has_classifier and self.adapter.head is HeadKind.CLASSIFIER
 
     @property
     def an_epoch(self) -> int:
@@ -146,36 +146,36 @@ def prepare(recipe: Recipe) -> PreparedRun:
     first = teacher or own
     family = layout_of(first.config).family if first is not None else LAYOUTS[type_of(new)].family
     who = first.name if first is not None else recipe.student
-    work = adapter_for(task, family, data.max_length, who, data.order)
+    adapter = adapter_for(task, family, data.max_length, who, data.order)
     if data.order != "drawn" and family != "permutation":
         raise UsageError(f"data.order={data.order} is for permutation models (XLNet); {who!r} is a {family} one")
-    check_task(recipe, work, teacher)
-    tokenizer, theirs_too = check_models(recipe, work, teacher, own, new, cut)
+    check_task(recipe, adapter, teacher)
+    tokenizer, theirs_too = check_models(recipe, adapter, teacher, own, new, cut)
     # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
     planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
     check_augmentation(data.augment, tokenizer, theirs_too)
     if recipe.objective.built.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
         raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer lacks")
-    train_examples, watched = training_examples(work, recipe)
+    train_examples, watched = training_examples(adapter, recipe)
     plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
     for _, stage in recipe.objective.stages:
-        check_terms(recipe, build_objective(work.task, stage, plan), plan)
+        check_terms(recipe, build_objective(adapter.task, stage, plan), plan)
     if plan is not None:
         progressive_plans(plan, recipe.align.grow)
     check_lora(recipe, teacher, own, new, cut)
     if recipe.train.freeze and (new is None or planned is not None):
         config = student_config(teacher, own, new, cut, planned)
-        student.freeze(meta_model(config, head=work.head), recipe.train.freeze)
+        student.freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     if not is_utf8(folder.path):
         raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
-    if teacher is not None and work.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
+    if teacher is not None and adapter.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
         check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
-    reported = splits_to_report(work, data)
+    reported = splits_to_report(adapter, data)
     return PreparedRun(
         recipe=recipe.with_changes(out=str(folder.path)),
-        work=work,
+        adapter=adapter,
         teacher=teacher,
         student=own,
         new=new,
@@ -189,7 +189,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
         reported=reported,
         folder=folder,
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
-        unlabelled=load_unlabelled_texts(work, recipe, train_examples, watched, reported),
+        unlabelled=load_unlabelled_texts(adapter, recipe, train_examples, watched, reported),
     )
 
 

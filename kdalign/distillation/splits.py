@@ -18,14 +18,14 @@ MONITORED_CHARACTERS = 50_000
 """At most so much text of them, for the same reason: documents can be long."""
 
 
-def training_examples(work: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
+def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
     """The rows to train on, and the slice of train that is evaluated on the way.
 
     Raises:
         UsageError: no such data, or none with labels where the task needs them.
     """
-    task = work.task
-    examples, _ = _limited(work.examples(task.train), recipe.data, recipe.train.seed)
+    task = adapter.task
+    examples, _ = _limited(adapter.load_examples(task.train), recipe.data, recipe.train.seed)
     if isinstance(task, ClassificationTask) and examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
     return _watched(examples, recipe.train)
@@ -45,18 +45,18 @@ def _drawn_by(data: DataSettings, seed: int) -> int:
 
 
 def load_unlabelled_texts(
-    work: TaskAdapter, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
+    adapter: TaskAdapter, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
 ) -> UnlabelledSource | None:
     """The text without labels that the recipe names."""
     data, seed = recipe.data, recipe.train.seed
     if data.unlabelled is None:
         return None
-    assert isinstance(work.task, ClassificationTask), "other tasks were refused"
+    assert isinstance(adapter.task, ClassificationTask), "other tasks were refused"
     wants_rest = data.unlabelled == REST and data.limit is not None
     return unlabelled_texts(
-        work.task,
+        adapter.task,
         data.unlabelled,
-        _limited(work.examples(work.task.train), data, seed)[1] if wants_rest else None,
+        _limited(adapter.load_examples(adapter.task.train), data, seed)[1] if wants_rest else None,
         {"labelled rows": train, **reported},
         watched if recipe.train.holds_out else None,
         data.unlabelled_limit,
@@ -77,23 +77,23 @@ def _watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Exa
     return examples, examples.take(sorted(rows.tolist()))
 
 
-def splits_to_report(work: TaskAdapter, data: DataSettings) -> dict[str, Examples]:
+def splits_to_report(adapter: TaskAdapter, data: DataSettings) -> dict[str, Examples]:
     """The splits that the run is scored on, once, at its end."""
     found = {}
-    for number, split in enumerate(work.task.evaluation):
-        if number and not split_exists(work.task.source, split):
+    for number, split in enumerate(adapter.task.evaluation):
+        if number and not split_exists(adapter.task.source, split):
             continue
-        found[split] = examples_to_report(work, data, split)
+        found[split] = examples_to_report(adapter, data, split)
     return found
 
 
-def examples_to_report(work: TaskAdapter, data: DataSettings, split: str) -> Examples:
+def examples_to_report(adapter: TaskAdapter, data: DataSettings, split: str) -> Examples:
     """One of the splits that a run is scored on.
 
     Raises:
         UsageError: no such data, or none with labels where the task needs them.
     """
-    examples = work.examples(split)
-    if isinstance(work.task, ClassificationTask) and examples.labels is None:
-        raise UsageError(f"{work.task.source}, split {split!r} has no labels to score against")
+    examples = adapter.load_examples(split)
+    if isinstance(adapter.task, ClassificationTask) and examples.labels is None:
+        raise UsageError(f"{adapter.task.source}, split {split!r} has no labels to score against")
     return examples.take(range(min(len(examples), data.limit or len(examples))))

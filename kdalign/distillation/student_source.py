@@ -25,7 +25,7 @@ def type_of(new: ScratchSpec | None) -> str:
 
 def own_tokenizer(
     recipe: Recipe,
-    work: TaskAdapter,
+    adapter: TaskAdapter,
     teacher: Checkpoint | None,
     own: Checkpoint | None,
     theirs: PreTrainedTokenizerBase | None,

@@ -148,7 +148,7 @@ def with_augmentation(
     """The texts with new ones that a model makes of the labelled rows; none that are scored, or learnt already."""
     assert run.augmenting is not None, "a model makes them"
     augment = run.recipe.data.augment
-    made = augment_texts(run.train, run.augmenting, augment, run.work.max_length, accelerator, observer)
+    made = augment_texts(run.train, run.augmenting, augment, run.adapter.max_length, accelerator, observer)
     labels = run.train.labels if augment.keep_labels else None
     others = [run.watched] if run.recipe.train.holds_out else []
     others += [run.unlabelled.examples] if run.unlabelled is not None else []
@@ -171,15 +171,15 @@ def _learnt(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
     if run.teacher_tokenizer is not None and run.across:
-        return run.work.encode_across(examples, (tokenizer, run.teacher_tokenizer))
-    return run.work.encode(examples, tokenizer, config, scored=False)
+        return run.adapter.tokenize_dual(examples, (tokenizer, run.teacher_tokenizer))
+    return run.adapter.tokenize(examples, tokenizer, config, scored=False)
 
 
 def _scored(
     run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> tuple[TokenizedSplit, dict[str, TokenizedSplit]]:
     def encoded(examples: Examples) -> TokenizedSplit:
-        return run.work.encode(examples, tokenizer, config, scored=True)
+        return run.adapter.tokenize(examples, tokenizer, config, scored=True)
 
     return encoded(run.watched), {split: encoded(examples) for split, examples in run.reported.items()}
 

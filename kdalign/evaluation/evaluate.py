@@ -405,15 +405,15 @@ def _checked(
     max_length = asked.max_length or data.max_length
     if asked.stride is not None and asked.stride > max_length:
         raise UsageError(f"--stride {asked.stride} is longer than the windows of {name!r}, --max-length {max_length}")
-    work = _work(task, checkpoint, max_length, asked)
-    has_head = work is not None and work.head in (HeadKind.NONE, head_of(checkpoint.config))
-    if work is not None and has_head:
-        work.check(checkpoint)
+    adapter = _work(task, checkpoint, max_length, asked)
+    has_head = adapter is not None and adapter.head in (HeadKind.NONE, head_of(checkpoint.config))
+    if adapter is not None and has_head:
+        adapter.check(checkpoint)
     split = asked.split or task.evaluation[0]
-    if work is not None:
-        examples = work.examples(split)
+    if adapter is not None:
+        examples = adapter.load_examples(split)
     else:
-        assert isinstance(task, LanguageTask), "every model has work on classes, if it has the head"
+        assert isinstance(task, LanguageTask), "every model has an adapter for classes"
         examples = load_texts(task, split)
     submits = isinstance(task, ClassificationTask) and bool(task.submission) and checkpoint.has_classifier
     submitted = submits and examples.split in task.test
@@ -422,7 +422,7 @@ def _checked(
     limit = asked.limit or (None if submitted else data.limit) or len(examples)
     examples = examples.take(range(min(len(examples), limit)))
     checkpoint_files.check_length(checkpoint, max_length)
-    return LocalTarget(name, checkpoint, EvalJob(task, examples, _settings(asked, max_length)), work, run)
+    return LocalTarget(name, checkpoint, EvalJob(task, examples, _settings(asked, max_length)), adapter, run)
 
 
 def _settings(asked: EvalRequest, max_length: int) -> EvalSettings:

@@ -59,14 +59,14 @@ class LocalTarget:
     """A checkpoint or a run's student, checked, its weights not yet loaded.
 
     Attributes:
-        work: the task as models of its family do it; None where they only continue its texts.
+        adapter: the task as models of its family do it; None where they only continue its texts.
         run: that the model comes from.
     """
 
     name: str
     checkpoint: Checkpoint
     job: EvalJob
-    work: TaskAdapter | None
+    adapter: TaskAdapter | None
     run: RunFolder | None
 
     @property
@@ -77,7 +77,7 @@ class LocalTarget:
     @property
     def has_head(self) -> bool:
         """Whether the checkpoint says that it has the head that the task is answered by."""
-        head = LANGUAGE_HEADS[self.family] if self.work is None else self.work.head
+        head = LANGUAGE_HEADS[self.family] if self.adapter is None else self.adapter.head
         return head in (HeadKind.NONE, head_of(self.checkpoint.config))
 
     def check(self, metrics: Sequence[str] | None) -> None:
@@ -92,11 +92,11 @@ class LocalTarget:
         if isinstance(self.job.task, ClassificationTask):
             self._check_names(self.job.task, metrics or ())
         if self.submits or any(self.unsupported(metric) is None for metric in metrics or self.default_metrics):
-            work = None if self.prompted else self.work
-            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if work is None else work.head)
+            adapter = None if self.prompted else self.adapter
+            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if adapter is None else adapter.head)
             tokenizer = load_tokenizer(self.checkpoint)
-            if work is not None:
-                work.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
+            if adapter is not None:
+                adapter.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
 
     @staticmethod
     def _check_names(task: ClassificationTask, metrics: Sequence[str]) -> None:
@@ -141,12 +141,12 @@ class LocalTarget:
         """The task's, agreement where the teacher's answers are kept, and for pairs what texts are compared by."""
         task = self.job.task
         of_texts = task.text_metrics if isinstance(task, LanguageTask) else ()
-        by_work = self.work.metrics if self.work is not None else ()
+        by_work = self.adapter.metrics if self.adapter is not None else ()
         return (*by_work, *((AGREEMENT,) if self.teachers_answers is not None else ()), *of_texts)
 
     def unsupported(self, metric: str) -> MissingMetric | None:
         """Why the model cannot be scored by a metric; None where it can."""
-        task, model, work, examples = self.job.task, self.checkpoint.name, self.work, self.job.examples
+        task, model, adapter, examples = self.job.task, self.checkpoint.name, self.adapter, self.job.examples
         alone = f"kdalign distill --teacher none --student {model}"
         if not self.has_head and not self.prompted:
             if isinstance(task, ClassificationTask):
@@ -175,13 +175,13 @@ class LocalTarget:
             )
         if is_text_metric(metric):
             return self._why_not_written(metric, task)
-        if work is None:
+        if adapter is None:
             if task.pairs:
                 return MissingMetric(metric, f"task {task.name} is not for a {self.family} model")
             return MissingMetric(metric, f"a {self.family} model gives the likelihood of a target given a source")
-        if work.head is HeadKind.NONE and examples.labels is None:
+        if adapter.head is HeadKind.NONE and examples.labels is None:
             return MissingMetric(metric, f"split {examples.split} has no pairs with their likeness")
-        known = dict.fromkeys((*work.metrics, *(PERPLEXITIES if work.head is not HeadKind.NONE else ())))
+        known = dict.fromkeys((*adapter.metrics, *(PERPLEXITIES if adapter.head is not HeadKind.NONE else ())))
         if metric in known:
             return None
         return MissingMetric(metric, f"task {task.name} gives {model} {', '.join(known)}")
@@ -208,8 +208,8 @@ class LocalTarget:
         answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
         if not (metrics or self.submits):
             return result
-        if self.work is not None and not self.prompted:
-            model = self.work.load(self.checkpoint, fresh_head=False, seed=0)
+        if self.adapter is not None and not self.prompted:
+            model = self.adapter.load_model(self.checkpoint, fresh_head=False, seed=0)
         else:
             model = loading.load_language_model(self.checkpoint)
         dtype = self.job.settings.dtype
@@ -246,7 +246,7 @@ class LocalTarget:
                     f"no start token: a text's first one is predicted from its end token {tokenizer.eos_token!r}"
                 )
         notes = [f"{self.name}: {note}" for note in said if note]
-        if self.work is not None and self.work.head is HeadKind.NONE:
+        if self.adapter is not None and self.adapter.head is HeadKind.NONE:
             notes += filter(None, [prompts_note(self.checkpoint)])
         if (
             isinstance(self.job.task, ClassificationTask)
@@ -261,27 +261,27 @@ class LocalTarget:
 
     def _by_answers(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
-        work, examples = self.work, self.job.examples
-        assert work is not None, "checked"
-        encoded = work.encode(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
+        adapter, examples = self.adapter, self.job.examples
+        assert adapter is not None, "checked"
+        encoded = adapter.tokenize(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
         tell = loaded.observer.progress(f"{self.name}: reading")
-        found = work.answer(loaded.model, encoded, tell)
+        found = adapter.predict(loaded.model, encoded, tell)
         kept = self.teachers_answers
-        answers = work.kept(kept) if kept is not None else None
+        answers = adapter.read_teacher(kept) if kept is not None else None
         predictions = loaded.place.file(self.job, ".parquet")
-        work.keep(predictions, found, encoded, answers)
+        adapter.write_predictions(predictions, found, encoded, answers)
         submission = None
-        if self.submits and isinstance(work.task, ClassificationTask):
+        if self.submits and isinstance(adapter.task, ClassificationTask):
             submission = str(
-                write_submission(work.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
+                write_submission(adapter.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
             )
         if encoded.truncated and not encoded.words:
             cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
             reason = "texts were cut, so their words and bytes are not known"
             result = replace(result, absent=(*result.absent, *(MissingMetric(name, reason) for name in cut)))
-        measured = work.scores(found, encoded, [name for name in metrics if name != AGREEMENT])
+        measured = adapter.score(found, encoded, [name for name in metrics if name != AGREEMENT])
         if AGREEMENT in metrics and answers is not None:
-            measured.append(work.agreement(found, answers))
+            measured.append(adapter.agreement(found, answers))
         return replace(
             result,
             truncated=encoded.truncated,
@@ -311,8 +311,8 @@ class LocalTarget:
     def _by_pseudo_likelihood(
         self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]
     ) -> EvaluationResult:
-        assert self.work is not None, "masked models have work on documents"
-        length, within = self.work.max_length, self.job.settings.within_words
+        assert self.adapter is not None, "masked models read documents"
+        length, within = self.adapter.max_length, self.job.settings.within_words
         encoded = tokenize_pseudo_windows(self.job.examples.texts[0], loaded.tokenizer, length, within)
         answers = likelihood.predict_tokens(
             loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")

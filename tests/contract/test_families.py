@@ -37,7 +37,7 @@ from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
-from support.family_setting import ALL, EVERY, FINAL_NORM, Setting, answered, encoded, model, tokenizer, work
+from support.family_setting import ALL, EVERY, FINAL_NORM, Setting, adapter, answered, encoded, model, tokenizer
 from support.tiny import sentences
 
 
@@ -106,8 +106,8 @@ def test_packed_documents_longer_than_the_layers_look_back_are_refused():
     net = model("gemma2")
     net.config.sliding_window = 16
     with pytest.raises(UsageError, match="--max-length 24 is more than the 16 tokens that 'x' looks back"):
-        work("gemma2", 24).check_packing(Checkpoint("x", "x", net.config, None, ""))
-    work("gemma2", 16).check_packing(Checkpoint("x", "x", net.config, None, ""))
+        adapter("gemma2", 24).check_packing(Checkpoint("x", "x", net.config, None, ""))
+    adapter("gemma2", 16).check_packing(Checkpoint("x", "x", net.config, None, ""))
 
 
 OUTPUT = {"modernbert": "Wo", "gpt2": "c_proj", "gpt_neox": "dense", "opt": "out_proj", "llama": "o_proj"}
@@ -297,8 +297,8 @@ def test_targets_are_the_text_itself(kind):
 def test_packed_documents_do_not_see_each_other_and_begin_at_position_zero(kind):
     pieces, net = tokenizer("causal"), model(kind)
     first, second = "the film was good", "we loved the plot and the acting"
-    together = work(kind).encode(Examples("train", ((first, second),), None), pieces, net.config, scored=False)
-    alone = work(kind).encode(Examples("train", ((second,),), None), pieces, net.config, scored=False)
+    together = adapter(kind).tokenize(Examples("train", ((first, second),), None), pieces, net.config, scored=False)
+    alone = adapter(kind).tokenize(Examples("train", ((second,),), None), pieces, net.config, scored=False)
 
     def features(data):
         batch = collate(data, [0])
@@ -347,7 +347,7 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
     task, config = LanguageTask("lm", "lm", ("a", "b"), DataSource()), model("xlnet").config
 
     def orders(asked):
-        data = LanguageModelingAdapter(task, "permutation", 24, asked).encode(
+        data = LanguageModelingAdapter(task, "permutation", 24, asked).tokenize(
             texts, tokenizer("permutation"), config, scored=False
         )
         columns = {name: column[0] for name, column in data.columns.items()}
@@ -355,7 +355,7 @@ def test_a_permutation_model_is_trained_in_drawn_orders_or_from_left_to_right():
 
     drawn, straight = orders("drawn"), orders("left-to-right")
     assert drawn[0] != drawn[1]
-    scored = LanguageModelingAdapter(task, "permutation", 24).encode(
+    scored = LanguageModelingAdapter(task, "permutation", 24).tokenize(
         texts, tokenizer("permutation"), config, scored=True
     )
     assert np.argsort(scored.columns["order"][0]).tolist() == np.argsort(straight[0]).tolist()

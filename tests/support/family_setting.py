@@ -53,7 +53,7 @@ def model(kind, layers=4, seed=0):
     return made.eval()
 
 
-def work(kind, max_length=24):
+def adapter(kind, max_length=24):
     family = LAYOUTS[kind].family
     task = LanguageTask("lm", "translation" if family == "seq2seq" else "lm", ("a", "b"), DataSource())
     return LanguageModelingAdapter(task, family, max_length)
@@ -62,7 +62,7 @@ def work(kind, max_length=24):
 def encoded(kind, scored=False, n=8, max_length=24):
     texts = tuple(sentences(n, 3)[0])
     columns = (texts, texts[::-1]) if LAYOUTS[kind].family == "seq2seq" else (texts,)
-    return work(kind, max_length).encode(
+    return adapter(kind, max_length).tokenize(
         Examples("train", columns, None), tokenizer(LAYOUTS[kind].family), model(kind).config, scored=scored
     )
 

@@ -21,16 +21,16 @@ __all__ = [
 
 
 def adapter_for(
-    task: AnyTask, family: str, max_length: int, model: str, asked_in: str = "drawn", stride: int | None = None
+    task: AnyTask, family: str, max_length: int, model: str, prediction_order: str = "drawn", stride: int | None = None
 ) -> TaskAdapter:
-    """The work of a task for models of a family.
+    """Return the adapter of a task for models of one family.
 
     Args:
         task: what is learnt or scored.
         family: of the models.
         max_length: longest input in tokens.
         model: its name, for the error line.
-        asked_in: the order in which a permutation model is trained to predict tokens.
+        prediction_order: the order in which a permutation model is trained to predict tokens.
         stride: positions between one window and the next, where a text is scored from left to right.
 
     Raises:
@@ -41,4 +41,4 @@ def adapter_for(
     task.check(family, model)
     if task.scored is not None:
         return EmbeddingAdapter(task, task.scored, max_length)
-    return LanguageModelingAdapter(task, family, max_length, asked_in, stride)
+    return LanguageModelingAdapter(task, family, max_length, prediction_order, stride)

@@ -38,7 +38,7 @@ class TaskAdapter(Protocol):
     def metrics(self) -> tuple[str, ...]:
         """Names, the primary one first."""
 
-    def examples(self, split: str) -> Examples:
+    def load_examples(self, split: str) -> Examples:
         """Read and check a split."""
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -50,37 +50,37 @@ class TaskAdapter(Protocol):
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Refuse the tokenizer of a model that lacks what training on it, or being scored on it, needs."""
 
-    def encode(
+    def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
         """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
 
     @property
-    def token_by_token(self) -> bool:
+    def predicts_tokens(self) -> bool:
         """Whether answers are to tokens, so that those of models with different tokenizers do not compare."""
 
-    def check_across(self) -> None:
+    def check_dual(self) -> None:
         """Refuse a teacher with another tokenizer, where its tokens cannot be matched with the student's."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split for training by the student's tokenizer and the teacher's."""
 
-    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a checkpoint with the head, in float32."""
 
-    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+    def has_head(self, checkpoint: Checkpoint) -> bool:
         """Whether a student's own head fits the task; else it gets a new one."""
 
-    def order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
+    def output_order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
         """For each label, the number of the model's output; None for a language model."""
 
-    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """What models are asked to go on from, to be looked at; none where they say nothing."""
 
-    def answer(self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Answers:
+    def predict(self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Answers:
         """A model's answers on a split."""
 
-    def scores(
+    def score(
         self, answers: Answers, encoded: TokenizedSplit, metrics: Sequence[str] | None = None, *, interval: bool = True
     ) -> list[Score]:
         """The metrics of answers, with their 95 % intervals."""
@@ -91,8 +91,8 @@ class TaskAdapter(Protocol):
     def calibration(self, answers: Answers, encoded: TokenizedSplit) -> Score | None:
         """How far confidence is from being right; None where answers have none."""
 
-    def keep(self, file: Path, ours: Answers, encoded: TokenizedSplit, theirs: Answers | None) -> None:
+    def write_predictions(self, file: Path, ours: Answers, encoded: TokenizedSplit, theirs: Answers | None) -> None:
         """Write answers into a file."""
 
-    def kept(self, file: Path) -> Answers:
+    def read_teacher(self, file: Path) -> Answers:
         """The teacher's answers that were kept in a file."""

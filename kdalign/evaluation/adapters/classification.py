@@ -30,14 +30,14 @@ class ClassificationAdapter:
     task: ClassificationTask
     max_length: int
     head: HeadKind = HeadKind.CLASSIFIER
-    token_by_token: bool = False
+    predicts_tokens: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names, the primary one first."""
         return self.task.metrics
 
-    def examples(self, split: str) -> Examples:
+    def load_examples(self, split: str) -> Examples:
         """Read and check a split."""
         return load_examples(self.task, split)
 
@@ -55,44 +55,44 @@ class ClassificationAdapter:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Any will do."""
 
-    def encode(
+    def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
         """Tokenize a split."""
         return tokenize_labelled(examples, tokenizer, self.max_length)
 
-    def check_across(self) -> None:
+    def check_dual(self) -> None:
         """Texts are matched by their characters."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split by both."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
-    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a classifier."""
         return check_read(loading.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed))
 
-    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+    def has_head(self, checkpoint: Checkpoint) -> bool:
         """Whether its labels are the task's."""
         return checkpoint.has_classifier and loading.output_order(checkpoint.config, self.task) is not None
 
-    def order(self, model: PreTrainedModel) -> tuple[int, ...]:
+    def output_order(self, model: PreTrainedModel) -> tuple[int, ...]:
         """For each of the task's outputs, the number of the model's."""
         order = loading.output_order(model.config, self.task)
         assert order is not None, "heads were checked, or are fresh"
         return order
 
-    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """A class says nothing."""
         return ()
 
-    def answer(
+    def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
     ) -> Predictions:
         """Class numbers or scores, and logits."""
-        return predictions.predict(model, self.order(model), encoded, self.task, tell=tell)
+        return predictions.predict(model, self.output_order(model), encoded, self.task, tell=tell)
 
-    def scores(
+    def score(
         self,
         answers: Predictions,
         encoded: TokenizedSplit,
@@ -117,10 +117,12 @@ class ClassificationAdapter:
             return None
         return predictions.score_all(self.task, answers.values, encoded.labels, ("ece",), logits=answers.logits)[0]
 
-    def keep(self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None) -> None:
+    def write_predictions(
+        self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
+    ) -> None:
         """Write predictions, labels and logits."""
         predictions.write_predictions(file, self.task, ours, encoded.labels, theirs)
 
-    def kept(self, file: Path) -> Predictions:
+    def read_teacher(self, file: Path) -> Predictions:
         """The teacher's classes or scores."""
         return predictions.read_teacher(file)

@@ -33,14 +33,14 @@ class EmbeddingAdapter:
     scored: ClassificationTask
     max_length: int
     head: HeadKind = HeadKind.NONE
-    token_by_token: bool = False
+    predicts_tokens: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The correlations of cosines with likeness."""
         return self.scored.metrics
 
-    def examples(self, split: str) -> Examples:
+    def load_examples(self, split: str) -> Examples:
         """Read texts, or in the splits that are scored, pairs with their likeness."""
         return load_texts(self.task, split) if split == self.task.train else load_examples(self.scored, split)
 
@@ -55,7 +55,7 @@ class EmbeddingAdapter:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Any will do."""
 
-    def encode(
+    def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
         """Tokenize texts; to be scored, first texts and then second texts (each with its neighbour where unpaired)."""
@@ -65,36 +65,36 @@ class EmbeddingAdapter:
             examples = replace(examples, texts=((*first, *second),), labels=labels)
         return tokenize_labelled(examples, tokenizer, self.max_length)
 
-    def check_across(self) -> None:
+    def check_dual(self) -> None:
         """Texts are matched by their characters."""
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize a split by both."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
-    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load an encoder without a head."""
         return check_read(loading.load_body(checkpoint))
 
-    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+    def has_head(self, checkpoint: Checkpoint) -> bool:
         """There is none to lose."""
         return True
 
-    def order(self, model: PreTrainedModel) -> None:
+    def output_order(self, model: PreTrainedModel) -> None:
         """A vector has no labels."""
         return
 
-    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """A vector says nothing."""
         return ()
 
-    def answer(
+    def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
     ) -> Predictions:
         """The cosines of pairs."""
         return predictions.compare_pairs(model, encoded, tell)
 
-    def scores(
+    def score(
         self,
         answers: Predictions,
         encoded: TokenizedSplit,
@@ -118,11 +118,13 @@ class EmbeddingAdapter:
         """None: a cosine is no confidence."""
         return None
 
-    def keep(self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None) -> None:
+    def write_predictions(
+        self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
+    ) -> None:
         """Write cosines and likeness."""
         predictions.write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
-    def kept(self, file: Path) -> Predictions:
+    def read_teacher(self, file: Path) -> Predictions:
         """The teacher's cosines."""
         return predictions.read_teacher(file)
 

@@ -31,9 +31,9 @@ class LanguageModelingAdapter:
     task: LanguageTask
     family: str
     max_length: int
-    asked_in: str = "drawn"
+    prediction_order: str = "drawn"
     stride: int | None = None
-    token_by_token: bool = True
+    predicts_tokens: bool = True
 
     @property
     def head(self) -> HeadKind:
@@ -45,7 +45,7 @@ class LanguageModelingAdapter:
         """The family's perplexities; a conversation's words are not counted."""
         return ("ppl",) if self.task.kind == "chat" else likelihood.token_metrics(self.family)
 
-    def examples(self, split: str) -> Examples:
+    def load_examples(self, split: str) -> Examples:
         """Read documents or pairs."""
         return load_texts(self.task, split)
 
@@ -86,7 +86,7 @@ class LanguageModelingAdapter:
             needed = {"masked": ("mask",), "permutation": ("places",), "seq2seq": ("end",)}[self.family]
         check_roles(tokenizer, name, self.task.name, needed)
 
-    def encode(
+    def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
         """Tokenize documents or pairs."""
@@ -97,32 +97,32 @@ class LanguageModelingAdapter:
         if scored and self.family != "masked":
             encode = tokenize_causal_windows if self.family == "causal" else tokenize_permuted_windows
             return encode(examples.texts[0], tokenizer, self.max_length, self.stride)
-        ordered = self.asked_in == "left-to-right"
+        ordered = self.prediction_order == "left-to-right"
         return tokenize_documents(examples, tokenizer, self.family, self.max_length, ordered)
 
-    def check_across(self) -> None:
+    def check_dual(self) -> None:
         """Refuse conversations, and families other than ``masked`` and ``causal``."""
         if self.task.kind == "chat" or self.family not in ("masked", "causal"):
             what = "conversations" if self.task.kind == "chat" else f"{self.family} models"
             raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
 
-    def encode_across(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
         """Tokenize documents by both."""
         return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
-    def load(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
         """Load a language model."""
         return check_read(loading.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
 
-    def keeps_head(self, checkpoint: Checkpoint) -> bool:
+    def has_head(self, checkpoint: Checkpoint) -> bool:
         """Whether it says that it has a language-model head."""
         return head_of(checkpoint.config) is self.head
 
-    def order(self, model: PreTrainedModel) -> None:
+    def output_order(self, model: PreTrainedModel) -> None:
         """A language model has no labels."""
         return
 
-    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
+    def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """Beginnings, questions or sources; none for models that do not go left to right."""
         if self.task.kind == "chat":
             return chat_prompts(examples, tokenizer, count)
@@ -130,13 +130,13 @@ class LanguageModelingAdapter:
             return source_prompts(examples, tokenizer, count, self.max_length)
         return continuation_prompts(examples, tokenizer, count) if self.family == "causal" else ()
 
-    def answer(
+    def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
     ) -> TokenPredictions:
         """Likelihoods and likeliest tokens."""
         return likelihood.predict_tokens(model, encoded, tell)
 
-    def scores(
+    def score(
         self,
         answers: TokenPredictions,
         encoded: TokenizedSplit,
@@ -158,12 +158,12 @@ class LanguageModelingAdapter:
         """None: a perplexity says it all."""
         return None
 
-    def keep(
+    def write_predictions(
         self, file: Path, ours: TokenPredictions, encoded: TokenizedSplit, theirs: TokenPredictions | None
     ) -> None:
         """Write likelihoods and likeliest tokens, row by row."""
         likelihood.write_answers(file, ours, theirs)
 
-    def kept(self, file: Path) -> TokenPredictions:
+    def read_teacher(self, file: Path) -> TokenPredictions:
         """The teacher's likelihoods and likeliest tokens."""
         return likelihood.read_teacher(file)
