@@ -27,7 +27,7 @@ from kdalign.metrics.significance import (
     paired_difference,
 )
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.prediction_table import read_predictions
+from kdalign.runs.prediction_table import PredictionTable, read_predictions
 from kdalign.runs.record import RunRecord, first_split, read_record
 
 
@@ -70,8 +70,8 @@ class ArmRuns:
         return found
 
     @cached_property
-    def answers(self) -> Any:
-        """The table of answers that it keeps.
+    def answers(self) -> PredictionTable:
+        """Kept predictions of the student and its teacher.
 
         Raises:
             UsageError: the file is gone, or holds no such answers.
@@ -79,7 +79,7 @@ class ArmRuns:
         import pandas as pd
 
         if self.kept is not None:
-            return pd.DataFrame(self.kept[self.split])
+            return PredictionTable(pd.DataFrame(self.kept[self.split]))
         file = self.folder.predictions(self.split)
         if not file.is_file():
             raise UsageError(
@@ -89,8 +89,8 @@ class ArmRuns:
 
     @property
     def modelled(self) -> bool:
-        """Whether it predicts tokens."""
-        return "nll" in self.answers
+        """True if it predicts tokens."""
+        return self.answers.of_tokens
 
 
 Arm = Mapping[tuple[str, int], ArmRuns]
@@ -341,7 +341,7 @@ def _undefined(scores: Iterable[Mapping[str, Any]]) -> str:
 def _same_tokens(pairs: Pairs) -> bool:
     return all(
         ours.modelled == theirs.modelled
-        and (not ours.modelled or np.array_equal(ours.answers["tokens"], theirs.answers["tokens"]))
+        and (not ours.modelled or np.array_equal(ours.answers.tokens, theirs.answers.tokens))
         for ours, theirs in pairs
     )
 
@@ -364,8 +364,7 @@ def _one_number(task: str, pairs: Pairs) -> Asked | None:
 
 def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> Asked | None:
     """Agreement with the teacher that both arms had; None where there was none, or another one."""
-    word = "teacher_best" if pairs[0][0].modelled else "teacher"
-    if not all(word in run.answers for pair in pairs for run in pair) or not _same_tokens(pairs):
+    if any(run.answers.teacher.answers is None for pair in pairs for run in pair) or not _same_tokens(pairs):
         return None
     told = [first_split(run.record)["agreement"] for pair in pairs for run in pair]
     why = _undefined(each for each in told if each is not None)
@@ -373,7 +372,7 @@ def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> Asked | None:
         notes[f"{task}/agreement: undefined for a run ({why}), no verdict"] = None
         return None
     for ours, theirs in pairs:
-        if not np.array_equal(_flat(ours.answers[word]), _flat(theirs.answers[word])):
+        if not np.array_equal(_teacher_answers(ours), _teacher_answers(theirs)):
             notes[f"{task}: {ours.name} and {theirs.name} had different teachers, no verdict on agreement"] = None
             return None
     made = _token_agreement if pairs[0][0].modelled else _class_agreement
@@ -387,11 +386,12 @@ def _answers(run: ArmRuns, metrics: tuple[str, ...]) -> SystemOutputs:
     if run.modelled:
         (metric,) = metrics
         (score,) = (each for each in run.scores if each["metric"] == metric)
-        tokens = table["tokens"].to_numpy()
+        tokens, nll = table.tokens, table.student.nll
+        assert nll is not None, "a run of a language model keeps its likelihoods"
         if not score["n"]:
             raise UndefinedDifference(f"run {run.name!r}: {metric} is of nothing")
         return SufficientStats(
-            np.column_stack([table["nll"].to_numpy(), tokens]),
+            np.column_stack([nll, tokens]),
             _perplexity(int(tokens.sum()) / score["n"], score["unit"]),
             tokens,
         )
@@ -400,13 +400,11 @@ def _answers(run: ArmRuns, metrics: tuple[str, ...]) -> SystemOutputs:
         why = f": {'; '.join(missing)}" if missing else ""
         raise UndefinedDifference(f"run {run.name!r}: {', '.join(metrics)} cannot be taken here{why}")
     found = tuple(known[name] for name in metrics)
-    values = table["prediction"].to_numpy()
-    if any(metric.of_logits for metric in found):
-        logits = [name for name in table if name.startswith("logit/")]
-        if len(found) > 1 or not logits:
-            raise UndefinedDifference(f"run {run.name!r}: {' and '.join(metrics)} cannot be taken of what is kept")
-        values = table[logits].to_numpy()
-    return LabelOutputs(found, values, table["label"].to_numpy())
+    of_logits = any(metric.of_logits for metric in found)
+    values, labels = table.student.logits if of_logits else table.student.values, table.labels
+    if values is None or labels is None or (of_logits and len(found) > 1):
+        raise UndefinedDifference(f"run {run.name!r}: {' and '.join(metrics)} cannot be taken of what is kept")
+    return LabelOutputs(found, values, labels)
 
 
 def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
@@ -424,9 +422,16 @@ def _perplexity(tokens_a_unit: float, unit: str) -> Callable[[Array], Array]:
     return value
 
 
+def _teacher_answers(run: ArmRuns) -> Array:
+    answers = run.answers.teacher.answers
+    assert answers is not None, "agreement is computed if the teacher's answers are kept"
+    return answers
+
+
 def _class_agreement(run: ArmRuns) -> SystemOutputs:
     """Classes that are the teacher's, or the correlation with its scores."""
-    predictions, teacher = (run.answers[word].to_numpy() for word in ("prediction", "teacher"))
+    predictions, teacher = run.answers.student.values, _teacher_answers(run)
+    assert predictions is not None, "a run of classes or scores keeps them"
     name = "pearson" if np.issubdtype(predictions.dtype, np.floating) else "accuracy"
     return LabelOutputs((METRICS[name],), predictions, teacher)
 
@@ -434,18 +439,13 @@ def _class_agreement(run: ArmRuns) -> SystemOutputs:
 def _token_agreement(run: ArmRuns) -> SystemOutputs:
     """Target tokens at which the likeliest token is the teacher's, row by row."""
     table = run.answers
-    tokens = table["tokens"].to_numpy()
-    same = [np.sum(ours == theirs) for ours, theirs in zip(table["best"], table["teacher_best"], strict=True)]
+    tokens, best, teacher = table.tokens, table.student.best, table.teacher.best
+    assert best is not None, "a run of a language model keeps its likeliest tokens"
+    assert teacher is not None, "agreement is computed if the teacher's answers are kept"
+    same = [np.sum(ours == theirs) for ours, theirs in zip(best, teacher, strict=True)]
 
     def value(sums: Array) -> Array:
         shares: Array = 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
         return shares
 
     return SufficientStats(np.column_stack([same, tokens]).astype(float), value, tokens)
-
-
-def _flat(column: Any) -> Array:
-    """A column's values; those of lists one after another."""
-    values: Array = column.to_numpy()
-    flat: Array = np.concatenate(list(values)) if values.dtype == object else values
-    return flat

@@ -29,12 +29,13 @@ from kdalign.data.tasks.generation_cases import (
 from kdalign.data.tasks.loading import split_exists
 from kdalign.errors import UsageError
 from kdalign.evaluation.generation import GenerationSettings
-from kdalign.evaluation.predictions import Predictions, score_all, write_predictions
+from kdalign.evaluation.predictions import score_all
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.files import atomic_file
 from kdalign.metrics.classification import METRICS
 from kdalign.metrics.text import TEXT_METRICS, TextMetric, notes_on_words, score_texts
 from kdalign.registry import resolve
+from kdalign.runs.prediction_table import Predictions, write_predictions
 
 MOST_TRAINING_TEXTS = 20_000
 """So many texts of train are enough for a unigram."""

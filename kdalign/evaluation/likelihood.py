@@ -1,16 +1,12 @@
 """How likely a language model finds a text: total negative log-likelihood over counted tokens, divided once."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import TokenizedSplit, in_order
 from kdalign.errors import UsageError
-from kdalign.files import atomic_file
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
@@ -18,7 +14,7 @@ from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
 from kdalign.observer import ProgressCallback, no_progress
-from kdalign.runs.prediction_table import read_predictions
+from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.version import __version__
 
 MOST_NATS = 700
@@ -26,21 +22,6 @@ MOST_NATS = 700
 
 TOKENS_AT_ONCE = 4096
 """SmolLM2 in bfloat16 on two cores: at 8,192 a tenth slower, whose activations leave the caches, at 1,024 a quarter."""
-
-
-@dataclass(frozen=True)
-class TokenPredictions:
-    """A language model's answers on a split, row by row in the split's order.
-
-    Attributes:
-        nll: (rows,) negative log-likelihood of a row's target tokens, in nats.
-        tokens: (rows,) number of target tokens.
-        best: (all target tokens,) the likeliest token at each.
-    """
-
-    nll: Array
-    tokens: Array
-    best: Array
 
 
 def predict_tokens(
@@ -217,37 +198,3 @@ def _starts(tokens: Array) -> Array:
     starts: Array = np.concatenate([[0], np.cumsum(tokens)[:-1]])
     capped: Array = np.minimum(starts, tokens.sum() - 1)
     return capped  # an empty row at the end starts nowhere
-
-
-def read_teacher(file: Path) -> TokenPredictions:
-    """The teacher's answers that ``write_answers`` kept."""
-    table = read_predictions(file)
-    if not {"teacher_nll", "teacher_best"} <= set(table.columns):
-        raise UsageError(f"{str(file)!r} does not keep the teacher's answers")
-    best = np.concatenate(table["teacher_best"].to_list())
-    return TokenPredictions(table["teacher_nll"].to_numpy(), table["tokens"].to_numpy(), best)
-
-
-def write_totals(file: Path, answers: TokenPredictions, encoded: TokenizedSplit) -> None:
-    """Keep what each text (or part of one, where there are few) weighs, as parquet: ``nll`` and ``tokens``."""
-    import pandas as pd
-
-    assert encoded.groups is not None, "rows of one text belong together"
-    rows = pd.DataFrame({"text": encoded.groups, "nll": answers.nll, "tokens": answers.tokens})
-    with atomic_file(file) as temporary:
-        rows.groupby("text", as_index=False).sum().to_parquet(temporary, index=False)
-
-
-def write_answers(file: Path, student: TokenPredictions, teacher: TokenPredictions | None) -> None:
-    """Keep a split's answers as parquet, a row each: ``nll``, ``tokens``, ``best``, and the teacher's."""
-    import pandas as pd
-
-    def columns(answers: TokenPredictions, word: str) -> dict[str, Any]:
-        pieces = np.split(answers.best, np.cumsum(answers.tokens)[:-1])
-        return {f"{word}nll": answers.nll, f"{word}best": pieces}
-
-    table = {"tokens": student.tokens} | columns(student, "")
-    if teacher is not None:
-        table |= columns(teacher, "teacher_")
-    with atomic_file(file) as temporary:
-        pd.DataFrame(table).to_parquet(temporary, index=False)

@@ -38,6 +38,7 @@ from kdalign.models.sentence_transformers import prompts_note
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import write_likelihoods
 from kdalign.runs.record import read_record
 
 LONGEST_QUESTION = 2048
@@ -318,7 +319,9 @@ class LocalTarget:
             loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")
         )
         how = likelihood.protocol("word-l2r" if within else "token", length)
-        likelihood.write_totals(loaded.place.file(self.job, "-pseudo.parquet"), answers, encoded)
+        assert encoded.groups is not None, "rows of one text belong together"
+        file = loaded.place.file(self.job, "-pseudo.parquet")
+        write_likelihoods(file, encoded.groups, answers.nll, answers.tokens)
         found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
         return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
 

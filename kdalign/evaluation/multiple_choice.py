@@ -19,12 +19,13 @@ from kdalign.data.tasks import PromptedExample
 from kdalign.data.tokenization import special_frame, start_token
 from kdalign.errors import UsageError
 from kdalign.evaluation.likelihood import TOKENS_AT_ONCE
-from kdalign.evaluation.predictions import Predictions, check_finite
+from kdalign.evaluation.predictions import check_finite
 from kdalign.metrics.arrays import Array
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
 from kdalign.models.lm_head import vocabulary_scores
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.runs.prediction_table import Predictions
 
 Per = Literal["answer", "byte"]
 """What an answer's log-likelihood is of: the whole answer, or each of its bytes."""

@@ -1,9 +1,7 @@
 """Score a model on a split: one pass, every example once, predictions kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,28 +9,14 @@ from transformers import PreTrainedModel
 
 from kdalign.data.batches import TokenizedSplit, in_order
 from kdalign.data.tasks import ClassificationTask
-from kdalign.errors import NotFinite, UsageError
-from kdalign.files import atomic_file
+from kdalign.errors import NotFinite
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import inference_mode, pooled
 from kdalign.observer import ProgressCallback, no_progress
-from kdalign.runs.prediction_table import read_predictions
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A model's answers on a split, in the split's order.
-
-    Attributes:
-        logits: (examples, outputs) in the task's label order.
-        values: class numbers, or scores.
-    """
-
-    logits: Array
-    values: Array
+from kdalign.runs.prediction_table import Predictions
 
 
 def predict(
@@ -134,35 +118,3 @@ def agreement(task: ClassificationTask, student: Array, teacher: Array, interval
         return made
     low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts)
     return replace(made, low=low, high=high)
-
-
-def write_predictions(
-    file: Path, task: ClassificationTask, student: Predictions, labels: Array | None, teacher: Predictions | None
-) -> None:
-    """Keep a split's predictions as parquet.
-
-    Columns: ``prediction``, ``label``, ``teacher``, and for each output ``logit/NAME`` and, of classes, the teacher's
-    ``teacher_logit/NAME``.
-    """
-    import pandas as pd
-
-    columns: dict[str, Any] = {"prediction": student.values}
-    if labels is not None:
-        columns["label"] = labels
-    if teacher is not None:
-        columns["teacher"] = teacher.values
-    for number, name in enumerate(task.labels or (task.label,)):
-        columns[f"logit/{name}"] = student.logits[:, number]
-    if teacher is not None and teacher.logits.size:
-        columns |= {f"teacher_logit/{name}": teacher.logits[:, number] for number, name in enumerate(task.labels)}
-    with atomic_file(file) as temporary:
-        pd.DataFrame(columns).to_parquet(temporary, index=False)
-
-
-def read_teacher(file: Path) -> Predictions:
-    """The teacher's answers that ``write_predictions`` kept; logits of classes, where they were kept, too."""
-    table = read_predictions(file)
-    if "teacher" not in table.columns:
-        raise UsageError(f"{str(file)!r} does not keep the teacher's answers")
-    logits = table[[name for name in table.columns if name.startswith("teacher_logit/")]]
-    return Predictions(logits.to_numpy(dtype=np.float32), table["teacher"].to_numpy())

@@ -21,7 +21,7 @@ from kdalign.metrics.text import TEXT_METRICS, check_words, score_texts
 from kdalign.runs.discovery import RunGroup, discover, evaluations_in, read_evaluation
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import check_weights, read_checked
-from kdalign.runs.prediction_table import read_predictions
+from kdalign.runs.prediction_table import ModelColumns, PredictionTable, TokenPredictions, read_predictions
 from kdalign.runs.record import RECORD
 
 if TYPE_CHECKING:
@@ -129,11 +129,10 @@ def rescore_run(run: Path) -> RescoreReport:
 def _without_numbers(answers: "RecordedAnswers", where: str) -> RescoreReport:
     """What tells that a run's student, or its teacher, answered NaN, from which a class can still be taken."""
     differences = []
-    for who, prefix in (("student", ""), ("teacher", "teacher_")):
-        names = [str(name) for name in answers.table.columns]
-        columns = [name for name in names if name.startswith(f"{prefix}logit/") or name == f"{prefix}nll"]
-        for values in [answers.table[columns].to_numpy(dtype=np.float64)] if columns else []:
-            none = ~np.isfinite(values).any(axis=1) if len(columns) > 1 else np.isnan(values[:, 0])
+    for who, columns in (("student", answers.table.student), ("teacher", answers.table.teacher)):
+        numbers = [columns.logits, None if columns.nll is None else columns.nll[:, None]]
+        for values in [part.astype(np.float64) for part in numbers if part is not None]:
+            none = ~np.isfinite(values).any(axis=1) if values.shape[1] > 1 else np.isnan(values[:, 0])
             bad = int((np.isnan(values).any(axis=1) | none).sum())
             if bad:
                 differences.append(
@@ -152,7 +151,7 @@ def rescore_archived(entry: RunGroup) -> RescoreReport:
         metrics, missing = metrics_named(record.metrics)
         found += RescoreReport(untaken=tuple(f"ablation {str(entry.ablation)!r}, {task}: {line}" for line in missing))
         for split, told in record.scores.items():
-            answers = RecordedAnswers(pd.DataFrame(entry.answers[task][split]), metrics)
+            answers = RecordedAnswers(PredictionTable(pd.DataFrame(entry.answers[task][split])), metrics)
             where = f"{entry.name}, {task}, seed {entry.seed}, {split}"
             found += _verify_split(told, answers, where, f"ablation {str(entry.ablation)!r}", KEPT_TOLERANCE)
     return found
@@ -182,76 +181,60 @@ def _verify_split(
 
 @dataclass(frozen=True)
 class RecordedAnswers:
-    """What a model answered on a split, as a file keeps it, and its teacher where it has one.
+    """Kept predictions of a model on a split, and of its teacher if it has one, to be scored again."""
 
-    Classes, scores and cosines lie in the columns ``prediction``, ``label``, ``teacher``, ``logit/NAME`` and
-    ``teacher_logit/NAME``; likelihoods in ``nll``, ``tokens``, ``best``, ``teacher_nll`` and ``teacher_best``.
-    """
-
-    table: "pd.DataFrame"
+    table: PredictionTable
     metrics: Mapping[str, Metric]
 
-    @property
-    def of_tokens(self) -> bool:
-        """Whether they are likelihoods."""
-        return "nll" in self.table.columns
-
     def student(self, told: Sequence[Told]) -> list[Score | str]:
-        """The model's own scores, for those that are told; a reason where one cannot be taken."""
-        return self._likelihoods(told, "") if self.of_tokens else [self._of_values(one, "") for one in told]
+        """The model's scores, in the order of the recorded ones; a reason for each that cannot be computed."""
+        return self._scores(told, self.table.student)
 
     def teacher(self, told: Sequence[Told]) -> list[Score | str]:
-        """Its teacher's, likewise."""
-        if self.of_tokens:
-            return self._likelihoods(told, "teacher_")
-        return [self._of_values(one, "teacher_") for one in told]
+        """The teacher's scores, likewise."""
+        return self._scores(told, self.table.teacher)
 
     def agreement(self) -> list[Score | str]:
-        """How far both answer alike."""
-        if self.of_tokens:
-            from kdalign.evaluation.likelihood import TokenPredictions, token_agreement
+        """The agreement of model and teacher, or a reason why it cannot be computed."""
+        ours, theirs = self.table.student.answers, self.table.teacher.answers
+        if ours is None or theirs is None:
+            return ["its teacher's answers are not kept"]
+        if self.table.of_tokens:
+            from kdalign.evaluation.likelihood import token_agreement
 
-            if "teacher_best" not in self.table.columns:
-                return ["its teacher's answers are not kept"]
-            tokens = self._column("tokens")
-            ours, theirs = (np.concatenate(self.table[name].to_list()) for name in ("best", "teacher_best"))
+            tokens = self.table.tokens
             nothing = np.zeros(len(tokens))
             pair = TokenPredictions(nothing, tokens, ours), TokenPredictions(nothing, tokens, theirs)
             return [token_agreement(*pair, interval=True)]
-        if "teacher" not in self.table.columns:
-            return ["its teacher's answers are not kept"]
-        ours, theirs = self._column("prediction"), self._column("teacher")
         metric = METRICS["pearson" if ours.dtype.kind == "f" else "accuracy"]
         return [replace(_scored(metric, ours, theirs), metric=AGREEMENT)]
 
-    def _column(self, name: str) -> Array:
-        found: Array = self.table[name].to_numpy()
-        return found
+    def _scores(self, told: Sequence[Told], model: ModelColumns) -> list[Score | str]:
+        if self.table.of_tokens:
+            return self._likelihoods(told, model)
+        return [self._of_values(one, model) for one in told]
 
-    def _of_values(self, told: Told, whose: str) -> Score | str:
+    def _of_values(self, told: Told, model: ModelColumns) -> Score | str:
         """A metric of classes, scores or cosines against the labels."""
         metric = self.metrics.get(told["metric"])
         if metric is None:
             return f"{told['metric']} is not known here"
-        logits = [name for name in self.table.columns if str(name).startswith(f"{whose}logit/")]
-        values = "teacher" if whose else "prediction"
-        if "label" not in self.table.columns or values not in self.table.columns:
-            return f"{'labels' if values in self.table.columns else 'its answers'} are not kept"
-        if metric.of_logits and not logits:
-            return "its logits are not kept"
-        answers = self.table[logits].to_numpy() if metric.of_logits else self._column(values)
-        return _scored(metric, answers, self._column("label"))
+        labels, values = self.table.labels, model.values
+        if labels is None or values is None:
+            return f"{'its answers' if values is None else 'labels'} are not kept"
+        answers = model.logits if metric.of_logits else values
+        return "its logits are not kept" if answers is None else _scored(metric, answers, labels)
 
-    def _likelihoods(self, told: Sequence[Told], whose: str) -> list[Score | str]:
-        """Perplexities from each row's likelihood; the words and bytes of the text are as they are told."""
+    def _likelihoods(self, told: Sequence[Told], model: ModelColumns) -> list[Score | str]:
+        """Perplexities from each row's likelihood; word and byte counts are taken from the recorded scores."""
         from kdalign.evaluation.likelihood import token_perplexities
 
-        if f"{whose}nll" not in self.table.columns:
+        if model.nll is None:
             return ["its answers are not kept"] * len(told)
         units = {one["metric"]: one["n"] for one in told}
         found = token_perplexities(
-            self._column(f"{whose}nll"),
-            self._column("tokens"),
+            model.nll,
+            self.table.tokens,
             units.get("word_ppl", 0),
             units.get("byte_ppl", units.get("bits_per_byte", 0)),
             "",
@@ -290,8 +273,7 @@ def rescore_evaluation(file: Path) -> RescoreReport:
                 names = ", ".join(one["metric"] for one in told)
                 found += RescoreReport(untaken=(f"{where}: the answers behind {names} are not beside it",))
                 continue
-            table = _written_texts(answers) if kind == "texts" else read_predictions(answers)
-            found += _verified(where, "", told, _again(table, kind, told, result))
+            found += _verified(where, "", told, _again(answers, kind, told, result))
     return found
 
 
@@ -326,12 +308,12 @@ def _kept(file: Path, result: Told, told: Told) -> tuple[Path | None, str]:
     return None, kind
 
 
-def _again(table: "pd.DataFrame", kind: str, told: Sequence[Told], result: Told) -> list[Score | str]:
+def _again(file: Path, kind: str, told: Sequence[Told], result: Told) -> list[Score | str]:
     """Scores of kept answers, for those that are told."""
     plain = [{**one, "metric": one["metric"].partition(" ")[0]} for one in told]
     if kind == "texts":
-        return _of_texts(table, plain, result)
-    answers = RecordedAnswers(table, METRICS)
+        return _of_texts(_written_texts(file), plain, result)
+    answers = RecordedAnswers(read_predictions(file), METRICS)
     own = [one for one in plain if one["metric"] != AGREEMENT]
     taken = iter(answers.student(own))
     return [answers.agreement()[0] if one["metric"] == AGREEMENT else next(taken) for one in plain]

@@ -21,10 +21,10 @@ from kdalign.evaluation.job import (
     with_texts,
 )
 from kdalign.evaluation.likelihood import PERPLEXITIES
-from kdalign.evaluation.predictions import Predictions
 from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.observer import Observer
+from kdalign.runs.prediction_table import Predictions
 from kdalign.served import ApiModel, ServedSettings, TokenLogprob, Unavailable, label_in_answer
 
 GO_ON = "Continue this text with the next {words} words. Answer with the continuation alone.\n\n{prompt}"

@@ -25,7 +25,7 @@ from kdalign.files import atomic_file, parse_json, read_bytes
 from kdalign.metrics.arrays import Array
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
 from kdalign.runs.folder import RunFolder, seal_of
-from kdalign.runs.prediction_table import check_answers, read_predictions
+from kdalign.runs.prediction_table import ARCHIVED, PREDICTION, SHARED, check_predictions, read_predictions
 from kdalign.runs.record import RunRecord, read_record
 
 _COMMON = "common.json.gz"
@@ -38,8 +38,6 @@ _LARGEST = 32 * 2**20
 """Bytes to which a kept result, and a column that runs share, may unpack: some millions of answers."""
 _KINDS = ("<i4", "<f4")
 _SHARED_FILE = re.compile(rf"[0-9a-f]{{{_HEX}}}\.gz")
-_ANSWERS = ("prediction", "label", "teacher", "nll", "tokens")
-_SHARED = ("label", "teacher", "tokens")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
     except (UsageError, ValueError, KeyError, AttributeError, TypeError, zlib.error) as error:
         raise UsageError(f"{str(file)!r} is not what an ablation kept: {cause_of(error)}") from None
     record = RunRecord.from_json({**tree, "samples": [], "files": {}}, repr(str(file)))
-    _check_answers(answers, record, repr(str(file)))
+    _check_lengths(answers, record, repr(str(file)))
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
     changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
     if changed:
@@ -124,7 +122,7 @@ def _watched(tree: object) -> list[dict[str, Any]]:
     return tree
 
 
-def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord, where: str) -> None:
+def _check_lengths(answers: Mapping[str, Mapping[str, Array]], record: RunRecord, where: str) -> None:
     """Refuse columns of another length than one another, or than the examples that the record counts."""
     import pandas as pd
 
@@ -133,11 +131,11 @@ def _check_answers(answers: Mapping[str, Mapping[str, Array]], record: RunRecord
     for split, columns in answers.items():
         lengths = {name: len(values) for name, values in columns.items()}
         n = record.data["reported"][split]["n"]
-        whole = {n} if "prediction" in lengths else set(lengths.values())  # a long text has several rows of likelihoods
+        whole = {n} if PREDICTION in lengths else set(lengths.values())  # a long text has several rows of likelihoods
         if not set(lengths.values()) <= whole or len(whole) > 1:
             shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
             raise UsageError(f"{where}: the answers to the {n:,} examples of {split} are of other lengths: {shown}")
-        check_answers(pd.DataFrame(columns), f"{where}, {split}", n)
+        check_predictions(pd.DataFrame(columns), f"{where}, {split}", n)
 
 
 def read_all_archived(out: Path) -> list[ArchivedRun]:
@@ -187,8 +185,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _read_answers(file: Path) -> dict[str, Array]:
-    table = read_predictions(file)
-    return {name: table[name].to_numpy() for name in _ANSWERS if name in table.columns}
+    frame = read_predictions(file).frame
+    return {name: frame[name].to_numpy() for name in ARCHIVED if name in frame.columns}
 
 
 def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
@@ -200,7 +198,7 @@ def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
     column = values.astype("<i4") if whole else _shortened(values)
     raw = column.view(np.uint8).reshape(-1, 4).T.tobytes()
     kind = column.dtype.str
-    if name not in _SHARED:
+    if name not in SHARED:
         return {"dtype": kind, "values": base64.b64encode(raw).decode()}
     file = folder / f"{_name_of(raw)}.gz"
     if not file.is_file():

@@ -9,7 +9,7 @@ from kdalign.data.tasks import ClassificationTask, Examples, find_task, load_exa
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.runs.finished import FinishedRun
-from kdalign.runs.prediction_table import read_predictions
+from kdalign.runs.prediction_table import ModelColumns, read_predictions
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,24 @@ def read_answers(run: FinishedRun) -> SplitAnswers | None:
     if not file.is_file():
         return None
     table = read_predictions(file, run.record.data["reported"][run.split]["n"])
-    if "prediction" not in table.columns:
+    if table.student.values is None:
         return None
-    labels = tuple(name.removeprefix("logit/") for name in table.columns if name.startswith("logit/"))
-    scores = len(labels) < 2
+    labels = table.student.outputs if len(table.student.outputs) > 1 else ()
 
-    def logits(prefix: str) -> Array | None:
-        columns = [f"{prefix}/{label}" for label in labels]
-        return table[columns].to_numpy(np.float64) if not scores and set(columns) <= set(table.columns) else None
+    def logits(model: ModelColumns) -> Array | None:
+        kept = model.logits if labels and model.outputs == labels else None
+        return None if kept is None else kept.astype(np.float64)
 
     return SplitAnswers(
         name=run.name,
         task=run.record.task,
         split=run.split,
-        labels=() if scores else labels,
-        references=table["label"].to_numpy() if "label" in table.columns else None,
-        student=table["prediction"].to_numpy(),
-        teacher=table["teacher"].to_numpy() if "teacher" in table.columns else None,
-        student_logits=logits("logit"),
-        teacher_logits=logits("teacher_logit"),
+        labels=labels,
+        references=table.labels,
+        student=table.student.values,
+        teacher=table.teacher.values,
+        student_logits=logits(table.student),
+        teacher_logits=logits(table.teacher),
     )
 
 

@@ -11,11 +11,10 @@ from scipy.stats import binomtest
 from kdalign.comparison.verdicts import ArmRuns, test_arms
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
-from kdalign.evaluation.likelihood import TokenPredictions, write_answers
-from kdalign.evaluation.predictions import Predictions, write_predictions
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import Recipe
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import Predictions, TokenPredictions, write_predictions, write_token_predictions
 from kdalign.runs.record import SCHEMA, ModelRecord, RunRecord
 
 N = 120
@@ -93,7 +92,7 @@ def modeller(path, worse=0.0, seed=0, shift=0, words=500):
     best = generator.integers(0, 50, tokens.sum())
     off = np.random.default_rng([seed, int(100 * worse)]).random(len(best)) < 0.3 + worse
     ours = TokenPredictions(nll, tokens, np.where(off, 99, best))
-    write_answers(RunFolder(path).predictions("validation"), ours, TokenPredictions(nll, tokens, best))
+    write_token_predictions(RunFolder(path).predictions("validation"), ours, TokenPredictions(nll, tokens, best))
     total = nll.sum()
     values = {"ppl": float(np.exp(total / tokens.sum())), "word_ppl": float(np.exp(total / words))}
     return finished(path, "lm", values, seed, n=80, units={"ppl": int(tokens.sum()), "word_ppl": words})

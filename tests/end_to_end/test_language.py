@@ -16,9 +16,10 @@ from kdalign.data.batches import TokenizedSplit
 from kdalign.data.tasks import find_task, load_texts
 from kdalign.data.tasks.language import FAMILIES, LanguageTask
 from kdalign.errors import UsageError
-from kdalign.evaluation.likelihood import TokenPredictions, perplexities, protocol, token_agreement
+from kdalign.evaluation.likelihood import perplexities, protocol, token_agreement
 from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.runs.record import read_record
 from support.tiny import make_tokenizer, one_line, sentences, tiny_config
 

@@ -16,6 +16,7 @@ from kdalign.evaluation.rescoring import _languages, rescore, rescore_evaluation
 from kdalign.metrics.classification import METRICS
 from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import PredictionTable
 from kdalign.runs.record import read_record
 from support.tiny import one_line, sentences
 
@@ -248,7 +249,8 @@ def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(colu
     from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
 
     found = _without_numbers(
-        RecordedAnswers(pd.DataFrame({"prediction": [0, 0], **columns}), METRICS), "run 'x', validation"
+        RecordedAnswers(PredictionTable(pd.DataFrame({"prediction": [0, 0], **columns})), METRICS),
+        "run 'x', validation",
     )
     [line] = found.differences
     assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept answers are no numbers")
@@ -260,7 +262,7 @@ def test_answers_that_a_model_never_gives_are_numbers():
     from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
 
     columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
-    assert not _without_numbers(RecordedAnswers(pd.DataFrame(columns), METRICS), "x").differences
+    assert not _without_numbers(RecordedAnswers(PredictionTable(pd.DataFrame(columns)), METRICS), "x").differences
 
 
 def test_texts_are_scored_again_in_every_language_that_counts_otherwise():

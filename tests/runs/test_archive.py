@@ -11,10 +11,10 @@ import pytest
 
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
-from kdalign.evaluation.predictions import Predictions, write_predictions
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
 from kdalign.runs.archive import _LARGEST, _seal_of, archive_run, read_archived
 from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import Predictions, write_predictions
 from kdalign.runs.record import read_record
 from support.records import run
 

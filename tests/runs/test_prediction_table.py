@@ -28,7 +28,7 @@ def _kept(folder: Path, columns: dict[str, object]) -> Path:
 
 @pytest.mark.parametrize("columns", [CLASSES, TOKENS, {"prediction": [0.5], "label": [1.0], "logit/score": [0.5]}])
 def test_answers_that_a_run_keeps_are_read(tmp_path: Path, columns: dict[str, object]) -> None:
-    assert list(read_predictions(_kept(tmp_path, columns)).columns) == list(columns)
+    assert list(read_predictions(_kept(tmp_path, columns)).frame.columns) == list(columns)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from kdalign.data.tasks import ClassificationTask, Examples, load_examples
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.errors import UsageError
 from kdalign.evaluation import predictions
-from kdalign.evaluation.predictions import Predictions
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -21,6 +20,7 @@ from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.runs.prediction_table import Predictions, read_teacher_predictions, write_predictions
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class ClassificationAdapter:
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
     ) -> None:
         """Write predictions, labels and logits."""
-        predictions.write_predictions(file, self.task, ours, encoded.labels, theirs)
+        write_predictions(file, self.task, ours, encoded.labels, theirs)
 
     def read_teacher(self, file: Path) -> Predictions:
         """The teacher's classes or scores."""
-        return predictions.read_teacher(file)
+        return read_teacher_predictions(file)

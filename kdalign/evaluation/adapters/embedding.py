@@ -13,7 +13,6 @@ from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.evaluation import predictions
-from kdalign.evaluation.predictions import Predictions
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -23,6 +22,7 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.models.sentence_transformers import check_sentences
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.runs.prediction_table import Predictions, read_teacher_predictions, write_predictions
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class EmbeddingAdapter:
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
     ) -> None:
         """Write cosines and likeness."""
-        predictions.write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
+        write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
     def read_teacher(self, file: Path) -> Predictions:
         """The teacher's cosines."""
-        return predictions.read_teacher(file)
+        return read_teacher_predictions(file)
 
 
 def _likeness(encoded: TokenizedSplit) -> np.ndarray[Any, Any] | None:

@@ -13,7 +13,6 @@ from kdalign.data.tokenization import check_roles, tokenize_chats, tokenize_docu
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
-from kdalign.evaluation.likelihood import TokenPredictions
 from kdalign.evaluation.samples import Prompt, chat_prompts, continuation_prompts, source_prompts
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -22,6 +21,7 @@ from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, head_of
 from kdalign.observer import ProgressCallback, no_progress
+from kdalign.runs.prediction_table import TokenPredictions, read_teacher_tokens, write_token_predictions
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class LanguageModelingAdapter:
         self, file: Path, ours: TokenPredictions, encoded: TokenizedSplit, theirs: TokenPredictions | None
     ) -> None:
         """Write likelihoods and likeliest tokens, row by row."""
-        likelihood.write_answers(file, ours, theirs)
+        write_token_predictions(file, ours, theirs)
 
     def read_teacher(self, file: Path) -> TokenPredictions:
         """The teacher's likelihoods and likeliest tokens."""
-        return likelihood.read_teacher(file)
+        return read_teacher_tokens(file)
