@@ -15,34 +15,41 @@ class ObjectiveWeights(Section):
     """L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn (arXiv:2412.19449)."""
 
     hard: Weight = 0.3
+    """Weight of the cross-entropy with the labels."""
     alpha: Weight = 0.7
+    """Weight of the divergence from the teacher's soft targets."""
     beta: Weight = 1.0
+    """Weight of the cosine distance between features of paired layers."""
     gamma: Weight = 1.0
+    """Weight of the Euclidean distance between features of paired layers."""
     delta: Weight = 1.0
+    """Weight of the distance between attention maps of paired layers."""
     embeddings: Weight = 0.0
-    """Cosine between the embeddings, what the first layers read; worth a try where depth is cut hard."""
+    """Weight of the cosine distance between the embeddings, the input of the first layers; worth a try if many layers
+    are cut."""
     relations: Weight = 0.0
-    """KL between how positions relate by their values (or queries and keys, too); widths and heads may differ."""
+    """Weight of the KL divergence between relations of positions by their values (or also queries and keys); widths
+    and heads may differ."""
     masked_lm: Weight = 0.0
-    """Cross-entropy of a student that classifies on masked tokens of its texts (15 %), by a head of its own that is not
-    exported; costs about one more forward and backward of the student."""
+    """Weight of masked-language-model cross-entropy (15 % of the tokens) for a student that classifies, with a head
+    that is not exported; costs about one more forward and backward pass of the student."""
     temperature: Temperature = 2.0
+    """Temperature of both distributions in the soft-target terms."""
     divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
-    """How answers are compared with the teacher's."""
+    """Divergence between the student's distributions and the teacher's."""
     standardise: bool = False
-    """Bring both models' logits of classes to mean 0 and spread 1 before they are compared."""
+    """Standardise both models' class logits to mean 0 and standard deviation 1 before they are compared."""
     terms: Mapping[str, Mapping[str, Any]] = {}
-    """Further terms by name, shipped or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
+    """Further terms by name, built in or your own (``file.py:Name``): a weight each, or ``weight`` and options."""
     schedule: Mapping[str, Mapping[str, Any]] = {}
-    """What changes on the way, ``temperature`` or a weight by its key or its term's name: ``to`` (from the recipe's
-    value), ``shape`` (linear, cosine, steps or constant), ``from`` and ``until`` (shares of the steps), ``steps``
-    (jumps)."""
+    """Schedules of ``temperature`` or of a weight, by its key or its term's name: ``to`` (final value), ``shape``
+    (linear, cosine, steps or constant), ``from`` and ``until`` (shares of the steps), ``steps`` (number of jumps)."""
     balance: Literal["static", "size", "uncertainty", "pace"] = "static"
-    """What weights are multiplied by on the way: nothing; one by each term's running size; what is learnt; or more for
-    terms that fall more slowly."""
+    """Factors on the weights during training: none (``static``), by each term's running size (``size``), learned
+    (``uncertainty``), or larger for terms that fall more slowly (``pace``)."""
     align_first: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps in which layers alone are aligned (and masked tokens filled in); after them only answers
-    count: ``hard``, ``alpha``, and of the further terms ``logit-mse``, ``dkd`` and ``dist``."""
+    """Share of the steps in which only layers are aligned (and masked tokens predicted); after it only outputs count:
+    ``hard``, ``alpha``, and of the further terms ``logit-mse``, ``dkd`` and ``dist``."""
 
     @field_validator("terms", mode="before")
     @classmethod

@@ -18,39 +18,49 @@ CHECKS: tuple[str, ...] = get_args(Check)
 
 
 class Recipe(Section):
-    """One run of ``kdalign distill``, whole."""
+    """All settings of one ``kdalign distill`` run."""
 
     preset: str | None = None
-    """A method of the field to begin with (``kdalign recipe show``); what the recipe says wins over it."""
+    """A published method to start from (``kdalign recipe show``). Keys of the recipe win over those of the preset."""
     teacher: str
-    """Hub id, folder, or ``none``: the student is then trained alone."""
+    """Hub id or folder of the large model; with ``none`` the student is trained without a teacher."""
     student: str = "layers=half"
-    """Hub id, folder, ``layers=N`` or ``layers=half`` (cut out of the teacher, ``layers=N,width=N`` narrower, too), or
-    ``new:TYPE,layers=N,width=N``."""
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (layers of the teacher; ``layers=N,width=N`` also makes it
+    narrower), or ``new:TYPE,layers=N,width=N`` (a new model)."""
     revision: str | None = None
     """The teacher's revision on the hub."""
     student_revision: str | None = None
+    """The student's revision on the hub."""
     tokenizer: str | None = None
-    """Of a student that is built from nothing: hub id, folder, or ``train:SIZE``, trained on the training text."""
+    """Tokenizer of a student that is cut out of the teacher or new: hub id, folder, or ``train:SIZE`` to train one on
+    the training text; the teacher's by default."""
     init: str = "uniform"
-    """Which teacher layers a cut student starts from: a fixed map's name, numbers such as ``1 3 5``, or ``random``."""
+    """Teacher layers that a cut student starts from: the name of a fixed map, numbers such as ``1 3 5``, or
+    ``random``."""
     init_from: Literal["fine-tuned", "pretrained"] = "fine-tuned"
-    """Where the teacher is fine-tuned first: whether a cut student starts from it after that, or as it was before."""
+    """Teacher weights that a cut student starts from, for a teacher that is fine-tuned first: those after fine-tuning
+    or those before."""
     narrow_by: Literal["pca", "svd", "importance", "random"] = "pca"
-    """How a cut student becomes narrower: along its features' main directions, its word embeddings', or by its largest
-    channels; or all weights at random."""
+    """How a cut student becomes narrower: along the main directions of its features (``pca``) or of its word
+    embeddings (``svd``), by its largest channels (``importance``), or with random weights."""
     finetune_teacher: bool = True
-    """Fine-tune a teacher that has no head for the task; refuse it when false."""
+    """Fine-tune a teacher that has no head for the task; with false such a teacher is an error."""
     allow: tuple[Check, ...] = ()
-    """Findings of the checks before a run that are let through."""
+    """Findings of the preflight checks that do not stop the run."""
     data: DataSettings
+    """Text to train on and to score on."""
     align: AlignSettings = AlignSettings()
+    """Layer pairs, and how their features are compared."""
     objective: ObjectiveWeights = ObjectiveWeights()
+    """Weights of the loss terms."""
     train: TrainSettings = TrainSettings()
+    """Training of the student."""
     finetune: FinetuneSettings = FinetuneSettings()
+    """Fine-tuning of a teacher that has no head for the task."""
     multi_task: MultiTask = MultiTask()
+    """Several tasks in one student."""
     out: str | None = None
-    """The run folder; named after task, models and seed when left out."""
+    """The run folder; named after the task, the models and the seed when left out."""
 
     @model_validator(mode="before")
     @classmethod

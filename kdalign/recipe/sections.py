@@ -98,25 +98,26 @@ AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 class AugmentSettings(Section):
-    """Other views of the training rows."""
+    """Augmentation of the training rows."""
 
     by: Literal["none", "masked-lm", "spans", "cutoff"] = "none"
-    """``masked-lm``: new texts whose words a masked language model has replaced; ``spans``: runs of tokens that are
-    masked, ``cutoff``: tokens that are cut off, drawn anew for each row and epoch."""
+    """Method: ``masked-lm`` replaces words by a masked language model and adds the new texts; ``spans`` masks runs of
+    tokens and ``cutoff`` cuts tokens off, drawn for each row and epoch."""
     rate: float | None = Field(None, gt=0, lt=1)
-    """The chance of a word to be replaced (0.4), or the share of a row's tokens masked (0.15) or cut off (0.1)."""
+    """Probability that a word is replaced (0.4 when left out), or the share of a row's tokens that is masked (0.15) or
+    cut off (0.1)."""
     share: float = Field(0.5, gt=0, le=1)
-    """Of ``spans`` and ``cutoff``: the chance of a row to be changed in an epoch; others are read as they are."""
+    """For ``spans`` and ``cutoff``: probability that a row is changed in an epoch."""
     model: str | None = None
-    """Of ``masked-lm``: the masked language model, a hub id or a folder."""
+    """For ``masked-lm``: the masked language model, a hub id or a folder."""
     copies: int = Field(1, ge=1, le=10_000)
-    """Of ``masked-lm``: new texts of each labelled row, made once; 20 in TinyBERT."""
+    """For ``masked-lm``: new texts per labelled row, written once before training; TinyBERT uses 20."""
     candidates: int = Field(15, ge=1, le=10**6)
-    """Of ``masked-lm``: a word is drawn from so many likely ones."""
+    """For ``masked-lm``: number of likely words from which a replacement is drawn."""
     keep_labels: bool = False
-    """Of ``masked-lm``: whether new texts have the label of the row they are made of; else it is not known."""
+    """For ``masked-lm``: give a new text the label of its row; otherwise new texts have no label."""
     seed: Seed = 0
-    """Of ``masked-lm``: of what is drawn; the same texts for all seeds of the training."""
+    """For ``masked-lm``: seed of the replacements, so that all seeds of the training read the same texts."""
 
     @model_validator(mode="after")
     def _of_one_way(self) -> "AugmentSettings":
@@ -151,34 +152,34 @@ class AugmentSettings(Section):
 
 
 class DataSettings(Section):
-    """Which text the student learns from and is scored on."""
+    """Text to train on and to score on."""
 
     task: tuple[str, ...]
-    """Names of tasks, or paths of task files; several train one student each, or one for all with
+    """Names of tasks or paths of task files. Several tasks train one student each, or one for all with
     ``multi_task.together``."""
     folder: str | None = None
     """A folder with ``<split>.parquet|csv|tsv|jsonl``, or one such folder per task name."""
     dataset: str | None = None
-    """A hub data set instead of the task's own."""
+    """A data set on the hub in place of the task's own."""
     config: str | None = None
-    """The hub data set's configuration."""
+    """Configuration of the hub data set."""
     max_length: int = Field(128, ge=8, le=LONGEST_INPUT)
-    """Longest input in tokens; longer ones are cut, counted and reported."""
+    """Longest input in tokens; longer inputs are cut, counted and reported."""
     order: Literal["drawn", "left-to-right"] = "drawn"
-    """In which order a permutation model (XLNet) is trained to predict tokens; it is scored from left to right."""
+    """Prediction order in which a permutation model (XLNet) is trained; it is always scored from left to right."""
     limit: Rows | None = None
-    """At most so many training examples (drawn by the seed) and scored examples (the first ones)."""
+    """Most training examples, drawn by the seed, and most scored examples, the first ones."""
     limit_seed: Seed | None = None
-    """Of that draw; the training's own seed when left out. Arms of an ablation learn from one draw, 0."""
+    """Seed of the draw for ``limit``; the training seed when left out. All arms of an ablation use 0."""
     unlabelled: str | None = None
-    """Text without labels to learn from as well: a folder or a file with the task's columns (of a folder, its split
-    ``train``), or ``rest``, the training rows that ``limit`` leaves out. Every term but those of labels counts it."""
+    """Extra text without labels: a folder (its split ``train``) or a file with the task's columns, or ``rest``, the
+    training rows that ``limit`` leaves out. Every term that needs no labels uses it."""
     unlabelled_limit: Rows | None = None
-    """At most so many of these texts, drawn as for ``limit``."""
+    """Most rows of that text, drawn as for ``limit``."""
     unlabelled_share: float | None = Field(None, gt=0, lt=1)
-    """The share of an epoch's rows that have no label, drawn anew for each; all of them once an epoch when left out."""
+    """Share of an epoch's rows without labels, drawn for each epoch; all of them once per epoch when left out."""
     augment: AugmentSettings = AugmentSettings()
-    """Other views of the training rows, such as ``{by: cutoff}``."""
+    """Augmentation of the training rows, such as ``{by: cutoff}``."""
 
     @field_validator("task", mode="before")
     @classmethod
@@ -202,36 +203,38 @@ UNLABELLED_KEYS = ("unlabelled", "unlabelled_limit", "unlabelled_share")
 
 
 class AlignSettings(Section):
-    """Which teacher layer teaches which student layer."""
+    """Layer pairs, and how their features are compared."""
 
     map: str = "auto"
-    """``auto`` (the layers that the student was cut from, else uniform), a fixed map, or pairs such as ``0:1 1:3``."""
+    """Layer map: ``auto`` (the layers that the student was cut from, otherwise uniform), the name of a map, or pairs
+    such as ``0:1 1:3``."""
     remap_every: Steps | None = None
-    """Steps after which a map by likeness is measured again on the student as it is then; once, before training, when
-    left out."""
+    """Steps after which a similarity map is computed again on the current student; once, before training, when left
+    out."""
     plan: str | None = None
-    """A plan saved by ``kdalign map-layers`` instead."""
+    """A plan saved by ``kdalign map-layers``, in place of ``map``."""
     weights: tuple[float, ...] | str = "uniform"
-    """lambda_l, which sum to 1: ``uniform``, ``ramp`` (in proportion to a layer's rank from the bottom), ``learned``,
-    ``adaptive`` (more for layers that are further off), or one number for each pair of layers."""
+    """Layer weights lambda_l, which sum to 1: ``uniform``, ``ramp`` (in proportion to a layer's rank from the bottom),
+    ``learned``, ``adaptive`` (more for layers that are further apart), or one number per pair of layers."""
     grow: float = Field(0.0, ge=0, le=1)
-    """Share of the steps over which layers are aligned one more at a time, from the bottom; all of them from the start
-    at 0. Nothing where no layers are compared."""
+    """Share of the steps over which layer pairs are added one by one from the bottom; at 0 all pairs count from the
+    first step."""
     heads: Literal["auto", "each", "mean", "mix"] = "auto"
-    """How attention maps are compared: head by head, averaged over heads, or the student's mixed by learned shares
-    into as many as the teacher has; ``auto`` is head by head where the numbers agree, else mixed."""
+    """Comparison of attention maps: ``each`` head by head, ``mean`` over heads, ``mix`` with learned mixtures of the
+    student's heads; ``auto`` is head by head if both models have the same number, otherwise mixed."""
     relations: Literal["values", "all"] = "values"
     """What ``objective.relations`` compares: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
     relation_heads: int | None = Field(None, ge=1, le=10**6)
-    """Heads of relations, a divisor of both models' widths; the largest up to the teacher's own when left out."""
+    """Number of relation heads, a divisor of both models' widths; when left out, the largest up to the teacher's
+    number of heads."""
     projection: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
-    """What brings features of different widths together."""
+    """Projection between features of different widths."""
     side: Literal["student", "teacher"] = "student"
-    """Whose features are projected; the teacher's by an orthogonal projection alone."""
+    """Model whose features are projected; the teacher's only by an orthogonal projection."""
     shared: bool = False
-    """One projection for all pairs of a stack instead of one for each."""
+    """Use one projection for all layer pairs of a stack."""
     start: Literal["random", "least-squares", "procrustes", "pca"] = "random"
-    """How projections start: at random, or from the features of a few training examples."""
+    """Initial weights of projections: random, or fitted to the features of a few training examples."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -253,48 +256,58 @@ class AlignSettings(Section):
 
 
 class TrainSettings(Section):
-    """How the student is trained."""
+    """Training of the student."""
 
     epochs: Epochs = 3.0
+    """Passes over the training split."""
     max_steps: Steps | None = None
-    """Optimizer steps; wins over epochs."""
+    """Number of optimizer steps; wins over epochs."""
     max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    """Stop with the step in which so many real tokens were trained on; wins over epochs."""
+    """Token budget: training stops with the step that reaches this number of tokens without padding; wins over epochs.
+    """
     batch_size: int = Field(64, ge=1, le=MOST_STEPS)
     """Examples per optimizer step, over all ranks."""
     batch_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    """About so many real tokens per optimizer step instead, so that short texts weigh no more than long ones."""
+    """Approximate number of tokens per optimizer step, without padding, in place of ``batch_size``, so that short
+    texts count no more than long ones."""
     micro_batch: int | None = Field(None, ge=1, le=MOST_STEPS)
-    """Examples per forward and rank; the whole share when left out."""
+    """Examples per forward pass and rank; a rank's whole share of the batch when left out."""
     lr: LearningRate = 2e-4
+    """Peak learning rate of AdamW."""
     weight_decay: WeightDecay = 0.01
+    """Weight decay of AdamW."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after warm-up."""
     warmup: Share = 0.06
     """Share of the steps over which the learning rate rises."""
     clip: float = Field(1.0, gt=0, le=LARGEST)
     """Largest norm of the gradient."""
     lora: int | None = Field(None, ge=1, le=10**6)
-    """Train low-rank adapters of this rank instead of the layers' weights; they are merged before export."""
+    """Rank of low-rank adapters that are trained in place of the layers' weights and merged before export."""
     freeze: tuple[str, ...] = ()
     """Parts of the student that are not trained: ``embeddings``, ``head``, ``layers=0-1`` (of each stack) or
     ``layers=encoder:0``; several with commas."""
     dropout: Share | None = None
-    """The student's dropout; as its configuration says when left out."""
+    """Dropout of the student; its configuration's when left out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of training; ``auto`` is bf16 on hardware with fast bfloat16 (GPUs; CPUs with AVX-512 BF16 or AMX),
+    otherwise fp32."""
     device: str = "auto"
+    """Device: auto, cpu, cuda or mps."""
     seed: Seed = 0
+    """Seed of initialization, data order and dropout."""
     eval_every: Steps | None = None
-    """Steps between evaluations on a slice of train; a tenth of the run when left out."""
+    """Steps between evaluations on a slice of the training split; a tenth of the run when left out."""
     checkpoint_every: Steps | None = None
-    """Steps between checkpoints; a minute of training lies between them when left out."""
+    """Steps between checkpoints; one per minute of training when left out."""
     samples: int = Field(3, ge=0, le=10_000)
-    """With each evaluation, so many prompts are continued by the student, for models that go left to right."""
+    """Number of prompts that the student continues at each evaluation, for models that generate text."""
     select: Literal["last", "best"] = "last"
-    """Which step's student is exported: the last, or the best on a slice held out of train."""
+    """Exported student: that of the last step, or the best on a slice held out of the training split."""
     patience: Steps | None = None
-    """Stop after so many evaluations without a better score on the held-out slice."""
+    """Evaluations without a better score on the held-out slice after which training stops."""
     holdout: float = Field(0.05, gt=0, lt=0.5)
-    """Share of train held out, by whole texts, for ``select: best`` and ``patience``."""
+    """Share of the training split held out, by whole texts, for ``select: best`` and ``patience``."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate by name, such as ``tensorboard``."""
 
@@ -329,11 +342,17 @@ class TrainSettings(Section):
 
 
 class FinetuneSettings(Section):
-    """How a teacher without a head for the task is first fine-tuned on it."""
+    """Fine-tuning of a teacher that has no head for the task."""
 
     epochs: Epochs = 3.0
+    """Passes over the training split."""
     batch_size: int = Field(32, ge=1, le=MOST_STEPS)
+    """Examples per optimizer step."""
     lr: LearningRate = 1e-4
+    """Peak learning rate of AdamW."""
     weight_decay: WeightDecay = 0.01
+    """Weight decay of AdamW."""
     warmup: Share = 0.06
+    """Share of the steps over which the learning rate rises."""
     seed: Seed = 0
+    """Seed of the head's initialization, the data order and dropout."""

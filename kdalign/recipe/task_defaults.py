@@ -23,20 +23,20 @@ _OF_A_TASK: Mapping[str, type[BaseModel]] = {
 
 
 class MultiTask(Section):
-    """Several tasks; learnt by one student, they share layers and embeddings, and have a head each."""
+    """Several tasks; trained together they share layers and embeddings, and have a head each."""
 
     together: bool = False
-    """Train one student for all tasks instead of one for each (``--multi-task``)."""
+    """Train one student for all tasks (``--multi-task``) instead of one per task."""
     sampling: Literal["temperature", "size", "equal"] = "temperature"
-    """Whose batch a step takes: a task is drawn by its number of training examples to the power of 1 / temperature, by
-    that number itself, or as often as any other."""
+    """Task of each step's batch: drawn by number of training examples to the power of 1 / temperature
+    (``temperature``), by that number (``size``), or uniformly (``equal``)."""
     temperature: float = Field(2.0, ge=1, le=1e12)
-    """Of ``sampling: temperature``: 1 is ``size``, and the higher the nearer to ``equal``."""
+    """Temperature of ``sampling: temperature``: 1 equals ``size``; the higher, the closer to ``equal``."""
     body_from: str = PRETRAINED
-    """Where shared layers that are cut out of the teacher start: from it as it was before it was fine-tuned, which
-    favours no task; or as it was after that for the task of this name."""
+    """Start of shared layers that are cut out of the teacher: the teacher before fine-tuning (``pretrained``), which
+    favours no task, or after fine-tuning on the task of this name."""
     tasks: Mapping[str, Mapping[str, Any]] = {}
-    """What differs for a task of several, together or one by one: keys of ``data``, ``align``, ``objective`` and
+    """Settings of single tasks, trained together or one by one: keys of ``data``, ``align``, ``objective`` and
     ``finetune``, such as ``{cola: {objective.beta: 2}}``."""
 
     @field_validator("tasks", mode="before")
