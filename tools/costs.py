@@ -19,8 +19,8 @@ from kdalign.errors import UsageError
 from kdalign.objective.terms.registry import TERMS
 from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
-from kdalign.training.loop import _step
 from kdalign.training.optimizer import make_optimizer
+from kdalign.training.step import Stepper
 from kdalign.training.task_trainer import TaskTrainer
 
 SOFT = {"objective.beta": 0, "objective.gamma": 0, "objective.delta": 0}
@@ -47,21 +47,19 @@ class Steps:
         with tempfile.TemporaryDirectory() as folder:
             recipe = build_recipe(None, flags | {"data.limit": 2000, "out": f"{folder}/run"} | changes)
             loaded = load(open_run(prepare(recipe), self.accelerator), self.accelerator, NullObserver())
-            course = build_task(loaded, self.accelerator, NullObserver(), resume=False)
+            task = build_task(loaded, self.accelerator, NullObserver(), resume=False)
         self.settings = recipe.train
-        course.learner.to(self.accelerator.device).train()
-        self.lessons = TaskTrainer(course, BATCHES, recipe.train, self.accelerator)
-        self.lessons.begin(0)
-        self.optimizer = make_optimizer(course.learner, recipe.train)
-        self.shares = [self.lessons.share(number)[1] for number in range(BATCHES)]
+        task.learner.to(self.accelerator.device).train()
+        self.trainer = TaskTrainer(task, BATCHES, recipe.train, self.accelerator)
+        self.trainer.begin(0)
+        self.optimizer = make_optimizer(task.learner, recipe.train)
+        self.batches = [self.trainer.micro_batches(number)[1] for number in range(BATCHES)]
 
     def step(self, number: int) -> float:
         """Seconds of a step on a batch."""
-        begun, one = time.perf_counter(), self.lessons
-        share = self.shares[number]
-        _step(
-            one.wrapped, one.teach, one.objective, self.optimizer, share, self.settings, self.accelerator, number, False
-        )
+        begun = time.perf_counter()
+        stepper = Stepper(self.trainer.viewer, self.optimizer, self.settings.clip)
+        stepper.take(self.trainer.objective, self.batches[number], number)
         return time.perf_counter() - begun
 
 

@@ -34,7 +34,7 @@ from kdalign.recipe import PRETRAINED, MultiTask, Recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.runs.record import RunRecord
-from kdalign.training.loop import start_trackers, train
+from kdalign.training.loop import Trainer, start_trackers
 
 BLOCK = 32
 """Steps of which each task has its share."""
@@ -184,7 +184,7 @@ def distill_together(
     start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
     try:
-        progress = train(courses, settings, accelerator, group, observer, what, resume, mixture.turns)
+        progress = Trainer(courses, mixture.turns, settings, accelerator, group, observer).train(what, resume)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with: {resume_command(runs, group)}", stop.signal) from None
     for tracker in accelerator.trackers:

@@ -182,7 +182,7 @@ def _distill_one(
     course = build_task(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if loaded.taught is not None else 'training'} {run.task.name}"
-    progress = train([course], ready.recipe.train, accelerator, run.folder, observer, what, resume)
+    progress = train(course, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
     return export_student(loaded, course, progress, accelerator, observer, begun)

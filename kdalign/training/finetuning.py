@@ -103,7 +103,7 @@ def _make(
     learner = Learner(model, Projections((), settings.seed), None, objective, order, bf16)
     accelerator.wait_for_everyone()
     course = TrainTask(task.name, learner, None, [Stage(0, objective)], encoded, draft)
-    train([course], _train(settings), accelerator, draft, observer, f"fine-tuning the teacher on {task.name}", True)
+    train(course, _train(settings), accelerator, observer, f"fine-tuning the teacher on {task.name}", True)
     if accelerator.is_main_process:
         with writing(folder):
             model.save_pretrained(draft.student)

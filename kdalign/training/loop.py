@@ -1,19 +1,19 @@
-"""The loop: accumulate, step, log, evaluate, checkpoint, resume.
+"""The training loop: accumulate, step, log, monitor, checkpoint, resume.
 
-accelerate brings devices, ranks and trackers. What decides a step is a pure function of (seed, step): which task and
-rows, in which micro-batches, with which dropout, at which learning rate. So a checkpoint is weights, optimizer state
-and a step number, and going on from it equals never having stopped.
+accelerate brings devices, ranks and trackers. What decides a step is a pure function of (seed, step): its task and
+rows, micro-batches, dropout and learning rate. So a checkpoint is weights, optimizer state and a step number, and
+resuming equals never having stopped.
 
-A run has a course for each of its tasks. Courses share parameters, each of which is optimised once. A step is of one
-course alone, and what it does not reach (the other courses' heads) has no gradient: AdamW passes over it, so that its
-weights do not decay and its moments stay.
+A run trains one task, or several whose learners share parameters; each parameter is optimised once. A step is of one
+task alone, and what it does not reach (the other tasks' heads) has no gradient: AdamW skips it, so that its weights do
+not decay and its moments stay.
 """
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch, total_steps
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError
 from kdalign.models.architecture import first_non_finite
-from kdalign.objective.balancing import LossBalancer
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.observer import Observer, StepReport
@@ -46,24 +45,18 @@ from kdalign.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from kdalign.training.diagnostics import (
-    StepViewer,
-    Teach,
-    count_step_units,
-    find_small_shares,
-    gradient_norms,
-    measure_terms,
-)
-from kdalign.training.learner import Learner
+from kdalign.training.diagnostics import count_step_units, find_small_shares, gradient_norms, measure_terms
+from kdalign.training.divergence import or_fp32
 from kdalign.training.optimizer import learning_rate, make_optimizer
+from kdalign.training.step import Stepper, StepResult
 from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask
 
 MEMORY_STEPS = 50
-"""Steps after which freed memory goes back to the system: in pieces of every size it else grows to many gigabytes."""
+"""Steps after which freed memory goes back to the system; its pieces of every size would grow to many gigabytes."""
 GRADIENT_STEPS = 200
-"""Steps between looks at each term's own gradient."""
+"""Steps between measurements of each term's own gradient."""
 CHECKPOINT_SECONDS = 60.0
-"""Training between checkpoints, where no number of steps is given."""
+"""Seconds of training between checkpoints, where no number of steps is set."""
 
 _deterministic_options: Any = torch.utils.deterministic
 
@@ -76,279 +69,319 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 def train(
-    courses: Sequence[TrainTask],
+    task: TrainTask,
     settings: TrainSettings,
     accelerator: Accelerator,
-    folder: RunFolder,
     observer: Observer,
     what: str = "training",
-    go_on: bool = False,
-    turns: Sequence[int] | None = None,
+    resume: bool = False,
 ) -> TrainState:
-    """Train the learners in place, writing histories into the courses' folders and checkpoints into the run's.
+    """Train one task's learner in place, writing history and checkpoints into the task's folder.
 
     Args:
-        courses: one; or several, whose learners share parameters.
-        settings: how.
+        task: what to train.
+        settings: optimizer, length and checkpoints.
         accelerator: device and ranks.
-        folder: of the run.
-        observer: who watches.
-        what: the word for it in progress bars.
-        go_on: go on from the newest checkpoint, if there is one.
-        turns: for each step the number of the course that takes it; left out where there is one.
+        observer: receives progress.
+        what: label of progress bars.
+        resume: continue from the newest checkpoint, if there is one.
 
     Raises:
         Interrupted: a signal arrived; the state is saved.
         RunError: the student has diverged.
     """
-    if turns is None:
-        [only] = courses
-        turns = [0] * total_steps(settings, only.encoded)
-    loop = Trainer(courses, turns, settings, accelerator, folder, observer)
-    if go_on:
-        loop.go_on()
-    loop.run(what)
-    loop.say_what_hardly_counts()
-    if settings.select == "best":
-        accelerator.wait_for_everyone()
-        load_best(folder, loop.whole, loop.progress)
-        if loop.progress.best_score is None:
-            observer.announce(
-                f"no step is the best, the score that decides was undefined at each: step {loop.progress.best_step}, "
-                f"the last one, is taken"
-            )
-    return loop.progress
+    turns = [0] * total_steps(settings, task.encoded)
+    return Trainer([task], turns, settings, accelerator, task.folder, observer).train(what, resume)
 
 
 class Trainer:
-    """A run under way.
+    """State of a training run.
 
     Attributes:
-        whole: all that is trained.
-        progress: how far it is.
-        taken: steps of each course.
+        module: all that is trained.
+        trainers: the state of each task.
+        progress: steps taken, and what a checkpoint keeps of them.
+        taken: steps taken of each task.
     """
 
     def __init__(
         self,
-        courses: Sequence[TrainTask],
+        tasks: Sequence[TrainTask],
         turns: Sequence[int],
         settings: TrainSettings,
         accelerator: Accelerator,
         folder: RunFolder,
         observer: Observer,
     ) -> None:
-        self.turns, self.steps, self.several = turns, len(turns), len(courses) > 1
-        self.settings, self.accelerator, self.folder, self.observer = settings, accelerator, folder, observer
-        assert not (self.several and settings.holds_out), "checked: several courses have no best step"
-        # One learner stands by itself, so that names in checkpoints have nothing before them.
-        self.whole = nn.ModuleList([each.learner for each in courses]) if self.several else courses[0].learner
-        self.whole.to(accelerator.device).train()
-        self.lessons = [TaskTrainer(course, self.steps, settings, accelerator) for course in courses]
-        self.optimizer = make_optimizer(self.whole, settings)
-        self.progress, self.taken = TrainState(), [0] * len(courses)
-        self.epoch_size = sum(one.epoch_size for one in self.lessons)
+        """Make the optimizer and each task's state.
 
-    def go_on(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one.
+        Args:
+            tasks: one; or several, whose learners share parameters.
+            turns: for each step the number of the task that takes it.
+            settings: optimizer, length and checkpoints.
+            accelerator: device and ranks.
+            folder: where checkpoints are written; histories go into the tasks' folders.
+            observer: receives progress.
+        """
+        self.turns, self.steps, self.several = turns, len(turns), len(tasks) > 1
+        self.settings, self.accelerator, self.folder, self.observer = settings, accelerator, folder, observer
+        assert not (self.several and settings.holds_out), "checked: several tasks have no best step"
+        # A single learner is not put into a list, so that names in checkpoints have no prefix.
+        self.module = nn.ModuleList([task.learner for task in tasks]) if self.several else tasks[0].learner
+        self.module.to(accelerator.device).train()
+        self.trainers = [TaskTrainer(task, self.steps, settings, accelerator) for task in tasks]
+        self.optimizer = make_optimizer(self.module, settings)
+        self.progress, self.taken = TrainState(), [0] * len(tasks)
+        self.epoch_size = sum(trainer.epoch_size for trainer in self.trainers)
+        self._started, self._saved_at = TrainState(), 0.0
+
+    def train(self, what: str = "training", resume: bool = False) -> TrainState:
+        """Train to the end, or until the score stops improving; then load the weights to export.
+
+        Args:
+            what: label of progress bars.
+            resume: continue from the newest checkpoint, if there is one.
 
         Raises:
-            UsageError: there are checkpoints, and none is whole.
+            Interrupted: a signal arrived; the state is saved.
+            RunError: the student has diverged.
         """
-        found = newest_sound(self.folder, self._parts)
-        self.progress = load_checkpoint(self.folder, self.whole, self.optimizer, self.accelerator, found)
+        if resume:
+            self._resume()
+        self._run(what)
+        self._announce_small_terms()
+        if self.settings.select == "best":
+            self.accelerator.wait_for_everyone()
+            load_best(self.folder, self.module, self.progress)
+            if self.progress.best_score is None:
+                self.observer.announce(
+                    f"no step is the best, since the score that decides was undefined at each: the last one, "
+                    f"step {self.progress.best_step}, is exported"
+                )
+        return self.progress
+
+    def _resume(self) -> None:
+        """Continue from the newest sound checkpoint, if there is one.
+
+        Raises:
+            UsageError: there are checkpoints, and none is sound.
+        """
+        saved = newest_sound(self.folder, self._histories)
+        self.progress = load_checkpoint(self.folder, self.module, self.optimizer, self.accelerator, saved)
         step = self.progress.step
-        self.taken = [self.turns[:step].count(number) for number in range(len(self.lessons))]
+        self.taken = [self.turns[:step].count(number) for number in range(len(self.trainers))]
         if not self.accelerator.is_main_process:
             return
-        for line in found.passed_over:
-            self.observer.announce(f"passed over, for it is damaged: {self.folder.checkpoints}/{line}")
-        if not found.checked:
-            self.observer.announce("the checkpoint is of an older kdalign, without checksums: damage would not be seen")
+        for line in saved.passed_over:
+            self.observer.announce(f"skipped a damaged checkpoint: {self.folder.checkpoints}/{line}")
+        if not saved.checked:
+            self.observer.announce(
+                "the checkpoint was written by an older kdalign, without checksums: damage would go unnoticed"
+            )
         forget_after(self.folder, step)
-        for one in self.lessons:
-            part = one.course.folder
-            if found.path is not None and found.checked:
-                part.cut_history_to(found.histories[checkpoint_name(part, self.folder)])
+        for history in self._histories:
+            if saved.path is not None and saved.checked:
+                history.cut_history_to(saved.histories[checkpoint_name(history, self.folder)])
             else:
-                part.cut_history(step if step else -1)
+                history.cut_history(step if step else -1)
 
-    def run(self, what: str) -> None:
-        """Take all steps that are left."""
-        progress, settings, observer, steps = self.progress, self.settings, self.observer, self.steps
-        main = self.accelerator.is_main_process
-        for one in self.lessons:
-            self._begin(one)
+    def _run(self, what: str) -> None:
+        """Take all remaining steps, monitoring and saving between them."""
+        progress, steps = self.progress, self.steps
+        for trainer in self.trainers:
+            self._enter_stage(trainer)
         if progress.plan:
-            self.lessons[0].follow(Plan.from_json(progress.plan))
-        speed_from, saved_at = TrainState(**asdict(progress)), progress.seconds
-        observer.started(what, progress.step, steps)
-        stopped = settings.patience is not None and progress.evaluations_without_gain >= settings.patience
+            self.trainers[0].follow(Plan.from_json(progress.plan))
+        self._started, self._saved_at = TrainState(**asdict(progress)), progress.seconds
+        self.observer.started(what, progress.step, steps)
+        enough = self._is_patience_exhausted(progress.evaluations_without_gain)
         with first_signal(signal.SIGINT, signal.SIGTERM) as received, _deterministic(self.accelerator.device):
             if progress.step == 0:
-                self._look()
-            while progress.step < steps and not stopped:
-                told = self._take_step(bool(received), speed_from)
-                if progress.step % (settings.eval_every or max(1, steps // 10)) == 0 or progress.step == steps:
-                    stopped = self._look()
-                if told:
-                    if main:
-                        self._save()
-                    observer.ended()
+                self._monitor()
+            while progress.step < steps and not enough:
+                stop = self._take_step(bool(received))
+                if progress.step % (self.settings.eval_every or max(1, steps // 10)) == 0 or progress.step == steps:
+                    enough = self._monitor()
+                if stop:
+                    self._save()
+                    self.observer.ended()
                     number = received[0] if received else int(signal.SIGTERM)
                     raise Interrupted(f"stopped; step {progress.step} of {steps} is saved", number)
-                if settings.checkpoint_every is None:
-                    due = progress.seconds - saved_at >= CHECKPOINT_SECONDS
-                else:
-                    due = progress.step % settings.checkpoint_every == 0
-                if main and due and progress.step < steps:
+                if progress.step < steps and self._is_checkpoint_due():
                     self._save()
-                    saved_at = progress.seconds
-            if main:  # what follows may be interrupted, too
-                self._save()
-            if stopped and progress.step < steps:
-                looks = progress.evaluations_without_gain
-                observer.announce(
-                    f"stopped early, at step {progress.step} of {steps}: {looks} evaluations one after another without "
-                    "gain (--patience)"
+            self._save()  # what follows may be interrupted, too
+            if progress.step < steps:
+                self.observer.announce(
+                    f"stopped early, at step {progress.step} of {steps}: {progress.evaluations_without_gain} "
+                    "evaluations in a row without gain (--patience)"
                 )
             if received and self.accelerator.num_processes == 1:
                 raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
-        observer.ended()
+        self.observer.ended()
 
-    def say_what_hardly_counts(self) -> None:
-        """Announce terms that were next to nothing of the loss in the last steps, but by schedule."""
-        for one in self.lessons:
-            of = f" of {one.course.name}" if self.several else ""
-            for name, share in find_small_shares(list(one.shares)).items():
-                if one.objective.scheduled_by(name) is None:
+    def _announce_small_terms(self) -> None:
+        """Announce terms that were a tiny share of the loss in the last steps, unless a schedule made them so."""
+        for trainer in self.trainers:
+            suffix = f" of {trainer.task.name}" if self.several else ""
+            for name, share in find_small_shares(list(trainer.shares)).items():
+                if trainer.objective.scheduled_by(name) is None:
                     self.observer.announce(
-                        f"{name} is {share:.2%} of the loss{of} at the end: it hardly counts (a larger weight, or "
-                        f"objective.balance=size)"
+                        f"{name} is only {share:.2%} of the loss{suffix} at the end: give it a larger weight, or "
+                        f"objective.balance=size"
                     )
 
-    def _begin(self, one: TaskTrainer) -> None:
-        """Be in the stage of the step that comes; what no course reaches needs no gradient."""
-        if one.begin(self.progress.step):
-            reached = {parameter for each in self.lessons for parameter in each.reached}
-            for parameter in {parameter for each in self.lessons for parameter in each.trained}:
+    def _enter_stage(self, trainer: TaskTrainer) -> None:
+        """Minimise the objective of the next step's stage; parameters that no task reaches need no gradient."""
+        if trainer.begin(self.progress.step):
+            reached = {parameter for other in self.trainers for parameter in other.reached}
+            for parameter in {parameter for other in self.trainers for parameter in other.trained}:
                 parameter.requires_grad_(parameter in reached)
 
-    def _take_step(self, told: bool, speed_from: TrainState) -> bool:
-        """Take the step that comes; whether any rank was told to stop.
+    def _take_step(self, stop: bool) -> bool:
+        """Take the next step; return true if any rank was told to stop.
 
         Raises:
-            RunError: the loss or its gradient is not a number, for which no step is taken.
+            RunError: the loss or its gradient is not finite; the weights stay as they are.
         """
-        begun, progress, settings = time.perf_counter(), self.progress, self.settings
-        step, turn = progress.step, self.turns[progress.step]
-        one = self.lessons[turn]
-        self._begin(one)
-        learner, objective, balance = one.course.learner, one.objective, one.course.learner.balance
-        examples, share = one.share(self.taken[turn])
-        lr = learning_rate(settings, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
-        planned = objective.at(progress_at(step, self.steps))
-        layers = {name: each.values.tolist() for name, each in objective.layer_weights.items()}
-        now = planned if balance is None else self._balanced(one, planned, balance, share)
+        begun, step, turn = time.perf_counter(), self.progress.step, self.turns[self.progress.step]
+        trainer = self.trainers[turn]
+        self._enter_stage(trainer)
+        balance = trainer.task.learner.balance
+        examples, batches = trainer.micro_batches(self.taken[turn])
+        lr = self._set_learning_rate(step)
+        planned = trainer.objective.at(progress_at(step, self.steps))
+        layers = {name: weights.values.tolist() for name, weights in trainer.objective.layer_weights.items()}
+        objective = self._balanced(trainer, planned, batches)
         if self.taken[turn] % GRADIENT_STEPS == 0:
-            see = StepViewer(learner, one.teach, self.accelerator, settings.seed)
-            norms = gradient_norms(see, learner.student, now, share[0], step)
-            finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
-            self._write(one, {"kind": "gradients", "step": step, "norms": finite})
-        loss, parts, norm, units, told = _step(
-            one.wrapped,
-            one.teach,
-            now,
-            self.optimizer,
-            share,
-            settings,
-            self.accelerator,
-            step,
-            told,
-            None if balance is None else partial(balance.penalty, weights=planned.weights),
-        )
+            self._measure_gradients(trainer, objective, batches[0])
+        penalty = None if balance is None else partial(balance.penalty, weights=planned.weights)
+        stepper = Stepper(trainer.viewer, self.optimizer, self.settings.clip)
+        result = stepper.take(objective, batches, step, stop=stop, penalty=penalty)
         if balance is not None:
-            balance.update(objective.present_terms(parts, units))
+            balance.update(trainer.objective.present_terms(result.parts, result.units))
         self.taken[turn] += 1
         if (step + 1) % MEMORY_STEPS == 0:
             trim_heap()
-        spent = examples, int(units[Unit.TOKEN]), time.perf_counter() - begun, parts
-        progress.add(*spent)
+        spent = examples, int(result.units[Unit.TOKEN]), time.perf_counter() - begun, result.parts
+        self.progress.add(*spent)
         if self.several:
-            progress.of(one.course.name).add(*spent)
-        weights = now.weights
-        one.shares.append({name: weight * parts[name] for name, weight in weights.items()})
-        report = replace(
-            _report(progress, speed_from, self.steps, self.epoch_size, loss, lr, norm),
-            weights=weights if balance is not None or objective.moving else {},
-            layers=layers,
-            temperature=now.temperature,
-            task=one.course.name if self.several else "",
-        )
-        self.observer.stepped(report)
-        self._write(one, {"kind": "step", **_history(report)})
-        if self.accelerator.is_main_process:
-            self.accelerator.log({"loss": loss, "lr": lr, **parts}, step=progress.step)
-        self._map_again(one)
-        return told
+            self.progress.of(trainer.task.name).add(*spent)
+        trainer.shares.append({name: weight * result.parts[name] for name, weight in objective.weights.items()})
+        self._log(trainer, self._report(trainer, objective, result, lr, layers))
+        self._remap(trainer)
+        return result.stop
 
-    def _balanced(self, one: TaskTrainer, planned: Objective, balance: LossBalancer, share: list[Batch]) -> Objective:
-        """The objective by its balance, which looks first at terms that it has not seen."""
-        lacking = [name for name in planned.names if balance.needs_warmup([name])]
-        # Of terms that have something to look at in this step, such as a row with a label.
-        if lacking and planned.present_terms(dict.fromkeys(lacking, 0.0), count_step_units(share, self.accelerator)[0]):
-            see = StepViewer(one.wrapped, one.teach, self.accelerator, self.settings.seed)
-            found = measure_terms(see, planned, share, self.progress.step)
-            balance.update({name: found[name] for name in lacking if name in found})
+    def _set_learning_rate(self, step: int) -> float:
+        lr = learning_rate(self.settings, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["rate"]
+        return lr
+
+    def _balanced(self, trainer: TaskTrainer, planned: Objective, batches: list[Batch]) -> Objective:
+        """The objective with its weights scaled by the task's balancer, which first measures terms new to it."""
+        balance = trainer.task.learner.balance
+        if balance is None:
+            return planned
+        new = [name for name in planned.names if balance.needs_warmup([name])]
+        # Only terms with something to compare in this step, such as a row with a label.
+        if new and planned.present_terms(dict.fromkeys(new, 0.0), count_step_units(batches, self.accelerator)[0]):
+            sizes = measure_terms(trainer.viewer, planned, batches, self.progress.step)
+            balance.update({name: sizes[name] for name in new if name in sizes})
         return planned.scaled(balance.factors(planned.names))
 
-    def _map_again(self, one: TaskTrainer) -> None:
-        """Map layers again, where and when that is due."""
-        remapping, step = one.course.remapping, self.progress.step
+    def _measure_gradients(self, trainer: TaskTrainer, objective: Objective, batch: Batch) -> None:
+        """Write the norm of each term's own gradient into the history."""
+        learner, step = trainer.task.learner, self.progress.step
+        norms = gradient_norms(replace(trainer.viewer, learner=learner), learner.student, objective, batch, step)
+        finite = {name: norm if math.isfinite(norm) else None for name, norm in norms.items()}
+        self._write(trainer, {"kind": "gradients", "step": step, "norms": finite})
+
+    def _report(
+        self,
+        trainer: TaskTrainer,
+        objective: Objective,
+        result: StepResult,
+        lr: float,
+        layers: dict[str, list[float]],
+    ) -> StepReport:
+        """The step just taken, with the speed since training started or was resumed."""
+        progress, started = self.progress, self._started
+        seconds = max(progress.seconds - started.seconds, 1e-9)
+        weights_change = trainer.task.learner.balance is not None or trainer.objective.moving
+        return StepReport(
+            step=progress.step,
+            steps=self.steps,
+            epoch=progress.step / self.epoch_size,
+            loss=result.loss,
+            parts=result.parts,
+            weights=objective.weights if weights_change else {},
+            lr=lr,
+            gradient_norm=result.gradient_norm,
+            samples_per_second=(progress.examples - started.examples) / seconds,
+            tokens_per_second=(progress.tokens - started.tokens) / seconds,
+            seconds_left=seconds / (progress.step - started.step) * (self.steps - progress.step),
+            layers=layers,
+            temperature=objective.temperature,
+            task=trainer.task.name if self.several else "",
+        )
+
+    def _log(self, trainer: TaskTrainer, report: StepReport) -> None:
+        """Tell the observer, the history and the trackers of a step."""
+        self.observer.stepped(report)
+        self._write(trainer, {"kind": "step", **_history_event(report)})
+        if self.accelerator.is_main_process:
+            self.accelerator.log({"loss": report.loss, "lr": report.lr, **report.parts}, step=report.step)
+
+    def _remap(self, trainer: TaskTrainer) -> None:
+        """Measure the layer map again, if that is due."""
+        remapping, step = trainer.task.remapping, self.progress.step
         if remapping is None or step % remapping.every or step == self.steps:
             return
-        plan = remapping.measure(one.course.learner.student)
-        one.follow(plan)
+        plan = remapping.measure(trainer.task.learner.student)
+        trainer.follow(plan)
         self.progress.plan = plan.to_json()
-        pairs = [list(pair) for mapped in plan.maps for pair in mapped.pairs]
-        self._write(one, {"kind": "map", "step": step, "pairs": pairs})
+        pairs = [list(pair) for layer_map in plan.maps for pair in layer_map.pairs]
+        self._write(trainer, {"kind": "map", "step": step, "pairs": pairs})
 
-    def _look(self) -> bool:
-        """Evaluate; true when training should stop early."""
-        if not any(one.course.evaluate for one in self.lessons):
+    def _monitor(self) -> bool:
+        """Evaluate every task on its watched texts; return true if training should stop early."""
+        if not any(trainer.task.evaluate for trainer in self.trainers):
             return False
-        for one in self.lessons:
-            if one.course.evaluate is not None and self.accelerator.is_main_process:
-                self._look_at(one, one.course.evaluate)
-        shared = broadcast_object_list([self.progress.evaluations_without_gain])
-        return self.settings.patience is not None and shared[0] >= self.settings.patience
+        for trainer in self.trainers:
+            if trainer.task.evaluate is not None and self.accelerator.is_main_process:
+                self._evaluate(trainer, trainer.task.evaluate)
+        [without_gain] = broadcast_object_list([self.progress.evaluations_without_gain])
+        return self._is_patience_exhausted(without_gain)
 
-    def _look_at(self, one: TaskTrainer, evaluate: Evaluate) -> None:
-        progress = self.progress
+    def _is_patience_exhausted(self, evaluations_without_gain: int) -> bool:
+        return self.settings.patience is not None and evaluations_without_gain >= self.settings.patience
+
+    def _evaluate(self, trainer: TaskTrainer, evaluate: Evaluate) -> None:
+        """Score the student, write the scores into the history, and rank the step."""
+        step = self.progress.step
         try:
-            seen = evaluate(one.course.learner.student)
+            scores = evaluate(trainer.task.learner.student)
         except NotFinite as error:
-            if progress.step == 0:
+            if step == 0:
                 raise RunError(f"the student gives NaN before it is trained: {error}") from None
-            raise RunError(f"the student has diverged at step {progress.step}: {error}; lower --lr") from None
-        of = f" of {one.course.name}" if self.several else ""
-        if progress.step == 0:
-            numbers = {name: found for name, found in seen.kept.items() if isinstance(found, float)}
-            shown = ", ".join(f"{name} {found:.4g}" for name, found in numbers.items()) or "no score has a value"
-            self.observer.announce(f"before training, on the watched texts{of}: {shown}")
-        for metric, reason in seen.undefined.items():
-            self.observer.announce(f"step {progress.step}, on the watched texts{of}: {metric} is undefined, {reason}")
-        self._write(one, {"kind": "evaluation", "step": progress.step, **seen.kept})
-        if self.several or 0 < max(one.begins) >= progress.step:
-            return  # what counts is learnt in the last stage
-        self._rank(seen.deciding)
+            raise RunError(f"the student has diverged at step {step}: {error}; lower --lr") from None
+        suffix = f" of {trainer.task.name}" if self.several else ""
+        if step == 0:
+            values = {name: value for name, value in scores.kept.items() if isinstance(value, float)}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no score has a value"
+            self.observer.announce(f"before training, on the watched texts{suffix}: {shown}")
+        for metric, reason in scores.undefined.items():
+            self.observer.announce(f"step {step}, on the watched texts{suffix}: {metric} is undefined, {reason}")
+        self._write(trainer, {"kind": "evaluation", "step": step, **scores.kept})
+        in_last_stage = max(trainer.begins) == 0 or step > max(trainer.begins)
+        if not self.several and in_last_stage:  # what counts is learnt there
+            self._rank(scores.deciding)
 
     def _rank(self, value: float | None) -> None:
-        """Whether the step is the best so far; without a value it is not, but the last of such until one has a value.
+        """Keep the step if it is the best so far.
 
-        A value of None is no gain, either: a student whose score stays undefined is stopped like one that stands still.
+        A score of None is no gain: a student whose score stays undefined is stopped like one that does not improve.
+        The last of such steps is kept until a score has a value.
         """
         progress = self.progress
         gained = value is not None and (progress.best_score is None or value > progress.best_score)
@@ -356,162 +389,52 @@ class Trainer:
         if gained or progress.best_score is None:
             progress.best_score, progress.best_step = value, progress.step
             if self.settings.select == "best":
-                save_best(self.folder, self.whole, progress)
+                save_best(self.folder, self.module, progress)
 
-    def _write(self, one: TaskTrainer, event: dict[str, Any]) -> None:
+    def _write(self, trainer: TaskTrainer, event: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            one.course.folder.append_history(event)
+            trainer.task.folder.append_history(event)
+
+    def _is_checkpoint_due(self) -> bool:
+        if self.settings.checkpoint_every is None:
+            return self.progress.seconds - self._saved_at >= CHECKPOINT_SECONDS
+        return self.progress.step % self.settings.checkpoint_every == 0
 
     def _save(self) -> None:
-        """Save a checkpoint.
+        """Save a checkpoint, on the first rank.
 
         Raises:
-            RunError: the last step has made weights that are no numbers, which nothing can go on from.
+            RunError: the last step made weights that are not finite, from which nothing can be resumed.
         """
-        bad = first_non_finite(self.whole)
+        if not self.accelerator.is_main_process:
+            return
+        bad = first_non_finite(self.module)
         if bad:
             raise RunError(
                 f"the student has diverged: after step {self.progress.step} its weight {bad!r} is NaN or infinite; "
-                f"lower --lr{_or_fp32(self.lessons[0].course.learner.bf16)}"
+                f"lower --lr{or_fp32(self.trainers[0].task.learner.bf16)}"
             )
-        save_checkpoint(self.folder, self.whole, self.optimizer, self.progress, self._parts)
+        save_checkpoint(self.folder, self.module, self.optimizer, self.progress, self._histories)
+        self._saved_at = self.progress.seconds
 
     @property
-    def _parts(self) -> list[RunFolder]:
+    def _histories(self) -> list[RunFolder]:
         """The folders with the run's histories."""
-        return [one.course.folder for one in self.lessons]
+        return [trainer.task.folder for trainer in self.trainers]
 
 
-def _step(
-    wrapped: nn.Module,
-    teach: Teach | None,
-    objective: Objective,
-    optimizer: torch.optim.AdamW,
-    share: list[Batch],
-    settings: TrainSettings,
-    accelerator: Accelerator,
-    step: int,
-    stop: bool,
-    penalty: Callable[..., Tensor | None] | None = None,
-) -> tuple[float, dict[str, float], float, dict[Unit, float], bool]:
-    """One optimizer step over this rank's micro-batches; a balance is learnt by its ``penalty``.
-
-    Returns:
-        Loss, terms, gradient norm and units, of the whole step; and whether any rank was told to stop.
-
-    Raises:
-        RunError: the loss or its gradient is not a number; the weights stay as they are.
-    """
-    see = StepViewer(wrapped, teach, accelerator, settings.seed)
-    units, stopped = count_step_units(share, accelerator, stop)
-    optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(1 + len(objective.names), device=accelerator.device)
-    for number, batch in enumerate(share):
-        last = number == len(share) - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            breakdown = objective(see(batch, step, number), units)
-            total = breakdown.total
-            part = 1 / (len(share) * accelerator.num_processes)
-            more = penalty(objective.present_terms(breakdown.parts, units), share=part) if penalty is not None else None
-            total = total if more is None else total + more
-            # DDP averages gradients over ranks; the objective already divides by all ranks' units.
-            accelerator.backward(total * accelerator.num_processes)
-        sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
-    objective.remember(units)
-    clipped = [p for group in optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
-    norm = float(accelerator.clip_grad_norm_(clipped, settings.clip))
-    loss, *values = accelerator.reduce(sums, reduction="sum").tolist()
-    parts = dict(zip(objective.names, values, strict=True))
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise RunError(_why_diverged(wrapped, objective, parts, (loss, norm), step))
-    optimizer.step()
-    return loss, parts, norm, units, stopped
-
-
-def _why_diverged(
-    wrapped: nn.Module, objective: Objective, parts: Mapping[str, float], found: tuple[float, float], step: int
-) -> str:
-    """Which part of a loss, or of its gradient, is no number, and what can be done about that."""
-    loss, norm = found
-    bf16 = any(isinstance(module, Learner) and module.bf16 for module in wrapped.modules())
-    said = f"the student has diverged: at step {step + 1} the loss is {loss:.4g} and its gradient {norm:.4g}"
-    bad = first_non_finite(wrapped)
-    if bad:
-        return f"{said}, since the step before has made the weight {bad!r} NaN or infinite; lower --lr{_or_fp32(bf16)}"
-    weights = objective.weights
-    terms = [name for name, value in parts.items() if not math.isfinite(value)]
-    if terms:
-        told = ", ".join(f"{name} is {parts[name]:.4g}" for name in terms)
-        cold = objective.softened_at
-        mend = f"its temperature is {cold:g}; " if cold is not None and cold < _SMALL else ""
-        rate = _other_rate(step, bf16)
-        return f"{said}: of its terms {told} (before its weight); {mend}{rate}"
-    largest = max(weights, key=lambda name: abs(weights[name] * parts[name]), default="")
-    if largest and abs(weights[largest]) > _LARGE:
-        return (
-            f"{said}: the weight of {largest}, {weights[largest]:.4g}, is too large for a value of {parts[largest]:.4g}"
-        )
-    rate = _other_rate(step, bf16)
-    return f"{said}: its terms are finite ({_listed(parts)}), the gradient is not; {rate}"
-
-
-_SMALL, _LARGE = 1e-3, 1e6
-"""A temperature below the one, and a weight above the other, are said where a loss is no number."""
-
-
-def _listed(parts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
-
-
-def _other_rate(step: int, bf16: bool) -> str:
-    """What can be done about a loss that is no number at a step, counted from 0."""
-    if step:
-        return f"lower --lr{_or_fp32(bf16)}"
-    return f"before any step, so --lr is not the reason{'; use --precision fp32' if bf16 else ''}"
-
-
-def _or_fp32(bf16: bool) -> str:
-    """The other way on, where it is one."""
-    return ", or use --precision fp32" if bf16 else ""
-
-
-def _report(
-    progress: TrainState,
-    start: TrainState,
-    steps: int,
-    epoch_size: int,
-    loss: float,
-    lr: float,
-    norm: float,
-) -> StepReport:
-    seconds = max(progress.seconds - start.seconds, 1e-9)
-    return StepReport(
-        step=progress.step,
-        steps=steps,
-        epoch=progress.step / epoch_size,
-        loss=loss,
-        parts=progress.parts,
-        weights={},
-        lr=lr,
-        gradient_norm=norm,
-        samples_per_second=(progress.examples - start.examples) / seconds,
-        tokens_per_second=(progress.tokens - start.tokens) / seconds,
-        seconds_left=seconds / (progress.step - start.step) * (steps - progress.step),
-    )
-
-
-def _history(report: StepReport) -> dict[str, Any]:
-    """What of a step is the same in every repetition of the run: no clock."""
+def _history_event(report: StepReport) -> dict[str, Any]:
+    """A step's values that are the same in every repetition of the run: no clock; optional ones only where set."""
     event = asdict(report)
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]
-    left_out = ("weights", "layers", "temperature", "task")
-    return {key: value for key, value in event.items() if value or key not in left_out}
+    optional = ("weights", "layers", "temperature", "task")
+    return {key: value for key, value in event.items() if value or key not in optional}
 
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms on CPU, where they cost nothing; elsewhere as the user set them."""
+    """Deterministic algorithms on the CPU, where they cost nothing; on other devices as the user set them."""
     before = torch.are_deterministic_algorithms_enabled()
     fill = _deterministic_options.fill_uninitialized_memory
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""A course is what is trained on one task; its lessons are where it is: in which stage, at which examples."""
+"""What to train for one task, and its state during training: its stage, and its place in the examples."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +16,21 @@ from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
-from kdalign.training.diagnostics import Teach, freeze_unreached
+from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
 from kdalign.training.learner import Learner
 
 SHARE_STEPS = 200
-"""The last steps of a course, over which shares are means."""
+"""Number of a task's last steps over which the shares of its terms are averaged."""
 
 
 @dataclass(frozen=True)
 class Remapping:
-    """How layers are mapped again on the way (adaptive alignment).
+    """Layer maps that are measured again during training (adaptive alignment).
 
     Attributes:
-        every: steps between.
-        measure: the plan for a student as it is.
-        objective: what is minimised by a plan.
+        every: steps between measurements.
+        measure: makes the plan for a student as it is now.
+        objective: makes what is minimised under a plan.
     """
 
     every: int
@@ -40,10 +40,10 @@ class Remapping:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is minimised from a part of the steps on.
+    """An objective, and when it starts to be minimised.
 
     Attributes:
-        after: share of the steps after which it begins.
+        after: share of all steps after which the stage begins.
     """
 
     after: float
@@ -52,12 +52,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class WatchedScores:
-    """What a student is worth on the watched texts at one step.
+    """A student's scores on the watched texts at one step.
 
     Attributes:
         deciding: the number by which steps are compared, higher is better; None where it is undefined.
-        kept: what the history keeps: scores by metric, None where undefined, and samples.
-        undefined: why a metric has no value, by its name.
+        kept: scores by metric for the history, None where undefined, and sample texts.
+        undefined: for each metric without a value, the reason.
     """
 
     deciding: float | None
@@ -66,22 +66,22 @@ class WatchedScores:
 
 
 Evaluate = Callable[[PreTrainedModel], WatchedScores]
-"""Looks at a student."""
+"""Scores a student on the watched texts."""
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What is trained on one task.
+    """What to train for one task.
 
     Attributes:
-        name: of the task.
-        learner: in float32; with other courses it may share parameters.
+        name: the task's name.
+        learner: in float32; it may share parameters with those of other tasks.
         teacher: None where no stage needs one.
-        stages: what to minimise, one after the other; the learner gives the first one's signals.
+        stages: objectives, one after the other; the learner starts with the first one's signals.
         encoded: the training examples.
         folder: where its history is written.
-        evaluate: looks at the slice of train that is watched; None where none is.
-        remapping: how layers are mapped again on the way; None where they are not, as with other courses.
+        evaluate: scores the student on the watched texts; None where there are none.
+        remapping: how layer maps are measured again; None where they stay, as with several tasks.
     """
 
     name: str
@@ -95,69 +95,78 @@ class TrainTask:
 
 
 class TaskTrainer:
-    """A course under way: what it minimises now, and where it is in its examples.
+    """State of one task during training: what it minimises now, and its place in the examples.
 
     Attributes:
-        trained: its parameters.
-        reached: those that a term reaches in its stage.
-        wrapped: its learner for its ranks, which waits for what is reached.
-        shares: each term's weighted mean in its last steps.
+        task: what is trained.
+        begins: for each stage's first step its objective.
+        objective: of the current stage.
+        teach: the teacher's forward for it; None where it needs none.
+        trained: the task's trainable parameters.
+        reached: those that a term of the current stage reaches.
+        wrapped: the learner wrapped for several ranks, which waits only for what is reached.
+        shares: each term's weighted mean in the last steps.
     """
 
-    def __init__(self, course: TrainTask, steps: int, settings: TrainSettings, accelerator: Accelerator) -> None:
-        assert steps >= len(course.stages), "checked: every stage has a step at least"
-        last = steps - len(course.stages)
-        places = [min(max(round(stage.after * steps), n), last + n) for n, stage in enumerate(course.stages)]
-        self.begins = {place: stage.objective for place, stage in zip(places, course.stages, strict=True)}
-        self.course, self.settings, self.accelerator = course, settings, accelerator
-        self.trained = [parameter for parameter in course.learner.parameters() if parameter.requires_grad]
+    def __init__(self, task: TrainTask, steps: int, settings: TrainSettings, accelerator: Accelerator) -> None:
+        assert steps >= len(task.stages), "checked: every stage has at least one step"
+        last = steps - len(task.stages)
+        firsts = [min(max(round(stage.after * steps), n), last + n) for n, stage in enumerate(task.stages)]
+        self.begins = {first: stage.objective for first, stage in zip(firsts, task.stages, strict=True)}
+        self.task, self.settings, self.accelerator = task, settings, accelerator
+        self.trained = [parameter for parameter in task.learner.parameters() if parameter.requires_grad]
         self.reached = self.trained
-        self.wrapped: nn.Module = course.learner
+        self.wrapped: nn.Module = task.learner
         self.teach: Teach | None = None
-        self.objective = course.stages[0].objective
+        self.objective = task.stages[0].objective
         self.epoch_size = steps_per_epoch(
-            course.encoded.lengths, settings.batch_size, settings.batch_tokens, course.encoded.mixture
+            task.encoded.lengths, settings.batch_size, settings.batch_tokens, task.encoded.mixture
         )
         self.shares: deque[dict[str, float]] = deque(maxlen=SHARE_STEPS)
-        self._place, self._epoch, self._batches = -1, -1, list[list[int]]()
+        self._begun, self._epoch, self._batches = -1, -1, list[list[int]]()
 
-    def minimise(self, chosen: Objective, plan: Plan | None) -> None:
-        """Minimise this from now on, with layers mapped by this plan."""
-        self.objective = chosen
-        self.course.learner.follow(plan, chosen)
-        taught = self.course.teacher if chosen.needs_teacher else None
-        self.teach = None if taught is None else partial(taught, wanted=self.course.learner.wanted_of_teacher)
+    @property
+    def viewer(self) -> StepViewer:
+        """Runs the wrapped learner and its teacher on micro-batches."""
+        return StepViewer(self.wrapped, self.teach, self.accelerator, self.settings.seed)
+
+    def minimise(self, objective: Objective, plan: Plan | None) -> None:
+        """Minimise this objective from now on, with layers mapped by this plan."""
+        self.objective = objective
+        self.task.learner.follow(plan, objective)
+        teacher = self.task.teacher if objective.needs_teacher else None
+        self.teach = None if teacher is None else partial(teacher, wanted=self.task.learner.wanted_of_teacher)
 
     def follow(self, plan: Plan) -> None:
         """Map layers by this plan from now on."""
-        assert self.course.remapping is not None, "a plan changes where layers are mapped again"
-        self.minimise(self.course.remapping.objective(plan), plan)
+        assert self.task.remapping is not None, "a plan changes only where layers are mapped again"
+        self.minimise(self.task.remapping.objective(plan), plan)
 
     def begin(self, step: int) -> bool:
-        """Be in the stage of this step: other parameters may be reached, and DDP waits for none that is not.
+        """Enter the stage of a step: other parameters may be reached, and DDP waits for none that is not.
 
         Returns:
-            Whether the stage is another than before.
+            True if the stage has changed.
         """
-        place = max(first for first in self.begins if first <= step)
-        if place == self._place:
+        begun = max(first for first in self.begins if first <= step)
+        if begun == self._begun:
             return False
-        self._place = place
-        self.minimise(self.begins[place], self.course.learner.plan)
+        self._begun = begun
+        self.minimise(self.begins[begun], self.task.learner.plan)
         for parameter in self.trained:
-            parameter.grad = None  # of the step before: what has one is taken for reached
+            parameter.grad = None  # of the step before: a parameter with a gradient counts as reached
             parameter.requires_grad_(True)
-        learner, accelerator = self.course.learner, self.accelerator
-        freeze_unreached(learner, self.teach, self.objective, self.course.encoded, accelerator.device)
+        learner, accelerator = self.task.learner, self.accelerator
+        freeze_unreached(learner, self.teach, self.objective, self.task.encoded, accelerator.device)
         self.reached = [parameter for parameter in self.trained if parameter.requires_grad]
         self.wrapped = learner
         accelerator.free_memory()  # the earlier wrapping, which would wait for the earlier parameters
         self.wrapped = accelerator.prepare_model(learner)
         return True
 
-    def share(self, number: int) -> tuple[int, list[Batch]]:
-        """Of the course's step of this number, how many examples it takes, and this rank's micro-batches of them."""
-        settings, encoded = self.settings, self.course.encoded
+    def micro_batches(self, number: int) -> tuple[int, list[Batch]]:
+        """The number of examples of the task's step of this number, and this rank's micro-batches of them."""
+        settings, encoded = self.settings, self.task.encoded
         if number // self.epoch_size != self._epoch:
             self._epoch = number // self.epoch_size
             self._batches = epoch_batches(

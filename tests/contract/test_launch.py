@@ -13,10 +13,10 @@ from kdalign.objective.units import count_units
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
 from kdalign.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from kdalign.training.diagnostics import freeze_unreached
+from kdalign.training.diagnostics import StepViewer, freeze_unreached
 from kdalign.training.learner import Learner
-from kdalign.training.loop import _step
 from kdalign.training.optimizer import make_optimizer
+from kdalign.training.step import Stepper
 from support import dual_setting, family_setting
 from support.ranks import environment
 
@@ -42,9 +42,8 @@ def steps(kind, setting, optimizer, numbers, accelerator, wrapped=None):
         share = micro_batches(
             setting.data, rows_of(setting), accelerator.process_index, accelerator.num_processes, 2, (number, 0)
         )
-        yield _step(
-            wrapped or setting.learner, teach, setting.objective, optimizer, share, WHOLE, accelerator, number, False
-        )
+        viewer = StepViewer(wrapped or setting.learner, teach, accelerator, WHOLE.seed)
+        yield Stepper(viewer, optimizer, WHOLE.clip).take(setting.objective, share, number).loss
 
 
 def ready(setting, accelerator):
@@ -61,17 +60,17 @@ def test_a_learner_saved_and_loaded_goes_on_as_if_nothing_had_happened(kind, tmp
     accelerator = make_accelerator("cpu")
     whole, first, second = setting_of(kind), setting_of(kind), setting_of(kind)
     optimizer = ready(whole, accelerator)
-    expected = [loss for loss, *_ in steps(kind, whole, optimizer, range(4), accelerator)]
+    expected = [loss for loss in steps(kind, whole, optimizer, range(4), accelerator)]
     folder = RunFolder(tmp_path / "run")
     optimizer = ready(first, accelerator)
-    found = [loss for loss, *_ in steps(kind, first, optimizer, range(2), accelerator)]
+    found = [loss for loss in steps(kind, first, optimizer, range(2), accelerator)]
     save_checkpoint(folder, first.learner, optimizer, TrainState(step=2))
     with torch.no_grad():
         for parameter in second.learner.parameters():
             parameter.add_(1)  # what is not loaded would be seen
     optimizer = ready(second, accelerator)
     assert load_checkpoint(folder, second.learner, optimizer, accelerator).step == 2
-    found += [loss for loss, *_ in steps(kind, second, optimizer, range(2, 4), accelerator)]
+    found += [loss for loss in steps(kind, second, optimizer, range(2, 4), accelerator)]
     assert found == expected
     assert isinstance(second.learner, Learner)
     for (name, one), other in zip(whole.learner.named_parameters(), second.learner.parameters(), strict=True):

@@ -118,7 +118,7 @@ MUTANTS = {
         "contract/test_numerics.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
     ),
     "gradients averaged over ranks": (
-        "training/loop.py",
+        "training/step.py",
         "accelerator.backward(total * accelerator.num_processes)",
         "accelerator.backward(total)",
         "contract/test_resume_and_ranks.py::test_two_ranks_take_the_steps_of_one_process",
@@ -347,8 +347,8 @@ MUTANTS = {
     ),
     "second stage never begun": (
         "training/task_trainer.py",
-        "place = max(first for first in self.begins if first <= step)",
-        "place = min(self.begins)",
+        "begun = max(first for first in self.begins if first <= step)",
+        "begun = min(self.begins)",
         "end_to_end/test_cli.py::test_each_of_two_stages_has_a_step_at_least",
     ),
     "head frozen since the first stage": (

@@ -26,7 +26,7 @@ from kdalign.recipe import MultiTask, TrainSettings, build_recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
 from kdalign.training.learner import Learner
-from kdalign.training.loop import train
+from kdalign.training.loop import Trainer
 from kdalign.training.task_trainer import Stage, TrainTask
 from support.ranks import environment
 from support.tiny import make_tokenizer, one_line, sentences, tiny_classifier
@@ -139,7 +139,7 @@ def courses(tmp_path, names=("one", "two"), decay=0.0):
 
 def trained(tmp_path, chosen, turns):
     settings = TrainSettings(batch_size=8, lr=1e-3, weight_decay=0.5, device="cpu")
-    return train(chosen, settings, make_accelerator("cpu"), RunFolder(tmp_path), NullObserver(), turns=turns)
+    return Trainer(chosen, turns, settings, make_accelerator("cpu"), RunFolder(tmp_path), NullObserver()).train()
 
 
 def test_steps_of_one_task_are_those_of_its_own_run_and_leave_the_other_head_alone(tmp_path):

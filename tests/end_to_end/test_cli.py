@@ -692,13 +692,16 @@ def test_the_exported_student_loads_in_a_python_without_kdalign(runs):
 def test_the_student_is_trained_in_train_mode_and_scored_in_eval_mode(teacher, data, tmp_path, monkeypatch):
     from kdalign.distillation.pipeline import distill
     from kdalign.recipe import build_recipe
-    from kdalign.training import loop
+    from kdalign.training.step import Stepper
 
     modes = []
-    step = loop._step
-    monkeypatch.setattr(
-        loop, "_step", lambda wrapped, *rest: (modes.append(wrapped.student.training), step(wrapped, *rest))[1]
-    )
+    take = Stepper.take
+
+    def watched(self, *args, **kwargs):
+        modes.append(self.viewer.learner.student.training)
+        return take(self, *args, **kwargs)
+
+    monkeypatch.setattr(Stepper, "take", watched)
     flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
     flags |= {"train.max_steps": 5, "train.eval_every": 2, "out": str(tmp_path / "run")}
     distill(build_recipe(None, flags))

@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_and_ends_in_the_same_we
     status, _, err = resumed(kdalign, killed)
     assert status == 0, err
     assert "going on after step 6" in err
-    assert "passed over" not in err
+    assert "damaged" not in err
     ends_alike(killed, runs)
 
 
@@ -242,7 +242,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(kdal
     assert status == 0, err
     assert f"checkpoints/step-6 ({name}" in err
     assert "going on after step 3" in err
-    assert "passed over" in (killed / "log.txt").read_text()
+    assert "skipped a damaged checkpoint" in (killed / "log.txt").read_text()
     ends_alike(killed, runs)
 
 
@@ -320,7 +320,7 @@ def test_a_run_that_an_older_version_began_goes_on_with_a_word(kdalign, killed, 
     older(killed)
     status, _, err = resumed(kdalign, killed)
     assert status == 0, err
-    assert "of an older kdalign, without checksums" in err
+    assert "by an older kdalign, without checksums" in err
     ends_alike(killed, runs)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
 from kdalign.training.diagnostics import StepViewer, freeze_unreached, gradient_norms, measure_terms
-from kdalign.training.loop import _step, train
+from kdalign.training.loop import train
 from kdalign.training.optimizer import make_optimizer
+from kdalign.training.step import Stepper
 from kdalign.training.task_trainer import Stage, TrainTask
 from support.classifier_setting import Setting
 
@@ -42,8 +44,8 @@ class Run:
 
     def __call__(self):
         stages = [Stage(0.0, self.objective)]
-        course = TrainTask("sst2", self.learner, self.setting.teacher, stages, self.setting.data, self.folder)
-        train([course], self.train, Accelerator(cpu=True), self.folder, NullObserver())
+        task = TrainTask("sst2", self.learner, self.setting.teacher, stages, self.setting.data, self.folder)
+        train(task, self.train, Accelerator(cpu=True), NullObserver())
         return self
 
     def teach(self, batch):
@@ -97,10 +99,8 @@ def test_a_micro_batchs_part_of_a_step_is_one_of_all_ranks_micro_batches(tmp_pat
     run = Run(Watching, tmp_path)
     share = micro_batches(run.setting.data, range(8), 0, 1, 3)
     optimizer, penalty = make_optimizer(run.learner, run.train), run.balance.penalty
-    _step(
-        run.learner, run.teach, run.objective, optimizer, share, run.train, OneOfTwo(cpu=True), 0, False,
-        lambda parts, share: penalty(parts, {}, share),
-    )  # fmt: skip
+    viewer = StepViewer(run.learner, run.teach, OneOfTwo(cpu=True), run.train.seed)
+    Stepper(viewer, optimizer, run.train.clip).take(run.objective, share, 0, penalty=partial(penalty, weights={}))
     assert [part for _, part, _ in run.balance.asked] == [1 / 6] * 3
 
 

@@ -18,8 +18,9 @@ from kdalign.recipe import LAYER_WEIGHTS as WORDS
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings, build_recipe
 from kdalign.training import loop, task_trainer
+from kdalign.training.diagnostics import StepViewer
 from kdalign.training.learner import Learner
-from kdalign.training.loop import _step
+from kdalign.training.step import Stepper
 from support.classifier_setting import Setting
 from support.commands import command, steps_of
 from support.shapes import shape
@@ -105,8 +106,8 @@ class Changing(Setting):
         teach = lambda each: self.teacher(each, self.learner.wanted_of_teacher)  # noqa: E731
         for number in range(steps):
             share = micro_batches(self.data, range(8), 0, 1, micro)
-            wrapped = self.learner, teach, self.objective, optimizer
-            _step(*wrapped, share, TrainSettings(), Accelerator(cpu=True), number, False, None)
+            viewer = StepViewer(self.learner, teach, Accelerator(cpu=True), TrainSettings().seed)
+            Stepper(viewer, optimizer, TrainSettings().clip).take(self.objective, share, number)
         return {name: each.values for name, each in self.objective.layer_weights.items()}
 
 

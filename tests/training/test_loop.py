@@ -12,7 +12,7 @@ from torch import nn
 
 from kdalign.evaluation.adapters import classification
 from kdalign.runs.folder import RunFolder
-from kdalign.training.loop import _why_diverged
+from kdalign.training.divergence import explain_divergence
 from support.tiny import one_line, save_model, sentences
 
 
@@ -46,7 +46,7 @@ def test_a_student_that_diverges_in_its_last_step_is_not_exported_and_not_scored
 
 def why(parts, weights=None, temperature=2.0, loss=math.nan, norm=math.nan, step=0, model=None):
     objective = SimpleNamespace(weights=weights or dict.fromkeys(parts, 1.0), softened_at=temperature)
-    return _why_diverged(model or nn.Linear(2, 2), objective, parts, (loss, norm), step)
+    return explain_divergence(model or nn.Linear(2, 2), objective, parts, (loss, norm), step)
 
 
 def test_a_loss_that_is_no_number_names_its_term():
@@ -69,7 +69,7 @@ def test_weights_that_the_step_before_made_infinite_ask_for_a_lower_learning_rat
     with torch.no_grad():
         model.bias[0] = math.inf
     said = why({"hard": math.nan}, step=4, model=model)
-    assert "the step before has made the weight 'bias' NaN or infinite; lower --lr" in said
+    assert "the step before made the weight 'bias' NaN or infinite; lower --lr" in said
 
 
 def test_a_training_on_equal_labels_ends_with_a_score_that_is_undefined(kdalign, scorer, tmp_path):

@@ -31,7 +31,8 @@ from kdalign.recipe import ANSWER_TERMS, TERM_FACTS, TrainSettings, build_recipe
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.registry import allow_code
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
-from kdalign.training.loop import _step
+from kdalign.training.diagnostics import StepViewer
+from kdalign.training.step import Stepper
 from support.classifier_setting import Setting, examples
 from support.terms import NONE, weights_of
 from support.tiny import one_line, tiny_classifier
@@ -303,7 +304,8 @@ def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_toge
     def teach(batch):
         return setting.teacher(batch, learner.wanted_of_teacher)
 
-    _step(learner, teach, setting.objective, optimizer, share, TrainSettings(), Accelerator(cpu=True), 0, False, None)
+    viewer = StepViewer(learner, teach, Accelerator(cpu=True), 0)
+    Stepper(viewer, optimizer, TrainSettings().clip).take(setting.objective, share, 0)
     assert held == [0, 0]
     assert sorted(term.queue.numbers.tolist()[:8]) == list(range(8))
 

@@ -1,0 +1,105 @@
+"""One optimizer step: forward and backward over micro-batches, the gradient of all ranks clipped and applied."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdalign.data.batches import Batch
+from kdalign.errors import RunError
+from kdalign.objective.objective import Objective
+from kdalign.objective.terms import Unit
+from kdalign.training.diagnostics import StepViewer, count_step_units
+from kdalign.training.divergence import explain_divergence
+
+
+class Penalty(Protocol):
+    """What a loss balancer adds to a micro-batch's loss, from its terms and its share of the step."""
+
+    def __call__(self, parts: Mapping[str, Tensor], *, share: float) -> Tensor | None:
+        """The penalty, a scalar; None where there is none."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one optimizer step, over all micro-batches and ranks.
+
+    Attributes:
+        loss: the weighted total.
+        parts: each term before its weight.
+        gradient_norm: before clipping.
+        units: what each term was divided by.
+        stop: true if any rank was told to stop.
+    """
+
+    loss: float
+    parts: dict[str, float]
+    gradient_norm: float
+    units: dict[Unit, float]
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Takes optimizer steps.
+
+    Attributes:
+        viewer: runs the learner and its teacher on micro-batches.
+        optimizer: of the learner's parameters.
+        clip: largest norm of the gradient; parameter groups with a ``rate`` other than 1 are not clipped.
+    """
+
+    viewer: StepViewer
+    optimizer: torch.optim.AdamW
+    clip: float
+
+    def take(
+        self,
+        objective: Objective,
+        batches: Sequence[Batch],
+        step: int,
+        *,
+        stop: bool = False,
+        penalty: Penalty | None = None,
+    ) -> StepResult:
+        """Take one step.
+
+        Args:
+            objective: what to minimise.
+            batches: this rank's micro-batches.
+            step: its number, from 0, which decides the dropout.
+            stop: true if this rank was told to stop.
+            penalty: trains a loss balancer.
+
+        Raises:
+            RunError: the loss or its gradient is not finite; the weights stay as they are.
+        """
+        wrapped, accelerator = self.viewer.learner, self.viewer.accelerator
+        units, stopped = count_step_units(batches, accelerator, stop)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(1 + len(objective.names), device=accelerator.device)
+        share = 1 / (len(batches) * accelerator.num_processes)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(wrapped):
+                breakdown = objective(self.viewer(batch, step, number), units)
+                total = breakdown.total
+                if penalty is not None:
+                    more = penalty(objective.present_terms(breakdown.parts, units), share=share)
+                    total = total if more is None else total + more
+                # DDP averages gradients over ranks; the objective already divides by all ranks' units.
+                accelerator.backward(total * accelerator.num_processes)
+            sums += torch.stack([breakdown.total.detach(), *breakdown.parts.values()])
+        objective.remember(units)
+        clipped = [p for group in self.optimizer.param_groups if group.get("rate", 1) == 1 for p in group["params"]]
+        norm = float(accelerator.clip_grad_norm_(clipped, self.clip))
+        loss, *values = accelerator.reduce(sums, reduction="sum").tolist()
+        parts = dict(zip(objective.names, values, strict=True))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise RunError(explain_divergence(wrapped, objective, parts, (loss, norm), step))
+        self.optimizer.step()
+        return StepResult(loss, parts, norm, units, stopped)
