@@ -197,12 +197,12 @@ def ablate(
         from kdalign.distillation.ablation_runner import ablate as run
 
         kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
-    from kdalign.comparison.compare import compare
+    from kdalign.comparison.compare import CompareOptions, build_table
     from kdalign.report.formats import comparison_as
-    from kdalign.runs.discovery import archived_groups
+    from kdalign.runs.discovery import Discovery, archived_groups
 
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
-    table = compare([], against=baseline, kept=archived_groups(kept, out)[0])
+    table = build_table(Discovery(tuple(archived_groups(kept, out)[0])), CompareOptions(against=baseline))
     show(comparison_as(table, "json" if as_json else "rich"))
     held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
     watcher.announce(f"this table again, in other forms: kdalign compare {shlex.quote(str(out))}{held}")

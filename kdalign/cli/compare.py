@@ -175,25 +175,19 @@ def compare(
         from kdalign.files import check_file
 
         check_file(out)
-    from kdalign.comparison.compare import compare as put_together
+    from kdalign.comparison.compare import CompareOptions, build_table
     from kdalign.comparison.gates import check_gates
+    from kdalign.runs.discovery import discover
 
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
     if names == []:
         raise UsageError(f"--metrics {metrics!r} names no column")
-    found = put_together(
-        runs,
-        names,
-        sort,
-        reference or (),
-        filters=filters or (),
-        steps_to=steps_to or (),
-        beside=_beside(runs, beside) if beside is not None else (),
-        against=against,
-    )
+    options = CompareOptions(names, sort, filters or (), steps_to or (), against, reference or ())
+    sources = discover(runs)
+    found = build_table(sources, options, _beside(runs, beside) if beside is not None else ())
     gated = require or max_drop
     whole = (
-        put_together(runs, steps_to=steps_to or ()) if gated and (names or filters) else found
+        build_table(sources, CompareOptions(steps_to=steps_to or ())) if gated and (names or filters) else found
     )  # a gate may be on what is not shown
     gates = check_gates(whole, require or (), max_drop or (), baseline)
     if plots is not None:

@@ -254,13 +254,13 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         watcher.ended()
     if int(os.environ.get("RANK", "0")):
         return
-    from kdalign.comparison.compare import compare as put_together
+    from kdalign.comparison.compare import compare
     from kdalign.report.formats import comparison_as
 
     folders = [record.recipe["out"] for record in records]
     if as_json:
         print(json.dumps([record.to_json() for record in records], indent=2))
         return
-    show(comparison_as(put_together([folders[0] if len(folders) == 1 else Path(folders[0]).parent]), "rich"))
+    show(comparison_as(compare([folders[0] if len(folders) == 1 else Path(folders[0]).parent]), "rich"))
     for folder in folders:
         watcher.announce(f"student: {folder}/student  (record: {folder}/record.json)")

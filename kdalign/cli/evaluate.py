@@ -291,8 +291,10 @@ def _show_evaluations(
 
         show(evaluation_table(results))
         return
-    from kdalign.comparison.compare import compare as put_together
+    from kdalign.comparison.compare import CompareOptions, build_table
     from kdalign.report.formats import comparison_as
+    from kdalign.runs.discovery import Discovery
 
-    trees = [result.to_json() for result in results]
-    show(comparison_as(put_together([], references=references or (), evaluations=trees), form))
+    trees = tuple(result.to_json() for result in results)
+    table = build_table(Discovery(evaluations=trees), CompareOptions(references=references or ()))
+    show(comparison_as(table, form))

@@ -1,11 +1,11 @@
-"""From records to one table: rows side by side, seeds averaged, the teacher beside its students.
+"""Compare runs and evaluations in one table: seeds averaged, teachers next to their students.
 
 Reads run folders and evaluation files only; no model, no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdalign.comparison.against import BaselineTests, test_against
 from kdalign.comparison.columns import build_columns, with_means
@@ -16,112 +16,183 @@ from kdalign.comparison.comparability import (
     have_different_teachers,
 )
 from kdalign.comparison.notes import footnotes, list_names
-from kdalign.comparison.published import mark_sources, read_published, reference_rows
+from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
 from kdalign.comparison.rows import baseline_rows, common_name, evaluation_row, has_score, student_row, teacher_rows
 from kdalign.comparison.steps_to_score import ScoreTarget
-from kdalign.comparison.table import SHARED, ComparisonTable, clean_text
-from kdalign.runs.discovery import BaselineRow, RunGroup, disambiguate, discover
+from kdalign.comparison.table import SHARED, Column, ComparisonTable, Row, clean_text
+from kdalign.runs.discovery import BaselineRow, Discovery, RunGroup, disambiguate, discover
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Columns, rows and tests of a comparison table.
+
+    Attributes:
+        metrics: columns to show, by key or metric, in addition to those of ``steps_to``; None shows all.
+        sort: the column to sort by, best first; published rows stay last.
+        filters: conditions that rows must meet, such as ``retained>=95`` or ``name~joint``.
+        steps_to: scores on the monitored texts, such as ``accuracy=85``; each adds the first step that reached it.
+        against: the name of the row of runs that every other row of runs is tested against.
+        references: files of published rows.
+
+    Raises:
+        UsageError: a filter or a target score that cannot be read.
+    """
+
+    metrics: Sequence[str] | None = None
+    sort: str | None = None
+    filters: Sequence[str] = ()
+    steps_to: Sequence[str] = ()
+    against: str | None = None
+    references: Sequence[str | Path] = ()
+
+    def __post_init__(self) -> None:
+        self.conditions()
+        self.targets()
+
+    def conditions(self) -> list[Filter]:
+        """The filters, parsed."""
+        return [Filter.parse(text) for text in self.filters]
+
+    def targets(self) -> list[ScoreTarget]:
+        """The scores of ``steps_to``, parsed, each once."""
+        return [ScoreTarget.parse(text) for text in dict.fromkeys(self.steps_to)]
+
+    def published(self) -> list[Published]:
+        """The rows of the reference files; a file that is given twice is read once.
+
+        Raises:
+            UsageError: a file that cannot be read.
+        """
+        files = {Path(file).resolve(): Path(file) for file in self.references}
+        return [row for file in files.values() for row in read_published(file)]
 
 
 def compare(
-    paths: Sequence[str | Path],
+    paths: Iterable[str | Path],
     metrics: Sequence[str] | None = None,
+    *,
     sort: str | None = None,
-    references: Sequence[str | Path] = (),
-    evaluations: Sequence[dict[str, Any]] = (),
     filters: Sequence[str] = (),
     steps_to: Sequence[str] = (),
-    beside: Sequence[BaselineRow] = (),
     against: str | None = None,
-    kept: Sequence[RunGroup] = (),
+    references: Sequence[str | Path] = (),
 ) -> ComparisonTable:
-    """Put runs and evaluations side by side.
+    """Compare runs and evaluations in one table.
 
     Args:
         paths: run folders, folders of runs (one folder per task makes one row), or evaluation files and their folders.
-        metrics: columns to show, by their keys, beside those of ``steps_to``; all when left out.
-        sort: the column to sort by, best first; rows that others have published stay last.
-        references: files of rows that others have published.
-        evaluations: results of evaluations, as plain dictionaries, beside those in files.
-        filters: conditions that rows must meet, such as ``retained>=95`` or ``name~joint``.
-        steps_to: scores on the watched texts, such as ``accuracy=85``, each with the step that reached it first.
-        beside: rows that cost nothing to train, from ``beside.rows_beside``.
-        against: the name of a row of runs; all others are tested against it.
-        kept: an ablation's runs, beside those at the paths.
+        metrics: as the other keywords, in ``CompareOptions``.
+        sort: the column to sort by.
+        filters: conditions that rows must meet.
+        steps_to: scores whose first step is shown.
+        against: the row that the others are tested against.
+        references: files of published rows.
 
     Raises:
         UsageError: nothing there, an unfinished run, an unknown column, or a reference file that cannot be read.
     """
-    conditions = [Filter.parse(each) for each in filters]
-    milestones = [ScoreTarget.parse(each) for each in dict.fromkeys(steps_to)]
-    files = {Path(file).resolve(): Path(file) for file in references}
-    published = [row for file in files.values() for row in read_published(file)]
-    found = discover(paths)
-    entries, results = [*found.entries, *kept], [*evaluations, *found.evaluations]
-    groups = _grouped(entries)
-    groups = disambiguate(groups, [common_name([entry.name for entry in group]) for group in groups])
-    entries = [entry for group in groups for entry in group]
+    options = CompareOptions(metrics, sort, filters, steps_to, against, references)
+    return build_table(discover(paths), options)
+
+
+def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence[BaselineRow] = ()) -> ComparisonTable:
+    """Build the comparison table of runs and evaluations that were read.
+
+    Args:
+        sources: the runs and evaluations.
+        options: what to show of them.
+        baselines: rows that need no training.
+
+    Raises:
+        UsageError: an unknown column or row, a reference file that cannot be read, or filters that leave no row.
+    """
+    conditions, targets, published = options.conditions(), options.targets(), options.published()
+    groups = _group_seeds(sources.entries)
+    entries, results = [entry for group in groups for entry in group], sources.evaluations
     means = with_means(entries)
-    columns = build_columns(entries, results, means)
-    reached = [column for each in milestones for column in each.columns(entries)]
-    columns += reached
-    of_teachers = teacher_rows(entries, means)
-    of_runs = [student_row(group, means, milestones) for group in groups]
-    held = test_against(of_runs, groups, against) if against is not None else BaselineTests(tuple(of_runs))
-    of_runs = list(held.rows)
-    of_results = [evaluation_row(result, means, results) for result in results]
-    rows = [*of_teachers, *baseline_rows(beside, means, columns), *of_runs, *of_results]
-    columns = [column for column in columns if any(has_score(row, column) for row in rows)]
-    if sort is not None:
-        rows = sort_rows(rows, sort, columns)
-    of_others, further = reference_rows(published, columns)
+    steps = [column for target in targets for column in target.columns(entries)]
+    columns = [*build_columns(entries, results, means), *steps]
+
+    students = [student_row(group, means, targets) for group in groups]
+    tests = _test(students, groups, options.against)
+    evaluated = [evaluation_row(result, means, results) for result in results]
+    rows = [*teacher_rows(entries, means), *baseline_rows(baselines, means, columns), *tests.rows, *evaluated]
+    columns = _with_scores(columns, rows)
+    if options.sort is not None:
+        rows = sort_rows(rows, options.sort, columns)
+    references, further = reference_rows(published, columns)
     columns += further
-    every = [*rows, *held.differences, *of_others]
-    left = {id(row) for row in apply_filters(every, conditions, columns)}
-    rows, of_others = ([row for row in each if id(row) in left] for each in (rows, of_others))
-    rows += [row for row in held.differences if id(row) in left]
-    if metrics is not None:
-        wanted = [column for name in metrics for column in resolve_columns(name, columns)]
-        columns = [column for column in columns if column in wanted or column in reached]
-    columns = [column for column in columns if any(has_score(row, column) for row in [*rows, *of_others])]
-    entries = [entry for row, group in zip(of_runs, groups, strict=True) if id(row) in left for entry in group]
-    results = [result for row, result in zip(of_results, results, strict=True) if id(row) in left]
-    rows = mark_best(rows, columns, _unranked(entries))
-    rows += mark_sources([row for row in of_others if any(has_score(row, column) for column in columns)])
-    notes = footnotes(entries, results, rows, columns)
-    notes += dict.fromkeys(note for each in beside for note in each.notes)
-    notes += held.notes_on({row.name for row in rows})
-    if conditions:
-        said = " and ".join(condition.written for condition in conditions)
-        notes.append(f"filter {said}: {len(left)} of {len(every)} rows, of which the best is marked")
-    notes += _passed_over(found.passed_over)
-    return clean_text(ComparisonTable(tuple(columns), tuple(rows), tuple(notes), held.judged))
+    rows += [*tests.differences, *references]
+
+    shown = apply_filters(rows, conditions, columns)
+    columns = _with_scores(_select(columns, options.metrics, steps), shown)
+    entries = [entry for row, group in zip(tests.rows, groups, strict=True) if row in shown for entry in group]
+    results = tuple(result for row, result in zip(evaluated, results, strict=True) if row in shown)
+    ranked = mark_best([row for row in shown if row.kind != "reference"], columns, _unranked(entries))
+    ranked += mark_sources([row for row in shown if row.kind == "reference" and _has_any(row, columns)])
+
+    notes = footnotes(entries, results, ranked, columns)
+    notes += dict.fromkeys(note for baseline in baselines for note in baseline.notes)
+    notes += tests.notes_on({row.name for row in ranked})
+    notes += _filter_note(conditions, len(shown), len(rows))
+    notes += _skipped_notes(sources.passed_over)
+    return clean_text(ComparisonTable(tuple(columns), tuple(ranked), tuple(notes), tests.judged))
 
 
-def _grouped(entries: Sequence[RunGroup]) -> list[list[RunGroup]]:
-    """Runs that differ by seed alone together; a seed that comes again is a row of its own."""
+def _group_seeds(entries: Sequence[RunGroup]) -> list[list[RunGroup]]:
+    """Group runs that differ by seed alone, under distinct names; a repeated seed is a row of its own."""
     groups: dict[str, list[RunGroup]] = {}
     seen: set[tuple[str, int]] = set()
     for number, entry in enumerate(entries):
         again = (entry.key, entry.seed) in seen
         seen.add((entry.key, entry.seed))
         groups.setdefault(f"{entry.key} {number}" if again else entry.key, []).append(entry)
-    return list(groups.values())
+    rows = list(groups.values())
+    return disambiguate(rows, [common_name([entry.name for entry in group]) for group in rows])
 
 
-def _passed_over(places: Mapping[Path, str]) -> list[str]:
-    """What was no finished run, by the reason."""
-    reasons: dict[str, list[str]] = {}
-    for place, why in places.items():
-        reasons.setdefault(why, []).append(place.name)
-    return [f"passed over: {list_names(names)} ({why})" for why, names in reasons.items()]
+def _test(students: Sequence[Row], groups: Sequence[Sequence[RunGroup]], baseline: str | None) -> BaselineTests:
+    """Test the rows of runs against one of them; without one they stay as they are."""
+    return BaselineTests(tuple(students)) if baseline is None else test_against(students, groups, baseline)
+
+
+def _select(columns: Sequence[Column], metrics: Sequence[str] | None, always: Sequence[Column]) -> list[Column]:
+    """The columns that ``metrics`` name, in the table's order, and those that are always shown."""
+    if metrics is None:
+        return list(columns)
+    wanted = [column for name in metrics for column in resolve_columns(name, columns)]
+    return [column for column in columns if column in wanted or column in always]
+
+
+def _with_scores(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    return [column for column in columns if any(has_score(row, column) for row in rows)]
+
+
+def _has_any(row: Row, columns: Sequence[Column]) -> bool:
+    return any(has_score(row, column) for column in columns)
 
 
 def _unranked(entries: Sequence[RunGroup]) -> set[str]:
-    """Tasks and columns in which no row is best: other data, versions, tokens, teachers or tasks from row to row."""
+    """Tasks and columns without a best row: data, versions, tokens, teachers or tasks differ from row to row."""
     tokens = set(find_incomparable(entries))
     mixed = {task for task, protocols in find_protocols(entries).items() if len(protocols) > 1}
     if mixed or have_different_tasks(entries):
         return mixed | tokens | set(SHARED)
     return tokens | ({"agreement", "retained"} if have_different_teachers(entries) else set())
+
+
+def _filter_note(conditions: Sequence[Filter], shown: int, rows: int) -> list[str]:
+    if not conditions:
+        return []
+    written = " and ".join(condition.written for condition in conditions)
+    return [f"filter {written}: {shown} of {rows} rows, of which the best is marked"]
+
+
+def _skipped_notes(skipped: Mapping[Path, str]) -> list[str]:
+    """List what is no finished run, grouped by reason."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in skipped.items():
+        reasons.setdefault(reason, []).append(path.name)
+    return [f"passed over: {list_names(names)} ({reason})" for reason, names in reasons.items()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from kdalign.comparison.compare import compare
+from kdalign.comparison.compare import CompareOptions, build_table
 from kdalign.distillation import baseline_rows
 from kdalign.distillation.baseline_rows import build_baseline_rows
 from kdalign.distillation.pipeline import distill
@@ -18,6 +18,7 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import count_parameters
 from kdalign.models.quantization import count_quantized_parameters, quantize_dynamic, quantized_megabytes
 from kdalign.recipe import build_recipe
+from kdalign.runs.discovery import discover
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import read_record
 from support import records
@@ -58,7 +59,7 @@ def row(table, name):
 
 
 def table_with(*paths, kinds=("int8", "majority")):
-    return compare(paths, beside=build_baseline_rows(paths, kinds))
+    return build_table(discover(paths), CompareOptions(), build_baseline_rows(paths, kinds))
 
 
 # The majority

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from kdalign.comparison.compare import compare
+from kdalign.comparison.compare import CompareOptions, build_table, compare
 from kdalign.comparison.notes import budget_notes
 from kdalign.data.tasks import DataSource, load_examples
 from kdalign.data.tasks.glue import GLUE
@@ -25,7 +25,7 @@ from kdalign.errors import RunError, UsageError
 from kdalign.runs import archive
 from kdalign.runs.ablation_spec import build_ablation, check_same, read_ablation, write_ablation
 from kdalign.runs.archive import archive_run, read_archived
-from kdalign.runs.discovery import archived_groups
+from kdalign.runs.discovery import Discovery, archived_groups
 from kdalign.runs.record import read_record
 from support.tiny import one_line, sentences
 
@@ -370,14 +370,14 @@ def test_a_seed_that_lacks_a_task_is_left_out_and_said(done, kdalign, tmp_path):
     entries, left = archived_groups([*kept, *second[:3]])
     assert [(entry.name, entry.seed) for entry in entries] == [("labels", 0), ("joint", 0), ("labels", 1)]
     assert {str(name) for name in left} == {"joint seed 1"}
-    table = compare([], kept=entries, against="labels")
+    table = build_table(Discovery(tuple(entries)), CompareOptions(against="labels"))
     assert [row.seeds for row in table.rows if row.kind == "student"] == [(0, 1), (0,)]
 
 
 def test_equal_recipes_are_arms_of_their_own(done):
     kept = [read_archived(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     twin = [replace(one, trial=replace(one.trial, arm="twin")) for one in kept if one.trial.arm == "joint"]
-    table = compare([], kept=archived_groups([*kept, *twin])[0], against="joint")
+    table = build_table(Discovery(tuple(archived_groups([*kept, *twin])[0])), CompareOptions(against="joint"))
     [difference] = [row for row in table.rows if row.name == "twin − joint"]
     assert difference.cells["sst2/accuracy"].value == 0
     assert difference.cells["sst2/accuracy"].verdict == "≈"
