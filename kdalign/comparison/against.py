@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdalign.comparison.table import ALIKE, BETTER, WORSE, Cell, Row
-from kdalign.comparison.verdicts import Arm, ArmRuns, ArmVerdict, test_arms
+from kdalign.comparison.verdicts import Arm, ArmRuns, ArmVerdict, compare_arms
 from kdalign.errors import UsageError, unknown
 from kdalign.runs.discovery import RunGroup
 from kdalign.runs.folder import RunFolder
@@ -35,7 +35,7 @@ class BaselineTests:
         return [note for about, note in self.notes if not about or not about.isdisjoint(names)]
 
 
-def test_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], name: str) -> BaselineTests:
+def compare_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], name: str) -> BaselineTests:
     """Test every row of runs against one of them, by the answers that the runs keep.
 
     Args:
@@ -55,7 +55,7 @@ def test_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], name
             f"two rows are called {double[0]!r}, so that nothing can be held against: rename their folders"
         )
     runs = dict(zip(names, groups, strict=True))
-    found = test_arms({row: _arm(group) for row, group in runs.items()}, name)
+    found = compare_arms({row: _arm(group) for row, group in runs.items()}, name)
     cells: dict[str, dict[str, Cell]] = {row: {} for row in names}
     for one in found.verdicts:
         single = len({task for entry in runs[one.arm] for task in entry.records}) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdalign.comparison.against import BaselineTests, test_against
+from kdalign.comparison.against import BaselineTests, compare_against
 from kdalign.comparison.columns import build_columns, with_means
 from kdalign.comparison.comparability import (
     find_incomparable,
@@ -155,7 +155,7 @@ def _group_seeds(entries: Sequence[RunGroup]) -> list[list[RunGroup]]:
 
 def _test(students: Sequence[Row], groups: Sequence[Sequence[RunGroup]], baseline: str | None) -> BaselineTests:
     """Test the rows of runs against one of them; without one they stay as they are."""
-    return BaselineTests(tuple(students)) if baseline is None else test_against(students, groups, baseline)
+    return BaselineTests(tuple(students)) if baseline is None else compare_against(students, groups, baseline)
 
 
 def _select(columns: Sequence[Column], metrics: Sequence[str] | None, always: Sequence[Column]) -> list[Column]:

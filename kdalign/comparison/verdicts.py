@@ -148,7 +148,7 @@ class _Question:
     primary: bool = False
 
 
-def test_arms(arms: Mapping[str, Arm], baseline: str) -> ArmVerdicts:
+def compare_arms(arms: Mapping[str, Arm], baseline: str) -> ArmVerdicts:
     """Compare every arm with the baseline: in each metric, in agreement with the teacher, and over tasks.
 
     Runs are paired by task and seed. p is corrected across arms within each metric, not across metrics.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from kdalign.comparison.verdicts import ArmRuns, test_arms
+from kdalign.comparison.verdicts import ArmRuns, compare_arms
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS
@@ -115,7 +115,7 @@ def test_one_seed_of_one_task_by_mcnemar_with_holm_over_the_arms(tmp_path):
     arms = {
         name: arm(tmp_path, name, ["sst2"], right, [0]) for name, right in (("soft", 0.8), ("b", 0.95), ("c", 0.81))
     }
-    judgement = test_arms(arms, "soft")
+    judgement = compare_arms(arms, "soft")
     tables = {name: pd.read_parquet(tmp_path / f"{name}-sst2-0" / "predictions/validation.parquet") for name in arms}
     right = {name: (table["prediction"] == table["label"]).to_numpy() for name, table in tables.items()}
     wins, losses = np.sum(right["b"] & ~right["soft"]), np.sum(~right["b"] & right["soft"])
@@ -126,7 +126,7 @@ def test_one_seed_of_one_task_by_mcnemar_with_holm_over_the_arms(tmp_path):
     assert (better.verdict.word, better.primary, better.unit, better.seeds) == ("better", True, "%", (0,))
     alike = found(judgement, "c", "sst2/accuracy").verdict
     assert (alike.word, alike.p_holm) == ("no evidence", alike.p)
-    back = found(test_arms({name: arms[name] for name in ("soft", "b")}, "b"), "soft", "sst2/accuracy").verdict
+    back = found(compare_arms({name: arms[name] for name in ("soft", "b")}, "b"), "soft", "sst2/accuracy").verdict
     assert (back.word, back.difference, back.p) == ("worse", -better.verdict.difference, better.verdict.p)
     assert any("one seed" in note for note in judgement.notes)
     assert not any(one.key in ("macro", "sst2") for one in judgement.verdicts)
@@ -136,7 +136,7 @@ def test_one_seed_of_one_task_by_mcnemar_with_holm_over_the_arms(tmp_path):
 def test_several_tasks_and_seeds_have_their_metrics_means_agreement_and_macro(tmp_path):
     tasks, seeds = ["mrpc", "sst2", "stsb"], [0, 1, 2]
     arms = {name: arm(tmp_path, name, tasks, right, seeds) for name, right in (("a", 0.7), ("b", 0.95))}
-    judgement = test_arms(arms, "a")
+    judgement = compare_arms(arms, "a")
     keys = [one.key for one in judgement.verdicts]
     assert keys == [
         *("mrpc/f1", "mrpc/accuracy", "mrpc", "mrpc/agreement", "sst2/accuracy", "sst2/agreement"),
@@ -169,7 +169,7 @@ def test_the_macro_pairs_each_seed_with_itself(tmp_path):
         }
         for name, better in (("soft", 0.0), ("b", 0.05))
     }
-    judgement = test_arms(arms, "soft")
+    judgement = compare_arms(arms, "soft")
     macro, tasks = (
         found(judgement, "b", "macro"),
         [found(judgement, "b", f"{task}/accuracy") for task in ("sst2", "rte")],
@@ -188,26 +188,26 @@ def test_a_task_without_a_defined_difference_leaves_no_macro(tmp_path):
     arms = {name: arm(tmp_path, name, ["sst2", "rte"], 0.8, [0, 1]) for name in ("soft", "b")}
     arms["soft"] |= arm(tmp_path, "soft", ["stsb"], 0.8, [0, 1])
     arms["b"] |= {("stsb", seed): constant(tmp_path / f"b-stsb-{seed}", seed) for seed in (0, 1)}
-    keys = {one.key for one in test_arms(arms, "soft").verdicts}
+    keys = {one.key for one in compare_arms(arms, "soft").verdicts}
     assert {"sst2/accuracy", "rte/accuracy"} <= keys
     assert "macro" not in keys
 
 
 def test_an_arm_that_answers_as_the_baseline_does_has_no_evidence(tmp_path):
     runs = arm(tmp_path, "a", ["sst2"], 0.8, [0, 1, 2])
-    for one in test_arms({"a": runs, "b": runs}, "a").verdicts:
+    for one in compare_arms({"a": runs, "b": runs}, "a").verdicts:
         assert (one.verdict.difference, one.verdict.p, one.verdict.word) == (0, 1, "no evidence")
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_and_named(tmp_path):
     arms = {"a": arm(tmp_path, "a", ["sst2", "rte"], 0.8, [0, 1, 2]), "b": arm(tmp_path, "b", ["sst2"], 0.8, [1, 2, 3])}
     arms["b"] |= arm(tmp_path, "b", ["rte"], 0.8, [2])
-    judgement = test_arms(arms, "a")
+    judgement = compare_arms(arms, "a")
     assert found(judgement, "b", "sst2/accuracy").seeds == (1, 2)
     assert found(judgement, "b", "macro").seeds == (2,)
     assert "b and a, sst2: seeds 0 3 left out, which only one of them has" in judgement.notes
     assert "b and a, means over tasks: seeds 1 left out, which not all tasks have" in judgement.notes
-    none = test_arms({"a": arm(tmp_path, "a", ["sst2"], 0.8, [0]), "b": arm(tmp_path, "b", ["sst2"], 0.8, [1])}, "a")
+    none = compare_arms({"a": arm(tmp_path, "a", ["sst2"], 0.8, [0]), "b": arm(tmp_path, "b", ["sst2"], 0.8, [1])}, "a")
     assert none.verdicts == ()
     assert "b and a, sst2: no seed in common, no verdict" in none.notes
 
@@ -218,7 +218,7 @@ def test_runs_scored_on_different_data_are_refused_by_name(tmp_path):
         "b": arm(tmp_path, "b", ["sst2"], 0.8, [0], fingerprint="ef" * 8),
     }
     with pytest.raises(UsageError, match=r"runs '.*a-sst2-0' and '.*b-sst2-0' were scored on different data") as error:
-        test_arms(arms, "a")
+        compare_arms(arms, "a")
     assert "[abcdabcd]" in str(error.value)
     assert "[efefefef]" in str(error.value)
 
@@ -227,25 +227,25 @@ def test_a_run_whose_answers_are_gone_is_named(tmp_path):
     arms = {name: arm(tmp_path, name, ["sst2"], 0.8, [0]) for name in "ab"}
     (tmp_path / "b-sst2-0/predictions/validation.parquet").unlink()
     with pytest.raises(UsageError, match=r"run '.*b-sst2-0' has no predictions/validation.parquet"):
-        test_arms(arms, "a")
+        compare_arms(arms, "a")
 
 
 def test_an_unknown_baseline_is_answered_with_the_nearest_arm(tmp_path):
     arms = {name: arm(tmp_path, name, ["sst2"], 0.8, [0]) for name in ("labels", "soft")}
     with pytest.raises(UsageError, match=r"unknown baseline 'sfot'; did you mean 'soft'\?"):
-        test_arms(arms, "sfot")
+        compare_arms(arms, "sfot")
     with pytest.raises(UsageError, match="give another arm"):
-        test_arms({"soft": arms["soft"]}, "soft")
+        compare_arms({"soft": arms["soft"]}, "soft")
 
 
 def test_agreement_with_other_teachers_is_not_compared(tmp_path):
     other = np.zeros(N, dtype=int)
     arms = {"a": arm(tmp_path, "a", ["sst2"], 0.8, [0]), "b": arm(tmp_path, "b", ["sst2"], 0.8, [0], teacher=other)}
-    judgement = test_arms(arms, "a")
+    judgement = compare_arms(arms, "a")
     assert [one.key for one in judgement.verdicts] == ["sst2/accuracy"]
     assert any("had different teachers, no verdict on agreement" in note for note in judgement.notes)
     alone = {name: arm(tmp_path, name, ["sst2"], 0.8, [0], teacher=None) for name in "cd"}
-    assert [one.key for one in test_arms(alone, "c").verdicts] == ["sst2/accuracy"]
+    assert [one.key for one in compare_arms(alone, "c").verdicts] == ["sst2/accuracy"]
 
 
 def test_the_first_split_stands_for_the_task(tmp_path):
@@ -253,7 +253,7 @@ def test_the_first_split_stands_for_the_task(tmp_path):
     extra = arms["b"]["mnli", 0]
     scores = {**extra.record.scores, "validation_mismatched": {"student": [], "teacher": [], "agreement": None}}
     arms["b"]["mnli", 0] = replace(extra, record=replace(extra.record, scores=scores))
-    assert [one.key for one in test_arms(arms, "a").verdicts] == ["mnli/accuracy", "mnli/agreement"]
+    assert [one.key for one in compare_arms(arms, "a").verdicts] == ["mnli/accuracy", "mnli/agreement"]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -262,7 +262,7 @@ def test_a_lower_perplexity_is_better_and_its_words_are_the_splits(tmp_path, see
         name: {("lm", seed): modeller(tmp_path / f"{name}-{seed}", worse, seed) for seed in range(seeds)}
         for name, worse in (("base", 0.1), ("ours", 0.0))
     }
-    judgement = test_arms(arms, "base")
+    judgement = compare_arms(arms, "base")
     assert [one.key for one in judgement.verdicts] == ["lm/ppl", "lm/word_ppl", "lm/agreement"]
     for metric in (0, 1):
         one = judgement.verdicts[metric]
@@ -275,7 +275,7 @@ def test_a_lower_perplexity_is_better_and_its_words_are_the_splits(tmp_path, see
 
 def test_perplexities_over_different_tokens_have_no_verdict(tmp_path):
     arms = {"a": {("lm", 0): modeller(tmp_path / "a")}, "b": {("lm", 0): modeller(tmp_path / "b", shift=1)}}
-    judgement = test_arms(arms, "a")
+    judgement = compare_arms(arms, "a")
     assert judgement.verdicts == ()
     assert any("were asked for different tokens, no verdict" in note for note in judgement.notes)
 
@@ -285,6 +285,6 @@ def test_a_task_of_perplexity_beside_one_of_accuracy_has_no_macro(tmp_path):
         name: {("lm", 0): modeller(tmp_path / f"{name}-lm", worse), **arm(tmp_path, name, ["sst2"], 0.8, [0])}
         for name, worse in (("a", 0.0), ("b", 0.1))
     }
-    keys = [one.key for one in test_arms(arms, "a").verdicts]
+    keys = [one.key for one in compare_arms(arms, "a").verdicts]
     assert "macro" not in keys
     assert "agreement" in keys
