@@ -250,7 +250,7 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
     if record.teacher.head == "its own":
         return adapter.load_model(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
-    from kdalign.training.finetuning import cached_teacher_path
+    from kdalign.training.finetuning import FinetuneJob
 
     assert isinstance(adapter.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
@@ -259,9 +259,8 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
     encoded = adapter.tokenize(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
-    kept = cached_teacher_path(
-        checkpoint, adapter.task, encoded, recipe.finetune, int(record.training.get("ranks", 1)), device, bf16
-    )
+    ranks = int(record.training.get("ranks", 1))
+    kept = FinetuneJob(checkpoint, adapter.task, encoded, recipe.finetune, ranks, device, bf16).path
     if not (kept / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
         raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")

@@ -21,7 +21,7 @@ from kdalign.models.from_scratch import build_from_scratch
 from kdalign.models.profiling import flops_of, latencies_ms
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
-from kdalign.training.finetuning import finetune_teacher
+from kdalign.training.finetuning import FinetuneJob
 
 LATENCY_TOKENS = 128
 
@@ -134,11 +134,10 @@ def load_teacher(
         return None
     if run.finetunes:
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
-        settings, tokenizer = recipe.finetune, run.teacher_tokenizer
-        encoded = run.adapter.tokenize(run.train, tokenizer, run.teacher.config, scored=False)
-        return LoadedTeacher(
-            *finetune_teacher(run.teacher, run.task, encoded, settings, tokenizer, accelerator, bf16, observer)
-        )
+        encoded = run.adapter.tokenize(run.train, run.teacher_tokenizer, run.teacher.config, scored=False)
+        ranks, device = accelerator.num_processes, accelerator.device.type
+        job = FinetuneJob(run.teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
+        return LoadedTeacher(*job.run(run.teacher_tokenizer, accelerator, observer))
     return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own")
 
 

@@ -310,7 +310,7 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     from transformers import BertModel
 
     from kdalign.distillation.tokenize import config_of, student_tokenizer, tokenize_run
-    from kdalign.training.finetuning import cached_teacher_path
+    from kdalign.training.finetuning import FinetuneJob
     from support.tiny import make_tokenizer, tiny_config
 
     make_tokenizer(tmp_path / "bare", "bert")
@@ -323,7 +323,7 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     places = []
     for run in runs:
         texts = tokenize_run(run, student_tokenizer(run), config_of(run, student_tokenizer(run)))
-        places.append(cached_teacher_path(run.teacher, run.task, texts.labelled, run.recipe.finetune, 1, "cpu", False))
+        places.append(FinetuneJob(run.teacher, run.task, texts.labelled, run.recipe.finetune, 1, "cpu", False).path)
     assert places[0] == places[1]
     distill(runs[0].recipe)
     assert (places[1] / "config.json").is_file(), "of the labelled rows alone"

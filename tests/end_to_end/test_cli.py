@@ -490,7 +490,7 @@ def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalig
     assert head.startswith("fine-tuned on sst2")
     status, _, err = kdalign(*words, "runs/b")
     assert status == 0
-    assert "was fine-tuned on sst2 before" in err
+    assert "fine-tuned on sst2 is in the cache" in err
     assert (
         Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
     )

@@ -115,7 +115,7 @@ def test_a_metric_that_raises_leaves_the_student_and_the_way_on(kdalign, data, t
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)
     words = (*words, "--max-steps", 1, "--batch-size", 4, "--out", "run")
     with monkeypatch.context() as patched:
-        patched.setattr(classification.Classifying, "calibration", broken)
+        patched.setattr(classification.ClassificationAdapter, "calibration", broken)
         code, _, err = kdalign(*words)
     assert code == 1
     assert "could not be scored: ZeroDivisionError: of my own metric" in err.splitlines()[-1]
