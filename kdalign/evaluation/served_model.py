@@ -117,7 +117,7 @@ class ServedTarget:
         served.complete([cases[0].prompt], most[:1], stop)  # tells whether raw text is completed, or only chat answered
         how = "greedy"
         prompts = [case.prompt for case in cases]
-        if served.way == "chat" and self.job.continuing:
+        if served.endpoint == "chat" and self.job.continuing:
             prompts = [GO_ON.format(words=case.words, prompt=case.prompt) for case in cases]
             how += f", asked by {GO_ON!r}"
         elif task.pairs:
@@ -125,7 +125,7 @@ class ServedTarget:
         texts = served.complete(prompts, most, stop, observer.progress(f"{self.name}: writing"))
         if self.job.continuing:
             how += ", ends after as many words as the reference"
-        how += f"; {served.way} of the API"
+        how += f"; {served.endpoint} of the API"
         if served.dropped:
             how += f", which refuses {', '.join(served.dropped)}"
         written = [case.cut(text) for case, text in zip(cases, texts, strict=True)]

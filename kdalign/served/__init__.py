@@ -1,27 +1,29 @@
-"""Models behind an OpenAI-compatible API: they write, choose among labels, and tell the likelihood of a text.
+"""Models behind an OpenAI-compatible API: they complete text, choose among labels and return log-probabilities.
 
 ::
 
-    Served ── one model at one URL
-      complete          text that goes on from each prompt, greedily
+    ApiModel            one model at one URL (client)
+      complete          a greedy completion of each prompt
       choose            one of some labels for each prompt, constrained to them where the server can
       prompt_logprobs   the log-probability of each token of a text, or why there is none
+    Negotiator          endpoint, parameters and constraints that the server takes (negotiation)
+    RequestQueue        threads, budget, cache of answers (request_queue, budget, cache)
+    Server              HTTP with time limits, retries and a masked key (transport, bounded)
 
-Every answer is appended to ``served.jsonl`` at once, under the SHA-256 of all that decides it: what is asked again is
-read there. How a server wants to be asked is found out by the first request, and kept in the same file.
+Every answer is appended to ``served.jsonl`` as it arrives, under the SHA-256 of all that determines it: the same
+request is answered from there. The first requests find out the server's dialect, which is kept in the same file.
 """
 
 from kdalign.served.budget import ServedSettings, Usage
 from kdalign.served.client import (
-    OPENAI_URL,
     ApiModel,
     Choices,
-    Progress,
     TokenLogprob,
     Unavailable,
     is_served,
 )
-from kdalign.served.protocol import Constraint, Dialect, Way, label_in_answer
+from kdalign.served.protocol import Constraint, Dialect, Endpoint, label_in_answer
+from kdalign.served.transport import OPENAI_URL
 
 __all__ = [
     "OPENAI_URL",
@@ -29,12 +31,11 @@ __all__ = [
     "Choices",
     "Constraint",
     "Dialect",
-    "Progress",
+    "Endpoint",
     "ServedSettings",
     "TokenLogprob",
     "Unavailable",
     "Usage",
-    "Way",
     "is_served",
     "label_in_answer",
 ]

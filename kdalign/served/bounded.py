@@ -1,7 +1,7 @@
-"""A server's answer within bounds: no redirect, nothing compressed, so many bytes, so many seconds in all.
+"""An HTTP client with limits: no redirects, no compression, a largest body, and a time limit for the whole answer.
 
-The client of OpenAI's package waits for each piece of an answer, so one that drips a letter at a time is waited for
-for hours; it follows redirects, with the user's texts; and it takes a body of any size.
+The client of OpenAI's package limits the wait for each piece of an answer only, so one that drips a letter at a time
+takes hours; it follows redirects, with the user's texts; and it accepts a body of any size.
 """
 
 import importlib
@@ -16,30 +16,30 @@ from typing import Any
 from kdalign.served.protocol import Unusable
 
 LARGEST = 16 * 2**20
-"""Bytes of an answer's body; the log-probabilities of a text of 8,192 tokens are about a twentieth of it."""
+"""Largest body of an answer, in bytes; the log-probabilities of a text of 8,192 tokens take about a twentieth of it."""
 
 
 def bounded_client(seconds: float, largest: int = LARGEST) -> Any:
-    """An HTTP client for OpenAI's package, which must be installed.
+    """Return an HTTP client for OpenAI's package, which must be installed.
 
     Args:
-        seconds: for one whole answer, from the request to the last byte; ``inf`` for no end.
-        largest: bytes of a body.
+        seconds: time limit of one answer, from the request to the last byte; ``inf`` for none.
+        largest: largest body, in bytes.
     """
     import openai
 
     plain: Any = openai.DefaultHttpxClient
-    library = importlib.import_module(plain.__mro__[1].__module__.partition(".")[0])  # httpx, or what came after it
+    library = importlib.import_module(plain.__mro__[1].__module__.partition(".")[0])  # httpx, or its successor
 
     class Bounded(plain):  # type: ignore[misc]
-        """Every answer is read here, whole."""
+        """A client that reads every answer to its end."""
 
         def send(self, request: Any, **options: Any) -> Any:
             """Send one request.
 
             Raises:
-                ReadTimeout: no whole answer in time; OpenAI's client asks again.
-                Unusable: an answer that is too large or compressed.
+                ReadTimeout: no complete answer in time; OpenAI's client retries.
+                Unusable: the answer is too large or compressed.
             """
             request.headers["Accept-Encoding"] = "identity"
             options |= {"follow_redirects": False, "stream": True}
@@ -73,10 +73,10 @@ def bounded_client(seconds: float, largest: int = LARGEST) -> Any:
 
 
 def run_within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What a function returns or raises, if it ends in time; else it is left alone, in a thread that ends with Python.
+    """Call a function in a thread and return or raise its outcome; a late one is abandoned, and ends with Python.
 
     Raises:
-        TimeoutError: it has not ended.
+        TimeoutError: it has not ended in time.
     """
     ended: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -90,10 +90,10 @@ def run_within(seconds: float, work: Callable[[], Any]) -> Any:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         try:
-            found, error = ended.get(timeout=min(left, 0.2))  # a signal just before a wait does not end it
+            value, error = ended.get(timeout=min(left, 0.2))  # a signal just before a wait does not end it
         except queue.Empty:
             continue
         if error is not None:
             raise error
-        return found
-    raise TimeoutError(f"no whole answer within {seconds:g} seconds")
+        return value
+    raise TimeoutError(f"no complete answer within {seconds:g} seconds")

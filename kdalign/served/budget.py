@@ -1,4 +1,4 @@
-"""How much may be asked of a server, and what was paid for."""
+"""Settings of served models, and the budget of requests and tokens to pay for."""
 
 import math
 import threading
@@ -9,15 +9,15 @@ from kdalign.errors import UsageError
 
 @dataclass(frozen=True)
 class ServedSettings:
-    """How a server is asked.
+    """Concurrency, time limits, retries and budget of a served model.
 
     Attributes:
         concurrency: requests under way at once.
         timeout: seconds to wait for one answer.
-        retries: of a request that met no answer, a full server (429) or a server's error (5xx), with growing pauses.
-        max_requests: answers to pay for, from the opening of the model; None for any number.
-        max_tokens: tokens of prompts and answers to pay for, as the server counts them; None for any number.
-        chat: ask through ``/chat/completions`` even where the server completes raw text.
+        retries: retries of a request after no answer, a full server (429) or a server error (5xx), with growing pauses.
+        max_requests: answers to pay for, from the opening of the model; None for no limit.
+        max_tokens: tokens of prompts and answers to pay for, as the server counts them; None for no limit.
+        chat: use ``/chat/completions`` even where the server completes raw text.
     """
 
     concurrency: int = 4
@@ -30,7 +30,7 @@ class ServedSettings:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was paid for: answers, and tokens as the server counts them."""
+    """Answers and tokens paid for, as the server counts them."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -38,7 +38,7 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Of prompts and answers together."""
+        """Tokens of prompts and answers together."""
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -47,7 +47,7 @@ class OverBudget(Exception):
 
 
 class Budget:
-    """What may be spent: a request takes its share before it is sent, and pays what the server counts."""
+    """A budget of requests and tokens: a request reserves its share before it is sent, then pays the server's count."""
 
     def __init__(self, settings: ServedSettings) -> None:
         self._most_requests = settings.max_requests
@@ -58,15 +58,21 @@ class Budget:
         self._characters = 0
         self.spent = Usage()
 
+    @property
+    def limits(self) -> str:
+        """The limits in words, as ``4 requests and 100 tokens``."""
+        limits = ((self._most_requests, "requests"), (self._most_tokens, "tokens"))
+        return " and ".join(f"{most} {unit}" for most, unit in limits if most is not None)
+
     def take(self, characters: int, longest: int) -> int:
-        """Hold a request's share, and wait while requests under way may leave enough of theirs.
+        """Reserve a request's share, and wait while requests under way may leave enough of theirs.
 
         Args:
-            characters: of its prompt; its tokens are guessed by those of the prompts before, and half as many more.
-            longest: its answer, in tokens.
+            characters: length of its prompt; its tokens are estimated from earlier prompts, and half as many more.
+            longest: longest answer, in tokens.
 
         Returns:
-            The tokens held.
+            The tokens reserved.
 
         Raises:
             OverBudget: not enough is left.
@@ -86,7 +92,7 @@ class Budget:
                 self._changed.wait()
 
     def pay(self, held: int, characters: int, used: tuple[int, int] | None) -> None:
-        """Give back what was held, and pay for the answer's tokens (of prompt and answer), if one came."""
+        """Release a reservation, and pay for the answer's tokens (of prompt and answer), if one came."""
         with self._changed:
             self._held_requests -= 1
             self._held_tokens -= held
@@ -103,15 +109,15 @@ def _within(wanted: int, most: int | None) -> bool:
 
 
 def check_settings(settings: ServedSettings) -> None:
-    """Refuse settings that cannot be.
+    """Refuse invalid settings.
 
     Raises:
         UsageError: one is too small.
     """
     least = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0}
     for name, bound in least.items():
-        given = getattr(settings, name)
-        if given is not None and given < bound:
-            raise UsageError(f"{name} {given} of a served model is too small (accepted: {bound} or more)")
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UsageError(f"{name} {value} of a served model is too small (accepted: {bound} or more)")
     if not settings.timeout > 0:
         raise UsageError(f"timeout {settings.timeout} of a served model is too small (accepted: seconds above 0)")

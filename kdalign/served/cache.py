@@ -1,4 +1,4 @@
-"""The file of what a server answered: a line for each answer, appended at once."""
+"""The cache of a server's answers: a JSON Lines file to which every answer is appended as it arrives."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kdalign.errors import RunError
-from kdalign.served.protocol import Constraint, Dialect, Way
+from kdalign.served.protocol import Constraint, Dialect, Endpoint
 
 
 class AnswerCache:
-    """The answers and manners of a file, which need not be there; it is made with the first line.
+    """Answers and dialects in a file, which is made with the first answer.
 
-    A line that is not whole was being written when a run was killed: it is passed over, and asked again. A dialect is
-    written with the next answer, so that a server which answers nothing leaves no file.
+    An incomplete line was being written when a run was killed: it is skipped, and its request sent again. The first
+    dialect is written with the first answer, so that a server which answers nothing leaves no file.
 
     Attributes:
-        file: where they are.
-        answers: what is known of each answer, by its key.
-        manners: how the server wants to be asked, by what is asked of it.
+        file: path of the file.
+        answers: lines of the answers, by key.
+        dialects: dialects of the server, by key of a purpose.
     """
 
     def __init__(self, file: Path) -> None:
@@ -37,26 +37,31 @@ class AnswerCache:
             match line:
                 case {"key": str(key)} if _is_answer(line):
                     self.answers[key] = line
-                case {"manner": str(key), "way": way, "constraint": constraint, "refused": [*refused]}:
-                    if way in get_args(Way) and constraint in get_args(Constraint):
-                        self.dialects[key] = Dialect(way, constraint, tuple(map(str, refused)))
+                case {"manner": str(key), "way": endpoint, "constraint": constraint, "refused": [*refused]}:
+                    if endpoint in get_args(Endpoint) and constraint in get_args(Constraint):
+                        self.dialects[key] = Dialect(endpoint, constraint, tuple(map(str, refused)))
 
     def keep_answer(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Write an answer, then know it.
+        """Write an answer to the file, then add it to ``answers``.
 
         Raises:
-            RunError: the disk does not take it.
+            RunError: the file cannot be written.
         """
         self._append({"key": key, **answer})
         self.answers[key] = answer
 
     def keep_dialect(self, key: str, dialect: Dialect) -> None:
-        """Know a dialect, and write it: at once where there are answers, else before the first.
+        """Add a dialect, and write it: at once where there are answers, else before the first.
 
         Raises:
-            RunError: the disk does not take it.
+            RunError: the file cannot be written.
         """
-        line = {"manner": key, "way": dialect.way, "constraint": dialect.constraint, "refused": list(dialect.refused)}
+        line = {
+            "manner": key,
+            "way": dialect.endpoint,
+            "constraint": dialect.constraint,
+            "refused": list(dialect.refused),
+        }
         if self.answers:
             self._append(line)
         else:
@@ -64,10 +69,10 @@ class AnswerCache:
         self.dialects[key] = dialect
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Add a line in one write, after what waits for it and the end of a half-written one."""
+        """Append a line in one write, after waiting dialects and the end of an incomplete line."""
         try:
             with self._writing:
-                lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in (*self._waiting, line)]
+                lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*self._waiting, line)]
                 text = "".join(lines).encode("utf-8", "surrogatepass")
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with self.file.open("a+b", buffering=0) as file:
@@ -82,7 +87,7 @@ class AnswerCache:
 
 
 def _is_answer(line: Mapping[str, Any]) -> bool:
-    """Whether a line has what is read of an answer: a text, the tokens of one, or why there are none."""
+    """True if a line has an answer's fields: a text, its tokens, or the reason why there are none."""
     match line:
         case {"text": str()} | {"reason": str()} | {"tokens": [*_], "logprobs": [*_], "offsets": [*_]}:
             return True

@@ -1,4 +1,4 @@
-"""What is sent to an OpenAI-compatible API, what a refusal asks for, and what is read from an answer."""
+"""Requests to an OpenAI-compatible API, dialects of servers, and what is read from an answer; nothing is sent here."""
 
 import hashlib
 import json
@@ -8,34 +8,34 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Way = Literal["completions", "chat"]
+Endpoint = Literal["completions", "chat"]
 Constraint = Literal["json_schema", "json_object", "none"]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a server wants to be asked.
+    """The form of request that a server answers.
 
     Attributes:
-        way: the endpoint.
-        constraint: how answers are held to labels.
-        refused: the parameters that it named when it refused a request.
+        endpoint: ``completions`` for raw text, or ``chat``.
+        constraint: form in which answers are constrained to labels.
+        refused: parameters that the server named when it refused a request.
     """
 
-    way: Way
+    endpoint: Endpoint
     constraint: Constraint = "none"
     refused: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
-        """The endpoint's path."""
-        return "/completions" if self.way == "completions" else "/chat/completions"
+        """Path of the endpoint."""
+        return "/completions" if self.endpoint == "completions" else "/chat/completions"
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """What of ``temperature``, ``seed`` and ``stop`` is not sent: without them a server need not write greedily.
+        """Those of ``temperature``, ``seed`` and ``stop`` not sent: without them a server need not write greedily.
 
-        A ``max_tokens`` is sent under another name, and a server that refuses ``repeat_penalty`` has none.
+        ``max_tokens`` is sent under another name, and a server that refuses ``repeat_penalty`` has none.
         """
         return tuple(name for name in self.refused if name in ("temperature", "seed", "stop"))
 
@@ -44,10 +44,10 @@ class Refused(Exception):
     """The server refused a request, or failed on it.
 
     Attributes:
-        status: of HTTP.
-        parameter: the request's part that it names as the reason, or None.
-        code: its word for the reason, or None.
-        message: what it says, in one line without the key.
+        status: HTTP status.
+        parameter: part of the request that it names as the reason, or None.
+        code: its code for the reason, or None.
+        message: its explanation, in one line without the key.
     """
 
     def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
@@ -56,7 +56,7 @@ class Refused(Exception):
 
 
 class Unusable(Exception):
-    """An answer that cannot be read, or is no answer to what was asked; the text says why, as a clause about it."""
+    """An answer that cannot be read, or does not answer the request; the text says why, as a clause about it."""
 
 
 def request_body(
@@ -67,18 +67,18 @@ def request_body(
     stop: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What is sent for a prompt: greedy, in the server's dialect.
+    """Build the body of a request for greedy decoding, in the server's dialect.
 
-    llama-cpp-python makes words that were there less likely (``repeat_penalty`` 1.1) unless it is told not to; servers
-    that do not know the word pass over it or refuse it.
+    llama-cpp-python penalises repeated words (``repeat_penalty`` 1.1) by default; servers that do not know the
+    parameter ignore or refuse it.
     """
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1}
-    if dialect.way == "completions":
+    if dialect.endpoint == "completions":
         body["prompt"] = prompt
     else:
         body["messages"] = [{"role": "user", "content": prompt}]
     if stop:
-        body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them
+        body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them afterwards
     if dialect.constraint != "none":
         body["response_format"] = _response_format(dialect.constraint, labels)
     for name in dialect.refused:
@@ -89,7 +89,7 @@ def request_body(
 
 
 def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str, Any]:
-    """One of the labels under ``answer``: in OpenAI's words, or in those of llama.cpp."""
+    """Build the schema of one label under ``answer``, in OpenAI's form or in that of llama.cpp."""
     schema = {
         "type": "object",
         "properties": {"answer": {"type": "string", "enum": list(labels)}},
@@ -102,17 +102,17 @@ def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str,
 
 
 def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
-    """The dialect to try after a refusal; None where the refusal is about something else.
+    """Return the dialect to try after a refusal; None where the refusal has another reason.
 
-    A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), is
-    asked through chat. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
+    A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), gets
+    chat requests. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
     """
-    if dialect.way == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
-        return replace(dialect, way="chat")
+    if dialect.endpoint == "completions" and (refusal.status in (404, 405) or refusal.code == "OperationNotSupported"):
+        return replace(dialect, endpoint="chat")
     if refusal.status not in (400, 422) or refusal.code == "context_length_exceeded":
         return None
     for name in ("max_tokens", "temperature", "seed", "stop", "repeat_penalty"):
-        if name in dialect.refused or (name == "max_tokens" and dialect.way == "completions"):
+        if name in dialect.refused or (name == "max_tokens" and dialect.endpoint == "completions"):
             continue
         if refusal.parameter == name or re.search(rf"(?<![\w.]){name}(?!\w)", refusal.message):
             return replace(dialect, refused=(*dialect.refused, name))
@@ -120,75 +120,75 @@ def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
 
 
 def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str] = ()) -> str:
-    """The SHA-256 of all that decides an answer: where it was asked, with what, and where it is cut."""
-    asked = {"url": url, "path": path, "body": body, "stop": list(stop)}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("ascii")).hexdigest()
+    """Return the SHA-256 of all that determines an answer: URL, path, body, and the texts at which it is cut."""
+    parts = {"url": url, "path": path, "body": body, "stop": list(stop)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of some stop texts: some servers leave the stop text in."""
-    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
+    """Return the text before the first of some stop texts: some servers leave the stop text in."""
+    return text[: min((start for word in stop if (start := text.find(word)) >= 0), default=len(text))]
 
 
 def label_in_answer(text: str, labels: Sequence[str]) -> int | None:
-    """The number of the label that an answer names first, or None.
+    """Return the index of the label that an answer names first, or None.
 
-    Case does not count; a label is a whole word or several, with blanks, hyphens and underscores alike between them.
-    Where several labels start at one place the longest is meant. So "Not entailment." names ``not_entailment``, and not
+    Case does not count; a label is one or more whole words, with blanks, hyphens or underscores between them. Where
+    several labels start at one character the longest is meant. So "Not entailment." names ``not_entailment``, not
     ``entailment``.
     """
     numbers = sorted((n for n, label in enumerate(labels) if label.strip()), key=lambda n: -len(labels[n].strip()))
     words = [r"[\s_-]+".join(map(re.escape, re.split(r"(?<=\w)[\s_-]+(?=\w)", labels[n].strip()))) for n in numbers]
     if not words:
         return None
-    found = re.search("|".join(rf"(?<!\w)(?<!\w-)({word})(?!\w)(?!-\w)" for word in words), text, re.IGNORECASE)
-    return None if found is None or found.lastindex is None else numbers[found.lastindex - 1]
+    match = re.search("|".join(rf"(?<!\w)(?<!\w-)({word})(?!\w)(?!-\w)" for word in words), text, re.IGNORECASE)
+    return None if match is None or match.lastindex is None else numbers[match.lastindex - 1]
 
 
 MOST_TOKENS = 10**8
-"""A count of tokens above this is none: no context is so long."""
+"""Largest count of tokens that is believed: no context is so long."""
 _LONGEST_TOKEN = 256
-"""Characters of a token, as of blanks or dots in a row, in the vocabularies that are known."""
+"""Characters of a token, such as blanks or dots in a row, in known vocabularies."""
 
 
 def token_usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The tokens of prompt and answer, as the server counts them; 0 where it says none, None for no counts."""
+    """Return the tokens of prompt and answer as the server counts them; 0 where it gives none, None for no counts."""
     usage = answer.get("usage")
     if usage is None:
         return 0, 0
     if not isinstance(usage, dict):
         return None
-    counts = [0 if (given := usage.get(key)) is None else given for key in ("prompt_tokens", "completion_tokens")]
+    counts = [0 if (count := usage.get(key)) is None else count for key in ("prompt_tokens", "completion_tokens")]
     fits = all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts)
     return (counts[0], counts[1]) if fits else None
 
 
 def check_length(line: Mapping[str, Any], characters: int, longest: int) -> None:
-    """Refuse more than was asked for.
+    """Refuse an answer that is longer than requested.
 
     Args:
-        line: what the file would keep of an answer.
-        characters: of the prompt.
-        longest: the answer, in tokens.
+        line: the line of the answer for the cache.
+        characters: length of the prompt.
+        longest: longest answer, in tokens.
 
     Raises:
-        Unusable: a text or a list of tokens that is too long.
+        Unusable: a text or a list of tokens is too long.
     """
     size = len(line.get("text") or "")
     if size > _LONGEST_TOKEN * (longest + 16):
-        raise Unusable(f"it has {size:,} characters where {longest:,} tokens were asked for")
+        raise Unusable(f"it has {size:,} characters where at most {longest:,} tokens were requested")
     tokens = len(line.get("tokens") or ())
     if tokens > 4 * characters + longest + 16:  # a token has a byte at least
-        raise Unusable(f"it tells of {tokens:,} tokens in a text of {characters:,} characters")
+        raise Unusable(f"it lists {tokens:,} tokens in a text of {characters:,} characters")
 
 
 def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
-    """What the file keeps of a written answer: its text, and why it ended.
+    """Make the line of a free answer for the cache: its text, and why it ended.
 
-    A message without text (null) is what servers send where a reasoning model's tokens ran out: empty, and marked.
+    Servers send a message without text (null) where a reasoning model's tokens ran out: it is empty, and marked.
 
     Raises:
-        Unusable: its text is none.
+        Unusable: its text is no text.
     """
     choice = answer["choices"][0]
     message = choice.get("message")
@@ -203,43 +203,43 @@ def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
 
 
 def _kind(value: object) -> str:
-    """A value of JSON in words."""
+    """Describe a value of JSON in words."""
     names = {type(None): "missing or null", list: "a list", dict: "an object", bool: "true or false"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else "a text")
 
 
 def read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any]:
-    """What the file keeps of a constrained answer: the label, or the text where it is none of them."""
+    """Make the line of a constrained answer for the cache: the label, or the text where it is none of them."""
     line = read_text(answer, ())
     try:
-        said = json.loads(line["text"])
+        tree = json.loads(line["text"])
     except (ValueError, RecursionError):
-        said = None
-    label = said.get("answer") if isinstance(said, dict) else None
-    found = isinstance(label, str) and label in labels
-    return line | {"label": found} | ({"text": label} if found else {})
+        tree = None
+    label = tree.get("answer") if isinstance(tree, dict) else None
+    is_label = isinstance(label, str) and label in labels
+    return line | {"label": is_label} | ({"text": label} if is_label else {})
 
 
 def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
-    """What the file keeps of an echoed text: its tokens, or the reason why there are none.
+    """Make the line of an echoed text for the cache: its tokens, or the reason why there are none.
 
-    ``in_place`` says whether log-probabilities stand at their own tokens: the written token, chosen greedily, must be
-    the likeliest at its place. llama-cpp-python's are those of the next place where a model's texts start without BOS;
-    then the last place tells the written token, which itself is not listed. None: that cannot be seen here.
+    ``in_place`` is True if log-probabilities stand at their own tokens: the new token, chosen greedily, must be the
+    likeliest at its position. llama-cpp-python's stand one token late where a model's texts start without BOS; then the
+    last position shows the new token, which itself is not listed. None: this answer does not show it.
 
     Raises:
-        Unusable: what it tells is of other kinds.
+        Unusable: its log-probabilities have the wrong types or lengths.
     """
     choice = answer["choices"][0]
-    told = choice.get("logprobs")
-    if not isinstance(told, dict) or not told.get("token_logprobs"):
+    returned = choice.get("logprobs")
+    if not isinstance(returned, dict) or not returned.get("token_logprobs"):
         return {"reason": "passes over echo and logprobs: it returns no log-probabilities of a prompt"}
     echoed = choice.get("text") or ""
     if not isinstance(echoed, str):
         raise Unusable(f"its text is {_kind(echoed)}")
     if not echoed.startswith(text):
         return {"reason": "passes over echo: it returns log-probabilities of its answer, not of the prompt"}
-    tokens, logprobs, tops, offsets = _checked_logprobs(told)
+    tokens, logprobs, tops, offsets = _check_logprobs(returned)
     written, joined = echoed[len(text) :], "".join(tokens)
     in_place = None
     if written and joined.endswith(text + written):
@@ -254,48 +254,48 @@ def read_echo(answer: dict[str, Any], text: str) -> dict[str, Any]:
     return {"in_place": in_place, **_within_text(tokens[:count], logprobs[:count], offsets, text)}
 
 
-def _checked_logprobs(
-    told: Mapping[str, Any],
+def _check_logprobs(
+    returned: Mapping[str, Any],
 ) -> tuple[list[str], list[float | None], list[dict[str, float] | None], list[int] | None]:
-    """Tokens, their log-probabilities, the likeliest ones and offsets, each a list as long as the tokens.
+    """Return tokens, their log-probabilities, the likeliest tokens and offsets, each a list as long as the tokens.
 
     Raises:
-        Unusable: one is of another kind or length, or a log-probability is above 0 or no number.
+        Unusable: one has the wrong type or length, or a log-probability is above 0 or no number.
     """
-    tokens, logprobs, offsets = told.get("tokens"), told["token_logprobs"], told.get("text_offset")
+    tokens, logprobs, offsets = returned.get("tokens"), returned["token_logprobs"], returned.get("text_offset")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise Unusable("its tokens are no list of texts")
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         raise Unusable("it has no log-probability for each token")
     if not all(value is None or _is_logprob(value) for value in logprobs):
         raise Unusable("a log-probability in it is no number of at most 0")
-    tops = told.get("top_logprobs") or [None] * len(tokens)
-    right = isinstance(tops, list) and len(tops) == len(tokens)
-    if not right or not all(
+    tops = returned.get("top_logprobs") or [None] * len(tokens)
+    complete = isinstance(tops, list) and len(tops) == len(tokens)
+    if not complete or not all(
         top is None or (isinstance(top, dict) and all(map(_is_logprob, top.values()))) for top in tops
     ):
         raise Unusable("its likeliest tokens are no list of objects")
-    if offsets and not (isinstance(offsets, list) and all(type(place) is int for place in offsets)):
+    if offsets and not (isinstance(offsets, list) and all(type(offset) is int for offset in offsets)):
         raise Unusable("its offsets are no list of numbers")
     return tokens, logprobs, tops, offsets or None
 
 
 def _is_logprob(value: object) -> bool:
-    """Whether it is the logarithm of a probability; rounding may lift one above 0, and servers write -9999 or less."""
+    """True for the logarithm of a probability; rounding may lift one above 0, and servers write -9999 or less."""
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) and value <= 1e-3
 
 
 def _within_text(
-    tokens: list[str], logprobs: list[float | None], given: list[int] | None, text: str
+    tokens: list[str], logprobs: list[float | None], server_offsets: list[int] | None, text: str
 ) -> dict[str, list[Any]]:
-    """Tokens with their offsets, without a BOS written out before the text.
+    """Return the tokens of the text with their offsets, without a BOS written out before the text.
 
-    Where the tokens spell the text their lengths give the offsets, for those of servers are off by a BOS or by the
-    blank that a SentencePiece model puts first. Elsewhere (a character in several tokens) the server's own are taken.
+    Where the tokens spell the text their lengths give the offsets, as those of servers are off by a BOS or by the
+    blank that a SentencePiece model puts first. Otherwise (a character in several tokens) the server's are used.
     """
     joined = "".join(tokens)
     if not joined.endswith(text):
-        offsets: list[int | None] = list(given[: len(tokens)]) if given else []
+        offsets: list[int | None] = list(server_offsets[: len(tokens)]) if server_offsets else []
         offsets += [None] * (len(tokens) - len(offsets))
         return {"tokens": tokens, "logprobs": logprobs, "offsets": offsets}
     start = len(text) - len(joined)

@@ -56,7 +56,7 @@ SAID = {
     "null": "its text is missing or null",
     "list": "its text is a list",
     "object": "its text is an object",
-    "long": "1,000,000 characters where 5 tokens were asked for",
+    "long": "1,000,000 characters where at most 5 tokens were requested",
 }
 USAGE = [
     "-5",

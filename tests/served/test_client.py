@@ -261,7 +261,7 @@ def test_without_the_client_the_line_says_what_to_install(tmp_path, monkeypatch)
 
 def test_opening_a_model_writes_nothing(tmp_path):
     with ApiModel("openai:m", "http://127.0.0.1:1/v1", tmp_path / "new") as model:
-        assert (model.way, model.dropped, model.complete([], [])) == (None, (), [])
+        assert (model.endpoint, model.dropped, model.complete([], [])) == (None, (), [])
     assert not (tmp_path / "new").exists()
 
 
@@ -304,7 +304,7 @@ def test_completions_are_what_the_model_writes_greedily_in_the_order_of_the_prom
     told = []
     with opened(server, llama, tmp_path) as asked:
         written = asked.complete(PROMPTS[:12], limits, progress=lambda *counts: told.append(counts))
-        assert (asked.way, asked.dropped, asked.spent.requests) == ("completions", (), 12)
+        assert (asked.endpoint, asked.dropped, asked.spent.requests) == ("completions", (), 12)
         assert asked.spent.completion_tokens == sum(limits)
     for prompt, limit, text in zip(PROMPTS[:12], limits, written, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
@@ -319,7 +319,7 @@ def test_what_was_answered_costs_nothing_again_and_equal_prompts_are_asked_once(
         assert (first[3], asked.spent.requests) == (first[0], 3)
     with opened(server, llama, tmp_path, max_requests=1) as asked:
         assert asked.complete([*PROMPTS[:3], PROMPTS[0]], [5] * 4) == first
-        assert (asked.spent.requests, asked.way) == (0, "completions")
+        assert (asked.spent.requests, asked.endpoint) == (0, "completions")
         asked.complete(PROMPTS[:1], [6])  # another limit is another request
         assert asked.spent.requests == 1
 
@@ -334,7 +334,7 @@ def test_an_answer_ends_before_a_stop_text_that_the_server_leaves_in(server, lla
 def test_a_chat_reads_the_prompt_as_one_message(server, llama, tmp_path):
     with opened(server, llama, tmp_path, chat=True) as asked:
         chatted = asked.complete(PROMPTS[:2], [6, 6])
-        assert asked.way == "chat"
+        assert asked.endpoint == "chat"
     with opened(server, llama, tmp_path) as asked:  # the template is the message alone
         assert asked.complete(PROMPTS[:2], [6, 6]) == chatted
         assert asked.spent.requests == 2
@@ -344,7 +344,7 @@ def test_where_response_format_is_passed_over_the_model_answers_freely_and_that_
     with opened(server, llama, tmp_path) as asked:
         free = asked.complete(PROMPTS[:3], [4] * 3)
         choices = asked.choose(PROMPTS[:3], ["good", "bad"], max_tokens=4)
-        assert (choices.texts, choices.constraint, choices.way) == (free, "none", "completions")
+        assert (choices.texts, choices.constraint, choices.endpoint) == (free, "none", "completions")
 
 
 def test_transformers_serve_tells_no_log_probabilities_and_that_is_said(server, llama, tmp_path):
@@ -399,7 +399,7 @@ def test_a_server_killed_half_way_loses_and_doubles_nothing(server, llama, tmp_p
 
     with (
         opened(server, llama, tmp_path) as asked,
-        pytest.raises(RunError, match=rf"no answer from the server at {server.url}.*of 20 answers are kept.*goes on"),
+        pytest.raises(RunError, match=rf"no answer from the server at {server.url}.*of 20 answers are kept.*to resume"),
     ):
         asked.complete(PROMPTS[:20], [30] * 20, progress=kill)
     kept = len(answers(tmp_path))
@@ -511,7 +511,7 @@ def openai_rules(monkeypatch):
 def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, tmp_path):
     with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         assert asked.complete(["a", "b", "c"], [5] * 3) == ["It is bad."] * 3
-        assert (asked.way, asked.dropped) == ("chat", ("temperature", "seed"))
+        assert (asked.endpoint, asked.dropped) == ("chat", ("temperature", "seed"))
         assert asked.answered_by == ("gpt-chat-2025",)
         assert asked.spent.requests == 3
     assert len(openai_rules.asked) == 5 + 3  # one each for endpoint, max_tokens, temperature, seed and repeat_penalty
@@ -526,7 +526,7 @@ def test_a_chat_model_is_found_out_once_and_its_refusals_are_said(openai_rules, 
 def test_choices_are_held_to_the_labels_by_a_schema(openai_rules, tmp_path):
     with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         choices = asked.choose(["a", "b"], ["good", "so sö"])
-        assert (choices.texts, choices.constraint, choices.way) == (["so sö"] * 2, "json_schema", "chat")
+        assert (choices.texts, choices.constraint, choices.endpoint) == (["so sö"] * 2, "json_schema", "chat")
         assert asked.spent.requests == 2
     with ApiModel("openai:gpt-chat", openai_rules.url, tmp_path) as asked:
         assert asked.choose(["a", "b"], ["good", "so sö"]) == choices
@@ -691,7 +691,7 @@ def test_log_probabilities_at_the_place_of_the_next_token_are_refused(without_bo
     with ApiModel("openai:any", without_bos.url, tmp_path) as asked:
         told = asked.prompt_logprobs(PROMPTS[:2])
     assert isinstance(told, Unavailable)
-    assert "at the place of the next one" in told.reason
+    assert "one token late" in told.reason
 
 
 def test_llama_cpp_completes_greedily_without_the_penalty_for_repeated_words_that_it_has_by_default(
@@ -714,7 +714,7 @@ def test_llama_cpp_completes_greedily_without_the_penalty_for_repeated_words_tha
 def test_llama_cpp_chooses_within_the_labels(without_bos, tmp_path):
     with ApiModel("openai:any", without_bos.url, tmp_path, ServedSettings(retries=1)) as asked:
         choices = asked.choose(PROMPTS[:4], ["good", "bad"])
-    assert (choices.constraint, choices.way) == ("json_object", "chat")
+    assert (choices.constraint, choices.endpoint) == ("json_object", "chat")
     assert set(choices.texts) <= {"good", "bad"}
 
 
