@@ -89,7 +89,14 @@ def build_language_objective(
         shared: what the vocabularies share, where they are two.
     """
     given, weights = weights, weights.built
-    vocabulary = LMHeadLoss(weights.hard, weights.alpha, weights.divergence, weights.temperature, dtype, shared)
+    vocabulary = LMHeadLoss(
+        hard=weights.hard,
+        soft=weights.alpha,
+        divergence=weights.divergence,
+        temperature=weights.temperature,
+        dtype=dtype,
+        shared=shared,
+    )
     if weights.standardise:
         raise UsageError("objective.standardise is for the logits of classes, not for tokens")
     terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))

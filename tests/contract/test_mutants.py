@@ -179,8 +179,8 @@ MUTANTS = {
     ),
     "the vocabulary's loss a mean per micro-batch": (
         "objective/losses/lm_head.py",
-        "    total = hard * hard_sum + soft * soft_sum",
-        "    total = (hard * hard_sum + soft * soft_sum) / max(1, len(student))",
+        "    total = loss.hard * hard_sum + loss.soft * soft_sum",
+        "    total = (loss.hard * hard_sum + loss.soft * soft_sum) / max(1, len(labels))",
         "objective/losses/test_lm_head.py",
     ),
     "an encoder's mask on the decoder": (
@@ -251,8 +251,8 @@ MUTANTS = {
     ),
     "soft targets divided by tokens that the teacher is not asked for": (
         "objective/terms/logits.py",
-        "soft=self.soft * (targets / answered),",
-        "soft=self.soft,",
+        "soft=self.soft * (targets / answered)),",
+        "soft=self.soft),",
         "data/test_token_matching.py::test_soft_targets_are_a_mean_over_the_tokens_that_the_teacher_is_asked_for",
     ),
     "a continuing piece taken for a word": (

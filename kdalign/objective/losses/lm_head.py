@@ -7,6 +7,7 @@ are kept: the memory of one block, and no second pass over the rows. For cross-e
 Wijmans et al. 2025, arXiv:2411.09009, and Hsu et al. 2024, arXiv:2410.10989.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,107 +21,165 @@ from kdalign.models.lm_head import LMHead, block_rows, row_blocks, wide_dtype
 from kdalign.objective import losses
 
 
+@dataclass(frozen=True)
+class TokenLoss:
+    """Cross-entropy with the text's tokens and divergence from a teacher's, weighted.
+
+    Attributes:
+        hard: weight of the cross-entropy.
+        soft: weight of the divergence.
+        divergence: a key of ``losses.DIVERGENCES``.
+        temperature: of the divergence.
+        skew: of the divergence ``skew``.
+        dtype: precision of the matrix products; the wider of features and weight if None. Gradients are formed before
+            any loss scaling, so float16, in which small probabilities vanish, is not for it; bfloat16 is.
+        shared: entries that the two vocabularies have in common, where they are two.
+    """
+
+    hard: float
+    soft: float
+    divergence: str = "forward"
+    temperature: float = 1.0
+    skew: float = 0.1
+    dtype: torch.dtype | None = None
+    shared: SharedVocabulary | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's features of the positions that count, and the head that maps them to logits."""
+
+    features: Float[Tensor, "n width"]
+    head: LMHead
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The wider precision of features and weight."""
+        return torch.promote_types(self.features.dtype, self.head.weight.dtype)
+
+
 def vocabulary_losses(
-    student: Float[Tensor, "n width"],
-    student_head: LMHead,
+    loss: TokenLoss,
+    student: Side,
     labels: Int[Tensor, "n"],
+    teacher: Side | None = None,
     *,
-    hard: float,
-    soft: float,
-    teacher: Float[Tensor, "n teacher_width"] | None = None,
-    teacher_head: LMHead | None = None,
-    divergence: str = "forward",
-    temperature: float = 1.0,
-    skew: float = 0.1,
-    rows: int | None = None,
-    dtype: torch.dtype | None = None,
-    shared: SharedVocabulary | None = None,
     answered: Bool[Tensor, "n"] | None = None,
+    rows: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     r"""Cross-entropy and divergence from the teacher over a vocabulary, summed over rows, in nats, block by block.
 
     .. math:: h \sum_i -\log \sigma(z^s_i)_{y_i} + s \, \tau^2 \sum_i D(\sigma(z^t_i / \tau), \sigma(z^s_i / \tau))
 
-    with ``hard`` h, ``soft`` s, ``temperature`` :math:`\tau`, and D as in ``losses.divergence``. Returns that total,
-    differentiable (once) in the student's features, weight and bias, and the two unweighted sums, detached, in float32.
-    Without a teacher the second is 0. Teacher and teacher's head get no gradient.
+    with ``hard`` h, ``soft`` s, ``temperature`` :math:`\tau`, and D as in ``losses.divergence``. Softmax and sums are
+    in float32 or wider.
 
     Where the vocabularies are padded to different sizes, D is taken over the entries that both have, renormalised; the
-    cross-entropy over all of the student's. Where they are two, ``shared`` names the entries that both have: D is then
-    that over what they share, plus the distance of the rest (``losses.universal_logit_distance``), in the rows in which
-    the teacher has ``answered`` the same. ``dtype`` is the precision of the matrix products (default: the wider of
-    features and weight); softmax and sums are in float32 or wider. Gradients are formed before any loss scaling, so
-    float16, in which small probabilities vanish, is not for ``dtype``; bfloat16 is.
+    cross-entropy over all of the student's. Where they are two, D is that over the entries of ``loss.shared``, plus the
+    distance of the rest (``losses.universal_logit_distance``), in the rows that ``answered`` names.
+
+    Args:
+        loss: weights, divergence and precision.
+        student: gets gradients, by features, weight and bias.
+        labels: the entry of each row.
+        teacher: gets no gradient; without one the divergence is 0.
+        answered: rows in which a teacher with another vocabulary predicts the same token; all if None.
+        rows: of a block.
+
+    Returns:
+        The total, differentiable once, and the two unweighted sums, detached, in float32.
     """
-    assert (teacher is None) == (teacher_head is None)
-    if teacher is not None and teacher_head is not None:
-        precision = dtype or torch.promote_types(teacher.dtype, teacher_head.weight.dtype)
-        teacher_head = teacher_head.detached(precision, None if shared is not None else len(student_head.weight))
-    dtype = dtype or torch.promote_types(student.dtype, student_head.weight.dtype)
-    wide, head = wide_dtype(dtype), student_head.detached(dtype)
-    learned = student, student_head.weight, student_head.bias
-    slopes = [
-        torch.zeros_like(one, dtype=wide) if one is not None and one.requires_grad and torch.is_grad_enabled() else None
-        for one in learned
+    if teacher is not None:
+        entries = None if loss.shared is not None else len(student.head.weight)
+        teacher = Side(teacher.features, teacher.head.detached(loss.dtype or teacher.dtype, entries))
+    dtype = loss.dtype or student.dtype
+    wide, head = wide_dtype(dtype), student.head.detached(dtype)
+    learned = student.features, student.head.weight, student.head.bias
+    gradients = [
+        torch.zeros_like(tensor, dtype=wide)
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+        else None
+        for tensor in learned
     ]
-    of_student, of_weight, of_bias = slopes
-    sloped = any(slope is not None for slope in slopes)
-    hard_sum, soft_sum = student.new_zeros(2, dtype=wide)
-    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
-        for block in row_blocks(len(student), rows or block_rows(len(head.weight), student.device)):
-            features = student[block].to(dtype)
+    differentiated = any(gradient is not None for gradient in gradients)
+    hard_sum, soft_sum = student.features.new_zeros(2, dtype=wide)
+    with torch.no_grad(), torch.autocast(student.features.device.type, enabled=False):
+        for block in row_blocks(len(labels), rows or block_rows(len(head.weight), student.features.device)):
+            features = student.features[block].to(dtype)
             logits = head.logits(features)
-            here = torch.arange(len(logits), device=logits.device), labels[block]
-            slope = F.log_softmax(logits, dim=-1)
-            hard_sum -= slope[here].sum()
-            if sloped:  # in the same memory: probabilities, less one at the label
-                slope = slope.exp_().mul_(hard)
-                slope[here] -= hard
-            if teacher is not None and teacher_head is not None:
-                target = teacher_head.logits(teacher[block])
-                ours = (logits if shared is not None else logits[:, : target.shape[1]]).requires_grad_(sloped)
-                with torch.set_grad_enabled(sloped):
-                    if shared is None:
-                        each = losses.divergence(ours, target, divergence, temperature, skew)
-                    else:
-                        same = slice(None) if answered is None else answered[block]
-                        each = _across(ours[same], target[same], shared, divergence, temperature, skew)
-                soft_sum += each.detach()
-                if sloped:
-                    slope[:, : ours.shape[1]].add_(torch.autograd.grad(each, ours)[0], alpha=soft)
-            if sloped and head.softcap is not None:
-                slope *= 1 - (logits / head.softcap).square()  # the derivative of c tanh(z / c), by its value
-            if of_bias is not None:
-                of_bias += slope.sum(dim=0)
-            if of_student is not None:
-                of_student[block] = slope.to(dtype) @ head.weight
-            if of_weight is not None and (dtype == wide or of_weight.device.type == "cpu"):
-                # On a CPU for bfloat16 too: the product in place beats a faster one that must then be added.
-                of_weight.addmm_(slope.T, features.to(wide))
-            elif of_weight is not None:
-                of_weight += slope.to(dtype).T @ features
-    total = hard * hard_sum + soft * soft_sum
-    if sloped:
-        total = _Sloped.apply(total, slopes, *learned)  # type: ignore[no-untyped-call]
+            hard, slope = _cross_entropy(logits, labels[block], loss.hard if differentiated else None)
+            hard_sum += hard
+            if teacher is not None:
+                target = teacher.head.logits(teacher.features[block])
+                same = slice(None) if answered is None else answered[block]
+                soft_sum += _add_divergence(slope if differentiated else None, logits, target, same, loss)
+            if differentiated:
+                if head.softcap is not None:
+                    slope *= 1 - (logits / head.softcap).square()  # the derivative of c tanh(z / c), by its value
+                _add_gradients(gradients, block, slope, features, head.weight)
+    total = loss.hard * hard_sum + loss.soft * soft_sum
+    if differentiated:
+        total = _KnownGradients.apply(total, gradients, *learned)  # type: ignore[no-untyped-call]
     return total, hard_sum.float(), soft_sum.float()
 
 
-def _across(
-    student: Tensor, teacher: Tensor, shared: SharedVocabulary, divergence: str, temperature: float, skew: float
+def _cross_entropy(logits: Tensor, labels: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+    """A block's sum, and its gradient by the logits times the weight; without a weight no gradient."""
+    here = torch.arange(len(logits), device=logits.device), labels
+    slope = F.log_softmax(logits, dim=-1)
+    total = -slope[here].sum()
+    if weight is not None:  # in the same memory: probabilities, less one at the label
+        slope = slope.exp_().mul_(weight)
+        slope[here] -= weight
+    return total, slope
+
+
+def _add_divergence(
+    slope: Tensor | None, logits: Tensor, target: Tensor, same: slice | Tensor, loss: TokenLoss
 ) -> Tensor:
-    """Two vocabularies: what they share by its meaning, the rest by how its probability is spread."""
+    """A block's divergence from the teacher; adds its weighted gradient by the student's logits to the slope."""
+    ours = logits if loss.shared is not None else logits[:, : target.shape[1]]
+    ours.requires_grad_(slope is not None)
+    with torch.set_grad_enabled(slope is not None):
+        if loss.shared is None:
+            total = losses.divergence(ours, target, loss.divergence, loss.temperature, loss.skew)
+        else:
+            total = _across(ours[same], target[same], loss.shared, loss)
+    if slope is not None:
+        slope[:, : ours.shape[1]].add_(torch.autograd.grad(total, ours)[0], alpha=loss.soft)
+    return total.detach()
+
+
+def _across(student: Tensor, teacher: Tensor, shared: SharedVocabulary, loss: TokenLoss) -> Tensor:
+    """Compare two vocabularies: shared entries by their meaning, the rest by how its probability is spread."""
     entries = shared.student.to(student.device), shared.teacher.to(student.device)
-    alike = losses.divergence_of_shared(student, teacher, entries, divergence, temperature, skew)
-    return alike + losses.universal_logit_distance(student, teacher, entries, temperature)
+    alike = losses.divergence_of_shared(student, teacher, entries, loss.divergence, loss.temperature, loss.skew)
+    return alike + losses.universal_logit_distance(student, teacher, entries, loss.temperature)
 
 
-class _Sloped(torch.autograd.Function):
+def _add_gradients(
+    gradients: list[Tensor | None], block: slice, slope: Tensor, features: Tensor, weight: Tensor
+) -> None:
+    """Add a block to the gradients of features, weight and bias, those that are kept."""
+    of_features, of_weight, of_bias = gradients
+    if of_bias is not None:
+        of_bias += slope.sum(dim=0)
+    if of_features is not None:
+        of_features[block] = slope.to(features.dtype) @ weight
+    if of_weight is not None and (features.dtype == of_weight.dtype or of_weight.device.type == "cpu"):
+        # On a CPU for bfloat16 too: the product in place beats a faster one that must then be added.
+        of_weight.addmm_(slope.T, features.to(of_weight.dtype))
+    elif of_weight is not None:
+        of_weight += slope.to(features.dtype).T @ features
+
+
+class _KnownGradients(torch.autograd.Function):
     """A scalar whose gradients by some inputs are known already: backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, slopes: list[Tensor | None], *learned: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*slopes)
-        ctx.dtypes = [None if one is None else one.dtype for one in learned]
+    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *learned: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in learned]
         return total.clone()
 
     @staticmethod
@@ -128,4 +187,4 @@ class _Sloped(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # New tensors, not in place: a graph that was kept may be walked again.
-        return None, None, *(None if slope is None else (upstream * slope).to(dtype) for slope, dtype in pairs)
+        return None, None, *(None if known is None else (upstream * known).to(dtype) for known, dtype in pairs)

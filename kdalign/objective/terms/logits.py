@@ -1,17 +1,16 @@
 """Terms on answers: labels, the teacher's logits or scores, and a language model's tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdalign.data.batches import IGNORED, MASKED
-from kdalign.data.token_matching import SharedVocabulary
 from kdalign.models.lm_head import LMHead
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import vocabulary_losses
+from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
 from kdalign.objective.terms.base import Signal, TermInputs, Unit
 
 
@@ -113,64 +112,48 @@ class MaskedTokens(nn.Module):
 
     def forward(self, view: TermInputs) -> Tensor:
         """The sum over masked tokens, in nats."""
-        asked = view.batch.inputs[MASKED + "targets"]
-        here = asked != IGNORED
+        targets = view.batch.inputs[MASKED + "targets"]
+        here = targets != IGNORED
         counted = view.batch.masked[here]
         features = self.norm(F.gelu(self.dense(view.student.filled.to(self.bias.dtype))))
-        head = LMHead(view.student.words, self.bias)
-        return vocabulary_losses(features[counted], head, asked[here][counted], hard=1.0, soft=0.0, dtype=self.dtype)[0]
+        student = Side(features[counted], LMHead(view.student.words, self.bias))
+        loss = TokenLoss(hard=1.0, soft=0.0, dtype=self.dtype)
+        return vocabulary_losses(loss, student, targets[here][counted])[0]
 
 
-@dataclass(frozen=True)
-class LMHeadLoss:
+class LMHeadLoss(TokenLoss):
     """A language model's tokens: cross-entropy with the text and divergence from the teacher, in one pass.
 
     Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
     ``soft``, weighted here. The unit is the target token.
-
-    Attributes:
-        dtype: of the matrix products.
-        shared: the entries that stand for the same in the teacher's vocabulary, where it is another.
     """
-
-    hard: float
-    soft: float
-    divergence: str = "forward"
-    temperature: float = 1.0
-    dtype: torch.dtype | None = None
-    shared: SharedVocabulary | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts of a weight above 0."""
+        """Names of the parts with a weight above 0."""
         return tuple(name for name, weight in (("hard", self.hard), ("soft", self.soft)) if weight > 0)
 
     def __call__(self, view: TermInputs, units: Mapping[Unit, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted share of the step's mean over target tokens, and each part's, in nats.
+        """Compute the weighted share of the step's mean over target tokens, and each part's, in nats.
 
-        Where the teacher has another tokenizer, ``soft`` is the mean over the tokens that it is asked for, too.
+        With a teacher of another tokenizer, ``soft`` is the mean over the tokens that both models predict.
         """
-        asked, matching = view.batch.predicted, view.batch.matching
-        assert view.batch.targets is not None, "a language-modelling task has targets"
+        batch, positions, matching = view.batch, view.batch.predicted, view.batch.matching
+        assert batch.targets is not None, "a language-modelling task has targets"
         assert view.student.head is not None, "a language model has a vocabulary"
-        taught = view.taught if self.soft > 0 else None
-        features = None
-        if taught is not None:
-            features = taught.features if matching is None else matching.answered(taught.features)
+        student, teacher = Side(view.student.features[positions], view.student.head), None
+        if self.soft > 0:
+            assert view.taught.head is not None, "a language model has a vocabulary"
+            features = view.taught.features
+            features = features if matching is None else matching.answered(features)
+            teacher = Side(features[positions], view.taught.head)
         targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
         total, hard, soft = vocabulary_losses(
-            view.student.features[asked],
-            view.student.head,
-            view.batch.targets[asked],
-            hard=self.hard,
-            soft=self.soft * (targets / answered),
-            teacher=None if features is None else features[asked],
-            teacher_head=None if taught is None else taught.head,
-            divergence=self.divergence,
-            temperature=self.temperature,
-            dtype=self.dtype,
-            shared=self.shared,
-            answered=None if matching is None else view.batch.answered[asked],
+            replace(self, soft=self.soft * (targets / answered)),
+            student,
+            batch.targets[positions],
+            teacher,
+            answered=None if matching is None else batch.answered[positions],
         )
         means = {"hard": hard / targets, "soft": soft / answered}
         return total / targets, {name: means[name] for name in self.parts}

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 
 from kdalign.models.lm_head import LMHead, block_rows, vocabulary_scores
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import vocabulary_losses
+from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
 
 KINDS = ["forward", "reverse", "js", "skew"]
+
+
+def sums_of(student, head, labels, teacher=None, teacher_head=None, rows=None, **loss):
+    """The blocked losses of features and heads by themselves."""
+    taught = None if teacher is None else Side(teacher, teacher_head)
+    return vocabulary_losses(TokenLoss(**loss), Side(student, head), labels, taught, rows=rows)
 
 
 def problem(n=11, vocabulary=13, theirs=13, dtype=torch.float32, bias=True, softcap=None):
@@ -107,7 +113,7 @@ def test_probabilities_that_underflow_give_finite_losses_and_gradients(kind, by_
     assert student.grad.isfinite().all()
     features = torch.tensor([[-1.0, 1.0]], requires_grad=True)
     heads = LMHead((200 * torch.eye(2)).requires_grad_()), LMHead(-200 * torch.eye(2))
-    total, _, soft_sum = vocabulary_losses(
+    total, _, soft_sum = sums_of(
         features, heads[0], torch.tensor([0]), hard=1.0, soft=1.0,
         teacher=features.detach(), teacher_head=heads[1], divergence=kind,
     )  # fmt: skip
@@ -122,7 +128,7 @@ def test_gradients_of_features_weight_and_bias_are_those_of_the_total(kind):
     student, head, labels, teacher, teacher_head = problem(n=4, vocabulary=5, theirs=5, dtype=torch.float64)
 
     def total(student, weight, bias):
-        return vocabulary_losses(
+        return sums_of(
             student, LMHead(weight, bias, softcap=2.0), labels, hard=0.7, soft=0.4,
             teacher=teacher, teacher_head=teacher_head, divergence=kind, temperature=1.5, rows=3,
         )[0]  # fmt: skip
@@ -146,7 +152,7 @@ def test_blocks_of_any_size_give_the_loss_and_gradients_of_the_whole_matrix(
 ):
     student, head, labels, teacher, teacher_head = problem(n, theirs=theirs, bias=bias, softcap=softcap)
     whole = plain(student, head, labels, teacher, teacher_head, 0.3, 0.7, temperature)
-    found = vocabulary_losses(
+    found = sums_of(
         student, head, labels, hard=0.3, soft=0.7,
         teacher=teacher, teacher_head=teacher_head, temperature=temperature, rows=rows,
     )  # fmt: skip
@@ -159,7 +165,7 @@ def test_blocks_of_any_size_give_the_loss_and_gradients_of_the_whole_matrix(
 @pytest.mark.parametrize("rows", [1, 3, 11, 50])
 def test_each_divergence_in_blocks_is_that_of_the_whole_matrix(kind, rows):
     student, head, labels, teacher, teacher_head = problem()
-    found, _, soft_sum = vocabulary_losses(
+    found, _, soft_sum = sums_of(
         student, head, labels, hard=0.0, soft=2.0,
         teacher=teacher, teacher_head=teacher_head, divergence=kind, temperature=2.0, skew=0.2, rows=rows,
     )  # fmt: skip
@@ -172,7 +178,7 @@ def test_each_divergence_in_blocks_is_that_of_the_whole_matrix(kind, rows):
 def test_a_student_equal_to_its_teacher_has_no_soft_loss_and_no_gradient():
     student, head, labels, _, _ = problem(dtype=torch.float64)
     for kind in KINDS:
-        total, _, soft_sum = vocabulary_losses(
+        total, _, soft_sum = sums_of(
             student, head, labels, hard=0.0, soft=1.0, teacher=student, teacher_head=head, divergence=kind
         )
         assert abs(soft_sum) < 1e-12
@@ -182,7 +188,7 @@ def test_a_student_equal_to_its_teacher_has_no_soft_loss_and_no_gradient():
 def test_a_weight_tied_to_the_embeddings_gets_the_gradients_of_both_uses():
     weight, labels = torch.nn.Parameter(torch.randn(13, 6)), torch.randint(13, (7,))
     tokens = torch.randint(13, (7,))
-    vocabulary_losses(F.embedding(tokens, weight).tanh(), LMHead(weight), labels, hard=1.0, soft=0.0)[0].backward()
+    sums_of(F.embedding(tokens, weight).tanh(), LMHead(weight), labels, hard=1.0, soft=0.0)[0].backward()
     whole = F.cross_entropy(F.embedding(tokens, weight).tanh() @ weight.T, labels, reduction="sum")
     torch.testing.assert_close(weight.grad, torch.autograd.grad(whole, weight)[0])
 
@@ -191,7 +197,7 @@ def test_only_the_total_has_a_gradient_and_only_for_what_learns():
     student, head, labels, teacher, teacher_head = problem()
     frozen = LMHead(head.weight.detach(), head.bias)
     teacher_head.weight.requires_grad_()
-    total, hard_sum, soft_sum = vocabulary_losses(
+    total, hard_sum, soft_sum = sums_of(
         student, frozen, labels, hard=1.0, soft=1.0, teacher=teacher.requires_grad_(), teacher_head=teacher_head
     )
     assert not hard_sum.requires_grad
@@ -204,7 +210,7 @@ def test_only_the_total_has_a_gradient_and_only_for_what_learns():
 
 def test_backward_scales_with_what_the_total_is_divided_by_and_a_kept_graph_can_be_walked_twice():
     student, head, labels, *_ = problem()
-    total = vocabulary_losses(student, head, labels, hard=1.0, soft=0.0)[0]
+    total = sums_of(student, head, labels, hard=1.0, soft=0.0)[0]
     (once,) = torch.autograd.grad(total, head.weight, retain_graph=True)
     (part,) = torch.autograd.grad(total / 8, head.weight)
     torch.testing.assert_close(8 * part, once)
@@ -215,16 +221,14 @@ def test_without_gradients_the_sums_are_the_same_and_there_is_no_graph(mode):
     student, head, labels, teacher, teacher_head = problem(softcap=2.0)
     settings = {"hard": 0.5, "soft": 0.5, "teacher": teacher, "teacher_head": teacher_head, "rows": 4}
     with mode():
-        found = vocabulary_losses(student, head, labels, **settings)
+        found = sums_of(student, head, labels, **settings)
     assert not found[0].requires_grad
-    torch.testing.assert_close(
-        list(found), [one.detach() for one in vocabulary_losses(student, head, labels, **settings)]
-    )
+    torch.testing.assert_close(list(found), [one.detach() for one in sums_of(student, head, labels, **settings)])
 
 
 def test_no_rows_give_zero_with_a_graph():
     student, head, labels, teacher, teacher_head = problem(n=0)
-    total, hard_sum, soft_sum = vocabulary_losses(
+    total, hard_sum, soft_sum = sums_of(
         student, head, labels, hard=1.0, soft=1.0, teacher=teacher, teacher_head=teacher_head
     )
     total.backward()
@@ -239,23 +243,23 @@ def test_products_in_bfloat16_come_close_and_every_gradient_has_its_tensors_prec
     whole = plain(student, head, labels, teacher, teacher_head, 0.5, 0.5)
     expected = torch.autograd.grad(whole[0], learned(student, head))
     settings = {"hard": 0.5, "soft": 0.5, "teacher": teacher, "teacher_head": teacher_head, "rows": 7}
-    total, hard_sum, _ = vocabulary_losses(student, head, labels, dtype=torch.bfloat16, **settings)
+    total, hard_sum, _ = sums_of(student, head, labels, dtype=torch.bfloat16, **settings)
     assert total.dtype == hard_sum.dtype == torch.float32
     torch.testing.assert_close(total, whole[0], rtol=2e-2, atol=0)
     for found, exact in zip(torch.autograd.grad(total, learned(student, head)), expected, strict=True):
         assert found.dtype == torch.float32
         assert (found - exact).norm() < 2e-2 * exact.norm()
     small = LMHead(head.weight.detach().bfloat16().requires_grad_())
-    vocabulary_losses(student.detach().bfloat16(), small, labels, hard=1.0, soft=0.0)[0].backward()
+    sums_of(student.detach().bfloat16(), small, labels, hard=1.0, soft=0.0)[0].backward()
     assert small.weight.grad.dtype == torch.bfloat16
 
 
 def test_autocast_around_the_call_changes_nothing():
     student, head, labels, teacher, teacher_head = problem()
     settings = {"hard": 0.5, "soft": 0.5, "teacher": teacher, "teacher_head": teacher_head}
-    expected = vocabulary_losses(student, head, labels, **settings)
+    expected = sums_of(student, head, labels, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = vocabulary_losses(student, head, labels, **settings)
+        found = sums_of(student, head, labels, **settings)
     assert [one.item() for one in found] == [one.item() for one in expected]
 
 
@@ -278,7 +282,7 @@ def test_a_block_has_at_least_one_row_and_at_most_sixteen_mebibytes_on_a_cpu():
 GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
 from kdalign.models.lm_head import LMHead
-from kdalign.objective.losses.lm_head import vocabulary_losses
+from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
 student, teacher = torch.randn(n, width, requires_grad=True), torch.randn(n, width)
@@ -292,10 +296,8 @@ if way == "plain":
         F.log_softmax(ours, dim=-1), F.log_softmax(teacher @ theirs.T, dim=-1), reduction="sum", log_target=True
     )
 else:
-    total = vocabulary_losses(
-        student, LMHead(weight), labels, hard=1.0, soft=1.0,
-        teacher=teacher, teacher_head=LMHead(theirs), rows=rows or None,
-    )[0]
+    sides = Side(student, LMHead(weight)), Side(teacher, LMHead(theirs))
+    total = vocabulary_losses(TokenLoss(1.0, 1.0), sides[0], labels, sides[1], rows=rows or None)[0]
 (total / n).backward()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
