@@ -15,12 +15,12 @@ from kdalign.comparison.comparability import (
     have_different_tasks,
     have_different_teachers,
 )
-from kdalign.comparison.notes import footnotes, list_names
+from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
 from kdalign.comparison.ranking import Filter, apply_filters, mark_best, resolve_columns, sort_rows
 from kdalign.comparison.rows import baseline_rows, common_name, evaluation_row, has_score, student_row, teacher_rows
 from kdalign.comparison.steps_to_score import ScoreTarget
-from kdalign.comparison.table import SHARED, Column, ComparisonTable, Row, clean_text
+from kdalign.comparison.table import SHARED, Column, ComparisonTable, Row, clean_text, list_names
 from kdalign.runs.discovery import BaselineRow, Discovery, RunGroup, disambiguate, discover
 
 

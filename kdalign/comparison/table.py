@@ -1,5 +1,6 @@
 """A table of models: its columns, cells and rows, and what must be known to read it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -143,3 +144,14 @@ def _clean_cell(cell: Cell) -> Cell:
 def metric_key(task: str, metric: str, published: bool = False) -> str:
     """A metric's column by its key: of a task, or of rows that others have published."""
     return "/".join(part for part in (PUBLISHED if published else "", task, metric) if part)
+
+
+MOST_NAMES = 12
+"""A list with more names than this counts the rest."""
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names separated by commas; a long list is cut, with the number of those left out."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return ", ".join([*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"])

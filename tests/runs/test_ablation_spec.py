@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
+from kdalign.comparison.budgets import arm_budget_notes
 from kdalign.comparison.compare import CompareOptions, build_table, compare
-from kdalign.comparison.notes import budget_notes
 from kdalign.data.tasks import DataSource, load_examples
 from kdalign.data.tasks.glue import GLUE
 from kdalign.distillation.search import _settings, search
@@ -416,7 +416,7 @@ def test_scores_are_kept_to_four_digits_and_classes_as_they_are(tmp_path):
 def test_budgets_that_differ_are_said_with_their_steps_and_tokens(done):
     kept = [read_archived(trial, done[0] / "a/kept") for trial in read_ablation(done[0] / "a").trials(Path("a"))]
     longer = replace(kept[1], record=replace(kept[1].record, training=kept[1].record.training | {"steps": 7}))
-    notes = budget_notes(archived_groups([kept[0], longer])[0])
+    notes = arm_budget_notes(archived_groups([kept[0], longer])[0])
     tokens = kept[0].record.training["tokens"]
     assert notes[0] == (
         f"budgets differ on sst2, seed 0: labels 6 steps of {tokens:,} tokens, joint 7 steps of {tokens:,} tokens"

@@ -1,0 +1,71 @@
+"""Footnotes on dashes: why a row has no value in a column of its table."""
+
+from collections.abc import Sequence
+
+from kdalign.comparison.table import Column, Row, list_names
+
+
+def undefined_notes(rows: Sequence[Row]) -> list[str]:
+    """The reasons of cells that were to be measured and have no value."""
+    return [
+        f"{row.name}, {key}: no value, {cell.reason}"
+        for row in rows
+        for key, cell in row.cells.items()
+        if cell.value is None and cell.reason
+    ]
+
+
+def dash_notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """Why rows of one kind have dashes where rows of another kind have scores; rows with one reason share a note."""
+    by_reason: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for row, column in _dashes(rows, columns):
+        titles, names = by_reason.setdefault(_why(row, column, columns), ({}, {}))
+        titles[column.title] = None
+        names[row.name] = None
+    return [
+        f"– in {', '.join(titles)} of {list_names(list(names))}: {why}" for why, (titles, names) in by_reason.items()
+    ]
+
+
+def _dashes(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[Row, Column]]:
+    """Cells without a value and without a reason of their own, in the tables that scores and costs are shown in."""
+    measured = [row for row in rows if row.kind != "reference"]
+    scores = [column for column in columns if not column.cost and not column.published]
+    tables = [(scores, measured)]
+    for training in (False, True):
+        costs = [column for column in columns if column.cost and column.training is training]
+        tables.append((costs, [row for row in measured if any(column.key in row.cells for column in costs)]))
+    multi_task = any(len(tasks_of(row, columns)) > 1 for row in measured)
+    dashes = []
+    for own, shown in tables:
+        for column in own:
+            listed = [row for row in shown if multi_task or column.task in {"", *tasks_of(row, columns)}]
+            if any(column.key in row.cells for row in listed):
+                dashes += [(row, column) for row in listed if _is_bare(row, column)]
+    return dashes
+
+
+def _is_bare(row: Row, column: Column) -> bool:
+    cell = row.cells.get(column.key)
+    return cell is None or (cell.value is None and not cell.reason)
+
+
+def tasks_of(row: Row, columns: Sequence[Column]) -> set[str]:
+    """The tasks that a row has scores of."""
+    return {column.task for column in columns if column.task and column.key in row.cells}
+
+
+def _why(row: Row, column: Column, columns: Sequence[Column]) -> str:
+    if row.kind == "teacher" and column.key in ("agreement", "speed-up"):
+        return "a teacher is not compared with itself"
+    if row.kind == "difference":
+        return "there is no verdict on it"
+    if column.task and column.task not in tasks_of(row, columns):
+        return f"they are not of {column.task}"
+    if row.kind == "student" and column.key in ("agreement", "retained", "speed-up"):
+        return "there is no teacher, or none whose answers compare"
+    if column.key == "ece":
+        return "it is taken of runs on classes"
+    if row.kind == "baseline":
+        return "it is of models, and was not taken of this row"
+    return "it was not measured"
