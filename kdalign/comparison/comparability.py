@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdalign.comparison.table import metric_key
+from kdalign.comparison.table import ScoredSplit, metric_key
 from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import RunRecord, first_split
 
@@ -25,11 +25,18 @@ def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = (
     return f"{name} ({result['split']})"
 
 
-def _protocol(record: RunRecord) -> str:
-    """What a run was scored on and by what."""
-    split, scores = next(iter(record.scores.items()))
+def scored_split(record: RunRecord) -> ScoredSplit:
+    """The data that stands for a run's task: its first reported split."""
+    split = next(iter(record.scores))
     facts = record.data["reported"][split]
-    return f"{split}, n = {facts['n']:,} [{facts['fingerprint'][:8]}]; {describe_signatures(scores['student'])}"
+    return ScoredSplit(record.task, split, facts["n"], facts["fingerprint"])
+
+
+def scored_splits(entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]]) -> tuple[ScoredSplit, ...]:
+    """The data that scores of runs and evaluations are computed on, each once."""
+    splits = [scored_split(record) for record in records_of(entries)]
+    splits += [ScoredSplit(result["task"], result["split"], result["n"]) for result in evaluations if result["scores"]]
+    return tuple(dict.fromkeys(splits))
 
 
 def describe_signatures(scores: Sequence[dict[str, Any]]) -> str:
@@ -41,11 +48,12 @@ def describe_signatures(scores: Sequence[dict[str, Any]]) -> str:
 
 
 def find_protocols(entries: Sequence[RunGroup]) -> dict[str, set[str]]:
-    """By task, what its runs were scored on and by what; more than one where rows do not rank."""
-    seen: dict[str, set[str]] = {}
+    """Data and metric versions that the runs of each task were scored with; rows with several do not rank."""
+    protocols: dict[str, set[str]] = {}
     for record in records_of(entries):
-        seen.setdefault(record.task, set()).add(_protocol(record))
-    return seen
+        signatures = describe_signatures(first_split(record)["student"])
+        protocols.setdefault(record.task, set()).add(f"{scored_split(record).data}; {signatures}")
+    return protocols
 
 
 def have_different_tasks(entries: Sequence[RunGroup]) -> bool:

@@ -14,6 +14,7 @@ from kdalign.comparison.comparability import (
     find_protocols,
     have_different_tasks,
     have_different_teachers,
+    scored_splits,
 )
 from kdalign.comparison.notes import footnotes
 from kdalign.comparison.published import Published, mark_sources, read_published, reference_rows
@@ -138,7 +139,8 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     notes += tests.notes_on({row.name for row in ranked})
     notes += _filter_note(conditions, len(shown), len(rows))
     notes += _skipped_notes(sources.passed_over)
-    return clean_text(ComparisonTable(tuple(columns), tuple(ranked), tuple(notes), tests.judged))
+    protocols = scored_splits(entries, results)
+    return clean_text(ComparisonTable(tuple(columns), tuple(ranked), tuple(notes), tests.judged, protocols))
 
 
 def _group_seeds(entries: Sequence[RunGroup]) -> list[list[RunGroup]]:

@@ -13,28 +13,23 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from kdalign.comparison.compare import compare
+from kdalign.comparison.baseline import read_baseline
 from kdalign.comparison.ranking import resolve_columns
 from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError
-from kdalign.files import read_json
 from kdalign.runs.markdown import escape
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _REQUIREMENT = re.compile(r"\s*([^<>]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
-_PROTOCOL = re.compile(r"(.+?): (.+ \[[0-9a-f]+\]|\S+, n = [\d,]+(?= of ))")
-"""A task and the data that it was scored on, at the start of a note; of evaluations, which keep no fingerprint, the
-split and its size."""
 _DIGITS = 6
 """At most so many decimals, where fewer would hide on which side of its bound a value lies."""
 _NONE = Cell(None, reason="the row has none")
-_Made = TypeVar("_Made", Cell, Column, Row)
 
 
 @dataclass(frozen=True)
@@ -113,21 +108,6 @@ def check_gates(
             assert before is not None, "drops come with a baseline"
             verdicts += _dropped(drop, column, now, before)
     return tuple(verdicts)
-
-
-def read_baseline(path: Path) -> ComparisonTable:
-    """An earlier table: what ``kdalign compare --format json`` wrote, or the table of a run or an evaluation.
-
-    Raises:
-        UsageError: nothing there, or something else.
-    """
-    try:
-        tree = read_json(path) if path.is_file() else None
-        if isinstance(tree, dict) and {"columns", "rows"} <= set(tree):
-            return _table_of(tree, path)
-        return compare([path])
-    except UsageError as error:
-        raise UsageError(f"--baseline: {error}") from None
 
 
 def append_gates(shown: "RenderableType", form: str, verdicts: Sequence[GateResult]) -> "RenderableType":
@@ -233,17 +213,17 @@ def _dropped(gate: MaxDrop, column: Column, now: ComparisonTable, before: Compar
 
 
 def _other_data(column: Column, now: ComparisonTable, before: ComparisonTable) -> str:
-    """Why values do not compare: what the baseline's runs were scored on, where that was other data; else nothing."""
-    ours, theirs = _protocols(now, column.task), _protocols(before, column.task)
+    """Why values do not compare: the data that the baseline was scored on, if it is other data; else nothing."""
+    ours, theirs = _scored_on(now, column.task), _scored_on(before, column.task)
     same = ours <= theirs if column.task else ours == theirs  # a mean over tasks is of all of them
     if column.cost or not ours or not theirs or same:
         return ""
     return f"the baseline was scored on other data: {'; '.join(sorted(theirs - ours) or sorted(theirs))}"
 
 
-def _protocols(comparison: ComparisonTable, task: str) -> set[str]:
-    found = [_PROTOCOL.match(note) for note in comparison.notes]
-    return {match[0] for match in found if match is not None and task in ("", match[1])}
+def _scored_on(comparison: ComparisonTable, task: str) -> set[str]:
+    """The data of a task, or of all tasks where none is named."""
+    return {str(split) for split in comparison.protocols if task in ("", split.task)}
 
 
 def _at_most(value: float, bound: float) -> bool:
@@ -294,27 +274,3 @@ def _change(worse: float) -> str:
 def _unit(column: Column) -> str:
     """A difference's unit: of percentages, points."""
     return " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
-
-
-def _table_of(tree: Mapping[str, Any], file: Path) -> ComparisonTable:
-    """A table from its JSON; what another version added is passed over."""
-    try:
-        columns = tuple(_made(Column, column) for column in tree["columns"])
-        rows = []
-        for row in tree["rows"]:
-            cells = {str(key): _made(Cell, cell) for key, cell in row["cells"].items()}
-            if not isinstance(row["name"], str):
-                raise TypeError(f"{row['name']!r} is no name of a row")
-            rows.append(_made(Row, {**row, "cells": cells}))
-        cells_of_all = [cell for row in rows for cell in row.cells.values()]
-        for value in (value for cell in cells_of_all for value in (cell.value, cell.low, cell.high)):
-            if value is not None and not isinstance(value, int | float):
-                raise TypeError(f"{value!r} is no number")
-        return ComparisonTable(columns, tuple(rows), tuple(map(str, tree.get("notes", ()))))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{str(file)!r} is not a table that `kdalign compare --format json` wrote: {error}") from None
-
-
-def _made(kind: type[_Made], tree: Mapping[str, Any]) -> _Made:
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in tree.items() if name in names})

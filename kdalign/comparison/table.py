@@ -87,17 +87,42 @@ class Row:
 
 
 @dataclass(frozen=True)
+class ScoredSplit:
+    """The data that a table's scores of one task are computed on.
+
+    Attributes:
+        n: number of examples.
+        fingerprint: hash of the examples; empty for evaluations, which keep none.
+    """
+
+    task: str
+    split: str
+    n: int
+    fingerprint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.data}"
+
+    @property
+    def data(self) -> str:
+        """Split, number of examples, and the start of their hash."""
+        return f"{self.split}, n = {self.n:,}" + (f" [{self.fingerprint[:8]}]" if self.fingerprint else "")
+
+
+@dataclass(frozen=True)
 class ComparisonTable:
-    """A table and what must be known to read it; verdicts are explained in its notes, as everything is.
+    """A comparison table with its footnotes, which explain all that is in it.
 
     Attributes:
         judged: the tests behind verdicts, in full.
+        protocols: the data that scores are computed on.
     """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     judged: tuple[dict[str, Any], ...] = ()
+    protocols: tuple[ScoredSplit, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -128,6 +153,9 @@ def clean_text(comparison: ComparisonTable) -> ComparisonTable:
             for row, name in zip(rows, names, strict=True)
         ),
         notes=tuple(map(printable, comparison.notes)),
+        protocols=tuple(
+            replace(split, task=printable(split.task), split=printable(split.split)) for split in comparison.protocols
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.comparison.comparability import scored_split
 from kdalign.comparison.table import metric_key
 from kdalign.errors import UsageError, unknown
 from kdalign.metrics.arrays import Array
@@ -195,21 +196,12 @@ def _check_data(runs: Sequence[ArmRuns]) -> None:
     """Refuse runs of one task that were scored on different examples."""
     first = runs[0]
     for run in runs[1:]:
-        if _scored_on(run) != _scored_on(first):
+        ours, theirs = scored_split(run.record), scored_split(first.record)
+        if ours != theirs:
             raise UsageError(
-                f"runs {first.name!r} and {run.name!r} were scored on different data ({_said(first)}; {_said(run)}), "
+                f"runs {first.name!r} and {run.name!r} were scored on different data ({theirs.data}; {ours.data}), "
                 f"so that their answers cannot be paired"
             )
-
-
-def _scored_on(run: ArmRuns) -> tuple[str, int, str]:
-    facts = run.record.data["reported"][run.split]
-    return run.split, facts["n"], facts["fingerprint"]
-
-
-def _said(run: ArmRuns) -> str:
-    split, n, fingerprint = _scored_on(run)
-    return f"{split}, n = {n:,} [{fingerprint[:8]}]"
 
 
 def _differences(

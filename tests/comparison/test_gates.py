@@ -1,14 +1,19 @@
 """Gates on comparisons: what passes, what fails and why, and the exit code that a build sees."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from kdalign.comparison.baseline import read_baseline
 from kdalign.comparison.compare import compare
-from kdalign.comparison.gates import check_gates, read_baseline
+from kdalign.comparison.gates import check_gates
+from kdalign.comparison.table import ScoredSplit
 from kdalign.runs.folder import RunFolder
 from support.records import run
 from support.tiny import one_line
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def compared(kdalign, path, *more):
@@ -327,3 +332,27 @@ def test_a_gate_may_be_on_a_column_that_is_not_shown(kdalign, before):
     status, out, _ = kdalign("compare", before, "--metrics", "accuracy", "--require", "retained>=97")
     assert status == 0
     assert "pass: mine: retained >= 97; found 97.28" in out
+
+
+def test_a_table_says_in_its_json_what_data_it_was_scored_on(kdalign, tmp_path, before):
+    tree = json.loads((tmp_path / compared(kdalign, before)).read_text())
+    assert tree["protocols"] == [{"task": "sst2", "split": "validation", "n": 10, "fingerprint": "abababab"}]
+    other = run(tmp_path / "other", "sst2", {"accuracy": 89.5}, fingerprint="cd")
+    tree["notes"] = []
+    (tmp_path / "baseline.json").write_text(json.dumps(tree))
+    for path, passed in ((before, True), (other, False)):
+        [verdict] = check_gates(compare([path]), max_drop=["accuracy=1"], baseline=tmp_path / "baseline.json")
+        assert verdict.passed is passed, "footnotes are for people"
+
+
+def test_tables_of_earlier_versions_say_it_in_their_footnotes(kdalign, tmp_path, before):
+    baseline = read_baseline(ROOT / "examples" / "github-baseline.json")
+    assert baseline.protocols == (ScoredSplit("data", "validation", 500, "d89704c6"),)
+    files = {"run": before, "evaluation": evaluation(tmp_path / "e.json", n=1872, mine=(36.0, "model"))}
+    for path in files.values():
+        tree = json.loads((tmp_path / compared(kdalign, path)).read_text())
+        del tree["protocols"]
+        (tmp_path / "earlier.json").write_text(json.dumps(tree))
+        assert list(map(str, read_baseline(tmp_path / "earlier.json").protocols)) == list(
+            map(str, compare([path]).protocols)
+        )
