@@ -34,7 +34,7 @@ lint: $(DEV) ## Check format, style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results: $(DEV) ## Make the tables of docs/results.md and docs/objective.md again from the results kept beside them
+results: $(DEV) ## Render the tables of docs/results again from the archives in benchmarks
 	$(BIN)/python tools/refresh.py $(ARGS)
 
 clean: ## Remove .venv, builds and caches; runs/ stays

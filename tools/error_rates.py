@@ -1,6 +1,6 @@
 """How often verdicts are wrong, and how often they find what is there: drawn answers of arms that are known.
 
-    python tools/error_rates.py     # the table in docs/statistics.md, a few minutes
+    python tools/error_rates.py     # the table in docs/reference/statistics.md, a few minutes
 
 An example is answered rightly where a normal number is above a threshold. The number has a part that both arms share
 (the example's difficulty), a part that is an arm's own in all its seeds, and a part of each run; a run as a whole may

@@ -1,6 +1,6 @@
-"""Make the tables of the pages of results again, from what is kept beside them: python tools/refresh.py [--check].
+"""Render the tables of docs/results from the archives in benchmarks/: python tools/refresh.py [--check].
 
-A table stands between ``<!-- kdalign ... -->``, the command that makes it, and ``<!-- end -->``.
+A table is between ``<!-- kdalign ... -->``, the command that prints it, and ``<!-- end -->``.
 """
 
 import difflib
@@ -11,30 +11,29 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "objective.md")
 BLOCK = re.compile(r"<!-- (kdalign [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def made(command: str) -> str:
-    """What a command prints in Markdown."""
+def table(command: str) -> str:
+    """Run a command and return its table in Markdown."""
     words = [sys.executable, "-m", *shlex.split(command), "--format", "markdown"]
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def refreshed(page: str) -> str:
-    """The page with every table made again."""
-    return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{made(block[1])}\n<!-- end -->", page)
+def refresh(page: str) -> str:
+    """Render every table of a page."""
+    return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n{table(block[1])}\n<!-- end -->", page)
 
 
 def differences(page: Path, after: str) -> list[str]:
-    """What differs in a page, for people."""
+    """Compare a page with its refreshed text as a unified diff."""
     before, name = page.read_text(encoding="utf-8"), str(page.relative_to(ROOT))
-    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), name, "made again", lineterm=""))
+    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), name, "refreshed", lineterm=""))
 
 
 if __name__ == "__main__":
-    found = {page: refreshed(page.read_text(encoding="utf-8")) for page in PAGES}
+    pages = {page: refresh(page.read_text(encoding="utf-8")) for page in sorted((ROOT / "docs/results").glob("*.md"))}
     if "--check" in sys.argv[1:]:
-        sys.exit("\n".join(line for page, after in found.items() for line in differences(page, after)) or 0)
-    for page, after in found.items():
+        sys.exit("\n".join(line for page, after in pages.items() for line in differences(page, after)) or 0)
+    for page, after in pages.items():
         page.write_text(after, encoding="utf-8")

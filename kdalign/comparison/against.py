@@ -116,7 +116,7 @@ def _notes(verdicts: Sequence[ArmVerdict], name: str, more: Sequence[str]) -> tu
     if any(_apart(one) for one in verdicts):
         how.append(
             f"where mark and interval seem to disagree: the mark is by the test's p{corrected}; the interval is not, "
-            f"and may be made otherwise (docs/statistics.md)"
+            f"and may be made otherwise (docs/reference/statistics.md)"
         )
     each = [
         (

@@ -1,4 +1,4 @@
-"""What README, examples and docs/methods.md promise is run."""
+"""What README, examples and docs/reference/losses.md promise is run."""
 
 import re
 import shlex
@@ -89,7 +89,7 @@ def test_every_loss_has_its_row_in_the_methods_and_the_test_it_names_exists():
     from kdalign.recipe.presets import preset_names
     from kdalign.recipe.schedules import SHAPES
 
-    first, *others = (ROOT / "docs" / "methods.md").read_text().split("\n## ")
+    first, *others = (ROOT / "docs/reference/losses.md").read_text().split("\n## ")
     sections = {title: body for title, _, body in (other.partition("\n") for other in others)}
 
     def rows_in(text: str) -> list[str]:

@@ -451,6 +451,6 @@ def _takes_a_view(found):
 
 
 def test_shipped_terms_are_named_in_the_methods():
-    page = (Path(__file__).parents[3] / "docs/methods.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/reference/losses.md").read_text(encoding="utf-8")
     assert [name for name, facts in TERM_FACTS.items() if f"`{facts.key or name}`" not in page] == []
     assert np.all([name in page for name in losses.DIVERGENCES])
