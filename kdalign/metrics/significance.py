@@ -12,7 +12,7 @@ several             t over seeds and examples (Cochran and Cox 1957)     the sam
 one, over tasks     z over examples                                      the same z
 ==================  ===================================================  ==============================================
 
-Over several arms, p is corrected by Holm's procedure (Holm 1979). docs/reference/statistics.md has the measured error rates.
+Over several arms, p is corrected by Holm's procedure (Holm 1979). Measured error rates: docs/reference/statistics.md.
 """
 
 import math
