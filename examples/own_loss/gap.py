@@ -11,8 +11,7 @@ behind its name in the recipe, but for ``weight``, is given to it by name.
 
 import torch
 
-from kdalign.objective.terms import Signal, TermInputs, Unit
-from kdalign.objective.terms.registry import TermContext
+from kdalign.plugins import Signal, TermContext, TermInputs, Unit
 
 
 class ConfidenceGap:

@@ -234,7 +234,7 @@ def test_a_metric_that_does_not_fit_the_task_is_refused(metric, labels, said):
 MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
-from kdalign.metrics.classification import Metric
+from kdalign.plugins import Metric
 
 @dataclass
 class Settings:
@@ -412,8 +412,7 @@ def test_numbers_whose_differences_overflow_are_undefined_or_right_but_no_warnin
 
 def test_two_metrics_of_one_name_are_refused_before_a_model_is_scored(kdalign, teacher, data, tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.metrics.classification import Metric\n"
-        "accuracy = Metric('accuracy', lambda ours, right: 5.0, 'mine')\n"
+        "from kdalign.plugins import Metric\naccuracy = Metric('accuracy', lambda ours, right: 5.0, 'mine')\n"
     )
     words = ["eval", teacher, "--task", "sst2", "--data", data, "--metrics", "accuracy,own.py:accuracy"]
     status, _, err = kdalign(*words)

@@ -449,7 +449,7 @@ def test_one_example_has_a_value_and_no_interval():
 def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
     place = tmp_path / "own.py"
     place.write_text(
-        "from kdalign.metrics.text import mean_metric\n"
+        "from kdalign.plugins import mean_metric\n"
         "length = mean_metric('length', lambda text, references: len(text.split()), 'words')\n"
     )
     with allow_code():
@@ -578,7 +578,7 @@ def test_a_metric_of_numbers_names_what_it_cannot_take(kdalign, tmp_path, cells,
 
 def test_an_own_metric_that_fails_is_named_and_is_no_fault_of_kdalign(kdalign, tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.metrics.text import mean_metric\n"
+        "from kdalign.plugins import mean_metric\n"
         "boom = mean_metric('boom', lambda text, known: 1 / 0)\n"
         "bleu = mean_metric('bleu', lambda text, known: 3.0)\n"
     )

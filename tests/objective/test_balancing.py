@@ -93,7 +93,7 @@ def test_the_recipe_knows_every_balance():
 
 TERM = """
 import torch
-from kdalign.objective.terms import Signal, Unit
+from kdalign.plugins import Signal, Unit
 
 class Scaled:
     needs, unit = frozenset({Signal.LOGITS}), Unit.EXAMPLE

@@ -312,7 +312,7 @@ def test_micro_batches_of_a_step_do_not_see_one_another_and_enter_the_queue_toge
 
 def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
     (tmp_path / "own.py").write_text(
-        "from kdalign.objective.terms import Signal, Unit\n"
+        "from kdalign.plugins import Signal, Unit\n"
         "class Gap:\n"
         "    needs, unit = frozenset({Signal.LOGITS}), Unit.EXAMPLE\n"
         "    def __init__(self, setting, power=2):\n"
