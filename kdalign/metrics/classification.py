@@ -209,11 +209,17 @@ class Reliability:
         return 100.0 * float(np.nansum(gaps) / self.counts.sum())
 
 
+def softmax(logits: Array) -> Array:
+    """Probabilities of logits (examples, classes), in their own precision."""
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Array = raised / raised.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def confidences(logits: Array) -> Array:
     """The greatest of each row's softmax, from (examples, classes) to (examples,), in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    found: Array = shifted.max(axis=1) / shifted.sum(axis=1)
-    return found
+    greatest: Array = softmax(logits.astype(np.float64)).max(axis=1)
+    return greatest
 
 
 def reliability_bins(logits: Array, references: Array) -> Reliability:

@@ -8,6 +8,7 @@ import numpy as np
 from kdalign.data.tasks import ClassificationTask, Examples, find_task, load_examples
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
+from kdalign.metrics.classification import softmax
 from kdalign.runs.finished import FinishedRun
 from kdalign.runs.prediction_table import ModelColumns, read_predictions
 
@@ -122,8 +123,8 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
     found = read_answers(run)
     if found is None or found.teacher is None:
         return None
-    ours = None if found.student_logits is None else _softmax(found.student_logits)
-    theirs = None if found.teacher_logits is None else _softmax(found.teacher_logits)
+    ours = None if found.student_logits is None else softmax(found.student_logits)
+    theirs = None if found.teacher_logits is None else softmax(found.teacher_logits)
     differ = np.flatnonzero(found.student != found.teacher)
     if ours is None:
         distance = np.abs(found.student - found.teacher)
@@ -184,9 +185,3 @@ def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
         return None
     examples = examples.take(range(min(len(examples), data.limit or len(examples))))
     return examples, examples.fingerprint()
-
-
-def _softmax(logits: Array) -> Array:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: Array = raised / raised.sum(axis=1, keepdims=True)
-    return probabilities
