@@ -23,6 +23,7 @@ print(before, freed, resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory in gaps")
 def test_freed_memory_below_a_tensor_in_use_goes_back_to_the_system():
     found = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)

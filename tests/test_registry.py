@@ -18,6 +18,7 @@ from kdalign.registry import Trust, Untrusted, allow_code, code_named, names_cod
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
 from kdalign.runs.archive import archive_run
 from kdalign.runs.folder import seal_of
+from support.covering import each_once
 from support.tiny import one_line
 
 EVIL = """
@@ -110,12 +111,12 @@ def reading(data):
     }
 
 
-def test_no_command_that_reads_loads_what_a_strangers_run_names(kdalign, place, hostile, data):
-    for word, command in reading(data).items():
-        status, _, err = kdalign(*command)
-        assert not ran(place), f"{hostile} ran code by {word}"
-        assert "Traceback" not in err
-        assert status == 0 or (status == 2 and "--allow code" in one_line(err)), (hostile, word, err)
+@pytest.mark.parametrize(("hostile", "word"), each_once(HOSTILE, reading("")), indirect=["hostile"])
+def test_no_command_that_reads_loads_what_a_strangers_run_names(kdalign, place, hostile, data, word):
+    status, _, err = kdalign(*reading(data)[word])
+    assert not ran(place), f"{hostile} ran code by {word}"
+    assert "Traceback" not in err
+    assert status == 0 or (status == 2 and "--allow code" in one_line(err)), (hostile, word, err)
 
 
 @pytest.mark.parametrize("command", ["distill", "ablate"])

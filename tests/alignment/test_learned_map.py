@@ -19,6 +19,7 @@ from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
+from support.covering import first_only
 from support.family_setting import EVERY, Setting, model
 from support.tiny import one_line, save_model
 
@@ -77,7 +78,7 @@ def test_attention_to_layers_by_hand():
     torch.testing.assert_close(signals.shares[first][row], by_hand, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+@pytest.mark.parametrize("kind", first_only(["bert", "gpt2", "t5"]))
 def test_the_learned_map_alone_falls_below_a_tenth_on_one_batch(kind):
     setting, batch = attended(kind)
     units = count_units([batch])
@@ -108,6 +109,7 @@ def test_a_copy_of_the_teacher_attends_most_to_its_own_layers():
     assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in found)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_learned_map_reports_the_attention_and_projects_where_widths_differ(
     kdalign, teacher, data, tmp_path, tmp_path_factory
 ):

@@ -153,6 +153,7 @@ def narrow(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("narrow"), "bert", layers=2, width=16, seed=5)
 
 
+@pytest.mark.slow
 def test_a_run_with_fitted_projections_resumes_to_the_same_weights(kdalign, teacher, narrow, data, tmp_path):
     from safetensors.torch import load_file
 

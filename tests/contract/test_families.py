@@ -37,6 +37,7 @@ from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
+from support.covering import each_once
 from support.family_setting import ALL, EVERY, FINAL_NORM, Setting, adapter, answered, encoded, model, tokenizer
 from support.tiny import sentences
 
@@ -416,8 +417,7 @@ def test_in_bfloat16_a_step_goes_where_it_goes_in_float32(kind):
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert", "bart"])
-@pytest.mark.parametrize("part", ["hard", "alpha", "beta", "gamma"])
+@pytest.mark.parametrize(("kind", "part"), each_once(["gpt2", "bert", "bart"], ["hard", "alpha", "beta", "gamma"]))
 def test_each_part_alone_falls_below_a_tenth_of_its_start_on_one_batch(kind, part):
     alone = {name: float(name == part) for name in ("hard", "alpha", "beta", "gamma", "delta")}
     setting = Setting(kind, Weights(**alone))

@@ -6,6 +6,7 @@ import signal
 import pytest
 from safetensors.numpy import load_file
 
+from support.covering import first_only
 from support.ranks import each_step, run, stop_after
 
 STEPS = 24
@@ -20,6 +21,7 @@ def command(teacher, data, out, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_and_resumed_ends_in_the_weights_of_one_never_stopped(teacher, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run(command(teacher, data, whole))
@@ -68,6 +70,7 @@ def test_projections_survive_a_kill(teacher, data, tmp_path, tmp_path_factory):
     assert not any("maps" in name for name in load_file(whole / "student" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_stopped_when_it_is_resumed(teacher, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = (
@@ -110,6 +113,7 @@ def test_a_run_in_two_stages_killed_and_resumed_ends_in_the_same_weights(teacher
     assert terms == [{"cosine", "euclid", "attention"}] * 12 + [{"hard"}] * 12
 
 
+@pytest.mark.slow
 def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_path):
     staged = tmp_path / "staged"
     assert run(command(teacher, data, staged, *STAGED)).returncode == 0
@@ -119,7 +123,7 @@ def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_p
 
 @pytest.mark.parametrize(
     "more",
-    [(), pytest.param(("--hard", "0", "--alpha", "0"), marks=pytest.mark.slow), STAGED],
+    [(), *first_only([("--hard", "0", "--alpha", "0"), STAGED], 0)],
     ids=["all terms", "features only", "two stages"],
 )
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):

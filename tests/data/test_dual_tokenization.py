@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdalign.recipe import build_recipe
+from support.covering import first_only
 from support.ranks import each_step, run, stop_after
 from support.tiny import one_line, save_model, sentences
 
@@ -60,7 +61,7 @@ def words(teacher, data, texts, language_teachers):
     return of
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", first_only(TASKS))
 def test_a_student_with_a_vocabulary_of_its_own_is_taught_and_all_is_said(kdalign, words, tmp_path, kind):
     status, out, err = kdalign(*words(kind, "runs/a"))
     assert status == 0, err
@@ -90,6 +91,7 @@ def load_rows(folder):
     return next(len(value) for name, value in weights.items() if "word_embeddings" in name or "embed_tokens" in name)
 
 
+@pytest.mark.slow
 def test_the_scored_student_is_the_stock_model_with_its_own_tokenizer(kdalign, words, data, tmp_path):
     assert kdalign(*words("classes", "runs/a"))[0] == 0
     folder = tmp_path / "runs/a/student"
@@ -149,6 +151,7 @@ def test_encoder_decoders_with_two_tokenizers_are_refused_before_anything_is_wri
     assert not (tmp_path / "runs/no").exists()
 
 
+@pytest.mark.slow
 def test_the_teacher_is_asked_to_go_on_from_the_same_text(kdalign, words, tmp_path):
     assert kdalign(*words("causal", "runs/a"))[0] == 0
     samples = json.loads((tmp_path / "runs/a/record.json").read_text())["samples"]
@@ -156,6 +159,7 @@ def test_the_teacher_is_asked_to_go_on_from_the_same_text(kdalign, words, tmp_pa
     assert all("\ufffd" not in sample["prompt"] and "teacher" in sample for sample in samples)
 
 
+@pytest.mark.slow
 def test_embeddings_are_learnt_from_a_teacher_with_other_tokens(kdalign, teacher, tmp_path):
     place = tmp_path / "pairs"
     place.mkdir()

@@ -373,9 +373,9 @@ def test_label_scores_are_those_of_a_plain_loop_in_float64(kind, max_length, req
 
 def test_the_vocabulary_is_computed_at_answers_alone_and_a_shared_context_is_read_once(monkeypatch):
     read, scored = [], []
-    run, scores = multiple_choice.run, multiple_choice.vocabulary_scores
+    run, scores = multiple_choice.forward, multiple_choice.vocabulary_scores
     monkeypatch.setattr(
-        multiple_choice, "run", lambda m, i, *rest: (read.append(i["input_ids"].shape), run(m, i, *rest))[1]
+        multiple_choice, "forward", lambda m, i, *rest: (read.append(i["input_ids"].shape), run(m, i, *rest))[1]
     )
     monkeypatch.setattr(
         multiple_choice, "vocabulary_scores", lambda f, *rest: (scored.append(len(f)), scores(f, *rest))[1]

@@ -285,6 +285,7 @@ class Watching(NullObserver):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_learns_from_records_it_and_goes_on_where_it_stopped(teacher, data, tmp_path):
     flags = {"data.limit": 40, "data.unlabelled": "rest", "train.max_steps": 12}
     sets = ("data.unlabelled_share=0.75", "objective.balance=size", "train.batch_size=4", "train.samples=0")

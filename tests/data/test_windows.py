@@ -145,6 +145,7 @@ def test_a_long_text_is_masked_in_parts_of_which_each_token_counts_once():
     assert len(set(encoded.groups.tolist())) == math.ceil(len(encoded) / 14)  # an interval resamples parts
 
 
+@pytest.mark.slow
 def test_a_permutation_likelihood_is_that_of_one_token_after_another():
     net, reads = model("xlnet"), tokenizer("permutation")  # whose code computes positions in float32
     for length, stride in ((64, None), (16, 5), (16, None)):

@@ -218,6 +218,7 @@ def test_baselines_are_never_best(kdalign, finished):
     assert not any(cell["best"] for row in rows if row["kind"] == "baseline" for cell in row["cells"].values())
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_teacher_is_taken_from_the_cache_or_the_command_is_said(tmp_path, films, monkeypatch):
     from transformers import AutoModel
 

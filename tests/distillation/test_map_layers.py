@@ -273,6 +273,7 @@ def test_mistakes_are_named_before_anything_is_loaded(kdalign, teacher, words, n
     assert named in one_line(err)
 
 
+@pytest.mark.slow
 def test_layers_are_mapped_again_on_the_way_and_a_resumed_run_ends_in_the_same_weights(
     kdalign, teacher, other, data, tmp_path
 ):

@@ -222,6 +222,7 @@ def test_what_differs_for_a_task_is_in_its_record_and_in_no_other(run, encoder):
     assert distill_command(recipes["mrpc"]).endswith(f"--recipe {run}/recipe.yaml")
 
 
+@pytest.mark.slow
 def test_the_body_starts_from_one_tasks_teacher_where_that_is_named(encoder, glue, tmp_path, kdalign):
     from kdalign.environment import cache_folder
 
@@ -272,6 +273,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, g
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one_process(encoder, glue, tmp_path, kdalign, monkeypatch):
     one, two = tmp_path / "one", tmp_path / "two"
     still = shutil.copytree(encoder, tmp_path / "still")  # two ranks fine-tune another teacher where it has dropout

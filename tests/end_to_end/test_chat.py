@@ -136,6 +136,7 @@ def test_a_column_of_conversations_is_asked_for_by_name(tmp_path):
         find_task("chat", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_path):
     from kdalign.distillation.pipeline import distill
 

@@ -473,6 +473,7 @@ class Small:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_and_goes_on_with_room(kdalign, killed, runs, monkeypatch):
     size = (killed / "checkpoints/step-6/model.safetensors").stat().st_size
     earlier = tree_of(killed / "checkpoints/step-6")
@@ -582,6 +583,7 @@ def test_a_text_is_written_with_the_same_line_ends_everywhere(tmp_path):
     assert (tmp_path / "x").read_bytes() == b"a\nb\n"
 
 
+@pytest.mark.slow
 def test_a_kept_teacher_that_was_damaged_is_made_once_more(kdalign, data, tmp_path, monkeypatch):
     from transformers import AutoModel
 

@@ -194,6 +194,7 @@ def test_after_the_configuration_all_of_a_model_comes_from_the_commit_that_is_re
     assert {path for path in asked if "/main/" in path} == {f"/{TEACHER}/resolve/main/config.json"}
 
 
+@pytest.mark.slow
 def test_once_everything_is_cached_nothing_is_asked_of_the_hub_offline(hub, first, distill, tmp_path):
     before = len(hub.requests)
     done = distill(tmp_path / "again", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -220,7 +221,7 @@ def test_a_revision_is_recorded_as_its_commit_and_its_weights_are_loaded(hub, fi
     ("teacher", "said"),
     [
         ("tests/nobody", "no model 'tests/nobody' here or on the hub"),
-        ("tests/only-pickles", "'tests/only-pickles' has no model.safetensors"),
+        pytest.param("tests/only-pickles", "'tests/only-pickles' has no model.safetensors", marks=pytest.mark.slow),
     ],
 )
 def test_a_teacher_that_the_hub_lacks_gets_one_line_and_status_two_and_nothing_is_written(
@@ -329,6 +330,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_shipped_tasks_find_their_pairs_on_the_hub(python):
     done = python("-c", TASKS)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from kdalign.recipe import EMBEDDING_TASK, TOKEN_TASKS, build_recipe
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.runs.record import read_record
+from support.covering import first_only
 from support.tiny import make_tokenizer, one_line, sentences, tiny_config
 
 
@@ -156,7 +157,7 @@ def texts(tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="module", params=["gpt2", "bert", "xlnet"])
+@pytest.fixture(scope="module", params=first_only(["gpt2", "bert", "xlnet"]))
 def taught(request, tmp_path_factory, texts):
     """A teacher made by kdalign itself, from nothing."""
     from kdalign.distillation.pipeline import distill
@@ -176,6 +177,7 @@ def words(teacher, texts, out, *more):
             "--set", "train.dropout=0", "--out", out, *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_teacher_made_from_nothing_teaches_and_the_record_says_how_each_number_was_made(
     kdalign,
     taught,
@@ -257,6 +259,7 @@ def test_a_student_of_adapters_is_exported_as_a_stock_checkpoint_of_its_family(k
     assert json.loads((tmp_path / "runs/a/record.json").read_text())["recipe"]["train"]["lora"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taught", ["gpt2"], indirect=True)
 def test_a_killed_run_on_tokens_resumes_to_the_same_weights_tied_ones_too(taught, texts, tmp_path):
     import signal
@@ -446,6 +449,7 @@ def test_a_new_student_of_another_family_than_its_teachers_is_refused(kdalign, t
     assert re.search("is a (causal|permutation) model, teacher", one_line(err))
 
 
+@pytest.mark.slow
 def test_a_bart_reads_its_marian_teachers_targets_and_no_samples_are_none(kdalign, tmp_path):
     pairs = tmp_path / "pairs"
     pairs.mkdir()

@@ -155,6 +155,7 @@ def test_a_student_learns_from_text_alone_and_is_scored_by_the_cosines_of_its_ow
     )
 
 
+@pytest.mark.slow
 def test_of_another_width_only_similarities_teach(kdalign, pairs, tmp_path):
     teacher = save_model(tmp_path / "wide", "bert", width=64)
     narrow = save_model(tmp_path / "narrow", "bert", layers=2, width=32)

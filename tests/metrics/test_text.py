@@ -55,6 +55,7 @@ def test_the_program_sacrebleu_gives_the_same_numbers_and_signatures(files):
         assert ours.signature == f"sacreBLEU {theirs['signature']}"
 
 
+@pytest.mark.slow
 def test_the_program_rouge_gives_the_same_numbers_line_by_line(files):
     run("rouge_score.rouge", "--target_filepattern", files / "ref.txt", "--prediction_filepattern", files / "hyp.txt",
         "--output_filename", files / "out.csv", "--use_stemmer=true", "--aggregate=false",

@@ -34,6 +34,7 @@ from kdalign.models.architecture import (
 from kdalign.models.capture import CaptureSpec, capture, check_read, enable_capture
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.student_spec import check_cut
+from support.covering import first_only
 from support.tiny import tiny_classifier, tiny_config
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
@@ -264,9 +265,10 @@ def test_token_types_that_reach_a_bert_change_its_answer():
     assert not torch.allclose(with_types, model(input_ids=ids).logits)
 
 
-def test_the_sizes_of_every_type_that_is_laid_out_are_read_or_refused_in_one_line():
+@pytest.mark.parametrize("every", first_only([8, 1]))
+def test_the_sizes_of_every_type_that_is_laid_out_are_read_or_refused_in_one_line(every):
     refused = {}
-    for kind in CONFIG_MAPPING:
+    for kind in sorted(CONFIG_MAPPING)[::every]:
         try:
             config = CONFIG_MAPPING[kind]()
         except Exception:  # whatever its defaults lack

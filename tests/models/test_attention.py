@@ -26,6 +26,7 @@ from kdalign.recipe import TrainSettings
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import make_optimizer
 from support.classifier_setting import examples
+from support.covering import each_once
 from support.tiny import one_line, save_model
 
 
@@ -103,8 +104,7 @@ def test_keeping_a_map_changes_nothing_under_dropout_and_the_map_is_the_one_befo
     torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("pair", "way"), each_once(PAIRS, WAYS))
 def test_attention_of_other_heads_trains_and_falls(pair, way):
     weights, how, share = WAYS[way]
     setting = Pair(*PAIRS[pair], weights, **how)

@@ -415,6 +415,7 @@ print(json.dumps([tokenizer(json.loads(sys.argv[2]))["input_ids"], tokenizer.mod
 """
 
 
+@pytest.mark.slow
 def test_another_program_loads_a_saved_tokenizer_without_kdalign(tmp_path):
     tokenizer = TOKENIZERS["masked"]
     tokenizer.save_pretrained(tmp_path)
@@ -432,6 +433,7 @@ print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 340, "causal", 8).back
 """
 
 
+@pytest.mark.slow
 def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     here = TOKENIZERS["causal"].backend_tokenizer.to_str()
     command = [sys.executable, "-c", AGAIN, json.dumps(TEXTS)]

@@ -1,5 +1,6 @@
 """Finding and loading checkpoints: what cannot be used is refused in one line that says which file and why."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -162,9 +163,9 @@ def test_a_sentencepiece_without_its_package_says_what_to_install(copied, monkey
     folder = copied("llama")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"junk")
-    real = loading.importlib.util.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr(
-        loading.importlib.util, "find_spec", lambda name, *rest: None if name == "sentencepiece" else real(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == "sentencepiece" else real(name, *rest)
     )
     refused("tokenizer.model without a tokenizer.json", "pip install sentencepiece")
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from kdalign.models.architecture import Layer, accepted_inputs, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.profiling import activation_bytes, count_flops, profile, profile_models
+from support.covering import each_once
 from support.family_setting import KINDS, model
 from support.tiny import one_line, tiny_config
 
@@ -48,8 +49,7 @@ def test_a_backward_costs_twice_its_forward_but_for_the_gradient_of_the_input():
     assert found.training_flops_per_token[16] == pytest.approx(3 * found.flops_per_token[16], rel=0.01)
 
 
-@pytest.mark.parametrize("length", [8, 32])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("length", "kind"), each_once([8, 32], KINDS))
 def test_flops_are_those_that_torch_counts_on_a_real_model_with_eager_attention(kind, length):
     net = model(kind)
     net.set_attn_implementation("eager")

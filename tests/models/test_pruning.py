@@ -283,6 +283,7 @@ def test_every_family_is_one_that_kdalign_reads():
     assert {layout_of(config_of(kind)).family for kind in FAMILIES} == {"masked", "causal"}
 
 
+@pytest.mark.slow
 def test_of_a_real_models_half_width_main_directions_keep_most_answers_and_channels_do_not(shared):
     import pandas as pd
 

@@ -146,6 +146,7 @@ def test_gradient_norms_of_terms_are_those_of_each_alone_on_the_last_layer_that_
         assert found[name] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_look_at_gradients_changes_no_step_and_is_in_the_history(teacher, data, tmp_path, kdalign, monkeypatch):
     more = ("--set", "objective.terms.info-nce.queue=40")
     for steps in (3, 1000):
@@ -185,6 +186,7 @@ def test_all_that_a_balance_knows_is_in_its_state(word):
             each.update({"a": 2.0, "b": 1.0})
 
 
+@pytest.mark.slow
 def test_a_balance_that_is_learnt_survives_a_stop_bit_for_bit_and_belongs_to_no_student(
     teacher, data, tmp_path, kdalign, stopped
 ):

@@ -101,6 +101,7 @@ def test_stages_take_the_schedules_of_their_own_terms_over_shares_of_the_whole_r
     assert (aligning.built.further, answering.built.further) == ({"pkd": 3}, {})
 
 
+@pytest.mark.slow
 def test_a_scheduled_run_is_recorded_goes_on_as_it_would_and_is_drawn_by_its_weights(kdalign, teacher, data, tmp_path):
     more = ["--hard", "1", "--alpha", "1", "--beta", "0", "--gamma", "0", "--delta", "0"]
     for change in ("beta={to: 1, until: 0.5}", "temperature={to: 1, shape: steps, steps: 2}", "alpha={to: 0}"):

@@ -200,6 +200,7 @@ def test_the_page_holds_examples_recipes_and_the_commands_that_make_the_runs_aga
     assert "torch 2" in text
 
 
+@pytest.mark.slow
 def test_twenty_runs_are_under_two_megabytes(runs, tmp_path):
     from kdalign.comparison.compare import compare
     from kdalign.report.html import render_html

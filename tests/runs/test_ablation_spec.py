@@ -239,6 +239,7 @@ def test_runs_of_an_ablation_are_those_that_distill_makes(done, kdalign, teacher
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stop_says_so_and_the_same_command_goes_on_to_the_same_results(done, teacher, data, tmp_path):
     folder, words, _ = done
     process = subprocess.Popen(
@@ -260,6 +261,7 @@ def test_a_stop_says_so_and_the_same_command_goes_on_to_the_same_results(done, t
         assert ours.record.scores == theirs.record.scores, trial.name
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_kept(kdalign, teacher, data, tmp_path):
     words = arguments(teacher, data, "--arms", "labels", "--seeds", "1", "--sweep", "train.lr=1e-4,1e30")
     status, _, err = kdalign(*words)
@@ -300,6 +302,7 @@ def copied(done, tmp_path):
     return Path("a")
 
 
+@pytest.mark.slow
 def test_overwriting_makes_an_ablation_anew_and_leaves_what_is_not_its_own(done, kdalign, teacher, data, tmp_path):
     out = copied(done, tmp_path)
     (out / "notes.txt").write_text("mine")
@@ -472,6 +475,7 @@ def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp
     assert set(held.texts[0]) <= set(table["sentence"])
 
 
+@pytest.mark.slow
 def test_a_search_does_not_go_on_with_slices_of_other_data(teacher, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
@@ -481,6 +485,7 @@ def test_a_search_does_not_go_on_with_slices_of_other_data(teacher, data, tmp_pa
         search(build_ablation(None, flags | {"data.limit": 50}, arms="labels"), {"train.lr": [1e-4]}, tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(teacher, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data),
@@ -493,6 +498,7 @@ def test_a_search_passes_over_a_value_that_fails_but_chooses_none_where_all_do(t
         search(ablation, {"train.lr": [1e30]}, tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_a_later_search_for_another_arm_leaves_what_was_tried_before(kdalign, teacher, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ("--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--max-steps", 1,

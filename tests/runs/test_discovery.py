@@ -267,6 +267,7 @@ def test_a_record_from_before_flops_is_read(tmp_path):
     assert read_record(path).student.flops_per_token is None
 
 
+@pytest.mark.slow
 def test_each_of_two_hundred_runs_is_read_once(tmp_path):
     for number in range(200):
         values = {"accuracy": 80.0 + number / 20, "f1": 70.0}

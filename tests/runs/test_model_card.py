@@ -293,6 +293,7 @@ def test_what_is_retained_of_a_score(classifier, higher, unit, ours, theirs, tok
     assert row.endswith(f"| {kept} |")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_card_but_for_what_the_clock_says(teacher, data, tmp_path):
     out = trained(tmp_path / "a", teacher=str(teacher), student="layers=2", data__task="sst2", data__folder=str(data))
     before = (out / "student" / "README.md").read_text()
@@ -353,13 +354,13 @@ def embedding(tmp_path, teacher):
     ("made", "pipeline", "said"),
     [
         pytest.param(two_texts, "text-classification", r"(not_)?equivalent", id="two texts"),
-        pytest.param(likeness, "text-classification", r"-?\d+\.\d+(e-\d+)?", id="a score"),
-        pytest.param(language_model("bert"), "fill-mask", r"(?s).*", id="masked"),
+        pytest.param(likeness, "text-classification", r"-?\d+\.\d+(e-\d+)?", id="a score", marks=pytest.mark.slow),
+        pytest.param(language_model("bert"), "fill-mask", r"(?s).*", id="masked", marks=pytest.mark.slow),
         pytest.param(language_model("gpt2"), "text-generation", r"(?s).+", id="causal"),
-        pytest.param(language_model("xlnet"), "text-generation", r"(?s).+", id="permutation"),
-        pytest.param(language_model("t5"), "translation", r"(?s).*", id="T5"),
-        pytest.param(language_model("marian"), "translation", r"(?s).*", id="Marian"),
-        pytest.param(embedding, "feature-extraction", r"-?\d\.\d+", id="embedding"),
+        pytest.param(language_model("xlnet"), "text-generation", r"(?s).+", id="permutation", marks=pytest.mark.slow),
+        pytest.param(language_model("t5"), "translation", r"(?s).*", id="T5", marks=pytest.mark.slow),
+        pytest.param(language_model("marian"), "translation", r"(?s).*", id="Marian", marks=pytest.mark.slow),
+        pytest.param(embedding, "feature-extraction", r"-?\d\.\d+", id="embedding", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_code_in_a_card_runs_as_it_stands(made, pipeline, said, tmp_path, teacher, monkeypatch, capsys):

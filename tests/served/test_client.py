@@ -392,6 +392,7 @@ def test_a_budget_of_tokens_is_not_exceeded(server, llama, tmp_path):
         assert asked.spent.tokens == sum(a["prompt_tokens"] + a["completion_tokens"] for a in answers(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_server_killed_half_way_loses_and_doubles_nothing(server, llama, tmp_path):
     def kill(done, total):
         if done == 5:
@@ -757,6 +758,7 @@ def test_a_served_model_writes_what_the_same_model_writes_here(kdalign, server, 
     assert again[served]["scores"] == found[served]["scores"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_server_dies_half_way_goes_on_with_the_same_command(kdalign, server, llama, texts):
     words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "cer", "--max-length", 64]
     status, _, err = kdalign("eval", f"openai:{llama}", *words, "--max-requests", 4)

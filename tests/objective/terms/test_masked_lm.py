@@ -143,6 +143,7 @@ class StopAfter(NullObserver):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_the_same_and_the_head_is_not_exported(teacher, data, tmp_path):
     def recipe(name):
         flags = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}

@@ -375,6 +375,7 @@ def terms_of(out, what="parts"):
     return [event[what] for event in events if event["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_groups_the_balance_and_the_layer_weights_of_one_process(teacher, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     more = ("--set", "objective.balance=size", "--set", "align.weights=adaptive")
@@ -397,6 +398,7 @@ def test_two_ranks_make_the_groups_the_balance_and_the_layer_weights_of_one_proc
         torch.testing.assert_close(theirs[name], ours[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_queue_survives_a_stop_bit_for_bit(teacher, data, tmp_path, kdalign, stopped):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert kdalign(*command(teacher, data, whole)[2:])[0] == 0
