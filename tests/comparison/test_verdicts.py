@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from kdalign.comparison.verdicts import ArmRuns, compare_arms
+from kdalign.comparison.arm_run import ArmRun
+from kdalign.comparison.verdicts import compare_arms
 from kdalign.data.tasks import find_task
 from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS
@@ -54,7 +55,7 @@ def finished(path, task, values, seed=0, fingerprint="abcdabcdabcdabcd", n=N, sp
         seconds=3.0,
     )
     folder.write_record(record)
-    return ArmRuns.read(folder)
+    return ArmRun.read(folder)
 
 
 def classifier(path, task, right, seed=0, teacher=True, luck=0, **changes):
@@ -183,7 +184,7 @@ def test_a_task_without_a_defined_difference_leaves_no_macro(tmp_path):
         made = classifier(path, "stsb", 0.9, seed)
         file = made.folder.predictions("validation")
         pd.read_parquet(file).assign(prediction=np.float32(2.5)).to_parquet(file)
-        return ArmRuns.read(made.folder)
+        return ArmRun.read(made.folder)
 
     arms = {name: arm(tmp_path, name, ["sst2", "rte"], 0.8, [0, 1]) for name in ("soft", "b")}
     arms["soft"] |= arm(tmp_path, "soft", ["stsb"], 0.8, [0, 1])
@@ -277,7 +278,7 @@ def test_perplexities_over_different_tokens_have_no_verdict(tmp_path):
     arms = {"a": {("lm", 0): modeller(tmp_path / "a")}, "b": {("lm", 0): modeller(tmp_path / "b", shift=1)}}
     judgement = compare_arms(arms, "a")
     assert judgement.verdicts == ()
-    assert any("were asked for different tokens, no verdict" in note for note in judgement.notes)
+    assert any("were scored on different tokens, no verdict" in note for note in judgement.notes)
 
 
 def test_a_task_of_perplexity_beside_one_of_accuracy_has_no_macro(tmp_path):

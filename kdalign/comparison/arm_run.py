@@ -1,0 +1,161 @@
+"""Runs as paired tests read them: a record with its kept predictions, and these as outputs of a metric.
+
+Reads records and kept predictions only; no model, no torch.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdalign.errors import UsageError
+from kdalign.metrics.arrays import Array
+from kdalign.metrics.classification import METRICS, metrics_named
+from kdalign.metrics.significance import LabelOutputs, SufficientStats, SystemOutputs, UndefinedDifference
+from kdalign.runs.folder import RunFolder
+from kdalign.runs.prediction_table import PredictionTable, read_predictions
+from kdalign.runs.record import RunRecord, first_split, read_record
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """A finished run of an arm, with its predictions.
+
+    Attributes:
+        folder: the run folder, which keeps the predictions.
+        archived: predictions by split and column, if an ablation's archive keeps them instead.
+    """
+
+    record: RunRecord
+    folder: RunFolder
+    archived: Mapping[str, Mapping[str, Array]] | None = field(default=None, compare=False)
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "ArmRun":
+        """Read a run from its folder.
+
+        Raises:
+            UsageError: nothing there, or an unfinished run.
+        """
+        return cls(read_record(folder.path), folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name in error lines and notes: its folder."""
+        return str(self.folder.path)
+
+    @property
+    def split(self) -> str:
+        """The split that stands for the task (MNLI's matched one)."""
+        return next(iter(self.record.scores))
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """The student's scores on the split, the primary metric first."""
+        scores: list[dict[str, Any]] = first_split(self.record)["student"]
+        return scores
+
+    @cached_property
+    def predictions(self) -> PredictionTable:
+        """Kept predictions of the student and its teacher.
+
+        Raises:
+            UsageError: the file is gone, or holds no such predictions.
+        """
+        import pandas as pd
+
+        if self.archived is not None:
+            return PredictionTable(pd.DataFrame(self.archived[self.split]))
+        file = self.folder.predictions(self.split)
+        if not file.is_file():
+            raise UsageError(f"run {self.name!r} has no {file.relative_to(self.folder.path)}, which paired tests need")
+        return read_predictions(file, self.record.data["reported"][self.split]["n"])
+
+    @property
+    def teacher_answers(self) -> Array | None:
+        """The teacher's answers that agreement compares with; None if they were not kept."""
+        return self.predictions.teacher.answers
+
+
+def metric_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
+    """A run's predictions as outputs of a metric, or of the mean of several.
+
+    Raises:
+        UndefinedDifference: the metrics cannot be computed from what the run keeps.
+    """
+    table = run.predictions
+    if table.of_tokens:
+        (metric,) = metrics
+        return _likelihood_outputs(run, metric)
+    known, missing = metrics_named(run.record.metrics)
+    if any(name not in known for name in metrics):
+        reason = f": {'; '.join(missing)}" if missing else ""
+        raise UndefinedDifference(f"run {run.name!r}: {', '.join(metrics)} cannot be computed here{reason}")
+    functions = tuple(known[name] for name in metrics)
+    of_logits = any(metric.of_logits for metric in functions)
+    values, labels = table.student.logits if of_logits else table.student.values, table.labels
+    if values is None or labels is None or (of_logits and len(functions) > 1):
+        raise UndefinedDifference(
+            f"run {run.name!r}: {' and '.join(metrics)} cannot be computed from the kept predictions"
+        )
+    return LabelOutputs(functions, values, labels)
+
+
+def _likelihood_outputs(run: ArmRun, metric: str) -> SystemOutputs:
+    (score,) = (score for score in run.scores if score["metric"] == metric)
+    tokens, nll = run.predictions.tokens, run.predictions.student.nll
+    assert nll is not None, "a run of a language model keeps its likelihoods"
+    if not score["n"]:
+        raise UndefinedDifference(f"run {run.name!r}: {metric} is over no token")
+    return SufficientStats(
+        np.column_stack([nll, tokens]), _perplexity(int(tokens.sum()) / score["n"], score["unit"]), tokens
+    )
+
+
+def _perplexity(tokens_per_unit: float, unit: str) -> Callable[[Array], Array]:
+    """Perplexity, or bits, from sums (resamples, 2) of nll and tokens.
+
+    Args:
+        tokens_per_unit: of the whole split, also where its rows are resampled; a unit is what the perplexity is over:
+            a token, a word or a byte.
+        unit: of the score; ``bits`` leaves out the exponential.
+    """
+
+    def value(sums: Array) -> Array:
+        nats = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0) * tokens_per_unit
+        bits: Array = nats / math.log(2)
+        perplexity: Array = np.exp(np.where(nats < 700, nats, np.nan))  # overflow is NaN, as in likelihood.totals
+        return bits if unit == "bits" else perplexity
+
+    return value
+
+
+def agreement_outputs(run: ArmRun) -> SystemOutputs:
+    """A run's agreement with its teacher as outputs: equal classes, correlated scores, or equal likeliest tokens."""
+    return _token_agreement(run) if run.predictions.of_tokens else _label_agreement(run)
+
+
+def _label_agreement(run: ArmRun) -> SystemOutputs:
+    predictions, teacher = run.predictions.student.values, run.teacher_answers
+    assert predictions is not None, "a run of classes or scores keeps them"
+    assert teacher is not None, "agreement is computed if the teacher's answers are kept"
+    name = "pearson" if np.issubdtype(predictions.dtype, np.floating) else "accuracy"
+    return LabelOutputs((METRICS[name],), predictions, teacher)
+
+
+def _token_agreement(run: ArmRun) -> SystemOutputs:
+    """Target tokens at which the student's likeliest token is the teacher's, row by row."""
+    table = run.predictions
+    tokens, best, teacher = table.tokens, table.student.best, table.teacher.best
+    assert best is not None, "a run of a language model keeps its likeliest tokens"
+    assert teacher is not None, "agreement is computed if the teacher's answers are kept"
+    same = [np.sum(ours == theirs) for ours, theirs in zip(best, teacher, strict=True)]
+
+    def value(sums: Array) -> Array:
+        shares: Array = 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+        return shares
+
+    return SufficientStats(np.column_stack([same, tokens]).astype(float), value, tokens)
