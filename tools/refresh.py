@@ -3,21 +3,26 @@
 A table is between ``<!-- kdalign ... -->``, the command that prints it, and ``<!-- end -->``.
 """
 
+import contextlib
 import difflib
+import io
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+
+from kdalign.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"<!-- (kdalign [^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(command: str) -> str:
-    """Run a command and return its table in Markdown."""
-    words = [sys.executable, "-m", *shlex.split(command), "--format", "markdown"]
-    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    """Run a command in this process and return its table in Markdown."""
+    words = [*shlex.split(command)[1:], "--format", "markdown"]
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as output:
+        app(words, standalone_mode=False)
+    return output.getvalue().strip()
 
 
 def refresh(page: str) -> str:
