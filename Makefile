@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(INSTALL_FL
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint results clean
+.PHONY: help demo test test-all lint docs results clean
 
 help: ## List the targets
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -34,11 +34,14 @@ lint: $(DEV) ## Check format, style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DEV) ## Build the documentation as a site in site/, and fail on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 results: $(DEV) ## Render the tables of docs/results again from the archives in benchmarks
 	$(BIN)/python tools/refresh.py $(ARGS)
 
 clean: ## Remove .venv, builds and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -60,5 +63,5 @@ $(DEMO): pyproject.toml constraints.txt | $(BIN)/pip
 # The tests run the demo, too: the development environment holds everything.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) torch==2.13.0
-	$(INSTALL) -e ".[demo,dev]"
+	$(INSTALL) -e ".[demo,dev,docs]"
 	@touch $(DEMO) $@
