@@ -32,6 +32,8 @@ if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with tempfile.TemporaryDirectory() as folder:
         for name, words in COMMANDS.items():
-            pairs = [(seconds(words, folder), seconds(UNIT, folder)) for _ in range(rounds + 1)][1:]  # the first warms up
+            pairs = [(seconds(words, folder), seconds(UNIT, folder)) for _ in range(rounds + 1)][
+                1:
+            ]  # the first warms up
             command, unit = (statistics.median(times) for times in zip(*pairs, strict=True))
             print(f"{name:28} {command / unit:5.1f} x the start of a bare Typer program")
