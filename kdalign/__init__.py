@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kdalign.errors import (
         UsageError as UsageError,
     )
-    from kdalign.evaluation.evaluate import EvalRequest as EvalRequest
     from kdalign.evaluation.evaluate import evaluate as evaluate
+    from kdalign.evaluation.request import EvalRequest as EvalRequest
     from kdalign.models.architecture import Architecture as Architecture
     from kdalign.models.architecture import Stack as Stack
     from kdalign.models.architecture import describe as describe
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Architecture": "models.architecture",
-    "EvalRequest": "evaluation.evaluate",
+    "EvalRequest": "evaluation.request",
     "Interrupted": "errors",
     "KdalignError": "errors",
     "LayerMap": "alignment.plan",

@@ -198,7 +198,8 @@ def eval_(
         check_named(name, data, dataset, config)
     watcher = new_watcher()
     from kdalign.data.noise import TextNoise
-    from kdalign.evaluation.evaluate import EvalRequest, evaluate
+    from kdalign.evaluation.evaluate import evaluate
+    from kdalign.evaluation.request import EvalRequest
 
     asked = EvalRequest(
         task=tuple(tasks) or None,

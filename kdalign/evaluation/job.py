@@ -1,4 +1,4 @@
-"""What a model is asked on a split, and what becomes of its answers, whoever gives them."""
+"""An evaluation job: a split of a task, how models answer it, and the results of classes and texts they chose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from kdalign.data.tasks.generation_cases import (
     SPAN_WORDS,
     GenerationCase,
     continuation_cases,
+    prompted_cases,
     source_cases,
 )
 from kdalign.data.tasks.loading import split_exists
@@ -32,30 +33,28 @@ from kdalign.evaluation.generation import GenerationSettings
 from kdalign.evaluation.predictions import score_all
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.files import atomic_file
-from kdalign.metrics.classification import METRICS
-from kdalign.metrics.text import TEXT_METRICS, TextMetric, notes_on_words, score_texts
-from kdalign.registry import resolve
+from kdalign.metrics.text import notes_on_words, score_texts
 from kdalign.runs.prediction_table import Predictions, write_predictions
 
 MOST_TRAINING_TEXTS = 20_000
-"""So many texts of train are enough for a unigram."""
+"""Texts of train that a unigram learns from; more change little."""
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How models are made to answer, whichever they are.
+    """Settings by which every model answers.
 
     Attributes:
-        writing: of texts.
-        language: of texts, a code; empty where the task says it, or nobody does.
-        within_words: whether a masked model's pseudo-likelihood masks what follows in a word.
-        dtype: of a local model's weights and activations.
+        generation: settings of generated texts.
+        language: language code of the texts; empty for the task's.
+        within_words: a masked model's pseudo-likelihood masks the rest of a word with each of its tokens.
+        dtype: type of a local model's weights and activations.
         shots: solved examples before each question to a model that answers classes in words.
-        seed: of what is drawn, such as those examples.
-        max_length: of inputs, where the user said it.
+        seed: seed of random draws, such as those examples.
+        max_length: longest input in tokens, if the user gave it.
     """
 
-    writing: GenerationSettings = field(default_factory=GenerationSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     language: str = ""
     within_words: bool = True
     dtype: torch.dtype = torch.float32
@@ -66,7 +65,14 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class EvalJob:
-    """A split of a task, and how it is answered. Noise is in what is asked, not in what is right."""
+    """A split of a task, and how models answer it.
+
+    Attributes:
+        task: the task.
+        examples: examples of the split, their inputs with noise.
+        settings: how models answer.
+        noise: noise of the inputs; references have none.
+    """
 
     task: AnyTask
     examples: Examples
@@ -74,7 +80,7 @@ class EvalJob:
     noise: TextNoise | None = None
 
     def with_noise(self, noise: TextNoise) -> "EvalJob":
-        """The same split, what is read of it with noise."""
+        """Return the job with noise in its inputs."""
         texts = self.examples.texts
         if isinstance(self.task, ClassificationTask):
             texts = tuple(noise(column, number) for number, column in enumerate(texts))
@@ -83,98 +89,146 @@ class EvalJob:
         return replace(self, examples=replace(self.examples, texts=texts), noise=noise)
 
     @property
-    def language(self) -> str:
-        """The code of the texts' language; empty where nobody says it."""
-        own = self.task.language if isinstance(self.task, LanguageTask) else ""
-        return self.settings.language or own
+    def is_classification(self) -> bool:
+        """True for classes and scores, False for texts and embeddings."""
+        return isinstance(self.task, ClassificationTask)
 
     @property
-    def continuing(self) -> bool:
-        """Whether texts are continued, not answered."""
-        return isinstance(self.task, LanguageTask) and not self.task.pairs and is_generation_task(self.task)
+    def classification(self) -> ClassificationTask:
+        """The task, where it is of classes or scores."""
+        assert isinstance(self.task, ClassificationTask), "a task of classes or scores"
+        return self.task
+
+    @property
+    def language_task(self) -> LanguageTask:
+        """The task, where it is of texts or embeddings."""
+        assert isinstance(self.task, LanguageTask), "a task of texts"
+        return self.task
+
+    @property
+    def has_labels(self) -> bool:
+        """True if the answers are classes, which words can stand for."""
+        return isinstance(self.task, ClassificationTask) and bool(self.task.labels)
+
+    @property
+    def is_test_submission(self) -> bool:
+        """True if the split's predictions are written as a leaderboard's file."""
+        if not isinstance(self.task, ClassificationTask):
+            return False
+        return bool(self.task.submission) and self.examples.split in self.task.test
+
+    @property
+    def has_pairs(self) -> bool:
+        """True if an example is a source and a target text."""
+        return isinstance(self.task, LanguageTask) and self.task.pairs
+
+    @property
+    def is_generation(self) -> bool:
+        """True if models can generate texts for the task."""
+        return isinstance(self.task, LanguageTask) and self.task.kind not in UNWRITTEN
+
+    @property
+    def is_continuation(self) -> bool:
+        """True if generated texts continue the examples, instead of answering them."""
+        return self.is_generation and not self.has_pairs
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        """Default metrics of generated texts; none for classes."""
+        return self.task.text_metrics if isinstance(self.task, LanguageTask) else ()
+
+    @property
+    def language(self) -> str:
+        """Language code of the texts; empty where neither the user nor the task gives one."""
+        return self.settings.language or (self.task.language if isinstance(self.task, LanguageTask) else "")
 
     @cached_property
     def cases(self) -> list[GenerationCase]:
-        """What is to be written.
+        """Prompts with their references.
 
         Raises:
             UsageError: texts are to be continued, and none has two words.
         """
-        if not self.continuing:
+        if not self.is_continuation:
             return source_cases(self.examples)
-        found = continuation_cases(self.examples, self.language)[0]
-        if not found:
+        cases = continuation_cases(self.examples, self.language)[0]
+        if not cases:
             raise UsageError(
                 f"{self.task.source}, split {self.examples.split!r}: no text has two words with white space between, "
                 "so that none can be continued; ask for ppl and bits_per_byte alone"
             )
         if self.noise is None:
-            return found
-        prompts = self.noise([case.prompt for case in found])
-        return [replace(case, prompt=prompt) for case, prompt in zip(found, prompts, strict=True)]
+            return cases
+        prompts = self.noise([case.prompt for case in cases])
+        return [replace(case, prompt=prompt) for case, prompt in zip(cases, prompts, strict=True)]
+
+    @cached_property
+    def prompted_cases(self) -> list[GenerationCase]:
+        """Prompts with their references for models without an encoder: sources stand in the task's prompt."""
+        return prompted_cases(self.cases, self.language_task) if self.has_pairs else self.cases
+
+    @property
+    def prompt_note(self) -> str:
+        """The prompt in which sources stand, for a score's signature; empty where there are none."""
+        if not self.has_pairs:
+            return ""
+        task = self.language_task
+        return f", one line after the prompt {task.render_prompt({task.columns[0]: '...'})!r}"
 
     @cached_property
     def training_texts(self) -> Sequence[str]:
-        """What a baseline learns from: documents or targets of train; nothing where there is no train."""
+        """Documents or targets of train, which a baseline learns from; empty where there is no such split."""
         if not isinstance(self.task, LanguageTask) or not split_exists(self.task.source, self.task.train):
             return ()
         return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
 
     @cached_property
     def questions(self) -> list[PromptedExample]:
-        """A classification's examples as text, each with its answers."""
-        assert isinstance(self.task, ClassificationTask), "questions are of classes"
-        shots = load_examples(self.task, self.task.train) if self.settings.shots else None
-        return prompt_examples(self.task, self.examples, shots, self.settings.shots, self.settings.seed)
+        """Examples of a classification as text, each with its possible answers."""
+        task = self.classification
+        shots = load_examples(task, task.train) if self.settings.shots else None
+        return prompt_examples(task, self.examples, shots, self.settings.shots, self.settings.seed)
 
     @property
     def protocol(self) -> str:
-        """What is written and how it is compared, in one sentence."""
-        if not self.continuing:
+        """How texts are continued and compared, in one sentence; empty where they are not."""
+        if not self.is_continuation:
             return ""
-        alone = len(self.examples) - len(self.cases)
+        skipped = len(self.examples) - len(self.cases)
         return (
             f"continuation: of each text the first half is given, at most {PREFIX_WORDS} words, and the next ones, at "
             f"most {SPAN_WORDS}, are held out; prompts, references and answers in one spacing"
-            + (f"; {alone:,} texts of one word are passed over" if alone else "")
+            + (f"; {skipped:,} texts of one word are left out" if skipped else "")
         )
 
 
 UNWRITTEN = ("chat", "embedding")
-"""Kinds of tasks for which no text is written."""
-
-
-def is_generation_task(task: LanguageTask) -> bool:
-    """Whether models are asked to write texts for a task."""
-    return task.kind not in UNWRITTEN
+"""Kinds of tasks for which no text is generated."""
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Where a target's files go: a folder, and the beginning of their names."""
+    """Paths of a target's files.
+
+    Attributes:
+        folder: their folder.
+        stem: beginning of their names.
+    """
 
     folder: Path
-    word: str
+    stem: str
 
     def file(self, job: EvalJob, end: str) -> Path:
-        """A file of a job."""
+        """Return the path of a job's file with a given end."""
         noise = f"-{job.noise}" if job.noise is not None else ""
-        return self.folder / f"{self.word}-{job.task.name}-{job.examples.split}{noise}{end}"
-
-
-def is_text_metric(name: str) -> bool:
-    """Whether a metric is of texts: a shipped one, or the user's own."""
-    return name in TEXT_METRICS or (
-        ":" in name and name not in METRICS and isinstance(resolve(name, {}, "metric"), TextMetric)
-    )
+        return self.folder / f"{self.stem}-{job.task.name}-{job.examples.split}{noise}{end}"
 
 
 def empty_result(name: str, job: EvalJob, kind: str = "model") -> EvaluationResult:
-    """An evaluation of a model before anything is measured."""
+    """Return the result of a model before anything is measured."""
     examples = job.examples
-    left_out = f"{examples.split}: {examples.passed_over:,} documents without a word were passed over"
-    nothing = f"{examples.split}: {examples.blank:,} rows have a text without a character to read"
-    said = [note for count, note in ((examples.passed_over, left_out), (examples.blank, nothing)) if count]
+    wordless = f"{examples.split}: {examples.passed_over:,} documents without a word were left out"
+    blank = f"{examples.split}: {examples.blank:,} rows have a text without a character to read"
     return EvaluationResult(
         model=name,
         task=job.task.name,
@@ -184,46 +238,50 @@ def empty_result(name: str, job: EvalJob, kind: str = "model") -> EvaluationResu
         truncated=0,
         scores=(),
         kind=kind,
-        notes=tuple(said),
+        notes=tuple(note for count, note in ((examples.passed_over, wordless), (examples.blank, blank)) if count),
     )
 
 
-def with_classes(
-    result: EvaluationResult, job: EvalJob, chosen: Predictions, metrics: Sequence[str], how: str, place: OutputPaths
+def add_class_scores(
+    result: EvaluationResult,
+    job: EvalJob,
+    chosen: Predictions,
+    metrics: Sequence[str],
+    signature: str,
+    output: OutputPaths,
 ) -> EvaluationResult:
-    """An evaluation with the scores of classes that were chosen by words, which are kept."""
-    task, labels = job.task, job.examples.labels
-    assert isinstance(task, ClassificationTask), "classes"
+    """Score and keep classes that a model chose by their words, and add them to its result."""
+    task, labels = job.classification, job.examples.labels
     assert labels is not None, "a split that is scored has labels"
-    file = place.file(job, ".parquet")
+    file = output.file(job, ".parquet")
     write_predictions(file, task, chosen, labels, None)
     scores = score_all(task, chosen.values, labels, metrics, logits=chosen.logits)
-    note = f"{result.model} is asked: {how}"
+    note = f"{result.model} chooses: {signature}"
     return replace(result, scores=(*result.scores, *scores), predictions=str(file), notes=(*result.notes, note))
 
 
-def with_texts(
+def add_text_scores(
     result: EvaluationResult,
     job: EvalJob,
     cases: Sequence[GenerationCase],
     texts: Sequence[str],
     metrics: Sequence[str],
-    how: str,
-    place: OutputPaths,
+    signature: str,
+    output: OutputPaths,
 ) -> EvaluationResult:
-    """An evaluation with the scores of texts, which are kept with each one's own scores."""
+    """Score and keep generated texts, one for each case, and add them to the result."""
     import pandas as pd
 
     references = [case.references for case in cases]
-    scores, each = score_texts(metrics, texts, references, job.language)
-    kept: dict[str, Any] = {
+    scores, by_text = score_texts(metrics, texts, references, job.language)
+    columns: dict[str, Any] = {
         "prompt": [case.prompt for case in cases],
         "references": [list(case.references) for case in cases],
         "prediction": list(texts),
     }
-    file = place.file(job, "-texts.parquet")
+    file = output.file(job, "-texts.parquet")
     with atomic_file(file) as temporary:
-        pd.DataFrame(kept | each).to_parquet(temporary, index=False)
-    unfit = notes_on_words(metrics, texts, references, job.language)
-    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {how}", *unfit)
+        pd.DataFrame(columns | by_text).to_parquet(temporary, index=False)
+    word_notes = notes_on_words(metrics, texts, references, job.language)
+    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {signature}", *word_notes)
     return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))

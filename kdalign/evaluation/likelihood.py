@@ -1,12 +1,14 @@
-"""How likely a language model finds a text: total negative log-likelihood over counted tokens, divided once."""
+"""Perplexities: the total negative log-likelihood of counted tokens, divided once."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import TokenizedSplit, in_order
 from kdalign.errors import UsageError
+from kdalign.evaluation.metric_names import MASKED_PPL
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
@@ -18,131 +20,150 @@ from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.version import __version__
 
 MOST_NATS = 700
-"""Of a perplexity's logarithm: e to the power of 710 is beyond what a float holds."""
+"""Largest logarithm of a perplexity: e to the power of 710 is beyond what a float holds."""
 
 TOKENS_AT_ONCE = 4096
-"""SmolLM2 in bfloat16 on two cores: at 8,192 a tenth slower, whose activations leave the caches, at 1,024 a quarter."""
+"""Tokens of a batch. SmolLM2 in bfloat16 on two cores is a tenth slower at 8,192, whose activations leave the caches,
+and a quarter at 1,024."""
 
 
 def predict_tokens(
-    model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+    model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
 ) -> TokenPredictions:
-    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
+    """Predict the target tokens of a split in one pass, in the model's own precision; its mode is restored afterwards.
 
     Args:
-        model: with a language-model head.
+        model: a model with a language-model head.
         encoded: rows with targets.
-        tell: told how many tokens have been read, and of how many.
+        progress: called with the number of tokens read, and of all.
     """
     device = next(model.parameters()).device
     nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
     best: dict[int, Array] = {}
     read, total = 0, int(encoded.lengths.sum())
     if not len(encoded):
-        raise UsageError("no text has a token that could be asked for")
+        raise UsageError("no text has a token that could be predicted")
     with inference_mode(model):
         for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
             batch = batch.to(device)
             signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
             assert batch.targets is not None, "a language-modelling task has targets"
             assert signals.head is not None, "a language model has a vocabulary"
-            asked = batch.predicted
-            each, likeliest = vocabulary_scores(signals.features[asked], signals.head, batch.targets[asked])
-            ends = asked.sum(dim=1).cumsum(0).tolist()
+            predicted = batch.predicted
+            losses, likeliest = vocabulary_scores(signals.features[predicted], signals.head, batch.targets[predicted])
+            ends = predicted.sum(dim=1).cumsum(0).tolist()
             for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
-                nll[row] = float(each[start:end].double().sum())
+                nll[row] = float(losses[start:end].double().sum())
                 tokens[row] = end - start
                 best[row] = likeliest[start:end].cpu().numpy()
             read += int(batch.real.sum())
-            tell(read, total)
+            progress(read, total)
     return TokenPredictions(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
 
 
+@dataclass(frozen=True)
+class TokenLikelihoods:
+    """Likelihoods of rows of tokens, and the length of their text.
+
+    Attributes:
+        nll: (rows,) negative log-likelihood of a row's target tokens, in nats.
+        tokens: (rows,) number of target tokens.
+        words: number of words of all targets; 0 if unknown.
+        bytes: number of bytes of all targets; 0 if unknown.
+    """
+
+    nll: Array
+    tokens: Array
+    words: int
+    bytes: int
+
+
 def perplexities(
-    answers: TokenPredictions,
+    predictions: TokenPredictions,
     encoded: TokenizedSplit,
-    how: str,
+    signature: str,
     interval: bool,
     *,
     masked: bool = False,
     mark: str = "",
 ) -> list[Score]:
-    r"""The perplexities of answers, all from one total: :math:`\exp(\mathrm{NLL} / n)` for n tokens, words or bytes.
+    r"""Compute perplexities, all from one total: :math:`\exp(\mathrm{NLL} / n)` for n tokens, words or bytes.
 
     ``ppl`` is a target token's; ``word_ppl``, ``byte_ppl`` and ``bits_per_byte`` are over the words and bytes of the
     text, which models with other tokenizers share. With ``masked`` the total is of the masked tokens alone,
     ``masked_ppl``, and compares with nothing else. Where texts were cut, their words and bytes are not known.
 
     Args:
-        answers: to the rows of ``encoded``.
-        encoded: knows the words and bytes that were asked for.
-        how: the protocol, from ``protocol``.
-        interval: whether to compute one.
-        masked: whether 15 % of the tokens were asked for.
-        mark: what a table says beside the number, such as ``pseudo``.
+        predictions: predictions of the rows of ``encoded``.
+        encoded: the split, with the words and bytes of its targets.
+        signature: the protocol, from ``protocol``.
+        interval: compute 95 % intervals as well.
+        masked: 15 % of the tokens were predicted.
+        mark: mark of the number in a table, such as ``pseudo``.
     """
-    nll, tokens = answers.nll, answers.tokens
+    nll, tokens = predictions.nll, predictions.tokens
     if encoded.groups is not None:
         _, group = np.unique(encoded.groups, return_inverse=True)
         nll, tokens = np.bincount(group, nll), np.bincount(group, tokens)
-    return token_perplexities(nll, tokens, encoded.words, encoded.bytes, how, interval, masked=masked, mark=mark)
+    rows = TokenLikelihoods(nll, tokens, encoded.words, encoded.bytes)
+    return token_perplexities(rows, signature, interval, masked=masked, mark=mark)
 
 
 def token_perplexities(
-    nll: Array,
-    tokens: Array,
-    words: int,
-    size: int,
-    how: str,
-    interval: bool = True,
-    *,
-    masked: bool = False,
-    mark: str = "",
+    rows: TokenLikelihoods, signature: str, interval: bool = True, *, masked: bool = False, mark: str = ""
 ) -> list[Score]:
-    """The perplexities of rows (n,) of tokens, as in ``perplexities``; 0 ``words`` or bytes are not known."""
-    total, units = float(nll.sum()), int(tokens.sum())
+    """Compute the perplexities of rows of tokens, as ``perplexities`` does."""
+    total, tokens = float(rows.nll.sum()), int(rows.tokens.sum())
     # Rows or texts are resampled, each with its tokens: a text's tokens are not independent of one another.
-    low, high = ratio_interval(nll, tokens) if interval else (None, None)
+    low, high = ratio_interval(rows.nll, rows.tokens) if interval else (None, None)
 
-    def perplexity(name: str, per: int, unit: str = "") -> Score:
-        def of(nats: float) -> float | None:  # a token
-            per_unit = nats * units / per
+    def perplexity(name: str, units: int, unit: str = "") -> Score:
+        def value_of(nats: float) -> float | None:  # a token
+            per_unit = nats * tokens / units
             return per_unit / math.log(2) if unit else _exp(per_unit)
 
-        ends = (None if low is None else of(low), None if high is None else of(high))
-        why = _why_none(name, total / per)
-        return Score(name, of(total / units), unit, per, False, how, *ends, mark=mark, reason=why)
+        ends = (None if low is None else value_of(low), None if high is None else value_of(high))
+        reason = _no_value_reason(name, total / units)
+        return Score(name, value_of(total / tokens), unit, units, False, signature, *ends, mark=mark, reason=reason)
 
     if masked:
-        return [perplexity("masked_ppl", units)]
-    found = [perplexity("ppl", units)]
-    if words:
-        found.append(perplexity("word_ppl", words))
-    if size:
-        found += [perplexity("byte_ppl", size), perplexity("bits_per_byte", size, unit="bits")]
-    return found
+        return [perplexity(MASKED_PPL, tokens)]
+    scores = [perplexity("ppl", tokens)]
+    if rows.words:
+        scores.append(perplexity("word_ppl", rows.words))
+    if rows.bytes:
+        scores += [perplexity("byte_ppl", rows.bytes), perplexity("bits_per_byte", rows.bytes, unit="bits")]
+    return scores
 
 
-def word_perplexities(nll: Array, words: Array, size: Array, how: str) -> list[Score]:
-    """The perplexities of texts (n,) whose words were given a likelihood as wholes, by totals; ``size`` in bytes."""
-    found = []
+def word_perplexities(nll: Array, words: Array, size: Array, signature: str) -> list[Score]:
+    """Compute the perplexities of texts from likelihoods of their words.
+
+    Args:
+        nll: (texts,) negative log-likelihood of a text's words, in nats.
+        words: (texts,) number of words.
+        size: (texts,) length in bytes.
+        signature: how the likelihoods were computed.
+    """
+    scores = []
     for name, units, unit in (("word_ppl", words, ""), ("byte_ppl", size, ""), ("bits_per_byte", size, "bits")):
-        low, high = ratio_interval(nll, units)
         nats = float(nll.sum() / units.sum())
-        ends = (nats, low, high)
-        value, low, high = (None if one is None else one / math.log(2) if unit else _exp(one) for one in ends)
-        why = _why_none(name, nats)
-        found.append(Score(name, value, unit, int(units.sum()), False, how, low, high, reason=why))
-    return found
+        value, low, high = (
+            None if end is None else end / math.log(2) if unit else _exp(end)
+            for end in (nats, *ratio_interval(nll, units))
+        )
+        reason = _no_value_reason(name, nats)
+        scores.append(Score(name, value, unit, int(units.sum()), False, signature, low, high, reason=reason))
+    return scores
 
 
 def _exp(nats: float) -> float | None:
-    """A perplexity; None where it is beyond every number, as of words of hundreds of characters."""
+    """Return a perplexity; None where it is beyond what a float holds, as of words of hundreds of characters."""
     return math.exp(nats) if nats < MOST_NATS else None
 
 
-def _why_none(name: str, nats: float) -> str:
-    """Why a metric has no value at this likelihood, in nats a unit."""
+def _no_value_reason(name: str, nats: float) -> str:
+    """Return the reason why a metric has no value at a likelihood, in nats a unit."""
     if not math.isfinite(nats):
         return "the model gives a token of the text a probability of 0"
     unit = {"word_ppl": "word", "byte_ppl": "byte"}.get(name, "token")
@@ -150,7 +171,7 @@ def _why_none(name: str, nats: float) -> str:
 
 
 def protocol(way: str, length: int, stride: int | None = None) -> str:
-    """How a likelihood is taken, a key of ``_PROTOCOLS``, as a score's signature."""
+    """Return a score's signature: how a likelihood is computed, for a key of ``_PROTOCOLS``."""
     step = f"stride {stride}" if stride is not None and stride < length else "no overlap"
     return f"{_PROTOCOLS[way].format(n=length, step=step)}; kdalign {__version__}"
 
@@ -167,17 +188,13 @@ _PROTOCOLS = {
 }
 
 
-PERPLEXITIES = ("ppl", "word_ppl", "byte_ppl", "bits_per_byte")
-"""From the likelihood of all tokens."""
-
-
 def token_metrics(family: str) -> tuple[str, ...]:
-    """The names of a family's perplexities, the primary one first."""
-    return ("masked_ppl",) if family == "masked" else ("ppl", "word_ppl")
+    """Return the names of a family's perplexities, the primary one first."""
+    return (MASKED_PPL,) if family == "masked" else ("ppl", "word_ppl")
 
 
 def token_agreement(student: TokenPredictions, teacher: TokenPredictions, interval: bool) -> Score:
-    """The share of target tokens at which both models find the same token likeliest, in per cent."""
+    """Compute the share of target tokens at which both models find the same token likeliest, in per cent."""
     same = np.add.reduceat(student.best == teacher.best, _starts(student.tokens), dtype=np.int64)
     same = np.where(student.tokens > 0, same, 0)
     total = int(student.tokens.sum())
@@ -195,6 +212,7 @@ def token_agreement(student: TokenPredictions, teacher: TokenPredictions, interv
 
 
 def _starts(tokens: Array) -> Array:
+    """Return the index of each row's first token."""
     starts: Array = np.concatenate([[0], np.cumsum(tokens)[:-1]])
-    capped: Array = np.minimum(starts, tokens.sum() - 1)
-    return capped  # an empty row at the end starts nowhere
+    capped: Array = np.minimum(starts, tokens.sum() - 1)  # an empty row at the end has no start
+    return capped

@@ -1,6 +1,16 @@
-"""What is scored: a local model or a baseline on a split, each asked for the same metrics."""
+"""A local model as a target: a checkpoint or a run's student, scored in the four ways that models answer.
 
-from collections.abc import Sequence
+==================  =====================================  ==================================================
+way                 metrics                                models
+==================  =====================================  ==================================================
+predictions         of classes, cosines and tokens         all with the task's head, by the task's adapter
+label words         of classes                             causal language models without a classification head
+pseudo-likelihood   ``PERPLEXITIES``                       masked language models
+generated texts     of texts                               all language models
+==================  =====================================  ==================================================
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,26 +19,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.tasks import GLUE, ClassificationTask, LanguageTask, prompt_template, write_submission
-from kdalign.data.tasks.generation_cases import prompted_cases
+from kdalign.data.tasks import prompt_template, write_submission
 from kdalign.data.tokenization import special_frame, special_token_note
 from kdalign.data.windows import tokenize_pseudo_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood, multiple_choice
 from kdalign.evaluation.adapters.base import TaskAdapter
+from kdalign.evaluation.adapters.classification import language_modeling_flags
 from kdalign.evaluation.generation import can_continue, describe_generation, generate
-from kdalign.evaluation.job import (
-    EvalJob,
-    OutputPaths,
-    empty_result,
-    is_generation_task,
-    is_text_metric,
-    with_classes,
-    with_texts,
-)
-from kdalign.evaluation.likelihood import PERPLEXITIES
+from kdalign.evaluation.job import EvalJob, OutputPaths, add_class_scores, add_text_scores, empty_result
+from kdalign.evaluation.metric_names import AGREEMENT, MASKED_PPL, PERPLEXITIES, is_text_metric
 from kdalign.evaluation.result import EvaluationResult, MissingMetric
-from kdalign.evaluation.target import AGREEMENT, MASKED
 from kdalign.metrics.classification import METRICS
 from kdalign.models import loading
 from kdalign.models.architecture import count_parameters, layout_of
@@ -42,17 +43,21 @@ from kdalign.runs.prediction_table import write_likelihoods
 from kdalign.runs.record import read_record
 
 LONGEST_QUESTION = 2048
-"""Tokens of a question with its solved examples, where nobody says."""
+"""Default limit in tokens of a question with its solved examples."""
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A local model in memory, and where its answers go."""
+    """A local model in memory, and the paths of its files."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    place: OutputPaths
+    output: OutputPaths
     observer: Observer
+
+
+_Scorer = Callable[[EvaluationResult, _Loaded, Sequence[str]], EvaluationResult]
+"""Adds the scores by some metrics to a result."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,11 @@ class LocalTarget:
     """A checkpoint or a run's student, checked, its weights not yet loaded.
 
     Attributes:
-        adapter: the task as models of its family do it; None where they only continue its texts.
-        run: that the model comes from.
+        name: name as the user gave it.
+        checkpoint: the checkpoint.
+        job: split and settings.
+        adapter: the task's adapter for the model's family; None where the model can only generate the task's texts.
+        run: the run that made the model, if one did.
     """
 
     name: str
@@ -72,268 +80,262 @@ class LocalTarget:
 
     @property
     def family(self) -> str:
-        """The model's."""
+        """The model's family."""
         return layout_of(self.checkpoint.config).family
 
     @property
+    def _head(self) -> HeadKind:
+        """The head that the task needs."""
+        return LANGUAGE_HEADS[self.family] if self.adapter is None else self.adapter.head
+
+    @property
     def has_head(self) -> bool:
-        """Whether the checkpoint says that it has the head that the task is answered by."""
-        head = LANGUAGE_HEADS[self.family] if self.adapter is None else self.adapter.head
-        return head in (HeadKind.NONE, head_of(self.checkpoint.config))
-
-    def check(self, metrics: Sequence[str] | None) -> None:
-        """Refuse weights and tokenizers that it cannot be scored with, before any model is.
-
-        Args:
-            metrics: that are asked for; its own where nobody says.
-
-        Raises:
-            UsageError: what is wrong with them, or two metrics that are called the same.
-        """
-        if isinstance(self.job.task, ClassificationTask):
-            self._check_names(self.job.task, metrics or ())
-        if self.submits or any(self.unsupported(metric) is None for metric in metrics or self.default_metrics):
-            adapter = None if self.prompted else self.adapter
-            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if adapter is None else adapter.head)
-            tokenizer = load_tokenizer(self.checkpoint)
-            if adapter is not None:
-                adapter.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
-
-    @staticmethod
-    def _check_names(task: ClassificationTask, metrics: Sequence[str]) -> None:
-        called: dict[str, str] = {}
-        for given in metrics:
-            if given in METRICS or (":" in given and not is_text_metric(given)):
-                other = called.setdefault(task.metric(given).name, given)
-                if other != given:
-                    raise UsageError(f"metrics {other!r} and {given!r} have one name: give your own another")
+        """True if the checkpoint has the head that the task needs."""
+        return self._head in (HeadKind.NONE, head_of(self.checkpoint.config))
 
     @property
     def prompted(self) -> bool:
-        """Whether it has no head for classes, but can be asked which word stands for the class."""
-        task = self.job.task
-        head = head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
-        return isinstance(task, ClassificationTask) and bool(task.labels) and self.family == "causal" and head
+        """True for a language model without a classification head that can answer classes by their words."""
+        is_causal = self.family == "causal" and head_of(self.checkpoint.config) is LANGUAGE_HEADS["causal"]
+        return self.job.has_labels and is_causal
+
+    @property
+    def reads_windows(self) -> bool:
+        """True if texts are scored from left to right in windows, which a stride can make overlap."""
+        is_text = not self.job.is_classification and not self.job.has_pairs
+        return is_text and self.family in ("causal", "permutation")
 
     @property
     def submits(self) -> bool:
-        """Whether its answers are written as the leaderboard's file."""
-        task = self.job.task
-        asked_for = (
-            isinstance(task, ClassificationTask) and bool(task.submission) and self.job.examples.split in task.test
-        )
-        return asked_for and self.has_head
+        """True if its predictions are written as a leaderboard's file."""
+        return self.job.is_test_submission and self.has_head
 
     @cached_property
-    def teachers_answers(self) -> Path | None:
-        """The file in which a run kept its teacher's answers on this very split; None where there is none."""
+    def teacher_file(self) -> Path | None:
+        """File in which a run kept its teacher's predictions on this very split; None where there is none."""
         if self.run is None:
             return None
         record, split = read_record(self.run.path), self.job.examples.split
-        kept = record.data["reported"].get(split)
-        if record.teacher is None or kept is None or kept["fingerprint"] != self.job.examples.fingerprint():
+        reported = record.data["reported"].get(split)
+        if record.teacher is None or reported is None or reported["fingerprint"] != self.job.examples.fingerprint():
             return None
-        if record.scores[split]["agreement"] is None:  # answers to other tokens than the student's
+        if record.scores[split]["agreement"] is None:  # predictions of other tokens than the student's
             return None
         return self.run.predictions(split)
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        """The task's, agreement where the teacher's answers are kept, and for pairs what texts are compared by."""
-        task = self.job.task
-        of_texts = task.text_metrics if isinstance(task, LanguageTask) else ()
-        by_work = self.adapter.metrics if self.adapter is not None else ()
-        return (*by_work, *((AGREEMENT,) if self.teachers_answers is not None else ()), *of_texts)
+        """The adapter's metrics, agreement where the teacher's predictions are kept, and those of texts."""
+        of_adapter = self.adapter.metrics if self.adapter is not None else ()
+        return (*of_adapter, *((AGREEMENT,) if self.teacher_file is not None else ()), *self.job.text_metrics)
+
+    def check(self, metrics: Sequence[str] | None) -> None:
+        """Refuse weights and tokenizers that the model cannot be scored with, before any model is loaded.
+
+        Args:
+            metrics: names; the default ones where None.
+
+        Raises:
+            UsageError: weights or a tokenizer do not fit, or two metrics have one name.
+        """
+        if self.job.is_classification:
+            self._check_names(metrics or ())
+        if self.submits or any(self.unsupported(metric) is None for metric in metrics or self.default_metrics):
+            loading.check_weights(self.checkpoint, LANGUAGE_HEADS[self.family] if self.prompted else self._head)
+            tokenizer = load_tokenizer(self.checkpoint)
+            if self.adapter is not None and not self.prompted:
+                self.adapter.check_tokenizer(tokenizer, self.checkpoint.name, scored=True)
+
+    def _check_names(self, metrics: Sequence[str]) -> None:
+        first: dict[str, str] = {}
+        for metric in metrics:
+            if metric in METRICS or (":" in metric and not is_text_metric(metric)):
+                other = first.setdefault(self.job.classification.metric(metric).name, metric)
+                if other != metric:
+                    raise UsageError(f"metrics {other!r} and {metric!r} have one name: give your own another")
 
     def unsupported(self, metric: str) -> MissingMetric | None:
-        """Why the model cannot be scored by a metric; None where it can."""
-        task, model, adapter, examples = self.job.task, self.checkpoint.name, self.adapter, self.job.examples
-        alone = f"kdalign distill --teacher none --student {model}"
-        if not self.has_head and not self.prompted:
-            if isinstance(task, ClassificationTask):
-                command = f"kdalign distill --teacher {model} --student layers=half --task {task.name}"
-                reason = f"{model} has no head for {'classes' if task.labels else 'scores'}"
-                return MissingMetric(metric, reason, command if self.family == "masked" else "")
-            return MissingMetric(
-                metric, f"{model} has no language-model head", f"{alone} --task {task.word}{task.source.flags}"
-            )
-        if metric == AGREEMENT:
-            missing = "the teacher's answers on this split are not kept: only runs keep them, whole splits only"
-            return None if self.teachers_answers is not None else MissingMetric(metric, missing)
-        if isinstance(task, ClassificationTask):
-            if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED):
-                text = f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"
-                if self.prompted:
-                    return MissingMetric(
-                        metric, f"task {task.name} is of classes; its texts are scored by --task {text}"
-                    )
-                return MissingMetric(metric, f"{model} has no language-model head", f"{alone} --task {text}")
-            if not task.fits(task.metric(metric)):
-                kind = "a score" if task.regression else f"{len(task.labels)} classes"
-                return MissingMetric(metric, f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}")
-            return (
-                None if examples.labels is not None else MissingMetric(metric, f"split {examples.split} has no labels")
-            )
-        if is_text_metric(metric):
-            return self._why_not_written(metric, task)
-        if adapter is None:
-            if task.pairs:
-                return MissingMetric(metric, f"task {task.name} is not for a {self.family} model")
-            return MissingMetric(metric, f"a {self.family} model gives the likelihood of a target given a source")
-        if adapter.head is HeadKind.NONE and examples.labels is None:
-            return MissingMetric(metric, f"split {examples.split} has no pairs with their likeness")
-        known = dict.fromkeys((*adapter.metrics, *(PERPLEXITIES if adapter.head is not HeadKind.NONE else ())))
-        if metric in known:
-            return None
-        return MissingMetric(metric, f"task {task.name} gives {model} {', '.join(known)}")
+        """Return why the model cannot be scored by a metric, and what would help; None where it can."""
+        reason, command = next(self._obstacles(metric), ("", ""))
+        return MissingMetric(metric, reason, command) if reason else None
 
-    def _why_not_written(self, metric: str, task: LanguageTask) -> MissingMetric | None:
-        if not is_generation_task(task):
-            return MissingMetric(metric, f"texts are not written for task {task.name}")
-        if task.pairs and self.family not in ("seq2seq", "causal"):
-            return MissingMetric(metric, f"a {self.family} model does not answer sources")
-        if not task.pairs and self.family == "seq2seq" and not can_continue(load_tokenizer(self.checkpoint)):
-            return MissingMetric(metric, f"{self.checkpoint.name} knows no mask to fill, so it does not continue texts")
-        if not task.pairs and not self.job.cases:
-            return MissingMetric(metric, f"split {self.job.examples.split} has no text of two words")
-        return None
+    def _obstacles(self, metric: str) -> Iterator[tuple[str, str]]:
+        """Why the model cannot be scored by a metric, each reason with a command that would help, or none."""
+        task, model, family = self.job.task, self.checkpoint.name, self.family
+        train = f"kdalign distill --teacher none --student {model} --task"
+        of_texts = is_text_metric(metric)
+        if not (self.has_head or self.prompted):
+            yield self._missing_head(train)
+        elif metric == AGREEMENT:
+            if self.teacher_file is None:
+                yield "the teacher's predictions on this split are not kept: only runs keep them, whole splits only", ""
+        elif self.job.is_classification and not self.prompted and (of_texts or metric in (*PERPLEXITIES, MASKED_PPL)):
+            yield f"{model} has no language-model head", f"{train} {language_modeling_flags(self.job.classification)}"
+        elif of_texts and not self.job.is_classification:
+            yield from ((reason, "") for reason in self._generation_obstacles())
+        elif self.adapter is not None:
+            reason = self.adapter.unsupported(metric, self.job.examples)
+            if reason is not None:
+                yield reason, ""
+        elif self.job.has_pairs:
+            yield f"task {task.name} is not for a {family} model", ""
+        else:
+            yield f"a {family} model gives the likelihood of a target given a source", ""
+
+    def _missing_head(self, train: str) -> tuple[str, str]:
+        """Why a model without the head cannot be scored, and the command that trains one."""
+        model = self.checkpoint.name
+        if not self.job.is_classification:
+            task = self.job.language_task
+            return f"{model} has no language-model head", f"{train} {task.word}{task.source.flags}"
+        command = f"kdalign distill --teacher {model} --student layers=half --task {self.job.task.name}"
+        reason = f"{model} has no head for {'classes' if self.job.has_labels else 'scores'}"
+        return reason, command if self.family == "masked" else ""
+
+    def _generation_obstacles(self) -> Iterator[str]:
+        """Why the model cannot generate texts for the job."""
+        family, model = self.family, self.checkpoint.name
+        if not self.job.is_generation:
+            yield f"no texts are generated for task {self.job.task.name}"
+        elif self.job.has_pairs:
+            if family not in ("seq2seq", "causal"):
+                yield f"a {family} model does not answer sources"
+        elif family == "seq2seq" and not can_continue(load_tokenizer(self.checkpoint)):
+            yield f"{model} knows no mask to fill, so it does not continue texts"
+        elif not self.job.cases:
+            yield f"split {self.job.examples.split} has no text of two words"
 
     def measure(
-        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+        self, metrics: Sequence[str], output: OutputPaths, device: torch.device, observer: Observer
     ) -> EvaluationResult:
-        """Load the model once, and take its answers, its pseudo-likelihood and its texts as the metrics need them."""
-        task = self.job.task
+        """Load the model once, and score it in each way that the metrics need."""
         result = empty_result(self.name, self.job)
-        of_texts = [name for name in metrics if not isinstance(task, ClassificationTask) and is_text_metric(name)]
-        pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
-        answered = [name for name in metrics if name not in (*of_texts, *pseudo)]
         if not (metrics or self.submits):
             return result
-        if self.adapter is not None and not self.prompted:
-            model = self.adapter.load_model(self.checkpoint, fresh_head=False, seed=0)
-        else:
-            model = loading.load_language_model(self.checkpoint)
         dtype = self.job.settings.dtype
         # XLNet computes its positions in float32, whatever its weights are in.
-        cast = torch.float32 if self.family == "permutation" else dtype
-        model = model.to(device, cast)
+        weights = torch.float32 if self.family == "permutation" else dtype
+        model = self._load().to(device, weights)
         tokenizer = load_tokenizer(self.checkpoint)
-        tokens = None if self.run is None else int(read_record(self.run.path).training["tokens"])
-        notes = (*result.notes, *self._notes(tokenizer, metrics))
-        result = replace(result, parameters=count_parameters(model), trained_tokens=tokens, notes=notes)
-        loaded = _Loaded(model, tokenizer, place, observer)
-        with torch.autocast(device.type, dtype) if cast is not dtype else nullcontext():
-            if answered and self.prompted:
-                result = self._by_prompts(result, loaded, answered)
-            elif answered or self.submits:
-                result = self._by_answers(result, loaded, answered)
-            if pseudo:
-                result = self._by_pseudo_likelihood(result, loaded, pseudo)
-            if of_texts:
-                result = self._by_texts(result, loaded, of_texts)
+        result = replace(
+            result,
+            parameters=count_parameters(model),
+            trained_tokens=None if self.run is None else int(read_record(self.run.path).training["tokens"]),
+            notes=(*result.notes, *self._notes(tokenizer, metrics)),
+        )
+        loaded = _Loaded(model, tokenizer, output, observer)
+        with torch.autocast(device.type, dtype) if weights is not dtype else nullcontext():
+            for scorer, names in self._scorers(metrics):
+                result = scorer(result, loaded, names)
         order = {name: number for number, name in enumerate(metrics)}
         scores = sorted(result.scores, key=lambda score: order.get(score.metric, len(order)))
         if dtype is not torch.float32:
             scores = [replace(score, signature=f"{score.signature}; model in bf16") for score in scores]
         return replace(result, scores=tuple(scores))
 
-    def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> list[str]:
-        """What must be known of how the model reads the texts, each with its name."""
-        said = [special_token_note(self.job.examples, tokenizer)]
-        documents = isinstance(self.job.task, LanguageTask) and not self.job.task.pairs and self.job.continuing
-        if documents and self.family == "causal" and any(name in PERPLEXITIES for name in metrics):
-            if not special_frame(tokenizer)[0] and tokenizer.bos_token_id is None:
-                said.append(
-                    f"no start token: a text's first one is predicted from its end token {tokenizer.eos_token!r}"
-                )
-        notes = [f"{self.name}: {note}" for note in said if note]
-        if self.adapter is not None and self.adapter.head is HeadKind.NONE:
-            notes += filter(None, [prompts_note(self.checkpoint)])
-        if (
-            isinstance(self.job.task, ClassificationTask)
-            and not self.prompted
-            and loading.has_several_labels(self.checkpoint.config)
-        ):
-            notes.append(
+    def _load(self) -> PreTrainedModel:
+        if self.adapter is not None and not self.prompted:
+            return self.adapter.load_model(self.checkpoint, fresh_head=False, seed=0)
+        return loading.load_language_model(self.checkpoint)
+
+    def _scorers(self, metrics: Sequence[str]) -> Iterator[tuple[_Scorer, list[str]]]:
+        """The ways in which the model answers, each with its metrics."""
+        texts = [name for name in metrics if not self.job.is_classification and is_text_metric(name)]
+        pseudo = [name for name in metrics if self.family == "masked" and name in PERPLEXITIES]
+        others = [name for name in metrics if name not in (*texts, *pseudo)]
+        if others or self.submits:
+            yield self._score_label_words if self.prompted else self._score_predictions, others
+        if pseudo:
+            yield self._score_pseudo_likelihood, pseudo
+        if texts:
+            yield self._score_texts, texts
+
+    def _notes(self, tokenizer: PreTrainedTokenizerBase, metrics: Sequence[str]) -> Iterator[str]:
+        """Notes on how the model reads the texts."""
+        special = special_token_note(self.job.examples, tokenizer)
+        if special:
+            yield f"{self.name}: {special}"
+        has_start = special_frame(tokenizer)[0] or tokenizer.bos_token_id is not None
+        in_windows = self.job.is_continuation and self.family == "causal"
+        if in_windows and not has_start and any(name in PERPLEXITIES for name in metrics):
+            yield (
+                f"{self.name}: no start token: a text's first one is predicted from its end token "
+                f"{tokenizer.eos_token!r}"
+            )
+        if self._head is HeadKind.NONE:
+            yield from filter(None, [prompts_note(self.checkpoint)])
+        by_head = self.job.is_classification and not self.prompted
+        if by_head and loading.has_several_labels(self.checkpoint.config):
+            yield (
                 f"{self.name}: its head is for several labels of a text at once; its outputs are taken for one choice "
                 "(the greatest)"
             )
-        return notes
 
-    def _by_answers(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
-        """By the head that the task is answered by: classes, cosines, or the likelihood of tokens."""
-        adapter, examples = self.adapter, self.job.examples
+    def _score_predictions(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
+        """Score classes, cosines or the likelihood of tokens, as the task's adapter predicts them."""
+        adapter, examples, output = self.adapter, self.job.examples, loaded.output
         assert adapter is not None, "checked"
         encoded = adapter.tokenize(examples, loaded.tokenizer, self.checkpoint.config, scored=True)
-        tell = loaded.observer.progress(f"{self.name}: reading")
-        found = adapter.predict(loaded.model, encoded, tell)
-        kept = self.teachers_answers
-        answers = adapter.read_teacher(kept) if kept is not None else None
-        predictions = loaded.place.file(self.job, ".parquet")
-        adapter.write_predictions(predictions, found, encoded, answers)
+        ours = adapter.predict(loaded.model, encoded, loaded.observer.progress(f"{self.name}: reading"))
+        theirs = adapter.read_teacher(self.teacher_file) if self.teacher_file is not None else None
+        file = output.file(self.job, ".parquet")
+        adapter.write_predictions(file, ours, encoded, theirs)
         submission = None
-        if self.submits and isinstance(adapter.task, ClassificationTask):
-            submission = str(
-                write_submission(adapter.task, examples.split, found.values, loaded.place.folder / loaded.place.word)
-            )
+        if self.submits:
+            stem = output.folder / output.stem
+            submission = str(write_submission(self.job.classification, examples.split, ours.values, stem))
+        absent: list[MissingMetric] = []
         if encoded.truncated and not encoded.words:
-            cut = [name for name in metrics if name in PERPLEXITIES and name != "ppl"]
             reason = "texts were cut, so their words and bytes are not known"
-            result = replace(result, absent=(*result.absent, *(MissingMetric(name, reason) for name in cut)))
-        measured = adapter.score(found, encoded, [name for name in metrics if name != AGREEMENT])
-        if AGREEMENT in metrics and answers is not None:
-            measured.append(adapter.agreement(found, answers))
+            absent = [MissingMetric(name, reason) for name in metrics if name in PERPLEXITIES and name != "ppl"]
+        scores = adapter.score(ours, encoded, [name for name in metrics if name != AGREEMENT])
+        if AGREEMENT in metrics and theirs is not None:
+            scores.append(adapter.agreement(ours, theirs))
         return replace(
             result,
             truncated=encoded.truncated,
             passed_over=encoded.passed_over,
-            scores=(*result.scores, *measured),
-            predictions=str(predictions),
+            scores=(*result.scores, *scores),
+            absent=(*result.absent, *absent),
+            predictions=str(file),
             submission=submission,
         )
 
-    def _by_prompts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
-        """Classes by the likelihood of the words that stand for them."""
-        task, settings = self.job.task, self.job.settings
-        assert isinstance(task, ClassificationTask), "checked"
-        room = min(settings.max_length or LONGEST_QUESTION, max_positions(self.checkpoint.config))
-        tell = loaded.observer.progress(f"{self.name}: asking")
-        found = multiple_choice.label_scores(loaded.model, loaded.tokenizer, self.job.questions, room, tell)
-        chosen = multiple_choice.choose(found.values, self.job.questions)
-        return with_classes(
-            replace(result, truncated=found.truncated),
-            self.job,
-            chosen,
-            metrics,
-            multiple_choice.signature(prompt_template(task).origin, settings.shots, settings.seed),
-            loaded.place,
-        )
+    def _score_label_words(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
+        """Score classes by the likelihood of the words that stand for them."""
+        questions, settings = self.job.questions, self.job.settings
+        limit = min(settings.max_length or LONGEST_QUESTION, max_positions(self.checkpoint.config))
+        progress = loaded.observer.progress(f"{self.name}: choosing")
+        scores = multiple_choice.label_scores(loaded.model, loaded.tokenizer, questions, limit, progress)
+        chosen = multiple_choice.choose(scores.values, questions)
+        origin = prompt_template(self.job.classification).origin
+        signature = multiple_choice.signature(origin, settings.shots, settings.seed)
+        result = replace(result, truncated=scores.truncated)
+        return add_class_scores(result, self.job, chosen, metrics, signature, loaded.output)
 
-    def _by_pseudo_likelihood(
+    def _score_pseudo_likelihood(
         self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]
     ) -> EvaluationResult:
+        """Score the likelihood of texts to a masked model, each token masked in turn."""
         assert self.adapter is not None, "masked models read documents"
-        length, within = self.adapter.max_length, self.job.settings.within_words
-        encoded = tokenize_pseudo_windows(self.job.examples.texts[0], loaded.tokenizer, length, within)
-        answers = likelihood.predict_tokens(
-            loaded.model, encoded, loaded.observer.progress(f"{self.name}: masking token by token")
-        )
-        how = likelihood.protocol("word-l2r" if within else "token", length)
+        length, within_words = self.adapter.max_length, self.job.settings.within_words
+        encoded = tokenize_pseudo_windows(self.job.examples.texts[0], loaded.tokenizer, length, within_words)
+        progress = loaded.observer.progress(f"{self.name}: masking token by token")
+        predictions = likelihood.predict_tokens(loaded.model, encoded, progress)
         assert encoded.groups is not None, "rows of one text belong together"
-        file = loaded.place.file(self.job, "-pseudo.parquet")
-        write_likelihoods(file, encoded.groups, answers.nll, answers.tokens)
-        found = likelihood.perplexities(answers, encoded, how, interval=True, mark="pseudo")
-        return replace(result, scores=(*result.scores, *(score for score in found if score.metric in metrics)))
+        file = loaded.output.file(self.job, "-pseudo.parquet")
+        write_likelihoods(file, encoded.groups, predictions.nll, predictions.tokens)
+        signature = likelihood.protocol("word-l2r" if within_words else "token", length)
+        scores = likelihood.perplexities(predictions, encoded, signature, interval=True, mark="pseudo")
+        return replace(result, scores=(*result.scores, *(score for score in scores if score.metric in metrics)))
 
-    def _by_texts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
-        task, settings = self.job.task, self.job.settings
-        assert isinstance(task, LanguageTask), "texts are of tasks of tokens"
-        cases = prompted_cases(self.job.cases, task) if task.pairs and self.family == "causal" else self.job.cases
-        texts, cut = generate(
-            loaded.model, loaded.tokenizer, cases, settings.writing, loaded.observer.progress(f"{self.name}: writing")
-        )
+    def _score_texts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
+        """Score texts that the model generates."""
+        generation, in_prompt = self.job.settings.generation, self.family == "causal"
+        cases = self.job.prompted_cases if in_prompt else self.job.cases
+        progress = loaded.observer.progress(f"{self.name}: writing")
+        texts, cut = generate(loaded.model, loaded.tokenizer, cases, generation, progress)
+        signature = describe_generation(self.family, self.job.is_continuation, generation)
+        signature += self.job.prompt_note if in_prompt else ""
         result = replace(result, truncated=max(result.truncated, cut))
-        how = describe_generation(self.family, self.job.continuing, settings.writing)
-        if task.pairs and self.family == "causal":
-            how += f", one line after the prompt {task.render_prompt({task.columns[0]: '...'})!r}"
-        return with_texts(result, self.job, cases, texts, metrics, how, loaded.place)
+        return add_text_scores(result, self.job, cases, texts, metrics, signature, loaded.output)

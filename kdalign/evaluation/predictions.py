@@ -1,4 +1,4 @@
-"""Score a model on a split: one pass, every example once, predictions kept."""
+"""Predict classes, scores and embeddings of a split in one pass, and score them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from kdalign.data.batches import TokenizedSplit, in_order
 from kdalign.data.tasks import ClassificationTask
 from kdalign.errors import NotFinite
+from kdalign.evaluation.metric_names import AGREEMENT
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Score, score
 from kdalign.metrics.intervals import example_interval
@@ -25,12 +26,20 @@ def predict(
     encoded: TokenizedSplit,
     task: ClassificationTask,
     batch_size: int = 64,
-    tell: ProgressCallback = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> Predictions:
-    """One forward pass over a split in the model's own precision; the model's mode is put back afterwards.
+    """Predict a split in one pass, in the model's own precision; its mode is restored afterwards.
+
+    Args:
+        model: a classifier.
+        order: for each of the task's labels, the index of the model's output.
+        encoded: the split.
+        task: the task.
+        batch_size: examples of a batch.
+        progress: called with the number of examples read, and of all.
 
     Raises:
-        NotFinite: logits that are no numbers, of which a class could still be the greatest.
+        NotFinite: logits are NaN or infinite, though one of them could still be the greatest.
     """
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)
@@ -40,18 +49,22 @@ def predict(
             inputs = accepted_inputs(model, batch.to(device).inputs)
             logits[rows] = model(**inputs).logits.index_select(-1, outputs).float().cpu().numpy()
             done += len(rows)
-            tell(done, len(encoded))
+            progress(done, len(encoded))
     check_finite(logits, "logits")
     return Predictions(logits, logits[:, 0] if task.regression else logits.argmax(axis=1))
 
 
 def check_finite(rows: Array, what: str) -> None:
-    """Refuse answers of a model, (examples, numbers), that say nothing.
+    """Refuse a model's outputs that are no numbers.
 
-    A number may be -inf, as of a class that is never given, where another is finite.
+    A number may be -inf, as of a class that is never predicted, where another is finite.
+
+    Args:
+        rows: (examples, outputs).
+        what: name of the outputs, for the error.
 
     Raises:
-        NotFinite: how many examples have NaN, infinity, or nothing but -inf.
+        NotFinite: some examples have NaN, infinity, or nothing but -inf.
     """
     bad = np.isnan(rows).any(axis=1) | np.isposinf(rows).any(axis=1) | ~np.isfinite(rows).any(axis=1)
     if bad.any():
@@ -59,24 +72,26 @@ def check_finite(rows: Array, what: str) -> None:
 
 
 def embed(
-    model: PreTrainedModel, encoded: TokenizedSplit, batch_size: int = 64, tell: ProgressCallback = no_progress
+    model: PreTrainedModel, encoded: TokenizedSplit, batch_size: int = 64, progress: ProgressCallback = no_progress
 ) -> Array:
-    """The embedding of every row, (rows, width), in one pass in the model's own precision."""
+    """Compute the embedding of every row, (rows, width), in one pass in the model's own precision."""
     device = next(model.parameters()).device
-    found, done = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32), 0
+    embeddings, done = np.empty((len(encoded), int(model.config.hidden_size)), dtype=np.float32), 0
     with inference_mode(model):
         for rows, batch in in_order(encoded, batch_size):
             batch = batch.to(device)
             features = model(**accepted_inputs(model, batch.inputs)).last_hidden_state
-            found[rows] = pooled(features, batch.real).float().cpu().numpy()
+            embeddings[rows] = pooled(features, batch.real).float().cpu().numpy()
             done += len(rows)
-            tell(done, len(encoded))
-    return found
+            progress(done, len(encoded))
+    return embeddings
 
 
-def compare_pairs(model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Predictions:
-    """The cosines of pairs whose first texts are the first half of the rows, and whose second texts the other half."""
-    vectors = embed(model, encoded, tell=tell).astype(np.float64)
+def compare_pairs(
+    model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
+) -> Predictions:
+    """Compute the cosines of pairs: first texts are the first half of the rows, second texts the other half."""
+    vectors = embed(model, encoded, progress=progress).astype(np.float64)
     check_finite(np.abs(vectors), "embeddings")
     # A vector of zeros has no direction, and a cosine of 0 with every other.
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -93,28 +108,28 @@ def score_all(
     interval: bool = True,
     logits: Array | None = None,
 ) -> list[Score]:
-    """The named metrics on a split, each with its 95 % interval over examples; some are of ``logits``."""
-    found = []
+    """Compute metrics of a split, each with its 95 % interval over examples; some are of ``logits``."""
+    scores = []
     for name in metrics:
         metric = task.metric(name)
-        assert logits is not None or not metric.of_logits, "whoever asks for such a metric has logits"
+        assert logits is not None or not metric.of_logits, "metrics of logits need logits"
         answers = logits if metric.of_logits and logits is not None else predictions
-        made = score(metric, answers, references)
+        result = score(metric, answers, references)
         if metric.binary and task.labels:
-            made = replace(made, note="; ".join(filter(None, [f"of the class {task.labels[1]!r}", made.note])))
-        if interval and made.value is not None:
+            result = replace(result, note="; ".join(filter(None, [f"of the class {task.labels[1]!r}", result.note])))
+        if interval and result.value is not None:
             low, high = example_interval(name, metric.compute, answers, references, metric.of_counts)
-            made = replace(made, low=low, high=high)
-        found.append(made)
-    return found
+            result = replace(result, low=low, high=high)
+        scores.append(result)
+    return scores
 
 
 def agreement(task: ClassificationTask, student: Array, teacher: Array, interval: bool = True) -> Score:
-    """How far the student answers as the teacher does: the share of equal classes, or the scores' correlation."""
+    """Compute the agreement of student and teacher: the share of equal classes, or the correlation of scores."""
     metric = METRICS["pearson" if task.regression else "accuracy"]
-    made = score(metric, student, teacher)
-    made = replace(made, metric="agreement", reason=made.reason.replace("references", "teacher's answers"))
-    if not interval or made.value is None:
-        return made
+    result = score(metric, student, teacher)
+    result = replace(result, metric=AGREEMENT, reason=result.reason.replace("references", "teacher's answers"))
+    if not interval or result.value is None:
+        return result
     low, high = example_interval(metric.name, metric.compute, student, teacher, metric.of_counts)
-    return replace(made, low=low, high=high)
+    return replace(result, low=low, high=high)

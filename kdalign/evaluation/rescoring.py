@@ -227,20 +227,14 @@ class RecordedAnswers:
 
     def _likelihoods(self, told: Sequence[Told], model: ModelColumns) -> list[Score | str]:
         """Perplexities from each row's likelihood; word and byte counts are taken from the recorded scores."""
-        from kdalign.evaluation.likelihood import token_perplexities
+        from kdalign.evaluation.likelihood import TokenLikelihoods, token_perplexities
 
         if model.nll is None:
             return ["its answers are not kept"] * len(told)
         units = {one["metric"]: one["n"] for one in told}
-        found = token_perplexities(
-            model.nll,
-            self.table.tokens,
-            units.get("word_ppl", 0),
-            units.get("byte_ppl", units.get("bits_per_byte", 0)),
-            "",
-            masked="masked_ppl" in units,
-        )
-        named = {one.metric: one for one in found}
+        size = units.get("byte_ppl", units.get("bits_per_byte", 0))
+        rows = TokenLikelihoods(model.nll, self.table.tokens, units.get("word_ppl", 0), size)
+        named = {score.metric: score for score in token_perplexities(rows, "", masked="masked_ppl" in units)}
         return [self._as_told(named.get(one["metric"]), one) for one in told]
 
     @staticmethod

@@ -1,5 +1,6 @@
-"""What can be scored: the interface of a local model, a served model, a baseline."""
+"""The interface of what can be scored: a local model, a served model, a baseline."""
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,38 +10,38 @@ from kdalign.evaluation.job import EvalJob, OutputPaths
 from kdalign.evaluation.result import EvaluationResult, MissingMetric
 from kdalign.observer import Observer
 
-AGREEMENT = "agreement"
-
-
-MASKED = "masked_ppl"
-
 
 class Target(Protocol):
-    """One model, or what stands for one, with the split it is scored on."""
+    """One model, or a baseline in place of one, with the split to score it on."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """Name as the user gave it."""
 
     @property
     def job(self) -> EvalJob:
-        """What it is scored on."""
+        """Split and settings of the evaluation."""
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        """What it is scored by where nobody says."""
+        """Names of the metrics where the user gives none."""
 
     def unsupported(self, metric: str) -> MissingMetric | None:
-        """Why it cannot be scored by a metric; None where it can."""
+        """Return why the target cannot be scored by a metric; None where it can."""
 
     def measure(
-        self, metrics: Sequence[str], place: OutputPaths, device: torch.device, observer: Observer
+        self, metrics: Sequence[str], output: OutputPaths, device: torch.device, observer: Observer
     ) -> EvaluationResult:
-        """Its scores by metrics that it can be scored by.
+        """Score the target by supported metrics.
 
         Args:
             metrics: names.
-            place: for its files.
-            device: to run on.
-            observer: who watches.
+            output: paths of its files.
+            device: device to run on.
+            observer: shows progress.
         """
+
+
+def file_stem(name: str) -> str:
+    """Turn a target's name into a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")

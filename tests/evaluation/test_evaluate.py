@@ -641,9 +641,10 @@ def test_a_model_called_as_a_baseline_keeps_its_own_texts(kdalign, texts, tmp_pa
 
 
 def test_a_perplexity_beyond_all_numbers_is_a_dash():
-    from kdalign.evaluation.likelihood import token_perplexities
+    from kdalign.evaluation.likelihood import TokenLikelihoods, token_perplexities
 
-    found = {s.metric: s for s in token_perplexities(np.array([5000.0]), np.array([4]), 1, 400, "x", interval=False)}
+    rows = TokenLikelihoods(np.array([5000.0]), np.array([4]), words=1, bytes=400)
+    found = {score.metric: score for score in token_perplexities(rows, "x", interval=False)}
     assert (found["ppl"].value, found["word_ppl"].value) == (None, None)
     assert found["bits_per_byte"].value == pytest.approx(5000 / 400 / math.log(2))
 

@@ -776,7 +776,7 @@ def test_a_model_that_only_chats_is_asked_to_continue_in_words(kdalign, server, 
     words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "cer"]
     found = evaluated(kdalign, f"openai:{llama}", *words, "--chat")[f"openai:{llama}"]
     assert found["served"]["way"] == "chat"
-    assert any("asked by 'Continue this text with the next {words} words." in note for note in found["notes"])
+    assert any("prompted by 'Continue this text with the next {words} words." in note for note in found["notes"])
 
 
 def test_a_served_model_that_names_no_label_is_wrong(kdalign, server, llama, texts):
@@ -790,7 +790,7 @@ def test_a_served_model_that_names_no_label_is_wrong(kdalign, server, llama, tex
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--task", "embedding:stsb"], "a served model is not asked for task"),
+        (["--task", "embedding:stsb"], "a served model cannot be scored on task"),
         ([], "say what to score"),
         (["--task", "lm", "--base-url", "htp://x"], "htp://x"),
         (["--task", "lm", "--metrics", "masked_ppl"], "nothing was scored"),

@@ -1,17 +1,17 @@
-"""What a kind of task asks of a run: how text becomes tokens, which head answers, what is minimised and what scored.
+"""Adapters of the kinds of task: how examples become tokens, which head predicts, and how predictions are scored.
 
-``Classifying`` is for classes and scores, ``Modelling`` for tokens, ``Embedding`` for texts as vectors; the pipeline
-knows none of them.
+``base`` is the interface, with what a new kind of task must implement; ``classification`` is for classes and scores,
+``language_modeling`` for tokens, ``embedding`` for texts as vectors.
 """
 
 from kdalign.data.tasks import AnyTask, ClassificationTask
-from kdalign.evaluation.adapters.base import Answers, TaskAdapter
+from kdalign.evaluation.adapters.base import AnyPredictions, TaskAdapter
 from kdalign.evaluation.adapters.classification import ClassificationAdapter
 from kdalign.evaluation.adapters.embedding import EmbeddingAdapter
 from kdalign.evaluation.adapters.language_modeling import LanguageModelingAdapter
 
 __all__ = [
-    "Answers",
+    "AnyPredictions",
     "ClassificationAdapter",
     "EmbeddingAdapter",
     "LanguageModelingAdapter",
@@ -26,15 +26,15 @@ def adapter_for(
     """Return the adapter of a task for models of one family.
 
     Args:
-        task: what is learnt or scored.
-        family: of the models.
+        task: the task.
+        family: the models' family, such as ``masked`` or ``causal``.
         max_length: longest input in tokens.
-        model: its name, for the error line.
-        prediction_order: the order in which a permutation model is trained to predict tokens.
-        stride: positions between one window and the next, where a text is scored from left to right.
+        model: the model's name, for the error.
+        prediction_order: order in which a permutation model is trained to predict tokens.
+        stride: tokens from the start of a window to that of the next, where texts are scored from left to right.
 
     Raises:
-        UsageError: the family cannot do this task.
+        UsageError: the family cannot learn this task.
     """
     if isinstance(task, ClassificationTask):
         return ClassificationAdapter(task, max_length)

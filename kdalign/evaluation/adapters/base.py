@@ -1,4 +1,23 @@
-"""The interface of a task adapter: how text is tokenized, which head answers, what is scored."""
+"""The interface of a task adapter: everything that a kind of task (classes, tokens, embeddings) does in its own way.
+
+A new kind of task, such as speech or images, is one class with the methods of ``TaskAdapter``, a branch in
+``adapters.adapter_for`` that returns it, and a task type in ``kdalign.data.tasks`` whose splits it loads. Training,
+evaluation and export call these methods only, in this order:
+
+1. **Check**, before any weights load: ``check``, ``check_packing``, ``check_tokenizer`` and ``check_dual`` raise a
+   ``UsageError`` where a checkpoint or tokenizer does not fit; ``has_head`` decides whether a student gets a new head.
+2. **Read**: ``load_examples`` reads a split, and ``tokenize`` (or ``tokenize_dual``, for a teacher with another
+   tokenizer) turns it into a ``TokenizedSplit``, whose columns are the model's inputs.
+3. **Load**: ``load_model`` loads a checkpoint with the head for the task, and ``output_order`` maps the head's outputs
+   to the task's labels, so that a student's and a teacher's are compared label by label.
+4. **Predict**: ``predict`` runs a model over a tokenized split.
+5. **Score**: ``score``, ``agreement`` and ``calibration`` compute metrics of predictions; ``unsupported`` says why a
+   metric cannot be computed.
+6. **Keep**: ``write_predictions`` writes a split's predictions, from which every score can be computed again, and
+   ``read_teacher`` reads the teacher's.
+
+Predictions are whatever ``predict`` returns: only the adapter's own methods read them.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +34,12 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind
 from kdalign.observer import ProgressCallback, no_progress
 
-Answers = Any
-"""A model's answers on a split: ``Predictions`` of classifiers, ``TokenAnswers`` of language models."""
+AnyPredictions = Any
+"""A model's predictions on a split: ``Predictions`` of classes and cosines, ``TokenPredictions`` of language models."""
 
 
 class TaskAdapter(Protocol):
-    """A task, as the pipeline works on it."""
+    """What one kind of task needs from models of one family, for a task and a longest input."""
 
     @property
     def task(self) -> AnyTask:
@@ -28,7 +47,7 @@ class TaskAdapter(Protocol):
 
     @property
     def head(self) -> HeadKind:
-        """The head that answers it."""
+        """Kind of head that predicts; ``HeadKind.NONE`` where the body's output is the prediction."""
 
     @property
     def max_length(self) -> int:
@@ -36,63 +55,117 @@ class TaskAdapter(Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names, the primary one first."""
+        """Names of the default metrics, the primary one first; models are selected by it."""
 
-    def load_examples(self, split: str) -> Examples:
-        """Read and check a split."""
+    @property
+    def predicts_tokens(self) -> bool:
+        """True if predictions are tokens, so that those of models with different tokenizers cannot be compared."""
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint whose family or head is for something else."""
+        """Refuse a checkpoint of another family, or with a head for something else.
+
+        Raises:
+            UsageError: what the checkpoint is, and what the task needs.
+        """
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that cannot be trained on rows which several texts fill, where they are so filled."""
+        """Refuse a checkpoint that cannot be trained on rows of several texts, if the task packs its rows."""
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
-        """Refuse the tokenizer of a model that lacks what training on it, or being scored on it, needs."""
+        """Refuse a tokenizer without a special token that training (or scoring, with ``scored``) needs.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            name: the model's name, for the error.
+            scored: the model is scored, not trained.
+        """
+
+    def check_dual(self) -> None:
+        """Refuse a teacher with another tokenizer, if its predictions cannot be matched with the student's."""
+
+    def has_head(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a checkpoint's own head fits the task; else a student gets a new one."""
+
+    def load_examples(self, split: str) -> Examples:
+        """Read and check a split.
+
+        Raises:
+            UsageError: there is no such split, or a row that the task cannot use.
+        """
 
     def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
-        """Tokenize a split, for training or to be scored, for models like the one of this configuration."""
+        """Tokenize examples, for training or (with ``scored``) for evaluation.
 
-    @property
-    def predicts_tokens(self) -> bool:
-        """Whether answers are to tokens, so that those of models with different tokenizers do not compare."""
-
-    def check_dual(self) -> None:
-        """Refuse a teacher with another tokenizer, where its tokens cannot be matched with the student's."""
+        Args:
+            examples: rows of one split.
+            tokenizer: the model's tokenizer.
+            config: the model's configuration.
+            scored: every target counts once, as evaluation needs it.
+        """
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize a split for training by the student's tokenizer and the teacher's."""
-
-    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
-        """Load a checkpoint with the head, in float32."""
-
-    def has_head(self, checkpoint: Checkpoint) -> bool:
-        """Whether a student's own head fits the task; else it gets a new one."""
-
-    def output_order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
-        """For each label, the number of the model's output; None for a language model."""
+        """Tokenize examples for training by two tokenizers, the student's and the teacher's, with their matching."""
 
     def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-        """What models are asked to go on from, to be looked at; none where they say nothing."""
+        """Return a few prompts whose completions show the training's progress; empty for models that generate none."""
 
-    def predict(self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress) -> Answers:
-        """A model's answers on a split."""
+    def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
+        """Load a checkpoint with the task's head, in float32.
+
+        Args:
+            checkpoint: checked by ``check``, or with ``fresh_head`` any of the family.
+            fresh_head: initialise a new head.
+            seed: seed of the new head.
+        """
+
+    def output_order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
+        """Return for each of the task's labels the index of the model's output; None where outputs are no labels."""
+
+    def predict(
+        self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
+    ) -> AnyPredictions:
+        """Predict a split tokenized with ``scored``, in the model's own precision.
+
+        Raises:
+            NotFinite: the model gives NaN.
+        """
+
+    def unsupported(self, metric: str, examples: Examples) -> str | None:
+        """Return why predictions on some examples cannot be scored by a metric; None where they can."""
 
     def score(
-        self, answers: Answers, encoded: TokenizedSplit, metrics: Sequence[str] | None = None, *, interval: bool = True
+        self,
+        predictions: AnyPredictions,
+        encoded: TokenizedSplit,
+        metrics: Sequence[str] | None = None,
+        *,
+        interval: bool = True,
     ) -> list[Score]:
-        """The metrics of answers, with their 95 % intervals."""
+        """Compute metrics of predictions.
 
-    def agreement(self, ours: Answers, theirs: Answers, *, interval: bool = True) -> Score:
-        """How far two models answer alike."""
+        Args:
+            predictions: of ``predict`` on ``encoded``.
+            encoded: the split, with its labels or targets.
+            metrics: names; the default ones where None.
+            interval: compute 95 % intervals as well.
+        """
 
-    def calibration(self, answers: Answers, encoded: TokenizedSplit) -> Score | None:
-        """How far confidence is from being right; None where answers have none."""
+    def agreement(self, ours: AnyPredictions, theirs: AnyPredictions, *, interval: bool = True) -> Score:
+        """Compute the agreement of a student's predictions with its teacher's."""
 
-    def write_predictions(self, file: Path, ours: Answers, encoded: TokenizedSplit, theirs: Answers | None) -> None:
-        """Write answers into a file."""
+    def calibration(self, predictions: AnyPredictions, encoded: TokenizedSplit) -> Score | None:
+        """Compute the calibration error of predictions; None where they have no confidence."""
 
-    def read_teacher(self, file: Path) -> Answers:
-        """The teacher's answers that were kept in a file."""
+    def write_predictions(
+        self, file: Path, ours: AnyPredictions, encoded: TokenizedSplit, theirs: AnyPredictions | None
+    ) -> None:
+        """Write a split's predictions, and the teacher's if there is one, to a parquet file."""
+
+    def read_teacher(self, file: Path) -> AnyPredictions:
+        """Read the teacher's predictions from a file of ``write_predictions``.
+
+        Raises:
+            UsageError: the file has none.
+        """

@@ -1,4 +1,4 @@
-"""Classification and regression: labelled text, a classifier's head, metrics of labels."""
+"""The adapter of classification and regression: labelled texts, a classifier's head, metrics of labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
-from kdalign.data.tasks import ClassificationTask, Examples, load_examples
+from kdalign.data.tasks import GLUE, ClassificationTask, Examples, load_examples
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.errors import UsageError
-from kdalign.evaluation import predictions
+from kdalign.evaluation.metric_names import MASKED_PPL, PERPLEXITIES, is_text_metric
+from kdalign.evaluation.predictions import agreement, predict, score_all
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -25,7 +26,7 @@ from kdalign.runs.prediction_table import Predictions, read_teacher_predictions,
 
 @dataclass(frozen=True)
 class ClassificationAdapter:
-    """Classes or scores, by a sequence-classification head."""
+    """Classes or scores, predicted by a sequence-classification head."""
 
     task: ClassificationTask
     max_length: int
@@ -34,7 +35,7 @@ class ClassificationAdapter:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names, the primary one first."""
+        """The task's metrics."""
         return self.task.metrics
 
     def load_examples(self, split: str) -> Examples:
@@ -50,22 +51,22 @@ class ClassificationAdapter:
             loading.check_head(checkpoint, self.task)
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
-        """A row is one text."""
+        """Do nothing: a row is one example."""
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
-        """Any will do."""
+        """Do nothing: every tokenizer will do."""
 
     def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
-        """Tokenize a split."""
+        """Tokenize texts with their labels."""
         return tokenize_labelled(examples, tokenizer, self.max_length)
 
     def check_dual(self) -> None:
-        """Texts are matched by their characters."""
+        """Do nothing: texts are matched by their characters."""
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize a split by both."""
+        """Tokenize texts with their labels by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
@@ -73,56 +74,75 @@ class ClassificationAdapter:
         return check_read(loading.load_classifier(checkpoint, self.task, fresh_head=fresh_head, seed=seed))
 
     def has_head(self, checkpoint: Checkpoint) -> bool:
-        """Whether its labels are the task's."""
+        """Return whether the head's labels are the task's."""
         return checkpoint.has_classifier and loading.output_order(checkpoint.config, self.task) is not None
 
     def output_order(self, model: PreTrainedModel) -> tuple[int, ...]:
-        """For each of the task's outputs, the number of the model's."""
+        """Return for each of the task's labels the index of the model's output."""
         order = loading.output_order(model.config, self.task)
         assert order is not None, "heads were checked, or are fresh"
         return order
 
     def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-        """A class says nothing."""
+        """Return none: a classifier generates no text."""
         return ()
 
     def predict(
-        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+        self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
     ) -> Predictions:
-        """Class numbers or scores, and logits."""
-        return predictions.predict(model, self.output_order(model), encoded, self.task, tell=tell)
+        """Predict class numbers or scores, with their logits."""
+        return predict(model, self.output_order(model), encoded, self.task, progress=progress)
+
+    def unsupported(self, metric: str, examples: Examples) -> str | None:
+        """Return why classes or scores of some examples cannot be scored by a metric; None where they can."""
+        return unsupported_class_metric(self.task, metric, examples)
 
     def score(
         self,
-        answers: Predictions,
+        predictions: Predictions,
         encoded: TokenizedSplit,
         metrics: Sequence[str] | None = None,
         *,
         interval: bool = True,
     ) -> list[Score]:
-        """The metrics of answers."""
+        """Compute metrics of classes or scores."""
         names = self.metrics if metrics is None else metrics
         if not names:
             return []
         assert encoded.labels is not None, "a split that is scored has labels"
-        return predictions.score_all(self.task, answers.values, encoded.labels, names, interval, answers.logits)
+        return score_all(self.task, predictions.values, encoded.labels, names, interval, predictions.logits)
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
-        """The share of equal classes, or the scores' correlation."""
-        return predictions.agreement(self.task, ours.values, theirs.values, interval)
+        """Compute the share of equal classes, or the correlation of scores."""
+        return agreement(self.task, ours.values, theirs.values, interval)
 
-    def calibration(self, answers: Predictions, encoded: TokenizedSplit) -> Score | None:
-        """The expected calibration error of classes."""
+    def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
+        """Compute the expected calibration error of classes."""
         if self.task.regression or encoded.labels is None:
             return None
-        return predictions.score_all(self.task, answers.values, encoded.labels, ("ece",), logits=answers.logits)[0]
+        return score_all(self.task, predictions.values, encoded.labels, ("ece",), logits=predictions.logits)[0]
 
     def write_predictions(
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
     ) -> None:
-        """Write predictions, labels and logits."""
+        """Write classes or scores, labels and logits."""
         write_predictions(file, self.task, ours, encoded.labels, theirs)
 
     def read_teacher(self, file: Path) -> Predictions:
-        """The teacher's classes or scores."""
+        """Read the teacher's classes or scores."""
         return read_teacher_predictions(file)
+
+
+def unsupported_class_metric(task: ClassificationTask, metric: str, examples: Examples) -> str | None:
+    """Return why classes or scores of some examples cannot be scored by a metric; None where they can."""
+    if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED_PPL):
+        return f"task {task.name} is of classes; its texts are scored by --task {language_modeling_flags(task)}"
+    if not task.fits(task.metric(metric)):
+        kind = "a score" if task.regression else f"{len(task.labels)} classes"
+        return f"task {task.name} has {kind}; its metrics are {', '.join(task.metrics)}"
+    return None if examples.labels is not None else f"split {examples.split} has no labels"
+
+
+def language_modeling_flags(task: ClassificationTask) -> str:
+    """Return the value of ``--task`` for language modelling of a classification's texts."""
+    return f"lm:{task.name}" if task.name in GLUE else "lm --data DIR"

@@ -1,4 +1,4 @@
-"""Embeddings: texts as vectors, scored by their similarity to the teacher's."""
+"""The adapter of embeddings: texts as vectors, scored by the cosines of pairs with a known degree of likeness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from kdalign.data.batches import TokenizedSplit
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_labelled_dual
 from kdalign.data.tasks import ClassificationTask, Examples, LanguageTask, load_examples, load_texts
 from kdalign.data.tokenization import tokenize_labelled
-from kdalign.evaluation import predictions
+from kdalign.evaluation.predictions import agreement, compare_pairs, score_all
 from kdalign.evaluation.samples import Prompt
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -27,7 +27,13 @@ from kdalign.runs.prediction_table import Predictions, read_teacher_predictions,
 
 @dataclass(frozen=True)
 class EmbeddingAdapter:
-    """Texts as vectors, by an encoder without a head."""
+    """Texts as vectors, from an encoder without a head.
+
+    Attributes:
+        task: the texts to train on.
+        scored: the pairs of texts with their likeness.
+        max_length: longest text in tokens.
+    """
 
     task: LanguageTask
     scored: ClassificationTask
@@ -37,11 +43,11 @@ class EmbeddingAdapter:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The correlations of cosines with likeness."""
+        """The pairs' metrics, correlations of cosines with likeness."""
         return self.scored.metrics
 
     def load_examples(self, split: str) -> Examples:
-        """Read texts, or in the splits that are scored, pairs with their likeness."""
+        """Read the texts of train, or the pairs of another split."""
         return load_texts(self.task, split) if split == self.task.train else load_examples(self.scored, split)
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -50,26 +56,26 @@ class EmbeddingAdapter:
         check_sentences(checkpoint)
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
-        """A row is one text."""
+        """Do nothing: a row is one text."""
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
-        """Any will do."""
+        """Do nothing: every tokenizer will do."""
 
     def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
-        """Tokenize texts; to be scored, first texts and then second texts (each with its neighbour where unpaired)."""
+        """Tokenize texts; with ``scored`` first texts, then second ones (the next text for each where unpaired)."""
         if scored:
-            first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _turned(examples))
+            first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _next_texts(examples))
             labels = None if examples.labels is None else np.concatenate([examples.labels, examples.labels])
             examples = replace(examples, texts=((*first, *second),), labels=labels)
         return tokenize_labelled(examples, tokenizer, self.max_length)
 
     def check_dual(self) -> None:
-        """Texts are matched by their characters."""
+        """Do nothing: texts are matched by their characters."""
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize a split by both."""
+        """Tokenize texts by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
@@ -77,45 +83,51 @@ class EmbeddingAdapter:
         return check_read(loading.load_body(checkpoint))
 
     def has_head(self, checkpoint: Checkpoint) -> bool:
-        """There is none to lose."""
+        """Return True: there is no head."""
         return True
 
     def output_order(self, model: PreTrainedModel) -> None:
-        """A vector has no labels."""
+        """Return None: a vector has no labels."""
         return
 
     def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-        """A vector says nothing."""
+        """Return none: an encoder generates no text."""
         return ()
 
     def predict(
-        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+        self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
     ) -> Predictions:
-        """The cosines of pairs."""
-        return predictions.compare_pairs(model, encoded, tell)
+        """Predict the cosines of pairs."""
+        return compare_pairs(model, encoded, progress)
+
+    def unsupported(self, metric: str, examples: Examples) -> str | None:
+        """Return why cosines of some examples cannot be scored by a metric; None where they can."""
+        if examples.labels is None:
+            return f"split {examples.split} has no pairs with their likeness"
+        return None if metric in self.metrics else f"task {self.task.name} has {', '.join(self.metrics)}"
 
     def score(
         self,
-        answers: Predictions,
+        predictions: Predictions,
         encoded: TokenizedSplit,
         metrics: Sequence[str] | None = None,
         *,
         interval: bool = True,
     ) -> list[Score]:
-        """The correlations of cosines with likeness; none where pairs have no likeness."""
+        """Compute the correlations of cosines with likeness; none where pairs have no likeness."""
         labels = _likeness(encoded)
         if labels is None:
             return []
         names = self.metrics if metrics is None else metrics
-        found = predictions.score_all(self.scored, answers.values, labels, names, interval)
-        return [replace(score, signature=f"cosines of mean-pooled tokens; {score.signature}") for score in found]
+        scores = score_all(self.scored, predictions.values, labels, names, interval)
+        return [replace(score, signature=f"cosines of mean-pooled tokens; {score.signature}") for score in scores]
 
     def agreement(self, ours: Predictions, theirs: Predictions, *, interval: bool = True) -> Score:
-        """The correlation of both models' cosines."""
-        return predictions.agreement(self.scored, ours.values, theirs.values, interval)
+        """Compute the correlation of both models' cosines."""
+        return agreement(self.scored, ours.values, theirs.values, interval)
 
-    def calibration(self, answers: Predictions, encoded: TokenizedSplit) -> Score | None:
-        """None: a cosine is no confidence."""
+    def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
+        """Return None: a cosine is no confidence."""
         return None
 
     def write_predictions(
@@ -125,15 +137,16 @@ class EmbeddingAdapter:
         write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
     def read_teacher(self, file: Path) -> Predictions:
-        """The teacher's cosines."""
+        """Read the teacher's cosines."""
         return read_teacher_predictions(file)
 
 
 def _likeness(encoded: TokenizedSplit) -> np.ndarray[Any, Any] | None:
-    """One number a pair, whose two rows both carry it."""
+    """Return one number a pair, whose two rows both carry it."""
     return None if encoded.labels is None else np.split(encoded.labels, 2)[0]
 
 
-def _turned(examples: Examples) -> tuple[str, ...]:
+def _next_texts(examples: Examples) -> tuple[str, ...]:
+    """Return for each text the next one, and for the last the first."""
     texts = examples.texts[0]
     return (*texts[1:], texts[0])

@@ -1,4 +1,4 @@
-"""Language modelling: tokens as targets, a vocabulary head, perplexity and generated text."""
+"""The adapter of language modelling: tokens as targets, a vocabulary head, perplexity and generated text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from kdalign.data.tokenization import check_roles, tokenize_chats, tokenize_docu
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
+from kdalign.evaluation.metric_names import PERPLEXITIES
 from kdalign.evaluation.samples import Prompt, chat_prompts, continuation_prompts, source_prompts
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
@@ -26,7 +27,15 @@ from kdalign.runs.prediction_table import TokenPredictions, read_teacher_tokens,
 
 @dataclass(frozen=True)
 class LanguageModelingAdapter:
-    """Tokens, by a language-model head of a family."""
+    """Tokens, predicted by a language-model head of a family.
+
+    Attributes:
+        task: the task.
+        family: the models' family.
+        max_length: longest row in tokens.
+        prediction_order: order in which a permutation model is trained to predict tokens.
+        stride: tokens from the start of a window to that of the next; windows do not overlap where None.
+    """
 
     task: LanguageTask
     family: str
@@ -42,7 +51,7 @@ class LanguageModelingAdapter:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The family's perplexities; a conversation's words are not counted."""
+        """The family's perplexities; words of conversations are not counted."""
         return ("ppl",) if self.task.kind == "chat" else likelihood.token_metrics(self.family)
 
     def load_examples(self, split: str) -> Examples:
@@ -50,7 +59,7 @@ class LanguageModelingAdapter:
         return load_texts(self.task, split)
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Refuse a model that looks back less far than a row is long: packed documents would be seen whole."""
+        """Refuse a model with a sliding window shorter than a row: packed documents would see one another."""
         window = getattr(checkpoint.config, "sliding_window", None)
         packed = self.family == "causal" and self.task.kind != "chat"
         if packed and window is not None and window < self.max_length:
@@ -60,7 +69,7 @@ class LanguageModelingAdapter:
             )
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse another family, and a checkpoint that says it has no language-model head."""
+        """Refuse another family, and a checkpoint without a language-model head."""
         family = layout_of(checkpoint.config).family
         self.task.check(family, checkpoint.name)
         if family != self.family:
@@ -77,7 +86,7 @@ class LanguageModelingAdapter:
             )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
-        """Refuse one without the tokens that begin and end a text or stand for a gap, where the family needs them."""
+        """Refuse a tokenizer without a start, end or mask token that the family needs."""
         if self.task.kind == "chat":
             needed: tuple[str, ...] = ("places",)
         elif self.family == "causal":
@@ -107,7 +116,7 @@ class LanguageModelingAdapter:
             raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize documents by both."""
+        """Tokenize documents by both tokenizers."""
         return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
@@ -115,15 +124,15 @@ class LanguageModelingAdapter:
         return check_read(loading.load_language_model(checkpoint, fresh_head=fresh_head, seed=seed))
 
     def has_head(self, checkpoint: Checkpoint) -> bool:
-        """Whether it says that it has a language-model head."""
+        """Return whether the checkpoint has the family's language-model head."""
         return head_of(checkpoint.config) is self.head
 
     def output_order(self, model: PreTrainedModel) -> None:
-        """A language model has no labels."""
+        """Return None: a language model has no labels."""
         return
 
     def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-        """Beginnings, questions or sources; none for models that do not go left to right."""
+        """Return beginnings, questions or sources; none for models that do not generate from left to right."""
         if self.task.kind == "chat":
             return chat_prompts(examples, tokenizer, count)
         if self.family == "seq2seq":
@@ -131,31 +140,36 @@ class LanguageModelingAdapter:
         return continuation_prompts(examples, tokenizer, count) if self.family == "causal" else ()
 
     def predict(
-        self, model: PreTrainedModel, encoded: TokenizedSplit, tell: ProgressCallback = no_progress
+        self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
     ) -> TokenPredictions:
-        """Likelihoods and likeliest tokens."""
-        return likelihood.predict_tokens(model, encoded, tell)
+        """Predict each row's likelihood and likeliest tokens."""
+        return likelihood.predict_tokens(model, encoded, progress)
+
+    def unsupported(self, metric: str, examples: Examples) -> str | None:
+        """Return why the task's tokens cannot be scored by a metric; None where they can."""
+        known = tuple(dict.fromkeys((*self.metrics, *PERPLEXITIES)))
+        return None if metric in known else f"task {self.task.name} has {', '.join(known)}"
 
     def score(
         self,
-        answers: TokenPredictions,
+        predictions: TokenPredictions,
         encoded: TokenizedSplit,
         metrics: Sequence[str] | None = None,
         *,
         interval: bool = True,
     ) -> list[Score]:
-        """The perplexities of answers."""
+        """Compute perplexities."""
         way = "chat" if self.task.kind == "chat" else self.family
-        how = likelihood.protocol(way, self.max_length, self.stride)
-        found = likelihood.perplexities(answers, encoded, how, interval, masked=way == "masked")
-        return [score for score in found if metrics is None or score.metric in metrics]
+        signature = likelihood.protocol(way, self.max_length, self.stride)
+        scores = likelihood.perplexities(predictions, encoded, signature, interval, masked=way == "masked")
+        return [score for score in scores if metrics is None or score.metric in metrics]
 
     def agreement(self, ours: TokenPredictions, theirs: TokenPredictions, *, interval: bool = True) -> Score:
-        """The share of target tokens with the same likeliest token."""
+        """Compute the share of target tokens with the same likeliest token."""
         return likelihood.token_agreement(ours, theirs, interval)
 
-    def calibration(self, answers: TokenPredictions, encoded: TokenizedSplit) -> Score | None:
-        """None: a perplexity says it all."""
+    def calibration(self, predictions: TokenPredictions, encoded: TokenizedSplit) -> Score | None:
+        """Return None: a perplexity contains it."""
         return None
 
     def write_predictions(
@@ -165,5 +179,5 @@ class LanguageModelingAdapter:
         write_token_predictions(file, ours, theirs)
 
     def read_teacher(self, file: Path) -> TokenPredictions:
-        """The teacher's likelihoods and likeliest tokens."""
+        """Read the teacher's likelihoods and likeliest tokens."""
         return read_teacher_tokens(file)
