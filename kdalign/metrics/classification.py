@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -68,8 +68,13 @@ class Score:
             object.__setattr__(self, name, value)  # the way of a frozen dataclass
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return a plain dictionary."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Score":
+        """Read a score from a dictionary; keys of other versions are left out."""
+        return cls(**{one.name: tree[one.name] for one in fields(cls) if one.name in tree})
 
 
 def _unknown(value: float | None) -> str:

@@ -11,16 +11,17 @@ files' hashes and a seal over itself: a folder that has one is complete.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdalign.errors import UsageError
-from kdalign.files import (
-    read_json,
-)
+from kdalign.files import read_json
+from kdalign.metrics.classification import Score
 from kdalign.recipe import Recipe, validate_recipe
 from kdalign.runs.record_schema import check_record
+
+T = TypeVar("T")
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -68,8 +69,67 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class SplitScores:
+    """A run's scores on one split.
+
+    Attributes:
+        student: the student's, the primary metric first.
+        teacher: the teacher's in the same metrics; empty if it was not scored.
+        agreement: of the student with the teacher; None if their answers cannot be compared.
+        calibration: expected calibration errors of ``student`` and ``teacher``, if they predict classes.
+    """
+
+    student: tuple[Score, ...]
+    teacher: tuple[Score, ...]
+    agreement: Score | None
+    calibration: Mapping[str, Score]
+
+    def teacher_score(self, metric: str) -> Score | None:
+        """Return the teacher's score in a metric, if it has one."""
+        return next((score for score in self.teacher if score.metric == metric), None)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Facts of a split's data.
+
+    Attributes:
+        n: examples.
+        fingerprint: a hash of texts and labels.
+        tokens: real ones, if counted.
+        truncated: examples that were cut to the maximum length.
+    """
+
+    n: int
+    fingerprint: str
+    tokens: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Work that a run's training took.
+
+    Attributes:
+        steps: of the optimizer.
+        examples: read, each time that one was read.
+        seconds: of training, without evaluation.
+        tokens: real ones, each time that one was read.
+        ranks: processes.
+        exported_step: step whose weights were exported.
+    """
+
+    steps: int
+    examples: int
+    seconds: float
+    tokens: int = 0
+    ranks: int = 1
+    exported_step: int = 0
+
+
+@dataclass(frozen=True)
 class RunRecord:
-    """All that a run leaves for tables.
+    """Everything about a finished run that tables need, as ``record.json`` holds it.
 
     Attributes:
         scores: split to ``{"student": [...], "teacher": [...], "agreement": ...}``; scores as in ``metrics.Score``.
@@ -96,8 +156,33 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     seal: str = field(default="", compare=False)
 
+    @property
+    def split(self) -> str:
+        """The split that stands for the task (MNLI's matched one)."""
+        return next(iter(self.scores))
+
+    def split_scores(self, split: str) -> SplitScores:
+        """Return the scores on a split."""
+        tree = self.scores[split]
+        return SplitScores(
+            student=tuple(map(Score.from_json, tree["student"])),
+            teacher=tuple(map(Score.from_json, tree["teacher"])),
+            agreement=None if tree["agreement"] is None else Score.from_json(tree["agreement"]),
+            calibration={who: Score.from_json(score) for who, score in tree.get("calibration", {}).items()},
+        )
+
+    @property
+    def reported(self) -> dict[str, SplitData]:
+        """Data of the splits that were scored, by split."""
+        return {split: _taken(SplitData, facts) for split, facts in self.data["reported"].items()}
+
+    @property
+    def cost(self) -> TrainingCost:
+        """Steps, examples, tokens and seconds of training."""
+        return _taken(TrainingCost, self.training)
+
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return a plain dictionary."""
         return asdict(self)
 
     def parsed_recipe(self) -> Recipe:
@@ -132,6 +217,11 @@ class RunRecord:
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{where} is not a run's record: {error}") from None
+
+
+def _taken(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """Make a dataclass from those keys of a dictionary that are its fields."""
+    return kind(**{one.name: tree[one.name] for one in fields(kind) if one.name in tree})  # type: ignore[arg-type]
 
 
 def read_record(path: Path) -> RunRecord:
