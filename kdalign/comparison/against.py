@@ -122,7 +122,7 @@ def _method_notes(verdicts: Sequence[ArmVerdict], name: str) -> list[str]:
     if any(map(_seems_contradictory, verdicts)):
         notes.append(
             f"where mark and interval seem to disagree: the mark is by the test's p{corrected}; the interval is not, "
-            f"and may be made otherwise (docs/statistics.md)"
+            f"and may be made otherwise (docs/reference/statistics.md)"
         )
     return notes
 

@@ -12,21 +12,21 @@ from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.record import RunRecord, first_split
 
 
-def with_means(entries: Sequence[RunGroup]) -> list[str]:
-    """The tasks of rows over several tasks whose metrics have a mean: percentages, more than one."""
+def tasks_with_means(entries: Sequence[RunGroup]) -> list[str]:
+    """Tasks of multi-task rows that get a column for the mean of their metrics: several, all in per cent."""
     several = records_of([entry for entry in entries if len(entry.records) > 1])
-    return list(dict.fromkeys(one.task for one in several if len(one.metrics) > 1 and in_per_cent(one)))
+    return list(dict.fromkeys(record.task for record in several if len(record.metrics) > 1 and in_per_cent(record)))
 
 
 def in_per_cent(record: RunRecord) -> bool:
-    """Whether every score of a run's first split is in per cent and higher is better."""
+    """True if every score of a run's first split is in per cent and higher is better."""
     return all(score["unit"] == "%" and score["higher_is_better"] for score in first_split(record)["student"])
 
 
 def build_columns(
     entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]], means: Sequence[str]
 ) -> list[Column]:
-    """The columns of a table: scores by task and metric, means over tasks, costs."""
+    """Build the columns of a table: scores by task and metric, means over tasks, costs."""
     columns: dict[str, Column] = {}
     for record in records_of(entries):
         for split in record.scores.values():
@@ -37,7 +37,7 @@ def build_columns(
         for score in result["scores"]:
             if score["metric"] != "agreement":
                 columns.setdefault(metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
-    for result in evaluations:  # only then what no model has, whose unit and direction no score says
+    for result in evaluations:  # last, metrics without a score, whose unit and direction are not known
         for absent in result["absent"]:
             key = metric_key(result["task"], absent["metric"])
             columns.setdefault(key, Column(key, f"{result['task']} {absent['metric']}", "", 1, task=result["task"]))
@@ -76,7 +76,7 @@ def _metric_column(task: str, score: dict[str, Any]) -> Column:
 
 
 def mean_of(parts: Mapping[str, Cell]) -> Cell:
-    """The mean of numbers by their names; undefined where one is, and never the mean of the others."""
+    """Mean of named cells; undefined, with the reasons, if one of them is."""
     missing = [f"{name} is undefined: {cell.reason}" for name, cell in parts.items() if cell.value is None]
     if missing or not parts:
         return Cell(None, reason="; ".join(missing) or "there is nothing to take the mean of")
@@ -84,5 +84,5 @@ def mean_of(parts: Mapping[str, Cell]) -> Cell:
 
 
 def cell_of(score: Mapping[str, Any]) -> Cell:
-    """The cell of a recorded score."""
+    """Cell of a recorded score."""
     return Cell(score["value"], score["low"], score["high"], reason=reason_of(score), mark=score.get("mark", ""))

@@ -1,4 +1,4 @@
-"""Whether rows of a table can be compared: data, protocol, teacher and tokenizer."""
+"""Comparability of a table's rows: data, metric versions, teachers and tokenizers."""
 
 import json
 from collections.abc import Sequence
@@ -11,16 +11,12 @@ from kdalign.runs.record import RunRecord, first_split
 
 
 def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
-    """What a row calls an evaluation: its model and split; how many of which data, where others share both."""
+    """Name an evaluation's row by its model and split, and by its data if other rows share both."""
     name, data = Path(result["model"]).name, f"{result['n']:,} of {Path(result['source']).name}"
-    if any(Path(one["model"]).name == name and one["model"] != result["model"] for one in others):
+    if any(Path(other["model"]).name == name and other["model"] != result["model"] for other in others):
         name = result["model"]
-    alike = [one for one in others if (one["model"], one["split"]) == (result["model"], result["split"])]
-    if any(
-        (one["task"], one["n"], one["source"]) != (result["task"], result["n"], result["source"])
-        and one["task"] == result["task"]
-        for one in alike
-    ):
+    same_split = [other for other in others if all(other[key] == result[key] for key in ("model", "split", "task"))]
+    if any((other["n"], other["source"]) != (result["n"], result["source"]) for other in same_split):
         return f"{name} ({result['split']}, {data})"
     return f"{name} ({result['split']})"
 
@@ -40,7 +36,7 @@ def scored_splits(entries: Sequence[RunGroup], evaluations: Sequence[dict[str, A
 
 
 def describe_signatures(scores: Sequence[dict[str, Any]]) -> str:
-    """How scores were taken: the metrics that share a signature together."""
+    """Describe how scores were computed, with metrics that share a signature in one clause."""
     metrics: dict[str, list[str]] = {}
     for score in scores:
         metrics.setdefault(score["signature"], []).append(score["metric"])
@@ -57,47 +53,48 @@ def find_protocols(entries: Sequence[RunGroup]) -> dict[str, set[str]]:
 
 
 def have_different_tasks(entries: Sequence[RunGroup]) -> bool:
-    """Whether entries are of other tasks than one another."""
+    """True if not all rows have the same tasks."""
     return len({tuple(sorted(entry.records)) for entry in entries}) > 1
 
 
 def have_different_teachers(entries: Sequence[RunGroup]) -> bool:
-    """Whether a task has several teachers: other weights to begin with, fine-tuned otherwise, or of other scores."""
-    teachers = {(record.task, *_of_teacher(record)) for record in records_of(entries) if record.teacher is not None}
+    """True if a task has several teachers, told apart by weights, fine-tuned head or scores."""
+    teachers = {(record.task, *_teacher_key(record)) for record in records_of(entries) if record.teacher is not None}
     return len(teachers) > len({task for task, *_ in teachers})
 
 
-def _of_teacher(record: RunRecord) -> tuple[str, str, str]:
-    assert record.teacher is not None, "asked for a run that has one"
+def _teacher_key(record: RunRecord) -> tuple[str, str, str]:
+    assert record.teacher is not None, "teachers are compared of runs that have one"
     scores = [None if score["value"] is None else round(score["value"], 3) for score in first_split(record)["teacher"]]
     return record.teacher.revision, record.teacher.head, json.dumps(scores)
 
 
-_OF_TOKENS = ("ppl", "masked_ppl")
-
-
-_OF_TEXT = ("word_ppl", "byte_ppl", "bits_per_byte")
+_PER_TOKEN = ("ppl", "masked_ppl")
+_PER_TEXT_UNIT = ("word_ppl", "byte_ppl", "bits_per_byte")
 
 
 def find_incomparable(entries: Sequence[RunGroup]) -> dict[str, list[str]]:
-    """Likelihoods a token, by their columns, where runs have other tokenizers than one another.
+    """Columns of per-token likelihoods that do not compare because the runs' tokenizers differ.
 
-    With each, what compares instead because it is over the words or bytes of the text, as far as the runs have it.
+    Returns:
+        For each column, the runs' metrics over words or bytes of the text, which do compare.
     """
-    found: dict[str, list[str]] = {}
+    incomparable: dict[str, list[str]] = {}
     for task in dict.fromkeys(record.task for record in records_of(entries)):
         records = [record for record in records_of(entries) if record.task == task]
         metrics = dict.fromkeys(score["metric"] for record in records for score in first_split(record)["student"])
         if len(_tokenizers(records)) > 1:
-            instead = [name for name in metrics if name in _OF_TEXT]
-            found |= {metric_key(task, name): instead for name in metrics if name in _OF_TOKENS}
-    return found
+            instead = [name for name in metrics if name in _PER_TEXT_UNIT]
+            incomparable |= {metric_key(task, name): instead for name in metrics if name in _PER_TOKEN}
+    return incomparable
 
 
 def _tokenizers(records: Sequence[RunRecord]) -> set[str]:
-    """What tells the students' tokenizers apart.
+    """Fingerprints of the students' tokenizers.
 
-    Where a record does not say, the hashes of their files, in which libraries also keep how far texts are cut.
+    If a record has none, hashes of the tokenizers' files, in which libraries also keep the maximum length.
     """
-    said = [record.data.get("tokenizer", "") for record in records]
-    return set(said if all(said) else [record.files.get("student/tokenizer.json", "") for record in records])
+    fingerprints = [record.data.get("tokenizer", "") for record in records]
+    if all(fingerprints):
+        return set(fingerprints)
+    return {record.files.get("student/tokenizer.json", "") for record in records}

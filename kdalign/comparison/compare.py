@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdalign.comparison.against import BaselineTests, compare_against
-from kdalign.comparison.columns import build_columns, with_means
+from kdalign.comparison.columns import build_columns, tasks_with_means
 from kdalign.comparison.comparability import (
     find_incomparable,
     find_protocols,
@@ -112,7 +112,7 @@ def build_table(sources: Discovery, options: CompareOptions, baselines: Sequence
     conditions, targets, published = options.conditions(), options.targets(), options.published()
     groups = _group_seeds(sources.entries)
     entries, results = [entry for group in groups for entry in group], sources.evaluations
-    means = with_means(entries)
+    means = tasks_with_means(entries)
     steps = [column for target in targets for column in target.columns(entries)]
     columns = [*build_columns(entries, results, means), *steps]
 

@@ -1,4 +1,4 @@
-"""Which columns a name stands for, which rows are left, in which order they stand, and which is best."""
+"""Column names resolved; rows sorted, filtered and marked best."""
 
 import math
 import operator
@@ -11,24 +11,24 @@ from kdalign.errors import UsageError, unknown
 
 
 def resolve_columns(name: str, columns: Sequence[Column]) -> list[Column]:
-    """The columns that a name stands for: a key, or a metric of every task that has it.
+    """Find the columns of a name: a column's key, or a metric of every task that has it.
 
     Raises:
-        UsageError: none.
+        UsageError: there are none.
     """
-    found = [column for column in columns if name == column.key]
-    found = found or [
+    exact = [column for column in columns if name == column.key]
+    resolved = exact or [
         column
         for column in columns
         if (column.task or column.published) and column.key == metric_key(column.task, name, column.published)
     ]
-    if not found:
+    if not resolved:
         raise unknown("column", name, [column.key for column in columns])
-    return found
+    return resolved
 
 
 def sort_rows(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list[Row]:
-    """Rows sorted by a column; those without a value come last.
+    """Sort rows by a column, best first; rows without a value come last.
 
     Raises:
         UsageError: no such column, or several.
@@ -36,10 +36,10 @@ def sort_rows(rows: Sequence[Row], name: str, columns: Sequence[Column]) -> list
     by = resolve_columns(name, columns)
     if len(by) > 1:
         raise UsageError(f"--sort {name!r}: which one? (accepted: {', '.join(column.key for column in by)})")
-    return sorted(rows, key=lambda row: _rank(row.cells.get(by[0].key), by[0]))
+    return sorted(rows, key=lambda row: _sort_key(row.cells.get(by[0].key), by[0]))
 
 
-def _rank(cell: Cell | None, column: Column) -> float:
+def _sort_key(cell: Cell | None, column: Column) -> float:
     if cell is None or cell.value is None:
         return float("inf")
     return -cell.value if column.higher_is_better else cell.value
@@ -59,9 +59,10 @@ class Filter:
     """A condition on rows, such as ``retained>=95`` or ``name~joint``.
 
     Attributes:
-        written: as it was given.
+        written: the condition as the user wrote it.
         name: a column's key, a metric, or ``name``.
-        sign: ``>=``, ``<=``, ``>``, ``<``, ``=`` (as both numbers are shown) or ``~`` (holds the text, in any case).
+        sign: ``>=``, ``<=``, ``>``, ``<``, ``=`` (equal as shown) or ``~`` (contains the text, case-insensitively).
+        text: the number or text on the right-hand side.
     """
 
     written: str
@@ -71,36 +72,36 @@ class Filter:
 
     @classmethod
     def parse(cls, written: str) -> "Filter":
-        """Read a condition.
+        """Parse a condition.
 
         Raises:
-            UsageError: it is none.
+            UsageError: it is not one.
         """
-        found = _FORM.fullmatch(written)
-        if not found:
+        match = _FORM.fullmatch(written)
+        if not match:
             raise UsageError(f"--filter {written!r}: {_ACCEPTED}")
-        name, sign = found[1] or found[3], found[2] or found[4]
-        made = cls(written.strip(), name, sign, found[5])
-        if (made.name == "name") != (made.sign == "~") or not made.text:
+        name, sign = match[1] or match[3], match[2] or match[4]
+        condition = cls(written.strip(), name, sign, match[5])
+        if (name == "name") != (sign == "~") or not condition.text:
             raise UsageError(f"--filter {written!r}: {_ACCEPTED}")
-        if made.sign != "~":
-            _number(made)
-        return made
+        if sign != "~":
+            _number(condition)
+        return condition
 
     def passes(self, row: Row, columns: Sequence[Column]) -> bool:
-        """Whether it holds for a row: for every one of its columns that the name stands for, and for one at least.
+        """Return whether the condition holds for all of a row's columns of this name, and for at least one.
 
         Raises:
             UsageError: no such column.
         """
         if self.sign == "~":
             return self.text.casefold() in row.name.casefold()
-        ours = [
-            (row.cells[column.key].value, column)
+        values = [
+            (row.cells[column.key].value, column.digits)
             for column in resolve_columns(self.name, columns)
             if column.key in row.cells
         ]
-        return bool(ours) and all(value is not None and self._holds(value, column.digits) for value, column in ours)
+        return bool(values) and all(value is not None and self._holds(value, digits) for value, digits in values)
 
     def _holds(self, value: float, digits: int) -> bool:
         wanted = _number(self)
@@ -123,22 +124,23 @@ def _number(condition: Filter) -> float:
 
 
 def apply_filters(rows: Sequence[Row], filters: Sequence[Filter], columns: Sequence[Column]) -> list[Row]:
-    """The rows for which all conditions hold.
+    """Keep the rows for which all conditions hold.
 
     Raises:
         UsageError: an unknown column, or no row is left.
     """
     left = list(rows)
-    for each in filters:
-        passing = [row for row in left if each.passes(row, columns)]
+    for condition in filters:
+        passing = [row for row in left if condition.passes(row, columns)]
         if not passing:
-            raise UsageError(f"--filter {each.written!r} leaves no row of {len(left)}{_values(each, left, columns)}")
+            choices = _choices(condition, left, columns)
+            raise UsageError(f"--filter {condition.written!r} leaves no row of {len(left)}{choices}")
         left = passing
     return left
 
 
-def _values(condition: Filter, rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """What there is to choose from."""
+def _choices(condition: Filter, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A clause with the names or the range of values that rows have."""
     if condition.sign == "~":
         return f" (they are called {', '.join(row.name for row in rows)})"
     keys = [column.key for column in resolve_columns(condition.name, columns)]
@@ -148,24 +150,24 @@ def _values(condition: Filter, rows: Sequence[Row], columns: Sequence[Column]) -
 
 
 def mark_best(rows: Sequence[Row], columns: Sequence[Column], unranked: set[str]) -> list[Row]:
-    """Mark the best and the second best student of each score, equal ones all.
+    """Mark the best and the second-best students of each score, ties included.
 
     Args:
-        rows: of the table.
-        columns: of the table; what a model costs ranks nothing.
-        unranked: tasks and columns in which rows do not rank, and none is best.
+        rows: rows of the table.
+        columns: columns of the table; costs are not ranked.
+        unranked: tasks and columns whose rows do not rank.
     """
     marked = {id(row): dict(row.cells) for row in rows}
     students = [row for row in rows if row.kind == "student"]
     for column in columns:
         if column.cost or unranked & {column.task or column.key, column.key}:
             continue
-        values = [_rank(row.cells.get(column.key), column) for row in students]
-        places = sorted({round(value, 6) for value in values if value < float("inf")})
+        values = [_sort_key(row.cells.get(column.key), column) for row in students]
+        ranks = sorted({round(value, 6) for value in values if value < float("inf")})
         if sum(value < float("inf") for value in values) < 2:
             continue
         for row, value in zip(students, values, strict=True):
-            if round(value, 6) in places[:2]:
-                first = round(value, 6) == places[0]
+            if round(value, 6) in ranks[:2]:
+                first = round(value, 6) == ranks[0]
                 marked[id(row)][column.key] = replace(row.cells[column.key], best=first, second=not first)
     return [replace(row, cells=marked[id(row)]) for row in rows]

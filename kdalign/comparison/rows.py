@@ -19,15 +19,15 @@ from kdalign.runs.record import ModelRecord, RunRecord, first_split
 
 def _task_score(scores: Sequence[dict[str, Any]]) -> Cell:
     """A task's one number: the mean of its metrics in per cent, as GLUE averages them, or its primary perplexity."""
-    of = [score for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]]
-    if len(of) == 1:
-        return Cell(of[0]["value"], reason=reason_of(of[0]))
-    return mean_of({score["metric"]: cell_of(score) for score in of})
+    averaged = [score for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]]
+    if len(averaged) == 1:
+        return Cell(averaged[0]["value"], reason=reason_of(averaged[0]))
+    return mean_of({score["metric"]: cell_of(score) for score in averaged})
 
 
 def _macro(records: dict[str, RunRecord], who: str) -> Cell:
-    found = {task: _task_score(first_split(record)[who]) for task, record in records.items()}
-    return mean_of(found) if len(found) > 1 else next(iter(found.values()))
+    scores = {task: _task_score(first_split(record)[who]) for task, record in records.items()}
+    return mean_of(scores) if len(scores) > 1 else next(iter(scores.values()))
 
 
 def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cell]:
@@ -40,7 +40,7 @@ def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cel
     if len(entry.records) > 1 and all(map(in_per_cent, entry.records.values())):
         cells["macro"] = _macro(entry.records, who)
     errors = {task: first_split(record).get("calibration", {}).get(who) for task, record in entry.records.items()}
-    known = {task: cell_of(found) for task, found in errors.items() if found is not None}
+    known = {task: cell_of(error) for task, error in errors.items() if error is not None}
     if known:
         cells["ece"] = next(iter(known.values())) if len(errors) == 1 else mean_of(known)
     return cells
@@ -57,10 +57,10 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
 
 
 def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
-    """One row per different teacher (its weights, its head, its scores)."""
+    """Rows of teachers: one for each combination of weights, head and scores."""
     rows: dict[str, Row] = {}
-    of: dict[str, str] = {}
-    tasks_of: dict[str, list[str]] = {}
+    first_run: dict[str, str] = {}
+    tasks: dict[str, list[str]] = {}
     for entry in entries:
         record = next(iter(entry.records.values()))
         if record.teacher is None:
@@ -68,66 +68,68 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
         scores = _scores_of(entry, "teacher", means)
         key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
         name = f"teacher {_model_name(record.teacher.source)}"
-        cells = _held({**scores, **_cost_of(record.teacher), "retained": Cell(100.0)})
+        cells = _finite({**scores, **_cost_of(record.teacher), "retained": Cell(100.0)})
         rows.setdefault(key, Row(name, "teacher", (), cells))
-        of.setdefault(key, f"{entry.name}, seed {entry.seed}")
-        tasks_of.setdefault(key, sorted(entry.records))
-    names = [(row.name, tasks) for row, tasks in zip(rows.values(), tasks_of.values(), strict=True)]
-    twice = [names.count(name) > 1 for name in names]
+        first_run.setdefault(key, f"{entry.name}, seed {entry.seed}")
+        tasks.setdefault(key, sorted(entry.records))
+    names = [(row.name, tasks[key]) for key, row in rows.items()]
     return [
-        replace(row, name=f"{row.name} (of {of[key]})") if again else row
-        for (key, row), again in zip(rows.items(), twice, strict=True)
+        replace(row, name=f"{row.name} (of {first_run[key]})") if names.count((row.name, tasks[key])) > 1 else row
+        for key, row in rows.items()
     ]
 
 
-def baseline_rows(beside: Sequence[BaselineRow], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
-    """Rows that cost nothing to train; those with the same numbers, as of one teacher's runs, once."""
+def baseline_rows(baselines: Sequence[BaselineRow], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:
+    """Rows of training-free baselines; rows with the same numbers, such as those of one teacher's runs, once."""
     tasks = {column.key: column.task for column in columns}
     trained = {column.key for column in columns if column.training}
     rows: dict[str, Row] = {}
-    for one in beside:
-        model = next(iter(one.entry.records.values())).student
+    for baseline in baselines:
+        model = next(iter(baseline.entry.records.values())).student
         left_out = trained if model.parameters else trained | set(_cost_of(model))
-        cells = {key: cell for key, cell in _student_cells(one.entry, means).items() if key not in left_out}
+        cells = {key: cell for key, cell in _student_cells(baseline.entry, means).items() if key not in left_out}
         for key, cell in cells.items():
             if cell.value is None and not cell.reason:
-                cells[key] = replace(cell, reason=one.reasons.get(tasks.get(key, ""), ""))
-        name = f"teacher {_model_name(model.source)} in int8" if one.kind == "int8" and model.source else one.kind
+                cells[key] = replace(cell, reason=baseline.reasons.get(tasks.get(key, ""), ""))
+        quantized = baseline.kind == "int8" and model.source
+        name = f"teacher {_model_name(model.source)} in int8" if quantized else baseline.kind
         row = Row(name, "baseline", (), cells)
         rows.setdefault(json.dumps([row.name, *sorted((key, cell.value) for key, cell in cells.items())]), row)
     return list(rows.values())
 
 
-def student_row(group: Sequence[RunGroup], means: Sequence[str], milestones: Sequence[ScoreTarget]) -> Row:
-    """The mean over seeds, cell by cell; one seed keeps its interval over examples."""
-    each = [_student_cells(entry, means) for entry in group]
-    for cells, entry in zip(each, group, strict=True):
-        for milestone in milestones:
-            cells |= milestone.cells(entry)
+def student_row(group: Sequence[RunGroup], means: Sequence[str], targets: Sequence[ScoreTarget]) -> Row:
+    """Row of a student: the mean over seeds, cell by cell; a single seed keeps its intervals over examples."""
+    by_seed = [_student_cells(entry, means) for entry in group]
+    for cells, entry in zip(by_seed, group, strict=True):
+        for target in targets:
+            cells |= target.cells(entry)
     if len(group) == 1:
-        return Row(group[0].name, "student", (group[0].seed,), each[0])
-    cells = {}
-    for key in dict.fromkeys(key for cells_of_one in each for key in cells_of_one):
-        found = [cells_of_one.get(key, Cell(None, reason="it has none")) for cells_of_one in each]
-        values = [cell.value for cell in found]
-        if None in values:
-            reasons: dict[str, list[int]] = {}
-            for entry, cell in zip(group, found, strict=True):
-                if cell.value is None:
-                    reasons.setdefault(cell.reason or UNDEFINED, []).append(entry.seed)
-            told = (f"seed {' '.join(map(str, sorted(seeds)))}: {why}" for why, seeds in reasons.items())
-            cells[key] = Cell(None, reason="; ".join(told))
-            continue
-        known = [value for value in values if value is not None]
-        mean, half = mean_interval(known)
-        least, most = _range(key, known, group, means)
-        cells[key] = Cell(
-            mean,
-            None if half is None else max(least, mean - half),
-            None if half is None else min(most, mean + half),
-        )
+        return Row(group[0].name, "student", (group[0].seed,), by_seed[0])
+    absent = Cell(None, reason="it has none")
+    averaged = {
+        key: _mean_over_seeds(key, [cells.get(key, absent) for cells in by_seed], group, means)
+        for key in dict.fromkeys(key for cells in by_seed for key in cells)
+    }
     seeds = tuple(sorted(entry.seed for entry in group))
-    return Row(common_name([entry.name for entry in group]), "student", seeds, _held(cells))
+    return Row(common_name([entry.name for entry in group]), "student", seeds, _finite(averaged))
+
+
+def _mean_over_seeds(key: str, cells: Sequence[Cell], group: Sequence[RunGroup], means: Sequence[str]) -> Cell:
+    """The mean of a column over seeds, with its t-interval; undefined, with the seeds, where one is."""
+    values = [cell.value for cell in cells if cell.value is not None]
+    if len(values) < len(cells):
+        reasons: dict[str, list[int]] = {}
+        for entry, cell in zip(group, cells, strict=True):
+            if cell.value is None:
+                reasons.setdefault(cell.reason or UNDEFINED, []).append(entry.seed)
+        by_seed = (f"seed {' '.join(map(str, sorted(seeds)))}: {reason}" for reason, seeds in reasons.items())
+        return Cell(None, reason="; ".join(by_seed))
+    mean, half = mean_interval(values)
+    if half is None:
+        return Cell(mean)
+    least, most = _range(key, values, group, means)
+    return Cell(mean, max(least, mean - half), min(most, mean + half))
 
 
 _CORRELATIONS = ("matthews", "pearson", "spearman")
@@ -137,9 +139,9 @@ _SHARES = ("accuracy", "f1", "macro_f1", "ece", "macro", "agreement", *_CORRELAT
 
 
 def _range(key: str, values: Sequence[float], group: Sequence[RunGroup], means: Sequence[str]) -> tuple[float, float]:
-    """The least and the largest value that a column can have: an interval over few seeds ends there.
+    """The smallest and the largest value that a column can have, where intervals over few seeds are cut.
 
-    What is below 0, or above 100, already, such as a metric of one's own, has no such end.
+    A column with values below 0, or above 100, such as a user's own metric, has no such end.
     """
     metric, least = key.rpartition("/")[2], 0.0
     if metric in _CORRELATIONS or (key in ("macro", "retained", *means) and _correlates(group)):
@@ -151,17 +153,17 @@ def _range(key: str, values: Sequence[float], group: Sequence[RunGroup], means: 
 
 
 def _correlates(group: Sequence[RunGroup]) -> bool:
-    """Whether a score of the runs' tasks can be below 0."""
+    """True if a score of the runs' tasks can be below 0."""
     return any(name in _CORRELATIONS for record in records_of(group) for name in record.metrics)
 
 
 def _agrees_by_correlation(record: RunRecord) -> bool:
-    found = first_split(record)["agreement"]
-    return found is not None and str(found["signature"]).startswith("scipy")
+    agreement = first_split(record)["agreement"]
+    return agreement is not None and str(agreement["signature"]).startswith("scipy")
 
 
-def _held(cells: Mapping[str, Cell]) -> dict[str, Cell]:
-    """Cells whose numbers are numbers: a share or a mean of very large ones can be beyond what a float holds."""
+def _finite(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Cells with finite numbers: a ratio or a mean of very large ones can overflow, and is then undefined."""
     return {
         key: cell
         if all(number is None or math.isfinite(number) for number in (cell.value, cell.low, cell.high))
@@ -175,20 +177,10 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
     agreements = {task: first_split(record)["agreement"] for task, record in entry.records.items()}
     if None not in agreements.values():  # as without a teacher
-        agreed = {task: cell_of(found) for task, found in agreements.items()}
+        agreed = {task: cell_of(agreement) for task, agreement in agreements.items()}
         cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
-    taught = all(record.teacher is not None for record in records)
-    ours = _macro(entry.records, "student")
-    theirs = _macro(entry.records, "teacher") if taught else None
-    directions = {score["higher_is_better"] for record in records for score in first_split(record)["student"]}
-    if not taught:
-        pass  # nothing to be retained
-    elif any("tokenizers" in record.data and not in_per_cent(record) for record in records):
-        cells["retained"] = Cell(None, reason="perplexities over different tokens do not compare")
-    elif len(records) > 1 and not all(map(in_per_cent, records)):
-        cells["retained"] = Cell(None, reason="the tasks have no mean")
-    else:
-        cells["retained"] = _retained(ours, theirs or Cell(None), directions)
+    if all(record.teacher is not None for record in records):
+        cells["retained"] = _retained(entry.records)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
         cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
@@ -197,11 +189,21 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     if all("tokens" in record.training for record in records):
         cells["tokens"] = Cell(sum(record.training["tokens"] for record in records) / 1e6)
     cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
-    return _held(cells)
+    return _finite(cells)
 
 
-def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
-    """The student's score as a share of its teacher's, in per cent; of perplexities and errors the other way round."""
+def _retained(records: dict[str, RunRecord]) -> Cell:
+    """The student's score as a share of its teacher's, in per cent; inverted for perplexities and errors."""
+    if any("tokenizers" in record.data and not in_per_cent(record) for record in records.values()):
+        return Cell(None, reason="perplexities over different tokens do not compare")
+    if len(records) > 1 and not all(map(in_per_cent, records.values())):
+        return Cell(None, reason="the tasks have no mean")
+    directions = {score["higher_is_better"] for record in records.values() for score in first_split(record)["student"]}
+    return _share_of(_macro(records, "student"), _macro(records, "teacher"), directions)
+
+
+def _share_of(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
+    """A student's score over its teacher's in per cent, inverted where lower is better; both must be above 0."""
     if ours.value is None:
         return Cell(None, reason=f"the student's score is undefined: {ours.reason}")
     if theirs.value is None:
@@ -218,15 +220,14 @@ def _retained(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
 
 
 def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
-    """The row of a kept evaluation."""
+    """Row of a model that was evaluated without being a run."""
     cells = {
         (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): cell_of(s)
         for s in result["scores"]
     }
-    for key in ("size", "trained"):
-        number = result.get({"size": "parameters", "trained": "trained_tokens"}[key])
-        if number is not None:
-            cells[key] = Cell(number / 1e6)
+    for key, field in (("size", "parameters"), ("trained", "trained_tokens")):
+        if result.get(field) is not None:
+            cells[key] = Cell(result[field] / 1e6)
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
@@ -238,7 +239,7 @@ def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequenc
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What the names of one recipe's runs have in common."""
+    """The common start of the names of one recipe's runs, without the word ``seed``."""
     prefix = names[0]
     for name in names[1:]:
         while not name.startswith(prefix):
@@ -247,11 +248,11 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def _model_name(source: str) -> str:
-    """The last part of a model's name that says something."""
+    """The last part of a model's name that is not a generic folder name."""
     parts = [part for part in Path(source).parts if part.lower() not in ("model", "student", "checkpoint")]
     return parts[-1] if parts else source
 
 
 def has_score(row: Row, column: Column) -> bool:
-    """Whether a row has a cell in a column."""
+    """True if a row has a cell in a column."""
     return column.key in row.cells

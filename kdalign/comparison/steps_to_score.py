@@ -1,4 +1,4 @@
-"""How fast runs learn: the first step at which a score on the watched texts reached a value."""
+"""Steps to a score: the first step at which a run's score on the monitored texts reached a value."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from kdalign.runs.record import RunRecord, first_split
 
 @dataclass(frozen=True)
 class ScoreTarget:
-    """A score that is to be reached, such as ``accuracy=85``, ``sst2/accuracy=85``, or ``accuracy=95%``.
+    """A score to reach, such as ``accuracy=85``, ``sst2/accuracy=85``, or ``accuracy=95%``.
 
     Attributes:
         name: a metric, or a column's key.
-        value: the score, or a share of what the run itself reached at its end.
-        relative: whether it is such a share.
-        text: the value as it was written.
+        value: the score, or a share of the run's last score.
+        relative: true for a share.
+        text: the value as the user wrote it.
     """
 
     name: str
@@ -30,10 +30,10 @@ class ScoreTarget:
 
     @classmethod
     def parse(cls, written: str) -> "ScoreTarget":
-        """Read one.
+        """Parse a target.
 
         Raises:
-            UsageError: it is none.
+            UsageError: it is not one.
         """
         name, _, text = (part.strip() for part in written.rpartition("="))
         relative = text.endswith("%")
@@ -44,20 +44,20 @@ class ScoreTarget:
         if not math.isfinite(value):
             raise UsageError(f"--steps-to {written!r}: {text!r} is no number (such as accuracy=85)")
         if relative and not 0 < value <= 100:
-            raise UsageError(f"--steps-to {written!r}: a share of a run's last score lies above 0 and up to 100 %")
+            raise UsageError(f"--steps-to {written!r}: a share of a run's last score is above 0 % and at most 100 %")
         return cls(name, value / 100 if relative else value, relative, text)
 
     def columns(self, entries: Sequence[RunGroup]) -> list[Column]:
-        """A column for each task that has the metric.
+        """Columns of the target: one for each task that has the metric.
 
         Raises:
-            UsageError: none has.
+            UsageError: no task has it.
         """
         keys: dict[str, tuple[str, str]] = {}
         for record in records_of(entries):
             keys |= {metric_key(record.task, metric): (record.task, metric) for metric in _directions(record)}
-        found = {key: of for key, of in keys.items() if self.name in (key, of[1])}
-        if not found:
+        named = {key: pair for key, pair in keys.items() if self.name in (key, pair[1])}
+        if not named:
             raise unknown("metric in --steps-to", self.name, keys)
         several = len({task for task, _ in keys.values()}) > 1
         return [
@@ -70,23 +70,23 @@ class ScoreTarget:
                 cost=True,
                 training=True,
             )
-            for task, metric in found.values()
+            for task, metric in named.values()
         ]
 
-    def _title(self, what: str) -> str:
-        return f"steps to {self.text} of last {what}" if self.relative else f"steps to {what} {self.text}"
+    def _title(self, metric: str) -> str:
+        return f"steps to {self.text} of last {metric}" if self.relative else f"steps to {metric} {self.text}"
 
     def cells(self, entry: RunGroup) -> dict[str, Cell]:
-        """The steps of an entry's runs, by column; reads their histories."""
+        """The steps of a row's runs, by column, from their histories."""
         return {
-            _key(self, task, metric): self._reached(_watched(entry, task), metric, higher)
+            _key(self, task, metric): self._first_step(_watched(entry, task), metric, higher)
             for task, record in entry.records.items()
             for metric, higher in _directions(record).items()
             if self.name in (metric, metric_key(task, metric))
         }
 
-    def _reached(self, seen: Sequence[Mapping[str, Any]], metric: str, higher_is_better: bool) -> Cell:
-        scores = [(event["step"], _number(event, metric)) for event in seen if event.get(metric) is not None]
+    def _first_step(self, events: Sequence[Mapping[str, Any]], metric: str, higher_is_better: bool) -> Cell:
+        scores = [(event["step"], _number(event, metric)) for event in events if event.get(metric) is not None]
         if not scores:
             return Cell(None, reason="its history holds no such score")
         value = self.value
@@ -106,18 +106,18 @@ def _number(event: Mapping[str, Any], metric: str) -> float:
     return float(value)
 
 
-def _key(milestone: ScoreTarget, task: str, metric: str) -> str:
-    return f"steps-to/{metric_key(task, metric)}={milestone.text}"
+def _key(target: ScoreTarget, task: str, metric: str) -> str:
+    return f"steps-to/{metric_key(task, metric)}={target.text}"
 
 
 def _directions(record: RunRecord) -> dict[str, bool]:
-    """The metrics that a run may have been watched by, and whether higher is better."""
+    """Metrics that a run's history may have, each with True if higher is better."""
     split = first_split(record)
     own = {score["metric"]: bool(score["higher_is_better"]) for score in split["student"]}
     return own | ({"agreement": True} if split["agreement"] else {})
 
 
 def _watched(entry: RunGroup, task: str) -> Sequence[Mapping[str, Any]]:
-    """A run's evaluations on the watched texts, oldest first."""
+    """A run's evaluations on the monitored texts, oldest first."""
     kept = entry.watched.get(task)
     return kept if kept is not None else RunFolder(entry.folders[task]).watched

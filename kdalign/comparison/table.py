@@ -1,4 +1,4 @@
-"""A table of models: its columns, cells and rows, and what must be known to read it."""
+"""A comparison table of models: columns, cells, rows and footnotes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,23 +9,24 @@ from kdalign.errors import printable, printable_names
 PUBLISHED = "published"
 
 SHARED = ("macro", "agreement", "ece", "retained")
-"""Columns that stand for whatever a row's tasks are."""
+"""Columns that are computed over a row's own tasks, whichever these are."""
 
 
 BETTER, WORSE, ALIKE = VERDICTS = ("↑", "↓", "≈")
-"""Marks behind a number: better or worse than the row that it is held against, or no evidence of either."""
+"""Marks behind a number: better or worse than the baseline row, or no evidence of either."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key, its title, its unit and how it is shown.
+    """A column: its key, its title, its unit and its format.
 
     Attributes:
-        task: that it is of; empty for what stands for whatever a row's tasks are.
-        cost: of what a model costs, not of how good it is.
-        training: of them, what it cost to make it.
-        detail: a metric whose task has a column of its own, the mean of its metrics.
-        published: that only rows which others have published have.
+        digits: number of decimals shown.
+        task: the task that its scores are of; empty for a column over a row's own tasks.
+        cost: true for a cost of the model, false for a score.
+        training: true for a cost of training.
+        detail: true for a metric whose task also has a column with the mean of its metrics.
+        published: true if only published rows have values in it.
     """
 
     key: str
@@ -42,15 +43,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value, with the ends of its 95 % interval where there are any; a reason where there is no value.
+    """A value with the ends of its 95 % interval, if it has one.
 
     Attributes:
-        best: among the students of a column whose rows rank.
-        second: the best after those.
-        written: how its source writes it, and how it is therefore shown; empty for what was measured.
-        called: what its source calls it.
-        mark: what must be said beside it, such as ``pseudo``.
-        verdict: what a test says of it beside the row that it is held against: one of ``VERDICTS``, or nothing.
+        best: true for the best student of a column whose rows rank.
+        second: true for the best student after those.
+        reason: why there is no value.
+        written: a published number as its source writes it, which is how it is shown; empty if it was measured.
+        called: the source's name of a published score.
+        mark: a qualification that is shown with the number, such as ``pseudo``.
+        verdict: result of the test against the baseline row: one of ``VERDICTS``, or empty.
     """
 
     value: float | None
@@ -67,14 +69,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A model, or the mean of one recipe's runs over seeds.
+    """A row: a model, or the mean of one recipe's runs over seeds.
 
     Attributes:
-        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` for what cost nothing to train, ``difference`` of
-            two students, or ``reference`` for what others have published.
-        source: where it was published.
-        note: what is not known of how a published row was made.
-        mark: that stands behind a published row's name and before the note on its source.
+        kind: ``teacher``, ``student``, ``evaluation``, ``baseline`` (needs no training), ``difference`` of two
+            students, or ``reference`` (published by others).
+        source: publication of a published row.
+        note: limits of what is known about a published row.
+        mark: sign behind a published row's name and before the footnote with its source.
     """
 
     name: str
@@ -130,7 +132,7 @@ class ComparisonTable:
 
 
 def clean_text(comparison: ComparisonTable) -> ComparisonTable:
-    """A comparison whose names and notes are one printable line each, and differ where they differed."""
+    """Make every name and note one printable line, and keep different names different."""
     columns, rows = comparison.columns, comparison.rows
     keys = dict(zip((c.key for c in columns), printable_names([c.key for c in columns]), strict=True))
     titles = printable_names([column.title for column in columns])
@@ -170,7 +172,7 @@ def _clean_cell(cell: Cell) -> Cell:
 
 
 def metric_key(task: str, metric: str, published: bool = False) -> str:
-    """A metric's column by its key: of a task, or of rows that others have published."""
+    """Key of a metric's column: of a task, or of published rows."""
     return "/".join(part for part in (PUBLISHED if published else "", task, metric) if part)
 
 
