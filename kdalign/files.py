@@ -254,54 +254,73 @@ def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
 
 @cache
 def _strict(safe: Any) -> Any:
-    """One of PyYAML's safe loaders, that refuses what would be dropped without a word or cannot be held."""
+    """One of PyYAML's safe loaders that refuses what would be dropped silently or cannot be held."""
     import yaml
 
-    class Loader(safe):  # type: ignore[misc]  # PyYAML has no types
-        def __init__(self, text: str) -> None:
-            super().__init__(text)
-            self.open: list[str | None] = []  # the anchors of what is being read, from the outside in
-            self.sizes: dict[int, int] = {}  # values below each node
-            self.copies = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            alias = isinstance(event, yaml.AliasEvent)
-            if alias and event.anchor in self.open:
-                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", event.start_mark)
-            self.open.append(None if alias else event.anchor)
-            if len(self.open) > DEEPEST:
-                raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)
-            node = super().compose_node(parent, index)
-            self.open.pop()
-            if alias:
-                self.copies += self.sizes[id(node)]
-                if self.copies > _MOST_COPIES:
-                    said = f"aliases stand for more than {_MOST_COPIES:,} values"
-                    raise yaml.composer.ComposerError(None, None, said, event.start_mark)
-                return node
-            inner = [] if isinstance(node, yaml.ScalarNode) else node.value
-            if isinstance(node, yaml.MappingNode):
-                self.check_keys([key for key, _ in inner if isinstance(key, yaml.ScalarNode)])
-                inner = [each for pair in inner for each in pair]
-            self.sizes[id(node)] = 1 + sum(self.sizes[id(each)] for each in inner)
-            return node
-
-        def check_keys(self, keys: list[Any]) -> None:
-            seen = set()
-            for key in keys:
-                if (key.tag, key.value) in seen:
-                    said = f"key {shorten(key.value, 100)!r} is given twice"
-                    raise yaml.composer.ComposerError(None, None, said, key.start_mark)
-                seen.add((key.tag, key.value))
-
-        def construct_yaml_int(self, node: Any) -> int:
-            _of_few_digits(str(node.value))
-            return int(super().construct_yaml_int(node))
-
+    strict = type("StrictLoader", (_StrictNodes, safe), {})
     if issubclass(safe, yaml.SafeLoader):
-        Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
-    return Loader
+        strict.add_constructor("tag:yaml.org,2002:int", strict.construct_short_int)  # type: ignore[attr-defined]
+    return strict
+
+
+class _StrictNodes:
+    """Composer of YAML nodes that refuses repeated keys, deep nesting, and aliases that multiply or hold themselves."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)  # type: ignore[call-arg]  # of the loader that it is mixed into
+        self.open: list[str | None] = []  # anchors of the nodes being read, from the outside in
+        self.sizes: dict[int, int] = {}  # values below each node
+        self.copies = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Read one node, or the node that an alias stands for."""
+        import yaml
+
+        loader: Any = super()
+        event = self.peek_event()  # type: ignore[attr-defined]
+        alias = isinstance(event, yaml.AliasEvent)
+        if alias and event.anchor in self.open:
+            raise _refused(f"*{event.anchor} holds itself", event)
+        self.open.append(None if alias else event.anchor)
+        if len(self.open) > DEEPEST:
+            raise _refused("nested too deeply", event)
+        node = loader.compose_node(parent, index)
+        self.open.pop()
+        if not alias:
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(inner)] for inner in self._inner(node))
+            return node
+        self.copies += self.sizes[id(node)]
+        if self.copies > _MOST_COPIES:
+            raise _refused(f"aliases stand for more than {_MOST_COPIES:,} values", event)
+        return node
+
+    def _inner(self, node: Any) -> list[Any]:
+        """The nodes directly in a node, once the keys of a mapping are checked."""
+        import yaml
+
+        if isinstance(node, yaml.ScalarNode):
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            return list(node.value)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise _refused(f"key {shorten(key.value, 100)!r} is given twice", key)
+            seen.add((key.tag, key.value))
+        return [inner for pair in node.value for inner in pair]
+
+    def construct_short_int(self, node: Any) -> int:
+        """Read a whole number of few digits."""
+        loader: Any = super()
+        _of_few_digits(str(node.value))
+        return int(loader.construct_yaml_int(node))
+
+
+def _refused(problem: str, place: Any) -> Exception:
+    import yaml
+
+    error: Exception = yaml.composer.ComposerError(None, None, problem, place.start_mark)
+    return error
 
 
 def read_yaml(file: Path, loader: Any = None) -> Any:

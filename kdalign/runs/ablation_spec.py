@@ -156,9 +156,20 @@ def build_ablation(
     tree = read_tree(file) if file is not None else {}
     own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
     base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
-    known = {**ARMS_CHANGES, **_arms_in(own.get("arms"))}
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own.get("arms") or ())
-    names = names or DEFAULT_ARMS.split(",")
+    chosen = _choose_arms(names or DEFAULT_ARMS.split(","), {**ARMS_CHANGES, **_arms_in(own.get("arms"))})
+    for key, values in {**_swept_in(own.get("sweep")), **_parse_sweeps(sweeps)}.items():
+        if len({repr(value) for value in values}) < len(values):
+            raise UsageError(f"sweep of {key}: a value is given twice")
+        chosen = _crossed(chosen, key, values)
+    _check_arms(chosen)
+    spec = AblationSpec(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
+    _check_trials(spec.trials(Path("runs")))
+    return spec
+
+
+def _choose_arms(names: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Changes of the named arms."""
     chosen: dict[str, dict[str, Any]] = {}
     for name in names:
         if name not in known:
@@ -166,31 +177,40 @@ def build_ablation(
         if name in chosen:
             raise UsageError(f"arm {name!r} is named twice")
         chosen[name] = dict(known[name])
-    by_flag = [parse_sweep(sweep) for sweep in sweeps]
-    for key, _ in by_flag:
-        if [one for one, _ in by_flag].count(key) > 1:
+    return chosen
+
+
+def _parse_sweeps(sweeps: Sequence[str]) -> dict[str, list[Any]]:
+    """Values of each ``--sweep``, by key."""
+    values: dict[str, list[Any]] = {}
+    for key, parsed in map(parse_sweep, sweeps):
+        if key in values:
             raise UsageError(f"--sweep {key} is given twice: put its values together, {key}=V,V")
-    for key, values in {**_swept_in(own.get("sweep")), **dict(by_flag)}.items():
-        if len({repr(value) for value in values}) < len(values):
-            raise UsageError(f"sweep of {key}: a value is given twice")
-        chosen = _crossed(chosen, key, values)
-    words = [_word(name) for name in chosen]
-    for name, word in zip(chosen, words, strict=True):
+        values[key] = parsed
+    return values
+
+
+def _check_arms(arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse arms whose files would have the same name, and arms that change what every trial sets itself."""
+    words = [_word(name) for name in arms]
+    for name, word in zip(arms, words, strict=True):
         if words.count(word) > 1 or not word:
             raise UsageError(f"arm {name!r}: give arms names whose letters and digits differ")
-    made = AblationSpec(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
-    for changes in chosen.values():
-        for key in changes:
-            if key in TRIALS:
-                raise UsageError(f"arms cannot differ by {key}, which every run of an ablation has its own of")
-    trials = made.trials(Path("runs"))  # refuses what does not go together
+    for key in (key for changes in arms.values() for key in changes):
+        if key in TRIALS:
+            raise UsageError(f"arms cannot differ by {key}: every run of an ablation sets its own")
+
+
+def _check_trials(trials: Sequence[Trial]) -> None:
+    """Refuse trials that would share a file or a folder, and names that no file system takes."""
     for names in ([trial.file for trial in trials], [str(trial.recipe.out) for trial in trials]):
         if len(set(names)) < len(names):
             twice = [trial.name for trial, name in zip(trials, names, strict=True) if names.count(name) > 1]
-            raise UsageError(f"{twice[0]!r} and {twice[1]!r} would lie in one place: name arms or task files otherwise")
+            raise UsageError(
+                f"{twice[0]!r} and {twice[1]!r} would be written to the same place: rename arms or task files"
+            )
         for name in names:
             check_name(name, "an arm with its task as a file's name,")
-    return made
 
 
 def read_ablation(out: Path) -> AblationSpec:

@@ -130,7 +130,7 @@ def _check_lengths(answers: Mapping[str, Mapping[str, Array]], record: RunRecord
         raise UsageError(f"{where} keeps answers to {', '.join(answers)}, and scores of {', '.join(record.scores)}")
     for split, columns in answers.items():
         lengths = {name: len(values) for name, values in columns.items()}
-        n = record.data["reported"][split]["n"]
+        n = record.reported[split].n
         whole = {n} if PREDICTION in lengths else set(lengths.values())  # a long text has several rows of likelihoods
         if not set(lengths.values()) <= whole or len(whole) > 1:
             shown = ", ".join(f"{name} {length:,}" for name, length in lengths.items())

@@ -83,7 +83,7 @@ def read_answers(run: FinishedRun) -> SplitAnswers | None:
     file = run.folder.predictions(run.split)
     if not file.is_file():
         return None
-    table = read_predictions(file, run.record.data["reported"][run.split]["n"])
+    table = read_predictions(file, run.record.reported[run.split].n)
     if table.student.values is None:
         return None
     labels = table.student.outputs if len(table.student.outputs) > 1 else ()
@@ -162,7 +162,7 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
 
 def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:
     """The examples that a run was scored on, if its data folder still holds the very same; the hub is not asked."""
-    data, kept = run.recipe.data, run.record.data["reported"].get(run.split)
+    data, kept = run.recipe.data, run.record.reported.get(run.split)
     if data.folder is None or kept is None:
         return None
     read = {} if read is None else read
@@ -170,7 +170,7 @@ def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:
     if place not in read:
         read[place] = _texts_at(run)
     found = read[place]
-    return found[0] if found is not None and found[1] == kept["fingerprint"] else None
+    return found[0] if found is not None and found[1] == kept.fingerprint else None
 
 
 def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:

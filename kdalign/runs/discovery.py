@@ -234,7 +234,7 @@ def recipe_key(records: Mapping[str, RunRecord]) -> str:
     read = {
         task: [
             "" if record.teacher is None else record.teacher.revision,
-            {split: facts["fingerprint"] for split, facts in record.data["reported"].items()},
+            {split: facts.fingerprint for split, facts in record.reported.items()},
         ]
         for task, record in records.items()
     }
@@ -246,43 +246,49 @@ _DEEPEST = 100
 
 
 def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[RunGroup], dict[Path, str]]:
-    """The finished runs below a folder, and what is none."""
+    """Finished runs below a folder, and the reason for each folder that holds none."""
     if depth > _DEEPEST:
-        raise UsageError(f"more than {_DEEPEST} folders lie in one another below {str(walk.start)!r}")
+        raise UsageError(f"folders below {str(walk.start)!r} are nested more than {_DEEPEST} deep")
     entries: list[RunGroup] = []
     passed: dict[Path, str] = {}
     for inner in walk.inside(folder):
         if inner.name.startswith("."):
             continue
         if (inner / ABLATION).is_file():
-            kept = read_all_archived(inner)
-            if kept:
-                found, below = archived_groups(kept, inner, read_ablation(inner).trials(inner))
-                entries, passed = entries + found, passed | below
-            else:
-                passed[inner] = UNFINISHED
-            continue
-        if _is_run(inner):
-            try:
-                if all((place / RECORD).is_file() for place in _places(inner)):
-                    entries.append(_read_run(inner))
-                else:
-                    passed[inner] = UNFINISHED
-            except TamperedRun:  # which is no reason to show the others without it
-                raise
-            except UsageError as error:
-                passed[inner] = str(error)
-            continue
-        found, below = _walk(inner, walk, depth + 1)
+            found, reasons = _ablation_below(inner)
+        elif _is_run(inner):
+            found, reasons = _run_below(inner)
+        else:
+            found, reasons = _walk(inner, walk, depth + 1)
+            reasons = _reasons_above(inner, found, reasons)
         entries += found
-        if evaluations_in(inner)[0]:
-            passed[inner] = "evaluations, which are taken where it is named"
-            below = {place: why for place, why in below.items() if why != FOREIGN}  # what evaluations keep
-        elif not found and set(below.values()) <= {FOREIGN}:
-            passed[inner] = FOREIGN
-            continue
-        passed |= below
+        passed |= reasons
     return entries, passed
+
+
+def _ablation_below(folder: Path) -> tuple[list[RunGroup], dict[Path, str]]:
+    archived = read_all_archived(folder)
+    if not archived:
+        return [], {folder: UNFINISHED}
+    return archived_groups(archived, folder, read_ablation(folder).trials(folder))
+
+
+def _run_below(folder: Path) -> tuple[list[RunGroup], dict[Path, str]]:
+    try:
+        finished = all((place / RECORD).is_file() for place in _places(folder))
+        return ([_read_run(folder)], {}) if finished else ([], {folder: UNFINISHED})
+    except TamperedRun:  # hiding it would show the other runs as if it had never been
+        raise
+    except UsageError as error:
+        return [], {folder: str(error)}
+
+
+def _reasons_above(folder: Path, found: Sequence[RunGroup], below: dict[Path, str]) -> dict[Path, str]:
+    """Reasons for a plain folder: one of its own if nothing in it is a run, else those of the folders below."""
+    if evaluations_in(folder)[0]:
+        inner = {place: why for place, why in below.items() if why != FOREIGN}  # where evaluations keep predictions
+        return {folder: "evaluations, which are read if the folder itself is named", **inner}
+    return {folder: FOREIGN} if not found and set(below.values()) <= {FOREIGN} else below
 
 
 def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:

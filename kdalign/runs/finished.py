@@ -36,7 +36,7 @@ class FinishedRun:
     @property
     def split(self) -> str:
         """The split that stands for the task."""
-        return next(iter(self.record.scores))
+        return self.record.split
 
 
 def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:

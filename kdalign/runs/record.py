@@ -254,5 +254,6 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def first_split(record: RunRecord) -> dict[str, Any]:
-    """The scores of the split that stands for the task (MNLI's matched one)."""
-    return next(iter(record.scores.values()))
+    """Return the scores of the split that stands for the task, as they are in the record."""
+    scores: dict[str, Any] = record.scores[record.split]
+    return scores

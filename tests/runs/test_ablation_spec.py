@@ -120,9 +120,9 @@ def test_what_every_run_has_its_own_of_is_no_difference_between_arms(more, said)
 def test_results_that_would_lie_in_one_place_are_refused(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("teacher: t\ndata: {task: [lm, masked-lm]}\narms: {soft: , soft-masked: {from: soft}}\n")
-    with pytest.raises(UsageError, match="would lie in one place"):
+    with pytest.raises(UsageError, match="would be written to the same place"):
         build_ablation(file, {})
-    with pytest.raises(UsageError, match="would lie in one place"):
+    with pytest.raises(UsageError, match="would be written to the same place"):
         build_ablation(None, FLAGS | {"data.task": "x/rte.yaml,y/rte.yaml"}, arms="joint")
 
 

@@ -50,7 +50,7 @@ def test_of_a_folder_of_runs_the_finished_ones_are_taken_and_the_rest_is_said(ru
     assert [note for note in table.notes if note.startswith("passed over")] == [
         "passed over: c (unfinished)",
         "passed over: data (no run)",
-        "passed over: eval (evaluations, which are taken where it is named)",
+        "passed over: eval (evaluations, which are read if the folder itself is named)",
     ]
 
 
