@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from kdalign.cli import app
+from kdalign.cli.application import complete_help
 from kdalign.recipe import Recipe
-from kdalign.recipe.command import FLAGS
+from kdalign.recipe.flags import OPTION_OF
 from kdalign.recipe.presets import preset_named, preset_names
 from kdalign.recipe.task_defaults import ALONE_DEFAULTS, EMBEDDING_DEFAULTS, LANGUAGE_DEFAULTS
 
@@ -50,10 +51,12 @@ def cli_page() -> str:
 
 
 def _commands(group, path: str) -> Iterator[tuple[str, typing.Any]]:
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.commands[name]
         if hasattr(command, "commands"):
             yield from _commands(command, f"{path} {name}")
         else:
+            complete_help(command)
             yield f"{path} {name}", command
 
 
@@ -154,7 +157,7 @@ def _table(section: type[BaseModel], path: str) -> list[str]:
             rows.append(f"| `{key}` | [section](#{key.replace('.', '')}) | | | {_cell(about)} |")
             continue
         default = "required" if field.is_required() else _value(field.default)
-        flag = f"`{FLAGS[key]}`" if key in FLAGS else ""
+        flag = f"`{OPTION_OF[key]}`" if key in OPTION_OF else ""
         rows.append(f"| `{key}` | {_type(field)} | {default} | {flag} | {_cell(meanings.get(name, ''))} |")
     return rows
 

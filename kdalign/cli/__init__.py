@@ -30,7 +30,7 @@ from kdalign.cli import (  # each brings its commands
     profile,
     recipe,
 )
-from kdalign.cli.options import PipeClosed, app
+from kdalign.cli.application import PipeClosed, app
 from kdalign.errors import LONGEST_LINE, Interrupted, KdalignError, UsageError, cause_of, printable, shorten
 from kdalign.report.screen import encoding_note, replace_unencodable
 

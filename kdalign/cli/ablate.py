@@ -1,32 +1,19 @@
-"""The command that compares arms over tasks and seeds: ablate."""
+"""`kdalign ablate`."""
 
 import json
 import shlex
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdalign.cli.console import error_console, new_watcher, show
-from kdalign.cli.options import (
-    AllowCode,
-    Config,
-    DataFolder,
-    Dataset,
-    Device,
-    Json,
-    Limit,
-    MaxLength,
-    Preset,
-    TaskName,
-    Terms,
-    Unlabelled,
-    app,
-    examples,
-    trust_code,
-)
-from kdalign.errors import UsageError
+from kdalign.cli.application import app, examples
+from kdalign.cli.console import error_console, new_watcher, quiet_libraries, show, tell
+from kdalign.cli.options import AllowCode, Json, RecipeSource, check_tasks, trust_code, with_options
+from kdalign.errors import UsageError, unknown
+from kdalign.recipe.flags import pick_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +22,93 @@ if TYPE_CHECKING:
     from kdalign.observer import Observer
     from kdalign.report.progress import ConsoleObserver
     from kdalign.runs.ablation_spec import AblationSpec, Trial
+    from kdalign.runs.archive import ArchivedRun
 
-_WHAT, _BUDGET = "What is compared", "The budget, the same for all"
+_WHAT = "What is compared"
+_RECIPE = pick_flags("teacher student task data dataset config recipe preset set term")
+_BUDGET = pick_flags("epochs max_steps batch_size lr", "The budget, the same for all")
+_REST = pick_flags("max_length limit unlabelled precision device")
+
+
+@dataclass(frozen=True)
+class ComparedOptions:
+    """Options that say what an ablation compares."""
+
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Names separated by commas: labels (hard labels only), soft (and soft targets), align (layers first, "
+            "then hard labels), joint (all at once), or arms of the recipe file. Default all four.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Number of seeds, counted from 0, or the seeds: 0,1,7. Default 3.", rich_help_panel=_WHAT),
+    ] = None
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V", help="Every arm with each value of a recipe key; repeatable.", rich_help_panel=_WHAT
+        ),
+    ] = None
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V",
+            help="First choose a key's value for each arm on a slice of train; repeatable, one key after the other.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    search_only: Annotated[
+        bool,
+        typer.Option(
+            "--search-only", help="Stop after the search: OUT/ablation.yaml holds the choice.", rich_help_panel=_WHAT
+        ),
+    ] = False
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM", help="Baseline arm of the significance tests. Default the first.", rich_help_panel=_WHAT
+        ),
+    ] = None
+
+    @property
+    def space(self) -> dict[str, list[Any]]:
+        """The values to search, by recipe key.
+
+        Raises:
+            UsageError: a key is given twice, or --search-only without a key.
+        """
+        from kdalign.runs.ablation_spec import parse_sweep
+
+        space: dict[str, list[Any]] = {}
+        for key, values in (parse_sweep(text, "--search") for text in self.search or ()):
+            if key in space:
+                raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
+            space[key] = values
+        if self.search_only and not space:
+            raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
+        return space
+
+    @property
+    def code(self) -> list[str]:
+        """Values of sweeps and searches, which can name code to run."""
+        return [text.partition("=")[2] for text in (*(self.sweep or ()), *(self.search or ()))]
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """Options that say where and how an ablation's runs are made."""
+
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The ablation's folder.")] = Path("runs/ablation")
+    drop_runs: Annotated[
+        bool, typer.Option("--drop-runs", help="Remove each run's folder with its student once its result is archived.")
+    ] = False
+    allow: AllowCode = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ablation in --out.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False
 
 
 @app.command(
@@ -47,156 +119,110 @@ _WHAT, _BUDGET = "What is compared", "The budget, the same for all"
         "kdalign ablate --recipe ablation.yaml --jobs 2 --out ablations/map",
     )
 )
+@with_options
 def ablate(
-    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model.")] = None,
-    student: Annotated[str | None, typer.Option(help="As in distill. Default layers=half.")] = None,
-    task: TaskName = None,
-    data: DataFolder = None,
-    dataset: Dataset = None,
-    config: Config = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A recipe in YAML, with arms, seeds and sweep if it has them; flags win."),
-    ] = None,
-    preset: Preset = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for all arms.")
-    ] = None,
-    term: Terms = None,
-    arms: Annotated[
-        str | None,
-        typer.Option(
-            help="Names separated by commas: labels (hard labels only), soft (and the teacher's), align (layers first, "
-            "then hard labels), joint (all at once), or arms of the recipe file. Default all four.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="How many, counted from 0, or which: 0,1,7. Default 3.", rich_help_panel=_WHAT)
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=V,V", help="Every arm with each value of a recipe key; repeatable.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    search: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=V,V",
-            help="First choose a key's value for each arm on a slice of train; repeatable, one after the other.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    search_only: Annotated[
-        bool,
-        typer.Option(
-            "--search-only", help="Stop after the search: OUT/ablation.yaml holds the choice.", rich_help_panel=_WHAT
-        ),
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ARM", help="The arm that others are tested against. Default the first.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over train. Default 3.", rich_help_panel=_BUDGET)] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps instead.", rich_help_panel=_BUDGET)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per optimizer step. Default 64.", rich_help_panel=_BUDGET)
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate. Default 0.0002.", rich_help_panel=_BUDGET)
-    ] = None,
-    max_length: MaxLength = None,
-    limit: Limit = None,
-    unlabelled: Unlabelled = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. Default auto.")] = None,
-    device: Device = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The ablation's folder.")] = Path("runs/ablation"),
-    drop_runs: Annotated[
-        bool, typer.Option("--drop-runs", help="Remove a run's folder, student too, once its result is kept.")
-    ] = False,
-    allow: AllowCode = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ablation in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False,
+    source: Annotated[RecipeSource, _RECIPE],
+    compared: ComparedOptions,
+    training: Annotated[RecipeSource, _BUDGET + _REST],
+    options: AblationOptions,
     as_json: Json = False,
 ) -> None:
-    """Train every arm on every task with every seed on one budget, and say which is better and whether that is noise.
+    """Train every arm on every task with every seed on one budget, and test which differences are significant.
 
-    The same command goes on after a stop. More arms or seeds can be added to an ablation that is there.
+    The recipe file may hold arms, seeds and sweep, too. The same command resumes an ablation that was stopped, and
+    adds arms or seeds to one that is there.
     """
-    from kdalign.recipe import code_in_assignments, term_weights
-    from kdalign.runs.ablation_spec import build_ablation
-
-    terms = term_weights(term) if term else None
-    varied = [one.partition("=")[2] for one in (*(sweep or ()), *(search or ()))]
-    trust_code(allow, (terms, varied, code_in_assignments(sets or ())))
-    flags: dict[str, Any] = {
-        "preset": preset,
-        "teacher": teacher,
-        "student": student,
-        "data.task": task,
-        "data.folder": data,
-        "data.dataset": dataset,
-        "data.config": config,
-        "data.max_length": max_length,
-        "data.limit": limit,
-        "objective.terms": terms,
-        "data.unlabelled": unlabelled,
-        "train.epochs": epochs,
-        "train.max_steps": max_steps,
-        "train.batch_size": batch_size,
-        "train.lr": lr,
-        "train.precision": precision,
-        "train.device": device,
-    }
-    if recipe is None and teacher is None and task is None and (out / "ablation.yaml").is_file():
-        recipe = out / "ablation.yaml"
-    ablation = build_ablation(recipe, flags, sets or (), arms, seeds, sweep or ())
-    if against is not None and against not in ablation.arms:
-        from kdalign.errors import unknown
-
-        raise unknown("arm", against, ablation.arms)
-    from kdalign.data.tasks import check_named
-
-    for name in ablation.tasks:  # what is misspelt is said before torch is loaded
-        check_named(name, data, dataset, config)
-    from kdalign.runs.ablation_spec import parse_sweep
-
-    space: dict[str, list[Any]] = {}
-    for key, values in (parse_sweep(one, "--search") for one in search or ()):
-        if key in space:
-            raise UsageError(f"--search {key} is given twice: put its values together, {key}=V,V")
-        space[key] = values
-    if search_only and not space:
-        raise UsageError("--search-only needs --search KEY=VALUE,VALUE, such as train.lr=1e-4,2e-4")
-    if dry_run:
-        with error_console().status("checking"):
-            from kdalign.distillation.ablation_runner import check_ablation
-
-            trials = check_ablation(ablation, out, overwrite)
-        from kdalign.report.dry_run import trials_table
-
-        show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
+    trust_code(options.allow, (source.code, compared.code))
+    ablation = _specify(source, {**source.flags, **training.flags}, compared, options.out)
+    space = compared.space
+    if options.dry_run:
+        _show_trials(ablation, options, as_json)
         return
     from kdalign.devices import world_size
 
     if world_size() > 1:
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")
     watcher = new_watcher()
-    with watcher.filling() as tell:
+    with watcher.filling() as report:
         if space:
-            ablation, tried = _searched(ablation, space, out, watcher, jobs, overwrite, tell)
-            overwrite = False  # already done
-            if search_only:
+            ablation, tried = _search(ablation, space, options, watcher, report)
+            if compared.search_only:
                 if as_json:
                     show(json.dumps(tried, indent=2))
                 return
         from kdalign.distillation.ablation_runner import ablate as run
 
-        kept = run(ablation, out, watcher, jobs=jobs, overwrite=overwrite, drop=drop_runs, watch=_quiet, tell=tell)
+        overwrite = options.overwrite and not space  # a search has replaced what was there
+        drop, jobs = options.drop_runs, options.jobs
+        kept = run(ablation, options.out, watcher, jobs=jobs, overwrite=overwrite, drop=drop, watch=_quiet, tell=report)
+    _show_table(ablation, kept, compared.against, options.out, as_json)
+
+
+def _specify(source: RecipeSource, flags: Mapping[str, Any], compared: ComparedOptions, out: Path) -> "AblationSpec":
+    """The ablation of the command line, of its recipe file, or of the folder to resume.
+
+    Raises:
+        UsageError: an unknown arm or task, or a value that is not accepted.
+    """
+    from kdalign.runs.ablation_spec import build_ablation
+
+    file = source.file
+    if file is None and "teacher" not in flags and "data.task" not in flags and (out / "ablation.yaml").is_file():
+        file = out / "ablation.yaml"
+    ablation = build_ablation(file, flags, source.sets, compared.arms, compared.seeds, compared.sweep or ())
+    if compared.against is not None and compared.against not in ablation.arms:
+        raise unknown("arm", compared.against, ablation.arms)
+    check_tasks(ablation.tasks, *(flags.get(f"data.{key}") for key in ("folder", "dataset", "config")))
+    return ablation
+
+
+def _show_trials(ablation: "AblationSpec", options: AblationOptions, as_json: bool) -> None:
+    with error_console().status("checking"):
+        from kdalign.distillation.ablation_runner import check_ablation
+
+        trials = check_ablation(ablation, options.out, options.overwrite)
+    from kdalign.report.dry_run import trials_table
+
+    show(json.dumps([_plain(trial) for trial in trials], indent=2) if as_json else trials_table(ablation, trials))
+
+
+def _search(
+    ablation: "AblationSpec",
+    space: dict[str, list[Any]],
+    options: AblationOptions,
+    watcher: "ConsoleObserver",
+    report: "Callable[[AblationProgress], None]",
+) -> "tuple[AblationSpec, list[dict[str, Any]]]":
+    """Search each arm's settings and write them into the ablation's folder.
+
+    Returns:
+        The ablation with the chosen settings, and all candidates with their scores.
+    """
+    from kdalign.distillation.ablation_runner import check_ablation
+    from kdalign.distillation.search import search
+    from kdalign.files import read_json, write_json
+    from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
+
+    out = options.out
+    check_ours(out)
+    if options.overwrite:
+        check_ablation(ablation, out, overwrite=True)
+        remove_ablation(out)
+    check_same(ablation, out, arms=False)
+    chosen, candidates = search(ablation, space, out / SEARCH, watcher, jobs=options.jobs, watch=_quiet, tell=report)
+    tried, file = [asdict(candidate) for candidate in candidates], out / SEARCH / TRIED
+    before = read_json(file) if file.is_file() else []
+    if not isinstance(before, list) or not all(isinstance(row, dict) and "arm" in row for row in before):
+        raise UsageError(f"{str(file)!r} is not what a search has tried; remove it")
+    write_json(file, [row for row in before if row["arm"] not in ablation.arms] + tried)
+    write_ablation(chosen, out)
+    return chosen, tried
+
+
+def _show_table(
+    ablation: "AblationSpec", kept: "Sequence[ArchivedRun]", against: str | None, out: Path, as_json: bool
+) -> None:
+    """Show the ablation's comparison table, with tests against its baseline arm."""
     from kdalign.comparison.compare import CompareOptions, build_table
     from kdalign.report.formats import comparison_as
     from kdalign.runs.discovery import Discovery, archived_groups
@@ -204,38 +230,8 @@ def ablate(
     baseline = (against or next(iter(ablation.arms))) if len(ablation.arms) > 1 else None
     table = build_table(Discovery(tuple(archived_groups(kept, out)[0])), CompareOptions(against=baseline))
     show(comparison_as(table, "json" if as_json else "rich"))
-    held = f" --against {shlex.quote(baseline)}" if baseline is not None else ""
-    watcher.announce(f"this table again, in other forms: kdalign compare {shlex.quote(str(out))}{held}")
-
-
-def _searched(
-    ablation: "AblationSpec",
-    space: dict[str, list[Any]],
-    out: Path,
-    watcher: "ConsoleObserver",
-    jobs: int,
-    overwrite: bool,
-    tell: "Callable[[AblationProgress], None]",
-) -> "tuple[AblationSpec, list[dict[str, Any]]]":
-    """The ablation with the settings that a search has chosen, written into its folder; and all that was tried."""
-    from kdalign.distillation.ablation_runner import check_ablation
-    from kdalign.distillation.search import search as choose
-    from kdalign.files import read_json, write_json
-    from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
-
-    check_ours(out)
-    if overwrite:
-        check_ablation(ablation, out, overwrite)
-        remove_ablation(out)
-    check_same(ablation, out, arms=False)
-    chosen, candidates = choose(ablation, space, out / SEARCH, watcher, jobs=jobs, watch=_quiet, tell=tell)
-    tried, file = [asdict(one) for one in candidates], out / SEARCH / TRIED
-    before = read_json(file) if file.is_file() else []
-    if not isinstance(before, list) or not all(isinstance(one, dict) and "arm" in one for one in before):
-        raise UsageError(f"{str(file)!r} is not what a search has tried; remove it")
-    write_json(file, [one for one in before if one["arm"] not in ablation.arms] + tried)
-    write_ablation(chosen, out)
-    return chosen, tried
+    words = ["kdalign", "compare", str(out), *(["--against", baseline] if baseline is not None else [])]
+    tell(f"this table again, in other forms: {shlex.join(words)}")
 
 
 def _plain(trial: "Trial") -> dict[str, Any]:
@@ -243,10 +239,9 @@ def _plain(trial: "Trial") -> dict[str, Any]:
 
 
 def _quiet() -> "Observer":
-    """Whoever watches one of many runs: only its log hears of it."""
+    """An observer of one of many runs, which writes to the run's log only."""
     from rich.console import Console
 
-    from kdalign.cli.console import quiet_libraries
     from kdalign.report.progress import ConsoleObserver
 
     quiet_libraries()

@@ -1,23 +1,23 @@
-"""The command that says what a run's student is: card."""
+"""`kdalign card`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, tell
-from kdalign.cli.options import app, examples
 from kdalign.errors import UsageError
 
 
 @app.command(epilog=examples("kdalign card runs/mine", "kdalign card runs/mine --out runs/mine/student/README.md"))
 def card(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the card there instead.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the card to this file.")] = None,
 ) -> None:
     """Print the model card of a run's student: metadata for the hub, scores, training, data, limits, use, recipe.
 
-    A run writes it beside its student; this makes it for older runs, too.
+    Each run writes the card into the folder of its student; this command also makes it for older runs.
     """
     from kdalign.files import check_file, write_text
     from kdalign.runs.integrity import read_checked
@@ -26,7 +26,7 @@ def card(
         check_file(out)
     record = read_checked(run)
     if not run.is_dir():
-        raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read, too")
+        raise UsageError(f"give the run's folder, not {str(run)!r}: the student in it is read as well")
     with error_console().status("loading"):
         from kdalign.runs.model_card import model_card
 

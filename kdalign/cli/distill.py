@@ -1,33 +1,34 @@
-"""Commands that train: distill, demo, and what a recipe holds."""
+"""`kdalign distill`."""
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
-from kdalign.cli.options import (
-    Config,
-    DataFolder,
-    Dataset,
-    Device,
-    Json,
-    Limit,
-    MaxLength,
-    Preset,
-    TaskName,
-    Terms,
-    Unlabelled,
-    app,
-    examples,
-    trust_code,
-)
+from kdalign.cli.options import Json, RecipeSource, check_tasks, trust_code, with_options
 from kdalign.errors import UsageError
+from kdalign.recipe.flags import FLAGS, pick_flags
 
 if TYPE_CHECKING:
     from kdalign.recipe import Recipe
+
+_CHECKS = pick_flags("allow no_finetune_teacher")
+_MAIN = tuple(flag for flag in FLAGS if flag not in _CHECKS)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that say what to do with the run folder."""
+
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False
 
 
 @app.command(
@@ -46,115 +47,11 @@ if TYPE_CHECKING:
         "torchrun --nproc_per_node 2 -m kdalign distill --recipe recipe.yaml",
     )
 )
+@with_options
 def distill(
-    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the large model, or none.")] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="layers=N or layers=half (cut out of the teacher; layers=N,width=N narrower, too, and heads, "
-            "kv_heads, feed_forward), hub id, folder, or new:TYPE,layers=N,width=N. Default layers=half."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Of a student that is cut or new: hub id, folder, or train:SIZE on the training text."),
-    ] = None,
-    task: TaskName = None,
-    multi_task: Annotated[
-        bool, typer.Option("--multi-task", help="One student for all tasks, with a head each, instead of one for each.")
-    ] = False,
-    data: DataFolder = None,
-    dataset: Dataset = None,
-    config: Config = None,
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe in YAML; flags win over it.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key; wins over flags.")
-    ] = None,
-    preset: Preset = None,
-    plan: Annotated[str | None, typer.Option(metavar="FILE", help="A plan saved by map-layers.")] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Where a cut student starts: uniform, first, last, skip, spread, '1 3 5', random. Default uniform."
-        ),
-    ] = None,
-    map_: Annotated[
-        str | None,
-        typer.Option(
-            "--map",
-            help="Which teacher layer teaches which: auto, uniform, first, last, skip, spread, top (last pair alone), "
-            "'0:1 1:3 2:5', or by likeness: cka, emd, or your module:function; learned: a mean of all. Default auto.",
-        ),
-    ] = None,
-    hard: Annotated[float | None, typer.Option(help="Weight of the labels' cross-entropy. Default 0.3.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher's soft targets. Default 0.7.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of the features' cosine. Default 1.0.")] = None,
-    gamma: Annotated[
-        float | None, typer.Option(help="Weight of the features' Euclidean distance; 0 for tokens. Default 1.0.")
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="Weight of the attention maps; 0 for tokens. Default 1.0.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Softens both distributions; 1 for tokens. Default 2.0.")
-    ] = None,
-    term: Terms = None,
-    divergence: Annotated[
-        str | None,
-        typer.Option(
-            help="Between distributions over classes or tokens: forward, reverse, js, skew, adaptive. Default forward."
-        ),
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over train; 1 for tokens and embeddings. Default 3.0.")
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; wins over --epochs.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many real tokens; wins over --epochs.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per optimizer step, over all ranks; 16 for tokens. Default 64.")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="About so many real tokens of input per optimizer step instead of --batch-size.")
-    ] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Examples per forward and rank.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default 0.0002.")] = None,
-    lora: Annotated[
-        int | None, typer.Option(metavar="RANK", help="Train low-rank adapters, merged at the end (needs peft).")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay. Default 0.01.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant. Default linear.")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="Share of steps over which the learning rate rises. Default 0.06.")
-    ] = None,
-    max_length: MaxLength = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. Default auto.")] = None,
-    device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Covers initialisation, data order and dropout. Default 0.")] = None,
-    limit: Limit = None,
-    unlabelled: Unlabelled = None,
-    revision: Annotated[str | None, typer.Option(help="The teacher's revision on the hub.")] = None,
-    select: Annotated[
-        str | None,
-        typer.Option(help="Export the last step, or the best on a slice held out of train: last, best. Default last."),
-    ] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations on a slice of train.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
-    tracker: Annotated[list[str] | None, typer.Option(help="Experiment tracker by name, such as tensorboard.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")] = False,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHAT",
-            help="Let an error of the checks through: memory, disk, file-size, special-tokens; or code: run what files "
-            "name (own terms, maps, metrics in recipes, task files, plans). May be repeated.",
-        ),
-    ] = None,
-    no_finetune_teacher: Annotated[
-        bool, typer.Option("--no-finetune-teacher", help="Refuse a teacher without a head for the task.")
-    ] = False,
+    source: Annotated[RecipeSource, _MAIN],
+    run: RunOptions,
+    checks: Annotated[RecipeSource, _CHECKS],
     as_json: Json = False,
 ) -> None:
     """Train a small student from a large teacher, and score both.
@@ -162,86 +59,55 @@ def distill(
     L = hard CE + alpha L_soft + beta L_feat + gamma L_dist + delta L_attn. The run folder holds the student as a stock
     Transformers checkpoint, the recipe, the plan, the history, the predictions and the record that tables are made of.
     """
-    from kdalign.recipe import CHECKS, build_recipe, code_in_assignments, term_weights
+    from kdalign.recipe import CHECKS, build_recipe
 
-    terms = term_weights(term) if term else None
-    allowed = trust_code(allow, (map_, terms, code_in_assignments(sets or ())), CHECKS)
-    flags: dict[str, Any] = {
-        "preset": preset,
-        "teacher": teacher,
-        "student": student,
-        "tokenizer": tokenizer,
-        "revision": revision,
-        "init": init,
-        "allow": allowed or None,
-        "finetune_teacher": False if no_finetune_teacher else None,
-        "out": out,
-        "multi_task.together": True if multi_task else None,
-        "data.task": task,
-        "data.folder": data,
-        "data.dataset": dataset,
-        "data.config": config,
-        "data.max_length": max_length,
-        "data.limit": limit,
-        "data.unlabelled": unlabelled,
-        "align.map": map_,
-        "align.plan": plan,
-        "objective.hard": hard,
-        "objective.alpha": alpha,
-        "objective.beta": beta,
-        "objective.gamma": gamma,
-        "objective.delta": delta,
-        "objective.temperature": temperature,
-        "objective.divergence": divergence,
-        "objective.terms": terms,
-        "train.epochs": epochs,
-        "train.max_steps": max_steps,
-        "train.max_tokens": max_tokens,
-        "train.batch_size": batch_size,
-        "train.batch_tokens": batch_tokens,
-        "train.micro_batch": micro_batch,
-        "train.lr": lr,
-        "train.lora": lora,
-        "train.weight_decay": weight_decay,
-        "train.scheduler": scheduler,
-        "train.warmup": warmup,
-        "train.precision": precision,
-        "train.device": device,
-        "train.seed": seed,
-        "train.select": select,
-        "train.eval_every": eval_every,
-        "train.patience": patience,
-        "train.trackers": tuple(tracker) if tracker else None,
-    }
-    if resume and overwrite:
+    allowed = trust_code(checks.flags.get("allow"), source.code, CHECKS)
+    flags = {**source.flags, **checks.flags, "allow": allowed or None}
+    _check_flags(flags, run)
+    recipe = build_recipe(_recipe_file(source, run), flags, source.sets)
+    check_tasks(recipe.data.task, recipe.data.folder, recipe.data.dataset, recipe.data.config)
+    if run.dry_run:
+        _show_plan(recipe, run, as_json)
+    else:
+        _distill(recipe, run.resume, run.overwrite, as_json)
+
+
+def _check_flags(flags: Mapping[str, object], run: RunOptions) -> None:
+    if run.resume and run.overwrite:
         raise UsageError("give --resume or --overwrite, not both")
-    if batch_size is not None and batch_tokens is not None:
+    if "train.batch_size" in flags and "train.batch_tokens" in flags:
         raise UsageError("give --batch-size or --batch-tokens, not both")
-    if resume and teacher is None and recipe is None and not (out and (Path(out) / "recipe.yaml").is_file()):
-        raise UsageError(
-            f"--resume: no run in {out!r} to go on with" if out else "--resume needs --out, the run folder"
-        )
-    if resume and out and recipe is None and (Path(out) / "recipe.yaml").is_file():
+
+
+def _recipe_file(source: RecipeSource, run: RunOptions) -> Path | None:
+    """The recipe file of the command, or of the run that is resumed.
+
+    Raises:
+        UsageError: there is no run to resume.
+    """
+    out = source.flags.get("out")
+    if not run.resume or source.file is not None:
+        return source.file
+    if out and (Path(out) / "recipe.yaml").is_file():
         from kdalign.runs.folder import RunFolder
 
-        recipe = Path(out) / "recipe.yaml"
-        if not RunFolder(Path(out)).complete:
-            RunFolder(Path(out)).check_recipe()  # before a half one is taken for a whole
-    wanted = build_recipe(recipe, flags, sets or ())
-    from kdalign.data.tasks import check_named
+        folder = RunFolder(Path(out))
+        if not folder.complete:
+            folder.check_recipe()  # a file that was written in part would be taken for a recipe with fewer keys
+        return Path(out) / "recipe.yaml"
+    if "teacher" not in source.flags:
+        raise UsageError(f"--resume: no run in {out!r} to resume" if out else "--resume needs --out, the run folder")
+    return None
 
-    for name in wanted.data.task:  # what is misspelt is said before torch is loaded
-        check_named(name, wanted.data.folder, wanted.data.dataset, wanted.data.config)
-    if dry_run:
-        from kdalign.distillation.pipeline import prepare_all
 
-        with error_console().status("checking"):
-            prepared = prepare_all(wanted, resume=resume, overwrite=overwrite)
-        from kdalign.report.dry_run import preparation_json, preparation_table
+def _show_plan(recipe: "Recipe", run: RunOptions, as_json: bool) -> None:
+    from kdalign.distillation.pipeline import prepare_all
 
-        show(preparation_json(prepared) if as_json else preparation_table(prepared))
-        return
-    _distill(wanted, resume, overwrite, as_json)
+    with error_console().status("checking"):
+        prepared = prepare_all(recipe, resume=run.resume, overwrite=run.overwrite)
+    from kdalign.report.dry_run import preparation_json, preparation_table
+
+    show(preparation_json(prepared) if as_json else preparation_table(prepared))
 
 
 def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> None:

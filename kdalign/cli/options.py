@@ -1,199 +1,202 @@
-"""What the commands share: the application, options that several have, and printing."""
+"""Options of commands: those of recipe flags, those that several commands share, and groups of them."""
 
+import inspect
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from kdalign.cli.console import tell
-from kdalign.errors import Interrupted, RunError, UsageError, printable, unknown
-from kdalign.files import check_name
-from kdalign.registry import Trust, code_named, trust_now, trusting
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from kdalign.errors import UsageError, printable, unknown
+from kdalign.recipe.flags import Flag, pick_flags
+from kdalign.registry import Trust, code_named, trust_now
 
 
-class PipeClosed(Exception):
-    """Whoever read the output has left (``| head``)."""
+def _typer_option(flag: Flag) -> Any:
+    return typer.Option(flag.option, help=flag.help, metavar=flag.metavar, min=flag.least, rich_help_panel=flag.panel)
 
 
-class _Commands(TyperGroup):
-    """The commands; what Typer would turn into a status of its own, without a word, goes on to ``main``."""
+def _shared(name: str) -> Any:
+    """The option of a recipe flag, for commands in which it sets no recipe key."""
+    return _typer_option(*pick_flags(name))
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named.
-
-        Raises:
-            PipeClosed: nobody reads the output any more.
-            RunError: a process or an input that was waited for ended.
-            Interrupted: by Ctrl-C.
-        """
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise PipeClosed from error
-        except EOFError as error:
-            raise RunError("an input or a process of kdalign's own ended before it had answered") from error
-        except KeyboardInterrupt:
-            raise Interrupted("stopped", 2) from None
-
-
-_Function = TypeVar("_Function", bound="Callable[..., Any]")
-_PLACES = ("teacher", "student", "tokenizer", "models", "runs", "run", "task")
-"""Parameters that name files, folders or models, beside those whose values are shown as FILE or DIR."""
-
-
-class _Command(TyperCommand):
-    """A command that takes nothing for something else: what is empty is not what was left out."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Look at the words as they were given, before their kinds are.
-
-        Raises:
-            UsageError: an empty value, or a name that no file can have.
-        """
-        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        for parameter in self.get_params(ctx):
-            name = parameter.name or ""
-            shown = max(parameter.opts, key=len) if parameter.param_type_name == "option" else name.upper()
-            words = given.get(name)
-            for word in words if isinstance(words, list | tuple) else [words]:
-                if isinstance(word, str):
-                    self._check(word, shown, name in _PLACES or parameter.metavar in ("FILE", "DIR"), name == "task")
-        return super().parse_args(ctx, args)
-
-    @staticmethod
-    def _check(word: str, shown: str, is_place: bool, several: bool) -> None:
-        if not word.strip():
-            raise UsageError(f"{shown} is empty: leave it out, or give it a value")
-        if not is_place:
-            return
-        for part in word.split(",") if several else [word]:
-            check_name(part or word, shown)
-        if word == "~" or word.startswith("~/"):
-            raise UsageError(f"{shown} {word!r}: ~ is the shell's to replace; write it without quotes after a blank")
-
-
-class _Application(typer.Typer):
-    """Typer whose commands are all of one class."""
-
-    def command(self, name: str | None = None, **options: Any) -> "Callable[[_Function], _Function]":
-        """As Typer's."""
-        return super().command(name, **{"cls": _Command, **options})
-
-
-app = _Application(
-    cls=_Commands,
-    name="kdalign",
-    help="Distill a large Transformers model into a small one by feature alignment, and prove how well it did.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-    epilog="Start here: [bold]kdalign demo --quick[/bold]",
-)
-recipe_app = _Application(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(recipe_app, name="recipe")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, a task file .yaml, classification; for tokens lm, "
-        "lm:sst2 (a task's sentences), lm:COLUMN, masked-lm, language-modeling, chat, translation:A-B, "
-        "summarization:A-B, dialogue:A-B or transcription:A-B (names of columns), multi30k, wmt14, wmt16, xsum, "
-        "cnn_dailymail, samsum, dialogsum, aeslc, wikitext2; or embedding. Several with commas.",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="A method of the field to begin with: feature-alignment (the default), codir, distilbert, glue, kd, "
-        "minilm, minilmv2, pkd, tinybert; see kdalign recipe show."
-    ),
-]
-DataFolder = Annotated[
-    str | None, typer.Option("--data", metavar="DIR", help="Folder with <split>.parquet|csv|tsv|jsonl.")
-]
-Dataset = Annotated[str | None, typer.Option("--dataset", metavar="HUB", help="A data set on the hub instead.")]
-Config = Annotated[str | None, typer.Option("--config", help="The hub data set's configuration.")]
-Terms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--term",
-        metavar="NAME=WEIGHT",
-        help="A further term, shipped (pkd, info-nce, ...; a wrong name lists all) or your own (own.py:Loss); may be "
-        "repeated.",
-    ),
-]
+Device = Annotated[str, _shared("device")]
+Limit = Annotated[int | None, _shared("limit")]
+MaxLength = Annotated[int | None, _shared("max_length")]
 CODE = "code"
 AllowCode = Annotated[
     list[str] | None,
     typer.Option(
         "--allow",
         metavar=CODE,
-        help="code: run the code that runs, recipes, task files and plans name; only if you trust them.",
+        help="code: run code that runs, recipes, task files and plans name; only if you trust them.",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default auto.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each split.")]
-Unlabelled = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR",
-        help="Text without labels to learn from, too, by the teacher's answers: a folder (its train), a file (.txt one "
-        "text a line), or rest: the training rows that --limit leaves out.",
-    ),
-]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(min=8, help="Longest input in tokens; longer ones are cut and counted; 256 for tokens. Default 128."),
-]
 
 
-def examples(*lines: str) -> str:
-    """Examples as the end of a command's help."""
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"[cyan]{line}[/cyan]" for line in lines)
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options that name a task and its data."""
+
+    task: Annotated[str | None, _shared("task")] = None
+    data: Annotated[str | None, _shared("data")] = None
+    dataset: Annotated[str | None, _shared("dataset")] = None
+    config: Annotated[str | None, _shared("config")] = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks by name; none if the option is left out.
+
+        Raises:
+            UsageError: the option holds no name.
+        """
+        if self.task is None:
+            return ()
+        return split_names(self.task, f"--task {self.task!r} names no task")
+
+    def check(self) -> None:
+        """Check the names before torch is loaded.
+
+        Raises:
+            UsageError: an unknown task.
+        """
+        check_tasks(self.names, self.data, self.dataset, self.config)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        from kdalign.version import __version__
+def check_tasks(names: Iterable[str], folder: str | None, dataset: str | None, config: str | None) -> None:
+    """Check names of tasks before torch is loaded.
 
-        print(f"kdalign {__version__}")
-        raise typer.Exit
+    Raises:
+        UsageError: an unknown task.
+    """
+    from kdalign.data.tasks import check_named
+
+    for name in names:
+        check_named(name, folder, dataset, config)
 
 
-@app.callback()
-def _options(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    context.with_resource(trusting(Trust()))  # a command that can need more says so
+def split_names(text: str, empty: str) -> tuple[str, ...]:
+    """Split names separated by commas.
+
+    Raises:
+        UsageError: there are none; the error says ``empty``.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError(empty)
+    return names
+
+
+@dataclass(frozen=True)
+class RecipeSource:
+    """The three sources of a recipe, from a command's options.
+
+    Attributes:
+        file: recipe file.
+        flags: values by dotted recipe key, of the flags that were given.
+        sets: assignments, ``section.key=value``.
+    """
+
+    file: Path | None
+    flags: Mapping[str, Any]
+    sets: tuple[str, ...]
+
+    @property
+    def code(self) -> tuple[object, ...]:
+        """Values on the command line that can name code to run."""
+        from kdalign.recipe import code_in_assignments
+
+        return self.flags.get("align.map"), self.flags.get("objective.terms"), code_in_assignments(self.sets)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that its parameters stand for.
+
+    A parameter ``Annotated[RecipeSource, flags]`` stands for the options of these flags, and one of another dataclass
+    for an option per field; other parameters are options or arguments of Typer.
+    """
+    signature = inspect.signature(function)
+    groups = {name: _Group.of(parameter) for name, parameter in signature.parameters.items()}
+    options = [option for group in groups.values() for option in group.options]
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        function(**{name: group.build(given) for name, group in groups.items()})
+
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    command.flags = {flag.name: flag for group in groups.values() for flag in group.flags}  # type: ignore[attr-defined]
+    return command
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Options that one parameter of a command stands for, and how its value is built of theirs."""
+
+    options: Sequence[inspect.Parameter]
+    build: Callable[[Mapping[str, Any]], Any]
+    flags: Sequence[Flag] = ()
+
+    @classmethod
+    def of(cls, parameter: inspect.Parameter) -> "_Group":
+        kind, *rest = get_args(parameter.annotation) or (parameter.annotation,)
+        if kind is RecipeSource:
+            (flags,) = rest
+            return cls([_flag_parameter(flag) for flag in flags], partial(_recipe_source, flags), flags)
+        if is_dataclass(kind):
+            options = [_parameter(field.name, field.type, field.default) for field in fields(kind)]
+            return cls(options, partial(_dataclass_of, kind))
+        return cls([parameter.replace(kind=parameter.KEYWORD_ONLY)], lambda given: given[parameter.name])
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=annotation,
+        default=inspect.Parameter.empty if default is MISSING else default,
+    )
+
+
+def _flag_parameter(flag: Flag) -> inspect.Parameter:
+    kind = bool if flag.kind is bool else (list[str] if flag.kind is list else flag.kind) | None
+    return _parameter(flag.name, Annotated[kind, _typer_option(flag)], False if kind is bool else None)
+
+
+def _dataclass_of(kind: Any, given: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
+
+
+def _recipe_source(flags: Sequence[Flag], given: Mapping[str, Any]) -> RecipeSource:
+    values = {flag.key: flag.value(given[flag.name]) for flag in flags if flag.key is not None}
+    return RecipeSource(
+        given.get("recipe"),
+        {key: value for key, value in values.items() if value is not None},
+        tuple(given.get("set") or ()),
+    )
 
 
 def trust_code(allow: Sequence[str] | None, written: object = (), others: Sequence[str] = ()) -> tuple[str, ...]:
-    """Let the rest of a command run the code that its own words name, and what files name by ``--allow code``.
+    """Trust code that the command line names, and, with ``--allow code``, code that files name.
 
     Each file or module is named on stderr before it is loaded.
 
     Args:
-        allow: what the user gave for ``--allow``.
-        written: what is written on the command line and can name code.
-        others: further words that the command's ``--allow`` takes.
+        allow: values of ``--allow``.
+        written: values on the command line that can name code.
+        others: further words that the command's ``--allow`` accepts.
 
     Returns:
         The further words that were given.
 
     Raises:
-        UsageError: another word.
+        UsageError: an unknown word.
     """
     given = tuple(allow or ())
     for word in given:

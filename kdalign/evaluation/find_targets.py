@@ -28,7 +28,8 @@ from kdalign.models import checkpoint_files
 from kdalign.models.architecture import layout_of
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import HeadKind, head_of
-from kdalign.recipe import DataSettings, task_defaults
+from kdalign.recipe import DataSettings
+from kdalign.recipe.task_defaults import task_defaults
 from kdalign.runs.folder import RunFolder, find_runs
 from kdalign.runs.integrity import check_weights, read_checked
 from kdalign.runs.record import RECORD, read_record

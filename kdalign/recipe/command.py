@@ -4,51 +4,10 @@ import json
 import shlex
 from pathlib import Path
 
-from kdalign.recipe import Recipe
+from kdalign.recipe.flags import FLAGS, as_word
+from kdalign.recipe.recipe import Recipe
 
-FLAGS = {
-    "preset": "--preset",
-    "teacher": "--teacher",
-    "student": "--student",
-    "tokenizer": "--tokenizer",
-    "revision": "--revision",
-    "init": "--init",
-    "data.task": "--task",
-    "data.folder": "--data",
-    "data.dataset": "--dataset",
-    "data.config": "--config",
-    "data.max_length": "--max-length",
-    "data.limit": "--limit",
-    "data.unlabelled": "--unlabelled",
-    "align.map": "--map",
-    "align.plan": "--plan",
-    "objective.hard": "--hard",
-    "objective.alpha": "--alpha",
-    "objective.beta": "--beta",
-    "objective.gamma": "--gamma",
-    "objective.delta": "--delta",
-    "objective.temperature": "--temperature",
-    "objective.divergence": "--divergence",
-    "train.epochs": "--epochs",
-    "train.max_steps": "--max-steps",
-    "train.max_tokens": "--max-tokens",
-    "train.batch_size": "--batch-size",
-    "train.batch_tokens": "--batch-tokens",
-    "train.micro_batch": "--micro-batch",
-    "train.lr": "--lr",
-    "train.lora": "--lora",
-    "train.weight_decay": "--weight-decay",
-    "train.scheduler": "--scheduler",
-    "train.warmup": "--warmup",
-    "train.precision": "--precision",
-    "train.device": "--device",
-    "train.seed": "--seed",
-    "train.select": "--select",
-    "train.eval_every": "--eval-every",
-    "train.patience": "--patience",
-    "out": "--out",
-}
-"""Recipe keys that ``kdalign distill`` has a flag for."""
+_OPTIONS = {flag.key: flag.option for flag in FLAGS if flag.has_inverse}
 _ALWAYS = ("teacher", "student", "data.task")
 
 
@@ -62,14 +21,8 @@ def distill_command(recipe: Recipe) -> str:
     for key, value in recipe.flat().items():
         if key not in _ALWAYS and value == plain[key]:
             continue
-        if key in FLAGS and value is not None and not (key == "train.batch_size" and recipe.train.batch_tokens):
-            words += [FLAGS[key], _as_word(value)]
+        if key in _OPTIONS and value is not None and not (key == "train.batch_size" and recipe.train.batch_tokens):
+            words += [_OPTIONS[key], as_word(value)]
         else:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
-
-
-def _as_word(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(value)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,6 +1,5 @@
 """From files, flags and assignments to a recipe."""
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -232,27 +231,6 @@ def parse_value(key: str, text: str) -> Any:
         except ValueError:
             return value
     return value
-
-
-def term_weights(words: Iterable[str]) -> dict[str, float]:
-    """The further terms of words NAME=WEIGHT, such as ``pkd=10`` or ``own.py:Loss=0.5``.
-
-    Raises:
-        UsageError: a word of another form.
-    """
-    found: dict[str, float] = {}
-    for word in words:
-        name, _, text = word.rpartition("=")
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = math.nan
-        if not name.strip() or not 0 <= weight < math.inf:
-            raise UsageError(f"--term takes NAME=WEIGHT, a number that is not negative, such as pkd=10; given {word!r}")
-        if name.strip() in found:
-            raise UsageError(f"--term {name.strip()!r} is given twice")
-        found[name.strip()] = weight
-    return found
 
 
 def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:

@@ -1,186 +1,65 @@
-"""Whatever the words of a command line are, they are taken as they are meant or refused in one line."""
+"""One table of flags: each sets a key of the recipe, and its help shows the field's choices and default."""
 
-import json
+from types import NoneType
+from typing import Literal, get_args, get_origin
 
 import pytest
 
-from support.tiny import one_line
+from kdalign.errors import UsageError
+from kdalign.recipe import CHECKS, Recipe, build_recipe, term_weights
+from kdalign.recipe.flags import FLAGS, pick_flags
 
-EVERY = ("ablate", "card", "compare", "demo", "distill", "eval", "inspect", "map-layers", "profile")
-
-
-def options(command, kind):
-    import typer.main
-
-    from kdalign.cli import app
-
-    found = typer.main.get_command(app).commands[command].params
-    return [max(one.opts, key=len) for one in found if one.param_type_name == "option" and kind(one)]
+KEYED = [flag for flag in FLAGS if flag.key is not None]
 
 
-@pytest.mark.parametrize("command", EVERY)
-def test_an_empty_value_is_not_taken_for_an_option_that_was_left_out(kdalign, command, tmp_path):
-    for option in options(command, lambda one: not one.is_flag):
-        for empty in ("", "  "):
-            status, out, err = kdalign(command, option, empty)
-            assert (status, out) == (2, ""), option
-            assert f"{option} is empty" in one_line(err)
-    assert list(tmp_path.iterdir()) == []
+def field_of(key):
+    section = Recipe
+    *sections, name = key.split(".")
+    for each in sections:
+        section = section.model_fields[each].annotation
+    return section.model_fields[name]
 
 
-@pytest.mark.parametrize("command", ["card", "compare", "eval", "inspect", "profile"])
-def test_an_empty_argument_is_refused(kdalign, command):
-    status, _, err = kdalign(command, "")
-    assert (status, "is empty" in one_line(err)) == (2, True)
+def test_a_key_has_one_flag_and_a_flag_one_name():
+    assert len({flag.key for flag in KEYED}) == len(KEYED)
+    assert len({flag.option for flag in FLAGS}) == len(FLAGS)
 
 
-@pytest.mark.parametrize("command", EVERY)
-def test_a_name_that_no_file_can_have_is_refused_by_every_option_that_takes_one(kdalign, command, tmp_path):
-    found = options(command, lambda one: one.metavar in ("FILE", "DIR"))
-    for option in [*found, *(["--teacher"] if command in ("ablate", "distill", "map-layers") else [])]:
-        for word, said in (("x" * 300, "too long"), ("a/" * 3000, "too long"), ("~/x", "the shell's to replace")):
-            status, _, err = kdalign(command, option, word)
-            assert (status, said in one_line(err)) == (2, True), (option, err)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("flag", [flag for flag in KEYED if flag.has_inverse], ids=lambda flag: flag.option)
+def test_a_flags_values_are_of_the_type_of_its_field(flag):
+    annotation = field_of(flag.key).annotation
+    kinds = set(get_args(annotation)) or {annotation}
+    if get_origin(annotation) is Literal or get_origin(annotation) is tuple:
+        assert flag.kind is str
+    else:
+        assert {get_args(kind)[0] if get_args(kind) else kind for kind in kinds - {NoneType}} == {flag.kind}
 
 
-@pytest.mark.parametrize(
-    "words", [["compare"], ["eval"], ["card"], ["inspect"], ["profile"], ["eval", "m", "--task"]], ids=" ".join
-)
-def test_a_model_or_task_with_such_a_name_is_refused_too(kdalign, words):
-    status, _, err = kdalign(*words, "x" * 300)
-    assert (status, "too long" in one_line(err)) == (2, True)
+def test_the_help_of_a_flag_ends_with_its_fields_default():
+    defaults = build_recipe(None, {"teacher": "t", "data.task": "sst2"}).flat()
+    shown = {flag.key: flag.full_help for flag in KEYED if flag.has_inverse}
+    with_default = {key for key in shown if defaults[key] is not None} - {"teacher", "data.task"} | {"preset"}
+    assert {key for key, text in shown.items() if "Default " in text} == with_default
+    assert shown["train.lr"].endswith("Default 0.0002.")
+    assert shown["train.epochs"].endswith("Default 3; for tokens and for embeddings 1.")
+    assert shown["objective.hard"].endswith("Default 0.3; for embeddings 0; without a teacher 1.")
+    assert shown["train.select"].endswith("One of last, best. Default last.")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["eval", "m", "--task", ","], "--task ',' names no task"),
-        (["eval", "m", "--task", "sst2", "--metrics", " , "], "names no metric"),
-        (["compare", "r", "--metrics", ","], "names no column"),
-        (["profile", "m", "--seq-len", "²"], "--seq-len '²'"),
-        (["profile", "m", "--seq-len", "9" * 5000], "accepted are lengths up to"),
-        (["ablate", "--teacher", "t", "--task", "sst2", "--seeds", "²"], "seeds '²'"),
-        (["ablate", "--teacher", "t", "--task", "sst2", "--seeds", "9" * 5000], "seeds"),
-        (["ablate", "--teacher", "t", "--task", "sst2", "--sweep", "train.lr=1,2", "--sweep", "train.lr=3"], "twice"),
-        (["ablate", "--teacher", "t", "--task", "sst2", "--sweep", "train.lr=1,1"], "a value is given twice"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--max-steps", "9" * 20], "train.max_steps=99999"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--lr", "1e300"], "train.lr=1e+300"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--temperature", "1e-300"], "objective.temperature=1e-300"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--weight-decay", "1e30"], "train.weight_decay=1e+30"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--set", "train.max_steps=true"], "neither a number"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--set", "train=1"], "section"),
-        (["distill", "--teacher", "t", "--task", "sst2", "--set", "align.weights.0=1"], "accepted are uniform"),
-        (["distill", "--recipe", "/dev/zero"], "not a regular file"),
-        (["distill", "--recipe", "/"], "is a folder"),
-        (["ablate", "--recipe", "/dev/null"], "not a regular file"),
-    ],
-    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_mistake_is_one_line_and_status_two(kdalign, words, said, tmp_path):
-    status, out, err = kdalign(*words)
-    assert (status, out) == (2, "")
-    line = one_line(err)
-    assert said in line
-    assert len(line) <= 500
-    assert list(tmp_path.iterdir()) == []
+def test_the_help_of_allow_names_every_check():
+    (allow,) = pick_flags("allow")
+    assert f"{', '.join(CHECKS)}; or code" in allow.full_help
 
 
-def test_a_pipe_in_the_place_of_a_recipe_is_not_waited_for(kdalign, tmp_path):
-    import os
-
-    os.mkfifo(tmp_path / "pipe")
-    for words in (
-        ["distill", "--recipe", "pipe"],
-        ["ablate", "--recipe", "pipe"],
-        ["recipe", "dump", "--recipe", "pipe"],
-    ):
-        status, _, err = kdalign(*words)
-        assert (status, "pipe" in one_line(err)) == (2, True)
+def test_switches_set_their_value_and_repeated_options_are_collected():
+    multi_task, teacher, tracker, term = pick_flags("multi_task no_finetune_teacher tracker term")
+    assert [flag.value(True) for flag in (multi_task, teacher)] == [True, False]
+    assert [flag.value(False) for flag in (multi_task, teacher)] == [None, None]
+    assert (tracker.value(["a", "b"]), tracker.value([]), tracker.value(None)) == (("a", "b"), None, None)
+    assert term.value(["pkd=10", "own.py:Loss=0.5"]) == {"pkd": 10.0, "own.py:Loss": 0.5}
 
 
-def test_a_run_that_is_its_own_teacher_is_not_removed(kdalign, teacher, data, tmp_path):
-    import shutil
-
-    (tmp_path / "runs").mkdir()
-    shutil.copytree(teacher, tmp_path / "runs/a/student")
-    (tmp_path / "runs/a/recipe.yaml").write_text(f"teacher: {teacher}\ndata: {{task: sst2}}\n")
-    before = sorted(tmp_path.rglob("*"))
-    words = ["--student", "layers=2", "--task", "sst2", "--data", data, "--overwrite", "--out", "runs/a", "--dry-run"]
-    for place in ("runs/a", "runs/a/student"):
-        status, _, err = kdalign("distill", "--teacher", place, *words)
-        assert (status, "which --overwrite would remove" in one_line(err)) == (2, True)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--lora", "99999"], "--lora 99999 is more than the student's width 32"),
-        (["--set", "student_revision=main"], "student_revision is of a student on the hub; 'layers=2' is cut out"),
-        (["--revision", "main"], "--revision is for hub models"),
-    ],
-)
-def test_what_only_the_models_can_tell_is_refused_by_a_dry_run(kdalign, teacher, data, more, said, tmp_path):
-    words = ["distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run"]
-    status, _, err = kdalign(*words, *more)
-    assert (status, said in one_line(err)) == (2, True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_plan_for_models_of_another_family_is_refused_before_the_run(kdalign, teacher, data, tmp_path):
-    kdalign("map-layers", "--teacher", teacher, "--student", "layers=2", "--out", "plan.json")
-    tree = json.loads((tmp_path / "plan.json").read_text())
-    words = ["distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run"]
-    for change, said in (
-        ({"family": "evil"}, "family of the plan's teacher"),
-        ({"family": "causal"}, "a causal model as the teacher"),
-        ({"tied": 1}, "teacher.tied"),
-        ({"color": "red"}, "teacher.color"),
-    ):
-        (tmp_path / "plan.json").write_text(json.dumps(tree | {"teacher": tree["teacher"] | change}))
-        status, _, err = kdalign(*words, "--plan", "plan.json")
-        assert (status, said in one_line(err)) == (2, True), err
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        *(
-            ["--split", "test"],
-            ["--shots", "2"],
-            ["--beams", "4"],
-            ["--base-url", "http://x/v1"],
-            ["--max-length", "9"],
-        ),
-        *(["--new-tokens", "9"], ["--pseudo", "x"], ["--concurrency", "9"], ["--no-baselines"]),
-    ],
-)
-def test_what_says_nothing_of_a_file_of_predictions_is_refused(kdalign, more):
-    status, _, err = kdalign("eval", "--predictions", "p.jsonl", *more)
-    assert (status, f"{more[0]} says nothing of a file of predictions" in one_line(err)) == (2, True)
-
-
-def test_scores_do_not_replace_a_file_that_holds_none(kdalign, tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"prediction": "a b", "reference": "a b"}\n')
-    (tmp_path / "config.json").write_text("{}")
-    words = ["eval", "--predictions", "p.jsonl", "--metrics", "exact_match", "--out"]
-    status, _, err = kdalign(*words, "config.json")
-    assert (status, "would replace what is no evaluation" in one_line(err)) == (2, True)
-    assert (tmp_path / "config.json").read_text() == "{}"
-    assert kdalign(*words, "e.json")[0] == 0
-    assert kdalign(*words, "e.json")[0] == 0
-
-
-def test_flags_of_servers_are_refused_where_none_is_named(kdalign, teacher, data):
-    for more in (["--base-url", "http://127.0.0.1:9/v1"], ["--chat"], ["--max-requests", "3"], ["--max-tokens", "3"]):
-        status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, *more)
-        assert (status, f"{more[0]} is for served models" in one_line(err)) == (2, True)
-
-
-@pytest.mark.parametrize(
-    "more", [["--beams", "9" * 30], ["--seed", "9" * 30], ["--limit", "9" * 30], ["--new-tokens", "9" * 30]]
-)
-def test_a_number_in_eval_that_cannot_be_meant_is_refused(kdalign, teacher, data, more):
-    status, _, err = kdalign("eval", teacher, "--task", "sst2", "--data", data, *more)
-    assert (status, "more than can be meant" in one_line(err)) == (2, True)
+@pytest.mark.parametrize("word", ["pkd", "=1", "pkd=-1", "pkd=nan", "pkd=x"])
+def test_a_term_takes_a_name_and_a_weight(word):
+    with pytest.raises(UsageError, match="NAME=WEIGHT"):
+        term_weights([word])

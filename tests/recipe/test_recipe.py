@@ -333,3 +333,12 @@ def test_the_shipped_arms_go_with_presets_that_have_stages(preset):
         weights = validate_recipe(tree).objective
         if name == "labels":
             assert (weights.hard, weights.needs_teacher, len(weights.stages)) == (1, False, 1)
+
+
+def test_every_public_name_of_the_package_is_loaded_on_first_use_and_is_no_module():
+    import types
+
+    import kdalign.recipe
+
+    found = {name: getattr(kdalign.recipe, name) for name in kdalign.recipe.__all__}
+    assert [name for name, value in found.items() if isinstance(value, types.ModuleType)] == []

@@ -13,7 +13,8 @@ from kdalign.data.tasks import find_task, load_examples
 from kdalign.errors import UsageError
 from kdalign.metrics.classification import METRICS, reliability_bins
 from kdalign.recipe import Recipe, build_recipe
-from kdalign.recipe.command import FLAGS, distill_command
+from kdalign.recipe.command import distill_command
+from kdalign.recipe.flags import OPTION_OF
 from kdalign.report.plots.runs import pareto_front
 from kdalign.runs.curves import _events, read_curves
 from kdalign.runs.disagreements import find_disagreements, read_answers
@@ -196,7 +197,7 @@ def test_the_command_leaves_defaults_out_and_knows_only_keys_that_are_there():
     assert distill_command(build_recipe(None, {"teacher": "t", "data.task": "sst2", "train.lr": 0.001})) == (
         "kdalign distill --teacher t --student layers=half --task sst2 --lr 0.001"
     )
-    assert set(FLAGS) <= set(Recipe.model_validate(RECIPES[0]).flat())
+    assert set(OPTION_OF) <= set(Recipe.model_validate(RECIPES[0]).flat())
 
 
 def test_of_a_long_history_every_so_many_th_step_is_taken_and_the_last(tmp_path, monkeypatch):
