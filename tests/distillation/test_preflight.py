@@ -43,6 +43,15 @@ def test_memory_and_disk_are_counted_by_hand(kdalign, teacher, data):
     assert found["disk"].startswith(f"{40 * parameters / 1e6:.1f} MB for student")
 
 
+def test_a_limit_on_the_size_of_files_is_refused_or_let_through_by_the_name_it_gives(
+    kdalign, teacher, data, monkeypatch
+):
+    monkeypatch.setattr("kdalign.distillation.preflight._limit_of_files", lambda: 1000)
+    status, _, err = kdalign(*words(teacher, data))
+    assert (status, "--allow file-size" in one_line(err)) == (2, True)
+    assert "file-size" in checks(kdalign, *words(teacher, data, "--allow", "file-size"))
+
+
 def test_too_little_memory_or_disk_is_refused_or_let_through_by_name(kdalign, teacher, data, monkeypatch, tmp_path):
     memory = namedtuple("Memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(1000))
