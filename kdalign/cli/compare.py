@@ -157,7 +157,7 @@ class FormOptions:
 
 @dataclass(frozen=True)
 class GateOptions:
-    """Options that make the command fail where a score is too low."""
+    """Options that fail the command if a score is too low."""
 
     require: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""What the command line prints, and where: tables to stdout, progress and errors to stderr."""
+"""Output of the command line: tables to stdout, progress and errors to stderr."""
 
 import os
 from typing import TYPE_CHECKING
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def error_console() -> "Screen":
-    """A console on stderr."""
+    """Open a console on stderr."""
     from kdalign.report.screen import Screen
 
     return Screen(stderr=True)
 
 
 def tell(line: str) -> None:
-    """A line on stderr, as it stands."""
+    """Print a line on stderr, unwrapped and without markup."""
     from kdalign.report.screen import plain_text
 
     error_console().print(plain_text(line), highlight=False, soft_wrap=True)
 
 
 def new_watcher() -> "ConsoleObserver":
-    """Loading torch takes seconds, so say that something happens."""
+    """Build the observer of a command; shows a status while torch is loaded, which takes seconds."""
     console = error_console()
     with console.status("loading"):
         from kdalign.report.progress import ConsoleObserver
@@ -35,7 +35,7 @@ def new_watcher() -> "ConsoleObserver":
 
 
 def quiet_libraries() -> None:
-    """Keep Transformers' own bars and warnings away."""
+    """Silence the progress bars and warnings of Transformers."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -43,7 +43,7 @@ def quiet_libraries() -> None:
 
 
 def show(renderable: "RenderableType") -> None:
-    """A result on stdout: as wide as the terminal, 100 columns where it is piped; a string as it is."""
+    """Print a result on stdout, as wide as the terminal, or 100 columns in a pipe; strings as they are."""
     if isinstance(renderable, str):
         print(renderable, end="" if renderable.endswith("\n") else "\n")
         return
@@ -56,11 +56,11 @@ def show(renderable: "RenderableType") -> None:
 
 
 FILE_WIDTH = 200
-"""Characters of a line in a file."""
+"""Characters per line in a file."""
 
 
 def as_text(renderable: "RenderableType") -> str:
-    """A result as it goes into a file, which has room for wide tables."""
+    """Render a result for a file, with room for wide tables."""
     if isinstance(renderable, str):
         return renderable if renderable.endswith("\n") else renderable + "\n"
     import io

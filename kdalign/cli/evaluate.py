@@ -140,7 +140,7 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Options that say what is scored or shown beside models."""
+    """Options for files and tables."""
 
     predictions: Annotated[
         Path | None,
@@ -171,7 +171,7 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class OutputOptions:
     """Options that say where models run and where scores go."""
 
     limit: Limit = None
@@ -207,9 +207,10 @@ def eval_(
     answers: AnswerOptions,
     server: ServerOptions,
     table: TableOptions,
-    run: RunOptions,
+    output: OutputOptions,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL|RUN]...", help="Checkpoints or runs; else the newest run.")
+        list[str] | None,
+        typer.Argument(metavar="[MODEL|RUN]...", help="Checkpoints or runs; the newest run by default."),
     ] = None,
 ) -> None:
     """Score checkpoints and runs on splits, and save their predictions.
@@ -220,30 +221,30 @@ def eval_(
     labels are never scored.
     """
     metrics = data.metric_names
-    trust_code(run.allow, metrics or ())
-    form = _check_form(table, run.as_json)
+    trust_code(output.allow, metrics or ())
+    form = _check_form(table, output.as_json)
     if table.predictions is not None:
-        if models or data.task or data.data or data.dataset or run.limit or answers.noise:
+        if models or data.task or data.data or data.dataset or output.limit or answers.noise:
             raise UsageError("--predictions scores a file alone: leave models, --task, data, --limit and --noise out")
         _check_unread(context)
-        scored = _score_file(table.predictions, metrics, answers.language, run.out)
-        _show_evaluations([scored], run.as_json, form, table.reference)
+        scored = _score_file(table.predictions, metrics, answers.language, output.out)
+        _show_evaluations([scored], output.as_json, form, table.reference)
         return
     data.check()
     watcher = new_watcher()
     from kdalign.evaluation.evaluate import evaluate
 
     try:
-        results = evaluate(models or [], _request(data, answers, server, table, run), watcher)
+        results = evaluate(models or [], _request(data, answers, server, table, output), watcher)
     finally:
         watcher.ended()
-    _show_evaluations(results, run.as_json, form, table.reference)
+    _show_evaluations(results, output.as_json, form, table.reference)
     if not any(result.scores or result.submission for result in results):
         raise UsageError("nothing was scored: the reasons are above")
 
 
 def _request(
-    data: DataOptions, answers: AnswerOptions, server: ServerOptions, table: TableOptions, run: RunOptions
+    data: DataOptions, answers: AnswerOptions, server: ServerOptions, table: TableOptions, output: OutputOptions
 ) -> "EvalRequest":
     """The options as the evaluation takes them."""
     from kdalign.data.noise import TextNoise
@@ -257,10 +258,10 @@ def _request(
         split=data.split,
         metrics=data.metric_names,
         max_length=data.max_length,
-        limit=run.limit,
-        revision=run.revision,
-        device=run.device,
-        out=run.out,
+        limit=output.limit,
+        revision=output.revision,
+        device=output.device,
+        out=output.out,
         baselines=table.baselines,
         **vars(server),
         **{**vars(answers), "noise": TextNoise.parse(answers.noise, answers.seed) if answers.noise else None},

@@ -83,7 +83,7 @@ def _finished_run(path: str) -> "FinishedRun":
     from kdalign.runs.integrity import check_weights
     from kdalign.runs.record import read_record
 
-    read_record(Path(path))  # an error says what is there instead
+    read_record(Path(path))  # its error describes what is there
     runs = finished_runs([path])
     for run in runs:
         check_weights(run.folder.path, run.record)

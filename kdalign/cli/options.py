@@ -85,7 +85,7 @@ def split_names(text: str, empty: str) -> tuple[str, ...]:
     """Split names separated by commas.
 
     Raises:
-        UsageError: there are none; the error says ``empty``.
+        UsageError: no names; ``empty`` is its message.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:

@@ -1,4 +1,4 @@
-"""The command that makes a run again: its recipe as flags, what is no flag as ``--set``, defaults left out."""
+"""A recipe as a shell command: flags, ``--set`` for keys without a flag, and no defaults."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ _ALWAYS = ("teacher", "student", "data.task")
 
 
 def distill_command(recipe: Recipe) -> str:
-    """The ``kdalign distill`` that gives this recipe; only what is not the default is in it, quoted for a shell."""
+    """Format the ``kdalign distill`` command of a recipe, quoted for a shell, without defaults."""
     if recipe.multi_task.together and len(recipe.data.task) == 1 and recipe.out:  # one task of several in one student
         return shlex.join(["kdalign", "distill", "--recipe", str(Path(recipe.out).parent / "recipe.yaml")])
     start = {"preset": recipe.preset, "teacher": recipe.teacher, "data": {"task": recipe.data.task}}

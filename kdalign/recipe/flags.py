@@ -184,7 +184,7 @@ OPTION_OF = {flag.key: flag.option for flag in FLAGS if flag.key is not None}
 
 
 def pick_flags(names: str, panel: str | None = None) -> tuple[Flag, ...]:
-    """Flags by their names, separated by blanks, in this order and under this heading of the help."""
+    """Pick flags by name, separated by blanks, in this order and under this heading of the help."""
     by_name = {flag.name: flag for flag in FLAGS}
     return tuple(replace(by_name[name], panel=panel) for name in names.split())
 
@@ -211,7 +211,7 @@ def term_weights(words: Iterable[str]) -> dict[str, float]:
 
 
 def _choices_text(key: str) -> str:
-    """The words that a key accepts, such as ``One of last, best.``; empty if it takes others, too."""
+    """Choices of a key, such as ``One of last, best.``; empty if it accepts other values."""
     from kdalign.recipe.presets import preset_names
     from kdalign.recipe.recipe import Recipe
 
@@ -224,7 +224,7 @@ def _choices_text(key: str) -> str:
 
 
 def _default_text(key: str) -> str:
-    """The default of a key, such as ``Default 0.3; for embeddings 0.``; empty if there is none."""
+    """Default of a key, such as ``Default 0.3; for embeddings 0.``; empty if there is none."""
     general = _defaults()[""][key]
     if general is None or key in _REQUIRED:
         return ""
@@ -237,7 +237,7 @@ def _default_text(key: str) -> str:
 
 
 def as_word(value: object) -> str:
-    """A value as it is typed after its option: 3 for 3.0, names with commas."""
+    """Format a value as typed after its option: 3 for 3.0, names with commas."""
     if isinstance(value, list):
         return ",".join(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

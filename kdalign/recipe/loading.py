@@ -1,4 +1,4 @@
-"""From files, flags and assignments to a recipe."""
+"""Build a recipe from a file, flags and assignments."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,12 +18,12 @@ from kdalign.recipe.task_defaults import MultiTask
 def build_recipe(
     file: Path | None = None, flags: Mapping[str, object] | None = None, sets: Iterable[str] = ()
 ) -> Recipe:
-    """Make one recipe of a file, flags that win over it, and assignments that win over both.
+    """Build a recipe from a file, flags that win over it, and assignments that win over both.
 
     Args:
-        file: YAML.
-        flags: dotted key to value, such as ``{"train.lr": 1e-4}``; None means "not given".
-        sets: assignments such as ``train.lr=1e-4``, their values read as YAML.
+        file: recipe file in YAML.
+        flags: values by dotted key, such as ``{"train.lr": 1e-4}``; None counts as not given.
+        sets: assignments such as ``train.lr=1e-4``, with values in YAML.
 
     Raises:
         UsageError: unreadable file, unknown key (with the nearest known one), or a value that is not accepted.
@@ -32,53 +32,55 @@ def build_recipe(
 
 
 def merge(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[str]) -> dict[str, Any]:
-    """A tree of keys and values with flags that win over it, and assignments that win over both.
+    """Merge flags and assignments into a tree of keys and values; assignments win over flags, and flags over the tree.
 
-    What the tree says of a key for one of several tasks gives way, too.
+    They also win over the tree's values for single tasks (``multi_task.tasks``).
 
     Raises:
-        UsageError: an assignment that is none, or to a key of something that has no keys.
+        UsageError: an assignment of another form, or to a key below a value.
     """
-    found = deepcopy(dict(tree))
+    merged = deepcopy(dict(tree))
     sets = list(sets)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
         if not text.strip():
-            raise UsageError(f"--set {key.strip()}= has no value (null takes one away)")
-    said = {key for key, value in flags.items() if value is not None} | {one.partition("=")[0].strip() for one in sets}
-    _forget(found, said)
+            raise UsageError(f"--set {key.strip()}= has no value (null removes one)")
+    given = {key for key, value in flags.items() if value is not None} | {
+        each.partition("=")[0].strip() for each in sets
+    }
+    _forget(merged, given)
     for key, value in flags.items():
         if key == "objective.terms" and isinstance(value, Mapping):
-            _add_terms(found, value)
+            _add_terms(merged, value)
         elif value is not None:
-            set_key(found, key, value)
+            set_key(merged, key, value)
     for assignment in sets:
         key, _, text = assignment.partition("=")
-        set_key(found, key.strip(), parse_value(key.strip(), text))
-    _check_texts(found)
-    return found
+        set_key(merged, key.strip(), parse_value(key.strip(), text))
+    _check_texts(merged)
+    return merged
 
 
 def code_in_assignments(sets: Iterable[str]) -> list[object]:
-    """What assignments that are written on the command line say where a recipe can name code.
+    """Values of assignments in the sections of a recipe that can name code.
 
     Raises:
-        UsageError: as ``merged``.
+        UsageError: as in ``merge``.
     """
     tree = merge({}, {}, sets)
     return [tree.get(section) for section in ("objective", "align", "multi_task")]
 
 
 _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
-"""What no file's name can have; U+DC80 to U+DCFF stand for bytes of a name that is not UTF-8."""
+"""Characters that no file name can have; U+DC80 to U+DCFF stand for bytes of a name that is not UTF-8."""
 _NO_PATHS = ("align.map", "init")
-"""Keys whose text is no name of a file or model."""
+"""Keys whose text does not name a file or model."""
 
 
 def _check_texts(tree: Mapping[str, Any]) -> None:
-    """Refuse texts that no file can hold or be called, before somebody looks for one.
+    """Refuse texts that no file can contain or be named by, before files are looked up.
 
     Raises:
         UsageError: a null character, half a surrogate pair, or a name that is too long.
@@ -92,7 +94,7 @@ def _check_texts(tree: Mapping[str, Any]) -> None:
         for name, each in texts.items():
             for text in _texts(each):
                 if _NO_NAME.search(text):
-                    raise UsageError(f"{name}={text!r}: holds a character that no file's name can have")
+                    raise UsageError(f"{name}={text!r}: holds a character that no file name can have")
             names = each if isinstance(each, list | tuple) else [each]
             for one in names if name.partition(".")[0] not in ("objective", "multi_task") else ():
                 if isinstance(one, str) and one.strip() and name not in _NO_PATHS:
@@ -101,7 +103,7 @@ def _check_texts(tree: Mapping[str, Any]) -> None:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a value of YAML, keys too."""
+    """All texts in a value of YAML, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -114,13 +116,13 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def validate_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe that a tree of keys and values holds.
+    """Validate a tree of keys and values as a recipe.
 
     Raises:
         UsageError: unknown key (with the nearest known one), or a value that is not accepted.
     """
     if not isinstance(tree, Mapping):
-        raise UsageError("a recipe has keys")
+        raise UsageError("a recipe is a mapping of keys to values")
     _check_keys(Recipe, tree, "")
     try:
         return Recipe.model_validate(tree)
@@ -129,7 +131,7 @@ def validate_recipe(tree: Mapping[str, Any]) -> Recipe:
 
 
 def _forget(tree: dict[str, Any], keys: Collection[str]) -> None:
-    """Take keys out of what differs for tasks, in place."""
+    """Remove keys from the settings of single tasks, in place."""
     section = tree.get("multi_task")
     tasks = section.get("tasks") if isinstance(section, dict) else None
     for own in tasks.values() if isinstance(tasks, dict) else ():
@@ -142,16 +144,16 @@ def _forget(tree: dict[str, Any], keys: Collection[str]) -> None:
 
 
 def for_task(tree: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The tree of a recipe of several tasks, with the keys that differ for this one (``multi_task.tasks``)."""
-    found = deepcopy(dict(tree))
-    section = found.get("multi_task") or {}
+    """Apply the settings of one task (``multi_task.tasks``) to the tree of a recipe of several tasks."""
+    changed = deepcopy(dict(tree))
+    section = changed.get("multi_task") or {}
     for key, value in MultiTask(tasks=section.pop("tasks", {})).tasks.get(task, {}).items():
-        set_key(found, key, value)
-    return found
+        set_key(changed, key, value)
+    return changed
 
 
 def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
-    """The recipe of one task of several, with what differs for it and these changes of keys at its top.
+    """Build the recipe of one task of several, with its own settings and with changes of top-level keys.
 
     Raises:
         UsageError: a value that is not accepted.
@@ -159,7 +161,7 @@ def recipe_of_task(recipe: Recipe, task: str, **changes: object) -> Recipe:
     together = recipe.multi_task
     tree = for_task(recipe.model_dump() | changes, task)
     set_key(tree, "data.task", (task,))
-    # With which others it is learnt, and what differs for them; by itself, it is a recipe like any other.
+    # A student of several tasks keeps the others' names and settings.
     others = {name: together.tasks.get(name, {}) for name in recipe.data.task} if together.together else {}
     set_key(tree, "multi_task.tasks", others)
     try:
@@ -174,10 +176,10 @@ def load_recipe(file: Path) -> Recipe:
 
 
 def read_tree(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """Read the keys and values of a recipe file.
 
     Raises:
-        UsageError: it cannot be read, or holds none.
+        UsageError: it cannot be read, or holds no keys.
     """
     check_name(str(file), "the recipe's name")
     try:
@@ -192,7 +194,7 @@ def read_tree(file: Path) -> dict[str, Any]:
 
 
 def missing_keys(file: Path) -> list[str]:
-    """The keys of a recipe that a file leaves out; a run's own recipe has all of them.
+    """Keys of a recipe that a file leaves out; a run's own recipe has all of them.
 
     Raises:
         UsageError: it cannot be read.
@@ -209,21 +211,21 @@ def _dotted(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """A value as YAML reads it, but 1e-4 as the number that people mean (YAML 1.1 reads a string).
+    """Parse a value as YAML, but 1e-4 as a number (YAML 1.1 reads a string).
 
-    Where a key holds text, the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63. So is what is
-    no YAML, such as a date that does not exist, unless it begins as a list or names with values.
+    For keys of type text the text is kept: YAML 1.1 reads the pair of layers ``1:3`` as the number 63. So is text that
+    is not YAML, such as a date that does not exist, unless it begins as a list or a mapping.
 
     Raises:
-        UsageError: a list or names with values that cannot be read.
+        UsageError: a list or a mapping that cannot be read.
     """
     try:
         value = parse_yaml(text, key)
     except UsageError:
-        if text.lstrip()[:1] in ("[", "{") and not _holds_text(key):
+        if text.lstrip()[:1] in ("[", "{") and not _is_text_key(key):
             raise
         return text
-    if value is not None and _holds_text(key):
+    if value is not None and _is_text_key(key):
         return value if isinstance(value, str) else text
     if isinstance(value, str):
         try:
@@ -234,7 +236,7 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
-    """Name further terms in a tree, in place; options of those that are there stay."""
+    """Set weights of further terms in a tree, in place; options of terms that it has stay."""
     section = tree.setdefault("objective", {})
     terms = section.setdefault("terms", {}) if isinstance(section, dict) else None
     if not isinstance(terms, dict):
@@ -244,7 +246,7 @@ def _add_terms(tree: dict[str, Any], weights: Mapping[str, float]) -> None:
         terms[name] = {**options, "weight": weight} if isinstance(options, Mapping) else weight
 
 
-def _holds_text(key: str) -> bool:
+def _is_text_key(key: str) -> bool:
     *sections, name = key.split(".")
     known = Recipe.model_fields
     for section in sections:
@@ -263,7 +265,7 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
     for number, section in enumerate(sections):
         inner = tree.setdefault(section, {})
         if sections[:number] == ["objective", "terms"] and isinstance(inner, int | float):
-            inner = tree[section] = {"weight": inner}  # a term that was named by its weight gets an option
+            inner = tree[section] = {"weight": inner}  # a term that was given by its weight gets an option
         if not isinstance(inner, dict):
             raise UsageError(f"recipe key {section!r} is not a section")
         tree = inner
@@ -271,7 +273,11 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
 
 
 def _check_keys(section: type[BaseModel], tree: Mapping[str, Any], path: str) -> None:
-    """Name the first unknown key and the nearest known one, before pydantic's longer report."""
+    """Refuse the first unknown key, with the nearest known one, before pydantic's longer report.
+
+    Raises:
+        UsageError: an unknown key, or a value in place of a section.
+    """
     for key, value in tree.items():
         field = section.model_fields.get(str(key))
         if field is None:
@@ -304,13 +310,16 @@ def _all_keys(section: type[BaseModel], path: str = "") -> list[str]:
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "str" and "[" not in str(part))  # of a union, which
+    key = ".".join(
+        str(part) for part in first["loc"] if part != "str" and "[" not in str(part)
+    )  # drop the names of union members
     if first["type"] == "missing":
         flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
         return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
-    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    said = said.replace("a valid tuple", "a list, such as [a, b]").replace("a valid dictionary", "names with values")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("a valid tuple", "a list, such as [a, b]").replace(
+        "a valid dictionary", "names with values"
+    )
     if first["type"] == "value_error" and isinstance(first["input"], Mapping) and "." not in key:
-        return said  # of several keys of a section, which it names
-    # Of several keys the message names them.
-    return f"{key}={shorten(repr(first['input']), 120)}: {said}" if key else said
+        return message  # it names several keys of a section
+    return f"{key}={shorten(repr(first['input']), 120)}: {message}" if key else message

@@ -1,4 +1,4 @@
-"""The recipe's objective: weights of terms, what they are multiplied by, how they change, and arms."""
+"""The objective section of a recipe: weights of loss terms, their balance and schedules, and the arms of ablations."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -83,12 +83,12 @@ class ObjectiveWeights(Section):
             if self.align_first and aligns and change["from"] >= self.align_first:
                 raise ValueError(
                     f"schedule of {key}: layers are aligned in the first {self.align_first:g} of the steps "
-                    f"(align_first); from={change['from']:g} must lie before"
+                    f"(align_first); from={change['from']:g} must come earlier"
                 )
             if self.align_first and not aligns and change.get("until", 1.0) <= self.align_first:
                 raise ValueError(
                     f"schedule of {key}: answers count after the first {self.align_first:g} of the steps "
-                    f"(align_first); until={change['until']:g} must lie after"
+                    f"(align_first); until={change['until']:g} must come later"
                 )
         return self
 
@@ -106,7 +106,7 @@ class ObjectiveWeights(Section):
 
     @property
     def stages(self) -> tuple[tuple[float, "ObjectiveWeights"], ...]:
-        """One after the other, the share of the steps after which each begins, and what it minimises."""
+        """Stages in order: the share of the steps after which each begins, and its objective."""
         if not self.align_first:
             return ((0.0, self),)
         answers = {name: given for name, given in self.terms.items() if name in ANSWER_TERMS}
@@ -120,14 +120,14 @@ class ObjectiveWeights(Section):
 
     @property
     def moving(self) -> dict[str, Schedule]:
-        """What is scheduled, by its key."""
+        """Schedules by key."""
         starts = {"temperature": self.temperature} | {key: getattr(self, key) for key in TERM_KEYS}
         starts |= {name: given["weight"] for name, given in self.terms.items()}
         return {key: schedule_of(starts[key], change) for key, change in self.schedule.items()}
 
     @property
     def built(self) -> "ObjectiveWeights":
-        """What terms are made for: weights that rise from 0 are what they rise to, and nothing is scheduled."""
+        """The objective for building terms: without schedules, and weights that rise from 0 at their final value."""
         if not self.schedule:
             return self
         risen = {key: each.to for key, each in self.moving.items() if each.start == 0}
@@ -137,28 +137,28 @@ class ObjectiveWeights(Section):
 
     @property
     def further(self) -> dict[str, float]:
-        """The weights of further terms, those of weight 0 left out."""
+        """Weights of further terms, without those of weight 0."""
         return {name: given["weight"] for name, given in self.terms.items() if given["weight"] > 0}
 
     @property
     def aligning(self) -> bool:
-        """Whether any term compares layers."""
+        """True if a term compares layers."""
         further = any(name not in ANSWER_TERMS for name in self.further)
         return further or any(getattr(self, key) > 0 for key in ALIGNING_KEYS)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Each term's weight at first, by its key; a further term's by its name."""
+        """Initial weight of each term, by its key, or by its name for further terms."""
         return {key: getattr(self, key) for key in TERM_KEYS} | self.further
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term looks at the teacher."""
+        """True if a term needs the teacher."""
         return any(weight > 0 for key, weight in self.built.weights.items() if key not in TEACHERLESS_KEYS)
 
     @property
     def learns_without_labels(self) -> bool:
-        """Whether something is learnt at all times from text whose labels are not known."""
+        """True if in every stage a term can use text without labels."""
         return all(stage.needs_teacher or stage.built.masked_lm > 0 for _, stage in self.stages)
 
 
@@ -175,7 +175,7 @@ def _with_weight(name: str, given: object) -> dict[str, Any]:
 
 
 def _number(value: object) -> object:
-    """A number that YAML 1.1 reads as text, such as 1e-4."""
+    """Convert numbers that YAML 1.1 reads as text, such as 1e-4; leave other values alone."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -189,5 +189,5 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "align": {"hard": 1.0, "alpha": 0.0, "align_first": 0.5, "schedule": {}},
     "joint": {},
 }
-"""What is compared on one budget, by what differs from the recipe's objective: hard labels only; hard and soft labels;
-layers aligned for the first half of the steps and hard labels for the second; everything at once."""
+"""Arms of an ablation, by their changes to the recipe's objective: hard labels only; hard labels and soft targets;
+layers aligned for the first half of the steps and hard labels for the second; all terms at once."""

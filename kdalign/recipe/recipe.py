@@ -1,4 +1,4 @@
-"""A recipe, whole."""
+"""The recipe: all sections, and the rules across them."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED,
 
 Check = Literal["memory", "disk", "file-size", "special-tokens"]
 CHECKS: tuple[str, ...] = get_args(Check)
-"""Checks before a run whose findings can be let through."""
+"""Preflight checks whose errors ``--allow`` lets through."""
 
 
 class Recipe(Section):
@@ -64,18 +64,15 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fit_the_task(cls, tree: Any) -> Any:
-        """Where nothing is said, a preset, language models and students without a teacher start from other values."""
+    def _fill_defaults(cls, tree: Any) -> Any:
+        """Fill in the defaults of a preset, of the kind of task, and of a student without a teacher."""
         if not isinstance(tree, Mapping):
             return tree
         tree = {
             key: given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
             for key, given in tree.items()
         }
-        data = tree.get("data")
-        tasks = data.get("task") if isinstance(data, Mapping) else None
-        given = tasks.split(",") if isinstance(tasks, str) else tasks if isinstance(tasks, list | tuple) else ()
-        names = [name.strip() for name in given if isinstance(name, str)]
+        names = _task_names(tree.get("data"))
         if isinstance(tree.get("preset"), str):
             preset = preset_named(tree["preset"])
             for name in names:
@@ -92,7 +89,7 @@ class Recipe(Section):
         return filled
 
     @model_validator(mode="after")
-    def _rows_fit_a_batch(self) -> "Recipe":
+    def _check_batch_tokens(self) -> "Recipe":
         tokens = self.train.batch_tokens
         if tokens is not None and tokens < self.data.max_length:
             raise ValueError(
@@ -101,7 +98,7 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _mapped_once_in_stages(self) -> "Recipe":
+    def _check_remapping(self) -> "Recipe":
         staged = self.objective.align_first or self.align.grow
         if staged and self.align.remap_every is not None:
             raise ValueError(
@@ -110,40 +107,40 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _grows_while_layers_are_aligned(self) -> "Recipe":
+    def _check_grow(self) -> "Recipe":
         grow, first = self.align.grow, self.objective.align_first
         if first and grow > first:
             raise ValueError(f"align.grow={grow:g} is more than the steps that align layers, align_first={first:g}")
         return self
 
     @model_validator(mode="after")
-    def _teacher_where_needed(self) -> "Recipe":
+    def _check_teacher(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
             raise ValueError("there is no teacher: every weight but hard and masked_lm must be 0")
         return self
 
     @model_validator(mode="after")
-    def _learns_from_unlabelled(self) -> "Recipe":
+    def _check_unlabelled(self) -> "Recipe":
         data = self.data
         if data.unlabelled is None and (data.unlabelled_limit is not None or data.unlabelled_share is not None):
-            raise ValueError("data.unlabelled_limit and data.unlabelled_share are of data.unlabelled: give that, too")
+            raise ValueError("data.unlabelled_limit and data.unlabelled_share need data.unlabelled: give that as well")
         if data.unlabelled is None and not data.augment.unlabelled:
             return self
         flag = "--unlabelled" if data.unlabelled is not None else "data.augment without keep_labels"
         if not self.has_teacher and not self.objective.built.masked_lm:
-            raise ValueError(f"text without labels ({flag}) is learnt from a teacher's answers: give --teacher")
+            raise ValueError(f"text without labels ({flag}) needs a teacher to learn from: give --teacher")
         if not self.objective.learns_without_labels:
             which = "the part after objective.align_first" if self.objective.align_first else "the objective"
             raise ValueError(
-                f"{which} learns from labels alone (hard), and text without labels ({flag}) has none: give "
+                f"{which} only learns from labels (hard), which text without labels ({flag}) does not have: give "
                 f"--alpha a weight, or leave it out"
             )
         if data.unlabelled_share is not None and self.train.batch_tokens is not None:
-            raise ValueError("data.unlabelled_share is a share of rows: it takes --batch-size, not --batch-tokens")
+            raise ValueError("data.unlabelled_share is a share of rows: use it with --batch-size, not --batch-tokens")
         return self
 
     @model_validator(mode="after")
-    def _what_differs_is_of_its_tasks(self) -> "Recipe":
+    def _check_task_settings(self) -> "Recipe":
         tasks, own, together = self.data.task, self.multi_task, self.multi_task.together
         named = {"multi_task.tasks": [*own.tasks], "multi_task.body_from": [own.body_from]}
         for key, names in named.items() if len(tasks) > 1 else ():
@@ -162,13 +159,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_be_learnt_together(self) -> "Recipe":
+    def _check_multi_task(self) -> "Recipe":
         if not self.multi_task.together:
             return self
         tasks, train = self.data.task, self.train
         for task in tasks:
             if output_kind(task) != "classes":
-                raise ValueError(f"--multi-task is for classes and scores, each with a head: not for task {task!r}")
+                raise ValueError(f"--multi-task is for tasks of classes or scores: not for task {task!r}")
         refused = {
             "--lora": train.lora is not None,
             "align.remap_every": self.align.remap_every is not None,
@@ -180,29 +177,36 @@ class Recipe(Section):
         }
         for flag, given in refused.items():
             if given:
-                raise ValueError(f"--multi-task does not go with {flag}: train the tasks one by one")
+                raise ValueError(f"--multi-task does not support {flag}: train the tasks one by one")
         return self
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is a teacher."""
+        """True unless the student is trained without a teacher."""
         return self.teacher != NO_TEACHER
 
     def with_changes(self, **changes: object) -> "Recipe":
-        """A copy with top-level fields replaced, validated again."""
+        """Copy with top-level fields replaced, and validate again."""
         return Recipe.model_validate({**self.model_dump(), **changes})
 
     def flat(self) -> dict[str, object]:
-        """Every value by its dotted key."""
+        """All values by dotted key."""
         return _flat(type(self), self.model_dump(mode="json"))
 
     def dump(self) -> str:
-        """The recipe as YAML, every default visible."""
+        """Format as YAML with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _task_names(data: Any) -> list[str]:
+    """The names of tasks in a data section that is not validated yet."""
+    tasks = data.get("task") if isinstance(data, Mapping) else None
+    names = tasks.split(",") if isinstance(tasks, str) else tasks if isinstance(tasks, list | tuple) else ()
+    return [name.strip() for name in names if isinstance(name, str)]
+
+
 def _flat(section: type[BaseModel], tree: Mapping[str, Any], before: str = "") -> dict[str, object]:
-    """A section's values by their dotted keys."""
+    """Flatten a section's values to dotted keys."""
     found: dict[str, object] = {}
     for key, value in tree.items():
         inner = section.model_fields[key].annotation

@@ -1,26 +1,26 @@
-"""Schedules: numbers of the objective that change over a run, each a pure function of how far the run is."""
+"""Schedules: numbers of the objective as pure functions of the progress of a run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from kdalign.errors import did_you_mean
 
 SHAPES = ("linear", "cosine", "steps", "constant")
 JUMPS = 4
-"""Of the shape ``steps``, where it says no number."""
+"""Default number of jumps of the shape ``steps``."""
 MOST_WEIGHT = 1e6
-"""Of a term: with a larger one its loss is soon beyond what a float32 holds."""
+"""Largest weight of a term; with a larger one its loss soon overflows float32."""
 MOST_TEMPERATURE = 1e4
-"""Its square multiplies the loss; the least is one over it."""
+"""Largest temperature, as its square multiplies the loss; the smallest is its inverse."""
 _MOST_JUMPS = 10**6
 _KEYS = ("to", "shape", "from", "until", "steps")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    r"""A number on its way from its start to another.
+    r"""A number that changes from one value to another during a run.
 
     .. math:: v(x) = v_0 + r\big((x - a) / (b - a)\big) \, (v_1 - v_0), \quad r(u) = u,\ (1 - \cos \pi u) / 2
         \text{ or } \lfloor n u \rfloor / n
@@ -28,12 +28,12 @@ class Schedule:
     with u kept between 0 and 1: linear, cosine or in n equal jumps; ``constant`` is :math:`v_1` from a on.
 
     Attributes:
-        start: :math:`v_0`, what it is until it begins to change.
-        to: :math:`v_1`, what it is in the end.
+        start: :math:`v_0`, the initial value.
+        to: :math:`v_1`, the final value.
         shape: one of ``SHAPES``.
-        begins: a, a share of the run.
-        ends: b.
-        jumps: n.
+        begins: a, the share of the run at which the change begins.
+        ends: b, the share at which it ends.
+        jumps: n, of the shape ``steps``.
     """
 
     start: float
@@ -43,11 +43,11 @@ class Schedule:
     ends: float = 1.0
     jumps: int = JUMPS
 
-    def at(self, place: float) -> float:
-        """Its value at a place in the run: 0 is the first step and 1 the last."""
+    def at(self, progress: float) -> float:
+        """Compute the value at a point of the run: 0 is the first step and 1 the last."""
         if self.shape == "constant":
-            return self.to if place >= self.begins else self.start
-        part = min(max((place - self.begins) / (self.ends - self.begins), 0.0), 1.0)
+            return self.to if progress >= self.begins else self.start
+        part = min(max((progress - self.begins) / (self.ends - self.begins), 0.0), 1.0)
         match self.shape:
             case "cosine":
                 part = (1 - math.cos(math.pi * part)) / 2
@@ -67,59 +67,72 @@ class Schedule:
 
 
 def percent(share: float) -> str:
-    """A share for people, such as ``12.5 %``."""
+    """Format a share in per cent, such as ``12.5 %``."""
     return f"{100 * share:g} %"
 
 
 def progress_at(step: int, steps: int) -> float:
-    """Where a step, counted from 0, is in a run of so many: 0 for the first, 1 for the last."""
+    """Progress of a run at a step counted from 0: 0 for the first step, 1 for the last."""
     return step / max(1, steps - 1)
 
 
 def check_schedule(key: str, given: object) -> dict[str, Any]:
-    """A change as a recipe says it, with its defaults.
+    """Check a change as a recipe gives it, and fill in its defaults.
 
     Raises:
-        ValueError: what is accepted.
+        ValueError: a word or a value that is not accepted.
     """
     if not isinstance(given, Mapping) or "to" not in given:
-        raise ValueError(f"schedule of {key} takes what it goes to, such as {{to: 0, shape: linear}}; given {given!r}")
+        raise ValueError(f"schedule of {key} takes its final value, such as {{to: 0, shape: linear}}; given {given!r}")
     for word in given:
-        if word not in _KEYS:
-            near = did_you_mean(str(word), _KEYS)
-            raise ValueError(f"schedule of {key} has no {word!r}{near} (accepted: {', '.join(_KEYS)})")
+        _check_word(f"schedule of {key} has no {str(word)!r}", str(word), _KEYS)
     shape = given.get("shape", "linear")
-    if shape not in SHAPES:
-        near = did_you_mean(str(shape), SHAPES)
-        raise ValueError(f"schedule of {key}: no shape {shape!r}{near} (accepted: {', '.join(SHAPES)})")
-    to = given["to"]
-    least, most = (1 / MOST_TEMPERATURE, MOST_TEMPERATURE) if key == "temperature" else (0, MOST_WEIGHT)
-    if not _is_number(to) or not least <= to <= most:
-        raise ValueError(f"schedule of {key}: to={to!r} must be a number from {least:g} to {most:,.0f}")
-    begins, ends = given.get("from", 0.0), given.get("until", 1.0)
-    for word, share in (("from", begins), ("until", ends)):
-        if not _is_number(share) or not 0 <= share <= 1:
-            raise ValueError(f"schedule of {key}: {word}={share!r} must be a share of the steps, 0 to 1")
-    found = {"to": float(to), "shape": shape, "from": float(begins)}
+    _check_word(f"schedule of {key}: no shape {shape!r}", str(shape), SHAPES)
+    to = _check_target(key, given["to"])
+    begins, ends = (
+        _check_share(key, word, given.get(word, default)) for word, default in (("from", 0.0), ("until", 1.0))
+    )
+    change = {"to": to, "shape": shape, "from": begins}
     if "steps" in given and shape != "steps":
         raise ValueError(f"schedule of {key}: steps is for shape steps, not {shape}")
     if shape == "constant":
         if "until" in given:
             raise ValueError(f"schedule of {key}: shape constant has its value from `from` on, and no until")
-        return found
+        return change
     if ends <= begins:
-        raise ValueError(f"schedule of {key}: until={ends} must lie after from={begins}")
-    found["until"] = float(ends)
+        raise ValueError(f"schedule of {key}: until={ends} must be after from={begins}")
+    change["until"] = ends
     if shape == "steps":
-        jumps = given.get("steps", JUMPS)
-        if not _is_number(jumps) or jumps != int(jumps) or not 1 <= jumps <= _MOST_JUMPS:
-            raise ValueError(f"schedule of {key}: steps={jumps!r} must be a number of jumps, 1 to {_MOST_JUMPS:,}")
-        found["steps"] = int(jumps)
-    return found
+        change["steps"] = _check_jumps(key, given.get("steps", JUMPS))
+    return change
+
+
+def _check_word(problem: str, word: str, accepted: Sequence[str]) -> None:
+    if word not in accepted:
+        raise ValueError(f"{problem}{did_you_mean(word, accepted)} (accepted: {', '.join(accepted)})")
+
+
+def _check_target(key: str, to: object) -> float:
+    least, most = (1 / MOST_TEMPERATURE, MOST_TEMPERATURE) if key == "temperature" else (0, MOST_WEIGHT)
+    if not _is_number(to) or not least <= to <= most:
+        raise ValueError(f"schedule of {key}: to={to!r} must be a number from {least:g} to {most:,.0f}")
+    return float(to)
+
+
+def _check_share(key: str, word: str, share: object) -> float:
+    if not _is_number(share) or not 0 <= share <= 1:
+        raise ValueError(f"schedule of {key}: {word}={share!r} must be a share of the steps, 0 to 1")
+    return float(share)
+
+
+def _check_jumps(key: str, jumps: object) -> int:
+    if not _is_number(jumps) or jumps != int(jumps) or not 1 <= jumps <= _MOST_JUMPS:
+        raise ValueError(f"schedule of {key}: steps={jumps!r} must be a number of jumps, 1 to {_MOST_JUMPS:,}")
+    return int(jumps)
 
 
 def schedule_of(start: float, change: Mapping[str, Any]) -> Schedule:
-    """A number that is at first what the recipe says, and changes as was checked."""
+    """Build a schedule from the recipe's initial value and a checked change."""
     return Schedule(
         start,
         change["to"],
@@ -130,5 +143,5 @@ def schedule_of(start: float, change: Mapping[str, Any]) -> Schedule:
     )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The recipe's sections: data, layers, training and fine-tuning."""
+"""Sections of a recipe: data, layers, training and fine-tuning."""
 
 import math
 import re
@@ -15,10 +15,10 @@ MOST_ROWS = 10**12
 MOST_TOKENS = 10**15
 MOST_EPOCHS = 1e6
 LONGEST_INPUT = 10**6
-"""Tokens of one input."""
+"""Most tokens of one input."""
 MOST_DECAY = 1e3
 LARGEST = 1e38
-"""What a float32 holds, about."""
+"""About the largest float32."""
 
 LearningRate = Annotated[float, Field(gt=0, le=LARGEST)]
 Epochs = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
@@ -32,14 +32,14 @@ Temperature = Annotated[float, Field(ge=1 / MOST_TEMPERATURE, le=MOST_TEMPERATUR
 
 
 class Section(BaseModel):
-    """A part of a recipe: what is not known is refused, and nothing changes afterwards."""
+    """A frozen section of a recipe; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _of_its_kind(cls, value: object, info: ValidationInfo) -> object:
-        """Pydantic would take true for 1, and "yes" for true."""
+    def _check_kind(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse values of another type that pydantic would convert, such as true for 1 and "yes" for true."""
         kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
         if isinstance(value, bytes | bytearray | set | frozenset):
             raise ValueError("takes numbers, words, and lists of them")
@@ -49,21 +49,21 @@ class Section(BaseModel):
         if bool in kinds and not isinstance(value, bool) and len(kinds) == 1:
             raise ValueError("must be true or false")
         blank = any(isinstance(one, str) and not one.strip() for one in given)
-        if str in kinds and blank and info.field_name != "task":  # which says more
-            raise ValueError("is empty; leave the key out, or give null, where nothing is meant")
+        if str in kinds and blank and info.field_name != "task":  # it has an error of its own
+            raise ValueError("is empty; leave the key out, or give null")
         return value
 
 
 def check_plain(value: object, where: str) -> None:
-    """Refuse what YAML can hold and a recipe cannot: bytes, dates, sets, and numbers that are not finite.
+    """Refuse values of YAML that a recipe cannot hold: bytes, dates, sets, and numbers that are not finite.
 
     Raises:
-        ValueError: what is accepted.
+        ValueError: a value that is not accepted.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where} has the key {key!r}, which is no text (quote it)")
+                raise ValueError(f"{where} has the key {key!r}, which is not text (quote it)")
             check_plain(inner, where)
     elif isinstance(value, list | tuple):
         for inner in value:
@@ -75,7 +75,7 @@ def check_plain(value: object, where: str) -> None:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of; of words that are listed, their own."""
+    """The plain types in an annotation; for a Literal, the types of its values."""
     parts = get_args(annotation)
     if not parts:
         return {annotation}
@@ -85,7 +85,7 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 AUGMENT_RATES: Mapping[str, float] = {"masked-lm": 0.4, "spans": 0.15, "cutoff": 0.1}
-"""What ``Augment.rate`` is for each way, where it is left out."""
+"""Default of ``data.augment.rate`` for each method."""
 
 
 _VIEWS, _NEW = ("spans", "cutoff"), ("masked-lm",)
@@ -94,7 +94,7 @@ AUGMENT_KEYS: Mapping[str, tuple[str, ...]] = {
     "share": _VIEWS,
     **dict.fromkeys(("model", "copies", "candidates", "keep_labels", "seed"), _NEW),
 }
-"""For which ways a key of ``Augment`` is."""
+"""Methods that use each key of ``data.augment``."""
 
 
 class AugmentSettings(Section):
@@ -120,7 +120,7 @@ class AugmentSettings(Section):
     """For ``masked-lm``: seed of the replacements, so that all seeds of the training read the same texts."""
 
     @model_validator(mode="after")
-    def _of_one_way(self) -> "AugmentSettings":
+    def _check_method(self) -> "AugmentSettings":
         for key, field in type(self).model_fields.items():
             ways = AUGMENT_KEYS.get(key, ())
             if ways and self.by not in ways and getattr(self, key) != field.default:
@@ -129,17 +129,17 @@ class AugmentSettings(Section):
 
     @property
     def corrupts(self) -> bool:
-        """Whether rows are changed as they are read."""
+        """True if rows are changed as they are read."""
         return self.by in ("spans", "cutoff")
 
     @property
     def rate_used(self) -> float:
-        """As given, or that of the way."""
+        """The rate, or the default of the method."""
         return self.rate or AUGMENT_RATES[self.by]
 
     @property
     def unlabelled(self) -> bool:
-        """Whether it makes rows whose label is not known."""
+        """True if it adds rows without labels."""
         return self.by == "masked-lm" and not self.keep_labels
 
     def __str__(self) -> str:
@@ -183,12 +183,12 @@ class DataSettings(Section):
 
     @field_validator("task", mode="before")
     @classmethod
-    def _names(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("task")
     @classmethod
-    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value) or not value:
             raise ValueError("name at least one task, separated by commas")
         if len(set(value)) < len(value):
@@ -197,9 +197,9 @@ class DataSettings(Section):
 
 
 LAYER_WEIGHTS = ("uniform", "ramp", "learned", "adaptive")
-"""Words for lambda_l."""
+"""Names of layer weights lambda_l."""
 UNLABELLED_KEYS = ("unlabelled", "unlabelled_limit", "unlabelled_share")
-"""Of ``Data``, those of text without labels."""
+"""Keys of ``data`` for text without labels."""
 
 
 class AlignSettings(Section):
@@ -223,7 +223,7 @@ class AlignSettings(Section):
     """Comparison of attention maps: ``each`` head by head, ``mean`` over heads, ``mix`` with learned mixtures of the
     student's heads; ``auto`` is head by head if both models have the same number, otherwise mixed."""
     relations: Literal["values", "all"] = "values"
-    """What ``objective.relations`` compares: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
+    """Tensors compared by ``objective.relations``: values as in MiniLM, or queries, keys and values as in MiniLMv2."""
     relation_heads: int | None = Field(None, ge=1, le=10**6)
     """Number of relation heads, a divisor of both models' widths; when left out, the largest up to the teacher's
     number of heads."""
@@ -238,14 +238,14 @@ class AlignSettings(Section):
 
     @field_validator("weights", mode="before")
     @classmethod
-    def _word_or_numbers(cls, value: object) -> object:
+    def _check_weights_type(cls, value: object) -> object:
         if value is not None and not isinstance(value, str | list | tuple):
             raise ValueError(f"accepted are {', '.join(LAYER_WEIGHTS)}, or numbers such as [1, 2, 3]")
         return "uniform" if value is None else value
 
     @field_validator("weights")
     @classmethod
-    def _positive(cls, value: tuple[float, ...] | str) -> tuple[float, ...] | str:
+    def _check_weights(cls, value: tuple[float, ...] | str) -> tuple[float, ...] | str:
         if isinstance(value, str):
             if value not in LAYER_WEIGHTS:
                 near = did_you_mean(value, LAYER_WEIGHTS)
@@ -313,7 +313,7 @@ class TrainSettings(Section):
 
     @field_validator("freeze", mode="before")
     @classmethod
-    def _parts(cls, value: object) -> object:
+    def _check_parts(cls, value: object) -> object:
         words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
         for word in words if isinstance(words, list | tuple) else ():
             if not re.fullmatch(r"embeddings|head|layers=(\w+:)?[0-9]{1,9}(-[0-9]{1,9})?", str(word)):
@@ -324,20 +324,20 @@ class TrainSettings(Section):
         return words
 
     @model_validator(mode="after")
-    def _freezes_or_adapts(self) -> "TrainSettings":
+    def _check_lora(self) -> "TrainSettings":
         if self.freeze and self.lora is not None:
             raise ValueError("adapters leave layers and embeddings as they are: give train.freeze or --lora, not both")
         return self
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "TrainSettings":
+    def _check_budget(self) -> "TrainSettings":
         if self.max_steps is not None and self.max_tokens is not None:
             raise ValueError("give train.max_steps or train.max_tokens, not both")
         return self
 
     @property
     def holds_out(self) -> bool:
-        """Whether a slice of train is kept from training."""
+        """True if a slice of the training split is held out."""
         return self.select == "best" or self.patience is not None
 
 

@@ -1,4 +1,4 @@
-"""What a recipe begins with for kinds of task, and several tasks in one student."""
+"""Defaults of a recipe by kind of task, and the section of several tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ _OF_A_TASK: Mapping[str, type[BaseModel]] = {
     "objective": ObjectiveWeights,
     "finetune": FinetuneSettings,
 }
-"""Sections that may differ from task to task of one student."""
+"""Sections that may differ between the tasks of one student."""
 
 
 class MultiTask(Section):
@@ -41,8 +41,8 @@ class MultiTask(Section):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _by_whole_keys(cls, value: object) -> object:
-        """Sections as a recipe has them, too: ``{cola: {objective: {beta: 2}}}``."""
+    def _flatten_sections(cls, value: object) -> object:
+        """Flatten sections to dotted keys: ``{cola: {objective: {beta: 2}}}`` is ``{cola: {objective.beta: 2}}``."""
         if not isinstance(value, Mapping) or not all(isinstance(changes, Mapping) for changes in value.values()):
             raise ValueError(
                 "multi_task.tasks takes names of tasks, each with keys, such as {cola: {objective.beta: 2}}"
@@ -58,7 +58,7 @@ class MultiTask(Section):
 
     @field_validator("tasks")
     @classmethod
-    def _changes_what_a_task_has(cls, value: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    def _check_keys(cls, value: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
         known = [f"{name}.{key}" for name, section in _OF_A_TASK.items() for key in section.model_fields]
         known.remove("data.task")
         for task, changes in value.items():
@@ -88,42 +88,42 @@ LANGUAGE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"temperature": 1.0, "beta": 1.0, "gamma": 0.0, "delta": 0.0},
     "train": {"epochs": 1.0, "batch_size": 16},
 }
-"""What differs for tasks whose answers are tokens: temperature 1 and features by cosine alone (Muralidharan et al.
-2024, arXiv:2407.14679: for decoders attention relations add nothing), and longer rows."""
+"""Defaults for tasks of tokens: temperature 1, features by cosine only (Muralidharan et al. 2024, arXiv:2407.14679: for
+decoders attention relations add nothing), and longer rows."""
 EMBEDDING_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"hard": 0.0, "alpha": 1.0},
     "train": {"epochs": 1.0, "dropout": 0.0},
 }
-"""What differs for embeddings, which have no labels; without dropout the training loss falls much further."""
+"""Defaults for embeddings, which have no labels; without dropout the training loss falls much further."""
 ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
 }
-"""What differs where there is no teacher."""
+"""Defaults without a teacher."""
 
 
 def task_defaults(task: str) -> Mapping[str, Mapping[str, Any]]:
-    """What differs for a task, by its name."""
+    """Defaults of a task by its name."""
     kind = _kind_of(task)
     return LANGUAGE_DEFAULTS if kind in TOKEN_TASKS else EMBEDDING_DEFAULTS if kind == EMBEDDING_TASK else {}
 
 
 def output_kind(task: str) -> str:
-    """What a task's answers are, as presets say it."""
+    """Kind of a task's outputs: ``classes``, ``tokens`` or ``embeddings``."""
     kind = _kind_of(task)
     return "tokens" if kind in TOKEN_TASKS else "embeddings" if kind == EMBEDDING_TASK else "classes"
 
 
 TASK_FILES = Path(__file__).parents[1] / "data" / "tasks" / "files"
-"""Task files that are shipped: their names without the ending are tasks, too."""
+"""Folder of the built-in task files; a file's name without its ending is a task."""
 
 
 def _kind_of(task: str) -> str:
-    """What a task's name begins with, or the kind that a task file says."""
+    """Kind of a task: the beginning of its name, or the kind in its task file."""
     file = Path(task) if task.endswith((".yaml", ".yml")) else TASK_FILES / f"{task}.yaml"
     if not is_file(file):
         return task.partition(":")[0]
     try:
         tree = read_yaml(file, yaml.BaseLoader)
-    except UsageError:  # said by whoever reads the whole of it
+    except UsageError:  # reported by the reader of the whole file
         return ""
     return str(tree.get("kind", "")) if isinstance(tree, dict) else ""

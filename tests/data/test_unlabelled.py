@@ -211,7 +211,7 @@ def test_no_text_lies_around_a_held_one_of_four_words_or_more():
     ("more", "said"),
     [
         (("--teacher", "none", "--student", "TEACHER"), "give --teacher"),
-        (("--hard", "1", "--alpha", "0", "--beta", "0", "--gamma", "0", "--delta", "0"), "learns from labels alone"),
+        (("--hard", "1", "--alpha", "0", "--beta", "0", "--gamma", "0", "--delta", "0"), "only learns from labels"),
         (("--hard", "1", "--alpha", "0", "--set", "objective.align_first=0.5"), "part after objective.align_first"),
         (("--task", "masked-lm"), "add the texts to its split 'train'"),
         (("--unlabelled", "nowhere"), "no such folder or file"),
@@ -221,7 +221,7 @@ def test_no_text_lies_around_a_held_one_of_four_words_or_more():
         (("--unlabelled", "rest", "--limit", "256"), "it leaves out none"),
         (("--unlabelled", "known.txt"), "every text equals one"),
         (("--set", "data.unlabelled_share=0.9"), "takes 2,304 texts without labels beside 256 labelled rows"),
-        (("--set", "data.unlabelled_share=0.5", "--batch-tokens", "500"), "takes --batch-size"),
+        (("--set", "data.unlabelled_share=0.5", "--batch-tokens", "500"), "use it with --batch-size"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learnt_from_is_refused_in_one_line(more, said, teacher, data, kdalign, tmp_path):

@@ -337,21 +337,21 @@ def test_texts_that_another_task_is_trained_on_are_said(encoder, glue, tmp_path)
     ("more", "said"),
     [
         (("--task", "cola"), "--multi-task takes two tasks or more: given 'cola' alone"),
-        (("--task", "cola,lm"), "--multi-task is for classes and scores, each with a head: not for task 'lm'"),
-        (("--lora", "4"), "--multi-task does not go with --lora: train the tasks one by one"),
-        (("--select", "best"), "--multi-task does not go with --select best: train the tasks one by one"),
-        (("--patience", "2"), "--multi-task does not go with --patience: train the tasks one by one"),
+        (("--task", "cola,lm"), "--multi-task is for tasks of classes or scores: not for task 'lm'"),
+        (("--lora", "4"), "--multi-task does not support --lora: train the tasks one by one"),
+        (("--select", "best"), "--multi-task does not support --select best: train the tasks one by one"),
+        (("--patience", "2"), "--multi-task does not support --patience: train the tasks one by one"),
         (
             ("--set", "train.batch_tokens=256"),
-            "--multi-task does not go with --batch-tokens: train the tasks one by one",
+            "--multi-task does not support --batch-tokens: train the tasks one by one",
         ),
         (
             ("--tokenizer", "train:80"),
-            "--multi-task does not go with --tokenizer train:SIZE: train the tasks one by one",
+            "--multi-task does not support --tokenizer train:SIZE: train the tasks one by one",
         ),
         (
             ("--set", "align.remap_every=2"),
-            "--multi-task does not go with align.remap_every: train the tasks one by one",
+            "--multi-task does not support align.remap_every: train the tasks one by one",
         ),
         (
             ("--set", "multi_task.tasks.cula.objective.beta=1"),

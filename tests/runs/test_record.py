@@ -112,7 +112,7 @@ def test_a_recipe_of_another_version_is_one_line_that_says_which():
     record = replace(record, recipe={**record.recipe, "out": "runs/x"})
     with pytest.raises(UsageError, match=r"^the run 'runs/x', made by kdalign 9\.9"):
         record.parsed_recipe()
-    with pytest.raises(UsageError, match="a recipe has keys"):
+    with pytest.raises(UsageError, match="a recipe is a mapping"):
         replace(record, recipe=None).parsed_recipe()
 
 

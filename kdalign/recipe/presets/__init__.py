@@ -1,8 +1,8 @@
-"""Presets: what the field's methods minimise, as the beginning of a recipe.
+"""Presets: published distillation methods as a start for recipes.
 
-Each is a YAML file beside this module: what it is (``about``), its paper (``source``), what it needs (``needs``),
-for which kinds of task it is (``tasks``), where it differs from its paper (``differs``), the keys that it sets
-(``recipe``), and those that it sets otherwise for a task (``by_task``).
+Each is a YAML file in this folder: a description (``about``), its paper (``source``), its requirements (``needs``),
+its kinds of task (``tasks``), its differences from the paper (``differs``), the recipe keys that it sets (``recipe``),
+and keys for single tasks that win over those (``by_task``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,22 @@ from kdalign.errors import UsageError, unknown
 
 FOLDER = Path(__file__).parent
 DEFAULT = "feature-alignment"
-"""What a recipe without a preset is."""
+"""The method of a recipe without a preset."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method by its name in the field.
+    """A published method.
 
     Attributes:
-        about: what it minimises, in a sentence.
+        name: name in the literature.
+        about: description of its objective in a sentence.
         source: its paper.
-        needs: what the models, the data or the task must have.
-        tasks: kinds of task: ``classes`` (scores, too), ``tokens``, ``embeddings``.
-        differs: where it is not what the paper does.
-        recipe: the recipe's keys that it sets; what the recipe itself says wins over them.
-        by_task: for tasks by their names, keys that win over those.
+        needs: requirements on models, data or task.
+        tasks: supported kinds of task: ``classes`` (also scores), ``tokens``, ``embeddings``.
+        differs: differences from the paper.
+        recipe: recipe keys that it sets; keys of the recipe itself win over them.
+        by_task: keys for single tasks, by name, which win over those of ``recipe``.
     """
 
     name: str
@@ -45,30 +46,30 @@ class Preset:
     by_task: Mapping[str, Mapping[str, Any]]
 
     def check(self, kind: str, task: str) -> None:
-        """Refuse a kind of task that it is not for.
+        """Refuse a kind of task that the method does not support.
 
         Raises:
-            UsageError: which it is for.
+            UsageError: another kind; the error names the supported ones.
         """
         if kind not in self.tasks:
             raise UsageError(f"preset {self.name!r} is for tasks of {' and '.join(self.tasks)}; {task!r} is of {kind}")
 
     def text(self) -> str:
-        """As a recipe file, which says what it is."""
+        """Format as a recipe file, with the description in comments."""
         lines = [f"{self.name}: {self.about}", f"Source: {self.source}"]
         lines += [f"Needs {need}." for need in self.needs] + [f"Unlike the paper, {one}." for one in self.differs]
         lines += [f"For tasks of {' and '.join(self.tasks)}."]
         own = {**self.by_task, "other tasks": self.recipe} if self.by_task else {}
         lines += [f"For {task}: {_in_words(keys)}." for task, keys in own.items()]
         comments = [f"# {part}" for line in lines for part in wrap(line, 118, subsequent_indent="  ")]
-        # What differs by task stays in the preset: a recipe that names it says it for all.
+        # Keys of single tasks stay in the preset: written into the recipe, they would hold for all tasks.
         keys = yaml.safe_dump({"preset": self.name, **({} if self.by_task else self.recipe)}, sort_keys=False)
         return "\n".join([*comments, keys])
 
     def under(self, tree: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-        """A recipe's tree of keys and values, with the preset's where it says nothing.
+        """Fill in a recipe's tree with the keys of the preset that it leaves out.
 
-        What it sets for one of several tasks is what differs for that task (``multi_task.tasks``).
+        Keys for one of several tasks go to ``multi_task.tasks``.
         """
         if len(tasks) == 1:
             return _under(_under(self.recipe, self.by_task.get(tasks[0], {})), tree)
@@ -78,10 +79,10 @@ class Preset:
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of this name.
+    """Load a preset by name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: an unknown name.
     """
     if name not in preset_names():
         raise unknown("preset", name, preset_names())
@@ -108,7 +109,7 @@ def _under(start: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unsaid(keys: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with those of their keys that a tree does not have."""
+    """Drop the keys that a tree has."""
     left = {
         section: {key: each for key, each in own.items() if key not in (tree.get(section) or {})}
         for section, own in keys.items()
