@@ -57,11 +57,11 @@ def compare_against(rows: Sequence[Row], groups: Sequence[Sequence[RunGroup]], n
     """
     names = [row.name for row in rows]
     if name not in names:
-        raise unknown("row to hold others against", name, names)
+        raise unknown("row to test others against", name, names)
     repeated = [other for other in names if names.count(other) > 1]
     if repeated:
         raise UsageError(
-            f"two rows are called {repeated[0]!r}, so that nothing can be held against: rename their folders"
+            f"two rows are called {repeated[0]!r}, so none of them can be the baseline: rename their folders"
         )
     runs = dict(zip(names, groups, strict=True))
     tests = compare_arms({row: _arm(group) for row, group in runs.items()}, name)
@@ -113,16 +113,16 @@ def _method_notes(verdicts: Sequence[ArmVerdict], name: str) -> list[str]:
     tests = ", ".join(dict.fromkeys(verdict.verdict.test for verdict in verdicts))
     several = len({verdict.arm for verdict in verdicts}) > 1
     corrected = ", corrected for the number of rows (Holm)" if several else ""
-    own = ", each its own, not corrected" if several else ""
+    own = ", not corrected for their number" if several else ""
     notes = [
         f"{BETTER} better than {name}, {WORSE} worse, {ALIKE} no evidence of either at 5 %{corrected}; paired by "
         f"example and seed ({tests})",
-        f"− {name}: how much better, whatever a metric's direction, with its 95 % interval{own}",
+        f"− {name}: improvement over {name}, whatever the metric's direction, with its 95 % interval{own}",
     ]
     if any(map(_seems_contradictory, verdicts)):
         notes.append(
-            f"where mark and interval seem to disagree: the mark is by the test's p{corrected}; the interval is not, "
-            f"and may be made otherwise (docs/reference/statistics.md)"
+            f"where mark and interval seem to disagree: the mark follows the test's p{corrected}; the interval does "
+            f"not, and may come from another method (docs/reference/statistics.md)"
         )
     return notes
 
@@ -140,8 +140,8 @@ def _power_notes(verdicts: Sequence[ArmVerdict], name: str) -> list[AboutRows]:
     return [
         AboutRows(
             frozenset({verdict.arm, f"{verdict.arm} − {name}"}),
-            f"{verdict.arm} − {name}, {verdict.key}: p = {verdict.verdict.p_holm:.2g}; such data show a difference of "
-            f"{verdict.verdict.detectable:.1f} in 80 % of cases",
+            f"{verdict.arm} − {name}, {verdict.key}: p = {verdict.verdict.p_holm:.2g}; such data reveal a difference "
+            f"of {verdict.verdict.detectable:.1f} in 80 % of cases",
         )
         for verdict in summaries
         if verdict.verdict.detectable is not None

@@ -76,8 +76,7 @@ def _unlabelled_texts(entries: Sequence[RunGroup]) -> list[str]:
         for task, record in entry.records.items():
             counts.setdefault(task, {})[entry.name] = record.data.get("unlabelled", {"n": 0})["n"]
     return [
-        f"texts without labels that arms learnt from on {task}: "
-        + ", ".join(f"{arm} {n:,}" for arm, n in by_arm.items())
+        f"unlabelled texts that arms learnt from on {task}: " + ", ".join(f"{arm} {n:,}" for arm, n in by_arm.items())
         for task, by_arm in counts.items()
         if any(by_arm.values())
     ]
@@ -92,7 +91,7 @@ def _searched_settings(ablation: Path) -> list[str]:
     trials = read_json(file)
     for trial in trials if isinstance(trials, list) else [trials]:
         if not isinstance(trial, dict) or not isinstance(trial.get("settings"), dict):
-            raise UsageError(f"{str(file)!r} is not what a search has tried")
+            raise UsageError(f"{str(file)!r} is not a search's list of trials")
         if trial.get("chosen"):
             chosen[str(trial.get("arm"))] = trial["settings"]
     listed = [

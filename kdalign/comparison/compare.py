@@ -189,7 +189,7 @@ def _filter_note(conditions: Sequence[Filter], shown: int, rows: int) -> list[st
     if not conditions:
         return []
     written = " and ".join(condition.written for condition in conditions)
-    return [f"filter {written}: {shown} of {rows} rows, of which the best is marked"]
+    return [f"filter {written}: {shown} of {rows} rows; the best of these is marked"]
 
 
 def _skipped_notes(skipped: Mapping[Path, str]) -> list[str]:
@@ -197,4 +197,4 @@ def _skipped_notes(skipped: Mapping[Path, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for path, reason in skipped.items():
         reasons.setdefault(reason, []).append(path.name)
-    return [f"passed over: {list_names(names)} ({reason})" for reason, names in reasons.items()]
+    return [f"skipped: {list_names(names)} ({reason})" for reason, names in reasons.items()]

@@ -59,13 +59,13 @@ def _why(row: Row, column: Column, columns: Sequence[Column]) -> str:
     if row.kind == "teacher" and column.key in ("agreement", "speed-up"):
         return "a teacher is not compared with itself"
     if row.kind == "difference":
-        return "there is no verdict on it"
+        return "it was not tested"
     if column.task and column.task not in tasks_of(row, columns):
-        return f"they are not of {column.task}"
+        return f"not evaluated on {column.task}"
     if row.kind == "student" and column.key in ("agreement", "retained", "speed-up"):
-        return "there is no teacher, or none whose answers compare"
+        return "there is no teacher whose answers can be compared"
     if column.key == "ece":
-        return "it is taken of runs on classes"
+        return "it is computed for classification runs only"
     if row.kind == "baseline":
-        return "it is of models, and was not taken of this row"
+        return "it is not measured for baselines"
     return "it was not measured"

@@ -1,12 +1,12 @@
-"""Gates: what must hold of a table for a build to pass, by itself or beside an earlier table.
+"""Gates: conditions on a table, by itself or compared with an earlier one, that must hold for a build to pass.
 
 Two kinds, both written as on the command line::
 
     retained>=97                 a bound on a column: >=, >, <=, < or =
-    sst2/accuracy=0.5            how much worse than an earlier table's a column may be, in its unit
+    sst2/accuracy=0.5            the largest drop from an earlier table's value, in the column's unit
 
 A name is a column's key (``sst2/accuracy``) or a metric's (``accuracy``, of every task that has it). Students and
-evaluated models are gated; teachers, what needs no model, and what others have published are not.
+evaluated models are gated; teachers, baselines and published rows are not.
 """
 
 import json
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _REQUIREMENT = re.compile(r"\s*([^<>]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
 _DIGITS = 6
-"""At most so many decimals, where fewer would hide on which side of its bound a value lies."""
-_NONE = Cell(None, reason="the row has none")
+"""Maximum decimals used to show on which side of its bound a value is."""
+_ABSENT = Cell(None, reason="the row has none")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class MaxDrop:
-    """How much worse than an earlier value a column may be, in its unit, whichever direction is worse."""
+    """Largest accepted drop of a column from an earlier value, in its unit, whichever direction is worse."""
 
     name: str
     most: float
@@ -51,12 +51,14 @@ class MaxDrop:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One gate on one row: what was asked, what was found, and whether it holds.
+    """Result of one gate on one row.
 
     Attributes:
-        row: empty where the table has no row to look at.
+        row: name of the row; empty if the table has no row to check.
+        asked: the condition in words.
         found: the value with its interval, or why there is none.
-        value: None where there is none; the gate then fails.
+        passed: true if the condition holds.
+        value: the value; None if there is none, and the gate then fails.
         baseline: the earlier value; None for a bound.
     """
 
@@ -72,7 +74,7 @@ class GateResult:
 
     @property
     def line(self) -> str:
-        """All of it on one line."""
+        """The result on one line."""
         row = f"{self.row}: " if self.row else ""
         return f"{'pass' if self.passed else 'FAIL'}: {row}{self.asked}; {self.found}"
 
@@ -80,38 +82,38 @@ class GateResult:
 def check_gates(
     now: ComparisonTable, require: Sequence[str] = (), max_drop: Sequence[str] = (), baseline: str | Path | None = None
 ) -> tuple[GateResult, ...]:
-    """Hold a table against gates; all are looked at, whichever fail.
+    """Check every gate on a table, whichever fail.
 
     Args:
-        now: the table, with every column.
+        now: the table, with all its columns.
         require: bounds such as ``retained>=97``.
         max_drop: largest drops such as ``accuracy=0.5``, several separated by commas.
-        baseline: the earlier table in JSON, or a run or evaluation that makes one.
+        baseline: the earlier table in JSON, or a run or an evaluation.
 
     Raises:
-        UsageError: a gate that cannot be read, an unknown column, or a baseline that is not there.
+        UsageError: a gate that cannot be parsed, an unknown column, or a missing baseline.
     """
-    bounds = [_requirement(text) for text in require]
-    drops = [_drop(part) for text in max_drop for part in text.split(",")]
+    bounds = [_parse_requirement(text) for text in require]
+    drops = [_parse_drop(part) for text in max_drop for part in text.split(",")]
     if drops and baseline is None:
         raise UsageError("--max-drop needs the earlier table: --baseline FILE")
     if baseline is not None and not drops:
-        raise UsageError("--baseline is held against what --max-drop names, such as --max-drop accuracy=0.5")
+        raise UsageError("--baseline is compared in the columns of --max-drop, such as --max-drop accuracy=0.5")
     before = read_baseline(Path(baseline)) if baseline is not None else None
     verdicts: list[GateResult] = []
     measured = [column for column in now.columns if not column.published]
     for bound in bounds:
         for column in resolve_columns(bound.name, measured):
-            verdicts += _required(bound, column, now)
+            verdicts += _check_bound(bound, column, now)
     for drop in drops:
         for column in resolve_columns(drop.name, measured):
             assert before is not None, "drops come with a baseline"
-            verdicts += _dropped(drop, column, now, before)
+            verdicts += _check_drop(drop, column, now, before)
     return tuple(verdicts)
 
 
 def append_gates(shown: "RenderableType", form: str, verdicts: Sequence[GateResult]) -> "RenderableType":
-    """A rendered table with the gates in it: below it in Markdown, a part of the object in JSON; others as they are."""
+    """Add the gates to a rendered table: below it in Markdown, under a key in JSON; other formats stay as they are."""
     if form == "json" and verdicts:
         return json.dumps(json.loads(str(shown)) | {"gates": [asdict(verdict) for verdict in verdicts]}, indent=2)
     if form == "markdown" and verdicts:
@@ -125,17 +127,17 @@ def _bold_outcome(line: str) -> str:
     return f"**{outcome}**:{rest}"
 
 
-def _requirement(text: str) -> Requirement:
-    found = _REQUIREMENT.fullmatch(text)
-    bound = _number(found[3]) if found else None
-    if found is None or bound is None:
+def _parse_requirement(text: str) -> Requirement:
+    match = _REQUIREMENT.fullmatch(text)
+    bound = _number(match[3]) if match else None
+    if match is None or bound is None:
         raise UsageError(f"--require {text!r}: give a column, one of >= > <= < = and a number, such as 'retained>=97'")
-    return Requirement(found[1], found[2], bound)
+    return Requirement(match[1], match[2], bound)
 
 
-def _drop(text: str) -> MaxDrop:
-    name, equals, given = (part.strip() for part in text.partition("="))
-    most = _number(given)
+def _parse_drop(text: str) -> MaxDrop:
+    name, equals, drop = (part.strip() for part in text.partition("="))
+    most = _number(drop)
     if not name or not equals or most is None or most < 0:
         raise UsageError(
             f"--max-drop {text.strip()!r}: give a column and the largest drop in its unit, 0 or more, "
@@ -153,63 +155,65 @@ def _number(text: str) -> float | None:
 
 
 def _gated(comparison: ComparisonTable, column: Column) -> list[Row]:
-    """The rows that a gate looks at: students and evaluated models whose column it is, with a value or without."""
+    """The rows that a gate checks: students and evaluated models that have the column or should have it."""
     rows = [row for row in comparison.rows if row.kind in ("student", "evaluation")]
-    return [row for row in rows if column.key in row.cells or _misses(row, column)]
+    return [row for row in rows if column.key in row.cells or _should_have(row, column)]
 
 
-def _misses(row: Row, column: Column) -> bool:
-    """Whether a row ought to have a column that it lacks: one of its own task, or one that every student has."""
+def _should_have(row: Row, column: Column) -> bool:
+    """True for a column of the row's own task, and for one that every student has."""
     if not column.task:
         return row.kind == "student"
     return any(key == column.task or key.startswith(f"{column.task}/") for key in row.cells)
 
 
-def _nobody(column: Column, asked: str) -> GateResult:
+def _no_rows(column: Column, asked: str) -> GateResult:
     return GateResult("", column.key, asked, "no student and no evaluated model has this column", passed=False)
 
 
-def _required(gate: Requirement, column: Column, now: ComparisonTable) -> list[GateResult]:
+def _check_bound(gate: Requirement, column: Column, now: ComparisonTable) -> list[GateResult]:
     asked = f"{column.key} {gate.relation} {gate.bound:g}"
     verdicts = []
     for row in _gated(now, column):
-        cell = row.cells.get(column.key, _NONE)
-        held = cell.value is not None and _RELATIONS[gate.relation](cell.value, gate.bound)
-        found = _shown(cell, column, gate.bound)
-        verdicts.append(GateResult(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high))
-    return verdicts or [_nobody(column, asked)]
+        cell = row.cells.get(column.key, _ABSENT)
+        passed = cell.value is not None and _RELATIONS[gate.relation](cell.value, gate.bound)
+        found = _format_cell(cell, column, gate.bound)
+        verdicts.append(GateResult(row.name, column.key, asked, found, passed, cell.value, cell.low, cell.high))
+    return verdicts or [_no_rows(column, asked)]
 
 
-def _dropped(gate: MaxDrop, column: Column, now: ComparisonTable, before: ComparisonTable) -> list[GateResult]:
+def _check_drop(gate: MaxDrop, column: Column, now: ComparisonTable, before: ComparisonTable) -> list[GateResult]:
     asked = f"{column.key} at most {gate.most:g}{_unit(column)} worse than the baseline"
     rows, earlier = _gated(now, column), _gated(before, column)
-    moved = _other_data(column, now, before)
+    other_data = _other_data(column, now, before)
     verdicts = []
     for row in rows:
-        cell = row.cells.get(column.key, _NONE)
-        alike = earlier if len(rows) == len(earlier) == 1 else [old for old in earlier if old.name == row.name]
-        old = alike[0].cells.get(column.key, _NONE) if len(alike) == 1 else _NONE
+        cell = row.cells.get(column.key, _ABSENT)
+        matching = earlier if len(rows) == len(earlier) == 1 else [old for old in earlier if old.name == row.name]
+        old = matching[0].cells.get(column.key, _ABSENT) if len(matching) == 1 else _ABSENT
         worse = None
         if cell.value is not None and old.value is not None:
             worse = old.value - cell.value if column.higher_is_better else cell.value - old.value
-        if not alike:
-            has = ", ".join(old.name for old in earlier) or "none with this column"
-            said = f"the baseline has no row {row.name!r} (it has: {has})"
-        elif len(alike) > 1:
-            said = f"the baseline has {len(alike)} rows {row.name!r}"
+        if len(matching) != 1:
+            change = _no_match(row, matching, earlier)
         elif old.value is None:
-            said = f"the baseline has no value{f' ({old.reason})' if old.reason else ''}"
-        elif moved:
-            said = moved
+            change = f"the baseline has no value{f' ({old.reason})' if old.reason else ''}"
         else:
-            said = f"before {_plain(old.value, column.digits + 1)}"
-            said += f": {_change(worse)}" if worse is not None else ""
-        held = worse is not None and not moved and _at_most(worse, gate.most)
-        found = f"{_shown(cell, column)}, {said}"
+            change = other_data or f"before {_format_change(old.value, worse, column)}"
+        passed = worse is not None and not other_data and _at_most(worse, gate.most)
+        found = f"{_format_cell(cell, column)}, {change}"
         verdicts.append(
-            GateResult(row.name, column.key, asked, found, held, cell.value, cell.low, cell.high, old.value)
+            GateResult(row.name, column.key, asked, found, passed, cell.value, cell.low, cell.high, old.value)
         )
-    return verdicts or [_nobody(column, asked)]
+    return verdicts or [_no_rows(column, asked)]
+
+
+def _no_match(row: Row, matching: Sequence[Row], earlier: Sequence[Row]) -> str:
+    """Why a row has no counterpart in the baseline."""
+    if matching:
+        return f"the baseline has {len(matching)} rows {row.name!r}"
+    names = ", ".join(old.name for old in earlier) or "none with this column"
+    return f"the baseline has no row {row.name!r} (it has: {names})"
 
 
 def _other_data(column: Column, now: ComparisonTable, before: ComparisonTable) -> str:
@@ -231,7 +235,7 @@ def _at_most(value: float, bound: float) -> bool:
 
 
 def _equal(value: float, bound: float) -> bool:
-    """Equal but for the rounding of floating-point numbers: 29 of 100 is 28.999999999999996 per cent."""
+    """Equal up to floating-point rounding: 29 of 100 is 28.999999999999996 per cent."""
     return math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-9)
 
 
@@ -244,8 +248,8 @@ _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 
-def _shown(cell: Cell, column: Column, bound: float | None = None) -> str:
-    """A value with its interval, exact enough to see on which side of a bound it lies; or why there is none."""
+def _format_cell(cell: Cell, column: Column, bound: float | None = None) -> str:
+    """A value with its interval, with enough decimals to tell it from a bound; or why there is none."""
     if cell.value is None:
         return f"no value{f' ({cell.reason})' if cell.reason else ''}"
     digits = column.digits + 1
@@ -253,24 +257,28 @@ def _shown(cell: Cell, column: Column, bound: float | None = None) -> str:
         if digits == _DIGITS:
             break
         digits += 1
-    shown = f"found {_plain(cell.value, digits)}{'*' if cell.mark else ''}"
+    text = f"found {_format(cell.value, digits)}{'*' if cell.mark else ''}"
     if cell.low is not None and cell.high is not None:
-        shown += f" ({_plain(cell.low, column.digits)} to {_plain(cell.high, column.digits)})"
-    return shown
+        text += f" ({_format(cell.low, column.digits)} to {_format(cell.high, column.digits)})"
+    return text
 
 
-def _plain(value: float, digits: int) -> str:
+def _format(value: float, digits: int) -> str:
     if abs(value) >= 1e9:  # as a table shows it
         return f"{value:.4e}"
     return f"{value:,.{digits}f}"
 
 
-def _change(worse: float) -> str:
+def _format_change(before: float, worse: float | None, column: Column) -> str:
+    """An earlier value and, where there is one now, the change."""
+    value = _format(before, column.digits + 1)
+    if worse is None:
+        return value
     if _equal(worse, 0):
-        return "the same"
-    return f"{abs(worse):.4g} {'worse' if worse > 0 else 'better'}"
+        return f"{value}: the same"
+    return f"{value}: {abs(worse):.4g} {'worse' if worse > 0 else 'better'}"
 
 
 def _unit(column: Column) -> str:
-    """A difference's unit: of percentages, points."""
+    """The unit of a difference: points for percentages."""
     return " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""

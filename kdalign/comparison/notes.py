@@ -95,7 +95,7 @@ def _score_conventions(table: NotedTable) -> list[str]:
 def _different_tokens(table: NotedTable) -> list[str]:
     """Likelihoods per token that do not compare because the rows' tokenizers differ."""
     return [
-        f"{key}: a token's, and the rows' tokenizers differ: do not rank them"
+        f"{key}: per token, and the rows' tokenizers differ: do not rank them"
         + (f"; compare {' or '.join(instead)}" if instead else "")
         for key, instead in find_incomparable(table.entries).items()
         if table.shows(key)
@@ -106,9 +106,11 @@ def _shared_columns(table: NotedTable) -> list[str]:
     """Columns whose meaning depends on the row's own tasks or teacher."""
     shared = [column.key for column in table.columns if column.key in SHARED]
     if shared and have_different_tasks(table.entries):
-        return [f"{', '.join(shared)}: of each row's own tasks, so they do not rank rows of different tasks"]
+        return [f"{', '.join(shared)}: over each row's own tasks, so they do not rank rows of different tasks"]
     if shared and have_different_teachers(table.entries):
-        return ["agreement, retained: of each row's own teacher, so they do not rank rows of different teachers"]
+        return [
+            "agreement, retained: relative to each row's own teacher, so they do not rank rows of different teachers"
+        ]
     return []
 
 
@@ -148,9 +150,11 @@ def _evaluation_remarks(table: NotedTable) -> list[str]:
     for result in table.scored:
         notes |= dict.fromkeys(result.get("notes", ()))
         if result.get("truncated"):
-            notes[f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were cut"] = None
+            notes[
+                f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were truncated"
+            ] = None
         marks = {score["mark"] for score in result["scores"] if score.get("mark")}
-        notes |= {f"* {mark}-perplexity: no perplexity, and compares with none": None for mark in marks}
+        notes |= {f"* {mark}-perplexity: not a perplexity, and not comparable with one": None for mark in marks}
     return list(notes)
 
 
@@ -159,7 +163,9 @@ def _evaluations(table: NotedTable) -> list[str]:
     if notes:
         notes.append("evaluations are never marked best")
     if any(result.get("trained_tokens") for result in table.scored):
-        notes.append("trained: tokens that the run behind a model read, not those of the model that it began with")
+        notes.append(
+            "trained: tokens that the model's own run was trained on, without those of the model that it started from"
+        )
     return notes
 
 
@@ -182,7 +188,7 @@ def _means(table: NotedTable) -> list[str]:
     means = [column.key for column in table.columns if column.key == column.task]
     if not means:
         return []
-    return [f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as GLUE averages"]
+    return [f"{', '.join(means)}: the mean of the task's metrics; macro: the mean over tasks, as in GLUE"]
 
 
 def _define(key: str, text: str) -> Footnote:
@@ -207,15 +213,15 @@ def _flops(table: NotedTable) -> list[str]:
     if not table.shows("flops"):
         return []
     lengths = _lengths(model.tokens for model in table.models if model.flops is not None)
-    return [f"FLOPs/token: of a forward of {lengths} tokens, 2 a multiply-add, attention and head included"]
+    return [f"FLOPs/token: of a forward pass over {lengths} tokens, 2 per multiply-add, attention and head included"]
 
 
 def _steps_to(table: NotedTable) -> list[str]:
     if not any(column.key.startswith("steps-to/") for column in table.columns):
         return []
     return [
-        "steps to: the first evaluation on the watched texts that reached it; runs look only so often "
-        "(train.eval_every)"
+        "steps to: the first evaluation on the monitored texts that reached the score; runs evaluate only every "
+        "train.eval_every steps"
     ]
 
 
@@ -224,8 +230,8 @@ def _latency(table: NotedTable) -> list[str]:
         return []
     lengths = _lengths(model.tokens for model in table.models if model.latency_ms is not None)
     return [
-        f"latency: one forward of {lengths} tokens in fp32, median, taken in each run, with what else the machine did; "
-        f"speed-up: both models in turns in the row's own run"
+        f"latency: one forward pass over {lengths} tokens in fp32, median, measured in each run, next to whatever else "
+        f"the machine did; speed-up: both models measured in turns in the row's own run"
     ]
 
 
@@ -242,7 +248,7 @@ def _multi_task_students(table: NotedTable) -> list[str]:
         steps = ", ".join(f"{task} {of_task['steps']:,}" for task, of_task in facts["tasks"].items())
         notes[
             f"{name}: one student for {len(facts['tasks'])} tasks, {facts['parameters'] / 1e6:.2f} M parameters and "
-            f"{facts['megabytes']:,.1f} MB with all heads; params and disk are of one task's; steps: {steps}"
+            f"{facts['megabytes']:,.1f} MB with all heads; params and disk are per task; steps: {steps}"
         ] = None
         notes |= dict.fromkeys(f"{name}: {leak}" for leak in facts["leaks"])
     for entry in table.entries if multi_task else ():
@@ -251,7 +257,7 @@ def _multi_task_students(table: NotedTable) -> list[str]:
             parameters, disk = sum(model.parameters for model in students), sum(model.megabytes for model in students)
             notes[
                 f"{entry.name}: {len(students)} students, {parameters / 1e6:.2f} M parameters and {disk:,.1f} MB in "
-                f"all; params and disk are of one"
+                f"total; params and disk are per student"
             ] = None
     return list(notes)
 
@@ -265,7 +271,7 @@ def _multi_task_facts(entry: RunGroup) -> dict[str, Any] | None:
 def _stored_precision(table: NotedTable) -> list[str]:
     if len({model.bytes_per_parameter for model in table.models}) < 2:
         return []
-    return ["disk: some weights are stored in 2 bytes each, some in 4; params compare sizes"]
+    return ["disk: some weights are stored in 2 bytes each, some in 4; compare sizes by params"]
 
 
 def _unsealed(table: NotedTable) -> list[str]:
@@ -277,7 +283,7 @@ def _unsealed(table: NotedTable) -> list[str]:
     ]
     if not names:
         return []
-    return [f"records of an older kdalign, without a seal that would show a changed number: {list_names(names)}"]
+    return [f"records of an older kdalign, without a seal that would reveal an edited number: {list_names(names)}"]
 
 
 def _overlaps(table: NotedTable) -> list[str]:
@@ -322,7 +328,7 @@ def _published(table: NotedTable) -> list[str]:
     marks = dict.fromkeys(row.mark for row in references if any(column.key in row.cells for column in measured))
     if marks:
         notes.append(
-            f"{', '.join(marks)}: beside measured rows, but of other data or protocols, as far as is known: "
+            f"{', '.join(marks)}: shown with measured rows, but from other data or protocols, as far as is known: "
             f"do not rank them together"
         )
     return notes
@@ -348,13 +354,11 @@ FOOTNOTES: tuple[Footnote, ...] = (
     _seeds,
     _budgets,
     _means,
-    _define(
-        "retained", "retained: the student's score as a share of its teacher's (of perplexities, the other way round)"
-    ),
+    _define("retained", "retained: the student's score as a share of its teacher's (inverted for perplexities)"),
     _agreement,
-    _define("ece", "ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over tasks of classes"),
+    _define("ece", "ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over classification tasks"),
     _flops,
-    _define("tokens", "tokens: real ones that were trained on, each time that they were read"),
+    _define("tokens", "tokens: trained on, without padding, counted each time that they were read"),
     _steps_to,
     _latency,
     _multi_task_students,

@@ -1,6 +1,6 @@
-"""Rows that others have published: the file that holds them, and the columns under which they are shown.
+"""Published rows: the reference file that holds them, and the columns under which they are shown.
 
-A file, YAML or JSON; a row may have a ``source``, ``note`` and ``task`` of its own::
+A file is YAML or JSON; a row may have a ``source``, ``note`` and ``task`` of its own::
 
     source: "arXiv:2412.19449, table 1"
     note: the paper does not say on which data
@@ -8,8 +8,8 @@ A file, YAML or JSON; a row may have a ``source``, ``note`` and ``task`` of its 
     rows:
       - {model: XLNet, scores: {ppl: 9.10, cer: 10.2%}}
 
-``columns`` says under which of kdalign's metrics a number is shown. It makes the two no more alike: that is why such
-rows are marked, come last and are never ranked.
+``columns`` names the metric of kdalign's under which a number is shown. This does not make the two comparable:
+published rows are therefore marked, come last and are never ranked.
 """
 
 import math
@@ -30,20 +30,20 @@ _ROW_KEYS = ("model", "scores", "source", "note", "task")
 _NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s?%?")
 _MARKS = "†‡§¶"
 _NOTHING = (None, "", "~", "null")
-"""A key without a value: to this reader of YAML all values are text."""
+"""Keys without a value: this YAML loader reads all values as text."""
 _NEVER = ("agreement", "retained")
-"""Columns about the measured teacher, of which no publication knows."""
+"""Columns relative to the measured teacher, which no publication can have."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row as its source has it.
+    """A published row as its source has it.
 
     Attributes:
-        scores: by the file's names, as they were written.
-        metrics: the file's names to kdalign's, where they differ.
-        note: what is not known of how the numbers were made.
-        task: whose column they belong to; empty where the file claims none.
+        scores: numbers as they were written, by the file's names.
+        metrics: kdalign's names by the file's, where they differ.
+        note: limits of what is known about the numbers.
+        task: the task whose columns they belong to; empty if the file claims none.
     """
 
     model: str
@@ -54,12 +54,12 @@ class Published:
     task: str = ""
 
     def metric(self, name: str) -> str:
-        """The metric, or the column's key, under which a score is shown."""
+        """Return the metric, or the column's key, under which a score is shown."""
         return self.metrics.get(name, name)
 
 
 def read_published(file: Path) -> list[Published]:
-    """The rows of a reference file.
+    """Read the rows of a reference file.
 
     Raises:
         UsageError: no such file, an unknown key, or a value that is not accepted.
@@ -71,12 +71,12 @@ def read_published(file: Path) -> list[Published]:
     rows = tree.get("rows")
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{where} needs 'rows', a list of 'model' and 'scores'")
-    found = [_row(row, tree, metrics, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
-    names = list(dict.fromkeys(name for row in found for name in row.scores))
+    published = [_row(row, tree, metrics, f"{where}, row {number}") for number, row in enumerate(rows, 1)]
+    names = list(dict.fromkeys(name for row in published for name in row.scores))
     for name in metrics:
         if name not in names:
             raise unknown(f"score in {where}, columns:", name, names)
-    return found
+    return published
 
 
 def _tree(file: Path, where: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _tree(file: Path, where: str) -> dict[str, Any]:
         near = did_you_mean(file.name, (other.name for other in file.parent.glob("*") if other.is_file()))
         raise UsageError(f"cannot read {where}: there is no such file{near} (accepted: YAML or JSON)")
     try:
-        # Every value is text, in JSON too: 9.10 is shown as it was written, and a model called 4 is not a number.
+        # Every value is read as text, in JSON too: 9.10 is shown as written, and a model called 4 is not a number.
         if file.suffix == ".json":
             tree = parse_json(read_text(file), "it", parse_float=str, parse_int=str, parse_constant=str)
         else:
@@ -110,7 +110,7 @@ def _mapping(tree: Mapping[str, Any], key: str, where: str) -> list[tuple[str, A
 
 
 def _text(value: object, where: str) -> str:
-    """One line of text that can be put into a table."""
+    """One printable line of text."""
     text = " ".join(value.split()) if isinstance(value, str) else ""
     if not text or not text.isprintable():
         raise UsageError(f"{where} takes a line of text; given {value!r}")
@@ -129,17 +129,17 @@ def _row(row: object, tree: Mapping[str, Any], metrics: Mapping[str, str], where
     own = {
         key: _text(row[key], f"{where}: {key!r}") for key in ("source", "note", "task") if row.get(key) not in _NOTHING
     }
-    # What the file says of its source is not said of another one.
-    taken = ("task",) if "source" in own else ("source", "note", "task")
-    given = {key: _text(tree[key], f"{where}: {key!r}") for key in taken if tree.get(key) not in _NOTHING} | own
-    if "source" not in given:
+    # The file's note is about the file's source, so it does not hold for a row with another one.
+    inherited = ("task",) if "source" in own else ("source", "note", "task")
+    facts = {key: _text(tree[key], f"{where}: {key!r}") for key in inherited if tree.get(key) not in _NOTHING} | own
+    if "source" not in facts:
         raise UsageError(f"{where} has no 'source': say where its numbers were published, in the file or in the row")
-    made = Published(_text(row["model"], f"{where}: 'model'"), scores, metrics, **given)
-    shown = [made.metric(name) for name in scores]
-    for name in scores:
-        if shown.count(made.metric(name)) > 1:
-            raise UsageError(f"{where}: several scores would be shown under {made.metric(name)!r}")
-    return made
+    published = Published(_text(row["model"], f"{where}: 'model'"), scores, metrics, **facts)
+    shown = [published.metric(name) for name in scores]
+    for metric in shown:
+        if shown.count(metric) > 1:
+            raise UsageError(f"{where}: several scores would be shown under {metric!r}")
+    return published
 
 
 def _number(value: object, where: str) -> str:
@@ -154,46 +154,46 @@ def _value(written: str) -> float:
 
 
 def reference_rows(published: Sequence[Published], columns: Sequence[Column]) -> tuple[list[Row], list[Column]]:
-    """Put published rows beside measured ones.
+    """Build table rows of published ones.
 
     Args:
-        published: as read.
-        columns: those that measured rows have.
+        published: rows as they were read.
+        columns: columns of the measured rows.
 
     Returns:
-        The rows, without marks, and columns for those of their numbers that no measured column stands for.
+        The rows, without marks, and further columns for numbers that belong to no measured column.
     """
     rows = []
     further: dict[str, Column] = {}
-    for one in published:
+    for row in published:
         cells: dict[str, Cell] = {}
-        for name, written in one.scores.items():
-            places = _places(one, name, columns)
-            if not places:
-                key = metric_key(one.task, name, published=True)
+        for name, written in row.scores.items():
+            matching = _matching_columns(row, name, columns)
+            if not matching:
+                key = metric_key(row.task, name, published=True)
                 title = " ".join(key.split("/"))
-                places = [further.setdefault(key, Column(key, title, "", 1, task=one.task, published=True))]
-            cells |= {column.key: Cell(_value(written), written=written, called=name) for column in places}
-        rows.append(Row(one.model, "reference", (), cells, source=one.source, note=one.note))
+                matching = [further.setdefault(key, Column(key, title, "", 1, task=row.task, published=True))]
+            cells |= {column.key: Cell(_value(written), written=written, called=name) for column in matching}
+        rows.append(Row(row.model, "reference", (), cells, source=row.source, note=row.note))
     return rows, list(further.values())
 
 
-def _places(one: Published, name: str, columns: Sequence[Column]) -> list[Column]:
+def _matching_columns(row: Published, name: str, columns: Sequence[Column]) -> list[Column]:
     """The measured columns under which a number is shown: the one that it names, or its metric's of every task."""
-    open_to = [
-        column for column in columns if not column.cost and column.key not in _NEVER and one.task in ("", column.task)
+    candidates = [
+        column for column in columns if not column.cost and column.key not in _NEVER and row.task in ("", column.task)
     ]
-    named = {one.metric(other) for other in one.scores}
-    exact = [column for column in open_to if column.key == one.metric(name)]
+    named = {row.metric(other) for other in row.scores}
+    exact = [column for column in candidates if column.key == row.metric(name)]
     return exact or [
         column
-        for column in open_to
-        if column.task and column.key == metric_key(column.task, one.metric(name)) and column.key not in named
+        for column in candidates
+        if column.task and column.key == metric_key(column.task, row.metric(name)) and column.key not in named
     ]
 
 
 def mark_sources(rows: Sequence[Row]) -> list[Row]:
-    """Give the rows their marks, one for each source and what is said of it."""
+    """Mark published rows: one sign for each source and its note."""
     sources = list(dict.fromkeys((row.source, row.note) for row in rows))
     marks = [*_MARKS, *(f"†{number}" for number in range(len(_MARKS) + 1, len(sources) + 1))]
     return [replace(row, mark=marks[sources.index((row.source, row.note))]) for row in rows]

@@ -153,8 +153,8 @@ def _correct(question: _Question, by_arm: Mapping[str, _Difference]) -> list[Arm
 
 def _seed_notes(verdicts: Sequence[ArmVerdict]) -> list[str]:
     counts = {len(verdict.seeds) for verdict in verdicts}
-    one = "one seed: a verdict is on these two models; how another seed would turn out is not in it"
-    two = "two seeds say little of how seeds differ: a verdict needs a very large difference; three do better"
+    one = "one seed: a verdict is about these two models, and does not cover the variation between seeds"
+    two = "two seeds say little about the variation between seeds: only a very large difference shows; use three"
     return [note for count, note in ((1, one), (2, two)) if count in counts]
 
 

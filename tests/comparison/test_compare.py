@@ -97,7 +97,7 @@ def test_rows_of_different_tasks_keep_every_score_and_do_not_rank(mixed):
     assert best(table, "lm/ppl") == ["good"]
     assert best(table, "mrpc/f1") == [], "one row alone is not the best of anything"
     assert best(table, "agreement") == best(table, "retained") == []
-    assert any(note.startswith("agreement, retained: of each row's own tasks") for note in table.notes)
+    assert any(note.startswith("agreement, retained: over each row's own tasks") for note in table.notes)
 
 
 def test_scores_of_different_tasks_are_tables_of_their_own(mixed):
@@ -292,7 +292,7 @@ def test_every_dash_of_a_table_has_its_reason_below(tmp_path):
     }
     assert "– in agreement, speed-up of teacher t: a teacher is not compared with itself" in table.notes
     assert (
-        "– in agreement, retained, speed-up of alone: there is no teacher, or none whose answers compare" in table.notes
+        "– in agreement, retained, speed-up of alone: there is no teacher whose answers can be compared" in table.notes
     )
 
 
@@ -352,4 +352,4 @@ def test_the_tokens_of_a_latency_are_those_that_the_models_read(tmp_path):
     record = read_record(path)
     short = {"student": replace(record.student, tokens=64), "teacher": replace(record.teacher, tokens=64)}
     RunFolder(path).write_record(replace(record, **short))
-    assert any("latency: one forward of 64 tokens" in note for note in compare([path]).notes)
+    assert any("latency: one forward pass over 64 tokens" in note for note in compare([path]).notes)

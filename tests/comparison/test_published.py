@@ -121,7 +121,7 @@ def test_each_source_has_its_mark_and_a_note_with_what_is_not_known(runs):
     assert first.startswith("† published, not measured here: arXiv:2412.19449, table 1; the paper does not say how")
     assert second.startswith("‡ published, not measured here: arXiv:2412.19449, table 2; the paper does not say how")
     assert first.endswith("seeds; shown here: its ppl under word_ppl")
-    assert both.startswith("†, ‡: beside measured rows")
+    assert both.startswith("†, ‡: shown with measured rows")
     assert both.endswith("do not rank them together")
 
 
@@ -188,7 +188,7 @@ def test_measured_columns_about_the_teacher_and_costs_take_no_published_number(r
     scores = {"retained": 99, "agreement": 98, "parameters": 66}
     table = compare(runs, references=[reference(published([{"model": "m", "scores": scores}]))])
     assert set(table.rows[-1].cells) == {"published/retained", "published/agreement", "published/parameters"}
-    assert not any("beside measured rows" in note for note in table.notes)
+    assert not any("shown with measured rows" in note for note in table.notes)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_of_perplexities_the_second_lowest_is_second(tmp_path):
 def test_conditions_leave_the_rows_that_meet_them_all(tmp_path, filters, left):
     table = compare(runs(tmp_path, a=80.0, b=85.0, c=86.0), filters=filters)
     assert [row.name for row in table.rows] == left
-    assert f"filter {' and '.join(filters)}: {len(left)} of 4 rows, of which the best is marked" in table.notes
+    assert f"filter {' and '.join(filters)}: {len(left)} of 4 rows; the best of these is marked" in table.notes
 
 
 def test_best_is_the_best_of_what_is_shown_and_notes_are_of_it_alone(tmp_path):

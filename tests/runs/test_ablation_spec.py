@@ -553,7 +553,7 @@ def test_an_ablation_under_way_says_what_it_lacks(done, kdalign, tmp_path):
     status, said, err = kdalign("compare", "a", "--against", "labels")
     assert status == 0, err
     said = " ".join(said.split())
-    assert "passed over: joint seed 1 (unfinished)" in said
+    assert "skipped: joint seed 1 (unfinished)" in said
     assert "joint − labels " in said
     assert "joint − labels (2 seeds)" not in said, "one seed alone was tested"
     assert "labels (2 seeds)" in said

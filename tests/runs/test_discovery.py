@@ -47,10 +47,10 @@ def runs(tmp_path):
 def test_of_a_folder_of_runs_the_finished_ones_are_taken_and_the_rest_is_said(runs):
     table = compare([runs])
     assert names(table) == ["a", "b"]
-    assert [note for note in table.notes if note.startswith("passed over")] == [
-        "passed over: c (unfinished)",
-        "passed over: data (no run)",
-        "passed over: eval (evaluations, which are read if the folder itself is named)",
+    assert [note for note in table.notes if note.startswith("skipped")] == [
+        "skipped: c (unfinished)",
+        "skipped: data (no run)",
+        "skipped: eval (evaluations, which are read if the folder itself is named)",
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_folder_of_evaluations_is_taken_where_it_is_named(runs):
     (runs / "eval" / "z.json").write_text("{}")
     table = compare([runs / "eval"])
     assert names(table) == ["x (validation)", "y (validation)"]
-    assert table.notes[-1] == "passed over: z.json (no evaluation)"
+    assert table.notes[-1] == "skipped: z.json (no evaluation)"
     both = compare([runs, runs / "eval", runs / "eval" / "x.json", runs / "a"])
     assert names(both) == ["a", "b", "x (validation)", "y (validation)"], "each once"
 
@@ -93,7 +93,7 @@ def test_one_recipe_over_tasks_is_passed_over_until_all_are_finished(tmp_path):
     unfinished(group / "mrpc")
     table = compare([tmp_path / "runs"])
     assert names(table) == ["one"]
-    assert "passed over: both (unfinished)" in table.notes
+    assert "skipped: both (unfinished)" in table.notes
     with pytest.raises(UsageError, match=r"mrpc.* is not finished"):
         compare([group])
 
@@ -124,7 +124,7 @@ def test_perplexities_a_token_do_not_rank_across_tokenizers(tmp_path):
     table = compare(language_runs(tmp_path, ["x", "y"]))
     assert best(table, "lm/ppl") == []
     assert best(table, "lm/word_ppl") == ["r0"]
-    assert "lm/ppl: a token's, and the rows' tokenizers differ: do not rank them; compare word_ppl" in table.notes
+    assert "lm/ppl: per token, and the rows' tokenizers differ: do not rank them; compare word_ppl" in table.notes
     assert not any(
         "tokenizers differ" in note for note in compare(language_runs(tmp_path, ["x", "y"]), ["word_ppl"]).notes
     )
@@ -256,7 +256,7 @@ def test_flops_are_a_token_s_and_left_out_where_no_record_has_them(tmp_path):
     table = compare(paths)
     assert cell(table, "x", "flops").value == 1.0
     assert "flops" not in table.rows[2].cells
-    assert any(note.startswith("FLOPs/token: of a forward of 64 tokens") for note in table.notes)
+    assert any(note.startswith("FLOPs/token: of a forward pass over 64 tokens") for note in table.notes)
 
 
 def test_a_record_from_before_flops_is_read(tmp_path):

@@ -114,7 +114,7 @@ def test_a_record_of_an_older_version_has_no_seal_and_is_read_with_a_note(whole)
     del tree["seal"]
     (whole / "record.json").write_text(json.dumps(tree))
     notes = [note for note in compare([whole]).notes if "seal" in note]
-    assert notes == ["records of an older kdalign, without a seal that would show a changed number: run"]
+    assert notes == ["records of an older kdalign, without a seal that would reveal an edited number: run"]
     (whole / "plan.json").write_text("{}")
     with pytest.raises(UsageError, match=r"plan\.json was changed"):
         compare([whole])
