@@ -1,4 +1,4 @@
-"""How far is a language model below an interpolated bigram of the same tokens, trained on the same text?
+"""Compare a language model's perplexity with an interpolated bigram's of the same tokens and text.
 
     python examples/bigram.py runs/bert runs/xlnet
 
@@ -18,7 +18,7 @@ from kdalign.runs.record import read_record
 
 
 def pairs(tokenizer, documents):
-    """Every token with the one before it; a document's first has 'no token' (-1) before it."""
+    """Pair every token with the one before it; a document's first token follows -1."""
     ids = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
     before = np.concatenate([[-1, *row[:-1]] for row in ids if row])
     return np.stack([before, np.concatenate([row for row in ids if row])])
@@ -36,7 +36,7 @@ class Bigram:
             self.weights = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
 
     def parts(self, asked):
-        """(tokens, 3): probability by bigram, unigram and uniform."""
+        """Return probabilities (tokens, 3) by bigram, unigram and uniform."""
         seen = [self.pair[one] / max(1, self.first[one[0]]) for one in zip(*asked.tolist(), strict=True)]
         return np.stack([seen, self.token[asked[1]], np.full(asked.shape[1], 1 / len(self.token))], axis=1)
 

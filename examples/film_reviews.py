@@ -1,4 +1,4 @@
-"""The demo's teacher and a slice of its texts as files, from its two packages: ``python examples/film_reviews.py DIR``.
+"""Write the demo's teacher and a slice of its texts as files: ``python examples/film_reviews.py DIR``.
 
 DIR/teacher is a sentence encoder without a head for the task, DIR/data has 700 sentences to learn from and 500 others;
 DIR/sst2 the same with the columns of the task ``sst2``.
@@ -14,7 +14,7 @@ from kdalign.distillation.demo import QUICK_SCORED, QUICK_TRAINED, write_split
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package."""
+    """Return the folder of an installed package."""
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
         sys.exit(f"{name} is not installed: pip install 'kdalign[demo]'")

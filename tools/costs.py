@@ -1,8 +1,9 @@
-"""What each term costs a step, over soft labels only: python tools/costs.py TEACHER DATA TASK [TERM ...].
+"""Measure the time of a step with each loss term, relative to soft labels alone.
 
-A student of half the teacher's layers, batches of 64. Steps with the term and without it take turns on the same batches
-in one process, so that what else the machine does weighs on both; a cost is the median ratio of neighbours. Two threads
-on a machine that does other work stand in each other's way: leave it alone meanwhile.
+    python tools/costs.py TEACHER DATA TASK [TERM ...]
+
+A student of half the teacher's layers, batches of 64. Steps with and without the term alternate on the same batches in
+one process, so that other load slows both; a cost is the median ratio of neighbouring steps. Run it on an idle machine.
 """
 
 import statistics
@@ -35,11 +36,11 @@ VARIANTS = {
     "joint": {},
 }
 BATCHES, ROUNDS = 8, 12
-"""What each kind takes its steps on, and how often; the first round warms up."""
+"""Batches of each kind, and rounds over them; the first round warms up."""
 
 
 class Steps:
-    """A student that trains on a fixed list of batches, again and again."""
+    """A student that trains on a fixed list of batches."""
 
     def __init__(self, teacher: str, data: str, task: str, changes: dict[str, object]) -> None:
         flags = {"teacher": teacher, "student": "layers=half", "data.task": task, "data.folder": data}
@@ -56,7 +57,7 @@ class Steps:
         self.batches = [self.trainer.micro_batches(number)[1] for number in range(BATCHES)]
 
     def step(self, number: int) -> float:
-        """Seconds of a step on a batch."""
+        """Take a step on a batch and return its seconds."""
         begun = time.perf_counter()
         stepper = Stepper(self.trainer.viewer, self.optimizer, self.settings.clip)
         stepper.take(self.trainer.objective, self.batches[number], number)
@@ -64,7 +65,7 @@ class Steps:
 
 
 def cost(base: Steps, other: Steps) -> float:
-    """The median ratio of a step to the one of the base on the same batch just before it or just after, in turns."""
+    """Return the median ratio of a step to the base's neighbouring step on the same batch."""
     ratios = []
     for turn in range(ROUNDS):
         for number in range(BATCHES):

@@ -1,10 +1,10 @@
-"""How often verdicts are wrong, and how often they find what is there: drawn answers of arms that are known.
+"""Simulate two known arms, and measure false positives and power of the verdicts.
 
     python tools/error_rates.py     # the table in docs/reference/statistics.md, a few minutes
 
-An example is answered rightly where a normal number is above a threshold. The number has a part that both arms share
-(the example's difficulty), a part that is an arm's own in all its seeds, and a part of each run; a run as a whole may
-be better or worse by luck (``luck``, the standard deviation of its accuracy over seeds, in points).
+An example is answered correctly where a normal variable exceeds a threshold. The variable is a sum: a part shared by
+both arms (the example's difficulty), a part of the arm in all its seeds, and a part of each run; a whole run may be
+better or worse by luck (``luck``, the standard deviation of its accuracy over seeds, in points).
 """
 
 import sys
@@ -27,14 +27,14 @@ class Setting:
 
     Attributes:
         n: examples.
-        right: expected share of right answers.
+        right: expected share of correct answers.
         apart: share of examples on which two runs of different arms differ.
-        seeds: runs an arm.
+        seeds: runs of each arm.
         luck: standard deviation of a run's expected accuracy over seeds, in points.
         equal_models: both arms' runs of a seed have the same luck, so that not only the recipes are equally good.
-        metric: what is tested.
+        metric: name of the tested metric.
         ones: share of class 1.
-        tasks: alike, for the macro mean.
+        tasks: number of equal tasks, for the macro mean.
     """
 
     n: int
@@ -50,7 +50,7 @@ class Setting:
 
 @lru_cache
 def correlation(right: float, apart: float) -> float:
-    """Of two runs' normal numbers, so that so many answers differ."""
+    """Return the correlation of two runs' normal variables at which a given share of answers differs."""
     cut = -norm.ppf(right)
 
     def off(rho):
@@ -61,7 +61,7 @@ def correlation(right: float, apart: float) -> float:
 
 
 def drawn(setting, generator, better=0.0):
-    """Both arms' answers by seed; the first arm is better by so many points."""
+    """Draw both arms' answers by seed; the first arm is better by the given points."""
     shared = correlation(setting.right, setting.apart)
     own = (1 - shared) / 2
     cut, slope = -norm.ppf(setting.right), norm.pdf(norm.ppf(setting.right))
@@ -85,21 +85,21 @@ def drawn(setting, generator, better=0.0):
 
 
 def said(setting, generator, better=0.0):
-    """The word of one verdict."""
+    """Return a verdict's word."""
     found = [paired_difference(*drawn(setting, generator, better)) for _ in range(setting.tasks)]
     (verdict,) = correct_for_arms([found[0] if setting.tasks == 1 else macro_difference(found)])
     return verdict.word
 
 
 def rate(setting, times=NULLS, better=0.0, seed=0):
-    """How often there is a verdict, in per cent: wrong ones where ``better`` is 0, else right ones."""
+    """Return the rate of verdicts in per cent: false positives where ``better`` is 0, otherwise power."""
     generator = np.random.default_rng(seed)
     words = [said(setting, generator, better) for _ in range(times)]
     return 100 * np.mean([word == "better" if better else word != "no evidence" for word in words])
 
 
 def trade(seeds, generator):
-    """Arms of the same F1 by different ways, one bold and one shy: their answers cannot change places."""
+    """Draw two arms of equal F1, one bold and one shy, whose answers are not exchangeable."""
     references = (generator.random(408) < 0.68).astype(int)
     # F1 = 2 q t / (q t + (1 - q) f + q) for true and false positive rates t, f: both 0.8
     arms = []
@@ -116,14 +116,14 @@ def trade(seeds, generator):
 
 
 def trade_rate(seeds, times=NULLS):
-    """How often arms of the same F1 are told apart."""
+    """Return the rate of verdicts on arms of equal F1, in per cent."""
     generator = np.random.default_rng(0)
     words = [correct_for_arms([paired_difference(*trade(seeds, generator))])[0].word for _ in range(times)]
     return 100 * np.mean([word != "no evidence" for word in words])
 
 
 def liberal(seeds, times=100_000):
-    """Wrong claims in per cent of quantiles for a variance A + C, at their worst: (Satterthwaite's, Cochran's).
+    """Return the worst false-positive rates of two quantiles for a variance A + C: (Satterthwaite's, Cochran's).
 
     Of normal numbers: the mean has variance A + C, A is estimated from the seeds, C is known.
     """
@@ -165,7 +165,7 @@ DIFFERENCES = {277: (4.0, 8.0), 872: (1.5, 3.0), 408: (3.0, 6.0), 1043: (2.0, 4.
 
 
 def line(setting, times=NULLS):
-    """A row of the table: a setting, its false positives, and the power at two differences of accuracy."""
+    """Format a row of the table: a setting, its false positives, and the power at two differences of accuracy."""
     power = [f"{rate(setting, times // 4, better, seed=1):.0f} % at {better:g}" for better in DIFFERENCES[setting.n]]
     what = setting.metric if setting.tasks == 1 else f"mean of {setting.tasks} accuracies"
     false = rate(setting, times)
