@@ -248,8 +248,8 @@ def _render(
     table: "ComparisonTable", form: str, transpose: bool, runs: Sequence[str], gates: "Sequence[GateResult]"
 ) -> "RenderableType":
     """The table in a form, with its gates if the form has a place for them."""
-    from kdalign.comparison.gates import append_gates
     from kdalign.report.formats import comparison_as
+    from kdalign.report.gates import append_gates
 
     if form != "html":
         return append_gates(comparison_as(table, form, transpose), form, gates)

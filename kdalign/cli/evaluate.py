@@ -340,7 +340,7 @@ def _show_evaluations(
         print(json.dumps([result.to_json() for result in results], indent=2))
         return
     if form is None:
-        from kdalign.report.tables import evaluation_table
+        from kdalign.report.evaluation import evaluation_table
 
         show(evaluation_table(results))
         return

@@ -104,6 +104,6 @@ def map_layers(pair: PairOptions, text: TextOptions, files: FileOptions, as_json
     if as_json:
         print(plan.to_json(), end="")
         return
-    from kdalign.report.tables import plan_table
+    from kdalign.report.plan import plan_table
 
     show(plan_table(plan))

@@ -78,6 +78,6 @@ def profile(
     if as_json:
         print(json.dumps([each.to_json() for each in profiles], indent=2))
         return
-    from kdalign.report.tables import profile_table
+    from kdalign.report.profile import profile_table
 
     show(profile_table(profiles, layers))

@@ -9,22 +9,16 @@ A name is a column's key (``sst2/accuracy``) or a metric's (``accuracy``, of eve
 evaluated models are gated; teachers, baselines and published rows are not.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdalign.comparison.baseline import read_baseline
 from kdalign.comparison.ranking import resolve_columns
 from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError
-from kdalign.runs.markdown import escape
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _REQUIREMENT = re.compile(r"\s*([^<>]+?)\s*(>=|<=|>|<|=)\s*([^<>=\s]+)\s*")
 _DIGITS = 6
@@ -110,21 +104,6 @@ def check_gates(
             assert before is not None, "drops come with a baseline"
             verdicts += _check_drop(drop, column, now, before)
     return tuple(verdicts)
-
-
-def append_gates(shown: "RenderableType", form: str, verdicts: Sequence[GateResult]) -> "RenderableType":
-    """Add the gates to a rendered table: below it in Markdown, under a key in JSON; other formats stay as they are."""
-    if form == "json" and verdicts:
-        return json.dumps(json.loads(str(shown)) | {"gates": [asdict(verdict) for verdict in verdicts]}, indent=2)
-    if form == "markdown" and verdicts:
-        lines = [f"- {_bold_outcome(escape(verdict.line))}" for verdict in verdicts]
-        return "\n".join([str(shown).rstrip("\n"), "", "Gates:", "", *lines])
-    return shown
-
-
-def _bold_outcome(line: str) -> str:
-    outcome, _, rest = line.partition(":")
-    return f"**{outcome}**:{rest}"
 
 
 def _parse_requirement(text: str) -> Requirement:

@@ -153,9 +153,13 @@ def _evaluation_remarks(table: NotedTable) -> list[str]:
             notes[
                 f"{Path(result['model']).name}, {result['task']}: {result['truncated']:,} examples were truncated"
             ] = None
-        marks = {score["mark"] for score in result["scores"] if score.get("mark")}
-        notes |= {f"* {mark}-perplexity: not a perplexity, and not comparable with one": None for mark in marks}
+        notes |= {mark_note(score["mark"]): None for score in result["scores"] if score.get("mark")}
     return list(notes)
+
+
+def mark_note(mark: str) -> str:
+    """The footnote of a marked score, such as a pseudo-perplexity."""
+    return f"* {mark}-perplexity: not a perplexity, and not comparable with one"
 
 
 def _evaluations(table: NotedTable) -> list[str]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from kdalign.errors import shorten
+from kdalign.report.plan import plan_table
 from kdalign.report.screen import plain_text
-from kdalign.report.style import LONGEST_NOTE, new_table
-from kdalign.report.tables import plan_table
+from kdalign.report.style import new_table, note_line
 
 if TYPE_CHECKING:
     from kdalign.distillation.prepare import PreparedRun
@@ -53,7 +52,7 @@ def _mixture(prepared: Sequence["PreparedRun"]) -> list[RenderableType]:
         f"sampling: {by}; the body starts from: {settings.body_from}",
         *map("leak: {}".format, find_leaks(prepared)),
     ]
-    return [table, *(plain_text(f"· {shorten(note, LONGEST_NOTE)}", style="dim") for note in notes), Text("")]
+    return [table, *map(note_line, notes), Text("")]
 
 
 def preparation_json(prepared: Sequence["PreparedRun"]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,24 +12,23 @@ from kdalign.report.layout import row_label
 
 
 def as_csv(comparison: ComparisonTable, transpose: bool) -> str:
-    """One flat table (RFC 4180): each column with the ends of its interval, and verdicts where there are any.
+    """Write one flat table (RFC 4180): each column with the ends of its interval, and verdicts if there are any.
 
-    A name that a spreadsheet would compute (``=1+1``) begins with a quotation mark.
-
-    Numbers are in full, units those of the other forms. Transposed, a row is a metric and has its unit.
+    Numbers are unrounded, in the units of the other formats. Transposed, a row is a metric and has its unit. A name
+    that a spreadsheet would compute (``=1+1``) is prefixed with a quotation mark.
     """
     judged = any(cell.verdict for row in comparison.rows for cell in row.cells.values())
     parts = ("", "_low", "_high", *(["_verdict"] if judged else []))
 
     def values_of(row: int, key: str) -> list[str | float | None]:
         cell = comparison.rows[row].cells.get(key)
-        found = [cell.value, cell.low, cell.high, cell.verdict] if cell is not None else [None, None, None, ""]
-        return list(found[: len(parts)])
+        values = [cell.value, cell.low, cell.high, cell.verdict] if cell is not None else [None, None, None, ""]
+        return list(values[: len(parts)])
 
     rows = range(len(comparison.rows))
     lines: list[list[object]] = []
     if transpose:
-        names = _told_apart([row_label(row) for row in comparison.rows])
+        names = _number_repeated([row_label(row) for row in comparison.rows])
         lines.append(["metric", "unit", *(f"{name}{part}" for name in names for part in parts)])
         for column in comparison.columns:
             lines.append([column.key, column.unit, *(value for row in rows for value in values_of(row, column.key))])
@@ -47,18 +47,22 @@ _FORMULA = re.compile(r"""[\s'"]*[=+\-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLU
 
 
 def _no_formula(value: object) -> object:
-    """A cell that a spreadsheet takes for text: numbers stay numbers, and a name that would be computed is quoted."""
+    """Quote a name that a spreadsheet would compute; numbers stay numbers."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names of which each is there once."""
+def _number_repeated(names: Sequence[str]) -> list[str]:
+    """Names made unique by a number behind repeated ones."""
     counts = [names[: number + 1].count(name) for number, name in enumerate(names)]
     return [f"{name} #{count}" if count > 1 else name for name, count in zip(names, counts, strict=True)]
 
 
-def as_transposed_json(comparison: ComparisonTable) -> dict[str, object]:
-    """Metrics, each with a cell for every model in their order, None where it has none."""
+def as_json(comparison: ComparisonTable, transpose: bool) -> str:
+    """Write the table with all that it holds; transposed, metrics with a cell for every model, None if it has none."""
+    return json.dumps(_transposed(comparison) if transpose else comparison.to_json(), indent=2)
+
+
+def _transposed(comparison: ComparisonTable) -> dict[str, object]:
     return {
         "models": [{key: value for key, value in asdict(row).items() if key != "cells"} for row in comparison.rows],
         "metrics": [

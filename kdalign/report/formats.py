@@ -1,31 +1,28 @@
-"""A comparison in every form that people and programs read: terminal, Markdown, LaTeX, CSV, JSON. Computes nothing."""
+"""Output formats of a comparison table: terminal, Markdown, LaTeX, CSV, JSON, HTML."""
 
-import json
 from pathlib import Path
 
 from rich.console import RenderableType
 
 from kdalign.comparison.table import ComparisonTable, clean_text
 from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.report.flat import as_csv, as_transposed_json
+from kdalign.report.flat import as_csv, as_json
 from kdalign.report.latex import as_latex
-from kdalign.report.layout import (
-    table_layouts,
-)
+from kdalign.report.layout import table_layouts
 from kdalign.report.markdown import as_markdown
-from kdalign.report.terminal import _Terminal
+from kdalign.report.terminal import TerminalTables
 
 FORMATS = ("rich", "markdown", "latex", "csv", "json")
 ALL = (*FORMATS, "html")
-"""With the page (``page``), which is made of runs as well."""
+"""The formats, with the HTML page (``report.html``), which is made from the runs as well."""
 ENDINGS = {".txt": "rich", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 
 
 def form_for(form: str | None, out: Path | None = None) -> str:
-    """The form that was asked for by its name or by the ending of a file; the terminal's where neither says.
+    """Choose the format by its name or a file's ending; the terminal's if neither is given.
 
     Raises:
-        UsageError: an unknown one.
+        UsageError: an unknown name or ending.
     """
     if form is None and out is not None and out.suffix:
         ending = out.suffix.lower()
@@ -39,7 +36,7 @@ def form_for(form: str | None, out: Path | None = None) -> str:
 
 
 def comparison_as(comparison: ComparisonTable, form: str, transpose: bool = False) -> RenderableType:
-    """A comparison in the form asked for; all but the terminal's are a string, to be printed as it is.
+    """Render a comparison; every format but the terminal's is a string, to be printed as it is.
 
     Args:
         comparison: the table.
@@ -52,7 +49,7 @@ def comparison_as(comparison: ComparisonTable, form: str, transpose: bool = Fals
     comparison = clean_text(comparison)
     match form:
         case "rich":
-            return _Terminal(table_layouts(comparison, transpose), comparison.notes)
+            return TerminalTables(table_layouts(comparison, transpose), comparison.notes)
         case "markdown":
             return as_markdown(table_layouts(comparison, transpose), comparison.notes)
         case "latex":
@@ -60,5 +57,5 @@ def comparison_as(comparison: ComparisonTable, form: str, transpose: bool = Fals
         case "csv":
             return as_csv(comparison, transpose)
         case "json":
-            return json.dumps(as_transposed_json(comparison) if transpose else comparison.to_json(), indent=2)
+            return as_json(comparison, transpose)
     raise unknown("format", form, FORMATS)

@@ -1,13 +1,13 @@
-"""What was found inside a run, as Rich tables: layers, answers to one text, examples that divide the two models."""
+"""Inspections of a run as Rich tables: layer similarity, answers to one text, examples on which the models disagree."""
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from kdalign.report.screen import plain_text
+from kdalign.report.style import new_table, note_line
 from kdalign.runs.disagreements import Disagreements
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def inspection_table(
     likeness: "LayerSimilarity", looks: "AttentionView", differing: Disagreements | None
 ) -> RenderableType:
-    """All of it, one below the other; examples where there are any."""
+    """Render an inspection: layers, answers to a text and, if there are any, examples."""
     parts: list[RenderableType] = [_layers(likeness), Text("")]
     parts.append(plain_text(f"text: {' | '.join(looks.texts)}"))
     if looks.answers:
@@ -25,13 +25,13 @@ def inspection_table(
         parts.append(plain_text("; ".join(f"{who}: {label}, {100 * sure:.0f} % sure" for who, (label, sure) in named)))
     if differing is not None:
         parts += [Text(""), *_examples(differing)]
-    note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, special ones left out"
-    return Group(*parts, Text(f"· {note}", style="dim"))
+    note = f"CKA: debiased, linear, over {likeness.tokens:,} tokens of training text, without special ones"
+    return Group(*parts, note_line(note))
 
 
 def _layers(likeness: "LayerSimilarity") -> Table:
-    """How alike each pair of layers that training compared is, before and after."""
-    table = _table("Likeness (CKA) of the layers that were compared")
+    """Similarity of each pair of layers that training compared, before and after."""
+    table = new_table("Similarity (CKA) of the compared layers")
     for heading in ("student layer", "teacher layer"):
         table.add_column(heading)
     for heading in ("before", "after", "gain"):
@@ -46,13 +46,11 @@ def _layers(likeness: "LayerSimilarity") -> Table:
 
 
 def _examples(differing: Disagreements) -> list[RenderableType]:
-    """The examples on which the two differ most."""
-    head = (
-        f"{differing.task}, {differing.split}: {differing.differ:,} of {differing.n:,} examples are answered otherwise"
-    )
+    """The examples on which the two models differ most."""
+    head = f"{differing.task}, {differing.split}: {differing.differ:,} of {differing.n:,} answers differ"
     if not differing.examples:
         return [plain_text(head)]
-    table = _table(f"{head}; the {len(differing.examples)} farthest apart")
+    table = new_table(f"{head}; the {len(differing.examples)} farthest apart")
     table.add_column("text", overflow="fold", ratio=1)
     for heading in ("label", "teacher", "student"):
         table.add_column(heading)
@@ -70,7 +68,3 @@ def _examples(differing: Disagreements) -> list[RenderableType]:
 
 def _answer(label: str, sure: float | None) -> Text:
     return plain_text(label) if sure is None else plain_text(label).append(f"\n{100 * sure:.0f} % sure")
-
-
-def _table(title: str) -> Table:
-    return Table(title=plain_text(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")

@@ -7,12 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from kdalign.errors import printable, shorten
@@ -20,6 +18,7 @@ from kdalign.files import append_text
 from kdalign.observer import ProgressCallback, StepReport
 from kdalign.recipe import TERM_FACTS
 from kdalign.report.screen import plain_text
+from kdalign.report.style import new_table
 
 if TYPE_CHECKING:
     from kdalign.distillation.ablation_runner import AblationProgress
@@ -145,7 +144,7 @@ class ConsoleObserver:
 def _filled(state: "AblationProgress") -> RenderableType:
     """The means so far, arm by task, and what is under way."""
     tasks = list(dict.fromkeys(trial.task for trial in state.trials))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table()
     table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
     for task in tasks:
         table.add_column(plain_text(task), justify="right")

@@ -1,28 +1,27 @@
-"""A comparison as a Rich table."""
+"""A comparison as Rich tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from kdalign.report.layout import GAP, CellText, TableLayout, column_width, fit_width, fold_words, heading, names_width
-from kdalign.report.screen import plain_text
+from kdalign.report.style import new_table
 
 
 @dataclass(frozen=True)
-class _Terminal:
-    """Tables that know the width at which they are shown."""
+class TerminalTables:
+    """Tables that fit themselves to the console's width."""
 
     grids: Sequence[TableLayout]
     notes: Sequence[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         missing: list[str] = []
-        for whole in self.grids:
-            parts, left_out = fit_width(whole, options.max_width)
+        for grid in self.grids:
+            parts, left_out = fit_width(grid, options.max_width)
             missing += [name for name in left_out if name not in missing]
             for part in parts:
                 yield _table(part, options.max_width)
@@ -34,10 +33,10 @@ class _Terminal:
 
 
 def _table(grid: TableLayout, width: int) -> Table:
-    """A table in which numbers stand above one another, whatever stands behind them."""
+    """A table with aligned numbers, whatever marks stand behind them."""
     names = names_width(grid, width) or max(8, width // 4)
-    table = Table(title=plain_text(grid.title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-    table.title_justify, table.title_style = "left", "bold"
+    table = new_table(grid.title)
+    table.padding = (0, GAP - 1, 0, 0)
     table.add_column(grid.corner, width=names, overflow="fold")
     widths = [column_width(grid, number) for number in range(len(grid.columns))]
     tails = [max((len(row[number].tail) for row in grid.cells), default=0) for number in range(len(grid.columns))]
@@ -56,7 +55,7 @@ def _table(grid: TableLayout, width: int) -> Table:
 
 
 def _terminal_cell(cell: CellText, width: int, tail: int, quiet: bool) -> Text:
-    """The number, what stands behind it in a place of its own, and the interval below."""
+    """The number, its marks in a column of their own, and the interval below."""
     style = "bold" if cell.best else "underline" if cell.second else ""
     before = " " * (width - tail - len(cell.number))
     below = f"\n{cell.interval.rjust(width)}" if cell.interval else ""

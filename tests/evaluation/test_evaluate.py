@@ -337,7 +337,7 @@ def test_the_table_marks_pseudo_perplexities_and_says_how_texts_were_made(kdalig
     ]
     status, out, _ = kdalign("eval", models["bert"], models["llama"], *words)
     assert status == 0
-    assert "* pseudo-perplexity: no perplexity, and compares with none" in out
+    assert "* pseudo-perplexity: not a perplexity, and not comparable with one" in out
     assert "PLL-word-l2r" in out
     plain = " ".join(out.split())
     assert "Mask-Predict, 10 rounds, told how many tokens are held out" in plain

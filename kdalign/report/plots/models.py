@@ -61,7 +61,7 @@ def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
     figure = Figure(figsize=(4 + 1.2 * len(profiles) * (1 + len(lengths)), 4.5), layout="constrained")
     panels = figure.subplots(1, 1 + len(lengths), squeeze=False)[0]
     names = printable_names([Path(profile.name).name for profile in profiles])
-    titles = ["parameters (M)", *(f"MFLOP a token, {length} tokens" for length in lengths)]
+    titles = ["parameters (M)", *(f"MFLOP per token, {length} tokens" for length in lengths)]
     for number, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         for bar, profile in enumerate(profiles):
             bottom = 0.0

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.metrics.classification import Score
-from kdalign.report.tables import evaluation_table
+from kdalign.report.evaluation import evaluation_table
 
 
 def shown(evaluations, width):
@@ -51,7 +51,7 @@ def test_every_dash_of_an_evaluation_has_its_reason_below():
 
 def test_cut_examples_are_told_of_their_task_where_a_model_is_scored_on_several():
     one = replace(evaluated("m", bleu=(50.0, "")), truncated=6)
-    assert "m: 6 examples were cut" in shown([one], 120)
+    assert "m: 6 examples were truncated" in shown([one], 120)
     out = shown([one, replace(one, task="other", truncated=0)], 120)
-    assert "m on mine, file: 6 examples were cut to --max-length" in out
+    assert "m on mine, file: 6 examples were truncated to --max-length" in out
     assert "m on other" not in out
