@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdalign.metrics.classification import Metric as Metric
-    from kdalign.metrics.text import Counts as Counts
+    from kdalign.metrics.counts import Counts as Counts
     from kdalign.metrics.text import TextMetric as TextMetric
     from kdalign.metrics.text import mean_metric as mean_metric
     from kdalign.objective.terms import LayerPairs as LayerPairs
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from kdalign.objective.terms.registry import TermContext as TermContext
 
 _HOMES = {
-    "Counts": "metrics.text",
+    "Counts": "metrics.counts",
     "LayerPairs": "objective.terms",
     "LayerTerm": "objective.terms",
     "LossTerm": "objective.terms",

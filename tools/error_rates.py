@@ -16,7 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm, t
 
 from kdalign.metrics.classification import METRICS
-from kdalign.metrics.significance import LabelOutputs, correct_for_arms, macro_difference, paired_difference
+from kdalign.metrics.significance import correct_for_arms, macro_difference, paired_difference
+from kdalign.metrics.system_outputs import LabelOutputs
 
 NULLS = 2000
 

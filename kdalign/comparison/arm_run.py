@@ -14,7 +14,8 @@ import numpy as np
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, metrics_named
-from kdalign.metrics.significance import LabelOutputs, SufficientStats, SystemOutputs, UndefinedDifference
+from kdalign.metrics.significance import UndefinedDifference
+from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
 from kdalign.runs.record import RunRecord, first_split, read_record

@@ -16,13 +16,13 @@ from kdalign.errors import UsageError, unknown
 from kdalign.metrics.classification import reason_of
 from kdalign.metrics.significance import (
     PairedDifference,
-    SystemOutputs,
     TestResult,
     UndefinedDifference,
     correct_for_arms,
     macro_difference,
     paired_difference,
 )
+from kdalign.metrics.system_outputs import SystemOutputs
 from kdalign.runs.record import first_split
 
 Arm = Mapping[tuple[str, int], ArmRun]

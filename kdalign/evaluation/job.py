@@ -33,7 +33,8 @@ from kdalign.evaluation.generation import GenerationSettings
 from kdalign.evaluation.predictions import score_all
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.files import atomic_file
-from kdalign.metrics.text import notes_on_words, score_texts
+from kdalign.metrics.text import score_texts
+from kdalign.metrics.text_notes import notes_on_words
 from kdalign.runs.prediction_table import Predictions, write_predictions
 
 MOST_TRAINING_TEXTS = 20_000

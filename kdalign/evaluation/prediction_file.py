@@ -28,7 +28,8 @@ from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import METRICS, Metric, Score, expand_groups, score
 from kdalign.metrics.intervals import example_interval
 from kdalign.metrics.languages import language_code
-from kdalign.metrics.text import TEXT_METRICS, notes_on_words, score_texts
+from kdalign.metrics.text import TEXT_METRICS, score_texts
+from kdalign.metrics.text_notes import notes_on_words
 
 OF_TEXTS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "cer", "wer", "exact_match")
 """What texts are scored by where nobody says."""

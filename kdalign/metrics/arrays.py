@@ -1,4 +1,4 @@
-"""The type of arrays of any shape and type."""
+"""Type of NumPy arrays of any shape and element type."""
 
 from typing import Any
 

@@ -1,7 +1,6 @@
-"""Metrics: plain functions of predictions and references, by name.
+"""Metrics of classes and scores by name: accuracy, F1, Matthews, calibration error, correlations.
 
-Scores are in per cent for accuracy, F1, Matthews and correlations; each says its n, unit and how it was made.
-scikit-learn and scipy compute them.
+They are plain functions of predictions and references, in per cent, computed by scikit-learn and scipy.
 """
 
 import math
@@ -18,26 +17,26 @@ from kdalign.metrics.arrays import Array
 from kdalign.registry import resolve
 
 UNDEFINED = "nothing says why"
-"""Why a score has no value, where nothing says more: in files of versions that kept no reasons."""
+"""Reason of an undefined score in files of versions that kept no reasons."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a table and how it was made.
+    """A metric's value with its unit, interval, number of examples and signature.
 
-    A value that is no number, NaN or infinite, becomes None: no score holds one, so that no file, table, mean or gate
-    meets one. ``reason`` then says why; it is empty where there is a value, whatever was given.
+    NaN and infinite values become None, so that no file, table, mean or gate meets one. ``reason`` then says why; it
+    is empty if there is a value.
 
     Attributes:
-        metric: its name.
-        value: in ``unit``; None where it is undefined (a correlation with a constant).
+        metric: the metric's name.
+        value: in ``unit``; None if undefined (a correlation with a constant).
         low: lower end of the 95 % interval, if one was computed.
-        high: upper end.
-        n: examples.
-        signature: what produced it, library and version.
-        mark: what a table says beside it, such as ``pseudo`` of a perplexity that is none.
+        high: upper end of the interval.
+        n: number of examples.
+        signature: library and version that computed it.
+        mark: a word shown with it in a table, such as ``pseudo`` for a pseudo-perplexity.
         reason: why there is no value, as a clause.
-        note: what must be known to read the value, as a clause: the class that it is of, or a convention by which it
+        note: what a reader must know of the value, as a clause: the class that it is for, or a convention by which it
             is 0.
     """
 
@@ -82,7 +81,7 @@ def _unknown(value: float | None) -> str:
 
 
 def reason_of(score: Mapping[str, Any]) -> str:
-    """Why a score that was read from a file has no value, as a clause; empty where it has one."""
+    """Return why a score read from a file has no value, as a clause; empty if it has one."""
     return "" if score["value"] is not None else str(score.get("reason") or UNDEFINED)
 
 
@@ -91,20 +90,20 @@ class Metric:
     """A metric over a whole split.
 
     Attributes:
-        name: its one word.
-        compute: (predictions, references) to a value, NaN where undefined. Predictions are class numbers, or
+        name: one word.
+        compute: function of (predictions, references) to a value, NaN if undefined. Predictions are class numbers, or
             real numbers for regression.
-        library: who computes it.
-        regression: whether it is for scores instead of classes.
-        binary: whether it is for two classes only.
-        of_counts: for metrics of classes, the same from confusion counts (resamples, reference class, predicted
-            class) to values (resamples,): an interval then needs no thousand calls of a library.
-        of_logits: whether it takes logits (examples, classes) instead of class numbers.
-        of_weights: the same of examples that count several times or not at all: (weights (resamples, examples),
-            predictions, references) to values (resamples,).
-        why_undefined: (predictions, references) to the reason why the value is NaN there.
-        convention: (predictions, references) to what must be said of the value, such as that it is 0 by convention;
-            empty where there is nothing.
+        library: name of the library that computes it.
+        regression: true for metrics of scores instead of classes.
+        binary: true for metrics of two classes only.
+        of_counts: function of confusion counts (resamples, reference class, predicted class) to values (resamples,),
+            for metrics of classes: an interval then needs no thousand calls of a library.
+        of_logits: true if it takes logits (examples, classes) instead of class numbers.
+        of_weights: function of (weights (resamples, examples), predictions, references) to values (resamples,), for
+            examples that count several times or not at all.
+        why_undefined: function of (predictions, references) to the reason for a NaN.
+        convention: function of (predictions, references) to a note on the value, such as that it is 0 by convention;
+            empty if there is none.
     """
 
     name: str
@@ -161,12 +160,12 @@ def _correlation(function: Callable[..., Any], predictions: Array, references: A
     if _why_no_correlation(predictions, references):
         return float("nan")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # what cannot be computed is said by its reason
+        warnings.simplefilter("ignore")  # the score's reason says it
         return 100.0 * float(function(predictions, references).statistic)
 
 
 def _why_no_correlation(predictions: Array, references: Array) -> str:
-    """Why two columns have no correlation; empty where they have one."""
+    """Reason why two columns have no correlation; empty if they have one."""
     if len(predictions) < 2:
         return "one example has no correlation"
     alike = {"predictions": predictions, "references": references}
@@ -178,8 +177,8 @@ def _why_no_correlation(predictions: Array, references: Array) -> str:
 
 
 def is_constant(values: Array) -> bool:
-    """Whether numbers differ by no more than rounding: a correlation with them would be of noise."""
-    with np.errstate(over="ignore"):  # infinite, and therefore no constant
+    """Return whether numbers differ by no more than rounding, so that a correlation would be noise."""
+    with np.errstate(over="ignore"):  # an infinite spread is no constant
         spread = float(np.ptp(values))
     rounding = 8 * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     if values.dtype == np.float64:
@@ -192,12 +191,12 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a classifier is right where it is so confident, over 15 equal bins (0, 1/15], (1/15, 2/15], ...
+    """Accuracy of a classifier by its confidence, in 15 equal bins (0, 1/15], (1/15, 2/15], ...
 
     Attributes:
-        counts: (bins,), examples whose confidence lies there.
-        confidence: (bins,), their mean confidence; NaN where there are none.
-        accuracy: (bins,), the share of them that is right; likewise.
+        counts: (bins,) number of examples.
+        confidence: (bins,) their mean confidence; NaN in an empty bin.
+        accuracy: (bins,) share of them that is right; NaN in an empty bin.
     """
 
     counts: Array
@@ -215,20 +214,20 @@ class Reliability:
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities of logits (examples, classes), in their own precision."""
+    """Turn logits (examples, classes) into probabilities, in their own precision."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: Array = raised / raised.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def confidences(logits: Array) -> Array:
-    """The greatest of each row's softmax, from (examples, classes) to (examples,), in float64."""
+    """Return each row's greatest probability, from logits (examples, classes) to (examples,), in float64."""
     greatest: Array = softmax(logits.astype(np.float64)).max(axis=1)
     return greatest
 
 
 def reliability_bins(logits: Array, references: Array) -> Reliability:
-    """Bin a classifier's answers, logits (examples, classes), by their confidence."""
+    """Bin a classifier's predictions, logits (examples, classes), by confidence."""
     confidence = confidences(logits)
     right = logits.argmax(axis=1) == references
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -258,7 +257,7 @@ def _macro_f1_of_counts(counts: Array) -> Array:
 
 
 def _class_f1(counts: Array) -> Array:
-    """2 TP / (2 TP + FP + FN) of every class, 0 where the class is absent."""
+    """2 TP / (2 TP + FP + FN) of every class, 0 for an absent class."""
     hits = np.diagonal(counts, axis1=1, axis2=2)
     seen = counts.sum(axis=1) + counts.sum(axis=2)
     values: Array = 2 * hits / np.maximum(seen, 1)
@@ -266,7 +265,7 @@ def _class_f1(counts: Array) -> Array:
 
 
 def _matthews_of_counts(counts: Array) -> Array:
-    """Gorodkin's R_K (2004), which is Matthews' coefficient for two classes; 0 where one class is all there is."""
+    """Gorodkin's R_K (2004), which is Matthews' coefficient for two classes; 0 if only one class occurs."""
     n = counts.sum(axis=(1, 2)).astype(float)
     true, predicted = counts.sum(axis=2).astype(float), counts.sum(axis=1).astype(float)
     covariance = np.trace(counts, axis1=1, axis2=2) * n - np.sum(true * predicted, axis=1)
@@ -282,9 +281,9 @@ def _pearson_of_weights(weights: Array, predictions: Array, references: Array) -
 
 
 def _scaled(values: Array) -> Array:
-    """Between 0 and 1, which moves no correlation: what counts as constant then does not depend on the unit."""
+    """Scale to 0 to 1, which leaves correlations as they are: a constant is then detected in any unit."""
     values = np.asarray(values, float)
-    values = values / np.abs(values).max()  # whose differences are no infinity
+    values = values / np.abs(values).max()  # so that no difference overflows
     scaled: Array = (values - values.min()) / np.ptp(values)
     return scaled
 
@@ -296,7 +295,7 @@ def _spearman_of_weights(weights: Array, predictions: Array, references: Array) 
 
 
 def _ranks(weights: Array, values: Array) -> Array:
-    """The ranks (resamples, examples) of values of which each is there ``weights`` times; equal ones share theirs."""
+    """Ranks (resamples, examples) of values that each occur ``weights`` times; equal values share a rank."""
     order = np.argsort(values, kind="stable")
     _, group, alike = np.unique(values, return_inverse=True, return_counts=True)
     starts = np.cumsum(alike) - alike
@@ -306,7 +305,7 @@ def _ranks(weights: Array, values: Array) -> Array:
 
 
 def _correlations(weights: Array, first: Array, second: Array) -> Array:
-    """Pearson's correlation under weights, (resamples,), in per cent; NaN where one of both is constant."""
+    """Pearson's correlation under weights, (resamples,), in per cent; NaN if one of them is constant."""
     n = weights.sum(axis=1, keepdims=True)
     first = first - np.sum(weights * first, axis=1, keepdims=True) / n
     second = second - np.sum(weights * second, axis=1, keepdims=True) / n
@@ -346,16 +345,16 @@ METRICS: Mapping[str, Metric] = {
 }
 
 GROUPS: Mapping[str, tuple[str, ...]] = {"ppl": ("ppl", "word_ppl"), "rouge": ("rougeL",)}
-"""Words that stand for metrics: perplexity a token and a word, ROUGE by the longest common sequence."""
+"""Names of groups of metrics: perplexity by token and by word, ROUGE by the longest common subsequence."""
 
 
 def expand_groups(words: Sequence[str]) -> tuple[str, ...]:
-    """Names of metrics, each once, with what each group stands for."""
+    """Replace groups by their metrics, each once."""
     return tuple(dict.fromkeys(name for word in words for name in GROUPS.get(word, (word,))))
 
 
 def score(metric: Metric, predictions: Array, references: Array) -> Score:
-    """Compute a metric over a split; undefined, with the reason, where it has no value there."""
+    """Compute a metric over a split; an undefined value has its reason."""
     from importlib.metadata import version
 
     assert len(predictions) == len(references), "every prediction has its reference"
@@ -379,7 +378,7 @@ def score(metric: Metric, predictions: Array, references: Array) -> Score:
 
 
 def _why_not(metric: Metric, predictions: Array, references: Array) -> str:
-    """Why a metric cannot be computed at all: nothing to compute it of, or numbers that are none."""
+    """Reason why a metric cannot be computed at all: no examples, or infinite or NaN numbers."""
     if len(references) == 0:
         return "there is no example"
     for name, values in (("predictions", predictions), ("references", references)):
@@ -393,13 +392,13 @@ _DISTRIBUTIONS = ("numpy", "scikit-learn", "scipy")
 
 
 def metrics_named(names: Sequence[str]) -> tuple[dict[str, Metric], list[str]]:
-    """All metrics of classes and scores by the names in scores, a run's own among them.
+    """Return all metrics of classes and scores by the names in scores, with a run's own metrics.
 
     Args:
-        names: as a task has them; a user's as ``package.module:Name`` or ``file.py:Name``.
+        names: a task's metrics; a user's as ``package.module:Name`` or ``file.py:Name``.
 
     Returns:
-        The metrics, and why a user's is not there.
+        The metrics, and for each missing one of the user's the reason.
     """
     found, missing = dict(METRICS), []
     for name in names:

@@ -1,6 +1,6 @@
-"""Longest common subsequences and translation edits of long texts: exact, with memory and time that stay bounded.
+"""Longest common subsequences and translation edits of long texts, exact and in bounded memory and time.
 
-The libraries' own take a table of all pairs of words: 8,000 words against 8,000 are half a gigabyte and many seconds.
+The libraries build a table of all pairs of words: 8,000 against 8,000 words take half a gigabyte and many seconds.
 """
 
 import math
@@ -10,8 +10,8 @@ from itertools import islice
 from operator import add
 
 MOST_SHIFTED, FARTHEST_SHIFT, BEAM, MOST_CANDIDATES = 10, 50, 25, 1000
-"""Bounds of TER, those of Tercom as sacreBLEU has them: words shifted at once, places that they are shifted by, half
-the width of the band of the table of edits, and shifts that are tried for a text."""
+"""Bounds of TER, from Tercom as in sacreBLEU: words shifted at once, distance of a shift, half the width of the band in
+the table of edits, and shifts tried for one text."""
 
 
 class CommonSubsequence:
@@ -21,7 +21,7 @@ class CommonSubsequence:
     """
 
     def __init__(self, text: Sequence[Hashable]) -> None:
-        """Hold other texts against this one."""
+        """Prepare one text to be compared with others."""
         self._size, self._all = len(text), (1 << len(text)) - 1
         self._places: dict[Hashable, int] = {}
         for place, word in enumerate(text):
@@ -33,17 +33,17 @@ class CommonSubsequence:
         return ((row + hits) | (row - hits)) & self._all
 
     def length(self, other: Sequence[Hashable]) -> int:
-        """The length of the longest subsequence that both texts have, in words."""
+        """Return the length of the longest common subsequence, in words."""
         row = self._all
         for word in other:
             row = self._next(row, word)
         return self._size - row.bit_count()
 
     def places(self, other: Sequence[Hashable]) -> list[int]:
-        """Where in ``other`` one of the longest lies, read from the end: rouge-score's, which prefers to go back in it.
+        """Return the positions in ``other`` of the longest common subsequence that rouge-score finds.
 
-        About sqrt(n) of n rows are kept, those between are computed once more: memory grows with the product of
-        the text's words and the square root of the other's.
+        It is traced from the end. About sqrt(n) of n rows are stored and those between are computed again: memory
+        grows with the product of the text's length and the square root of the other's.
         """
         step = math.isqrt(len(other)) + 1
         row, kept = self._all, [self._all]
@@ -73,14 +73,14 @@ class CommonSubsequence:
 _SAME, _REPLACED, _INSERTED, _DELETED, _UNKNOWN = range(5)
 _NEVER = 10**16
 _Row = tuple[int, list[int], list[int]]
-"""A row of the table of edits within its band: the band's first column, costs, and the last edit of each."""
+"""A row of the table of edits within its band: the band's first column, the costs, and the last edit of each cell."""
 
 
 def translation_edits(words: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """The fewest edits that TER finds from a text to a reference: Snover et al. 2006, section 3, as sacreBLEU has it.
+    """Count TER's edits from a text to a reference (Snover et al. 2006, section 3, as in sacreBLEU).
 
     Insertions, deletions, replacements and shifts of up to 10 words by up to 50 places cost 1 each. Shifts are taken
-    greedily, the one that saves most first, until none does or 1,000 have been tried.
+    greedily, the one that saves most first, until none saves any or 1,000 have been tried.
     """
     if not right or not words:
         return len(words) + len(right)
@@ -89,7 +89,7 @@ def translation_edits(words: Sequence[Hashable], right: Sequence[Hashable]) -> i
     while True:
         candidates = list(islice(_candidates(table), MOST_CANDIDATES - tried))
         tried += len(candidates)
-        if tried >= MOST_CANDIDATES or not candidates:  # what is found in the round that reaches the bound is not done
+        if tried >= MOST_CANDIDATES or not candidates:  # the round that reaches the bound is not applied
             return shifts + table.edits
         saved = [(table.saved_by(*one), one[1], -one[0], -one[2]) for one in candidates]
         best = max(saved)
@@ -100,10 +100,10 @@ def translation_edits(words: Sequence[Hashable], right: Sequence[Hashable]) -> i
 
 
 class _Table:
-    """The costs of edits between a text and a reference in a band around the diagonal, from its start and to its end.
+    """Costs of edits between a text and a reference in a band around the diagonal, from the start and to the end.
 
-    A shift changes the words between where it takes some and where it puts them. Its cost is the least over the cells
-    of one row after them, of the way to the cell, computed once more, and the way from it, which is as it was.
+    A shift changes only the words between its source and its target. Its cost is the least, over the cells of the row
+    after them, of the path to the cell, which is computed again, plus the path from it, which is unchanged.
     """
 
     def __init__(self, words: list[Hashable], right: list[Hashable]) -> None:
@@ -115,21 +115,21 @@ class _Table:
         self._rests: list[list[int]] = [[]] * len(words)
         low, _ = self._band(len(words))
         self._rests.append([len(right) - column for column in range(low, columns)])
-        self._known = len(words)  # from which row on the ways to the end are
-        self._go_on()
+        self._known = len(words)  # first row whose paths to the end are known
+        self._fill()
 
-    def _go_on(self) -> None:
-        """Compute the rows that are not there yet."""
+    def _fill(self) -> None:
+        """Compute the missing rows."""
         for place in range(len(self._rows), len(self.words) + 1):
             self._rows.append(self._row(self._rows[-1], place, self.words[place - 1]))
 
     @property
     def edits(self) -> int:
-        """The edits between the whole texts."""
+        """Edits between the complete texts."""
         return self._rows[-1][1][-1]
 
     def _band(self, place: int) -> tuple[int, int]:
-        """The columns of a row, from the first to before the last."""
+        """Range of a row's columns in the band."""
         centre, columns = math.floor(place * self._ratio), len(self.right) + 1
         high = columns if place == len(self.words) else min(columns, centre + self._beam)
         return max(0, centre - self._beam), high
@@ -150,7 +150,7 @@ class _Table:
         else:
             diagonals = [above[low - 1 - start] if low > start else _NEVER, *ups[:-1]]
         for known, diagonal, up in zip(self.right[max(low - 1, 0) : high - 1], diagonals, ups, strict=True):
-            # Of equal costs the first counts: no edit or a replacement, a deletion, an insertion.
+            # Of equal costs the first wins: no edit or a replacement, a deletion, an insertion.
             best, edit = (diagonal, _SAME) if word == known else (diagonal + 1, _REPLACED)
             if best >= _NEVER:
                 best, edit = _NEVER, _UNKNOWN
@@ -164,7 +164,7 @@ class _Table:
         return low, costs, edits
 
     def _rest(self, place: int) -> list[int]:
-        """The costs from each cell of a row to the end."""
+        """Costs from each cell of a row to the end."""
         while self._known > place:
             self._known -= 1
             self._rests[self._known] = self._rest_before(self._known)
@@ -186,7 +186,7 @@ class _Table:
         return costs[::-1]
 
     def saved_by(self, start: int, size: int, target: int) -> int:
-        """Edits that a shift saves."""
+        """Return the edits that a shift saves."""
         first, last = self._changed(start, size, target)
         row = self._rows[first]
         moved = shift_words(self.words[first:last], start - first, size, target - first)
@@ -201,23 +201,24 @@ class _Table:
         self.words = shift_words(self.words, start, size, target)
         self._known = max(self._known, last)
         del self._rows[first + 1 :]
-        self._go_on()
+        self._fill()
 
     def _changed(self, start: int, size: int, target: int) -> tuple[int, int]:
         return min(start, target), min(max(start, target) + size, len(self.words))
 
     def alignment(self) -> tuple[list[int], list[bool], list[bool]]:
-        """For each word of the reference the place of the last one before or at it, and which words are wrong there.
+        """Align the text with the reference.
 
         Returns:
-            places (-1 before the first), whether each word of the reference is wrong, and each of the text.
+            For each reference word the position of its last word in the text (-1 before the first); whether each
+            word of the reference is wrong; whether each word of the text is.
         """
         i, j = len(self.words), len(self.right)
         wrong, ours, places = [False] * j, [False] * i, [0] * j
         while i > 0 or j > 0:
             low, _, edits = self._rows[i]
             edit = edits[j - low]
-            assert edit != _UNKNOWN, "the band holds the way"
+            assert edit != _UNKNOWN, "the path stays in the band"
             if edit == _DELETED:
                 i -= 1
                 ours[i] = True
@@ -233,7 +234,7 @@ class _Table:
 
 
 def shift_words(words: list[Hashable], start: int, size: int, target: int) -> list[Hashable]:
-    """Words after ``size`` of them, from ``start`` on, moved before the one at ``target``, or within themselves."""
+    """Move ``size`` words from ``start`` to before the word at ``target``, or on within their own range."""
     taken = words[start : start + size]
     if target < start:
         return words[:target] + taken + words[target:start] + words[start + size :]
@@ -242,7 +243,7 @@ def shift_words(words: list[Hashable], start: int, size: int, target: int) -> li
 
 
 def _candidates(table: _Table) -> Iterator[tuple[int, int, int]]:
-    """Shifts to be tried, as (start, words, target): of words that are wrong here and are missed elsewhere."""
+    """Yield shifts to try as (start, words, target): words that are wrong here and missing elsewhere."""
     places, wrong, ours = table.alignment()
     missed, bad = _distances(wrong), _distances(ours)
     known: dict[Hashable, list[int]] = {}
@@ -264,7 +265,7 @@ def _candidates(table: _Table) -> Iterator[tuple[int, int, int]]:
 
 
 def _targets(places: list[int], start: int, place: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """The places before which words may go that stand at ``place`` in the reference."""
+    """Yield the targets of words that stand at ``place`` in the reference."""
     last = -1
     for offset in range(place - 1, place + size):
         target = 0 if offset == -1 else places[offset] + 1
@@ -274,7 +275,7 @@ def _targets(places: list[int], start: int, place: int, size: int) -> Iterator[t
 
 
 def _distances(wrong: list[bool]) -> list[int]:
-    """How many words after each the next wrong one comes; ``MOST_SHIFTED`` where none does."""
+    """Distance in words from each to the next wrong one; ``MOST_SHIFTED`` if there is none."""
     found, far = [MOST_SHIFTED] * len(wrong), MOST_SHIFTED
     for place in range(len(wrong) - 1, -1, -1):
         far = 0 if wrong[place] else min(far + 1, MOST_SHIFTED)

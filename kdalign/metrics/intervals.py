@@ -1,4 +1,4 @@
-"""Intervals and tests: how sure a number is, and a difference."""
+"""Confidence intervals over examples and seeds: Wilson, percentile bootstrap, Student's t."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from kdalign.metrics.arrays import Array
 
 RESAMPLES = 1000
 MOST_CELLS = 1 << 24
-"""Of confusion tables that are held at once: many classes would fill the memory with a thousand of them."""
+"""Limit of cells of confusion tables in memory at once: with many classes, a thousand tables would fill it."""
 
 
 def example_interval(
@@ -19,10 +19,10 @@ def example_interval(
     references: Array,
     of_counts: Callable[[Array], Array] | None = None,
 ) -> tuple[float | None, float | None]:
-    """The 95 % interval of a metric over examples, in the metric's unit.
+    """Compute the 95 % interval of a metric over examples, in the metric's unit.
 
     Accuracy has Wilson's interval (Wilson 1927), exact enough at any n; every other metric a percentile bootstrap
-    over examples (1,000 resamples, fixed seed), None where too few examples or no spread give one. A metric that
+    over examples (1,000 resamples, fixed seed), None if there are too few examples or no spread. A metric that
     needs only the confusion counts (``of_counts``) is resampled through them: drawing n examples with replacement
     is drawing their counts from a multinomial distribution.
     """
@@ -55,7 +55,7 @@ def example_interval(
 
 
 def ratio_interval(sums: Array, units: Array) -> tuple[float | None, float | None]:
-    """The 95 % interval of sum(sums) / sum(units) over rows: percentile bootstrap, 1,000 resamples, fixed seed."""
+    """Compute the 95 % interval of sum(sums) / sum(units) over rows by a bootstrap of 1,000 fixed resamples."""
     n = len(sums)
     if n < 2 or not np.isfinite(sums).all():
         return None, None
@@ -65,7 +65,7 @@ def ratio_interval(sums: Array, units: Array) -> tuple[float | None, float | Non
 
 
 def sums_interval(rows: Array, value: Callable[[Array], float]) -> tuple[float | None, float | None]:
-    """The 95 % interval of a value of summed rows (n, counts): percentile bootstrap, 1,000 resamples, fixed seed."""
+    """Compute the 95 % interval of a value of summed rows (n, counts) by a bootstrap of 1,000 fixed resamples."""
     n = len(rows)
     if n < 2:
         return None, None
@@ -74,7 +74,7 @@ def sums_interval(rows: Array, value: Callable[[Array], float]) -> tuple[float |
 
 
 def _middle(values: Array) -> tuple[float | None, float | None]:
-    """The middle 95 % of resamples' values that are defined; None where half of them or more are not."""
+    """The middle 95 % of the defined values; None if half of the resamples or more are undefined."""
     finite = values[np.isfinite(values)]
     if len(finite) < RESAMPLES // 2:
         return None, None
@@ -83,11 +83,11 @@ def _middle(values: Array) -> tuple[float | None, float | None]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean over seeds and half the width of its 95 % interval (Student's t); None for a single seed."""
+    """Compute the mean over seeds and half the width of its 95 % interval (Student's t); None for a single seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None
-    from scipy.special import stdtrit  # scipy.stats has it as t.ppf, and takes a second to load
+    from scipy.special import stdtrit  # the same as scipy.stats.t.ppf, which takes a second to load
 
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, float(stdtrit(len(values) - 1, 0.975)) * spread

@@ -1,4 +1,4 @@
-"""Codes of languages: what is accepted, and which languages are written how.
+"""Language codes and names, and the scripts of languages.
 
 A code is a language's two letters of ISO 639-1, or its three of ISO 639-2 or 639-3 where it has no two; what stands
 after it (``zh-CN``, ``pt_BR``, ``zho_Hans``) says country or script and is left out (RFC 5646, section 2.2).
@@ -338,13 +338,13 @@ def language_code(given: str, what: str = "language") -> str:
 
 
 def is_language(given: str) -> bool:
-    """Whether it is a code of a known language."""
+    """Return whether a word is a code of a known language."""
     match = _CODE.fullmatch(given)
     return match is not None and match[1].lower() in _CODES
 
 
 def _nearest(given: str) -> str | None:
-    """The code of what a word that is no code may stand for; None where nothing is near."""
+    """The code of the language that a word may stand for; None if nothing is near."""
     first = re.split(r"[^\w]|_", given)[0]
     for word in (given, first):
         found = _NAMES.get(word) or _CODES.get(word) or _COUNTRIES.get(word)

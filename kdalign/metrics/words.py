@@ -1,4 +1,4 @@
-"""How texts are divided into words, whatever their script, and which texts a way of dividing does not fit."""
+"""Divide texts of any script into words, and detect texts that a tokenizer does not fit."""
 
 import unicodedata
 
@@ -10,7 +10,7 @@ _SCRIPTS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
     r"\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
 )
-"""Scripts that have no blanks between words."""
+"""Scripts without blanks between words."""
 _ALONE = rf"(?=[\p{{L}}\p{{Nl}}])[{_SCRIPTS}]"
 _LETTER_ALONE = regex.compile(rf"{_ALONE}\p{{M}}*")
 _WORD = regex.compile(rf"{_ALONE}\p{{M}}*|(?!{_ALONE})[^\W_](?:(?!{_ALONE})[^\W_]|\p{{M}})*")
@@ -19,19 +19,19 @@ _LETTER = regex.compile(r"\p{L}")
 
 
 class UnicodeWords:
-    """Words of Unicode letters, digits and marks, case folded; a letter each where the script has no blanks.
+    """Tokenizer into case-folded words of Unicode letters, digits and marks; letters alone in scripts without blanks.
 
-    Texts are brought to NFKC, and what is not seen (soft hyphens, joiners, marks of direction) is left out, after the
+    Texts are brought to NFKC, and invisible characters (soft hyphens, joiners, direction marks) are dropped, after the
     Unicode Standard, section 3.13 (toNFKC_Casefold). A zero width space divides words.
     """
 
     def __init__(self, language: str = "") -> None:
-        """Words of a language: only Turkish and its like differ, whose I has no dot in lower case."""
+        """Set the language: only Turkish and similar ones differ, whose I has no dot in lower case."""
         self._dotless = language in DOTLESS
         self.name = "unicode words, dotless i" if self._dotless else "unicode words"
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text, in order."""
+        """Return the words of a text, in order."""
         text = unicodedata.normalize("NFKC", text.replace("\u200b", " "))
         if self._dotless:
             text = text.replace("I", "ı").replace("İ", "i")
@@ -41,12 +41,12 @@ class UnicodeWords:
 
 
 def space_letters(text: str) -> str:
-    """A text with blanks around each letter of a script that has none between words, its marks with it."""
+    """Put blanks around each letter (with its marks) of a script that has no blanks between words."""
     return text if text.isascii() else str(_LETTER_ALONE.sub(r" \g<0> ", text))
 
 
 def is_lost_to_english(text: str) -> bool:
-    """Whether rules for English, which know the letters a to z alone, drop most letters of a text."""
+    """Return whether rules for English, which know the letters a to z alone, drop most letters of a text."""
     if text.isascii():
         return False
     letters = _LETTER.findall(text.lower())
@@ -54,9 +54,9 @@ def is_lost_to_english(text: str) -> bool:
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether most letters of a text are of a script without blanks between words, and few blanks divide it.
+    """Return whether most letters of a text are of a script without blanks between words, and few blanks divide it.
 
-    Chinese that was divided into words beforehand has a blank for about two letters.
+    Chinese that was divided into words beforehand has one blank for about two letters.
     """
     if text.isascii():
         return False

@@ -310,13 +310,13 @@ MUTANTS = {
         "evaluation/test_evaluate.py::test_a_masked_model_fills_the_gap_by_mask_predict",
     ),
     "error rate averaged over texts": (
-        "metrics/text.py",
-        "    return Counts(np.array(rows, dtype=float), _per_cent,",
-        "    return Counts(np.array([(e / max(n, 1), 1) for e, n in rows]), _per_cent,",
+        "metrics/error_rates.py",
+        "    return Counts(np.array(rows, dtype=float), per_cent,",
+        "    return Counts(np.array([(e / max(n, 1), 1) for e, n in rows]), per_cent,",
         "metrics/test_text.py::test_error_rates_are_edits_over_characters_of_the_corpus_not_a_mean_of_rates",
     ),
     "the first of several references alone": (
-        "metrics/text.py",
+        "metrics/error_rates.py",
         "rows.append(min(counted, key=lambda one: (one[0] / max(one[1], 1), one)))",
         "rows.append(counted[0])",
         "metrics/test_text.py::test_the_nearest_of_several_references_counts_and_an_empty_one_has_no_characters",

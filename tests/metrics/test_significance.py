@@ -13,9 +13,7 @@ from kdalign.metrics.significance import (
     MCNEMAR,
     OVER_SEEDS,
     RANDOMISATION,
-    LabelOutputs,
     PairedDifference,
-    SufficientStats,
     UndefinedDifference,
     _drawn,
     _metric_resampled,
@@ -25,8 +23,8 @@ from kdalign.metrics.significance import (
     macro_difference,
     mcnemar,
     paired_difference,
-    sums_one_by_one,
 )
+from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, sums_one_by_one
 
 
 def answers(metric, predictions, references):

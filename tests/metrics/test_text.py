@@ -16,7 +16,8 @@ import pytest
 
 from kdalign.errors import UsageError
 from kdalign.metrics.languages import is_language, language_code
-from kdalign.metrics.text import TEXT_METRICS, mean_metric, notes_on_words, score_texts, text_metric
+from kdalign.metrics.text import TEXT_METRICS, mean_metric, score_texts, text_metric
+from kdalign.metrics.text_notes import notes_on_words
 from kdalign.metrics.words import UnicodeWords
 from kdalign.registry import allow_code
 from support.tiny import one_line, sentences
@@ -339,7 +340,7 @@ def test_texts_too_short_for_bleu_and_without_words_for_rouge_are_said():
     short = ["Generaldirektion Informationsgesellschaft", "ein Wort mehr"]
     assert value("bleu", short, [[text] for text in short], "de") == 0
     assert notes_on_words(["bleu"], short, [[text] for text in short], "de") == (
-        "bleu: no prediction has four words, so that it is 0 by its definition, even of equal texts",
+        "bleu: no prediction has four words, so it is 0 by definition, even for equal texts",
     )
     assert notes_on_words(["bleu"], [*short, "nun sind es vier"], [["a"]] * 3, "de") == ()
     assert notes_on_words(["bleu"], ["今天天气"], [["今天"]]) == ()
