@@ -150,11 +150,13 @@ def ablate(
                 if as_json:
                     show(json.dumps(tried, indent=2))
                 return
+        from kdalign.distillation.ablation_runner import AblationObserver
         from kdalign.distillation.ablation_runner import ablate as run
 
+        observer = AblationObserver(watcher, _quiet, report)
         overwrite = options.overwrite and not space  # a search has replaced what was there
         drop, jobs = options.drop_runs, options.jobs
-        kept = run(ablation, options.out, watcher, jobs=jobs, overwrite=overwrite, drop=drop, watch=_quiet, tell=report)
+        kept = run(ablation, options.out, observer, jobs=jobs, overwrite=overwrite, drop=drop)
     _show_table(ablation, kept, compared.against, options.out, as_json)
 
 
@@ -198,7 +200,7 @@ def _search(
     Returns:
         The ablation with the chosen settings, and all candidates with their scores.
     """
-    from kdalign.distillation.ablation_runner import check_ablation
+    from kdalign.distillation.ablation_runner import AblationObserver, check_ablation
     from kdalign.distillation.search import search
     from kdalign.files import read_json, write_json
     from kdalign.runs.ablation_spec import SEARCH, TRIED, check_ours, check_same, remove_ablation, write_ablation
@@ -209,7 +211,8 @@ def _search(
         check_ablation(ablation, out, overwrite=True)
         remove_ablation(out)
     check_same(ablation, out, arms=False)
-    chosen, candidates = search(ablation, space, out / SEARCH, watcher, jobs=options.jobs, watch=_quiet, tell=report)
+    observer = AblationObserver(watcher, _quiet, report)
+    chosen, candidates = search(ablation, space, out / SEARCH, observer, jobs=options.jobs)
     tried, file = [asdict(candidate) for candidate in candidates], out / SEARCH / TRIED
     before = read_json(file) if file.is_file() else []
     if not isinstance(before, list) or not all(isinstance(row, dict) and "arm" in row for row in before):

@@ -513,7 +513,7 @@ def test_scores_that_do_not_fit_are_one_line(kdalign, finished, tmp_path):
 def test_an_ablation_whose_fork_server_is_killed_says_so_in_one_line(monkeypatch, tmp_path):
     from multiprocessing.context import ForkServerContext
 
-    from kdalign.distillation.ablation_runner import _Worker
+    from kdalign.distillation.worker_pool import _Worker
     from kdalign.errors import RunError
 
     class Killed:
@@ -524,8 +524,8 @@ def test_an_ablation_whose_fork_server_is_killed_says_so_in_one_line(monkeypatch
             raise EOFError
 
     monkeypatch.setattr(ForkServerContext, "Process", Killed)
-    with pytest.raises(RunError, match=r"was ended while it loaded .*the same command goes on"):
-        _Worker.started(1, NullObserver)
+    with pytest.raises(RunError, match=r"was ended while it loaded .*the same command resumes"):
+        _Worker.start(1, NullObserver)
 
 
 def test_sigterm_outside_of_training_is_said_and_has_its_status():
