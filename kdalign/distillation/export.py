@@ -1,12 +1,12 @@
-"""What comes after training: the student is exported, and scored as it was exported; the record completes the run."""
+"""After training: export the student, score it as it was exported, and write the record that completes the run."""
 
 import inspect
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ from kdalign.distillation.tokenize import TokenizedRun
 from kdalign.environment import environment
 from kdalign.errors import NotFinite, RunError, UsageError, cause_of
 from kdalign.evaluation.adapters.base import TaskAdapter
-from kdalign.evaluation.samples import Prompt, complete
+from kdalign.evaluation.samples import complete
 from kdalign.files import atomic_file, write_json, write_text, writing
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
@@ -36,88 +36,68 @@ from kdalign.runs.model_card import model_card
 from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
+from kdalign.training.learner import Learner
 from kdalign.training.task_trainer import TrainTask
 from kdalign.version import __version__
 
 _MACHINE = ("memory", "disk")
-"""Checks that say nothing of the run itself, unless they were let through."""
+"""Checks of the machine, which are recorded only if the run was allowed to fail them."""
 Export = Callable[[PreTrainedModel, Path], None]
 """Writes a trained model's weights and configuration into a folder."""
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a student's weights are written, and what its record says further.
+
+    Attributes:
+        export: writes the model; by default as one file.
+        facts: further facts of its training.
+    """
+
+    export: Export = lambda model, folder: model.save_pretrained(folder)
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
 def export_student(
     loaded: LoadedModels,
-    course: TrainTask,
+    task: TrainTask,
     progress: TrainState,
     accelerator: Accelerator,
     observer: Observer,
     begun: float,
-    export: Export | None = None,
-    facts: Mapping[str, object] | None = None,
+    options: ExportOptions | None = None,
 ) -> RunRecord:
-    """Export the student and score what was exported; its record, which completes the run.
+    """Export the student, score what was exported, and write the record that completes the run.
 
     Args:
         loaded: the two models, trained.
-        course: that was taken.
+        task: what was trained.
         progress: what was spent on it.
         accelerator: device and ranks.
-        observer: who watches.
-        begun: when the run began, as ``time.perf_counter``.
-        export: how the model is written; as one file where left out.
-        facts: further ones of the training.
+        observer: receives progress.
+        begun: when the run began, by ``time.perf_counter``.
+        options: how the model is written, and further facts.
+
+    Raises:
+        RunError: the student could not be scored.
     """
-    opened, taught, learner = loaded.opened, loaded.taught, course.learner
-    run, recipe, texts, adapter, folder = opened.run, opened.recipe, opened.texts, opened.run.adapter, opened.run.folder
+    run, folder, learner = loaded.opened.run, loaded.opened.run.folder, task.learner
+    options = options or ExportOptions()
     if progress.plan and accelerator.is_main_process:
         folder.write_plan(progress.plan)
-    attended = {}
-    if learner.plan is not None and learner.attends and course.teacher is not None:
-        few = sample_batches(texts.train, recipe.train.seed, SIMILARITY_TOKENS)
-        attended = layer_attention(learner.plan, learner, course.teacher, few, accelerator.device)
-        for stack, rows in attended.items():
-            observer.announce(f"attention of {stack} layers to the teacher's: {_shares_text(rows)}")
-    # What was exported is what is scored.
+    attention = _attention_to_layers(loaded, task, accelerator, observer)
     if accelerator.is_main_process:
-        model = loaded.student if recipe.train.lora is None else lora.merge_adapters(loaded.student)
-        _name_labels(model, adapter)
-        with writing(folder.student):
-            _export(model, folder.student, export or _whole)
-            if adapter.head is HeadKind.NONE:
-                write_sentence_modules(
-                    folder.student, int(model.config.hidden_size), adapter.max_length, _normalises(run)
-                )
-            classes = adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
-            if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
-                with_token_types(opened.tokenizer)
-            opened.tokenizer.save_pretrained(folder.student)
-        _export_projections(learner.projections, folder)
-        checkpoint = checkpoint_files.find_checkpoint(str(folder.student))
-        exported = adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
-        scores = _scores_or_way_on(run, exported, texts, loaded.answers, loaded.comparable)
-        latencies, flops, timed = loaded.latencies, loaded.flops, loaded.timed
-        teacher_facts = None
-        if taught is not None and run.teacher is not None:
-            teacher_facts = _facts(
-                run.teacher, taught.model, taught.head, run.teacher.name, latencies[0], flops[0], timed
-            )
-        record = RunRecord(
-            schema=SCHEMA,
-            version=__version__,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            task=adapter.task.name,
-            metrics=adapter.metrics,
-            recipe=recipe.model_dump(mode="json"),
-            student=_facts(checkpoint, exported, "trained", loaded.source, latencies[-1], flops[-1], timed),
-            teacher=teacher_facts,
-            data=_data_facts(run, texts) | {"tokenizer": fingerprint(opened.tokenizer)},
-            scores=scores,
-            training=_training_facts(progress, run, accelerator)
-            | ({"layer_attention": attended} if attended else {})
-            | dict(facts or {}),
+        checkpoint = _write_student(loaded, learner, options.export)
+        exported = run.adapter.load_model(checkpoint, fresh_head=False, seed=0).to(accelerator.device)
+        scores = score_exported(loaded, exported)
+        training = _training_facts(progress, run, accelerator)
+        training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
+        record = replace(
+            build_record(loaded, checkpoint, exported, scores, training),
             environment=environment(accelerator.device),
             seconds=time.perf_counter() - begun,
-            samples=_samples(loaded.prompts, complete(exported, opened.tokenizer, loaded.prompts), loaded.taught_says),
+            samples=_samples(loaded, exported),
         )
         try:
             write_text(folder.student / CARD, model_card(record, folder.path))
@@ -128,8 +108,76 @@ def export_student(
     return read_record(folder.path)
 
 
+def _attention_to_layers(
+    loaded: LoadedModels, task: TrainTask, accelerator: Accelerator, observer: Observer
+) -> dict[str, list[list[float]]]:
+    """For each stack, how much its layers attend to the teacher's; empty where the map has no attention."""
+    learner = task.learner
+    if learner.plan is None or not learner.attends or task.teacher is None:
+        return {}
+    few = sample_batches(loaded.opened.texts.train, loaded.opened.recipe.train.seed, SIMILARITY_TOKENS)
+    attention = layer_attention(learner.plan, learner, task.teacher, few, accelerator.device)
+    for stack, rows in attention.items():
+        observer.announce(f"attention of {stack} layers to the teacher's: {_format_shares(rows)}")
+    return attention
+
+
+def _write_student(loaded: LoadedModels, learner: Learner, export: Export) -> Checkpoint:
+    """Write the student with its tokenizer as a stock checkpoint, and its projections next to it."""
+    opened, adapter, folder = loaded.opened, loaded.opened.run.adapter, loaded.opened.run.folder
+    model = loaded.student if opened.recipe.train.lora is None else lora.merge_adapters(loaded.student)
+    _name_labels(model, adapter)
+    with writing(folder.student):
+        _export(model, folder.student, export)
+        if adapter.head is HeadKind.NONE:
+            width, normalise = int(model.config.hidden_size), _normalises(opened.run)
+            write_sentence_modules(folder.student, width, adapter.max_length, normalise)
+        classes = adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE)
+        if classes and "token_type_ids" in inspect.signature(model.forward).parameters:
+            with_token_types(opened.tokenizer)
+        opened.tokenizer.save_pretrained(folder.student)
+    _export_projections(learner.projections, folder)
+    return checkpoint_files.find_checkpoint(str(folder.student))
+
+
+def build_record(
+    loaded: LoadedModels,
+    checkpoint: Checkpoint,
+    exported: PreTrainedModel,
+    scores: Mapping[str, object],
+    training: Mapping[str, object],
+) -> RunRecord:
+    """The record of a run, without what is measured last: environment, seconds and samples.
+
+    Args:
+        loaded: the two models, and what was measured before training.
+        checkpoint: of the exported student.
+        exported: the student as it was loaded again.
+        scores: by split, of both models.
+        training: facts of the training.
+    """
+    opened, teacher, taught = loaded.opened, loaded.opened.run.teacher, loaded.taught
+    return RunRecord(
+        schema=SCHEMA,
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=opened.run.adapter.task.name,
+        metrics=opened.run.adapter.metrics,
+        recipe=opened.recipe.model_dump(mode="json"),
+        student=_model_record(loaded, checkpoint, exported, "trained", loaded.source, -1),
+        teacher=None
+        if taught is None or teacher is None
+        else _model_record(loaded, teacher, taught.model, taught.head, teacher.name, 0),
+        data=_data_facts(opened.run, opened.texts) | {"tokenizer": fingerprint(opened.tokenizer)},
+        scores=dict(scores),
+        training=dict(training),
+        environment={},
+        seconds=0.0,
+    )
+
+
 def _export(model: PreTrainedModel, folder: Path, export: Export) -> None:
-    """Write a student, its settings for writing as they are: Transformers refuses to save some that it reads."""
+    """Write a student with its generation settings unchanged: Transformers refuses to save some that it reads."""
     settings = model.generation_config if model.can_generate() else None
     if settings is not None:
         model.generation_config = GenerationConfig.from_model_config(model.config)
@@ -143,13 +191,13 @@ def _export(model: PreTrainedModel, folder: Path, export: Export) -> None:
 
 
 def write_sentence_modules(folder: Path, width: int, max_length: int, normalise: bool) -> None:
-    """Say to sentence-transformers how a student's tokens become one vector: by their mean.
+    """Write how a student's tokens become one vector, for sentence-transformers: by their mean.
 
     Args:
         folder: of the student.
         width: of a vector.
         max_length: longest input in tokens.
-        normalise: whether vectors are brought to length 1, which cosines do not see.
+        normalise: true to scale vectors to length 1, which cosines do not see.
     """
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
     modules = [
@@ -171,24 +219,19 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
 
 
 def _normalises(run: PreparedRun) -> bool:
-    """Whether the teacher's vectors have length 1, or the student's own where it has no teacher."""
+    """Return whether the teacher's vectors have length 1, or the student's own where there is no teacher."""
     first = run.teacher or run.student
     return first is not None and "Normalize" in sentence_modules(first)
 
 
 def _name_labels(model: PreTrainedModel, adapter: TaskAdapter) -> None:
-    """Give a classifier's outputs the task's names, and say what its head was trained for."""
+    """Name a classifier's outputs as the task does, and set what its head was trained for."""
     if isinstance(adapter.task, ClassificationTask):
         model.config.problem_type = "regression" if adapter.task.regression else "single_label_classification"
     order = adapter.output_order(model)
     if order is not None and isinstance(adapter.task, ClassificationTask) and not adapter.task.regression:
         model.config.id2label = dict(zip(order, adapter.task.labels, strict=True))
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
-
-
-def _whole(model: PreTrainedModel, folder: Path) -> None:
-    """Write a student as a stock Transformers checkpoint."""
-    model.save_pretrained(folder)
 
 
 def _export_projections(projections: Projections, folder: RunFolder) -> None:
@@ -198,18 +241,16 @@ def _export_projections(projections: Projections, folder: RunFolder) -> None:
             save_file(weights, temporary)
 
 
-def _scores_or_way_on(
-    run: PreparedRun, exported: PreTrainedModel, texts: TokenizedRun, answers: Mapping[str, Any], comparable: bool
-) -> dict[str, object]:
-    """The scores of both models; what keeps them from being taken costs no training.
+def score_exported(loaded: LoadedModels, exported: PreTrainedModel) -> dict[str, object]:
+    """Score both models on every reported split, and save the student's predictions.
 
     Raises:
-        RunError: the student's answers are no numbers, and it is not left as if it could be used; or a metric raised,
-            which leaves the exported student and the checkpoint from which the same run is scored again.
+        RunError: the student's predictions are not finite, and it is removed so that nobody uses it; or a metric
+            raised, which leaves the exported student and the checkpoint from which the same run is scored again.
     """
-    folder = run.folder
+    run, folder = loaded.opened.run, loaded.opened.run.folder
     try:
-        return _final_scores(run, exported, texts, answers, comparable)
+        return {split: _score_split(loaded, exported, split) for split in loaded.opened.texts.reported}
     except NotFinite as error:
         shutil.rmtree(folder.student)
         raise RunError(f"the student has diverged: {error}; it was not exported, and has no score") from None
@@ -220,58 +261,57 @@ def _scores_or_way_on(
         ) from error
 
 
-def _final_scores(
-    run: PreparedRun, exported: PreTrainedModel, texts: TokenizedRun, answers: Mapping[str, Any], comparable: bool
-) -> dict[str, object]:
-    """Score both models on every reported split, and keep the predictions."""
-    scores: dict[str, object] = {}
-    for split, encoded in texts.reported.items():
-        ours, theirs = run.adapter.predict(exported, encoded), answers.get(split)
-        run.adapter.write_predictions(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
-        of_teacher = [] if theirs is None else run.adapter.score(theirs, texts.reported_to_teacher[split])
-        scores[split] = {
-            "student": [score.to_json() for score in run.adapter.score(ours, encoded)],
-            "teacher": [score.to_json() for score in of_teacher],
-            "agreement": run.adapter.agreement(ours, theirs).to_json() if comparable else None,
-            "calibration": {
-                who: found.to_json()
-                for who, answer, read in (
-                    ("student", ours, encoded),
-                    ("teacher", theirs, texts.reported_to_teacher.get(split)),
-                )
-                if answer is not None and read is not None
-                if (found := run.adapter.calibration(answer, read)) is not None
-            },
-        }
-    return scores
+def _score_split(loaded: LoadedModels, exported: PreTrainedModel, split: str) -> dict[str, object]:
+    run, texts = loaded.opened.run, loaded.opened.texts
+    adapter, encoded = run.adapter, texts.reported[split]
+    ours, theirs = adapter.predict(exported, encoded), loaded.answers.get(split)
+    comparable = loaded.comparable
+    adapter.write_predictions(run.folder.predictions(split), ours, encoded, theirs if comparable else None)
+    read_by_teacher = texts.reported_to_teacher.get(split)
+    teacher_scores = [] if theirs is None else adapter.score(theirs, texts.reported_to_teacher[split])
+    return {
+        "student": [score.to_json() for score in adapter.score(ours, encoded)],
+        "teacher": [score.to_json() for score in teacher_scores],
+        "agreement": adapter.agreement(ours, theirs).to_json() if comparable else None,
+        "calibration": {
+            who: calibration.to_json()
+            for who, predictions, read in (("student", ours, encoded), ("teacher", theirs, read_by_teacher))
+            if predictions is not None and read is not None
+            if (calibration := adapter.calibration(predictions, read)) is not None
+        },
+    }
 
 
-def _shares_text(rows: Sequence[Sequence[float]]) -> str:
-    """Each student layer with the teacher layers that have most of its attention, such as ``0: 61 % 1, 30 % 0``."""
-    found = []
+def _format_shares(rows: Sequence[Sequence[float]]) -> str:
+    """Each student layer with the teacher layers that it attends to most, such as ``0: 61 % 1, 30 % 0``."""
+    lines = []
     for number, row in enumerate(rows):
         most = sorted(range(len(row)), key=lambda layer: -row[layer])[:3]
-        found.append(f"{number}: " + ", ".join(f"{100 * row[layer]:.0f} % {layer}" for layer in most))
-    return "; ".join(found)
+        lines.append(f"{number}: " + ", ".join(f"{100 * row[layer]:.0f} % {layer}" for layer in most))
+    return "; ".join(lines)
 
 
-def _samples(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[dict[str, str]]:
-    found = [{"prompt": prompt.text, "student": said} for prompt, said in zip(prompts, ours, strict=True)]
-    return [each | {"teacher": said} for each, said in zip(found, theirs, strict=True)] if theirs else found
+def _samples(loaded: LoadedModels, exported: PreTrainedModel) -> list[dict[str, str]]:
+    """Each prompt with what the exported student and the teacher write after it."""
+    prompts, theirs = loaded.prompts, loaded.taught_says
+    ours = complete(exported, loaded.opened.tokenizer, prompts)
+    samples = [{"prompt": prompt.text, "student": text} for prompt, text in zip(prompts, ours, strict=True)]
+    return [sample | {"teacher": text} for sample, text in zip(samples, theirs, strict=True)] if theirs else samples
 
 
-def _facts(
-    checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, latency: float, flops: int, tokens: int
+def _model_record(
+    loaded: LoadedModels, checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, place: int
 ) -> ModelRecord:
+    """One model's record; ``place`` is its index among the models that were measured."""
     return ModelRecord(
         source=source,
         revision=checkpoint.hash,
         parameters=count_parameters(model),
         megabytes=checkpoint_files.weights_megabytes(checkpoint),
         head=head,
-        latency_ms=latency,
-        flops=flops,
-        tokens=tokens,
+        latency_ms=loaded.latencies[place],
+        flops=loaded.flops[place],
+        tokens=loaded.timed,
     )
 
 

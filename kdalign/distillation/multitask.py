@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from kdalign.data.batches import steps_per_epoch
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.distillation.build import build_task
-from kdalign.distillation.export import export_student
+from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import LoadedModels, load
 from kdalign.distillation.prepare import PreparedRun, resume_command
 from kdalign.distillation.tokenize import begin_folder, open_run
@@ -193,10 +193,10 @@ def distill_together(
     records = []
     for each, course in zip(loaded, courses, strict=True):
         first = None if each is loaded[0] else courses[0].folder.student / _BODY
-        export = partial(export_with_body, body=first)
+        options = ExportOptions(partial(export_with_body, body=first), {"multi_task": facts})
         spent = progress.of(course.name)
         watching = observer.into(course.folder.log) if main else observer
-        records.append(export_student(each, course, spent, accelerator, watching, begun, export, {"multi_task": facts}))
+        records.append(export_student(each, course, spent, accelerator, watching, begun, options))
     return records
 
 
