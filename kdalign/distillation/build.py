@@ -1,11 +1,12 @@
-"""What comes before training: a run's texts, its two models, the plan between them and the learner."""
+"""Build what a run trains: the plan between its two models, the objective of each stage, and the learner."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from kdalign.alignment.calibration import (
     CALIBRATION_TOKENS,
@@ -17,10 +18,10 @@ from kdalign.alignment.calibration import (
 )
 from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import TokenizedSplit, sample_batches
+from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
 from kdalign.distillation.load import LoadedModels, preview, starts_untrained
-from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
@@ -36,135 +37,180 @@ from kdalign.recipe import Recipe
 from kdalign.training.learner import Learner
 from kdalign.training.task_trainer import Remapping, Stage, TrainTask, WatchedScores
 
+ObjectiveFactory = Callable[[Weights, Plan | None], Objective]
+"""Builds what is minimised from weights and a plan."""
+
 
 def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observer, resume: bool) -> TrainTask:
-    """What aligns the two models, and what is minimised; the learner follows the plan."""
-    opened, taught = loaded.opened, loaded.taught
-    student_model = student.freeze(loaded.student, opened.recipe.train.freeze)
-    run, recipe, tokenizer, texts, adapter = (
-        opened.run,
-        opened.recipe,
-        opened.tokenizer,
-        opened.texts,
-        opened.run.adapter,
-    )
-    encoded, watched = texts.train, texts.watched
-    student_order = adapter.output_order(student_model)
-    teacher = None
-    if taught is not None:
-        rounded = torch.bfloat16 if opened.bf16 else torch.float32
-        teacher = Teacher(taught.model, adapter.output_order(taught.model), rounded, accelerator.device)
+    """Build what a run trains: plan, objectives, learner, and how the student is evaluated during training."""
+    opened = loaded.opened
+    run, recipe, texts, tokenizer = opened.run, opened.recipe, opened.texts, opened.tokenizer
+    model = student.freeze(loaded.student, recipe.train.freeze)
+    teacher = _teacher(loaded, accelerator)
     plan = None
     if teacher is not None:
-        plan = _calibrated(run, teacher, student_model, encoded, tokenizer, accelerator, resume)
+        plan = build_plan(opened, teacher, model, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
         if plan.choice and starts_untrained(run):
             observer.announce(UNTRAINED)
-    shared = texts.across.shared if texts.across is not None else None
-    dtype = torch.bfloat16 if opened.bf16 else None
-    filling = None
+    masked_lm = None
     if recipe.objective.built.masked_lm:
         observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
-        filling = masked_lm_term(student_model, recipe.train.seed, dtype)
-
-    def minimised(part: Weights, plan: Plan | None) -> Objective:
-        return build_objective(adapter.task, part, plan, dtype, shared).with_masked_lm(part.built.masked_lm, filling)
-
-    stages = [Stage(begins, minimised(weights, by)) for begins, weights, by in stages_of(recipe, plan)]
-    objective = stages[0].objective
-    shapes = plan.projections if plan is not None and objective.uses_hidden else ()
-    mixes = plan.mixes if plan is not None and objective.compared_maps else ()
-    projections = Projections(shapes, recipe.train.seed, mixes)
-    if plan is not None and teacher is not None and shapes and plan.style.start != "random":
-        few = sample_batches(encoded, recipe.train.seed, SIMILARITY_TOKENS)
-        start_projections(projections, plan, teacher.model, student_model, few, accelerator.device)
-    learner = Learner(
-        student.with_dropout(student_model, recipe.train.dropout),
-        projections,
-        plan,
-        objective,
-        student_order,
-        opened.bf16,
-        [term for stage in stages for term in stage.objective.modules.values()],
-        _balance(recipe, stages),
+        masked_lm = masked_lm_term(model, recipe.train.seed, _dtype(opened))
+    objective_of = partial(_objective, opened, masked_lm)
+    stages = build_stages(recipe, plan, objective_of)
+    return TrainTask(
+        name=run.adapter.task.name,
+        learner=build_learner(opened, model, teacher, plan, stages, accelerator.device),
+        teacher=teacher,
+        stages=stages,
+        encoded=with_corruption(texts.train, recipe.data.augment, tokenizer, masked_lm is not None),
+        folder=run.folder,
+        evaluate=Evaluator(loaded, observer),
+        remapping=_remapping(opened, teacher, plan, objective_of),
     )
 
-    def evaluate(model: PreTrainedModel) -> WatchedScores:
-        found = adapter.predict(model, watched)
-        scores = adapter.score(found, watched, interval=False)
-        if loaded.comparable:
-            scores.append(adapter.agreement(found, loaded.watched_answers, interval=False))
-        first = scores[0]
-        said = complete(model, tokenizer, loaded.prompts)
-        if said:  # one is enough for the eye; the history keeps all
-            observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(said[0])}")
-        return WatchedScores(
-            first.value if first.value is None or first.higher_is_better else -first.value,
-            {score.metric: score.value for score in scores} | ({"samples": said} if said else {}),
-            {score.metric: score.reason for score in scores if score.value is None},
-        )
 
-    remapping = None
-    if plan is not None and teacher is not None and recipe.align.remap_every is not None:
-        remapping = Remapping(
-            recipe.align.remap_every,
-            partial(_mapped_again, plan, teacher, encoded, tokenizer.all_special_ids, recipe.train.seed),
-            lambda found: minimised(recipe.objective, found),
-        )
-    rows = with_corruption(encoded, recipe.data.augment, tokenizer, filling is not None)
-    return TrainTask(adapter.task.name, learner, teacher, stages, rows, run.folder, evaluate, remapping)
-
-
-def masked_lm_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
-    """The head by which a student fills in masked tokens beside."""
-    entries, inner = student_model.get_input_embeddings().weight.shape
-    return MaskedTokens(int(student_model.config.hidden_size), (entries, inner), seed, dtype=dtype)
-
-
-def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
-    """What the recipe balances terms by, those of all stages; None where their weights stay."""
-    if recipe.objective.balance == "static":
+def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> Teacher | None:
+    """The teacher at the precision of training; None where there is none."""
+    if loaded.taught is None:
         return None
-    return BALANCES[recipe.objective.balance](list(dict.fromkeys(n for stage in stages for n in stage.objective.names)))
+    model, rounded = loaded.taught.model, _dtype(loaded.opened) or torch.float32
+    return Teacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
 
 
-def _calibrated(
-    run: PreparedRun,
-    teacher: Teacher,
-    student_model: PreTrainedModel,
-    encoded: TokenizedSplit,
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    resume: bool,
+def _dtype(opened: OpenedRun) -> torch.dtype | None:
+    """The precision of the largest matrix products; None for float32."""
+    return torch.bfloat16 if opened.bf16 else None
+
+
+def build_plan(
+    opened: OpenedRun, teacher: Teacher, model: PreTrainedModel, accelerator: Accelerator, resume: bool
 ) -> Plan:
-    """The plan as it is trained with: kept from before on resume, else measured on a few training examples."""
+    """The plan to train with: on resume the saved one, else measured on a few training examples and saved.
+
+    Raises:
+        UsageError: the saved plan is of another run.
+    """
+    run, encoded = opened.run, opened.texts.train
     plan, seed = run.plan, run.recipe.train.seed
     assert plan is not None, "a teacher comes with a plan"
     if resume and run.folder.plan_kept:
-        kept = read_plan(run.folder.plan)
-        if not kept.calibrated or (not plan.choice and kept.maps != plan.maps):  # of a run without hashes
+        saved = read_plan(run.folder.plan)
+        if not saved.calibrated or (not plan.choice and saved.maps != plan.maps):  # of a run without hashes
             raise UsageError(f"{str(run.folder.plan)!r} is not the plan of this run: start again with --overwrite")
-        return kept
+        return saved
     if plan.choice and not plan.similarities:
-        special = tokenizer.all_special_ids
-        plan = measure_layer_map(plan, teacher.model, student_model, encoded, special, str(run.task.name), seed)
+        special = opened.tokenizer.all_special_ids
+        plan = measure_layer_map(plan, teacher.model, model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
-        batches, again = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
-        plan = calibrate(plan, teacher, batches, accelerator.device, every=again)
+        batches, remaps = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
+        plan = calibrate(plan, teacher, batches, accelerator.device, every=remaps)
     if accelerator.is_main_process:
         run.folder.write_plan(plan.to_json())
     accelerator.wait_for_everyone()
     return plan
 
 
-def _mapped_again(
-    plan: Plan,
-    teacher: Teacher,
-    encoded: TokenizedSplit,
-    special: Sequence[int],
-    seed: int,
-    student_model: PreTrainedModel,
-) -> Plan:
-    """The plan for a student on its way; the teacher's statistics stay."""
-    found = measure_layer_map(plan, teacher.model, student_model, encoded, special, "training text", seed)
-    return found.with_statistics(plan.statistics)
+def masked_lm_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype | None) -> MaskedTokens:
+    """The head by which a student predicts masked tokens, next to what else it learns."""
+    entries, inner = student_model.get_input_embeddings().weight.shape
+    return MaskedTokens(int(student_model.config.hidden_size), (entries, inner), seed, dtype=dtype)
+
+
+def _objective(opened: OpenedRun, masked_lm: MaskedTokens | None, weights: Weights, plan: Plan | None) -> Objective:
+    across = opened.texts.across
+    shared = across.shared if across is not None else None
+    objective = build_objective(opened.run.adapter.task, weights, plan, _dtype(opened), shared)
+    return objective.with_masked_lm(weights.built.masked_lm, masked_lm)
+
+
+def build_stages(recipe: Recipe, plan: Plan | None, objective_of: ObjectiveFactory) -> list[Stage]:
+    """The stages of a recipe, each with its objective."""
+    return [Stage(after, objective_of(weights, part)) for after, weights, part in stages_of(recipe, plan)]
+
+
+def build_learner(
+    opened: OpenedRun,
+    model: PreTrainedModel,
+    teacher: Teacher | None,
+    plan: Plan | None,
+    stages: Sequence[Stage],
+    device: torch.device,
+) -> Learner:
+    """The learner of a run, its projections at random or started from both models' features on a few examples.
+
+    Args:
+        opened: recipe and training text.
+        model: the student.
+        teacher: None where there is none.
+        plan: layers to compare; None without a teacher.
+        stages: objectives; the learner starts with the first one's signals.
+        device: of both models.
+    """
+    recipe, objective = opened.recipe, stages[0].objective
+    shapes = plan.projections if plan is not None and objective.uses_hidden else ()
+    mixes = plan.mixes if plan is not None and objective.compared_maps else ()
+    projections = Projections(shapes, recipe.train.seed, mixes)
+    if plan is not None and teacher is not None and shapes and plan.style.start != "random":
+        few = sample_batches(opened.texts.train, recipe.train.seed, SIMILARITY_TOKENS)
+        start_projections(projections, plan, teacher.model, model, few, device)
+    return Learner(
+        student.with_dropout(model, recipe.train.dropout),
+        projections,
+        plan,
+        [stage.objective for stage in stages],
+        opened.run.adapter.output_order(model),
+        opened.bf16,
+        _balance(recipe, stages),
+    )
+
+
+def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
+    """The recipe's balancer of the terms of all stages; None where weights are static."""
+    if recipe.objective.balance == "static":
+        return None
+    return BALANCES[recipe.objective.balance](list(dict.fromkeys(n for stage in stages for n in stage.objective.names)))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores a student on the watched texts during training, and shows one sample of what it writes."""
+
+    loaded: LoadedModels
+    observer: Observer
+
+    def __call__(self, model: PreTrainedModel) -> WatchedScores:
+        """Score a student; a language model also continues the sample prompts."""
+        loaded, adapter = self.loaded, self.loaded.opened.run.adapter
+        watched = loaded.opened.texts.watched
+        predictions = adapter.predict(model, watched)
+        scores = adapter.score(predictions, watched, interval=False)
+        if loaded.comparable:
+            scores.append(adapter.agreement(predictions, loaded.watched_answers, interval=False))
+        first = scores[0]
+        samples = complete(model, loaded.opened.tokenizer, loaded.prompts)
+        if samples:  # one is enough for the eye; the history keeps all
+            self.observer.announce(f"sample: {preview(loaded.prompts[0].text)} → {preview(samples[0])}")
+        return WatchedScores(
+            first.value if first.value is None or first.higher_is_better else -first.value,
+            {score.metric: score.value for score in scores} | ({"samples": samples} if samples else {}),
+            {score.metric: score.reason for score in scores if score.value is None},
+        )
+
+
+def _remapping(
+    opened: OpenedRun, teacher: Teacher | None, plan: Plan | None, objective_of: ObjectiveFactory
+) -> Remapping | None:
+    """How layer maps are measured again during training; the teacher's statistics stay."""
+    recipe = opened.recipe
+    if plan is None or teacher is None or recipe.align.remap_every is None:
+        return None
+
+    def measure(model: PreTrainedModel) -> Plan:
+        encoded, special = opened.texts.train, opened.tokenizer.all_special_ids
+        seed, text = recipe.train.seed, "training text"
+        measured = measure_layer_map(plan, teacher.model, model, encoded, special, text, seed)
+        return measured.with_statistics(plan.statistics)
+
+    return Remapping(recipe.align.remap_every, measure, partial(objective_of, recipe.objective))

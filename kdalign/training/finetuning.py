@@ -123,7 +123,7 @@ class FinetuneJob:
         order = loading.output_order(model.config, task)
         assert order is not None, "a fresh head is the task's"
         objective = Objective({"hard": (1.0, HardLabels(task.regression))})
-        learner = Learner(model, Projections((), settings.seed), None, objective, order, self.bf16)
+        learner = Learner(model, Projections((), settings.seed), None, [objective], order, self.bf16)
         accelerator.wait_for_everyone()
         training = TrainTask(task.name, learner, None, [Stage(0, objective)], self.encoded, draft)
         what = f"fine-tuning the teacher on {task.name}"

@@ -1,6 +1,6 @@
-"""All that is trained, in one module: the student and what brings its signals to its teacher's shapes."""
+"""All that is trained, in one module: the student, and the projections of its signals to its teacher's shapes."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,8 +22,8 @@ from kdalign.objective.terms import Signal
 class Learner(nn.Module):
     """The student, its projections, and terms that learn or remember, for DDP, the optimizer and checkpoints to see.
 
-    Its forward gives the student's signals, features already at the teacher's width and maps at its heads, beside the
-    teacher's that they are compared with.
+    Its forward returns the student's signals, features already at the teacher's width and maps at its heads, together
+    with the teacher's that they are compared with.
     """
 
     def __init__(
@@ -31,28 +31,38 @@ class Learner(nn.Module):
         student: PreTrainedModel,
         projections: Projections,
         plan: Plan | None,
-        objective: Objective,
+        objectives: Sequence[Objective],
         order: tuple[int, ...] | None,
         bf16: bool,
-        terms: Iterable[nn.Module] = (),
         balance: LossBalancer | None = None,
     ) -> None:
+        """Register every module, and follow the first objective.
+
+        Args:
+            student: in float32.
+            projections: from the student's width and heads to the teacher's.
+            plan: which layers are compared; None without a teacher.
+            objectives: what is minimised, one after the other.
+            order: for each class of the task the number of the student's output; None without classes.
+            bf16: true to run the forward in bfloat16.
+            balance: learns or measures the terms' weights; None where they stay.
+        """
         super().__init__()
         self.balance = balance
-        self.terms = nn.ModuleList(terms)
+        self.terms = nn.ModuleList(term for objective in objectives for term in objective.modules.values())
         self.student = enable_capture(student)
         self.projections = projections
         self.register_buffer("_order", None if order is None else torch.tensor(order), persistent=False)
         self.bf16 = bf16
-        self.follow(plan, objective)
+        self.follow(plan, objectives[0])
 
     @property
     def attends(self) -> bool:
-        """Whether its layers attend to several of the teacher's, by what is minimised now."""
+        """True if student layers attend to several teacher layers under the current objective."""
         return bool(self._attends)
 
     def follow(self, plan: Plan | None, objective: Objective) -> None:
-        """Give from now on the signals that this objective compares by this plan."""
+        """Return from now on the signals that this objective compares under this plan."""
         self.plan = plan
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
@@ -72,7 +82,7 @@ class Learner(nn.Module):
         self._wanted, self.wanted_of_teacher = wanted, of_teacher
 
     def forward(self, inputs: dict[str, Tensor], taught: Activations | None = None) -> Activations:
-        """The student's signals on a batch, beside the teacher's that they are compared with."""
+        """The student's signals on a batch, together with the teacher's that they are compared with."""
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)
@@ -83,11 +93,11 @@ class Learner(nn.Module):
                 signals.filled = features[inputs[MASKED + "targets"] != IGNORED]
                 signals.words = body.get_input_embeddings().weight
         if self._attends:
-            assert taught is not None, "layers are attended to in a teacher"
+            assert taught is not None, "attention to layers needs a teacher"
             taught = self._blended(signals, taught, inputs)
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             for pair in self._pairs:
-                assert taught is not None, "features are compared with a teacher's"
+                assert taught is not None, "features need a teacher's"
                 ours, theirs = signals.hidden[pair[0]], taught.hidden[pair[1]]
                 if self._side == "student":
                     ours = self.projections(ours, *pair)
@@ -102,20 +112,20 @@ class Learner(nn.Module):
                     view = seen.hidden[pair[0]]
                     signals.again[pair] = self.projections(view, *pair) if self._side == "student" else view
             for pair in self._maps:
-                assert taught is not None, "maps are compared with a teacher's"
+                assert taught is not None, "maps need a teacher's"
                 signals.mixed[pair] = self.projections.mixed(signals.attention[pair[0]], *pair)
                 signals.maps[pair] = taught.attention[pair[1]]
         return signals
 
     def _blended(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
-        r"""The teacher's signals with a mean over its layers for each student layer, which attends to them.
+        r"""The teacher's signals, with a weighted mean of its layers for each student layer that attends to them.
 
         .. math:: \tilde h_s = \sum_t \alpha_{st} h_t, \quad
             \alpha_{st} = \mathrm{softmax}_t \big( n(\bar h_s) \cdot n(\bar h_t) / \sqrt{d} \big)
 
-        for each row (a text, or those that are packed in it), with :math:`\bar h` the mean over its tokens, the later
-        ones too, and n a layer norm without weights: without it the largest layers would get all. After ALP-KD,
-        Passban et al. 2021, arXiv:2012.14022, section 3. Attention maps are blended by the same shares.
+        for each row (one text, or several packed into it), with :math:`\bar h` the mean over all its tokens, later ones
+        included, and n a layer norm without weights, without which the largest layers would get all attention. After
+        ALP-KD, Passban et al. 2021, arXiv:2012.14022, section 3. Attention maps are blended by the same shares.
         """
         hidden, attention = dict(taught.hidden), dict(taught.attention)
         for (ours, mean), layers in self._attends.items():
@@ -139,7 +149,7 @@ def _with_hidden(wanted: CaptureSpec, pairs: list[tuple[Layer, Layer]]) -> Captu
 
 
 def _real(inputs: dict[str, Tensor], layer: Layer) -> Tensor:
-    """(batch, time): the real positions of a layer's stack; packed rows are full but for the last."""
+    """(batch, time): the real positions of a layer's stack; of packed rows only the last has padding."""
     reads_target = layer.stack == "decoder" and "decoder_attention_mask" in inputs
     mask = inputs["decoder_attention_mask" if reads_target else "attention_mask"].bool()
     return mask if mask.ndim == 2 else mask[:, 0].diagonal(dim1=-2, dim2=-1)
@@ -150,5 +160,5 @@ def _unit(pooled_features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch
 
 
 def _mean(parts: list[Tensor], shares: Float[Tensor, "batch layers"]) -> Tensor:
-    """Of tensors that begin with (batch, ...), by each text's shares."""
+    """Weighted mean of tensors of shape (batch, ...), by each text's shares."""
     return torch.einsum("bt,bt...->b...", shares, torch.stack([part.float() for part in parts], dim=1))

@@ -33,7 +33,7 @@ def attended(kind, weights=ALONE):
     batch = collate(setting.data, range(len(setting.data)))
     plan = calibrate(plan, setting.teacher, [batch], torch.device("cpu"))
     setting.objective = build_language_objective(weights, plan)
-    setting.learner = Learner(small, Projections((), 0), plan, setting.objective, None, False).eval()
+    setting.learner = Learner(small, Projections((), 0), plan, [setting.objective], None, False).eval()
     setting.plan = plan
     return setting, batch
 
@@ -103,7 +103,7 @@ def test_a_copy_of_the_teacher_attends_most_to_its_own_layers():
     plan = propose(describe(big.config), describe(twin.config), "learned")
     plan = calibrate(plan, setting.teacher, [batch], torch.device("cpu"))
     objective = build_language_objective(ALONE, plan)
-    learner = Learner(twin, Projections((), 0), plan, objective, None, False)
+    learner = Learner(twin, Projections((), 0), plan, [objective], None, False)
     found = layer_attention(plan, learner, setting.teacher, [batch], torch.device("cpu"))["encoder"]
     assert [max(range(4), key=row.__getitem__) for row in found] == [0, 1, 2, 3]
     assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in found)

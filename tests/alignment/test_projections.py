@@ -101,7 +101,7 @@ def first_parts(style, setting):
         batches = [batch for _, batch in in_order(setting.data, 4)]
         start_projections(projections, plan, setting.teacher.model, student, batches, setting.device)
     objective = build_classification_objective(Weights(hard=0, alpha=0, delta=0), plan, False)
-    learner = Learner(student.eval(), projections, plan, objective, (0, 1), False)
+    learner = Learner(student.eval(), projections, plan, [objective], (0, 1), False)
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)
     return objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch])).parts

@@ -227,7 +227,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     batch = collate(data, range(min(4, len(data))))
     plan = calibrate(propose(describe(twin.config), describe(twin.config)), teacher, [batch], device)
     objective = build_language_objective(weights, plan)
-    learner = Learner(twin, Projections((), 0), plan, objective, None, False).eval()
+    learner = Learner(twin, Projections((), 0), plan, [objective], None, False).eval()
     taught = teacher(batch, learner.wanted_of_teacher)
     view = TermInputs(learner(batch.inputs, taught), taught, batch)
     breakdown = objective(view, count_units([batch]))

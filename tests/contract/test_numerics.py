@@ -93,7 +93,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_loss_and_no_gradient_fr
         {f"variance/encoder.{number}": 1.0 for number in range(4)}
     )
     objective = build_classification_objective(Weights(hard=0, alpha=1, beta=1, gamma=1, delta=1), plan, False)
-    learner = Learner(twin, Projections((), 0), plan, objective, (0, 1), False).eval()
+    learner = Learner(twin, Projections((), 0), plan, [objective], (0, 1), False).eval()
     batch = collate(setting.data, range(8))
     taught = setting.teacher(batch, learner.wanted_of_teacher)
     breakdown = objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch]))

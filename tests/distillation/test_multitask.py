@@ -130,7 +130,7 @@ def courses(tmp_path, names=("one", "two"), decay=0.0):
         texts, labels = sentences(40, number)
         encoded = tokenize_labelled(Examples(name, (texts,), np.array(labels)), tokenizer, 32)
         objective = Objective({"hard": (1.0, HardLabels(False))})
-        learner = Learner(model, Projections((), 0), None, objective, (0, 1), False)
+        learner = Learner(model, Projections((), 0), None, [objective], (0, 1), False)
         history = RunFolder(tmp_path / name)
         history.path.mkdir(exist_ok=True)
         found.append(TrainTask(name, learner, None, [Stage(0, objective)], encoded, history))

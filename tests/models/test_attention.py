@@ -59,7 +59,7 @@ class Pair:
         self.plan = propose(describe(self.teacher.model.config), describe(student.config), **how)
         self.objective = build_classification_objective(terms, self.plan, regression=False)
         mixes = self.plan.mixes if self.objective.compared_maps else ()
-        self.learner = Learner(student, Projections((), 0, mixes), self.plan, self.objective, (0, 1), False)
+        self.learner = Learner(student, Projections((), 0, mixes), self.plan, [self.objective], (0, 1), False)
         self.data = examples()
 
     def parts(self, batch):

@@ -97,9 +97,8 @@ class Changing(Setting):
         plan = propose(self.plan.teacher, self.plan.student, weights=word)
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], self.device)
         self.objective = build_classification_objective(weights, self.plan, regression=False)
-        modules = self.objective.modules.values()
         projections = Projections(self.plan.projections, 0)
-        self.learner = Learner(self.learner.student, projections, self.plan, self.objective, (0, 1), False, modules)
+        self.learner = Learner(self.learner.student, projections, self.plan, [self.objective], (0, 1), False)
 
     def train(self, steps, micro=None):
         optimizer = torch.optim.SGD(self.learner.parameters(), lr=1e-2)

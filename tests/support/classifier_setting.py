@@ -51,7 +51,9 @@ class Setting:
         plan = propose(describe(self.teacher.model.config), describe(student.config))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], self.device)
         self.objective = build_classification_objective(weights, self.plan, regression=False)
-        self.learner = Learner(student, Projections(self.plan.projections, 0), self.plan, self.objective, (0, 1), False)
+        self.learner = Learner(
+            student, Projections(self.plan.projections, 0), self.plan, [self.objective], (0, 1), False
+        )
 
     def breakdown(self, batch: Batch, units: dict[Unit, float]):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)

@@ -178,7 +178,7 @@ class Setting:
             self.objective = build_classification_objective(weights, self.plan, regression=False)
         else:
             self.objective = build_language_objective(weights, self.plan, None, shared_vocabulary(*self.tokenizers))
-        self.learner = Learner(small, Projections((), 0), self.plan, self.objective, order, False).eval()
+        self.learner = Learner(small, Projections((), 0), self.plan, [self.objective], order, False).eval()
 
     @staticmethod
     def _model(kind, layers, tokenizer):

@@ -92,7 +92,7 @@ class Setting:
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
         dtype = torch.bfloat16 if bf16 else None
         self.objective = build_language_objective(weights or ALL, plan, dtype)
-        self.learner = Learner(small, Projections((), 0), plan, self.objective, None, bf16).eval()
+        self.learner = Learner(small, Projections((), 0), plan, [self.objective], None, bf16).eval()
 
     def breakdown(self, batch, units):
         taught = self.teacher(batch, self.learner.wanted_of_teacher)

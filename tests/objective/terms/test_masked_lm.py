@@ -49,7 +49,7 @@ class Filling(Setting):
         )
         projections = Projections(self.plan.projections, 0)
         student = self.learner.student
-        self.learner = Learner(student, projections, self.plan, self.objective, (0, 1), False, [self.term])
+        self.learner = Learner(student, projections, self.plan, [self.objective], (0, 1), False)
 
 
 @pytest.mark.parametrize("ours", ["bert", "distilbert"])

@@ -58,7 +58,7 @@ class Scene:
         self.variances = {theirs: plan.variance(theirs) for _, theirs in PAIRS}
         weights = Weights(**NONE, temperature=TEMPERATURE, terms={name: {"weight": 1, **options}})
         self.objective = build_classification_objective(weights, plan, False, classes)
-        self.learner = Learner(student, Projections(plan.projections, 0), plan, self.objective, order, False)
+        self.learner = Learner(student, Projections(plan.projections, 0), plan, [self.objective], order, False)
         self.name, self.term = name, self.objective.terms[name][1]
 
     def view(self, rows=ORDER, counted=(0, 1, 3, 4, 5, 6, 7), labels=(1, 0, 1, 1, 0, 0, -100, -100), half=False):
