@@ -1,7 +1,7 @@
-"""The story of several tasks in one student: a body that they share, a head each, and whose batch a step takes.
+"""Multi-task distillation: one student with a shared body and a head for each task.
 
-Multi-task distillation after Clark et al. 2019 (BAM!, arXiv:1907.04829, section 3): a teacher for each task teaches one
-student, whose steps take turns over the tasks.
+After Clark et al. 2019 (BAM!, arXiv:1907.04829, section 3): a teacher for each task teaches one student, whose steps
+alternate between the tasks.
 """
 
 import os
@@ -25,9 +25,9 @@ from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.distillation.build import build_task
 from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import LoadedModels, load
-from kdalign.distillation.prepare import PreparedRun, resume_command
+from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.tokenize import begin_folder, open_run
-from kdalign.errors import Interrupted, UsageError
+from kdalign.errors import UsageError
 from kdalign.files import atomic_file, write_json
 from kdalign.observer import Observer
 from kdalign.recipe import PRETRAINED, MultiTask, Recipe
@@ -37,17 +37,17 @@ from kdalign.runs.record import RunRecord
 from kdalign.training.loop import Trainer, start_trackers
 
 BLOCK = 32
-"""Steps of which each task has its share."""
+"""Steps after which each task has had its share."""
 _BODY, _HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def sampling_probabilities(examples: Sequence[int], settings: MultiTask) -> Float[np.ndarray[Any, Any], "tasks"]:
-    r"""The probability with which a step takes each task, by its number of training examples.
+    r"""Sampling probability of each task, from its number of training examples.
 
     .. math:: p_i = n_i^{1/T} / \sum_j n_j^{1/T}
 
-    T is 1 where tasks are sampled by their size, without end where they are equal. Raffel et al. 2020,
-    arXiv:1910.10683, section 3.5.2, there with a limit on n; T = 4/3 is that of Clark et al. 2019, arXiv:1907.04829.
+    T is 1 where tasks are sampled by size, infinite where they are sampled equally. Raffel et al. 2020,
+    arXiv:1910.10683, section 3.5.2, there with a limit on n; Clark et al. 2019, arXiv:1907.04829, take T = 4/3.
     """
     power = {"size": 1.0, "equal": 0.0, "temperature": 1 / settings.temperature}[settings.sampling]
     weights = np.asarray(examples, dtype=np.float64) ** power
@@ -57,13 +57,14 @@ def sampling_probabilities(examples: Sequence[int], settings: MultiTask) -> Floa
 def task_schedule(
     shares: Float[np.ndarray[Any, Any], "tasks"], seed: int, steps: int
 ) -> Int[np.ndarray[Any, Any], "steps"]:
-    """For each step the number of the task that it takes: a function of (seed, step), the same on all ranks.
+    """The task of each step, by number: a function of (seed, step), the same on all ranks.
 
-    Of each ``BLOCK`` steps one draws in each of as many equal parts of the range, in random order: every step has these
-    probabilities, and a task has its share of every block, but for one step or two.
+    Stratified sampling: the unit interval is divided into ``BLOCK`` equal parts, and each step of a block draws from
+    another part, in random order. So every step has these probabilities, and a task has its share of every block, give
+    or take a step or two.
     """
     generator = np.random.default_rng([seed, 0, 1])
-    # Block after block, so that a longer run begins with the turns of a shorter one.
+    # Block by block, so that a longer run starts with the turns of a shorter one.
     blocks = [generator.permutation(BLOCK) + generator.random(BLOCK) for _ in range(-(-steps // BLOCK))]
     drawn = np.concatenate(blocks)[:steps] / BLOCK
     return np.minimum(np.searchsorted(np.cumsum(shares), drawn, side="right"), len(shares) - 1)
@@ -71,11 +72,11 @@ def task_schedule(
 
 @dataclass(frozen=True)
 class TaskMixture:
-    """How steps are shared out over tasks.
+    """Distribution of steps over tasks.
 
     Attributes:
-        examples: for training, by task.
-        shares: the probabilities, by task.
+        examples: number of training examples, by task.
+        shares: sampling probabilities, by task.
         turns: for each step the number of its task.
     """
 
@@ -84,13 +85,13 @@ class TaskMixture:
     turns: tuple[int, ...]
 
     def steps(self, after: float = 0.0) -> dict[str, int]:
-        """Of each task, once this share of all steps is over."""
+        """Steps of each task, from this share of all steps on."""
         counts = np.bincount(self.turns[round(after * len(self.turns)) :], minlength=len(self.examples))
         return dict(zip(self.examples, counts.tolist(), strict=True))
 
 
 def plan_mixture(runs: Sequence[PreparedRun]) -> TaskMixture:
-    """How the steps of these tasks' student are shared out; without ``max_steps`` they are epochs of all examples."""
+    """Distribute the steps of one student over its tasks; without ``max_steps`` they are epochs of all examples."""
     recipe, sizes = runs[0].recipe, [run.an_epoch for run in runs]
     train = recipe.train
     epoch = sum(steps_per_epoch(np.zeros(size), train.batch_size) for size in sizes)
@@ -112,17 +113,17 @@ def check_together(runs: Sequence[PreparedRun]) -> None:
     for run in runs:
         after = run.recipe.objective.stages[-1][0]
         if not mixture.steps(after)[run.task.name]:
-            which = f"{len(mixture.turns):,} steps" + (" that its answers are trained in" if after else "")
+            which = f"{len(mixture.turns):,} steps" + (" in which its head is trained" if after else "")
             raise UsageError(
-                f"task {run.task.name!r} would get none of the {which}: train for longer, or share steps out more "
+                f"task {run.task.name!r} would get none of the {which}: train for longer, or sample tasks more "
                 f"evenly (multi_task.sampling=equal)"
             )
 
 
 def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
-    """Texts that are reported on for one task and trained on for another, a line for each split and other task.
+    """Find texts that one task is scored on and another is trained on, a line for each split and other task.
 
-    They are compared word for word, in lower case.
+    Texts are compared word for word, in lower case.
     """
     trained = {run.task.name: set(normalise_rows(run.train)) for run in runs}
     found = []
@@ -146,15 +147,15 @@ def distill_together(
     observer: Observer,
     resume: bool,
 ) -> list[RunRecord]:
-    """Train one student on all tasks; each task's record, in a folder of its own below ``group``.
+    """Train one student on all tasks; return each task's record, from a folder of its own below ``group``.
 
     Args:
-        runs: one a task, checked.
-        recipe: of all of them.
-        group: where checkpoints and the log are.
+        runs: one per task, checked.
+        recipe: of all tasks.
+        group: folder of checkpoints and log.
         accelerator: device and ranks.
-        observer: who watches.
-        resume: go on where such a run stopped.
+        observer: receives progress.
+        resume: continue a run that stopped.
     """
     begun = time.perf_counter()
     if resume and all(run.folder.complete for run in runs):
@@ -164,46 +165,42 @@ def distill_together(
     ready = [open_run(run, accelerator) for run in runs]
     mixture = plan_mixture(runs)
     if main:
-        group.begin(recipe.dump(), {f"{r.task.name} {key}": of for r in runs for key, of in r.inputs.items()}, resume)
+        inputs = {f"{run.task.name} {key}": value for run in runs for key, value in run.inputs.items()}
+        group.begin(recipe.dump(), inputs, resume)
     accelerator.wait_for_everyone()
-    loaded, courses = [], []
-    for one in ready:
-        watching = begin_folder(one, accelerator, observer, resume)
-        loaded.append(load(one, accelerator, watching))
-    tie_bodies([each.student for each in loaded], _origin(recipe))
-    for each in loaded:
-        each.source += f", shared by {', '.join(mixture.examples)}"
-        watching = observer.into(each.opened.run.folder.log) if main else observer
-        courses.append(build_task(each, accelerator, watching, resume))
+    loaded = [load(part, accelerator, begin_folder(part, accelerator, observer, resume)) for part in ready]
+    tie_bodies([part.student for part in loaded], _origin(recipe))
+    tasks = []
+    for part in loaded:
+        part.source += f", shared by {', '.join(mixture.examples)}"
+        logged = observer.into(part.opened.run.folder.log) if main else observer
+        tasks.append(build_task(part, accelerator, logged, resume))
     observer = observer.into(group.log) if main else observer
-    observer.announce(f"one student for {len(runs)} tasks: {_told(mixture)}")
+    observer.announce(f"one student for {len(runs)} tasks: {_describe(mixture)}")
     leaks = find_leaks(runs)
     for line in leaks:
         observer.announce(f"leak: {line}")
-    settings = ready[0].recipe.train
     start_trackers(accelerator, recipe)
     what = f"{'distilling' if recipe.has_teacher else 'training'} {len(runs)} tasks"
-    try:
-        progress = Trainer(courses, mixture.turns, settings, accelerator, group, observer).train(what, resume)
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: {resume_command(runs, group)}", stop.signal) from None
+    settings = ready[0].recipe.train
+    progress = Trainer(tasks, mixture.turns, settings, accelerator, group, observer).train(what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    facts = _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}
+    facts = {"multi_task": _facts(recipe, mixture, loaded) | {"seconds": progress.seconds, "leaks": leaks}}
     records = []
-    for each, course in zip(loaded, courses, strict=True):
-        first = None if each is loaded[0] else courses[0].folder.student / _BODY
-        options = ExportOptions(partial(export_with_body, body=first), {"multi_task": facts})
-        spent = progress.of(course.name)
-        watching = observer.into(course.folder.log) if main else observer
-        records.append(export_student(each, course, spent, accelerator, watching, begun, options))
+    for part, task in zip(loaded, tasks, strict=True):
+        first = None if part is loaded[0] else tasks[0].folder.student / _BODY
+        options = ExportOptions(partial(export_with_body, body=first), facts)
+        logged = observer.into(task.folder.log) if main else observer
+        spent = progress.of(task.name)
+        records.append(export_student(part, task, spent, accelerator, logged, begun, options))
     return records
 
 
 def tie_bodies(students: Sequence[PreTrainedModel], origin: int = 0) -> None:
-    """Put the body of one of these models (all below its head) in the place of all others'."""
+    """Let all models share the body of one of them: everything but the head."""
     body = students[origin].base_model
-    assert body is not students[origin], "what classifies has a head on a body"
+    assert body is not students[origin], "a classifier is a head on a body"
     for each in students:
         setattr(each, each.base_model_prefix, body)
 
@@ -213,14 +210,14 @@ def export_with_body(model: PreTrainedModel, folder: Path, *, body: Path | None)
 
     Args:
         model: in float32.
-        folder: where to.
-        body: the shard of another model with the same body, to which the file is linked: hard, so that every folder is
-            whole by itself and the body is on disk once; copied where the file system has no links.
+        folder: where to write.
+        body: the shard of another model with the same body, to make a hard link to, so that every folder is whole by
+            itself and the body is on disk once; it is copied where the file system has no links.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left may be linked to
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left files with links to them
     model.save_pretrained(folder)
-    whole = folder / "model.safetensors"
-    tensors = load_file(whole)
+    single = folder / "model.safetensors"
+    tensors = load_file(single)
     shards: dict[str, dict[str, Tensor]] = {_BODY: {}, _HEAD: {}}
     for name, tensor in tensors.items():
         shards[_BODY if name.startswith(f"{model.base_model_prefix}.") else _HEAD][name] = tensor
@@ -233,23 +230,23 @@ def export_with_body(model: PreTrainedModel, folder: Path, *, body: Path | None)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
-    whole.unlink()
+    single.unlink()
 
 
-def _link(file: Path, place: Path) -> None:
+def _link(file: Path, target: Path) -> None:
     try:
-        os.link(file, place)
+        os.link(file, target)
     except OSError:
-        shutil.copyfile(file, place)
+        shutil.copyfile(file, target)
 
 
 def _origin(recipe: Recipe) -> int:
-    """The number of the task whose student's body is taken: all start alike, unless one is named."""
+    """The number of the task whose student's body all tasks share: the first, unless one is named."""
     named = recipe.multi_task.body_from
     return 0 if named == PRETRAINED else recipe.data.task.index(named)
 
 
-def _told(mixture: TaskMixture) -> str:
+def _describe(mixture: TaskMixture) -> str:
     steps = mixture.steps()
     return ", ".join(
         f"{name} {100 * share:.1f} % (steps: {steps[name]:,}; examples: {mixture.examples[name]:,})"
@@ -258,8 +255,8 @@ def _told(mixture: TaskMixture) -> str:
 
 
 def _facts(recipe: Recipe, mixture: TaskMixture, loaded: Sequence[LoadedModels]) -> dict[str, Any]:
-    """What the tasks' records say of the whole: the body once and all heads."""
-    whole = {parameter for each in loaded for parameter in each.student.parameters()}
+    """Facts about the whole for each task's record; the body is counted once, with all heads."""
+    parameters = {parameter for part in loaded for parameter in part.student.parameters()}
     settings, steps = recipe.multi_task, mixture.steps()
     return {
         "sampling": settings.sampling,
@@ -269,7 +266,7 @@ def _facts(recipe: Recipe, mixture: TaskMixture, loaded: Sequence[LoadedModels])
             name: {"examples": size, "share": mixture.shares[name], "steps": steps[name]}
             for name, size in mixture.examples.items()
         },
-        "parameters": sum(parameter.numel() for parameter in whole),
-        "megabytes": sum(parameter.numel() * parameter.element_size() for parameter in whole) / 1e6,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "megabytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6,
         "steps": len(mixture.turns),
     }

@@ -1,4 +1,4 @@
-"""The story of a run: prepare, load, plan, train, evaluate, record."""
+"""A run from start to end: prepare, check, tokenize, load, build, train, export."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -31,21 +31,20 @@ from kdalign.training.loop import start_trackers, train
 def distill(
     recipe: Recipe, observer: Observer | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> list[RunRecord]:
-    """Distill one student per task of the recipe, or one for all; returns each task's record.
+    """Distill one student per task of the recipe, or one for all; return each task's record.
 
-    Own terms, maps and metrics that the recipe names are run (``extend``), unless ``kdalign`` the command has said
-    otherwise.
+    Own terms, maps and metrics that the recipe names are run (``registry``), unless the command ``kdalign`` forbids it.
 
     Args:
-        recipe: what to do; several tasks lie in folders below ``out``, named after the task.
-        observer: who watches.
-        resume: go on where a run of this recipe stopped; finished tasks are kept.
-        overwrite: put the new run in an old one's place.
+        recipe: all settings; several tasks get folders below ``out``, named after the task.
+        observer: receives progress.
+        resume: continue a run of this recipe that stopped; finished tasks are kept.
+        overwrite: replace an old run.
 
     Raises:
         UsageError: the recipe cannot be carried out; nothing was written.
         RunError: training failed.
-        Interrupted: a signal arrived; ``resume`` goes on.
+        Interrupted: a signal arrived; ``resume`` continues.
     """
     with trusting_caller():
         return _distill(recipe, observer or NullObserver(), resume, overwrite)
@@ -54,76 +53,34 @@ def distill(
 def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) -> list[RunRecord]:
     runs = prepare_all(recipe, resume=resume, overwrite=overwrite)
     group = RunFolder(runs[0].folder.path.parent) if len(runs) > 1 else None
-    whole = group or runs[0].folder
-    first = group if group is not None and recipe.multi_task.together else runs[0].folder
-    accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, first.path)
-    with _alone(whole, accelerator, observer), _way_on(whole, runs):
-        if accelerator.is_main_process:  # what was free when it was looked at may have been taken since
+    together = group if recipe.multi_task.together else None
+    accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, (together or runs[0].folder).path)
+    folder = group or runs[0].folder
+    with _locked(folder, accelerator, observer), _resume_hint(folder, runs):
+        if accelerator.is_main_process:  # a folder that was free when it was checked may have been taken since
             claim_all(runs, recipe, resume, overwrite)
-        if group is not None and recipe.multi_task.together:
+        if together is not None:
             with ExitStack() as locks:
                 for run in runs:
-                    locks.enter_context(_alone(run.folder, accelerator, observer))
-                records = distill_together(runs, recipe, group, accelerator, observer, resume)
+                    locks.enter_context(_locked(run.folder, accelerator, observer))
+                records = distill_together(runs, recipe, together, accelerator, observer, resume)
         else:
-            records = _one_by_one(runs, accelerator, observer, resume, (group, recipe))
+            records = []
+            for run in runs:
+                with _locked(run.folder, accelerator, observer) if group is not None else nullcontext():
+                    records.append(_distill_task(run, group, recipe, accelerator, observer, resume))
     accelerator.end_training()
     return records
 
 
-def _one_by_one(
-    runs: Sequence[PreparedRun],
-    accelerator: Accelerator,
-    observer: Observer,
-    resume: bool,
-    among: tuple[RunFolder | None, Recipe],
-) -> list[RunRecord]:
-    """The runs of several tasks, or the only one; what is finished already is kept."""
-    records, (group, _) = [], among
-    for run in runs:
-        with _alone(run.folder, accelerator, observer) if group is not None else nullcontext():
-            if resume and run.folder.complete:
-                observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
-                records.append(read_checked(run.folder.path))
-                continue
-            try:
-                records.append(_distill_one(run, accelerator, observer, resume, among))
-            except Interrupted as stop:
-                line = f"{stop}; go on with: {resume_command([run], group or run.folder)}"
-                raise Interrupted(line, stop.signal) from None
-    return records
-
-
-@contextmanager
-def _alone(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> Iterator[None]:
-    """No other process works in a run's folder; ranks share the lock of the first."""
-    if not accelerator.is_main_process:
-        yield
-        return
-    with exclusive(folder.path) as note:
-        if note:
-            observer.announce(note)
-        yield
-
-
-@contextmanager
-def _way_on(folder: RunFolder, runs: Sequence[PreparedRun]) -> Iterator[None]:
-    """Say how a run that began goes on when a file could not be written."""
-    try:
-        yield
-    except Unwritten as error:
-        way = f"; make room, then: {resume_command(runs, folder)}" if folder.recipe.is_file() else ""
-        raise Unwritten(f"{error}{way}") from error
-
-
 def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> list[PreparedRun]:
-    """Check a recipe's runs, one a task, without writing anything; this is all that a dry run does.
+    """Prepare and check a recipe's runs, one per task, without writing anything; a dry run does no more.
 
     Raises:
         UsageError: the first thing that is wrong.
     """
     check_device(recipe.train.device, recipe.train.trackers)
-    runs = [prepare(one) for one in split_by_task(recipe)]
+    runs = [prepare(part) for part in split_by_task(recipe)]
     for run in runs:
         for name in run.task.metrics:
             check_trusted(name, "metric")
@@ -137,14 +94,14 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
         if steps is not None:
             check_steps(steps, run.recipe, run.plan)
     claim_all(runs, recipe, resume, overwrite)
-    return [_as_begun(run) for run in runs] if resume else runs
+    return [_with_recorded_precision(run) for run in runs] if resume else runs
 
 
 def claim_all(runs: Sequence[PreparedRun], recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Refuse folders that hold something else than what is to be gone on with or overwritten; nothing is changed.
+    """Refuse folders that hold something else than what is to be resumed or overwritten; nothing is changed.
 
     Raises:
-        UsageError: what lies there, and what can be done.
+        UsageError: what a folder holds, and what can be done.
     """
     if len(runs) > 1:
         group = RunFolder(runs[0].folder.path.parent)
@@ -155,34 +112,70 @@ def claim_all(runs: Sequence[PreparedRun], recipe: Recipe, resume: bool, overwri
         claim(run.folder, run.recipe, resume, overwrite or (len(runs) > 1 and not resume), run.inputs)
 
 
-def _as_begun(run: PreparedRun) -> PreparedRun:
-    """A run that goes on keeps the precision that it began with, where that is left to kdalign."""
+def _with_recorded_precision(run: PreparedRun) -> PreparedRun:
+    """A resumed run at the precision it began with, where the recipe leaves that to kdalign."""
     train = run.recipe.train
     if train.precision != "auto" or not run.folder.recipe.is_file():
         return run
-    begun = load_recipe(run.folder.recipe).train.precision
-    return replace(run, recipe=run.recipe.with_changes(train={**train.model_dump(), "precision": begun}))
+    recorded = load_recipe(run.folder.recipe).train.precision
+    return replace(run, recipe=run.recipe.with_changes(train={**train.model_dump(), "precision": recorded}))
 
 
-def _distill_one(
+def _distill_task(
     run: PreparedRun,
+    group: RunFolder | None,
+    recipe: Recipe,
     accelerator: Accelerator,
     observer: Observer,
     resume: bool,
-    among: tuple[RunFolder | None, Recipe],
 ) -> RunRecord:
-    """One run; ``among`` others, their folder gets the recipe of all once this one can begin."""
+    """Distill the student of one task; on resume, a finished one is read.
+
+    Args:
+        run: prepared and checked.
+        group: folder of several tasks, which gets their recipe once this run can begin; None for one task.
+        recipe: of all tasks.
+        accelerator: device and ranks.
+        observer: receives progress.
+        resume: continue a run that stopped.
+    """
+    if resume and run.folder.complete:
+        observer.announce(f"{run.task.name} is finished already: {run.folder.path}")
+        return read_checked(run.folder.path)
     begun = time.perf_counter()
     ready = open_run(run, accelerator)
     observer = begin_folder(ready, accelerator, observer, resume)
-    group, whole = among
     if group is not None and accelerator.is_main_process:
-        group.begin_above(whole.dump(), keep=resume)
+        group.begin_above(recipe.dump(), keep=resume)
     loaded = load(ready, accelerator, observer)
-    course = build_task(loaded, accelerator, observer, resume)
+    task = build_task(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)
     what = f"{'distilling' if loaded.taught is not None else 'training'} {run.task.name}"
-    progress = train(course, ready.recipe.train, accelerator, observer, what, resume)
+    progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    return export_student(loaded, course, progress, accelerator, observer, begun)
+    return export_student(loaded, task, progress, accelerator, observer, begun)
+
+
+@contextmanager
+def _locked(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> Iterator[None]:
+    """Hold an exclusive lock on a run's folder; ranks share the lock of the first."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    with exclusive(folder.path) as note:
+        if note:
+            observer.announce(note)
+        yield
+
+
+@contextmanager
+def _resume_hint(folder: RunFolder, runs: Sequence[PreparedRun]) -> Iterator[None]:
+    """Add the command that resumes a run to its errors: a signal, or a file that could not be written."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; resume with: {resume_command(runs, folder)}", stop.signal) from None
+    except Unwritten as error:
+        hint = f"; make room, then: {resume_command(runs, folder)}" if folder.recipe.is_file() else ""
+        raise Unwritten(f"{error}{hint}") from error
