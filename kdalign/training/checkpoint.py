@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer state and a step number; all else of a run's state is a function of the step."""
+"""Checkpoints: weights, optimizer state and a step number; the rest of a run's state is a function of the step."""
 
 import re
 import shutil
@@ -20,19 +20,27 @@ from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.record import BEGUN
 
 KEPT = 2
-"""Checkpoints that are kept, the newest."""
+"""Number of checkpoints that are kept, the newest."""
 BEST = "best.safetensors"
-"""Beside the checkpoints: the weights of the best step so far, where they are to be exported."""
+"""Next to the checkpoints: the weights of the best step so far, where they are to be exported."""
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint remembers beside weights and optimizer state.
+    """Progress of a training run, which a checkpoint holds next to weights and optimizer state.
 
     Attributes:
-        plan: the plan that is followed, as JSON, where it is measured again on the way; else empty.
-        courses: by task, what of all this was spent on it, where several are trained together; else empty.
+        step: steps taken.
+        examples: examples seen.
+        tokens: real tokens seen.
+        seconds: time spent on steps, without evaluation and checkpoints.
+        best_score: of the best step so far; None before one has a score.
+        best_step: its number.
+        evaluations_without_gain: in a row, up to now.
+        parts: each term before its weight, in the last step.
+        plan: the current plan as JSON, where layer maps are measured again during training; else empty.
+        courses: by task, its own part of all this, where several are trained together; else empty.
         best_hash: SHA-256 of the file with the best weights; empty where none is kept.
     """
 
@@ -62,35 +70,35 @@ class TrainState:
         self.parts = parts
 
     def of(self, course: str) -> "TrainState":
-        """What was spent on a task of several."""
+        """The part of one task of several."""
         return self.courses.setdefault(course, TrainState())
 
     @property
     def speed(self) -> dict[str, float]:
-        """Examples and real tokens a second of training."""
+        """Examples and real tokens per second of training."""
         seconds = max(self.seconds, 1e-9)
         return {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
 
 
 def save_weights(file: Path, module: nn.Module, step: int | None = None) -> None:
-    """Write a module's tensors whole, tied ones once; the step is written into the file's header."""
+    """Write a module's tensors, tied ones once, into an atomic file; the step goes into its header."""
     with atomic_file(file) as temporary:
         save_model(module, str(temporary), None if step is None else {"step": str(step)}, force_contiguous=True)
 
 
 def load_weights(file: Path, module: nn.Module) -> None:
-    """Read back what ``save_weights`` wrote."""
+    """Load what ``save_weights`` wrote."""
     load_model(module, str(file))
 
 
 def save_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
-    """Write the weights of the best step so far; the progress has their hash from now on."""
+    """Write the weights of the best step so far, and their hash into the progress."""
     save_weights(folder.checkpoints / BEST, module, progress.step)
     progress.best_hash = sha256(folder.checkpoints / BEST)
 
 
 def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> None:
-    """Read back the weights of the best step.
+    """Load the weights of the best step.
 
     Raises:
         UsageError: the file is missing or damaged.
@@ -109,19 +117,19 @@ def save_checkpoint(
     progress: TrainState,
     parts: Sequence[RunFolder] = (),
 ) -> None:
-    """Write a checkpoint whole, then drop older ones.
+    """Write a checkpoint, then drop older ones.
 
-    Its ``progress.json`` has the SHA-256 of its other files and of the histories so far, and a seal over itself.
+    Its ``progress.json`` holds the SHA-256 of its other files and of the histories so far, and a seal over itself.
 
     Args:
         folder: of the run.
         module: all that is trained.
-        optimizer: its moments.
-        progress: how far the run is.
-        parts: the folders with the run's histories; its own where left out.
+        optimizer: has the moments.
+        progress: steps taken, scores and time.
+        parts: folders with the run's histories; by default its own.
 
     Raises:
-        Unwritten: the disk does not take it; earlier checkpoints are as they were.
+        Unwritten: the disk is full or read-only; earlier checkpoints are unchanged.
     """
     final = folder.checkpoints / f"step-{progress.step}"
     if final.exists():
@@ -154,13 +162,13 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """The newest checkpoint that is whole.
+    """The newest sound checkpoint.
 
     Attributes:
-        path: None where no step was saved yet.
-        progress: what it remembers.
-        histories: for each folder of the run the bytes of its history then; empty where it does not say.
-        passed_over: newer ones that are not whole, each with the reason.
+        path: its folder; None where no step was saved yet.
+        progress: steps taken, scores and time.
+        histories: for each folder of the run the size of its history in bytes; empty in checkpoints without checksums.
+        passed_over: newer ones that are damaged, each with the reason.
     """
 
     path: Path | None = None
@@ -170,32 +178,32 @@ class SavedCheckpoint:
 
     @property
     def checked(self) -> bool:
-        """Whether it has checksums; an older version wrote none."""
+        """True if it has checksums; older versions wrote none."""
         return self.path is None or bool(self.histories)
 
 
 def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedCheckpoint:
-    """The newest checkpoint whose files and whose history are as they were; nothing is changed.
+    """Find the newest checkpoint whose files and histories are unchanged; nothing is written.
 
     Args:
         folder: of the run.
-        parts: the folders with its histories; its own where left out.
+        parts: folders with its histories; by default its own.
 
     Raises:
-        UsageError: there are checkpoints, and none is whole.
+        UsageError: there are checkpoints, and none is sound.
     """
     known = _steps(folder)
-    odd = [one for one in folder.checkpoints.glob("step-*") if one not in known]
-    passed = [f"{one.name} (no checkpoint's name)" for one in odd]
+    others = [path for path in folder.checkpoints.glob("step-*") if path not in known]
+    passed = [f"{path.name} (no checkpoint's name)" for path in others]
     for path in reversed(known):
         try:
-            found = _read(folder, path, parts or (folder,))
+            saved = _read(folder, path, parts or (folder,))
         except UsageError as error:
             passed.append(f"{path.name} ({error})")
         else:
-            return SavedCheckpoint(path, found.progress, found.histories, tuple(passed))
+            return SavedCheckpoint(path, saved.progress, saved.histories, tuple(passed))
     if passed:
-        raise UsageError(f"run {str(folder.path)!r} has no whole checkpoint: {', '.join(passed)}{_mend(folder)}")
+        raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(passed)}{_mend(folder)}")
     return SavedCheckpoint()
 
 
@@ -204,50 +212,50 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.AdamW,
     accelerator: Accelerator,
-    found: SavedCheckpoint | None = None,
+    saved: SavedCheckpoint | None = None,
 ) -> TrainState:
-    """Go on from the newest whole checkpoint, unless one is given; from the start where there is none.
+    """Load a checkpoint, the newest sound one by default; without any, training starts at step 0.
 
     Raises:
-        UsageError: none is whole, or it is of other models.
+        UsageError: none is sound, or it is of other models.
     """
-    found = found or newest_sound(folder)
-    if found.path is not None:
+    saved = saved or newest_sound(folder)
+    if saved.path is not None:
         try:
-            load_weights(found.path / _MODEL, module)
-            moments = load_file(found.path / _OPTIMIZER, device=str(accelerator.device))
+            load_weights(saved.path / _MODEL, module)
+            moments = load_file(saved.path / _OPTIMIZER, device=str(accelerator.device))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
-                f"checkpoint {str(found.path)!r} cannot be read: {cause_of(error)}{_mend(folder)}"
+                f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_mend(folder)}"
             ) from None
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
             name, _, what = key.rpartition("/")
             if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
-                raise UsageError(f"checkpoint {str(found.path)!r} is of another student: {key!r}{_mend(folder)}")
-            # The step counter of a fused optimizer lives beside the parameter.
+                raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_mend(folder)}")
+            # The step counter of a fused optimizer is on the parameter's device.
             optimizer.state[parameters[name]][what] = value
     accelerator.wait_for_everyone()
-    return found.progress
+    return saved.progress
 
 
 def checkpoint_name(part: RunFolder, folder: RunFolder) -> str:
-    """A folder of the run, as its checkpoints name it."""
+    """Name of one of the run's folders in its checkpoints."""
     return "." if part.path == folder.path else part.path.name
 
 
 def forget_after(folder: RunFolder, step: int) -> None:
-    """Remove checkpoints of later steps, which were passed over and are saved once more on the way."""
+    """Remove checkpoints of later steps: damaged ones, which training saves again."""
     for path in _steps(folder):
         if _number(path) > step:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedCheckpoint:
-    """A checkpoint's progress, once all is as it was when it was saved.
+    """Read a checkpoint's progress, and check that all is as it was when it was saved.
 
     Raises:
-        UsageError: what is missing or another.
+        UsageError: what is missing or was changed.
     """
     tree = read_json(path / _PROGRESS)
     if not isinstance(tree, dict):
@@ -275,7 +283,7 @@ def _read(folder: RunFolder, path: Path, parts: Sequence[RunFolder]) -> SavedChe
 
 
 def _check_unsealed(folder: RunFolder, path: Path) -> None:
-    """A checkpoint of an older version has no checksums; a run of this version has none without."""
+    """Check a checkpoint without checksums, which only older versions wrote."""
     begun = folder.begun
     if begun is not None and not begun.get("older", False):
         raise UsageError(f"{_PROGRESS} has no checksums")
@@ -296,7 +304,7 @@ def _check_files(path: Path, files: Mapping[str, str]) -> None:
 
 
 def _sha256(file: Path) -> str:
-    """A file's SHA-256, computed once while it stays as it is: a run that goes on looks three times at gigabytes."""
+    """A file's SHA-256, computed once while the file is unchanged: resuming needs it three times, for gigabytes."""
     now = file.stat()
     return _sha256_of(file, now.st_ino, now.st_size, now.st_ctime_ns)
 
@@ -307,7 +315,7 @@ def _sha256_of(file: Path, *_state: int) -> str:
 
 
 def _check_best(folder: RunFolder, progress: TrainState) -> None:
-    """The best weights are those that a progress knows, or of a later step, which is taken once more and saves them."""
+    """Check that the best weights are those of the progress, or of a later step, which is taken and saved again."""
     file = folder.checkpoints / BEST
     if not file.is_file():
         raise UsageError(f"{file.name} is missing")
@@ -323,12 +331,13 @@ def _check_best(folder: RunFolder, progress: TrainState) -> None:
 
 
 def _progress_of(tree: Mapping[str, Any]) -> TrainState:
-    """Progress as it was read.
+    """Read the progress from JSON.
 
     Raises:
-        UsageError: a key that is unknown, or a value of another kind.
+        UsageError: an unknown key, or a value of another type.
     """
-    kinds = {one.name: type(value) for one in fields(TrainState) for value in [getattr(TrainState(), one.name)]}
+    defaults = TrainState()
+    kinds = {part.name: type(getattr(defaults, part.name)) for part in fields(TrainState)}
     for name, value in tree.items():
         kind = kinds.get(name)
         if kind is None:
@@ -347,8 +356,8 @@ def _progress_of(tree: Mapping[str, Any]) -> TrainState:
 
 def _steps(folder: RunFolder) -> list[Path]:
     """Checkpoints by their names, oldest first."""
-    found = (path for path in folder.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{1,18}", path.name))
-    return sorted(found, key=_number)
+    checkpoints = (path for path in folder.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{1,18}", path.name))
+    return sorted(checkpoints, key=_number)
 
 
 def _number(path: Path) -> int:

@@ -1,6 +1,6 @@
-"""Looks at terms: what a step counts, what each term is and pulls at, and which parameters are reached at all.
+"""Measurements of a training step: its units, each term's size and gradient, and the parameters that are reached.
 
-Nothing here changes a weight. A look sees what the step itself would see: the same rows with the same dropout.
+Nothing here changes a weight. A measurement sees what the step itself would see: the same rows with the same dropout.
 """
 
 import math
@@ -25,20 +25,21 @@ from kdalign.objective.units import count_groups, count_rows, count_units
 from kdalign.training.learner import Learner
 
 LEAST_SHARE = 0.01
-"""Of the loss: a term with less hardly counts, which is said."""
+"""Share of the loss below which a term is reported as small."""
 
 Teach = Callable[[Batch], Activations]
-"""The teacher's signals on a batch."""
+"""Returns the teacher's signals on a batch."""
 
 
 @dataclass(frozen=True)
 class StepViewer:
-    """How a step's micro-batches are seen.
+    """Runs learner and teacher on the micro-batches of a step.
 
     Attributes:
         learner: bare, or wrapped for several ranks.
-        teach: None where nothing needs a teacher.
-        seed: of the run, for dropout.
+        teach: the teacher's forward; None where nothing needs it.
+        accelerator: device and ranks.
+        seed: the run's seed, which decides dropout.
     """
 
     learner: nn.Module
@@ -47,7 +48,7 @@ class StepViewer:
     seed: int
 
     def __call__(self, batch: Batch, step: int, number: int) -> TermInputs:
-        """Both models' signals on a micro-batch of a step, with the dropout that it has there."""
+        """Both models' signals on micro-batch ``number`` of a step, with the dropout that it has there."""
         batch = batch.to(self.accelerator.device)
         torch.manual_seed(_derived_seed(self.seed, step, number, self.accelerator.process_index))
         taught = self.teach(batch) if self.teach is not None else None
@@ -60,54 +61,54 @@ def _derived_seed(*numbers: int) -> int:
 
 
 def count_step_units(
-    share: Sequence[Batch], accelerator: Accelerator, stop: bool = False
+    batches: Sequence[Batch], accelerator: Accelerator, stop: bool = False
 ) -> tuple[dict[Unit, float], bool]:
-    """The units of a step over all ranks, and whether any of them was told to stop."""
-    units, rows = count_units(share), np.array(count_rows(share))
+    """Count a step's units over all ranks; the second value is true if any of them was told to stop."""
+    units, rows = count_units(batches), np.array(count_rows(batches))
     counts = torch.tensor([*units.values(), stop, *rows.flat], device=accelerator.device, dtype=torch.float64)
     summed = accelerator.reduce(counts, reduction="sum").tolist()
-    sums, stops, together = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
-    # A group's rows are those of all ranks, each of which takes the whole of it into its loss.
-    groups = count_groups(np.reshape(together, rows.shape).tolist())
+    sums, stops, all_rows = summed[: len(units)], summed[len(units)], summed[len(units) + 1 :]
+    # A group has the rows of all ranks, and each rank counts the whole group in its loss.
+    groups = count_groups(np.reshape(all_rows, rows.shape).tolist())
     shared = {unit: number * accelerator.num_processes for unit, number in groups.items()}
     return dict(zip(units, sums, strict=True)) | shared, stops > 0
 
 
-def measure_terms(see: StepViewer, objective: Objective, share: Sequence[Batch], step: int) -> dict[str, float]:
-    """The terms of a step that is not taken, those that had something to look at."""
-    units, _ = count_step_units(share, see.accelerator)
-    sums = torch.zeros(len(objective.names), device=see.accelerator.device)
+def measure_terms(viewer: StepViewer, objective: Objective, batches: Sequence[Batch], step: int) -> dict[str, float]:
+    """Measure the terms of a step without taking it; only those with something to compare."""
+    units, _ = count_step_units(batches, viewer.accelerator)
+    sums = torch.zeros(len(objective.names), device=viewer.accelerator.device)
     with torch.no_grad():
-        for number, batch in enumerate(share):
-            parts = objective(see(batch, step, number), units).parts
+        for number, batch in enumerate(batches):
+            parts = objective(viewer(batch, step, number), units).parts
             sums += torch.stack([parts[name] for name in objective.names])
     objective.remember(None)
-    means = dict(zip(objective.names, see.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+    means = dict(zip(objective.names, viewer.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
     return objective.present_terms(means, units)
 
 
 def gradient_norms(
-    see: StepViewer, student: PreTrainedModel, objective: Objective, batch: Batch, step: int
+    viewer: StepViewer, student: PreTrainedModel, objective: Objective, batch: Batch, step: int
 ) -> dict[str, float]:
-    """The norm of each weighted term's gradient on the last of the student's layers that it reaches, on a micro-batch.
+    """Norm of each weighted term's gradient on the last student layer that it reaches, on one micro-batch.
 
-    Of the micro-batch's own mean, without the other terms; nothing of it is kept for the step.
+    The term is the micro-batch's own mean, without the other terms; no gradient is kept for the step.
     """
-    view = see(batch, step, 0)
+    inputs = viewer(batch, step, 0)
     layers = [list(layer.parameters()) for layer in blocks(student).values()]
     norms: dict[str, float] = {}
-    units = count_units([view.batch])
-    there = objective.present_terms(dict.fromkeys(objective.names, True), units)
-    for name, value in objective.each(view, units):
-        if name not in there:
-            continue  # it pulls at nothing here, which says nothing of it
+    units = count_units([inputs.batch])
+    present = objective.present_terms(dict.fromkeys(objective.names, True), units)
+    for name, value in objective.each(inputs, units):
+        if name not in present:
+            continue  # a gradient of 0 on this micro-batch says nothing about the term
         norms[name] = 0.0
         for parameters in reversed(layers):
-            reached = [each for each in parameters if each.requires_grad]
+            reached = [parameter for parameter in parameters if parameter.requires_grad]
             if not reached or not value.requires_grad:
                 continue
-            found = torch.autograd.grad(value, reached, retain_graph=True, allow_unused=True)
-            squares = [float(each.float().square().sum()) for each in found if each is not None]
+            gradients = torch.autograd.grad(value, reached, retain_graph=True, allow_unused=True)
+            squares = [float(grad.float().square().sum()) for grad in gradients if grad is not None]
             if squares:
                 norms[name] = math.sqrt(sum(squares))
                 break
@@ -116,31 +117,32 @@ def gradient_norms(
 
 
 def find_small_shares(weighted: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The terms of the last step whose share of the loss, over these steps, is small; their shares."""
+    """Find the terms of the last step that are a small share of the loss over these steps; return their shares."""
     if not weighted:
         return {}
     sums = {name: sum(step.get(name, 0.0) for step in weighted) for name in weighted[-1]}
-    whole = sum(map(abs, sums.values()))
-    return {name: value / whole for name, value in sums.items() if whole > 0 and abs(value) < LEAST_SHARE * whole}
+    total = sum(map(abs, sums.values()))
+    return {name: value / total for name, value in sums.items() if total > 0 and abs(value) < LEAST_SHARE * total}
 
 
 def freeze_unreached(
     learner: Learner, teach: Teach | None, objective: Objective, encoded: TokenizedSplit, device: torch.device
 ) -> None:
-    """Freeze parameters that no term reaches, for each of which DDP would wait.
+    """Freeze parameters that no term reaches; DDP would wait for their gradients.
 
     Such are the head where only features are aligned, and XLNet's weights for segments and masks.
+
+    Raises:
+        RunError: no parameter is reached.
     """
     batch = micro_batches(encoded, [0], 0, 1, None)[0].to(device)
     taught = teach(batch) if teach is not None else None
-    view = TermInputs(learner(batch.inputs, taught), taught, batch)
-    found = objective(view, count_units([batch]))
-    more = learner.balance.penalty(found.parts, objective.weights, 1.0) if learner.balance is not None else None
-    total = found.total if more is None else found.total + more
+    breakdown = objective(TermInputs(learner(batch.inputs, taught), taught, batch), count_units([batch]))
+    balance = learner.balance
+    penalty = balance.penalty(breakdown.parts, objective.weights, 1.0) if balance is not None else None
+    total = breakdown.total if penalty is None else breakdown.total + penalty
     if not total.requires_grad:
-        raise RunError(
-            "no part of the student that is trained is reached by what is minimised: train.freeze less of it"
-        )
+        raise RunError("the objective reaches no trainable part of the student: freeze less of it (train.freeze)")
     total.backward()  # type: ignore[no-untyped-call]
     objective.remember(None)
     for parameter in learner.parameters():
@@ -151,7 +153,7 @@ def freeze_unreached(
 def layer_attention(
     plan: Plan, learner: Learner, teacher: Teacher, batches: Iterable[Batch], device: torch.device
 ) -> dict[str, list[list[float]]]:
-    """How much each student layer attends to each teacher layer, the mean over texts.
+    """Mean attention of each student layer to each teacher layer, over texts.
 
     Returns:
         For each stack of the student, (student layers, teacher layers); rows sum to 1.
@@ -165,8 +167,9 @@ def layer_attention(
             batch = batch.to(device)
             signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
             texts += len(batch.counted)
-            for one in plan.maps:
-                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(one)])
-                sums[one.student_stack] = sums.get(one.student_stack, torch.zeros_like(rows)) + rows
+            for layer_map in plan.maps:
+                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(layer_map)])
+                stack = layer_map.student_stack
+                sums[stack] = sums.get(stack, torch.zeros_like(rows)) + rows
     learner.train(was_training)
     return {stack: (total / texts).tolist() for stack, total in sums.items()}

@@ -9,11 +9,11 @@ from kdalign.objective.balancing import LossBalancer
 from kdalign.recipe import TrainSettings
 
 FACTOR_RATE = 50.0
-"""The learning rate of what a balance learns, in those of the weights: a logarithm moves further than a weight."""
+"""Learning rate of a balancer's parameters, relative to that of the weights: a logarithm moves further."""
 
 
 def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """The learning rate of a step (counted from 0): linear warm-up, then decay to 0 at the end, or constant."""
+    """Learning rate of a step, from 0: linear warm-up, then decay to 0 at the end, or constant."""
     warmup = round(settings.warmup * steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
@@ -28,7 +28,7 @@ def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
 
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over every trainable parameter once; biases, norms and what balances learn do not decay."""
+    """AdamW over every trainable parameter once; no weight decay for biases, norms and a balancer's parameters."""
     factors = [p for module in learner.modules() if isinstance(module, LossBalancer) for p in module.parameters()]
     own = {id(p) for p in factors}
     trained = [p for p in learner.parameters() if p.requires_grad and id(p) not in own]

@@ -421,7 +421,7 @@ def test_a_run_that_was_stopped_while_it_was_scored_is_scored_again_without_trai
     Path("runs/a/checkpoints/step-6/model.safetensors").write_bytes(b"")
     status, _, err = kdalign("distill", "--out", "runs/a", "--resume")
     assert status == 2
-    assert "no whole checkpoint: step-6 (model.safetensors was changed)" in next(
+    assert "no sound checkpoint: step-6 (model.safetensors was changed)" in next(
         line for line in err.splitlines() if "error" in line
     )
 

@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_run_is_refuse
     assert line.startswith("step-6 (")
     assert "\n" not in line
     damage_checkpoint(killed / "checkpoints/step-3", name, how)
-    refuses(kdalign, killed, "no whole checkpoint: step-6")
+    refuses(kdalign, killed, "no sound checkpoint: step-6")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_the_best_weights_so_far_are_checked(selecting, tmp_path, how):
     run = shutil.copytree(selecting, tmp_path / "run")
     assert newest_sound(RunFolder(run)).progress.best_step == 3
     damage(run / "checkpoints/best.safetensors", ANY[how])
-    with pytest.raises(UsageError, match=r"no whole checkpoint: step-3 \(best\.safetensors"):
+    with pytest.raises(UsageError, match=r"no sound checkpoint: step-3 \(best\.safetensors"):
         newest_sound(RunFolder(run))
 
 
