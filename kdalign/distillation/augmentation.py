@@ -1,7 +1,6 @@
-"""New texts by a masked language model: words replaced by others that it finds likely at their place, and kept.
+"""Data augmentation by a masked language model: words replaced by others that it finds likely at their position.
 
-Data augmentation of TinyBERT, Jiao et al. 2020, arXiv:1909.10351, algorithm 1. The texts are made once, and read from
-the cache afterwards.
+TinyBERT, Jiao et al. 2020, arXiv:1909.10351, algorithm 1. Texts are made once, and read from the cache afterwards.
 """
 
 import hashlib
@@ -33,31 +32,29 @@ from kdalign.observer import Observer
 from kdalign.recipe import AugmentSettings
 
 KEY_VERSION = 1
-"""Counts up when the same settings would give other texts."""
+"""Counts up when the same settings would make other texts."""
 _BATCH_TOKENS = 16_384
-"""Positions that are read at a time."""
+"""Token budget of a forward, with padding."""
 
 
 def substitute_model(augment: AugmentSettings) -> Checkpoint:
-    """The masked language model that replaces words, its weights not loaded yet.
+    """Find the masked language model that replaces words; its weights are not loaded yet.
 
     Raises:
-        UsageError: none is named, or it gives no tokens for a mask.
+        UsageError: none is named, or it does not predict masked tokens.
     """
     if augment.model is None:
-        raise UsageError(
-            "data.augment.by=masked-lm takes words from a model: give data.augment.model, an id or a folder"
-        )
-    found = checkpoint_files.find_checkpoint(augment.model)
-    if layout_of(found.config).family != "masked" or head_of(found.config) is not HeadKind.MASKED:
-        raise UsageError(f"data.augment.model {augment.model!r} is no masked language model, which fills in words")
-    tokenizer = load_tokenizer(found)
+        raise UsageError("data.augment.by=masked-lm needs a model: give data.augment.model, an id or a folder")
+    checkpoint = checkpoint_files.find_checkpoint(augment.model)
+    if layout_of(checkpoint.config).family != "masked" or head_of(checkpoint.config) is not HeadKind.MASKED:
+        raise UsageError(f"data.augment.model {augment.model!r} is not a masked language model")
+    tokenizer = load_tokenizer(checkpoint)
     if not tokenizer.is_fast or tokenizer.mask_token_id is None:
         raise UsageError(
-            f"the tokenizer of data.augment.model {augment.model!r} cannot say where its tokens lie, or has no mask "
-            f"(accepted: a fast tokenizer with one)"
+            f"the tokenizer of data.augment.model {augment.model!r} has no character offsets or no mask token "
+            f"(accepted: a fast tokenizer with a mask token)"
         )
-    return found
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,9 @@ class Substitutes:
 
     Attributes:
         model: in eval mode, on its device.
-        tokenizer: its own.
-        candidates: so many likely words, one of which is drawn.
-        max_length: longest text in tokens; words beyond it stay.
+        tokenizer: the model's own.
+        candidates: number of likely words to draw from.
+        max_length: longest text in tokens; later words are not replaced.
     """
 
     model: PreTrainedModel
@@ -78,10 +75,10 @@ class Substitutes:
 
     @cached_property
     def words(self) -> torch.Tensor:
-        """(entries,), true for those that are whole words: letters alone, and one token by themselves."""
-        said = [str(self.tokenizer.decode([entry])).strip() for entry in range(len(self.tokenizer))]
-        letters = [entry for entry, word in enumerate(said) if word.isalpha()]
-        again = self.tokenizer([f"a {said[entry]}" for entry in letters], add_special_tokens=False)["input_ids"]
+        """(vocabulary,): true for whole words, of letters only, that are one token by themselves."""
+        texts = [str(self.tokenizer.decode([entry])).strip() for entry in range(len(self.tokenizer))]
+        letters = [entry for entry, word in enumerate(texts) if word.isalpha()]
+        again = self.tokenizer([f"a {texts[entry]}" for entry in letters], add_special_tokens=False)["input_ids"]
         alone = self.tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
         whole = torch.zeros(int(self.model.config.vocab_size), dtype=torch.bool)
         special = set(self.tokenizer.all_special_ids)
@@ -90,25 +87,25 @@ class Substitutes:
         return whole
 
     def places(self, text: str) -> list[tuple[int, int, int]]:
-        """A text's words of one token that may be replaced: (position among its tokens, first character, end)."""
+        """Find a text's replaceable words, of one token: (position among its tokens, first character, end)."""
         if int(self.words.sum()) < 2:
             return []
         read = self.tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
         tokens, words = read["input_ids"], read.word_ids()
-        found = []
+        places = []
         for position, (start, end) in enumerate(read["offset_mapping"]):
             word = words[position]
             if word is None or words.count(word) > 1 or not self.words[tokens[position]]:
                 continue
             start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokens hold the space before them
             if text[start:end].isalpha():
-                found.append((position, start, end))
-        return found
+                places.append((position, start, end))
+        return places
 
-    def likely(self, asked: Sequence[tuple[str, int]]) -> list[list[str]]:
-        """For each text and position, the likeliest words there but its own, the likeliest first."""
+    def likely(self, queries: Sequence[tuple[str, int]]) -> list[list[str]]:
+        """For each (text, position) the likeliest words there except its own, the likeliest first."""
         rows = []
-        for text, position in asked:
+        for text, position in queries:
             ids = list(self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"])
             own, ids[position] = ids[position], int(self.tokenizer.mask_token_id)
             rows.append((ids, position, own))
@@ -117,7 +114,7 @@ class Substitutes:
         device, words = self.model.device, self.words.to(self.model.device)
         number = min(self.candidates, int(words.sum()) - 1)
         with inference_mode(self.model):
-            for part in _parts(order, [len(ids) for ids, _, _ in rows]):
+            for part in _batches(order, [len(ids) for ids, _, _ in rows]):
                 longest = max(len(rows[row][0]) for row in part)
                 inputs = torch.full((len(part), longest), int(self.tokenizer.pad_token_id))
                 mask = torch.zeros_like(inputs)
@@ -134,8 +131,8 @@ class Substitutes:
         return answers
 
 
-def _parts(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in this order, shortest first, in parts of so many positions."""
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group rows in this order, shortest first, by token budget."""
     part: list[int] = []
     for row in order:
         if part and (len(part) + 1) * lengths[row] > _BATCH_TOKENS:
@@ -151,29 +148,29 @@ class AugmentedTexts:
     """New texts.
 
     Attributes:
-        rows: for each, the number of the row that it is made of.
-        texts: each one's text, or its two.
+        rows: for each new text the number of the example that it is made from.
+        texts: for each its text, or its two.
     """
 
     rows: tuple[int, ...]
     texts: tuple[tuple[str, ...], ...]
 
     def to_json(self) -> str:
-        """As text."""
+        """Write as JSON."""
         return json.dumps({"rows": self.rows, "texts": self.texts}, ensure_ascii=False)
 
     @classmethod
     def read(cls, file: Path, examples: Examples) -> "AugmentedTexts | None":
-        """What is kept of these examples; None where nothing is, or the file was damaged, and they are made again."""
+        """Read the new texts of examples from the cache; None where the file is missing or damaged."""
         with suppress(UsageError, KeyError, TypeError):
             tree = read_json(file)
-            made = cls(tuple(tree["rows"]), tuple(map(tuple, tree["texts"])))
+            cached = cls(tuple(tree["rows"]), tuple(map(tuple, tree["texts"])))
             if (
-                all(isinstance(row, int) and 0 <= row < len(examples) for row in made.rows)
-                and [len(texts) for texts in made.texts] == [len(examples.texts)] * len(made.rows)
-                and all(isinstance(text, str) for texts in made.texts for text in texts)
+                all(isinstance(row, int) and 0 <= row < len(examples) for row in cached.rows)
+                and [len(texts) for texts in cached.texts] == [len(examples.texts)] * len(cached.rows)
+                and all(isinstance(text, str) for texts in cached.texts for text in texts)
             ):
-                return made
+                return cached
         return None
 
 
@@ -185,15 +182,15 @@ def augment_texts(
     accelerator: Accelerator,
     observer: Observer,
 ) -> AugmentedTexts:
-    """New texts of examples, from the cache where they were made before.
+    """Make new texts of examples, or read them from the cache.
 
     Args:
-        examples: with at most so many new texts each as the recipe asks for.
+        examples: to vary.
         checkpoint: of the masked language model.
-        augment: what is asked for.
-        max_length: longest text in its tokens; words beyond it stay.
+        augment: number of copies, rate, candidates and seed.
+        max_length: longest text in the model's tokens; later words are not replaced.
         accelerator: device and ranks.
-        observer: who watches.
+        observer: receives progress.
     """
     tokenizer = load_tokenizer(checkpoint)
     length = min(max_length, checkpoint_files.max_positions(checkpoint.config))
@@ -202,29 +199,29 @@ def augment_texts(
         file.parent.mkdir(parents=True, exist_ok=True)
     # Of several runs that need the same texts at the same time, one makes them and the others wait.
     with FileLock(f"{file}.lock") if accelerator.is_main_process else nullcontext():
-        [there] = broadcast_object_list(
+        [cached] = broadcast_object_list(
             [accelerator.is_main_process and AugmentedTexts.read(file, examples) is not None]
         )
-        if there:
-            observer.announce(f"augmented: new texts by {checkpoint.name} were made before: {file}")
+        if cached:
+            observer.announce(f"augmented: new texts by {checkpoint.name} are in the cache: {file}")
         elif accelerator.is_main_process:
             observer.announce(
                 f"augmented: {checkpoint.name} makes {augment.copies} new text{'s' * (augment.copies > 1)} of each of "
-                f"{len(examples):,} rows, kept for the next run"
+                f"{len(examples):,} rows, cached for the next run"
             )
             model = loading.load_language_model(checkpoint).to(accelerator.device)
-            made = substitute_words(
+            texts = substitute_words(
                 examples,
                 Substitutes(model, tokenizer, augment.candidates, length),
                 augment.rate_used,
                 augment.copies,
                 augment.seed,
             )
-            write_text(file, made.to_json())
+            write_text(file, texts.to_json())
     accelerator.wait_for_everyone()
-    found = AugmentedTexts.read(file, examples)
-    assert found is not None, "it was read before, or has just been written"
-    return found
+    augmented = AugmentedTexts.read(file, examples)
+    assert augmented is not None, "it was read before, or has just been written"
+    return augmented
 
 
 def cached_augmentation_path(
@@ -234,7 +231,7 @@ def cached_augmentation_path(
     augment: AugmentSettings,
     max_length: int,
 ) -> Path:
-    """Where new texts are kept, whether they were made or not: by a hash of all that decides them but the device."""
+    """Cache file of new texts, whether it is there yet or not: by a hash of all that decides them but the device."""
     content = {
         "version": KEY_VERSION,
         "texts": examples.texts,
@@ -254,40 +251,40 @@ def cached_augmentation_path(
 def substitute_words(
     examples: Examples, substitutes: Substitutes, rate: float, copies: int, seed: int
 ) -> AugmentedTexts:
-    """New texts of examples; one that equals its row, without a word to replace, is left out.
+    """Make new texts of examples; a copy without a replaced word is left out.
 
-    Each word of one token is replaced with a chance of ``rate``, at least one of a text that has any, by one of the
-    likely words at its place in the text as it is, drawn evenly. Words of several tokens stay as they are, where the
-    paper takes neighbours in GloVe. What is drawn is a function of (seed, row, copy, column).
+    Each word of one token is replaced with probability ``rate``, at least one per text that has any, by one of the
+    likely words at its position in the original text, drawn uniformly. Words of several tokens are not replaced, where
+    the paper takes neighbours in GloVe. Draws are a function of (seed, row, copy, column).
     """
     columns = [[substitutes.places(text) for text in column] for column in examples.texts]
     chosen: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
-    asked: dict[tuple[int, int, int], None] = {}
+    queries: dict[tuple[int, int, int], None] = {}
     for row in range(len(examples)):
         for copy in range(copies):
             for column, places in enumerate(columns):
-                here = places[row]
-                if not here:
+                replaceable = places[row]
+                if not replaceable:
                     continue
                 generator = np.random.default_rng([seed, row, copy, column])
-                chances, which = generator.random((2, len(here)))
-                drawn = [n for n in range(len(here)) if chances[n] < rate] or [int(chances.argmin())]
+                chances, which = generator.random((2, len(replaceable)))
+                drawn = [n for n in range(len(replaceable)) if chances[n] < rate] or [int(chances.argmin())]
                 chosen[row, copy, column] = [(n, float(which[n])) for n in drawn]
-                asked |= dict.fromkeys((row, column, n) for n in drawn)
-    questions = [(examples.texts[column][row], columns[column][row][n][0]) for row, column, n in asked]
-    answers = dict(zip(asked, substitutes.likely(questions), strict=True))
-    found = list[tuple[int, tuple[str, ...]]]()
+                queries |= dict.fromkeys((row, column, n) for n in drawn)
+    positions = [(examples.texts[column][row], columns[column][row][n][0]) for row, column, n in queries]
+    answers = dict(zip(queries, substitutes.likely(positions), strict=True))
+    augmented = list[tuple[int, tuple[str, ...]]]()
     for row in range(len(examples)):
-        whole = tuple(column[row] for column in examples.texts)
+        original = tuple(column[row] for column in examples.texts)
         for copy in range(copies):
-            made = []
-            for column, text in enumerate(whole):
-                for n, share in reversed(chosen.get((row, copy, column), [])):  # from the end: places before it stay
+            copied = []
+            for column, text in enumerate(original):
+                for n, share in reversed(chosen.get((row, copy, column), [])):  # from the end, as positions shift
                     _, start, end = columns[column][row][n]
                     words = answers[row, column, n]
                     word = words[int(share * len(words))]
                     text = text[:start] + (word.capitalize() if text[start].isupper() else word) + text[end:]
-                made.append(text)
-            if tuple(made) != whole:
-                found.append((row, tuple(made)))
-    return AugmentedTexts(tuple(row for row, _ in found), tuple(texts for _, texts in found))
+                copied.append(text)
+            if tuple(copied) != original:
+                augmented.append((row, tuple(copied)))
+    return AugmentedTexts(tuple(row for row, _ in augmented), tuple(texts for _, texts in augmented))

