@@ -1,7 +1,7 @@
-"""Rows that cost nothing to train, to stand beside runs: the class that most of train has, and the teacher in int8.
+"""Training-free baseline rows: the majority class of train, and the teacher quantized to int8.
 
-They are made from what a run's recipe names, scored on its reported split by its metrics, and kept in the cache folder
-by the fingerprints of models and data in its record, so that a table with them is made at once the next time.
+They are computed from what a run's recipe names, scored on its reported split by its metrics, and cached by the
+fingerprints of models and data in its record, so that the next table with them is made at once.
 """
 
 import hashlib
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 KINDS = ("int8", "majority")
 KEY_VERSION = 3
-"""Counts up when the same runs would give other rows."""
+"""Counts up when the same runs would have other rows."""
 
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """What a row says of one run's task.
+    """Scores of a baseline row for one run's task.
 
     Attributes:
         scores: as in a record.
-        agreement: with the teacher's kept answers, as in a record; None where there is none.
-        model: its size and latency; None where there is no model.
-        beside_ms: the latency of the teacher in float32, measured in turns with it.
-        how: how the row was made, a sentence for a note.
+        agreement: with the teacher's saved predictions, as in a record; None without a teacher.
+        model: size and latency; None where there is no model.
+        beside_ms: latency of the teacher in float32, measured in turns with the model's.
+        how: description of how the row was computed, for a footnote.
         reason: why there are no scores; empty where there are.
     """
 
@@ -62,65 +62,64 @@ class BaselineScores:
 def build_baseline_rows(
     paths: Iterable[str | Path], kinds: Sequence[str], watcher: Callable[[], Observer] = NullObserver
 ) -> list[BaselineRow]:
-    """The rows of the kinds asked for, for the runs at some paths; those that were made before are read.
+    """Compute the baseline rows of runs, or read them from the cache.
 
     Args:
-        paths: as in ``compare``.
-        kinds: of ``KINDS``.
-        watcher: makes who watches, once something has to be computed.
+        paths: runs and folders of runs, as in ``compare``.
+        kinds: some of ``KINDS``.
+        watcher: makes an observer, once something has to be computed.
 
     Raises:
-        UsageError: another kind, nothing there, or a run that cannot be read.
+        UsageError: an unknown kind, no run at a path, or a run that cannot be read.
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise unknown("row beside runs", kind, KINDS)
+            raise unknown("baseline row", kind, KINDS)
     entries = discover(paths).entries
-    return [_beside(kind, entry, watcher) for kind in dict.fromkeys(kinds) for entry in entries]
+    return [_baseline_row(kind, entry, watcher) for kind in dict.fromkeys(kinds) for entry in entries]
 
 
-def _beside(kind: str, entry: RunGroup, watcher: Callable[[], Observer]) -> BaselineRow:
-    """A row for one entry: its runs, the row's own numbers in the place of their students'."""
-    made = {task: _made_once(kind, record, entry.folders[task], watcher) for task, record in entry.records.items()}
-    records = {task: _in_place(record, made[task]) for task, record in entry.records.items()}
-    reasons = {task: one.reason for task, one in made.items()}
-    return BaselineRow(
-        kind, replace(entry, records=records), reasons, tuple(one.how for one in made.values() if one.how)
-    )
+def _baseline_row(kind: str, entry: RunGroup, watcher: Callable[[], Observer]) -> BaselineRow:
+    """A group of runs with the baseline's numbers in place of their students'."""
+    rows = {task: _cached_scores(kind, record, entry.folders[task], watcher) for task, record in entry.records.items()}
+    records = {task: _with_scores(record, rows[task]) for task, record in entry.records.items()}
+    reasons = {task: row.reason for task, row in rows.items()}
+    notes = tuple(row.how for row in rows.values() if row.how)
+    return BaselineRow(kind, replace(entry, records=records), reasons, notes)
 
 
-def _in_place(record: RunRecord, made: BaselineScores) -> RunRecord:
-    """A record whose student is the row; what stands for no model has no size, and nothing is retained by it."""
+def _with_scores(record: RunRecord, row: BaselineScores) -> RunRecord:
+    """A record whose student is the baseline; one without a model has no size, and no share of a teacher's score."""
     split, scores = next(iter(record.scores.items()))
-    gone = {"value": None, "low": None, "high": None, "reason": made.reason}
-    nothing = [{**score, **gone} for score in scores["student"]]
-    teacher = record.teacher if made.model is not None else None
+    undefined = {"value": None, "low": None, "high": None, "reason": row.reason}
+    empty = [{**score, **undefined} for score in scores["student"]]
+    teacher = record.teacher if row.model is not None else None
     return replace(
         record,
-        student=made.model or ModelRecord(record.teacher.source if record.teacher else "", "", 0, 0.0, "none"),
-        teacher=None if teacher is None else replace(teacher, latency_ms=made.beside_ms),
-        scores={split: {**scores, "student": made.scores or nothing, "agreement": made.agreement, "calibration": {}}},
+        student=row.model or ModelRecord(record.teacher.source if record.teacher else "", "", 0, 0.0, "none"),
+        teacher=None if teacher is None else replace(teacher, latency_ms=row.beside_ms),
+        scores={split: {**scores, "student": row.scores or empty, "agreement": row.agreement, "calibration": {}}},
     )
 
 
-def _made_once(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> BaselineScores:
-    """From the cache, or made and kept there; what cannot be made is tried again the next time."""
+def _cached_scores(kind: str, record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> BaselineScores:
+    """Read a row from the cache, or compute and cache it; a row that fails is tried again the next time."""
     try:
         file = cache_folder() / "beside" / f"{_key(kind, record)}.json"
-        kept = _read(file)
-        if kept is not None:
-            return kept
-        made = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
+        cached = _read(file)
+        if cached is not None:
+            return cached
+        row = _int8(record, folder, watcher) if kind == "int8" else _majority(record)
     except UsageError as error:
         return BaselineScores(reason=str(error))
     except NotFinite as error:
         return BaselineScores(reason=f"it gives NaN: {error}")
-    write_json(file, asdict(made))
-    return made
+    write_json(file, asdict(row))
+    return row
 
 
 def _read(file: Path) -> BaselineScores | None:
-    """What was kept in a file of the cache; None where there is none, or something else than was kept there."""
+    """Read a file of the cache; None where it is missing or damaged."""
     if not file.is_file():
         return None
     try:
@@ -131,10 +130,10 @@ def _read(file: Path) -> BaselineScores | None:
 
 
 def _key(kind: str, record: RunRecord) -> str:
-    """A hash of all that decides a row: what the record says of models, data and settings, and who computes.
+    """Hash of all that decides a row: the record's models, data and settings, and the versions that compute it.
 
     Raises:
-        UsageError: the record does not say it, or its recipe is of another version.
+        UsageError: the record lacks one of them, or its recipe is of another version.
     """
     split, recipe = next(iter(record.scores)), record.parsed_recipe()
     content: dict[str, Any] = {
@@ -162,7 +161,7 @@ def _key(kind: str, record: RunRecord) -> str:
 
 
 def _majority(record: RunRecord) -> BaselineScores:
-    """Every example gets the class that most of train has, or the mean of its scores."""
+    """Predict the majority class of train for every example, or the mean of its scores."""
     from kdalign.distillation.splits import training_examples
     from kdalign.evaluation.adapters import adapter_for
     from kdalign.evaluation.predictions import score_all
@@ -170,31 +169,31 @@ def _majority(record: RunRecord) -> BaselineScores:
     recipe = record.parsed_recipe()
     task = _task(recipe)
     if not isinstance(task, ClassificationTask):
-        raise UsageError("it is of classes and scores")
+        raise UsageError("it needs a task of classes or scores")
     adapter = adapter_for(task, "masked", recipe.data.max_length, "none")
     train, _ = training_examples(adapter, recipe)
-    _same("train", train, _trained_on(record))
+    _check_same("train", train, _trained_on(record))
     reported = _reported(adapter, record)
     assert train.labels is not None, "training examples were checked"
     assert reported.labels is not None, "a reported split has labels"
     n = len(train)
     if task.regression:
         answers = np.full(len(reported), train.labels.mean())
-        logits, said = answers[:, None], f"the mean score of train's {n:,} examples"
+        logits, text = answers[:, None], f"the mean score of train's {n:,} examples"
     else:
         share = np.bincount(train.labels, minlength=len(task.labels)) / n
         most = int(share.argmax())
         answers = np.full(len(reported), most)
         logits = np.tile(np.log(np.maximum(share, np.finfo(np.float64).tiny)), (len(reported), 1))
-        said = f"the class that most of train has, {task.labels[most]} ({100 * share[most]:.1f} % of {n:,})"
+        text = f"the majority class of train, {task.labels[most]} ({100 * share[most]:.1f} % of {n:,})"
     scores = score_all(task, answers, reported.labels, task.metrics, logits=logits)
     return BaselineScores(
-        [score.to_json() for score in scores], how=f"majority, {task.name}: every example is given {said}"
+        [score.to_json() for score in scores], how=f"majority, {task.name}: every example gets {text}"
     )
 
 
 def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> BaselineScores:
-    """The run's teacher with its linear layers in int8, asked once on the reported split."""
+    """Score the run's teacher with its linear layers in int8, once, on the reported split."""
     if record.teacher is None:
         raise UsageError("the run has no teacher")
     from kdalign.evaluation.adapters import adapter_for
@@ -217,14 +216,14 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     reported = _reported(adapter, record)
     model = _teacher(adapter, checkpoint, record, folder).to("cpu")
     observer = watcher()
-    observer.announce(f"asking {checkpoint.name} in int8 on {record.task}, {split}, kept for the next table")
+    observer.announce(f"scoring {checkpoint.name} in int8 on {record.task}, {split}, cached for the next table")
     small = quantize_dynamic(model)
     encoded = adapter.tokenize(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
     answers = adapter.predict(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
     if first_split(record)["agreement"] is not None:
         if not RunFolder(folder).predictions(split).is_file():
-            raise UsageError(f"the run's folder {str(folder)!r}, in which its teacher's answers were kept, is gone")
+            raise UsageError(f"the run's folder {str(folder)!r}, with its teacher's predictions, is gone")
         agreement = adapter.agreement(answers, adapter.read_teacher(RunFolder(folder).predictions(split))).to_json()
     before_ms, after_ms = latencies_ms([model, small], min(128, checkpoint_files.max_positions(model.config)))
     return BaselineScores(
@@ -245,8 +244,8 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
 
 
 def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord, folder: Path) -> "PreTrainedModel":
-    """A run's teacher in float32; one that was fine-tuned first is looked for where it was kept."""
-    assert record.teacher is not None, "asked for a run that has one"
+    """Load a run's teacher in float32; one that was fine-tuned first is read from the cache."""
+    assert record.teacher is not None, "checked: the run has a teacher"
     if record.teacher.head == "its own":
         return adapter.load_model(checkpoint, fresh_head=False, seed=0)
     from kdalign.distillation.splits import training_examples
@@ -255,16 +254,18 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
     assert isinstance(adapter.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(adapter, recipe)
-    _same("train", train, _trained_on(record))
+    _check_same("train", train, _trained_on(record))
     encoded = adapter.tokenize(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
     ranks = int(record.training.get("ranks", 1))
-    kept = FinetuneJob(checkpoint, adapter.task, encoded, recipe.finetune, ranks, device, bf16).path
-    if not (kept / "config.json").is_file():
+    path = FinetuneJob(checkpoint, adapter.task, encoded, recipe.finetune, ranks, device, bf16).path
+    if not (path / "config.json").is_file():
         command = f"kdalign distill --recipe {folder / 'recipe.yaml'} --out {folder}-again"
-        raise UsageError(f"the fine-tuned teacher is no longer in the cache, {kept}; this makes it again: {command}")
-    return adapter.load_model(checkpoint_files.find_checkpoint(str(kept)), fresh_head=False, seed=0)
+        raise UsageError(
+            f"the fine-tuned teacher is no longer in the cache, {path}; this fine-tunes it again: {command}"
+        )
+    return adapter.load_model(checkpoint_files.find_checkpoint(str(path)), fresh_head=False, seed=0)
 
 
 def _task(recipe: Recipe) -> AnyTask:
@@ -273,23 +274,23 @@ def _task(recipe: Recipe) -> AnyTask:
 
 
 def _reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:
-    """The split that stands for the run's task, as the run read it."""
+    """Load the split that the run reports first, and check that it is the same as then."""
     from kdalign.distillation.splits import examples_to_report
 
     split = next(iter(record.scores))
     examples = examples_to_report(adapter, record.parsed_recipe().data, split)
-    _same(split, examples, record.data["reported"][split]["fingerprint"])
+    _check_same(split, examples, record.data["reported"][split]["fingerprint"])
     return examples
 
 
 def _trained_on(record: RunRecord) -> str:
-    """The fingerprint of the texts that a run was trained on."""
+    """The fingerprint of a run's training texts."""
     train = record.data.get("train")
     if train is None:
-        raise UsageError("the run's record does not say which texts it was trained on")
+        raise UsageError("the run's record lacks the fingerprint of its training texts")
     return str(train["fingerprint"])
 
 
-def _same(split: str, examples: Examples, fingerprint: str) -> None:
+def _check_same(split: str, examples: Examples, fingerprint: str) -> None:
     if examples.fingerprint() != fingerprint:
         raise UsageError(f"split {split!r} holds other examples now than when the run was made")

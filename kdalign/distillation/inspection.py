@@ -1,4 +1,4 @@
-"""A finished run's teacher and student side by side: how alike their layers became, where both look in one text."""
+"""Compare a finished run's teacher and student: similarity of their layers, and their attention on one text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ Matrices = Mapping[str, tuple[tuple[float, ...], ...]]
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A run's two models in memory, in float32, and what they read.
+    """A run's two models in memory, in float32, with their texts.
 
     Attributes:
         start: the student as it was before its first step.
-        encoded: the training texts, in the tokens of both.
+        encoded: the training texts, in the tokens of both models.
     """
 
     run: FinishedRun
@@ -54,10 +54,13 @@ class LoadedPair:
 
 @dataclass(frozen=True)
 class LayerSimilarity:
-    """How alike every student layer is to every teacher layer, by stack: (student layers, teacher layers), CKA.
+    """CKA between every student layer and every teacher layer, by stack: (student layers, teacher layers).
 
     Attributes:
-        tokens: that both models read.
+        before: at the start of training.
+        after: of the exported student.
+        pairs: (student layer, teacher layer) of the plan, by stack.
+        tokens: number of tokens that both models read.
     """
 
     before: Matrices
@@ -68,13 +71,14 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Where both models look in one text, and what they answer.
+    """Attention of both models on one text, and their predictions.
 
     Attributes:
+        texts: the text, or the two of a pair.
         maps: for each pair of layers their names and the attention of student and teacher, (heads, tokens, tokens).
-        student_tokens: as words.
-        teacher_tokens: likewise.
-        answers: the class that student and teacher choose, and how confident they are; empty without classes.
+        student_tokens: decoded tokens.
+        teacher_tokens: decoded tokens.
+        answers: the class that student and teacher predict, each with its probability; empty without classes.
     """
 
     texts: tuple[str, ...]
@@ -85,10 +89,10 @@ class AttentionView:
 
 
 def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None = None) -> LoadedPair:
-    """Load a run's teacher and student; the student's start is made again by the recipe.
+    """Load a run's teacher and student; the student's start is built again from the recipe.
 
     Raises:
-        UsageError: the run has no teacher; or teacher, student or data are not there any more.
+        UsageError: the run has no teacher; or teacher, student or data have changed or are missing.
     """
     if not run.recipe.has_teacher:
         raise UsageError(f"run {run.name!r} was trained without a teacher: there is nothing to compare its layers with")
@@ -97,7 +101,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     _check_inputs(run, prepared)
     exported = checkpoint_files.find_checkpoint(str(run.folder.student))
     tokenizer = load_tokenizer(exported)
-    bf16 = run.recipe.train.precision == "bf16"  # a teacher that was fine-tuned first is kept under its precision, too
+    bf16 = run.recipe.train.precision == "bf16"  # part of the key of a fine-tuned teacher
     taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
     assert taught is not None, "the recipe names a teacher"
     assert prepared.teacher_tokenizer is not None, "the recipe names a teacher"
@@ -105,14 +109,14 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     encoded = tokenize_run(prepared, tokenizer, config).train
     start, _ = load_student(prepared, config, taught.model, tokenizer, encoded)
     student = prepared.adapter.load_model(exported, fresh_head=False, seed=0)
-    place = accelerator.device
+    device = accelerator.device
     return LoadedPair(
         run=run,
         prepared=prepared,
         plan=read_plan(run.folder.plan),
-        teacher=taught.model.to(place),
-        student=student.to(place),
-        start=start.to(place),
+        teacher=taught.model.to(device),
+        student=student.to(device),
+        start=start.to(device),
         teacher_tokenizer=prepared.teacher_tokenizer,
         student_tokenizer=tokenizer,
         encoded=encoded,
@@ -120,7 +124,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
 
 
 def _check_inputs(run: FinishedRun, prepared: PreparedRun) -> None:
-    """Refuse models and texts that are not those of the run any more."""
+    """Refuse models and texts that have changed since the run."""
     before = run.folder.read_inputs()
     for name, value in prepared.inputs.items():
         if before.get(name, value) != value:
@@ -135,16 +139,17 @@ def layer_similarity(pair: LoadedPair) -> LayerSimilarity:
     """
     batches = list(sample_batches(pair.encoded, pair.prepared.recipe.train.seed, SIMILARITY_TOKENS))
     special = pair.student_tokenizer.all_special_ids
-    found, tokens = [], 0
+    by_stack, tokens = [], 0
     for student in (pair.start, pair.student):
         matrices, tokens = measure_similarities(pair.plan, pair.teacher, student, batches, special, pair.teacher.device)
-        found.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
-    before, after = found
-    return LayerSimilarity(before, after, {one.student_stack: one.pairs for one in pair.plan.maps}, tokens)
+        by_stack.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
+    before, after = by_stack
+    pairs = {layer_map.student_stack: layer_map.pairs for layer_map in pair.plan.maps}
+    return LayerSimilarity(before, after, pairs, tokens)
 
 
 def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> tuple[str, ...]:
-    """The texts of the example on which the two differ most; where it is not known, of the first that is reported."""
+    """The texts of the example on which the models disagree most; by default, of the first reported example."""
     if differing is not None and differing.examples and differing.examples[0].texts:
         return differing.examples[0].texts
     first = next(iter(pair.prepared.reported.values()))
@@ -152,17 +157,16 @@ def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> 
 
 
 def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None = None, most: int = 4) -> AttentionView:
-    """Let both models read one text (of a task over pairs, two); the attention of a few pairs of layers is kept.
+    """Run both models on one text, or a pair of texts; return the attention of a few pairs of layers.
 
     Args:
         pair: the models.
-        texts: as many as the task reads.
-        head: that is to be looked at; None for all.
-        most: pairs of layers, spread over the plan's.
+        texts: one text, or two for a task over pairs.
+        head: number of the attention head to show; None for all.
+        most: largest number of layer pairs, spread over the plan's.
 
     Raises:
-        UsageError: another number of texts than the task reads, a head that is not there, or a family whose attention
-            cannot be taken.
+        UsageError: the wrong number of texts, an unknown head, or a family that does not return attention.
     """
     adapter, plan = pair.prepared.adapter, pair.plan
     wanted = _texts_read(pair)
@@ -170,7 +174,7 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
         raise UsageError(f"task {adapter.task.name!r} takes {wanted} --text an example, given {len(texts)}")
     for model in (pair.student, pair.teacher):
         if layout_of(model.config).attention is AttentionLayout.CLOSED:
-            raise UsageError(f"attention of {model.config.model_type} cannot be taken")
+            raise UsageError(f"attention of {model.config.model_type} is not available: the model does not return it")
     heads = min(stack.heads for both in plan.stacks for stack in both)
     if head is not None and head >= heads:
         raise UsageError(f"--head {head}: the smaller model has {heads} attention heads (accepted: 0 to {heads - 1})")
@@ -197,15 +201,15 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
 
 
 def _texts_read(pair: LoadedPair) -> int:
-    """How many texts an example has for the models: two of a pair, or of a source and its target."""
+    """Number of texts that the models read of an example: two of a pair, or of a source and its target."""
     adapter = pair.prepared.adapter
     paired = isinstance(adapter.task, ClassificationTask) or adapter.head is HeadKind.SEQ2SEQ
     return len(pair.prepared.train.texts) if paired else 1
 
 
 @dataclass(frozen=True)
-class _OneRead:
-    """What one model makes of a text."""
+class _Reading:
+    """One model's tokens, attention and prediction on a text."""
 
     tokens: tuple[str, ...]
     maps: Mapping[Layer, Array]
@@ -218,7 +222,7 @@ def _read(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     layers: Sequence[Layer],
-) -> _OneRead:
+) -> _Reading:
     examples = Examples("text", tuple((text,) for text in texts), None)
     if adapter.head is HeadKind.SEQ2SEQ:
         encoded = tokenize_pairs(examples, tokenizer, int(model.config.decoder_start_token_id), adapter.max_length)
@@ -228,7 +232,7 @@ def _read(
     inputs = batch.to(model.device).inputs
     order = adapter.output_order(model)
     answers = isinstance(adapter.task, ClassificationTask) and not adapter.task.regression and order is not None
-    reader = model if answers else model.base_model  # a vocabulary is not asked
+    reader = model if answers else model.base_model  # logits over a vocabulary are not needed
     with inference_mode(model), capture(enable_capture(model), CaptureSpec(attention=frozenset(layers))) as signals:
         output = reader(**accepted_inputs(reader, inputs))
     answer = None
@@ -238,4 +242,4 @@ def _read(
     ids = inputs["input_ids"][0].tolist()
     words = tuple(tokenizer.decode([number]).strip() or str(tokenizer.convert_ids_to_tokens(number)) for number in ids)
     maps = {layer: kept[0].float().cpu().numpy() for layer, kept in signals.attention.items()}
-    return _OneRead(words, maps, answer)
+    return _Reading(words, maps, answer)

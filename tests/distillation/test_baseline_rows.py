@@ -85,7 +85,7 @@ def test_the_class_that_most_of_train_has_is_scored_by_hand(finished):
 
 def test_the_note_says_the_class_and_its_share(finished):
     [note] = [note for note in table_with(finished).notes if note.startswith("majority")]
-    assert note == "majority, films: every example is given the class that most of train has, negative (70.0 % of 100)"
+    assert note == "majority, films: every example gets the majority class of train, negative (70.0 % of 100)"
 
 
 def test_of_scores_the_mean_is_said_which_has_no_correlation(tmp_path):
@@ -199,7 +199,7 @@ def test_the_row_in_int8_is_what_the_quantised_model_answers(finished, teacher, 
 def test_rows_are_made_once_and_no_torch_is_loaded_for_them_again(kdalign, finished, monkeypatch):
     status, first, err = kdalign("compare", finished, "--beside", "int8,majority", "--format", "markdown")
     assert status == 0, err
-    assert "in int8 on films, validation, kept for the next table" in " ".join(err.split())
+    assert "in int8 on films, validation, cached for the next table" in " ".join(err.split())
 
     def never(*_):
         raise AssertionError("made again")
@@ -256,7 +256,7 @@ def test_a_language_models_teacher_in_int8_has_its_perplexity_and_no_majority(tm
     assert small.cells[key].value == pytest.approx(fp32.cells[key].value, rel=0.05)
     assert small.cells[key].value != fp32.cells[key].value
     assert small.cells["retained"].value == pytest.approx(100 * fp32.cells[key].value / small.cells[key].value)
-    assert row(table, "majority").cells[key].reason == "it is of classes and scores"
+    assert row(table, "majority").cells[key].reason == "it needs a task of classes or scores"
     alone = table_with(teacher, kinds=["int8"])
     assert row(alone, "int8").cells[key].reason == "the run has no teacher"
 
@@ -264,7 +264,7 @@ def test_a_language_models_teacher_in_int8_has_its_perplexity_and_no_majority(tm
 def test_an_unknown_row_is_one_line_with_the_nearest(kdalign, finished):
     status, out, err = kdalign("compare", finished, "--beside", "majorty")
     assert (status, out) == (2, "")
-    assert "unknown row beside runs 'majorty'; did you mean 'majority'? (accepted: int8, majority)" in one_line(err)
+    assert "unknown baseline row 'majorty'; did you mean 'majority'? (accepted: int8, majority)" in one_line(err)
     with pytest.raises(UsageError):
         build_baseline_rows([finished], ["int4"])
 
@@ -277,7 +277,7 @@ def test_a_record_that_lacks_what_a_row_is_made_of_is_a_dash_with_the_reason(tmp
     del record.recipe["data"]["max_length"]
     RunFolder(path).write_record(record)
     made = build_baseline_rows([path], ["int8", "majority"])
-    reason = "the run's record does not say which texts it was trained on"
+    reason = "the run's record lacks the fingerprint of its training texts"
     assert [one.reasons for one in made] == [{"sst2": reason}] * 2
 
 
