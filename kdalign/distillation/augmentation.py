@@ -80,11 +80,11 @@ class Substitutes:
         letters = [entry for entry, word in enumerate(texts) if word.isalpha()]
         again = self.tokenizer([f"a {texts[entry]}" for entry in letters], add_special_tokens=False)["input_ids"]
         alone = self.tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-        whole = torch.zeros(int(self.model.config.vocab_size), dtype=torch.bool)
+        words = torch.zeros(int(self.model.config.vocab_size), dtype=torch.bool)
         special = set(self.tokenizer.all_special_ids)
         for entry, ids in zip(letters, again, strict=True):
-            whole[entry] = ids == [*alone, entry] and entry not in special
-        return whole
+            words[entry] = ids == [*alone, entry] and entry not in special
+        return words
 
     def places(self, text: str) -> list[tuple[int, int, int]]:
         """Find a text's replaceable words, of one token: (position among its tokens, first character, end)."""

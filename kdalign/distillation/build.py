@@ -202,7 +202,7 @@ class Evaluator:
 def _remapping(
     opened: OpenedRun, teacher: Teacher | None, plan: Plan | None, objective_of: ObjectiveFactory
 ) -> Remapping | None:
-    """How layer maps are measured again during training; the teacher's statistics stay."""
+    """Settings for measuring the layer map again during training; the teacher's statistics are not measured again."""
     recipe = opened.recipe
     if plan is None or teacher is None or recipe.align.remap_every is None:
         return None

@@ -48,7 +48,7 @@ Export = Callable[[PreTrainedModel, Path], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a student's weights are written, and what its record says further.
+    """Options of an export: how weights are written, and further facts for the record.
 
     Attributes:
         export: writes the model; by default as one file.
@@ -300,17 +300,17 @@ def _samples(loaded: LoadedModels, exported: PreTrainedModel) -> list[dict[str, 
 
 
 def _model_record(
-    loaded: LoadedModels, checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, place: int
+    loaded: LoadedModels, checkpoint: Checkpoint, model: PreTrainedModel, head: str, source: str, index: int
 ) -> ModelRecord:
-    """One model's record; ``place`` is its index among the models that were measured."""
+    """One model's record; ``index`` is its number among the models that were measured."""
     return ModelRecord(
         source=source,
         revision=checkpoint.hash,
         parameters=count_parameters(model),
         megabytes=checkpoint_files.weights_megabytes(checkpoint),
         head=head,
-        latency_ms=loaded.latencies[place],
-        flops=loaded.flops[place],
+        latency_ms=loaded.latencies[index],
+        flops=loaded.flops[index],
         tokens=loaded.timed,
     )
 
@@ -352,7 +352,8 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
             "n": len(copies) if copies is not None else 0,
             "tokens": int(copies.lengths.sum()) if copies is not None else 0,
         }
-    facts["checks"] = {each.what: each.said for each in run.checks if each.allowed or each.what not in _MACHINE}
+    findings = [finding for finding in run.checks if finding.allowed or finding.what not in _MACHINE]
+    facts["checks"] = {finding.what: finding.said for finding in findings}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 

@@ -179,13 +179,13 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
     if head is not None and head >= heads:
         raise UsageError(f"--head {head}: the smaller model has {heads} attention heads (accepted: 0 to {heads - 1})")
     pairs = {
-        Layer(one.student_stack, ours): Layer(one.teacher_stack, theirs)
-        for one in plan.maps
-        for ours, theirs in one.pairs  # of several teacher layers the last
-        if not plan.student.reads_target(one.student_stack)
+        Layer(layer_map.student_stack, ours): Layer(layer_map.teacher_stack, theirs)
+        for layer_map in plan.maps
+        for ours, theirs in layer_map.pairs  # of several teacher layers the last
+        if not plan.student.reads_target(layer_map.student_stack)
     }
-    places = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
-    chosen = [list(pairs.items())[place] for place in places]
+    numbers = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
+    chosen = [list(pairs.items())[number] for number in numbers]
     ours = _read(adapter, pair.student, pair.student_tokenizer, texts, [student for student, _ in chosen])
     theirs = _read(adapter, pair.teacher, pair.teacher_tokenizer, texts, [teacher for _, teacher in chosen])
     return AttentionView(

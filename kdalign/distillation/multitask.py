@@ -126,17 +126,17 @@ def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
     Texts are compared word for word, in lower case.
     """
     trained = {run.task.name: set(normalise_rows(run.train)) for run in runs}
-    found = []
+    leaks = []
     for run in runs:
         for split, examples in run.reported.items():
             for other, texts in trained.items():
                 seen = sum(row in texts for row in normalise_rows(examples))
                 if seen and other != run.task.name:
-                    found.append(
+                    leaks.append(
                         f"{seen:,} of the {len(examples):,} texts of {run.task.name}, {split}, are in the training "
                         f"text of {other}"
                     )
-    return found
+    return leaks
 
 
 def distill_together(
@@ -201,8 +201,8 @@ def tie_bodies(students: Sequence[PreTrainedModel], origin: int = 0) -> None:
     """Let all models share the body of one of them: everything but the head."""
     body = students[origin].base_model
     assert body is not students[origin], "a classifier is a head on a body"
-    for each in students:
-        setattr(each, each.base_model_prefix, body)
+    for model in students:
+        setattr(model, model.base_model_prefix, body)
 
 
 def export_with_body(model: PreTrainedModel, folder: Path, *, body: Path | None) -> None:

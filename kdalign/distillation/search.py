@@ -172,24 +172,24 @@ def _write_slices(ablation: AblationSpec, folder: Path) -> None:
     """
     import pandas as pd
 
-    for trial in {each.task: each for each in ablation.trials(Path("runs"))}.values():
+    for trial in {trial.task: trial for trial in ablation.trials(Path("runs"))}.values():
         data = trial.recipe.data
         task = find_task(trial.task, data.folder, data.dataset, data.config)
         if not isinstance(task, ClassificationTask) or trial.task.endswith((".yaml", ".yml")):
             raise UsageError(f"--search is for GLUE's tasks and classification, not for task {trial.task!r}")
-        whole, _ = training_examples(adapter_for(task, "masked", data.max_length, "none"), trial.recipe)
-        own, print_ = folder / trial.task, whole.fingerprint()
+        train, _ = training_examples(adapter_for(task, "masked", data.max_length, "none"), trial.recipe)
+        own, fingerprint = folder / trial.task, train.fingerprint()
         mark = own / "train-of.txt"
         if mark.is_file():
-            if mark.read_text(encoding="utf-8") != print_:
+            if mark.read_text(encoding="utf-8") != fingerprint:
                 raise UsageError(f"{str(own)!r} holds a slice of other data: give another --out, or --overwrite")
             continue
-        assert whole.labels is not None, "training examples were checked"
-        labels = whole.labels.tolist()
-        table = pd.DataFrame(dict(zip(task.columns, whole.texts, strict=True)))
+        assert train.labels is not None, "training examples were checked"
+        labels = train.labels.tolist()
+        table = pd.DataFrame(dict(zip(task.columns, train.texts, strict=True)))
         table[task.label] = labels if task.regression else [task.labels[number] for number in labels]
-        rows, held = hold_out(whole, SHARE, SEED)
+        rows, held = hold_out(train, SHARE, SEED)
         for split, part in ((task.train, rows), *((name, held) for name in task.evaluation)):
             with atomic_file(own / f"{split}.parquet") as temporary:
                 table.iloc[part].to_parquet(temporary, index=False)
-        write_text(mark, print_)
+        write_text(mark, fingerprint)

@@ -71,7 +71,7 @@ class WorkerPool:
         free.give(trial)
 
     def poll(self, seconds: float) -> list[tuple[Trial, str]]:
-        """Wait for trials to end, for so many seconds at most; each with the reason why it failed, or an empty one."""
+        """Wait for trials to end, at most this long; each comes with the reason why it failed, or an empty one."""
         ended = []
         for connection in wait(list(self._workers), timeout=seconds):
             assert isinstance(connection, Connection)
@@ -181,6 +181,6 @@ def _work(
 def _follow_parent() -> None:
     """Stop when the parent process ends, for whatever reason; a run that trains saves its state first."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
+    assert parent is not None, "a worker has a parent"
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

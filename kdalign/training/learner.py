@@ -137,10 +137,10 @@ class Learner(nn.Module):
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5
             shares = signals.shares[ours] = scores.softmax(dim=-1)
             hidden[mean] = _mean([taught.hidden[layer] for layer in layers], shares)
-            for place in (lambda layer: layer, cross_attention_layer):
-                maps = [taught.attention[place(layer)] for layer in layers if place(layer) in taught.attention]
+            for key in (lambda layer: layer, cross_attention_layer):
+                maps = [taught.attention[key(layer)] for layer in layers if key(layer) in taught.attention]
                 if maps:
-                    attention[place(mean)] = _mean(maps, shares)
+                    attention[key(mean)] = _mean(maps, shares)
         return replace(taught, hidden=hidden, attention=attention)
 
 

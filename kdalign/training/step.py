@@ -18,10 +18,10 @@ from kdalign.training.divergence import explain_divergence
 
 
 class Penalty(Protocol):
-    """What a loss balancer adds to a micro-batch's loss, from its terms and its share of the step."""
+    """Penalty of a loss balancer, added to a micro-batch's loss."""
 
     def __call__(self, parts: Mapping[str, Tensor], *, share: float) -> Tensor | None:
-        """The penalty, a scalar; None where there is none."""
+        """Compute the penalty from the terms and the micro-batch's share of the step; None where there is none."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What to train for one task, and its state during training: its stage, and its place in the examples."""
+"""Training setup of one task, and its state during training: the current stage and position in the examples."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +71,7 @@ Evaluate = Callable[[PreTrainedModel], WatchedScores]
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What to train for one task.
+    """Training setup of one task.
 
     Attributes:
         name: the task's name.
@@ -95,10 +95,10 @@ class TrainTask:
 
 
 class TaskTrainer:
-    """State of one task during training: what it minimises now, and its place in the examples.
+    """State of one task during training: what it minimises now, and its position in the examples.
 
     Attributes:
-        task: what is trained.
+        task: its training setup.
         begins: for each stage's first step its objective.
         objective: of the current stage.
         teach: the teacher's forward for it; None where it needs none.
