@@ -1,0 +1,32 @@
+"""The steps of a run, and how it says that it can be resumed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from kdalign.distillation.pipeline import _resume_hint
+from kdalign.errors import Interrupted, Unwritten
+from kdalign.recipe import ObjectiveWeights
+from kdalign.runs.folder import RunFolder
+
+
+def runs():
+    recipe = SimpleNamespace(objective=ObjectiveWeights(), align=SimpleNamespace(map="uniform"))
+    return [SimpleNamespace(recipe=recipe, task=SimpleNamespace(metrics=("accuracy",)))] * 2
+
+
+def test_a_stop_anywhere_in_a_run_names_the_command_that_resumes_it(tmp_path):
+    with pytest.raises(Interrupted) as stop, _resume_hint(RunFolder(tmp_path), runs()):
+        raise Interrupted("stopped; step 3 of 9 is saved", 15)
+    assert str(stop.value) == f"stopped; step 3 of 9 is saved; resume with: kdalign distill --out {tmp_path} --resume"
+    assert stop.value.signal == 15
+
+
+def test_a_full_disk_names_the_command_once_the_run_has_begun(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(Unwritten, match=r"^cannot write$"), _resume_hint(folder, runs()):
+        raise Unwritten("cannot write")
+    folder.recipe.write_text("teacher: t\n")
+    hint = r"make room, then: kdalign distill --out .* --resume$"
+    with pytest.raises(Unwritten, match=hint), _resume_hint(folder, runs()):
+        raise Unwritten("cannot write")
