@@ -248,7 +248,7 @@ def test_a_run_learns_from_new_texts_and_records_them(teacher, data, filler, tmp
         (("--set", "data.augment.by=cutoff", "--task", "lm:sst2"), "is for tasks of classes or scores"),
         (("--set", "data.augment.by=spans", "--tokenizer", "train:300"), "(accepted: masked-lm)"),
         (("--set", "data.augment.by=masked-lm"), "give data.augment.model, an id or a folder"),
-        (("--set", "data.augment={by: masked-lm, model: TEACHER}"), "is no masked language model"),
+        (("--set", "data.augment={by: masked-lm, model: TEACHER}"), "is not a masked language model"),
         (("--set", "data.augment={by: cutoff, model: TEACHER}"), "data.augment.model is for data.augment.by=masked-lm"),
         (("--set", "data.augment={by: masked-lm, model: m}", "--set", f"objective={LABELS}"), "without keep_labels"),
     ],
