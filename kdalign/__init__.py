@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdalign.alignment.plan import LayerMap as LayerMap
     from kdalign.alignment.plan import Plan as Plan
+    from kdalign.alignment.propose import PlanOptions as PlanOptions
     from kdalign.alignment.propose import propose as propose
     from kdalign.comparison.compare import compare as compare
     from kdalign.distillation.pipeline import distill as distill
@@ -44,6 +45,7 @@ _HOMES = {
     "KdalignError": "errors",
     "LayerMap": "alignment.plan",
     "Plan": "alignment.plan",
+    "PlanOptions": "alignment.propose",
     "Recipe": "recipe",
     "RunError": "errors",
     "RunRecord": "runs.record",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -41,90 +41,143 @@ def progressive_plans(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...
         raise UsageError(f"align.grow begins with the lowest layers: {error}") from None
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """Choices of a plan beside its layer map.
+
+    Attributes:
+        weights: lambda_l for each pair of every stack, in any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
+        heads: comparison of attention maps: ``each``, ``mean``, ``mix``, or ``auto``.
+        relations: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: number of relation heads; the largest accepted one up to the teacher's heads if None.
+        style: of projections.
+    """
+
+    weights: Sequence[float] | str = "uniform"
+    heads: Literal["auto", "each", "mean", "mix"] = "auto"
+    relations: Literal["values", "all"] = "values"
+    relation_heads: int | None = None
+    style: ProjectionStyle = ProjectionStyle()
+
+
 def propose(
     teacher: Architecture,
     student: Architecture,
     choice: str = "auto",
     cut_from: Mapping[str, Sequence[int]] | None = None,
-    weights: Sequence[float] | str = "uniform",
-    heads: Literal["auto", "each", "mean", "mix"] = "auto",
-    relations: Literal["values", "all"] = "values",
-    relation_heads: int | None = None,
-    style: ProjectionStyle = ProjectionStyle(),
+    options: PlanOptions = PlanOptions(),
 ) -> Plan:
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
 
     Args:
-        teacher: what teaches.
-        student: what learns.
+        teacher: of the plan.
+        student: of the plan.
         choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
-            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured one: ``cka``,
+            ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured map: ``cka``,
             ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
         cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
-        weights: lambda_l for each pair of every stack, any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
-        heads: how attention maps are compared: ``each``, ``mean``, ``mix``, or ``auto``.
-        relations: ``values``, or ``all`` of queries, keys and values.
-        relation_heads: of relations; the largest accepted number up to the teacher's heads when left out.
-        style: of projections.
+        options: weights, heads, relations and projections.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
     """
-    maps, chosen, measured = [], "", is_measured_map(choice)
-    if measured:
-        measured_strategy(choice)
-        if weights != "uniform":
-            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
+    _check_choice(choice, options)
+    maps, chosen = [], ""
     for ours in student.stacks:
-        if ours.name not in {stack.name for stack in teacher.stacks}:
-            continue
-        theirs = teacher.stack(ours.name)
-        if choice == "auto" and cut_from is not None:
-            pairs, chosen = list(enumerate(cut_from[ours.name])), "the layers that the student was cut from"
-        elif measured or (choice == "auto" and ours.layers > theirs.layers):
-            same_depth = [(2 * i + 1) * theirs.layers // (2 * ours.layers) for i in range(ours.layers)]
-            pairs = list(enumerate(same_depth))
-            chosen = f"{choice}, not measured yet" if measured else "layers of the same depth"
-        elif choice == LEARNED:
-            pairs = [(ours_, theirs_) for ours_ in range(ours.layers) for theirs_ in range(theirs.layers)]
-            chosen = "learned: each student layer attends to all teacher layers"
-        elif choice == TOP:
-            pairs, chosen = [(ours.layers - 1, theirs.layers - 1)], "the last layers alone"
-        elif ":" in choice:
-            pairs, chosen = _given_pairs(choice), "given"
-        else:
-            chosen = "uniform" if choice == "auto" else choice
-            words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
-            pairs = list(enumerate(choose_layers(chosen, ours.layers, theirs.layers, words)))
-        maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(weights, pairs)))
+        if ours.name in {stack.name for stack in teacher.stacks}:
+            theirs = teacher.stack(ours.name)
+            cut = None if cut_from is None else cut_from[ours.name]
+            pairs, chosen = _pairs_by(choice, ours.layers, theirs.layers, cut)
+            maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(options.weights, pairs)))
     if not maps:
         raise UsageError(f"{describe_stacks(teacher)} and {describe_stacks(student)} have no stack in common to align")
     attended = choice == LEARNED
-    if attended and (weights != "uniform" or style.start != "random" or style.side != "student"):
+    projections = projection_shapes(teacher, student, maps, options.style, attended)
+    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=options.style, attended=attended)
+    if is_measured_map(choice) and choice not in MEASURED:  # a user's function fails before the run begins
+        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
+    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+    return replace(
+        plan,
+        choice=choice if is_measured_map(choice) else "",
+        heads=options.heads if options.heads != "auto" else "each" if same else "mix",
+        relations=options.relations,
+        relation_heads=_relation_heads(plan, options.relation_heads),
+        weighting=_WEIGHTINGS.get(str(options.weights), "static"),
+    )
+
+
+_WEIGHTINGS: Mapping[str, Literal["learned", "adaptive"]] = {"learned": "learned", "adaptive": "adaptive"}
+"""Words of layer weights that change during training."""
+
+
+def _check_choice(choice: str, options: PlanOptions) -> None:
+    """Refuse an unknown function and options that a map leaves no room for."""
+    if is_measured_map(choice):
+        measured_strategy(choice)
+        if options.weights != "uniform":
+            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
+    style = options.style
+    if choice == LEARNED and (options.weights != "uniform" or style.start != "random" or style.side != "student"):
         raise UsageError(
             "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
             "align.start=random with align.side=student alone"
         )
-    projections = projection_shapes(teacher, student, maps, style, attended)
-    plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=style, attended=attended)
-    same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
+
+
+Pairs = list[tuple[int, int]]
+"""(student layer, teacher layer) of one stack."""
+
+
+def _pairs_by(choice: str, student: int, teacher: int, cut: Sequence[int] | None) -> tuple[Pairs, str]:
+    """Pairs of one stack, and how they were chosen, for the reader.
+
+    Args:
+        choice: as in ``propose``.
+        student: number of its layers.
+        teacher: number of its layers.
+        cut: teacher layers that the student was cut from.
+    """
+    if choice == "auto":
+        if cut is not None:
+            return list(enumerate(cut)), "the layers that the student was cut from"
+        if student > teacher:
+            return _same_depth(student, teacher), "layers of the same depth"
+        choice = "uniform"
+    if is_measured_map(choice):
+        return _same_depth(student, teacher), f"{choice}, not measured yet"
+    if choice == LEARNED:
+        pairs = [(ours, theirs) for ours in range(student) for theirs in range(teacher)]
+        return pairs, "learned: each student layer attends to all teacher layers"
+    if choice == TOP:
+        return [(student - 1, teacher - 1)], "the last layers alone"
+    if ":" in choice:
+        return _parse_pairs(choice), "given"
+    words = ("auto", TOP, *MEASURED, LEARNED, "pairs such as 0:1 1:3")
+    return list(enumerate(choose_layers(choice, student, teacher, words))), choice
+
+
+def _same_depth(student: int, teacher: int) -> Pairs:
+    return [(i, (2 * i + 1) * teacher // (2 * student)) for i in range(student)]
+
+
+def _parse_pairs(choice: str) -> Pairs:
+    words = re.split(r"[ ,]+", choice.strip())
+    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
+        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
+    return [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
+
+
+def _relation_heads(plan: Plan, number: int | None) -> int:
+    """The given number of relation heads, or the largest accepted one up to the teacher's heads."""
     accepted = relation_heads_for(plan.stacks)
-    if relation_heads is None:
-        relation_heads = max(number for number in accepted if number <= plan.stacks[0][0].heads)
-    elif relation_heads not in accepted:
+    if number is None:
+        return max(heads for heads in accepted if heads <= plan.stacks[0][0].heads)
+    if number not in accepted:
         shown = ", ".join(map(str, accepted))
-        raise UsageError(f"{relation_heads} relation heads do not divide the models' widths (accepted: {shown})")
-    if measured and choice not in MEASURED:  # what it cannot do is found before a run begins
-        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
-    return replace(
-        plan,
-        choice=choice if measured else "",
-        heads=heads if heads != "auto" else "each" if same else "mix",
-        relations=relations,
-        relation_heads=relation_heads,
-        weighting="learned" if weights == "learned" else "adaptive" if weights == "adaptive" else "static",
-    )
+        raise UsageError(f"{number} relation heads do not divide the models' widths (accepted: {shown})")
+    return number
 
 
 def _by_depth(student: int, teacher: int) -> Alike:
@@ -202,11 +255,3 @@ def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequ
         for one in maps
     ]
     return sum(means) / len(means)
-
-
-def _given_pairs(choice: str) -> list[tuple[int, int]]:
-    words = re.split(r"[ ,]+", choice.strip())
-    if not all(re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}", word) for word in words):
-        raise UsageError(f"map {choice!r}: pairs are written STUDENT:TEACHER, such as '0:1 1:3 2:5'")
-    pairs = [(int(left), int(right)) for left, _, right in (word.partition(":") for word in words)]
-    return pairs

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.alignment.plan import Plan, ProjectionStyle, read_plan
-from kdalign.alignment.propose import progressive_plans, propose
+from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
 from kdalign.data.tasks import AnyTask, Examples, UnlabelledSource, find_task
 from kdalign.distillation.augmentation import substitute_model
 from kdalign.distillation.checks import Finding, check_augmentation, check_lora, check_models, check_task
@@ -229,9 +229,8 @@ def _plan(
     else:
         how = recipe.align
         style = ProjectionStyle(how.projection, how.side, how.shared, how.start)
-        plan = propose(
-            theirs, ours, how.map, cut_from, how.weights, how.heads, how.relations, how.relation_heads, style
-        )
+        options = PlanOptions(how.weights, how.heads, how.relations, how.relation_heads, style)
+        plan = propose(theirs, ours, how.map, cut_from, options)
     return plan
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdalign.alignment.plan import LayerMap, Plan, ProjectionShape, read_plan
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer
 from kdalign.models.layer_selection import STRATEGIES, choose_layers
@@ -158,13 +158,19 @@ def test_a_named_map_wins_over_the_cut():
 def test_weights_are_equal_when_left_out_and_scaled_to_one_when_given():
     equal = propose(shape(6), shape(3)).maps[0].weights
     assert equal == pytest.approx((1 / 3, 1 / 3, 1 / 3))
-    assert propose(shape(6), shape(3), weights=(1, 2, 5)).maps[0].weights == pytest.approx((0.125, 0.25, 0.625))
-    assert [weight for _, _, weight in propose(shape(6), shape(3), weights=(0, 0, 4)).pairs] == [0, 0, 1]
+    assert propose(shape(6), shape(3), options=PlanOptions(weights=(1, 2, 5))).maps[0].weights == pytest.approx(
+        (0.125, 0.25, 0.625)
+    )
+    assert [weight for _, _, weight in propose(shape(6), shape(3), options=PlanOptions(weights=(0, 0, 4))).pairs] == [
+        0,
+        0,
+        1,
+    ]
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=3, max_size=3).filter(lambda given: sum(given) > 1e-6))
 def test_weights_of_any_scale_sum_to_one(weights):
-    scaled = propose(shape(6), shape(3), weights=weights).maps[0].weights
+    scaled = propose(shape(6), shape(3), options=PlanOptions(weights=weights)).maps[0].weights
     assert sum(scaled) == pytest.approx(1)
     assert all(a * sum(weights) == pytest.approx(b, abs=1e-9) for a, b in zip(scaled, weights, strict=True))
 
@@ -174,7 +180,7 @@ def test_weights_of_any_scale_sum_to_one(weights):
 )
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(UsageError, match="weights lambda_l"):
-        propose(shape(6), shape(3), weights=weights)
+        propose(shape(6), shape(3), options=PlanOptions(weights=weights))
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (1.5, -0.5), (float("nan"), 1.0), (1.0,)])
@@ -203,7 +209,7 @@ def test_a_layer_learning_from_two_has_a_projection_for_each():
 
 
 def test_a_plan_survives_json_and_a_file(tmp_path):
-    plan = propose(shape(6, 48), shape(3, 32, heads=2, model_type="distilbert"), weights=(1, 2, 4))
+    plan = propose(shape(6, 48), shape(3, 32, heads=2, model_type="distilbert"), options=PlanOptions(weights=(1, 2, 4)))
     plan = plan.with_statistics(
         {"variance/encoder.1": 0.1 + 0.2, "variance/encoder.3": 1e-6, "variance/encoder.5": 3.0}
     )
@@ -323,7 +329,7 @@ NASTY = (None, True, "", "x", "1", -1, 0, 1.5, 2.0, 1e300, 10**30, [], {}, [[]],
 
 
 def test_a_plan_of_which_one_value_is_another_is_a_plan_or_one_line():
-    plan = propose(shape(6, 64), shape(3), "uniform", weights=[1, 2, 3])
+    plan = propose(shape(6, 64), shape(3), "uniform", options=PlanOptions(weights=[1, 2, 3]))
     plan = replace(plan, similarities={"encoder": ((0.5,) * 6,) * 3}, statistics={"variance/encoder.1": 1.0})
     tree = json.loads(plan.to_json())
     kept, refused = 0, []

@@ -7,7 +7,7 @@ from transformers import AutoModel
 from kdalign.alignment.calibration import calibrate, start_projections
 from kdalign.alignment.plan import Plan, ProjectionShape, ProjectionStyle
 from kdalign.alignment.projections import Projections, first_weight
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate, in_order
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer
@@ -93,7 +93,7 @@ def test_what_cannot_start_or_would_collapse_is_refused_with_what_is_accepted():
 
 def first_parts(style, setting):
     """The first loss of the features with projections of a style."""
-    plan = propose(setting.plan.teacher, setting.plan.student, style=style)
+    plan = propose(setting.plan.teacher, setting.plan.student, options=PlanOptions(style=style))
     plan = calibrate(plan, setting.teacher, [collate(setting.data, range(8))], setting.device)
     projections = Projections(plan.projections, 0)
     student = setting.learner.student

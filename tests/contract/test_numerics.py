@@ -7,7 +7,7 @@ import torch
 
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import Batch, collate, micro_batches
 from kdalign.models.architecture import describe
 from kdalign.models.attention import ATTENTION
@@ -248,7 +248,7 @@ def test_layer_weights_scale_their_layers_share():
     batch = collate(setting.data, range(8))
     shares = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (1.0, 3.0)):
-        plan = propose(setting.plan.teacher, setting.plan.student, weights=weights)
+        plan = propose(setting.plan.teacher, setting.plan.student, options=PlanOptions(weights=weights))
         objective = build_classification_objective(ALL, plan.with_statistics(setting.plan.statistics), False)
         taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
         parts = objective(TermInputs(setting.learner(batch.inputs, taught), taught, batch), count_units([batch])).parts

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from kdalign import allow_code
 from kdalign.alignment.calibration import measure_similarities
 from kdalign.alignment.plan import Plan
-from kdalign.alignment.propose import map_similarities, propose, remap_plan
+from kdalign.alignment.propose import PlanOptions, map_similarities, propose, remap_plan
 from kdalign.data.batches import collate
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import tokenize_labelled
@@ -79,7 +79,7 @@ def test_a_function_of_the_users_maps_layers_and_its_mistakes_are_named(tmp_path
 
 def test_measured_maps_bring_their_own_weights_and_similarities_must_fit():
     with pytest.raises(UsageError, match="map 'cka' brings its own weights"):
-        propose(shape(4), shape(2), "cka", weights=(1, 2))
+        propose(shape(4), shape(2), "cka", options=PlanOptions(weights=(1, 2)))
     with pytest.raises(UsageError, match="are not 2 rows of 4 numbers"):
         remap_plan(propose(shape(4), shape(2)), {"encoder": np.zeros((2, 3))}, "x")
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Deberta
 
 from kdalign.alignment.plan import HeadMix, Plan
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import Batch, collate
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
@@ -56,7 +56,7 @@ class Pair:
     def __init__(self, theirs, ours, terms, **how):
         self.teacher = Teacher(classifier(*theirs, seed=1), (0, 1), torch.float32, torch.device("cpu"))
         student = classifier(*ours, seed=2)
-        self.plan = propose(describe(self.teacher.model.config), describe(student.config), **how)
+        self.plan = propose(describe(self.teacher.model.config), describe(student.config), options=PlanOptions(**how))
         self.objective = build_classification_objective(terms, self.plan, regression=False)
         mixes = self.plan.mixes if self.objective.compared_maps else ()
         self.learner = Learner(student, Projections((), 0, mixes), self.plan, [self.objective], (0, 1), False)
@@ -195,9 +195,9 @@ def shape(heads, width, kv_heads=None):
 def test_relation_heads_divide_every_width_also_of_grouped_keys():
     # Queries 64 wide and keys 32 (2 of 4 heads), against 48 and 48: common divisors of 16.
     assert propose(shape(4, 64, 2), shape(6, 48)).relation_heads == 4
-    assert propose(shape(4, 64, 2), shape(6, 48), relation_heads=16).relation_heads == 16
+    assert propose(shape(4, 64, 2), shape(6, 48), options=PlanOptions(relation_heads=16)).relation_heads == 16
     with pytest.raises(UsageError, match=r"divide the models' widths \(accepted: 1, 2, 4, 8, 16\)"):
-        propose(shape(4, 64, 2), shape(6, 48), relation_heads=5)
+        propose(shape(4, 64, 2), shape(6, 48), options=PlanOptions(relation_heads=5))
     assert propose(shape(12, 384), shape(12, 384)).relation_heads == 12
 
 
@@ -213,7 +213,7 @@ def test_heads_are_compared_each_where_they_agree_and_mixed_where_they_do_not():
     plan = propose(shape(4, 32), shape(8, 32))
     assert plan.heads == "mix"
     assert [(mix.student_heads, mix.teacher_heads) for mix in plan.mixes] == [(8, 4)] * 4
-    assert propose(shape(4, 32), shape(8, 32), heads="mean").mixes == ()
+    assert propose(shape(4, 32), shape(8, 32), options=PlanOptions(heads="mean")).mixes == ()
 
 
 @pytest.fixture(scope="module")

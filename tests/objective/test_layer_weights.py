@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import progressive_plans, propose
+from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
 from kdalign.objective.build import build_classification_objective
@@ -31,11 +31,13 @@ NEEDED = {"teacher": "t", "data.task": "sst2"}
 
 
 def test_a_ramp_is_in_proportion_to_a_student_layer_s_rank_from_the_bottom():
-    assert propose(shape(6), shape(3), weights="ramp").maps[0].weights == pytest.approx((1 / 6, 2 / 6, 3 / 6))
-    given = propose(shape(6), shape(3), "2:5 0:0 0:1", weights="ramp").maps[0]
+    assert propose(shape(6), shape(3), options=PlanOptions(weights="ramp")).maps[0].weights == pytest.approx(
+        (1 / 6, 2 / 6, 3 / 6)
+    )
+    given = propose(shape(6), shape(3), "2:5 0:0 0:1", options=PlanOptions(weights="ramp")).maps[0]
     assert given.weights == pytest.approx((0.5, 0.25, 0.25))
     for word in ("uniform", "learned", "adaptive"):
-        plan = propose(shape(6), shape(3), weights=word)
+        plan = propose(shape(6), shape(3), options=PlanOptions(weights=word))
         assert plan.maps[0].weights == (1 / 3,) * 3
         assert plan.weighting == ("static" if word == "uniform" else word)
         assert Plan.from_json(plan.to_json()) == plan
@@ -94,7 +96,7 @@ EVERY = Weights(
 class Changing(Setting):
     def __init__(self, word, weights=EVERY):
         super().__init__("bert", "bert", 24)
-        plan = propose(self.plan.teacher, self.plan.student, weights=word)
+        plan = propose(self.plan.teacher, self.plan.student, options=PlanOptions(weights=word))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], self.device)
         self.objective = build_classification_objective(weights, self.plan, regression=False)
         projections = Projections(self.plan.projections, 0)
@@ -177,14 +179,14 @@ def test_words_that_are_none_and_maps_with_weights_of_their_own_are_refused(kdal
     for word in WORDS[1:]:
         for choice, said in (("cka", "brings its own weights lambda_l"), ("learned", "align.weights=uniform")):
             with pytest.raises(UsageError, match=said):
-                propose(shape(4), shape(2), choice, weights=word)
+                propose(shape(4), shape(2), choice, options=PlanOptions(weights=word))
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
     status, _, errors = kdalign(*words, "--map", "cka", "--set", "align.weights=ramp")
     assert (status, "map 'cka' brings its own weights" in one_line(errors)) == (2, True)
 
 
 def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
-    plan = propose(shape(6, 48), shape(3, 32), "2:5 1:3 0:1 0:0", weights=(4, 2, 1, 1))
+    plan = propose(shape(6, 48), shape(3, 32), "2:5 1:3 0:1 0:0", options=PlanOptions(weights=(4, 2, 1, 1)))
     parts = progressive_plans(plan, 0.6)
     assert [begins for begins, _ in parts] == pytest.approx([0, 0.2, 0.4])
     first, second, last = (each.maps[0] for _, each in parts)
@@ -194,7 +196,7 @@ def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
     assert {shape.student.number for shape in parts[0][1].projections} == {0}
     assert progressive_plans(plan, 0.0) == ((0.0, plan),)
     with pytest.raises(UsageError, match=r"align\.grow begins with the lowest layers"):
-        progressive_plans(propose(shape(6), shape(3), weights=(0, 0, 1)), 0.5)
+        progressive_plans(propose(shape(6), shape(3), options=PlanOptions(weights=(0, 0, 1))), 0.5)
 
 
 @pytest.mark.parametrize("more", [(), ("objective.align_first=0.5",)], ids=["beside answers", "align first"])

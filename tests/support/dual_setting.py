@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
 from kdalign.data.dual_tokenization import tokenize_documents_dual, tokenize_labelled_dual
 from kdalign.data.tasks import Examples
@@ -172,7 +172,7 @@ class Setting:
             )
         order = (0, 1) if kind == "classes" else None
         self.teacher = Teacher(big, order, torch.float32, CPU)
-        plan = propose(describe(big.config), describe(small.config), choice, relations="all")
+        plan = propose(describe(big.config), describe(small.config), choice, options=PlanOptions(relations="all"))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
         if kind == "classes":
             self.objective = build_classification_objective(weights, self.plan, regression=False)

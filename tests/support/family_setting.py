@@ -7,7 +7,7 @@ import torch
 
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
 from kdalign.data.tokenizer_training import train_tokenizer
@@ -88,7 +88,7 @@ class Setting:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
         device = torch.device("cpu")
         self.teacher = Teacher(big, None, torch.bfloat16 if bf16 else torch.float32, device)
-        plan = propose(describe(big.config), describe(small.config), relations="all")
+        plan = propose(describe(big.config), describe(small.config), options=PlanOptions(relations="all"))
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
         dtype = torch.bfloat16 if bf16 else None
         self.objective = build_language_objective(weights or ALL, plan, dtype)

@@ -14,7 +14,7 @@ import torch
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import ProjectionStyle
 from kdalign.alignment.projections import Projections
-from kdalign.alignment.propose import propose
+from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
 from kdalign.models.architecture import Layer, describe
 from kdalign.models.teacher import Teacher
@@ -52,7 +52,7 @@ class Scene:
         student = tiny_classifier("bert", 2, STUDENTS_WIDTH, seed=2, **silent)
         architectures = describe(self.teacher.model.config), describe(student.config)
         style = ProjectionStyle(kind="orthogonal" if side == "teacher" else "linear", side=side)
-        plan = propose(*architectures, "0:2 1:1", weights=SHARES, style=style)
+        plan = propose(*architectures, "0:2 1:1", options=PlanOptions(weights=SHARES, style=style))
         self.data = examples()
         plan = calibrate(plan, self.teacher, [collate(self.data, range(8))], CPU)
         self.variances = {theirs: plan.variance(theirs) for _, theirs in PAIRS}
