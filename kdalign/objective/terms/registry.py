@@ -4,7 +4,7 @@ Each is made by a function of what it is for and its own options, which gives on
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from kdalign.objective import losses
 from kdalign.objective.terms.base import LayerPairs, LossTerm, Unit
 from kdalign.objective.terms.features import AttendedEuclid, AttentionMaps, PatientKD, RelativeMSE
 from kdalign.objective.terms.logits import DecoupledKD, LogitMSE
-from kdalign.objective.terms.relational import Contrastive, CorrelationDistance, Over, RowWise
+from kdalign.objective.terms.relational import Contrastive, ContrastiveOptions, CorrelationDistance, Over, RowWise
 from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
 from kdalign.registry import resolve
 
@@ -160,10 +160,6 @@ def _of_rows(loss: Callable[..., Any], over: Over) -> Maker:
     return made
 
 
-def _widths(setting: TermContext, stack: str, place: LayerPairs) -> Sequence[int]:
-    return [setting.width(stack)] * len(place.pairs)
-
-
 def _info_nce(
     setting: TermContext,
     temperature: Above0 = 0.07,
@@ -176,18 +172,17 @@ def _info_nce(
         raise UsageError("takes inputs of one class as alike, and this task has none")
     if supervised and queue:
         raise UsageError("takes supervised or a queue, whose rows have no labels, not both")
-    again = positives == "dropout"
-    return {
-        stack: Contrastive(place, _widths(setting, stack, place), temperature, over, supervised, queue, again=again)
-        for stack, place in _of_layers(setting).items()
-    }
+    options = ContrastiveOptions(temperature, over, supervised, queue, again=positives == "dropout")
+    return _contrastive(setting, options)
 
 
 def _crd(setting: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
+    return _contrastive(setting, ContrastiveOptions(temperature, queue=queue, negatives=negatives))
+
+
+def _contrastive(setting: TermContext, options: ContrastiveOptions) -> Made:
     return {
-        stack: Contrastive(
-            place, _widths(setting, stack, place), temperature, "texts", queue=queue, negatives=negatives
-        )
+        stack: Contrastive(place, [setting.width(stack)] * len(place.pairs), options)
         for stack, place in _of_layers(setting).items()
     }
 

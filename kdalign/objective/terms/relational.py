@@ -134,40 +134,47 @@ class Queue(nn.Module):
         self.place.copy_((self.place + len(numbers)) % self.size)
 
 
-class Contrastive(nn.Module):
-    """The student's rows told from other inputs by the teacher's rows of their own, weighted over layers by lambda_l.
+@dataclass(frozen=True)
+class ContrastiveOptions:
+    """Options of a contrastive term.
 
     Attributes:
-        place: where layers are compared.
         temperature: of cosines.
-        over: what a row is.
-        supervised: whether rows of the same label are right, too.
-        again: whether the student's rows by a second forward are right, too, among the second forward's.
-        negatives: of the other rows, so many are drawn for each and judged one by one (CRD); None for all of them at
-            once (InfoNCE).
-        queue: of the teacher's rows of earlier steps; None where only the group's own are told apart.
-        levels: (pairs,), of wrong rows in the first group, for ``negatives``; not a number before it.
+        over: rows that are compared: texts or tokens.
+        supervised: count rows of the same label as positives, too.
+        queue: number of the teacher's rows of earlier steps that are kept as negatives.
+        negatives: number of negatives drawn for each row and judged one by one (CRD); all of them at once if None
+            (InfoNCE).
+        again: count the student's rows of a second forward as positives, too, among that forward's rows.
+    """
+
+    temperature: float = 0.07
+    over: Over = "texts"
+    supervised: bool = False
+    queue: int = 0
+    negatives: int | None = None
+    again: bool = False
+
+
+class Contrastive(nn.Module):
+    """Tell each row of the student from other inputs' rows by the teacher's row, weighted over layers by lambda_l.
+
+    Attributes:
+        place: layers that are compared.
+        options: of the term.
+        queue: the teacher's rows of earlier steps; None if only the group's own rows are negatives.
+        levels: (pairs,), log of the mean exponential score of negatives in the first group, the normaliser of
+            ``negatives``; NaN before it.
     """
 
     levels: Tensor
 
-    def __init__(
-        self,
-        place: LayerPairs,
-        widths: Sequence[int],
-        temperature: float = 0.07,
-        over: Over = "texts",
-        supervised: bool = False,
-        queue: int = 0,
-        negatives: int | None = None,
-        again: bool = False,
-    ) -> None:
+    def __init__(self, place: LayerPairs, widths: Sequence[int], options: ContrastiveOptions) -> None:
         super().__init__()
-        self.place, self.temperature, self.over, self.supervised = place, temperature, over, supervised
-        self.negatives, self.again = negatives, again
-        self.needs = frozenset({Signal.HIDDEN, Signal.AGAIN} if again else {Signal.HIDDEN})
-        self.unit = UNITS[over]
-        self.queue = Queue(queue, widths) if queue else None
+        self.place, self.options = place, options
+        self.needs = frozenset({Signal.HIDDEN, Signal.AGAIN} if options.again else {Signal.HIDDEN})
+        self.unit = UNITS[options.over]
+        self.queue = Queue(options.queue, widths) if options.queue else None
         self.register_buffer("levels", torch.full((len(widths),), math.nan))
         self._seen: list[tuple[list[Tensor], Tensor]] = []
 
@@ -175,20 +182,20 @@ class Contrastive(nn.Module):
         """The mean over the group's rows, in nats; 0 for fewer than three."""
         batch, mask = view.batch, self.place.mask(view.batch)
         texts = mask.any(dim=1)
-        of_rows = mask.nonzero()[:, 0] if self.over == "tokens" else texts.nonzero()[:, 0]
+        of_rows = mask.nonzero()[:, 0] if self.options.over == "tokens" else texts.nonzero()[:, 0]
         assert batch.rows is not None, "training examples are numbered"
         numbers = all_gather_with_grad(batch.rows[of_rows])
-        alike = self._alike(view, of_rows) if self.supervised else None
+        alike = self._alike(view, of_rows) if self.options.supervised else None
         distances, kept = [], []
         for index, (ours, theirs, _) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
-            student, teacher = (all_gather_with_grad(_rows(each, mask, self.over)) for each in both)
+            student, teacher = (all_gather_with_grad(_rows(each, mask, self.options.over)) for each in both)
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
             found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
-            if self.again and enough:
-                other = all_gather_with_grad(_rows(view.student.again[ours, theirs], mask, self.over))
-                found = (found + losses.info_nce(student, other, self.temperature, alike=alike)) / 2
+            if self.options.again and enough:
+                other = all_gather_with_grad(_rows(view.student.again[ours, theirs], mask, self.options.over))
+                found = (found + losses.info_nce(student, other, self.options.temperature, alike=alike)) / 2
             distances.append(found)
         if self.queue is not None:
             self._seen.append((kept, numbers))
@@ -210,17 +217,17 @@ class Contrastive(nn.Module):
             filled = self.queue.numbers >= 0
             others, known = self.queue.rows(index)[filled], self.queue.numbers[filled]
         own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is no wrong answer
-        if self.negatives is None:
-            return losses.info_nce(student, teacher, self.temperature, others, alike, own_before)
+        if self.options.negatives is None:
+            return losses.info_nce(student, teacher, self.options.temperature, others, alike, own_before)
         candidates = torch.cat([teacher.detach(), others])
         itself = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
         wrong = ~torch.cat([itself, own_before], dim=1)
         if self.levels[index].isnan():
             with torch.no_grad():
-                scores = F.normalize(student, dim=-1) @ F.normalize(candidates, dim=-1).T / self.temperature
+                scores = F.normalize(student, dim=-1) @ F.normalize(candidates, dim=-1).T / self.options.temperature
                 self.levels[index] = scores[wrong].logsumexp(dim=0) - math.log(int(wrong.sum()))
-        drawn = candidates[torch.multinomial(wrong.float(), self.negatives, replacement=True)]
-        return losses.memory_nce(student, teacher, drawn, self.temperature, self.levels[index].clone())
+        drawn = candidates[torch.multinomial(wrong.float(), self.options.negatives, replacement=True)]
+        return losses.memory_nce(student, teacher, drawn, self.options.temperature, self.levels[index].clone())
 
     def remember(self, kept: bool = True) -> None:
         """Put the teacher's rows of the calls since last time into the queue, or forget them.
