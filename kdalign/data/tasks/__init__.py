@@ -1,12 +1,11 @@
 """Tasks: which columns hold the text, what the labels mean, which metrics score it, where the data lies."""
 
-from kdalign.data.tasks.glue import GLUE
+from kdalign.data.tasks.glue import GLUE, write_submission
 from kdalign.data.tasks.holdout import hold_out
 from kdalign.data.tasks.language import LanguageTask, load_texts
 from kdalign.data.tasks.loading import Examples, load_examples
 from kdalign.data.tasks.lookup import AnyTask, check_named, find_task
 from kdalign.data.tasks.prompts import PromptedExample, prompt_examples, prompt_template
-from kdalign.data.tasks.submission import write_submission
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 from kdalign.data.tasks.unlabelled import UnlabelledSource, unlabelled_texts
 

@@ -4,8 +4,13 @@ Their wordings are those of lm-evaluation-harness 0.4.13: ``lm_eval/tasks/glue/*
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
+from kdalign.files import write_text
 
 _ENTAILMENT = ("entailment", "not_entailment")
 
@@ -36,7 +41,7 @@ WORDINGS: Mapping[str, PromptTemplate] = {
     "rte": _words("{sentence1}\nQuestion: {sentence2} True or False?", "True", "False"),
     "wnli": _words("{sentence1}\nQuestion: {sentence2} True or False?", "False", "True"),
 }
-"""For STS-B, a score, there is none."""
+"""Prompts by task; STS-B, a score, has none."""
 
 
 def _task(
@@ -82,3 +87,26 @@ GLUE: Mapping[str, ClassificationTask] = {
 
 NAMES_IN_SUBMISSION = ("mnli", "qnli", "rte")
 """Tasks whose leaderboard file holds label names; the others hold numbers."""
+
+
+def write_submission(
+    task: ClassificationTask, split: str, predictions: np.ndarray[Any, Any], folder: Path
+) -> Path | None:
+    """Write the leaderboard's file for a test split: a header, then one row per example.
+
+    STS-B's scores are clipped to 0..5, the leaderboard's scale.
+
+    Returns:
+        The file; None for a task without a leaderboard.
+    """
+    if split not in task.test or not task.submission:
+        return None
+    if task.regression:
+        values = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in predictions]
+    elif task.name in NAMES_IN_SUBMISSION:
+        values = [task.labels[int(number)] for number in predictions]
+    else:
+        values = [str(int(number)) for number in predictions]
+    file = folder / task.submission[task.test.index(split)]
+    write_text(file, "index\tprediction\n" + "".join(f"{row}\t{value}\n" for row, value in enumerate(values)))
+    return file
