@@ -55,12 +55,10 @@ def load_unlabelled_texts(
     wants_rest = data.unlabelled == REST and data.limit is not None
     return unlabelled_texts(
         adapter.task,
-        data.unlabelled,
+        data,
         _limited(adapter.load_examples(adapter.task.train), data, seed)[1] if wants_rest else None,
         {"labelled rows": train, **reported},
         watched if recipe.train.holds_out else None,
-        data.unlabelled_limit,
-        data.unlabelled_share,
         _drawn_by(data, seed),
     )
 

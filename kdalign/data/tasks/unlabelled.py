@@ -1,4 +1,4 @@
-"""Text without labels to learn from beside a task's rows, cleared of what is learnt or scored already."""
+"""Texts without labels to train on with a task's labelled rows, without those that are trained on or scored already."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,23 +10,22 @@ from kdalign.data.tasks.holdout import normalise_rows, rows_around, rows_inside
 from kdalign.data.tasks.loading import Examples, load_unlabelled
 from kdalign.data.tasks.task import ClassificationTask
 from kdalign.errors import UsageError
+from kdalign.recipe import DataSettings
 
 REST = "rest"
-"""The word for the task's own training rows that ``--limit`` leaves out."""
-
-
+"""Word for the task's own training rows that ``--limit`` leaves out."""
 HELD = "held-out rows"
 
 
 @dataclass(frozen=True)
 class UnlabelledSource:
-    """Texts without labels.
+    """Texts without labels to train on.
 
     Attributes:
-        examples: that are learnt from.
-        source: where they come from, for people.
-        dropped: how many were left out, by what they equal: the labelled rows, those held out, or a split.
-        an_epoch: how many of them an epoch has.
+        examples: texts that are kept.
+        source: where they come from, for the reader.
+        dropped: number of texts left out, by the rows that they equal: labelled rows, rows held out, or a split.
+        an_epoch: number of texts in each epoch.
     """
 
     examples: Examples
@@ -43,60 +42,63 @@ class UnlabelledSource:
 
 def unlabelled_texts(
     task: ClassificationTask,
-    place: str,
+    data: DataSettings,
     rest: Examples | None,
     known: Mapping[str, Examples],
     held: Examples | None,
-    limit: int | None,
-    share: float | None,
     seed: int,
 ) -> UnlabelledSource:
-    """Read texts without labels and leave out those that are known.
+    """Read the recipe's texts without labels, and leave out those that are trained on or scored already.
 
     Texts are compared word for word, in lower case; those of pairs as pairs.
 
     Args:
         task: of classes or scores.
-        place: a folder, a file, or ``rest``.
-        rest: the training rows that a limit leaves out; None without a limit.
-        known: what they must not equal: the labelled rows (the first), and the splits that are scored.
-        held: rows held out of train, inside which no text may lie, nor around one of some words; None where none are.
-        limit: at most so many, drawn by the seed.
-        share: of an epoch's rows, those without labels; None for all of them.
+        data: ``unlabelled`` is a folder, a file, or ``rest``; ``unlabelled_limit`` the largest number, drawn by the
+            seed; ``unlabelled_share`` their share of an epoch's rows, all of them if None.
+        rest: training rows that a limit leaves out; None without a limit.
+        known: texts to leave out: the labelled rows (the first), and the splits that are scored.
+        held: rows held out of train; a text that is part of one, or holds one of some words, is left out.
         seed: of the draw.
 
     Raises:
-        UsageError: nothing is there or left, or columns lack.
+        UsageError: nothing is there or left, or a column is missing.
     """
-    if place != REST:
-        texts, source = load_unlabelled(task, Path(place)), place
-    elif rest is None or not len(rest):
-        raise UsageError(
-            "--unlabelled rest is the training rows that --limit leaves out, and "
-            + ("there is no --limit" if rest is None else "it leaves out none")
-        )
-    else:
-        texts, source = Examples("unlabelled", rest.texts, None), f"the rest of {task.train}"
+    texts, source = _read(task, str(data.unlabelled), rest)
     dropped = dict.fromkeys(known, 0)
     if held is not None:
         inside = {*rows_inside(texts, held), *rows_around(texts, held)}
         dropped[HELD] = len(inside)
         texts = texts.take([row for row in range(len(texts)) if row not in inside])
-    where = {row: what for what, examples in reversed(list(known.items())) for row in normalise_rows(examples)}
-    equal = [where.get(row) for row in normalise_rows(texts)]
-    for what in known:
-        dropped[what] = equal.count(what)
-    kept = np.flatnonzero([what is None for what in equal])
+    split_of = {row: name for name, examples in reversed(list(known.items())) for row in normalise_rows(examples)}
+    equal = [split_of.get(row) for row in normalise_rows(texts)]
+    for name in known:
+        dropped[name] = equal.count(name)
+    kept = np.flatnonzero([name is None for name in equal])
+    limit = data.unlabelled_limit
     if limit is not None and limit < len(kept):
         kept = np.sort(np.random.default_rng([seed, len(kept)]).permutation(kept)[:limit])
     if not len(kept):
-        raise UsageError(f"--unlabelled {place}: every text equals one that is learnt or scored already")
-    an_epoch = _in_an_epoch(len(next(iter(known.values()))), len(kept), share)
-    return UnlabelledSource(texts.take(kept.tolist()), source, dropped, an_epoch)
+        raise UsageError(f"--unlabelled {data.unlabelled}: every text equals one that is learnt or scored already")
+    labelled = next(iter(known.values()))
+    per_epoch = _rows_per_epoch(len(labelled), len(kept), data.unlabelled_share)
+    return UnlabelledSource(texts.take(kept.tolist()), source, dropped, per_epoch)
 
 
-def _in_an_epoch(labelled: int, unlabelled: int, share: float | None) -> int:
-    """How many rows without labels stand beside all those with labels, so that they are this share of an epoch."""
+def _read(task: ClassificationTask, place: str, rest: Examples | None) -> tuple[Examples, str]:
+    """Read all texts, and say where they come from."""
+    if place != REST:
+        return load_unlabelled(task, Path(place)), place
+    if rest is None or not len(rest):
+        raise UsageError(
+            "--unlabelled rest is the training rows that --limit leaves out, and "
+            + ("there is no --limit" if rest is None else "it leaves out none")
+        )
+    return Examples("unlabelled", rest.texts, None), f"the rest of {task.train}"
+
+
+def _rows_per_epoch(labelled: int, unlabelled: int, share: float | None) -> int:
+    """Number of rows without labels that are this share of an epoch with all labelled rows."""
     if share is None:
         return unlabelled
     wanted = max(1, round(labelled * share / (1 - share)))
