@@ -83,7 +83,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     if name == INFERRED:
         if folder is None and dataset is None:
             raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
-        return _worked_out(_source(folder, dataset, config, name))
+        return _infer_task(_source(folder, dataset, config, name))
     language = language_task(name)
     if language is not None:
         if folder is None and dataset is None and language.source == DataSource():
@@ -284,7 +284,7 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _worked_out(source: DataSource) -> ClassificationTask:
+def _infer_task(source: DataSource) -> ClassificationTask:
     """Read the training split and say which columns are text, which is the label, and what it can be."""
     table = load_table(source, "train")
     where = f"{source}, split 'train'"
@@ -353,7 +353,7 @@ def _label_column(table: "pd.DataFrame", source: DataSource) -> str:
 
 
 def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tuple[str, ...]:
-    """The one or two columns of text; in csv, a column of numbers is none unless its name says so."""
+    """Find the one or two columns of text; in csv, a column of numbers is one only by its name."""
     texts, mixed = [], []
     for column in table.columns:
         name = str(column).strip().lower()
@@ -362,33 +362,40 @@ def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tupl
         kinds = cell_kinds(column_cells(table, column))
         if "text" in kinds and not kinds <= {"text", "digits"}:
             mixed.append(str(column))
-        elif "text" in kinds or (kinds == {"digits"} and name in TEXT_COLUMNS):
-            if table[column].nunique() > 1:
-                texts.append(str(column))
+        elif ("text" in kinds or (kinds == {"digits"} and name in TEXT_COLUMNS)) and table[column].nunique() > 1:
+            texts.append(str(column))
     named = [column for column in mixed if column.strip().lower() in TEXT_COLUMNS]
     for column in named or ([] if texts else mixed):
-        cells = column_cells(table, column)
-        row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
-        raise UsageError(
-            f"{source}, split 'train': row {row} has {describe_cell(cells[row])} in column {column!r}, "
-            "whose other rows "
-            "have text"
-        )
+        raise _not_all_text(table, column, source)
     if not texts:
-        for column in table.columns:
-            if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
-                raise UsageError(
-                    f"{source}, split 'train': column {column!r} has "
-                    f"{describe_cell(column_cells(table, column)[0])} in every "
-                    "row, and nothing can be learnt from one text"
-                )
-        raise UsageError(
-            f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
-        )
+        raise _no_text(table, source)
     if len(texts) <= 2:
         return tuple(texts)
     raise UsageError(
         f"{source}: {len(texts)} text columns ({', '.join(texts)}); name the one or two to use in a task file"
+    )
+
+
+def _not_all_text(table: "pd.DataFrame", column: str, source: DataSource) -> UsageError:
+    """Name the first cell of a column of text that is none."""
+    cells = column_cells(table, column)
+    row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
+    return UsageError(
+        f"{source}, split 'train': row {row} has {describe_cell(cells[row])} in column {column!r}, whose other rows "
+        "have text"
+    )
+
+
+def _no_text(table: "pd.DataFrame", source: DataSource) -> UsageError:
+    """Say why no column can be the text."""
+    for column in table.columns:
+        if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
+            return UsageError(
+                f"{source}, split 'train': column {column!r} has {describe_cell(column_cells(table, column)[0])} in "
+                "every row, and nothing can be learnt from one text"
+            )
+    return UsageError(
+        f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
     )
 
 
