@@ -1,41 +1,23 @@
-"""From the word on the command line to a task: a shipped name, a task file, or what the data itself shows."""
+"""Look up a task by its name: a shipped task, a task file, or one inferred from the data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdalign.data.split_files import ALIASES
-from kdalign.data.tasks.columns import (
-    TEXT_COLUMNS,
-    cell_kinds,
-    column_cells,
-    describe_cell,
-    is_blank,
-    is_missing,
-    looks_like_data,
-    missing_header_hint,
-    parse_numbers,
-)
 from kdalign.data.tasks.glue import GLUE
-from kdalign.data.tasks.labels import check_kinds
+from kdalign.data.tasks.inference import infer_task
 from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task, with_columns
-from kdalign.data.tasks.loading import load_table, split_exists
 from kdalign.data.tasks.prompts import default_template
-from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate, normalise_label
+from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 from kdalign.errors import UsageError, did_you_mean, shorten, unknown
 from kdalign.files import check_name, read_yaml
 from kdalign.metrics.classification import GROUPS, expand_groups
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS
 from kdalign.recipe import TASK_FILES
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 AnyTask = ClassificationTask | LanguageTask
 
@@ -60,30 +42,27 @@ _KEYS = (
 )
 _SINGLE = ("name", "kind", "label", "language", "prompt", "data", "dataset", "config", "train")
 _OF_TEXTS = ("references", "language")
-"""Keys of tasks whose answers are texts."""
-_LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y")
-_SIDE_COLUMNS = ("idx", "id", "index", "guid", "source", "split")
-_MOST_CLASSES = 100
+"""Keys for tasks whose outputs are texts."""
 
 
 def find_task(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> AnyTask:
-    """The task that a name stands for, with its data's place.
+    """Find the task of a name, and the source of its data.
 
     Args:
-        name: a GLUE task, a YAML task file, ``classification`` (worked out from the data), or a task of language
-            modelling such as ``lm:sst2``.
+        name: a GLUE task, a YAML task file, ``classification`` (inferred from the data), or a language-modelling task
+            such as ``lm:sst2``.
         folder: a data folder, or the parent of one folder per task name.
-        dataset: a hub data set instead.
+        dataset: a data set on the hub instead.
         config: its configuration.
 
     Raises:
-        UsageError: unknown name, unreadable task file, or data that does not show what the task is.
+        UsageError: unknown name, unreadable task file, or data from which no task can be inferred.
     """
     check_named(name, folder, dataset, config)
     if name == INFERRED:
         if folder is None and dataset is None:
             raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
-        return _infer_task(_source(folder, dataset, config, name))
+        return infer_task(_source(folder, dataset, config, name))
     language = language_task(name)
     if language is not None:
         if folder is None and dataset is None and language.source == DataSource():
@@ -106,15 +85,15 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
 
 
 def _shipped() -> dict[str, Path]:
-    """The task files that kdalign brings, by name."""
+    """Shipped task files by name."""
     return {file.stem: file for file in sorted(TASK_FILES.glob("*.yaml"))}
 
 
 def check_named(name: str, folder: str | None = None, dataset: str | None = None, config: str | None = None) -> None:
-    """Refuse names that stand for nothing, in an instant: no data is read.
+    """Refuse unknown tasks, folders and combinations of flags without reading any data.
 
     Raises:
-        UsageError: an unknown task, a folder that is not there, or flags that do not go together.
+        UsageError: an unknown task, a missing folder, or flags that exclude each other.
     """
     if folder is not None and dataset is not None:
         raise UsageError("give --data or --dataset, not both")
@@ -190,11 +169,11 @@ def _from_file(file: Path) -> AnyTask:
 
 
 _LONGEST_WORD = 100
-"""Bytes of a task's or a split's name, which is a part of files' names."""
+"""Largest number of bytes of a task's or a split's name, which becomes part of file names."""
 
 
 def _check_given(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path) -> None:
-    """Refuse what goes with nothing, is said twice, or cannot be part of a file's name."""
+    """Refuse keys that exclude each other, repeated values, and names that cannot be part of a file name."""
     where = f"task file {str(file)!r}"
     for key, words in given.items():
         if len(set(words)) < len(words) and key != "answers":
@@ -233,13 +212,13 @@ def _check_prompt(prompt: str, source: str, where: str) -> None:
 
 
 def _source_of(one: Mapping[str, str], file: Path) -> DataSource:
-    """Where a task file says that its data lies; a folder is looked for beside the file."""
+    """Source of the data in a task file; a folder is relative to the file."""
     folder = file.parent / one["data"] if "data" in one else None
     return DataSource(folder, one.get("dataset"), one.get("config"))
 
 
 def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], file: Path) -> LanguageTask:
-    """A task file of text: documents, or sources and what is to be written."""
+    """Build a task of texts from a task file: documents, or sources and targets."""
     where, kind = f"task file {str(file)!r}", one["kind"]
     if kind not in FAMILIES or kind in ("chat", "embedding"):
         raise unknown(f"kind in {where}:", kind, [name for name in FAMILIES if name not in ("chat", "embedding")])
@@ -274,7 +253,7 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
 
 
 def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
-    """What a task file gives for a key: one word, or several where the key takes them."""
+    """Values of a key of a task file: one, or several if the key takes a list."""
     words = value if isinstance(value, list) else [value]
     alone = key in _SINGLE and len(words) > 1
     blank = key != "answers" and any(isinstance(word, str) and not word.strip() for word in words)  # theirs is said
@@ -282,181 +261,3 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
         takes = "one text" if key == "prompt" else "one name" if key in _SINGLE else "a name or a list of names"
         raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")
     return tuple(words)
-
-
-def _infer_task(source: DataSource) -> ClassificationTask:
-    """Read the training split and say which columns are text, which is the label, and what it can be."""
-    table = load_table(source, "train")
-    where = f"{source}, split 'train'"
-    if len(table) == 0:
-        raise UsageError(f"{where} has no rows")
-    if len(table) == 1:
-        raise UsageError(f"{where} has one row, and what the task is cannot be worked out from it (at least two)")
-    label = _label_column(table, source)
-    columns = _text_columns(table, label, source)
-    if looks_like_data(label) or all(map(looks_like_data, columns)):
-        raise UsageError(f"{where}: no column has a name{missing_header_hint(table)}")
-    labels, kind, ordered = _label_set(table, label, where)
-    evaluation = next((split for split in ("validation", "test") if split_exists(source, split)), None)
-    if evaluation is None:
-        wanted = ", ".join(("validation", *ALIASES["validation"], "test"))
-        raise UsageError(f"{source} has no split to score on besides train (looked for: {wanted})")
-    rest = [column for column in table.columns if column not in (*columns, label)]
-    found = f"text in {' and '.join(columns)}, {kind} in {label}, scored on {evaluation}" + (
-        f"; not used: {', '.join(rest)}" if rest else ""
-    )
-    metrics = ("pearson", "spearman") if not labels else ("accuracy", "f1" if len(labels) == 2 else "macro_f1")
-    return ClassificationTask(
-        name=source.folder.resolve().name if source.folder is not None else str(source.dataset).rpartition("/")[2],
-        columns=columns,
-        labels=labels,
-        metrics=metrics,
-        source=source,
-        label=label,
-        evaluation=(evaluation,),
-        test=("test",),
-        found=found,
-        order_unknown=not ordered,
-    )
-
-
-def _label_column(table: "pd.DataFrame", source: DataSource) -> str:
-    """The column with the label: by its name, or the only one with few values."""
-    by_name: dict[str, list[str]] = {}
-    for column in table.columns:
-        by_name.setdefault(str(column).strip().lower(), []).append(str(column))
-    for name in _LABEL_COLUMNS:
-        if len(by_name.get(name, ())) > 1:
-            raise UsageError(
-                f"{source}: which column is the label, {' or '.join(map(repr, by_name[name]))}? Rename one"
-            )
-        if name in by_name:
-            return by_name[name][0]
-    few = [
-        str(column)
-        for column in table.columns
-        if str(column).lower() not in _SIDE_COLUMNS
-        and cell_kinds(column_cells(table, column)) <= {"text", "digits", "number", "truth"}
-        and 2 <= table[column].nunique() <= min(20, len(table) // 2)
-    ]
-    if len(few) == 1:
-        if few[0] in table[few[0]].tolist():
-            raise UsageError(
-                f"{source}: {few[0]!r} is the name of a column and one of its labels, as if a header were missing: put "
-                "one before the first line, such as text,label, or name the column in a task file"
-            )
-        return few[0]
-    raise UsageError(
-        f"{source}: cannot tell which column holds the label (columns: {', '.join(map(str, table.columns))}); "
-        f"name it in a task file, or call it 'label'{missing_header_hint(table)}"
-    )
-
-
-def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tuple[str, ...]:
-    """Find the one or two columns of text; in csv, a column of numbers is one only by its name."""
-    texts, mixed = [], []
-    for column in table.columns:
-        name = str(column).strip().lower()
-        if column == label or name in _SIDE_COLUMNS:
-            continue
-        kinds = cell_kinds(column_cells(table, column))
-        if "text" in kinds and not kinds <= {"text", "digits"}:
-            mixed.append(str(column))
-        elif ("text" in kinds or (kinds == {"digits"} and name in TEXT_COLUMNS)) and table[column].nunique() > 1:
-            texts.append(str(column))
-    named = [column for column in mixed if column.strip().lower() in TEXT_COLUMNS]
-    for column in named or ([] if texts else mixed):
-        raise _not_all_text(table, column, source)
-    if not texts:
-        raise _no_text(table, source)
-    if len(texts) <= 2:
-        return tuple(texts)
-    raise UsageError(
-        f"{source}: {len(texts)} text columns ({', '.join(texts)}); name the one or two to use in a task file"
-    )
-
-
-def _not_all_text(table: "pd.DataFrame", column: str, source: DataSource) -> UsageError:
-    """Name the first cell of a column of text that is none."""
-    cells = column_cells(table, column)
-    row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
-    return UsageError(
-        f"{source}, split 'train': row {row} has {describe_cell(cells[row])} in column {column!r}, whose other rows "
-        "have text"
-    )
-
-
-def _no_text(table: "pd.DataFrame", source: DataSource) -> UsageError:
-    """Say why no column can be the text."""
-    for column in table.columns:
-        if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
-            return UsageError(
-                f"{source}, split 'train': column {column!r} has {describe_cell(column_cells(table, column)[0])} in "
-                "every row, and nothing can be learnt from one text"
-            )
-    return UsageError(
-        f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
-    )
-
-
-def _by_number(name: str) -> tuple[str, int]:
-    """Sorts LABEL_10 after LABEL_2."""
-    digits = name[len(name.rstrip("0123456789")) :]
-    return (name.removesuffix(digits), int(digits or -1))
-
-
-def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str, ...], str, bool]:
-    """The classes, none for a score; what they are in words; and whether their order is the data's own."""
-    cells = [cell for cell in column_cells(table, label) if not (isinstance(cell, str) and is_blank(cell))]
-    cells = [cell for cell in cells if not is_missing(cell)]
-    if not cells:
-        raise UsageError(f"{where}: column {label!r} has no labels")
-    kinds = check_kinds(column_cells(table, label), where, label)
-    if kinds == {"truth"} or ("text" in kinds and {str(cell).strip().lower() for cell in cells} == {"false", "true"}):
-        return ("false", "true"), "2 classes (false, true)", True
-    if "text" in kinds:
-        names = _names(table, label, where)
-        return names, f"{len(names)} classes ({', '.join(names)})", False
-    return (*_numbered(parse_numbers(cells, where, label), label, where), True)
-
-
-def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
-    """Classes that are counted from 0; none where the numbers have fractions."""
-    lowest, highest = values.min(), values.max()
-    if ((values % 1) != 0).any():
-        return (), f"a score from {lowest:g} to {highest:g}"
-    if lowest == highest:
-        raise UsageError(
-            f"{where}: all labels in {label!r} are {lowest:g}, so the classes cannot be worked out: there are two or "
-            "more; name them in a task file"
-        )
-    if lowest != 0 or not 1 <= highest < _MOST_CLASSES:
-        mend = f"; subtract {lowest:g}" if lowest > 0 and highest > lowest else ""
-        raise UsageError(
-            f"{where}: labels from {lowest:g} to {highest:g} in {label!r} are not classes counted from 0, so they "
-            f"cannot be worked out{mend}{', or' if mend else ';'} name them in a task file"
-        )
-    names = tuple(f"LABEL_{number}" for number in range(int(highest) + 1))
-    absent = [str(number) for number in range(len(names)) if number not in set(values.tolist())]
-    none = f", none of {', '.join(absent)}" if absent else ""
-    return names, f"{len(names)} classes (0 to {highest:g}{none})"
-
-
-def _names(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
-    """Classes that are named by text, sorted."""
-    rows: dict[str, int] = {}
-    for row, cell in enumerate(column_cells(table, label)):
-        if not is_missing(cell) and not is_blank(cell):
-            rows.setdefault(cell, row)
-    seen: dict[str, str] = {}
-    for name in rows:
-        other = seen.setdefault(normalise_label(name), name)
-        if other != name:
-            raise UsageError(
-                f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in blanks, case "
-                "or separators alone: write them alike, or name the classes in a task file"
-            )
-    names = tuple(sorted(rows, key=_by_number))
-    if not 2 <= len(names) <= _MOST_CLASSES:
-        raise UsageError(f"{where}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
-    return names
