@@ -1,4 +1,4 @@
-"""From token ids to padded batches: grouped by length, the same for any number of ranks.
+"""Batch token ids: padded, grouped by length, and the same for any number of ranks.
 
 Randomness is a function of (seed, epoch), so the position in the data is the step number and nothing else.
 """
@@ -17,28 +17,28 @@ from kdalign.data.token_matching import TokenAlignment, align_tokens
 from kdalign.recipe import TrainSettings
 
 NEIGHBOURHOOD = 200
-"""Batches that are sorted by length together: 98.6 % of SST-2's tokens are then real at batch 64 (of 50: 95.0 %)."""
+"""Batches sorted by length together: at batch 64, 98.6 % of SST-2's tokens are then real (95.0 % with 50)."""
 
 
 Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
-"""What is done to a row's columns before it is used, by a generator of its own."""
+"""A random change of a row's columns before it is used; the generator is the row's own."""
 
 TEACHER = "teacher "
-"""Before the names of columns that a teacher with another tokenizer reads."""
+"""Prefix of the columns that a teacher with another tokenizer reads."""
 
 CUT = "cut"
-"""The column that is 1 where a token is cut off: it is not attended to, and counts as little as padding."""
+"""Column that is 1 for a token that is cut off: like padding, it is neither attended to nor counted."""
 
 MASKED = "masked "
-"""Before the names of what a student that classifies reads beside, to fill in masked tokens: its ids and targets."""
+"""Prefix of a classifier's masked copy of a row, its ids and its targets."""
 
 IGNORED = -100
-"""A target that is not one: padding, a context token, a token that was not masked."""
+"""Target of positions without a prediction: padding, context, tokens that are not masked."""
 
 
 @dataclass(frozen=True)
 class EpochSampler:
-    """The rows of an epoch: some always, and of others so many, drawn anew."""
+    """Sample an epoch's rows: all fixed rows, and a fresh sample of ``drawn`` of the others."""
 
     always: Int[np.ndarray[Any, Any], "n"]
     others: Int[np.ndarray[Any, Any], "m"]
@@ -48,30 +48,31 @@ class EpochSampler:
         return len(self.always) + self.drawn
 
     def rows(self, generator: np.random.Generator) -> Int[np.ndarray[Any, Any], "rows"]:
-        """An epoch's rows, none of them twice."""
+        """Rows of an epoch, none of them twice."""
         return np.concatenate([self.always, np.sort(generator.choice(self.others, self.drawn, replace=False))])
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """A split's token ids.
+    """Tokenized examples of a split, with labels or targets.
 
     Attributes:
-        columns: tokenizer output by name (``input_ids``, ``token_type_ids``, ...), one list of ids an example; where
-            the teacher has another tokenizer, the spans of tokens (``start``, ``end``), too, and all that for it.
+        columns: tokenizer output by name (``input_ids``, ``token_type_ids``, ...), one list of ids per example; for a
+            teacher with another tokenizer also its columns, and the spans of both sides' tokens (``start``, ``end``).
         labels: class numbers, scores, or None.
-        pad: for each column, what padding holds.
-        truncated: how many examples were longer than the limit.
-        corrupt: what is done anew to a row each time it is used, such as masking; None where nothing is.
-        passed_over: how many examples were left out, because nothing that is asked for lies within the limit.
-        words: of the text whose tokens are predicted, divided at white space; 0 where nothing counts them.
-        left_to_right: whether a position has read what stands before it alone, which decides how positions of two
-            tokenizers are matched.
-        bytes: of that text in UTF-8; 0 where nothing counts them.
-        groups: (rows,) which rows an interval resamples together, such as those of one text; None for each by itself.
-        covered: where there are two tokenizers, the characters that lie in tokens of both, and all (no white space).
-        labelled: (rows,) false for those whose label is not known; None where all are known, or there are none.
-        mixture: which rows an epoch has; None for all.
+        pad: padding value of each column.
+        truncated: number of examples longer than the limit.
+        corrupt: random change of a row each time it is used, such as masking.
+        passed_over: number of examples left out because the limit leaves nothing to predict.
+        words: number of words, divided at white space, of the text whose tokens are predicted; 0 if not counted.
+        left_to_right: true if a position sees only those before it, which decides how positions of two tokenizers are
+            aligned.
+        bytes: number of bytes of that text in UTF-8; 0 if not counted.
+        groups: (rows,), group of each row that an interval resamples as one, such as the rows of a text; None if each
+            row is its own.
+        covered: with two tokenizers, number of characters in tokens of both, and of all (white space aside).
+        labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
+        mixture: sampler of an epoch's rows; None for all rows.
     """
 
     columns: dict[str, list[list[int]]]
@@ -93,11 +94,11 @@ class TokenizedSplit:
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
-        """Tokens of each example."""
+        """Number of tokens of each example."""
         return np.array([len(ids) for ids in self.columns["input_ids"]])
 
     def take(self, rows: Sequence[int]) -> "TokenizedSplit":
-        """The examples of these rows, in this order."""
+        """Select rows, in this order."""
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
         labels = None if self.labels is None else self.labels[np.asarray(rows)]
         groups = None if self.groups is None else self.groups[np.asarray(rows)]
@@ -107,7 +108,7 @@ class TokenizedSplit:
         return replace(taken, labelled=known, mixture=None)
 
     def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":
-        """These rows and others, whose labels are not known where they have none."""
+        """Append another split; rows of a side without labels are unlabelled."""
         assert self.labels is not None, "what has no labels needs no others without"
         known = np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
         more = np.full(len(others), others.labels is not None)
@@ -127,7 +128,7 @@ class TokenizedSplit:
         )
 
     def with_unlabelled(self, others: "TokenizedSplit", an_epoch: int) -> "TokenizedSplit":
-        """These rows, and others without labels, of which an epoch has so many."""
+        """Append rows without labels; each epoch samples ``an_epoch`` of them."""
         both = self.joined(replace(others, labels=None))
         if an_epoch == len(others):
             return both
@@ -146,14 +147,14 @@ class Batch:
         inputs: tensors (batch, time) by name, ``attention_mask`` among them.
         labels: (batch,), or None.
         counted: (batch,), false for a stand-in that keeps a rank without examples in step.
-        real: (batch, time), false for padding, and for tokens that are cut off.
-        targets: (batch, time), the token that a language model answers at each position of its (decoder's) output,
-            ``IGNORED`` where none is asked for; None for a classification task.
-        taught: what a teacher with another tokenizer reads, by name; None for one that reads the same.
-        matching: how its positions bear on the student's.
-        rows: (batch,), the examples' numbers in their split.
-        labelled: (batch,), false where the label is not known, and ``labels`` holds ``IGNORED``, or NaN for a score;
-            None where all are known, or there are none.
+        real: (batch, time), false for padding and for tokens that are cut off.
+        targets: (batch, time), the token to predict at each position of the (decoder's) output, or ``IGNORED``; None
+            for a classification task.
+        taught: inputs by name of a teacher with another tokenizer; None if it reads the student's.
+        matching: alignment of that teacher's positions with the student's.
+        rows: (batch,), numbers of the examples in their split.
+        labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
+            all are known, or there are no labels.
     """
 
     inputs: dict[str, Tensor]
@@ -168,30 +169,30 @@ class Batch:
 
     @property
     def supervised(self) -> Bool[Tensor, "batch"]:
-        """Counted examples whose label is known."""
+        """(batch,), counted examples with a known label."""
         return self.counted if self.labelled is None else self.counted & self.labelled
 
     @property
     def tokens(self) -> Bool[Tensor, "batch time"]:
-        """Real tokens of counted examples."""
+        """(batch, time), real tokens of counted examples."""
         return self.real & self.counted[:, None]
 
     @property
     def predicted(self) -> Bool[Tensor, "batch time"]:
-        """Positions of counted examples at which a token is asked for."""
+        """(batch, time), positions of counted examples with a token to predict."""
         assert self.targets is not None, "a language-modelling task has targets"
         return (self.targets != IGNORED) & self.counted[:, None]
 
     @property
     def masked(self) -> Bool[Tensor, "batch time"]:
-        """Positions of counted examples that are masked beside, to be filled in; none where nothing is."""
+        """(batch, time), masked positions of counted examples' masked copies; none without such copies."""
         if MASKED + "targets" not in self.inputs:
             return torch.zeros_like(self.real)
         return (self.inputs[MASKED + "targets"] != IGNORED) & self.counted[:, None]
 
     @property
     def taught_inputs(self) -> dict[str, Tensor]:
-        """What the teacher reads."""
+        """Inputs of the teacher."""
         return self.inputs if self.taught is None else self.taught
 
     @property
@@ -201,16 +202,16 @@ class Batch:
 
     @property
     def compared(self) -> Bool[Tensor, "batch time"]:
-        """Real tokens of counted examples for which the teacher has something to be compared with."""
+        """(batch, time), real tokens of counted examples that some teacher position is aligned with."""
         return self.tokens if self.matching is None else self.tokens & self.matching.compared
 
     @property
     def answered(self) -> Bool[Tensor, "batch time"]:
-        """Of the positions at which a token is asked for, those at which the teacher is asked the same."""
+        """(batch, time), positions to predict at which the teacher predicts the same token."""
         return self.predicted if self.matching is None else self.predicted & (self.matching.answers >= 0)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
+        """Move the batch to a device."""
         return Batch(
             {name: value.to(device) for name, value in self.inputs.items()},
             None if self.labels is None else self.labels.to(device),
@@ -237,9 +238,9 @@ def collate(
         encoded: the split.
         rows: their numbers.
         counted: false for a stand-in.
-        width: at least so many positions.
-        draw: (seed, epoch) of what is drawn anew for a row each epoch, such as its masked tokens. A row's draw does
-            not depend on its batch, so that splitting a batch changes nothing.
+        width: least number of positions.
+        draw: (seed, epoch) of a row's random changes, such as its masked tokens. They do not depend on its batch, so
+            that splitting a batch changes nothing.
     """
     columns = {name: [column[row] for row in rows] for name, column in encoded.columns.items()}
     if encoded.corrupt is not None:
@@ -291,13 +292,13 @@ def _mask(column: Sequence[Sequence[int]], width: int | None) -> Bool[Tensor, "b
 def _within_documents(
     document: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]
 ) -> Bool[Tensor, "batch 1 time time"]:
-    """Who may attend whom where documents are packed: the past of one's own document (padding: itself)."""
+    """Mask of packed documents: a position attends to the past of its own document (padding: to itself)."""
     same = (document[:, :, None] == document[:, None, :]) & (real[:, :, None] == real[:, None, :])
     return same.tril()[:, None]
 
 
 def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
-    """XLNet's masks: a position sees those that come before it in the order, and every position is predicted."""
+    """XLNet's masks: a position sees those before it in the order, and every position is predicted."""
     hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
     mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)
     return {"perm_mask": hidden.float(), "target_mapping": mapping}
@@ -311,13 +312,13 @@ def epoch_batches(
     tokens: int | None = None,
     mixture: EpochSampler | None = None,
 ) -> list[list[int]]:
-    """One epoch's global batches: every row once, neighbours of similar length together, in random order.
+    """Divide an epoch into global batches: every row once, rows of similar length together, in random order.
 
-    Of a ``mixture``, every row that it draws for this epoch.
+    A ``mixture`` samples the rows first.
 
     Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
-    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` so many
-    tokens or a little more, however many rows that is: no row may then be empty or longer.
+    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` about that
+    many tokens: no row may then be empty or longer.
     """
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(lengths) if mixture is None else mixture.rows(generator))
@@ -326,7 +327,7 @@ def epoch_batches(
     ordered = [rows[np.argsort(lengths[rows], kind="stable")] for rows in neighbourhoods]
     if tokens is None:
         batches = [rows[i : i + size] for rows in ordered for i in range(0, len(rows), size)]
-    else:  # up and down in turns, so that no batch holds the longest of one and the shortest of the next
+    else:  # alternate the order, so that no batch joins one neighbourhood's longest rows to the next one's shortest
         rows = np.concatenate([rows[:: 1 - 2 * (number % 2)] for number, rows in enumerate(ordered)])
         before = np.cumsum(lengths[rows]) - lengths[rows]
         batch = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
@@ -337,7 +338,7 @@ def epoch_batches(
 def steps_per_epoch(
     lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: EpochSampler | None = None
 ) -> int:
-    """The number of batches that ``epoch_batches`` gives."""
+    """Count the batches of ``epoch_batches``."""
     if tokens is not None:
         assert mixture is None, "checked: a mixture is one of rows, not of tokens"
         return max(1, int(lengths.sum()) // tokens)
@@ -353,7 +354,7 @@ def micro_batches(
     micro_batch: int | None,
     draw: tuple[int, int] = (0, 0),
 ) -> list[Batch]:
-    """This rank's share of a global batch, in micro-batches; the union over ranks is the batch, each row once.
+    """Collate this rank's share of a global batch in micro-batches; over all ranks they hold each row once.
 
     Every rank gets the same number of micro-batches, so that their gradients meet; a rank left without a row runs
     a stand-in that is not counted.
@@ -369,22 +370,22 @@ def micro_batches(
 
 
 def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
-    """All rows once in batches of similar length, for evaluation; each batch with its row numbers.
+    """Batch all rows once by similar length, for evaluation; each batch with its row numbers.
 
-    A batch holds ``size`` rows, or with ``tokens`` as many as fill so many positions, at least one.
+    A batch holds ``size`` rows, or with ``tokens`` as many as fill that many positions, at least one.
     """
     lengths = encoded.lengths
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
-        # From the longest down: what is left to do then takes less and less time, and memory is full at once.
+        # From the longest down: the time left is never underestimated, and memory peaks at once.
         rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
         start += len(rows)
         yield rows.tolist(), collate(encoded, rows.tolist())
 
 
 def total_steps(settings: TrainSettings, encoded: TokenizedSplit) -> int:
-    """Optimizer steps of a run: as asked, until enough tokens were trained on, or whole epochs."""
+    """Count a run's optimizer steps: a given number, those that reach a token budget, or those of all epochs."""
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_tokens is None:
@@ -406,14 +407,14 @@ _BATCH = 32
 
 
 def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[Batch]:
-    """Batches of a few examples, drawn by the seed, of at most so many tokens (one example at least)."""
+    """Sample a few examples by the seed, in batches within a token budget (at least one example)."""
     rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
     enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
     return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
 
 
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
-    """What a teacher reads of batches, a text or a packed row at a time, with a mask of its real tokens."""
+    """Iterate over the teacher's inputs, one text or packed row at a time, with the mask of real tokens."""
     for batch in batches:
         inputs = batch.taught_inputs
         kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}

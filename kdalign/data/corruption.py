@@ -25,7 +25,7 @@ class MaskTokens:
     rate: float = MASKED_RATE
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with some tokens replaced, and those as its targets."""
+        """Replace some tokens, and make them the row's targets."""
         ids = np.array(row["input_ids"])
         free = np.flatnonzero(~np.isin(ids, self.special))
         chosen = generator.permutation(free)[: max(1, round(self.rate * len(free)))]
@@ -39,12 +39,12 @@ class MaskTokens:
 
 
 SPAN_CHANCE, LONGEST_SPAN = 0.2, 10
-"""Of a span's geometric length, and its limit (Joshi et al. 2020, arXiv:1907.10529, section 3.1): 3.8 on average."""
+"""Parameter and limit of a span's geometric length (Joshi et al. 2020, arXiv:1907.10529, section 3.1): mean 3.8."""
 
 
 @dataclass(frozen=True)
 class MaskSpans:
-    """Mask runs of a row's tokens until their share is reached, each of a drawn length, in some of the rows.
+    """Mask runs of tokens of random lengths up to a share of the row, in some of the rows.
 
     Lengths as in SpanBERT (Joshi et al. 2020, arXiv:1907.10529, section 3.1), but runs may begin inside a word, and all
     of their tokens become the mask. Special tokens are never touched, nor does a run pass over one.
@@ -56,7 +56,7 @@ class MaskSpans:
     share: float
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with some runs masked; or as it is."""
+        """Mask some runs, or return the row as it is."""
         if generator.random() >= self.share:
             return row
         ids = np.array(row["input_ids"])
@@ -74,10 +74,10 @@ class MaskSpans:
 
 @dataclass(frozen=True)
 class TokenCutoff:
-    """Cut a share of a row's tokens off: they are neither attended to nor counted, in some of the rows.
+    """Cut off a share of a row's tokens, which are then neither attended to nor counted, in some of the rows.
 
-    Token cut-off, Shen et al. 2020, arXiv:2009.13818, section 3: what a token says is removed, and its place is kept.
-    Every row has the column ``CUT``, 1 where a token is cut off. Special tokens are never touched.
+    Token cut-off, Shen et al. 2020, arXiv:2009.13818, section 3: a token's content is removed, and its position kept.
+    Every row has the column ``CUT``, 1 for a token that is cut off. Special tokens are never touched.
     """
 
     special: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -85,23 +85,23 @@ class TokenCutoff:
     share: float
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with some tokens cut off; or none."""
+        """Cut off some tokens, or none."""
         cut = np.zeros(len(row["input_ids"]), dtype=np.int64)
         free = np.flatnonzero(~np.isin(row["input_ids"], self.special))
-        if generator.random() < self.share and len(free) > 1:  # of one word, nothing would be left
+        if generator.random() < self.share and len(free) > 1:  # nothing would be left of a single word
             cut[generator.permutation(free)[: max(1, round(self.rate * len(free)))]] = 1
         return {**row, CUT: cut.tolist()}
 
 
 @dataclass(frozen=True)
 class MaskedCopy:
-    """A row, changed as it may be, and beside it the same row masked, with its targets."""
+    """Add a masked copy of a row with its targets; the row itself may be changed, too."""
 
     masking: MaskTokens
     before: Corruption | None
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with its masked ids and targets; a token that is cut off is not asked for."""
+        """Add masked ids and targets; a token that is cut off is no target."""
         row = row if self.before is None else self.before(row, generator)
         masked = self.masking(row, generator)
         cut = row.get(CUT, [0] * len(row["input_ids"]))
@@ -112,7 +112,7 @@ class MaskedCopy:
 def with_corruption(
     encoded: TokenizedSplit, augment: AugmentSettings, tokenizer: PreTrainedTokenizerBase, masked: bool = False
 ) -> TokenizedSplit:
-    """Rows that are changed anew each time they are read, and masked beside, where a recipe asks for that."""
+    """Corrupt rows as the recipe's augmentation and ``masked_lm`` say, freshly each time that they are read."""
     special = np.array(sorted(tokenizer.all_special_ids))
     match augment.by:
         case "spans":
@@ -130,17 +130,17 @@ def with_corruption(
 
 @dataclass(frozen=True)
 class PermuteOrder:
-    """Give a row the order in which its tokens are predicted: drawn, or left to right.
+    """Add the order in which a row's tokens are predicted: random, or left to right.
 
-    Yang et al. 2019, arXiv:1906.08237, section 2.2. The first in the order has nothing to be predicted from; its row of
-    XLNet's mask is empty, which lets it see everything, so it is never asked for. Special tokens come last.
+    Yang et al. 2019, arXiv:1906.08237, section 2.2. The first in the order has nothing to be predicted from: its row of
+    XLNet's mask is empty, which lets it see everything, so it is never a target. Special tokens come last.
     """
 
     special: np.ndarray[tuple[int], np.dtype[np.int64]]
     left_to_right: bool = False
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with its order and targets."""
+        """Add order and targets."""
         ids = np.array(row["input_ids"])
         free = np.flatnonzero(~np.isin(ids, self.special))
         sequence = free if self.left_to_right else generator.permutation(free)

@@ -1,7 +1,6 @@
-"""Tables of delimited text: csv as RFC 4180 has it, and tsv with its quotes as text or around cells, as a file shows.
+"""Read delimited text: csv by RFC 4180, and tsv, whose quotes are text or enclose cells, as the file shows.
 
-Cells are text as they are written: 007, 1.0, NA and None stay. An empty cell is None, and one of two quotes alone is
-the empty text.
+Cells stay text as written: 007, 1.0, NA and None. An empty cell is None, and a cell of two quotes is the empty text.
 """
 
 import re
@@ -12,22 +11,22 @@ from kdalign.errors import UsageError, printable, shorten
 
 Cell = str | None
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-"""What may stand between cells."""
+"""Delimiters, and their names in error lines."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A file's cells, the header among them, in one list: a list for each row would cost several times the time.
+    """Cells of a file and its header in one list; a list per row would take several times as long.
 
     Attributes:
         cells: one row after another.
-        widths: how many of them each row has.
-        lines: on which line of the file each row begins, from 1.
-        stray: the first line with a quote that is neither around a cell nor doubled inside such a one; 0 for none.
-        broken: the first line on which a cell begins with such a quote; 0 for none.
-        doubled: whether a quoted cell has a quote inside, written twice.
-        first_quoted: the first line with a quoted cell; 0 for none.
-        header_quoted: whether every cell of the header is quoted.
+        widths: number of cells of each row.
+        lines: line of the file on which each row begins, from 1.
+        stray: first line with a quote that neither encloses a cell nor is doubled inside a quoted one; 0 if none.
+        broken: first line on which a cell begins with such a quote; 0 if none.
+        doubled: true if a quoted cell has a doubled quote inside.
+        first_quoted: first line with a quoted cell; 0 if none.
+        header_quoted: true if every cell of the header is quoted.
     """
 
     cells: list[Cell]
@@ -41,29 +40,29 @@ class _Table:
 
     @property
     def header(self) -> list[Cell]:
-        """The cells of the first row."""
+        """Cells of the first row."""
         return self.cells[: self.widths[0]]
 
     @property
     def uneven(self) -> int | None:
-        """The first row that has not as many cells as the header; None where all have."""
+        """First row with more or fewer cells than the header; None if there is none."""
         return next((row for row, width in enumerate(self.widths) if width != self.widths[0]), None)
 
 
 def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], list[list[Cell]]]:
-    """Read the names of columns in the first line, and the cells of each column.
+    """Read columns by their names in the first line.
 
-    Where the header has semicolons, tabs, bars or commas and none of the expected delimiter, those divide the cells.
-    Quotes in a file with tabs are taken off where all of them follow the rules of csv.
+    If the header lacks the expected delimiter but has semicolons, tabs, bars or commas, those divide the cells. Quotes
+    in a file with tabs are removed if all of them follow the rules of csv.
 
     Args:
         text: of the file.
-        delimiter: that its name promises.
-        where: the file, for error lines.
+        delimiter: by the file's name.
+        where: name of the file, for error lines.
 
     Raises:
         UsageError: no header, two columns of one name, a row with more or fewer cells than the header, a quote that is
-            not closed, or quotes of which cannot be told whether they are text.
+            not closed, or quotes that could be text or enclose cells.
     """
     stated = re.match(r"sep=(.)(?:\r\n?|\n)", text)  # Excel's first line
     if stated:
@@ -80,11 +79,11 @@ def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], li
 
 
 _LONGEST_HEADER = 1 << 20
-"""Characters in which a header's end is looked for."""
+"""Number of characters that are searched for the end of the header."""
 
 
 def _by_csv(text: str, delimiter: str, where: str) -> _Table:
-    """A table by the rules of csv."""
+    """Parse by the rules of csv."""
     if '"' not in text:
         return _plain(text, delimiter)
     table = _with_quotes(text, delimiter)
@@ -97,10 +96,10 @@ def _by_csv(text: str, delimiter: str, where: str) -> _Table:
 
 
 def _by_tabs(text: str, where: str) -> _Table:
-    """A table with tabs: its quotes are taken off where they follow the rules of csv, and are text where one does not.
+    """Parse a file with tabs: quotes are removed if all follow the rules of csv; otherwise they are text.
 
-    What writes csv puts quotes around every cell that has one inside: one stray quote shows that the file was written
-    as it is, as GLUE's own files are.
+    A csv writer encloses every cell that has a quote inside: one stray quote shows that the file was written without
+    quoting, as GLUE's own files are.
     """
     plain = _plain(text, "\t")
     if '"' not in text:
@@ -117,7 +116,7 @@ def _by_tabs(text: str, where: str) -> _Table:
 
 
 def _plain(text: str, delimiter: str) -> _Table:
-    """A table whose cells end at the delimiter and the line, whatever is in them; blank lines are no rows."""
+    """Parse cells that end at the delimiter or the line end, whatever they hold; blank lines are skipped."""
     every = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbers = [number for number, line in enumerate(every, 1) if delimiter in line or line.strip()]
     rows = [every[number - 1] for number in numbers]
@@ -126,7 +125,7 @@ def _plain(text: str, delimiter: str) -> _Table:
 
 
 def _with_quotes(text: str, delimiter: str) -> _Table:
-    """A table whose cells may be quoted, with line ends and doubled quotes inside."""
+    """Parse cells that may be quoted, with line ends and doubled quotes inside."""
     # Possessive, so that a cell whose quotes do not fit is given up at once. The second choice always fits.
     mark = re.escape(delimiter)
     pattern = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|([^{mark}\r\n]*+))({mark}|\r\n?|\n|\Z)')
@@ -162,7 +161,7 @@ def _with_quotes(text: str, delimiter: str) -> _Table:
 
 
 def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
-    """What is wrong with a row of another length than the header, as a clause."""
+    """Explain a row of another length than the header, as a clause."""
     cells, header = table.widths[row], table.widths[0]
     said = (
         f"line {table.lines[row]} has {_count(cells, 'cell')}, "
@@ -178,7 +177,7 @@ def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
 
 
 def preview_cells(cells: Sequence[Cell]) -> str:
-    """Some cells for an error line."""
+    """Format the first cells for an error line."""
     return shorten(printable(", ".join(repr(cell or "") for cell in cells)), 120)
 
 

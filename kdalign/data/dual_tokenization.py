@@ -1,4 +1,4 @@
-"""One text in the tokens of two tokenizers, the student's and the teacher's, each token with its characters."""
+"""Tokenize texts by the student's and the teacher's tokenizers at once, with each token's character span."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ from kdalign.data.tokenization import special_frame, start_token, tokenize_label
 from kdalign.errors import UsageError
 
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
-"""The student's and the teacher's."""
+"""The student's tokenizer and the teacher's."""
 Columns = Mapping[str, list[list[int]]]
 
 
 def check_spans(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that cannot say which characters its tokens are of.
+    """Refuse a tokenizer that gives no character offsets.
 
     Raises:
-        UsageError: which one.
+        UsageError: which tokenizer it is.
     """
     if not tokenizer.is_fast:
         raise UsageError(
@@ -34,7 +34,7 @@ def check_spans(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def tokenize_labelled_dual(
     examples: Examples, tokenizers: Tokenizers, max_length: int, left_to_right: bool = False
 ) -> TokenizedSplit:
-    """Tokenize a split by both tokenizers; each cuts what is longer than ``max_length`` of its own tokens."""
+    """Tokenize a split with labels by both tokenizers; each truncates to ``max_length`` of its own tokens."""
     ours, theirs = (tokenize_labelled(examples, tokenizer, max_length, spans=True) for tokenizer in tokenizers)
     texts = [" ".join(each) for each in zip(*examples.texts, strict=True)]
     both = _joined(ours, theirs, left_to_right)
@@ -44,8 +44,8 @@ def tokenize_labelled_dual(
 def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> TokenizedSplit:
     """Tokenize documents by both tokenizers, to train a language model (``masked`` or ``causal``) of a family.
 
-    A long document becomes several rows, cut where both have a boundary, so that a row is the same text to both. Rows
-    hold one document each: packed ones could not end together.
+    A long document becomes several rows, divided at boundaries of both, so that a row is the same text to both. Each
+    row holds one document: packed rows could not end together.
     """
     texts = list(examples.texts[0])
     whole = [_tokens(texts, tokenizer) for tokenizer in tokenizers]
@@ -93,7 +93,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, family: str) -> tuple[list[int], 
 
 
 def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str, tuple[list[int], list[int]]]:
-    """Ids, starts and ends of what stands before and after a text; ``classes`` stands for the whole text."""
+    """Ids and spans of the special tokens before and after a text; ``classes`` is the token that stands for it all."""
     places = [
         [CLASSES if token == classes else place for token in tokens]
         for tokens, place in zip(frame, (BEFORE, AFTER), strict=True)
@@ -104,7 +104,7 @@ def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str
 
 
 def _joined(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -> TokenizedSplit:
-    """Both encodings of the same rows as one."""
+    """Join both encodings of the same rows."""
     columns = ours.columns | {TEACHER + name: column for name, column in theirs.columns.items()}
     pad = ours.pad | {TEACHER + name: value for name, value in theirs.pad.items()}
     truncated = max(ours.truncated, theirs.truncated)
@@ -112,7 +112,7 @@ def _joined(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -
 
 
 def _covered(texts: Sequence[str], ours: Columns, theirs: Columns) -> tuple[int, int]:
-    """Of all characters, those that lie in tokens of both; and how many there are."""
+    """Number of characters that are in tokens of both, and of all."""
     spans = [zip(side["start"], side["end"], strict=True) for side in (ours, theirs)]
     counts = np.array([coverage(text, *each) for text, *each in zip(texts, *spans, strict=True)]).reshape(-1, 2)
     return int(counts[:, 0].sum()), int(counts[:, 1].sum())
@@ -120,9 +120,9 @@ def _covered(texts: Sequence[str], ours: Columns, theirs: Columns) -> tuple[int,
 
 @dataclass(frozen=True)
 class MaskAlignedSpans:
-    """Mask the same text in the tokens of both: stretches that whole tokens of both fill, 15 % of the student's tokens.
+    """Mask the same text for both: segments of whole tokens of both, 15 % of the student's tokens.
 
-    What becomes of a stretch is drawn as in ``MaskTokens``, once for both.
+    The replacement of a segment is drawn as in ``MaskTokens``, once for both.
     """
 
     masks: tuple[int, ...]
@@ -130,7 +130,7 @@ class MaskAlignedSpans:
     special: np.ndarray[tuple[int], np.dtype[np.int64]]
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with some stretches replaced, and the student's tokens in them as its targets."""
+        """Replace some segments; the student's tokens in them become its targets."""
         ids = [np.array(row[side + "input_ids"]) for side in ("", TEACHER)]
         spans = [np.stack([row[side + "start"], row[side + "end"]], axis=1) for side in ("", TEACHER)]
         stretches = common_segments(spans[0], spans[1])

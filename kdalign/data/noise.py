@@ -1,4 +1,4 @@
-"""Noise that readers shrug off: how far a model's scores fall when what it reads has typing mistakes."""
+"""Typing mistakes in texts, to measure how far a model's scores fall."""
 
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from kdalign.errors import UsageError, unknown
 
 
 def _mistyped(word: str, generator: np.random.Generator) -> str:
-    """A word with one mistake at one of its characters: left out, doubled, changed places with the next, or another."""
+    """Make one mistake in a word: drop, double, swap or replace a character."""
     place = int(generator.integers(len(word)))
     match int(generator.integers(4)):
         case 0 if len(word) > 1:
@@ -26,12 +26,12 @@ def _mistyped(word: str, generator: np.random.Generator) -> str:
 
 
 NOISES: Mapping[str, Callable[[str, np.random.Generator], str]] = {"typos": _mistyped}
-"""What is done to a word, by name."""
+"""Changes of a word, by name."""
 
 
 @dataclass(frozen=True)
 class TextNoise:
-    """A share ``rate`` of the words gets one mistake each, drawn by the seed and the text's number."""
+    """Put one mistake into each of a share ``rate`` of the words, drawn by the seed and the text's number."""
 
     kind: str
     rate: float
@@ -59,7 +59,7 @@ class TextNoise:
         return f"{self.kind}={self.rate:g}"
 
     def __call__(self, texts: Sequence[str], column: int = 0) -> tuple[str, ...]:
-        """The texts with their mistakes; their white space stays. Columns of a pair have draws of their own."""
+        """Put mistakes into texts and keep their white space; the columns of a pair have different draws."""
         return tuple(self._touched(column, number, text) for number, text in enumerate(texts))
 
     def _touched(self, column: int, number: int, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which files of a folder hold which split: SPLIT.FORMAT, or shards as data sets on the hub name them."""
+"""Find the files of a split in a folder: SPLIT.FORMAT, or shards named as on the hub."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from kdalign.errors import UsageError
 ALIASES: Mapping[str, tuple[str, ...]] = {"validation": ("valid", "dev", "val")}
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?")
-"""As ``train-00000-of-00001.parquet``; older ones have a hash at their end."""
+"""Such as ``train-00000-of-00001.parquet``; older names end with a hash."""
 _SPLITS = {"train", "test", *ALIASES, *ALIASES["validation"]}
 _MENDS = {
     "json": "save it as jsonl, one object a line",
@@ -29,12 +29,12 @@ _MENDS = {
     "pq": "call it .parquet",
     "txt": "it holds text without labels, one a line",
 }
-"""What can be done with files of other formats."""
+"""Advice for files of other formats."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a split: the split that its name says, and which part it is of how many; 0 of 0 for a whole one."""
+    """A file of a split: split, part and number of parts by its name; 0 of 0 for a split in one file."""
 
     path: Path
     split: str
@@ -43,14 +43,14 @@ class _File:
 
     @property
     def group(self) -> tuple[str, str, int]:
-        """Equal for the shards of one whole."""
+        """Key that all shards of one split share."""
         return self.split, file_format(self.path), self.count
 
 
 def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
-    """The files of a split in their order; none where the folder has no such split.
+    """List the files of a split in order; empty if the folder has no such split.
 
-    A folder without a split of its own is read as the hub keeps data sets, in ``data`` below it.
+    If a folder itself has no splits, its subfolder ``data`` is read, as on the hub.
 
     Raises:
         UsageError: several files could be the split, or shards are missing.
@@ -77,12 +77,12 @@ def split_files(folder: Path, split: str, formats: Sequence[str]) -> list[Path]:
 
 
 def available_splits(folder: Path, formats: Sequence[str] = FORMATS) -> list[str]:
-    """The splits that a folder holds, by its files' names."""
+    """List the splits of a folder, by its files' names."""
     return sorted({file.split for file in _files(folder, formats)})
 
 
 def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
-    """A clause that names what bears a split's name and is no file that is read; else nothing."""
+    """Name files of a split in a format that is not read, as a clause; empty if there are none."""
     names = (split, *ALIASES.get(split, ()))
     for path in sorted(folder.iterdir()):
         if path.name.split(".")[0] not in names:
@@ -98,7 +98,7 @@ def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
 
 
 def _files(folder: Path, formats: Sequence[str]) -> list[_File]:
-    """The files of splits in a folder, or in ``data`` below it where the folder itself has no split."""
+    """List the files of splits in a folder, or in its subfolder ``data`` if it has none."""
     found = _files_in(folder, formats)
     if any(file.split in _SPLITS or file.count for file in found) or not (folder / "data").is_dir():
         return found

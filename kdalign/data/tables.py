@@ -1,4 +1,4 @@
-"""Read a file as a table: every cell as it is written, and nothing that is not there."""
+"""Read csv, tsv, jsonl, parquet and txt files as tables, with every cell as written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
 TEXT_FORMATS = (*FORMATS, "txt")
-"""Formats of text without labels: in a .txt file, every line that is not blank is a document."""
+"""Formats of text without labels; every line of a .txt file that is not blank is a document."""
 DELIMITERS: Mapping[str, str] = {"csv": ",", "tsv": "\t"}
 
 
 def file_format(file: Path) -> str:
-    """The format that a file's name ends with, whatever its case."""
+    """Return the format by a file's ending, in lower case."""
     return file.suffix.lstrip(".").lower()
 
 
 def read_table(file: Path) -> "pd.DataFrame":
     """Read a file as a table.
 
-    Cells of csv, tsv and txt are text or None. Those of jsonl are what JSON says; those of parquet are text, numbers,
+    Cells of csv, tsv and txt are text or None; cells of jsonl are JSON values; cells of parquet are text, numbers,
     arrays, dictionaries or None.
 
     Raises:
@@ -47,7 +47,7 @@ def read_table(file: Path) -> "pd.DataFrame":
 
 
 def _text(file: Path) -> str:
-    """The text of a file, which may be as large as memory holds."""
+    """Read a text file of any size that fits into memory."""
     data = read_bytes(file, largest=None)
     text = decode(data, repr(str(file)))
     beginning = text[:4096]
@@ -59,13 +59,13 @@ def _text(file: Path) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """A text's lines, without the nothing after its last line end."""
+    """Split a text into lines; a line end at its end begins no further line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def _of_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
-    """A table of cells as they are: pandas would make numbers with holes of whole numbers beside None."""
+    """Make a table of cells as they are; pandas by itself would turn whole numbers next to None into floats."""
     import pandas as pd
 
     return pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()})
@@ -80,7 +80,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
 
 
 _MOST_CELLS = 10**7
-"""Of a table nearly all of whose cells are empty: rows with a key of their own each would fill the memory."""
+"""Largest number of cells of a table that is mostly empty: rows with a key of their own each would fill memory."""
 
 
 def _read_jsonl(file: Path) -> "pd.DataFrame":
@@ -119,13 +119,13 @@ def _read_parquet(file: Path) -> "pd.DataFrame":
 
 
 def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
-    """A table of Arrow's.
+    """Convert an Arrow table.
 
-    Text is text in whichever of Arrow's types it lies; of an index that pandas kept, only a named one is a column.
+    Every text type becomes text; an index that pandas stored becomes a column if it has a name.
 
     Args:
         table: of a file or a data set.
-        where: whose, for error lines.
+        where: its source, for error lines.
 
     Raises:
         UsageError: two columns of one name, or text that is not UTF-8.

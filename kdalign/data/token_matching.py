@@ -1,7 +1,7 @@
-r"""Two tokenizations of one text, brought together by the characters that their tokens stand for.
+r"""Align two tokenizations of one text by the character spans of their tokens.
 
-A token's *span* is (start, end) in characters of its text, which padding and tokens without text have empty. Special
-tokens stand for no characters: they have spans below 0, one for each place around texts, so that they meet as well.
+A token's *span* is (start, end) in characters of its text; it is empty for padding and tokens without text. Special
+tokens have spans below 0, one for each position around texts, so that they are aligned as well.
 
 Shapes: ``time`` positions of the student, ``theirs`` positions of the teacher.
 """
@@ -24,18 +24,19 @@ Spans = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 """(tokens, 2): start and end of each token."""
 
 CLASSES, BEFORE, BETWEEN, AFTER = (-2, -1), (-8, -7), (-6, -5), (-4, -3)
-"""The spans of special tokens: the one that stands for the whole text, and those around and between texts."""
+"""Spans of special tokens: the one that stands for the whole text, and those before, between and after texts."""
 
 
 @dataclass(frozen=True)
 class TokenAlignment:
-    """How a teacher's positions bear on its student's.
+    """Alignment of a teacher's positions with its student's.
 
     Attributes:
-        shares: (batch, time, theirs), of how much of each teacher position what a student position is compared with is
-            made; a row sums to 1, or is 0 where there is nothing to compare with.
-        spread: (batch, theirs, time), to which student positions each teacher position's share of attention goes.
-        answers: (batch, time), the teacher's position that is asked the same as the student's; -1 where none is.
+        shares: (batch, time, theirs), weights of teacher positions in the mean that a student position is compared
+            with; a row sums to 1, or to 0 without a counterpart.
+        spread: (batch, theirs, time), weights by which a teacher position's attention is divided over student
+            positions.
+        answers: (batch, time), the teacher position that predicts the same token as the student's; -1 if there is none.
     """
 
     shares: Float[Tensor, "batch time theirs"]
@@ -44,39 +45,39 @@ class TokenAlignment:
 
     @cached_property
     def compared(self) -> Bool[Tensor, "batch time"]:
-        """The student's positions that have something to be compared with."""
+        """Student positions with a counterpart."""
         return self.shares.sum(dim=-1) > 0
 
     def states(self, states: Float[Tensor, "batch *heads theirs width"]) -> Float[Tensor, "batch *heads time width"]:
-        """What the teacher says at its positions, for the student's, in float32."""
+        """Map the teacher's features to the student's positions, in float32."""
         shares = self.shares if states.ndim == 3 else self.shares[:, None]
         return shares @ states.float()
 
     def maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
-        """The teacher's attention maps between the student's positions, as shares of the keys that both have."""
+        """Map the teacher's attention to the student's positions, renormalised over the keys that both have."""
         between = self.shares[:, None] @ maps.float()
         lost = (between * ~(self.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
         return between @ self.spread[:, None] / (1 - lost).clamp_min(torch.finfo(between.dtype).eps)
 
     def answered(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
-        """The teacher's features where it is asked the same; those of some other position where it is not."""
+        """Pick the teacher's features that predict the student's token; arbitrary ones where no position does."""
         index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)
 
     def to(self, device: torch.device) -> "TokenAlignment":
-        """The same on a device."""
+        """Move the alignment to a device."""
         return TokenAlignment(self.shares.to(device), self.spread.to(device), self.answers.to(device))
 
 
 def align_tokens(
     ours: Int[Tensor, "batch time 2"], theirs: Int[Tensor, "batch theirs 2"], left_to_right: bool
 ) -> TokenAlignment:
-    """Bring positions together by their spans.
+    """Align positions by their spans.
 
-    In models that see a whole text, a student position is compared with the mean of the teacher positions that share
-    characters with it, by how many they share; both are asked the same where they share with no other. In models that
-    go left to right, two positions say the same only where both have read the same: where their tokens end together,
-    the last of tokens that share one character (bytes) alone.
+    In models that see the whole text, a student position is compared with the mean of the teacher positions that share
+    characters with it, weighted by their number; both predict the same token if neither shares with another. In models
+    that read left to right, two positions are aligned only after the same text: if their tokens end at the same
+    character (of several tokens of one character, bytes, only the last).
     """
     shared = _overlaps(ours, theirs)
     spread = shared.transpose(1, 2)
@@ -92,7 +93,7 @@ def align_tokens(
 
 
 def _overlaps(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
-    """Characters that two tokens share."""
+    """Number of characters that two tokens share."""
     start = torch.maximum(ours[:, :, None, 0], theirs[:, None, :, 0])
     end = torch.minimum(ours[:, :, None, 1], theirs[:, None, :, 1])
     return (end - start).clamp_min(0)
@@ -102,7 +103,7 @@ _OPEN = torch.iinfo(torch.long).min
 
 
 def _closed(spans: Tensor) -> Int[Tensor, "batch time"]:
-    """Where a token's text ends; nowhere for one without text, and for all but the last that end together."""
+    """End of each token's text; ``_OPEN`` for a token without text, and for all but the last that end together."""
     start, end = spans.unbind(dim=-1)
     goes_on = torch.zeros_like(end, dtype=torch.bool)
     goes_on[:, :-1] = (end[:, 1:] == end[:, :-1]) & (start[:, 1:] < end[:, 1:])
@@ -114,7 +115,7 @@ def _rows_of_one(weights: Tensor) -> Tensor:
 
 
 def token_spans(tokenizer: PreTrainedTokenizerBase, encoding: Any, row: int, shift: int) -> list[tuple[int, int]]:
-    """The spans of a row's tokens; a second text's stand ``shift`` further on, its place after the first text."""
+    """List the spans of a row's tokens; those of a second text are shifted past the first."""
     places: list[tuple[int, int]] = []
     texts = encoding.sequence_ids(row)
     last = max((number for number, text in enumerate(texts) if text is not None), default=-1)
@@ -132,12 +133,12 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, encoding: Any, row: int, shi
 
 
 def coverage(text: str, ours: tuple[Sequence[int], ...], theirs: tuple[Sequence[int], ...]) -> tuple[int, int]:
-    """Of a text's characters that are no white space, how many lie in tokens of both; and how many there are.
+    """Count the characters in tokens of both sides, and all characters, white space aside.
 
     Args:
         text: a text.
-        ours: starts and ends of one side's tokens; those of special tokens do not count.
-        theirs: the other side's.
+        ours: starts and ends of one side's tokens; special tokens do not count.
+        theirs: starts and ends of the other side's.
     """
     written = np.array([not character.isspace() for character in text], dtype=bool)
     both = _held(len(text), *ours) & _held(len(text), *theirs) & written
@@ -145,7 +146,7 @@ def coverage(text: str, ours: tuple[Sequence[int], ...], theirs: tuple[Sequence[
 
 
 def _held(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(length,): which characters lie in a token."""
+    """(length,), true for characters in a token."""
     steps = np.zeros(length + 1, dtype=int)
     real = np.array(starts, dtype=int) >= 0
     np.add.at(steps, np.array(starts, dtype=int)[real], 1)
@@ -155,9 +156,9 @@ def _held(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray
 
 
 def dual_windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Cut two tokenizations of a text into rows of at most ``room`` tokens of each, where both have a boundary.
+    """Divide two tokenizations of a text into rows of at most ``room`` tokens of each, at boundaries of both.
 
-    A stretch without a common boundary that is longer than a row is cut off there, and what is left of it passed over.
+    A segment without a common boundary that is longer than a row is truncated.
     """
     ends = [{int(end): number for number, end in enumerate(spans[:, 1])} for spans in (ours, theirs)]
     common = sorted(ends[0].keys() & ends[1].keys())
@@ -178,7 +179,7 @@ def dual_windows(ours: Spans, theirs: Spans, room: tuple[int, int]) -> Iterator[
 
 
 def common_segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """For each token of both, the number of the smallest stretch of text that whole tokens of both fill."""
+    """Number, for each token of both, the smallest segment of text that consists of whole tokens of both."""
     spans = np.concatenate([ours, theirs])
     order = np.lexsort((spans[:, 1], spans[:, 0]))
     ends = np.maximum.accumulate(spans[order, 1])
@@ -190,7 +191,7 @@ def common_segments(ours: Spans, theirs: Spans) -> tuple[np.ndarray[Any, Any], n
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """The entries of two vocabularies that stand for the same text or have the same role, side by side."""
+    """Entries of two vocabularies with the same text or role, side by side."""
 
     student: Int[Tensor, "entries"]
     teacher: Int[Tensor, "entries"]
@@ -200,7 +201,7 @@ class SharedVocabulary:
 
 
 def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> SharedVocabulary:
-    """The entries that both vocabularies have, by what they stand for, not by how they are written.
+    """Find the entries that both vocabularies have, by their text and not by their spelling.
 
     ``Ġthe`` of a byte-level tokenizer, ``▁the`` of SentencePiece and ``the`` of WordPiece all stand for " the".
     """
@@ -220,9 +221,9 @@ _ROLES = ("cls_token", "sep_token", "mask_token", "eos_token", "bos_token")
 
 
 def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES) -> dict[bytes | str, int]:
-    """The entry for each meaning: the bytes of its text, with a space before what begins a word; a special's role.
+    """Entry of each text in bytes, with a space before the beginning of a word, and of each special token's role.
 
-    WordPiece splits texts around punctuation and Chinese characters, with or without a space: theirs is left out.
+    WordPiece isolates punctuation and Chinese characters, with or without a space: their space is left out.
     """
     settings = _settings(tokenizer)
     prefix = settings["model"].get("continuing_subword_prefix") or ""
@@ -230,7 +231,7 @@ def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES)
     special = set(tokenizer.all_special_ids)
     numbers = {role: getattr(tokenizer, f"{role}_id") for role in roles}
     found: dict[bytes | str, int] = {role: int(number) for role, number in numbers.items() if number is not None}
-    # Bytes come last: where a character has an entry of its own, its byte stands for nothing.
+    # Bytes come last: if a character has an entry of its own, its byte is no meaning.
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (_is_byte(entry[0]), entry[1])):
         if number not in special and not (
             prefix and token.startswith(prefix) and _is_isolated(token.removeprefix(prefix))
@@ -240,9 +241,9 @@ def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES)
 
 
 def source_pieces(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[list[int]]:
-    """For each entry of our vocabulary, the entries of theirs that its text is made of; none for what is no text.
+    """Find, for each entry of our vocabulary, the entries of theirs that spell its text; none for one without text.
 
-    An entry that stands for the same is taken as it is, and a special token for one of the same role.
+    An entry with the same text is taken by itself, and a special token for one of the same role.
     """
     roles = ("pad_token", "unk_token", *_ROLES)  # one token may have several: the last counts
     theirs_by = _meanings(theirs, roles)
@@ -265,7 +266,7 @@ def _settings(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
 
 
 def _is_isolated(token: str) -> bool:
-    """Whether WordPiece's texts are split around a token, which then says nothing of a space before it."""
+    """True if WordPiece splits texts around a token, which then tells nothing about a space before it."""
     if len(token) != 1:
         return False
     punctuation = unicodedata.category(token).startswith("P") or (token.isascii() and not token.isalnum())
@@ -273,7 +274,7 @@ def _is_isolated(token: str) -> bool:
 
 
 def _is_byte(token: str) -> bool:
-    """Whether a token is how SentencePiece writes a byte."""
+    """True if a token is SentencePiece's spelling of a byte."""
     return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
 
 
@@ -290,7 +291,7 @@ def _bytes_of(token: str, prefix: str, byte_level: bool) -> bytes:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters by which byte-level tokenizers write bytes: printable ones themselves, others from U+0100 on."""
+    """Characters for bytes in byte-level tokenizers: printable ones themselves, others from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,7 +1,7 @@
-"""From texts to token ids, for each kind of task.
+"""Tokenize texts for each kind of task.
 
-A language model's rows hold ``targets``, the token asked for at each position of its output: shifted by one for models
-that go left to right, the tokens that were masked for those that fill gaps.
+A language model's rows hold ``targets``, the token to predict at each position of its output: the next token for causal
+models, the masked tokens for masked ones.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from kdalign.errors import UsageError, shorten
 def tokenize_labelled(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, spans: bool = False
 ) -> TokenizedSplit:
-    """Tokenize a split with labels; what is longer than ``max_length`` is cut (of a pair, the longer) and counted.
+    """Tokenize a split with labels; texts over ``max_length`` (of a pair, the longer) are truncated and counted.
 
-    With ``spans``, the columns ``start`` and ``end`` say which characters a token stands for.
+    With ``spans``, the columns ``start`` and ``end`` hold each token's characters.
     """
     columns = [list(column) for column in examples.texts]
-    # Attention masks are rebuilt from the lengths; every other column reaches whichever model knows it.
+    # Attention masks are rebuilt from the lengths; every other column reaches each model that knows it.
     types = has_token_types(tokenizer)
     names = {"return_attention_mask": False, "return_token_type_ids": types, "return_offsets_mapping": spans}
 
@@ -55,17 +55,17 @@ def tokenize_labelled(
 
 
 def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a model reads which of two texts a token is of: unless its tokenizer's files say that it does not.
+    """Return whether a model reads token types: unless its tokenizer's files say otherwise.
 
-    What a class of Transformers gives by itself differs between its versions (ALBERT's had them before 5), and models
-    were trained with them.
+    A class's default differs between versions of Transformers (ALBERT had token types before 5), and models were
+    trained with them.
     """
     told = tokenizer.init_kwargs.get("model_input_names")
     return told is None or "token_type_ids" in told
 
 
 def with_token_types(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, which gives token types wherever it is loaded if they are given here."""
+    """Set the tokenizer to give token types wherever it is loaded, if it gives them here."""
     if has_token_types(tokenizer) and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
@@ -79,11 +79,11 @@ def tokenize_documents(
     max_length: int,
     left_to_right: bool = False,
 ) -> TokenizedSplit:
-    """Tokenize documents for a language model of a family (``masked``, ``causal`` or ``permutation``) to learn from.
+    """Tokenize documents to train a language model of a family (``masked``, ``causal`` or ``permutation``).
 
     A document longer than ``max_length`` becomes several rows. A causal model's documents are packed into full rows, in
-    which nothing attends across documents; the end of a document is asked for, too. A permutation model predicts from
-    left to right, or in drawn orders.
+    which nothing attends across documents; the end of a document is predicted, too. A permutation model predicts from
+    left to right, or in random orders.
     """
     texts = examples.texts[0]
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -104,10 +104,10 @@ def tokenize_documents(
 
 
 def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
-    """Tokenize conversations in the tokenizer's template; only the assistant's tokens and their ends are asked for.
+    """Tokenize conversations by the tokenizer's template; only the assistant's turns and their ends are targets.
 
-    What is longer than ``max_length`` is cut at its end and counted; a conversation that is left without an answer is
-    passed over and counted. A first turn of the assistant's is not asked for: nothing leads to it.
+    Conversations over ``max_length`` are truncated and counted; those left without an answer are skipped and counted. A
+    first turn of the assistant is no target: nothing precedes it.
 
     Raises:
         UsageError: no template, one that refuses a conversation or renders its beginning otherwise than its whole, or
@@ -139,20 +139,20 @@ ROLES = {
     "end": "a token that ends a text (eos_token)",
     "mask": "a token that stands for a gap (mask_token)",
 }
-"""What a task may need of a tokenizer."""
+"""Tokens that a task may need, with their descriptions for error lines."""
 
 
 def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed: Sequence[str]) -> None:
-    """Refuse a tokenizer without the tokens that a task needs, or without the places of its tokens.
+    """Refuse a tokenizer without the tokens or the character offsets that a task needs.
 
     Args:
         tokenizer: of a model.
         name: of the model.
         task: that needs it.
-        needed: names of ``ROLES``, and ``places`` for the characters that each token stands for.
+        needed: names of ``ROLES``, and ``places`` for the characters of each token.
 
     Raises:
-        UsageError: what it lacks, and how to name it.
+        UsageError: what is missing, and how to add it.
     """
     if "places" in needed and not tokenizer.is_fast:
         raise UsageError(
@@ -176,13 +176,13 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that has no way to write conversations."""
+    """Refuse a tokenizer without a chat template."""
     if not tokenizer.chat_template:
         raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
 
 
 def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
-    """A conversation in the tokenizer's template; with ``ask``, up to where the assistant speaks.
+    """Render a conversation by the tokenizer's chat template; with ``ask``, up to where the assistant speaks.
 
     Raises:
         UsageError: there is no template, or it refuses the conversation.
@@ -196,7 +196,7 @@ def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, 
 
 
 def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    """The characters of a rendered conversation that the assistant says, each turn with its end."""
+    """Character ranges of the assistant's turns in a rendered conversation, each with its end."""
     spans = []
     for number, turn in enumerate(chat):
         if number and turn["role"] == "assistant":
@@ -214,10 +214,10 @@ def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokeniz
 def tokenize_pairs(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, decoder_start: int, max_length: int
 ) -> TokenizedSplit:
-    """Tokenize sources and targets for an encoder-decoder; what is longer than ``max_length`` is cut and counted.
+    """Tokenize sources and targets for an encoder-decoder; texts over ``max_length`` are truncated and counted.
 
-    The target ends with the tokenizer's end token, and the decoder reads it one position later; a target that is cut
-    has no end, which would be taught where the text goes on.
+    The target ends with the tokenizer's end token, and the decoder reads it one position later; a truncated target has
+    no end token, which would teach to stop in mid-text.
     """
     sources, targets = (list(column) for column in examples.texts)
     read = tokenizer(sources, verbose=False)["input_ids"]
@@ -241,26 +241,26 @@ def tokenize_pairs(
 
 
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
+    """Return the special tokens that the tokenizer puts before and after a text."""
     special = set(tokenizer.all_special_ids)
     ids = tokenizer("a")["input_ids"]
     inner = [number for number, token in enumerate(ids) if token not in special]
-    if not inner:  # it knows no "a"
+    if not inner:  # "a" is not in its vocabulary
         ids = tokenizer.build_inputs_with_special_tokens([-1])
         inner = [ids.index(-1)]
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a left-to-right model reads before a document's first token, so that it is asked for with a context."""
+    """Return the token that a causal model reads before a document, so that the first token is predicted, too."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return [int(start)]
 
 
 def special_token_note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A sentence on texts that spell out special tokens, such as ``</s>``, which are not read as they are spelled.
+    """Warn of texts that spell out special tokens, such as ``</s>``, which are not read as ordinary text.
 
-    Nothing where no text does, or where the tokenizer takes them for ordinary words.
+    Empty if no text does, or if the tokenizer takes them for ordinary words.
     """
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     known = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
@@ -284,7 +284,7 @@ def special_token_note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _is_special(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text that spells a token out becomes that token."""
+    """True if a text that spells a token out becomes that token."""
     return tokenizer.convert_tokens_to_ids(word) in tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
@@ -296,7 +296,7 @@ def _parts(content: list[int], room: int) -> Iterator[list[int]]:
 def _packed(
     contents: Sequence[list[int]], start: list[int], end: list[int], max_length: int
 ) -> dict[str, list[list[int]]]:
-    """Rows of ``max_length`` positions that documents fill one after another; positions begin anew with each."""
+    """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document."""
     stream: dict[str, list[int]] = {"input_ids": [], "targets": [], "position_ids": [], "document": []}
     for number, content in enumerate(contents):
         targets = [IGNORED] * (len(start) - 1) + content + end
@@ -312,7 +312,7 @@ def _packed(
             columns[name].append(values[begin : begin + max_length])
     first = [row[0] for row in columns["position_ids"]]
     columns["position_ids"] = [
-        # A document that goes on in a new row begins anew there: a row's positions must not pass its length.
+        # A document that continues in a new row restarts there: positions must not exceed the row's length.
         [p - shift if d == row[0] else p for p, d in zip(positions, row, strict=True)]
         for positions, row, shift in zip(columns["position_ids"], columns["document"], first, strict=True)
     ]
@@ -320,9 +320,9 @@ def _packed(
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what makes a tokenizer's tokens: equal where the tokens of every text are.
+    """Hash a tokenizer: equal for tokenizers that give the same tokens for every text.
 
-    How far it cuts or pads is left out, which its library keeps in the same file.
+    Truncation and padding, which its library stores in the same file, are left out.
     """
     if tokenizer.is_fast:
         tree = json.loads(tokenizer.backend_tokenizer.to_str())

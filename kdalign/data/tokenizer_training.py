@@ -23,7 +23,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
     "causal": ("$A", "$A $B"),
     "seq2seq": ("$A </s>", "$A </s> $B </s>"),
 }
-"""For each family, what is put around a text and around a pair; ``:1`` is a token type."""
+"""Templates of a text and of a pair for each family; ``:1`` is a token type."""
 
 
 # Transformers rebuilds a tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file says:
@@ -41,15 +41,15 @@ def check_vocabulary_size(size: int, family: str) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of a text: no token is unknown, and every text decodes back to itself.
+    """Train a byte-level BPE tokenizer: no token is unknown, and every text decodes back to itself.
 
     The same texts give the same vocabulary. Merges that occur once are left out, so a short text gives fewer entries.
     A special token that a text spells out is that token, as users of ``[MASK]`` expect.
 
     Args:
-        texts: what is learned from; read once.
-        size: entries at most, special tokens included.
-        family: whose special tokens and template (``masked``, ``causal``, ``permutation`` or ``seq2seq``).
+        texts: training texts; read once.
+        size: largest number of entries, special tokens included.
+        family: of special tokens and template (``masked``, ``causal``, ``permutation`` or ``seq2seq``).
         positions: the longest input, in tokens.
 
     Raises:
@@ -88,13 +88,13 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
         model_input_names=["input_ids", *types, "attention_mask"],
         padding_side="left" if family == "permutation" else "right",  # XLNet sums a text up in its last token
         clean_up_tokenization_spaces=False,
-        unk_token=None,  # said, so that it is saved: a loading class with one of its own would put it there
+        unk_token=None,  # explicit, so that it is saved: otherwise a loading class sets its own
         **roles,
     )
 
 
 def requested_vocabulary_size(tokenizer: str) -> int | None:
-    """The number of entries that ``train:SIZE`` asks for; None for a tokenizer that is there already.
+    """Parse the number of entries of ``train:SIZE``; None for an existing tokenizer.
 
     Raises:
         UsageError: not a number.

@@ -1,4 +1,4 @@
-"""Texts as the rows on which their likelihood is taken: every token asked for once, with the context that is stated."""
+"""Sliding windows for the likelihood of texts: every token is predicted once, with a known context."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.tokenization import special_frame, start_token
 
 FEW = 20
-"""With fewer texts than this an interval resamples their rows: so few texts say nothing of the spread."""
+"""With fewer texts than this an interval resamples rows instead: so few texts tell nothing about the spread."""
 
 
 def windows(inputs: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Windows over ``inputs`` positions: (first input, end, first position that is asked for).
+    """Divide ``inputs`` positions into windows: (first input, end, first predicted position).
 
-    The first window asks for all its positions. Each later one goes on by ``stride`` and asks for what is new, so that
-    nothing is predicted from fewer than ``length - stride`` tokens; the last is as long as the others, too, and
-    reaches back for it. That is how lm-evaluation-harness rolls over a text.
+    The first window predicts all its positions. Each later one starts ``stride`` further and predicts what is new, so
+    that nothing is predicted from fewer than ``length - stride`` tokens; the last is as long as the others and starts
+    earlier for it. lm-evaluation-harness rolls over a text in the same way.
     """
     end = 0
     while end < inputs:
@@ -30,13 +30,13 @@ def windows(inputs: int, length: int, stride: int) -> Iterator[tuple[int, int, i
 def tokenize_causal_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
 ) -> TokenizedSplit:
-    """Rows for a causal model: a text's first token is predicted from the start token, all others from what precedes.
+    """Tokenize texts in windows for a causal model; the first token is predicted from the start token.
 
     Args:
         texts: documents.
         tokenizer: the model's.
-        length: tokens that a position may see, itself included.
-        stride: positions between one window and the next; ``length`` where left out.
+        length: number of tokens that a position may see, itself included.
+        stride: positions between one window and the next; ``length`` if left out.
     """
     contents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     start = special_frame(tokenizer)[0] or start_token(tokenizer)
@@ -45,7 +45,7 @@ def tokenize_causal_windows(
     for number, content in enumerate(contents):
         whole = [*start, *content]
         for begin, end, asked in windows(len(whole) - 1, length, stride or length):
-            asked = max(asked, len(start) - 1)  # the start itself is given
+            asked = max(asked, len(start) - 1)  # the start itself is not predicted
             columns["input_ids"].append(whole[begin:end])
             columns["targets"].append([IGNORED] * (asked - begin) + whole[asked + 1 : end + 1])
             origin.append(number)
@@ -55,10 +55,10 @@ def tokenize_causal_windows(
 def tokenize_permuted_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
 ) -> TokenizedSplit:
-    """Rows for a permutation model, predicted from left to right; a text's first token is given, not asked for.
+    """Tokenize texts in windows for a permutation model, left to right; a text's first token is not predicted.
 
-    Nothing leads to a text's first token: XLNet's mask would be empty there, and then sees everything. Its bytes, and
-    its word where it is a whole one, do not count either. Every window begins with a token that is only read.
+    Nothing precedes a text's first token: XLNet's mask would be empty there, and then it sees everything. Its bytes,
+    and its word if it is a whole one, do not count either. Every window begins with a token that is only read.
     """
     offsets = {"return_offsets_mapping": True, "add_special_tokens": False, "verbose": False}
     found = tokenizer(list(texts), **offsets)
@@ -67,7 +67,7 @@ def tokenize_permuted_windows(
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "order": []}
     origin, given = [], []
     for number, (content, places) in enumerate(zip(found["input_ids"], found["offset_mapping"], strict=True)):
-        # SentencePiece's blank, and the bytes of one character, share their place with the token that follows.
+        # SentencePiece's blank, and the bytes of one character, share their span with the token that follows.
         given.append(texts[number][: places[1][0]] if len(places) > 1 else texts[number])
         for begin, end, asked in windows(len(content) - 1, room - 1, min(stride or length, room - 1)):
             inner = content[begin : end + 1]
@@ -83,12 +83,12 @@ def tokenize_permuted_windows(
 
 @dataclass(frozen=True)
 class MaskSingleToken:
-    """Mask the token that is asked for, and with it what follows in its word, where that is wanted."""
+    """Mask one token, the target, and on request the rest of its word."""
 
     mask: int
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """The row with its mask and its one target."""
+        """Mask the row, and keep its one target."""
         position, end = row["asked"]
         ids, targets = list(row["input_ids"]), [IGNORED] * len(row["input_ids"])
         targets[position] = ids[position]
@@ -99,7 +99,7 @@ class MaskSingleToken:
 def tokenize_pseudo_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, within_words: bool = True
 ) -> TokenizedSplit:
-    r"""Rows for the pseudo-log-likelihood of a masked model: a row for each token, in which it is masked.
+    r"""Tokenize texts for a masked model's pseudo-log-likelihood: one row for each token, in which it is masked.
 
     .. math:: \mathrm{PLL}(x) = \sum_t \log p(x_t \mid x_{\setminus t})
 
@@ -128,7 +128,7 @@ def tokenize_pseudo_windows(
 
 
 def count_words_and_bytes(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
-    """The words and the bytes of texts, less those of the beginnings that are given: a word counts while any of it."""
+    """Count words and bytes of texts without their given beginnings; a partly given word counts."""
     words = sum(len(text.split()) for text in texts)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     for text, start in zip(texts, given, strict=False):
@@ -139,7 +139,7 @@ def count_words_and_bytes(texts: Sequence[str], given: Sequence[str] = ()) -> tu
 
 
 def _word_ends(words: Sequence[int | None]) -> list[int]:
-    """For each token, where its word ends; a token of no word is one by itself."""
+    """End of each token's word; a token outside words is one by itself."""
     ends = [0] * len(words)
     for position in reversed(range(len(words))):
         goes_on = position + 1 < len(words) and words[position] is not None and words[position + 1] == words[position]
@@ -156,7 +156,7 @@ def _scored(
     groups: np.ndarray[Any, Any] | None = None,
     **more: Any,
 ) -> TokenizedSplit:
-    """Rows with the words and bytes of what is asked for: all but what is given of each text."""
+    """Make a split of rows, with the words and bytes of all predicted text."""
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED, "order": -1, "asked": 0}
     words, size = count_words_and_bytes(texts, given)
     if groups is None and len(texts) >= FEW:

@@ -1,4 +1,4 @@
-"""Tasks: which columns hold the text, what the labels mean, which metrics score it, where the data lies."""
+"""Tasks: text columns, labels, metrics and the source of the data."""
 
 from kdalign.data.tasks.glue import GLUE, write_submission
 from kdalign.data.tasks.holdout import hold_out

@@ -1,4 +1,4 @@
-"""What the cells of a column are: text, numbers, or something that is neither and is refused with its row."""
+"""Check the cells of a column: text, numbers, or an error that names the row."""
 
 import json
 import math
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT_COLUMNS = ("text", "sentence", "content", "document", "body", "review")
-"""Names that a column of text is known by."""
+"""Usual names of a column of text."""
 
 Kind = Literal["text", "digits", "number", "truth", "other"]
-"""Of a cell: ``digits`` is a number that is written as text."""
+"""Kind of a cell; ``digits`` is a number written as text."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf(?:inity)?)", re.IGNORECASE)
@@ -31,23 +31,23 @@ _NOTHING = (
     )
     + "\u1680\u3000"
 )
-"""White space, control characters, and those without width: a text of these alone says nothing."""
+"""White space, control characters, and characters without width: a text of these alone is blank."""
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing that can be read: no character, or white space and control characters alone."""
+    """Return whether a text is empty, or has white space and control characters alone."""
     return not text.strip(_NOTHING)
 
 
 def is_missing(cell: object) -> bool:
-    """Whether a cell holds nothing: None, or the NaN that stands for it in columns of numbers."""
+    """Return whether a cell is None, or the NaN that stands for it in columns of numbers."""
     if isinstance(cell, float | np.floating):
         return math.isnan(cell)
     return cell is None or type(cell).__name__ in ("NaTType", "NAType")
 
 
 def column_cells(table: "pd.DataFrame", column: str) -> list[Any]:
-    """A column's cells as Python's own values."""
+    """Return a column's cells as Python values."""
     found: list[Any] = table[column].tolist()
     return found
 
@@ -56,10 +56,10 @@ def check_column(table: "pd.DataFrame", column: str, what: str, where: str) -> N
     """Refuse a table without a column, and name the nearest.
 
     Args:
-        table: that was read.
+        table: to look in.
         column: its name.
-        what: who needs it, such as ``task 'sst2'``.
-        where: which table, for the error line.
+        what: user of the column, such as ``task 'sst2'``.
+        where: name of the table, for the error line.
     """
     if column not in table.columns:
         names = [str(name) for name in table.columns]
@@ -70,16 +70,16 @@ def check_column(table: "pd.DataFrame", column: str, what: str, where: str) -> N
 
 
 def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | None = None) -> tuple[str, ...]:
-    """A column's texts.
+    """Read a column of texts.
 
     Args:
-        table: that was read.
-        column: of it.
-        where: which table, for error lines.
-        missing: what stands for a cell that holds nothing; None to refuse it.
+        table: to read from.
+        column: its name.
+        where: name of the table, for error lines.
+        missing: text for a missing cell; None to refuse it.
 
     Raises:
-        UsageError: a cell that is no text, or text that cannot be written as UTF-8; the line has the row.
+        UsageError: a cell that is no text, or text that is no UTF-8; the line names the row.
     """
     found = []
     for row, cell in enumerate(column_cells(table, column)):
@@ -94,10 +94,10 @@ def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | No
 
 
 def check_text(text: str, where: str, column: str) -> str:
-    """A text that can be written as UTF-8: one that holds no half of a surrogate pair.
+    """Return a text that can be written as UTF-8, without halves of surrogate pairs.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it has one.
     """
     if not text.isascii():
         try:
@@ -111,12 +111,12 @@ def check_text(text: str, where: str, column: str) -> str:
 
 
 def not_text_error(cell: object, where: str, column: str) -> UsageError:
-    """The error for a cell that is something else than text."""
+    """Build the error for a cell that is no text."""
     return UsageError(f"{where} has {describe_cell(cell)} in column {column!r}, where text is asked for")
 
 
 def describe_cell(cell: object) -> str:
-    """What a cell is, with its beginning, for an error line."""
+    """Describe a cell and show its beginning, for an error line."""
     match cell:
         case bool() | np.bool_():
             return f"the truth value {str(bool(cell)).lower()}"
@@ -141,7 +141,7 @@ def _beginning(value: object) -> str:
 
 
 def cell_kind(cell: object) -> Kind:
-    """The kind of a cell that holds something."""
+    """Return the kind of a cell that is not missing."""
     if isinstance(cell, str):
         return "digits" if parse_number(cell) is not None else "text"
     if isinstance(cell, bool | np.bool_):
@@ -150,12 +150,12 @@ def cell_kind(cell: object) -> Kind:
 
 
 def cell_kinds(cells: Iterable[object]) -> set[Kind]:
-    """The kinds of all cells that hold something."""
+    """Return the kinds of all cells that are not missing."""
     return {cell_kind(cell) for cell in cells if not is_missing(cell)}
 
 
 def parse_number(cell: object) -> float | None:
-    """The number that a cell holds or that its text writes; None where it is none. A comma divides no decimals."""
+    """Parse a number, or the text of one; None if it is none. A decimal comma is not accepted."""
     if isinstance(cell, str):
         text = cell.strip()
         return float(text) if _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) else None
@@ -168,16 +168,16 @@ def parse_number(cell: object) -> float | None:
 
 
 def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool = True) -> np.ndarray[Any, Any]:
-    """Cells that are numbers, or write one, as float64.
+    """Parse cells that are numbers, or the text of one, as float64.
 
     Args:
         cells: of the column.
-        where: which table, for error lines.
+        where: name of the table, for error lines.
         column: its name.
-        finite: whether infinities and NaN are refused, too.
+        finite: refuse infinities and NaN, too.
 
     Raises:
-        UsageError: one is none, or not finite; the line has the row.
+        UsageError: a cell that is no number, or not finite; the line names the row.
     """
     found = [parse_number(cell) for cell in cells]
     for row, value in enumerate(found):
@@ -191,12 +191,12 @@ def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool
 
 
 def has_comma(cell: object) -> bool:
-    """Whether a cell writes a number whose decimals follow a comma."""
+    """Return whether a cell is a number with a decimal comma."""
     return isinstance(cell, str) and _NUMBER.fullmatch(cell.strip().replace(",", ".", 1)) is not None
 
 
 def missing_header_hint(table: "pd.DataFrame") -> str:
-    """A clause for an error line where the columns' names look like a row of data; else nothing."""
+    """Hint, for an error line, that column names look like a row of data; empty if they do not."""
     names = [str(name) for name in table.columns]
     if any(looks_like_data(name) for name in names):
         first = shorten(printable(", ".join(map(repr, names))), 100)
@@ -205,9 +205,9 @@ def missing_header_hint(table: "pd.DataFrame") -> str:
 
 
 def looks_like_data(name: str) -> bool:
-    """Whether a column's name is a number or a sentence, as the first row of a file without a header is."""
+    """Return whether a column's name is a number or a sentence, like the first row of a file without a header."""
     return parse_number(name) is not None or len(name.split()) > _MOST_WORDS or name.rstrip().endswith((".", "!", "?"))
 
 
 _MOST_WORDS = 5
-"""Of a column's name."""
+"""Largest number of words of a column's name."""

@@ -1,4 +1,4 @@
-"""What a model is asked to write, and what it is compared with."""
+"""Generation cases: prompts with their reference texts."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ PREFIX_WORDS, SPAN_WORDS = 64, 16
 
 @dataclass(frozen=True)
 class GenerationCase:
-    """One text to be written.
+    """One text to generate.
 
     Attributes:
         prompt: the beginning of a text, or a source.
-        references: one or more that are right.
-        words: of the text that is held out, where a continuation ends with as many; 0 where a model ends itself.
-        stop: what ends a text, such as a line's end; empty where nothing does.
-        language: of the spacing in which continuations are compared, a code.
+        references: one or more correct texts.
+        words: number of words of a continuation, as many as its reference has; 0 if the model ends the text.
+        stop: string that ends a text, such as a line end; empty for none.
+        language: code of the language whose spacing rules continuations are normalised by.
     """
 
     prompt: str
@@ -31,29 +31,29 @@ class GenerationCase:
 
     @property
     def whole(self) -> str:
-        """The prompt with what is held out after it."""
+        """The prompt and the reference after it."""
         return f"{self.prompt} {self.references[0]}"
 
     @property
     def room(self) -> int:
-        """Tokens that hold so many words, even a byte each; 0 where a model ends its text itself.
+        """Token budget that holds ``words`` words even at a byte per token; 0 if the model ends the text.
 
-        In steps of 32, so that cases of one room, which are written together, are many.
+        In steps of 32, so that many cases have the same budget and are generated together.
         """
         needed = max(3 * self.words, len(self.references[0].encode())) + 16
         return -(-needed // 32) * 32 if self.words else 0
 
     def ended(self, text: str) -> bool:
-        """Whether a text that is being written needs no more: two words have begun after those that are wanted.
+        """Return whether a text is long enough: two words have begun after the wanted ones.
 
-        After one alone the last might still go on: ``all -`` becomes ``all-consuming``.
+        After only one, the last wanted word might still grow: ``all -`` becomes ``all-consuming``.
         """
         if self.stop and self.stop in text:
             return True
         return bool(self.words) and len(normalise_spacing([text], self.language)[0].split()) > self.words + 1
 
     def cut(self, text: str) -> str:
-        """What was written, up to its end; a continuation in the spacing that texts are compared in."""
+        """Cut a generated text at its end; a continuation gets normalised spacing."""
         if self.words:
             return first_words(normalise_spacing([text], self.language)[0], self.words)
         return (text.partition(self.stop)[0] if self.stop else text).strip()
@@ -62,10 +62,10 @@ class GenerationCase:
 def continuation_cases(
     examples: Examples, language: str = "", prefix: int = PREFIX_WORDS, span: int = SPAN_WORDS
 ) -> tuple[list[GenerationCase], int]:
-    """The protocol ``continuation``: a text's first half is given, and the words after it are held out.
+    """Build cases of the protocol ``continuation``: the first half of a text is the prompt, the rest the reference.
 
-    Texts are brought to one spacing first. Of a long one, the ``prefix`` words before its middle are given, and
-    ``span`` words after it held out. Returns the cases, and how many texts of one word were passed over.
+    Spacing is normalised first. Of a long text, the prompt is the ``prefix`` words before its middle, and the reference
+    the ``span`` words after it. Returns the cases, and the number of skipped texts of one word.
     """
     cases = []
     for text in normalise_spacing(examples.texts[0], language):
@@ -80,23 +80,23 @@ def continuation_cases(
 
 
 def source_cases(examples: Examples) -> list[GenerationCase]:
-    """A source each, with its references."""
+    """Build a case from each source and its references."""
     known = examples.references or [(target,) for target in examples.texts[1]]
     return [GenerationCase(source, tuple(right)) for source, right in zip(examples.texts[0], known, strict=True)]
 
 
 def prompted_cases(cases: Sequence[GenerationCase], task: LanguageTask) -> list[GenerationCase]:
-    """The same sources in the task's prompt, for models without an encoder, which answer with one line."""
+    """Put sources into the task's prompt, for models without an encoder, whose answer is one line."""
     return [replace(case, prompt=task.render_prompt({task.columns[0]: case.prompt}), stop="\n") for case in cases]
 
 
 def first_words(text: str, count: int) -> str:
-    """A text up to so many words."""
+    """Cut a text after a number of words."""
     return " ".join(text.split()[:count])
 
 
 def copy_baseline(case: GenerationCase) -> str:
-    """The baseline that says the prompt again: its last words, as many as are held out, or the whole source."""
+    """Copy the prompt as a baseline: as many of its last words as the reference has, or the whole source."""
     if not case.words:
         return case.prompt
     words = case.prompt.split()
@@ -105,7 +105,7 @@ def copy_baseline(case: GenerationCase) -> str:
 
 
 def normalise_spacing(texts: Sequence[str], language: str = "") -> list[str]:
-    """Texts with one spacing, whatever tokenizer wrote them: what was taken apart is put together by Moses' rules."""
+    """Normalise the spacing of tokenized and plain texts by the rules of Moses' detokenizer."""
     from sacremoses import MosesDetokenizer
 
     join = MosesDetokenizer(lang=language or "en")  # English's rules for apostrophes are those of most
@@ -113,7 +113,7 @@ def normalise_spacing(texts: Sequence[str], language: str = "") -> list[str]:
 
 
 def _joined(text: str) -> str:
-    """What tokenizers take apart as it is written: it's, don't, well-known, 1,000, 3.5, ... and --."""
+    """Join what tokenizers split: it's, don't, well-known, 1,000, 3.5, ... and --."""
     for apart, together in _APART:
         text = apart.sub(together, text)
     return text

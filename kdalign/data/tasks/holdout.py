@@ -1,7 +1,7 @@
-"""Hold out a slice of train by whole texts, so that it measures what the reported split will.
+"""Hold out a slice of train by whole texts, so that it measures the same as the reported split.
 
 SST-2's training rows are phrases of one another: a random slice shares text with nearly every other row. Here only
-texts that lie inside no other text are held out, and every row that lies inside a held-out one leaves training.
+texts that are part of no other text are held out, and every row that is part of a held-out one leaves training.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +23,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
 
     Args:
         examples: the training split.
-        share: of all rows, how many to hold out (at most 1,000).
+        share: of all rows to hold out (at most 1,000 rows).
         seed: of the draw.
 
     Returns:
@@ -54,11 +54,11 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
 
 
 LEAST_WORDS = 4
-"""Of a held-out text that may lie in no other: shorter ones are in too many to say anything."""
+"""Words of a held-out text from which on texts around it are looked for: shorter ones occur everywhere."""
 
 
 def rows_inside(examples: Examples, held: Examples) -> list[int]:
-    """The rows of which a text is the same as, or lies inside, one of those held out."""
+    """Find rows with a text that equals, or is part of, a held-out one."""
     rows = normalise_rows(examples)
     known = {text for row in rows for text in row if text}
     lengths = _lengths(known)
@@ -67,7 +67,7 @@ def rows_inside(examples: Examples, held: Examples) -> list[int]:
 
 
 def rows_around(examples: Examples, held: Examples) -> list[int]:
-    """The rows that have one of those held out, of ``LEAST_WORDS`` words or more, within one of their texts."""
+    """Find rows with a text that contains a held-out one of ``LEAST_WORDS`` words or more."""
     known = {text for row in normalise_rows(held) for text in row if len(text) >= LEAST_WORDS}
     lengths = _lengths(known)
     return [
@@ -78,12 +78,12 @@ def rows_around(examples: Examples, held: Examples) -> list[int]:
 
 
 def normalise_rows(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
-    """Each row's texts, word for word, in lower case."""
+    """Normalise each row's texts to words in lower case."""
     return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
 
 
 def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[int]]:
-    """For the first few words of each known text, how long the texts are that begin with them."""
+    """Lengths of known texts by their first few words."""
     lengths: dict[tuple[str, ...], set[int]] = {}
     for text in known:
         lengths.setdefault(text[:_FIRST_WORDS], set()).add(len(text))
@@ -91,7 +91,7 @@ def _lengths(known: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], set[in
 
 
 def _runs(text: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
-    """The runs of neighbouring words of a text, itself included, that begin and are as long as a known text."""
+    """Runs of words of a text, itself included, with the beginning and the length of a known text."""
     for start in range(len(text)):
         for end in range(start + 1, min(len(text), start + _FIRST_WORDS) + 1):
             for length in lengths.get(text[start:end], ()):

@@ -1,4 +1,4 @@
-"""Labels of a split as numbers in a task's order, whether they are written as names, numbers or truth values."""
+"""Read labels, written as names, numbers or truth values, as numbers in a task's order."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> np.ndarray[Any, Any] | None:
-    """The labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column).
+    """Read labels as numbers in the task's order; None for a split without labels (-1 everywhere, or no column).
 
-    A number that is written as text counts as the number.
+    A number written as text counts as the number.
     """
     if task.label not in table.columns:
         near = [str(name) for name in table.columns if str(name).strip().lower() == task.label.lower()]
@@ -57,10 +57,10 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
 
 
 def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
-    """The kinds of labels, all of which are of one: text, numbers or truth values.
+    """Check that labels are of one kind: text, numbers or truth values.
 
     Raises:
-        UsageError: one is something else, or of another kind than the first; the line has both.
+        UsageError: a label of another kind than the first, or of none; the line names both.
     """
     kinds = [cell_kind(cell) for cell in cells if not is_missing(cell)]
     rows = [row for row, cell in enumerate(cells) if not is_missing(cell)]
@@ -82,12 +82,12 @@ _ALIKE = {"text": "text", "digits": "text", "number": "number", "truth": "truth"
 
 
 def _numbers_named(task: ClassificationTask) -> dict[float, int]:
-    """Labels whose names are whole numbers, to their places."""
+    """Map labels with whole numbers as names to their places."""
     return {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
 
 
 def _by_name(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
-    """Labels that are text: names, or all of them numbers."""
+    """Read labels that are text: names, or the text of numbers."""
     numbers = {normalise_label(name): number for number, name in enumerate(task.labels)}
     encoded = [numbers.get(normalise_label(name), -1) for name in cells]
     if -1 not in encoded:
@@ -104,7 +104,7 @@ def _by_name(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.n
 def _by_number(
     task: ClassificationTask, cells: Sequence[object], named: Mapping[float, int], where: str
 ) -> np.ndarray[Any, Any]:
-    """Labels that are numbers: those that the task's names are, or places in its order."""
+    """Read labels that are numbers: names of the task's labels, or places in their order."""
     values = parse_numbers(cells, where, task.label)
     if len(named) < len(task.labels):
         named = {float(number): number for number in range(len(task.labels))}

@@ -1,4 +1,4 @@
-"""Tasks learnt from text without labels: which text, and which families of models can."""
+"""Language-modelling and embedding tasks: their texts, and the families of models that fit."""
 
 import json
 import re
@@ -42,7 +42,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "chat": ("causal",),
     "embedding": ("masked",),
 }
-"""Tasks learnt from text alone, and the families whose models learn them. ``lm`` is whatever fits the model."""
+"""Kinds of task without labels, and the families of models that fit; ``lm`` fits the model at hand."""
 
 _PAIRS = {
     "translation": ("source", "target"),
@@ -56,7 +56,7 @@ TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
     "dialogue": ("rouge1", "rouge2", "rougeL"),
     "transcription": ("cer", "wer"),
 }
-"""What texts are compared by where nobody says."""
+"""Default text metrics by kind of task."""
 _MESSAGES = ("messages", "conversations")
 _ROLES = ("system", "user", "assistant")
 
@@ -66,17 +66,17 @@ class LanguageTask:
     """A task whose answers are tokens, or a text's embedding.
 
     Attributes:
-        name: its word in flags and tables.
+        name: in flags and tables.
         kind: a key of ``FAMILIES``.
-        columns: columns of text, each a document; for translation and summarization, source and target. Empty where
-            the data shows which column it is.
-        source: where the data lies.
-        found: what was worked out from the data.
-        scored: of a task of embeddings, the pairs of texts with a degree of likeness that it is scored on.
-        references: columns that hold what is right, a text or several; the target where left out.
-        language: of what is written, a code such as ``de``; empty where nobody says.
-        prompt: how a model without an encoder is asked, with ``{column}`` for the source.
-        metrics: names of metrics of what is written; those of the kind where left out.
+        columns: columns of text, each a document; for translation and summarization, source and target. Empty if they
+            are inferred from the data.
+        source: of the data.
+        found: sentence on what was inferred from the data.
+        scored: for embeddings, the task of text pairs with a similarity that they are scored on.
+        references: columns of reference texts, one or several each; the target if empty.
+        language: code of the generated text's language, such as ``de``; empty if unknown.
+        prompt: template for models without an encoder, with ``{column}`` for the source.
+        metrics: names of text metrics; the kind's own if empty.
     """
 
     name: str
@@ -95,11 +95,11 @@ class LanguageTask:
 
     @property
     def text_metrics(self) -> tuple[str, ...]:
-        """What its texts are compared by where nobody says."""
+        """Metrics of generated texts: the task's own, or the kind's."""
         return self.metrics or TEXT_METRICS_OF.get(self.kind, ())
 
     def render_prompt(self, row: Mapping[str, str]) -> str:
-        """A source as it is given to a model without an encoder.
+        """Fill a source into the prompt for a model without an encoder.
 
         Raises:
             UsageError: the prompt names a column that is no source.
@@ -115,16 +115,16 @@ class LanguageTask:
 
     @property
     def word(self) -> str:
-        """Its name as it is given in flags, such as ``lm:sst2``."""
+        """Name in flags, such as ``lm:sst2``."""
         return self.name.replace(f"{self.kind}-", f"{self.kind}:", 1)
 
     @property
     def pairs(self) -> bool:
-        """Whether an example is a source and a target."""
+        """True if an example is a source and a target."""
         return self.kind in _PAIRS
 
     def check(self, family: str, model: str) -> None:
-        """Refuse a model of a family that cannot learn this."""
+        """Refuse a model of a family that does not fit the task."""
         if family not in FAMILIES[self.kind]:
             fitting = [kind for kind, families in FAMILIES.items() if family in families]
             raise UsageError(
@@ -133,7 +133,7 @@ class LanguageTask:
 
 
 def language_task(name: str) -> LanguageTask | None:
-    """The language-modelling task of that name, its data still to be placed; None where the name is of none.
+    """Parse a language-modelling task's name; None for other names. Its data may still be missing.
 
     ``lm:sst2`` takes a GLUE task's sentences, ``lm:COLUMN`` any column; ``translation:en-de`` names its columns.
 
@@ -170,16 +170,16 @@ def language_task(name: str) -> LanguageTask | None:
 
 
 _LANGUAGE = re.compile(r"[a-z]{2}(_[A-Z]{2})?|[a-z]{2,3}_[A-Z][a-z]{3}")
-"""How columns of a language are named: de, pt_BR, zho_Hans. Three letters alone are too often a word."""
+"""Names of a language's column: de, pt_BR, zho_Hans. Three letters alone are too often a word."""
 
 
 def _language_in(column: str) -> str:
-    """The language that a column's name is a code of; nothing where it is none."""
+    """Language code in a column's name; empty if it is none."""
     return language_code(column) if _LANGUAGE.fullmatch(column) and is_language(column) else ""
 
 
 def with_columns(task: LanguageTask) -> LanguageTask:
-    """The task with its columns worked out from the data, where they were not given."""
+    """Infer the columns from the data, if they were not given."""
     if task.kind == "chat" and not task.columns:
         return _with_messages(task)
     if task.kind == "embedding":
@@ -189,11 +189,11 @@ def with_columns(task: LanguageTask) -> LanguageTask:
 
 
 def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
-    """The task with the columns that embeddings are learnt from: the text of train, or its pairs, if it has any.
+    """Infer the columns to train embeddings on: the text of train, or its pairs.
 
     Args:
         task: without columns.
-        pair: the columns of the split that is scored. Where there is no train, they are all there is.
+        pair: columns of the scored split, which are taken if there is no train.
     """
     if split_exists(task.source, task.train):
         names = [str(name) for name in load_table(task.source, task.train, text_files=True).columns]
@@ -203,7 +203,7 @@ def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
 
 
 def _likeness(task: LanguageTask) -> ClassificationTask:
-    """The pairs that embeddings are scored on: two columns of text and a number, in the split that is reported."""
+    """Infer the pairs that embeddings are scored on: two columns of text and a number in the reported split."""
     (split,) = task.evaluation
     table = load_table(task.source, split)
     numbers = [str(name) for name in table.columns if name in ("label", "score", "similarity", "similarity_score")]
@@ -252,7 +252,7 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
 def load_texts(task: LanguageTask, split: str) -> Examples:
     """Read a split's documents, or its pairs of source and target.
 
-    Documents without a word are passed over and counted; a pair must be whole. A conversation becomes JSON, a list of
+    Documents without a word are skipped and counted; a pair must be complete. A conversation becomes JSON, a list of
     objects with ``role`` and ``content``.
 
     Raises:
@@ -291,9 +291,9 @@ def _rows(table: "pd.DataFrame", column: str) -> Iterator[tuple[int, Any]]:
 
 
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
-    """What is right for each row: the texts of its columns of references, each once; empty where the target is all.
+    """Reference texts of each row, without repetition; empty if the target is the only one.
 
-    A row may have fewer than another: nothing and blanks stand for one that is not there.
+    A row may have fewer than another: missing and blank cells are left out.
     """
     for column in task.references:
         check_column(table, column, f"task {task.name!r}", where)
@@ -316,14 +316,14 @@ def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[
 
 
 def _object(value: Any, row: int, where: str) -> dict[str, Any]:
-    """A row of a column ``translation`` as WMT and OPUS keep it: one object with a text for each language."""
+    """Parse a row of a column ``translation`` as in WMT and OPUS: an object with a text for each language."""
     if not isinstance(value, dict):
         raise UsageError(f"{where}: row {row} has no object of texts in column 'translation'")
     return value
 
 
 def _chat(value: Any, where: str) -> str:
-    """A conversation as JSON, checked."""
+    """Check a conversation, and write it as JSON."""
     turns = list(value) if isinstance(value, list | np.ndarray) else []
     messages = []
     for number, turn in enumerate(turns):
@@ -348,6 +348,6 @@ def _chat(value: Any, where: str) -> str:
 
 
 def _first_split(task: LanguageTask) -> str:
-    """The training split, or where there is none, the first that there is: to be scored, a task needs no train."""
+    """Training split, or without one the first that exists: a task that is only scored needs no train."""
     splits = (task.train, *task.evaluation, *task.test)
     return next((split for split in splits if split_exists(task.source, split)), task.train)

@@ -1,4 +1,4 @@
-"""Read a split: from a folder of files or from the hub, checked before any model is loaded."""
+"""Load a split from a folder of files or from the hub, and check it before any model is loaded."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """A split's texts and labels.
+    """Texts and labels of a split.
 
     Attributes:
         texts: one column of texts, or two of the same length.
         labels: class numbers (int64) or scores (float64); None where the split has none.
-        passed_over: documents without a word that were left out.
-        blank: rows with a text of white space or control characters alone, which are kept.
-        references: for each row all texts that are right; empty where the second column is all there is.
+        passed_over: number of documents without a word, which were left out.
+        blank: number of rows with a blank text, which are kept.
+        references: all reference texts of each row; empty if the second column is the only one.
     """
 
     split: str
@@ -43,7 +43,7 @@ class Examples:
         return len(self.texts[0])
 
     def take(self, rows: Sequence[int]) -> "Examples":
-        """The examples of these rows, in this order."""
+        """Select rows, in this order."""
         return replace(
             self,
             texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
@@ -52,7 +52,7 @@ class Examples:
         )
 
     def fingerprint(self) -> str:
-        """A hash of texts and labels."""
+        """Hash texts and labels."""
         digest = hashlib.sha256()
         for column in self.texts:
             for text in column:
@@ -65,7 +65,7 @@ class Examples:
 
 
 def load_examples(task: ClassificationTask, split: str) -> Examples:
-    """Read and check a split.
+    """Load and check a split.
 
     Raises:
         UsageError: no such split, file of another format, missing column, row without text, label outside the
@@ -78,9 +78,9 @@ def load_examples(task: ClassificationTask, split: str) -> Examples:
 
 
 def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
-    """Read texts in a task's columns from a file, or from the split ``train`` of a folder, whatever their labels.
+    """Load texts of a task's columns from a file, or from the split ``train`` of a folder, without labels.
 
-    A ``.txt`` file holds one text a line, for tasks of single texts; blank lines are passed over and counted.
+    A ``.txt`` file holds one text per line, for tasks of single texts; blank lines are skipped and counted.
 
     Raises:
         UsageError: nothing there, another format, a missing column, a row without text, or no rows at all.
@@ -114,7 +114,7 @@ def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
 
 
 def _texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
-    """The texts of a task's columns, every row of which has one."""
+    """Read the texts of a task's columns; no cell may be missing."""
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
     for column in task.columns:
@@ -123,10 +123,10 @@ def _texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple
 
 
 def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
-    """How many rows have a text with nothing to read; they stay, for rows are known by their number.
+    """Count rows with a blank text; they stay, since rows are known by their number.
 
     Raises:
-        UsageError: no row has anything to read.
+        UsageError: all rows are blank.
     """
     blank = [sum(map(is_blank, row)) for row in zip(*texts, strict=True)]
     if all(count == len(texts) for count in blank):
@@ -135,12 +135,12 @@ def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
 
 
 def load_table(source: DataSource, split: str, text_files: bool = False) -> "pd.DataFrame":
-    """Read a split as a table.
+    """Load a split as a table.
 
     Args:
         source: a folder, or a data set on the hub.
         split: its name.
-        text_files: whether a ``.txt`` file counts, too.
+        text_files: accept ``.txt`` files, too.
     """
     if source.folder is None:
         return _from_hub(source, split)
@@ -148,7 +148,7 @@ def load_table(source: DataSource, split: str, text_files: bool = False) -> "pd.
 
 
 def split_exists(source: DataSource, split: str) -> bool:
-    """Whether a source has a split."""
+    """Return whether a source has a split."""
     if source.folder is not None:
         return bool(split_files(source.folder, split, TEXT_FORMATS))
     import datasets
@@ -173,10 +173,10 @@ def _from_folder(folder: Path, split: str, formats: Sequence[str]) -> "pd.DataFr
 
 
 def _read_all(files: Sequence[Path]) -> "pd.DataFrame":
-    """The rows of a split's files, one after another.
+    """Read the files of a split into one table.
 
     Raises:
-        UsageError: one cannot be read, or has other columns than the first.
+        UsageError: a file cannot be read, or has other columns than the first.
     """
     import pandas as pd
 
@@ -210,7 +210,7 @@ def _from_hub(source: DataSource, split: str) -> "pd.DataFrame":
 
 @contextmanager
 def _reading(failure: str) -> Iterator[None]:
-    """Turn what goes wrong between here and a data set on the hub into one line that starts with ``failure``."""
+    """Turn errors of loading a data set from the hub into one line that starts with ``failure``."""
     import datasets
     import yaml
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its HTTP library's

@@ -1,4 +1,4 @@
-r"""Classification as text: questions that a model answers by a word for each label.
+r"""Classification prompts: questions that a language model answers with a word for each label.
 
 A question is a context and, for each label, an answer that begins with its separator, so that context and answer
 together are the whole text. The likeliest answer is the model's class, as lm-evaluation-harness scores GLUE
@@ -19,10 +19,10 @@ from kdalign.errors import UsageError
 
 @dataclass(frozen=True)
 class PromptedExample:
-    """What a model reads, and what it may answer: ``context + answers[k]`` is the whole text of label k.
+    """Prompt and possible answers of an example: ``context + answers[k]`` is the whole text of label k.
 
     Attributes:
-        context: all before the answer and its separator.
+        context: text before the answer and its separator.
         answers: in the task's label order, each with the separator before it.
     """
 
@@ -31,18 +31,18 @@ class PromptedExample:
 
 
 def prompt_template(task: ClassificationTask) -> PromptTemplate:
-    """The task's own wording, or the plain one.
+    """Return the task's own prompt template, or the default one.
 
     Raises:
-        UsageError: the task asks for a score, which no word stands for.
+        UsageError: the task has a score, which no word stands for.
     """
     return task.wording or default_template(task)
 
 
 def default_template(task: ClassificationTask) -> PromptTemplate:
-    r"""The wording of a task that brings none: its columns by their names, then its labels to choose from.
+    r"""Build the default template: the columns by their names, then the labels to choose from.
 
-    Of the columns ``subject`` and ``body`` and the labels ``billing``, ``bug`` and ``not_ours`` of ``queue``::
+    For columns ``subject`` and ``body`` and labels ``billing``, ``bug`` and ``not_ours`` of ``queue``::
 
         subject: {subject}
         body: {body}
@@ -52,7 +52,7 @@ def default_template(task: ClassificationTask) -> PromptTemplate:
     Underscores are read as spaces.
 
     Raises:
-        UsageError: the task asks for a score.
+        UsageError: the task has a score.
     """
     if task.regression:
         raise UsageError(
@@ -66,30 +66,30 @@ def default_template(task: ClassificationTask) -> PromptTemplate:
 
 
 def _literal(words: str) -> str:
-    """Words as they stand in a template."""
+    """Escape words for a template."""
     return words.replace("_", " ").replace("{", "{{").replace("}", "}}")
 
 
 def prompt_examples(
     task: ClassificationTask, examples: Examples, shots: Examples | None = None, count: int = 0, seed: int = 0
 ) -> list[PromptedExample]:
-    """A question for every example, after ``count`` solved examples.
+    """Build the prompt of every example, after ``count`` solved examples.
 
-    As lm-evaluation-harness does by default for these tasks, every question gets examples of its own, drawn at random
-    from the training split without regard to their labels, in the order of the draw. Unlike there, where one generator
-    goes on from question to question, a draw is a function of (seed, the example's number) alone: the first questions
-    of a split are the same however many follow. So the draws are others than the harness', of the same distribution.
-    A solved example is never the question's own: rows with the same texts are left out.
+    As in lm-evaluation-harness by default for these tasks, every question gets solved examples of its own, drawn at
+    random from the training split without regard to their labels, in the order of the draw. Unlike there, where one
+    generator runs from question to question, a draw is a function of (seed, the example's number) alone: the first
+    questions of a split are the same whatever its size. So the draws differ from the harness', with the same
+    distribution. Rows with the question's own texts are left out.
 
     Args:
-        task: what is asked.
-        examples: what it is asked about.
-        shots: the split from which solved examples are drawn.
-        count: how many.
+        task: of classes.
+        examples: to classify.
+        shots: split to draw solved examples from.
+        count: number of solved examples per question.
         seed: of the draws.
 
     Raises:
-        UsageError: the task asks for a score, or there are too few solved examples to draw from.
+        UsageError: the task has a score, or there are too few solved examples to draw from.
     """
     wording = prompt_template(task)
     answers = tuple(wording.separator + answer for answer in wording.answers)
@@ -104,7 +104,7 @@ def prompt_examples(
     copies = Counter(solved)
     found = []
     for number, (row, question) in enumerate(zip(rows, asked, strict=True)):
-        # So many more are drawn that enough are left without the question's own texts.
+        # Enough are drawn that ``count`` are left without the question's own texts.
         wanted = count + copies[row]
         if wanted > len(solved):
             raise UsageError(

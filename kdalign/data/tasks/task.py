@@ -1,4 +1,4 @@
-"""What a classification or regression task is."""
+"""Classification and regression tasks, and their prompt templates."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from kdalign.registry import names_code, resolve, trust
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where data lies: a folder with one file a split, or a data set on the hub."""
+    """Source of data: a folder with a file per split, or a data set on the hub."""
 
     folder: Path | None = None
     dataset: str | None = None
@@ -20,7 +20,7 @@ class DataSource:
 
     @property
     def flags(self) -> str:
-        """The flags that name it, with a space before; nothing where a task brings its own."""
+        """Flags that name the source, with a space before; empty for a task with a source of its own."""
         return f" --data {self.folder}" if self.folder is not None else ""
 
     def __str__(self) -> str:
@@ -31,15 +31,15 @@ class DataSource:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    r"""How a classification task is put to a model that answers in words.
+    r"""Prompt template of a classification task for language models.
 
     Attributes:
-        template: the question, with each column's text at its place, ``{column}``; ``{{`` and ``}}`` are braces.
-        answers: for each label, in the task's order, the word that stands for it.
-        separator: what stands between a question and its answer.
-        between: what stands between a solved example and the next question.
-        sentences: columns whose text is stripped, and ended with a full stop where it has none.
-        origin: whose words these are, for a score's signature.
+        template: question with a place ``{column}`` for each column's text; ``{{`` and ``}}`` are braces.
+        answers: word for each label, in the task's order.
+        separator: text between a question and its answer.
+        between: text between a solved example and the next question.
+        sentences: columns whose text is stripped and ended with a full stop.
+        origin: source of the template, for a score's signature.
     """
 
     template: str
@@ -50,7 +50,7 @@ class PromptTemplate:
     origin: str = "prompt of its own"
 
     def fill(self, columns: Sequence[str], texts: Sequence[str]) -> str:
-        """The question about these texts, one for each column."""
+        """Fill in the texts of an example, one per column."""
         at = {f"{{{column}}}": text for column, text in zip(columns, texts, strict=True)} | {"{{": "{", "}}": "}"}
         for column in self.sentences:
             text = at[f"{{{column}}}"].strip()
@@ -58,11 +58,11 @@ class PromptTemplate:
         return "".join(at.get(part, part) for part in _parts(self.template))
 
     def check(self, name: str, columns: Sequence[str], labels: Sequence[str]) -> None:
-        """Refuse a wording that does not fit the task of this name.
+        """Refuse a template that does not fit the task of this name.
 
         Raises:
-            UsageError: a place that is no column, a column without a place, a lone brace, or answers that do not tell
-                the labels apart.
+            UsageError: a place that is no column, a column without a place, a lone brace, or two labels with the same
+                answer.
         """
         if not labels:
             raise UsageError(f"task {name!r} asks for a score: a prompt and answers need 'labels' to choose from")
@@ -87,27 +87,27 @@ class PromptTemplate:
 
 
 def _parts(template: str) -> list[str]:
-    """A template's plain text, and between two of its pieces a place or a doubled brace."""
+    """Split a template at its places and doubled braces, which are every second part."""
     return re.split(r"(\{\{|\}\}|\{[^{}]*\})", template)
 
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A task over one text or a pair of texts.
+    """Classification or regression of one text or a pair of texts.
 
     Attributes:
-        name: its word in flags and tables.
+        name: in flags and tables.
         columns: the text column, or the two of a pair.
         labels: class names in the order of their numbers in the data; empty for regression.
         metrics: names; the first is the primary one.
-        source: where the data lies.
-        label: the column with the label.
-        evaluation: the splits that are reported; those after the first only where they exist.
+        source: of the data.
+        label: name of the label column.
+        evaluation: reported splits; those after the first only if they exist.
         test: splits of the leaderboard, usually without labels.
         submission: file names of the leaderboard for the test splits.
-        order_unknown: the labels were sorted by name, so their numbers say nothing about a model's outputs.
-        found: what was worked out from the data, a sentence for the user; empty where everything was given.
-        wording: how it is put to a model that answers in words; None for the plain one (``prompts.wording_of``).
+        order_unknown: true if the labels were sorted by name, so their numbers tell nothing about a model's outputs.
+        found: sentence on what was inferred from the data; empty if everything was given.
+        wording: prompt template; None for the default one (``prompts.default_template``).
     """
 
     name: str
@@ -143,19 +143,19 @@ class ClassificationTask:
 
     @property
     def regression(self) -> bool:
-        """Whether the label is a score instead of a class."""
+        """True if the label is a score instead of a class."""
         return not self.labels
 
     @property
     def outputs(self) -> int:
-        """The number of outputs that a model's head needs."""
+        """Number of outputs of a model's head."""
         return len(self.labels) or 1
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name, ``package.module:Name`` or ``file.py:Name``.
+        """Look up a metric by its name, ``package.module:Name`` or ``file.py:Name``.
 
         Raises:
-            UsageError: there is none, or it is code that nobody allowed to be run (``extend``).
+            UsageError: there is none, or it is code that is not trusted (``kdalign.registry``).
         """
         found: object = resolve(name, METRICS, "metric")
         if not isinstance(found, Metric):
@@ -165,22 +165,22 @@ class ClassificationTask:
         return found
 
     def fits(self, metric: Metric) -> bool:
-        """Whether a metric is for this kind of task and its number of classes."""
+        """Return whether a metric fits this kind of task and its number of classes."""
         return metric.regression == self.regression and (not metric.binary or len(self.labels) == 2)
 
 
 def normalise_label(label: str) -> str:
-    """A label's name without case, separators and spaces, for matching; a number keeps its sign."""
+    """Strip case, separators and spaces from a label's name, for matching; a number keeps its sign."""
     if re.fullmatch(r"-?\d+(\.\d+)?", str(label).strip()):
         return str(label).strip()
     return re.sub(r"[\s_\-]+", "", str(label)).lower()
 
 
 def label_order(names: Sequence[str], task: ClassificationTask) -> tuple[int, ...] | None:
-    """For each of the task's labels, the number of the model's output that stands for it.
+    """Match the task's labels with a model's outputs: the output's number for each label.
 
-    Names are matched first. Names such as ``LABEL_0`` say nothing, if they count up: their places are taken for the
-    task's, unless the task's own were made by sorting. Returns None where nothing matches.
+    Names are matched first. Names such as ``LABEL_0`` that count up tell nothing: their order is taken for the task's,
+    unless the task's own came from sorting. Returns None if nothing matches.
     """
     numbers = {normalise_label(name): number for number, name in enumerate(names)}
     wanted = [normalise_label(label) for label in task.labels]
