@@ -1,1 +1,1 @@
-"""Which teacher layer teaches which student layer: the plan, layer maps, similarity, projections, calibration."""
+"""Alignment of student layers with teacher layers: plans, layer maps, similarity, projections, calibration."""

@@ -1,4 +1,4 @@
-"""What is measured on a few texts before training: how far the teacher's features spread, and how alike layers are."""
+"""Measure, on a few texts before training, the variance of the teacher's features and the similarity of layers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,21 +18,21 @@ from kdalign.models.capture import Activations, CaptureSpec, capture, inference_
 from kdalign.models.teacher import Teacher
 
 CALIBRATION_TOKENS = 16_384
-"""Read by the teacher to measure how far its features spread."""
+"""Number of tokens on which the variance of the teacher's features is measured."""
 SIMILARITY_TOKENS = 4_096
-"""Read by both models to measure how alike their layers are."""
+"""Number of tokens on which the similarity of layers is measured."""
 UNTRAINED = "the student is untrained: how alike its layers are says nothing of what they will learn"
 
 
 def calibrate(
     plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device, *, every: bool = False
 ) -> Plan:
-    r"""Measure each mapped teacher layer's feature variance over real tokens, and keep it in the plan.
+    r"""Measure each mapped teacher layer's feature variance over real tokens, and store it in the plan.
 
     .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
 
     The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it. With
-    ``every``, those of all layers of the aligned stacks, which may be mapped later.
+    ``every``, all layers of the aligned stacks are measured, since they may be mapped later.
     """
     stacks = {theirs.name for theirs, _ in plan.stacks}
     layers = frozenset(plan.teaching)
@@ -67,16 +67,16 @@ def measure_layer_map(
     texts: str,
     seed: int,
 ) -> Plan:
-    """A plan with the similarities of its layers on a few of these texts, and the map that they suggest.
+    """Measure the similarities of layers on a few texts, and update the plan's map if it depends on them.
 
     Args:
-        plan: whose maps may be stand-ins.
-        teacher: read without gradients, in eval mode; so is the student.
-        student: of whose tokens the texts are.
-        encoded: texts.
+        plan: its map may be provisional.
+        teacher: read without gradients, in eval mode, like the student.
+        student: reads the texts' tokens.
+        encoded: texts to sample from.
         special: ids of special tokens, which do not count.
-        texts: what they are called.
-        seed: of the few.
+        texts: name of the texts, for the reader.
+        seed: of the sample.
     """
     batches = list(sample_batches(encoded, seed, SIMILARITY_TOKENS))
     alike_layers, tokens = measure_similarities(plan, teacher, student, batches, special, student.device)
@@ -91,12 +91,12 @@ def measure_similarities(
     special: Sequence[int],
     device: torch.device,
 ) -> tuple[dict[str, Alike], int]:
-    """How alike each student layer is to each teacher layer, for every aligned stack; and over how many tokens.
+    """Measure the CKA of each student layer with each teacher layer, for every aligned stack; and count the tokens.
 
     Args:
-        plan: which stacks are aligned.
-        teacher: read without gradients, in eval mode; so is the student.
-        student: of whose tokens the texts are.
+        plan: aligned stacks.
+        teacher: read without gradients, in eval mode, like the student.
+        student: reads the texts' tokens.
         batches: of texts.
         special: ids of special tokens, which do not count.
         device: of both models.
@@ -125,7 +125,7 @@ def start_projections(
     batches: Iterable[Batch],
     device: torch.device,
 ) -> None:
-    """Let projections start where the plan's style says: fitted to the features that both models have of some texts."""
+    """Initialise projections as the plan's style says, fitted to both models' features of some texts."""
     ours, theirs = _gathered(plan, (student, teacher), batches, (), device)
     for shape in plan.projections:
         pairs = [(shape.student, shape.teacher)]
@@ -144,7 +144,7 @@ def _gathered(
     special: Sequence[int],
     device: torch.device,
 ) -> tuple[dict[Layer, Tensor], ...]:
-    """For each of two models, every layer's features, (tokens, width), of the positions that count."""
+    """Collect the features of every layer of both models, (tokens, width), at counted positions."""
     stacks = {ours.name for _, ours in plan.stacks}
     kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
     for batch in batches:
@@ -158,7 +158,7 @@ def _gathered(
 
 
 def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Activations]:
-    """The student's signals and the teacher's, at the student's positions."""
+    """Capture the student's and the teacher's activations at the student's positions."""
     student, teacher = both
     yield _features(student, batch.inputs)
     signals = _features(teacher, batch.taught_inputs)
@@ -173,7 +173,7 @@ def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
 
 
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
-    """(batch, time): the positions of a stack that count, without special tokens."""
+    """(batch, time), counted positions of a stack without special tokens."""
     target = plan.student.reads_target(stack)
     counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.compared, "input_ids")
     return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

@@ -1,4 +1,4 @@
-"""Which teacher layer for which student layer: fixed choices, and choices by measured similarity."""
+"""Layer maps chosen by measured similarity, and the names of special maps."""
 
 from collections.abc import Callable, Mapping
 
@@ -24,17 +24,17 @@ def _transported(alike: Alike) -> Flows:
 
 
 MEASURED: Mapping[str, Callable[[Alike], Flows]] = {"cka": _path, "emd": _transported}
-"""Maps chosen by how alike layers are: the best path that never goes back, and the earth mover's flow."""
+"""Maps by similarity: the best monotone path, and the earth mover's flow."""
 
 
 TOP = "top"
-"""The last layer with the last layer alone."""
+"""Map of the last layers alone."""
 LEARNED = "learned"
-"""Every student layer with all teacher layers, to which it attends (ALP-KD, Passban et al. 2021, arXiv:2012.14022)."""
+"""Map in which each student layer attends to all teacher layers (ALP-KD, Passban et al. 2021, arXiv:2012.14022)."""
 
 
 def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
-    """The function behind a measured map: a shipped one, ``package.module:name`` or ``file.py:name``.
+    """Look up a measured map's function: a shipped one, ``package.module:name`` or ``file.py:name``.
 
     Raises:
         UsageError: there is none.
@@ -46,5 +46,5 @@ def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
 
 
 def is_measured_map(choice: str) -> bool:
-    """Whether a map can only be chosen once both models have read some text."""
+    """Return whether a map depends on similarities, which are measured on texts."""
     return choice in MEASURED or names_code(choice)

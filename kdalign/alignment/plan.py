@@ -1,4 +1,4 @@
-"""The plan: which teacher layer teaches which student layer, with what weight and through what projection.
+"""Alignment plan: pairs of student and teacher layers, with their weights and projections.
 
 Pure data, JSON both ways. Layers count from 0; the embeddings are not a layer.
 """
@@ -18,7 +18,7 @@ from kdalign.models.layouts import LAYOUTS
 
 
 def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
-    """Layers of each stack for the reader: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
+    """Format the layers of each stack: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
     each = {name: " ".join(map(str, numbers)) for name, numbers in layers.items()}
     return ", ".join(f"{name} {numbers}" if len(each) > 1 else numbers for name, numbers in each.items())
 
@@ -43,14 +43,14 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class ProjectionStyle:
-    """What projections are.
+    """Style of projections.
 
     Attributes:
         kind: ``linear``, ``norm`` (linear and a layer norm), ``mlp`` (two linear maps around a GELU), or ``orthogonal``
             (its rows or columns stay orthonormal).
-        side: whose features are projected to the other's width, the ``student``'s or the ``teacher``'s.
+        side: model whose features are projected to the other's width, ``student`` or ``teacher``.
         shared: one for all pairs of a stack instead of one for each.
-        start: ``random``, or from calibration: ``least-squares``, ``procrustes``, ``pca``.
+        start: initial weights: ``random``, or fitted: ``least-squares``, ``procrustes``, ``pca``.
     """
 
     kind: Literal["linear", "norm", "mlp", "orthogonal"] = "linear"
@@ -77,12 +77,12 @@ STARTS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("random",),
     "orthogonal": ("random", "procrustes", "pca"),
 }
-"""For each kind of projection, how it can start."""
+"""Accepted initialisations of each kind of projection."""
 
 
 @dataclass(frozen=True)
 class ProjectionShape:
-    """A map from one side's width to the other's, for one pair of layers or, where it is shared, all of a stack."""
+    """Shape of a map from one side's width to the other's, for a pair of layers or, if shared, all pairs of a stack."""
 
     student: Layer
     teacher: Layer
@@ -92,13 +92,13 @@ class ProjectionShape:
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The width that goes in and the width that comes out."""
+        """Input and output width."""
         widths = self.student_width, self.teacher_width
         return widths if self.style.side == "student" else widths[::-1]
 
     @property
     def parameters(self) -> int:
-        """Its number of weights; linear maps have no bias."""
+        """Number of weights; linear maps have no bias."""
         into, out = self.ends
         match self.style.kind:
             case "norm":
@@ -110,7 +110,7 @@ class ProjectionShape:
 
 @dataclass(frozen=True)
 class HeadMix:
-    """Learned shares by which a student layer's heads are mixed into as many as its teacher layer has."""
+    """Learned mixture of a student layer's heads into as many as its teacher layer has."""
 
     student: Layer
     teacher: Layer
@@ -119,33 +119,32 @@ class HeadMix:
 
 
 def mixture_layer(student: Layer) -> Layer:
-    """What a student layer is compared with where it attends to several teacher layers: the mean it makes of them."""
+    """Name the mixture of teacher layers that a student layer attends to."""
     return Layer(f"{student.stack}_all", student.number)
 
 
 def cross_attention_layer(layer: Layer) -> Layer:
-    """In a decoder, the attention to the encoder that stands beside a layer, or beside a blend of layers."""
+    """Name the cross-attention of a decoder layer, or of a mixture of layers."""
     return Layer(layer.stack.replace("decoder", CROSS), layer.number)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What aligns a student with its teacher.
+    """Alignment of a student with its teacher.
 
     Attributes:
         maps: one per aligned pair of stacks.
-        projections: for pairs whose widths differ, in their style; empty where they agree. Shared ones are named by the
-            first pair of their stack.
+        projections: for pairs of different widths, in one style. A shared one is named by the first pair of its stack.
         statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
-        chosen: how the map was chosen, for the reader.
-        choice: the measured map that was asked for; empty for one that needs no measuring.
+        chosen: description of the map's choice, for the reader.
+        choice: name of a measured map; empty for a fixed one.
         similarities: for each stack, the CKA of every student layer with every teacher layer, once measured.
-        heads: how attention maps are compared: ``each``, ``mean`` or ``mix``.
-        relations: what the relations between positions are of: ``values``, or ``all`` of queries, keys and values.
-        relation_heads: of relations between positions.
-        style: of the projections.
-        attended: whether each student layer is compared with a mean of its map's teacher layers, to which it attends.
-        weighting: how lambda_l go on from the maps' weights: ``static`` (they stay), ``learned`` or ``adaptive``.
+        heads: comparison of attention maps: ``each``, ``mean`` or ``mix``.
+        relations: compared parts of attention: ``values``, or ``all`` of queries, keys and values.
+        relation_heads: number of relation heads.
+        style: of projections.
+        attended: true if each student layer is compared with a learned mixture of its map's teacher layers.
+        weighting: change of lambda_l during training: ``static`` (none), ``learned`` or ``adaptive``.
     """
 
     teacher: Architecture
@@ -165,7 +164,7 @@ class Plan:
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
-        """The mixes of heads that attention maps need, those of the attention to the encoder, too."""
+        """Mixtures of heads that attention maps need, also those of cross-attention."""
         found = []
         for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
             crossing = self.student.reads_target(one.student_stack)
@@ -179,7 +178,7 @@ class Plan:
 
     @property
     def stacks(self) -> tuple[tuple[Stack, Stack], ...]:
-        """The aligned stacks, the teacher's and the student's."""
+        """Aligned pairs of stacks, teacher first."""
         return tuple((self.teacher.stack(m.teacher_stack), self.student.stack(m.student_stack)) for m in self.maps)
 
     def __post_init__(self) -> None:
@@ -218,11 +217,11 @@ class Plan:
 
     @property
     def pairs(self) -> tuple[tuple[Layer, Layer, float], ...]:
-        """All (student layer, teacher layer, lambda_l) that are compared, stack by stack."""
+        """All compared (student layer, teacher layer, lambda_l), stack by stack."""
         return tuple(pair for one in self.maps for pair in self.pairs_of(one))
 
     def pairs_of(self, one: LayerMap) -> tuple[tuple[Layer, Layer, float], ...]:
-        """Those of one map; where teacher layers are attended to, each student layer with its ``blend`` of them."""
+        """Pairs of one map; if teacher layers are attended to, each student layer with its mixture of them."""
         pairs = [
             (Layer(one.student_stack, ours), Layer(one.teacher_stack, theirs), weight)
             for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
@@ -236,11 +235,11 @@ class Plan:
 
     @property
     def teaching(self) -> tuple[Layer, ...]:
-        """The teacher layers that are read."""
+        """Teacher layers that are captured."""
         return tuple(dict.fromkeys(Layer(one.teacher_stack, theirs) for one in self.maps for _, theirs in one.pairs))
 
     def attended_by(self, student: Layer) -> tuple[Layer, ...]:
-        """The teacher layers that a student layer attends to."""
+        """Return the teacher layers that a student layer attends to."""
         return tuple(
             Layer(one.teacher_stack, theirs)
             for one in self.maps
@@ -249,7 +248,7 @@ class Plan:
         )
 
     def variance(self, teacher_layer: Layer) -> float:
-        """The calibrated variance of a teacher layer's features; of a blend, the mean of its layers'."""
+        """Return the calibrated variance of a teacher layer's features; for a mixture, the mean over its layers."""
         layers = [teacher_layer]
         if self.attended:
             layers = [layer for layer in self.teaching if mixture_layer(layer).stack == teacher_layer.stack]
@@ -257,21 +256,21 @@ class Plan:
 
     @property
     def calibrated(self) -> bool:
-        """Whether every teacher layer's variance is known, and a map that is to be measured was."""
+        """True if every teacher layer's variance is known, and a measured map was measured."""
         measured = not self.choice or bool(self.similarities)
         return measured and all(f"variance/{teacher}" in self.statistics for teacher in self.teaching)
 
     def with_statistics(self, statistics: Mapping[str, float]) -> "Plan":
-        """The same plan, calibrated."""
+        """Return a copy with these statistics."""
         return replace(self, statistics=dict(statistics))
 
     @property
     def depth(self) -> int:
-        """How many of the student's layers are mapped, in the stack where they are most."""
+        """Largest number of mapped student layers in a stack."""
         return max(len({ours for ours, _ in one.pairs}) for one in self.maps)
 
     def bottom(self, layers: int) -> "Plan":
-        """Of each stack only so many of the student's mapped layers, the lowest; their lambda_l sum to 1 again."""
+        """Keep the lowest mapped student layers of each stack; their lambda_l are scaled to sum to 1."""
         maps = []
         for one in self.maps:
             lowest = sorted({ours for ours, _ in one.pairs})[:layers]
@@ -285,7 +284,7 @@ class Plan:
         """Check that the plan was made for these two models.
 
         Raises:
-            UsageError: their stacks are others than the plan's.
+            UsageError: their stacks differ from the plan's.
         """
         for word, planned, given in (("teacher", self.teacher, teacher), ("student", self.student, student)):
             if (planned.stacks, planned.model_type) != (given.stacks, given.model_type):
@@ -298,14 +297,14 @@ class Plan:
                 )
 
     def to_json(self) -> str:
-        """The plan as JSON."""
+        """Write the plan as JSON."""
         from pydantic import TypeAdapter
 
         return TypeAdapter(Plan).dump_json(self, indent=2).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read a plan back.
+        """Read a plan from JSON.
 
         Raises:
             UsageError: it is not a plan, or its layers are out of range.
@@ -333,11 +332,11 @@ class Plan:
 
 _ABSENT = object()
 _LARGEST = 10**6
-"""Of a stack's numbers, from which loops are made."""
+"""Upper limit of a stack's sizes, since they bound loops."""
 
 
 def _check_sizes(tree: object) -> None:
-    """Refuse models that cannot be, before anything is made of their numbers."""
+    """Refuse impossible sizes of models before they are used."""
     for side in ("teacher", "student") if isinstance(tree, dict) else ():
         model = tree.get(side) if isinstance(tree, dict) else None
         stacks = model.get("stacks") if isinstance(model, dict) else None
@@ -352,7 +351,7 @@ def _check_sizes(tree: object) -> None:
 
 
 def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
-    """The first place where a tree is not what was read of it (true for 1, a key that is none); empty for none."""
+    """Find the first place where a tree differs from the plan read from it (true for 1, an unknown key)."""
     inner: list[tuple[str, object, object]]
     if isinstance(given, dict) and isinstance(taken, dict):
         inner = [(str(key), value, taken.get(key, _ABSENT)) for key, value in given.items()]
@@ -377,7 +376,7 @@ def read_plan(file: Path) -> Plan:
 
 
 def relation_heads_for(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
-    """The numbers of relation heads that divide every width of queries, keys and values."""
+    """List the numbers of relation heads that divide every width of queries, keys and values."""
     widths = [
         number * stack.head_width for pair in stacks for stack in pair for number in (stack.heads, stack.kv_heads)
     ]
@@ -386,7 +385,7 @@ def relation_heads_for(stacks: Sequence[tuple[Stack, Stack]]) -> list[int]:
 
 
 def normalise_weights(weights: Sequence[float] | str, pairs: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-    """lambda_l scaled to sum to 1; by a word equal, or in proportion to a student layer's rank from the bottom."""
+    """Scale lambda_l to sum to 1; ``ramp`` is proportional to a layer's rank from the bottom, other words are equal."""
     if weights == "ramp":
         layers = sorted({ours for ours, _ in pairs})
         weights = [layers.index(ours) + 1 for ours, _ in pairs]
@@ -403,7 +402,7 @@ def normalise_weights(weights: Sequence[float] | str, pairs: Sequence[tuple[int,
 def projection_shapes(
     teacher: Architecture, student: Architecture, maps: Sequence[LayerMap], style: ProjectionStyle, attended: bool
 ) -> tuple[ProjectionShape, ...]:
-    """Shapes of the projections that pairs of layers of different widths need."""
+    """Return the projections that pairs of layers of different widths need."""
     shapes = []
     for layer_map in maps:
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
@@ -421,6 +420,6 @@ def _in_range(word: str, layer: int, stack: Stack) -> None:
 
 
 def describe_stacks(architecture: Architecture) -> str:
-    """A model's type and the sizes of its stacks, for an error line."""
+    """Describe a model's type and the sizes of its stacks, for an error line."""
     stacks = ", ".join(f"{s.name} {s.layers} x {s.width}, {s.heads} heads" for s in architecture.stacks)
     return f"{architecture.model_type} ({stacks})"

@@ -1,4 +1,4 @@
-"""Projections: what brings a student layer's features and attention maps to its teacher layer's width and heads."""
+"""Projections of features and attention maps to the other model's width and heads."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from kdalign.models.architecture import Layer
 
 
 class Projections(nn.Module):
-    """What brings a student's signals to its teacher's shapes, pair by pair; pairs of equal shape pass unchanged.
+    """Project features and mix attention heads to matching shapes, pair by pair; equal shapes pass unchanged.
 
-    A map for features of each pair of layers whose widths differ, or one for all of a stack; and for attention maps of
-    each pair whose heads differ, learned shares that start equal. They belong to training alone: they are optimised and
-    checkpointed with the student and never exported in it.
+    Features of different widths have one map for each pair of layers, or one for all of a stack; attention maps with
+    different numbers of heads have learned mixtures that start equal. They are optimised and checkpointed with the
+    student, and never exported.
     """
 
     def __init__(self, shapes: Sequence[ProjectionShape], seed: int, mixes: Sequence[HeadMix] = ()) -> None:
@@ -32,7 +32,7 @@ class Projections(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "batch time width"], student: Layer, teacher: Layer
     ) -> Float[Tensor, "batch time other_width"]:
-        """One side's features of a pair at the other side's width."""
+        """Project one side's features of a pair to the other side's width."""
         for key in (_key(student, teacher), _stacks(student, teacher)):
             if key in self.maps:
                 projected: Tensor = self.maps[key](hidden)
@@ -40,7 +40,7 @@ class Projections(nn.Module):
         return hidden
 
     def start(self, shape: ProjectionShape, weight: Float[Tensor, "out into"]) -> None:
-        """Begin a projection's linear map with this weight."""
+        """Set the initial weight of a projection's linear map."""
         made = self.maps[_key_of(shape)]
         linear = made[0] if isinstance(made, nn.Sequential) else made
         with torch.no_grad():
@@ -49,7 +49,7 @@ class Projections(nn.Module):
     def mixed(
         self, attention: Float[Tensor, "batch heads time keys"], student: Layer, teacher: Layer
     ) -> Float[Tensor, "batch teacher_heads time keys"]:
-        """The student layer's maps as many as the teacher layer has: each a mean of its heads, by learned shares."""
+        """Mix the student layer's maps into as many as the teacher layer has, by learned weights."""
         key = _key(student, teacher)
         if key not in self.mixes:
             return attention
@@ -75,12 +75,12 @@ def _made(shape: ProjectionShape) -> nn.Module:
 def first_weight(
     start: str, given: Float[Tensor, "tokens into"], wanted: Float[Tensor, "tokens out"], scaled: bool
 ) -> Float[Tensor, "out into"]:
-    r"""The weight W with which a projection starts, from features X that go in and Y that should come out.
+    r"""Fit a projection's initial weight W to input features X and target features Y.
 
     ``least-squares`` minimises :math:`\|X W^\top - Y\|^2` (with a ridge of a ten-thousandth of X's mean square, since
     features of few tokens may not span their width). ``procrustes`` does so among maps with orthonormal rows or columns
-    (Schönemann 1966), and where it is ``scaled``, times one number. ``pca`` goes to or from the main directions of the
-    wider side, which fits a narrow side that was made of them.
+    (Schönemann 1966), if ``scaled`` times one factor. ``pca`` maps to or from the principal directions of the wider
+    side, which fits a narrow side that was made from them.
     """
     x, y = given.double(), wanted.double()
     weight: Tensor

@@ -1,4 +1,4 @@
-"""Propose a plan: which teacher layer teaches which student layer, with what projections."""
+"""Propose a plan, and update it by measured similarities."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from kdalign.models.layer_selection import STRATEGIES, choose_layers
 
 
 def progressive_plans(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...]:
-    """A plan that grows from the bottom, one of the student's layers after the other, and where each part begins.
+    """Divide a plan into parts that add one student layer at a time from the bottom, each with its beginning.
 
-    Parts are equally long and last for that share of the steps; the last of them has all layers, and goes on. After
+    The parts divide the given share of the steps equally; the last one, with all layers, lasts until the end. After
     FitNets (Romero et al. 2015, arXiv:1412.6550), whose lower half is taught first, and the stacked distillation of
     Aguilar et al. 2020, arXiv:1910.03723.
 
@@ -43,7 +43,7 @@ def progressive_plans(plan: Plan, share: float) -> tuple[tuple[float, Plan], ...
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Choices of a plan beside its layer map.
+    """Options of a plan in addition to its layer map.
 
     Attributes:
         weights: lambda_l for each pair of every stack, in any positive scale; or a word of ``recipe.LAYER_WEIGHTS``.
@@ -181,22 +181,22 @@ def _relation_heads(plan: Plan, number: int | None) -> int:
 
 
 def _by_depth(student: int, teacher: int) -> Alike:
-    """Likeness that falls with the distance of the layers' depths, (student layers, teacher layers): a stand-in."""
+    """Provisional similarity that falls with the distance in depth, (student layers, teacher layers)."""
     ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
     alike: Alike = 1 - np.abs(ours[:, None] - theirs)
     return alike
 
 
 def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Plan:
-    """A plan with these similarities, and the map that they suggest where a measured one was asked for.
+    """Store similarities in a plan, and map its layers by them if its map is a measured one.
 
     Args:
-        plan: whose maps may still be stand-ins.
+        plan: its maps may be provisional.
         similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
-        source: what they were measured on, for the reader.
+        source: name of the texts that they were measured on, for the reader.
 
     Raises:
-        UsageError: a function of the user's that gives no map.
+        UsageError: a user's function that gives no map.
     """
     kept = {name: tuple(tuple(row) for row in alike.tolist()) for name, alike in similarities.items()}
     if not plan.choice:
@@ -213,9 +213,9 @@ def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Pl
 
 
 def map_similarities(plan: Plan) -> dict[str, float]:
-    """How alike the layers are that each map brings together: CKA, weighted by lambda_l, the mean over stacks.
+    """Compute the mean CKA of each map's pairs, weighted by lambda_l and averaged over stacks.
 
-    For the plan's own map, and for every fixed and shipped measured one; empty where nothing was measured.
+    For the plan's own map, and for every fixed and shipped measured one; empty if nothing was measured.
     """
     if not plan.similarities:
         return {}
@@ -233,7 +233,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
         try:
             flows = measured_strategy(choice)(similarities[one.student_stack])
             pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
-        except Exception as error:  # whatever a function of the user's raises
+        except Exception as error:  # a user's function may raise anything
             raise UsageError(
                 f"map {choice!r} failed ({type(error).__name__}: {error}); accepted is a function that gives "
                 f"(student layer, teacher layer, weight) for each pair"

@@ -1,6 +1,6 @@
-r"""How alike two models' layers are, and the maps that this suggests.
+r"""Similarity of two models' layers (CKA), and layer maps by it.
 
-Features are (tokens, width) matrices over the same real tokens, special tokens left out: a few huge rows would make
+Features are (tokens, width) matrices over the same real tokens without special tokens, whose few huge rows would make
 unrelated features look alike.
 """
 
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_TOKENS = 4
-"""Fewer have no unbiased estimate."""
+"""Least number of tokens of an unbiased estimate."""
 
 
 def unbiased_hsic(first: Float[Tensor, "tokens width"], second: Float[Tensor, "tokens other_width"]) -> float:
-    r"""The Hilbert-Schmidt independence criterion of two features, linear kernels, without bias.
+    r"""Unbiased Hilbert-Schmidt independence criterion of two features with linear kernels.
 
     .. math:: \frac{1}{n(n-3)} \Big( \mathrm{tr}(\tilde K \tilde L)
         + \frac{1^\top \tilde K 1 \; 1^\top \tilde L 1}{(n-1)(n-2)} - \frac{2}{n-2} 1^\top \tilde K \tilde L 1 \Big)
@@ -30,7 +30,7 @@ def unbiased_hsic(first: Float[Tensor, "tokens width"], second: Float[Tensor, "t
     n = len(first)
     if n < LEAST_TOKENS:
         raise ValueError(f"{n} tokens are too few: {LEAST_TOKENS} or more are needed")
-    # The estimate does not move with the means; without them the sums below lose no digits.
+    # The estimate does not depend on the means; without them the sums below lose no digits.
     x, y = (each.double() - each.double().mean(dim=0) for each in (first, second))
     own_x, own_y = x.square().sum(dim=1), y.square().sum(dim=1)
     rows_x, rows_y = x @ x.sum(dim=0) - own_x, y @ y.sum(dim=0) - own_y
@@ -40,7 +40,7 @@ def unbiased_hsic(first: Float[Tensor, "tokens width"], second: Float[Tensor, "t
 
 
 def cka(first: Float[Tensor, "tokens width"], second: Float[Tensor, "tokens other_width"]) -> float:
-    r"""Debiased linear centred kernel alignment: 1 for features that a rotation and a scale carry into one another.
+    r"""Debiased linear centred kernel alignment: 1 for features that are equal up to rotation and scale.
 
     .. math:: \frac{HSIC(X, Y)}{\sqrt{HSIC(X, X) \, HSIC(Y, Y)}}
 
@@ -66,10 +66,10 @@ def similarities(
 
 
 def monotone_path(alike: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[int]:
-    """For each student layer a teacher layer, never going back, with the largest sum of similarities.
+    """Map each student layer to a teacher layer, in order, with the largest sum of similarities.
 
-    Teacher layers rise from one student layer to the next; where the student has more layers than its teacher, one may
-    stay. Of equal sums, the one with the lowest layers stands. By dynamic programming, O(student x teacher layers).
+    Teacher layers rise from one student layer to the next; if the student has more layers than its teacher, a teacher
+    layer may repeat. Ties go to the lowest layers. By dynamic programming, O(student x teacher layers).
 
     Args:
         alike: (student layers, teacher layers).
@@ -93,12 +93,12 @@ def monotone_path(alike: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> l
 def transport(
     cost: np.ndarray[tuple[int, int], np.dtype[np.float64]],
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    r"""The cheapest flow between layers of equal shares: the earth mover's distance of BERT-EMD.
+    r"""Cheapest flow between layers of equal mass: the earth mover's distance of BERT-EMD.
 
     .. math:: \min_{F \ge 0} \sum_{st} F_{st} c_{st}, \quad \sum_t F_{st} = 1/S, \quad \sum_s F_{st} = 1/T
 
-    Li et al. 2020, arXiv:2010.06133, section 3.2, where every layer starts with an equal share; many teacher layers may
-    teach one student layer. Solved by scipy's linear programming.
+    Li et al. 2020, arXiv:2010.06133, section 3.2, with equal mass for every layer; many teacher layers may teach one
+    student layer. Solved by scipy's linear programming.
 
     Args:
         cost: (student layers, teacher layers).
