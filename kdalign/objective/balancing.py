@@ -1,7 +1,7 @@
-"""Balance: what each term's weight is multiplied by from step to step, so that no term drowns another by its size.
+"""Loss balancing: factors of the terms' weights that change from step to step, so that no term outweighs the others.
 
-A balance sees each term's share of the whole step's mean, over micro-batches and ranks, so that all ranks have one
-balance. It is part of the learner: checkpoints keep it, and a run that goes on has what it had.
+A balancer sees each term's mean over the whole step, all micro-batches and ranks, so that all ranks have the same
+factors. It is part of the learner, and so of checkpoints.
 """
 
 from abc import ABC, abstractmethod
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.98
-"""Of a running size: about the last 50 steps count."""
+"""Decay of a running size: about the last 50 steps count."""
 NOISE = 1e-6
-"""A mean below it is what rounding leaves of 0, such as the distance of features that were copied."""
+"""Means below it are rounding errors of 0, such as the distance of copied features."""
 WINDOW = 50
-"""Steps over which ``Pace`` takes means."""
+"""Number of steps in a mean of ``PaceBalance``."""
 _TEMPERATURE = 2.0
 
 
 class LossBalancer(nn.Module, ABC):
-    """The factors of some terms.
+    """Factors of terms' weights.
 
     Attributes:
         names: of the terms.
@@ -34,11 +34,11 @@ class LossBalancer(nn.Module, ABC):
         self.register_buffer("seen", torch.zeros(len(self.names), dtype=torch.int64))
 
     def needs_warmup(self, names: Sequence[str]) -> bool:
-        """Whether one of these was never seen, so that its size must be looked at before the first step with it."""
+        """Return whether a term was never seen, so that its size must be measured before the first step with it."""
         return any(self.seen[self.names.index(name)] == 0 for name in names)
 
     def update(self, parts: Mapping[str, float]) -> None:
-        """Take note of a step's means."""
+        """Record the terms' means of a step."""
         for name, value in parts.items():
             number = self.names.index(name)
             self._note(number, abs(value))
@@ -46,10 +46,10 @@ class LossBalancer(nn.Module, ABC):
 
     @abstractmethod
     def factors(self, names: Sequence[str]) -> dict[str, float]:
-        """By which the weights of these terms are multiplied now."""
+        """Return the current factors of these terms' weights."""
 
     def penalty(self, parts: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> Tensor | None:
-        """What is added to a micro-batch's loss, so that factors are learnt; None where they are not.
+        """Return an addend of a micro-batch's loss by which factors are learned; None if they are not.
 
         Args:
             parts: of the micro-batch, detached.
@@ -59,14 +59,14 @@ class LossBalancer(nn.Module, ABC):
         return None
 
     def _note(self, number: int, value: float) -> None:
-        """Take note of one term's mean."""
+        """Record one term's mean."""
 
 
 class RunningSize(LossBalancer):
-    r"""Each term in units of its own running size: :math:`1 / m_k`, m a moving mean of the term's values.
+    r"""Divide each term by its running size: :math:`1 / m_k`, m a moving mean of the term's values.
 
-    A term that is scaled by a constant changes nothing. The mean is Adam's, over :math:`1 - 0.98^n` after n values, so
-    that the first ones weigh alike; what rounding leaves of 0 is no size.
+    Scaling a term by a constant changes nothing. The mean is bias-corrected as in Adam, by :math:`1 - 0.98^n` after n
+    values; rounding errors of 0 do not count.
     """
 
     sizes: Tensor
@@ -78,7 +78,7 @@ class RunningSize(LossBalancer):
         self.register_buffer("counts", torch.zeros(len(self.names), dtype=torch.int64))
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
-        """One by its size; 1 for a term that was never above 0."""
+        """One over each size; 1 for a term that was never above 0."""
         found = {}
         for name in names:
             number = self.names.index(name)
@@ -93,7 +93,7 @@ class RunningSize(LossBalancer):
 
 
 class UncertaintyBalance(LossBalancer):
-    r"""Learnt factors: :math:`\sum_k e^{-s_k} w_k L_k + s_k / 2`, s learnt with the student, 0 at first.
+    r"""Learned factors: :math:`\sum_k e^{-s_k} w_k L_k + s_k / 2`, s learned with the student from 0.
 
     Kendall et al. 2018, arXiv:1705.07115, equation 10, with :math:`s = \log \sigma^2` and one rule for all terms.
     """
@@ -103,20 +103,20 @@ class UncertaintyBalance(LossBalancer):
         self.logs = nn.Parameter(torch.zeros(len(self.names)))
 
     def needs_warmup(self, names: Sequence[str]) -> bool:
-        """Nothing is measured."""
+        """False: nothing is measured."""
         return False
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
-        """As far as they are learnt."""
+        """Factors as learned so far."""
         found = self.logs.detach().neg().exp()
         return {name: float(found[self.names.index(name)]) for name in names}
 
     def penalty(self, parts: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> Tensor:
-        """The gradient of the factors, beside the loss that holds them as numbers; and what keeps them from 0."""
+        """Addend with the gradient of the factors, which the loss itself treats as constants, and their regulariser."""
         total = self.logs.new_zeros(())
         for name, part in parts.items():
             if weights[name] == 0:
-                continue  # it has nothing to learn from yet
+                continue  # no gradient yet
             log = self.logs[self.names.index(name)]
             weighted = weights[name] * (-log).exp() * part.detach()
             total = total + weighted - weighted.detach() + share * log / 2
@@ -126,20 +126,20 @@ class UncertaintyBalance(LossBalancer):
 class PaceBalance(LossBalancer):
     r"""More weight for terms that fall more slowly: :math:`K \, \mathrm{softmax}_k(r_k / 2) / L_k(0)`.
 
-    r is a term's mean over the last window of steps by that over the window before, :math:`L_k(0)` that over the first,
-    as far as it has come. Dynamic weight average, Liu et al. 2019, arXiv:1803.10704, equation 7, on terms in units of
-    what they are at first and windows in place of epochs.
+    r is a term's mean over the last window of steps divided by the one before; :math:`L_k(0)` its mean over the first
+    window so far. Dynamic weight average, Liu et al. 2019, arXiv:1803.10704, equation 7, with terms in units of their
+    first values and windows in place of epochs.
     """
 
     values: Tensor
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
-        # Of each term: the mean of its first window, the running sum, the means of the last window and the one before.
+        # For each term: mean of the first window, running sum, means of the last window and the one before.
         self.register_buffer("values", torch.zeros(len(self.names), 4, dtype=torch.float64))
 
     def factors(self, names: Sequence[str]) -> dict[str, float]:
-        """In units of first windows; all equal until two windows are full."""
+        """Factors in units of first windows; all equal until two windows are full."""
         numbers = [self.names.index(name) for name in names]
         first, running, last, before = self.values[numbers].unbind(dim=1)
         first = torch.where(first > 0, first, running / self.seen[numbers].clamp_min(1))
@@ -161,4 +161,4 @@ BALANCES: Mapping[str, type[LossBalancer]] = {
     "uncertainty": UncertaintyBalance,
     "pace": PaceBalance,
 }
-"""By the recipe's word; ``static`` is none of them."""
+"""Balancers by the recipe's word; ``static`` has none."""

@@ -36,17 +36,17 @@ def build_objective(
     dtype: torch.dtype | None = None,
     shared: SharedVocabulary | None = None,
 ) -> Objective:
-    """The objective of a task of any kind.
+    """Build the objective of a task of any kind.
 
     Args:
-        task: what is learnt.
+        task: to train on.
         weights: of its terms.
-        plan: what aligns layers; None without a teacher.
-        dtype: the precision of the largest matrix products.
-        shared: what the vocabularies share, where the teacher has another tokenizer.
+        plan: alignment of layers; None without a teacher.
+        dtype: precision of the largest matrix products.
+        shared: common entries of the vocabularies, if the teacher has another tokenizer.
 
     Raises:
-        UsageError: a term that cannot be had here, with the reason.
+        UsageError: a term that does not fit, with the reason.
     """
     if isinstance(task, ClassificationTask):
         return build_classification_objective(weights, plan, task.regression, len(task.labels))
@@ -59,10 +59,10 @@ def build_objective(
 def build_classification_objective(
     weights: Weights, plan: Plan | None, regression: bool, classes: int = 2
 ) -> Objective:
-    """The objective of a classification or regression task.
+    """Build the objective of a classification or regression task.
 
     Raises:
-        UsageError: a term that cannot be had here, with the reason.
+        UsageError: a term that does not fit, with the reason.
     """
     given, weights = weights, weights.built
     if weights.standardise and (regression or classes < 3):
@@ -80,13 +80,13 @@ def build_classification_objective(
 def build_language_objective(
     weights: Weights, plan: Plan | None, dtype: torch.dtype | None = None, shared: SharedVocabulary | None = None
 ) -> Objective:
-    """The objective of a language-modelling task.
+    """Build the objective of a language-modelling task.
 
     Args:
         weights: of its terms.
-        plan: what aligns layers; None without a teacher.
-        dtype: the precision of products with the vocabulary.
-        shared: what the vocabularies share, where they are two.
+        plan: alignment of layers; None without a teacher.
+        dtype: precision of products with the vocabulary.
+        shared: common entries of two vocabularies.
     """
     given, weights = weights, weights.built
     vocabulary = LMHeadLoss(
@@ -104,7 +104,7 @@ def build_language_objective(
 
 
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
-    """The objective of a task of embeddings; where widths differ, only similarities can be compared."""
+    """Build the objective of an embedding task; with different widths only similarities are compared."""
     given, weights = weights, weights.built
     same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
     answers: dict[str, tuple[float, LossTerm]] = {
@@ -115,19 +115,19 @@ def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
 
 
 def _scheduled(objective: Objective, weights: Weights) -> Objective:
-    """An objective that changes as its weights say."""
+    """Add the schedules of the weights."""
     own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
     return replace(objective, moving=weights.moving, own_temperature=own)
 
 
 def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
-    """The terms that the recipe names."""
+    """Build the terms that the recipe names."""
     setting = TermContext(plan, {} if plan is None else _places(plan), classes, weights.temperature)
     return {name: (weight, term) for name, weight, term in build_terms(weights.terms, setting)}
 
 
 def _places(plan: Plan) -> dict[str, LayerPairs]:
-    """Where layers are compared, by the student's stack."""
+    """Layer pairs by the student's stack."""
     found = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
@@ -137,7 +137,7 @@ def _places(plan: Plan) -> dict[str, LayerPairs]:
 
 
 def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
-    """The terms that compare layers, stack by stack; a stack's name stands in theirs where there are several."""
+    """Build the terms that compare layers, stack by stack; with several stacks their names end with the stack's."""
     terms: dict[str, tuple[float, LossTerm]] = {}
     places = {} if plan is None else _places(plan)
     for layer_map in plan.maps if plan is not None else ():

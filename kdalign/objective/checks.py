@@ -1,4 +1,4 @@
-"""Whether terms can be had of these two models, in these batches and by this plan."""
+"""Check that the objective's terms fit the models, the batches and the plan."""
 
 from kdalign.alignment.plan import Plan
 from kdalign.devices import world_size
@@ -10,11 +10,11 @@ from kdalign.objective.terms import Signal, Unit
 from kdalign.recipe import Recipe
 
 _UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
-"""What a map that is learned makes no mean of."""
+"""Signals that the map ``learned`` does not mix."""
 
 
 def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None:
-    """Refuse terms that look at what cannot be had of these models, in these batches, or not by this plan."""
+    """Refuse terms that these models, batches or this plan cannot provide."""
     ranks, train = world_size(), recipe.train
     rows = min(train.batch_size, (train.micro_batch or train.batch_size) * ranks)
     grouped = [name for name, (_, term) in objective.terms.items() if term.unit is Unit.GROUP]
@@ -44,7 +44,7 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
 
 
 def _check_remapping(plan: Plan, compares_maps: bool) -> None:
-    """Refuse to map again what a map by likeness did not choose, or what has weights for each pair of layers."""
+    """Refuse remapping of a fixed map, or of projections and mixtures for each pair of layers."""
     if not plan.choice:
         raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
     if plan.projections and not plan.style.shared:
@@ -56,7 +56,7 @@ def _check_remapping(plan: Plan, compares_maps: bool) -> None:
 
 
 def _check_embeddings(plan: Plan) -> None:
-    """Refuse to compare embeddings that differ in width."""
+    """Refuse to compare embeddings of different widths."""
     for theirs, ours in plan.stacks:
         if theirs.width != ours.width:
             raise UsageError(
@@ -66,7 +66,7 @@ def _check_embeddings(plan: Plan) -> None:
 
 
 def check_attention(plan: Plan, compares_maps: bool) -> None:
-    """Refuse to compare attention that cannot be taken, or maps head by head where there are other numbers of heads."""
+    """Refuse attention that cannot be captured, and head-by-head comparison of different numbers of heads."""
     for architecture in (plan.teacher, plan.student):
         if architecture.attention is AttentionLayout.CLOSED:
             raise UsageError(

@@ -37,7 +37,7 @@ from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A micro-batch's loss: its weighted total, and each term's unweighted share of the step's mean."""
+    """Loss of a micro-batch: the weighted total, and each term's unweighted share of the step's mean."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
@@ -48,12 +48,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms by name, those of weight 0 left out; and a language model's vocabulary.
+    """Weighted sum of loss terms.
 
     Attributes:
-        moving: weights and the temperature that are scheduled, by the recipe's key. A weight that rises from 0 stands
-            in ``terms`` as what it rises to.
-        own_temperature: further terms that have one of their own, which no schedule changes.
+        terms: weight and term by name, without weights of 0.
+        vocabulary: loss of a language model's tokens.
+        moving: schedules of weights and of the temperature, by the recipe's key. A weight that rises from 0 stands in
+            ``terms`` with its final value.
+        own_temperature: further terms with a temperature of their own, which no schedule changes.
     """
 
     terms: Mapping[str, tuple[float, LossTerm]]
@@ -62,10 +64,10 @@ class Objective:
     own_temperature: frozenset[str] = frozenset()
 
     def __call__(self, view: TermInputs, units: Mapping[Unit, float]) -> Breakdown:
-        """The micro-batch's share of the step's loss.
+        """Compute the micro-batch's share of the step's loss.
 
         Args:
-            view: both models' signals on the micro-batch.
+            view: both models' activations on the micro-batch.
             units: of the **whole optimizer step**, over micro-batches and ranks.
         """
         total = torch.zeros((), device=view.batch.counted.device)
@@ -81,7 +83,7 @@ class Objective:
         return Breakdown(total, parts)
 
     def each(self, view: TermInputs, units: Mapping[Unit, float]) -> Iterator[tuple[str, Tensor]]:
-        """Its parts one by one, weighted, each with its own graph, in the order of ``names``."""
+        """Compute the weighted parts one by one, each with its own graph, in the order of ``names``."""
         if self.vocabulary is not None:
             for name in self.vocabulary.parts:
                 alone = replace(self.vocabulary, soft=0.0) if name == "hard" else replace(self.vocabulary, hard=0.0)
@@ -90,11 +92,11 @@ class Objective:
             yield name, weight * term(view) / (units[term.unit] or 1)
 
     def with_masked_lm(self, weight: float, term: MaskedTokens | None) -> "Objective":
-        """The same with masked tokens to be filled in beside, by this weight."""
+        """Add masked-token prediction with this weight."""
         return self if term is None or weight == 0 else replace(self, terms={**self.terms, "masked-lm": (weight, term)})
 
     def scaled(self, factors: Mapping[str, float]) -> "Objective":
-        """The same terms, their weights multiplied."""
+        """Multiply the weights of terms."""
         terms = {name: (weight * factors.get(name, 1.0), term) for name, (weight, term) in self.terms.items()}
         words = self.vocabulary
         if words is not None:
@@ -104,7 +106,7 @@ class Objective:
         return replace(self, terms=terms, vocabulary=words)
 
     def at(self, place: float) -> "Objective":
-        """The same terms as they are at a place in the run, 0 for its first step and 1 for its last."""
+        """Apply the schedules at a point of the run, from 0 for the first step to 1 for the last."""
         values = {key: each.at(place) for key, each in self.moving.items()}
         keys = {name: self.scheduled_by(name) for name in self.names}
         factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
@@ -113,25 +115,25 @@ class Objective:
 
     @property
     def temperature(self) -> float | None:
-        """By which answers are softened, where it is scheduled."""
+        """Current temperature if it is scheduled, otherwise None."""
         return self.softened_at if "temperature" in self.moving else None
 
     @property
     def softened_at(self) -> float | None:
-        """The temperature that answers are softened by; None where none are."""
+        """Temperature of soft targets; None without any."""
         softened = [self.vocabulary.temperature] if self.vocabulary is not None else []
         softened += [self._softened[name].temperature for name in self._softened]
         return softened[0] if softened else None
 
     @property
     def _softened(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
-        """Terms at the recipe's temperature."""
+        """Terms with the recipe's temperature."""
         kinds = SoftTargets | DecoupledKD | CorrelationDistance
         named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
         return {name: term for name, term in named.items() if isinstance(term, kinds)}
 
     def scheduled_by(self, name: str) -> str | None:
-        """The key in ``moving`` that a part's weight goes by; None for one that stays."""
+        """Key in ``moving`` of a part's weight; None if it is not scheduled."""
         key = KEYS_OF_TERMS.get(name.partition(" ")[0])
         if key is not None:
             return key if key in self.moving else None
@@ -147,59 +149,59 @@ class Objective:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of its parts, by name."""
+        """Weights of the parts by name."""
         words = self.vocabulary
         of_tokens = {} if words is None else {name: getattr(words, name) for name in words.parts}
         return of_tokens | {name: weight for name, (weight, _) in self.terms.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its parts, in the order of a breakdown."""
+        """Names of the parts, in the order of a breakdown."""
         return (*(self.vocabulary.parts if self.vocabulary is not None else ()), *self.terms)
 
     def present_terms(self, parts: Mapping[str, T], units: Mapping[Unit, float]) -> dict[str, T]:
-        """Of a step's parts, those of which it had a unit: without a labelled row, there is no mean over labels."""
+        """Select the parts that a step had units of: without a labelled row, there is no mean over labels."""
         absent = {name for name, (_, term) in self.terms.items() if not units[term.unit]}
         return {name: value for name, value in parts.items() if name not in absent}
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """All signals that its terms look at."""
+        """All signals that the terms need."""
         return frozenset().union(*(term.needs for _, term in self.terms.values()))
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term but the hard labels and masked tokens is in it."""
+        """True if any term needs the teacher."""
         return any(KEYS_OF_TERMS.get(name) not in TEACHERLESS_KEYS for name in self.names)
 
     @property
     def uses_hidden(self) -> bool:
-        """Whether features are compared, so that projections are needed."""
+        """True if features are compared, so that projections are needed."""
         return Signal.HIDDEN in self.needs
 
     @property
     def compared_maps(self) -> tuple[tuple[Layer, Layer], ...]:
-        """The (student layer, teacher layer) whose attention maps are compared."""
+        """Pairs (student layer, teacher layer) whose attention maps are compared."""
         terms = [term for _, term in self.terms.values() if isinstance(term, AttentionMaps)]
         return tuple(dict.fromkeys(pair[:2] for term in terms for pair in term.place.pairs))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Terms that learn or remember something, by name, and layer weights that change."""
+        """Terms and layer weights with parameters or state, by name."""
         found = {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
         return found | {f"{name} weights": weights for name, weights in self.layer_weights.items()}
 
     @property
     def layer_weights(self) -> dict[str, LayerWeights]:
-        """The lambda_l of terms whose layers' weights change on the way."""
+        """lambda_l of terms with layer weights that change during training, by term."""
         places = {name: term.place for name, (_, term) in self.terms.items() if isinstance(term, LayerTerm)}
         return {name: place.changing for name, place in places.items() if place.changing is not None}
 
     def remember(self, units: Mapping[Unit, float] | None) -> None:
-        """Let terms and layer weights keep what they saw of a step since they were last asked.
+        """Update queues and layer weights with the forward passes since the last call.
 
         Args:
-            units: of the whole optimizer step; None for one that is not taken, of which nothing is kept.
+            units: of the whole optimizer step; None for a step that is not taken, which is forgotten.
         """
         for _, term in self.terms.values():
             if isinstance(term, Contrastive):
@@ -208,7 +210,7 @@ class Objective:
             weights.remember(units[self.terms[name][1].unit] if units is not None else 0.0)
 
     def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> CaptureSpec:
-        """What must be captured of a model at these layers."""
+        """Return the activations to capture of a model at these layers."""
         attention = self.needs & ({Signal.ATTENTION, Signal.TAUGHT_ATTENTION} if of_teacher else {Signal.ATTENTION})
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
         return CaptureSpec(
@@ -221,7 +223,7 @@ class Objective:
 
 
 def _sum(name: str, found: object) -> Tensor:
-    """What a term gave, which may be a user's own."""
+    """Check the value of a term, which may be a user's own."""
     if not isinstance(found, Tensor) or found.ndim:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise UsageError(f"term {name!r} gives {what}; a term gives one number in a tensor, the sum over its units")

@@ -8,9 +8,9 @@ from kdalign.recipe import Recipe
 
 
 def stages_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, Plan | None]]:
-    """The parts of a run: the share of the steps after which each begins, what it minimises, and by which plan.
+    """List a run's stages: the share of the steps after which each begins, its weights and its plan.
 
-    Stages of the objective, the first of them divided while layers are aligned one after the other.
+    The first stage of the objective is divided if layers are added one by one (``align.grow``).
     """
     found: list[tuple[float, Weights, Plan | None]] = []
     for after, weights in recipe.objective.stages:
@@ -22,7 +22,7 @@ def stages_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, P
 
 
 def check_steps(steps: int, recipe: Recipe, plan: Plan | None) -> None:
-    """Refuse fewer steps than parts."""
+    """Refuse fewer steps than stages."""
     parts = len(stages_of(recipe, plan))
     if steps < parts:
         raise UsageError(

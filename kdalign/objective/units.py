@@ -8,12 +8,12 @@ from kdalign.objective.terms import Unit
 
 
 def count_rows(batches: Sequence[Batch]) -> list[list[int]]:
-    """Of each micro-batch, its texts and the tokens that are compared."""
+    """Count the texts and compared tokens of each micro-batch."""
     return [[int(batch.counted.sum()), int(batch.compared.sum())] for batch in batches]
 
 
 def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
-    """The groups of these micro-batches, from their rows as in ``rows_of``; fewer than three rows are none."""
+    """Count the groups of micro-batches, by their rows as in ``count_rows``; fewer than three rows are none."""
     return {
         Unit.GROUP: float(sum(texts >= losses.LEAST_GROUP for texts, _ in rows)),
         Unit.TOKEN_GROUP: float(sum(tokens >= losses.LEAST_GROUP for _, tokens in rows)),
@@ -21,7 +21,7 @@ def count_groups(rows: Sequence[Sequence[float]]) -> dict[Unit, float]:
 
 
 def count_units(batches: Sequence[Batch]) -> dict[Unit, float]:
-    """The units of these micro-batches, from their masks alone."""
+    """Count the units of micro-batches by their masks alone."""
     return {
         Unit.EXAMPLE: float(sum(int(batch.counted.sum()) for batch in batches)),
         Unit.LABELLED: float(sum(int(batch.supervised.sum()) for batch in batches)),

@@ -1,7 +1,7 @@
-r"""The losses, as pure functions on tensors that return **sums** over the units that count, or one number for a group.
+r"""Losses: pure functions on tensors that return **sums** over counted units, or one number for a group.
 
 Shapes: ``batch`` examples, ``time`` positions, ``classes`` labels, ``width`` features, ``heads`` attention heads; ``n``
-rows that all count. A mask is true where a unit counts. Nothing here divides by the number of units: the objective does
+counted rows. A mask is true where a unit counts. Nothing here divides by the number of units: the objective does
 that once, by the units of the whole optimizer step. All arithmetic is in float32 or wider, whatever the inputs'
 precision.
 """

@@ -37,11 +37,11 @@ def attention_divergence(
     .. math:: \frac{1}{H} \sum_{b,h,i} m_{bi}\, KL(A^t_{bhi} \,\|\, A^s_{bhi})
 
     The attention transfer of MiniLM (Wang et al. 2020, arXiv:2002.10957, section 3.1). Keys that the teacher does not
-    see count nothing; where the student's probability is below the smallest number, that stands for it.
+    see do not count; the student's probability is clamped at the smallest normal number.
     """
     ours, theirs = to_float32(student), to_float32(teacher)
     smallest = torch.finfo(ours.dtype).tiny
-    # Not xlogy: where a teacher's map is a mean that is learned, its gradient at 0 would not be a number.
+    # Not xlogy: if a teacher's map is a learned mixture, its gradient at 0 would be NaN.
     apart = theirs.clamp_min(smallest).log() - ours.clamp_min(smallest).log()
     each = (theirs * apart).sum(dim=-1).mean(dim=1)
     return torch.where(mask, each, 0).sum()
@@ -53,7 +53,7 @@ def relation_divergence(
     visible: Bool[Tensor, "batch time time"],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, ""]:
-    r"""KL between how positions relate to one another, summed over counted positions, averaged over heads, in nats.
+    r"""KL divergence of attention relations, summed over counted positions, averaged over heads, in nats.
 
     .. math:: \frac{1}{R} \sum_{b,r,i} m_{bi}\, KL\big(\rho(t)_{bri} \,\|\, \rho(s)_{bri}\big), \quad
         \rho(x)_{bri} = \mathrm{softmax}_j \big(x_{bri} \cdot x_{brj} / \sqrt{d}\big)
@@ -69,6 +69,6 @@ def relation_divergence(
 
 
 def _relations(x: Tensor, visible: Tensor) -> Tensor:
-    """(batch, heads, time, time): logarithms of how much each position relates to each visible one."""
+    """(batch, heads, time, time), log-softmax of each position's relation to visible positions."""
     scores = x @ x.transpose(-1, -2) / math.sqrt(x.size(-1))
     return F.log_softmax(scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min), dim=-1)

@@ -11,19 +11,19 @@ from torch import Tensor
 from kdalign.objective.losses.precision import to_float32
 
 _SMALLEST = 1e-16
-"""A squared length below which a feature is taken for 0."""
+"""Squared length below which a feature counts as 0."""
 
 
 @dataclass(frozen=True)
 class PairDistances:
-    """How far apart two features are, of each position, (batch, time), or text, (batch), in float32 or wider.
+    """Squared lengths, inner product and distance of two features for each position or text, in float32 or wider.
 
     Attributes:
-        width: the features' width.
-        ours: the student's squared length.
+        width: of the features.
+        ours: (batch, time) or (batch), the student's squared length.
         theirs: the teacher's squared length.
-        inner: their inner product.
-        squared: their squared distance.
+        inner: inner product.
+        squared: squared distance.
     """
 
     width: int
@@ -34,15 +34,15 @@ class PairDistances:
 
     @staticmethod
     def of(student: Float[Tensor, "*batch width"], teacher: Float[Tensor, "*batch width"]) -> "PairDistances":
-        """What the losses of features are made of, worked out once for all of them."""
+        """Compute them once for all losses on features."""
         return PairDistances(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
 
 
 class _Apart(torch.autograd.Function):
-    """``Apart``'s numbers, whose gradient is features times one number a position.
+    """Numbers of ``PairDistances``, with a gradient of one scaled sum of features per position.
 
-    Autograd's own takes a pass over the features for each step of the arithmetic, and rounds to their precision once
-    for each loss.
+    Autograd's own gradient takes a pass over the features for each operation, and rounds to their precision for each
+    loss.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _Apart(torch.autograd.Function):
         of_ours, of_theirs, of_inner, of_squared = (each[..., None] for each in gradients)
 
         def gradient(one: Tensor, other: Tensor, of_length: Tensor) -> Tensor:
-            # By what lies between them, not by each times a number: that is exact where they are nearly the same.
+            # By their difference, not by each scaled: this is exact for nearly equal features.
             one_wide, between = to_float32(one), to_float32(other) - to_float32(one)
             whole = torch.addcmul((2 * of_length + of_inner) * one_wide, of_inner - 2 * of_squared, between)
             return whole.to(one.dtype)
@@ -76,8 +76,8 @@ def cosine_distance(features: PairDistances, mask: Bool[Tensor, "*batch"]) -> Fl
 
     .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
 
-    L_feat of arXiv:2412.19449. It sees direction only; length is the Euclidean term's. Of a feature that is 0, the
-    cosine is 0.
+    L_feat of arXiv:2412.19449. It compares direction only; length is left to the Euclidean term. A feature of
+    length 0 has cosine 0.
     """
     ours, theirs = (squared.clamp_min(_SMALLEST).rsqrt() for squared in (features.ours, features.theirs))
     each = 1 - features.inner * ours * theirs
@@ -85,24 +85,24 @@ def cosine_distance(features: PairDistances, mask: Bool[Tensor, "*batch"]) -> Fl
 
 
 def scaled_euclid(features: PairDistances, mask: Bool[Tensor, "batch time"], variance: float) -> Float[Tensor, ""]:
-    r"""Squared Euclidean distance in units of the teacher's own spread, summed over counted positions.
+    r"""Squared Euclidean distance in units of the teacher's variance, summed over counted positions.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{d\,\sigma^2}
 
     ``variance`` is :math:`\sigma^2`, the teacher layer's mean feature variance over real tokens: a student that
-    answers the teacher's mean everywhere scores 1 a position. L_dist of arXiv:2412.19449; never on
+    gives the teacher's mean everywhere has loss 1 per position. L_dist of arXiv:2412.19449; never on
     normalised vectors, where it would be the cosine loss again (:math:`|u-v|^2 = 2 - 2\cos`).
     """
     return torch.where(mask, features.squared / (features.width * variance), 0).sum()
 
 
 def relative_squared_error(features: PairDistances, mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
-    r"""Squared distance in units of the teacher's own squared length, position by position; summed over counted ones.
+    r"""Squared distance in units of the teacher's squared length, summed over counted positions.
 
     .. math:: \sum_{b,i} m_{bi} \frac{\|h^s_{bi} - h^t_{bi}\|^2}{\|h^t_{bi}\|^2}
 
-    The normalised mean squared error. A student that answers 0 scores 1 a position; unlike in ``scaled_euclid``, a
-    position with large features counts no more than others. Direction and length both count.
+    The normalised mean squared error. A student that gives 0 has loss 1 per position; unlike in ``scaled_euclid``, a
+    position with large features counts no more than others. Both direction and length count.
     """
     return torch.where(mask, features.squared / features.theirs.clamp_min(1e-12), 0).sum()
 
@@ -113,13 +113,13 @@ def attended_euclid(
     mask: Bool[Tensor, "batch time"],
     variance: float,
 ) -> Float[Tensor, ""]:
-    r"""``scaled_euclid`` in which a position counts by how much the teacher attends to it.
+    r"""``scaled_euclid`` with positions weighted by the attention that the teacher gives them.
 
     .. math:: \sum_{b,j} a_{bj} \frac{\|h^s_{bj} - h^t_{bj}\|^2}{d\,\sigma^2}, \quad
         a_{bj} = m_{bj} \frac{1}{H} \sum_{h,i} m_{bi} A^t_{bhij}
 
-    Each counted query spreads one unit over positions, so that the weights of a text sum to its positions, where all
-    count. Feature reconstruction from attention, which arXiv:2412.19449 names; the weights are ours.
+    Each counted query divides one unit over positions, so that the weights of a text sum to its number of positions
+    if all count. Feature reconstruction from attention, which arXiv:2412.19449 names; the weights are ours.
     """
     received = torch.where(mask[:, None, :, None], to_float32(attention), 0).sum(dim=2).mean(dim=1)  # (batch, time)
     return torch.where(mask, received * features.squared / (features.width * variance), 0).sum()
@@ -128,7 +128,7 @@ def attended_euclid(
 def patient_distance(
     student: Float[Tensor, "batch width"], teacher: Float[Tensor, "batch width"], mask: Bool[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    r"""Squared distance of what a text is summed up in, each of length 1; summed over counted texts, each in 0..4.
+    r"""Squared distance of normalised first-token features, summed over counted texts; each in 0..4.
 
     .. math:: \sum_b m_b \Big\| \frac{c^s_b}{\|c^s_b\|} - \frac{c^t_b}{\|c^t_b\|} \Big\|^2
 
@@ -147,6 +147,6 @@ def embedding_distance(
     .. math:: \sum_b m_b (1 - \cos(e^s_b, e^t_b))
 
     The teacher's embedding as target, as in Reimers & Gurevych 2020, arXiv:2004.09813, section 2, but by direction
-    alone, which is all that a comparison by cosines sees.
+    alone, since embeddings are compared by cosines.
     """
     return cosine_distance(PairDistances.of(student, teacher), mask)

@@ -1,6 +1,6 @@
-r"""The map to the vocabulary and the losses on it, in blocks of rows: the matrix of all logits never exists.
+r"""Losses on a vocabulary, in blocks of rows: the matrix of all logits never exists.
 
-Shapes: ``n`` positions that all count, ``width`` features, ``vocabulary`` entries. A language model's logits are by
+Shapes: ``n`` counted positions, ``width`` features, ``vocabulary`` entries. A language model's logits are by
 far its largest activation (4 sequences of 1,024 tokens over 49,152 entries: 0.8 GB in float32, and a plain
 distillation loss holds several such matrices). Here the gradient is taken while a block's logits exist and only sums
 are kept: the memory of one block, and no second pass over the rows. For cross-entropy alone the idea is that of
@@ -151,7 +151,7 @@ def _add_divergence(
 
 
 def _across(student: Tensor, teacher: Tensor, shared: SharedVocabulary, loss: TokenLoss) -> Tensor:
-    """Compare two vocabularies: shared entries by their meaning, the rest by how its probability is spread."""
+    """Compare two vocabularies: shared entries one by one, the rest by its sorted probabilities."""
     entries = shared.student.to(student.device), shared.teacher.to(student.device)
     alike = losses.divergence_of_shared(student, teacher, entries, loss.divergence, loss.temperature, loss.skew)
     return alike + losses.universal_logit_distance(student, teacher, entries, loss.temperature)

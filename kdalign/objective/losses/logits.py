@@ -77,7 +77,7 @@ def decoupled_kl(
     temperature: float,
     other: float = 8.0,
 ) -> Float[Tensor, ""]:
-    r"""The divergence over label or not, and that among the other classes, weighed apart; summed over counted examples.
+    r"""KL of label against all others, and KL among the others, weighted apart; summed over counted examples.
 
     .. math:: \tau^2 \sum_b m_b \big( KL(b^t \,\|\, b^s) + \omega\, KL(\hat p^t \,\|\, \hat p^s) \big)
 
@@ -99,20 +99,20 @@ def decoupled_kl(
 def correlation_distance(
     student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"], temperature: float
 ) -> Float[Tensor, ""]:
-    r"""How far probabilities are from being correlated, over classes and over examples; one number for the group.
+    r"""One minus the correlation of probabilities, over classes and over examples; one number for the group.
 
     .. math:: \tau^2 \Big( \frac{1}{n} \sum_i \big(1 - \rho(p^s_{i:}, p^t_{i:})\big)
         + \frac{1}{C} \sum_c \big(1 - \rho(p^s_{:c}, p^t_{:c})\big) \Big)
 
-    with Pearson's :math:`\rho`: how an example's classes are ranked, and how a class ranks the examples. DIST, Huang et
-    al. 2022, arXiv:2205.10536, equations 6 to 9. Of two classes the first correlation is 1 or -1, whatever is said.
+    with Pearson's :math:`\rho`: within an example over classes, and within a class over examples. DIST, Huang et al.
+    2022, arXiv:2205.10536, equations 6 to 9. With two classes the first correlation is always 1 or -1.
     """
     ours, theirs = (F.softmax(to_float32(each) / temperature, dim=-1) for each in (student, teacher))
     return temperature**2 * (_decorrelation(ours, theirs) + _decorrelation(ours.T, theirs.T))
 
 
 def _decorrelation(x: Tensor, y: Tensor) -> Tensor:
-    """The mean over rows of one minus Pearson's correlation; 1 for a row without spread, 0 where both have none."""
+    """Mean over rows of one minus Pearson's correlation; 1 for a row without spread, 0 if both have none."""
     x, y = (each - each.mean(1, keepdim=True) for each in (x, y))
     tops = [each.detach().abs().amax(1, keepdim=True) for each in (x, y)]
     x, y = (each / torch.where(top > 0, top, 1) for each, top in zip((x, y), tops, strict=True))  # however small
@@ -121,12 +121,12 @@ def _decorrelation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def standardise_logits(logits: Float[Tensor, "*unit classes"]) -> Float[Tensor, "*unit classes"]:
-    r"""Logits less their mean, in units of their spread over classes, which frees a student from its teacher's scale.
+    r"""Standardise logits over classes, which frees a student from its teacher's scale.
 
     .. math:: (z_c - \bar z) / (\mathrm{std}_c(z) + 10^{-7})
 
-    Sun et al. 2024, arXiv:2403.01427, algorithm 1, before a divergence at some temperature. Of two classes nothing is
-    left but which is larger: the result is always the same two numbers.
+    Sun et al. 2024, arXiv:2403.01427, algorithm 1, before a divergence at some temperature. With two classes only
+    their order is left: the result is always the same two numbers.
     """
     logits = to_float32(logits)
     return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
@@ -144,8 +144,8 @@ def divergence(
     .. math:: \tau^2 \sum_i D(\sigma(z^t_i / \tau), \sigma(z^s_i / \tau))
 
     ``kind`` names :math:`D` in ``DIVERGENCES``; ``skew``, strictly between 0 and 1, is the teacher's share in the
-    mixture of ``"skew"``. The factor :math:`\tau^2` is that of ``soft_target_kl``, of which ``"forward"`` with every
-    row counted is the same number. Logits are finite; probabilities may underflow, since all is done on logarithms.
+    mixture of ``"skew"``. The factor :math:`\tau^2` is that of ``soft_target_kl``, which equals ``"forward"`` if every
+    row counts. Logits are finite; probabilities may underflow, since all arithmetic is on logarithms.
     """
     student_log = F.log_softmax(to_float32(student) / temperature, dim=-1)
     teacher_log = F.log_softmax(to_float32(teacher) / temperature, dim=-1)
@@ -160,15 +160,15 @@ def divergence_of_shared(
     temperature: float,
     skew: float = 0.1,
 ) -> Float[Tensor, ""]:
-    r"""Divergence of two softened distributions over what two vocabularies share, summed over rows, in nats.
+    r"""Divergence of softened distributions over the entries that two vocabularies share, summed over rows, in nats.
 
     .. math:: \tau^2 \sum_i D(\bar p^t_i, \bar p^s_i), \quad
         \bar p_i = \big(p_{i k_1}, \dots, p_{i k_m},\, \textstyle\sum_{k \notin \{k_j\}} p_{ik}\big)
 
-    Each shared entry stands for itself, and all others for one: a coarser view of both distributions, so that the
-    divergence is 0 where they agree, and never above that of the whole where the vocabularies are one. Where one
-    vocabulary holds the other whole, only what is shared is compared, renormalised. ``shared`` names the entries of
-    student and teacher, side by side; with all entries shared it is ``divergence``.
+    Each shared entry stands for itself, and all others together for one: a coarser view of both distributions, so that
+    the divergence is 0 if they agree, and for one vocabulary never above that of all entries. If one vocabulary
+    contains the other, only shared entries are compared, renormalised. ``shared`` names the entries of student and
+    teacher, side by side; with all entries shared it is ``divergence``.
     """
     logs = []
     rest = all(len(entries) < logits.size(1) for logits, entries in zip((student, teacher), shared, strict=True))
@@ -188,13 +188,13 @@ def universal_logit_distance(
     shared: tuple[Int[Tensor, "entries"], Int[Tensor, "entries"]],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    r"""Distance of the probabilities of what is not shared, largest to largest, summed over rows; each in 0..2.
+    r"""Distance of sorted probabilities of entries that are not shared, summed over rows; each in 0..2.
 
     .. math:: \sum_i \sum_j \big| p^t_{i (j)} - p^s_{i (j)} \big|
 
     with :math:`p_{(1)} \ge p_{(2)} \ge \dots` the softened probabilities of the entries outside ``shared``, the
     shorter list filled with zeros: the universal logit distillation of Boizard et al. 2024, arXiv:2402.12030, section
-    3.2, which compares how probability is spread where it cannot be told over what.
+    3.2, which compares the shapes of two distributions over different entries.
     """
     kept = []
     for logits, entries in zip((student, teacher), shared, strict=True):
@@ -203,14 +203,14 @@ def universal_logit_distance(
         others[entries] = False
         kept.append(probabilities[:, others])
     both = min(each.size(1) for each in kept)
-    # What has no counterpart need not be sorted: all of it counts.
+    # Probabilities without a counterpart need no sorting: all of them count.
     ours, theirs = (each.topk(both, dim=1).values for each in kept)
     left = sum((each.sum() - top.sum() for each, top in zip(kept, (ours, theirs), strict=True)), student.new_zeros(()))
     return (theirs - ours).abs().sum() + left
 
 
 def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
-    """KL(p || q) of logarithms of probabilities: a p that underflows to 0 meets a finite difference, never 0 * inf."""
+    """KL(p || q) of log-probabilities: a p that underflows to 0 meets a finite difference, never 0 * inf."""
     return (p_log.exp() * (p_log - q_log)).sum()
 
 
@@ -241,7 +241,7 @@ def _skew(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
 
 
 HEAD = 0.5
-"""The share of the teacher's probability that is the head of its distribution."""
+"""Share of the teacher's probability in the head of its distribution."""
 
 
 def _adaptive(student: Tensor, teacher: Tensor, skew: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""Losses that compare the rows of a group with one another: one number for the whole group, whatever its size.
+"""Relational losses, which compare the rows of a group with one another: one number per group.
 
-Rows are those that count, of texts or of tokens; a group is a micro-batch, over all ranks.
+Rows are counted texts or tokens; a group is a micro-batch, over all ranks.
 """
 
 import math
@@ -13,20 +13,20 @@ from torch import Tensor
 from kdalign.objective.losses.precision import to_float32
 
 LEAST_GROUP = 3
-"""Fewer rows have no spread of similarities."""
+"""Least number of rows with a spread of similarities."""
 _LEAST_SPREAD = 0.05
 
 
 def similarity_distance(
     student: Float[Tensor, "n student_width"], teacher: Float[Tensor, "n teacher_width"]
 ) -> Float[Tensor, ""]:
-    r"""Distance of two models' similarity matrices over a group of texts, in units of the teacher's own spread.
+    r"""Distance of two models' similarity matrices over a group of texts, in units of the teacher's spread.
 
     .. math:: \frac{\sum_{a \neq b} (S^s_{ab} - S^t_{ab})^2}{\sum_{a \neq b} (S^t_{ab} - \bar S^t)^2},
         \quad S_{ab} = \cos(e_a, e_b)
 
-    over pairs of texts; 0 for fewer than three. A student for whom all
-    texts are alike to the same, right degree scores 1. Widths may differ. After the similarity-preserving loss of
+    over pairs of texts; 0 for fewer than three. A student with one constant
+    similarity, the teacher's mean, has loss 1. Widths may differ. After the similarity-preserving loss of
     Tung & Mori 2019, arXiv:1907.09682; the scale is ours. A spread below 0.05 counts as 0.05.
     """
     if len(student) < LEAST_GROUP:
@@ -59,8 +59,8 @@ def linear_cka_distance(
 
     .. math:: 1 - \frac{\|Y^\top X\|_F^2}{\|X^\top X\|_F \, \|Y^\top Y\|_F}
 
-    with X and Y less their means. Kornblith et al. 2019, arXiv:1905.00414, section 3. Blind to rotations and to scale;
-    widths may differ. Of fewer rows than features it is near 0 whatever they are: rows should be many, such as tokens.
+    with X and Y centred. Kornblith et al. 2019, arXiv:1905.00414, section 3. Invariant to rotations and
+    scale; widths may differ. With fewer rows than features it is always near 0: rows should be many, such as tokens.
     """
     x, y = (each - each.mean(dim=0) for each in (to_float32(student), to_float32(teacher)))
     own: Tensor = (x.T @ x).norm() * (y.T @ y).norm()
@@ -71,7 +71,7 @@ def linear_cka_distance(
 def relational_distance(
     student: Float[Tensor, "n student_width"], teacher: Float[Tensor, "n teacher_width"]
 ) -> Float[Tensor, ""]:
-    r"""Mean Huber distance of how far apart rows are, in units of their mean distance.
+    r"""Mean Huber loss of pairwise distances, in units of their mean.
 
     .. math:: \frac{1}{n (n-1)} \sum_{a \ne b} \ell\Big(\frac{\|s_a - s_b\|}{\mu^s}, \frac{\|t_a - t_b\|}{\mu^t}\Big)
 
@@ -84,7 +84,7 @@ def relational_distance(
 
 
 def _distances(x: Tensor) -> Tensor:
-    """(n, n) Euclidean distances whose gradient is 0, not infinite, where two rows are one."""
+    """(n, n), Euclidean distances with gradient 0, not infinite, between equal rows."""
     squares = (x[:, None] - x[None]).square().sum(dim=-1)
     apart = squares > 0
     return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
@@ -93,7 +93,7 @@ def _distances(x: Tensor) -> Tensor:
 def relational_angle(
     student: Float[Tensor, "n student_width"], teacher: Float[Tensor, "n teacher_width"]
 ) -> Float[Tensor, ""]:
-    r"""Mean Huber distance of the cosines of the angles that three rows make.
+    r"""Mean Huber loss of the cosines of angles between triples of rows.
 
     .. math:: \frac{1}{n^3} \sum_{a,b,c} \ell(\cos \angle s_a s_b s_c, \cos \angle t_a t_b t_c)
 
@@ -105,7 +105,7 @@ def relational_angle(
 
 
 def _angles(x: Tensor) -> Tensor:
-    """(n, n, n): for each row in the middle, the cosines between the directions to all others; 0 to itself."""
+    """(n, n, n), for each middle row the cosines between the directions to all others; 0 to itself."""
     to_others = x[None] - x[:, None]
     squares = to_others.square().sum(dim=-1, keepdim=True)
     apart = squares > 0
@@ -121,16 +121,16 @@ def info_nce(
     alike: Bool[Tensor, "n n"] | None = None,
     left_out: Bool[Tensor, "n k"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""How hard each of the student's rows finds the teacher's row of the same input among all; the mean, in nats.
+    r"""InfoNCE: mean cross-entropy of finding the teacher's row of the same input among all rows, in nats.
 
     .. math:: \frac{1}{n} \sum_i -\frac{1}{|P_i|} \sum_{p \in P_i} \log
         \frac{\exp(\cos(s_i, t_p) / \tau)}{\sum_{j} \exp(\cos(s_i, t_j) / \tau)}
 
     with j over the teacher's rows of the group and those of ``others`` (a queue, as in MoCo, He et al. 2020,
     arXiv:1911.05722). :math:`P_i` is i
-    alone (van den Oord et al. 2018, arXiv:1807.03748, equation 4), or those of the group that ``alike`` marks, such as
-    inputs of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). ``left_out`` marks others that do not count.
-    Of n rows without others, chance is log n.
+    alone (van den Oord et al. 2018, arXiv:1807.03748, equation 4), or the rows of the group that ``alike`` marks, such
+    as inputs of its label (Khosla et al. 2020, arXiv:2004.11362, equation 2). ``left_out`` marks others that do not
+    count. For n rows without others, chance is log n.
     """
     ours = F.normalize(to_float32(student), dim=-1)
     keys = F.normalize(to_float32(teacher if others is None else torch.cat([teacher, others.to(teacher)])), dim=-1)
@@ -150,14 +150,14 @@ def memory_nce(
     temperature: float,
     level: Float[Tensor, ""] | float,
 ) -> Float[Tensor, ""]:
-    r"""How well a student's row tells the teacher's row of its input from k drawn ones, each judged alone; the mean.
+    r"""NCE with a memory: tell the teacher's row of the same input from k sampled ones, each judged alone; the mean.
 
     .. math:: \frac{1}{n} \sum_i \Big( -\log h(s_i, t_i) - \sum_{k} \log (1 - h(s_i, t_k)) \Big), \quad
         h(s, t) = \frac{e^{\cos(s, t)/\tau}}{e^{\cos(s, t)/\tau} + K e^z}
 
-    with K drawn rows and z (``level``) the logarithm of the mean of :math:`e^{\cos / \tau}` over wrong rows at the
-    start, without which every row would count as right. CRD, Tian et al. 2020, arXiv:1910.10699, equations 18 and 19,
-    and the normaliser Z = M e^z of their code, from which the memory's size M drops out.
+    with K sampled rows and z (``level``) the logarithm of the mean of :math:`e^{\cos / \tau}` over negatives at the
+    start, without which every row would count as positive. CRD, Tian et al. 2020, arXiv:1910.10699, equations 18 and
+    19, and the normaliser Z = M e^z of their code, from which the memory's size M drops out.
     """
     ours = F.normalize(to_float32(student), dim=-1)
     right = (ours * F.normalize(to_float32(teacher), dim=-1)).sum(dim=-1) / temperature

@@ -1,4 +1,4 @@
-"""The terms of the objective: each a small object over a pure loss, which says what it looks at and its unit.
+"""Loss terms: small objects that call a pure loss and declare their signals and their unit.
 
 A term returns a **sum** over the micro-batch's units; the objective divides once.
 """

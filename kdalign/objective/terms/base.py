@@ -1,4 +1,4 @@
-"""What terms look at, and what their sums are divided by."""
+"""Signals, units, inputs and layer pairs of loss terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, LayerWeights
 
 
 class Signal(StrEnum):
-    """What a term looks at."""
+    """Activations that a term needs."""
 
     LOGITS = "logits"
     HIDDEN = "hidden"
@@ -25,38 +25,38 @@ class Signal(StrEnum):
     EMBEDDINGS = "embeddings"
     RELATIONS = "relations"
     LAYERS = "layers"
-    """Hidden states as they are, of either width."""
+    """Hidden states without projection."""
     AGAIN = "again"
-    """The student's hidden states by a second forward, with other dropout."""
+    """The student's hidden states of a second forward pass, with other dropout."""
     FILLED = "filled"
-    """The student's features of tokens that are masked beside, by a forward of its own."""
+    """The student's features of a masked copy of the texts, by a forward pass of its own."""
     TAUGHT_ATTENTION = "taught attention"
     """The teacher's attention alone."""
 
 
 class Unit(StrEnum):
-    """What a term's sum is divided by."""
+    """Unit whose number a term's sum is divided by."""
 
     EXAMPLE = "example"
     LABELLED = "labelled example"
-    """An example whose label is known: all, where no text without labels is learnt from."""
+    """An example with a known label: all of them without unlabelled text."""
     TOKEN = "token"
     COMPARED = "compared"
-    """A token for which the teacher has something to be compared with: all, where it reads the same tokens."""
+    """A token with a counterpart at the teacher: all of them if both models read the same tokens."""
     TARGET = "target"
     ANSWERED = "answered"
-    """A target token that the teacher is asked for, too: all, where it reads the same tokens."""
+    """A target token that the teacher predicts, too: all of them if both models read the same tokens."""
     MASKED = "masked token"
-    """A token that is masked beside, to be filled in."""
+    """A masked token in the masked copy of a text."""
     GROUP = "group"
-    """A micro-batch, over all ranks, whose texts are compared with one another."""
+    """A micro-batch, over all ranks, whose texts are compared."""
     TOKEN_GROUP = "token group"
-    """The same whose tokens are."""
+    """A micro-batch, over all ranks, whose tokens are compared."""
 
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What the terms see of a micro-batch. ``teacher`` is None where nothing needs one."""
+    """A micro-batch and both models' activations on it. ``teacher`` is None if no term needs it."""
 
     student: Activations
     teacher: Activations | None
@@ -67,12 +67,12 @@ class TermInputs:
 
     @property
     def taught(self) -> Activations:
-        """The teacher's signals."""
+        """The teacher's activations."""
         assert self.teacher is not None, "a term that needs the teacher runs only with one"
         return self.teacher
 
     def apart(self, ours: Layer, theirs: Layer) -> losses.PairDistances:
-        """How far apart the features of a pair of layers are, worked out once for all terms."""
+        """Distances of the features of a pair of layers, computed once for all terms."""
         found, pair = self._apart, (ours, theirs)
         if pair not in found:
             found[pair] = losses.PairDistances.of(self.student.projected[pair], self.student.targets[pair])
@@ -80,48 +80,48 @@ class TermInputs:
 
     @property
     def labels(self) -> Tensor:
-        """The labels; where one is not known (``batch.labelled``), -100, or NaN for a score."""
+        """Labels; -100, or NaN for a score, if unknown (``batch.labelled``)."""
         assert self.batch.labels is not None, "training examples have labels"
         return self.batch.labels
 
     @property
     def known_labels(self) -> Tensor:
-        """The labels; 0 for an example that is not ``batch.supervised``."""
+        """Labels; 0 for examples that are not ``batch.supervised``."""
         return torch.where(self.batch.supervised, self.labels, 0)
 
 
 class LossTerm(Protocol):
-    """One addend: the sum of its loss over the micro-batch's units."""
+    """An addend of the objective: the sum of a loss over the micro-batch's units."""
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """Signals that must be captured, of both models."""
+        """Signals to capture of both models."""
 
     @property
     def unit(self) -> Unit:
-        """What its sum is divided by."""
+        """Unit that its sum is divided by."""
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over this micro-batch's units."""
+        """Sum the loss over this micro-batch's units."""
 
 
 @runtime_checkable
 class LayerTerm(Protocol):
-    """A term that compares layers at a place, and takes their lambda_l of it."""
+    """A term that compares pairs of layers, weighted by lambda_l."""
 
     place: "LayerPairs"
 
 
 @dataclass(frozen=True)
 class LayerPairs:
-    """Where layers are compared: one stack of the plan.
+    """Compared pairs of layers of one stack.
 
     Attributes:
-        pairs: (student layer, teacher layer, lambda_l); where these change, what they are at first.
-        reads_target: whether it is the decoder of an encoder-decoder, whose positions are those of the target.
-        looks_back: whether a position sees those before it alone.
-        weighting: how lambda_l change, a key of ``LAYER_WEIGHTS``; other words for not at all.
-        changing: one term's lambda_l, where they change.
+        pairs: (student layer, teacher layer, initial lambda_l).
+        reads_target: true for the decoder of an encoder-decoder, whose positions are those of the target.
+        looks_back: true if a position sees only those before it.
+        weighting: change of lambda_l, a key of ``LAYER_WEIGHTS``; other words for none.
+        changing: lambda_l of one term, if they change.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
@@ -131,12 +131,12 @@ class LayerPairs:
     changing: LayerWeights | None = None
 
     def of_one_term(self) -> "LayerPairs":
-        """The same place for a term, whose lambda_l are its own where they change."""
+        """Copy for one term, with changing lambda_l of its own."""
         made = LAYER_WEIGHTS.get(self.weighting)
         return self if made is None else replace(self, changing=made(len(self.pairs)))
 
     def over_layers(self, distances: Sequence[Tensor]) -> Tensor:
-        """The sum of what the pairs' distances are, each one number, weighted by lambda_l as they are now."""
+        """Sum the pairs' distances, one number each, weighted by the current lambda_l."""
         if self.changing is not None:
             weighted: Tensor = self.changing(torch.stack(list(distances)))
             return weighted
@@ -145,17 +145,17 @@ class LayerPairs:
 
     @property
     def unit(self) -> Unit:
-        """What a sum over its positions is divided by."""
+        """Unit of a sum over positions."""
         return Unit.TARGET if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
-        """(batch, time), the positions that count."""
+        """(batch, time), counted positions."""
         return batch.predicted if self.reads_target else batch.compared
 
     def visible(self, batch: Batch) -> Tensor:
-        """(batch, time, time), which positions each position may be related to: real, and of its own document."""
+        """(batch, time, time), positions that each position may relate to: real ones of its own document."""
         given = batch.inputs["decoder_attention_mask" if self.reads_target else "attention_mask"].bool()
-        if given.ndim == 4:  # documents that are packed, which do not see each other
+        if given.ndim == 4:  # packed documents, which do not see each other
             return given[:, 0]
         if batch.matching is not None:
             given = given & batch.matching.compared

@@ -1,4 +1,4 @@
-"""Rows of a group and sums from all ranks, so that nothing depends on how many there are."""
+"""Gather rows and sum values over all ranks, so that nothing depends on their number."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def all_gather_with_grad(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "all_rows *width"]:
-    """All ranks' rows, in the order of ranks; the gradient goes back to the rank that each came from.
+    """Gather all ranks' rows, in the order of ranks; each row's gradient goes back to its rank.
 
-    Every rank calls it as often as the others. A process alone gets its own rows.
+    Every rank must call it equally often. A single process gets its own rows.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
@@ -21,7 +21,7 @@ def all_gather_with_grad(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "al
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over all ranks, the same on each; without a gradient."""
+    """Sum values over all ranks, without a gradient."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)

@@ -1,4 +1,4 @@
-"""Terms that compare a student's layers with its teacher's, position by position."""
+"""Terms that compare layers position by position: features, attention maps and relations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
 
 @dataclass(frozen=True)
 class _AtPlace:
-    """A term of one stack's layers, whose sum is over positions unless it says otherwise."""
+    """A term on one stack's layers, summed over positions by default."""
 
     place: LayerPairs
 
     @property
     def unit(self) -> Unit:
-        """Positions."""
+        """Positions of the stack."""
         return self.place.unit
 
     def _over_layers(self, view: TermInputs, distance: Callable[[losses.PairDistances, Layer], Tensor]) -> Tensor:
-        """The sum over pairs, weighted by lambda_l, of a distance of their features, by the teacher's layer."""
+        """Sum a distance of features over pairs, weighted by lambda_l."""
         return self.place.over_layers(
             [distance(view.apart(ours, theirs), theirs) for ours, theirs, _ in self.place.pairs]
         )
@@ -32,7 +32,7 @@ class _AtPlace:
 
 @dataclass(frozen=True)
 class HiddenCosine(_AtPlace):
-    """Direction of the features, weighted over layers by lambda_l (L_feat); each position lies in 0..2."""
+    """Cosine distance of features, weighted over layers by lambda_l (L_feat); each position in 0..2."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
@@ -44,13 +44,13 @@ class HiddenCosine(_AtPlace):
 
 @dataclass(frozen=True)
 class EmbeddingsCosine(_AtPlace):
-    """Direction of what a stack's first layer reads; both models have the same width."""
+    """Cosine distance of the inputs of a stack's first layer, for models of equal width."""
 
     stacks: tuple[str, str]
     needs: frozenset[Signal] = frozenset({Signal.EMBEDDINGS})
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over positions; each lies in 0..2."""
+        """Sum over positions, each in 0..2."""
         ours, theirs = self.stacks
         mask = self.place.mask(view.batch)
         features = losses.PairDistances.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
@@ -59,9 +59,9 @@ class EmbeddingsCosine(_AtPlace):
 
 @dataclass(frozen=True)
 class HiddenMSE(_AtPlace):
-    """Distance of the features in the teacher's own spread, weighted over layers by lambda_l (L_dist).
+    """Squared distance of features in units of the teacher's variance, weighted over layers by lambda_l (L_dist).
 
-    1 a position for a student that answers the teacher's mean. ``variances`` are the teacher layers'.
+    1 per position for a student that gives the teacher's mean. ``variances`` are the teacher layers'.
     """
 
     variances: Mapping[Layer, float]
@@ -77,19 +77,19 @@ class HiddenMSE(_AtPlace):
 
 @dataclass(frozen=True)
 class RelativeMSE(_AtPlace):
-    """Distance of the features in units of the teacher's own length, weighted over layers by lambda_l."""
+    """Squared distance of features in units of the teacher's squared length, weighted over layers by lambda_l."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over positions; 1 each for a student that answers 0."""
+        """Sum over positions; 1 each for a student that gives 0."""
         mask = self.place.mask(view.batch)
         return self._over_layers(view, lambda features, _: losses.relative_squared_error(features, mask))
 
 
 @dataclass(frozen=True)
 class PatientKD(_AtPlace):
-    """Features of the position that sums up a text, each of length 1, weighted over layers by lambda_l (PKD)."""
+    """Squared distance of a text's normalised summary features, weighted over layers by lambda_l (PKD)."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
 
@@ -99,7 +99,7 @@ class PatientKD(_AtPlace):
         return Unit.EXAMPLE
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over texts; each lies in 0..4."""
+        """Sum over texts, each in 0..4."""
         mask = self.place.mask(view.batch)
         ends = mask.flip(1) if self.place.looks_back else mask
         position = ends.int().argmax(dim=1)  # the first that counts, or the last
@@ -115,7 +115,7 @@ class PatientKD(_AtPlace):
 
 @dataclass(frozen=True)
 class AttendedEuclid(_AtPlace):
-    """``HiddenEuclid`` in which positions count by how much the teacher layer attends to them."""
+    """``HiddenMSE`` with positions weighted by the teacher layer's attention to them."""
 
     variances: Mapping[Layer, float]
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
@@ -131,13 +131,11 @@ class AttendedEuclid(_AtPlace):
 
 @dataclass(frozen=True)
 class AttentionMaps(_AtPlace):
-    """Attention probabilities, weighted over layers by lambda_l (L_attn).
-
-    Each query position lies in 0..2.
+    """Distance of attention maps, weighted over layers by lambda_l (L_attn); each query position in 0..2.
 
     Attributes:
-        mean: compare their mean over heads.
-        divergence: compare by KL in nats, not by squared distance.
+        mean: compare the mean over heads.
+        divergence: KL in nats instead of squared distance.
     """
 
     mean: bool = False
@@ -145,7 +143,7 @@ class AttentionMaps(_AtPlace):
     divergence: bool = False
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over query positions of the weighted distances."""
+        """Sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         loss = losses.attention_divergence if self.divergence else losses.attention_distance
         found = []
@@ -159,11 +157,11 @@ class AttentionMaps(_AtPlace):
 
 @dataclass(frozen=True)
 class Relations(_AtPlace):
-    """How positions relate to one another by their values (or queries and keys, too), weighted over layers by lambda_l.
+    """KL of relations between positions by values (or queries and keys, too), weighted over layers by lambda_l.
 
     Attributes:
-        heads: relation heads.
-        parts: of ``queries``, ``keys`` and ``values``, those that are compared; their mean counts.
+        heads: number of relation heads.
+        parts: compared parts of attention, among ``queries``, ``keys`` and ``values``; their mean counts.
     """
 
     heads: int
@@ -171,7 +169,7 @@ class Relations(_AtPlace):
     needs: frozenset[Signal] = frozenset({Signal.RELATIONS})
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over positions of the weighted divergences, in nats."""
+        """Sum over positions of the weighted divergences, in nats."""
         mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
         found = []
         for ours, theirs, _ in self.place.pairs:
@@ -189,6 +187,6 @@ class Relations(_AtPlace):
 def relation_heads(
     x: Float[Tensor, "batch heads time head_width"], number: int
 ) -> Float[Tensor, "batch number time width"]:
-    """Heads put side by side and split again into another number of them, which divides their whole width."""
+    """Concatenate heads and split them into another number, which divides the total width."""
     whole = x.transpose(1, 2).flatten(2)
     return whole.view(*whole.shape[:2], number, -1).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Terms on answers: labels, the teacher's logits or scores, and a language model's tokens."""
+"""Terms on outputs: labels, the teacher's logits or scores, and a language model's tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,25 +16,25 @@ from kdalign.objective.terms.base import Signal, TermInputs, Unit
 
 @dataclass(frozen=True)
 class HardLabels:
-    """The labels themselves: cross-entropy, or squared error where the task is a score."""
+    """Cross-entropy with the labels, or squared error for a score."""
 
     regression: bool
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.LABELLED
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """Nats, or squared label units."""
+        """Sum over labelled examples, in nats or squared label units."""
         loss = losses.squared_error if self.regression else losses.hard_label_cross_entropy
         return loss(view.student.logits, view.known_labels, view.batch.supervised)
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """The teacher's answers: softened KL, or squared error where the task is a score (L_soft).
+    """Divergence from the teacher's softened outputs, or squared error for a score (L_soft).
 
     Attributes:
         divergence: a key of ``losses.DIVERGENCES``.
-        standardise: whether logits are first brought to mean 0 and spread 1.
+        standardise: bring logits to mean 0 and spread 1 first.
     """
 
     temperature: float
@@ -45,7 +45,7 @@ class SoftTargets:
     unit: Unit = Unit.EXAMPLE
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """Nats times the squared temperature, or squared label units."""
+        """Sum over examples, in nats times the squared temperature, or squared label units."""
         student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
         if self.regression:
             return losses.squared_error(student, teacher.squeeze(-1), counted)
@@ -58,19 +58,19 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class LogitMSE:
-    """The teacher's logits themselves."""
+    """Squared distance from the teacher's logits."""
 
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
     unit: Unit = Unit.EXAMPLE
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """Squared logit units, the mean over classes."""
+        """Sum over examples of the mean over classes, in squared logit units."""
         return losses.logit_squared_error(view.student.logits, view.taught.logits, view.batch.counted)
 
 
 @dataclass(frozen=True)
 class DecoupledKD:
-    """The teacher's answers, whether it is the label weighed apart from which of the others it is (DKD)."""
+    """Decoupled KD: label against all others, and distribution among the others, weighted apart (DKD)."""
 
     temperature: float
     other: float = 8.0
@@ -78,20 +78,20 @@ class DecoupledKD:
     unit: Unit = Unit.LABELLED
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """Nats times the squared temperature."""
+        """Sum over labelled examples, in nats times the squared temperature."""
         student, teacher = view.student.logits, view.taught.logits
         labels, mask = view.known_labels, view.batch.supervised
         return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
 
 
 class MaskedTokens(nn.Module):
-    """Tokens of the student's texts that were masked, filled in by a head of its own over the student's embeddings.
+    """Masked-token prediction by a head of its own over the student's embeddings.
 
     Devlin et al. 2019, arXiv:1810.04805, section 3.1, with BERT's head: a dense map, GELU and a layer norm, then the
-    input embeddings as vocabulary, and a bias. The head is learnt with the student and not exported.
+    input embeddings as vocabulary, and a bias. The head is trained with the student and not exported.
 
     Attributes:
-        dtype: of the product with the vocabulary.
+        dtype: precision of the product with the vocabulary.
     """
 
     needs = frozenset({Signal.FILLED})
@@ -111,7 +111,7 @@ class MaskedTokens(nn.Module):
             self.dense.bias.zero_()
 
     def forward(self, view: TermInputs) -> Tensor:
-        """The sum over masked tokens, in nats."""
+        """Sum over masked tokens, in nats."""
         targets = view.batch.inputs[MASKED + "targets"]
         here = targets != IGNORED
         counted = view.batch.masked[here]

@@ -1,6 +1,6 @@
-"""The terms that a recipe can name beside those of the paper: shipped ones, and the user's own.
+"""Registry of further terms: shipped ones by name, and a user's own.
 
-Each is made by a function of what it is for and its own options, which gives one term, or one for each stack of layers.
+Each is built by a function of a ``TermContext`` and its own options, which returns one term, or one for each stack.
 """
 
 import inspect
@@ -24,12 +24,12 @@ from kdalign.registry import resolve
 
 @dataclass(frozen=True)
 class TermContext:
-    """What terms are made for.
+    """Task and plan that a term is built for.
 
     Attributes:
         plan: None without a teacher.
-        places: where layers are compared, by stack.
-        classes: of the task; 1 for a score, 0 where answers are tokens or vectors.
+        places: compared layer pairs by stack.
+        classes: number of classes of the task; 1 for a score, 0 for tokens and embeddings.
         temperature: of the recipe.
     """
 
@@ -39,12 +39,12 @@ class TermContext:
     temperature: float
 
     def variances(self, place: LayerPairs) -> dict[Layer, float]:
-        """Of the teacher layers of a place; none before they are calibrated."""
+        """Return the variances of the teacher layers of a place; empty before calibration."""
         assert self.plan is not None, "layers are compared by a plan"
         return {theirs: self.plan.variance(theirs) for _, theirs, _ in place.pairs if self.plan.calibrated}
 
     def width(self, stack: str) -> int:
-        """At which a stack's features are compared."""
+        """Return the width at which a stack's features are compared."""
         assert self.plan is not None, "layers are compared by a plan"
         theirs, ours = next(pair for pair in self.plan.stacks if pair[1].name == stack)
         return theirs.width if self.plan.style.side == "student" else ours.width
@@ -60,14 +60,14 @@ Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def build_terms(named: Mapping[str, Mapping[str, Any]], setting: TermContext) -> Iterator[tuple[str, float, LossTerm]]:
-    """The terms that a recipe names, with their weights; a stack's name stands in theirs where there are several.
+    """Build the terms that a recipe names, with their weights; with several stacks, names end with the stack's.
 
     Args:
-        named: by name, a ``weight`` and the term's own options.
-        setting: what they are made for.
+        named: a ``weight`` and the term's own options, by name.
+        setting: task and plan.
 
     Raises:
-        UsageError: an unknown term or option, or one that cannot be had here, with the reason.
+        UsageError: an unknown term or option, or a term that does not fit, with the reason.
     """
     for name, given in named.items():
         options = {key: value for key, value in given.items() if key != "weight"}
@@ -95,7 +95,7 @@ def build_terms(named: Mapping[str, Mapping[str, Any]], setting: TermContext) ->
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a shipped term has not, and true where a number is asked for."""
+    """Refuse unknown options of a shipped term, and ``true`` for a number."""
     known = dict(list(inspect.signature(TERMS[name]).parameters.items())[1:])
     for key, value in options.items():
         if key not in known:

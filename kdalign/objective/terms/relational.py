@@ -1,4 +1,4 @@
-"""Terms that compare the texts or tokens of a micro-batch, over all ranks, with one another."""
+"""Relational terms, which compare the texts or tokens of a micro-batch, over all ranks, with one another."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ UNITS: dict[Over, Unit] = {"texts": Unit.GROUP, "tokens": Unit.TOKEN_GROUP}
 
 @dataclass(frozen=True)
 class EmbeddingDistance:
-    """The teacher's embeddings as targets, by direction; both models have the same width."""
+    """Cosine distance from the teacher's embeddings, for models of equal width."""
 
     needs: frozenset[Signal] = frozenset()
     unit: Unit = Unit.EXAMPLE
 
     def __call__(self, view: TermInputs) -> Tensor:
-        """The sum over texts; each lies in 0..2."""
+        """Sum over texts, each in 0..2."""
         return losses.embedding_distance(*_embeddings(view), view.batch.counted)
 
 
 @dataclass(frozen=True)
 class EmbeddingSimilarity:
-    """How alike the teacher finds the texts of a group; 1 where all are alike to the student."""
+    """Distance from the teacher's similarities of texts; 1 for a student with one constant similarity."""
 
     needs: frozenset[Signal] = frozenset()
     unit: Unit = Unit.GROUP
@@ -49,7 +49,7 @@ def _embeddings(view: TermInputs) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class CorrelationDistance:
-    """The teacher's answers, by how they are correlated over classes and over the texts of a group (DIST)."""
+    """One minus the correlation with the teacher's probabilities, over classes and over a group's texts (DIST)."""
 
     temperature: float
     needs: frozenset[Signal] = frozenset({Signal.LOGITS})
@@ -65,11 +65,11 @@ class CorrelationDistance:
 
 @dataclass(frozen=True)
 class RowWise:
-    """A loss that compares the rows of a group with one another, weighted over layers by lambda_l; widths may differ.
+    """A loss on the rows of a group, weighted over layers by lambda_l; widths may differ.
 
     Attributes:
         loss: of the student's rows and the teacher's.
-        over: what a row is, a text (the mean over its positions) or a token.
+        over: rows: texts (means over their positions) or tokens.
     """
 
     place: LayerPairs
@@ -95,7 +95,7 @@ class RowWise:
 
 
 def _rows(features: Tensor, mask: Tensor, over: Over) -> Tensor:
-    """(n, width), in float32: the tokens that count, or the texts that have one."""
+    """(n, width) in float32, counted tokens, or the means of texts with any."""
     if over == "tokens":
         return features[mask].float()
     some = mask.any(dim=1)
@@ -103,10 +103,10 @@ def _rows(features: Tensor, mask: Tensor, over: Over) -> Tensor:
 
 
 class Queue(nn.Module):
-    """The last rows that were put in, of one width each, first in, first out; with the number of each row's input.
+    """First-in, first-out queue of rows, one list per width, with the number of each row's input.
 
     Attributes:
-        numbers: (size,), -1 where nothing was put in yet.
+        numbers: (size,), input of each row; -1 for an empty slot.
     """
 
     numbers: Tensor
@@ -121,11 +121,11 @@ class Queue(nn.Module):
             self.register_buffer(f"rows{number}", torch.zeros(size, width))
 
     def rows(self, number: int) -> Tensor:
-        """(size, width), the rows of one width."""
+        """Return the rows of one width, (size, width)."""
         return self.get_buffer(f"rows{number}")
 
     def put(self, rows: Sequence[Tensor], numbers: Tensor) -> None:
-        """Put rows in, in place of the oldest; of more than the size, the last ones."""
+        """Replace the oldest rows; of more rows than the size, keep the last ones."""
         numbers, rows = numbers[-self.size :], [each[-self.size :] for each in rows]
         where = (self.place + torch.arange(len(numbers), device=numbers.device)) % self.size
         self.numbers[where] = numbers
@@ -179,7 +179,7 @@ class Contrastive(nn.Module):
         self._seen: list[tuple[list[Tensor], Tensor]] = []
 
     def forward(self, view: TermInputs) -> Tensor:
-        """The mean over the group's rows, in nats; 0 for fewer than three."""
+        """Mean over the group's rows, in nats; 0 for fewer than three."""
         batch, mask = view.batch, self.place.mask(view.batch)
         texts = mask.any(dim=1)
         of_rows = mask.nonzero()[:, 0] if self.options.over == "tokens" else texts.nonzero()[:, 0]
@@ -203,7 +203,7 @@ class Contrastive(nn.Module):
 
     @staticmethod
     def _alike(view: TermInputs, of_rows: Tensor) -> Tensor:
-        """(n, n), which of the group's rows are right for each: those of its label, or itself where that is unknown."""
+        """(n, n), positives of each row: those of its label, or itself if its label is unknown."""
         labels, known = (
             all_gather_with_grad(view.known_labels[of_rows]),
             all_gather_with_grad(view.batch.supervised[of_rows]),
@@ -216,7 +216,7 @@ class Contrastive(nn.Module):
         if self.queue is not None:
             filled = self.queue.numbers >= 0
             others, known = self.queue.rows(index)[filled], self.queue.numbers[filled]
-        own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is no wrong answer
+        own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is no negative
         if self.options.negatives is None:
             return losses.info_nce(student, teacher, self.options.temperature, others, alike, own_before)
         candidates = torch.cat([teacher.detach(), others])
@@ -230,13 +230,13 @@ class Contrastive(nn.Module):
         return losses.memory_nce(student, teacher, drawn, self.options.temperature, self.levels[index].clone())
 
     def remember(self, kept: bool = True) -> None:
-        """Put the teacher's rows of the calls since last time into the queue, or forget them.
+        """Put the teacher's rows since the last call into the queue, or forget them.
 
-        In an order by their inputs' numbers, so that neither ranks nor micro-batches decide which rows leave first.
+        In an order by their inputs' numbers, so that ranks and micro-batches do not affect which rows leave first.
         """
         if kept and self.queue is not None and self._seen:
             numbers = torch.cat([each for _, each in self._seen])
-            # Mixed up, so that of neighbours in the data any may leave first.
+            # Shuffled deterministically, so that eviction order is independent of data order.
             order = (numbers * 2654435761 % 2**32).argsort(stable=True)
             rows = [torch.cat(each)[order] for each in zip(*(rows for rows, _ in self._seen), strict=True)]
             self.queue.put(rows, numbers[order])
