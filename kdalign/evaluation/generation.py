@@ -1,4 +1,4 @@
-"""Texts that models write, for every family: greedily or by beams, by filling gaps, or from left to right."""
+"""Generate texts with models of every family: greedily or by beams, by filling gaps, or from left to right."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,17 +27,17 @@ from kdalign.models.checkpoint_files import max_positions
 from kdalign.observer import ProgressCallback
 
 ROWS = 32
-"""Texts that are written at once."""
+"""Texts of a batch."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How texts are written.
+    """Settings of text generation.
 
     Attributes:
-        beams: 1 writes the likeliest token each time.
-        new_tokens: at most so many, where a model ends its text itself.
-        rounds: of Mask-Predict.
+        beams: number of beams; 1 is greedy.
+        new_tokens: most new tokens, where a model ends its text itself.
+        rounds: rounds of Mask-Predict.
         max_length: longest source in tokens.
     """
 
@@ -51,34 +51,41 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[GenerationCase],
-    writing: GenerationSettings,
-    tell: ProgressCallback,
+    settings: GenerationSettings,
+    progress: ProgressCallback,
 ) -> tuple[list[str], int]:
-    """A text for each case, in the model's own precision, and how many prompts were too long and cut.
+    """Generate a text for each case, in the model's own precision.
 
-    A continuation goes on until it has as many words as what is held out, or the model ends it. Of a prompt that is too
-    long the beginning is left out (of a source, the end).
+    A continuation ends after as many words as its reference has, or where the model ends it. A prompt that is too long
+    loses its beginning (a source, its end).
+
+    Returns:
+        The texts, and the number of prompts that were cut.
 
     Raises:
-        UsageError: an encoder-decoder is to continue texts and knows no mask to fill.
+        UsageError: an encoder-decoder should continue texts and has no mask to fill.
+        NotFinite: the model gives NaN.
     """
-    families: dict[str, Any] = {
-        "causal": _go_on, "seq2seq": _answer, "masked": _fill, "permutation": _from_left_to_right
-    }  # fmt: skip
-    family = families[layout_of(model.config).family]
+    generators: dict[str, Any] = {
+        "causal": _generate_causal,
+        "seq2seq": _generate_seq2seq,
+        "masked": _generate_masked,
+        "permutation": _generate_permutation,
+    }
+    generator = generators[layout_of(model.config).family]
     written: dict[int, str] = {}
     cut = 0
-    with inference_mode(model), _plain(model, tokenizer):
+    with inference_mode(model), _without_defaults(model, tokenizer):
         for rows in _batches(cases):
-            texts, long = family(model, tokenizer, [cases[row] for row in rows], writing)
-            cut += long
+            texts, shortened = generator(model, tokenizer, [cases[row] for row in rows], settings)
+            cut += shortened
             written |= {row: cases[row].cut(text) for row, text in zip(rows, texts, strict=True)}
-            tell(len(written), len(cases))
+            progress(len(written), len(cases))
     return [written[row] for row in range(len(cases))], cut
 
 
 def _batches(cases: Sequence[GenerationCase]) -> Iterator[list[int]]:
-    """Cases of one room together, so that nobody ends by the others; of them those of like lengths, to pad little."""
+    """Group cases by token budget, so that none ends by the others', then sort by length to pad little."""
     order = sorted(range(len(cases)), key=lambda number: (-cases[number].room, -len(cases[number].prompt)))
     for _, group in groupby(order, key=lambda number: cases[number].room):
         rows = list(group)
@@ -86,116 +93,119 @@ def _batches(cases: Sequence[GenerationCase]) -> Iterator[list[int]]:
             yield rows[start : start + ROWS]
 
 
-def describe_generation(family: str, continuing: bool, writing: GenerationSettings) -> str:
-    """How a family's texts were made, for a score's signature."""
-    search = "greedy" if writing.beams == 1 else f"{writing.beams} beams"
+def describe_generation(family: str, continuing: bool, settings: GenerationSettings) -> str:
+    """Describe how a family's texts are generated, for a note."""
+    search = "greedy" if settings.beams == 1 else f"{settings.beams} beams"
     way = {
         "causal": search,
         "seq2seq": f"{search}, its mask filled" if continuing else search,
-        "masked": f"Mask-Predict, {writing.rounds} rounds, told how many tokens are held out",
+        "masked": f"Mask-Predict, {settings.rounds} rounds, told how many tokens are held out",
         "permutation": "left to right, greedy",
     }[family]
     if not continuing:
-        return f"{way}, at most {writing.new_tokens} new tokens a text"
+        return f"{way}, at most {settings.new_tokens} new tokens a text"
     return f"{way}, ends after as many words as the reference"
 
 
-def _go_on(
+def _generate_causal(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[GenerationCase],
-    writing: GenerationSettings,
+    settings: GenerationSettings,
 ) -> tuple[list[str], int]:
-    """A causal model's continuations, padded on the left."""
+    """Continue prompts with a causal model; prompts are padded on the left."""
     before = special_frame(tokenizer)[0]
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
     ids = [[*before, *prompt] or [tokenizer.eos_token_id] for prompt in prompts]
-    most = min(_room(cases, writing), max_positions(model.config) // 2)
-    longest = max_positions(model.config) - most
-    cut = sum(len(one) > longest for one in ids)
-    ids = [one if len(one) <= longest else [*before, *one[len(before) - longest :]] for one in ids]
-    padded, real = _padded(ids, int(tokenizer.pad_token_id), model.device, left=True)
+    new_tokens = min(_budget(cases, settings), max_positions(model.config) // 2)
+    longest = max_positions(model.config) - new_tokens
+    cut = sum(len(row) > longest for row in ids)
+    ids = [row if len(row) <= longest else [*before, *row[len(before) - longest :]] for row in ids]
+    padded, real = _pad(ids, int(tokenizer.pad_token_id), model.device, left=True)
     stop = StoppingCriteriaList()
-    if writing.beams == 1:
-        stop.append(_Ended(tokenizer, padded.size(1), cases))
-    found = model.generate(padded, attention_mask=real, stopping_criteria=stop, **_search(writing, most))
-    return _decoded(tokenizer, found[:, padded.size(1) :]), cut
+    if settings.beams == 1:
+        stop.append(_CasesEnded(tokenizer, padded.size(1), cases))
+    output = model.generate(padded, attention_mask=real, stopping_criteria=stop, **_search(settings, new_tokens))
+    return _decode(tokenizer, output[:, padded.size(1) :]), cut
 
 
-class _Ended(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
-    """Ends the rows whose cases need no more."""
+class _CasesEnded(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
+    """Ends the rows whose cases need no more tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: int, cases: Sequence[GenerationCase]) -> None:
         self._tokenizer, self._prompt, self._cases = tokenizer, prompt, cases
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        texts = _decoded(self._tokenizer, input_ids[:, self._prompt :])
+        texts = _decode(self._tokenizer, input_ids[:, self._prompt :])
         ended = [case.ended(text) for text, case in zip(texts, self._cases, strict=True)]
         return torch.tensor(ended, device=input_ids.device)
 
 
-def _answer(
+def _generate_seq2seq(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[GenerationCase],
-    writing: GenerationSettings,
+    settings: GenerationSettings,
 ) -> tuple[list[str], int]:
-    """An encoder-decoder's answers to sources; beginnings of texts are given with a mask after them, to be filled."""
+    """Answer sources with an encoder-decoder; to continue a text, it fills a mask after the prompt."""
     continuing = all(case.words for case in cases)
     sentinels = _sentinels(tokenizer) if continuing else ()
     mask = sentinels[0] if sentinels else tokenizer.mask_token
     if continuing and mask is None:
         raise UsageError(f"a {model.config.model_type} model knows no mask to fill, so it does not continue texts")
-    limit = min(writing.max_length, max_positions(model.config))
+    limit = min(settings.max_length, max_positions(model.config))
     texts = [case.prompt for case in cases]
     if continuing:  # whatever is cut, the mask stays
         texts = [f"{_last_tokens(tokenizer, text, limit - 8)} {mask}" for text in texts]
     cut = sum(len(ids) > limit for ids in tokenizer([case.prompt for case in cases], verbose=False)["input_ids"])
-    found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
-    most = min(_room(cases, writing, with_prompt=continuing and not sentinels), max_positions(model.config) - 1)
-    inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in found.items()})
-    new = model.generate(**inputs, **_search(writing, most))
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
+    new_tokens = _budget(cases, settings, with_prompt=continuing and not sentinels)
+    new_tokens = min(new_tokens, max_positions(model.config) - 1)
+    inputs = accepted_inputs(model, {name: value.to(model.device) for name, value in batch.items()})
+    output = model.generate(**inputs, **_search(settings, new_tokens))
     if sentinels:  # T5: <extra_id_0> what fills the first gap <extra_id_1> ...
-        said = tokenizer.batch_decode(new, skip_special_tokens=False)
-        gaps = [text.partition(sentinels[0])[2].partition(sentinels[1])[0] for text in said]
+        decoded = tokenizer.batch_decode(output, skip_special_tokens=False)
+        gaps = [text.partition(sentinels[0])[2].partition(sentinels[1])[0] for text in decoded]
         special = [tokenizer.pad_token, tokenizer.eos_token]
-        return [_without(gap, special) for gap in gaps], cut
-    said = _decoded(tokenizer, new)
+        return [_blank_out(gap, special) for gap in gaps], cut
+    answers = _decode(tokenizer, output)
     if not continuing:
-        return said, cut
+        return answers, cut
     # BART writes the whole text again.
-    return [" ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(said, cases, strict=True)], cut
+    return [" ".join(text.split()[len(case.prompt.split()) :]) for text, case in zip(answers, cases, strict=True)], cut
 
 
-def _last_tokens(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+def _last_tokens(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> str:
+    """Return the end of a text, at most ``limit`` tokens."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= most else str(tokenizer.decode(ids[-most:]))
+    return text if len(ids) <= limit else str(tokenizer.decode(ids[-limit:]))
 
 
 def can_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether an encoder-decoder has a mask that it can fill."""
+    """Return whether an encoder-decoder has a mask that it can fill."""
     return bool(_sentinels(tokenizer)) or tokenizer.mask_token is not None
 
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """T5's masks, if it has them."""
+    """Return T5's masks, if the tokenizer has them."""
     masks = ("<extra_id_0>", "<extra_id_1>")
     return masks if set(masks) <= set(tokenizer.get_vocab()) else ()
 
 
-def _without(text: str, tokens: Sequence[str]) -> str:
+def _blank_out(text: str, tokens: Sequence[str]) -> str:
+    """Replace tokens in a text by blanks."""
     for token in tokens:
         text = text.replace(token, " ")
     return text
 
 
-def _fill(
+def _generate_masked(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[GenerationCase],
-    writing: GenerationSettings,
+    settings: GenerationSettings,
 ) -> tuple[list[str], int]:
-    r"""A masked model's continuations by Mask-Predict: Ghazvininejad et al. 2019, arXiv:1904.09324, section 3.
+    r"""Continue prompts with a masked model by Mask-Predict: Ghazvininejad et al. 2019, arXiv:1904.09324, section 3.
 
     As many masks as the held-out text has tokens are filled at once; in round t of T the
     :math:`\lfloor N (T - t) / T \rfloor` of the N least probable are masked again.
@@ -204,20 +214,20 @@ def _fill(
     mask, special = int(tokenizer.mask_token_id), torch.tensor(tokenizer.all_special_ids, device=model.device)
     rows, spans, cut = [], [], 0
     for case in cases:
-        prompt, gap = _tokens_of(tokenizer, case)
-        room = max_positions(model.config) - len(before) - len(after)
-        gap = min(gap, room // 2)
-        cut += len(prompt) > room - gap
-        prompt = prompt[-(room - gap) :]
+        prompt, gap = _tokenize_case(tokenizer, case)
+        positions = max_positions(model.config) - len(before) - len(after)
+        gap = min(gap, positions // 2)
+        cut += len(prompt) > positions - gap
+        prompt = prompt[-(positions - gap) :]
         spans.append((len(before) + len(prompt), gap))
         rows.append([*before, *prompt, *[mask] * gap, *after])
-    ids, real = _padded(rows, int(tokenizer.pad_token_id), model.device)
+    ids, real = _pad(rows, int(tokenizer.pad_token_id), model.device)
     gaps = torch.zeros_like(ids, dtype=torch.bool)
     for row, (start, size) in enumerate(spans):
         gaps[row, start : start + size] = True
     sizes, masked = gaps.sum(dim=1), gaps.clone()
     sure = torch.zeros(ids.shape, device=model.device)
-    for turn in range(1, writing.rounds + 1):
+    for turn in range(1, settings.rounds + 1):
         signals = forward(
             model, accepted_inputs(model, {"input_ids": ids, "attention_mask": real}), CaptureSpec(), None
         )
@@ -227,43 +237,43 @@ def _fill(
         logits[:, special] = -torch.inf
         probability, token = logits.softmax(dim=-1).max(dim=-1)
         ids[masked], sure[masked] = token, probability
-        again = sizes * (writing.rounds - turn) // writing.rounds
+        again = sizes * (settings.rounds - turn) // settings.rounds
         ranks = torch.where(gaps, sure, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
         masked = gaps & (ranks < again[:, None])
         if not masked.any():
             break
         ids = torch.where(masked, mask, ids)
-    return _decoded(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)]), cut
+    return _decode(tokenizer, [ids[row, start : start + size] for row, (start, size) in enumerate(spans)]), cut
 
 
-def _tokens_of(tokenizer: PreTrainedTokenizerBase, case: GenerationCase) -> tuple[list[int], int]:
-    """A prompt's tokens, and how many more the held-out text has after it."""
-    found = tokenizer(case.whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _tokenize_case(tokenizer: PreTrainedTokenizerBase, case: GenerationCase) -> tuple[list[int], int]:
+    """Return a prompt's tokens, and the number of tokens of the held-out text after it."""
+    tokens = tokenizer(case.whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prompt = [
         token
-        for token, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        for token, (_, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         if end <= len(case.prompt)
     ]
-    return prompt, max(1, len(found["input_ids"]) - len(prompt))
+    return prompt, max(1, len(tokens["input_ids"]) - len(prompt))
 
 
-def _from_left_to_right(
+def _generate_permutation(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     cases: Sequence[GenerationCase],
-    writing: GenerationSettings,
+    settings: GenerationSettings,
 ) -> tuple[list[str], int]:
-    """A permutation model's continuations: each next position is predicted from all before it, the text read anew."""
+    """Continue prompts with a permutation model: each next token in a new pass, from all tokens before it."""
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
     special = torch.tensor([*set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}], device=model.device)
     ids = [list(prompt) for prompt in prompts]
     going = list(range(len(cases)))
-    for _ in range(_room(cases, writing)):
-        # The position to be predicted holds some token, which nobody sees.
-        padded, real = _padded([[*ids[row], 0] for row in going], 0, model.device)
+    for _ in range(_budget(cases, settings)):
+        # The predicted position holds any token, which no position sees.
+        padded, real = _pad([[*ids[row], 0] for row in going], 0, model.device)
         last = real.sum(dim=1) - 1
-        place = torch.arange(padded.size(1), device=model.device)
-        unseen = (place[None, None, :] >= place[None, :, None]) | (real == 0)[:, None, :]
+        position = torch.arange(padded.size(1), device=model.device)
+        unseen = (position[None, None, :] >= position[None, :, None]) | (real == 0)[:, None, :]
         inputs = {
             "input_ids": padded,
             "attention_mask": real,
@@ -277,7 +287,7 @@ def _from_left_to_right(
         logits[:, special] = -torch.inf
         for row, token in zip(going, logits.argmax(dim=-1).tolist(), strict=True):
             ids[row].append(token)
-        texts = _decoded(tokenizer, [ids[row][len(prompts[row]) :] for row in going])
+        texts = _decode(tokenizer, [ids[row][len(prompts[row]) :] for row in going])
         going = [
             row
             for row, text in zip(going, texts, strict=True)
@@ -285,26 +295,25 @@ def _from_left_to_right(
         ]
         if not going:
             break
-    return _decoded(tokenizer, [one[len(prompt) :] for one, prompt in zip(ids, prompts, strict=True)]), 0
+    return _decode(tokenizer, [row[len(prompt) :] for row, prompt in zip(ids, prompts, strict=True)]), 0
 
 
-def _room(cases: Sequence[GenerationCase], writing: GenerationSettings, with_prompt: bool = False) -> int:
-    """The most tokens that may be written: for continuations what surely holds their words, else what is allowed."""
+def _budget(cases: Sequence[GenerationCase], settings: GenerationSettings, with_prompt: bool = False) -> int:
+    """Return the most new tokens: for continuations enough for all of their words, else the setting."""
     if not cases[0].room:
-        return writing.new_tokens
+        return settings.new_tokens
     return cases[0].room + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
 
 
-def _search(writing: GenerationSettings, new_tokens: int) -> dict[str, Any]:
-    """What ``generate`` is told; the special tokens stand in the model's plain settings."""
-    beams = writing.beams
-    watch = LogitsProcessorList([_OfNumbers()])
+def _search(settings: GenerationSettings, new_tokens: int) -> dict[str, Any]:
+    """Return the arguments of ``generate`` for a search; special tokens stand in the model's own configuration."""
+    beams = settings.beams
     search = {"do_sample": False, "num_beams": beams, "early_stopping": beams > 1, "max_new_tokens": new_tokens}
-    return {**search, "logits_processor": watch}
+    return {**search, "logits_processor": LogitsProcessorList([_CheckLogits()])}
 
 
-class _OfNumbers(LogitsProcessor):  # type: ignore[misc]  # Transformers' are not typed
-    """Lets all logits through that a token can be chosen by."""
+class _CheckLogits(LogitsProcessor):  # type: ignore[misc]  # Transformers' are not typed
+    """Checks logits, and passes them on unchanged."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         check_logits(scores)
@@ -312,19 +321,19 @@ class _OfNumbers(LogitsProcessor):  # type: ignore[misc]  # Transformers' are no
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse logits (rows, entries) of which the greatest is no number: the first token would be taken for it.
+    """Refuse logits (rows, vocabulary) whose greatest is NaN or infinite: argmax would return the first token.
 
     Raises:
-        NotFinite: how many rows are such.
+        NotFinite: some rows have such a maximum.
     """
     bad = int((~logits.amax(dim=-1).isfinite()).sum())
     if bad:
-        raise NotFinite(f"{bad:,} of {len(logits):,} texts that are written have logits that are NaN or infinite")
+        raise NotFinite(f"{bad:,} of {len(logits):,} generated texts have logits that are NaN or infinite")
 
 
 @contextmanager
-def _plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """A model whose settings are its special tokens alone: no penalties, no forced lengths, nothing suppressed."""
+def _without_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Clear a model's generation settings but for special tokens: no penalties, forced lengths or suppressed tokens."""
     if not model.can_generate():
         yield
         return
@@ -346,17 +355,17 @@ _SPECIAL = (
 )
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
-    """(rows, time) token ids, and 1 where they are real."""
+def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return token ids (rows, time), and a mask that is 1 where they are real."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
     real = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(list(row))
-        real[number, place] = 1
+        columns = slice(longest - len(row), None) if left else slice(0, len(row))
+        ids[number, columns] = torch.tensor(list(row))
+        real[number, columns] = 1
     return ids.to(device), real.to(device)
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Any] | Iterator[Any] | Tensor) -> list[str]:
-    return [tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Any] | Iterator[Any] | Tensor) -> list[str]:
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in ids]

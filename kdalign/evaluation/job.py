@@ -192,12 +192,12 @@ class EvalJob:
 
     @property
     def protocol(self) -> str:
-        """How texts are continued and compared, in one sentence; empty where they are not."""
+        """Sentence on how texts are continued and compared; empty where they are not."""
         if not self.is_continuation:
             return ""
         skipped = len(self.examples) - len(self.cases)
         return (
-            f"continuation: of each text the first half is given, at most {PREFIX_WORDS} words, and the next ones, at "
+            f"continuation: the first half of each text is given, at most {PREFIX_WORDS} words, and the next ones, at "
             f"most {SPAN_WORDS}, are held out; prompts, references and answers in one spacing"
             + (f"; {skipped:,} texts of one word are left out" if skipped else "")
         )

@@ -1,4 +1,4 @@
-r"""Classes by the likelihood of the words that stand for them, in the context of a question.
+r"""Multiple choice: classify by the likelihood of label words after a question.
 
 .. math:: s_k = \sum_i \log p(a_{k,i} \mid c, a_{k,<i})
 
@@ -28,21 +28,21 @@ from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import Predictions
 
 Per = Literal["answer", "byte"]
-"""What an answer's log-likelihood is of: the whole answer, or each of its bytes."""
+"""Unit of an answer's log-likelihood: the whole answer, or each of its bytes."""
 
 QUESTIONS_AT_ONCE = 256
-"""Questions that are tokenized and sorted by length together: 40,000 with solved examples would take gigabytes."""
+"""Questions tokenized and sorted by length together: 40,000 with solved examples would take gigabytes."""
 
 Tokens = list[int]
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How likely a model finds each label's answer.
+    """Log-likelihoods of each label's answer.
 
     Attributes:
-        values: (questions, labels), log-likelihoods in nats.
-        truncated: questions whose context was cut, from its beginning, to fit.
+        values: (questions, labels), in nats.
+        truncated: number of questions whose context lost its beginning, to fit.
     """
 
     values: Array
@@ -54,86 +54,86 @@ def label_scores(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[PromptedExample],
     max_length: int,
-    tell: ProgressCallback = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> LabelScores:
-    """The log-likelihood of every answer, by a causal model in its own precision.
+    """Compute the log-likelihood of every answer with a causal model, in its own precision.
 
     Args:
-        model: its mode is put back afterwards.
-        tokenizer: the model's.
-        questions: each with as many answers.
-        max_length: the most tokens that the model reads at once. A longer context loses its beginning, a start token
-            with it, as in lm-evaluation-harness.
-        tell: told how many questions are answered, and of how many.
+        model: the model; its mode is restored afterwards.
+        tokenizer: the model's tokenizer.
+        questions: questions with equal numbers of answers.
+        max_length: longest input in tokens. A longer context loses its beginning and its start token, as in
+            lm-evaluation-harness.
+        progress: called with the number of questions answered, and of all.
 
     Raises:
-        UsageError: an answer without a token, or of more than ``max_length``.
+        UsageError: an answer has no token, or more than ``max_length``.
     """
     values, truncated = np.zeros((len(questions), len(questions[0].answers))), 0
     with inference_mode(model):
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-            some = questions[start : start + QUESTIONS_AT_ONCE]
-            pieces = encode_answers(tokenizer, some)
+            batch = questions[start : start + QUESTIONS_AT_ONCE]
+            pieces = tokenize_answers(tokenizer, batch)
             truncated += sum(any(len(c) + len(a) - 1 > max_length for c, a in pairs) for pairs in pieces)
-            values[start : start + len(some)] = _scores(model, pieces, max_length, tokenizer.pad_token_id or 0)
-            tell(start + len(some), len(questions))
+            values[start : start + len(batch)] = _scores(model, pieces, max_length, tokenizer.pad_token_id or 0)
+            progress(start + len(batch), len(questions))
     return LabelScores(values, truncated)
 
 
 def choose(scores: Array, questions: Sequence[PromptedExample], per: Per = "answer") -> Predictions:
-    """The likeliest label of each question, the first of equals; ``logits`` are what was compared.
+    """Choose the likeliest label of each question, the first of equals; ``logits`` are the compared values.
 
     Args:
         scores: (questions, labels), log-likelihoods of whole answers in nats.
-        questions: what was asked.
-        per: ``answer`` compares them as they are; ``byte`` divides by the answer's length in UTF-8 without its
-            separator, so that long answers are not at a loss: ``acc_bytes`` of lm-evaluation-harness 0.4.13, and its
+        questions: the questions.
+        per: ``answer`` compares whole answers; ``byte`` divides by the answer's length in UTF-8 without its separator,
+            so that long answers have no disadvantage: ``acc_bytes`` of lm-evaluation-harness 0.4.13, and its
             ``acc_norm``, which divides by characters, where answers are ASCII.
 
     Raises:
-        NotFinite: scores that are no numbers; -inf is one, of an answer that the model never gives.
+        NotFinite: scores are NaN; -inf is allowed, for an answer that the model never gives.
     """
     check_finite(scores, "log-likelihoods")
     if per == "byte":
-        scores = scores / [[len(answer.strip().encode()) for answer in each.answers] for each in questions]
+        scores = scores / [[len(answer.strip().encode()) for answer in question.answers] for question in questions]
     return Predictions(scores, scores.argmax(axis=1))
 
 
 def signature(origin: str, count: int = 0, seed: int = 0, per: Per = "answer") -> str:
-    """How classes were chosen, for a score: whose prompt (``Wording.origin``), after how many solved examples."""
+    """Describe how classes are chosen, for a note: origin of the prompt and number of solved examples."""
     shots = f"{count} solved examples drawn by seed {seed}" if count else "no solved examples"
     return f"likeliest answer{' per byte' if per == 'byte' else ''}; {origin}; {shots}"
 
 
-def encode_answers(
+def tokenize_answers(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[PromptedExample]
 ) -> list[list[tuple[Tokens, Tokens]]]:
-    """For each question and label, the tokens of the context and those of the answer.
+    """Tokenize the context and the answer of each question and label.
 
     As ``_encode_pair`` of lm-evaluation-harness (``lm_eval/api/model.py``): white space at a context's end goes to the
     answer, context and answer are tokenized as one text, and the answer is what follows as many tokens as the context
-    has by itself. What the tokenizer puts before a text is kept, what it puts after one is not; an empty context is a
-    start token. Where the answer joins the context's last token, it is tokenized by itself.
+    has by itself. Special tokens before a text are kept, those after it are not; an empty context becomes a start
+    token. Where the answer joins the context's last token, it is tokenized by itself.
 
     Raises:
-        UsageError: the tokenizer makes nothing of an answer.
+        UsageError: the tokenizer makes no token of an answer.
     """
 
     def tokens(texts: Sequence[str]) -> list[Tokens]:
-        found: list[Tokens] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        ids: list[Tokens] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     before, _ = special_frame(tokenizer)
-    contexts = tokens([each.context.rstrip() for each in questions])
-    wholes = iter(tokens([each.context + answer for each in questions for answer in each.answers]))
+    contexts = tokens([question.context.rstrip() for question in questions])
+    wholes = iter(tokens([question.context + answer for question in questions for answer in question.answers]))
     pieces = []
     for question, context in zip(questions, contexts, strict=True):
         pairs = []
         for answer in question.answers:
-            asked = next(wholes)[len(context) :] or tokens([answer])[0]
-            if not asked:
+            ids = next(wholes)[len(context) :] or tokens([answer])[0]
+            if not ids:
                 raise UsageError(f"the tokenizer makes no token of the answer {answer!r}")
-            pairs.append(([*before, *context] or start_token(tokenizer), asked))
+            pairs.append(([*before, *context] or start_token(tokenizer), ids))
         pieces.append(pairs)
     return pieces
 
@@ -141,32 +141,34 @@ def encode_answers(
 def _scores(
     model: PreTrainedModel, pieces: Sequence[Sequence[tuple[Tokens, Tokens]]], max_length: int, pad: int
 ) -> Array:
-    """(questions, labels); an answer's input that begins another's of its question is read there."""
+    """Compute log-likelihoods (questions, labels); an input that begins another of its question shares its row."""
     inputs: list[Tokens] = []
-    asked: list[list[tuple[int, int, int, int]]] = []  # of each input: question, label, position, token
+    targets: list[list[tuple[int, int, int, int]]] = []  # of each input: question, label, position, token
     for number, pairs in enumerate(pieces):
         longest = max(len(answer) for _, answer in pairs)
         if longest > max_length:
             raise UsageError(f"an answer of {longest} tokens is longer than the {max_length} that are read")
         first = len(inputs)
         read = [([*context, *answer][:-1][-max_length:], label) for label, (context, answer) in enumerate(pairs)]
-        for ids, label in sorted(read, key=lambda each: -len(each[0])):
+        for ids, label in sorted(read, key=lambda pair: -len(pair[0])):
             row = next((row for row in range(first, len(inputs)) if inputs[row][: len(ids)] == ids), len(inputs))
             if row == len(inputs):
                 inputs.append(ids)
-                asked.append([])
+                targets.append([])
             answer = pairs[label][1]
-            places = range(len(ids) - len(answer), len(ids))
-            asked[row] += [(number, label, place, token) for place, token in zip(places, answer, strict=True)]
+            positions = range(len(ids) - len(answer), len(ids))
+            targets[row] += [
+                (number, label, position, token) for position, token in zip(positions, answer, strict=True)
+            ]
     values = np.zeros((len(pieces), len(pieces[0])))
     encoded = TokenizedSplit({"input_ids": inputs}, None, {"input_ids": pad})
     device = next(model.parameters()).device
     for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
         signals = forward(model, accepted_inputs(model, batch.to(device).inputs), CaptureSpec(), None)
-        assert signals.head is not None, "answers are asked of a language model"
-        every = np.array([(line, *each) for line, row in enumerate(rows) for each in asked[row]])
-        lines, numbers, labels, places, tokens = every.T
-        features = signals.features[torch.from_numpy(lines).to(device), torch.from_numpy(places).to(device)]
+        assert signals.head is not None, "answers are scored by a language model"
+        in_batch = np.array([(line, *target) for line, row in enumerate(rows) for target in targets[row]])
+        lines, numbers, labels, positions, tokens = in_batch.T
+        features = signals.features[torch.from_numpy(lines).to(device), torch.from_numpy(positions).to(device)]
         nll, _ = vocabulary_scores(features, signals.head, torch.from_numpy(tokens).to(device))
         np.subtract.at(values, (numbers, labels), nll.double().cpu().numpy())
     return values

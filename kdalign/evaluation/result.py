@@ -1,4 +1,4 @@
-"""What scoring a model on a split gives: its scores, what is missing and why, and the files that keep its answers."""
+"""The result of an evaluation: a model's scores on a split, missing metrics with reasons, and files of predictions."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +8,13 @@ from kdalign.metrics.classification import Score
 
 @dataclass(frozen=True)
 class MissingMetric:
-    """A metric that a model cannot be scored on: why, and the command that would make it possible (or nothing)."""
+    """A metric that a model cannot be scored by.
+
+    Attributes:
+        metric: its name.
+        reason: why.
+        command: a command that would make it possible, or nothing.
+    """
 
     metric: str
     reason: str
@@ -20,18 +26,23 @@ class EvaluationResult:
     """One model's scores on one split.
 
     Attributes:
-        scores: what was measured.
-        absent: what was asked for and could not be.
-        truncated: examples cut to ``max_length``.
-        passed_over: examples of which nothing that is asked for lies within ``max_length``.
-        predictions: the file that keeps the model's answers; None where there are none.
-        submission: the leaderboard's file, for test splits.
-        texts: the file that keeps what was written, with each text's own scores; None where nothing was.
-        kind: ``model``, ``served`` or ``baseline``.
-        parameters: tied ones once; None where they are not known.
-        trained_tokens: that the run which made the model trained on; None where it is no run.
-        notes: what must be known to read the scores.
-        served: how a served model was asked and what was paid for.
+        model: name of the model as the user gave it.
+        task: name of the task.
+        split: name of the split.
+        source: where the data is.
+        n: number of examples.
+        truncated: number of examples cut to ``max_length``.
+        scores: the scores.
+        absent: metrics that could not be computed.
+        passed_over: number of examples without a target within ``max_length``.
+        predictions: file of the model's predictions; None where there are none.
+        submission: file for the leaderboard, of test splits.
+        texts: file of generated texts with each text's own scores; None where there are none.
+        kind: ``model``, ``served``, ``baseline`` or ``file``.
+        parameters: number of parameters, tied ones once; None where it is unknown.
+        trained_tokens: number of tokens that a run trained the model on; None for other models.
+        notes: notes for the reader of the scores.
+        served: a served model's endpoint, requests and tokens.
     """
 
     model: str
@@ -53,5 +64,5 @@ class EvaluationResult:
     served: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return a plain dictionary."""
         return asdict(self)

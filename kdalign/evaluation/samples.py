@@ -1,4 +1,4 @@
-"""Samples: a few prompts that a language model goes on from, greedily, to look at."""
+"""Samples: greedy completions of a few prompts, which show a language model's progress."""
 
 import json
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is shown, and the tokens that a model reads: a source, or the beginning of a text."""
+    """A prompt: the text to show, and the tokens to read, of a source or of the beginning of a text."""
 
     text: str
     ids: tuple[int, ...]
 
 
 def continuation_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-    """The first tokens of the first texts, at most half of a text."""
+    """Take the first tokens of the first texts, at most half of a text."""
     prompts = []
     for text in examples.texts[0][:count]:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids[: min(PROMPT_TOKENS, -(-len(ids) // 2))]
-        text = tokenizer.decode(ids).rstrip("\ufffd")  # a character that is cut in its bytes
+        text = tokenizer.decode(ids).rstrip("\ufffd")  # half of a character
         prompts.append(Prompt(text, (*start_token(tokenizer), *ids)))
     return tuple(prompts)
 
 
 def retokenize_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt, ...]:
-    """The same beginnings of texts in another tokenizer's tokens."""
+    """Tokenize prompts by another tokenizer."""
     tokens = [tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
     return tuple(
         Prompt(prompt.text, (*start_token(tokenizer), *ids)) for prompt, ids in zip(prompts, tokens, strict=True)
@@ -46,7 +46,7 @@ def retokenize_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizer
 def source_prompts(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int
 ) -> tuple[Prompt, ...]:
-    """The first sources."""
+    """Take the first sources."""
     texts = list(examples.texts[0][:count])
     if not texts:
         return ()
@@ -55,24 +55,24 @@ def source_prompts(
 
 
 def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
-    """The first conversations, up to the assistant's first turn."""
+    """Take the first conversations, up to the assistant's first turn."""
     prompts = []
     for text in examples.texts[0][:count]:
         chat = json.loads(text)
         answers = [number for number, turn in enumerate(chat) if number and turn["role"] == "assistant"]
         if not answers:
             continue
-        asked = chat[: answers[0]]
-        rendered = render_chat(asked, tokenizer, ask=True)
+        turns = chat[: answers[0]]
+        rendered = render_chat(turns, tokenizer, ask=True)
         ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-        prompts.append(Prompt(asked[-1]["content"], tuple(ids)))
+        prompts.append(Prompt(turns[-1]["content"], tuple(ids)))
     return tuple(prompts)
 
 
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
-    """What a model says after each prompt, the likeliest token each time, as far as its positions go."""
+    """Complete each prompt greedily, as far as the model's positions allow."""
     device = next(model.parameters()).device
     settings = GenerationConfig(
         do_sample=False,
@@ -80,16 +80,16 @@ def complete(
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
-    said = []
+    texts = []
     with inference_mode(model):
         for prompt in prompts:
             ids = torch.tensor([prompt.ids], device=device)
-            taken = 1 if model.config.is_encoder_decoder else len(prompt.ids)
-            settings.max_new_tokens = min(new_tokens, max_positions(model.config) - taken)
+            used = 1 if model.config.is_encoder_decoder else len(prompt.ids)
+            settings.max_new_tokens = min(new_tokens, max_positions(model.config) - used)
             if settings.max_new_tokens < 1:
-                said.append("")
+                texts.append("")
                 continue
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
-            new = found if model.config.is_encoder_decoder else found[len(prompt.ids) :]
-            said.append(tokenizer.decode(new, skip_special_tokens=True))
-    return said
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0]
+            new = output if model.config.is_encoder_decoder else output[len(prompt.ids) :]
+            texts.append(tokenizer.decode(new, skip_special_tokens=True))
+    return texts

@@ -103,7 +103,7 @@ class Server:
         """Return the user's error for a refusal.
 
         Args:
-            refusal: what the server said.
+            refusal: the server's refusal.
             model: the model's name at the server.
             answered: number of earlier answers; with one the model is known to exist.
             note: what is kept of the answers so far.

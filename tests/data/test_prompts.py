@@ -22,7 +22,7 @@ from kdalign.data.tasks import (
 )
 from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation import multiple_choice
-from kdalign.evaluation.multiple_choice import choose, encode_answers, label_scores
+from kdalign.evaluation.multiple_choice import choose, label_scores, tokenize_answers
 from support.family_setting import model, tokenizer
 from support.tiny import sentences
 
@@ -285,7 +285,7 @@ def pairs_of_the_harness(tokens, question):
 def test_context_and_answer_are_split_as_the_harness_splits_them(kind, request):
     starts = {"byte-level": "", "byte-level with a start token": "<e>"}
     tokens = request.getfixturevalue("stories")[1] if kind == "stories" else byte_level(starts[kind])
-    for question, pairs in zip(ASKED, encode_answers(tokens, ASKED), strict=True):
+    for question, pairs in zip(ASKED, tokenize_answers(tokens, ASKED), strict=True):
         assert pairs == pairs_of_the_harness(tokens, question)
         for (context, asked), answer in zip(pairs, question.answers, strict=True):
             whole = tokens.decode([*context, *asked], skip_special_tokens=True)
@@ -294,14 +294,14 @@ def test_context_and_answer_are_split_as_the_harness_splits_them(kind, request):
 
 def test_an_empty_context_is_a_start_token():
     for before in ("", "<e>"):
-        (pairs,) = encode_answers(byte_level(before), [PromptedExample("", ("a", " b"))])
+        (pairs,) = tokenize_answers(byte_level(before), [PromptedExample("", ("a", " b"))])
         assert [context for context, _ in pairs] == [[0], [0]]
-        assert encode_answers(byte_level(before), [PromptedExample(" \n", ("a", "b"))])[0][0][0] == [0]
+        assert tokenize_answers(byte_level(before), [PromptedExample(" \n", ("a", "b"))])[0][0][0] == [0]
 
 
 def test_what_a_tokenizer_puts_after_a_text_is_neither_read_nor_asked_for():
     tokens = tokenizer("masked")  # [CLS] before, [SEP] after
-    ((context, answer),) = encode_answers(tokens, [PromptedExample("the film was", (" good",))])[0]
+    ((context, answer),) = tokenize_answers(tokens, [PromptedExample("the film was", (" good",))])[0]
     assert context[0] == tokens.cls_token_id
     assert tokens.sep_token_id not in context + answer
     assert tokens.decode(answer) == " good"
@@ -313,9 +313,9 @@ def test_an_answer_that_joins_the_contexts_last_token_is_tokenized_by_itself():
 
     made = Tokenizer(models.BPE(vocab={"<e>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")]))
     tokens = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<e>", eos_token="<e>")
-    assert encode_answers(tokens, [PromptedExample("a", ("b", "a"))]) == [[([1], [2]), ([1], [1])]]
+    assert tokenize_answers(tokens, [PromptedExample("a", ("b", "a"))]) == [[([1], [2]), ([1], [1])]]
     with pytest.raises(UsageError, match="no token of the answer '!'"):
-        encode_answers(tokens, [PromptedExample("a", ("!", "a"))])
+        tokenize_answers(tokens, [PromptedExample("a", ("!", "a"))])
 
 
 # Likelihoods
@@ -382,7 +382,7 @@ def test_the_vocabulary_is_computed_at_answers_alone_and_a_shared_context_is_rea
     )
     tokens = tokenizer("causal")
     asked = [PromptedExample("the film was", (" fine", " a", " and", " fine and a"))]
-    (pairs,) = encode_answers(tokens, asked)
+    (pairs,) = tokenize_answers(tokens, asked)
     assert [len(answer) for _, answer in pairs] == [1, 1, 1, 3]
     label_scores(model("llama"), tokens, asked, 64)
     assert read == [(1, len(pairs[3][0]) + 2)]

@@ -66,13 +66,13 @@ def test_every_score_of_a_run_is_what_its_answers_give(made, kind):
     found = rescore_run(made / kind)
     split = read_record(made / kind).scores["validation"]
     told = [*split["student"], *split["teacher"], split["agreement"], *split["calibration"].values()]
-    assert (found.differences, found.untaken) == ((), ())
+    assert (found.differences, found.skipped) == ((), ())
     assert found.scores == len(told) == {"classes": 11, "cosines": 5}.get(kind, len(told))
 
 
 def test_a_run_without_a_teacher_is_verified_too(made):
     found = rescore_run(made / "gpt2-teacher")
-    assert (found.scores, found.differences, found.untaken) == (4, (), ())
+    assert (found.scores, found.differences, found.skipped) == (4, (), ())
 
 
 def places(split):
@@ -93,8 +93,10 @@ def test_each_edited_score_is_found_though_hashes_and_seal_were_made_right_again
         found = rescore_run(run)
         [line] = found.differences
         assert line.startswith(f"run {str(run)!r}, validation: ")
-        assert f"{'' if who == 'agreement' else who + ' '}{score['metric']} is told as {score['value']:.12g}" in line
-        assert f"its answers give {before:.12g}" in line
+        assert (
+            f"{'' if who == 'agreement' else who + ' '}{score['metric']} is recorded as {score['value']:.12g}" in line
+        )
+        assert f"its predictions give {before:.12g}" in line
 
 
 @pytest.mark.parametrize("end", ["low", "high", "n"])
@@ -125,7 +127,7 @@ def test_edited_answers_are_found(made, tmp_path):
 def test_compare_verifies_and_says_so(kdalign, made):
     status, out, err = kdalign("compare", made / "classes", made / "gpt2", "--verify", "--format", "markdown")
     assert status == 0, err
-    assert "- verified: 20 scores taken from kept answers again; the weights of 2 runs are as" in out
+    assert "- verified: 20 scores computed again from kept predictions; the weights of 2 runs are as" in out
 
 
 def test_a_teacher_whose_logits_are_not_kept_is_said_to_be_unverified_there(made, tmp_path):
@@ -137,7 +139,7 @@ def test_a_teacher_whose_logits_are_not_kept_is_said_to_be_unverified_there(made
     RunFolder(run).write_record(read_record(run))
     found = rescore_run(run)
     assert found.differences == ()
-    assert any("teacher ece was not taken again: its logits are not kept" in line for line in found.untaken)
+    assert any("teacher ece was not computed again: its logits are not kept" in line for line in found.skipped)
 
 
 def test_an_edited_calibration_is_found(made, tmp_path):
@@ -148,7 +150,7 @@ def test_an_edited_calibration_is_found(made, tmp_path):
     edited["validation"]["calibration"]["student"]["value"] += 1
     RunFolder(run).write_record(replace(record, scores=edited))
     [line] = rescore_run(run).differences
-    assert "student ece is told as" in line
+    assert "student ece is recorded as" in line
 
 
 def test_a_difference_is_one_line_of_status_1_and_no_table(kdalign, made, tmp_path):
@@ -161,7 +163,7 @@ def test_a_difference_is_one_line_of_status_1_and_no_table(kdalign, made, tmp_pa
     assert kdalign("compare", "run")[0] == 0
     status, out, err = kdalign("compare", "run", "--verify")
     assert (status, out) == (1, "")
-    assert "student accuracy is told as" in one_line(err)
+    assert "student accuracy is recorded as" in one_line(err)
     assert one_line(err).endswith("; and 1 more")
 
 
@@ -188,12 +190,12 @@ def evaluated(kdalign, made, data, texts, tmp_path):
 
 def test_an_evaluations_scores_are_what_its_answers_give(evaluated):
     found = rescore_evaluation(evaluated / "classes.json")
-    assert (found.scores, found.differences, found.untaken) == (7, (), ())
+    assert (found.scores, found.differences, found.skipped) == (7, (), ())
     found = rescore_evaluation(evaluated / "texts.json")
     assert found.differences == ()
     # Two models by four metrics, two baselines by two; how likely the unigram finds words is kept nowhere.
     assert found.scores == 12
-    assert [line.partition("the answers behind ")[2] for line in found.untaken] == ["word_ppl are not beside it"]
+    assert [line.partition("the predictions behind ")[2] for line in found.skipped] == ["word_ppl are not next to it"]
 
 
 def test_an_evaluation_is_verified_where_it_was_moved_to(evaluated):
@@ -215,14 +217,14 @@ def test_each_edited_score_of_an_evaluation_is_found(evaluated, file):
             (evaluated / "edited.json").write_text(json.dumps(edited))
             shutil.copytree(evaluated / file.removesuffix(".json"), evaluated / "edited", dirs_exist_ok=True)
             [line] = rescore([evaluated / "edited.json"]).differences
-            assert f"{result['model']}, {result['split']}: {score['metric']} is told as" in line
+            assert f"{result['model']}, {result['split']}: {score['metric']} is recorded as" in line
 
 
 def test_an_evaluation_without_its_answers_is_said_to_be_so(evaluated):
     shutil.rmtree(evaluated / "classes")
     found = rescore([evaluated / "classes.json"])
     assert found.scores == 0
-    assert "the answers behind accuracy, f1, ece, agreement are not beside it" in found.untaken[0]
+    assert "the predictions behind accuracy, f1, ece, agreement are not next to it" in found.skipped[0]
     found.check()
 
 
@@ -246,23 +248,23 @@ def test_three_differences_are_told_and_the_rest_counted(made, tmp_path):
     ],
 )
 def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(columns, who):
-    from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
+    from kdalign.evaluation.rescoring import RecordedPredictions, _check_numbers
 
-    found = _without_numbers(
-        RecordedAnswers(PredictionTable(pd.DataFrame({"prediction": [0, 0], **columns})), METRICS),
+    found = _check_numbers(
+        RecordedPredictions(PredictionTable(pd.DataFrame({"prediction": [0, 0], **columns})), METRICS),
         "run 'x', validation",
     )
     [line] = found.differences
-    assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept answers are no numbers")
+    assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept predictions are no numbers")
     with pytest.raises(RunError):
         found.check()
 
 
 def test_answers_that_a_model_never_gives_are_numbers():
-    from kdalign.evaluation.rescoring import RecordedAnswers, _without_numbers
+    from kdalign.evaluation.rescoring import RecordedPredictions, _check_numbers
 
     columns = {"logit/a": [-math.inf, 1.0], "logit/b": [0.0, 0.0], "nll": [math.inf, 1.0]}
-    assert not _without_numbers(RecordedAnswers(PredictionTable(pd.DataFrame(columns)), METRICS), "x").differences
+    assert not _check_numbers(RecordedPredictions(PredictionTable(pd.DataFrame(columns)), METRICS), "x").differences
 
 
 def test_texts_are_scored_again_in_every_language_that_counts_otherwise():

@@ -552,7 +552,7 @@ def test_columns_of_references_that_are_not_read_are_named(kdalign, tmp_path):
     rows = {"prediction": ["b"], "reference": ["a"], "reference2": ["b"], "refund": ["c"]}
     place = write(tmp_path / "said.csv", rows, "csv")
     _, out, _ = kdalign("eval", "--predictions", place, "--metrics", "exact_match", "--json")
-    assert json.loads(out)[0]["notes"] == ["not read: reference2; what is right is in reference"]
+    assert json.loads(out)[0]["notes"] == ["not read: reference2; the references are in reference"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

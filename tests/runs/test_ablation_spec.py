@@ -522,7 +522,7 @@ def test_what_was_kept_and_changed_is_named_and_what_is_told_is_what_the_answers
     out = copied(done, tmp_path)
     status, said, err = kdalign("compare", "a", "--verify")
     assert status == 0, err
-    assert "verified: 12 scores taken from kept answers again" in " ".join(said.split()), (
+    assert "verified: 12 scores computed again from kept predictions" in " ".join(said.split()), (
         "4 runs: both models, agreement"
     )
     file = next((out / "kept").glob("labels*seed0*"))
@@ -536,7 +536,7 @@ def test_what_was_kept_and_changed_is_named_and_what_is_told_is_what_the_answers
     )  # sealed again
     status, _, err = kdalign("compare", "a", "--verify")
     assert status == 1
-    assert "labels, sst2, seed 0, validation: student accuracy is told as" in err.splitlines()[-1]
+    assert "labels, sst2, seed 0, validation: student accuracy is recorded as" in err.splitlines()[-1]
     file.write_bytes(whole)
     shared = next(file.parent.glob("????????????????.gz"))
     raw = bytearray(gzip.decompress(shared.read_bytes()))

@@ -39,7 +39,7 @@ AnyPredictions = Any
 
 
 class TaskAdapter(Protocol):
-    """What one kind of task needs from models of one family, for a task and a longest input."""
+    """A task with its longest input, for models of one family."""
 
     @property
     def task(self) -> AnyTask:
