@@ -11,7 +11,7 @@ import typer
 
 from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, quiet_libraries, show, tell
-from kdalign.cli.options import AllowCode, Json, RecipeSource, check_tasks, trust_code, with_options
+from kdalign.cli.options import AllowCode, Json, RecipeSource, TaskOptions, trust_code, with_options
 from kdalign.errors import UsageError, unknown
 from kdalign.recipe.flags import pick_flags
 
@@ -174,7 +174,8 @@ def _specify(source: RecipeSource, flags: Mapping[str, Any], compared: ComparedO
     ablation = build_ablation(file, flags, source.sets, compared.arms, compared.seeds, compared.sweep or ())
     if compared.against is not None and compared.against not in ablation.arms:
         raise unknown("arm", compared.against, ablation.arms)
-    check_tasks(ablation.tasks, *(flags.get(f"data.{key}") for key in ("folder", "dataset", "config")))
+    data = (flags.get(f"data.{key}") for key in ("folder", "dataset", "config"))
+    TaskOptions(None, *data).check(ablation.tasks)
     return ablation
 
 

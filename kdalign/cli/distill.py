@@ -11,7 +11,7 @@ import typer
 
 from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
-from kdalign.cli.options import Json, RecipeSource, check_tasks, trust_code, with_options
+from kdalign.cli.options import Json, RecipeSource, TaskOptions, trust_code, with_options
 from kdalign.errors import UsageError
 from kdalign.recipe.flags import FLAGS, pick_flags
 
@@ -65,7 +65,7 @@ def distill(
     flags = {**source.flags, **checks.flags, "allow": allowed or None}
     _check_flags(flags, run)
     recipe = build_recipe(_recipe_file(source, run), flags, source.sets)
-    check_tasks(recipe.data.task, recipe.data.folder, recipe.data.dataset, recipe.data.config)
+    TaskOptions(None, recipe.data.folder, recipe.data.dataset, recipe.data.config).check(recipe.data.task)
     if run.dry_run:
         _show_plan(recipe, run, as_json)
     else:

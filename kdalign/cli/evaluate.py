@@ -48,6 +48,17 @@ class DataOptions(TaskOptions):
     max_length: MaxLength = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks by name; none if the option is left out.
+
+        Raises:
+            UsageError: the option holds no name.
+        """
+        if self.task is None:
+            return ()
+        return split_names(self.task, f"--task {self.task!r} names no task")
+
+    @property
     def metric_names(self) -> tuple[str, ...] | None:
         """The metrics by name; None for the task's own.
 
@@ -230,7 +241,7 @@ def eval_(
         scored = _score_file(table.predictions, metrics, answers.language, output.out)
         _show_evaluations([scored], output.as_json, form, table.reference)
         return
-    data.check()
+    data.check(data.names)
     watcher = new_watcher()
     from kdalign.evaluation.evaluate import evaluate
 

@@ -83,7 +83,7 @@ def map_layers(pair: PairOptions, text: TextOptions, files: FileOptions, as_json
     """
     trust_code((), (pair.map,))
     files.check(text.task)
-    text.check()
+    text.check([text.task] if text.task is not None else [])
     watcher = new_watcher()
     from kdalign.distillation.map_layers import CalibrationTexts, plan_layers
 

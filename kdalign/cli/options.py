@@ -49,36 +49,16 @@ class TaskOptions:
     dataset: Annotated[str | None, _shared("dataset")] = None
     config: Annotated[str | None, _shared("config")] = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks by name; none if the option is left out.
-
-        Raises:
-            UsageError: the option holds no name.
-        """
-        if self.task is None:
-            return ()
-        return split_names(self.task, f"--task {self.task!r} names no task")
-
-    def check(self) -> None:
-        """Check the names before torch is loaded.
+    def check(self, names: Iterable[str]) -> None:
+        """Check names of tasks with this data, before torch is loaded.
 
         Raises:
             UsageError: an unknown task.
         """
-        check_tasks(self.names, self.data, self.dataset, self.config)
+        from kdalign.data.tasks import check_named
 
-
-def check_tasks(names: Iterable[str], folder: str | None, dataset: str | None, config: str | None) -> None:
-    """Check names of tasks before torch is loaded.
-
-    Raises:
-        UsageError: an unknown task.
-    """
-    from kdalign.data.tasks import check_named
-
-    for name in names:
-        check_named(name, folder, dataset, config)
+        for name in names:
+            check_named(name, self.data, self.dataset, self.config)
 
 
 def split_names(text: str, empty: str) -> tuple[str, ...]:
@@ -174,12 +154,9 @@ def _dataclass_of(kind: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _recipe_source(flags: Sequence[Flag], given: Mapping[str, Any]) -> RecipeSource:
-    values = {flag.key: flag.value(given[flag.name]) for flag in flags if flag.key is not None}
-    return RecipeSource(
-        given.get("recipe"),
-        {key: value for key, value in values.items() if value is not None},
-        tuple(given.get("set") or ()),
-    )
+    values: dict[str, Any] = {flag.key or flag.name: flag.value(given[flag.name]) for flag in flags}
+    file, sets = values.pop("recipe", None), values.pop("set", None)
+    return RecipeSource(file, {key: value for key, value in values.items() if value is not None}, sets or ())
 
 
 def trust_code(allow: Sequence[str] | None, written: object = (), others: Sequence[str] = ()) -> tuple[str, ...]:

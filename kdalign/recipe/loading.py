@@ -88,18 +88,27 @@ def _check_texts(tree: Mapping[str, Any]) -> None:
     sections = [name for name, field in Recipe.model_fields.items() if _section(field)]
     for key, value in tree.items():
         if key in sections and isinstance(value, Mapping):
-            texts = {f"{key}.{name}": each for name, each in value.items()}
+            values = {f"{key}.{name}": inner for name, inner in value.items()}
         else:
-            texts = {str(key): value}
-        for name, each in texts.items():
-            for text in _texts(each):
+            values = {str(key): value}
+        for dotted, inner in values.items():
+            for text in _texts(inner):
                 if _NO_NAME.search(text):
-                    raise UsageError(f"{name}={text!r}: holds a character that no file name can have")
-            names = each if isinstance(each, list | tuple) else [each]
-            for one in names if name.partition(".")[0] not in ("objective", "multi_task") else ():
-                if isinstance(one, str) and one.strip() and name not in _NO_PATHS:
-                    for part in one.split(",") if name == "data.task" else [one]:
-                        check_name(part or one, name)
+                    raise UsageError(f"{dotted}={text!r}: holds a character that no file name can have")
+            if dotted.partition(".")[0] not in ("objective", "multi_task") and dotted not in _NO_PATHS:
+                _check_names(dotted, inner)
+
+
+def _check_names(key: str, value: object) -> None:
+    """Refuse names that are too long for a file.
+
+    Raises:
+        UsageError: the name.
+    """
+    for name in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(name, str) and name.strip():
+            for part in name.split(",") if key == "data.task" else [name]:
+                check_name(part or name, key)
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -50,7 +50,7 @@ def test_only_flags_that_were_given_are_in_the_source(seen):
     )
     flags = {"train.lr": 0.1, "multi_task.together": True, "objective.terms": {"pkd": 2.0}}
     assert source == RecipeSource(Path("r.yaml"), flags, ("a=1", "b=2"))
-    assert (mode, rest.flags, as_json) == (Mode(True, 3), {"train.seed": 0}, True)
+    assert (mode, rest, as_json) == (Mode(True, 3), RecipeSource(None, {"train.seed": 0}, ()), True)
 
 
 def test_options_are_in_the_order_of_the_parameters_they_stand_for(seen):
