@@ -1,7 +1,7 @@
 """Curves of a run's history: losses, scores, gradient norms by step."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def read_curves(run: FinishedRun) -> Curves | None:
     if not events:
         return None
     names = dict.fromkeys(name for event in events for name in event["parts"])
-    kinds = {name: name.partition(" ")[0] for name in names}  # what follows is a stack
     objective = run.recipe.objective.built.weights
+    kinds = {name: _term_of(name, run.recipe.objective.terms) for name in names}
     unknown = [name for name, kind in kinds.items() if KEYS_OF_TERMS.get(kind, kind) not in objective]
     if unknown:
         raise UsageError(f"{str(run.folder.history)!r} has a term {unknown[0]!r}, and the run's recipe has none such")
@@ -88,6 +88,12 @@ def read_curves(run: FinishedRun) -> Curves | None:
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
         every=every,
     )
+
+
+def _term_of(name: str, further: Iterable[str]) -> str:
+    """Term of a name in a history, which may end with a stack's; the path of a user's term may have blanks."""
+    own = [term for term in further if name == term or name.startswith(f"{term} ")]
+    return max(own, key=len) if own else name.partition(" ")[0]
 
 
 def _unit(term: str, scores: bool) -> str:

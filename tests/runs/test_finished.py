@@ -66,6 +66,17 @@ def test_a_term_that_a_stage_is_without_has_no_share_in_it(tmp_path):
     assert (shares["cosine"].tolist(), shares["hard"].tolist()) == ([100, 0], [0, 100])
 
 
+def test_the_path_of_a_users_term_may_have_blanks(tmp_path):
+    name = "my losses/own.py:Gap"
+    path = run(tmp_path / "a", "sst2", {"accuracy": 80.0}, {"accuracy": 90.0}, terms={name: 0.5, "pkd": 10})
+    parts = {f"{name} encoder": 1.0, "pkd encoder": 2.0}
+    event = {"kind": "step", "step": 1, "parts": parts, "loss": 4.0, "gradient_norm": 1.0}
+    RunFolder(path).append_history(event)
+    found = read_curves(only(path))
+    assert found.weights == {f"{name} encoder": 0.5, "pkd encoder": 10}
+    assert found.units == {f"{name} encoder": "own unit", "pkd encoder": "squared distance"}
+
+
 def test_a_run_without_history_has_no_curves_and_one_without_answers_none(tmp_path):
     found = only(run(tmp_path / "a", "sst2", {"accuracy": 80.0}))
     assert read_curves(found) is None
