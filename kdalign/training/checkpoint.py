@@ -107,7 +107,7 @@ def load_best(folder: RunFolder, module: nn.Module, progress: TrainState) -> Non
         _check_best(folder, progress)
         load_weights(folder.checkpoints / BEST, module)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{cause_of(error)}{_mend(folder)}") from None
+        raise UsageError(f"{cause_of(error)}{_hint(folder)}") from None
 
 
 def save_checkpoint(
@@ -168,13 +168,13 @@ class SavedCheckpoint:
         path: its folder; None where no step was saved yet.
         progress: steps taken, scores and time.
         histories: for each folder of the run the size of its history in bytes; empty in checkpoints without checksums.
-        passed_over: newer ones that are damaged, each with the reason.
+        skipped: newer ones that are damaged, each with the reason.
     """
 
     path: Path | None = None
     progress: TrainState = field(default_factory=TrainState)
     histories: Mapping[str, int] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def checked(self) -> bool:
@@ -194,16 +194,16 @@ def newest_sound(folder: RunFolder, parts: Sequence[RunFolder] = ()) -> SavedChe
     """
     known = _steps(folder)
     others = [path for path in folder.checkpoints.glob("step-*") if path not in known]
-    passed = [f"{path.name} (no checkpoint's name)" for path in others]
+    skipped = [f"{path.name} (no checkpoint's name)" for path in others]
     for path in reversed(known):
         try:
             saved = _read(folder, path, parts or (folder,))
         except UsageError as error:
-            passed.append(f"{path.name} ({error})")
+            skipped.append(f"{path.name} ({error})")
         else:
-            return SavedCheckpoint(path, saved.progress, saved.histories, tuple(passed))
-    if passed:
-        raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(passed)}{_mend(folder)}")
+            return SavedCheckpoint(path, saved.progress, saved.histories, tuple(skipped))
+    if skipped:
+        raise UsageError(f"run {str(folder.path)!r} has no sound checkpoint: {', '.join(skipped)}{_hint(folder)}")
     return SavedCheckpoint()
 
 
@@ -226,13 +226,13 @@ def load_checkpoint(
             moments = load_file(saved.path / _OPTIMIZER, device=str(accelerator.device))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UsageError(
-                f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_mend(folder)}"
+                f"checkpoint {str(saved.path)!r} cannot be read: {cause_of(error)}{_hint(folder)}"
             ) from None
         parameters = dict(module.named_parameters())
         for key, value in moments.items():
             name, _, what = key.rpartition("/")
             if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
-                raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_mend(folder)}")
+                raise UsageError(f"checkpoint {str(saved.path)!r} is of another student: {key!r}{_hint(folder)}")
             # The step counter of a fused optimizer is on the parameter's device.
             optimizer.state[parameters[name]][what] = value
     accelerator.wait_for_everyone()
@@ -364,5 +364,5 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _mend(folder: RunFolder) -> str:
+def _hint(folder: RunFolder) -> str:
     return f"; start again with --overwrite, or remove {str(folder.path)!r}"

@@ -97,7 +97,7 @@ class FinetuneJob:
             path.parent.mkdir(parents=True, exist_ok=True)
         # Of several runs that need the same teacher at the same time, one fine-tunes it and the others wait.
         with FileLock(f"{path}.lock") if accelerator.is_main_process else nullcontext():
-            [cached] = broadcast_object_list([_is_whole(path)])
+            [cached] = broadcast_object_list([_is_intact(path)])
             if cached:
                 observer.announce(f"teacher {name} fine-tuned on {task.name} is in the cache: {path}")
             else:
@@ -140,7 +140,7 @@ class FinetuneJob:
         accelerator.wait_for_everyone()
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     """Return whether a teacher is cached and undamaged; older versions wrote no hashes."""
     if not (folder / "config.json").is_file():
         return False

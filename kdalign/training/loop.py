@@ -172,7 +172,7 @@ class Trainer:
         self.taken = [self.turns[:step].count(number) for number in range(len(self.trainers))]
         if not self.accelerator.is_main_process:
             return
-        for line in saved.passed_over:
+        for line in saved.skipped:
             self.observer.announce(f"skipped a damaged checkpoint: {self.folder.checkpoints}/{line}")
         if not saved.checked:
             self.observer.announce(

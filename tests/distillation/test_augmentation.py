@@ -1,4 +1,4 @@
-"""Other views of training rows: what is changed, what never is, and that steps stay what they are."""
+"""Augmented training rows: which words change, which never do, and that steps stay the same size."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rows that cost nothing to train: by hand where there is no model, against a real teacher's answers where there is."""
+"""Training-free baseline rows: against numbers worked out by hand, and against a real teacher's predictions."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What leaves a run: the student in a bare Transformers gives the scores of the record, and has lost nothing."""
+"""The exported student: loaded by Transformers alone it has the scores of the record, and nothing is lost."""
 
 import json
 import os

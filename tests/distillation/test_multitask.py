@@ -1,4 +1,4 @@
-"""Several tasks in one student: whose turn a step is, what it leaves alone, stops, ranks, files and refusals."""
+"""Multi-task students: the schedule of steps, what a step leaves unchanged, stops, ranks, files and refusals."""
 
 import json
 import shutil

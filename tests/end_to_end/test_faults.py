@@ -226,7 +226,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_run_is_refuse
     damage_checkpoint(killed / "checkpoints/step-6", name, how)
     found = newest_sound(folder)
     assert found.progress.step == 3
-    [line] = found.passed_over
+    [line] = found.skipped
     assert line.startswith("step-6 (")
     assert "\n" not in line
     damage_checkpoint(killed / "checkpoints/step-3", name, how)

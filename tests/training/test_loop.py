@@ -2,17 +2,13 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
 from kdalign.evaluation.adapters import classification
 from kdalign.runs.folder import RunFolder
-from kdalign.training.divergence import explain_divergence
 from support.tiny import one_line, save_model, sentences
 
 
@@ -42,34 +38,6 @@ def test_a_student_that_diverges_in_its_last_step_is_not_exported_and_not_scored
     run = RunFolder(tmp_path / "run")
     assert not run.complete
     assert not run.student.exists()
-
-
-def why(parts, weights=None, temperature=2.0, loss=math.nan, norm=math.nan, step=0, model=None):
-    objective = SimpleNamespace(weights=weights or dict.fromkeys(parts, 1.0), softened_at=temperature)
-    return explain_divergence(model or nn.Linear(2, 2), objective, parts, (loss, norm), step)
-
-
-def test_a_loss_that_is_no_number_names_its_term():
-    said = why({"hard": 0.7, "soft": math.nan}, temperature=1e-30)
-    assert "at step 1 the loss is nan" in said
-    assert "of its terms soft is nan (before its weight); its temperature is 1e-30" in said
-    assert "before any step, so --lr is not the reason" in said
-    assert "fp32" not in said, "it is fp32"
-    assert "lower --lr" in why({"soft": math.inf}, step=3)
-
-
-def test_a_gradient_that_is_no_number_names_a_weight_that_is_too_large():
-    said = why({"hard": 0.7, "cosine": 0.3}, {"hard": 1.0, "cosine": 1e30}, loss=3e29, norm=math.inf)
-    assert "the weight of cosine, 1e+30, is too large for a value of 0.3" in said
-    assert "--lr" not in said
-
-
-def test_weights_that_the_step_before_made_infinite_ask_for_a_lower_learning_rate():
-    model = nn.Linear(2, 2)
-    with torch.no_grad():
-        model.bias[0] = math.inf
-    said = why({"hard": math.nan}, step=4, model=model)
-    assert "the step before made the weight 'bias' NaN or infinite; lower --lr" in said
 
 
 def test_a_training_on_equal_labels_ends_with_a_score_that_is_undefined(kdalign, scorer, tmp_path):
@@ -191,14 +159,13 @@ def test_masked_logits_are_numbers_where_another_is():
 
 
 def test_an_undefined_score_is_never_the_best_step():
+    from kdalign.training.checkpoint import TrainState
     from kdalign.training.loop import Trainer
 
     class Settings:
         select, patience = "last", None
 
     loop = object.__new__(Trainer)
-    from kdalign.training.checkpoint import TrainState
-
     loop.progress, loop.settings = TrainState(), Settings()
     seen = []
     for step, value in enumerate([None, None, 10.0, None, 9.0]):
