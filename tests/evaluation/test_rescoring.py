@@ -1,4 +1,4 @@
-"""Scores are taken again from kept answers: an edited one is named, though every hash was made right again."""
+"""Scores are computed again from kept predictions: an edited one is named, even where every hash was corrected."""
 
 import copy
 import json
