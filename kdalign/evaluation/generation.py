@@ -99,7 +99,7 @@ def describe_generation(family: str, continuing: bool, settings: GenerationSetti
     way = {
         "causal": search,
         "seq2seq": f"{search}, its mask filled" if continuing else search,
-        "masked": f"Mask-Predict, {settings.rounds} rounds, told how many tokens are held out",
+        "masked": f"Mask-Predict, {settings.rounds} rounds, given the number of held-out tokens",
         "permutation": "left to right, greedy",
     }[family]
     if not continuing:

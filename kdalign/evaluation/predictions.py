@@ -39,7 +39,7 @@ def predict(
         progress: called with the number of examples read, and of all.
 
     Raises:
-        NotFinite: logits are NaN or infinite, though one of them could still be the greatest.
+        NotFinite: logits are NaN or infinite, though one could still be the greatest.
     """
     device = next(model.parameters()).device
     outputs = torch.tensor(order, device=device)

@@ -340,7 +340,7 @@ def test_the_table_marks_pseudo_perplexities_and_says_how_texts_were_made(kdalig
     assert "* pseudo-perplexity: not a perplexity, and not comparable with one" in out
     assert "PLL-word-l2r" in out
     plain = " ".join(out.split())
-    assert "Mask-Predict, 10 rounds, told how many tokens are held out" in plain
+    assert "Mask-Predict, 10 rounds, given the number of held-out tokens" in plain
     assert "copy" not in plain
 
 
