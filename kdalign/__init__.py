@@ -1,6 +1,6 @@
 """kdalign: distill a large Transformers model into a small one by multi-layer feature alignment.
 
-Everything public is a name of this package; it is loaded on first use, so that importing kdalign costs nothing.
+Public names are loaded on first use, so that importing kdalign costs nothing.
 """
 
 from importlib import import_module

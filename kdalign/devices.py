@@ -1,4 +1,4 @@
-"""The device that a run computes on: named by the user, or the best that the machine has."""
+"""Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16."""
 
 import os
 from pathlib import Path
@@ -19,10 +19,10 @@ def world_size() -> int:
 
 
 def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
-    """Refuse a device that is not here, and trackers that are unknown or not installed.
+    """Refuse a device that this machine lacks, and trackers that are unknown or not installed.
 
     Raises:
-        UsageError: what is accepted.
+        UsageError: the line says what is accepted.
     """
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
@@ -39,10 +39,10 @@ def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:
 
 
 def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
-    """The accelerator for a device word (``auto``, ``cpu``, ``cuda``, ``mps``).
+    """Make the accelerator for a device (``auto``, ``cpu``, ``cuda``, ``mps``).
 
     Raises:
-        UsageError: no such device here, or a tracker that is unknown or not installed.
+        UsageError: this machine lacks the device, or a tracker is unknown or not installed.
     """
     check_device(device, trackers)
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
@@ -57,7 +57,7 @@ def make_accelerator(device: str, trackers: tuple[str, ...] = (), folder: Path |
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to train in bfloat16: as asked, or where the hardware multiplies it faster than float32."""
+    """Return whether to train in bfloat16: as the recipe says, or if the hardware multiplies it faster than float32."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a run ran on, where kdalign keeps what it can make again, and memory that is no longer needed."""
+"""Versions and hardware for a record, the cache folder, and memory that glibc holds back."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "
 
 
 def cache_folder() -> Path:
-    """``$KDALIGN_CACHE``, or ``kdalign`` below the user's cache folder."""
+    """Return ``$KDALIGN_CACHE``, or ``kdalign`` in the user's cache folder."""
     given = os.environ.get("KDALIGN_CACHE")
     if given:
         return Path(given)
@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Versions and hardware, for the record."""
+    """Collect versions and hardware for a record."""
     import torch
 
     libraries = {}
@@ -39,9 +39,9 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def trim_heap() -> None:
-    """Hand freed memory to the system where its C library (glibc) keeps it; nothing elsewhere.
+    """Return freed memory to the system if its C library is glibc.
 
-    Tensors of ever other sizes leave gaps between those in use, which the library holds on to.
+    Allocations of varying sizes fragment the heap, and glibc does not return the gaps.
     """
     if _trim is not None:
         _trim(0)

@@ -1,13 +1,13 @@
-"""What can go wrong, as one small tree.
+"""Exceptions of kdalign, and texts that are safe to show in their lines.
 
 ::
 
     KdalignError            base of all; one clear line for the user
     ├── UsageError          the user's mistake: exit code 2, nothing written
-    │   └── Changed         a run's files are not as it left them
+    │   └── TamperedRun     a run's files are not as it left them
     ├── RunError            a run or a gate failed: exit code 1
-    │   ├── NotFinite       a model's answers are NaN or infinite
-    │   └── Unwritten       a file could not be written, for want of room or by a limit
+    │   ├── NotFinite       a model's outputs are NaN or infinite
+    │   └── Unwritten       a file could not be written: no space, or a limit
     └── Interrupted         stopped by a signal after saving a checkpoint
 """
 
@@ -18,27 +18,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST_LINE = 500
-"""Characters of an error line."""
+"""Limit of characters of an error line."""
 
 
 class KdalignError(Exception):
-    """Base of every error that kdalign raises on purpose; its text is one line meant for the user."""
+    """Base of all errors that kdalign raises on purpose; the text is one line for the user."""
 
 
 class UsageError(KdalignError):
-    """The user asked for something that cannot be done; the line says what was given and what is accepted."""
+    """A user's mistake; the line says what was given and what is accepted."""
 
 
 class TamperedRun(UsageError):
-    """A file of a run is missing or another than when the run ended."""
+    """A file of a run is missing or differs from when the run ended."""
 
 
 class RunError(KdalignError):
-    """A run that was asked for correctly could not be finished."""
+    """A correct request that could not be finished."""
 
 
 class NotFinite(RunError):
-    """A model's answers are NaN or infinite; the text says how many of them, and who asked adds whose they are."""
+    """A model's outputs are NaN or infinite; the text says how many, and the caller adds whose they are."""
 
 
 class Unwritten(RunError):
@@ -58,10 +58,10 @@ class Interrupted(KdalignError):
 
 
 def printable(text: str) -> str:
-    """A name or message as one line that is safe to show.
+    """Turn a name or message into one line that is safe to show.
 
-    Line ends and tabs become blanks. Other control characters, marks of writing direction and invisible format
-    characters are left out, but for the joiners that scripts and emoji need. Half a surrogate pair becomes U+FFFD.
+    Line ends and tabs become blanks. Other control characters, direction marks and invisible format
+    characters are dropped, except the joiners that scripts and emoji need. Half a surrogate pair becomes U+FFFD.
     Text that is clean already is returned as it is.
     """
     return "".join(map(_shown, text)) if not text.isascii() or not text.isprintable() else text
@@ -81,7 +81,7 @@ _JOINERS = frozenset("\u200c\u200d")
 
 
 def printable_names(names: Sequence[str]) -> list[str]:
-    r"""Names as ``printable`` shows them; where that would make two alike, what it takes out is written (``a\x1b``)."""
+    r"""Show names by ``printable``; if two would look the same, what it drops is written out (``a\x1b``)."""
     shown = list(map(printable, names))
     alike = {
         clean for clean in shown if len({name for name, own in zip(names, shown, strict=True) if own == clean}) > 1
@@ -93,7 +93,7 @@ def printable_names(names: Sequence[str]) -> list[str]:
 
 
 def shorten(text: str, longest: int = LONGEST_LINE) -> str:
-    """A line of at most so many characters: its beginning and its end, which has the way on, with … between."""
+    """Shorten a line to its beginning and its end (which has the remedy), with … between."""
     if len(text) <= longest:
         return text
     end = longest // 3
@@ -101,7 +101,7 @@ def shorten(text: str, longest: int = LONGEST_LINE) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an exception says, as a clause of an error line; its type where its text alone says nothing."""
+    """Return an exception's text as a clause of an error line, with its type if the text alone says nothing."""
     text = re.sub(r"\s+", " ", printable(str(error))).strip()
     plain = isinstance(error, OSError | KdalignError) or (isinstance(error, ValueError) and " " in text)
     return shorten(text if plain and text else f"{type(error).__name__}: {text}".rstrip(": "), 300)
@@ -109,11 +109,11 @@ def cause_of(error: BaseException) -> str:
 
 @contextmanager
 def library_errors(what: str, mend: str = "") -> Iterator[None]:
-    """Turn whatever a library (Transformers, pyarrow) raises over a user's file into one line.
+    """Turn any error of a library (Transformers, pyarrow) over a user's file into one line.
 
     Args:
-        what: what cannot be done with which file, such as ``cannot read the tokenizer in 'models/x'``.
-        mend: the way on, as a clause.
+        what: action that failed and its file, such as ``cannot read the tokenizer in 'models/x'``.
+        mend: remedy, as a clause.
 
     Raises:
         UsageError: the library raised anything but an error of kdalign's own.
@@ -122,19 +122,19 @@ def library_errors(what: str, mend: str = "") -> Iterator[None]:
         yield
     except KdalignError:
         raise
-    except Exception as error:  # no library states all that it raises
+    except Exception as error:  # no library documents all its errors
         raise UsageError(f"{what}: {cause_of(error)}" + (f"; {mend}" if mend else "")) from error
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:
-    """A clause that names the nearest accepted word, or nothing when none is near."""
+    """Return a clause that names the nearest accepted word; empty if none is near."""
     names = {name.lower(): name for name in accepted}
     near = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def unknown(what: str, given: str, accepted: Iterable[str]) -> UsageError:
-    """The error for a name that is not in a list: what was given, what is accepted, the nearest match."""
+    """Make the error for a name that is not in a list: what was given, what is accepted, the nearest match."""
     accepted = list(accepted)
     return UsageError(
         f"unknown {what} {shorten(repr(given), 120)}{did_you_mean(given, accepted)} (accepted: {', '.join(accepted)})"

@@ -1,4 +1,4 @@
-"""Files: read within bounds and named where they are not what was asked for; written whole or not at all."""
+"""Read files within limits, with errors that name them; write them completely or not at all."""
 
 import codecs
 import errno
@@ -18,22 +18,23 @@ from typing import Any
 from kdalign.errors import Unwritten, UsageError, cause_of, shorten
 
 LARGEST_TEXT = 256 * 2**20
-"""Bytes of a text file that is read whole (records, recipes, plans)."""
+"""Limit of bytes of a text file (records, recipes, plans)."""
 
 LARGEST_YAML = 4 * 2**20
-"""Bytes of a YAML file: PyYAML takes some ten seconds for each million."""
+"""Limit of bytes of a YAML file: PyYAML takes about ten seconds for each million."""
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
-"""Bytes of a file's name, and of it with its folders, on the usual file systems."""
+"""Limits of bytes of a file's name and of its path on the usual file systems."""
 
 DEEPEST = 64
-"""Levels of lists and mappings in JSON and YAML."""
+"""Limit of levels of lists and mappings in JSON and YAML."""
 
 _MOST_COPIES = 100_000
-"""Values that all aliases of a YAML text stand for together."""
+"""Limit of values that all aliases of a YAML text stand for together."""
 
 _MOST_DIGITS = 40
-"""Of a whole number in JSON or YAML: what a user can mean has fewer, and Python refuses to print very long ones."""
+"""Limit of digits of a whole number in JSON or YAML: no meaningful one has more, and Python refuses to print very long
+ones."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -42,25 +43,25 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Byte order marks and what they say; the longer of two that begin alike first."""
+"""Byte order marks and their encodings; a longer mark before its own beginning."""
 
 
 def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
-    """The bytes of a file that somebody named.
+    """Read the bytes of a file.
 
     Args:
-        file: its name.
-        largest: the most bytes that are read; None for data, which may be as large as memory holds.
+        file: its path.
+        largest: limit of bytes; None for data, which may be as large as memory holds.
 
     Raises:
-        UsageError: nothing there, a folder, no regular file (a pipe would be waited for), unreadable, or too large.
+        UsageError: nothing there, a folder, no regular file (reading a pipe would block), unreadable, or too large.
     """
     try:
         size = check_regular(file)
         if largest is not None and size > largest:
             raise UsageError(f"{str(file)!r} has {size:,} bytes; at most {largest:,} are read")
         with file.open("rb") as opened:
-            data = opened.read(size + 1)  # a buffer of as many bytes is made
+            data = opened.read(size + 1)  # allocates a buffer of this size
             if len(data) > size:  # it grows, or the system does not know its size
                 data += opened.read() if largest is None else opened.read(largest + 1 - len(data))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -71,7 +72,7 @@ def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
 
 
 def is_file(file: Path) -> bool:
-    """Whether a file is there; False where no file can have such a name."""
+    """Return whether a file is there; False if no file can have such a name."""
     try:
         return file.is_file()
     except OSError:  # too long a name
@@ -79,11 +80,11 @@ def is_file(file: Path) -> bool:
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse a path that no file system can hold, before somebody looks for it.
+    """Refuse a path that no file system can hold.
 
     Args:
         name: a file, a folder or a hub id.
-        what: the flag or key that gives it, for the error line.
+        what: flag or key of the name, for the error line.
 
     Raises:
         UsageError: it is empty, has a null byte, or a part of it is too long.
@@ -102,7 +103,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def check_regular(file: Path) -> int:
-    """The size of a regular file, in bytes.
+    """Return the size of a regular file in bytes, and refuse anything else.
 
     Raises:
         UsageError: nothing there, a folder, or a pipe, socket or device.
@@ -119,14 +120,14 @@ def check_regular(file: Path) -> int:
 
 
 def decode(data: bytes, where: str) -> str:
-    """Text of bytes: UTF-8, or what a byte order mark says, which is not part of the text.
+    """Decode text as UTF-8, or as its byte order mark says, and drop the mark.
 
     Args:
         data: the bytes of a file, from its beginning.
         where: the file, for error lines.
 
     Raises:
-        UsageError: they are in another encoding; the line has the row.
+        UsageError: another encoding; the line has the row.
     """
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
@@ -140,7 +141,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_text(file: Path, largest: int = LARGEST_TEXT) -> str:
-    """A text file whole, without its byte order mark, every line end as it is.
+    """Read a text file without its byte order mark, with line ends as they are.
 
     Raises:
         UsageError: as ``read_bytes`` and ``decode``.
@@ -149,7 +150,7 @@ def read_text(file: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str, where: str, **options: Any) -> Any:
-    """A value of strict JSON: NaN, infinities, numbers beyond floats and keys that are given twice are refused.
+    """Parse strict JSON: NaN, infinities, numbers beyond floats and repeated keys are refused.
 
     Args:
         text: one value.
@@ -177,7 +178,7 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for ``object_pairs_hook``; ValueError where a key is given twice."""
+    """Make a JSON object, for ``object_pairs_hook``; ValueError for a repeated key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -216,7 +217,7 @@ def _of_few_digits(digits: str) -> str:
 
 
 def read_json(file: Path, **options: Any) -> Any:
-    """The value in a JSON file.
+    """Read the value in a JSON file.
 
     Raises:
         UsageError: as ``read_text`` and ``parse_json``.
@@ -225,17 +226,17 @@ def read_json(file: Path, **options: Any) -> Any:
 
 
 def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
-    """A value of YAML, by PyYAML's safe loader unless another is given; no tag makes an object.
+    """Parse YAML by one of PyYAML's safe loaders, so that no tag makes an object.
 
-    Keys that are given twice, a value that holds itself, and aliases that stand for very many values are refused.
+    Repeated keys, a value that contains itself, and aliases that stand for very many values are refused.
 
     Args:
         text: one document.
         where: the file, for error lines.
-        loader: another of PyYAML's safe ones, such as ``yaml.BaseLoader``, to which all values are text.
+        loader: another safe loader, such as ``yaml.BaseLoader``, which reads all values as text.
 
     Raises:
-        UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (a date that is none).
+        UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (an impossible date).
     """
     import yaml
 
@@ -324,7 +325,7 @@ def _refused(problem: str, place: Any) -> Exception:
 
 
 def read_yaml(file: Path, loader: Any = None) -> Any:
-    """The value in a YAML file.
+    """Read the value in a YAML file.
 
     Raises:
         UsageError: as ``read_text`` and ``parse_yaml``.
@@ -334,14 +335,14 @@ def read_yaml(file: Path, loader: Any = None) -> Any:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file or folder that the system would not take, whichever library was writing it.
+    """Name the file or folder that could not be written, whichever library was writing it.
 
     Raises:
-        Unwritten: the disk is full, a quota or a limit on files is reached, or nothing may be written there.
+        Unwritten: the disk is full, a quota or a limit on files is reached, or writing is not permitted.
     """
     try:
         yield
-    except Exception as error:  # libraries in Rust and Arrow say it in types of their own
+    except Exception as error:  # Rust libraries and Arrow raise types of their own
         refusal = _refusal(error)
         if refusal is None:
             raise
@@ -349,7 +350,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> str | None:
-    """What the operating system said; None where an error is not one of the system's."""
+    """The operating system's message; None for other errors."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = re.search(r"(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
@@ -360,7 +361,7 @@ def _refusal(error: Exception) -> str | None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the name, on failure nothing is left.
+    """Yield a temporary path next to ``path``; it is renamed on success and removed on failure.
 
     Raises:
         Unwritten: as ``writing``.
@@ -372,12 +373,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
         finally:
-            with suppress(OSError):  # on a file system that became read-only; what was said before counts
+            with suppress(OSError):  # a file system became read-only; the first error counts
                 temporary.unlink(missing_ok=True)
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text at the end of a file.
+    """Append text to a file.
 
     Raises:
         Unwritten: as ``writing``; a part may be written.
@@ -387,25 +388,25 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write a text file whole; half a surrogate pair (a file's name that is no UTF-8) is written as ``\udcff``."""
+    r"""Write a text file atomically; half a surrogate pair (of a file name that is no UTF-8) is written ``\udcff``."""
     with atomic_file(path) as temporary:
         # The same bytes, and hash, on every system.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole; numbers that JSON does not know (NaN) are refused."""
+    """Write JSON atomically; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a name is text, which files of weights must have: no byte in it could not be read as UTF-8."""
+    """Return whether all bytes of a path are UTF-8, as the names of weight files must be."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
@@ -422,7 +423,7 @@ def check_writable(folder: Path) -> None:
             if parent.is_dir():
                 if not os.access(parent, os.W_OK | os.X_OK):
                     raise UsageError(f"cannot write into {str(parent)!r}: permission denied")
-                with TemporaryFile(dir=parent):  # without a name: root has every permission, in /proc, too
+                with TemporaryFile(dir=parent):  # unnamed; os.access allows root everything, even /proc
                     return
             if parent.exists() or parent.is_symlink():
                 raise UsageError(f"cannot make folder {str(folder)!r}: {str(parent)!r} is a file")
@@ -433,37 +434,37 @@ def check_writable(folder: Path) -> None:
 
 
 _NO_MISTAKES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
-"""What the system says where the place is right and the machine is not."""
+"""Errors of the machine and not of the path."""
 
 
 def check_file(file: Path, flag: str = "--out") -> None:
-    """Refuse a file that cannot be written, before the work whose result it takes.
+    """Refuse a file that cannot be written, before the work whose result goes there.
 
     Raises:
-        UsageError: it is a folder or a link, or its own folder cannot be made or written.
+        UsageError: it is a folder or a link, or its folder cannot be made or written.
     """
     check_writable(file.parent)
     check_name(str(file), flag)
     if file.is_dir():
         raise UsageError(f"{flag} {str(file)!r} is a folder; give a file")
-    if file.is_symlink():  # which would be put in the place of the link, and not where that leads
+    if file.is_symlink():  # writing would replace the link itself
         raise UsageError(f"{flag} {str(file)!r} is a link to {str(file.readlink())!r}; name the file itself")
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a folder to be written into in which a link, pipe or device lies, at any depth.
+    """Refuse an output folder that contains a link, pipe or device at any depth.
 
-    What is written there would end up elsewhere, or be waited for. The folder itself may be a link.
+    Writing there would end up elsewhere, or block. The folder itself may be a link.
 
     Raises:
-        UsageError: the first that lies there.
+        UsageError: the line names the first one.
     """
     for where, folders, files in os.walk(folder):
         for path in sorted(Path(where, name) for name in (*folders, *files)):
             if path.is_symlink():
                 raise UsageError(
                     f"{str(path)!r} is a link to {str(path.readlink())!r}; kdalign writes through no links in "
-                    f"{str(folder)!r}: put there what it leads to, or give another --out"
+                    f"{str(folder)!r}: replace it by what it leads to, or give another --out"
                 )
             if not (path.is_dir() or path.is_file()):
                 raise UsageError(f"{str(path)!r} is a pipe, socket or device; give another --out")

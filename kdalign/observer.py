@@ -1,4 +1,4 @@
-"""Who watches a run, and what is told of each step."""
+"""Observers of a run: announcements, steps, progress."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 ProgressCallback = Callable[[int, int], None]
-"""Told how much is done, and of how much."""
+"""Progress callback: (done, total)."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Nobody is told."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class StepReport:
     """One optimizer step, for progress bars and the history.
 
     Attributes:
-        loss: the weighted total over all micro-batches and ranks.
-        parts: each term before its weight.
-        weights: of the terms in this step, where they change on the way; else empty.
-        layers: of terms whose layers' weights lambda_l change on the way, those in this step.
-        temperature: in this step, where it changes on the way.
-        samples_per_second: since training started or went on, without evaluation and checkpoints.
-        tokens_per_second: real tokens, likewise.
-        seconds_left: at this speed.
-        task: whose batch it was, where several share a student; else empty.
+        loss: weighted total over all micro-batches and ranks.
+        parts: value of each term before its weight.
+        weights: weights of the terms in this step, if they change during training; else empty.
+        layers: weights lambda_l of layers in this step, by term, if they change during training.
+        temperature: temperature in this step, if it changes during training.
+        samples_per_second: speed since training started or resumed, without evaluation and checkpoints.
+        tokens_per_second: the same in real tokens.
+        seconds_left: estimate at this speed.
+        task: the batch's task, if several share a student; else empty.
     """
 
     step: int
@@ -46,32 +46,32 @@ class StepReport:
 
 
 class Observer(Protocol):
-    """Who watches: a progress bar, plain lines, a log file."""
+    """Observer of a run, such as a progress bar, plain lines, or a log file."""
 
     def announce(self, line: str) -> None:
-        """Something the user should know."""
+        """Show a line that the user should know."""
 
     def started(self, what: str, step: int, steps: int) -> None:
-        """Training starts or goes on after ``step``."""
+        """Start training, or resume it after ``step``."""
 
     def stepped(self, report: StepReport) -> None:
-        """One step is done."""
+        """Report a finished step."""
 
     def ended(self) -> None:
-        """Training is over."""
+        """End training."""
 
     def progress(self, what: str) -> ProgressCallback:
-        """Something else is under way: a function to tell how much of how much is done, to be called to the end."""
+        """Start other work, and return the callback for its progress, to be called until all is done."""
 
     def into(self, log: Path) -> "Observer":
-        """The same observer, its announcements also written to a run's log."""
+        """Return the same observer, which also writes its announcements to a run's log."""
 
 
 class NullObserver:
-    """Nobody watches."""
+    """Observer that shows nothing."""
 
     def announce(self, line: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def started(self, what: str, step: int, steps: int) -> None:
         """Show nothing."""
@@ -87,5 +87,5 @@ class NullObserver:
         return no_progress
 
     def into(self, log: Path) -> Observer:
-        """Still nobody."""
+        """Return itself."""
         return self

@@ -1,11 +1,11 @@
-"""Names that stand for code: a shipped name, ``package.module:Name`` or ``file.py:Name``.
+"""Resolve a name to an object: a built-in, ``package.module:Name`` or ``file.py:Name``.
 
-A name may come from anybody: a record, a recipe, a task file, a plan. So a name becomes code only where it is trusted,
-and the code is told of before it is loaded. Nothing but shipped names is trusted unless somebody says so:
+Names come from records, recipes, task files and plans, which may be a stranger's. So only a trusted name becomes code,
+and the code is announced before it is loaded. By default only shipped names are trusted:
 
-- the command line trusts names that are written on the command line itself, and all others by ``--allow code``;
-- ``kdalign.distill`` trusts its recipe's, as whoever calls it runs code already;
-- ``kdalign.allow_code`` is for all else that is called from Python.
+- the command line trusts names written on the command line itself, and all others with ``--allow code``;
+- ``kdalign.distill`` trusts its recipe's names, because its caller runs code already;
+- ``kdalign.allow_code`` is for everything else called from Python.
 """
 
 import importlib
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 
 class Untrusted(UsageError):
-    """A name stands for code that nobody allowed to be run."""
+    """A name stands for code that may not be run."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Which names may become code.
+    """Names that may become code.
 
     Attributes:
-        names: those that a user wrote himself.
-        everything: whether any other may, too.
-        tell: told once of each file or module before its code is run.
+        names: names that the user wrote.
+        everything: true if any other name may, too.
+        tell: callback for a line on each file or module, once, before its code is run.
     """
 
     names: frozenset[str] = frozenset()
@@ -43,12 +43,12 @@ class Trust:
     tell: Callable[[str], None] | None = field(default=None, compare=False)
 
     def allows(self, name: str) -> bool:
-        """Whether this name may."""
+        """Return whether a name may become code."""
         return self.everything or name in self.names
 
     @property
     def silent(self) -> "Trust":
-        """The same for another process, which tells nobody again."""
+        """The same without announcements, for another process."""
         return Trust(self.names, self.everything)
 
 
@@ -57,13 +57,13 @@ _told: ContextVar[set[str] | None] = ContextVar("kdalign_told", default=None)
 
 
 def trust() -> Trust:
-    """What is trusted now: nothing unless a ``trusting`` is around it, which new threads and processes lack."""
+    """Return the trust in force: none outside a ``trusting``, which new threads and processes lack."""
     return _trust.get() or Trust()
 
 
 @contextmanager
 def trusting(given: Trust) -> Iterator[None]:
-    """Trust these names for as long as it lasts, and no others."""
+    """Trust these names and no others inside the context."""
     before, told = _trust.set(given), _told.set(_told.get() or set())
     try:
         yield
@@ -73,38 +73,38 @@ def trusting(given: Trust) -> Iterator[None]:
 
 
 def trust_now(given: Trust) -> None:
-    """Trust these names, and no others, until the ``trusting`` around it ends."""
-    assert _trust.get() is not None, "a ``trusting`` is around it"
+    """Trust these names and no others until the enclosing ``trusting`` ends."""
+    assert _trust.get() is not None, "a ``trusting`` encloses it"
     _trust.set(given)
 
 
 @contextmanager
 def trusting_caller() -> Iterator[None]:
-    """Trust every name where the caller is the user's own code: unless something else was said before."""
+    """Trust every name for a caller that is the user's own code, unless trust was set before."""
     with trusting(_trust.get() or Trust(everything=True)):
         yield
 
 
 @contextmanager
 def allow_code() -> Iterator[None]:
-    """Let names in runs, recipes, task files and plans stand for code, which is then run: only if you trust them all.
+    """Allow names in runs, recipes, task files and plans to run code: only if you trust them all.
 
     ::
 
         with kdalign.allow_code():
-            kdalign.compare(["runs"], against="labels")  # by the runs' own metrics, too
+            kdalign.compare(["runs"], against="labels")  # with the runs' own metrics
     """
     with trusting(replace(trust(), everything=True)):
         yield
 
 
 def names_code(name: str) -> bool:
-    """Whether a name has the form of one that stands for code."""
+    """Return whether a name has the form of one that stands for code."""
     return re.fullmatch(r"(.+\.py|[^\W\d]\w*(\.\w+)*):\w+", name) is not None
 
 
 def code_named(tree: object) -> frozenset[str]:
-    """All names of code in keys and values of a tree, and in their parts between commas."""
+    """Collect all names of code in keys and values of a tree, and in their parts between commas."""
     if isinstance(tree, str):
         return frozenset(name for name in (tree, *map(str.strip, tree.split(","))) if names_code(name))
     if isinstance(tree, Mapping):
@@ -118,7 +118,7 @@ def check_trusted(name: str, what: str) -> None:
     """Refuse a name that stands for code which may not be run.
 
     Raises:
-        Untrusted: nobody allowed it.
+        Untrusted: its code is not allowed.
     """
     if names_code(name) and not trust().allows(name):
         source = name.rpartition(":")[0]
@@ -126,16 +126,16 @@ def check_trusted(name: str, what: str) -> None:
 
 
 def resolve(name: str, shipped: Mapping[str, T], what: str) -> T:
-    """The object that a name stands for; code is run only where its name is trusted, and told of before.
+    """Return the object that a name stands for; code is run only if its name is trusted, and announced first.
 
     Args:
         name: a key of ``shipped``, ``package.module:Name``, or ``path/to/file.py:Name``.
-        shipped: what kdalign brings, by name.
-        what: the word for it in error lines, such as ``"metric"``.
+        shipped: built-in objects by name.
+        what: kind of object in error lines, such as ``"metric"``.
 
     Raises:
         UsageError: no such shipped name, module, file or attribute.
-        Untrusted: it stands for code that nobody allowed to be run.
+        Untrusted: its code is not allowed.
     """
     if name in shipped:
         return shipped[name]
@@ -152,12 +152,12 @@ def resolve(name: str, shipped: Mapping[str, T], what: str) -> T:
 
 
 def _load(source: str, what: str, name: str) -> Any:
-    """The module of a file or of a dotted name, its code run."""
+    """Run a file or module and return it."""
     is_file = source.endswith(".py")
     if is_file and not Path(source).is_file():
         raise UsageError(f"no file {source!r} to load from")
     if not is_file and source.partition(".")[0] in sys.stdlib_module_names:
-        # Such as os:system, which would be called with what a metric or map is called with.
+        # Such as os:system, which would be called with a metric's or map's arguments.
         raise UsageError(f"{what} {name!r}: {source!r} is part of Python and has no {what} for kdalign")
     told = _told.get()
     tell = trust().tell
@@ -168,7 +168,7 @@ def _load(source: str, what: str, name: str) -> Any:
         return _load_file(Path(source)) if is_file else importlib.import_module(source)
     except UsageError:
         raise
-    except Exception as error:  # whatever a user's own code raises
+    except Exception as error:  # a user's code may raise anything
         raise UsageError(f"{what} {name!r}: cannot import {source!r} ({error})") from error
 
 
