@@ -1,1 +1,1 @@
-"""What a run leaves on disk: record, seal, predictions, ablation, archive, model card."""
+"""Runs on disk: record, seal, predictions, curves, ablation, archive, model card."""

@@ -2,10 +2,10 @@
 
 ::
 
-    OUT/  ablation.yaml      the recipe that all share, arms and seeds
+    OUT/  ablation.yaml      the shared recipe, arms and seeds
           ARM-seedN[/TASK]/  a run folder
-          kept/              what ``keeping`` keeps of each
-          search/            where a search has chosen the arms' settings
+          kept/              the archive of each run (``runs.archive``)
+          search/            trials of a search for the arms' settings
 """
 
 import re
@@ -35,19 +35,19 @@ FILE = "ablation.yaml"
 KEPT = "kept"
 SEARCH = "search"
 TRIED = "tried.json"
-"""In the search's folder, all that was tried."""
+"""File of all tried settings, in the search's folder."""
 LOCK = ".lock"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 MOST_SEEDS = 1_000
-"""Counted from 0; beyond it, a seed was meant and not a number of them."""
+"""Limit of the number of seeds: a larger number was meant as a seed."""
 TRIALS = ("data.task", "train.seed", "out")
 """Keys that a trial sets itself."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of an ablation, made or to be made."""
+    """One run of an ablation, finished or planned."""
 
     arm: str
     task: str
@@ -56,23 +56,23 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Arm, task and seed in words."""
         return f"{self.arm}, {self.task}, seed {self.seed}"
 
     @property
     def file(self) -> str:
-        """The name of what is kept of it."""
+        """Name of its file in the archive."""
         return f"{_word(self.arm)}-{_word(self.task)}-seed{self.seed}.json.z"
 
 
 @dataclass(frozen=True)
 class AblationSpec:
-    """What is compared on one budget.
+    """Specification of an ablation: arms that are compared on one budget.
 
     Attributes:
-        base: the recipe that all arms share, as keys and values; what a task's defaults are is not in it.
-        arms: by name, the recipe's keys that differ, such as ``{"objective.beta": 0}``.
-        seeds: of the students; teachers are shared.
+        base: the recipe that all arms share, as keys and values without a task's defaults.
+        arms: changed keys of the recipe by arm, such as ``{"objective.beta": 0}``.
+        seeds: seeds of the students; teachers are shared.
     """
 
     base: Mapping[str, Any]
@@ -85,10 +85,10 @@ class AblationSpec:
         return validate_recipe(self.base).data.task
 
     def trials(self, out: Path) -> list[Trial]:
-        """All runs below a folder, seed by seed, tasks innermost: what is there early says something of every arm.
+        """List all runs below a folder, seeds outermost and tasks innermost, so that early results cover every arm.
 
         Raises:
-            UsageError: an arm's changes do not go with the recipe.
+            UsageError: an arm's changes contradict the recipe.
         """
         tasks = self.tasks
         return [
@@ -119,7 +119,7 @@ class AblationSpec:
                 shared["augment"] = data.pop("augment")
         try:
             recipe = validate_recipe(tree)
-            if shared and recipe.objective.learns_without_labels:  # an arm of labels alone has no use for it
+            if shared and recipe.objective.learns_without_labels:  # an arm of labels alone cannot use it
                 data.update(shared)
                 recipe = validate_recipe(tree)
             return recipe
@@ -127,7 +127,7 @@ class AblationSpec:
             raise UsageError(f"arm {arm!r}: {error}") from None
 
     def dump(self) -> str:
-        """As YAML."""
+        """Write it as YAML."""
         arms = {name: {"from": None, **changes} for name, changes in self.arms.items()}
         return yaml.safe_dump({**self.base, "arms": arms, "seeds": list(self.seeds)}, sort_keys=False)
 
@@ -140,13 +140,13 @@ def build_ablation(
     seeds: str | None = None,
     sweeps: Sequence[str] = (),
 ) -> AblationSpec:
-    """Make an ablation of a recipe file, which may also hold ``arms``, ``seeds`` and ``sweep``, and of flags.
+    """Build an ablation from flags and a recipe file, which may also hold ``arms``, ``seeds`` and ``sweep``.
 
     Args:
         file: YAML.
         flags: as in ``build_recipe``.
         sets: as in ``build_recipe``.
-        arms: names separated by commas, shipped or in the file.
+        arms: names of shipped arms or the file's, separated by commas.
         seeds: a number of seeds, counted from 0, or seeds separated by commas.
         sweeps: such as ``train.lr=1e-4,2e-4``: every arm with each of the values.
 
@@ -214,7 +214,7 @@ def _check_trials(trials: Sequence[Trial]) -> None:
 
 
 def read_ablation(out: Path) -> AblationSpec:
-    """The ablation in a folder.
+    """Read the ablation in a folder.
 
     Raises:
         UsageError: it cannot be read.
@@ -223,15 +223,15 @@ def read_ablation(out: Path) -> AblationSpec:
 
 
 def check_same(ablation: AblationSpec, out: Path, arms: bool = True) -> None:
-    """Refuse to go on with another ablation than the one that lies in a folder; arms and seeds may be added.
+    """Refuse to resume an ablation that differs from the one in a folder; arms and seeds may be added.
 
     Args:
-        ablation: to go on with.
+        ablation: ablation to resume.
         out: the folder.
-        arms: whether arms of the same name must be the same, too; a search has yet to choose them.
+        arms: true to compare arms of the same name, too; false before a search has chosen them.
 
     Raises:
-        UsageError: what differs.
+        UsageError: the line says what differs.
     """
     if not (out / FILE).is_file():
         return
@@ -249,10 +249,10 @@ def check_same(ablation: AblationSpec, out: Path, arms: bool = True) -> None:
 
 
 def write_ablation(ablation: AblationSpec, out: Path) -> None:
-    """Write an ablation into its folder; arms that lie there already and are not named now stay.
+    """Write an ablation into its folder; arms that are there already stay.
 
     Raises:
-        UsageError: another one lies there.
+        UsageError: the folder holds another ablation.
     """
     check_same(ablation, out)
     if (out / FILE).is_file():
@@ -263,10 +263,10 @@ def write_ablation(ablation: AblationSpec, out: Path) -> None:
 
 
 def check_ours(out: Path) -> None:
-    """Refuse a folder in which something else lies than an ablation, or the search before it.
+    """Refuse a folder that holds anything but an ablation or the search before it.
 
     Raises:
-        UsageError: there is something else.
+        UsageError: the folder holds something else.
     """
     if not out.is_dir() or (out / FILE).is_file():
         return
@@ -276,7 +276,7 @@ def check_ours(out: Path) -> None:
 
 
 def remove_ablation(out: Path) -> None:
-    """Remove an ablation, and nothing else that lies in its folder."""
+    """Remove an ablation, and nothing else in its folder."""
     if not (out / FILE).is_file():
         return
     for trial in read_ablation(out).trials(out):
@@ -289,11 +289,11 @@ def remove_ablation(out: Path) -> None:
 ARMS_CHANGES: Mapping[str, Mapping[str, Any]] = {
     name: {f"objective.{key}": weight for key, weight in changes.items()} for name, changes in ARMS.items()
 }
-"""The shipped arms, by the recipe's keys."""
+"""Changed keys of the recipe by shipped arm."""
 
 
 def _arms_in(tree: object) -> dict[str, dict[str, Any]]:
-    """The arms of a file: changes by dotted keys, after those of the shipped arm that ``from`` names, or of its own."""
+    """The arms of a file as changes by dotted keys, after those of the shipped arm that ``from`` or its name gives."""
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
@@ -332,10 +332,10 @@ def _swept_in(tree: object) -> dict[str, list[Any]]:
 
 
 def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
-    """The key and the values of KEY=VALUE,VALUE.
+    """Parse KEY=VALUE,VALUE into the key and its values.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: another form.
     """
     key, equals, text = sweep.partition("=")
     if not equals or not text.strip():
@@ -344,13 +344,13 @@ def parse_sweep(sweep: str, flag: str = "--sweep") -> tuple[str, list[Any]]:
 
 
 def _crossed(arms: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Every arm with each value of a key."""
+    """Combine every arm with each value of a key."""
     short = key.rpartition(".")[2]
     return {f"{name} {short}={value}": {**changes, key: value} for name, changes in arms.items() for value in values}
 
 
 def _seeds(given: object) -> tuple[int, ...]:
-    """Seeds 0 to N - 1 of a number N, or those that are listed."""
+    """Parse seeds: 0 to N - 1 from a number N, or the listed ones."""
     words = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
     texts = [str(word).strip() for word in words]
     if not all(re.fullmatch("[0-9]{1,10}", text) for text in texts) or len(set(map(int, texts))) < len(texts):
@@ -366,5 +366,5 @@ def _seeds(given: object) -> tuple[int, ...]:
 
 
 def _word(name: str) -> str:
-    """A name as part of a file's name."""
+    """Turn a name into a part of a file name."""
     return re.sub(r"[^\w.=]+", "-", name).strip("-.")

@@ -1,10 +1,10 @@
-"""The little that is kept of an ablation's finished runs: what tables and tests need, small enough to commit.
+"""Archive of an ablation's finished runs: what tables and tests need, small enough to commit.
 
 ::
 
-    OUT/kept/  ARM-TASK-seedN.json.z  a run's record and answers, compressed with what it has in common with the first
-               common.json.gz         the first that was kept; without it, no other can be read
-               HASH.gz                labels, or a teacher's answers, which many runs share
+    OUT/kept/  ARM-TASK-seedN.json.z  a run's record and predictions, compressed against the first archived run
+               common.json.gz         the first archived run; without it, no other can be read
+               HASH.gz                labels, or a teacher's predictions, which many runs share
 """
 
 import base64
@@ -30,26 +30,25 @@ from kdalign.runs.record import RunRecord, read_record
 
 _COMMON = "common.json.gz"
 _HEX = 16
-"""Digits of a SHA-256 that seal what is kept and name what is shared."""
+"""Digits of the SHA-256 that seals an archived run or names a shared column."""
 _UNKEPT = ("samples", "files", "seal")
 _ELSEWHERE = ("out", "train.device", "train.precision")
-"""Keys that may differ between a result that is kept and the trial that it is of: where, not what, was trained."""
+"""Keys that may differ between an archived run and its trial: where, not what, was trained."""
 _LARGEST = 32 * 2**20
-"""Bytes to which a kept result, and a column that runs share, may unpack: some millions of answers."""
+"""Limit of unpacked bytes of an archived run or shared column: some millions of predictions."""
 _KINDS = ("<i4", "<f4")
 _SHARED_FILE = re.compile(rf"[0-9a-f]{{{_HEX}}}\.gz")
 
 
 @dataclass(frozen=True)
 class ArchivedRun:
-    """What is kept of a finished run.
+    """An archived run.
 
     Attributes:
-        record: the run's, without samples.
+        record: the run's record, without samples.
         inputs: fingerprints of the models and splits that the run read.
-        answers: by split and column, as in the run's predictions: ``prediction``, ``label``, ``teacher``; a language
-            model's ``nll`` and ``tokens``.
-        watched: the evaluations while it was trained, each a step and scores by metric.
+        answers: predictions by split and column (``prediction_table.ARCHIVED``).
+        watched: evaluations during training, each a step and scores by metric.
     """
 
     trial: Trial
@@ -60,7 +59,7 @@ class ArchivedRun:
 
 
 def archive_run(trial: Trial, folder: Path) -> ArchivedRun:
-    """Keep what tables and tests need of a finished run; scores that are no classes are rounded to four digits."""
+    """Archive a finished run; predicted scores are rounded to four digits."""
     run = RunFolder(Path(str(trial.recipe.out)))
     tree = read_record(run.path).to_json()
     answers = {split: _read_answers(run.predictions(split)) for split in tree["scores"]}
@@ -79,10 +78,10 @@ def archive_run(trial: Trial, folder: Path) -> ArchivedRun:
 
 
 def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
-    """What ``keep`` wrote.
+    """Read an archived run.
 
     Raises:
-        UsageError: the file is something else, was changed since, or is of a run by another recipe.
+        UsageError: the file is something else, was changed, or belongs to another recipe.
     """
     file = folder / trial.file
     try:
@@ -104,7 +103,7 @@ def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
     asked, made = trial.recipe.flat(), record.parsed_recipe().flat()
     changed = [key for key in asked if key not in _ELSEWHERE and asked[key] != made[key]]
     if changed:
-        raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it anew")
+        raise UsageError(f"{str(file)!r} is of another recipe, {', '.join(changed)} differ: --overwrite makes it again")
     return ArchivedRun(trial, record, inputs, answers, watched)
 
 
@@ -123,7 +122,7 @@ def _watched(tree: object) -> list[dict[str, Any]]:
 
 
 def _check_lengths(answers: Mapping[str, Mapping[str, Array]], record: RunRecord, where: str) -> None:
-    """Refuse columns of another length than one another, or than the examples that the record counts."""
+    """Refuse columns whose lengths differ, or differ from the record's number of examples."""
     import pandas as pd
 
     if set(answers) != set(record.scores):
@@ -139,7 +138,7 @@ def _check_lengths(answers: Mapping[str, Mapping[str, Array]], record: RunRecord
 
 
 def read_all_archived(out: Path) -> list[ArchivedRun]:
-    """All that is kept of an ablation so far."""
+    """Read all archived runs of an ablation."""
     folder = out / KEPT
     return [read_archived(trial, folder) for trial in read_ablation(out).trials(out) if (folder / trial.file).is_file()]
 
@@ -149,7 +148,7 @@ def _seal_of(content: Mapping[str, Any]) -> str:
 
 
 def _compressed(content: bytes, folder: Path) -> bytes:
-    """A third of what it would be alone: an ablation's records differ by little."""
+    """Compress against the first archived run: records of an ablation differ little, which saves two thirds."""
     common = folder / _COMMON
     if not common.is_file():
         with atomic_file(common) as temporary:
@@ -167,10 +166,10 @@ def _gunzipped(file: Path) -> bytes:
 
 
 def _unzipped(unpacker: Any, data: bytes) -> bytes:
-    """What a stream unpacks to, as far as it may: some bytes can stand for gigabytes.
+    """Unpack a stream up to a limit: a few bytes can stand for gigabytes.
 
     Raises:
-        ValueError: it is more than ``_LARGEST``, or cut off, or something follows.
+        ValueError: more than ``_LARGEST`` bytes, a stream that is cut off, or bytes after its end.
     """
     found: bytes = unpacker.decompress(data, _LARGEST + 1)
     if len(found) > _LARGEST:
@@ -190,9 +189,9 @@ def _read_answers(file: Path) -> dict[str, Array]:
 
 
 def _packed(name: str, values: Array, folder: Path) -> dict[str, str]:
-    """A column as text, or the name of a file in the folder where many runs share it.
+    """Pack a column as text, or as the name of a file that many runs share.
 
-    Bytes of the same place in their numbers stand together, which compresses better.
+    Bytes are grouped by their place in the numbers, which compresses better.
     """
     whole = values.dtype.kind != "f"
     column = values.astype("<i4") if whole else _shortened(values)
@@ -212,7 +211,7 @@ def _name_of(raw: bytes) -> str:
 
 
 def _shortened(values: Array) -> Array:
-    """Scores in 32 bits, of which the last ten are 0: four digits."""
+    """Round scores to 32 bits whose last ten are 0: four digits."""
     bits = values.astype("<f4").view("<u4")
     kept: Array = np.where(np.isfinite(values), (bits + 0x200) & ~np.uint32(0x3FF), bits).astype("<u4").view("<f4")
     return kept

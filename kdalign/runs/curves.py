@@ -17,21 +17,21 @@ from kdalign.runs.finished import FinishedRun
 
 @dataclass(frozen=True)
 class Curves:
-    """The steps of one training.
+    """Curves of one training.
 
     Attributes:
-        name: of the run.
-        group: as in ``FinishedRun``.
-        steps: (steps,), counted from 1.
-        terms: each term before its weight, (steps,), in the order of the objective.
-        weights: of the terms; (steps,) each, where they change on the way.
-        units: of the terms, before their weights.
-        loss: (steps,), the weighted sum.
-        gradient_norm: (steps,), before clipping.
-        clip: the largest norm that the optimizer saw.
-        looks: (looks,), the steps before which each term's own gradient was looked at.
-        pulls: (looks,) each, the norm of a weighted term's gradient there; nan in a stage without it.
-        every: 1, or n where only every n-th step of a long training is here.
+        name: the run's name.
+        group: key of its recipe, as in ``FinishedRun``.
+        steps: (steps,) counted from 1.
+        terms: (steps,) values of each term before its weight, in the objective's order.
+        weights: weights of the terms; (steps,) each if they change during training.
+        units: units of the terms before their weights.
+        loss: (steps,) weighted sum of the terms.
+        gradient_norm: (steps,) norm before clipping.
+        clip: largest norm that the optimizer saw.
+        looks: (looks,) steps before which each term's own gradient was measured.
+        pulls: (looks,) norms of each weighted term's gradient there; NaN in a stage without it.
+        every: 1, or n if only every n-th step of a long training is included.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Curves:
 
 
 def read_curves(run: FinishedRun) -> Curves | None:
-    """A run's training by its history; None where that is empty or gone."""
+    """Read a run's curves from its history; None if it is empty or gone."""
     events, every = _events(run.folder.history, "step", ("parts", "weights"), ("loss", "gradient_norm"))
     looks, _ = _events(run.folder.history, "gradients", ("norms",), ())
     if not events:
@@ -69,7 +69,7 @@ def read_curves(run: FinishedRun) -> Curves | None:
     kinds = {name: _term_of(name, run.recipe.objective.terms) for name in names}
     unknown = [name for name, kind in kinds.items() if KEYS_OF_TERMS.get(kind, kind) not in objective]
     if unknown:
-        raise UsageError(f"{str(run.folder.history)!r} has a term {unknown[0]!r}, and the run's recipe has none such")
+        raise UsageError(f"{str(run.folder.history)!r} has a term {unknown[0]!r}, which the run's recipe does not have")
     scores = run.record.metrics[0] in METRICS and METRICS[run.record.metrics[0]].regression
     return Curves(
         name=run.name,
@@ -105,20 +105,20 @@ def _unit(term: str, scores: bool) -> str:
 
 
 MOST_EVENTS = 20_000
-"""Events of a kind that pictures take of a history; of a longer one every second, fourth, ... and the last."""
+"""Limit of events of a kind in a plot; of a longer history every second, fourth, ... and the last are read."""
 
 
 def _events(file: Path, kind: str, named: Sequence[str], numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """The events of one kind in a history, line by line: one of a million steps is not held at once.
+    """Read the events of one kind in a history line by line, so that a million steps need little memory.
 
     Args:
         file: a history.
-        kind: of the events.
-        named: their keys with numbers by name; the first must be there.
-        numbers: their keys with a number.
+        kind: kind of the events.
+        named: keys with numbers by name; the first must be there.
+        numbers: keys with a number.
 
     Returns:
-        The events, and n where only every n-th is among them.
+        The events, and n if only every n-th is included.
 
     Raises:
         UsageError: an event of another shape.
@@ -174,7 +174,7 @@ def _is_event(event: Mapping[str, Any], kind: str, named: Sequence[str], numbers
 
 
 _MOST_STEPS = 2**53
-"""Whole numbers up to here are floats, too, of which pictures are made."""
+"""Limit of step numbers: larger whole numbers have no exact float for a plot."""
 
 
 def _number(value: float | None) -> float:
@@ -182,7 +182,7 @@ def _number(value: float | None) -> float:
 
 
 def _weights(events: Sequence[Mapping[str, Any]], name: str, fixed: float) -> float | Array:
-    """A term's weight, or those of all steps where they changed on the way."""
+    """A term's weight, or its weights by step if they changed during training."""
     if not any("weights" in event for event in events):
         return fixed
     return np.array([event.get("weights", {}).get(name, 0.0) for event in events])

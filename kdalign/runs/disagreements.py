@@ -15,15 +15,15 @@ from kdalign.runs.prediction_table import ModelColumns, read_predictions
 
 @dataclass(frozen=True)
 class SplitAnswers:
-    """What a student and its teacher answered to a split's examples.
+    """Predictions of a student and its teacher on a split.
 
     Attributes:
-        labels: names of classes; empty where answers are scores.
-        references: (examples,), class numbers or scores; None for a split without labels.
-        student: (examples,), class numbers or scores.
-        teacher: likewise; None where there is none, or where its answers are to other tokens.
-        student_logits: (examples, classes); None where answers are scores.
-        teacher_logits: likewise; None where they were not kept.
+        labels: names of classes; empty for scores.
+        references: (examples,) class numbers or scores; None for a split without labels.
+        student: (examples,) class numbers or scores.
+        teacher: (examples,) likewise; None if there are none to compare.
+        student_logits: (examples, classes); None for scores.
+        teacher_logits: (examples, classes); None if they were not kept.
     """
 
     name: str
@@ -42,13 +42,12 @@ class Disagreement:
     """An example that student and teacher answer differently.
 
     Attributes:
-        row: its number in the split, from 0.
-        texts: one, or the two of a pair; empty where the run's data is not there any more.
-        label: what is right; empty where it is not known.
-        confidence: of the student in its answer, between 0 and 1; None where answers are scores.
-        teacher_confidence: likewise; None where the teacher's logits were not kept.
-        distance: how far the answers lie apart: half the sum of the probabilities' differences, between 0 and 1;
-            of scores their difference.
+        row: number in the split, from 0.
+        texts: one, or the two of a pair; empty if the run's data has gone.
+        label: the right answer; empty if unknown.
+        confidence: the student's probability of its answer, between 0 and 1; None for scores.
+        teacher_confidence: the teacher's likewise; None if its logits were not kept.
+        distance: half the sum of the probabilities' differences, between 0 and 1; for scores their difference.
     """
 
     row: int
@@ -66,8 +65,8 @@ class Disagreements:
     """The examples on which a student and its teacher differ most, farthest apart first.
 
     Attributes:
-        differ: examples whose answers differ; of scores, all.
-        n: examples that both answered.
+        differ: number of examples with different answers; for scores, all.
+        n: number of examples that both answered.
     """
 
     name: str
@@ -79,7 +78,7 @@ class Disagreements:
 
 
 def read_answers(run: FinishedRun) -> SplitAnswers | None:
-    """A run's kept answers to the split that stands for its task; None where they are to tokens, or gone."""
+    """Read a run's kept classes or scores on its task's first split; None for tokens, or if the file has gone."""
     file = run.folder.predictions(run.split)
     if not file.is_file():
         return None
@@ -106,28 +105,28 @@ def read_answers(run: FinishedRun) -> SplitAnswers | None:
 
 
 Read = dict[tuple[Any, ...], tuple[Examples, str] | None]
-"""Splits that were read already with their fingerprints, by where they lie."""
+"""Cache of splits with their fingerprints, by the settings of their data."""
 
 
 def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None) -> Disagreements | None:
-    """The examples on which a run's student and its teacher differ most; None where the teacher's answers are not kept.
+    """Find the examples on which student and teacher differ most; None if the teacher's answers were not kept.
 
-    Of classes, those with other answers, by the distance of the probabilities (the student's confidence where the
-    teacher's logits were not kept); of scores, by their difference.
+    Different classes are ordered by the distance of the probabilities (by the student's confidence if the teacher's
+    logits were not kept), scores by their difference.
 
     Args:
         run: a finished run.
-        most: examples.
-        read: where splits are kept for the next run that has the same.
+        most: number of examples.
+        read: cache of splits, to be shared by several runs.
     """
-    found = read_answers(run)
-    if found is None or found.teacher is None:
+    answers = read_answers(run)
+    if answers is None or answers.teacher is None:
         return None
-    ours = None if found.student_logits is None else softmax(found.student_logits)
-    theirs = None if found.teacher_logits is None else softmax(found.teacher_logits)
-    differ = np.flatnonzero(found.student != found.teacher)
+    ours = None if answers.student_logits is None else softmax(answers.student_logits)
+    theirs = None if answers.teacher_logits is None else softmax(answers.teacher_logits)
+    differ = np.flatnonzero(answers.student != answers.teacher)
     if ours is None:
-        distance = np.abs(found.student - found.teacher)
+        distance = np.abs(answers.student - answers.teacher)
     elif theirs is None:
         distance = ours.max(axis=1)
     else:
@@ -136,21 +135,21 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
     examples = texts_of(run, read)
 
     def shown(value: Any) -> str:
-        return found.labels[int(value)] if found.labels else f"{float(value):.2f}"
+        return answers.labels[int(value)] if answers.labels else f"{float(value):.2f}"
 
     return Disagreements(
         name=run.name,
-        task=found.task,
-        split=found.split,
+        task=answers.task,
+        split=answers.split,
         differ=len(differ),
-        n=len(found.student),
+        n=len(answers.student),
         examples=tuple(
             Disagreement(
                 row=row,
                 texts=() if examples is None else tuple(column[row] for column in examples.texts),
-                label="" if found.references is None else shown(found.references[row]),
-                student=shown(found.student[row]),
-                teacher=shown(found.teacher[row]),
+                label="" if answers.references is None else shown(answers.references[row]),
+                student=shown(answers.student[row]),
+                teacher=shown(answers.teacher[row]),
                 distance=float(distance[row]),
                 confidence=None if ours is None else float(ours[row].max()),
                 teacher_confidence=None if theirs is None else float(theirs[row].max()),
@@ -161,7 +160,7 @@ def find_disagreements(run: FinishedRun, most: int = 5, read: Read | None = None
 
 
 def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:
-    """The examples that a run was scored on, if its data folder still holds the very same; the hub is not asked."""
+    """Load the examples that a run was scored on, if its data folder still holds them; never from the hub."""
     data, kept = run.recipe.data, run.record.reported.get(run.split)
     if data.folder is None or kept is None:
         return None
@@ -174,14 +173,14 @@ def texts_of(run: FinishedRun, read: Read | None = None) -> Examples | None:
 
 
 def _texts_at(run: FinishedRun) -> tuple[Examples, str] | None:
-    """The examples that lie where a run read its own, and their fingerprint."""
+    """Examples now in a run's data folder, with their fingerprint."""
     data = run.recipe.data
     try:
         task = find_task(data.task[0], data.folder, data.dataset, data.config)
         if not isinstance(task, ClassificationTask):
             return None
         examples = load_examples(task, run.split)
-    except UsageError:  # the data has gone or changed: examples are then known by their number alone
+    except UsageError:  # the data has gone or changed: examples then have numbers alone
         return None
     examples = examples.take(range(min(len(examples), data.limit or len(examples))))
     return examples, examples.fingerprint()

@@ -1,4 +1,4 @@
-"""What goes into one table: runs by recipe and seed, and evaluations, read from their files."""
+"""Find runs, ablations and evaluations at some paths, and group runs by recipe and seed."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +22,11 @@ class RunGroup:
     """Runs of one recipe and seed, by task.
 
     Attributes:
-        key: of the recipe: equal for runs that differ by seed alone.
-        folders: where the runs lie, by task.
-        answers: by task, split and column, where an ablation keeps them.
-        watched: by task, the evaluations while it was trained, where an ablation keeps them.
-        ablation: the folder of the ablation of which it is an arm.
+        key: key of the recipe, equal for runs that differ by seed alone.
+        folders: run folders by task.
+        answers: predictions by task, split and column, if an ablation's archive has them.
+        watched: evaluations during training, by task, if an ablation's archive has them.
+        ablation: folder of the ablation that it is an arm of.
     """
 
     name: str
@@ -39,19 +39,19 @@ class RunGroup:
 
     @property
     def seed(self) -> int:
-        """The runs' own."""
+        """The runs' seed."""
         return int(next(iter(self.records.values())).recipe["train"]["seed"])
 
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """A row that cost nothing to train.
+    """A training-free baseline row of a table.
 
     Attributes:
         kind: ``int8`` or ``majority``.
-        entry: runs whose student it is; what they say of training is not its own.
-        reasons: why a score has no value, by task.
-        notes: how it was made.
+        entry: runs with the baseline as their student; their training facts are not the baseline's.
+        reasons: reason for a score without a value, by task.
+        notes: footnotes on how it was made.
     """
 
     kind: str
@@ -62,11 +62,11 @@ class BaselineRow:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What lies at the paths of a table.
+    """Runs and evaluations found at the paths of a table.
 
     Attributes:
-        evaluations: results, as plain dictionaries.
-        passed_over: in folders of runs, what is no finished run, and why: by path.
+        evaluations: results as plain dictionaries.
+        passed_over: reasons for folders without a finished run, by path.
     """
 
     entries: tuple[RunGroup, ...] = ()
@@ -78,10 +78,10 @@ FOREIGN, UNFINISHED = "no run", "unfinished"
 
 
 def discover(paths: Iterable[str | Path]) -> Discovery:
-    """The runs and evaluations at run folders, folders of runs, and evaluation files, each once.
+    """Find runs and evaluations at run folders, folders of runs, and evaluation files, each once.
 
-    A run that is named itself must be finished; in a folder of runs, what is not is passed over. Evaluations are taken
-    where their file is named, or the folder in which it lies.
+    A run that is named itself must be finished; in a folder of runs, unfinished ones are skipped. Evaluations are read
+    if their file is named, or the folder that directly contains it.
 
     Raises:
         UsageError: nothing there, an unfinished run, or one that was changed after it ended.
@@ -119,15 +119,15 @@ def discover(paths: Iterable[str | Path]) -> Discovery:
 
 
 def disambiguate(groups: Sequence[Sequence[RunGroup]], names: Sequence[str]) -> list[list[RunGroup]]:
-    """Rows of one name called after where they lie, too: as many folders above as tell them apart.
+    """Prefix duplicate row names with just enough parent folders to make them unique.
 
     Args:
         groups: the runs of each row.
-        names: of the rows.
+        names: the rows' names.
     """
     made = [list(group) for group in groups]
     twice = {name for name in names if names.count(name) > 1}
-    # Of an ablation one of whose arms is renamed, all are.
+    # If one arm of an ablation is renamed, all are.
     ablations = {group[0].ablation for group, name in zip(groups, names, strict=True) if name in twice}
     chosen = [
         number
@@ -148,7 +148,7 @@ def disambiguate(groups: Sequence[Sequence[RunGroup]], names: Sequence[str]) -> 
 
 
 def _above(entry: RunGroup) -> tuple[str, ...]:
-    """The folders in which a run's lies, or its ablation's own."""
+    """Parts of the path above a run's folder, or of its ablation's folder."""
     if entry.ablation is not None:
         return entry.ablation.resolve().parts
     folder = next(iter(entry.folders.values())).resolve()
@@ -156,12 +156,12 @@ def _above(entry: RunGroup) -> tuple[str, ...]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a path names a run, finished or not, or the folder of one recipe over several tasks."""
+    """Return whether a path is a run, finished or not, or the folder of one recipe over several tasks."""
     return path.name == RECORD or (path / RECORD).is_file() or (path / "recipe.yaml").is_file()
 
 
 def _read_run(path: Path) -> RunGroup:
-    """A run, or those of one recipe over several tasks, which make one row.
+    """Read a run, or those of one recipe over several tasks, which make one row.
 
     Raises:
         UsageError: nothing there, an unfinished run, or a record of another version.
@@ -173,26 +173,26 @@ def _read_run(path: Path) -> RunGroup:
 
 
 def _read_ablation(path: Path) -> tuple[list[RunGroup], dict[Path, str]]:
-    """An ablation's finished runs, and what is left out.
+    """Read an ablation's finished runs, and the reasons for those left out.
 
     Raises:
         UsageError: there are none.
     """
     kept = read_all_archived(path)
     if not kept:
-        raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` goes on")
+        raise UsageError(f"the ablation {str(path)!r} has no finished run; `kdalign ablate --out {path}` resumes it")
     return archived_groups(kept, path, read_ablation(path).trials(path))
 
 
 def archived_groups(
     kept: Sequence[ArchivedRun], ablation: Path | None = None, planned: Sequence[Trial] = ()
 ) -> tuple[list[RunGroup], dict[Path, str]]:
-    """An ablation's runs, those of an arm and a seed together; a seed that lacks a task which others have is left out.
+    """Group an ablation's runs by arm and seed; a seed that lacks a task of the others is left out.
 
     Args:
-        kept: what is there.
-        ablation: its folder.
-        planned: all that it will have; what is not there yet is said.
+        kept: archived runs.
+        ablation: the ablation's folder.
+        planned: all trials; those not archived yet are reported as unfinished.
     """
     found: dict[tuple[str, int], list[ArchivedRun]] = {}
     for one in kept:
@@ -220,14 +220,14 @@ def _seed_of(trial: Trial) -> Path:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folders of a run: its own, or those inside the folder of one recipe over several tasks."""
+    """Folders of a run: its own, or those inside the folder of one recipe over several tasks."""
     if (folder / RECORD).is_file() or not folder.is_dir():
         return [folder]
     return [inner for inner in sorted(folder.iterdir()) if (inner / "recipe.yaml").is_file()] or [folder]
 
 
 def recipe_key(records: Mapping[str, RunRecord]) -> str:
-    """Equal for runs, by task, that differ by seed and folder alone: in their recipes, teachers and scored texts."""
+    """Return a key of recipe, teachers and scored texts, equal for runs that differ by seed and folder alone."""
     flat = next(iter(records.values())).parsed_recipe().flat()
     for name in ("train.seed", "out", "data.task"):
         flat.pop(name)
@@ -242,7 +242,7 @@ def recipe_key(records: Mapping[str, RunRecord]) -> str:
 
 
 _DEEPEST = 100
-"""Folders in one another that are looked into."""
+"""Limit of nested folders."""
 
 
 def _walk(folder: Path, walk: Walk, depth: int = 0) -> tuple[list[RunGroup], dict[Path, str]]:
@@ -292,7 +292,7 @@ def _reasons_above(folder: Path, found: Sequence[RunGroup], below: dict[Path, st
 
 
 def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict[Path, str]]:
-    """The evaluation files that lie in a folder itself, and JSON files of another kind."""
+    """Read the evaluations directly in a folder, and list other JSON files."""
     found: dict[Path, list[dict[str, Any]]] = {}
     foreign: dict[Path, str] = {}
     for file in sorted(folder.glob("*.json")):
@@ -304,10 +304,10 @@ def evaluations_in(folder: Path) -> tuple[dict[Path, list[dict[str, Any]]], dict
 
 
 def check_replaced(out: Path) -> None:
-    """Refuse to write scores over a file that holds no scores, such as a model's configuration.
+    """Refuse to overwrite a file that holds no scores, such as a model's configuration.
 
     Raises:
-        UsageError: something else lies there.
+        UsageError: the file is no evaluation.
     """
     if not out.exists():
         return
@@ -320,7 +320,7 @@ def check_replaced(out: Path) -> None:
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
-    """The results in a file that ``kdalign eval`` wrote.
+    """Read the results in a file that ``kdalign eval`` wrote.
 
     Raises:
         UsageError: the file is something else.
@@ -336,5 +336,5 @@ def read_evaluation(path: Path) -> list[dict[str, Any]]:
 
 
 def records_of(entries: Sequence[RunGroup]) -> list[RunRecord]:
-    """All records, row by row."""
+    """List all records, row by row."""
     return [record for entry in entries for record in entry.records.values()]

@@ -1,7 +1,4 @@
-"""What finished runs left behind beside their scores: histories, answers to single examples, how to make them again.
-
-Reads run folders and, for the texts of examples, the data that a run was scored on; no model, no torch.
-"""
+"""Finished runs with their folders, records, recipes and names, for tables and plots; no model, no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +14,10 @@ from kdalign.runs.record import RECORD, RunRecord
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder with its record, and what a table or picture calls it.
+    """A finished run's folder and record, with its name in a table or plot.
 
     Attributes:
-        group: equal for runs of one recipe that differ by seed alone.
+        group: key of the recipe, equal for runs that differ by seed alone.
     """
 
     name: str
@@ -30,7 +27,7 @@ class FinishedRun:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """As it was resolved."""
+        """The resolved recipe."""
         return self.record.parsed_recipe()
 
     @property
@@ -40,7 +37,7 @@ class FinishedRun:
 
 
 def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
-    """All finished runs at or below these paths, each once; files that are no records are passed over."""
+    """Find all finished runs at or below some paths, each once; files that are no records are skipped."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
         folder = path.parent if path.name == RECORD else path
@@ -54,7 +51,7 @@ def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Folders' own names; with their parent's where it is one recipe's over several tasks, or a name is there twice."""
+    """Names of folders, with their parent's for one of several tasks and for a name that occurs twice."""
     names = {}
     for folder in folders:
         twice = sum(other.name == folder.name for other in folders) > 1

@@ -1,4 +1,4 @@
-"""A run's folder: where each file is, how it is written, sealed and found."""
+"""A run's folder: paths of its files, writing and sealing them, and finding runs below a folder."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files lie."""
+    """Paths of a run's files, and how they are written, sealed and checked."""
 
     path: Path
 
@@ -28,7 +28,7 @@ class RunFolder:
 
     @property
     def inputs(self) -> Path:
-        """Fingerprints of the models and splits that the run reads."""
+        """File of fingerprints of the models and splits that the run reads."""
         return self.path / "inputs.json"
 
     @property
@@ -38,12 +38,12 @@ class RunFolder:
 
     @property
     def history(self) -> Path:
-        """One JSON object a line: steps and evaluations."""
+        """History of steps and evaluations, one JSON object a line."""
         return self.path / "history.jsonl"
 
     @property
     def log(self) -> Path:
-        """What was announced."""
+        """Log of announcements."""
         return self.path / "log.txt"
 
     @property
@@ -53,44 +53,44 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints to resume from."""
+        """Folder of checkpoints to resume from."""
         return self.path / "checkpoints"
 
     @property
     def projections(self) -> Path:
-        """The trained projections, which the student does not need."""
+        """Trained projections, which the student does not need."""
         return self.path / "projections.safetensors"
 
     def predictions(self, split: str) -> Path:
-        """The kept predictions of a split."""
+        """Return the file of a split's predictions."""
         return self.path / "predictions" / f"{split}.parquet"
 
     @property
     def complete(self) -> bool:
-        """Whether the run ended and wrote its record."""
+        """True if the run ended and wrote its record."""
         return (self.path / RECORD).is_file()
 
     @property
     def started(self) -> bool:
-        """Whether anything of a run lies here, or anything else."""
+        """True if the folder contains part of a run, or anything else."""
         return self.path.is_dir() and any(
             inner.name not in LEFT and not _is_draft(inner.name) for inner in self.path.iterdir()
         )
 
     def begin(self, recipe: str, inputs: Mapping[str, str], keep: bool) -> None:
-        """Make the folder, write the resolved recipe and what the run reads; clear away an earlier run after that.
+        """Make the folder, write the resolved recipe and the inputs' fingerprints, then remove an earlier run.
 
         Args:
-            recipe: as YAML.
+            recipe: YAML.
             inputs: fingerprints of models and splits, by name.
-            keep: go on with the run that lies here, whose recipe and inputs stay as they are.
+            keep: true to resume the run in the folder, whose recipe and inputs stay as they are.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         there = keep and self.recipe.is_file()
         if not there or self.begun is None:
             text = json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n"
-            # The seal is there first: a run that is killed before the recipe is written has none.
+            # The seal is written first: a run that is killed before the recipe is written has none.
             older = {"older": True} if there else {}
             self._seal({"recipe.yaml": _digest(recipe), "inputs.json": _digest(text), **older})
             write_text(self.inputs, text)
@@ -104,22 +104,22 @@ class RunFolder:
                     file.unlink(missing_ok=True)
 
     def begin_above(self, recipe: str, keep: bool) -> None:
-        """Write the recipe of several tasks into the folder above theirs."""
+        """Write the recipe of several tasks into the folder above the tasks' own."""
         if not (keep and self.recipe.is_file() and self.begun is not None):
             self._seal({"recipe.yaml": _digest(recipe)})
             write_text(self.recipe, recipe)
 
     def write_plan(self, plan: str) -> None:
-        """Write the plan that the run is trained with, as JSON, and seal it."""
+        """Write and seal the plan that the run is trained with, as JSON."""
         write_text(self.plan, plan)
         self._seal({**(self.begun or {}), "plan.json": _digest(plan)})
 
     @property
     def begun(self) -> dict[str, Any] | None:
-        """The hashes of what the run began with; None where an older version began it.
+        """Hashes of what the run began with; None for a run of an older version.
 
         Raises:
-            Changed: the file was changed.
+            TamperedRun: the file was changed.
         """
         file = self.path / BEGUN
         if not file.exists():
@@ -134,37 +134,37 @@ class RunFolder:
 
     @property
     def identity(self) -> str:
-        """A hash of recipe and inputs, by which checkpoints know their run; empty where an older version began it."""
+        """Hash of recipe and inputs, by which checkpoints know their run; empty for a run of an older version."""
         begun = self.begun
         return "" if begun is None else seal_of({name: begun.get(name) for name in ("recipe.yaml", "inputs.json")})
 
     @property
     def plan_kept(self) -> bool:
-        """Whether a plan lies here that the run was trained with: not one that was being written when it was killed."""
+        """True if the plan was completely written before training, and not cut off when the run was killed."""
         begun = self.begun
         return self.plan.is_file() and (begun is None or begun.get("older", False) or "plan.json" in begun)
 
     def check_recipe(self) -> None:
-        """Check the recipe by its hash, where that is known.
+        """Check the recipe by its hash, if that is known.
 
         Raises:
-            Changed: it is another than when the run began.
+            TamperedRun: it differs from when the run began.
         """
         begun = self.begun
         if begun is not None and self.recipe.is_file() and sha256(self.recipe) != begun.get("recipe.yaml"):
             raise self._damaged("recipe.yaml was changed after the run began")
 
     def check_begun(self, plan: str = "") -> bool:
-        """Check what the run began with.
+        """Check the files that the run began with.
 
         Args:
-            plan: that it goes on with, where layers were mapped again on the way; else empty.
+            plan: plan to resume with, if layers were mapped again during training; else empty.
 
         Returns:
-            Whether its hashes are known; an older version wrote none.
+            False if their hashes are unknown, because an older version wrote none.
 
         Raises:
-            Changed: the first file that is missing or another, by its name.
+            TamperedRun: the line names the first file that is missing or changed.
         """
         begun = self.begun
         if begun is None:
@@ -187,10 +187,10 @@ class RunFolder:
         write_json(self.path / BEGUN, {**begun, "seal": seal_of(begun)})
 
     def read_inputs(self) -> dict[str, str]:
-        """The fingerprints in ``inputs``; none where it is not there.
+        """Read the fingerprints in ``inputs``; empty if the file is missing.
 
         Raises:
-            UsageError: it is something else.
+            UsageError: the file holds something else.
         """
         if not self.inputs.is_file():
             return {}
@@ -204,7 +204,7 @@ class RunFolder:
         append_text(self.history, json.dumps(event, allow_nan=False) + "\n")
 
     def read_history(self) -> list[dict[str, Any]]:
-        """All events, oldest first; a last line that a killed run left half written is passed over.
+        """Read all events, oldest first; an unfinished last line of a killed run is skipped.
 
         Raises:
             UsageError: another line is no event.
@@ -212,7 +212,7 @@ class RunFolder:
         return list(self._events())
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        """The same, one after another: a history of millions of steps is not held at once."""
+        """Yield the events one by one, so that millions of steps need little memory."""
         if not self.history.is_file():
             return
         with self.history.open("rb") as file:
@@ -231,11 +231,11 @@ class RunFolder:
         except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("step"), int):
-            raise UsageError(f"{str(self.history)!r}, line {number} is not what a run wrote: the history was changed")
+            raise UsageError(f"{str(self.history)!r}, line {number} is no event of a run: the history was changed")
         return event
 
     def history_seal(self) -> dict[str, Any]:
-        """The length of the history so far, in bytes, and its SHA-256."""
+        """Return the history's length so far, in bytes, and its SHA-256."""
         if not self.history.is_file():
             return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
         with self.history.open("rb") as file:
@@ -243,7 +243,7 @@ class RunFolder:
             return {"bytes": file.tell(), "sha256": digest}
 
     def history_fits(self, seal: Mapping[str, Any]) -> bool:
-        """Whether the history begins with what was sealed; what came after it is forgotten when the run goes on."""
+        """Return whether the history begins with the sealed part; the rest is dropped when the run resumes."""
         digest, length = hashlib.sha256(), 0
         for part in self._beginning(int(seal["bytes"])):
             digest.update(part)
@@ -251,7 +251,7 @@ class RunFolder:
         return seal == {"bytes": length, "sha256": digest.hexdigest()}
 
     def _beginning(self, size: int) -> Iterator[bytes]:
-        """Its first bytes, part by part."""
+        """Yield the first bytes of the history in parts."""
         if not self.history.is_file():
             return
         with self.history.open("rb") as file:
@@ -261,7 +261,7 @@ class RunFolder:
 
     @property
     def watched(self) -> list[dict[str, Any]]:
-        """The evaluations on the watched texts, oldest first: each a step and scores by metric, without samples."""
+        """Evaluations during training, oldest first: each a step and scores by metric, without samples."""
         return [
             {name: value for name, value in event.items() if name not in ("kind", "samples")}
             for event in self._events()
@@ -269,14 +269,14 @@ class RunFolder:
         ]
 
     def cut_history_to(self, size: int) -> None:
-        """Forget what came after the first ``size`` bytes."""
+        """Drop the history after the first ``size`` bytes."""
         with atomic_file(self.history) as temporary, temporary.open("wb") as file:
             file.writelines(self._beginning(size))
 
     def cut_history(self, step: int) -> None:
-        """Forget events after a step, for checkpoints that do not say how long the history was.
+        """Drop events after a step, for checkpoints that do not record the history's length.
 
-        Training goes on from the checkpoint, and looks once more before the next step.
+        Training resumes from the checkpoint and measures gradients again before the next step.
         """
         kept = [event for event in self.read_history() if event["step"] <= step - (event.get("kind") == "gradients")]
         write_text(self.history, "".join(json.dumps(event) + "\n" for event in kept))
@@ -299,35 +299,35 @@ _NOT_SEALED = (RECORD, BEGUN, "log.txt", ".lock")
 
 
 _LONGEST_EVENT = 2**24
-"""Bytes of a line of a history."""
+"""Limit of bytes of a line of a history."""
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()  # as it is written
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()  # as ``write_text`` encodes it
 
 
 def _is_draft(name: str) -> bool:
-    """Whether a file was being written when its process was killed."""
+    """Return whether a file was being written when its process was killed."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def seal_of(tree: Mapping[str, Any]) -> str:
-    """The SHA-256 of a record as it was read from JSON, its seal left out: keys sorted, no white space, ASCII."""
+    """Compute a seal: the SHA-256 of a dictionary as JSON without its seal, with sorted keys, no white space, ASCII."""
     rest = {key: value for key, value in tree.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 MOST_FOLDERS = 20_000
-"""Below one that is named: beyond it, another one was meant."""
+"""Limit of folders below a named one: beyond it, another folder was meant."""
 
 
 @dataclass
 class Walk:
-    """A walk through the folders below one: into each once, however many links lead there, and not without end.
+    """A bounded walk through the folders below one, into each once, however many links lead there.
 
     Attributes:
-        start: where it begins.
-        unreadable: folders that may not be looked into.
+        start: folder where it begins.
+        unreadable: folders that may not be read.
     """
 
     start: Path
@@ -339,7 +339,7 @@ class Walk:
             self._seen.add(place)
 
     def inside(self, folder: Path) -> list[Path]:
-        """The folders in a folder that were not met yet, by name.
+        """List the folders in a folder that were not met yet, by name.
 
         Raises:
             UsageError: more than ``MOST_FOLDERS`` were met.
@@ -361,13 +361,13 @@ class Walk:
                 self.unreadable.append(inner)
         if len(self._seen) > MOST_FOLDERS:
             raise UsageError(
-                f"more than {MOST_FOLDERS:,} folders below {str(self.start)!r}: name one nearer to the runs"
+                f"more than {MOST_FOLDERS:,} folders below {str(self.start)!r}: name a folder nearer to the runs"
             )
         return found
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """What tells a folder from all others, whatever leads there; None where there is none."""
+    """Device and inode of a folder, the same by every path to it; None if there is no folder."""
     try:
         found = path.stat()
     except OSError:
@@ -376,10 +376,10 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Complete run folders at or below a folder, by name.
+    """Find complete run folders at or below a folder, by name.
 
     Raises:
-        UsageError: too many folders lie below it.
+        UsageError: too many folders below it.
     """
     walk, waiting = Walk(folder), [folder]
     while waiting:

@@ -1,8 +1,8 @@
-"""Whether a run is as it was left: its record by its seal, its other files by their hashes in the record.
+"""Check the seal of a run: its record by the seal, its other files by their hashes in the record.
 
-The student's model card is for its reader to go on writing, and not among them.
-A seal is no signature: who changes a file can seal the record again. It tells a slip, a half copied folder or an edited
-number from a run; ``kdalign compare --verify`` then takes the scores from the kept answers again (``verification``).
+The student's model card may be edited and is not checked. A seal is no signature: whoever changes a file can seal the
+record again. It detects a slip, a half-copied folder or an edited number; ``kdalign compare --verify`` also computes
+the scores from the kept predictions again (``evaluation.rescoring``).
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from kdalign.runs.folder import seal_of
 from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree
 
 _SHOWN = 12
-"""Digits of a hash that an error line shows."""
+"""Digits of a hash in an error line."""
 
 
 def read_checked(path: Path) -> RunRecord:
-    """The record of a run folder, or of a record file, once its seal and the folder's small files were checked.
+    """Read a run's record after checking its seal and the folder's files except weights.
 
     Raises:
         UsageError: nothing there, an unfinished run, or not a record.
-        Changed: the run is not as it was when it ended.
+        TamperedRun: the run differs from when it ended.
     """
     tree, where = read_tree(path)
     record = RunRecord.from_json(tree, where)
@@ -34,10 +34,10 @@ def read_checked(path: Path) -> RunRecord:
 
 
 def check_weights(folder: Path, record: RunRecord) -> None:
-    """Check the weights of a run, which take longer than all its other files.
+    """Check the weights of a run, which takes longer than all its other files.
 
     Raises:
-        Changed: the weights are missing or were changed.
+        TamperedRun: weights are missing or were changed.
     """
     weights = {name: digest for name, digest in record.files.items() if name.endswith(".safetensors")}
     check_files(folder, weights)
@@ -47,10 +47,10 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
     """Check files of a run by their SHA-256.
 
     Raises:
-        Changed: the first that is missing or another, by its name and its run's.
+        TamperedRun: the line names the run and the first file that is missing or changed.
     """
     for name, digest in files.items():
-        file = folder / name  # below it: ``record_schema`` refuses other names
+        file = folder / name  # inside it: ``record_schema`` refuses other names
         if not file.is_file():
             raise TamperedRun(f"run {str(folder)!r}: {name} is missing, which was there when the run ended")
         found = sha256(file)
@@ -62,7 +62,7 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _small(files: Mapping[str, str]) -> dict[str, str]:
-    """All but weights, and the card."""
+    """All files except weights and the card."""
     return {
         name: digest
         for name, digest in files.items()

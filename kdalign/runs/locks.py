@@ -1,4 +1,4 @@
-"""One folder, one process: a lock that ends with the process that holds it, however that ends."""
+"""Lock a folder for one process; the lock ends with the process, however that ends."""
 
 import errno
 import os
@@ -12,24 +12,24 @@ from filelock import FileLock, Timeout
 from kdalign.errors import Unwritten, UsageError
 
 LOCK = ".lock"
-"""The lock's file in a folder; it is removed with the lock, and what a killed process leaves locks nothing."""
+"""The lock's file in a folder; it is removed with the lock, and one left by a killed process locks nothing."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 
 
 @contextmanager
 def exclusive(folder: Path, name: str = LOCK) -> Iterator[str]:
-    """Work in a folder while no other process does; a folder that is not there is made, and goes again if it is empty.
+    """Hold an exclusive lock on a folder; a missing folder is made, and removed again if it stays empty.
 
     Args:
-        folder: what is locked.
-        name: of the lock's file in it: several names are several locks.
+        folder: folder to lock.
+        name: the lock's file in it; several names are several locks.
 
     Yields:
-        What the user should know where the file system has no locks; else nothing.
+        A warning for the user if the file system has no locks; else empty.
 
     Raises:
-        UsageError: another process works there.
+        UsageError: another process holds the lock.
         Unwritten: the folder or the lock's file cannot be made.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -50,16 +50,16 @@ def exclusive(folder: Path, name: str = LOCK) -> Iterator[str]:
         if not isinstance(error, NotImplementedError) and error.errno not in _NO_LOCKS:
             _clear(file, made)
             raise Unwritten(f"cannot lock {str(folder)!r}: {error.strerror or error}") from None
-        note = f"the file system of {str(folder)!r} has no locks: see to it that no other process works there"
+        note = f"the file system of {str(folder)!r} has no locks: make sure that no other process works there"
     try:
         yield note
     finally:
-        _clear(file, made)  # while it is held: whoever waits for it looks whether the file is still there
+        _clear(file, made)  # while it is held: a waiting process checks whether the file still exists
         lock.release()
 
 
 def _holder(file: Path) -> str:
-    """Who wrote the lock's file, as a clause; nothing where that cannot be read."""
+    """The process that wrote the lock's file, as a clause; empty if it cannot be read."""
     with suppress(OSError, ValueError):
         process, host = file.read_text(encoding="utf-8").split()
         return f" (process {int(process)} on {host[:100]})"
@@ -67,7 +67,7 @@ def _holder(file: Path) -> str:
 
 
 def _clear(file: Path, made: list[Path]) -> None:
-    """Remove the lock's file, and the folders that were made for it where nothing else came into them."""
+    """Remove the lock's file, and the folders that were made for it if they are empty."""
     with suppress(OSError):
         file.unlink(missing_ok=True)
         for folder in made:

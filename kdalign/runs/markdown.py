@@ -1,17 +1,17 @@
-"""Names and sentences in Markdown (tables, notes, model cards): shown as they are, whatever stands in them."""
+"""Escape names and sentences for Markdown (tables, notes, model cards), so that they are shown literally."""
 
 import re
 
 from kdalign.errors import printable
 
 _SIGNS = re.compile(r"([\\`*$~|]|\[(?=\^)|\](?=[(\[:]|$))")
-"""Signs that mean something in Markdown; brackets where they could be a link's, a picture's or a footnote's."""
+"""Markdown's special characters; brackets only as in links, pictures and footnotes."""
 
 
 def escape(text: str) -> str:
-    """Text on one line that is no tag, picture, link, emphasis, code, formula, cell or entity.
+    """Escape text on one line: no tag, picture, link, emphasis, code, formula, cell or entity remains.
 
-    An address (``http://...``, ``a@b.c``) is not made a link, either, though it stands alone: it may be a stranger's.
+    A bare address (``http://...``, ``a@b.c``) does not become a link either: it may be a stranger's.
     """
     text = re.sub(r"&(?=#?\w+;)", "&amp;", printable(text)).replace("<", "&lt;")
     text = _SIGNS.sub(r"\\\1", text)
@@ -21,12 +21,12 @@ def escape(text: str) -> str:
 
 
 def escape_line(text: str) -> str:
-    """The same as a line, or an item of a list, of its own: it begins no list, heading or quotation."""
+    """Escape a whole line or list item: it begins no list, heading or quotation."""
     return re.sub(r"^(?=[+#>=\[-])|^(\d+)(?=[.)])", lambda found: f"{found[1] or ''}\\", escape(text).strip())
 
 
 def code_span(text: str) -> str:
-    """A code span in a sentence or a cell; what would end a cell even there is plain text."""
+    """Write a code span for a sentence or cell; text that would end a cell even there is escaped instead."""
     shown = " ".join(printable(text).split())
     if not shown or "|" in shown or "\\" in shown:
         return escape(shown)
@@ -36,7 +36,7 @@ def code_span(text: str) -> str:
 
 
 def code_block(text: str, language: str = "") -> str:
-    """A block of code, in a fence that no line of it ends; each line printable."""
+    """Write a block of printable code in a fence that none of its lines ends."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     body = "\n".join(map(printable, text.removesuffix("\n").split("\n")))
     return f"{ticks}{language}\n{body}\n{ticks}"

@@ -1,13 +1,13 @@
-"""The run folder and the record in it: what every table is made of.
+"""The record of a run, which every table is made of, and the files around it.
 
 ::
 
     runs/NAME/  recipe.yaml  inputs.json  plan.json  begun.json  history.jsonl  log.txt
                 student/  projections.safetensors  predictions/SPLIT.parquet  checkpoints/step-N/  record.json
 
-``begun.json`` has the hashes of what a run begins with, and each checkpoint those of its own files and of the history
-so far: a run that was stopped is gone on with as it was, or refused. ``record.json`` is written last, with the other
-files' hashes and a seal over itself: a folder that has one is complete.
+``begun.json`` has the hashes of a run's recipe, inputs and plan, and each checkpoint those of its own files and of the
+history so far: a stopped run is resumed unchanged, or refused. ``record.json`` is written last, with the other files'
+hashes and a seal over itself: a folder that has one is complete.
 """
 
 from collections.abc import Mapping
@@ -26,26 +26,26 @@ T = TypeVar("T")
 SCHEMA = 1
 RECORD = "record.json"
 BEGUN = "begun.json"
-"""SHA-256 of the recipe, the inputs and the plan that a run began with."""
+"""File with the SHA-256 of the recipe, the inputs and the plan that a run began with."""
 LEFT = (".lock", BEGUN, "inputs.json")
-"""What a run may leave that was killed before its recipe was written."""
+"""Files that a run may leave if it was killed before its recipe was written."""
 CARD = "README.md"
-"""In the student's folder, for its reader to go on writing."""
+"""Model card in the student's folder; users may edit it."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One of a run's two models: where it came from, its size, its speed.
+    """Source, size and speed of a run's student or teacher.
 
     Attributes:
-        source: how it was named, or cut.
+        source: name of its checkpoint, or how it was made from the teacher.
         revision: the hub's commit hash, or a hash of a folder's weights.
-        parameters: tied ones once.
-        megabytes: of its weights on disk, 10^6 bytes.
-        latency_ms: median of one forward, batch 1, 128 tokens, fp32; None where it was not measured.
-        head: where its task head came from.
-        flops: floating-point operations of such a forward, 2 a multiply-add; None where they were not counted.
-        tokens: of such a forward, 128 unless the models have fewer positions.
+        parameters: number, tied ones counted once.
+        megabytes: size of its weights on disk in 10^6 bytes.
+        latency_ms: median of one forward, batch 1, ``tokens`` tokens, fp32; None if not measured.
+        head: origin of its task head.
+        flops: floating-point operations of such a forward, 2 a multiply-add; None if not counted.
+        tokens: sequence length of such a forward, 128 unless the models have fewer positions.
     """
 
     source: str
@@ -59,12 +59,12 @@ class ModelRecord:
 
     @property
     def flops_per_token(self) -> float | None:
-        """Of a forward; None where they were not counted."""
+        """Floating-point operations of a forward for each token; None if not counted."""
         return None if self.flops is None else self.flops / self.tokens
 
     @property
     def bytes_per_parameter(self) -> int:
-        """Of the weights on disk."""
+        """Bytes of each parameter on disk, rounded."""
         return round(self.megabytes * 1e6 / self.parameters)
 
 
@@ -132,11 +132,11 @@ class RunRecord:
     """Everything about a finished run that tables need, as ``record.json`` holds it.
 
     Attributes:
-        scores: split to ``{"student": [...], "teacher": [...], "agreement": ...}``; scores as in ``metrics.Score``.
+        scores: by split, ``{"student": [...], "teacher": [...], "agreement": ...}`` as ``split_scores`` reads them.
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
-        samples: prompts, and what the exported student and the teacher say after each; empty where models say nothing.
+        samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
-        seal: SHA-256 of all else in the record; empty in records of versions that wrote none.
+        seal: SHA-256 of everything else in the record; empty in records of versions that wrote none.
     """
 
     schema: int
@@ -186,10 +186,10 @@ class RunRecord:
         return asdict(self)
 
     def parsed_recipe(self) -> Recipe:
-        """The run's recipe.
+        """Return the run's recipe.
 
         Raises:
-            UsageError: another version wrote what this one does not know.
+            UsageError: another version wrote keys that this one does not know.
         """
         try:
             return validate_recipe(self.recipe)
@@ -203,7 +203,7 @@ class RunRecord:
         """Read a record's dictionary.
 
         Raises:
-            UsageError: it is of another schema, or a part is missing or of another kind.
+            UsageError: another schema, or a part that is missing or of another type.
         """
         if tree.get("schema") != SCHEMA:
             given = "of nothing that is one" if "schema" not in tree else f"{tree['schema']!r:.40}"
@@ -225,7 +225,7 @@ def _taken(kind: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record of a run folder, or of a record file.
+    """Read the record of a run folder, or a record file.
 
     Raises:
         UsageError: nothing there, an unfinished run, or not a record.
@@ -235,7 +235,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_tree(path: Path) -> tuple[dict[str, Any], str]:
-    """A record as it lies in its file, and the words for that file in an error line.
+    """Read a record's dictionary as it is in its file, with the file's name for error lines.
 
     Raises:
         UsageError: nothing there, an unfinished run, or no JSON.
@@ -243,9 +243,9 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str]:
     file = path / RECORD if path.is_dir() else path
     if not file.is_file():
         if path.is_dir() and (path / "recipe.yaml").is_file():
-            # Several tasks in one student have their checkpoints above their own folders, and go on there.
+            # Several tasks in one student have their checkpoints above their own folders, and are resumed there.
             above = path.parent if (path.parent / "checkpoints").is_dir() else path
-            raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {above} --resume` goes on")
+            raise UsageError(f"run {str(path)!r} is not finished; `kdalign distill --out {above} --resume` resumes it")
         raise UsageError(f"no run at {str(path)!r} (a run folder holds {RECORD})")
     tree = read_json(file)
     if not isinstance(tree, dict):

@@ -1,7 +1,7 @@
-"""What a record and an evaluation hold, by their kinds: a file of another shape is refused before anything reads it.
+"""Schemas of records and evaluations: a file of another shape is refused before anything reads it.
 
-Further keys are let through, so that records of older and newer versions can be read; what tables read must be there.
-A number is a number, not a text of digits, and finite; a split's name is no path.
+Unknown keys are accepted, so that records of older and newer versions can be read; what tables read must be there.
+A number is finite and no text of digits; a split's name is no path.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from kdalign.errors import UsageError
 
 _MOST = 10**18
-"""More than any count of tokens, parameters or operations that can have been."""
+"""Limit of counts of tokens, parameters or operations."""
 
 
 def _no_path(name: str) -> str:
@@ -227,14 +227,14 @@ class _Result(_Shape):
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse a record that is not one, by the first part that is of another kind.
+    """Refuse what is no record; the error names the first wrong part.
 
     Args:
-        tree: as it was read from JSON.
+        tree: dictionary read from JSON.
         where: the file, for the error line.
 
     Raises:
-        UsageError: a part is missing, or is something else than it must be.
+        UsageError: a part is missing or of another type.
     """
     what = f"{where} is not a run's record"
     _check(_Record, tree, what)
@@ -251,7 +251,7 @@ def check_record(tree: Mapping[str, Any], where: str) -> None:
 
 
 def check_for_card(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse a record that lacks what a model card says beside what tables do.
+    """Refuse a record that lacks what a model card needs in addition to tables.
 
     Raises:
         UsageError: as ``check_record``.
@@ -260,7 +260,7 @@ def check_for_card(tree: Mapping[str, Any], where: str) -> None:
 
 
 def check_results(results: object, where: str) -> None:
-    """Refuse an evaluation's results that are none, likewise.
+    """Refuse what are no results of an evaluation.
 
     Raises:
         UsageError: as ``check_record``.

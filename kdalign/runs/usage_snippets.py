@@ -1,4 +1,4 @@
-"""How an exported student is used from Python: code for its card, which runs as it stands."""
+"""Python snippets for a model card that load and use the student, runnable as they are."""
 
 from kdalign.models.heads import HeadKind
 
@@ -37,7 +37,7 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 
 _PERMUTATION = """\
 ids = tokenizer("A text that", return_tensors="pt", add_special_tokens=False)["input_ids"]
-ids = torch.cat([ids, ids[:, -1:]], dim=1)  # the last position is what is asked for: nobody sees what stands there
+ids = torch.cat([ids, ids[:, -1:]], dim=1)  # the last position is predicted, and hidden from all others
 hidden = torch.zeros(1, ids.shape[1], ids.shape[1])
 hidden[:, :, -1] = 1
 asked = torch.zeros(1, 1, ids.shape[1])
@@ -73,14 +73,14 @@ _CODE = {
 
 
 def example(head: HeadKind, auto: str, length: int, *, pair: bool, permutation: bool) -> str:
-    """Code that loads a student and asks it once.
+    """Write code that loads a student and runs it once.
 
     Args:
-        head: what it answers with.
+        head: the student's head.
         auto: the class of Transformers that loads it.
-        length: longest input in tokens.
-        pair: whether it reads two texts at once.
-        permutation: whether it predicts tokens in any order (XLNet).
+        length: maximum length of inputs in tokens.
+        pair: true if it reads two texts at once.
+        permutation: true if it predicts tokens in any order (XLNet).
     """
     texts = '"A text.", "Another text."' if pair else '"A text."'
     code = _PERMUTATION if permutation else _CODE[head].format(texts=texts, length=length)

@@ -256,7 +256,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, g
     monkeypatch.setattr(loop, "save_checkpoint", kept)
     assert "holds an unfinished run" in one_line(kdalign(*words(encoder, glue, out, *more))[2])
     said = one_line(kdalign("compare", out / "cola")[2])
-    assert f"is not finished; `kdalign distill --out {out} --resume` goes on" in said
+    assert f"is not finished; `kdalign distill --out {out} --resume` resumes it" in said
     status, _, err = kdalign("distill", "--out", out, "--resume")
     assert status == 0, err
     assert "going on after step 5" in err

@@ -88,7 +88,9 @@ def test_a_folder_is_complete_with_its_record_and_not_before(tmp_path):
 
 def test_an_unfinished_run_says_how_to_go_on(tmp_path):
     started(tmp_path / "run")
-    with pytest.raises(UsageError, match=rf"is not finished; `kdalign distill --out {tmp_path}/run --resume` goes on"):
+    with pytest.raises(
+        UsageError, match=rf"is not finished; `kdalign distill --out {tmp_path}/run --resume` resumes it"
+    ):
         read_record(tmp_path / "run")
 
 
