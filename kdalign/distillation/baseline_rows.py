@@ -141,7 +141,7 @@ def _key(kind: str, record: RunRecord) -> str:
         "kind": kind,
         "task": [record.task, record.metrics],
         "reported": [split, record.data["reported"][split]],
-        "train": _trained_on(record),
+        "train": _train_fingerprint(record),
     }
     if kind == "int8":
         teacher = record.teacher
@@ -172,8 +172,8 @@ def _majority(record: RunRecord) -> BaselineScores:
         raise UsageError("it needs a task of classes or scores")
     adapter = adapter_for(task, "masked", recipe.data.max_length, "none")
     train, _ = training_examples(adapter, recipe)
-    _check_same("train", train, _trained_on(record))
-    reported = _reported(adapter, record)
+    _check_same("train", train, _train_fingerprint(record))
+    reported = _load_reported(adapter, record)
     assert train.labels is not None, "training examples were checked"
     assert reported.labels is not None, "a reported split has labels"
     n = len(train)
@@ -213,7 +213,7 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
         raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
     family = layout_of(checkpoint.config).family
     adapter = adapter_for(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
-    reported = _reported(adapter, record)
+    reported = _load_reported(adapter, record)
     model = _teacher(adapter, checkpoint, record, folder).to("cpu")
     observer = watcher()
     observer.announce(f"scoring {checkpoint.name} in int8 on {record.task}, {split}, cached for the next table")
@@ -254,7 +254,7 @@ def _teacher(adapter: "TaskAdapter", checkpoint: "Checkpoint", record: RunRecord
     assert isinstance(adapter.task, ClassificationTask), "only classifiers are fine-tuned first"
     recipe = record.parsed_recipe()
     train, _ = training_examples(adapter, recipe)
-    _check_same("train", train, _trained_on(record))
+    _check_same("train", train, _train_fingerprint(record))
     encoded = adapter.tokenize(train, load_tokenizer(checkpoint), checkpoint.config, scored=False)
     device = str(record.environment.get("device", "cpu")).partition(":")[0]
     bf16 = recipe.train.precision == "bf16"
@@ -273,7 +273,7 @@ def _task(recipe: Recipe) -> AnyTask:
     return find_task(data.task[0], data.folder, data.dataset, data.config)
 
 
-def _reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:
+def _load_reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:
     """Load the split that the run reports first, and check that it is the same as then."""
     from kdalign.distillation.splits import examples_to_report
 
@@ -283,7 +283,7 @@ def _reported(adapter: "TaskAdapter", record: RunRecord) -> Examples:
     return examples
 
 
-def _trained_on(record: RunRecord) -> str:
+def _train_fingerprint(record: RunRecord) -> str:
     """The fingerprint of a run's training texts."""
     train = record.data.get("train")
     if train is None:

@@ -94,7 +94,7 @@ class Learner(nn.Module):
                 signals.words = body.get_input_embeddings().weight
         if self._attends:
             assert taught is not None, "attention to layers needs a teacher"
-            taught = self._blended(signals, taught, inputs)
+            taught = self._blend(signals, taught, inputs)
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             for pair in self._pairs:
                 assert taught is not None, "features need a teacher's"
@@ -117,8 +117,8 @@ class Learner(nn.Module):
                 signals.maps[pair] = taught.attention[pair[1]]
         return signals
 
-    def _blended(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
-        r"""The teacher's signals, with a weighted mean of its layers for each student layer that attends to them.
+    def _blend(self, signals: Activations, taught: Activations, inputs: dict[str, Tensor]) -> Activations:
+        r"""Blend the teacher's layers into a weighted mean for each student layer that attends to them.
 
         .. math:: \tilde h_s = \sum_t \alpha_{st} h_t, \quad
             \alpha_{st} = \mathrm{softmax}_t \big( n(\bar h_s) \cdot n(\bar h_t) / \sqrt{d} \big)

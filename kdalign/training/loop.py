@@ -251,7 +251,7 @@ class Trainer:
         lr = self._set_learning_rate(step)
         planned = trainer.objective.at(progress_at(step, self.steps))
         layers = {name: weights.values.tolist() for name, weights in trainer.objective.layer_weights.items()}
-        objective = self._balanced(trainer, planned, batches)
+        objective = self._balance(trainer, planned, batches)
         if self.taken[turn] % GRADIENT_STEPS == 0:
             self._measure_gradients(trainer, objective, batches[0])
         penalty = None if balance is None else partial(balance.penalty, weights=planned.weights)
@@ -277,8 +277,8 @@ class Trainer:
             group["lr"] = lr * group["rate"]
         return lr
 
-    def _balanced(self, trainer: TaskTrainer, planned: Objective, batches: list[Batch]) -> Objective:
-        """The objective with its weights scaled by the task's balancer, which first measures terms new to it."""
+    def _balance(self, trainer: TaskTrainer, planned: Objective, batches: list[Batch]) -> Objective:
+        """Scale the objective's weights by the task's balancer, which first measures terms new to it."""
         balance = trainer.task.learner.balance
         if balance is None:
             return planned
