@@ -1,7 +1,7 @@
-"""A comparison as one HTML file that needs nothing else: tables, notes, pictures, examples, recipes and commands.
+"""A comparison as one self-contained HTML file: tables, footnotes, plots, examples, recipes and commands.
 
-Whatever a user has named is escaped by Jinja, and the browser is told to fetch nothing and to run the page's own script
-alone. Pictures are drawn as SVG, or as PNG where that is smaller.
+Jinja escapes all names, and the content security policy lets the browser fetch nothing and run only the page's own
+script. Plots are SVG, or PNG if that is smaller.
 """
 
 import base64
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 
 TEMPLATE = "page.html.jinja"
 SMALL_SVG = 60_000
-"""Characters up to which a picture is not drawn in pixels to see whether that is smaller."""
+"""Characters up to which a plot stays SVG without trying PNG."""
 LONGEST_TEXT = 400
-"""Characters of an example that are shown."""
+"""Characters of an example's text that are shown."""
 
 
 @dataclass(frozen=True)
-class _Described:
-    """A run's own part of the page; its command flag by flag."""
+class _RunSection:
+    """A run's section of the page.
+
+    Attributes:
+        command: the command that repeats the run, flag by flag.
+    """
 
     name: str
     summary: str
@@ -44,12 +48,12 @@ class _Described:
 
 
 def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transpose: bool = False) -> str:
-    """The whole file.
+    """Render the page.
 
     Args:
         comparison: the table.
-        runs: the finished runs in it, for pictures, examples and recipes.
-        transpose: metrics as rows.
+        runs: its finished runs, for plots, examples and recipes.
+        transpose: true shows metrics as rows.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -67,12 +71,12 @@ def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transp
     models = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
     tables = table_layouts(comparison, transpose)
     read: Read = {}
-    differing = [found for run in runs if (found := find_disagreements(run, read=read)) is not None]
+    differing = [disagreements for run in runs if (disagreements := find_disagreements(run, read=read)) is not None]
     return environment.get_template(TEMPLATE).render(
-        script=_hash_of_script(source),
+        script=_script_hash(source),
         title=_title(len(models), runs),
         version=__version__,
-        runs=[_described(run) for run in runs],
+        runs=[_run_section(run) for run in runs],
         tables=tables,
         ranked=any(cell.best for table in tables for row in table.cells for cell in row),
         notes=comparison.notes,
@@ -83,14 +87,14 @@ def render_html(comparison: ComparisonTable, runs: Sequence[FinishedRun], transp
 
 
 def _printable(value: object) -> object:
-    """Whatever stands in the page, line by line without what steers a terminal or the writing direction."""
+    """Remove control characters and marks of writing direction from a value of the page, line by line."""
     if not isinstance(value, str) or (value.isascii() and value.isprintable()):
         return value
     return type(value)("\n".join(map(printable, value.split("\n"))))
 
 
-def _hash_of_script(source: str) -> str:
-    """What names the page's only script to the browser, which runs no other."""
+def _script_hash(source: str) -> str:
+    """Hash of the page's script for the content security policy."""
     (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -100,7 +104,7 @@ def _title(count: int, runs: Sequence[FinishedRun]) -> str:
     return f"{count} model{'s' if count != 1 else ''} compared{f' on {tasks}' if tasks else ''}"
 
 
-def _described(run: FinishedRun) -> _Described:
+def _run_section(run: FinishedRun) -> _RunSection:
     record = run.record
     environment = dict(record.environment)
     libraries = environment.pop("libraries", {})
@@ -117,7 +121,7 @@ def _described(run: FinishedRun) -> _Described:
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
     }
     steps = record.training["steps"]
-    return _Described(
+    return _RunSection(
         name=run.name,
         summary=f"{record.task}, seed {run.recipe.train.seed}, {steps:,} steps",
         command=tuple(re.split(r" (?=--)", distill_command(run.recipe))),
@@ -136,18 +140,18 @@ def _cut(text: str) -> str:
 
 @plot_style
 def _inline(picture: NamedFigure) -> "Markup":
-    """A picture as it stands in the page: SVG with words and axes in the page's colour, or PNG where it is smaller."""
+    """Embed a plot: SVG with text and axes in the page's colour, or PNG if that is smaller."""
     import matplotlib
     from markupsafe import Markup, escape
 
     drawn = io.StringIO()
     without_markup(picture.figure)
-    with matplotlib.rc_context({"svg.hashsalt": picture.name}):  # names of parts differ from picture to picture
+    with matplotlib.rc_context({"svg.hashsalt": picture.name}):  # ids of parts differ from plot to plot
         picture.figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     svg = _lean(drawn.getvalue(), str(escape(printable(picture.alternative))))
     if len(svg) > SMALL_SVG:
         pixels = io.BytesIO()
-        picture.figure.set_layout_engine("none")  # it is laid out already, which takes as long as drawing
+        picture.figure.set_layout_engine("none")  # the layout is done, and takes as long as drawing
         picture.figure.savefig(pixels, format="png", dpi=160)
         png = base64.b64encode(pixels.getvalue()).decode()
         if len(png) < len(svg):
@@ -156,7 +160,7 @@ def _inline(picture: NamedFigure) -> "Markup":
 
 
 def _lean(svg: str, alternative: str) -> str:
-    """Matplotlib's SVG without what a page has or forbids: prologue, comments, metadata, styles, unused names."""
+    """Strip Matplotlib's SVG of what a page has or forbids: prologue, comments, metadata, styles, unused ids."""
     svg = svg[svg.index("<svg") :]
     for pattern in (r"<!--.*?-->", r"<metadata>.*?</metadata>", r"<style.*?</style>", r' xmlns(?::\w+)?="[^"]*"'):
         svg = re.sub(pattern, "", svg, flags=re.S)

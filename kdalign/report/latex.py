@@ -8,17 +8,17 @@ from itertools import groupby
 from kdalign.report.layout import CellText, HeadingText, TableLayout, fit_width, fold_words, names_width
 
 PAGE = 80
-"""Characters in small type that the lines of a printed page hold."""
+"""Characters in small type that fit on a line of a printed page."""
 
 
 def as_latex(tables: Sequence[TableLayout], notes: Sequence[str]) -> str:
-    """A ``table`` environment for each table; the notes are below the first one."""
+    """Write a ``table`` environment for each table; the footnotes are below the first one."""
     parts: list[TableLayout] = []
     missing: list[str] = []
-    for whole in map(_bracketed, tables):
-        found, lost = fit_width(whole, PAGE, fold=False)
-        parts += found
-        missing += [f"no room for {what}: fewer --metrics, csv and json have them" for what in lost]
+    for table in map(_bracket_intervals, tables):
+        fitting, dropped = fit_width(table, PAGE, fold=False)
+        parts += fitting
+        missing += [f"no room for {name}: use fewer --metrics, csv or json" for name in dropped]
     below = [*dict.fromkeys(missing), *notes]
     lines = [r"% needs \usepackage{booktabs}"]
     labels: list[str] = []
@@ -44,8 +44,8 @@ def as_latex(tables: Sequence[TableLayout], notes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _bracketed(grid: TableLayout) -> TableLayout:
-    """Intervals in fewer signs, so that more of them fit: ``[14.0, 27.3]``."""
+def _bracket_intervals(grid: TableLayout) -> TableLayout:
+    """Shorten intervals to ``[14.0, 27.3]``, so that more of them fit."""
 
     def short(cell: CellText) -> CellText:
         ends = cell.interval.strip("()").split(" to ")
@@ -56,8 +56,8 @@ def _bracketed(grid: TableLayout) -> TableLayout:
 
 def _legend(grid: TableLayout) -> str:
     cells = [cell for row in grid.cells for cell in row]
-    said = ["best bold"] * any(cell.best for cell in cells) + ["second underlined"] * any(cell.second for cell in cells)
-    return f" {', '.join(said).capitalize()}." if said else ""
+    parts = ["best bold"] * any(c.best for c in cells) + ["second underlined"] * any(c.second for c in cells)
+    return f" {', '.join(parts).capitalize()}." if parts else ""
 
 
 def _tabular(grid: TableLayout) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _latex_row(first: str, cells: Iterable[str]) -> str:
 
 
 def _latex_name(name: str, width: int) -> str:
-    """A row's name, on several lines where it is long."""
+    """A row's name, on several lines if it is long."""
     lines = [_latex_start(line) for line in fold_words(name, width)]
     if len(lines) == 1:
         return lines[0]
@@ -94,7 +94,7 @@ def _latex_name(name: str, width: int) -> str:
 
 
 def _latex_groups(columns: Sequence[HeadingText]) -> Iterator[str]:
-    """A line of groups over the columns that they hold, and the rules below those of several."""
+    """A line of groups above their columns, with rules below groups of several."""
     heads, rules, at = [], [], 2
     for group, members in groupby(columns, key=lambda name: name.group):
         size = len(list(members))
@@ -107,7 +107,7 @@ def _latex_groups(columns: Sequence[HeadingText]) -> Iterator[str]:
 
 
 def _latex_number(cell: CellText) -> str:
-    """The number; what stands behind it takes no width, so that numbers stand above one another."""
+    """The number; marks behind it take no width, so that numbers stay aligned."""
     number = _latex_text(cell.number)
     number = rf"\textbf{{{number}}}" if cell.best else rf"\underline{{{number}}}" if cell.second else number
     return number + (rf"\rlap{{{_latex_text(cell.tail)}}}" if cell.tail else "")
@@ -152,10 +152,10 @@ _LATEX = str.maketrans(
 
 
 def _latex_text(text: str) -> str:
-    """Text as LaTeX sets it: no sign is a command, and hyphens stay hyphens."""
+    """Escape text for LaTeX; hyphens stay hyphens."""
     return re.sub("-(?=-)", "-\0", " ".join(text.split())).translate(_LATEX).replace("\0", "{}")
 
 
 def _latex_start(text: str) -> str:
-    r"""Text behind a line's end, where ``\\`` would read ``[`` or ``*`` as its own."""
+    r"""Escape text that follows a ``\\``, which would read a leading ``[`` or ``*`` as its argument."""
     return ("{}" if text.startswith(("[", "*")) else "") + _latex_text(text)

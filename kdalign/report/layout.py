@@ -1,4 +1,4 @@
-"""A comparison as it is shown: tables, names and cells as text, of which terminal, Markdown and LaTeX are made."""
+"""Layout of a comparison: tables, headings and cells as text, for terminal, Markdown, LaTeX and HTML."""
 
 import re
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 
 DASH = "–"
 WORD = 12
-"""Characters of a heading's line, where its words can be broken."""
+"""Width in characters at which a heading is broken between words."""
 
 
 @dataclass(frozen=True)
 class HeadingText:
-    """What stands over a column or before a row.
+    """Heading of a column or a row.
 
     Attributes:
-        group: stands over neighbours that share it, such as a metric's task.
-        unit: empty where there is none.
-        quiet: not what the table is about: a teacher, or what others have published.
-        apart: of the rows that others have published.
-        mean: the group whose metrics' mean this is.
+        group: heading that neighbours share, such as a metric's task.
+        unit: unit of the values; empty if they have none.
+        quiet: true for rows that are shown dimmed: teachers, baselines, differences, published rows.
+        apart: true for published rows, which are shown below a rule.
+        mean: the group that this column is the mean of; empty for other columns.
     """
 
     text: str
@@ -35,17 +35,17 @@ class HeadingText:
 
     @property
     def lines(self) -> tuple[str, str, str]:
-        """Group, text and unit, each of which may be empty."""
+        """Group, text and unit; each may be empty."""
         return self.group, self.text, f"({self.unit})" if self.unit else ""
 
 
 @dataclass(frozen=True)
 class CellText:
-    """A cell: its number as text, what stands behind it, and its interval, or nothing.
+    """A cell as text: its number, the marks behind it, and its interval.
 
     Attributes:
-        value: the number itself, to sort by.
-        reason: why there is none.
+        value: the number itself, to sort by; None for a dash.
+        reason: why there is no number.
     """
 
     number: str
@@ -59,17 +59,17 @@ class CellText:
 
     @property
     def tail(self) -> str:
-        """What stands behind the number."""
+        """The marks behind the number."""
         return self.mark + self.verdict
 
 
 @dataclass(frozen=True)
 class TableLayout:
-    """One table.
+    """A table as text.
 
     Attributes:
-        corner: what rows are: ``model``, or ``metric`` once transposed.
-        cells: row by row.
+        corner: heading of the row headings: ``model``, or ``metric`` if transposed.
+        cells: cells, row by row.
     """
 
     title: str
@@ -80,16 +80,16 @@ class TableLayout:
 
     @property
     def lines(self) -> list[tuple[HeadingText, tuple[CellText, ...]]]:
-        """Each row's name with its cells."""
+        """Each row's heading with its cells."""
         return list(zip(self.rows, self.cells, strict=True))
 
     def transposed(self) -> "TableLayout":
-        """Rows as columns."""
+        """Swap rows and columns."""
         corner = "metric" if self.corner == "model" else "model"
         return TableLayout(self.title, corner, self.rows, self.columns, tuple(zip(*self.cells, strict=True)))
 
     def only(self, columns: Sequence[int], title: str | None = None) -> "TableLayout":
-        """Some of its columns."""
+        """Keep some of the columns, under a new title if one is given."""
         return replace(
             self,
             title=self.title if title is None else title,
@@ -98,38 +98,38 @@ class TableLayout:
         )
 
     def without_intervals(self) -> "TableLayout":
-        """Numbers alone."""
+        """Drop the intervals."""
         return replace(self, cells=tuple(tuple(replace(cell, interval="") for cell in row) for row in self.cells))
 
 
 def table_layouts(comparison: ComparisonTable, transpose: bool = False) -> list[TableLayout]:
-    """Scores, what others have published, costs and training as tables of their own."""
-    made = [_grid(title, columns, rows) for title, columns, rows in _tables(comparison)]
-    return [grid.transposed() for grid in made] if transpose else made
+    """Lay out a comparison as separate tables of scores, published scores, costs and training."""
+    grids = [_grid(title, columns, rows) for title, columns, rows in _tables(comparison)]
+    return [grid.transposed() for grid in grids] if transpose else grids
 
 
 def _tables(comparison: ComparisonTable) -> list[tuple[str, list[Column], list[Row]]]:
-    """Scores by task, if no row is of several; else together.
+    """Titles, columns and rows of the tables; scores are split by task unless a row has several tasks.
 
-    Published rows are in every table of measured scores that has a column of theirs. What nobody measured is a table of
-    its own: beside measured scores it would be dashes, and would take the width from their intervals.
+    Published rows are in every table of measured scores that has a column of theirs. Scores that were only published
+    have a table of their own: among measured ones they would be dashes, and take width from the intervals.
     """
     scores = [column for column in comparison.columns if not column.cost and not column.published]
     tasks = list(dict.fromkeys(column.task for column in scores if column.task))
     measured = [row for row in comparison.rows if row.kind != "reference"]
     references = [row for row in comparison.rows if row.kind == "reference"]
-    of = [{column.task for column in scores if column.task and column.key in row.cells} for row in measured]
-    found = [("Scores", scores, measured)]
-    if len(tasks) > 1 and all(len(own) < 2 for own in of):
-        rows = list(zip(measured, of, strict=True))
-        found = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
-        found.append(("Scores", scores, [row for row, own in rows if not own]))
+    tasks_by_row = [{column.task for column in scores if column.task and column.key in row.cells} for row in measured]
+    tables = [("Scores", scores, measured)]
+    if len(tasks) > 1 and all(len(own) < 2 for own in tasks_by_row):
+        rows = list(zip(measured, tasks_by_row, strict=True))
+        tables = [(f"Scores: {task}", scores, [row for row, own in rows if own == {task}]) for task in tasks]
+        tables.append(("Scores", scores, [row for row, own in rows if not own]))
     costs = [column for column in comparison.columns if column.cost]
-    own, made = ([column for column in costs if column.training is training] for training in (False, True))
-    found.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
-    found.append(("Costs", own, _with(measured, own)))
-    found.append(("Training", made, _with(measured, made)))
-    filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in found]
+    model, training = ([column for column in costs if column.training is of_run] for of_run in (False, True))
+    tables.append(("Published, not measured here", [c for c in comparison.columns if c.published], references))
+    tables.append(("Costs", model, _with(measured, model)))
+    tables.append(("Training", training, _with(measured, training)))
+    filled = [(title, [c for c in columns if _with(rows, [c])], rows) for title, columns, rows in tables]
     return [
         (title, columns, _with(rows, columns) if rows is references else [*rows, *_with(references, columns)])
         for title, columns, rows in filled
@@ -138,7 +138,7 @@ def _tables(comparison: ComparisonTable) -> list[tuple[str, list[Column], list[R
 
 
 def _with(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """The rows that have one of the columns."""
+    """The rows with a cell in one of the columns."""
     return [row for row in rows if any(column.key in row.cells for column in columns)]
 
 
@@ -146,16 +146,16 @@ def _grid(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> TableLa
     return TableLayout(
         title,
         "model",
-        tuple(map(_of_column, columns)),
+        tuple(map(_column_heading, columns)),
         tuple(HeadingText(row_label(row), quiet=row.kind in _QUIET, apart=row.kind == "reference") for row in rows),
-        tuple(tuple(_shown(row.cells.get(column.key), column) for column in columns) for row in rows),
+        tuple(tuple(_cell_text(row.cells.get(column.key), column) for column in columns) for row in rows),
     )
 
 
 _QUIET = ("teacher", "difference", "baseline", "reference")
 
 
-def _of_column(column: Column) -> HeadingText:
+def _column_heading(column: Column) -> HeadingText:
     head = f"{column.task} "
     grouped = bool(column.task) and column.title.startswith(head)
     return HeadingText(
@@ -167,11 +167,11 @@ def _of_column(column: Column) -> HeadingText:
 
 
 def row_label(row: Row) -> str:
-    """A row's name, with how many seeds it is the mean of."""
+    """Label a row by its name and, for a mean, the number of seeds."""
     return f"{row.name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else row.name + row.mark
 
 
-def _shown(cell: Cell | None, column: Column) -> CellText:
+def _cell_text(cell: Cell | None, column: Column) -> CellText:
     if cell is None or cell.value is None:
         return CellText(DASH, reason=cell.reason if cell is not None else "")
     if cell.written:
@@ -179,33 +179,33 @@ def _shown(cell: Cell | None, column: Column) -> CellText:
     interval = ""
     if not column.cost and cell.low is not None and cell.high is not None:
         interval = f"({in_digits(cell.low, column.digits)} to {in_digits(cell.high, column.digits)})"
-    shown = in_digits(cell.value, column.digits)
-    return CellText(shown, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second, cell.value)
+    number = in_digits(cell.value, column.digits)
+    return CellText(number, "*" if cell.mark else "", cell.verdict, interval, cell.best, cell.second, cell.value)
 
 
 def in_digits(value: float, digits: int) -> str:
-    """A number with its thousands apart; one of thousands needs no decimals, one of very many digits is shortened."""
+    """Format a number with thousands separators; from 1,000 on without decimals, from 10^9 on as 1.23e+45."""
     if abs(value) >= MANY_DIGITS:
         return f"{value:.2e}"
     return f"{value:z,.{digits if abs(value) < 1000 else 0}f}"
 
 
 MANY_DIGITS = 1e9
-"""From here on a number is written as 1.23e+45: what a model that knows nothing of a text has as its perplexity."""
+"""Smallest number in scientific notation, such as the perplexity of a model that knows nothing of a text."""
 GAP = 2
 """Characters between two columns."""
 _EDGES = 2
 
 
 def names_width(grid: TableLayout, width: int, fold: bool = True) -> int | None:
-    """How much of a width the names before the rows have; None where the grid does not fit.
+    """Width left for the row names, in characters; None if the table does not fit.
 
-    Long ones may be folded, to no less than a quarter of the width.
+    Long names may be folded, to no less than a quarter of the width.
 
     Args:
-        grid: what is to be shown.
-        width: in characters.
-        fold: whether headings may be broken, too.
+        grid: the table.
+        width: width available, in characters.
+        fold: true if column headings may be broken too.
     """
     wanted = max(len(name) for name in (grid.corner, *map(str, grid.rows)))
     columns = sum(column_width(grid, number, fold) + GAP for number in range(len(grid.columns)))
@@ -214,7 +214,7 @@ def names_width(grid: TableLayout, width: int, fold: bool = True) -> int | None:
 
 
 def column_width(grid: TableLayout, number: int, fold: bool = True) -> int:
-    """How wide a column is, in characters; an interval is below its number."""
+    """Width of a column in characters; an interval is below its number."""
     cells = [row[number] for row in grid.cells]
     tail = max((len(cell.tail) for cell in cells), default=0)
     lines = [*heading(grid.columns[number], fold), *(cell.interval for cell in cells)]
@@ -222,13 +222,13 @@ def column_width(grid: TableLayout, number: int, fold: bool = True) -> int:
 
 
 def heading(name: HeadingText, fold: bool = True) -> list[str]:
-    """A column's heading as lines: group, text and unit, long ones broken where they can be."""
+    """Lines of a column's heading: group, text and unit, long ones broken between words."""
     lines = [line for line in name.lines if line]
     return [part for line in lines for part in fold_words(line, WORD)] if fold else lines
 
 
 def fold_words(text: str, width: int) -> list[str]:
-    """Lines of at most so many characters, broken behind spaces and ``- _ / . : ,`` where that is possible."""
+    """Break a text into lines of at most ``width`` characters, behind spaces and ``- _ / . : ,`` if possible."""
     lines = [""]
     for piece in re.findall(r"[^\s\-_/.:,]*[\s\-_/.:,]?", text):
         if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
@@ -243,37 +243,37 @@ def fold_words(text: str, width: int) -> list[str]:
 
 
 def fit_width(grid: TableLayout, width: int, fold: bool = True) -> tuple[list[TableLayout], list[str]]:
-    """A grid as tables that fit a width.
+    """Split a table into tables that fit a width.
 
-    Intervals go first; then, where headings are folded, metrics whose task has a column of its own, their mean; what is
-    left is several tables of like size.
+    Intervals are dropped first; then, if headings may be folded, metrics whose task has a column with their mean. The
+    rest is split into tables of similar size.
 
     Args:
-        grid: what is to be shown.
-        width: in characters.
+        grid: the table.
+        width: width available, in characters.
         fold: as in ``names_width``.
 
     Returns:
-        The tables, and what is in none of them.
+        The tables, and what was dropped from all of them.
     """
     plain = grid.without_intervals()
-    lost = [] if plain == grid else ["intervals"]
+    dropped = [] if plain == grid else ["intervals"]
     if names_width(grid, width, fold) is not None:
         return [grid], []
     if names_width(plain, width, fold) is not None:
-        return [plain], lost
+        return [plain], dropped
     if fold:
         means = {name.mean for name in grid.columns if name.mean}
         kept = [number for number, name in enumerate(grid.columns) if name.mean or name.group not in means]
-        lost += [f"{name.group} {name.text}" for number, name in enumerate(grid.columns) if number not in kept]
+        dropped += [f"{name.group} {name.text}" for number, name in enumerate(grid.columns) if number not in kept]
         plain = plain.only(kept)
-    parts = _parts(plain, width, fold)
+    parts = _split_columns(plain, width, fold)
     titles = [plain.title, *[f"{plain.title}, continued"] * (len(parts) - 1)]
-    return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], lost
+    return [plain.only(part, title) for part, title in zip(parts, titles, strict=True)], dropped
 
 
-def _parts(grid: TableLayout, width: int, fold: bool) -> list[list[int]]:
-    """Its columns, in as few tables as fit a width."""
+def _split_columns(grid: TableLayout, width: int, fold: bool) -> list[list[int]]:
+    """Split the columns into as few tables as fit a width."""
     parts: list[list[int]] = [[]]
     count = len(grid.columns)
     for number in range(count):

@@ -8,7 +8,7 @@ from kdalign.runs.markdown import escape_line as markdown_line
 
 
 def as_markdown(tables: Sequence[TableLayout], notes: Sequence[str]) -> str:
-    """A comparison as Markdown tables, with its footnotes below."""
+    """Write Markdown tables with their footnotes below."""
     lines = []
     for grid in tables:
         lines.append(f"| {grid.corner} | " + " | ".join(escape(str(name)) for name in grid.columns) + " |")

@@ -1,4 +1,4 @@
-"""Watch a run: a progress bar on a terminal, plain lines where stderr is piped, and the run's log."""
+"""Progress of a run: a bar on a terminal, plain lines if stderr is piped, and the run's log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from kdalign.distillation.ablation_runner import AblationProgress
 
 PLAIN_EVERY = 10.0
-"""Seconds between plain lines."""
+"""Seconds between plain progress lines."""
 
 LONGEST = 1000
-"""Characters of a line that is announced or logged: a plan or a list that a user gave may have thousands."""
+"""Characters of an announced or logged line; a plan or a list that a user gave may have thousands more."""
 
 _SHORT = {name: facts.short for name, facts in TERM_FACTS.items() if facts.short}
 
 
 class ConsoleObserver:
-    """Shows announcements and steps on stderr; ``silent`` (ranks after the first) shows nothing."""
+    """Observer that shows announcements and steps on stderr; ``silent`` (ranks after the first) shows nothing."""
 
     def __init__(self, console: Console, silent: bool = False) -> None:
         console.quiet = silent
@@ -45,15 +45,15 @@ class ConsoleObserver:
         self._shown = 0.0
 
     def announce(self, line: str) -> None:
-        """A line for the user, and for the run's log."""
+        """Show a line, and write it to the run's log."""
         self._print(line)
         self._write(line)
 
     def started(self, what: str, step: int, steps: int) -> None:
-        """Show the bar, or say that training starts."""
+        """Show the bar, or a line that training starts."""
         self._what = what
         self._shown = time.monotonic()
-        line = f"{what}: {steps:,} steps" + (f", going on after step {step:,}" if step else "")
+        line = f"{what}: {steps:,} steps" + (f", resumed after step {step:,}" if step else "")
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -71,7 +71,7 @@ class ConsoleObserver:
         self._write(line)
 
     def stepped(self, report: StepReport) -> None:
-        """Advance the bar, or print a line now and then."""
+        """Advance the bar, or print a line every few seconds."""
         if self._bar is not None:
             terms = " ".join(f"{_SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
@@ -89,7 +89,7 @@ class ConsoleObserver:
             self._print(line)
 
     def progress(self, what: str) -> ProgressCallback:
-        """Show a bar with the time left, or now and then a line, for what has no steps."""
+        """Show progress without steps: a bar with the time left, or a line every few seconds."""
         begun, shown = time.monotonic(), time.monotonic()
 
         def tell(done: int, total: int) -> None:
@@ -114,21 +114,21 @@ class ConsoleObserver:
 
     @contextmanager
     def filling(self) -> Iterator[Callable[["AblationProgress"], None]]:
-        """On a terminal, show an ablation as a table that fills; elsewhere its announcements say enough."""
+        """Show an ablation on a terminal as a table that fills; elsewhere its announcements are enough."""
         if not self._console.is_terminal or self._console.quiet:
             yield lambda state: None
             return
         with Live(console=self._console, transient=True, refresh_per_second=2) as live:
-            yield lambda state: live.update(_filled(state))
+            yield lambda state: live.update(_ablation_table(state))
 
     def ended(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def into(self, log: Path) -> Self:
-        """Write to this run's log from now on."""
+        """Log to this file from now on."""
         self._log = log
         return self
 
@@ -141,8 +141,8 @@ class ConsoleObserver:
             append_text(self._log, f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown}\n")
 
 
-def _filled(state: "AblationProgress") -> RenderableType:
-    """The means so far, arm by task, and what is under way."""
+def _ablation_table(state: "AblationProgress") -> RenderableType:
+    """The means so far, arm by task, and the runs in progress."""
     tasks = list(dict.fromkeys(trial.task for trial in state.trials))
     table = new_table()
     table.add_column(f"{len(state.done)} of {len(state.trials)} runs")
@@ -165,7 +165,7 @@ def _filled(state: "AblationProgress") -> RenderableType:
 
 
 def _last_line(run: Path) -> str:
-    """What a run's log said last, without its time."""
+    """The last line of a run's log, without its time."""
     log = run / "log.txt"
     if not log.is_file():
         return "loading"
@@ -176,7 +176,7 @@ def _last_line(run: Path) -> str:
 
 
 def format_step(report: StepReport) -> str:
-    """One step as a line of text."""
+    """Format a step as a line of text."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in report.parts.items())
     of = f" {report.task}" if report.task else ""
     return (
@@ -187,5 +187,5 @@ def format_step(report: StepReport) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 60}:{whole % 60:02d}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

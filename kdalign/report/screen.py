@@ -1,4 +1,4 @@
-"""What stands between a name and a terminal: no markup, no control characters, and only signs that its encoding has."""
+"""A console for untrusted text: no markup, no control characters, and stand-ins for signs its encoding lacks."""
 
 import codecs
 import io
@@ -14,7 +14,7 @@ STAND_INS = {
     **dict.fromkeys(map(chr, range(0x2500, 0x2580)), "+"),  # the corners and crossings of tables
     **dict.fromkeys("–—−‐‑─━═╌╍┄┅┈┉╴╶╸╺╼╾", "-"),
     **dict.fromkeys("│┃║", "|"),
-    **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "."),  # what turns while something loads
+    **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "."),  # spinners
     **dict.fromkeys("·•†", "*"),
     **dict.fromkeys("“”„«»", '"'),
     **dict.fromkeys("‘’‚", "'"),
@@ -33,31 +33,31 @@ STAND_INS = {
     "…": "...",
     "\N{NO-BREAK SPACE}": " ",
 }
-"""What is shown for kdalign's own signs where a stream's encoding (ASCII, Latin-1) does not have them."""
+"""Stand-ins for kdalign's own signs in encodings without them (ASCII, Latin-1)."""
 HANDLER = "kdalign.stand_ins"
-"""The name by which ``codecs`` knows the error handler of streams."""
+"""Name of the streams' error handler in ``codecs``."""
 
 
 class _Encodings:
-    """Where signs were lost, so that it can be said once.
+    """Encodings in which characters were lost, for one note about them.
 
     Attributes:
-        lacking: encodings that had no sign for something, and there was no stand-in either.
+        lacking: encodings that lacked a character for which there is no stand-in.
     """
 
     def __init__(self) -> None:
         self.lacking: set[str] = set()
 
     def replaced(self, error: UnicodeError) -> tuple[str, int]:
-        """Stand-ins for what cannot be encoded; ``?`` where there is none."""
+        """Replace what cannot be encoded by stand-ins, or by ``?``."""
         if not isinstance(error, UnicodeEncodeError):
             raise error
         shown = []
         for sign in error.object[error.start : error.end]:
-            found = STAND_INS.get(sign)
-            if found is None:
+            stand_in = STAND_INS.get(sign)
+            if stand_in is None:
                 self.lacking.add(error.encoding)
-            shown.append("?" if found is None else found)
+            shown.append("?" if stand_in is None else stand_in)
         return "".join(shown), error.end
 
 
@@ -66,13 +66,13 @@ codecs.register_error(HANDLER, _encodings.replaced)
 
 
 def replace_unencodable(stream: object) -> None:
-    """Let a stream show stand-ins for what its encoding does not have; it would raise else, perhaps after hours."""
+    """Let a stream write stand-ins for what it cannot encode, where it would raise, perhaps after hours of training."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=HANDLER)
 
 
 def encoding_note() -> str | None:
-    """A note where something was shown as ``?`` since this was last asked; else None."""
+    """Note on characters shown as ``?`` since the last call; None if there were none."""
     lacking, _encodings.lacking = _encodings.lacking, set()
     if not lacking:
         return None
@@ -83,20 +83,20 @@ def encoding_note() -> str | None:
 
 
 def plain_text(text: str, style: str = "") -> Text:
-    """A name or a sentence as it stands, on one line: no part of it is markup."""
+    """Make a one-line Rich text without markup."""
     return Text(printable(text), style=style)
 
 
 class Screen(Console):
-    """A console that shows control characters of no name, and draws alike whatever its encoding is.
+    """A console that drops control characters in names, and draws the same in every encoding.
 
-    Rich writes its own colours and movements as segments of control or style, never as text: what is left in a text
-    comes from a name.
+    Rich writes its own colours and cursor movements as control or style segments, never as text, so control characters
+    in a text come from a name.
     """
 
     @property
     def encoding(self) -> str:
-        """UTF-8: stand-ins are put in by the stream, and take the same place."""
+        """UTF-8; the stream puts in stand-ins, which have the same width."""
         return "utf-8"
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -108,5 +108,5 @@ class Screen(Console):
                 yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller, who ends quietly."""
+        """Raise, so that the caller can end quietly."""
         raise BrokenPipeError

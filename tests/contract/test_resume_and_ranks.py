@@ -33,7 +33,7 @@ def test_a_run_killed_twice_and_resumed_ends_in_the_weights_of_one_never_stopped
         assert list((killed / "checkpoints").glob("step-*"))
     done = run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"])
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr
+    assert "resumed after step" in done.stderr
     for name in ("student/model.safetensors", "history.jsonl", "plan.json", "predictions/validation.parquet"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 

@@ -259,7 +259,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, g
     assert f"is not finished; `kdalign distill --out {out} --resume` resumes it" in said
     status, _, err = kdalign("distill", "--out", out, "--resume")
     assert status == 0, err
-    assert "going on after step 5" in err
+    assert "resumed after step 5" in err
     for task in TASKS:
         ours, theirs = (weights(folder / task / "student") for folder in (out, run))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), task

@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_and_ends_in_the_same_we
         file.write('{"kind": "step", "st')  # as a kill leaves it
     status, _, err = resumed(kdalign, killed)
     assert status == 0, err
-    assert "going on after step 6" in err
+    assert "resumed after step 6" in err
     assert "damaged" not in err
     ends_alike(killed, runs)
 
@@ -241,7 +241,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(kdal
     status, _, err = resumed(kdalign, killed)
     assert status == 0, err
     assert f"checkpoints/step-6 ({name}" in err
-    assert "going on after step 3" in err
+    assert "resumed after step 3" in err
     assert "skipped a damaged checkpoint" in (killed / "log.txt").read_text()
     ends_alike(killed, runs)
 
