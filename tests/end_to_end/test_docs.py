@@ -1,4 +1,4 @@
-"""What README, examples and docs/reference/losses.md promise is run."""
+"""README, guide and examples run, and docs/reference/losses.md names its tests."""
 
 import re
 import shlex
@@ -16,39 +16,92 @@ from support.tiny import sentences
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def blocks(kind):
-    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+README = ROOT / "README.md"
+GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 
 
-def test_every_command_of_the_readme_runs_in_order(teacher, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("teacher").symlink_to(teacher)
-    Path("sst2").symlink_to(data)
-    Path("encoder").symlink_to(teacher)
-    Path("examples").symlink_to(ROOT / "examples")
-    Path("pairs").mkdir()
-    pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet("pairs/train.parquet")
-    pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
-    pairs.to_parquet("pairs/validation.parquet")
-    Path("answers.jsonl").write_text('{"prediction": "a fine film", "reference": "a good film"}\n' * 3)
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("kdalign ")]
-    assert len(commands) >= 12
-    for command in commands:
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def commands_of(page):
+    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("kdalign ")]
+
+
+def run_commands(page, monkeypatch):
+    for command in commands_of(page):
         monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
         with pytest.raises(SystemExit) as exit_:
             main()
-        assert exit_.value.code == 0, (command, capsys.readouterr().err)
-    assert Path("table.md").is_file()
-    (code,) = blocks("python")
+        assert exit_.value.code == 0, command
+
+
+@pytest.fixture(scope="module")
+def reader(teacher, data, tmp_path_factory):
+    """The folder of a reader who has run the README's commands."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, target in {"teacher": teacher, "sst2": data, "encoder": teacher, "examples": ROOT / "examples"}.items():
+        (folder / name).symlink_to(target)
+    (folder / "pairs").mkdir()
+    pd.DataFrame({"text": sentences(64, 0)[0]}).to_parquet(folder / "pairs/train.parquet")
+    pairs = pd.DataFrame({"sentence1": sentences(8, 1)[0], "sentence2": sentences(8, 2)[0], "score": range(8)})
+    pairs.to_parquet(folder / "pairs/validation.parquet")
+    (folder / "answers.jsonl").write_text('{"prediction": "a fine film", "reference": "a good film"}\n' * 3)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("KDALIGN_CACHE", str(folder / "cache"))
+        run_commands(README, monkeypatch)
+    return folder
+
+
+def test_the_python_of_the_readme_runs_after_its_commands(reader, monkeypatch):
+    assert len(commands_of(README)) == 3
+    monkeypatch.chdir(reader)
+    (code,) = blocks(README, "python")
     exec(compile(code, "README.md", "exec"), {})
     assert Path("runs/python/record.json").is_file()
 
 
-def test_the_make_targets_of_the_readme_exist():
-    made = set(re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.M))
-    assert made == {"demo", "test"}
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
+def test_every_command_of_the_guide_runs_in_order(page, reader, tmp_path, monkeypatch):
+    assert commands_of(page)
+    folder = shutil.copytree(reader, tmp_path / "reader", symlinks=True)
+    monkeypatch.chdir(folder)
+    run_commands(page, monkeypatch)
+
+
+def test_the_readme_is_short_and_its_links_and_make_targets_exist():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.encode()) <= 8_000
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).is_file()] == []
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert made <= targets
+    pages = [text, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")]
+    assert (
+        {"demo", "docs", "test"}
+        <= {name for page in pages for name in re.findall(r"(?:^|`)make ([a-z-]+)", page, re.M)}
+        <= targets
+    )
+
+
+def test_the_tests_that_the_security_page_names_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    import kdalign
+
+    page = (ROOT / "docs/reference/python-api.md").read_text(encoding="utf-8")
+    names = {f"kdalign.{name}" for name in [*kdalign.__all__, "plugins"] if name != "__version__"}
+    assert set(re.findall(r"^::: (\S+)", page, re.M)) == names
+
+
+def test_every_page_of_the_docs_is_in_the_navigation():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)) == pages
 
 
 def test_the_example_recipe_and_task_file_are_valid(teacher, data, tmp_path, monkeypatch):
