@@ -510,24 +510,6 @@ def test_scores_that_do_not_fit_are_one_line(kdalign, finished, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_ablation_whose_fork_server_is_killed_says_so_in_one_line(monkeypatch, tmp_path):
-    from multiprocessing.context import ForkServerContext
-
-    from kdalign.distillation.worker_pool import _Worker
-    from kdalign.errors import RunError
-
-    class Killed:
-        def __init__(self, **_):
-            pass
-
-        def start(self):
-            raise EOFError
-
-    monkeypatch.setattr(ForkServerContext, "Process", Killed)
-    with pytest.raises(RunError, match=r"was ended while it loaded .*the same command resumes"):
-        _Worker.start(1, NullObserver)
-
-
 def test_sigterm_outside_of_training_is_said_and_has_its_status():
     code = "import time, kdalign.cli as cli\n"
     code += "cli.app = lambda **_: (print('here', flush=True), time.sleep(600))\ncli.main()"
