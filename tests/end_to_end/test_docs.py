@@ -91,6 +91,17 @@ def test_the_tests_that_the_security_page_names_exist():
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_the_tree_and_the_names_of_contributing_are_those_of_the_code():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^kdalign/\n(.*?)^tests/", text, re.M | re.S)
+    packages, modules = set(re.findall(r"^  (\w+)/ ", tree, re.M)), set(re.findall(r"(\w+\.py)\b", tree))
+    code = ROOT / "kdalign"
+    assert packages == {file.parent.name for file in code.glob("*/__init__.py")}
+    assert modules == {file.name for file in code.glob("*.py") if not file.name.startswith("__")}
+    for path, name in re.findall(r"`([\w/]+\.py): (\w+)`", text):
+        assert re.search(rf"^{name}\b", (code / path).read_text(encoding="utf-8"), re.M), (path, name)
+
+
 def test_every_public_name_is_on_the_page_of_the_api():
     import kdalign
 
