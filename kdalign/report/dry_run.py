@@ -1,4 +1,4 @@
-"""What a run would do, shown before it begins."""
+"""Dry runs: what a run or an ablation would do, and which presets there are."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def preparation_table(prepared: Sequence["PreparedRun"]) -> RenderableType:
-    """What a dry run found: nothing was written."""
+    """Render what prepared runs would do."""
     parts: list[RenderableType] = _mixture(prepared) if prepared[0].recipe.multi_task.together else []
     for run in prepared:
         table = new_table(f"{run.task.name}: what would be done")
@@ -33,7 +33,7 @@ def preparation_table(prepared: Sequence["PreparedRun"]) -> RenderableType:
 
 
 def _mixture(prepared: Sequence["PreparedRun"]) -> list[RenderableType]:
-    """How the steps of one student are shared out over its tasks."""
+    """How the steps of a multi-task student are divided among its tasks."""
     from kdalign.distillation.multitask import find_leaks, plan_mixture
 
     mixture, train = plan_mixture(prepared), prepared[0].recipe.train
@@ -56,7 +56,7 @@ def _mixture(prepared: Sequence["PreparedRun"]) -> list[RenderableType]:
 
 
 def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
-    """The same for machines: a list, an object per task, with its recipe and plan in full."""
+    """Write what prepared runs would do as JSON: a list with an object per task, with its recipe and plan in full."""
     shared: dict[str, dict[str, float]] = {}
     if prepared[0].recipe.multi_task.together:
         from kdalign.distillation.multitask import plan_mixture
@@ -89,18 +89,18 @@ def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
 
 
 def presets_table(presets: Sequence["Preset"]) -> RenderableType:
-    """Presets, what they minimise and for which tasks."""
+    """Render presets with what they minimise and their tasks."""
     table = new_table()
     for heading in ("preset", "what it minimises", "tasks of"):
         table.add_column(heading, overflow="fold")
     for preset in presets:
         about = Text.assemble(preset.about, "\n", (preset.source, "dim"))
         table.add_row(plain_text(preset.name), about, ", ".join(preset.tasks))
-    return Group(table, Text("· what one needs, and its recipe: kdalign recipe show PRESET", style="dim"))
+    return Group(table, Text("· what a preset needs, and its recipe: kdalign recipe show PRESET", style="dim"))
 
 
 def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> RenderableType:
-    """What an ablation would run, arm by arm."""
+    """Render what an ablation would run, arm by arm."""
     arms, seeds = len(ablation.arms), len(ablation.seeds)
     title = plain_text(
         f"{len(trials)} run{'s' * (len(trials) > 1)}: {arms} arm{'s' * (arms > 1)}, {seeds} seed{'s' * (seeds > 1)} "
@@ -148,7 +148,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
 
 
 def _objective_facts(run: "PreparedRun") -> dict[str, str]:
-    """What is minimised: weights as they are at first, and what differs from all terms and layers at once."""
+    """The objective: initial weights, schedules, balancing, and how layers are weighted and introduced."""
     from kdalign.recipe.presets import DEFAULT
     from kdalign.recipe.schedules import percent
 
@@ -172,7 +172,7 @@ def _objective_facts(run: "PreparedRun") -> dict[str, str]:
 
 
 def _size(run: "PreparedRun") -> str:
-    """Of the student, where its vocabulary is known and it has a teacher."""
+    """The student's size, if its vocabulary is known and it has a teacher."""
     if run.plan is None or run.tokenizer is None:
         return ""
     ours, theirs = run.plan.student.parameters, run.plan.teacher.parameters

@@ -1,4 +1,4 @@
-"""Pictures of what was measured, as PNG, SVG or PDF by the file's name. They compute nothing but means to draw by."""
+"""Plots of measurements, written as PNG, SVG or PDF by the file's ending."""
 
 from kdalign.report.plots.figure import NamedFigure, check_figure, check_folder, save, save_all
 from kdalign.report.plots.models import draw_attention, draw_costs, draw_likeness, draw_similarities

@@ -1,4 +1,4 @@
-"""A picture with its words, how all of them look, and how they become files."""
+"""Figures with title and caption, their common style, and how they are saved."""
 
 import functools
 import textwrap
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".svg", ".pdf")
 WIDTH = 4.2
-"""Inches: letters of 8 points then stay readable where a telephone shows the picture 370 pixels wide."""
+"""Width in inches; 8-point letters stay readable when a phone shows the plot 370 pixels wide."""
 INK = "#1a2027"
-"""Of words, axes and teachers; a page puts its own in its place where it is dark."""
+"""Colour of text, axes and teachers; a dark page replaces it with its own."""
 QUIET = "#8a9199"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe & Ito's palette without black and yellow: told apart by colour-blind eyes, on white and on black."""
+"""Okabe & Ito's colour-blind safe palette without black and yellow, for white and black backgrounds."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DPI = 200
 _CAPTION = 74
-"""Letters of a caption's line below a picture of that width."""
+"""Letters of a caption's line below a figure of that width."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -35,13 +35,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class NamedFigure:
-    """A figure and its words.
+    """A figure with its texts.
 
     Attributes:
-        name: of its file, without an ending.
-        figure: without title and caption, which a page sets in its own letters.
-        caption: what is drawn, of how many examples and seeds.
-        alternative: what those read who do not see it.
+        name: name of its file, without an ending.
+        figure: the figure, without title and caption, which a page sets in its own font.
+        caption: what is drawn, with numbers of examples and seeds.
+        alternative: alternative text for screen readers.
     """
 
     name: str
@@ -52,7 +52,7 @@ class NamedFigure:
 
 
 def plot_style(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let what a function draws look like everything else."""
+    """Draw in the common style."""
 
     @functools.wraps(draw)
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -92,7 +92,7 @@ _LOOK = {
 
 
 def line_style(number: int) -> tuple[str, str, str]:
-    """The colour, dash and marker of the n-th thing: together they differ for the first 24."""
+    """Colour, dash and marker of the n-th line; the first 24 combinations differ."""
     return (
         COLOURS[number % len(COLOURS)],
         DASHES[number // len(COLOURS) % len(DASHES)],
@@ -101,19 +101,19 @@ def line_style(number: int) -> tuple[str, str, str]:
 
 
 def panels(count: int, height: float, columns: int = 1, share_x: bool = False) -> tuple["Figure", list["Axes"]]:
-    """A figure of so many panels, row by row, each so many inches high; what is over in the last row stays empty."""
+    """Make a figure of ``count`` panels, row by row, each ``height`` inches high."""
     from matplotlib.figure import Figure
 
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
-    found = figure.subplots(rows, columns, squeeze=False, sharex=share_x).ravel().tolist()
-    for axes in found[count:]:
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share_x).ravel().tolist()
+    for axes in grid[count:]:
         axes.set_axis_off()
-    return figure, found[:count]
+    return figure, grid[:count]
 
 
 def legend(figure: "Figure", handles: list["Artist"], names: list[str]) -> None:
-    """Names below the panels, in as many columns as their length allows."""
+    """Put a legend below the panels, in as many columns as the names' length allows."""
     names = [shortened(name, 34) for name in names]
     longest = max(map(len, names), default=0)
     columns = max(1, min(len(names), int(_CAPTION // (longest + 6))))
@@ -121,22 +121,22 @@ def legend(figure: "Figure", handles: list["Artist"], names: list[str]) -> None:
 
 
 def without_markup(figure: "Figure") -> None:
-    """Let no name in a figure be a formula or steer what is written: ``$x`` would else raise while it is saved."""
+    """Turn off formulas and control characters in a figure's texts: a name such as ``$x`` would raise when saved."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        assert isinstance(text, Text), "asked for"
+        assert isinstance(text, Text), "findobj returns objects of this class"
         text.set_parse_math(False)
         text.set_text(wrap_words(text.get_text()))
 
 
 def wrap_words(text: str) -> str:
-    """Lines of words as they can be drawn."""
+    """Make each line of a text printable."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many letters; where it is cut, its middle is left out."""
+    """Shorten a name to ``most`` letters by leaving out its middle."""
     if len(name) <= most:
         return name
     head = (most - 1) // 2
@@ -144,10 +144,10 @@ def shortened(name: str, most: int) -> str:
 
 
 def check_figure(file: Path) -> None:
-    """Refuse a file of another kind, or one that cannot be written, before anything is computed.
+    """Refuse a plot file of another format, or one that cannot be written, before anything is computed.
 
     Raises:
-        UsageError: what is accepted.
+        UsageError: another ending, a folder, or a folder that cannot be written.
     """
     if file.suffix.lower() not in ENDINGS:
         raise UsageError(f"--plot {str(file)!r}: accepted are files that end in {', '.join(ENDINGS)}")
@@ -157,10 +157,10 @@ def check_figure(file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place for pictures that is a file or cannot be written, before anything is computed.
+    """Refuse a folder for plots that is a file or cannot be written, before anything is computed.
 
     Raises:
-        UsageError: what is in the way.
+        UsageError: a file, or a folder that cannot be written.
     """
     if folder.is_file():
         raise UsageError(f"--plots {str(folder)!r} is a file; name a folder")
@@ -169,7 +169,7 @@ def check_folder(folder: Path) -> None:
 
 @plot_style
 def save(figure: "Figure", file: Path, whole: bool = False) -> None:
-    """Write a figure in the format that its file's ending says; ``whole``, with words that stand beside its frame."""
+    """Write a figure in the format of the file's ending; ``whole`` includes texts outside its frame."""
     form = file.suffix[1:].lower()
     without_markup(figure)
     with atomic_file(file) as temporary:
@@ -184,7 +184,7 @@ def save(figure: "Figure", file: Path, whole: bool = False) -> None:
 
 @plot_style
 def save_all(pictures: Iterable[NamedFigure], folder: Path, endings: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
-    """Write pictures into a folder, each with its title above and its caption below, in each of these formats."""
+    """Write figures into a folder with title and caption, in each format."""
     files: list[Path] = []
     for picture in pictures:
         figure = picture.figure
@@ -197,7 +197,7 @@ def save_all(pictures: Iterable[NamedFigure], folder: Path, endings: tuple[str, 
         )
         caption = figure.text(0.01, -0.1 / height, words, va="top", fontsize=7, color=QUIET, linespacing=1.3)
         again = sum(file.stem == picture.name for file in files) // len(endings)
-        name = f"{picture.name}-{again + 1}" if again else picture.name  # two tasks may differ by signs no file has
+        name = f"{picture.name}-{again + 1}" if again else picture.name  # names of tasks may differ by signs alone
         for ending in endings:
             file = folder / f"{name}{ending}"
             save(figure, file, whole=True)
@@ -208,7 +208,7 @@ def save_all(pictures: Iterable[NamedFigure], folder: Path, endings: tuple[str, 
 
 
 def _settle(figure: "Figure") -> None:
-    """Lay a figure out for good, and tie its legend to a panel: words beside the frame would else lie upon it."""
+    """Fix a figure's layout and tie its legend to a panel, so that texts outside the frame do not overlap it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     panel = figure.axes[0].transAxes

@@ -1,4 +1,4 @@
-"""Pictures of models: what they cost, how alike their layers are, where they look."""
+"""Plots of models: costs, layer similarity, attention maps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from kdalign.models.profiling import Profile
 
 MOST_NUMBERS = 16
-"""A matrix with more rows or columns than this shows colours without numbers."""
+"""Rows and columns up to which a matrix shows numbers."""
 MOST_BESIDE = 8
-"""Matrices with more columns than this stand one below the other."""
+"""Columns up to which two matrices stand side by side."""
 MOST_TOKENS = 40
-"""An attention map of more tokens than this has no words at its sides."""
+"""Tokens up to which an attention map is labelled with words."""
 
 
 def draw_similarities(plan: "Plan", file: Path) -> None:
-    """How alike the student's layers are to the teacher's, one heat map a stack; the plan's pairs are framed."""
+    """Plot the similarity of student and teacher layers, a heat map per stack, with the plan's pairs framed."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -31,22 +31,22 @@ def draw_similarities(plan: "Plan", file: Path) -> None:
     width = sum(2.2 + 0.5 * columns for _, columns in shapes)
     height = 1.6 + 0.5 * max(rows for rows, _ in shapes)
     figure = Figure(figsize=(max(width, 5), max(height, 3)), layout="constrained")
-    every = [value for alike in plan.similarities.values() for row in alike for value in row]
+    values = [value for rows in plan.similarities.values() for row in rows for value in row]
     panels = figure.subplots(1, len(plan.maps), squeeze=False)[0]
-    for axes, one in zip(panels, plan.maps, strict=True):
-        alike = plan.similarities[one.student_stack]
-        image = axes.imshow(alike, cmap="viridis", vmin=min(0.0, *every), vmax=1, aspect="equal")
-        axes.set_xlabel(f"teacher's {one.teacher_stack} layer")
-        axes.set_ylabel(f"student's {one.student_stack} layer")
-        axes.set_xticks(range(len(alike[0])))
-        axes.set_yticks(range(len(alike)))
-        if max(len(alike), len(alike[0])) <= MOST_NUMBERS:
-            for row, values in enumerate(alike):
-                for column, value in enumerate(values):
+    for axes, layer_map in zip(panels, plan.maps, strict=True):
+        similarities = plan.similarities[layer_map.student_stack]
+        image = axes.imshow(similarities, cmap="viridis", vmin=min(0.0, *values), vmax=1, aspect="equal")
+        axes.set_xlabel(f"teacher's {layer_map.teacher_stack} layer")
+        axes.set_ylabel(f"student's {layer_map.student_stack} layer")
+        axes.set_xticks(range(len(similarities[0])))
+        axes.set_yticks(range(len(similarities)))
+        if max(len(similarities), len(similarities[0])) <= MOST_NUMBERS:
+            for row, of_row in enumerate(similarities):
+                for column, value in enumerate(of_row):
                     axes.text(
                         column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="wk"[int(value > 0.6)]
                     )
-        for ours, theirs in one.pairs:
+        for ours, theirs in layer_map.pairs:
             axes.add_patch(Rectangle((theirs - 0.5, ours - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
         figure.colorbar(image, ax=axes, label="debiased linear CKA", shrink=0.8)
     figure.suptitle(f"{plan.teacher.model_type} teaches {plan.student.model_type}: {plan.chosen}", fontsize=9)
@@ -54,7 +54,7 @@ def draw_similarities(plan: "Plan", file: Path) -> None:
 
 
 def draw_costs(profiles: Sequence["Profile"], file: Path) -> None:
-    """Where parameters and FLOPs of models lie: a bar a model, its parts stacked from the embeddings up."""
+    """Plot parameters and FLOPs of models: a bar per model, its parts stacked from the embeddings up."""
     from matplotlib.figure import Figure
 
     lengths = list(profiles[0].flops_per_token)
@@ -91,13 +91,13 @@ def draw_likeness(
     pairs: Mapping[str, Sequence[tuple[int, int]]],
     words: str = "",
 ) -> NamedFigure:
-    """How alike the student's layers are to the teacher's before and after training, on one scale.
+    """Plot the similarity of student and teacher layers before and after training, on one scale.
 
     Args:
-        before: for each stack, CKA, (student layers, teacher layers).
+        before: CKA, (student layers, teacher layers), of each stack.
         after: the same after training.
-        pairs: for each stack, the (student layer, teacher layer) that the plan compares, which are framed.
-        words: what was read, for the caption.
+        pairs: the (student layer, teacher layer) pairs of each stack that the plan compares, which are framed.
+        words: the texts that were read, as a clause of the caption.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -129,9 +129,7 @@ def draw_likeness(
         for stack in stacks
         for ours, theirs in pairs[stack]
     ]
-    caption = (
-        f"Likeness of every student layer to every teacher layer{words}. Framed: pairs that were compared in training."
-    )
+    caption = f"Similarity of every student layer to every teacher layer{words}. Framed: pairs that training compared."
     return NamedFigure(
         "likeness", figure, "Layers before and after training", caption, f"Heat maps. Framed pairs: {'; '.join(gains)}."
     )
@@ -151,14 +149,14 @@ def draw_attention(
     teacher_tokens: Sequence[str],
     head: int | None = None,
 ) -> NamedFigure:
-    """Where student and teacher look in one text: a row of two maps for each pair of layers, on one scale.
+    """Plot attention maps of student and teacher on one text: a row of two for each pair of layers, on one scale.
 
     Args:
-        maps: for each pair, the student layer's name, the teacher layer's, and the attention of both, (heads, tokens,
-            tokens), probabilities over the last axis.
-        student_tokens: as words.
-        teacher_tokens: likewise.
-        head: whose map is drawn; the mean over heads when left out.
+        maps: the student layer's name, the teacher layer's, and the attention of both, (heads, tokens, tokens),
+            probabilities over the last axis, for each pair.
+        student_tokens: the student's tokens as words.
+        teacher_tokens: the teacher's tokens as words.
+        head: number of the head to draw; None draws the mean over heads.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -166,8 +164,8 @@ def draw_attention(
     figure = Figure(figsize=(WIDTH, 2.45 * len(maps) + 0.55), layout="constrained")
     found = figure.subplots(len(maps), 2, squeeze=False)
     drawn = [
-        (one.mean(axis=0), other.mean(axis=0)) if head is None else (one[head], other[head])
-        for _, _, one, other in maps
+        (ours.mean(axis=0), theirs.mean(axis=0)) if head is None else (ours[head], theirs[head])
+        for _, _, ours, theirs in maps
     ]
     greatest = max(float(values.max()) for pair in drawn for values in pair)
     for row, (names, pair) in enumerate(zip(maps, drawn, strict=True)):
@@ -190,11 +188,10 @@ def draw_attention(
     figure.colorbar(image, ax=found.ravel().tolist(), label="attention", location="bottom", shrink=0.6, aspect=40)
     of = "the mean over heads" if head is None else f"head {head}, counted from 0"
     caption = (
-        f"Rows: tokens that look; columns: tokens looked at; {of}, before dropout, on one text; colours "
-        f"by the square root, so that small shares are seen. "
-        f"Pairs of layers are the plan's."
+        f"Rows: attending tokens; columns: tokens attended to; {of}, before dropout, on one text; colours by the "
+        f"square root, so that small shares are visible. Pairs of layers are the plan's."
     )
-    layers = ", ".join(f"{ours} beside {theirs}" for ours, theirs, _, _ in maps)
+    layers = ", ".join(f"{ours} next to {theirs}" for ours, theirs, _, _ in maps)
     return NamedFigure(
-        "attention", figure, "Where student and teacher look", caption, f"Attention maps of layers {layers}."
+        "attention", figure, "Attention of student and teacher", caption, f"Attention maps of layers {layers}."
     )

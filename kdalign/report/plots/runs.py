@@ -1,4 +1,4 @@
-"""Pictures of finished runs: their training, what quality costs, how far confidence can be trusted."""
+"""Plots of finished runs: training curves, quality against cost, differences, calibration."""
 
 import re
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ from kdalign.runs.disagreements import SplitAnswers, read_answers
 from kdalign.runs.finished import FinishedRun
 
 POINTS = 80
-"""A smoothed line has at most so many points, each the mean of equally many steps."""
+"""Maximum points of a smoothed line; each is the mean of equally many steps."""
 MOST_RAW = 4
-"""With more runs than this, single steps are left out: they would hide the lines."""
+"""Runs up to which single steps are drawn; with more, they would hide the lines."""
 MOST_NAMES = 12
-"""With more models than this, only those on the front and the teachers are named."""
+"""Models up to which all are named; with more, only teachers and those on the Pareto front."""
 MOST_LOOKS = 24
-"""Recipes whose lines are drawn in one picture: with more, colours and dashes come again."""
+"""Maximum recipes in one plot; with more, colours and dashes would repeat."""
 MOST_PANELS = 12
-"""Runs that have a panel of their own in one picture; of hundreds nobody looks at each, and a page took minutes."""
+"""Maximum runs with a panel of their own in one plot; a page with hundreds of panels took minutes."""
 COSTS = ("latency", "parameters")
 
 
 def figures_of(comparison: ComparisonTable, runs: Sequence[FinishedRun]) -> list[NamedFigure]:
-    """All pictures that records, histories and kept answers give; those that have nothing to show are left out."""
+    """Draw all plots that records, histories and kept predictions allow."""
     trained = [found for found in map(read_curves, runs) if found is not None]
     answered = [found for found in map(read_answers, runs) if found is not None and found.student_logits is not None]
     tasks = list(dict.fromkeys(each.task for each in trained))
@@ -63,9 +63,9 @@ def figures_of(comparison: ComparisonTable, runs: Sequence[FinishedRun]) -> list
 
 @plot_style
 def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> NamedFigure:
-    """Each term before its weight, and the gradient's norm, over the steps of runs of one task.
+    """Plot each term before its weight, and the gradient's norm, over the steps of one task's runs.
 
-    Runs of one recipe share a colour, that of their row among ``students`` in other pictures.
+    Runs of one recipe share a colour: that of their row among ``students`` in other plots.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -121,7 +121,7 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Named
 
 @plot_style
 def draw_shares(trained: Sequence[Curves]) -> NamedFigure:
-    """Each term's part of the loss over the steps: weight times value, stacked to 100 per cent; a panel a run."""
+    """Plot each term's share of the loss (weight times value) over the steps, in per cent; a panel per run."""
     trained, of = trained[:MOST_PANELS], len(trained)
     terms = list(dict.fromkeys(name for each in trained for name in each.terms))
     columns = 1 if len(trained) == 1 else 2
@@ -149,12 +149,12 @@ def draw_shares(trained: Sequence[Curves]) -> NamedFigure:
         for each in trained
     ]
     said = f"Stacked areas over steps. At the end, {'; '.join(last)}."
-    return NamedFigure("shares", figure, "What the loss is made of", caption, said)
+    return NamedFigure("shares", figure, "Shares of the loss", caption, said)
 
 
 @plot_style
 def draw_gradients(trained: Sequence[Curves]) -> NamedFigure:
-    """How hard each term pulls, by the norm of its weighted gradient where it was looked at; a panel a run."""
+    """Plot the norm of each term's weighted gradient over the steps where it was measured; a panel per run."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     trained, of = trained[:MOST_PANELS], len(trained)
@@ -165,7 +165,7 @@ def draw_gradients(trained: Sequence[Curves]) -> NamedFigure:
     for axes, each in zip(found, trained, strict=True):
         for name, norms in each.pulls.items():
             colour, dash, marker = line_style(terms.index(name))
-            shown = np.where(norms > 0, norms, np.nan)  # a term of weight 0 pulls at nothing
+            shown = np.where(norms > 0, norms, np.nan)  # a term of weight 0 has no gradient
             (line,) = axes.plot(each.looks, shown, color=colour, linestyle=dash, marker=marker, markersize=3)
             handles.setdefault(name, line)
         axes.set_title(shortened(each.name, 24))
@@ -186,12 +186,12 @@ def draw_gradients(trained: Sequence[Curves]) -> NamedFigure:
         f"{each.name}: " + ", ".join(f"{name} {norms[-1]:.2g}" for name, norms in each.pulls.items() if norms[-1] > 0)
         for each in trained
     ]
-    said = f"Line chart over steps. At the last look, {'; '.join(last)}."
-    return NamedFigure("gradients", figure, "How hard each term pulls", caption, said)
+    said = f"Line chart over steps. At the last measurement, {'; '.join(last)}."
+    return NamedFigure("gradients", figure, "Gradient norm of each term", caption, said)
 
 
 def _primary(comparison: ComparisonTable) -> list[Column]:
-    """The macro mean, where there is one, and the column that stands for each task."""
+    """The macro mean, if there is one, and the main column of each task."""
     found: dict[str, Column] = {}
     for column in comparison.columns:
         stands = column.key == "macro" or (column.task and not column.detail)
@@ -202,7 +202,7 @@ def _primary(comparison: ComparisonTable) -> list[Column]:
 
 @plot_style
 def draw_differences(comparison: ComparisonTable) -> NamedFigure | None:
-    """How much better each arm is than the one that it is held against, in points; None where none is held."""
+    """Plot each arm's improvement over the baseline, in points; None for a table without a baseline."""
     rows = [row for row in comparison.rows if row.kind == "difference"]
     columns = [
         column
@@ -244,14 +244,14 @@ def draw_differences(comparison: ComparisonTable) -> NamedFigure | None:
 
 @plot_style
 def draw_quality(comparison: ComparisonTable, column: Column, n: int | None = None) -> NamedFigure | None:
-    """One score against latency and against parameters; None where no two models have both.
+    """Plot a score against latency and parameters; None if no two models have both.
 
-    A line joins the rows that none beats: cheaper ones are worse. Bars are 95 % intervals.
+    A line joins the Pareto front: rows that no cheaper row matches. Bars are 95 % intervals.
 
     Args:
-        comparison: whose rows are drawn, but for those that others have published.
-        column: of the score.
-        n: examples that it was taken on, for the caption.
+        comparison: the table; its published rows are not drawn.
+        column: column of the score.
+        n: number of examples it is computed on, for the caption.
     """
     drawable = [row for row in comparison.rows if row.kind not in ("reference", "difference")]
     rows = [row for row in drawable if _value(row, column.key) is not None]
@@ -293,16 +293,16 @@ def draw_quality(comparison: ComparisonTable, column: Column, n: int | None = No
     better = "higher" if column.higher_is_better else "lower"
     caption = (
         f"{column.title}, {better} is better; bars: 95 % intervals{f', n = {n:,}' if n else ''}. "
-        f"Grey line: models that none beats at their cost. Star: teacher.{_seeds(rows)}"
+        f"Grey line: Pareto front, models that no cheaper one matches. Star: teacher.{_seeds(rows)}"
     )
-    said = ". ".join(f"No model beats, by {key}: {', '.join(names)}" for key, names in fronts.items())
+    said = ". ".join(f"Pareto front by {key}: {', '.join(names)}" for key, names in fronts.items())
     name = f"quality-{_in_a_name(column.key)}"
-    return NamedFigure(name, figure, f"What {column.title} costs", caption, f"Scatter plot. {said}.")
+    return NamedFigure(name, figure, f"{column.title} against cost", caption, f"Scatter plot. {said}.")
 
 
 @plot_style
 def draw_calibration(answered: Sequence[SplitAnswers]) -> NamedFigure:
-    """How often students and teachers are right where they are so confident; a panel for each student."""
+    """Plot accuracy against confidence (reliability diagrams) of students and teachers; a panel per student."""
     answered, of = answered[:MOST_PANELS], len(answered)
     columns = 1 if len(answered) == 1 else 2
     figure, found = panels(len(answered), 2.05, columns)
@@ -335,20 +335,20 @@ def draw_calibration(answered: Sequence[SplitAnswers]) -> NamedFigure:
         if number >= len(answered) - 2:
             axes.set_xlabel("confidence (%)")
         if number % columns == 0:
-            axes.set_ylabel("right (%)")
+            axes.set_ylabel("accuracy (%)")
     first = answered[0]
     caption = (
         f"{first.task}, {first.split}, n = {n:,}: 15 equal bins of the answer's softmax; a point's size is its "
-        f"share of the examples. On the dotted line confidence is what it says; ECE: mean distance from it."
+        f"share of the examples. On the dotted line confidence equals accuracy; ECE: mean distance from it."
         f"{_first(len(answered), of)}"
     )
     name = f"calibration-{_in_a_name(first.task)}"
-    title = f"How far confidence can be trusted: {first.task}"
+    title = f"Calibration: {first.task}"
     return NamedFigure(name, figure, title, caption, f"Reliability diagrams. {'. '.join(said)}.")
 
 
 def smooth_steps(steps: Array, values: Array) -> tuple[int, Array, Array]:
-    """Means of equally many neighbouring steps, so that at most ``POINTS`` are left: their number, steps and means."""
+    """Average equally many neighbouring steps down to at most ``POINTS``: steps per mean, mean steps, mean values."""
     size = -(-len(steps) // POINTS)
     starts = np.arange(0, len(steps), size)
     counts = np.diff(np.append(starts, len(steps)))
@@ -356,7 +356,7 @@ def smooth_steps(steps: Array, values: Array) -> tuple[int, Array, Array]:
 
 
 def _groups(trained: Sequence[Curves]) -> dict[str, tuple[str, str]]:
-    """For each recipe, what its runs' names have in common, and in words how many seeds they are, if several."""
+    """Name and, if there are several, number of seeds of each recipe's runs."""
     names: dict[str, list[str]] = {}
     for each in trained:
         names.setdefault(each.group, []).append(each.name)
@@ -373,12 +373,12 @@ def _counted(trained: Sequence[Curves]) -> str:
 
 
 def _first(drawn: int, of: int, what: str = "runs") -> str:
-    """Which are drawn where not all are, as a sentence."""
+    """A sentence on what is drawn, if not all is."""
     return "" if drawn == of else f" Drawn are the first {drawn} of {of:,} {what}."
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    """Of how many seeds rows are the mean, as sentences."""
+    """Sentences on rows that are the mean of several seeds."""
     names: dict[int, list[str]] = {}
     for row in rows:
         if len(row.seeds) > 1:
@@ -402,12 +402,12 @@ def _axis(column: Column) -> str:
 
 
 def _in_a_name(text: str) -> str:
-    """As a part of a file's name, which may not be long."""
+    """Make a short part of a file name."""
     return re.sub(r"[^\w.]+", "-", text)[:60]
 
 
 def pareto_front(cost: Array, quality: Array) -> list[int]:
-    """The rows that no other row beats: no cheaper one is as good. From the cheapest to the best.
+    """Find the Pareto front: rows that no cheaper row matches, from the cheapest to the best.
 
     Args:
         cost: (rows,), lower is better.
