@@ -33,7 +33,8 @@ def distill(
 ) -> list[RunRecord]:
     """Distill one student per task of the recipe, or one for all; return each task's record.
 
-    Own terms, maps and metrics that the recipe names are run (``registry``), unless the command ``kdalign`` forbids it.
+    Code that the recipe names (terms, maps and metrics of your own) is imported and run. The command ``kdalign`` does
+    so only for names on the command line itself, and for others with ``--allow code``.
 
     Args:
         recipe: all settings; several tasks get folders below ``out``, named after the task.
