@@ -7,18 +7,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from kdalign.errors import UsageError
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.classification import METRICS, metrics_named
+from kdalign.metrics.classification import METRICS, Score, metrics_named
 from kdalign.metrics.significance import UndefinedDifference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import PredictionTable, read_predictions
-from kdalign.runs.record import RunRecord, first_split, read_record
+from kdalign.runs.record import RunRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,12 @@ class ArmRun:
     @property
     def split(self) -> str:
         """The split that stands for the task (MNLI's matched one)."""
-        return next(iter(self.record.scores))
+        return self.record.split
 
     @property
-    def scores(self) -> list[dict[str, Any]]:
+    def scores(self) -> tuple[Score, ...]:
         """The student's scores on the split, the primary metric first."""
-        scores: list[dict[str, Any]] = first_split(self.record)["student"]
-        return scores
+        return self.record.first_scores.student
 
     @cached_property
     def predictions(self) -> PredictionTable:
@@ -73,7 +71,7 @@ class ArmRun:
         file = self.folder.predictions(self.split)
         if not file.is_file():
             raise UsageError(f"run {self.name!r} has no {file.relative_to(self.folder.path)}, which paired tests need")
-        return read_predictions(file, self.record.data["reported"][self.split]["n"])
+        return read_predictions(file, self.record.reported[self.split].n)
 
     @property
     def teacher_answers(self) -> Array | None:
@@ -106,14 +104,12 @@ def metric_outputs(run: ArmRun, metrics: tuple[str, ...]) -> SystemOutputs:
 
 
 def _likelihood_outputs(run: ArmRun, metric: str) -> SystemOutputs:
-    (score,) = (score for score in run.scores if score["metric"] == metric)
+    (score,) = (score for score in run.scores if score.metric == metric)
     tokens, nll = run.predictions.tokens, run.predictions.student.nll
     assert nll is not None, "a run of a language model keeps its likelihoods"
-    if not score["n"]:
+    if not score.n:
         raise UndefinedDifference(f"run {run.name!r}: {metric} is over no token")
-    return SufficientStats(
-        np.column_stack([nll, tokens]), _perplexity(int(tokens.sum()) / score["n"], score["unit"]), tokens
-    )
+    return SufficientStats(np.column_stack([nll, tokens]), _perplexity(int(tokens.sum()) / score.n, score.unit), tokens)
 
 
 def _perplexity(tokens_per_unit: float, unit: str) -> Callable[[Array], Array]:

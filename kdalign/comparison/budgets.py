@@ -33,7 +33,7 @@ def arm_budget_notes(entries: Sequence[RunGroup]) -> list[str]:
     differing = [*_unequal_budgets(entries), *_unequal_data(entries)]
     hours: dict[str, float] = {}
     for entry in entries:
-        seconds = sum(record.training["seconds"] for record in entry.records.values())
+        seconds = sum(record.cost.seconds for record in entry.records.values())
         hours[entry.name] = hours.get(entry.name, 0.0) + seconds / 3600
     equal = ["budget: all arms took the same steps and tokens on each task and seed"]
     return [
@@ -106,7 +106,7 @@ def _unequal_steps(entries: Sequence[RunGroup]) -> list[str]:
     steps: dict[str, dict[str, int]] = {}
     for entry in entries:
         for task, record in entry.records.items():
-            steps.setdefault(task, {})[entry.name] = record.training["steps"]
+            steps.setdefault(task, {})[entry.name] = record.cost.steps
     notes = []
     for task, by_row in steps.items():
         if len(set(by_row.values())) > 1:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from kdalign.comparison.comparability import evaluation_scores
 from kdalign.comparison.table import Cell, Column, metric_key
-from kdalign.metrics.classification import reason_of
+from kdalign.metrics.classification import Score
 from kdalign.runs.discovery import RunGroup, records_of
-from kdalign.runs.record import RunRecord, first_split
+from kdalign.runs.record import RunRecord
 
 
 def tasks_with_means(entries: Sequence[RunGroup]) -> list[str]:
@@ -20,7 +21,7 @@ def tasks_with_means(entries: Sequence[RunGroup]) -> list[str]:
 
 def in_per_cent(record: RunRecord) -> bool:
     """True if every score of a run's first split is in per cent and higher is better."""
-    return all(score["unit"] == "%" and score["higher_is_better"] for score in first_split(record)["student"])
+    return all(score.unit == "%" and score.higher_is_better for score in record.first_scores.student)
 
 
 def build_columns(
@@ -29,14 +30,12 @@ def build_columns(
     """Build the columns of a table: scores by task and metric, means over tasks, costs."""
     columns: dict[str, Column] = {}
     for record in records_of(entries):
-        for split in record.scores.values():
-            for score in split["student"]:
-                columns.setdefault(metric_key(record.task, score["metric"]), _metric_column(record.task, score))
-            break
+        for score in record.first_scores.student:
+            columns.setdefault(metric_key(record.task, score.metric), _metric_column(record.task, score))
     for result in evaluations:
-        for score in result["scores"]:
-            if score["metric"] != "agreement":
-                columns.setdefault(metric_key(result["task"], score["metric"]), _metric_column(result["task"], score))
+        for score in evaluation_scores(result):
+            if score.metric != "agreement":
+                columns.setdefault(metric_key(result["task"], score.metric), _metric_column(result["task"], score))
     for result in evaluations:  # last, metrics without a score, whose unit and direction are not known
         for absent in result["absent"]:
             key = metric_key(result["task"], absent["metric"])
@@ -63,16 +62,9 @@ def build_columns(
     ]
 
 
-def _metric_column(task: str, score: dict[str, Any]) -> Column:
-    key = metric_key(task, score["metric"])
-    return Column(
-        key,
-        f"{task} {score['metric']}",
-        score["unit"],
-        2 if score["unit"] == "bits" else 1,
-        score["higher_is_better"],
-        task,
-    )
+def _metric_column(task: str, score: Score) -> Column:
+    key, digits = metric_key(task, score.metric), 2 if score.unit == "bits" else 1
+    return Column(key, f"{task} {score.metric}", score.unit, digits, score.higher_is_better, task)
 
 
 def mean_of(parts: Mapping[str, Cell]) -> Cell:
@@ -83,6 +75,6 @@ def mean_of(parts: Mapping[str, Cell]) -> Cell:
     return Cell(float(np.mean([cell.value for cell in parts.values()])))
 
 
-def cell_of(score: Mapping[str, Any]) -> Cell:
+def cell_of(score: Score) -> Cell:
     """Cell of a recorded score."""
-    return Cell(score["value"], score["low"], score["high"], reason=reason_of(score), mark=score.get("mark", ""))
+    return Cell(score.value, score.low, score.high, reason=score.reason, mark=score.mark)

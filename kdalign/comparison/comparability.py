@@ -1,13 +1,14 @@
 """Comparability of a table's rows: data, metric versions, teachers and tokenizers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdalign.comparison.table import ScoredSplit, metric_key
+from kdalign.metrics.classification import Score
 from kdalign.runs.discovery import RunGroup, records_of
-from kdalign.runs.record import RunRecord, first_split
+from kdalign.runs.record import RunRecord
 
 
 def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
@@ -23,9 +24,8 @@ def evaluation_name(result: dict[str, Any], others: Sequence[dict[str, Any]] = (
 
 def scored_split(record: RunRecord) -> ScoredSplit:
     """The data that stands for a run's task: its first reported split."""
-    split = next(iter(record.scores))
-    facts = record.data["reported"][split]
-    return ScoredSplit(record.task, split, facts["n"], facts["fingerprint"])
+    data = record.reported[record.split]
+    return ScoredSplit(record.task, record.split, data.n, data.fingerprint)
 
 
 def scored_splits(entries: Sequence[RunGroup], evaluations: Sequence[dict[str, Any]]) -> tuple[ScoredSplit, ...]:
@@ -35,11 +35,16 @@ def scored_splits(entries: Sequence[RunGroup], evaluations: Sequence[dict[str, A
     return tuple(dict.fromkeys(splits))
 
 
-def describe_signatures(scores: Sequence[dict[str, Any]]) -> str:
-    """Describe how scores were computed, with metrics that share a signature in one clause."""
+def evaluation_scores(result: dict[str, Any]) -> list[Score]:
+    """Read the scores of an evaluation."""
+    return [Score.from_json(score) for score in result["scores"]]
+
+
+def describe_signatures(signatures: Mapping[str, str]) -> str:
+    """Describe how metrics were computed, from their signatures; metrics that share one are in one clause."""
     metrics: dict[str, list[str]] = {}
-    for score in scores:
-        metrics.setdefault(score["signature"], []).append(score["metric"])
+    for metric, signature in signatures.items():
+        metrics.setdefault(signature, []).append(metric)
     return "; ".join(f"{', '.join(names)} by {signature}" for signature, names in metrics.items())
 
 
@@ -47,7 +52,7 @@ def find_protocols(entries: Sequence[RunGroup]) -> dict[str, set[str]]:
     """Data and metric versions that the runs of each task were scored with; rows with several do not rank."""
     protocols: dict[str, set[str]] = {}
     for record in records_of(entries):
-        signatures = describe_signatures(first_split(record)["student"])
+        signatures = describe_signatures({score.metric: score.signature for score in record.first_scores.student})
         protocols.setdefault(record.task, set()).add(f"{scored_split(record).data}; {signatures}")
     return protocols
 
@@ -65,7 +70,7 @@ def have_different_teachers(entries: Sequence[RunGroup]) -> bool:
 
 def _teacher_key(record: RunRecord) -> tuple[str, str, str]:
     assert record.teacher is not None, "teachers are compared of runs that have one"
-    scores = [None if score["value"] is None else round(score["value"], 3) for score in first_split(record)["teacher"]]
+    scores = [None if score.value is None else round(score.value, 3) for score in record.first_scores.teacher]
     return record.teacher.revision, record.teacher.head, json.dumps(scores)
 
 
@@ -82,7 +87,7 @@ def find_incomparable(entries: Sequence[RunGroup]) -> dict[str, list[str]]:
     incomparable: dict[str, list[str]] = {}
     for task in dict.fromkeys(record.task for record in records_of(entries)):
         records = [record for record in records_of(entries) if record.task == task]
-        metrics = dict.fromkeys(score["metric"] for record in records for score in first_split(record)["student"])
+        metrics = dict.fromkeys(score.metric for record in records for score in record.first_scores.student)
         if len(_tokenizers(records)) > 1:
             instead = [name for name in metrics if name in _PER_TEXT_UNIT]
             incomparable |= {metric_key(task, name): instead for name in metrics if name in _PER_TOKEN}

@@ -9,6 +9,7 @@ from typing import Any
 from kdalign.comparison.budgets import budget_notes
 from kdalign.comparison.comparability import (
     describe_signatures,
+    evaluation_scores,
     find_incomparable,
     find_protocols,
     have_different_tasks,
@@ -17,7 +18,7 @@ from kdalign.comparison.comparability import (
 from kdalign.comparison.dashes import dash_notes, undefined_notes
 from kdalign.comparison.table import SHARED, Cell, Column, Row, list_names, metric_key
 from kdalign.runs.discovery import RunGroup, records_of
-from kdalign.runs.record import ModelRecord, RunRecord, first_split
+from kdalign.runs.record import ModelRecord, RunRecord
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,20 @@ def _protocols(table: NotedTable) -> list[str]:
 def _score_conventions(table: NotedTable) -> list[str]:
     """Notes of single scores, such as the class that F1 is computed for; rows are named unless all share the note."""
     scored = [
-        (entry.name, task, first_split(record)["student"])
+        (entry.name, task, record.first_scores.student)
         for entry in table.entries
         for task, record in entry.records.items()
     ]
-    scored += [(Path(result["model"]).name, result["task"], result["scores"]) for result in table.evaluations]
+    scored += [
+        (Path(result["model"]).name, result["task"], tuple(evaluation_scores(result))) for result in table.evaluations
+    ]
     rows: dict[str, dict[str, None]] = {}
     rows_with: dict[tuple[str, str], dict[str, None]] = {}
     for name, task, scores in scored:
         for score in scores:
-            key = metric_key(task, score["metric"])
+            key = metric_key(task, score.metric)
             rows.setdefault(key, {})[name] = None
-            for note in filter(None, score.get("note", "").split("; ")):
+            for note in filter(None, score.note.split("; ")):
                 rows_with.setdefault((key, note), {})[name] = None
     return [
         f"{key}{'' if names == rows[key] else f' of {list_names(list(names))}'}: {note}"
@@ -128,11 +131,11 @@ def _signatures_of_split(data: str, task: str, results: Sequence[dict[str, Any]]
     """A note with the signatures that all models of a split share, then one for each that only some have."""
     models: dict[str, dict[str, dict[str, None]]] = {}  # by metric and signature
     for result in results:
-        for score in result["scores"]:
-            by_signature = models.setdefault(score["metric"], {})
-            by_signature.setdefault(score["signature"], {})[Path(result["model"]).name] = None
+        for score in evaluation_scores(result):
+            by_signature = models.setdefault(score.metric, {})
+            by_signature.setdefault(score.signature, {})[Path(result["model"]).name] = None
     shared = describe_signatures(
-        [{"metric": metric, "signature": next(iter(by))} for metric, by in models.items() if len(by) == 1]
+        {metric: next(iter(signatures)) for metric, signatures in models.items() if len(signatures) == 1}
     )
     metrics: dict[tuple[str, str], list[str]] = {}
     for metric, by_signature in models.items():
@@ -204,12 +207,8 @@ def _agreement(table: NotedTable) -> list[str]:
     """Tasks on which agreement is not a share of equal classes."""
     if not table.shows("agreement"):
         return []
-    agreements = {record.task: first_split(record)["agreement"] for record in table.records}
-    tasks = [
-        task
-        for task, score in agreements.items()
-        if score is not None and score.get("signature", "").startswith("scipy")
-    ]
+    agreements = {record.task: record.first_scores.agreement for record in table.records}
+    tasks = [task for task, score in agreements.items() if score is not None and score.signature.startswith("scipy")]
     return [f"agreement on {', '.join(tasks)}: Pearson's correlation with the teacher's scores"] if tasks else []
 
 

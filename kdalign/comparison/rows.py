@@ -8,38 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from kdalign.comparison.columns import cell_of, in_per_cent, mean_of
-from kdalign.comparison.comparability import evaluation_name
+from kdalign.comparison.comparability import evaluation_name, evaluation_scores
 from kdalign.comparison.steps_to_score import ScoreTarget
 from kdalign.comparison.table import Cell, Column, Row, metric_key
-from kdalign.metrics.classification import UNDEFINED, reason_of
+from kdalign.metrics.classification import UNDEFINED, Score
 from kdalign.metrics.intervals import mean_interval
 from kdalign.runs.discovery import BaselineRow, RunGroup, records_of
-from kdalign.runs.record import ModelRecord, RunRecord, first_split
+from kdalign.runs.record import ModelRecord, RunRecord
 
 
-def _task_score(scores: Sequence[dict[str, Any]]) -> Cell:
+def _task_score(scores: Sequence[Score]) -> Cell:
     """A task's one number: the mean of its metrics in per cent, as GLUE averages them, or its primary perplexity."""
-    averaged = [score for score in scores if score["unit"] == "%" or len(scores) == 1] or [scores[0]]
+    averaged = [score for score in scores if score.unit == "%" or len(scores) == 1] or [scores[0]]
     if len(averaged) == 1:
-        return Cell(averaged[0]["value"], reason=reason_of(averaged[0]))
-    return mean_of({score["metric"]: cell_of(score) for score in averaged})
+        return Cell(averaged[0].value, reason=averaged[0].reason)
+    return mean_of({score.metric: cell_of(score) for score in averaged})
 
 
 def _macro(records: dict[str, RunRecord], who: str) -> Cell:
-    scores = {task: _task_score(first_split(record)[who]) for task, record in records.items()}
+    scores = {task: _task_score(record.first_scores.of(who)) for task, record in records.items()}
     return mean_of(scores) if len(scores) > 1 else next(iter(scores.values()))
 
 
 def _scores_of(entry: RunGroup, who: str, means: Sequence[str]) -> dict[str, Cell]:
     cells = {}
     for task, record in entry.records.items():
-        for score in first_split(record)[who]:
-            cells[metric_key(task, score["metric"])] = cell_of(score)
+        for score in record.first_scores.of(who):
+            cells[metric_key(task, score.metric)] = cell_of(score)
         if task in means:
-            cells[task] = _task_score(first_split(record)[who])
+            cells[task] = _task_score(record.first_scores.of(who))
     if len(entry.records) > 1 and all(map(in_per_cent, entry.records.values())):
         cells["macro"] = _macro(entry.records, who)
-    errors = {task: first_split(record).get("calibration", {}).get(who) for task, record in entry.records.items()}
+    errors = {task: record.first_scores.calibration.get(who) for task, record in entry.records.items()}
     known = {task: cell_of(error) for task, error in errors.items() if error is not None}
     if known:
         cells["ece"] = next(iter(known.values())) if len(errors) == 1 else mean_of(known)
@@ -158,8 +158,8 @@ def _correlates(group: Sequence[RunGroup]) -> bool:
 
 
 def _agrees_by_correlation(record: RunRecord) -> bool:
-    agreement = first_split(record)["agreement"]
-    return agreement is not None and str(agreement["signature"]).startswith("scipy")
+    agreement = record.first_scores.agreement
+    return agreement is not None and agreement.signature.startswith("scipy")
 
 
 def _finite(cells: Mapping[str, Cell]) -> dict[str, Cell]:
@@ -175,20 +175,20 @@ def _finite(cells: Mapping[str, Cell]) -> dict[str, Cell]:
 def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     records = list(entry.records.values())
     cells = {**_scores_of(entry, "student", means), **_cost_of(records[0].student)}
-    agreements = {task: first_split(record)["agreement"] for task, record in entry.records.items()}
-    if None not in agreements.values():  # as without a teacher
-        agreed = {task: cell_of(agreement) for task, agreement in agreements.items()}
+    agreements = {task: record.first_scores.agreement for task, record in entry.records.items()}
+    agreed = {task: cell_of(agreement) for task, agreement in agreements.items() if agreement is not None}
+    if len(agreed) == len(agreements):  # not without a teacher
         cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
     if all(record.teacher is not None for record in records):
         cells["retained"] = _retained(entry.records)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:
         cells["speed-up"] = Cell(teacher.latency_ms / records[0].student.latency_ms)
-    cells["steps"] = Cell(sum(record.training["steps"] for record in records))
-    cells["seconds"] = Cell(sum(record.training["seconds"] for record in records))
+    cells["steps"] = Cell(sum(record.cost.steps for record in records))
+    cells["seconds"] = Cell(sum(record.cost.seconds for record in records))
     if all("tokens" in record.training for record in records):
-        cells["tokens"] = Cell(sum(record.training["tokens"] for record in records) / 1e6)
-    cells["samples/s"] = Cell(sum(r.training["examples"] for r in records) / (cells["seconds"].value or 1))
+        cells["tokens"] = Cell(sum(record.cost.tokens for record in records) / 1e6)
+    cells["samples/s"] = Cell(sum(record.cost.examples for record in records) / (cells["seconds"].value or 1))
     return _finite(cells)
 
 
@@ -198,7 +198,7 @@ def _retained(records: dict[str, RunRecord]) -> Cell:
         return Cell(None, reason="perplexities over different tokens do not compare")
     if len(records) > 1 and not all(map(in_per_cent, records.values())):
         return Cell(None, reason="the tasks have no mean")
-    directions = {score["higher_is_better"] for record in records.values() for score in first_split(record)["student"]}
+    directions = {score.higher_is_better for record in records.values() for score in record.first_scores.student}
     return _share_of(_macro(records, "student"), _macro(records, "teacher"), directions)
 
 
@@ -221,9 +221,10 @@ def _share_of(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
 
 def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequence[dict[str, Any]]) -> Row:
     """Row of a model that was evaluated without being a run."""
+    scores = evaluation_scores(result)
     cells = {
-        (s["metric"] if s["metric"] == "agreement" else metric_key(result["task"], s["metric"])): cell_of(s)
-        for s in result["scores"]
+        (score.metric if score.metric == "agreement" else metric_key(result["task"], score.metric)): cell_of(score)
+        for score in scores
     }
     for key, field in (("size", "parameters"), ("trained", "trained_tokens")):
         if result.get(field) is not None:
@@ -231,7 +232,7 @@ def evaluation_row(result: dict[str, Any], means: Sequence[str], others: Sequenc
     for absent in result["absent"]:
         reason = absent["reason"] + (f"; {absent['command']} makes one" if absent["command"] else "")
         cells[metric_key(result["task"], absent["metric"])] = Cell(None, reason=reason)
-    own = [score for score in result["scores"] if score["metric"] != "agreement"]
+    own = [score for score in scores if score.metric != "agreement"]
     if result["task"] in means and own and not result["absent"]:
         cells[result["task"]] = _task_score(own)
     kind = "baseline" if result.get("kind") == "baseline" else "evaluation"

@@ -9,7 +9,7 @@ from kdalign.comparison.table import Cell, Column, metric_key
 from kdalign.errors import UsageError, shorten, unknown
 from kdalign.runs.discovery import RunGroup, records_of
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.record import RunRecord, first_split
+from kdalign.runs.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def _key(target: ScoreTarget, task: str, metric: str) -> str:
 
 def _directions(record: RunRecord) -> dict[str, bool]:
     """Metrics that a run's history may have, each with True if higher is better."""
-    split = first_split(record)
-    own = {score["metric"]: bool(score["higher_is_better"]) for score in split["student"]}
-    return own | ({"agreement": True} if split["agreement"] else {})
+    scores = record.first_scores
+    own = {score.metric: score.higher_is_better for score in scores.student}
+    return own | ({"agreement": True} if scores.agreement else {})
 
 
 def _watched(entry: RunGroup, task: str) -> Sequence[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from kdalign.comparison.arm_run import ArmRun, agreement_outputs, metric_outputs
 from kdalign.comparison.comparability import scored_split
 from kdalign.comparison.table import metric_key
 from kdalign.errors import UsageError, unknown
-from kdalign.metrics.classification import reason_of
+from kdalign.metrics.classification import Score
 from kdalign.metrics.significance import (
     PairedDifference,
     TestResult,
@@ -23,7 +23,6 @@ from kdalign.metrics.significance import (
     paired_difference,
 )
 from kdalign.metrics.system_outputs import SystemOutputs
-from kdalign.runs.record import first_split
 
 Arm = Mapping[tuple[str, int], ArmRun]
 """An arm's runs by task and seed."""
@@ -291,11 +290,11 @@ def _metric_outputs(task: str, place: int, pairs: Pairs, notes: dict[str, None])
     """The outputs of a run's n-th metric; None, with a note, where a run has none or no value of it."""
     runs = [run for pair in pairs for run in pair]
     score = runs[0].scores[place]
-    metric = score["metric"]
-    if not all(metric in [other["metric"] for other in run.scores] for run in runs):
+    metric = score.metric
+    if not all(metric in [other.metric for other in run.scores] for run in runs):
         notes[f"{task}: not all runs have {metric}, no verdict"] = None
         return None
-    reason = _undefined(other for run in runs for other in run.scores if other["metric"] == metric)
+    reason = _undefined(other for run in runs for other in run.scores if other.metric == metric)
     if reason:
         notes[f"{metric_key(task, metric)}: undefined for a run ({reason}), no verdict"] = None
         return None
@@ -304,13 +303,13 @@ def _metric_outputs(task: str, place: int, pairs: Pairs, notes: dict[str, None])
     except UndefinedDifference as error:
         notes[f"{error}, no verdict"] = None
         return None
-    question = _Question(metric_key(task, metric), task, metric, score["unit"], primary=place == 0)
-    return _Outputs(question, ours, theirs, score["higher_is_better"])
+    question = _Question(metric_key(task, metric), task, metric, score.unit, primary=place == 0)
+    return _Outputs(question, ours, theirs, score.higher_is_better)
 
 
-def _undefined(scores: Iterable[Mapping[str, Any]]) -> str:
+def _undefined(scores: Iterable[Score]) -> str:
     """The reasons of scores without a value; empty if all have one."""
-    return "; ".join(dict.fromkeys(reason_of(score) for score in scores if score["value"] is None))
+    return "; ".join(dict.fromkeys(score.reason for score in scores if score.value is None))
 
 
 def _same_tokens(pairs: Pairs) -> bool:
@@ -324,9 +323,9 @@ def _same_tokens(pairs: Pairs) -> bool:
 def _one_number(task: str, pairs: Pairs) -> _Outputs | None:
     """The mean of a task's metrics, as GLUE averages them; None unless all are in per cent and defined."""
     scores = pairs[0][0].scores
-    metrics = tuple(score["metric"] for score in scores)
-    same = all(tuple(score["metric"] for score in run.scores) == metrics for pair in pairs for run in pair)
-    if not same or not all(score["unit"] == "%" and score["higher_is_better"] for score in scores):
+    metrics = tuple(score.metric for score in scores)
+    same = all(tuple(score.metric for score in run.scores) == metrics for pair in pairs for run in pair)
+    if not same or not all(score.unit == "%" and score.higher_is_better for score in scores):
         return None
     if _undefined(score for pair in pairs for run in pair for score in run.scores):  # noted with the metric itself
         return None
@@ -341,7 +340,7 @@ def _agreement(task: str, pairs: Pairs, notes: dict[str, None]) -> _Outputs | No
     """Agreement with the teacher that both arms had; None if there was none, or not the same one."""
     if any(run.teacher_answers is None for pair in pairs for run in pair) or not _same_tokens(pairs):
         return None
-    scores = [first_split(run.record)["agreement"] for pair in pairs for run in pair]
+    scores = [run.record.first_scores.agreement for pair in pairs for run in pair]
     reason = _undefined(score for score in scores if score is not None)
     if reason:
         notes[f"{task}/agreement: undefined for a run ({reason}), no verdict"] = None

@@ -24,7 +24,7 @@ from kdalign.observer import NullObserver, Observer
 from kdalign.recipe import Recipe
 from kdalign.runs.discovery import BaselineRow, RunGroup, discover
 from kdalign.runs.folder import RunFolder
-from kdalign.runs.record import ModelRecord, RunRecord, first_split
+from kdalign.runs.record import ModelRecord, RunRecord
 from kdalign.version import __version__
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _key(kind: str, record: RunRecord) -> str:
             "teacher": None if teacher is None else [teacher.revision, teacher.head],
             "finetune": recipe.finetune.model_dump(mode="json"),
             "read": [recipe.data.max_length, recipe.data.order],
-            "agreement": first_split(record)["agreement"] is not None,
+            "agreement": record.first_scores.agreement is not None,
             "torch": version("torch"),
             "made": [
                 record.environment.get("device"),
@@ -221,7 +221,7 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     encoded = adapter.tokenize(reported, load_tokenizer(checkpoint), checkpoint.config, scored=True)
     answers = adapter.predict(small, encoded, observer.progress(f"{checkpoint.name} in int8: reading"))
     agreement = None
-    if first_split(record)["agreement"] is not None:
+    if record.first_scores.agreement is not None:
         if not RunFolder(folder).predictions(split).is_file():
             raise UsageError(f"the run's folder {str(folder)!r}, with its teacher's predictions, is gone")
         agreement = adapter.agreement(answers, adapter.read_teacher(RunFolder(folder).predictions(split))).to_json()

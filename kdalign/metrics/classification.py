@@ -80,11 +80,6 @@ def _unknown(value: float | None) -> str:
     return UNDEFINED if value is None else f"the metric gives {value:g}"
 
 
-def reason_of(score: Mapping[str, Any]) -> str:
-    """Return why a score read from a file has no value, as a clause; empty if it has one."""
-    return "" if score["value"] is not None else str(score.get("reason") or UNDEFINED)
-
-
 @dataclass(frozen=True)
 class Metric:
     """A metric over a whole split.

@@ -84,6 +84,10 @@ class SplitScores:
     agreement: Score | None
     calibration: Mapping[str, Score]
 
+    def of(self, who: str) -> tuple[Score, ...]:
+        """Return the scores of the ``student`` or the ``teacher``."""
+        return self.student if who == "student" else self.teacher
+
     def teacher_score(self, metric: str) -> Score | None:
         """Return the teacher's score in a metric, if it has one."""
         return next((score for score in self.teacher if score.metric == metric), None)
@@ -172,6 +176,11 @@ class RunRecord:
         )
 
     @property
+    def first_scores(self) -> SplitScores:
+        """Scores on the split that stands for the task."""
+        return self.split_scores(self.split)
+
+    @property
     def reported(self) -> dict[str, SplitData]:
         """Data of the splits that were scored, by split."""
         return {split: _taken(SplitData, facts) for split, facts in self.data["reported"].items()}
@@ -251,9 +260,3 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(tree, dict):
         raise UsageError(f"{str(file)!r} is not a run's record")
     return tree, repr(str(file))
-
-
-def first_split(record: RunRecord) -> dict[str, Any]:
-    """Return the scores of the split that stands for the task, as they are in the record."""
-    scores: dict[str, Any] = record.scores[record.split]
-    return scores

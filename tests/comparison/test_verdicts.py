@@ -148,7 +148,7 @@ def test_several_tasks_and_seeds_have_their_metrics_means_agreement_and_macro(tm
     means = []
     for task in tasks:
         values = {
-            name: [np.mean([s["value"] for s in runs[task, seed].scores]) for seed in seeds]
+            name: [np.mean([score.value for score in runs[task, seed].scores]) for seed in seeds]
             for name, runs in arms.items()
         }
         means.append(np.mean(values["b"]) - np.mean(values["a"]))
@@ -267,7 +267,7 @@ def test_a_lower_perplexity_is_better_and_its_words_are_the_splits(tmp_path, see
     assert [one.key for one in judgement.verdicts] == ["lm/ppl", "lm/word_ppl", "lm/agreement"]
     for metric in (0, 1):
         one = judgement.verdicts[metric]
-        values = {name: np.mean([run.scores[metric]["value"] for run in runs.values()]) for name, runs in arms.items()}
+        values = {name: np.mean([run.scores[metric].value for run in runs.values()]) for name, runs in arms.items()}
         assert one.verdict.difference == pytest.approx(values["base"] - values["ours"])
         assert (one.verdict.word, one.verdict.n) == ("better", 80)
         assert one.verdict.low > 0

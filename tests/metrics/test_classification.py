@@ -12,7 +12,7 @@ from kdalign.data.tasks import GLUE, ClassificationTask, DataSource
 from kdalign.errors import UsageError
 from kdalign.evaluation.predictions import agreement, score_all
 from kdalign.metrics import intervals
-from kdalign.metrics.classification import METRICS, Metric, Score, reason_of, score
+from kdalign.metrics.classification import METRICS, Metric, Score, score
 from kdalign.metrics.intervals import example_interval, mean_interval
 from kdalign.registry import allow_code, resolve
 
@@ -386,9 +386,18 @@ def test_a_score_with_a_value_has_no_reason_and_no_half_interval():
 
 
 def test_scores_of_older_files_have_a_reason_where_they_have_no_value():
-    assert reason_of({"value": None}) == "nothing says why"
-    assert reason_of({"value": None, "reason": "one example"}) == "one example"
-    assert reason_of({"value": 1.0}) == ""
+    tree = {
+        "metric": "f1",
+        "value": None,
+        "unit": "%",
+        "n": 3,
+        "higher_is_better": True,
+        "signature": "",
+        "of": "later",
+    }
+    assert Score.from_json(tree).reason == "nothing says why"
+    assert Score.from_json({**tree, "reason": "one example"}).reason == "one example"
+    assert Score.from_json({**tree, "value": 1.0}).reason == ""
 
 
 def test_a_zero_by_convention_says_so():
