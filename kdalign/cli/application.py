@@ -116,7 +116,9 @@ app = _Application(
     rich_markup_mode="rich",
     epilog="Start here: [bold]kdalign demo --quick[/bold]",
 )
-recipe_app = _Application(help="Show what a recipe holds.", no_args_is_help=True, rich_markup_mode="rich")
+recipe_app = _Application(
+    help="Print a recipe with its defaults, and show presets.", no_args_is_help=True, rich_markup_mode="rich"
+)
 app.add_typer(recipe_app, name="recipe")
 
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from kdalign.errors import UsageError, did_you_mean, shorten
 from kdalign.files import check_name, parse_yaml, read_yaml
+from kdalign.recipe.flags import OPTION_OF
 from kdalign.recipe.recipe import Recipe
 from kdalign.recipe.task_defaults import MultiTask
 
@@ -40,27 +41,27 @@ def merge(tree: Mapping[str, Any], flags: Mapping[str, object], sets: Iterable[s
         UsageError: an assignment of another form, or to a key below a value.
     """
     merged = deepcopy(dict(tree))
-    sets = list(sets)
-    for assignment in sets:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
-        if not text.strip():
-            raise UsageError(f"--set {key.strip()}= has no value (null removes one)")
-    given = {key for key, value in flags.items() if value is not None} | {
-        each.partition("=")[0].strip() for each in sets
-    }
-    _forget(merged, given)
+    assignments = [_split_assignment(text) for text in sets]
+    flags = {key: value for key, value in flags.items() if value is not None}
+    _forget(merged, {*flags, *(key for key, _ in assignments)})
     for key, value in flags.items():
         if key == "objective.terms" and isinstance(value, Mapping):
             _add_terms(merged, value)
-        elif value is not None:
+        else:
             set_key(merged, key, value)
-    for assignment in sets:
-        key, _, text = assignment.partition("=")
-        set_key(merged, key.strip(), parse_value(key.strip(), text))
+    for key, text in assignments:
+        set_key(merged, key, parse_value(key, text))
     _check_texts(merged)
     return merged
+
+
+def _split_assignment(assignment: str) -> tuple[str, str]:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set takes section.key=value, such as train.lr=1e-4; given {assignment!r}")
+    if not text.strip():
+        raise UsageError(f"--set {key.strip()}= has no value (null removes one)")
+    return key.strip(), text
 
 
 def code_in_assignments(sets: Iterable[str]) -> list[object]:
@@ -323,8 +324,8 @@ def _first_line(error: ValidationError) -> str:
         str(part) for part in first["loc"] if part != "str" and "[" not in str(part)
     )  # drop the names of union members
     if first["type"] == "missing":
-        flag = {"data": "--task", "teacher": "--teacher", "data.task": "--task"}.get(key, key)
-        return f"missing {flag}: give it as a flag or as {key!r} in the recipe"
+        option = OPTION_OF.get("data.task" if key == "data" else key, key)
+        return f"missing {option}: give it as a flag or as {key!r} in the recipe"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("a valid tuple", "a list, such as [a, b]").replace(
         "a valid dictionary", "names with values"
