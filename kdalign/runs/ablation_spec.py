@@ -156,8 +156,9 @@ def build_ablation(
     tree = read_tree(file) if file is not None else {}
     own = {key: tree.pop(key) for key in _OWN_KEYS if key in tree}
     base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
-    names = [name.strip() for name in arms.split(",")] if arms is not None else list(own.get("arms") or ())
-    chosen = _choose_arms(names or DEFAULT_ARMS.split(","), {**ARMS_CHANGES, **_arms_in(own.get("arms"))})
+    own_arms = _arms_in(own.get("arms"))
+    names = [name.strip() for name in arms.split(",")] if arms is not None else list(own_arms)
+    chosen = _choose_arms(names or DEFAULT_ARMS.split(","), {**ARMS_CHANGES, **own_arms})
     for key, values in {**_swept_in(own.get("sweep")), **_parse_sweeps(sweeps)}.items():
         if len({repr(value) for value in values}) < len(values):
             raise UsageError(f"sweep of {key}: a value is given twice")
