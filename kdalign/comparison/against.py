@@ -107,7 +107,7 @@ def _seeds_of(verdicts: Sequence[ArmVerdict], arm: str) -> tuple[int, ...]:
 
 
 def _method_notes(verdicts: Sequence[ArmVerdict], name: str) -> list[str]:
-    """How verdicts are made."""
+    """Footnotes on the tests, the marks and the intervals."""
     if not verdicts:
         return []
     tests = ", ".join(dict.fromkeys(verdict.verdict.test for verdict in verdicts))

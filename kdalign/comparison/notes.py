@@ -148,7 +148,7 @@ def _signatures_of_split(data: str, task: str, results: Sequence[dict[str, Any]]
 
 
 def _evaluation_remarks(table: NotedTable) -> list[str]:
-    """What evaluations themselves note: truncated examples, and perplexities that are none."""
+    """Notes of evaluations themselves, truncated examples, and marked scores."""
     notes: dict[str, None] = {}
     for result in table.scored:
         notes |= dict.fromkeys(result.get("notes", ()))
@@ -233,8 +233,8 @@ def _latency(table: NotedTable) -> list[str]:
         return []
     lengths = _lengths(model.tokens for model in table.models if model.latency_ms is not None)
     return [
-        f"latency: one forward pass over {lengths} tokens in fp32, median, measured in each run, next to whatever else "
-        f"the machine did; speed-up: both models measured in turns in the row's own run"
+        f"latency: one forward pass over {lengths} tokens in fp32, median, measured in each run, so that other load "
+        f"on the machine shows; speed-up: both models measured in turns in the row's own run"
     ]
 
 

@@ -33,7 +33,7 @@ def preparation_table(prepared: Sequence["PreparedRun"]) -> RenderableType:
 
 
 def _mixture(prepared: Sequence["PreparedRun"]) -> list[RenderableType]:
-    """How the steps of a multi-task student are divided among its tasks."""
+    """The division of a multi-task student's steps among its tasks."""
     from kdalign.distillation.multitask import find_leaks, plan_mixture
 
     mixture, train = plan_mixture(prepared), prepared[0].recipe.train

@@ -124,7 +124,7 @@ def _score_cell(score: "Score | None") -> str:
 
 
 def _footnotes(evaluations: Sequence["EvaluationResult"]) -> list[str]:
-    """How the scores were computed, and which are missing and why; each note once."""
+    """Footnotes on how scores were computed and why some are missing; each note once."""
     scores = [score for result in evaluations for score in result.scores]
     notes = [mark_note(score.mark) for score in scores if score.mark]
     notes += _signature_notes(evaluations)
