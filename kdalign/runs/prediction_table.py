@@ -116,7 +116,7 @@ class ModelColumns:
 
     @property
     def answers(self) -> Array | None:
-        """What agreement compares: (all target tokens,) of a language model, else (examples,) classes or scores."""
+        """Answers that agreement compares: (all target tokens,) of a language model, else (examples,)."""
         if NLL not in self.frame.columns:
             return self.values
         return None if self.best is None else np.concatenate(list(self.best))
