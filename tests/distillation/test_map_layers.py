@@ -262,7 +262,7 @@ def test_an_untrained_student_warns(kdalign, teacher, data):
     ("words", "named"),
     [
         (("--map", "cka"), "--map 'cka' is measured on text: give --task and --data"),
-        (("--plot", "map.png"), "--plot draws how alike layers are"),
+        (("--plot", "map.png"), "--plot draws similarities, which are measured on text"),
         (("--plot", "map.gif"), "accepted are files that end in .png, .svg, .pdf"),
         (("--map", "cak"), "did you mean 'cka'"),
     ],
