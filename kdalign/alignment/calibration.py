@@ -105,7 +105,7 @@ def measure_similarities(
         UsageError: fewer tokens than an estimate needs.
     """
     stacks = {ours.name for _, ours in plan.stacks}
-    kept = _gathered(plan, (student, teacher), batches, special, device)
+    kept = _collect_features(plan, (student, teacher), batches, special, device)
     found = {}
     for stack in sorted(stacks):
         ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
@@ -126,7 +126,7 @@ def start_projections(
     device: torch.device,
 ) -> None:
     """Initialise projections as the plan's style says, fitted to both models' features of some texts."""
-    ours, theirs = _gathered(plan, (student, teacher), batches, (), device)
+    ours, theirs = _collect_features(plan, (student, teacher), batches, (), device)
     for shape in plan.projections:
         pairs = [(shape.student, shape.teacher)]
         if shape.style.shared:
@@ -137,7 +137,7 @@ def start_projections(
         projections.start(shape, first_weight(shape.style.start, given, wanted, scaled).to(device))
 
 
-def _gathered(
+def _collect_features(
     plan: Plan,
     both: tuple[PreTrainedModel, PreTrainedModel],
     batches: Iterable[Batch],
@@ -149,7 +149,7 @@ def _gathered(
     kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
     for batch in batches:
         batch = batch.to(device)
-        for features, signals in zip(kept, _both_read(both, batch), strict=True):
+        for features, signals in zip(kept, _capture_both(both, batch), strict=True):
             for layer, hidden in signals.hidden.items():
                 if layer.stack in stacks:
                     real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
@@ -157,7 +157,7 @@ def _gathered(
     return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
 
 
-def _both_read(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Activations]:
+def _capture_both(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Activations]:
     """Capture the student's and the teacher's activations at the student's positions."""
     student, teacher = both
     yield _features(student, batch.inputs)

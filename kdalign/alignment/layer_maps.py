@@ -18,12 +18,12 @@ def _path(alike: Alike) -> Flows:
     return [(ours, theirs, 1.0) for ours, theirs in enumerate(monotone_path(alike))]
 
 
-def _transported(alike: Alike) -> Flows:
+def _transport_flows(alike: Alike) -> Flows:
     flow = transport(1 - alike)
     return [(int(ours), int(theirs), float(flow[ours, theirs])) for ours, theirs in np.argwhere(flow > 0)]
 
 
-MEASURED: Mapping[str, Callable[[Alike], Flows]] = {"cka": _path, "emd": _transported}
+MEASURED: Mapping[str, Callable[[Alike], Flows]] = {"cka": _path, "emd": _transport_flows}
 """Maps by similarity: the best monotone path, and the earth mover's flow."""
 
 

@@ -324,7 +324,7 @@ class Plan:
             taken = json.loads(adapter.dump_json(plan))
         except ValueError:
             raise UsageError("not a plan: a text in it has half a surrogate pair") from None
-        place = _taken_otherwise(tree, taken)
+        place = _first_difference(tree, taken)
         if place:
             raise UsageError(f"not a plan: {place} is no key of it, or its value is of another kind")
         return plan
@@ -350,7 +350,7 @@ def _check_sizes(tree: object) -> None:
             raise unknown(f"family of the plan's {side}", family, families)
 
 
-def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
+def _first_difference(given: object, taken: object, place: str = "") -> str:
     """Find the first place where a tree differs from the plan read from it (true for 1, an unknown key)."""
     inner: list[tuple[str, object, object]]
     if isinstance(given, dict) and isinstance(taken, dict):
@@ -360,7 +360,7 @@ def _taken_otherwise(given: object, taken: object, place: str = "") -> str:
     else:
         as_float = type(given) is int and type(taken) is float
         return "" if given == taken and (as_float or type(given) is type(taken)) else place.lstrip(".") or "the whole"
-    return next((found for key, *both in inner if (found := _taken_otherwise(both[0], both[1], f"{place}.{key}"))), "")
+    return next((found for key, *both in inner if (found := _first_difference(both[0], both[1], f"{place}.{key}"))), "")
 
 
 def read_plan(file: Path) -> Plan:

@@ -24,7 +24,7 @@ class Projections(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.maps = nn.ModuleDict({_key_of(shape): _made(shape) for shape in shapes})
+            self.maps = nn.ModuleDict({_key_of(shape): _build(shape) for shape in shapes})
         self.mixes = nn.ParameterDict(
             {_key(mix.student, mix.teacher): torch.zeros(mix.teacher_heads, mix.student_heads) for mix in mixes}
         )
@@ -57,7 +57,7 @@ class Projections(nn.Module):
             return torch.einsum("ts,bsij->btij", self.mixes[key].softmax(dim=-1), attention.float())
 
 
-def _made(shape: ProjectionShape) -> nn.Module:
+def _build(shape: ProjectionShape) -> nn.Module:
     into, out = shape.ends
     linear = nn.Linear(into, out, bias=False)
     match shape.style.kind:

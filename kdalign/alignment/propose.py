@@ -96,7 +96,9 @@ def propose(
     projections = projection_shapes(teacher, student, maps, options.style, attended)
     plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=options.style, attended=attended)
     if is_measured_map(choice) and choice not in MEASURED:  # a user's function fails before the run begins
-        _measured_maps(plan, choice, {ours.name: _by_depth(ours.layers, theirs.layers) for theirs, ours in plan.stacks})
+        _measured_maps(
+            plan, choice, {ours.name: _depth_similarity(ours.layers, theirs.layers) for theirs, ours in plan.stacks}
+        )
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     return replace(
         plan,
@@ -180,7 +182,7 @@ def _relation_heads(plan: Plan, number: int | None) -> int:
     return number
 
 
-def _by_depth(student: int, teacher: int) -> Alike:
+def _depth_similarity(student: int, teacher: int) -> Alike:
     """Provisional similarity that falls with the distance in depth, (student layers, teacher layers)."""
     ours, theirs = (np.arange(1, layers + 1) / layers for layers in (student, teacher))
     alike: Alike = 1 - np.abs(ours[:, None] - theirs)
@@ -219,12 +221,14 @@ def map_similarities(plan: Plan) -> dict[str, float]:
     """
     if not plan.similarities:
         return {}
-    found = {"this map": _likeness(plan.maps, plan.similarities)}
+    found = {"this map": _mean_similarity(plan.maps, plan.similarities)}
     if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
         for name in STRATEGIES:
-            found[name] = _likeness(propose(plan.teacher, plan.student, name).maps, plan.similarities)
+            found[name] = _mean_similarity(propose(plan.teacher, plan.student, name).maps, plan.similarities)
     measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
-    return found | {name: _likeness(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED}
+    return found | {
+        name: _mean_similarity(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED
+    }
 
 
 def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -> tuple[LayerMap, ...]:
@@ -246,7 +250,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
     return tuple(maps)
 
 
-def _likeness(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
+def _mean_similarity(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
     means = [
         sum(
             weight * similarities[one.student_stack][ours][theirs]

@@ -122,7 +122,7 @@ class TokenizedSplit:
             columns={name: [*column, *others.columns[name]] for name, column in self.columns.items()},
             labels=np.concatenate([self.labels, labels]),
             truncated=self.truncated + others.truncated,
-            covered=_added(self.covered, others.covered),
+            covered=_merge_extra(self.covered, others.covered),
             labelled=None if known.all() and more.all() else np.concatenate([known, more]),
             mixture=mixture,
         )
@@ -135,7 +135,7 @@ class TokenizedSplit:
         return replace(both, mixture=EpochSampler(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
 
 
-def _added(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+def _merge_extra(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
     return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
 
 
@@ -249,15 +249,15 @@ def collate(
             whole = {name: column[number] for name, column in columns.items()}
             drawn.append(encoded.corrupt(whole, np.random.default_rng([*draw, row])))
         columns = {name: [each[name] for each in drawn] for name in drawn[0]}
-    inputs = {name: _padded(column, encoded.pad[name], width) for name, column in columns.items()}
+    inputs = {name: _pad(column, encoded.pad[name], width) for name, column in columns.items()}
     real = _mask(columns["input_ids"], width)
     if CUT in inputs:
         real = real & (inputs.pop(CUT) == 0)
     inputs["attention_mask"] = real.long()
     if "document" in inputs:
-        inputs["attention_mask"] = _within_documents(inputs.pop("document"), real)
+        inputs["attention_mask"] = _document_mask(inputs.pop("document"), real)
     if "order" in inputs:
-        inputs |= _permutation(inputs.pop("order"), real)
+        inputs |= _permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
     taught = matching = None
@@ -276,7 +276,7 @@ def collate(
     return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers, known)
 
 
-def _padded(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
+def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
     longest = max(max(map(len, column)), width or 0)
     padded = np.full((len(column), longest), pad, dtype=np.int64)
     for line, ids in enumerate(column):
@@ -289,7 +289,7 @@ def _mask(column: Sequence[Sequence[int]], width: int | None) -> Bool[Tensor, "b
     return torch.arange(max(int(lengths.max()), width or 0)) < lengths[:, None]
 
 
-def _within_documents(
+def _document_mask(
     document: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]
 ) -> Bool[Tensor, "batch 1 time time"]:
     """Mask of packed documents: a position attends to the past of its own document (padding: to itself)."""
@@ -297,7 +297,7 @@ def _within_documents(
     return same.tril()[:, None]
 
 
-def _permutation(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
+def _permutation_masks(order: Int[Tensor, "batch time"], real: Bool[Tensor, "batch time"]) -> dict[str, Tensor]:
     """XLNet's masks: a position sees those before it in the order, and every position is predicted."""
     hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
     mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)

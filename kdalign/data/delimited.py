@@ -71,9 +71,9 @@ def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], li
     if not header:
         raise UsageError(f"{where} is empty: its first line must name the columns")
     used = delimiter if delimiter in header else next((one for one in NAMES if one in header), delimiter)
-    table = _by_tabs(text, where) if used == "\t" else _by_csv(text, used, where)
+    table = _parse_tabs(text, where) if used == "\t" else _parse_csv(text, used, where)
     if table.uneven is not None:
-        raise UsageError(f"{where}, {_unlike(table, table.uneven, used, delimiter)}")
+        raise UsageError(f"{where}, {_explain_width(table, table.uneven, used, delimiter)}")
     names = [f"Unnamed: {number}" if cell is None else cell for number, cell in enumerate(table.header)]
     return names, [table.cells[len(names) + number :: len(names)] for number in range(len(names))]
 
@@ -82,11 +82,11 @@ _LONGEST_HEADER = 1 << 20
 """Number of characters that are searched for the end of the header."""
 
 
-def _by_csv(text: str, delimiter: str, where: str) -> _Table:
+def _parse_csv(text: str, delimiter: str, where: str) -> _Table:
     """Parse by the rules of csv."""
     if '"' not in text:
-        return _plain(text, delimiter)
-    table = _with_quotes(text, delimiter)
+        return _parse_plain(text, delimiter)
+    table = _parse_quoted(text, delimiter)
     if table.broken:
         raise UsageError(
             f"{where}, line {table.broken}: a cell that begins with a quote must end with one, and a quote inside is "
@@ -95,16 +95,16 @@ def _by_csv(text: str, delimiter: str, where: str) -> _Table:
     return table
 
 
-def _by_tabs(text: str, where: str) -> _Table:
+def _parse_tabs(text: str, where: str) -> _Table:
     """Parse a file with tabs: quotes are removed if all follow the rules of csv; otherwise they are text.
 
     A csv writer encloses every cell that has a quote inside: one stray quote shows that the file was written without
     quoting, as GLUE's own files are.
     """
-    plain = _plain(text, "\t")
+    plain = _parse_plain(text, "\t")
     if '"' not in text:
         return plain
-    table = _with_quotes(text, "\t")
+    table = _parse_quoted(text, "\t")
     if table.stray:
         return replace(plain, stray=table.stray)
     if table.doubled or table.header_quoted or plain.uneven is not None:
@@ -115,7 +115,7 @@ def _by_tabs(text: str, where: str) -> _Table:
     )
 
 
-def _plain(text: str, delimiter: str) -> _Table:
+def _parse_plain(text: str, delimiter: str) -> _Table:
     """Parse cells that end at the delimiter or the line end, whatever they hold; blank lines are skipped."""
     every = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbers = [number for number, line in enumerate(every, 1) if delimiter in line or line.strip()]
@@ -124,7 +124,7 @@ def _plain(text: str, delimiter: str) -> _Table:
     return _Table(cells, [row.count(delimiter) + 1 for row in rows], numbers)
 
 
-def _with_quotes(text: str, delimiter: str) -> _Table:
+def _parse_quoted(text: str, delimiter: str) -> _Table:
     """Parse cells that may be quoted, with line ends and doubled quotes inside."""
     # Possessive, so that a cell whose quotes do not fit is given up at once. The second choice always fits.
     mark = re.escape(delimiter)
@@ -160,7 +160,7 @@ def _with_quotes(text: str, delimiter: str) -> _Table:
     return _Table(cells, widths, lines, stray, broken, doubled, first_quoted, header_quoted)
 
 
-def _unlike(table: _Table, row: int, used: str, expected: str) -> str:
+def _explain_width(table: _Table, row: int, used: str, expected: str) -> str:
     """Explain a row of another length than the header, as a clause."""
     cells, header = table.widths[row], table.widths[0]
     said = (

@@ -37,8 +37,8 @@ def tokenize_labelled_dual(
     """Tokenize a split with labels by both tokenizers; each truncates to ``max_length`` of its own tokens."""
     ours, theirs = (tokenize_labelled(examples, tokenizer, max_length, spans=True) for tokenizer in tokenizers)
     texts = [" ".join(each) for each in zip(*examples.texts, strict=True)]
-    both = _joined(ours, theirs, left_to_right)
-    return replace(both, covered=_covered(texts, ours.columns, theirs.columns))
+    both = _join(ours, theirs, left_to_right)
+    return replace(both, covered=_coverage(texts, ours.columns, theirs.columns))
 
 
 def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: str, max_length: int) -> TokenizedSplit:
@@ -58,7 +58,7 @@ def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: 
         spans = [np.stack([side["start"][document], side["end"][document]], axis=1) for side in whole]
         for parts in dual_windows(spans[0], spans[1], (room[0], room[1])):
             for side, part in enumerate(parts):
-                for name, (before, after) in _around(frames[side], classes[side]).items():
+                for name, (before, after) in _special_spans(frames[side], classes[side]).items():
                     rows[side][name].append([*before, *whole[side][name][document][part], *after])
             ids = whole[0]["input_ids"][document]
             ends = family == "causal" and parts[0].stop == len(ids)
@@ -70,9 +70,9 @@ def tokenize_documents_dual(examples: Examples, tokenizers: Tokenizers, family: 
         TokenizedSplit(columns, None, {**dict.fromkeys(columns, 0), "input_ids": int(tokenizer.pad_token_id)})
         for columns, tokenizer in zip(rows, tokenizers, strict=True)
     )
-    both = _joined(ours, theirs, family == "causal")
+    both = _join(ours, theirs, family == "causal")
     words = sum(len(text.split()) for text in texts)
-    both = replace(both, covered=_covered(texts, whole[0], whole[1]), words=words)
+    both = replace(both, covered=_coverage(texts, whole[0], whole[1]), words=words)
     both.pad["targets"] = IGNORED
     if family == "causal":
         return both
@@ -92,7 +92,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, family: str) -> tuple[list[int], 
     return (before or start_token(tokenizer), []) if family == "causal" else (before, after)
 
 
-def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str, tuple[list[int], list[int]]]:
+def _special_spans(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str, tuple[list[int], list[int]]]:
     """Ids and spans of the special tokens before and after a text; ``classes`` is the token that stands for it all."""
     places = [
         [CLASSES if token == classes else place for token in tokens]
@@ -103,7 +103,7 @@ def _around(frame: tuple[list[int], list[int]], classes: int | None) -> dict[str
     return {"input_ids": frame, "start": starts, "end": ([end for _, end in before], [end for _, end in after])}
 
 
-def _joined(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -> TokenizedSplit:
+def _join(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -> TokenizedSplit:
     """Join both encodings of the same rows."""
     columns = ours.columns | {TEACHER + name: column for name, column in theirs.columns.items()}
     pad = ours.pad | {TEACHER + name: value for name, value in theirs.pad.items()}
@@ -111,7 +111,7 @@ def _joined(ours: TokenizedSplit, theirs: TokenizedSplit, left_to_right: bool) -
     return replace(ours, columns=columns, pad=pad, truncated=truncated, left_to_right=left_to_right)
 
 
-def _covered(texts: Sequence[str], ours: Columns, theirs: Columns) -> tuple[int, int]:
+def _coverage(texts: Sequence[str], ours: Columns, theirs: Columns) -> tuple[int, int]:
     """Number of characters that are in tokens of both, and of all."""
     spans = [zip(side["start"], side["end"], strict=True) for side in (ours, theirs)]
     counts = np.array([coverage(text, *each) for text, *each in zip(texts, *spans, strict=True)]).reshape(-1, 2)

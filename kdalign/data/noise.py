@@ -9,7 +9,7 @@ import numpy as np
 from kdalign.errors import UsageError, unknown
 
 
-def _mistyped(word: str, generator: np.random.Generator) -> str:
+def _mistype(word: str, generator: np.random.Generator) -> str:
     """Make one mistake in a word: drop, double, swap or replace a character."""
     place = int(generator.integers(len(word)))
     match int(generator.integers(4)):
@@ -25,7 +25,7 @@ def _mistyped(word: str, generator: np.random.Generator) -> str:
             return word[:place] + other + word[place + 1 :]
 
 
-NOISES: Mapping[str, Callable[[str, np.random.Generator], str]] = {"typos": _mistyped}
+NOISES: Mapping[str, Callable[[str, np.random.Generator], str]] = {"typos": _mistype}
 """Changes of a word, by name."""
 
 
@@ -60,9 +60,9 @@ class TextNoise:
 
     def __call__(self, texts: Sequence[str], column: int = 0) -> tuple[str, ...]:
         """Put mistakes into texts and keep their white space; the columns of a pair have different draws."""
-        return tuple(self._touched(column, number, text) for number, text in enumerate(texts))
+        return tuple(self._noisy(column, number, text) for number, text in enumerate(texts))
 
-    def _touched(self, column: int, number: int, text: str) -> str:
+    def _noisy(self, column: int, number: int, text: str) -> str:
         generator = np.random.default_rng([self.seed, column, number])
         change = NOISES[self.kind]
         parts = _words_and_blanks(text)

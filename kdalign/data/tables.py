@@ -37,16 +37,16 @@ def read_table(file: Path) -> "pd.DataFrame":
         case "parquet":
             return _read_parquet(file)
         case "csv" | "tsv" as kind:
-            names, columns = read_delimited(_text(file), DELIMITERS[kind], repr(str(file)))
+            names, columns = read_delimited(_read_text(file), DELIMITERS[kind], repr(str(file)))
             _check_names(names, str(file))
-            return _of_columns(dict(zip(names, columns, strict=True)))
+            return _from_columns(dict(zip(names, columns, strict=True)))
         case "txt":
-            return _of_columns({"text": _lines(_text(file))})
+            return _from_columns({"text": _lines(_read_text(file))})
         case _:
             return _read_jsonl(file)
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Read a text file of any size that fits into memory."""
     data = read_bytes(file, largest=None)
     text = decode(data, repr(str(file)))
@@ -64,7 +64,7 @@ def _lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _of_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
+def _from_columns(columns: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
     """Make a table of cells as they are; pandas by itself would turn whole numbers next to None into floats."""
     import pandas as pd
 
@@ -86,7 +86,7 @@ _MOST_CELLS = 10**7
 def _read_jsonl(file: Path) -> "pd.DataFrame":
     decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_lines(_text(file)), 1):
+    for number, line in enumerate(_lines(_read_text(file)), 1):
         if not line.strip():
             continue
         try:
@@ -105,7 +105,7 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
         raise UsageError(
             f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, next to none in common"
         )
-    return _of_columns({name: [row.get(name) for row in rows] for name in names})
+    return _from_columns({name: [row.get(name) for row in rows] for name in names})
 
 
 def _read_parquet(file: Path) -> "pd.DataFrame":

@@ -79,20 +79,22 @@ def align_tokens(
     that read left to right, two positions are aligned only after the same text: if their tokens end at the same
     character (of several tokens of one character, bytes, only the last).
     """
-    shared = _overlaps(ours, theirs)
+    shared = _shared_characters(ours, theirs)
     spread = shared.transpose(1, 2)
     if left_to_right:
-        shares = (_closed(ours)[:, :, None] == _closed(theirs)[:, None, :]) & (_closed(ours) != _OPEN)[:, :, None]
+        shares = (_token_ends(ours)[:, :, None] == _token_ends(theirs)[:, None, :]) & (_token_ends(ours) != _OPEN)[
+            :, :, None
+        ]
         alone = shares
     else:
         shares = shared
         touching = shared > 0
         alone = touching & (touching.sum(dim=2, keepdim=True) == 1) & (touching.sum(dim=1, keepdim=True) == 1)
     answers = torch.where(alone.any(dim=-1), alone.int().argmax(dim=-1), -1)
-    return TokenAlignment(_rows_of_one(shares.float()), _rows_of_one(spread.float()), answers)
+    return TokenAlignment(_normalise_rows(shares.float()), _normalise_rows(spread.float()), answers)
 
 
-def _overlaps(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
+def _shared_characters(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
     """Number of characters that two tokens share."""
     start = torch.maximum(ours[:, :, None, 0], theirs[:, None, :, 0])
     end = torch.minimum(ours[:, :, None, 1], theirs[:, None, :, 1])
@@ -102,7 +104,7 @@ def _overlaps(ours: Tensor, theirs: Tensor) -> Int[Tensor, "batch time theirs"]:
 _OPEN = torch.iinfo(torch.long).min
 
 
-def _closed(spans: Tensor) -> Int[Tensor, "batch time"]:
+def _token_ends(spans: Tensor) -> Int[Tensor, "batch time"]:
     """End of each token's text; ``_OPEN`` for a token without text, and for all but the last that end together."""
     start, end = spans.unbind(dim=-1)
     goes_on = torch.zeros_like(end, dtype=torch.bool)
@@ -110,7 +112,7 @@ def _closed(spans: Tensor) -> Int[Tensor, "batch time"]:
     return torch.where((start < end) & ~goes_on, end, _OPEN)
 
 
-def _rows_of_one(weights: Tensor) -> Tensor:
+def _normalise_rows(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)
 
 
@@ -141,11 +143,11 @@ def coverage(text: str, ours: tuple[Sequence[int], ...], theirs: tuple[Sequence[
         theirs: starts and ends of the other side's.
     """
     written = np.array([not character.isspace() for character in text], dtype=bool)
-    both = _held(len(text), *ours) & _held(len(text), *theirs) & written
+    both = _inside_tokens(len(text), *ours) & _inside_tokens(len(text), *theirs) & written
     return int(both.sum()), int(written.sum())
 
 
-def _held(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _inside_tokens(length: int, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(length,), true for characters in a token."""
     steps = np.zeros(length + 1, dtype=int)
     real = np.array(starts, dtype=int) >= 0

@@ -92,7 +92,7 @@ def tokenize_documents(
     words = sum(len(text.split()) for text in texts)
     if family == "causal":
         start = before or start_token(tokenizer)
-        columns = _packed(contents, start, [int(tokenizer.eos_token_id)], max_length)
+        columns = _pack(contents, start, [int(tokenizer.eos_token_id)], max_length)
         return TokenizedSplit(columns, None, pad, words=words)
     room = max_length - len(before) - len(after)
     rows = [[*before, *part, *after] for content in contents for part in _parts(content, room)]
@@ -119,7 +119,7 @@ def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_l
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
     truncated = unanswered = 0
     for chat, whole, ids, places in zip(chats, rendered, pieces["input_ids"], pieces["offset_mapping"], strict=True):
-        spans = _spoken(chat, whole, tokenizer)
+        spans = _assistant_spans(chat, whole, tokenizer)
         asked = [any(start < last and first < end for first, last in spans) for start, end in places]
         targets = [token if one else IGNORED for token, one in zip(ids, asked, strict=True)][1:]
         if all(target == IGNORED for target in targets[:max_length]):
@@ -195,7 +195,9 @@ def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, 
         raise UsageError(f"the tokenizer's chat template refuses a conversation ({error}): {begins}") from None
 
 
-def _spoken(chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+def _assistant_spans(
+    chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, int]]:
     """Character ranges of the assistant's turns in a rendered conversation, each with its end."""
     spans = []
     for number, turn in enumerate(chat):
@@ -293,7 +295,7 @@ def _parts(content: list[int], room: int) -> Iterator[list[int]]:
         yield content[start : start + room]
 
 
-def _packed(
+def _pack(
     contents: Sequence[list[int]], start: list[int], end: list[int], max_length: int
 ) -> dict[str, list[list[int]]]:
     """Pack documents one after another into rows of ``max_length`` tokens; positions restart with each document."""

@@ -49,7 +49,7 @@ def tokenize_causal_windows(
             columns["input_ids"].append(whole[begin:end])
             columns["targets"].append([IGNORED] * (asked - begin) + whole[asked + 1 : end + 1])
             origin.append(number)
-    return _scored(columns, tokenizer, texts, origin)
+    return _scored_split(columns, tokenizer, texts, origin)
 
 
 def tokenize_permuted_windows(
@@ -78,7 +78,7 @@ def tokenize_permuted_windows(
             last = len(inner) + np.arange(len(before) + len(after))  # special tokens come after all others
             columns["order"].append([*last[: len(before)].tolist(), *free.tolist(), *last[len(before) :].tolist()])
             origin.append(number)
-    return _scored(columns, tokenizer, texts, origin, given)
+    return _scored_split(columns, tokenizer, texts, origin, given)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def tokenize_pseudo_windows(
                 origin.append(number if len(texts) >= FEW else part)
             part += 1
     mask = MaskSingleToken(int(tokenizer.mask_token_id))
-    return _scored(columns, tokenizer, texts, origin, corrupt=mask, groups=np.array(origin))
+    return _scored_split(columns, tokenizer, texts, origin, corrupt=mask, groups=np.array(origin))
 
 
 def count_words_and_bytes(texts: Sequence[str], given: Sequence[str] = ()) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def _word_ends(words: Sequence[int | None]) -> list[int]:
     return ends
 
 
-def _scored(
+def _scored_split(
     columns: dict[str, list[list[int]]],
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],

@@ -73,8 +73,10 @@ def build_classification_objective(
         "hard": (weights.hard, HardLabels(regression)),
         "soft": (weights.alpha, soft),
     }
-    terms = _weighted(answers | _alignment(weights, plan) | _further(weights, plan, 1 if regression else classes))
-    return _scheduled(Objective(terms), given)
+    terms = _drop_zero_weights(
+        answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 1 if regression else classes)
+    )
+    return _add_schedules(Objective(terms), given)
 
 
 def build_language_objective(
@@ -99,8 +101,8 @@ def build_language_objective(
     )
     if weights.standardise:
         raise UsageError("objective.standardise is for the logits of classes, not for tokens")
-    terms = _weighted(_alignment(weights, plan) | _further(weights, plan, 0))
-    return _scheduled(Objective(terms, vocabulary if vocabulary.parts else None), given)
+    terms = _drop_zero_weights(_alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
+    return _add_schedules(Objective(terms, vocabulary if vocabulary.parts else None), given)
 
 
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
@@ -111,22 +113,25 @@ def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
         "embedding": (weights.alpha if same else 0.0, EmbeddingDistance()),
         "similarity": (weights.alpha, EmbeddingSimilarity()),
     }
-    return _scheduled(Objective(_weighted(answers | _alignment(weights, plan) | _further(weights, plan, 0))), given)
+    return _add_schedules(
+        Objective(_drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))),
+        given,
+    )
 
 
-def _scheduled(objective: Objective, weights: Weights) -> Objective:
+def _add_schedules(objective: Objective, weights: Weights) -> Objective:
     """Add the schedules of the weights."""
     own = frozenset(name for name, given in weights.terms.items() if "temperature" in given)
     return replace(objective, moving=weights.moving, own_temperature=own)
 
 
-def _further(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
+def _further_terms(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
     """Build the terms that the recipe names."""
-    setting = TermContext(plan, {} if plan is None else _places(plan), classes, weights.temperature)
+    setting = TermContext(plan, {} if plan is None else _layer_pairs(plan), classes, weights.temperature)
     return {name: (weight, term) for name, weight, term in build_terms(weights.terms, setting)}
 
 
-def _places(plan: Plan) -> dict[str, LayerPairs]:
+def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
     """Layer pairs by the student's stack."""
     found = {}
     for layer_map in plan.maps:
@@ -136,10 +141,10 @@ def _places(plan: Plan) -> dict[str, LayerPairs]:
     return found
 
 
-def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
+def _alignment_terms(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
     """Build the terms that compare layers, stack by stack; with several stacks their names end with the stack's."""
     terms: dict[str, tuple[float, LossTerm]] = {}
-    places = {} if plan is None else _places(plan)
+    places = {} if plan is None else _layer_pairs(plan)
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
         place = places[layer_map.student_stack]
@@ -164,5 +169,5 @@ def _alignment(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, Lo
     return terms
 
 
-def _weighted(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
+def _drop_zero_weights(terms: Mapping[str, tuple[float, LossTerm]]) -> dict[str, tuple[float, LossTerm]]:
     return {name: (weight, term) for name, (weight, term) in terms.items() if weight > 0}

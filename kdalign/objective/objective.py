@@ -77,7 +77,7 @@ class Objective:
             total = total + weighted
             parts |= means
         for name, (weight, term) in self.terms.items():
-            mean = _sum(name, term(view)) / (units[term.unit] or 1)
+            mean = _check_sum(name, term(view)) / (units[term.unit] or 1)
             parts[name] = mean.detach()
             total = total + weight * mean
         return Breakdown(total, parts)
@@ -111,7 +111,7 @@ class Objective:
         keys = {name: self.scheduled_by(name) for name in self.names}
         factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
         found = self.scaled(factors) if factors else self
-        return found._tempered(values["temperature"]) if "temperature" in values else found
+        return found._with_temperature(values["temperature"]) if "temperature" in values else found
 
     @property
     def temperature(self) -> float | None:
@@ -122,11 +122,11 @@ class Objective:
     def softened_at(self) -> float | None:
         """Temperature of soft targets; None without any."""
         softened = [self.vocabulary.temperature] if self.vocabulary is not None else []
-        softened += [self._softened[name].temperature for name in self._softened]
+        softened += [self._softened_terms[name].temperature for name in self._softened_terms]
         return softened[0] if softened else None
 
     @property
-    def _softened(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
+    def _softened_terms(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
         """Terms with the recipe's temperature."""
         kinds = SoftTargets | DecoupledKD | CorrelationDistance
         named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
@@ -139,8 +139,8 @@ class Objective:
             return key if key in self.moving else None
         return next((key for key in self.moving if name == key or name.startswith(f"{key} ")), None)
 
-    def _tempered(self, temperature: float) -> "Objective":
-        softened = {name: replace(term, temperature=temperature) for name, term in self._softened.items()}
+    def _with_temperature(self, temperature: float) -> "Objective":
+        softened = {name: replace(term, temperature=temperature) for name, term in self._softened_terms.items()}
         terms = {name: (weight, softened.get(name, term)) for name, (weight, term) in self.terms.items()}
         words = self.vocabulary
         return replace(
@@ -222,7 +222,7 @@ class Objective:
         )
 
 
-def _sum(name: str, found: object) -> Tensor:
+def _check_sum(name: str, found: object) -> Tensor:
     """Check the value of a term, which may be a user's own."""
     if not isinstance(found, Tensor) or found.ndim:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)

@@ -109,10 +109,10 @@ def normalise_spacing(texts: Sequence[str], language: str = "") -> list[str]:
     from sacremoses import MosesDetokenizer
 
     join = MosesDetokenizer(lang=language or "en")  # English's rules for apostrophes are those of most
-    return [join.detokenize(_joined(text).split()) for text in texts]
+    return [join.detokenize(_join_tokens(text).split()) for text in texts]
 
 
-def _joined(text: str) -> str:
+def _join_tokens(text: str) -> str:
     """Join what tokenizers split: it's, don't, well-known, 1,000, 3.5, ... and --."""
     for apart, together in _APART:
         text = apart.sub(together, text)

@@ -114,9 +114,9 @@ def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tupl
             texts.append(str(column))
     named = [column for column in mixed if column.strip().lower() in TEXT_COLUMNS]
     for column in named or ([] if texts else mixed):
-        raise _not_all_text(table, column, source)
+        raise _mixed_column_error(table, column, source)
     if not texts:
-        raise _no_text(table, source)
+        raise _no_text_error(table, source)
     if len(texts) <= 2:
         return tuple(texts)
     raise UsageError(
@@ -124,7 +124,7 @@ def _text_columns(table: "pd.DataFrame", label: str, source: DataSource) -> tupl
     )
 
 
-def _not_all_text(table: "pd.DataFrame", column: str, source: DataSource) -> UsageError:
+def _mixed_column_error(table: "pd.DataFrame", column: str, source: DataSource) -> UsageError:
     """Name the first cell of a column of text that is none."""
     cells = column_cells(table, column)
     row = next(row for row, cell in enumerate(cells) if not is_missing(cell) and not isinstance(cell, str))
@@ -134,7 +134,7 @@ def _not_all_text(table: "pd.DataFrame", column: str, source: DataSource) -> Usa
     )
 
 
-def _no_text(table: "pd.DataFrame", source: DataSource) -> UsageError:
+def _no_text_error(table: "pd.DataFrame", source: DataSource) -> UsageError:
     """Say why no column can be the text."""
     for column in table.columns:
         if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
@@ -147,7 +147,7 @@ def _no_text(table: "pd.DataFrame", source: DataSource) -> UsageError:
     )
 
 
-def _by_number(name: str) -> tuple[str, int]:
+def _number_key(name: str) -> tuple[str, int]:
     """Sort key that puts LABEL_10 after LABEL_2."""
     digits = name[len(name.rstrip("0123456789")) :]
     return (name.removesuffix(digits), int(digits or -1))
@@ -163,12 +163,12 @@ def _label_set(table: "pd.DataFrame", label: str, where: str) -> tuple[tuple[str
     if kinds == {"truth"} or ("text" in kinds and {str(cell).strip().lower() for cell in cells} == {"false", "true"}):
         return ("false", "true"), "2 classes (false, true)", True
     if "text" in kinds:
-        names = _names(table, label, where)
+        names = _named_classes(table, label, where)
         return names, f"{len(names)} classes ({', '.join(names)})", False
-    return (*_numbered(parse_numbers(cells, where, label), label, where), True)
+    return (*_numbered_classes(parse_numbers(cells, where, label), label, where), True)
 
 
-def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
+def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[tuple[str, ...], str]:
     """Infer classes counted from 0; none for numbers with fractions."""
     lowest, highest = values.min(), values.max()
     if ((values % 1) != 0).any():
@@ -190,7 +190,7 @@ def _numbered(values: "np.ndarray[Any, Any]", label: str, where: str) -> tuple[t
     return names, f"{len(names)} classes (0 to {highest:g}{none})"
 
 
-def _names(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
+def _named_classes(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
     """Infer classes named by text, sorted."""
     rows: dict[str, int] = {}
     for row, cell in enumerate(column_cells(table, label)):
@@ -204,7 +204,7 @@ def _names(table: "pd.DataFrame", label: str, where: str) -> tuple[str, ...]:
                 f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in blanks, case "
                 "or separators alone: write them alike, or name the classes in a task file"
             )
-    names = tuple(sorted(rows, key=_by_number))
+    names = tuple(sorted(rows, key=_number_key))
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise UsageError(f"{where}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
     return names

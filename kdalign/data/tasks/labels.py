@@ -40,7 +40,7 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
             return None
         raise UsageError(f"{where}: row {missing[0]} has no label in {task.label!r}")
     kinds = check_kinds(cells, where, task.label)
-    named = _numbers_named(task)
+    named = _numeric_names(task)
     if {parse_number(cell) for cell in cells} == {-1.0} and -1 not in named:
         return None
     if task.regression:
@@ -52,8 +52,8 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
             )
         return np.array(cells, dtype=np.int64)
     if kinds <= {"text", "digits"}:
-        return _by_name(task, cells, where)
-    return _by_number(task, cells, named, where)
+        return _read_names(task, cells, where)
+    return _read_numbers(task, cells, named, where)
 
 
 def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
@@ -81,19 +81,19 @@ def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
 _ALIKE = {"text": "text", "digits": "text", "number": "number", "truth": "truth"}
 
 
-def _numbers_named(task: ClassificationTask) -> dict[float, int]:
+def _numeric_names(task: ClassificationTask) -> dict[float, int]:
     """Map labels with whole numbers as names to their places."""
     return {float(name): number for number, name in enumerate(task.labels) if re.fullmatch(r"-?\d+", name)}
 
 
-def _by_name(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
+def _read_names(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.ndarray[Any, Any]:
     """Read labels that are text: names, or the text of numbers."""
     numbers = {normalise_label(name): number for number, name in enumerate(task.labels)}
     encoded = [numbers.get(normalise_label(name), -1) for name in cells]
     if -1 not in encoded:
         return np.array(encoded, dtype=np.int64)
     if all(cell_kind(cell) == "digits" for cell in cells):
-        return _by_number(task, cells, _numbers_named(task), where)
+        return _read_numbers(task, cells, _numeric_names(task), where)
     if len(task.labels) == 2 and {normalise_label(name) for name in cells} <= {"false", "true"}:
         return np.array([normalise_label(name) == "true" for name in cells], dtype=np.int64)
     wrong = [row for row, number in enumerate(encoded) if number == -1]
@@ -101,7 +101,7 @@ def _by_name(task: ClassificationTask, cells: Sequence[Any], where: str) -> np.n
     raise unknown(f"label in row {row} of {where}:", str(cells[row]), task.labels)
 
 
-def _by_number(
+def _read_numbers(
     task: ClassificationTask, cells: Sequence[object], named: Mapping[float, int], where: str
 ) -> np.ndarray[Any, Any]:
     """Read labels that are numbers: names of the task's labels, or places in their order."""

@@ -183,7 +183,7 @@ def with_columns(task: LanguageTask) -> LanguageTask:
     if task.kind == "chat" and not task.columns:
         return _with_messages(task)
     if task.kind == "embedding":
-        scored = _likeness(task)
+        scored = _similarity_task(task)
         return replace(task if task.columns else _with_texts(task, scored.columns), scored=scored)
     return task if task.columns else _with_text_column(task)
 
@@ -202,7 +202,7 @@ def _with_texts(task: LanguageTask, pair: tuple[str, ...]) -> LanguageTask:
     return replace(task, columns=pair, found=f"texts in {' and '.join(pair)}")
 
 
-def _likeness(task: LanguageTask) -> ClassificationTask:
+def _similarity_task(task: LanguageTask) -> ClassificationTask:
     """Infer the pairs that embeddings are scored on: two columns of text and a number in the reported split."""
     (split,) = task.evaluation
     table = load_table(task.source, split)

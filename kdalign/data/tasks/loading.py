@@ -73,8 +73,8 @@ def load_examples(task: ClassificationTask, split: str) -> Examples:
     """
     table = load_table(task.source, split)
     where = f"{task.source}, split {split!r}"
-    texts = _texts(task, table, where)
-    return Examples(split=split, texts=texts, labels=read_labels(task, table, where), blank=_blank(texts, where))
+    texts = _read_texts(task, table, where)
+    return Examples(split=split, texts=texts, labels=read_labels(task, table, where), blank=_count_blank(texts, where))
 
 
 def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
@@ -109,11 +109,11 @@ def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
         blank = [is_blank(line) for line in table["text"]]
         table, passed_over = table[[not one for one in blank]].set_axis(list(task.columns), axis=1), sum(blank)
     where = str(files[0])
-    texts = _texts(task, table, where)
-    return Examples("unlabelled", texts, None, passed_over, _blank(texts, where))
+    texts = _read_texts(task, table, where)
+    return Examples("unlabelled", texts, None, passed_over, _count_blank(texts, where))
 
 
-def _texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
+def _read_texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
     """Read the texts of a task's columns; no cell may be missing."""
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
@@ -122,7 +122,7 @@ def _texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple
     return tuple(read_texts(table, column, where) for column in task.columns)
 
 
-def _blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
+def _count_blank(texts: Sequence[tuple[str, ...]], where: str) -> int:
     """Count rows with a blank text; they stay, since rows are known by their number.
 
     Raises:
@@ -153,7 +153,7 @@ def split_exists(source: DataSource, split: str) -> bool:
         return bool(split_files(source.folder, split, TEXT_FORMATS))
     import datasets
 
-    with _reading(f"cannot list the splits of data set {source}"):
+    with _loading_errors(f"cannot list the splits of data set {source}"):
         names = datasets.get_dataset_split_names(source.dataset, source.config)
     return split in names
 
@@ -196,7 +196,7 @@ def _from_hub(source: DataSource, split: str) -> "pd.DataFrame":
     if not source.dataset:
         raise UsageError("the task names no data: give --data DIR or --dataset NAME")
     datasets.disable_progress_bars()
-    with _reading(f"cannot load split {split!r} of data set {source}"):
+    with _loading_errors(f"cannot load split {split!r} of data set {source}"):
         found = datasets.load_dataset(source.dataset, source.config, split=split)
         rows = found.with_format("arrow")[:]
     table = from_arrow(rows, f"{source}, split {split!r}")
@@ -209,7 +209,7 @@ def _from_hub(source: DataSource, split: str) -> "pd.DataFrame":
 
 
 @contextmanager
-def _reading(failure: str) -> Iterator[None]:
+def _loading_errors(failure: str) -> Iterator[None]:
     """Turn errors of loading a data set from the hub into one line that starts with ``failure``."""
     import datasets
     import yaml

@@ -59,13 +59,13 @@ def default_template(task: ClassificationTask) -> PromptTemplate:
             f"task {task.name!r} asks for a score, which no word stands for: text can only ask for classes"
         )
     answers = tuple(label.replace("_", " ") for label in task.labels)
-    lines = [f"{_literal(column)}: {{{column}}}" for column in task.columns]
+    lines = [f"{_escape(column)}: {{{column}}}" for column in task.columns]
     choice = f"{', '.join(answers[:-1])} or {answers[-1]}"
-    lines += [f"Question: What is the {_literal(task.label)}: {_literal(choice)}?", "Answer:"]
+    lines += [f"Question: What is the {_escape(task.label)}: {_escape(choice)}?", "Answer:"]
     return PromptTemplate("\n".join(lines), answers, origin="plain prompt")
 
 
-def _literal(words: str) -> str:
+def _escape(words: str) -> str:
     """Escape words for a template."""
     return words.replace("_", " ").replace("{", "{{").replace("}", "}}")
 

@@ -35,10 +35,10 @@ class PairDistances:
     @staticmethod
     def of(student: Float[Tensor, "*batch width"], teacher: Float[Tensor, "*batch width"]) -> "PairDistances":
         """Compute them once for all losses on features."""
-        return PairDistances(student.size(-1), *_Apart.apply(student, teacher))  # type: ignore[no-untyped-call]
+        return PairDistances(student.size(-1), *_PairDistancesFunction.apply(student, teacher))  # type: ignore[no-untyped-call]
 
 
-class _Apart(torch.autograd.Function):
+class _PairDistancesFunction(torch.autograd.Function):
     """Numbers of ``PairDistances``, with a gradient of one scaled sum of features per position.
 
     Autograd's own gradient takes a pass over the features for each operation, and rounds to their precision for each

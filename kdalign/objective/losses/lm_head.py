@@ -144,13 +144,13 @@ def _add_divergence(
         if loss.shared is None:
             total = losses.divergence(ours, target, loss.divergence, loss.temperature, loss.skew)
         else:
-            total = _across(ours[same], target[same], loss.shared, loss)
+            total = _divergence_across(ours[same], target[same], loss.shared, loss)
     if slope is not None:
         slope[:, : ours.shape[1]].add_(torch.autograd.grad(total, ours)[0], alpha=loss.soft)
     return total.detach()
 
 
-def _across(student: Tensor, teacher: Tensor, shared: SharedVocabulary, loss: TokenLoss) -> Tensor:
+def _divergence_across(student: Tensor, teacher: Tensor, shared: SharedVocabulary, loss: TokenLoss) -> Tensor:
     """Compare two vocabularies: shared entries one by one, the rest by its sorted probabilities."""
     entries = shared.student.to(student.device), shared.teacher.to(student.device)
     alike = losses.divergence_of_shared(student, teacher, entries, loss.divergence, loss.temperature, loss.skew)

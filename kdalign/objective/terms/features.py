@@ -13,7 +13,7 @@ from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
 
 
 @dataclass(frozen=True)
-class _AtPlace:
+class _StackTerm:
     """A term on one stack's layers, summed over positions by default."""
 
     place: LayerPairs
@@ -31,7 +31,7 @@ class _AtPlace:
 
 
 @dataclass(frozen=True)
-class HiddenCosine(_AtPlace):
+class HiddenCosine(_StackTerm):
     """Cosine distance of features, weighted over layers by lambda_l (L_feat); each position in 0..2."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
@@ -43,7 +43,7 @@ class HiddenCosine(_AtPlace):
 
 
 @dataclass(frozen=True)
-class EmbeddingsCosine(_AtPlace):
+class EmbeddingsCosine(_StackTerm):
     """Cosine distance of the inputs of a stack's first layer, for models of equal width."""
 
     stacks: tuple[str, str]
@@ -58,7 +58,7 @@ class EmbeddingsCosine(_AtPlace):
 
 
 @dataclass(frozen=True)
-class HiddenMSE(_AtPlace):
+class HiddenMSE(_StackTerm):
     """Squared distance of features in units of the teacher's variance, weighted over layers by lambda_l (L_dist).
 
     1 per position for a student that gives the teacher's mean. ``variances`` are the teacher layers'.
@@ -76,7 +76,7 @@ class HiddenMSE(_AtPlace):
 
 
 @dataclass(frozen=True)
-class RelativeMSE(_AtPlace):
+class RelativeMSE(_StackTerm):
     """Squared distance of features in units of the teacher's squared length, weighted over layers by lambda_l."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
@@ -88,7 +88,7 @@ class RelativeMSE(_AtPlace):
 
 
 @dataclass(frozen=True)
-class PatientKD(_AtPlace):
+class PatientKD(_StackTerm):
     """Squared distance of a text's normalised summary features, weighted over layers by lambda_l (PKD)."""
 
     needs: frozenset[Signal] = frozenset({Signal.HIDDEN})
@@ -114,7 +114,7 @@ class PatientKD(_AtPlace):
 
 
 @dataclass(frozen=True)
-class AttendedEuclid(_AtPlace):
+class AttendedEuclid(_StackTerm):
     """``HiddenMSE`` with positions weighted by the teacher layer's attention to them."""
 
     variances: Mapping[Layer, float]
@@ -130,7 +130,7 @@ class AttendedEuclid(_AtPlace):
 
 
 @dataclass(frozen=True)
-class AttentionMaps(_AtPlace):
+class AttentionMaps(_StackTerm):
     """Distance of attention maps, weighted over layers by lambda_l (L_attn); each query position in 0..2.
 
     Attributes:
@@ -156,7 +156,7 @@ class AttentionMaps(_AtPlace):
 
 
 @dataclass(frozen=True)
-class Relations(_AtPlace):
+class Relations(_StackTerm):
     """KL of relations between positions by values (or queries and keys, too), weighted over layers by lambda_l.
 
     Attributes:

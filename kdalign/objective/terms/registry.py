@@ -104,13 +104,13 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
             raise UsageError(f"term {name!r}: {key}={value!r} is no number")
 
 
-def _of_layers(setting: TermContext) -> Mapping[str, LayerPairs]:
+def _need_layers(setting: TermContext) -> Mapping[str, LayerPairs]:
     if not setting.places:
         raise UsageError("compares layers with a teacher's, and there is none")
     return setting.places
 
 
-def _of_classes(setting: TermContext, least: int = 2, why: str = "") -> None:
+def _need_classes(setting: TermContext, least: int = 2, why: str = "") -> None:
     if setting.classes < 2:
         raise UsageError("compares the logits of classes, and this task has none")
     if setting.classes < least:
@@ -118,44 +118,44 @@ def _of_classes(setting: TermContext, least: int = 2, why: str = "") -> None:
 
 
 def _logit_mse(setting: TermContext) -> Made:
-    _of_classes(setting)
+    _need_classes(setting)
     return LogitMSE()
 
 
 def _dkd(setting: TermContext, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
-    _of_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
+    _need_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
     return DecoupledKD(temperature or setting.temperature, other)
 
 
 def _dist(setting: TermContext, temperature: Above0 | None = None) -> Made:
-    _of_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
+    _need_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
     return CorrelationDistance(temperature or setting.temperature)
 
 
 def _nmse(setting: TermContext) -> Made:
-    return {stack: RelativeMSE(place) for stack, place in _of_layers(setting).items()}
+    return {stack: RelativeMSE(place) for stack, place in _need_layers(setting).items()}
 
 
 def _pkd(setting: TermContext) -> Made:
     if not setting.classes:
         raise UsageError("compares the position that sums up a text for a class or a score, and this task has none")
-    return {stack: PatientKD(place) for stack, place in _of_layers(setting).items() if not place.reads_target}
+    return {stack: PatientKD(place) for stack, place in _need_layers(setting).items() if not place.reads_target}
 
 
-def _attended(setting: TermContext) -> Made:
-    places = _of_layers(setting)
+def _attended_euclid(setting: TermContext) -> Made:
+    places = _need_layers(setting)
     return {stack: AttendedEuclid(place, setting.variances(place)) for stack, place in places.items()}
 
 
 def _attention_kl(setting: TermContext) -> Made:
-    places, plan = _of_layers(setting), setting.plan
+    places, plan = _need_layers(setting), setting.plan
     assert plan is not None, "there are places"
     return {stack: AttentionMaps(place, plan.heads == "mean", divergence=True) for stack, place in places.items()}
 
 
-def _of_rows(loss: Callable[..., Any], over: Over) -> Maker:
+def _row_wise(loss: Callable[..., Any], over: Over) -> Maker:
     def made(setting: TermContext) -> Made:
-        return {stack: RowWise(place, loss, over) for stack, place in _of_layers(setting).items()}
+        return {stack: RowWise(place, loss, over) for stack, place in _need_layers(setting).items()}
 
     return made
 
@@ -183,7 +183,7 @@ def _crd(setting: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, n
 def _contrastive(setting: TermContext, options: ContrastiveOptions) -> Made:
     return {
         stack: Contrastive(place, [setting.width(stack)] * len(place.pairs), options)
-        for stack, place in _of_layers(setting).items()
+        for stack, place in _need_layers(setting).items()
     }
 
 
@@ -193,12 +193,12 @@ TERMS: Mapping[str, Maker] = {
     "dist": _dist,
     "nmse": _nmse,
     "pkd": _pkd,
-    "attended-euclid": _attended,
+    "attended-euclid": _attended_euclid,
     "attention-kl": _attention_kl,
-    "cka": _of_rows(losses.linear_cka_distance, "tokens"),
-    "rkd-distance": _of_rows(losses.relational_distance, "texts"),
-    "rkd-angle": _of_rows(losses.relational_angle, "texts"),
-    "similarity-preserving": _of_rows(losses.similarity_preserving, "texts"),
+    "cka": _row_wise(losses.linear_cka_distance, "tokens"),
+    "rkd-distance": _row_wise(losses.relational_distance, "texts"),
+    "rkd-angle": _row_wise(losses.relational_angle, "texts"),
+    "similarity-preserving": _row_wise(losses.similarity_preserving, "texts"),
     "info-nce": _info_nce,
     "crd": _crd,
 }

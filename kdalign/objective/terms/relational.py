@@ -185,14 +185,14 @@ class Contrastive(nn.Module):
         of_rows = mask.nonzero()[:, 0] if self.options.over == "tokens" else texts.nonzero()[:, 0]
         assert batch.rows is not None, "training examples are numbered"
         numbers = all_gather_with_grad(batch.rows[of_rows])
-        alike = self._alike(view, of_rows) if self.options.supervised else None
+        alike = self._positives(view, of_rows) if self.options.supervised else None
         distances, kept = [], []
         for index, (ours, theirs, _) in enumerate(self.place.pairs):
             both = view.student.projected[ours, theirs], view.student.targets[ours, theirs]
             student, teacher = (all_gather_with_grad(_rows(each, mask, self.options.over)) for each in both)
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
-            found = self._of_pair(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
+            found = self._pair_loss(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
             if self.options.again and enough:
                 other = all_gather_with_grad(_rows(view.student.again[ours, theirs], mask, self.options.over))
                 found = (found + losses.info_nce(student, other, self.options.temperature, alike=alike)) / 2
@@ -202,7 +202,7 @@ class Contrastive(nn.Module):
         return self.place.over_layers(distances)
 
     @staticmethod
-    def _alike(view: TermInputs, of_rows: Tensor) -> Tensor:
+    def _positives(view: TermInputs, of_rows: Tensor) -> Tensor:
         """(n, n), positives of each row: those of its label, or itself if its label is unknown."""
         labels, known = (
             all_gather_with_grad(view.known_labels[of_rows]),
@@ -211,7 +211,7 @@ class Contrastive(nn.Module):
         itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         return itself | ((labels[:, None] == labels[None]) & known[:, None] & known[None])
 
-    def _of_pair(self, index: int, student: Tensor, teacher: Tensor, numbers: Tensor, alike: Tensor | None) -> Tensor:
+    def _pair_loss(self, index: int, student: Tensor, teacher: Tensor, numbers: Tensor, alike: Tensor | None) -> Tensor:
         others, known = teacher[:0].detach(), numbers[:0]
         if self.queue is not None:
             filled = self.queue.numbers >= 0
