@@ -67,7 +67,7 @@ class ProjectionStyle:
         accepted = STARTS[self.kind]
         if self.start not in accepted:
             raise UsageError(
-                f"a {self.kind} projection cannot start by {self.start!r} (accepted: {', '.join(accepted)})"
+                f"a {self.kind} projection cannot start from {self.start!r} (accepted: {', '.join(accepted)})"
             )
 
 
@@ -195,7 +195,7 @@ class Plan:
         if self.choice and not is_measured_map(self.choice):
             raise unknown("measured map", self.choice, MEASURED)
         if self.weighting != "static" and (self.attended or self.choice):
-            raise UsageError(f"the plan's map brings its own weights lambda_l, which are not {self.weighting}")
+            raise UsageError(f"the plan's map has weights lambda_l of its own, which are not {self.weighting}")
         if self.projections != projection_shapes(self.teacher, self.student, self.maps, self.style, self.attended):
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 

@@ -119,11 +119,11 @@ def _check_choice(choice: str, options: PlanOptions) -> None:
     if is_measured_map(choice):
         measured_strategy(choice)
         if options.weights != "uniform":
-            raise UsageError(f"map {choice!r} brings its own weights lambda_l: leave align.weights at uniform")
+            raise UsageError(f"map {choice!r} has weights lambda_l of its own: leave align.weights at uniform")
     style = options.style
     if choice == LEARNED and (options.weights != "uniform" or style.start != "random" or style.side != "student"):
         raise UsageError(
-            "map 'learned' makes a mean of teacher layers for each student layer: it takes align.weights=uniform and "
+            "map 'learned' mixes teacher layers for each student layer: it takes align.weights=uniform and "
             "align.start=random with align.side=student alone"
         )
 

@@ -52,7 +52,7 @@ class TextNoise:
         except ValueError:
             share = -1.0
         if not 0 < share <= 1:
-            raise UsageError(f"noise {given!r}: give the share of words that are touched, as in {kind}=0.1")
+            raise UsageError(f"noise {given!r}: give the share of changed words, as in {kind}=0.1")
         return cls(kind, share, seed)
 
     def __str__(self) -> str:

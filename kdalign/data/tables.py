@@ -102,9 +102,7 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):
-        raise UsageError(
-            f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, next to none in common"
-        )
+        raise UsageError(f"{str(file)!r} has {len(names):,} different keys in {len(rows):,} rows, hardly any in common")
     return _from_columns({name: [row.get(name) for row in rows] for name in names})
 
 

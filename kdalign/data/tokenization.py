@@ -129,7 +129,7 @@ def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_l
         columns["input_ids"].append(ids[: min(max_length, len(targets))])
         columns["targets"].append(targets[:max_length])
     if not columns["targets"]:
-        raise UsageError(f"{examples.split}: no answer lies within the first {max_length} tokens (--max-length)")
+        raise UsageError(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
     pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
     return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered)
 
@@ -178,7 +178,7 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer without a chat template."""
     if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template; save one beside it as chat_template.jinja")
+        raise UsageError("the tokenizer has no chat template; save one next to it as chat_template.jinja")
 
 
 def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:

@@ -61,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     texts = iter(texts)
     first = next((text for text in texts if text), None)
     if first is None:
-        raise UsageError(f"train:{size} found no text to learn a tokenizer from (accepted: at least one text)")
+        raise UsageError(f"train:{size} found no text to train a tokenizer on (accepted: at least one text)")
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -52,7 +52,7 @@ def build_objective(
         return build_classification_objective(weights, plan, task.regression, len(task.labels))
     if task.scored is None:
         return build_language_objective(weights, plan, dtype, shared)
-    assert plan is not None, "embeddings are learnt from a teacher"
+    assert plan is not None, "embeddings are learned from a teacher"
     return build_embedding_objective(weights, plan)
 
 

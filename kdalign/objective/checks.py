@@ -30,7 +30,7 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
     needs = objective.needs
     for name, (_, term) in objective.terms.items():
         if plan.attended and term.needs & _UNBLENDED:
-            raise UsageError(f"map 'learned' blends features and attention maps: term {name!r} compares what it cannot")
+            raise UsageError(f"map 'learned' mixes features and attention maps alone: term {name!r} compares others")
     compares_maps = Signal.ATTENTION in needs
     if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
         check_attention(plan, compares_maps)
@@ -40,13 +40,15 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
         _check_remapping(plan, compares_maps)
         if objective.modules:
             name = next(iter(objective.modules))
-            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would forget what it remembers")
+            raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would lose its state")
 
 
 def _check_remapping(plan: Plan, compares_maps: bool) -> None:
     """Refuse remapping of a fixed map, or of projections and mixtures for each pair of layers."""
     if not plan.choice:
-        raise UsageError(f"align.remap_every measures maps again; map {plan.chosen!r} is fixed: give --map cka or emd")
+        raise UsageError(
+            f"align.remap_every updates measured maps; map {plan.chosen!r} is fixed: give --map cka or emd"
+        )
     if plan.projections and not plan.style.shared:
         raise UsageError("align.remap_every changes pairs of layers: projections need align.shared=true")
     if compares_maps and plan.mixes:
@@ -70,7 +72,7 @@ def check_attention(plan: Plan, compares_maps: bool) -> None:
     for architecture in (plan.teacher, plan.student):
         if architecture.attention is AttentionLayout.CLOSED:
             raise UsageError(
-                f"attention of {architecture.model_type} cannot be taken; give --delta 0 and objective.relations=0"
+                f"attention of {architecture.model_type} cannot be captured; give --delta 0 and objective.relations=0"
             )
     for theirs, ours in plan.stacks:
         if compares_maps and theirs.heads != ours.heads and plan.heads == "each":

@@ -85,7 +85,7 @@ def test_principal_directions_of_the_wider_side_go_either_way():
 
 
 def test_what_cannot_start_or_would_collapse_is_refused_with_what_is_accepted():
-    with pytest.raises(UsageError, match=r"a mlp projection cannot start by 'pca' \(accepted: random\)"):
+    with pytest.raises(UsageError, match=r"a mlp projection cannot start from 'pca' \(accepted: random\)"):
         ProjectionStyle("mlp", start="pca")
     with pytest.raises(UsageError, match=r"accepted: align.projection=orthogonal with align.side=teacher"):
         ProjectionStyle("linear", side="teacher")

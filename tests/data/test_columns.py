@@ -41,7 +41,7 @@ def test_a_cell_that_is_no_text_is_refused_with_row_and_column_in_every_task(tmp
     label = 1 if task == "sst2" else "ein Film"
     folder = put(tmp_path, [{"sentence": "a film", "label": label}, {"sentence": cell, "label": label}])
     load = load_examples if task == "sst2" else load_texts
-    with pytest.raises(UsageError, match=rf"row 1 has {said} in column 'sentence', where text is asked for"):
+    with pytest.raises(UsageError, match=rf"row 1 has {said} in column 'sentence', where text is expected"):
         load(find_task(task, folder), "train")
 
 

@@ -70,8 +70,8 @@ def test_a_score_is_the_same_however_it_is_written(tmp_path, kind, labels):
     [
         ([2.5, "nan"], "row 1 has the text 'nan' in column 'label'"),
         ([2.5, "high"], "row 1 has the text 'high'"),
-        (["2.5", "high"], "row 1 has the text 'high' in column 'label', where a number is asked for"),
-        (["2.5", "inf"], "row 1 has the text 'inf' in column 'label', where a finite number is asked for"),
+        (["2.5", "high"], "row 1 has the text 'high' in column 'label', where a number is expected"),
+        (["2.5", "inf"], "row 1 has the text 'inf' in column 'label', where a finite number is expected"),
         ([2.5, float("inf")], "row 1 has the number inf in column 'label', where a finite"),
         (["2.5", "3,5"], "row 1 has the text '3,5' .*write its decimals after a point"),
         ([True, False], "row 0 has the truth value true"),
@@ -89,7 +89,7 @@ def test_a_score_that_is_none_is_named_with_its_row(tmp_path, labels, said):
         ([1, "0"], "row 1 has the text '0' in column 'label', and row 0 the number 1: labels are all text, or all num"),
         (["positive", 0], "row 1 has the number 0 in column 'label', and row 0 the text 'positive'"),
         ([1, True], "row 1 has the truth value true .* and row 0 the number 1"),
-        ([1, [0]], r"row 1 has a list \(\[0\]\) in column 'label', where a label is asked for"),
+        ([1, [0]], r"row 1 has a list \(\[0\]\) in column 'label', where a label is expected"),
         ([1, {"a": 0}], "row 1 has an object"),
         ([1, ""], "row 1 has no label in 'label'"),
         (["1", "  "], "row 1 has no label in 'label'"),
@@ -163,10 +163,10 @@ def test_a_class_that_train_lacks_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([1], "has one row, and what the task is cannot be worked out"),
+        ([1], "has one row, from which no task can be inferred"),
         (
             [2, 1, 2, 1],
-            "labels from 1 to 2 in 'label' are not classes counted from 0, so they cannot be worked out; sub",
+            "labels from 1 to 2 in 'label' are not classes counted from 0, so they cannot be inferred; sub",
         ),
         (["2", "1"], "labels from 1 to 2 in 'label' are not classes counted from 0"),
         ([5, 9], "labels from 5 to 9 .* subtract 5, or name them in a task file"),

@@ -97,7 +97,7 @@ def test_the_hypothesis_of_mnli_ends_with_one_full_stop(text):
 
 
 def test_a_score_cannot_be_asked_for():
-    with pytest.raises(UsageError, match="'stsb' asks for a score, which no word stands for"):
+    with pytest.raises(UsageError, match="'stsb' has a score, which no word stands for"):
         prompt_examples(GLUE["stsb"], examples([["a"], ["b"]]))
 
 
@@ -231,7 +231,7 @@ def test_a_prompt_with_a_mistake_gives_one_line_that_names_it(tmp_path, rest, sa
 
 def test_a_prompt_for_a_score_is_refused(tmp_path):
     for rest in ("prompt: '{title} {body}'", "answers: [a, b]"):
-        with pytest.raises(UsageError, match="task 'mine' asks for a score"):
+        with pytest.raises(UsageError, match="task 'mine' has a score"):
             from_file(tmp_path, rest, labels="")
 
 

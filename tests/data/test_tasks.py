@@ -473,15 +473,15 @@ def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
         ({"label": [0, 1] * 12, "n": range(N)}, "no text column"),
         ({"text": SOME, "p": [0, 1] * 12, "q": [0, 1] * 12}, "cannot tell which column holds the label"),
         ({"text": SOME, "other": OTHER}, "cannot tell which column holds the label"),
-        ({"text": SOME, "label": [-1] * N}, "all labels in 'label' are -1, so the classes cannot be worked out"),
-        ({"text": SOME, "label": [0] * N}, "all labels in 'label' are 0, so the classes cannot be worked out"),
+        ({"text": SOME, "label": [-1] * N}, "all labels in 'label' are -1, so the classes cannot be inferred"),
+        ({"text": SOME, "label": [0] * N}, "all labels in 'label' are 0, so the classes cannot be inferred"),
         (
             {"text": SOME, "label": [-1, *[1] * (N - 1)]},
             "labels from -1 to 1 in 'label' are not classes counted from 0",
         ),
         (
             {"text": [SOME[0]] * N, "label": [n % 2 for n in range(N)]},
-            "in every row, and nothing can be learnt from one text",
+            "in every row, and nothing can be learned from one text",
         ),
         ({"text": SOME, "label": ["one"] * N}, "1 different labels are no classes"),
         ({"text": SOME, "label": [None] * N}, "column 'label' has no labels"),

@@ -220,7 +220,7 @@ def test_no_text_lies_around_a_held_one_of_four_words_or_more():
         (("--unlabelled", "rest"), "there is no --limit"),
         (("--unlabelled", "rest", "--limit", "256"), "it leaves out none"),
         (("--unlabelled", "known.txt"), "every text equals one"),
-        (("--set", "data.unlabelled_share=0.9"), "takes 2,304 texts without labels beside 256 labelled rows"),
+        (("--set", "data.unlabelled_share=0.9"), "takes 2,304 texts without labels next to 256 labelled rows"),
         (("--set", "data.unlabelled_share=0.5", "--batch-tokens", "500"), "use it with --batch-size"),
     ],
 )  # fmt: skip
@@ -268,7 +268,7 @@ def test_a_pair_task_takes_pairs_and_refuses_lines(kdalign, tmp_path):
     words = ("distill", "--teacher", teacher, "--task", "mrpc", "--data", folder, "--unlabelled", "lines.txt")
     status, _, err = kdalign(*words)
     assert status == 2
-    assert "one text a line, and task 'mrpc' reads pairs (sentence1, sentence2)" in one_line(err)
+    assert "one text per line, and task 'mrpc' reads pairs (sentence1, sentence2)" in one_line(err)
 
 
 class Watching(NullObserver):

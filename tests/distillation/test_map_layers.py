@@ -78,7 +78,7 @@ def test_a_function_of_the_users_maps_layers_and_its_mistakes_are_named(tmp_path
 
 
 def test_measured_maps_bring_their_own_weights_and_similarities_must_fit():
-    with pytest.raises(UsageError, match="map 'cka' brings its own weights"):
+    with pytest.raises(UsageError, match="map 'cka' has weights lambda_l of its own"):
         propose(shape(4), shape(2), "cka", options=PlanOptions(weights=(1, 2)))
     with pytest.raises(UsageError, match="are not 2 rows of 4 numbers"):
         remap_plan(propose(shape(4), shape(2)), {"encoder": np.zeros((2, 3))}, "x")

@@ -70,7 +70,7 @@ def test_a_conversation_whose_answer_is_cut_off_is_passed_over_and_counted():
     long = said(("user", "a film " * 40), ("assistant", "great"))
     encoded = tokenize_chats(examples(long, TWO_TURNS), tokenizer(), 60)
     assert (len(encoded), encoded.passed_over) == (1, 1)
-    with pytest.raises(UsageError, match="no answer lies within the first 60 tokens"):
+    with pytest.raises(UsageError, match="no answer is within the first 60 tokens"):
         tokenize_chats(examples(long), tokenizer(), 60)
 
 
@@ -100,7 +100,7 @@ def test_a_template_that_renders_the_beginning_otherwise_is_refused():
 
 
 def test_a_tokenizer_without_a_template_is_refused():
-    with pytest.raises(UsageError, match=r"no chat template; save one beside it as chat_template\.jinja"):
+    with pytest.raises(UsageError, match=r"no chat template; save one next to it as chat_template\.jinja"):
         tokenize_chats(examples(TWO_TURNS), tokenizer(None), 200)
 
 

@@ -183,7 +183,7 @@ WRONG = [
     (("--micro-batch", 2), "of a micro-batch with one another: 2 are too few (accepted: 3 or more)"),
     (("--hard", 0.5), "'embedding' has no labels: it takes --hard 0"),
     (("--student", "new:bert,layers=2"), "is not learnt from nothing"),
-    (("--task", "embedding:sst2"), "pairs with a degree of likeness, as in embedding:stsb"),
+    (("--task", "embedding:sst2"), "pairs with a similarity, as in embedding:stsb"),
 ]
 
 

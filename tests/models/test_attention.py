@@ -204,7 +204,7 @@ def test_relation_heads_divide_every_width_also_of_grouped_keys():
 def test_attention_that_cannot_be_taken_is_refused():
     closed = replace(shape(4, 32), attention=AttentionLayout.CLOSED)
     for pair in ((closed, shape(4, 32)), (shape(4, 32), closed)):
-        with pytest.raises(UsageError, match="attention of llama cannot be taken; give --delta 0"):
+        with pytest.raises(UsageError, match="attention of llama cannot be captured; give --delta 0"):
             check_attention(propose(*pair), True)
 
 

@@ -177,12 +177,12 @@ def test_words_that_are_none_and_maps_with_weights_of_their_own_are_refused(kdal
     with pytest.raises(UsageError, match=r"numbers such as \[1, 2, 3\]"):
         build_recipe(None, NEEDED, ["align.weights=3"])
     for word in WORDS[1:]:
-        for choice, said in (("cka", "brings its own weights lambda_l"), ("learned", "align.weights=uniform")):
+        for choice, said in (("cka", "has weights lambda_l of its own"), ("learned", "align.weights=uniform")):
             with pytest.raises(UsageError, match=said):
                 propose(shape(4), shape(2), choice, options=PlanOptions(weights=word))
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data, "--dry-run")
     status, _, errors = kdalign(*words, "--map", "cka", "--set", "align.weights=ramp")
-    assert (status, "map 'cka' brings its own weights" in one_line(errors)) == (2, True)
+    assert (status, "map 'cka' has weights lambda_l of its own" in one_line(errors)) == (2, True)
 
 
 def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():

@@ -112,7 +112,7 @@ def check_text(text: str, where: str, column: str) -> str:
 
 def not_text_error(cell: object, where: str, column: str) -> UsageError:
     """Build the error for a cell that is no text."""
-    return UsageError(f"{where} has {describe_cell(cell)} in column {column!r}, where text is asked for")
+    return UsageError(f"{where} has {describe_cell(cell)} in column {column!r}, where text is expected")
 
 
 def describe_cell(cell: object) -> str:
@@ -184,7 +184,7 @@ def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool
         if value is None or (finite and not math.isfinite(value)):
             raise UsageError(
                 f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a "
-                f"{'finite ' if value is not None else ''}number is asked for"
+                f"{'finite ' if value is not None else ''}number is expected"
                 + ("; write its decimals after a point" if value is None and has_comma(cells[row]) else "")
             )
     return np.array(found, dtype=np.float64)

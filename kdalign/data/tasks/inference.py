@@ -39,7 +39,7 @@ def infer_task(source: DataSource) -> ClassificationTask:
     if len(table) == 0:
         raise UsageError(f"{where} has no rows")
     if len(table) == 1:
-        raise UsageError(f"{where} has one row, and what the task is cannot be worked out from it (at least two)")
+        raise UsageError(f"{where} has one row, from which no task can be inferred (at least two are needed)")
     label = _label_column(table, source)
     columns = _text_columns(table, label, source)
     if looks_like_data(label) or all(map(looks_like_data, columns)):
@@ -140,7 +140,7 @@ def _no_text_error(table: "pd.DataFrame", source: DataSource) -> UsageError:
         if str(column).strip().lower() in TEXT_COLUMNS and table[column].astype(str).nunique() == 1:
             return UsageError(
                 f"{source}, split 'train': column {column!r} has {describe_cell(column_cells(table, column)[0])} in "
-                "every row, and nothing can be learnt from one text"
+                "every row, and nothing can be learned from one text"
             )
     return UsageError(
         f"{source}: no text column (columns: {', '.join(map(str, table.columns))}){missing_header_hint(table)}"
@@ -175,14 +175,14 @@ def _numbered_classes(values: "np.ndarray[Any, Any]", label: str, where: str) ->
         return (), f"a score from {lowest:g} to {highest:g}"
     if lowest == highest:
         raise UsageError(
-            f"{where}: all labels in {label!r} are {lowest:g}, so the classes cannot be worked out: there are two or "
+            f"{where}: all labels in {label!r} are {lowest:g}, so the classes cannot be inferred: there are two or "
             "more; name them in a task file"
         )
     if lowest != 0 or not 1 <= highest < _MOST_CLASSES:
         mend = f"; subtract {lowest:g}" if lowest > 0 and highest > lowest else ""
         raise UsageError(
             f"{where}: labels from {lowest:g} to {highest:g} in {label!r} are not classes counted from 0, so they "
-            f"cannot be worked out{mend}{', or' if mend else ';'} name them in a task file"
+            f"cannot be inferred{mend}{', or' if mend else ';'} name them in a task file"
         )
     names = tuple(f"LABEL_{number}" for number in range(int(highest) + 1))
     absent = [str(number) for number in range(len(names)) if number not in set(values.tolist())]

@@ -31,7 +31,7 @@ def read_labels(task: ClassificationTask, table: "pd.DataFrame", where: str) -> 
     if task.label not in table.columns:
         near = [str(name) for name in table.columns if str(name).strip().lower() == task.label.lower()]
         if near:
-            raise UsageError(f"{where}: column {near[0]!r} must be called {task.label!r}, by these very letters")
+            raise UsageError(f"{where}: column {near[0]!r} must be called {task.label!r}, in exactly this spelling")
         return None
     cells = [None if isinstance(cell, str) and is_blank(cell) else cell for cell in column_cells(table, task.label)]
     missing = [row for row, cell in enumerate(cells) if is_missing(cell)]
@@ -67,7 +67,7 @@ def check_kinds(cells: Sequence[object], where: str, column: str) -> set[Kind]:
     for row, kind in zip(rows, kinds, strict=True):
         if kind == "other":
             raise UsageError(
-                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a label is asked for "
+                f"{where}: row {row} has {describe_cell(cells[row])} in column {column!r}, where a label is expected "
                 "(accepted: text, or numbers)"
             )
         if _ALIKE[kind] != _ALIKE[kinds[0]]:

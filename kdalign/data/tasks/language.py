@@ -153,7 +153,7 @@ def language_task(name: str) -> LanguageTask | None:
         return LanguageTask(name.replace(":", "-"), kind, columns, DataSource(), language=language)
     glue = GLUE.get(rest)
     if kind == "embedding" and (glue is None or not glue.regression):
-        raise UsageError(f"task {name!r}: embeddings are scored on pairs with a degree of likeness, as in {kind}:stsb")
+        raise UsageError(f"task {name!r}: embeddings are scored on pairs with a similarity, as in {kind}:stsb")
     if glue is None:
         if not rest:
             raise UsageError(f"task {name!r} names no column: give one, as in {kind}:text")

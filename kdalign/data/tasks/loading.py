@@ -103,7 +103,7 @@ def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
     if file_format(files[0]) == "txt":
         if len(task.columns) > 1:
             raise UsageError(
-                f"--unlabelled {str(files[0])!r} holds one text a line, and task {task.name!r} reads pairs "
+                f"--unlabelled {str(files[0])!r} holds one text per line, and task {task.name!r} reads pairs "
                 f"({', '.join(task.columns)}): give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
             )
         blank = [is_blank(line) for line in table["text"]]

@@ -61,7 +61,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
     check_named(name, folder, dataset, config)
     if name == INFERRED:
         if folder is None and dataset is None:
-            raise UsageError("--task classification works itself out from the data: give --data DIR or --dataset NAME")
+            raise UsageError("--task classification is inferred from the data: give --data DIR or --dataset NAME")
         return infer_task(_source(folder, dataset, config, name))
     language = language_task(name)
     if language is not None:

@@ -55,9 +55,7 @@ def default_template(task: ClassificationTask) -> PromptTemplate:
         UsageError: the task has a score.
     """
     if task.regression:
-        raise UsageError(
-            f"task {task.name!r} asks for a score, which no word stands for: text can only ask for classes"
-        )
+        raise UsageError(f"task {task.name!r} has a score, which no word stands for: only classes have prompts")
     answers = tuple(label.replace("_", " ") for label in task.labels)
     lines = [f"{_escape(column)}: {{{column}}}" for column in task.columns]
     choice = f"{', '.join(answers[:-1])} or {answers[-1]}"

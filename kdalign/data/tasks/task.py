@@ -65,7 +65,7 @@ class PromptTemplate:
                 answer.
         """
         if not labels:
-            raise UsageError(f"task {name!r} asks for a score: a prompt and answers need 'labels' to choose from")
+            raise UsageError(f"task {name!r} has a score: a prompt and answers need 'labels' to choose from")
         parts = _parts(self.template)
         if any("{" in part or "}" in part for part in parts[::2]):  # between places and doubled braces
             raise UsageError(f"task {name!r}: the prompt has a brace that belongs to no place; write it twice")

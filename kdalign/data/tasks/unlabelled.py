@@ -79,7 +79,7 @@ def unlabelled_texts(
     if limit is not None and limit < len(kept):
         kept = np.sort(np.random.default_rng([seed, len(kept)]).permutation(kept)[:limit])
     if not len(kept):
-        raise UsageError(f"--unlabelled {data.unlabelled}: every text equals one that is learnt or scored already")
+        raise UsageError(f"--unlabelled {data.unlabelled}: every text equals one that is trained on or scored already")
     labelled = next(iter(known.values()))
     per_epoch = _rows_per_epoch(len(labelled), len(kept), data.unlabelled_share)
     return UnlabelledSource(texts.take(kept.tolist()), source, dropped, per_epoch)
@@ -104,7 +104,7 @@ def _rows_per_epoch(labelled: int, unlabelled: int, share: float | None) -> int:
     wanted = max(1, round(labelled * share / (1 - share)))
     if wanted > unlabelled:
         raise UsageError(
-            f"data.unlabelled_share={share:g} takes {wanted:,} texts without labels beside {labelled:,} labelled rows, "
-            f"and there are {unlabelled:,} (accepted: up to {unlabelled / (labelled + unlabelled):.3g})"
+            f"data.unlabelled_share={share:g} takes {wanted:,} texts without labels next to {labelled:,} labelled "
+            f"rows, and there are {unlabelled:,} (accepted: up to {unlabelled / (labelled + unlabelled):.3g})"
         )
     return wanted
