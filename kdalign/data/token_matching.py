@@ -48,18 +48,20 @@ class TokenAlignment:
         """Student positions with a counterpart."""
         return self.shares.sum(dim=-1) > 0
 
-    def states(self, states: Float[Tensor, "batch *heads theirs width"]) -> Float[Tensor, "batch *heads time width"]:
+    def align_features(
+        self, states: Float[Tensor, "batch *heads theirs width"]
+    ) -> Float[Tensor, "batch *heads time width"]:
         """Map the teacher's features to the student's positions, in float32."""
         shares = self.shares if states.ndim == 3 else self.shares[:, None]
         return shares @ states.float()
 
-    def maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
+    def align_maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
         """Map the teacher's attention to the student's positions, renormalised over the keys that both have."""
         between = self.shares[:, None] @ maps.float()
         lost = (between * ~(self.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
         return between @ self.spread[:, None] / (1 - lost).clamp_min(torch.finfo(between.dtype).eps)
 
-    def answered(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
+    def align_predictions(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
         """Pick the teacher's features that predict the student's token; arbitrary ones where no position does."""
         index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)

@@ -103,7 +103,7 @@ class Baseline:
         cases, train = self.job.cases, self.job.training_texts
         unigram = Unigram(normalise_spacing(train, self.job.language) or [case.prompt for case in cases])
         lengths = [case.words or len(case.references[0].split()) for case in cases]
-        texts = [case.cut(text) for case, text in zip(cases, unigram.write(lengths), strict=True)]
+        texts = [case.trim(text) for case, text in zip(cases, unigram.write(lengths), strict=True)]
         source = "train" if train else "the prompts"
         return texts, f"words of {source} drawn by their frequency, as many as the reference has"
 

@@ -79,15 +79,15 @@ def generate(
         for rows in _batches(cases):
             texts, shortened = generator(model, tokenizer, [cases[row] for row in rows], settings)
             cut += shortened
-            written |= {row: cases[row].cut(text) for row, text in zip(rows, texts, strict=True)}
+            written |= {row: cases[row].trim(text) for row, text in zip(rows, texts, strict=True)}
             progress(len(written), len(cases))
     return [written[row] for row in range(len(cases))], cut
 
 
 def _batches(cases: Sequence[GenerationCase]) -> Iterator[list[int]]:
     """Group cases by token budget, so that none ends by the others', then sort by length to pad little."""
-    order = sorted(range(len(cases)), key=lambda number: (-cases[number].room, -len(cases[number].prompt)))
-    for _, group in groupby(order, key=lambda number: cases[number].room):
+    order = sorted(range(len(cases)), key=lambda number: (-cases[number].token_budget, -len(cases[number].prompt)))
+    for _, group in groupby(order, key=lambda number: cases[number].token_budget):
         rows = list(group)
         for start in range(0, len(rows), ROWS):
             yield rows[start : start + ROWS]
@@ -137,7 +137,7 @@ class _CasesEnded(StoppingCriteria):  # type: ignore[misc]  # Transformers' are 
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         texts = _decode(self._tokenizer, input_ids[:, self._prompt :])
-        ended = [case.ended(text) for text, case in zip(texts, self._cases, strict=True)]
+        ended = [case.is_complete(text) for text, case in zip(texts, self._cases, strict=True)]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -248,7 +248,7 @@ def _generate_masked(
 
 def _tokenize_case(tokenizer: PreTrainedTokenizerBase, case: GenerationCase) -> tuple[list[int], int]:
     """Return a prompt's tokens, and the number of tokens of the held-out text after it."""
-    tokens = tokenizer(case.whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens = tokenizer(case.full_text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prompt = [
         token
         for token, (_, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
@@ -291,7 +291,7 @@ def _generate_permutation(
         going = [
             row
             for row, text in zip(going, texts, strict=True)
-            if ids[row][-1] != tokenizer.eos_token_id and not cases[row].ended(text)
+            if ids[row][-1] != tokenizer.eos_token_id and not cases[row].is_complete(text)
         ]
         if not going:
             break
@@ -300,9 +300,9 @@ def _generate_permutation(
 
 def _budget(cases: Sequence[GenerationCase], settings: GenerationSettings, with_prompt: bool = False) -> int:
     """Return the most new tokens: for continuations enough for all of their words, else the setting."""
-    if not cases[0].room:
+    if not cases[0].token_budget:
         return settings.new_tokens
-    return cases[0].room + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
+    return cases[0].token_budget + (max(len(case.prompt.encode()) for case in cases) if with_prompt else 0)
 
 
 def _search(settings: GenerationSettings, new_tokens: int) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class ServedTarget:
     def _score_texts(self, result: EvaluationResult, opened: _Opened, metrics: Sequence[str]) -> EvaluationResult:
         """Score texts that the model generates."""
         api, cases = opened.api, self.job.prompted_cases
-        limits = [case.room or self.job.settings.generation.new_tokens for case in cases]
+        limits = [case.token_budget or self.job.settings.generation.new_tokens for case in cases]
         stop = [cases[0].stop] if cases[0].stop else None
         api.complete([cases[0].prompt], limits[:1], stop)  # shows whether the server completes raw text or only chats
         signature = f"greedy{self.job.prompt_note}"
@@ -119,7 +119,7 @@ class ServedTarget:
         signature += f"; {api.endpoint} of the API"
         if api.dropped:
             signature += f", which refuses {', '.join(api.dropped)}"
-        texts = [case.cut(answer) for case, answer in zip(cases, answers, strict=True)]
+        texts = [case.trim(answer) for case, answer in zip(cases, answers, strict=True)]
         if api.cut_empty:
             signature += f"; {api.cut_empty:,} answers are empty because their tokens ran out"
         return add_text_scores(result, self.job, cases, texts, metrics, signature, opened.output)

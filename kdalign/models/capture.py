@@ -77,7 +77,7 @@ class Activations:
         """A teacher's signals at its student's positions; features and logits stay where they are."""
 
         def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
-            return {place: matching.states(states) for place, states in kept.items()}
+            return {place: matching.align_features(states) for place, states in kept.items()}
 
         return replace(
             self,
@@ -86,7 +86,7 @@ class Activations:
             queries=at(self.queries),
             keys=at(self.keys),
             values=at(self.values),
-            attention={layer: matching.maps(kept) for layer, kept in self.attention.items()},
+            attention={layer: matching.align_maps(kept) for layer, kept in self.attention.items()},
             compared=matching.compared,
         )
 

@@ -102,7 +102,7 @@ def test_where_positions_match_left_to_right_both_have_read_the_same_and_no_atte
     matching = align_tokens(tensor(ours), tensor(theirs), left_to_right=True)
     maps = torch.ones(1, 1, len(theirs), len(theirs)).tril().softmax(dim=-1)
     maps = maps.tril() / maps.tril().sum(dim=-1, keepdim=True)
-    moved = matching.maps(maps)[0, 0]
+    moved = matching.align_maps(maps)[0, 0]
     for position, theirs_too in enumerate(matching.answers[0].tolist()):
         assert (theirs_too >= 0) == bool((theirs[:, 1] == ours[position, 1]).any())
         if theirs_too >= 0:
@@ -119,7 +119,7 @@ def test_where_models_see_all_every_character_counts_once(one, other, total):
     torch.testing.assert_close(matching.spread.sum(dim=-1), torch.ones(1, len(theirs)))
     starts = torch.tensor(theirs.mean(axis=1), dtype=torch.float32)[None, :, None]
     # A straight line over the text stays within the token's neighbours.
-    assert bool(((matching.states(starts)[0, :, 0] - torch.tensor(ours.mean(axis=1))).abs() <= 4).all())
+    assert bool(((matching.align_features(starts)[0, :, 0] - torch.tensor(ours.mean(axis=1))).abs() <= 4).all())
 
 
 @given(PARTS, PARTS, st.integers(1, 60), st.tuples(st.integers(4, 9), st.integers(4, 9)))

@@ -53,13 +53,13 @@ def test_texts_have_one_spacing_whatever_tokenizer_wrote_them():
 
 def test_a_continuation_is_cut_to_as_many_words_as_are_held_out():
     case = GenerationCase("the", ("a b c",), 3)
-    assert case.cut("  one two , three four") == "one two, three"
-    assert not case.ended("one two three -")  # the third may go on
-    assert case.cut("one two three - four five") == "one two three-four"
-    assert case.ended("one two three four f")
+    assert case.trim("  one two , three four") == "one two, three"
+    assert not case.is_complete("one two three -")  # the third may go on
+    assert case.trim("one two three - four five") == "one two three-four"
+    assert case.is_complete("one two three four f")
     line = GenerationCase("Q:", ("a",), stop="\n")
-    assert line.cut(" an answer\nQ: more") == "an answer"
-    assert (line.ended(" an answer"), line.ended(" an answer\n")) == (False, True)
+    assert line.trim(" an answer\nQ: more") == "an answer"
+    assert (line.is_complete(" an answer"), line.is_complete(" an answer\n")) == (False, True)
 
 
 @pytest.mark.parametrize("kind", first_only(["llama", "gpt2", "gpt_neox", "opt"], 2))
@@ -67,15 +67,15 @@ def test_a_causal_model_goes_on_with_its_likeliest_token_whatever_stands_beside_
     net, reads = model(kind), tokenizer("causal")
     together, _ = generate(net, reads, CASES, GenerationSettings(), no_progress)
     for case, text in zip(CASES, together, strict=True):
-        most = min(case.room, 32)  # half of its positions
+        most = min(case.token_budget, 32)  # half of its positions
         ids = reads(case.prompt, add_special_tokens=False)["input_ids"][-(64 - most) :]
         start = len(ids)
         with torch.no_grad():
-            while len(ids) < start + most and not case.ended(reads.decode(ids[start:], skip_special_tokens=True)):
+            while len(ids) < start + most and not case.is_complete(reads.decode(ids[start:], skip_special_tokens=True)):
                 ids.append(int(net(torch.tensor([ids])).logits[0, -1].argmax()))
                 if ids[-1] == reads.eos_token_id:
                     break
-        assert case.cut(reads.decode(ids[start:], skip_special_tokens=True)) == text
+        assert case.trim(reads.decode(ids[start:], skip_special_tokens=True)) == text
 
 
 @pytest.mark.slow
@@ -86,7 +86,9 @@ def test_a_permutation_model_goes_on_from_left_to_right_whatever_stands_beside_i
     case, text = CASES[0], together[0]
     ids = reads(case.prompt, add_special_tokens=False)["input_ids"]
     start, special = len(ids), set(reads.all_special_ids) - {reads.eos_token_id}
-    while len(ids) < start + case.room and not case.ended(reads.decode(ids[start:], skip_special_tokens=True)):
+    while len(ids) < start + case.token_budget and not case.is_complete(
+        reads.decode(ids[start:], skip_special_tokens=True)
+    ):
         place = torch.zeros(1, 1, len(ids) + 1)
         place[0, 0, -1] = 1
         hidden = torch.ones(1, len(ids) + 1, len(ids) + 1).triu()
@@ -96,12 +98,12 @@ def test_a_permutation_model_goes_on_from_left_to_right_whatever_stands_beside_i
         ids.append(int(logits.argmax()))
         if ids[-1] == reads.eos_token_id:
             break
-    assert case.cut(reads.decode(ids[start:], skip_special_tokens=True)) == text
+    assert case.trim(reads.decode(ids[start:], skip_special_tokens=True)) == text
 
 
 def mask_predict(net, reads, case, rounds):
     """Mask-Predict for one text, step by step."""
-    whole = reads(case.whole, add_special_tokens=False, return_offsets_mapping=True)
+    whole = reads(case.full_text, add_special_tokens=False, return_offsets_mapping=True)
     prompt = [
         t for t, (_, end) in zip(whole["input_ids"], whole["offset_mapping"], strict=True) if end <= len(case.prompt)
     ]
@@ -120,7 +122,7 @@ def mask_predict(net, reads, case, rounds):
         masked = sorted(range(size), key=lambda place: sure[place])[: size * (rounds - turn) // rounds]
         for place in masked:
             ids[first + place] = reads.mask_token_id
-    return case.cut(reads.decode(ids[first : first + size], skip_special_tokens=True))
+    return case.trim(reads.decode(ids[first : first + size], skip_special_tokens=True))
 
 
 def test_how_an_answer_was_written_says_where_it_is_ended():
@@ -166,9 +168,11 @@ def test_a_model_that_fills_masks_continues_a_text_by_what_it_puts_there():
     written, _ = generate(net, copy, CASES[:3], GenerationSettings(), no_progress)
     for case, text in zip(CASES[:3], written, strict=True):
         ids = copy(f"{case.prompt} <extra_id_0>", return_tensors="pt")
-        said = copy.decode(net.generate(**ids, max_new_tokens=max(c.room for c in CASES[:3]), do_sample=False)[0])
+        said = copy.decode(
+            net.generate(**ids, max_new_tokens=max(c.token_budget for c in CASES[:3]), do_sample=False)[0]
+        )
         gap = said.partition("<extra_id_0>")[2].partition("<extra_id_1>")[0]
-        assert case.cut(gap.replace(copy.pad_token, " ").replace(copy.eos_token, " ")) == text
+        assert case.trim(gap.replace(copy.pad_token, " ").replace(copy.eos_token, " ")) == text
 
 
 def _with_sentinels(reads):
@@ -605,12 +609,12 @@ def test_spacing_leaves_what_is_written_as_it_is():
         assert normalise_spacing([text]) == [text]
     assert normalise_spacing(["Ça va ? Oui , merci !"], "fr") == ["Ça va ? Oui, merci !"]
     case = GenerationCase("x", ("Ça va ? Oui, merci !",), 6, language="fr")
-    assert case.cut(case.references[0]) == case.references[0]
+    assert case.trim(case.references[0]) == case.references[0]
 
 
 def test_even_a_byte_a_token_has_room_for_what_is_held_out():
     case = GenerationCase("x", ("extraordinarily incomprehensible characterisations",), 3)
-    assert case.room >= len(case.references[0].encode())
+    assert case.token_budget >= len(case.references[0].encode())
 
 
 def test_noise_of_a_pair_is_drawn_for_each_text():

@@ -30,12 +30,12 @@ class GenerationCase:
     language: str = ""
 
     @property
-    def whole(self) -> str:
+    def full_text(self) -> str:
         """The prompt and the reference after it."""
         return f"{self.prompt} {self.references[0]}"
 
     @property
-    def room(self) -> int:
+    def token_budget(self) -> int:
         """Token budget that holds ``words`` words even at a byte per token; 0 if the model ends the text.
 
         In steps of 32, so that many cases have the same budget and are generated together.
@@ -43,7 +43,7 @@ class GenerationCase:
         needed = max(3 * self.words, len(self.references[0].encode())) + 16
         return -(-needed // 32) * 32 if self.words else 0
 
-    def ended(self, text: str) -> bool:
+    def is_complete(self, text: str) -> bool:
         """Return whether a text is long enough: two words have begun after the wanted ones.
 
         After only one, the last wanted word might still grow: ``all -`` becomes ``all-consuming``.
@@ -52,7 +52,7 @@ class GenerationCase:
             return True
         return bool(self.words) and len(normalise_spacing([text], self.language)[0].split()) > self.words + 1
 
-    def cut(self, text: str) -> str:
+    def trim(self, text: str) -> str:
         """Cut a generated text at its end; a continuation gets normalised spacing."""
         if self.words:
             return first_words(normalise_spacing([text], self.language)[0], self.words)

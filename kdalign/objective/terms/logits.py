@@ -145,7 +145,7 @@ class LMHeadLoss(TokenLoss):
         if self.soft > 0:
             assert view.taught.head is not None, "a language model has a vocabulary"
             features = view.taught.features
-            features = features if matching is None else matching.answered(features)
+            features = features if matching is None else matching.align_predictions(features)
             teacher = Side(features[positions], view.taught.head)
         targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
         total, hard, soft = vocabulary_losses(
