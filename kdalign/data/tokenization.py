@@ -157,7 +157,7 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
     if "places" in needed and not tokenizer.is_fast:
         raise UsageError(
             f"task {task!r} needs the characters of each token, which the tokenizer of {name!r} cannot give "
-            f"({type(tokenizer).__name__}, without a tokenizer.json); save it as tokenizer.json beside the model"
+            f"({type(tokenizer).__name__}, without a tokenizer.json); save it as tokenizer.json next to the model"
         )
     ids = {
         "start": (special_frame(tokenizer)[0] or [tokenizer.bos_token_id, tokenizer.eos_token_id])

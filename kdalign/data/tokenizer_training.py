@@ -26,7 +26,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
 """Templates of a text and of a pair for each family; ``:1`` is a token type."""
 
 
-# Transformers rebuilds a tokenizer that lies beside a "qwen2" configuration with this pattern, whatever its file says:
+# Transformers rebuilds a tokenizer in the folder of a "qwen2" configuration with this pattern, whatever its file says:
 # any other would give other ids after loading. It composes accents there, too (NFC); to that there is no answer here.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -1,1 +1,1 @@
-"""What is minimised: losses, terms, layer weights, balancing."""
+"""Training objective: losses, terms, layer weights, balancing."""

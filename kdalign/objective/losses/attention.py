@@ -19,7 +19,7 @@ def attention_distance(
 
     .. math:: \frac{1}{H} \sum_{b,h,i} m_{bi} \sum_j (A^s_{bhij} - A^t_{bhij})^2
 
-    The maps are probabilities over keys (each row sums to 1, before dropout), so a row's distance lies in 0..2 and
+    The maps are probabilities over keys (each row sums to 1, before dropout), so a row's distance is in 0..2 and
     does not shrink with the length, as a mean over keys would. Padded keys have probability 0 in both.
     L_attn of arXiv:2412.19449.
     """

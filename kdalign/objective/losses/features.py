@@ -72,7 +72,7 @@ class _PairDistancesFunction(torch.autograd.Function):
 
 
 def cosine_distance(features: PairDistances, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    r"""One minus the cosine of the angle between two features, summed over counted positions; each lies in 0..2.
+    r"""Cosine distance of two features, summed over counted positions; each in 0..2.
 
     .. math:: \sum_{b,i} m_{bi} (1 - \cos(h^s_{bi}, h^t_{bi}))
 
@@ -142,7 +142,7 @@ def patient_distance(
 def embedding_distance(
     student: Float[Tensor, "batch width"], teacher: Float[Tensor, "batch width"], mask: Bool[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    r"""One minus the cosine of the angle between two embeddings of a text, summed over counted texts; each in 0..2.
+    r"""Cosine distance of two embeddings of a text, summed over counted texts; each in 0..2.
 
     .. math:: \sum_b m_b (1 - \cos(e^s_b, e^t_b))
 

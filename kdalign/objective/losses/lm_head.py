@@ -95,12 +95,7 @@ def vocabulary_losses(
     dtype = loss.dtype or student.dtype
     wide, head = wide_dtype(dtype), student.head.detached(dtype)
     learned = student.features, student.head.weight, student.head.bias
-    gradients = [
-        torch.zeros_like(tensor, dtype=wide)
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-        else None
-        for tensor in learned
-    ]
+    gradients = [_zeros_for(tensor, wide) for tensor in learned]
     differentiated = any(gradient is not None for gradient in gradients)
     hard_sum, soft_sum = student.features.new_zeros(2, dtype=wide)
     with torch.no_grad(), torch.autocast(student.features.device.type, enabled=False):
@@ -121,6 +116,13 @@ def vocabulary_losses(
     if differentiated:
         total = _KnownGradients.apply(total, gradients, *learned)  # type: ignore[no-untyped-call]
     return total, hard_sum.float(), soft_sum.float()
+
+
+def _zeros_for(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """An empty sum of a tensor's gradient; None for a tensor that gets none."""
+    if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
+        return None
+    return torch.zeros_like(tensor, dtype=dtype)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
