@@ -9,7 +9,7 @@ once, by the units of the whole optimizer step::
     class SureGap:
         needs, unit = frozenset({Signal.LOGITS}), Unit.EXAMPLE
 
-        def __init__(self, setting, power=2.0):  # a TermContext, and the options of the recipe
+        def __init__(self, context, power=2.0):  # a TermContext, and the options of the recipe
             self.power = power
 
         def __call__(self, view):  # a TermInputs

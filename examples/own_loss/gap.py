@@ -20,8 +20,8 @@ class ConfidenceGap:
     needs = frozenset({Signal.LOGITS})
     unit = Unit.EXAMPLE
 
-    def __init__(self, setting: TermContext, power: float = 2.0) -> None:
-        if setting.classes < 2:
+    def __init__(self, context: TermContext, power: float = 2.0) -> None:
+        if context.classes < 2:
             raise ValueError("a score has no confidence")
         self.power = power
 

@@ -127,8 +127,8 @@ def _add_schedules(objective: Objective, weights: Weights) -> Objective:
 
 def _further_terms(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
     """Build the terms that the recipe names."""
-    setting = TermContext(plan, {} if plan is None else _layer_pairs(plan), classes, weights.temperature)
-    return {name: (weight, term) for name, weight, term in build_terms(weights.terms, setting)}
+    context = TermContext(plan, {} if plan is None else _layer_pairs(plan), classes, weights.temperature)
+    return {name: (weight, term) for name, weight, term in build_terms(weights.terms, context)}
 
 
 def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:

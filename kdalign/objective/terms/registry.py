@@ -59,39 +59,44 @@ Rows = Annotated[int, Field(ge=0, le=1_000_000)]
 Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
 
-def build_terms(named: Mapping[str, Mapping[str, Any]], setting: TermContext) -> Iterator[tuple[str, float, LossTerm]]:
+def build_terms(named: Mapping[str, Mapping[str, Any]], context: TermContext) -> Iterator[tuple[str, float, LossTerm]]:
     """Build the terms that a recipe names, with their weights; with several stacks, names end with the stack's.
 
     Args:
         named: a ``weight`` and the term's own options, by name.
-        setting: task and plan.
+        context: task and plan.
 
     Raises:
         UsageError: an unknown term or option, or a term that does not fit, with the reason.
     """
     for name, given in named.items():
         options = {key: value for key, value in given.items() if key != "weight"}
-        made = resolve(name, TERMS, "term")
+        build = resolve(name, TERMS, "term")
         if given["weight"] == 0:
             continue
         if name in TERMS:
             _check_options(name, options)
-            made = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(made)
-        own = {stack: place.of_one_term() for stack, place in setting.places.items()}
-        try:
-            found = made(replace(setting, places=own), **options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
-        except UsageError as error:
-            raise UsageError(f"term {name!r} {error}") from None
-        several: Mapping[str, LossTerm] = found if isinstance(found, Mapping) else {"": found}
-        for stack, term in several.items():
+            build = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(build)
+        built = _call(name, build, context, options)
+        terms: Mapping[str, LossTerm] = built if isinstance(built, Mapping) else {"": built}
+        for stack, term in terms.items():
             if not isinstance(getattr(term, "needs", None), frozenset) or not isinstance(term.unit, Unit):
                 raise UsageError(f"term {name!r}: {term!r} has no 'needs' (a frozenset of Signal) and 'unit' (a Unit)")
-            yield f"{name} {stack}" if len(several) > 1 else name, given["weight"], term
+            yield f"{name} {stack}" if len(terms) > 1 else name, given["weight"], term
+
+
+def _call(name: str, build: Maker, context: TermContext, options: Mapping[str, Any]) -> Made:
+    """Call a term's function or class with layer weights of its own; its errors name the term."""
+    places = {stack: place.of_one_term() for stack, place in context.places.items()}
+    try:
+        return build(replace(context, places=places), **options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"term {name!r}: {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"term {name!r}: {str(error).rpartition('() ')[2]}") from None
+    except UsageError as error:
+        raise UsageError(f"term {name!r} {error}") from None
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -104,86 +109,86 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
             raise UsageError(f"term {name!r}: {key}={value!r} is no number")
 
 
-def _need_layers(setting: TermContext) -> Mapping[str, LayerPairs]:
-    if not setting.places:
+def _need_layers(context: TermContext) -> Mapping[str, LayerPairs]:
+    if not context.places:
         raise UsageError("compares layers with a teacher's, and there is none")
-    return setting.places
+    return context.places
 
 
-def _need_classes(setting: TermContext, least: int = 2, why: str = "") -> None:
-    if setting.classes < 2:
+def _need_classes(context: TermContext, least: int = 2, why: str = "") -> None:
+    if context.classes < 2:
         raise UsageError("compares the logits of classes, and this task has none")
-    if setting.classes < least:
+    if context.classes < least:
         raise UsageError(f"needs {least} classes or more: {why}")
 
 
-def _logit_mse(setting: TermContext) -> Made:
-    _need_classes(setting)
+def _logit_mse(context: TermContext) -> Made:
+    _need_classes(context)
     return LogitMSE()
 
 
-def _dkd(setting: TermContext, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
-    _need_classes(setting, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
-    return DecoupledKD(temperature or setting.temperature, other)
+def _dkd(context: TermContext, temperature: Above0 | None = None, other: NotNegative = 8.0) -> Made:
+    _need_classes(context, 3, "of two, there is one other than the label, and nothing to tell apart among the others")
+    return DecoupledKD(temperature or context.temperature, other)
 
 
-def _dist(setting: TermContext, temperature: Above0 | None = None) -> Made:
-    _need_classes(setting, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
-    return CorrelationDistance(temperature or setting.temperature)
+def _dist(context: TermContext, temperature: Above0 | None = None) -> Made:
+    _need_classes(context, 3, "of two numbers that sum to 1 the correlation is 1 or -1, whatever the student says")
+    return CorrelationDistance(temperature or context.temperature)
 
 
-def _nmse(setting: TermContext) -> Made:
-    return {stack: RelativeMSE(place) for stack, place in _need_layers(setting).items()}
+def _nmse(context: TermContext) -> Made:
+    return {stack: RelativeMSE(place) for stack, place in _need_layers(context).items()}
 
 
-def _pkd(setting: TermContext) -> Made:
-    if not setting.classes:
+def _pkd(context: TermContext) -> Made:
+    if not context.classes:
         raise UsageError("compares the position that sums up a text for a class or a score, and this task has none")
-    return {stack: PatientKD(place) for stack, place in _need_layers(setting).items() if not place.reads_target}
+    return {stack: PatientKD(place) for stack, place in _need_layers(context).items() if not place.reads_target}
 
 
-def _attended_euclid(setting: TermContext) -> Made:
-    places = _need_layers(setting)
-    return {stack: AttendedEuclid(place, setting.variances(place)) for stack, place in places.items()}
+def _attended_euclid(context: TermContext) -> Made:
+    places = _need_layers(context)
+    return {stack: AttendedEuclid(place, context.variances(place)) for stack, place in places.items()}
 
 
-def _attention_kl(setting: TermContext) -> Made:
-    places, plan = _need_layers(setting), setting.plan
+def _attention_kl(context: TermContext) -> Made:
+    places, plan = _need_layers(context), context.plan
     assert plan is not None, "there are places"
     return {stack: AttentionMaps(place, plan.heads == "mean", divergence=True) for stack, place in places.items()}
 
 
 def _row_wise(loss: Callable[..., Any], over: Over) -> Maker:
-    def made(setting: TermContext) -> Made:
-        return {stack: RowWise(place, loss, over) for stack, place in _need_layers(setting).items()}
+    def build(context: TermContext) -> Made:
+        return {stack: RowWise(place, loss, over) for stack, place in _need_layers(context).items()}
 
-    return made
+    return build
 
 
 def _info_nce(
-    setting: TermContext,
+    context: TermContext,
     temperature: Above0 = 0.07,
     over: Over = "texts",
     queue: Rows = 0,
     supervised: bool = False,
     positives: Literal["teacher", "dropout"] = "teacher",
 ) -> Made:
-    if supervised and setting.classes < 2:
+    if supervised and context.classes < 2:
         raise UsageError("takes inputs of one class as alike, and this task has none")
     if supervised and queue:
         raise UsageError("takes supervised or a queue, whose rows have no labels, not both")
     options = ContrastiveOptions(temperature, over, supervised, queue, again=positives == "dropout")
-    return _contrastive(setting, options)
+    return _contrastive(context, options)
 
 
-def _crd(setting: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
-    return _contrastive(setting, ContrastiveOptions(temperature, queue=queue, negatives=negatives))
+def _crd(context: TermContext, temperature: Above0 = 0.07, queue: Rows = 4096, negatives: Drawn = 100) -> Made:
+    return _contrastive(context, ContrastiveOptions(temperature, queue=queue, negatives=negatives))
 
 
-def _contrastive(setting: TermContext, options: ContrastiveOptions) -> Made:
+def _contrastive(context: TermContext, options: ContrastiveOptions) -> Made:
     return {
-        stack: Contrastive(place, [setting.width(stack)] * len(place.pairs), options)
-        for stack, place in _need_layers(setting).items()
+        stack: Contrastive(place, [context.width(stack)] * len(place.pairs), options)
+        for stack, place in _need_layers(context).items()
     }
 
 
