@@ -106,15 +106,15 @@ def measure_similarities(
     """
     stacks = {ours.name for _, ours in plan.stacks}
     kept = _collect_features(plan, (student, teacher), batches, special, device)
-    found = {}
+    by_stack = {}
     for stack in sorted(stacks):
         ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
         if len(ours[0]) < LEAST_TOKENS:
             raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
         if not all(bool(rows.isfinite().all()) for rows in (*ours, *theirs)):
             raise UsageError(f"a model's {stack} gives numbers that are not finite: its layers cannot be compared")
-        found[stack] = similarities(ours, theirs)
-    return found, len(ours[0])
+        by_stack[stack] = similarities(ours, theirs)
+    return by_stack, len(ours[0])
 
 
 def start_projections(

@@ -39,10 +39,10 @@ def measured_strategy(choice: str) -> Callable[[Alike], Flows]:
     Raises:
         UsageError: there is none.
     """
-    found = resolve(choice, MEASURED, "map")
-    if not callable(found):
+    strategy = resolve(choice, MEASURED, "map")
+    if not callable(strategy):
         raise UsageError(f"map {choice!r} is not a function of similarities (student layers, teacher layers)")
-    return found
+    return strategy
 
 
 def is_measured_map(choice: str) -> bool:

@@ -165,16 +165,16 @@ class Plan:
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
         """Mixtures of heads that attention maps need, also those of cross-attention."""
-        found = []
+        mixes = []
         for one, (theirs, ours) in zip(self.maps, self.stacks, strict=True):
             crossing = self.student.reads_target(one.student_stack)
             pairs = self.pairs_of(one) if self.heads == "mix" and ours.heads != theirs.heads else ()
-            found += [HeadMix(student, teacher, ours.heads, theirs.heads) for student, teacher, _ in pairs]
+            mixes += [HeadMix(student, teacher, ours.heads, theirs.heads) for student, teacher, _ in pairs]
             for student, teacher, _ in pairs if crossing else ():
-                found.append(
+                mixes.append(
                     HeadMix(cross_attention_layer(student), cross_attention_layer(teacher), ours.heads, theirs.heads)
                 )
-        return tuple(found)
+        return tuple(mixes)
 
     @property
     def stacks(self) -> tuple[tuple[Stack, Stack], ...]:

@@ -221,12 +221,12 @@ def map_similarities(plan: Plan) -> dict[str, float]:
     """
     if not plan.similarities:
         return {}
-    found = {"this map": _mean_similarity(plan.maps, plan.similarities)}
+    means = {"this map": _mean_similarity(plan.maps, plan.similarities)}
     if all(ours.layers <= theirs.layers for theirs, ours in plan.stacks):
         for name in STRATEGIES:
-            found[name] = _mean_similarity(propose(plan.teacher, plan.student, name).maps, plan.similarities)
+            means[name] = _mean_similarity(propose(plan.teacher, plan.student, name).maps, plan.similarities)
     measured = {name: np.array(alike) for name, alike in plan.similarities.items()}
-    return found | {
+    return means | {
         name: _mean_similarity(_measured_maps(plan, name, measured), plan.similarities) for name in MEASURED
     }
 

@@ -57,12 +57,12 @@ def similarities(
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """CKA of every student layer with every teacher layer: (student layers, teacher layers)."""
     own = [[unbiased_hsic(each, each) for each in layers] for layers in (students, teachers)]
-    found = np.zeros((len(students), len(teachers)))
+    matrix = np.zeros((len(students), len(teachers)))
     for row, ours in enumerate(students):
         for column, theirs in enumerate(teachers):
             scale = own[0][row] * own[1][column]
-            found[row, column] = unbiased_hsic(ours, theirs) / math.sqrt(scale) if scale > 0 else 0.0
-    return found
+            matrix[row, column] = unbiased_hsic(ours, theirs) / math.sqrt(scale) if scale > 0 else 0.0
+    return matrix
 
 
 def monotone_path(alike: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[int]:

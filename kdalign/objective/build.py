@@ -133,12 +133,12 @@ def _further_terms(weights: Weights, plan: Plan | None, classes: int) -> dict[st
 
 def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
     """Layer pairs by the student's stack."""
-    found = {}
+    pairs = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
         looks_back = target or plan.student.family == "causal"
-        found[layer_map.student_stack] = LayerPairs(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
-    return found
+        pairs[layer_map.student_stack] = LayerPairs(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
+    return pairs
 
 
 def _alignment_terms(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:

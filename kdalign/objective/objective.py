@@ -110,8 +110,8 @@ class Objective:
         values = {key: each.at(place) for key, each in self.moving.items()}
         keys = {name: self.scheduled_by(name) for name in self.names}
         factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
-        found = self.scaled(factors) if factors else self
-        return found._with_temperature(values["temperature"]) if "temperature" in values else found
+        objective = self.scaled(factors) if factors else self
+        return objective._with_temperature(values["temperature"]) if "temperature" in values else objective
 
     @property
     def temperature(self) -> float | None:
@@ -188,8 +188,8 @@ class Objective:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Terms and layer weights with parameters or state, by name."""
-        found = {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
-        return found | {f"{name} weights": weights for name, weights in self.layer_weights.items()}
+        modules = {name: term for name, (_, term) in self.terms.items() if isinstance(term, nn.Module)}
+        return modules | {f"{name} weights": weights for name, weights in self.layer_weights.items()}
 
     @property
     def layer_weights(self) -> dict[str, LayerWeights]:

@@ -12,13 +12,13 @@ def stages_of(recipe: Recipe, plan: Plan | None) -> list[tuple[float, Weights, P
 
     The first stage of the objective is divided if layers are added one by one (``align.grow``).
     """
-    found: list[tuple[float, Weights, Plan | None]] = []
+    stages: list[tuple[float, Weights, Plan | None]] = []
     for after, weights in recipe.objective.stages:
         if plan is not None and weights.built.aligning and after == 0:
-            found += [(begins, weights, each) for begins, each in progressive_plans(plan, recipe.align.grow)]
+            stages += [(begins, weights, each) for begins, each in progressive_plans(plan, recipe.align.grow)]
         else:
-            found.append((after, weights, plan))
-    return found
+            stages.append((after, weights, plan))
+    return stages
 
 
 def check_steps(steps: int, recipe: Recipe, plan: Plan | None) -> None:

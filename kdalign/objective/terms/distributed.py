@@ -16,8 +16,8 @@ def all_gather_with_grad(rows: Shaped[Tensor, "n *width"]) -> Shaped[Tensor, "al
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
-    found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
-    return found
+    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

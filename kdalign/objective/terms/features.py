@@ -106,11 +106,11 @@ class PatientKD(_StackTerm):
         position = mask.size(1) - 1 - position if self.place.looks_back else position
         at = torch.arange(len(mask), device=mask.device), position
         counted = view.batch.counted
-        signals, found = view.student, []
+        signals, distances = view.student, []
         for ours, theirs, _ in self.place.pairs:
             student, teacher = signals.projected[ours, theirs][at], signals.targets[ours, theirs][at]
-            found.append(losses.patient_distance(student, teacher, counted))
-        return self.place.over_layers(found)
+            distances.append(losses.patient_distance(student, teacher, counted))
+        return self.place.over_layers(distances)
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ class AttentionMaps(_StackTerm):
         """Sum over query positions of the weighted distances."""
         mask = self.place.mask(view.batch)
         loss = losses.attention_divergence if self.divergence else losses.attention_distance
-        found = []
+        distances = []
         for ours, theirs, _ in self.place.pairs:
             student, teacher = view.student.mixed[ours, theirs], view.student.maps[ours, theirs]
             if self.mean:
                 student, teacher = student.mean(dim=1, keepdim=True), teacher.mean(dim=1, keepdim=True)
-            found.append(loss(student, teacher, mask))
-        return self.place.over_layers(found)
+            distances.append(loss(student, teacher, mask))
+        return self.place.over_layers(distances)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Relations(_StackTerm):
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over positions of the weighted divergences, in nats."""
         mask, visible = self.place.mask(view.batch), self.place.visible(view.batch)
-        found = []
+        distances = []
         for ours, theirs, _ in self.place.pairs:
             divergences = []
             for part in self.parts:
@@ -180,8 +180,8 @@ class Relations(_StackTerm):
                     for kept in (vars(view.student)[part][ours], vars(view.taught)[part][theirs])
                 )
                 divergences.append(losses.relation_divergence(student, teacher, visible, mask))
-            found.append(torch.stack(divergences).mean())
-        return self.place.over_layers(found)
+            distances.append(torch.stack(divergences).mean())
+        return self.place.over_layers(distances)
 
 
 def relation_heads(

@@ -85,13 +85,13 @@ class RowWise:
     def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance; 0 for fewer than three rows."""
         mask = self.place.mask(view.batch)
-        found = []
+        distances = []
         for ours, theirs, _ in self.place.pairs:
             both = view.student.hidden[ours], view.taught.hidden[theirs]
             student, teacher = (all_gather_with_grad(_rows(each, mask, self.over)) for each in both)
             enough = len(student) >= losses.LEAST_GROUP
-            found.append(self.loss(student, teacher) if enough else 0.0 * student.sum())
-        return self.place.over_layers(found)
+            distances.append(self.loss(student, teacher) if enough else 0.0 * student.sum())
+        return self.place.over_layers(distances)
 
 
 def _rows(features: Tensor, mask: Tensor, over: Over) -> Tensor:
@@ -192,11 +192,11 @@ class Contrastive(nn.Module):
             student, teacher = (all_gather_with_grad(_rows(each, mask, self.options.over)) for each in both)
             kept.append(teacher.detach())
             enough = len(student) >= losses.LEAST_GROUP
-            found = self._pair_loss(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
+            distance = self._pair_loss(index, student, teacher, numbers, alike) if enough else 0.0 * student.sum()
             if self.options.again and enough:
                 other = all_gather_with_grad(_rows(view.student.again[ours, theirs], mask, self.options.over))
-                found = (found + losses.info_nce(student, other, self.options.temperature, alike=alike)) / 2
-            distances.append(found)
+                distance = (distance + losses.info_nce(student, other, self.options.temperature, alike=alike)) / 2
+            distances.append(distance)
         if self.queue is not None:
             self._seen.append((kept, numbers))
         return self.place.over_layers(distances)
