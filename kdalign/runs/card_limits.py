@@ -14,7 +14,7 @@ def limits_section(card: CardFacts) -> str:
     splits = ", ".join(code_span(split) for split in data["reported"])
     found = [
         f"Scored on {splits} of the data above alone. Text of other kinds and languages, longer text, mistakes in "
-        f"words and bias were not looked at, nor whether training and scored texts overlap.",
+        f"words and bias were not measured, nor whether training and scored texts overlap.",
         f"One seed ({recipe.train.seed}): how much another one would change is not known; the intervals are over "
         f"examples.",
     ]
@@ -32,12 +32,12 @@ def limits_section(card: CardFacts) -> str:
         found.append("Teacher and student read other tokens: their perplexities do not compare.")
     for leak in card.record.training.get("multi_task", {}).get("leaks", ()):
         if f" texts of {card.record.task}, " in leak:
-            found.append(f"Scored texts were looked for among those of the tasks learnt beside it: {escape(leak)}.")
+            found.append(f"Scored texts were searched for in the training texts of the other tasks: {escape(leak)}.")
     found += _undefined(card)
     found += _overlaps(card)
     for what, said in data.get("checks", {}).items():
         if what in recipe.allow:
-            found.append(f"A finding of the checks before the run was let through: {escape(what)}, {escape(said)}.")
+            found.append(f"A finding of the checks before the run was allowed: {escape(what)}, {escape(said)}.")
     found.append("No licence is named: those of the teacher, of the checkpoint it started from and of the data apply.")
     return "\n".join(["## Limits", "", *(f"- {said}" for said in found)])
 
@@ -71,7 +71,7 @@ def _undefined(card: CardFacts) -> Iterable[str]:
         for score in scores.student if scores.teacher else ():
             why = why_not_retained(card, score, scores.teacher_score(score.metric))
             if why:
-                yield f"{escape(score.metric)} on {where}: nothing is said of what is retained: {escape(why)}."
+                yield f"{escape(score.metric)} on {where}: no retained share is stated: {escape(why)}."
 
 
 def _further_scores(scores: SplitScores) -> Iterable[tuple[str, Score]]:

@@ -12,13 +12,13 @@ from kdalign.runs.markdown import code_span, escape, escape_line
 
 _BALANCES = {
     "size": "each weight is divided by its term's running size",
-    "uncertainty": "each weight is multiplied by a factor that is learnt",
+    "uncertainty": "each weight is multiplied by a learned factor",
     "pace": "terms that fall more slowly weigh more",
 }
 _LAYER_WEIGHTS = {
     "ramp": "in proportion to a layer's rank from the bottom",
-    "learned": "learnt",
-    "adaptive": "more for layers that are further off",
+    "learned": "learned",
+    "adaptive": "more for layers that are further apart",
 }
 
 

@@ -81,7 +81,7 @@ def _scores(card: CardFacts) -> str:
         lines += ["- " + escape_line(f"{score.metric}: {score.note}") for score in scores.student if score.note]
         lines.append("")
     if any(score.mark for scores in splits.values() for score in scores.student):
-        lines.append("\\* no perplexity, and compares with none")
+        lines.append("\\* not a perplexity, and comparable with none")
     return "\n".join(lines).rstrip()
 
 
@@ -148,7 +148,7 @@ def _data(card: CardFacts) -> str:
         ]
     elif augment.corrupts:
         lines += ["", f"Training texts were changed as they were read ({escape(augment.by)}): {escape(str(augment))}."]
-    lines += ["", f"Watched while training: {data['watched']['n']:,} examples, {escape(data['watched']['from'])}."]
+    lines += ["", f"Monitored during training: {data['watched']['n']:,} examples, {escape(data['watched']['from'])}."]
     return "\n".join(lines)
 
 
@@ -160,11 +160,11 @@ def _use(card: CardFacts) -> str:
 
 
 def _reproduce(card: CardFacts) -> str:
-    start = f"## Make it again\n\nWith kdalign {escape(card.record.version)}, the libraries above and "
+    start = f"## Reproduce\n\nWith kdalign {escape(card.record.version)}, the libraries above and "
     recipe = f"\n\n{code_block(card.recipe.dump(), 'yaml')}"
     if card.recipe.multi_task.together:
         return (
-            f"{start}the recipe of all its tasks, which lies in the folder above this run's: "
+            f"{start}the recipe of all its tasks, in the folder above this run's: "
             f"{code_span(distill_command(card.recipe))}\n\nThis task's part of it, which is not a recipe by itself:"
             f"{recipe}"
         )

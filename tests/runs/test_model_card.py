@@ -160,7 +160,7 @@ def test_what_was_cut_left_out_undefined_or_let_through_is_a_limit(classifier):
         "at most 1,000 examples",
         "pearson on `validation` is undefined",
         "accuracy on `validation` has no interval",
-        "let through: memory, more than there is",
+        "allowed: memory, more than there is",
     ):
         assert said in card.text, said
     metrics = card.data.to_dict()["model-index"][0]["results"][0]["metrics"]
@@ -176,10 +176,10 @@ def said_of(folder, *sets, training=None, **data):
 
 
 def test_an_ordinary_run_says_nothing_of_what_it_has_not(classifier):
-    text = read(classifier).text.partition("## Make it again")[0]
+    text = read(classifier).text.partition("## Reproduce")[0]
     for word in ("Preset", "Scheduled", "Balance", "Not trained", "weights of layers", "at a time", "New texts", "→"):
         assert word not in text, word
-    assert said_of(classifier, "preset=feature-alignment").partition("## Make it again")[0] == text
+    assert said_of(classifier, "preset=feature-alignment").partition("## Reproduce")[0] == text
 
 
 def test_parts_of_a_run_are_said_one_after_the_other(classifier):
@@ -262,7 +262,7 @@ def test_a_task_that_was_learnt_with_others_says_its_own_steps_and_the_wholes(cl
     ) in text
     assert "`kdalign distill --recipe 'runs/all of it/recipe.yaml'`" in text
     assert "--recipe recipe.yaml" not in text, "a task alone is refused"
-    assert "tasks learnt beside it: 3 of the 8 texts of sst2, validation, are old" in text
+    assert "training texts of the other tasks: 3 of the 8 texts of sst2, validation, are old" in text
     assert "texts of cola" not in text
 
 
@@ -428,7 +428,7 @@ def test_no_name_in_a_card_is_markup_and_its_front_matter_stays_right(classifier
     kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
     assert not {"image", "link_open", "html_inline", "html_block"} & kinds
     heads = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
-    assert heads[1:] == ["Scores", "Training", "Data", "Limits", "Use", "Make it again"]
+    assert heads[1:] == ["Scores", "Training", "Data", "Limits", "Use", "Reproduce"]
 
 
 def test_a_students_configuration_may_hold_infinities_as_transformers_writes_them(classifier, tmp_path):
