@@ -13,6 +13,7 @@ from kdalign.distillation.map_layers import shape_plan
 from kdalign.distillation.pipeline import distill
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files
+from kdalign.models.student_source import StudentOptions, find_student
 from kdalign.recipe import build_recipe
 from kdalign.registry import Trust, Untrusted, allow_code, code_named, names_code, resolve, trusting, trusting_caller
 from kdalign.runs.ablation_spec import build_ablation, read_ablation, write_ablation
@@ -169,9 +170,9 @@ def test_what_a_kept_result_of_an_ablation_names_is_not_loaded(kdalign, place, m
 @pytest.mark.parametrize("choice", [NAME.replace(":X", ":F"), "evil_module:F", "os:system"])
 def test_a_plans_choice_is_a_shipped_name_or_the_plan_is_refused(kdalign, place, teacher, data, choice):
 
-    tree = json.loads(
-        shape_plan(checkpoint_files.find_checkpoint(str(teacher)), "layers=2", "cka", "uniform").to_json()
-    )
+    found = checkpoint_files.find_checkpoint(str(teacher))
+    plan = shape_plan(found, find_student(StudentOptions("layers=2"), found), "cka")
+    tree = json.loads(plan.to_json())
     assert tree["choice"] == "cka"
     (place / "plan.json").write_text(json.dumps(tree | {"choice": choice}))
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)

@@ -17,12 +17,6 @@ from kdalign.models.architecture import CROSS, Architecture, Layer, Stack
 from kdalign.models.layouts import LAYOUTS
 
 
-def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
-    """Format the layers of each stack: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
-    each = {name: " ".join(map(str, numbers)) for name, numbers in layers.items()}
-    return ", ".join(f"{name} {numbers}" if len(each) > 1 else numbers for name, numbers in each.items())
-
-
 @dataclass(frozen=True)
 class LayerMap:
     """Pairs of (student layer, teacher layer) between two stacks, each with its weight lambda_l (they sum to 1)."""

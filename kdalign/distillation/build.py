@@ -20,7 +20,7 @@ from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
 from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
-from kdalign.distillation.load import LoadedModels, preview, starts_untrained
+from kdalign.distillation.load import LoadedModels, preview
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
@@ -51,7 +51,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     if teacher is not None:
         plan = build_plan(opened, teacher, model, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
-        if plan.choice and starts_untrained(run):
+        if plan.choice and run.student.untrained:
             observer.announce(UNTRAINED)
     masked_lm = None
     if recipe.objective.built.masked_lm:

@@ -220,7 +220,7 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
 
 def _normalises(run: PreparedRun) -> bool:
     """Return whether the teacher's vectors have length 1, or the student's own where there is no teacher."""
-    first = run.teacher or run.student
+    first = run.teacher or run.student.checkpoint
     return first is not None and "Normalize" in sentence_modules(first)
 
 
@@ -319,30 +319,30 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
     facts: dict[str, object] = {
         "source": str(run.task.source),
         "train": {
-            "n": len(run.train),
+            "n": len(run.splits.train),
             "tokens": int(texts.labelled.lengths.sum()),
             "truncated": texts.labelled.truncated,
-            "fingerprint": run.train.fingerprint(),
+            "fingerprint": run.splits.train.fingerprint(),
         },
-        "watched": {"n": len(run.watched), "from": run.watched_word},
+        "watched": {"n": len(run.splits.watched), "from": run.watched_word},
         "reported": {
             split: {
-                "n": len(run.reported[split]),
+                "n": len(run.splits.reported[split]),
                 "truncated": e.truncated,
-                "fingerprint": run.reported[split].fingerprint(),
+                "fingerprint": run.splits.reported[split].fingerprint(),
             }
             for split, e in texts.reported.items()
         },
     }
-    if run.unlabelled is not None and texts.unlabelled is not None:
+    if run.splits.unlabelled is not None and texts.unlabelled is not None:
         facts["unlabelled"] = {
-            "source": run.unlabelled.source,
-            "n": len(run.unlabelled.examples),
-            "an_epoch": run.unlabelled.an_epoch,
+            "source": run.splits.unlabelled.source,
+            "n": len(run.splits.unlabelled.examples),
+            "an_epoch": run.splits.unlabelled.an_epoch,
             "tokens": int(texts.unlabelled.lengths.sum()),
             "truncated": texts.unlabelled.truncated,
-            "fingerprint": run.unlabelled.examples.fingerprint(),
-            "left_out": dict(run.unlabelled.dropped),
+            "fingerprint": run.splits.unlabelled.examples.fingerprint(),
+            "left_out": dict(run.splits.unlabelled.dropped),
         }
     if run.augmenting is not None:
         copies = texts.copies
@@ -352,7 +352,7 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
             "n": len(copies) if copies is not None else 0,
             "tokens": int(copies.lengths.sum()) if copies is not None else 0,
         }
-    findings = [finding for finding in run.checks if finding.allowed or finding.what not in _MACHINE]
+    findings = [finding for finding in run.findings if finding.allowed or finding.what not in _MACHINE]
     facts["checks"] = {finding.what: finding.said for finding in findings}
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 

@@ -14,7 +14,7 @@ from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.devices import make_accelerator
 from kdalign.distillation.load import load_student, load_teacher
 from kdalign.distillation.prepare import PreparedRun, prepare
-from kdalign.distillation.tokenize import config_of, tokenize_run
+from kdalign.distillation.tokenize import tokenize_run
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.metrics.arrays import Array
@@ -104,10 +104,9 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     bf16 = run.recipe.train.precision == "bf16"  # part of the key of a fine-tuned teacher
     taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
     assert taught is not None, "the recipe names a teacher"
-    assert prepared.teacher_tokenizer is not None, "the recipe names a teacher"
-    config = config_of(prepared, tokenizer)
-    encoded = tokenize_run(prepared, tokenizer, config).train
-    start, _ = load_student(prepared, config, taught.model, tokenizer, encoded)
+    assert prepared.tokenizers.teacher is not None, "the recipe names a teacher"
+    encoded = tokenize_run(prepared, tokenizer).train
+    start = load_student(prepared, tokenizer, taught.model, encoded)
     student = prepared.adapter.load_model(exported, fresh_head=False, seed=0)
     device = accelerator.device
     return LoadedPair(
@@ -117,7 +116,7 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
         teacher=taught.model.to(device),
         student=student.to(device),
         start=start.to(device),
-        teacher_tokenizer=prepared.teacher_tokenizer,
+        teacher_tokenizer=prepared.tokenizers.teacher,
         student_tokenizer=tokenizer,
         encoded=encoded,
     )
@@ -152,7 +151,7 @@ def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> 
     """The texts of the example on which the models disagree most; by default, of the first reported example."""
     if differing is not None and differing.examples and differing.examples[0].texts:
         return differing.examples[0].texts
-    first = next(iter(pair.prepared.reported.values()))
+    first = next(iter(pair.prepared.splits.reported.values()))
     return tuple(column[0] for column in first.texts[: _texts_read(pair)])
 
 
@@ -204,7 +203,7 @@ def _texts_read(pair: LoadedPair) -> int:
     """Number of texts that the models read of an example: two of a pair, or of a source and its target."""
     adapter = pair.prepared.adapter
     paired = isinstance(adapter.task, ClassificationTask) or adapter.head is HeadKind.SEQ2SEQ
-    return len(pair.prepared.train.texts) if paired else 1
+    return len(pair.prepared.splits.train.texts) if paired else 1
 
 
 @dataclass(frozen=True)

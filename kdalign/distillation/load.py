@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
-from kdalign.alignment.plan import layers_text
 from kdalign.data.batches import TokenizedSplit, sample_batches, teacher_inputs
 from kdalign.data.tasks import ClassificationTask
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
 from kdalign.errors import NotFinite, RunError
 from kdalign.evaluation.samples import Prompt, complete, retokenize_prompts
-from kdalign.models import checkpoint_files, lora, student
+from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
-from kdalign.models.from_scratch import build_from_scratch
+from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.profiling import flops_of, latencies_ms
+from kdalign.models.student_source import CutStudent, StudentInputs
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
 from kdalign.training.finetuning import FinetuneJob
@@ -70,7 +70,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     """Load both models, the teacher fine-tuned first where it has no head; score the teacher and measure both."""
     run, recipe, tokenizer, adapter = opened.run, opened.recipe, opened.tokenizer, opened.run.adapter
     if run.augmenting is not None:
-        texts = with_augmentation(run, opened.texts, tokenizer, opened.config, accelerator, observer)
+        texts = with_augmentation(run, opened.texts, tokenizer, accelerator, observer)
         opened = replace(opened, texts=texts)
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
@@ -86,35 +86,35 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
             name = run.teacher.name if run.teacher is not None else "the teacher"
             raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learnt from it") from None
     big = taught.model if taught is not None else None
-    student_model, student_source = load_student(run, opened.config, big, tokenizer, texts.train)
+    student_model = load_student(run, tokenizer, big, texts.train)
     student_model.to(accelerator.device)
     pair = [*([taught.model] if taught is not None else []), student_model]
     timed = min(LATENCY_TOKENS, *(checkpoint_files.max_positions(model.config) for model in pair))
     flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
     if big is not None and main:
         observer.announce(_compared(student_model, big, flops, timed))
-    prompts = adapter.sample_prompts(run.watched, tokenizer, recipe.train.samples)
+    prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
     taught_says: list[str] = []
-    if taught is not None and main and run.teacher_tokenizer is not None:
-        asked = prompts if texts.across is None else retokenize_prompts(prompts, run.teacher_tokenizer)
-        taught_says = complete(taught.model, run.teacher_tokenizer, asked)
+    if taught is not None and main and run.tokenizers.teacher is not None:
+        asked = prompts if texts.across is None else retokenize_prompts(prompts, run.tokenizers.teacher)
+        taught_says = complete(taught.model, run.tokenizers.teacher, asked)
     for prompt, saying in zip(prompts, taught_says, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(
-        opened,
-        student_model,
-        student_source,
-        taught,
-        answers,
-        watched_answers,
-        latencies,
-        flops,
-        timed,
-        prompts,
-        taught_says,
+        opened=opened,
+        student=student_model,
+        source=_student_origin(run, tokenizer),
+        taught=taught,
+        answers=answers,
+        watched_answers=watched_answers,
+        latencies=latencies,
+        flops=flops,
+        timed=timed,
+        prompts=prompts,
+        taught_says=taught_says,
     )
 
 
@@ -130,48 +130,48 @@ def load_teacher(
     run: PreparedRun, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
 ) -> LoadedTeacher | None:
     """The teacher, fine-tuned first where it has no head; None where there is none."""
-    if run.teacher is None or run.teacher_tokenizer is None:
+    if run.teacher is None or run.tokenizers.teacher is None:
         return None
     if run.finetunes:
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
-        encoded = run.adapter.tokenize(run.train, run.teacher_tokenizer, run.teacher.config, scored=False)
+        encoded = run.adapter.tokenize(run.splits.train, run.tokenizers.teacher, run.teacher.config, scored=False)
         ranks, device = accelerator.num_processes, accelerator.device.type
         job = FinetuneJob(run.teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
-        return LoadedTeacher(*job.run(run.teacher_tokenizer, accelerator, observer))
+        return LoadedTeacher(*job.run(run.tokenizers.teacher, accelerator, observer))
     return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own")
 
 
 def load_student(
     run: PreparedRun,
-    config: PretrainedConfig,
-    teacher: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None,
     encoded: TokenizedSplit,
-) -> tuple[PreTrainedModel, str]:
-    """The student in float32 before its first step, and where it came from."""
-    seed = run.recipe.train.seed
-    if run.cut is not None:
-        assert teacher is not None, "a student is cut out of a teacher"
-        assert run.teacher is not None, "a student is cut out of a teacher"
-        texts = teacher_inputs(sample_batches(encoded, seed, CALIBRATION_TOKENS))
-        before = run.recipe.init_from == "pretrained"
-        origin = run.adapter.load_model(run.teacher, fresh_head=True, seed=seed) if before else teacher
-        model = student.build_student(origin, run.cut, run.cut_from, run.recipe.narrow_by, texts, seed)
-        source = f"{run.recipe.student} at random"
-        if not starts_untrained(run) and run.cut_from is not None:
-            source = f"layers {layers_text(run.cut_from)} of {run.teacher.name}{' before fine-tuning' * before}"
-            source += f", narrowed by {run.recipe.narrow_by}" if run.cut.narrows else ""
-        if run.across and run.teacher_tokenizer is not None:
-            model = student.transfer_vocabulary(model, tokenizer, run.teacher_tokenizer)
-            source += f", with {len(tokenizer):,} entries made of its own"
-        return model, source
-    if run.new is not None:
-        return build_from_scratch(config, seed), run.recipe.student
-    own = run.student
-    assert own is not None, "a student is cut, a checkpoint or new"
-    keeps_head = run.adapter.has_head(own)
-    model = run.adapter.load_model(own, fresh_head=not keeps_head, seed=seed)
-    return model, f"{own.name} ({'its own' if keeps_head else 'a new'} head)"
+) -> PreTrainedModel:
+    """Load or build the student in float32, as it is before its first step.
+
+    Args:
+        run: what the student is.
+        tokenizer: the student's.
+        teacher: in memory, in float32; None without one.
+        encoded: training texts, of which the teacher reads a few if it is made narrower.
+    """
+    adapter, seed = run.adapter, run.recipe.train.seed
+
+    def load_with_head(checkpoint: Checkpoint) -> PreTrainedModel:
+        return adapter.load_model(checkpoint, fresh_head=not adapter.has_head(checkpoint), seed=seed)
+
+    texts = teacher_inputs(sample_batches(encoded, seed, CALIBRATION_TOKENS))
+    tokenizers = run.tokenizers.with_student(tokenizer)
+    return run.student.build(StudentInputs(load_with_head, tokenizers, texts, seed, teacher))
+
+
+def _student_origin(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Describe where the student came from, for the record."""
+    own = run.student.checkpoint
+    if own is not None:
+        return f"{run.student} ({'its own' if run.adapter.has_head(own) else 'a new'} head)"
+    transferred = isinstance(run.student, CutStudent) and run.tokenizers.differ
+    return f"{run.student}{f', with {len(tokenizer):,} entries made of its own' if transferred else ''}"
 
 
 def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
@@ -182,12 +182,6 @@ def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int]
         f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
         f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
     )
-
-
-def starts_untrained(run: PreparedRun) -> bool:
-    """Whether a student's layers start at random."""
-    drawn = run.cut is not None and (run.cut_from is None or (run.cut.narrows and run.recipe.narrow_by == "random"))
-    return run.new is not None or drawn
 
 
 def preview(text: str) -> str:

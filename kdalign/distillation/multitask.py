@@ -125,10 +125,10 @@ def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
 
     Texts are compared word for word, in lower case.
     """
-    trained = {run.task.name: set(normalise_rows(run.train)) for run in runs}
+    trained = {run.task.name: set(normalise_rows(run.splits.train)) for run in runs}
     leaks = []
     for run in runs:
-        for split, examples in run.reported.items():
+        for split, examples in run.splits.reported.items():
             for other, texts in trained.items():
                 seen = sum(row in texts for row in normalise_rows(examples))
                 if seen and other != run.task.name:

@@ -85,7 +85,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     for run in runs:
         for name in run.task.metrics:
             check_trusted(name, "metric")
-    runs = [replace(run, checks=preflight(run)) for run in runs]
+    runs = [replace(run, findings=preflight(run)) for run in runs]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")
     if recipe.multi_task.together:

@@ -13,15 +13,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask, Examples
-from kdalign.data.tokenizer_training import requested_vocabulary_size
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
-from kdalign.models.architecture import describe, layout_of, meta_model, with_tokenizer
-from kdalign.models.from_scratch import scratch_config
+from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.student_source import CutStudent
 from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
 
@@ -53,62 +52,43 @@ def preflight(run: PreparedRun) -> tuple[Finding, ...]:
 
 
 def _findings(run: PreparedRun) -> Iterator[Finding]:
-    student = _student_config(run)
+    student, tokenizers = run.student.config(run.tokenizers), run.tokenizers
     theirs = run.teacher.config if run.teacher is not None else None
-    both = [(word, config) for word, config in (("teacher", theirs), ("student", student)) if config is not None]
-    if run.teacher_tokenizer is not None:
-        yield Finding("tokenizers", _tokenizers(run))
-    for (word, config), tokenizer in zip(both, _tokenizers_of(run, theirs), strict=False):
-        if tokenizer is not None and not (word == "student" and run.cut is not None and run.across):
-            yield from _special_tokens(word, config, tokenizer)
+    both = [*([("teacher", theirs)] if theirs is not None else []), ("student", student)]
+    if tokenizers.differ:
+        yield Finding("tokenizers", "two; positions are matched by the characters of their tokens")
+    elif theirs is not None:
+        yield Finding("tokenizers", "one: every token has the same number")
+    if theirs is not None and tokenizers.teacher is not None:
+        yield from _special_tokens("teacher", theirs, tokenizers.teacher)
+    if tokenizers.student is not None:
+        yield from _special_tokens("student", student, tokenizers.student)
     if run.adapter.head is HeadKind.CLASSIFIER and isinstance(run.task, ClassificationTask):
         yield from _labels(run, run.task)
         yield from _classes(run, run.task)
     if run.adapter.head in (HeadKind.CLASSIFIER, HeadKind.NONE):
         yield from _inputs(both)
-    longest = [checkpoint_files.max_positions(config) for _, config in both]
-    said = ", ".join(
-        f"{word} {'any' if most >= checkpoint_files.UNBOUNDED else most}"
-        for (word, _), most in zip(both, longest, strict=True)
-    )
-    yield Finding("lengths", f"{run.adapter.max_length} tokens of positions: {said}")
+    yield _lengths(run, both)
     yield Finding("attention", "; ".join(f"{word}: {_attention(config)}" for word, config in both))
-    if student is not None:
-        yield Finding("dropout", _dropout(run, student))
-        if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
-            tied = "teacher" if theirs.tie_word_embeddings else "student"
-            yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
+    yield Finding("dropout", _dropout(run, student))
+    if theirs is not None and bool(theirs.tie_word_embeddings) != bool(student.tie_word_embeddings):
+        tied = "teacher" if theirs.tie_word_embeddings else "student"
+        yield Finding("tied weights", f"the {tied}'s vocabulary alone is tied to its embeddings")
     yield from _rates(run)
     idle = _without_effect(run)
     if idle:
         yield Finding("no effect", "; ".join(idle))
-    yield from _seen_before(run)
+    yield from _leaks(run)
     yield from _room(run, theirs, student)
 
 
-def _student_config(run: PreparedRun) -> PretrainedConfig | None:
-    """The student's configuration; None where it waits for a tokenizer."""
-    if run.student is not None:
-        return run.student.config
-    if run.cut is not None and run.teacher is not None:
-        config = run.cut.config(run.teacher.config)
-        if run.across and run.tokenizer is not None:
-            return with_tokenizer(config, run.tokenizer)
-        size = requested_vocabulary_size(run.recipe.tokenizer) if run.recipe.tokenizer is not None else None
-        config.vocab_size = size or config.vocab_size
-        return config
-    tokenizer = run.tokenizer or run.teacher_tokenizer
-    return scratch_config(run.new, tokenizer) if run.new is not None and tokenizer is not None else None
-
-
-def _tokenizers_of(run: PreparedRun, teacher: PretrainedConfig | None) -> list[PreTrainedTokenizerBase | None]:
-    return [*([run.teacher_tokenizer] if teacher is not None else []), run.tokenizer]
-
-
-def _tokenizers(run: PreparedRun) -> str:
-    if run.across:
-        return "two; positions are matched by the characters of their tokens"
-    return "one: every token has the same number"
+def _lengths(run: PreparedRun, both: Sequence[tuple[str, PretrainedConfig]]) -> Finding:
+    longest = {word: checkpoint_files.max_positions(config) for word, config in both}
+    said = ", ".join(
+        f"{word} {'any' if positions >= checkpoint_files.UNBOUNDED else positions}"
+        for word, positions in longest.items()
+    )
+    return Finding("lengths", f"{run.adapter.max_length} tokens of positions: {said}")
 
 
 def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
@@ -130,7 +110,7 @@ def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """In which order the models answer, where it is not the task's."""
     if task.regression:
         return
-    for word, checkpoint in (("teacher", run.teacher), ("student", run.student)):
+    for word, checkpoint in (("teacher", run.teacher), ("student", run.student.checkpoint)):
         if checkpoint is not None and checkpoint.has_classifier:
             if loading.has_several_labels(checkpoint.config):
                 yield Finding(
@@ -146,9 +126,9 @@ def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
 
 def _classes(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """Training labels that are all one, or of fewer classes than the task has."""
-    if run.train.labels is None or not len(run.train):
+    if run.splits.train.labels is None or not len(run.splits.train):
         return
-    there, n = np.unique(run.train.labels), len(run.train)
+    there, n = np.unique(run.splits.train.labels), len(run.splits.train)
     if task.regression:
         if len(there) == 1 and n > 1:
             yield Finding("classes", f"warning: all {n:,} scores of train are {there[0]:g}; labels teach nothing else")
@@ -211,7 +191,7 @@ def _without_effect(run: PreparedRun) -> list[str]:
     recipe, found = run.recipe, []
     plain = Recipe(teacher=recipe.teacher, data=DataSettings(task=recipe.data.task))
     objective, train = recipe.objective, recipe.train
-    if run.cut is None and recipe.init != plain.init:
+    if not isinstance(run.student, CutStudent) and recipe.init != plain.init:
         found.append(f"init={recipe.init} is of a student that is cut out of its teacher")
     if run.teacher is None and recipe.revision is not None:
         found.append("revision is of a teacher, and there is none")
@@ -229,22 +209,22 @@ def _without_effect(run: PreparedRun) -> list[str]:
     return found
 
 
-def _seen_before(run: PreparedRun) -> Iterator[Finding]:
+def _leaks(run: PreparedRun) -> Iterator[Finding]:
     """Texts that are reported on and trained on."""
 
     def rows(examples: Examples) -> list[tuple[str, ...]]:
         return list(zip(*examples.texts, strict=True))
 
-    trained = set(rows(run.train))
-    for split, examples in run.reported.items():
+    trained = set(rows(run.splits.train))
+    for split, examples in run.splits.reported.items():
         seen = sum(row in trained for row in rows(examples))
         if seen:
             yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
 
 
-def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: PretrainedConfig | None) -> Iterator[Finding]:
+def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: PretrainedConfig) -> Iterator[Finding]:
     """Memory for weights, gradients and moments, and disk for the student and its checkpoints, against what is free."""
-    ours = describe(student).parameters if student is not None else 0
+    ours = describe(student).parameters
     theirs = describe(teacher).parameters if teacher is not None else 0
     trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
     teachers = max(1, len(run.recipe.multi_task.tasks))  # of tasks that are learnt together

@@ -1,33 +1,36 @@
 """Check a recipe against models and data before any weights are loaded and before anything is written."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.alignment.plan import Plan, ProjectionStyle, read_plan
 from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
-from kdalign.data.tasks import AnyTask, Examples, UnlabelledSource, find_task
+from kdalign.data.tasks import AnyTask, find_task
 from kdalign.distillation.augmentation import substitute_model
-from kdalign.distillation.checks import Finding, check_augmentation, check_lora, check_models, check_task
+from kdalign.distillation.checks import (
+    Finding,
+    check_lora,
+    check_models,
+    check_task,
+    check_tokenizers,
+    needs_finetuning,
+)
 from kdalign.distillation.run_folders import default_name
-from kdalign.distillation.splits import load_unlabelled_texts, splits_to_report, training_examples
-from kdalign.distillation.student_source import cut_spec, student_architecture, student_config, type_of
+from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters import adapter_for
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.files import check_writable, is_utf8
-from kdalign.models import checkpoint_files, student, student_spec
-from kdalign.models.architecture import describe, layout_of, meta_model
-from kdalign.models.checkpoint_files import Checkpoint
-from kdalign.models.from_scratch import ScratchSpec, parse_scratch_spec, shape_config
-from kdalign.models.heads import HeadKind
-from kdalign.models.layouts import LAYOUTS
-from kdalign.models.student_spec import CutSpec
-from kdalign.models.tokenizer import same_tokenizer
+from kdalign.models.architecture import Architecture, describe, layout_of, meta_model
+from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint
+from kdalign.models.student import freeze
+from kdalign.models.student_source import StudentOptions, StudentSource, find_student
+from kdalign.models.tokenizer import TokenizerPair
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_terms
 from kdalign.recipe import AlignSettings, Recipe
@@ -40,36 +43,26 @@ class PreparedRun:
     """A run that was checked: configurations and data are read, weights are not.
 
     Attributes:
-        teacher: None where the student is trained alone.
-        student: a checkpoint of its own; None for a student that is cut or new.
-        new: what a student from nothing is; None for others.
-        cut: what a student keeps that is cut out of the teacher; None for others.
-        cut_from: for each stack, the teacher layers it starts from; None for others, and for a random start.
-        plan: the shape plan; None without a teacher.
-        tokenizer: the student's; None where it is trained on the text.
-        teacher_tokenizer: the teacher's; None without a teacher.
-        checks: what was found that a run would meet, once it was looked for.
-        unlabelled: text without labels that is learnt from beside ``train``; None where there is none.
-        augmenting: the masked language model that makes new texts of ``train``; None where none does.
+        recipe: with the run's folder.
+        adapter: of the task.
+        student: where it comes from; it knows its teacher.
+        tokenizers: of student and teacher.
+        splits: rows to train on, to evaluate on the way and to report.
+        plan: which teacher layer teaches which student layer, by shape; None without a teacher.
+        folder: the run's.
+        augmenting: masked language model that writes new texts like those of train; None without one.
+        findings: results of the checks by ``preflight``.
     """
 
     recipe: Recipe
     adapter: TaskAdapter
-    teacher: Checkpoint | None
-    student: Checkpoint | None
-    new: ScratchSpec | None
-    cut: CutSpec | None
-    cut_from: Mapping[str, tuple[int, ...]] | None
+    student: StudentSource
+    tokenizers: TokenizerPair
+    splits: RunSplits
     plan: Plan | None
-    tokenizer: PreTrainedTokenizerBase | None
-    teacher_tokenizer: PreTrainedTokenizerBase | None
-    train: Examples
-    watched: Examples
-    reported: Mapping[str, Examples]
     folder: RunFolder
-    checks: tuple[Finding, ...] = ()
-    unlabelled: UnlabelledSource | None = None
-    augmenting: Checkpoint | None = None
+    augmenting: Checkpoint | None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def task(self) -> AnyTask:
@@ -77,19 +70,25 @@ class PreparedRun:
         return self.adapter.task
 
     @property
+    def teacher(self) -> Checkpoint | None:
+        """The teacher; None for a student that is trained alone."""
+        return self.student.teacher
+
+    @property
     def finetunes(self) -> bool:
-        """Whether the teacher must first be fine-tuned."""
-        return self.teacher is not None and not self.teacher.has_classifier and self.adapter.head is HeadKind.CLASSIFIER
+        """True if the teacher must first be fine-tuned."""
+        return self.teacher is not None and needs_finetuning(self.adapter, self.teacher)
 
     @property
     def an_epoch(self) -> int:
-        """Rows of an epoch, with all new texts that a model may make of them."""
+        """Rows of an epoch, with all new texts that a model may write."""
+        splits = self.splits
         copies = self.recipe.data.augment.copies if self.augmenting is not None else 0
-        return len(self.train) * (1 + copies) + (self.unlabelled.an_epoch if self.unlabelled is not None else 0)
+        return len(splits.train) * (1 + copies) + (splits.unlabelled.an_epoch if splits.unlabelled is not None else 0)
 
     @property
     def steps(self) -> int | None:
-        """Of the run; None where tokens decide."""
+        """Steps of the run; None if tokens decide."""
         train = self.recipe.train
         if train.max_steps is not None:
             return train.max_steps
@@ -98,25 +97,23 @@ class PreparedRun:
         return max(1, round(train.epochs * -(-self.an_epoch // train.batch_size)))
 
     @property
-    def across(self) -> bool:
-        """Whether teacher and student have different tokenizers."""
-        if self.teacher_tokenizer is None:
-            return False
-        return self.tokenizer is None or not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
-
-    @property
     def inputs(self) -> dict[str, str]:
-        """Fingerprints of the models and splits that the run reads."""
-        found = {"train": self.train.fingerprint()}
-        found |= {split: examples.fingerprint() for split, examples in self.reported.items()}
-        if self.unlabelled is not None:
-            found["unlabelled"] = self.unlabelled.examples.fingerprint()
-        models_read = {"teacher": self.teacher, "student": self.student, "augmenting": self.augmenting}
-        return found | {word: model.hash for word, model in models_read.items() if model is not None}
+        """Fingerprints of the models and splits that the run reads, by role."""
+        splits = {"train": self.splits.train, **self.splits.reported}
+        if self.splits.unlabelled is not None:
+            splits["unlabelled"] = self.splits.unlabelled.examples
+        models = {"teacher": self.teacher, "student": self.student.checkpoint, "augmenting": self.augmenting}
+        return {name: examples.fingerprint() for name, examples in splits.items()} | {
+            role: checkpoint.hash for role, checkpoint in models.items() if checkpoint is not None
+        }
+
+    def student_config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+        """Return the student's configuration for its tokenizer, once that is trained."""
+        return self.student.config(self.tokenizers.with_student(tokenizer))
 
     @property
     def watched_word(self) -> str:
-        """What the slice of train that is watched is called."""
+        """The slice of train that is evaluated on the way, in words."""
         return "held out of train" if self.recipe.train.holds_out else "part of train"
 
 
@@ -128,114 +125,78 @@ def prepare(recipe: Recipe) -> PreparedRun:
     """
     data = recipe.data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    teacher = checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision) if recipe.has_teacher else None
-    cut = cut_from = None
-    new = parse_scratch_spec(recipe.student) if recipe.student.startswith("new:") else None
-    if new is None and teacher is not None:
-        cut, cut_from = cut_spec(teacher, recipe.student, recipe.init)
-    elif new is None and student_spec.is_cut(recipe.student):
-        raise UsageError(f"--student {recipe.student!r} is cut out of a teacher; without one, give a model or new:TYPE")
-    made = "cut out of the teacher" if cut is not None else "made from nothing"
-    if recipe.student_revision is not None and (cut is not None or new is not None):
-        raise UsageError(f"student_revision is of a student on the hub; {recipe.student!r} is {made}")
-    own = (
-        checkpoint_files.find_checkpoint(recipe.student, recipe.student_revision)
-        if new is None and cut is None
-        else None
-    )
-    first = teacher or own
-    family = layout_of(first.config).family if first is not None else LAYOUTS[type_of(new)].family
-    who = first.name if first is not None else recipe.student
-    adapter = adapter_for(task, family, data.max_length, who, data.order)
-    if data.order != "drawn" and family != "permutation":
-        raise UsageError(f"data.order={data.order} is for permutation models (XLNet); {who!r} is a {family} one")
+    teacher = find_checkpoint(recipe.teacher, recipe.revision) if recipe.has_teacher else None
+    student = find_student(StudentOptions.of(recipe), teacher)
+    adapter = _find_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
-    tokenizer, theirs_too = check_models(recipe, adapter, teacher, own, new, cut)
-    # For the shapes of a plan, which has none of the vocabulary, a tokenizer that is to be trained is the teacher's.
-    planned = (tokenizer or theirs_too) if new is not None else tokenizer if recipe.tokenizer is not None else None
-    check_augmentation(data.augment, tokenizer, theirs_too)
-    if recipe.objective.built.masked_lm and tokenizer is not None and tokenizer.mask_token_id is None:
-        raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer lacks")
-    train_examples, watched = training_examples(adapter, recipe)
-    plan = _plan(recipe, teacher, own, new, cut, cut_from, planned) if teacher is not None else None
+    check_models(recipe, adapter, student)
+    tokenizers = student.tokenizers()
+    check_tokenizers(recipe, adapter, student, tokenizers)
+    splits = load_splits(adapter, recipe)
+    config = student.config(tokenizers)
+    plan = _plan(recipe, teacher, student, describe(config)) if teacher is not None else None
     for _, stage in recipe.objective.stages:
-        check_terms(recipe, build_objective(adapter.task, stage, plan), plan)
-    if plan is not None:
-        progressive_plans(plan, recipe.align.grow)
-    check_lora(recipe, teacher, own, new, cut)
-    if recipe.train.freeze and (new is None or planned is not None):
-        config = student_config(teacher, own, new, cut, planned)
-        student.freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
+        check_terms(recipe, build_objective(task, stage, plan), plan)
+    check_lora(recipe, student, config)
+    if recipe.train.freeze:
+        freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
+    folder = _find_folder(recipe, task)
+    if teacher is not None and needs_finetuning(adapter, teacher):
+        check_writable(cache_folder() / "teachers")  # the fine-tuned teacher will be cached there
+    return PreparedRun(
+        recipe=recipe.with_changes(out=str(folder.path)),
+        adapter=adapter,
+        student=student,
+        tokenizers=tokenizers,
+        splits=splits,
+        plan=plan,
+        folder=folder,
+        augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
+    )
+
+
+def _find_adapter(recipe: Recipe, task: AnyTask, student: StudentSource) -> TaskAdapter:
+    """Return the adapter of a task for the family of the models, the teacher's if there is one."""
+    teacher, data = student.teacher, recipe.data
+    family, name = student.family, student.name
+    if teacher is not None:
+        family, name = layout_of(teacher.config).family, teacher.name
+    adapter = adapter_for(task, family, data.max_length, name, data.order)
+    if data.order != "drawn" and family != "permutation":
+        raise UsageError(f"data.order={data.order} is for permutation models (XLNet); {name!r} is a {family} one")
+    return adapter
+
+
+def _find_folder(recipe: Recipe, task: AnyTask) -> RunFolder:
+    """Return the run's folder, if it can be written."""
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     if not is_utf8(folder.path):
         raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
-    if teacher is not None and adapter.head is HeadKind.CLASSIFIER and not teacher.has_classifier:
-        check_writable(cache_folder() / "teachers")  # where it is kept once it is fine-tuned
-    reported = splits_to_report(adapter, data)
-    return PreparedRun(
-        recipe=recipe.with_changes(out=str(folder.path)),
-        adapter=adapter,
-        teacher=teacher,
-        student=own,
-        new=new,
-        cut=cut,
-        cut_from=cut_from,
-        plan=plan,
-        tokenizer=tokenizer,
-        teacher_tokenizer=theirs_too,
-        train=train_examples,
-        watched=watched,
-        reported=reported,
-        folder=folder,
-        augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
-        unlabelled=load_unlabelled_texts(adapter, recipe, train_examples, watched, reported),
-    )
+    return folder
 
 
-def shape_plan(teacher: Checkpoint, student_name: str, choice: str, init: str) -> Plan:
-    """The plan between a teacher and a student that is named as in ``--student``."""
-    theirs = describe(teacher.config)
-    cut, cut_from = cut_spec(teacher, student_name, init)
-    new = parse_scratch_spec(student_name) if student_name.startswith("new:") else None
-    own = checkpoint_files.find_checkpoint(student_name, weights=False) if cut is None and new is None else None
-    ours = (
-        describe(shape_config(new, teacher.config))
-        if new is not None
-        else student_architecture(teacher, own, None, cut, None)
-    )
-    return propose(theirs, ours, choice, cut_from)
-
-
-def _plan(
-    recipe: Recipe,
-    teacher: Checkpoint,
-    own: Checkpoint | None,
-    new: ScratchSpec | None,
-    cut: CutSpec | None,
-    cut_from: Mapping[str, tuple[int, ...]] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Plan:
-    theirs = describe(teacher.config)
-    ours = student_architecture(teacher, own, new, cut, tokenizer)
-    if recipe.align.plan is not None:
-        if recipe.align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != AlignSettings():
+def _plan(recipe: Recipe, teacher: Checkpoint, student: StudentSource, ours: Architecture) -> Plan:
+    """Read the plan that the recipe names, or propose one by the shapes of both models."""
+    theirs, align = describe(teacher.config), recipe.align
+    if align.plan is None:
+        style = ProjectionStyle(align.projection, align.side, align.shared, align.start)
+        options = PlanOptions(align.weights, align.heads, align.relations, align.relation_heads, style)
+        plan = propose(theirs, ours, align.map, student.copied, options)
+    else:
+        if align.model_copy(update={"plan": None, "remap_every": None, "grow": 0.0}) != AlignSettings():
             raise UsageError(
                 "a plan holds its own map, weights and heads: give --plan, or --map and align.KEY, not both"
             )
-        plan = read_plan(Path(recipe.align.plan)).with_statistics({})  # another teacher of this shape has others
-        check_trusted(plan.choice, f"plan {recipe.align.plan!r}: map")
+        plan = read_plan(Path(align.plan)).with_statistics({})  # another teacher of this shape has others
+        check_trusted(plan.choice, f"plan {align.plan!r}: map")
         plan.fits(theirs, ours)
-    else:
-        how = recipe.align
-        style = ProjectionStyle(how.projection, how.side, how.shared, how.start)
-        options = PlanOptions(how.weights, how.heads, how.relations, how.relation_heads, style)
-        plan = propose(theirs, ours, how.map, cut_from, options)
+    progressive_plans(plan, align.grow)
     return plan
 
 
 def resume_command(runs: Sequence[PreparedRun], folder: RunFolder) -> str:
-    """The command that goes on with runs in a folder, which may run the code that they name."""
+    """Return the command that resumes runs in a folder, and allows the code that they name."""
     named = [[run.recipe.objective.terms, run.recipe.align.map, list(run.task.metrics)] for run in runs]
-    code = " --allow code" if any(code_named(each) for each in named) else ""
+    code = " --allow code" if any(code_named(names) for names in named) else ""
     return f"kdalign distill --out {shlex.quote(str(folder.path))} --resume{code}"

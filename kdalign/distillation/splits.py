@@ -1,6 +1,7 @@
-"""Which rows a run learns from, which it looks at on the way, and which it is scored on."""
+"""The rows of a run: to train on, to evaluate on the way, and to report."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,27 +13,55 @@ from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.recipe import DataSettings, Recipe, TrainSettings
 
 MONITORED = (100, 500)
-"""At least and at most so many examples of train, a twentieth of them between, are evaluated on the way where none
-are held out: some ten evaluations then cost little beside the training."""
+"""Fewest and most examples of train that are evaluated on the way if none are held out, a twentieth of train in
+between: some ten evaluations then cost little compared to the training."""
 MONITORED_CHARACTERS = 50_000
-"""At most so much text of them, for the same reason: documents can be long."""
+"""Most characters of them, for the same reason: documents can be long."""
+
+
+@dataclass(frozen=True)
+class RunSplits:
+    """The rows of a run.
+
+    Attributes:
+        train: rows to train on.
+        watched: slice of train that is evaluated on the way: held out, or a part of ``train``.
+        reported: splits that the run is scored on once, at its end.
+        unlabelled: text without labels to train on as well; None without any.
+    """
+
+    train: Examples
+    watched: Examples
+    reported: Mapping[str, Examples]
+    unlabelled: UnlabelledSource | None
+
+
+def load_splits(adapter: TaskAdapter, recipe: Recipe) -> RunSplits:
+    """Read the rows of a run.
+
+    Raises:
+        UsageError: no such data, or none with labels for a task that needs them.
+    """
+    train, watched = training_examples(adapter, recipe)
+    reported = _splits_to_report(adapter, recipe.data)
+    return RunSplits(train, watched, reported, _load_unlabelled(adapter, recipe, train, watched, reported))
 
 
 def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
-    """The rows to train on, and the slice of train that is evaluated on the way.
+    """Read the rows to train on, and the slice of train that is evaluated on the way.
 
     Raises:
-        UsageError: no such data, or none with labels where the task needs them.
+        UsageError: no such data, or none with labels for a task that needs them.
     """
     task = adapter.task
     examples, _ = _limited(adapter.load_examples(task.train), recipe.data, recipe.train.seed)
     if isinstance(task, ClassificationTask) and examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
-    return _watched(examples, recipe.train)
+    return _split_watched(examples, recipe.train)
 
 
 def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Examples, Examples]:
-    """The rows that a limit keeps, and those that it leaves out."""
+    """Split rows into those that a limit keeps and those that it leaves out."""
     if data.limit is None or data.limit >= len(examples):
         return examples, examples.take([])
     rows = np.random.default_rng([_drawn_by(data, seed), len(examples)]).permutation(len(examples))
@@ -40,14 +69,14 @@ def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Example
 
 
 def _drawn_by(data: DataSettings, seed: int) -> int:
-    """The seed of what a limit keeps."""
+    """Return the seed by which a limit draws rows."""
     return seed if data.limit_seed is None else data.limit_seed
 
 
-def load_unlabelled_texts(
+def _load_unlabelled(
     adapter: TaskAdapter, recipe: Recipe, train: Examples, watched: Examples, reported: Mapping[str, Examples]
 ) -> UnlabelledSource | None:
-    """The text without labels that the recipe names."""
+    """Read the text without labels that the recipe names."""
     data, seed = recipe.data, recipe.train.seed
     if data.unlabelled is None:
         return None
@@ -63,8 +92,8 @@ def load_unlabelled_texts(
     )
 
 
-def _watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Examples]:
-    """The rows to train on, and the slice of train that is evaluated on the way."""
+def _split_watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Examples]:
+    """Split rows into those to train on and the slice of train that is evaluated on the way."""
     if settings.holds_out:
         kept, held = hold_out(examples, settings.holdout, settings.seed)
         return examples.take(kept), examples.take(held)
@@ -75,21 +104,18 @@ def _watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Exa
     return examples, examples.take(sorted(rows.tolist()))
 
 
-def splits_to_report(adapter: TaskAdapter, data: DataSettings) -> dict[str, Examples]:
-    """The splits that the run is scored on, once, at its end."""
-    found = {}
-    for number, split in enumerate(adapter.task.evaluation):
-        if number and not split_exists(adapter.task.source, split):
-            continue
-        found[split] = examples_to_report(adapter, data, split)
-    return found
+def _splits_to_report(adapter: TaskAdapter, data: DataSettings) -> dict[str, Examples]:
+    """Read the splits that the run is scored on."""
+    first, *others = adapter.task.evaluation
+    names = [first, *(split for split in others if split_exists(adapter.task.source, split))]
+    return {name: examples_to_report(adapter, data, name) for name in names}
 
 
 def examples_to_report(adapter: TaskAdapter, data: DataSettings, split: str) -> Examples:
-    """One of the splits that a run is scored on.
+    """Read one of the splits that a run is scored on.
 
     Raises:
-        UsageError: no such data, or none with labels where the task needs them.
+        UsageError: no such data, or none with labels for a task that needs them.
     """
     examples = adapter.load_examples(split)
     if isinstance(adapter.task, ClassificationTask) and examples.labels is None:

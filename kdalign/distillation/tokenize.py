@@ -11,15 +11,11 @@ from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
 from kdalign.data.tokenization import special_token_note
-from kdalign.data.tokenizer_training import requested_vocabulary_size, train_tokenizer
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import augment_texts
 from kdalign.distillation.preflight import NOTEWORTHY
 from kdalign.distillation.prepare import PreparedRun
-from kdalign.models import checkpoint_files
-from kdalign.models.architecture import layout_of, with_tokenizer
-from kdalign.models.from_scratch import scratch_config
-from kdalign.models.layouts import LAYOUTS
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
@@ -84,78 +80,54 @@ class TokenizedRun:
 
 
 def student_tokenizer(run: PreparedRun) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, trained on the training text where so asked."""
-    if run.tokenizer is not None:
-        return run.tokenizer
-    asked = run.recipe.tokenizer
-    size = requested_vocabulary_size(asked) if asked is not None else None
-    assert size is not None, "a tokenizer that is not there is to be trained"
-    read = [run.train, *([run.unlabelled.examples] if run.unlabelled is not None else [])]
+    """Return the student's tokenizer, trained on the training text if it is not there yet."""
+    if run.tokenizers.student is not None:
+        return run.tokenizers.student
+    splits = run.splits
+    read = [splits.train, *([splits.unlabelled.examples] if splits.unlabelled is not None else [])]
     texts = (text for examples in read for column in examples.texts for text in column)
-    if run.new is not None:
-        return train_tokenizer(texts, size, LAYOUTS[run.new.model_type].family, run.new.positions)
-    assert run.teacher is not None, "a student is a checkpoint, cut or new"
-    return train_tokenizer(
-        texts, size, layout_of(run.teacher.config).family, checkpoint_files.max_positions(run.teacher.config)
-    )
+    return train_tokenizer(texts, run.tokenizers.size, run.student.family, run.student.positions)
 
 
-def config_of(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of the student, or of the teacher that it is cut from.
-
-    Raises:
-        UsageError: it is not for this tokenizer.
-    """
-    if run.new is not None:
-        config = scratch_config(run.new, tokenizer)
-        if run.teacher is not None and config.is_encoder_decoder:  # both read the same targets
-            config.decoder_start_token_id = run.teacher.config.decoder_start_token_id
-        return config
-    first = run.student or run.teacher
-    assert first is not None, "a student is new, a checkpoint, or cut out of a teacher"
-    return with_tokenizer(first.config, tokenizer) if run.cut is not None and run.across else first.config
-
-
-def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> TokenizedRun:
+def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> TokenizedRun:
     """Tokenize all that a run reads.
 
     Raises:
         UsageError: a text that cannot be encoded.
     """
-    theirs = run.teacher_tokenizer
-    train = labelled = _learnt(run, run.train, tokenizer, config)
+    theirs, config = run.tokenizers.teacher, run.student_config(tokenizer)
+    train = labelled = _tokenize_for_training(run, run.splits.train, tokenizer, config)
     unlabelled = None
-    if run.unlabelled is not None:
-        unlabelled = _learnt(run, run.unlabelled.examples, tokenizer, config)
-        train = labelled.with_unlabelled(unlabelled, run.unlabelled.an_epoch)
-    learnt = train, labelled, unlabelled
-    watched, reported = _scored(run, tokenizer, config)
-    if run.teacher is None or theirs is None or not run.across:
-        return TokenizedRun(*learnt, watched, reported, watched, reported, None)
+    if run.splits.unlabelled is not None:
+        unlabelled = _tokenize_for_training(run, run.splits.unlabelled.examples, tokenizer, config)
+        train = labelled.with_unlabelled(unlabelled, run.splits.unlabelled.an_epoch)
+    to_learn = train, labelled, unlabelled
+    watched, reported = _encode_scored(run, tokenizer, config)
+    if run.teacher is None or theirs is None or not run.tokenizers.differ:
+        return TokenizedRun(*to_learn, watched, reported, watched, reported, None)
     assert train.covered is not None, "two tokenizations are compared"
     together = TokenizerOverlap(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
-    return TokenizedRun(*learnt, watched, reported, *_scored(run, theirs, run.teacher.config), together)
+    return TokenizedRun(*to_learn, watched, reported, *_encode_scored(run, theirs, run.teacher.config), together)
 
 
 def with_augmentation(
     run: PreparedRun,
     texts: TokenizedRun,
     tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig,
     accelerator: Accelerator,
     observer: Observer,
 ) -> TokenizedRun:
-    """The texts with new ones that a model makes of the labelled rows; none that are scored, or learnt already."""
-    assert run.augmenting is not None, "a model makes them"
-    augment = run.recipe.data.augment
-    made = augment_texts(run.train, run.augmenting, augment, run.adapter.max_length, accelerator, observer)
-    labels = run.train.labels if augment.keep_labels else None
-    others = [run.watched] if run.recipe.train.holds_out else []
-    others += [run.unlabelled.examples] if run.unlabelled is not None else []
-    known = {row for examples in (run.train, *run.reported.values(), *others) for row in normalise_rows(examples)}
+    """Add new texts that a model writes of the labelled rows, none of them scored or in the training text already."""
+    assert run.augmenting is not None, "a model writes them"
+    augment, splits = run.recipe.data.augment, run.splits
+    made = augment_texts(splits.train, run.augmenting, augment, run.adapter.max_length, accelerator, observer)
+    labels = splits.train.labels if augment.keep_labels else None
     new = Examples(
         "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
     )
+    others = [splits.watched] if run.recipe.train.holds_out else []
+    others += [splits.unlabelled.examples] if splits.unlabelled is not None else []
+    known = {row for examples in (splits.train, *splits.reported.values(), *others) for row in normalise_rows(examples)}
     first = {row: number for number, row in reversed(list(enumerate(normalise_rows(new)))) if row not in known}
     kept = sorted(first.values())
     observer.announce(
@@ -163,46 +135,46 @@ def with_augmentation(
     )
     if not kept:
         return texts
-    copies = _learnt(run, new.take(kept), tokenizer, config)
+    copies = _tokenize_for_training(run, new.take(kept), tokenizer, run.student_config(tokenizer))
     return replace(texts, train=texts.train.joined(copies), copies=copies)
 
 
-def _learnt(
+def _tokenize_for_training(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
-    if run.teacher_tokenizer is not None and run.across:
-        return run.adapter.tokenize_dual(examples, (tokenizer, run.teacher_tokenizer))
+    if run.tokenizers.teacher is not None and run.tokenizers.differ:
+        return run.adapter.tokenize_dual(examples, (tokenizer, run.tokenizers.teacher))
     return run.adapter.tokenize(examples, tokenizer, config, scored=False)
 
 
-def _scored(
+def _encode_scored(
     run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> tuple[TokenizedSplit, dict[str, TokenizedSplit]]:
-    def encoded(examples: Examples) -> TokenizedSplit:
+    def encode(examples: Examples) -> TokenizedSplit:
         return run.adapter.tokenize(examples, tokenizer, config, scored=True)
 
-    return encoded(run.watched), {split: encoded(examples) for split, examples in run.reported.items()}
+    return encode(run.splits.watched), {split: encode(examples) for split, examples in run.splits.reported.items()}
 
 
 def announce_texts(
     run: PreparedRun, texts: TokenizedRun, tokenizer: PreTrainedTokenizerBase, observer: Observer
 ) -> None:
-    """Say what became of the texts."""
-    recipe = run.recipe
-    if recipe.tokenizer is not None and requested_vocabulary_size(recipe.tokenizer) is not None:
+    """Announce tokenizers and texts: truncated and skipped rows, special tokens, text without labels."""
+    recipe, splits = run.recipe, run.splits
+    if run.tokenizers.student is None:
         observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
-    _announce_cuts(run.train, texts.labelled, recipe.data.max_length, observer)
-    if run.unlabelled is not None and texts.unlabelled is not None:
-        observer.announce(f"text without labels, beside {len(run.train):,} labelled rows: {run.unlabelled}")
-        _announce_cuts(run.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
-    for examples in (run.train, *run.reported.values()):
-        said = special_token_note(examples, tokenizer)
-        if said:
-            observer.announce(said)
+    _announce_cuts(splits.train, texts.labelled, recipe.data.max_length, observer)
+    if splits.unlabelled is not None and texts.unlabelled is not None:
+        observer.announce(f"text without labels, beside {len(splits.train):,} labelled rows: {splits.unlabelled}")
+        _announce_cuts(splits.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
+    for examples in (splits.train, *splits.reported.values()):
+        note = special_token_note(examples, tokenizer)
+        if note:
+            observer.announce(note)
     if recipe.data.augment.corrupts:
         observer.announce(f"augmented: {recipe.data.augment}")
     for split, encoded in texts.reported.items():
-        _announce_cuts(run.reported[split], encoded, recipe.data.max_length, observer)
+        _announce_cuts(splits.reported[split], encoded, recipe.data.max_length, observer)
     if texts.across is not None:
         observer.announce(str(texts.across))
 
@@ -232,13 +204,11 @@ class OpenedRun:
 
     Attributes:
         recipe: with the precision that is trained in.
-        config: of the student, or of the teacher that it is cut from.
     """
 
     run: PreparedRun
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
-    config: PretrainedConfig
     texts: TokenizedRun
 
     @property
@@ -256,11 +226,10 @@ def open_run(run: PreparedRun, accelerator: Accelerator) -> OpenedRun:
     precision = "bf16" if use_bf16(run.recipe.train.precision, accelerator.device) else "fp32"
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": precision})
     tokenizer = student_tokenizer(run)
-    config = config_of(run, tokenizer)
-    texts = tokenize_run(run, tokenizer, config)
+    texts = tokenize_run(run, tokenizer)
     if not recipe.multi_task.together:
         check_steps(total_steps(recipe.train, texts.train), recipe, run.plan)
-    return OpenedRun(run, recipe, tokenizer, config, texts)
+    return OpenedRun(run, recipe, tokenizer, texts)
 
 
 def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer, resume: bool) -> Observer:
@@ -277,7 +246,7 @@ def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer
     if run.task.found:
         observer.announce(f"worked out from the data: {run.task.found}")
     announce_texts(run, opened.texts, opened.tokenizer, observer)
-    for finding in run.checks:
+    for finding in run.findings:
         if finding.allowed or finding.what in NOTEWORTHY:
             observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
     return observer

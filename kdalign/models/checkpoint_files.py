@@ -111,11 +111,19 @@ def max_positions(config: PretrainedConfig) -> int:
 
 
 def check_length(checkpoint: Checkpoint, max_length: int, flag: str = "--max-length") -> None:
-    """Refuse inputs longer than the model's positions."""
-    if max_length > max_positions(checkpoint.config):
+    """Refuse inputs longer than a checkpoint's positions."""
+    check_positions(checkpoint.name, max_positions(checkpoint.config), max_length, flag)
+
+
+def check_positions(name: str, positions: int, max_length: int, flag: str = "--max-length") -> None:
+    """Refuse inputs longer than a model's positions.
+
+    Raises:
+        UsageError: both lengths.
+    """
+    if max_length > positions:
         raise UsageError(
-            f"{flag} {max_length} is more than the {max_positions(checkpoint.config)} positions "
-            f"of {checkpoint.name!r}: give {flag} {max_positions(checkpoint.config)} or less"
+            f"{flag} {max_length} is more than the {positions} positions of {name!r}: give {flag} {positions} or less"
         )
 
 

@@ -154,14 +154,9 @@ def scratch_config(new: ScratchSpec, tokenizer: PreTrainedTokenizerBase) -> Pret
 _ROLES = tuple(f"{role}_token_id" for role in ("pad", "bos", "eos", "mask", "cls", "sep"))
 
 
-def shape_config(new: ScratchSpec, beside: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of a new model whose tokenizer is not there yet: the shape of its layers alone is meant.
-
-    Args:
-        new: the model.
-        beside: a configuration whose number of entries stands in for its own.
-    """
-    return _config(new, int(beside.vocab_size), dict.fromkeys(_ROLES, 0))
+def shape_config(new: ScratchSpec, entries: int) -> PretrainedConfig:
+    """The configuration of a new model whose tokenizer is not there yet, for a vocabulary of this many entries."""
+    return _config(new, entries, dict.fromkeys(_ROLES, 0))
 
 
 def _config(new: ScratchSpec, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:

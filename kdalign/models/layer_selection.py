@@ -70,3 +70,9 @@ def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str]
         if layer >= teacher:
             raise UsageError(f"layers {choice!r}: the teacher has layers 0 to {teacher - 1}, not {layer}")
     return layers
+
+
+def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
+    """Format the layers of each stack: ``1 3 5``, or ``encoder 1 3, decoder 1 3``."""
+    each = {name: " ".join(map(str, numbers)) for name, numbers in layers.items()}
+    return ", ".join(f"{name} {numbers}" if len(each) > 1 else numbers for name, numbers in each.items())

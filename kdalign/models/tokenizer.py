@@ -1,6 +1,7 @@
-"""Load the tokenizer of a checkpoint."""
+"""Load the tokenizer of a checkpoint, and compare a student's with its teacher's."""
 
 import importlib.util
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -93,3 +94,37 @@ def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBa
         and first.all_special_ids == second.all_special_ids
         and first(*probe).input_ids == second(*probe).input_ids
     )
+
+
+@dataclass(frozen=True)
+class TokenizerPair:
+    """The tokenizers of a run's two models.
+
+    Attributes:
+        student: None while it is still to be trained on the text.
+        teacher: None without a teacher.
+        size: entries of the student's tokenizer; at most as many if it is still to be trained.
+        differ: True if both models have one and they give different ids; a tokenizer to be trained is another.
+    """
+
+    student: PreTrainedTokenizerBase | None
+    teacher: PreTrainedTokenizerBase | None
+    size: int
+    differ: bool
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the student's special tokens; none while it is still to be trained."""
+        return list(self.student.all_special_ids) if self.student is not None else []
+
+    def with_student(self, tokenizer: PreTrainedTokenizerBase) -> "TokenizerPair":
+        """Return the pair with a student's tokenizer that is trained by now."""
+        return replace(self, student=tokenizer, size=len(tokenizer))
+
+
+def pair_tokenizers(ours: PreTrainedTokenizerBase | int, theirs: PreTrainedTokenizerBase | None) -> TokenizerPair:
+    """Pair the student's tokenizer, or the size of one that is to be trained, with the teacher's, if there is one."""
+    if isinstance(ours, int):
+        return TokenizerPair(None, theirs, ours, differ=theirs is not None)
+    differ = theirs is not None and ours is not theirs and not same_tokenizer(ours, theirs)
+    return TokenizerPair(ours, theirs, len(ours), differ)

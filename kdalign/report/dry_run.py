@@ -68,15 +68,15 @@ def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
             "task": run.task.name,
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
             "finetunes": run.finetunes,
-            "cut_from": run.cut_from,
-            "checks": [asdict(finding) for finding in run.checks],
+            "cut_from": run.student.copied,
+            "checks": [asdict(finding) for finding in run.findings],
             "data": str(run.task.source),
             "found": run.task.found or None,
             "examples": {
-                "train": len(run.train),
-                **({"unlabelled": len(run.unlabelled.examples)} if run.unlabelled is not None else {}),
-                "watched": len(run.watched),
-                **{split: len(examples) for split, examples in run.reported.items()},
+                "train": len(run.splits.train),
+                **({"unlabelled": len(run.splits.unlabelled.examples)} if run.splits.unlabelled is not None else {}),
+                "watched": len(run.splits.watched),
+                **{split: len(examples) for split, examples in run.splits.reported.items()},
             },
             "out": str(run.folder.path),
             "recipe": run.recipe.model_dump(mode="json"),
@@ -121,28 +121,28 @@ def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> Rendera
 
 
 def _facts(run: "PreparedRun") -> dict[str, str]:
-    from kdalign.alignment.plan import layers_text
+    from kdalign.models.layer_selection import layers_text
 
-    train, cut_from = run.recipe.train, run.cut_from
+    train, copied = run.recipe.train, run.student.copied
     facts = {
         "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
-        "student": run.recipe.student + (f" from layers {layers_text(cut_from)}" if cut_from is not None else ""),
+        "student": run.recipe.student + (f" from layers {layers_text(copied)}" if copied is not None else ""),
         "size": _size(run),
         "data": str(run.task.source),
         "found": run.task.found,
-        "training examples": f"{len(run.train):,}",
-        "without labels": str(run.unlabelled or ""),
+        "training examples": f"{len(run.splits.train):,}",
+        "without labels": str(run.splits.unlabelled or ""),
         "augmented": str(run.recipe.data.augment) if run.recipe.data.augment.by != "none" else "",
-        "watched": f"{len(run.watched):,} {run.watched_word}",
-        "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.reported.items()),
+        "watched": f"{len(run.splits.watched):,} {run.watched_word}",
+        "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.splits.reported.items()),
         **_objective_facts(run),
         "frozen": ", ".join(train.freeze),
         "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }
-    for finding in run.checks:
+    for finding in run.findings:
         facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
     return {name: value for name, value in facts.items() if value}
 
@@ -173,7 +173,7 @@ def _objective_facts(run: "PreparedRun") -> dict[str, str]:
 
 def _size(run: "PreparedRun") -> str:
     """The student's size, if its vocabulary is known and it has a teacher."""
-    if run.plan is None or run.tokenizer is None:
+    if run.plan is None or run.tokenizers.student is None:
         return ""
     ours, theirs = run.plan.student.parameters, run.plan.teacher.parameters
     return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's"

@@ -154,10 +154,10 @@ def pool(tmp_path, data):
 
 def test_texts_that_are_learnt_or_scored_already_are_left_out_and_counted(teacher, data, pool, tmp_path):
     run = prepared(teacher, data, tmp_path / "run", **{"data.unlabelled": str(pool)})
-    assert run.unlabelled.examples.texts == (("a new text",),)
-    assert run.unlabelled.dropped == {"labelled rows": 1, "validation": 1}
-    assert run.inputs["unlabelled"] == run.unlabelled.examples.fingerprint()
-    assert str(run.unlabelled) == f"1 from {pool} (left out: 1 equal to labelled rows, 1 equal to validation)"
+    assert run.splits.unlabelled.examples.texts == (("a new text",),)
+    assert run.splits.unlabelled.dropped == {"labelled rows": 1, "validation": 1}
+    assert run.inputs["unlabelled"] == run.splits.unlabelled.examples.fingerprint()
+    assert str(run.splits.unlabelled) == f"1 from {pool} (left out: 1 equal to labelled rows, 1 equal to validation)"
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "jsonl", "txt"])
@@ -174,16 +174,16 @@ def test_every_format_gives_the_same_texts(ending, teacher, data, tmp_path):
         case _:
             table.to_csv(file, index=False, sep="\t" if ending == "tsv" else ",")
     run = prepared(teacher, data, tmp_path / "run", **{"data.unlabelled": str(file)})
-    assert run.unlabelled.examples.texts == (tuple(texts),)
+    assert run.splits.unlabelled.examples.texts == (tuple(texts),)
 
 
 def test_rest_is_what_the_limit_leaves_out(teacher, data, tmp_path):
     flags = {"data.limit": 40, "data.unlabelled": "rest"}
     run = prepared(teacher, data, tmp_path / "run", **flags)
     whole = pd.read_parquet(data / "train.parquet").sentence
-    learnt, others = run.train.texts[0], run.unlabelled.examples.texts[0]
-    known = {*learnt, *run.reported["validation"].texts[0]}
-    assert len(run.train) == 40
+    learnt, others = run.splits.train.texts[0], run.splits.unlabelled.examples.texts[0]
+    known = {*learnt, *run.splits.reported["validation"].texts[0]}
+    assert len(run.splits.train) == 40
     assert sorted(others) == sorted(text for text in whole if text not in known)
     few = prepared(teacher, data, tmp_path / "run", "data.unlabelled_limit=50", **flags).unlabelled.examples.texts[0]
     assert len(few) == 50
@@ -196,8 +196,8 @@ def test_no_text_lies_inside_one_that_is_held_out(teacher, data, tmp_path):
     run = prepared(
         teacher, data, tmp_path / "run", "train.select=best", **{"data.limit": 40, "data.unlabelled": "rest"}
     )
-    held = [f" {' '.join(text.split())} " for text in run.watched.texts[0]]
-    assert not any(f" {text} " in whole for text in run.unlabelled.examples.texts[0] for whole in held)
+    held = [f" {' '.join(text.split())} " for text in run.splits.watched.texts[0]]
+    assert not any(f" {text} " in whole for text in run.splits.unlabelled.examples.texts[0] for whole in held)
 
 
 def test_no_text_lies_around_a_held_one_of_four_words_or_more():
@@ -263,7 +263,7 @@ def test_a_pair_task_takes_pairs_and_refuses_lines(kdalign, tmp_path):
     teacher = save_model(tmp_path / "teacher", "bert")
     flags = {"data.task": "mrpc", "data.unlabelled": str(tmp_path / "more.parquet")}
     run = prepared(teacher, folder, tmp_path / "run", **flags)
-    assert run.unlabelled.examples.texts == (tuple(more.sentence1), tuple(more.sentence2))
+    assert run.splits.unlabelled.examples.texts == (tuple(more.sentence1), tuple(more.sentence2))
     (tmp_path / "lines.txt").write_text("one\n")
     words = ("distill", "--teacher", teacher, "--task", "mrpc", "--data", folder, "--unlabelled", "lines.txt")
     status, _, err = kdalign(*words)
@@ -310,7 +310,7 @@ def test_a_run_says_what_it_learns_from_records_it_and_goes_on_where_it_stopped(
 def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     from transformers import BertModel
 
-    from kdalign.distillation.tokenize import config_of, student_tokenizer, tokenize_run
+    from kdalign.distillation.tokenize import student_tokenizer, tokenize_run
     from kdalign.training.finetuning import FinetuneJob
     from support.tiny import make_tokenizer, tiny_config
 
@@ -323,7 +323,7 @@ def test_a_teacher_is_fine_tuned_on_the_labelled_rows_alone(data, tmp_path):
     ]
     places = []
     for run in runs:
-        texts = tokenize_run(run, student_tokenizer(run), config_of(run, student_tokenizer(run)))
+        texts = tokenize_run(run, student_tokenizer(run))
         places.append(FinetuneJob(run.teacher, run.task, texts.labelled, run.recipe.finetune, 1, "cpu", False).path)
     assert places[0] == places[1]
     distill(runs[0].recipe)

@@ -13,7 +13,7 @@ from kdalign.data.tasks import Examples
 from kdalign.devices import make_accelerator
 from kdalign.distillation.augmentation import Substitutes, substitute_words
 from kdalign.distillation.pipeline import distill, prepare_all
-from kdalign.distillation.tokenize import config_of, student_tokenizer, tokenize_run, with_augmentation
+from kdalign.distillation.tokenize import student_tokenizer, tokenize_run, with_augmentation
 from kdalign.environment import cache_folder
 from kdalign.objective.terms import Unit
 from kdalign.objective.units import count_units
@@ -198,10 +198,10 @@ def test_new_texts_are_made_once_and_have_a_label_only_where_asked_for(kept, tea
     sets = f"data.augment.keep_labels={str(kept).lower()}", "data.unlabelled=rest", "data.unlabelled_share=0.5"
     [run] = prepare_all(asking(teacher, data, filler, tmp_path / "run", *sets))
     tokenizer, place, listening = student_tokenizer(run), make_accelerator("cpu"), Listening()
-    before = tokenize_run(run, tokenizer, config_of(run, tokenizer))
+    before = tokenize_run(run, tokenizer)
 
     def made():
-        return with_augmentation(run, before, tokenizer, config_of(run, tokenizer), place, listening)
+        return with_augmentation(run, before, tokenizer, place, listening)
 
     texts = made()
     n, copies, others = 30, len(texts.copies), len(before.unlabelled)
@@ -212,7 +212,7 @@ def test_new_texts_are_made_once_and_have_a_label_only_where_asked_for(kept, tea
     assert (len(mixture.others), mixture.drawn) == (others, n)
     if kept:
         rows = json.loads(next(cache_folder().glob("texts/*.json")).read_text())["rows"]
-        assert set(texts.copies.labels) == set(run.train.labels[rows])
+        assert set(texts.copies.labels) == set(run.splits.train.labels[rows])
     assert made().train.columns == texts.train.columns
     assert [line.partition(" ")[2].split()[0] for line in listening.said] == [
         str(filler),

@@ -172,7 +172,7 @@ def test_text_without_labels_is_learnt_from_without_a_teacher_where_masked_token
     flags = {"teacher": "none", "student": str(teacher), "data.task": "sst2", "data.folder": str(data)}
     flags |= {"data.limit": 40, "data.unlabelled": "rest", "out": str(tmp_path / "run")}
     [run] = prepare_all(build_recipe(None, flags, ["objective.masked_lm=1"]))
-    assert len(run.unlabelled.examples) > 100
+    assert len(run.splits.unlabelled.examples) > 100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""Where a student comes from: cut out of its teacher, built from scratch, or a checkpoint of its own.
+
+``find_student`` decides it once, from the recipe's words; everything else asks the student that it returns.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdalign.data.tokenizer_training import check_vocabulary_size, requested_vocabulary_size
+from kdalign.errors import UsageError
+from kdalign.models import student_spec
+from kdalign.models.architecture import describe, layout_of, with_tokenizer
+from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint, max_positions
+from kdalign.models.from_scratch import (
+    ScratchSpec,
+    build_from_scratch,
+    parse_scratch_spec,
+    scratch_config,
+    shape_config,
+)
+from kdalign.models.layer_selection import layers_text
+from kdalign.models.layouts import LAYOUTS
+from kdalign.models.student import build_student, transfer_vocabulary
+from kdalign.models.student_spec import CutSpec
+from kdalign.models.tokenizer import TokenizerPair, load_tokenizer, load_tokenizer_named, pair_tokenizers
+from kdalign.recipe import PRETRAINED, Recipe
+
+
+@dataclass(frozen=True)
+class StudentOptions:
+    """A recipe's keys for its student, as written there.
+
+    Attributes:
+        student: ``layers=3``, ``layers=half,width=192``, ``new:bert,layers=4``, a hub id or a folder.
+        revision: revision of a checkpoint on the hub.
+        tokenizer: hub id, folder or ``train:SIZE``; None for the teacher's tokenizer, or a checkpoint's own.
+        init: teacher layers to copy: a selection's name, numbers such as ``1 3 5``, or ``random``.
+        init_from: ``pretrained`` copies layers of the teacher as it was before it was fine-tuned.
+        narrow_by: method of width pruning.
+    """
+
+    student: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    init: str = "uniform"
+    init_from: str = "fine-tuned"
+    narrow_by: str = "pca"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "StudentOptions":
+        """Take a recipe's keys."""
+        return cls(
+            recipe.student,
+            recipe.student_revision,
+            recipe.tokenizer,
+            recipe.init,
+            recipe.init_from,
+            recipe.narrow_by,
+        )
+
+
+@dataclass(frozen=True)
+class StudentInputs:
+    """What a student is built from.
+
+    Attributes:
+        load: loads a checkpoint in float32, with the head for the task.
+        tokenizers: of student and teacher; none is still to be trained.
+        texts: the teacher's inputs for a few texts, on which a narrower student's parts are chosen.
+        seed: seed of all random weights.
+        teacher: the teacher in memory, in float32; None to load it if the student is cut out of it.
+    """
+
+    load: Callable[[Checkpoint], PreTrainedModel]
+    tokenizers: TokenizerPair
+    texts: Iterable[Mapping[str, Tensor]]
+    seed: int
+    teacher: PreTrainedModel | None
+
+
+@dataclass(frozen=True)
+class CutStudent:
+    """A student cut out of its teacher: some of its layers, narrower if wanted.
+
+    Attributes:
+        name: as in ``--student``.
+        teacher: the model that it is cut out of.
+        spec: number of layers of each stack, and their sizes.
+        copied: for each stack, the teacher layers that are copied; None for random weights.
+        narrow_by: method of width pruning.
+        pretrained: True if the teacher's layers are copied as they were before it was fine-tuned.
+        tokenizer_name: hub id, folder or ``train:SIZE``; None for the teacher's tokenizer.
+    """
+
+    name: str
+    teacher: Checkpoint
+    spec: CutSpec
+    copied: Mapping[str, tuple[int, ...]] | None
+    narrow_by: str
+    pretrained: bool
+    tokenizer_name: str | None
+    checkpoint: ClassVar[None] = None
+
+    @property
+    def family(self) -> str:
+        """Family of the model, such as ``masked``."""
+        return layout_of(self.teacher.config).family
+
+    @property
+    def positions(self) -> int:
+        """Longest input in tokens."""
+        return max_positions(self.teacher.config)
+
+    @property
+    def untrained(self) -> bool:
+        """True if its layers start from random weights."""
+        return self.copied is None or (self.spec.narrows and self.narrow_by == "random")
+
+    def tokenizers(self) -> TokenizerPair:
+        """Load the student's and the teacher's tokenizer.
+
+        Raises:
+            UsageError: one is missing, or the student cannot have it.
+        """
+        theirs = load_tokenizer(self.teacher)
+        if self.tokenizer_name is None:
+            return pair_tokenizers(theirs, theirs)
+        pair = pair_tokenizers(_own_tokenizer(self.tokenizer_name, self.family), theirs)
+        self.config(pair)
+        return pair
+
+    def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
+        """Return the teacher's configuration with fewer layers, narrower, and with the student's vocabulary.
+
+        Raises:
+            UsageError: sizes or a tokenizer that the family cannot have.
+        """
+        config = self.spec.config(self.teacher.config)
+        if not tokenizers.differ:
+            return config
+        if tokenizers.student is None:
+            config.vocab_size = tokenizers.size
+            if (config.pad_token_id or 0) >= tokenizers.size:
+                config.pad_token_id = 0  # as in every tokenizer that is trained here
+            return config
+        return with_tokenizer(config, tokenizers.student)
+
+    def build(self, inputs: StudentInputs) -> PreTrainedModel:
+        """Build the student out of its teacher's weights, in float32."""
+        origin = inputs.load(self.teacher) if self.pretrained or inputs.teacher is None else inputs.teacher
+        model = build_student(origin, self.spec, self.copied, self.narrow_by, inputs.texts, inputs.seed)
+        tokenizers = inputs.tokenizers
+        if tokenizers.differ:
+            model = transfer_vocabulary(model, tokenizers.student, tokenizers.teacher)
+        return model
+
+    def __str__(self) -> str:
+        if self.untrained or self.copied is None:
+            return f"{self.name} at random"
+        before = " before fine-tuning" if self.pretrained else ""
+        narrowed = f", narrowed by {self.narrow_by}" if self.spec.narrows else ""
+        return f"layers {layers_text(self.copied)} of {self.teacher.name}{before}{narrowed}"
+
+
+@dataclass(frozen=True)
+class ScratchStudent:
+    """A student built from scratch, every weight random.
+
+    Attributes:
+        name: as in ``--student``.
+        teacher: None for a student that is trained alone.
+        spec: model type and sizes.
+        tokenizer_name: hub id, folder or ``train:SIZE``; None for the teacher's tokenizer.
+    """
+
+    name: str
+    teacher: Checkpoint | None
+    spec: ScratchSpec
+    tokenizer_name: str | None
+    checkpoint: ClassVar[None] = None
+    copied: ClassVar[None] = None
+    untrained: ClassVar[bool] = True
+
+    @property
+    def family(self) -> str:
+        """Family of the model, such as ``masked``."""
+        return LAYOUTS[self.spec.model_type].family
+
+    @property
+    def positions(self) -> int:
+        """Longest input in tokens."""
+        return self.spec.positions
+
+    def tokenizers(self) -> TokenizerPair:
+        """Load the student's tokenizer and, if there is a teacher, the teacher's.
+
+        Raises:
+            UsageError: one is missing, or nothing says which the student has.
+        """
+        theirs = load_tokenizer(self.teacher) if self.teacher is not None else None
+        if self.tokenizer_name is not None:
+            return pair_tokenizers(_own_tokenizer(self.tokenizer_name, self.family), theirs)
+        if theirs is None:
+            raise UsageError(f"--student {self.name!r} needs --tokenizer: a hub id, a folder, or train:8000")
+        return pair_tokenizers(theirs, theirs)
+
+    def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
+        """Return the configuration for the student's vocabulary and special tokens.
+
+        If the tokenizer is still to be trained, the number of its entries stands for it, and its special tokens are 0.
+
+        Raises:
+            UsageError: a tokenizer without a special token that the model needs.
+        """
+        if tokenizers.student is None:
+            return shape_config(self.spec, tokenizers.size)
+        config = scratch_config(self.spec, tokenizers.student)
+        if self.teacher is not None and config.is_encoder_decoder:  # both read the same targets
+            config.decoder_start_token_id = self.teacher.config.decoder_start_token_id
+        return config
+
+    def build(self, inputs: StudentInputs) -> PreTrainedModel:
+        """Build the student with random weights, in float32."""
+        return build_from_scratch(self.config(inputs.tokenizers), inputs.seed)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class CheckpointStudent:
+    """A student that is a checkpoint of its own.
+
+    Attributes:
+        checkpoint: the model.
+        teacher: None for a student that is trained alone.
+    """
+
+    checkpoint: Checkpoint
+    teacher: Checkpoint | None
+    copied: ClassVar[None] = None
+    untrained: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """As in ``--student``."""
+        return self.checkpoint.name
+
+    @property
+    def family(self) -> str:
+        """Family of the model, such as ``masked``."""
+        return layout_of(self.checkpoint.config).family
+
+    @property
+    def positions(self) -> int:
+        """Longest input in tokens."""
+        return max_positions(self.checkpoint.config)
+
+    def tokenizers(self) -> TokenizerPair:
+        """Load the student's tokenizer and, if there is a teacher, the teacher's.
+
+        Raises:
+            UsageError: one is missing.
+        """
+        theirs = load_tokenizer(self.teacher) if self.teacher is not None else None
+        return pair_tokenizers(load_tokenizer(self.checkpoint), theirs)
+
+    def config(self, tokenizers: TokenizerPair) -> PretrainedConfig:
+        """Return the checkpoint's configuration, whatever the tokenizers."""
+        return self.checkpoint.config
+
+    def build(self, inputs: StudentInputs) -> PreTrainedModel:
+        """Load the checkpoint, in float32."""
+        return inputs.load(self.checkpoint)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+StudentSource = CutStudent | ScratchStudent | CheckpointStudent
+
+
+def find_student(options: StudentOptions, teacher: Checkpoint | None, *, weights: bool = True) -> StudentSource:
+    """Decide from a recipe's words where its student comes from.
+
+    Args:
+        options: the recipe's keys for the student.
+        teacher: None for a student that is trained alone.
+        weights: False if only a checkpoint's configuration is needed.
+
+    Raises:
+        UsageError: a student that cannot be cut, built or found, or an option for another kind of student.
+    """
+    name = options.student
+    if name.startswith("new:"):
+        spec = parse_scratch_spec(name)
+        _check_options(options, cut=None, own=False)
+        return ScratchStudent(name, teacher, spec, options.tokenizer)
+    cut = student_spec.parse_cut(name, describe(teacher.config)) if teacher is not None else None
+    if teacher is None or cut is None:
+        if student_spec.is_cut(name):
+            raise UsageError(f"--student {name!r} is cut out of a teacher; without one, give a model or new:TYPE")
+        _check_options(options, cut=None, own=True)
+        return CheckpointStudent(find_checkpoint(name, options.revision, weights=weights), teacher)
+    _check_options(options, cut=cut, own=False)
+    cut.config(teacher.config)
+    copied = student_spec.starting_layers(options.init, cut.layers, describe(teacher.config))
+    if copied is not None:
+        student_spec.check_cut(teacher.config, copied)
+    pretrained = options.init_from == PRETRAINED
+    return CutStudent(name, teacher, cut, copied, options.narrow_by, pretrained, options.tokenizer)
+
+
+def _check_options(options: StudentOptions, *, cut: CutSpec | None, own: bool) -> None:
+    """Refuse options for another kind of student.
+
+    Args:
+        options: the recipe's keys for the student.
+        cut: None for a student that is not cut out of its teacher.
+        own: True for a checkpoint of its own.
+    """
+    if options.revision is not None and not own:
+        made = "cut out of the teacher" if cut is not None else "built from scratch"
+        raise UsageError(f"student_revision is for a student on the hub; {options.student!r} is {made}")
+    if options.narrow_by != "pca" and (cut is None or not cut.narrows):
+        raise UsageError(
+            f"narrow_by={options.narrow_by} is for a student narrower than its teacher, such as layers=half,width=192"
+        )
+    if options.init == "random" and cut is None:
+        raise UsageError("--init random is for a student cut out of the teacher (layers=N)")
+    if options.init_from == PRETRAINED and (cut is None or options.init == "random"):
+        raise UsageError("init_from=pretrained is for a student that copies layers of its teacher (layers=N)")
+    if options.tokenizer is not None and own:
+        raise UsageError("--tokenizer is for students that are cut or new; a checkpoint brings its own")
+
+
+def _own_tokenizer(name: str, family: str) -> PreTrainedTokenizerBase | int:
+    """Load a tokenizer by name; for ``train:SIZE``, return the number of its entries.
+
+    Raises:
+        UsageError: no such tokenizer, or a size without room for all bytes and the family's special tokens.
+    """
+    size = requested_vocabulary_size(name)
+    if size is None:
+        return load_tokenizer_named(name, family)
+    check_vocabulary_size(size, family)
+    return size
