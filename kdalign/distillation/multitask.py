@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdalign.data.batches import steps_per_epoch
-from kdalign.data.tasks.holdout import normalise_rows
+from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.build import build_task
 from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import LoadedModels, load
@@ -123,15 +123,15 @@ def check_together(runs: Sequence[PreparedRun]) -> None:
 def find_leaks(runs: Sequence[PreparedRun]) -> list[str]:
     """Find texts that one task is scored on and another is trained on, a line for each split and other task.
 
-    Texts are compared word for word, in lower case.
+    The lines are announced and kept in the records. Texts of the task's own training set are found by ``preflight``.
     """
     trained = {run.task.name: set(normalise_rows(run.splits.train)) for run in runs}
     leaks = []
     for run in runs:
         for split, examples in run.splits.reported.items():
             for other, texts in trained.items():
-                seen = sum(row in texts for row in normalise_rows(examples))
-                if seen and other != run.task.name:
+                seen = count_leaks(examples, texts) if other != run.task.name else 0
+                if seen:
                     leaks.append(
                         f"{seen:,} of the {len(examples):,} texts of {run.task.name}, {split}, are in the training "
                         f"text of {other}"

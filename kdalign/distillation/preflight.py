@@ -12,7 +12,8 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.tasks import ClassificationTask, Examples
+from kdalign.data.tasks import ClassificationTask
+from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError
@@ -210,14 +211,10 @@ def _without_effect(run: PreparedRun) -> list[str]:
 
 
 def _leaks(run: PreparedRun) -> Iterator[Finding]:
-    """Texts that are reported on and trained on."""
-
-    def rows(examples: Examples) -> list[tuple[str, ...]]:
-        return list(zip(*examples.texts, strict=True))
-
-    trained = set(rows(run.splits.train))
+    """Count texts of reported splits that are in the task's own training text; they are announced, not refused."""
+    trained = set(normalise_rows(run.splits.train))
     for split, examples in run.splits.reported.items():
-        seen = sum(row in trained for row in rows(examples))
+        seen = count_leaks(examples, trained)
         if seen:
             yield Finding("leak", f"{seen:,} of the {len(examples):,} texts of {split} are in the training text, too")
 

@@ -96,13 +96,13 @@ def test_labels_in_another_order_and_inputs_that_one_model_lacks_are_said(kdalig
     assert "teacher alone" in found["inputs"]
 
 
-def test_reported_texts_that_are_trained_on_are_counted(kdalign, teacher, tmp_path):
+def test_reported_texts_that_are_trained_on_are_counted_whatever_their_case_and_spacing(kdalign, teacher, tmp_path):
     texts, labels = sentences(40, 0)
     texts[:5] = ["a film that i saw"] * 5
     place = tmp_path / "leaky"
     place.mkdir()
     pd.DataFrame({"sentence": texts, "label": labels}).to_parquet(place / "train.parquet")
-    rows = ["a film that i saw", "another one", "one more of them", "and the last"]
+    rows = ["A film that  I saw", "another one", "one more of them", "and the last"]
     pd.DataFrame({"sentence": rows, "label": [0, 1, 0, 1]}).to_parquet(place / "validation.parquet")
     command = words(teacher, place, "--max-length", "32")
     assert checks(kdalign, *command)["leak"] == "1 of the 4 texts of validation are in the training text, too"

@@ -77,6 +77,19 @@ def rows_around(examples: Examples, held: Examples) -> list[int]:
     ]
 
 
+def count_leaks(reported: Examples, trained: Collection[tuple[tuple[str, ...], ...]]) -> int:
+    """Count the rows of a reported split that are in a training text, too: equal word for word, in lower case.
+
+    Case and spacing do not tell texts apart, as many tokenizers read neither. All texts of a row must be equal; a text
+    inside a longer one is no leak here (``hold_out`` keeps those apart, too).
+
+    Args:
+        reported: the split.
+        trained: training rows, by ``normalise_rows``; a set.
+    """
+    return sum(row in trained for row in normalise_rows(reported))
+
+
 def normalise_rows(examples: Examples) -> list[tuple[tuple[str, ...], ...]]:
     """Normalise each row's texts to words in lower case."""
     return [tuple(tuple(text.lower().split()) for text in row) for row in zip(*examples.texts, strict=True)]
