@@ -18,14 +18,14 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
     """One recipe per task; several get a folder each below ``out``.
 
     Raises:
-        UsageError: one task is to be learnt together with none, or something that differs for a task is wrong.
+        UsageError: a single task to be learned together, or keys of one task that are wrong.
     """
     tasks = recipe.data.task
     if len(tasks) == 1:
         others = [name for name in recipe.multi_task.tasks if name != tasks[0]]
         if recipe.multi_task.together and others:  # what a task's own folder holds
             raise UsageError(
-                f"task {tasks[0]!r} is learnt together with {', '.join(others)}: give the folder above this task's"
+                f"task {tasks[0]!r} is learned together with {', '.join(others)}: give the folder above this task's"
             )
         if recipe.multi_task.together:
             raise UsageError(f"--multi-task takes two tasks or more: given {tasks[0]!r} alone")
@@ -38,9 +38,10 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
 
 
 def _starts(recipe: Recipe) -> dict[str, str]:
-    """For each task, whether its student is cut out of the teacher as it was before it was fine-tuned or after that.
+    """Return the start of each task's student: layers of the fine-tuned teacher, or of the teacher before that.
 
-    With several tasks in one student it is before that, unless the recipe names the task whose teacher is taken.
+    Several tasks in one student start from the teacher before that, unless the recipe names the task whose teacher is
+    taken.
     """
     starts: dict[str, str] = dict.fromkeys(recipe.data.task, recipe.init_from)
     if not recipe.multi_task.together:
@@ -57,12 +58,12 @@ def _starts(recipe: Recipe) -> dict[str, str]:
 
 
 def _folder_name(task: str) -> str:
-    """A task's word as a folder's name."""
+    """Turn a task's name or file into a folder's name."""
     return Path(task).stem if task.endswith((".yaml", ".yml")) else re.sub(r"[^\w.]+", "-", task)
 
 
 def default_name(recipe: Recipe, task: AnyTask | None) -> str:
-    """The run folder's name where none is given: task, teacher, student and seed."""
+    """Name a run's folder by task, teacher, student and seed."""
     words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
     words += ["together"] if recipe.multi_task.together else []
     words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
@@ -78,7 +79,7 @@ def claim(
     inputs: Mapping[str, str] | None = None,
     parts: Sequence[RunFolder] = (),
 ) -> None:
-    """Refuse a folder that holds something, unless it is a run to resume or to overwrite; nothing is changed yet.
+    """Refuse a folder that is not empty, unless it holds a run to resume or to overwrite; nothing is changed yet.
 
     A run to resume must be as it was left: a finished one by its record, another by the hashes that it began with and
     those of its newest whole checkpoint.
@@ -86,13 +87,13 @@ def claim(
     Args:
         folder: of the run, or of several.
         recipe: what is to be done there.
-        resume: go on.
-        overwrite: put the new run in its place.
+        resume: True to resume the run.
+        overwrite: True to replace the run by the new one.
         inputs: fingerprints of what the run reads; None for a folder above several runs.
-        parts: the folders with the histories of its checkpoints, where it is not its own.
+        parts: folders with the histories of its checkpoints, if its own holds none.
 
     Raises:
-        UsageError: what lies there, and what can be done.
+        UsageError: what the folder holds, and what can be done.
     """
     if not folder.started:
         return
@@ -102,33 +103,38 @@ def claim(
         check_links(folder.path)
     if not folder.recipe.is_file():
         raise UsageError(f"{str(folder.path)!r} is not empty and holds no run; choose another --out")
-    if not (resume or overwrite):
-        tasks = recipe.data.task
-        parts = [folder] if len(tasks) == 1 else [RunFolder(folder.path / _folder_name(task)) for task in tasks]
-        state = "a finished run" if all(part.complete for part in parts) else "an unfinished run"
-        raise UsageError(f"{str(folder.path)!r} holds {state}: give --resume, --overwrite or another --out")
     if resume:
-        if folder.complete:
-            read_checked(folder.path)
-        else:
-            _check_unfinished(folder, parts)
-        changed = _difference(load_recipe(folder.recipe), recipe)
-        if changed:
-            raise UsageError(f"{str(folder.path)!r} holds a run of another recipe ({changed}); give another --out")
-        before = folder.read_inputs()
-        for name, value in (inputs or {}).items():
-            if before.get(name, value) != value:
-                raise UsageError(
-                    f"{str(folder.path)!r} holds a run on another {name} ({before[name]} then, {value} now); "
-                    f"give --overwrite or another --out"
-                )
+        _check_resumable(folder, recipe, inputs or {}, parts)
+    elif not overwrite:
+        tasks = recipe.data.task
+        runs = [folder] if len(tasks) == 1 else [RunFolder(folder.path / _folder_name(task)) for task in tasks]
+        state = "a finished run" if all(run.complete for run in runs) else "an unfinished run"
+        raise UsageError(f"{str(folder.path)!r} holds {state}: give --resume, --overwrite or another --out")
+
+
+def _check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str], parts: Sequence[RunFolder]) -> None:
+    """Refuse to resume a run that was changed, or that has another recipe or other inputs."""
+    if folder.complete:
+        read_checked(folder.path)
+    else:
+        _check_unfinished(folder, parts)
+    difference = _difference(load_recipe(folder.recipe), recipe)
+    if difference:
+        raise UsageError(f"{str(folder.path)!r} holds a run of another recipe ({difference}); give another --out")
+    before = folder.read_inputs()
+    for name, value in inputs.items():
+        if before.get(name, value) != value:
+            raise UsageError(
+                f"{str(folder.path)!r} holds a run on another {name} ({before[name]} then, {value} now); "
+                f"give --overwrite or another --out"
+            )
 
 
 def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuse to remove a folder that holds what the run is to read.
+    """Refuse to overwrite a folder that holds an input of the run.
 
     Raises:
-        UsageError: which of it.
+        UsageError: the input.
     """
     data = recipe.data
     named = [
@@ -143,14 +149,14 @@ def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
     for key, name in named:
         if name is not None and Path(name).expanduser().exists():
             if Path(name).expanduser().resolve().is_relative_to(folder.path.resolve()):
-                raise UsageError(f"{key} {name!r} lies in {str(folder.path)!r}, which --overwrite would remove first")
+                raise UsageError(f"{key} {name!r} is in {str(folder.path)!r}, which --overwrite would remove first")
 
 
 def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
-    """Refuse an unfinished run that is not as it was left.
+    """Refuse an unfinished run whose files were changed.
 
     Raises:
-        UsageError: which file was changed, and what can be done.
+        UsageError: the file, and what can be done.
     """
     found = newest_sound(folder, parts)
     if folder.check_begun(found.progress.plan):
@@ -164,7 +170,7 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:
-    """The first key on which two recipes differ, beside the folder and a precision that was left to kdalign."""
+    """Return the first key on which two recipes differ, except the folder and a precision left to kdalign."""
     ours, theirs = given.flat(), saved.flat()
     for key, value in ours.items():
         if key == "out" or (key == "train.precision" and "auto" in (value, theirs[key])):

@@ -412,7 +412,7 @@ def test_single_runs_of_several_tasks_are_as_before():
     with pytest.raises(UsageError, match=r"multi_task\.tasks is for several tasks"):
         build_recipe(None, {"teacher": "t", "data.task": "mrpc", **own})
     learnt = {"multi_task.together": True, "multi_task.tasks": {"cola": {}, "mrpc": {}}}  # as in a task's own folder
-    with pytest.raises(UsageError, match="'cola' is learnt together with mrpc: give the folder above"):
+    with pytest.raises(UsageError, match="'cola' is learned together with mrpc: give the folder above"):
         split_by_task(build_recipe(None, {"teacher": "t", "data.task": "cola", **learnt}))
     with pytest.raises(UsageError, match="two tasks or more"):
         split_by_task(build_recipe(None, {"teacher": "t", "data.task": "cola", "multi_task.together": True}))
