@@ -1,4 +1,4 @@
-"""Load the teacher and the student of a run, or build the student."""
+"""Load the teacher and the student of a run, or build the student, and measure both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,23 +27,25 @@ LATENCY_TOKENS = 128
 
 
 SHOWN = 100
-"""Characters of a sample that are shown while training; the history and the record keep all."""
+"""Most characters of a sample that are shown while training; the history and the record keep all."""
 
 
 @dataclass
 class LoadedModels:
-    """A run's two models in memory, as they are before the first step, and what was measured of them.
+    """A run's two models in memory, as they are before the first step, with the teacher's answers and both costs.
 
     Attributes:
-        student: the whole of what is trained, on the device.
-        source: where the student came from.
-        taught: None without a teacher.
-        answers: the teacher's on the reported splits, and on the slice of train that is watched.
-        latencies: of teacher and student.
-        flops: likewise.
-        timed: the tokens of such a forward.
-        prompts: that are continued.
-        taught_says: what the teacher says after them.
+        opened: the run, its texts tokenized.
+        student: the model that is trained, on the device.
+        source: origin of the student, for the record.
+        taught: the teacher; None without one.
+        answers: the teacher's answers on the reported splits.
+        watched_answers: the teacher's answers on the slice of train that is evaluated on the way.
+        latencies: of a forward, in milliseconds: the teacher's first, if there is one.
+        flops: floating-point operations of a forward, in the same order.
+        timed: tokens of such a forward.
+        prompts: texts for samples.
+        taught_says: the teacher's continuations of them.
     """
 
     opened: OpenedRun
@@ -60,14 +62,14 @@ class LoadedModels:
 
     @property
     def comparable(self) -> bool:
-        """Whether student and teacher answer the same questions."""
+        """True if student and teacher answer the same questions."""
         return self.taught is not None and not (
             self.opened.texts.across is not None and self.opened.run.adapter.predicts_tokens
         )
 
 
 def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> LoadedModels:
-    """Load both models, the teacher fine-tuned first where it has no head; score the teacher and measure both."""
+    """Load both models, fine-tuning the teacher first if it has no head; score the teacher and measure both."""
     run, recipe, tokenizer, adapter = opened.run, opened.recipe, opened.tokenizer, opened.run.adapter
     if run.augmenting is not None:
         texts = with_augmentation(run, opened.texts, tokenizer, accelerator, observer)
@@ -84,7 +86,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
             watched_answers = adapter.predict(taught.model, texts.watched_by_teacher)
         except NotFinite as error:
             name = run.teacher.name if run.teacher is not None else "the teacher"
-            raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learnt from it") from None
+            raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learned from it") from None
     big = taught.model if taught is not None else None
     student_model = load_student(run, tokenizer, big, texts.train)
     student_model.to(accelerator.device)
@@ -129,7 +131,7 @@ class LoadedTeacher:
 def load_teacher(
     run: PreparedRun, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
 ) -> LoadedTeacher | None:
-    """The teacher, fine-tuned first where it has no head; None where there is none."""
+    """Load the teacher, fine-tuning it first if it has no head; None without a teacher."""
     if run.teacher is None or run.tokenizers.teacher is None:
         return None
     if run.finetunes:
@@ -175,7 +177,7 @@ def _student_origin(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> str
 
 
 def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
-    """Size and cost of a student beside its teacher's; the teacher's FLOPs come first."""
+    """Compare a student's size and cost with its teacher's; the teacher's FLOPs come first."""
     ours, theirs = (count_parameters(model) for model in (small, big))
     theirs_cost, ours_cost = flops
     return (
@@ -185,6 +187,6 @@ def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int]
 
 
 def preview(text: str) -> str:
-    """The beginning of a text on one line."""
+    """Return the beginning of a text on one line."""
     words = " ".join(text.split())
     return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"

@@ -1,4 +1,4 @@
-"""The story of a plan: which teacher layer would teach which student layer, by shape or by what both make of texts."""
+"""Plan which teacher layer would teach which student layer, by shape or by similarity on texts."""
 
 from dataclasses import dataclass
 
@@ -27,15 +27,15 @@ LENGTH = 128
 
 @dataclass(frozen=True)
 class CalibrationTexts:
-    """Texts for both models to read.
+    """Texts on which the layers of both models are compared.
 
     Attributes:
-        task: whose texts.
+        task: the task that the texts are of.
         folder: their folder; None for the hub.
-        dataset: a hub data set.
+        dataset: a data set on the hub.
         config: its configuration.
-        examples: so many, drawn at random from train.
-        max_length: longest input in tokens; 128 or the models' positions when left out.
+        examples: number of examples, drawn at random from train.
+        max_length: longest input in tokens; 128 or the models' positions if None.
     """
 
     task: str
@@ -55,10 +55,19 @@ def plan_layers(
     reading: CalibrationTexts | None = None,
     observer: Observer | None = None,
 ) -> Plan:
-    """The plan between two models: from their configurations alone, or by similarity where there is text to read.
+    """Plan the layer map between two models: from their configurations alone, or by similarity on texts.
+
+    Args:
+        teacher: hub id or folder.
+        student_name: as in ``--student``.
+        choice: the map, as in ``--map``.
+        init: teacher layers that a cut student starts from, as in ``--init``.
+        revision: the teacher's revision on the hub.
+        reading: texts to measure similarity on; None to plan by shape.
+        observer: is told of an untrained student.
 
     Raises:
-        UsageError: a model, layer choice, map or text that is not there.
+        UsageError: a missing model or text, or an unknown choice of layers or map.
     """
     theirs = checkpoint_files.find_checkpoint(teacher, revision, weights=reading is not None)
     student = find_student(StudentOptions(student_name, init=init), theirs, weights=reading is not None)

@@ -1,4 +1,4 @@
-"""What a run would meet: tokens, labels, inputs, lengths, attention, dropout, memory and disk, before any weights load.
+"""Check a run before any weights load: tokens, labels, inputs, lengths, attention, dropout, leaks, memory and disk.
 
 A finding with a mend is an error, which ``--allow`` lets through by its name; the others are for the reader.
 """
@@ -6,6 +6,7 @@ A finding with a mend is an error, which ``--allow`` lets through by its name; t
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -26,30 +27,30 @@ from kdalign.recipe import DataSettings, Recipe
 from kdalign.training.checkpoint import KEPT
 
 _TRAINED_BYTES = 16
-"""Of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
+"""Bytes of a parameter that is trained in float32: itself, its gradient and AdamW's two moments."""
 _MOMENTS_BYTES = 8
-"""Of a parameter that is trained, in the optimizer's file of a checkpoint."""
+"""Bytes of a trained parameter in the optimizer's file of a checkpoint."""
 _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
 NOTEWORTHY = ("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect")
-"""What is said of a run before it begins, beside what was let through."""
+"""Findings that are announced before a run begins, in addition to those that were let through."""
 
 
 def preflight(run: PreparedRun) -> tuple[Finding, ...]:
-    """Look at all of it.
+    """Run all checks.
 
     Raises:
-        UsageError: the first thing that is wrong and not allowed, with its mend.
+        UsageError: the first finding that is wrong and not allowed, with its mend.
     """
-    found = []
+    findings = []
     for finding in _findings(run):
         allowed = bool(finding.mend) and finding.what in run.recipe.allow
         if finding.mend and not allowed:
             raise UsageError(f"{finding.said}: {finding.mend}, or let it through by --allow {finding.what}")
-        found.append(Finding(finding.what, finding.said, finding.mend, allowed))
-    return tuple(found)
+        findings.append(replace(finding, allowed=allowed))
+    return tuple(findings)
 
 
 def _findings(run: PreparedRun) -> Iterator[Finding]:
@@ -93,12 +94,12 @@ def _lengths(run: PreparedRun, both: Sequence[tuple[str, PretrainedConfig]]) -> 
 
 
 def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """A configuration that names other padding, start or end tokens than the tokenizer gives."""
+    """Find a padding, start or end token that differs between configuration and tokenizer."""
     for role in ("pad", "bos", "eos"):
         named, given = config.to_dict().get(f"{role}_token_id"), getattr(tokenizer, f"{role}_token_id")
         accepted = named if isinstance(named, list) else [named]
         if role == "pad" and layout_of(config).family == "causal":
-            continue  # what is padded is masked by its length, whatever it holds
+            continue  # padding is masked by length, whatever token it holds
         if named is not None and given is not None and given not in accepted:
             yield Finding(
                 "special-tokens",
@@ -108,7 +109,7 @@ def _special_tokens(word: str, config: PretrainedConfig, tokenizer: PreTrainedTo
 
 
 def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
-    """In which order the models answer, where it is not the task's."""
+    """Find classifier outputs in another order than the task's labels, or for several labels a text."""
     if task.regression:
         return
     for word, checkpoint in (("teacher", run.teacher), ("student", run.student.checkpoint)):
@@ -126,7 +127,7 @@ def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
 
 
 def _classes(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
-    """Training labels that are all one, or of fewer classes than the task has."""
+    """Find training labels that are all the same, or that lack classes of the task."""
     if run.splits.train.labels is None or not len(run.splits.train):
         return
     there, n = np.unique(run.splits.train.labels), len(run.splits.train)
@@ -148,7 +149,7 @@ _MOST_NAMES = 5
 
 
 def _inputs(both: Sequence[tuple[str, PretrainedConfig]]) -> Iterator[Finding]:
-    """Token types that one model reads and the other does not."""
+    """Find token types that only one of the models reads."""
     reads = {
         word: "token_type_ids" in inspect.signature(meta_model(config).forward).parameters for word, config in both
     }
@@ -175,38 +176,38 @@ def _dropout(run: PreparedRun, config: PretrainedConfig) -> str:
 
 
 _HIGHEST_RATE = 1.0
-"""Of AdamW, whose steps are about as long as its rate, while weights are well below 1."""
+"""Highest useful rate of AdamW, whose steps are about as long as its rate, while weights are well below 1."""
 
 
 def _rates(run: PreparedRun) -> Iterator[Finding]:
-    """Learning rates at which nothing is learnt."""
+    """Find learning rates at which nothing is learned."""
     rates = {"train.lr": run.recipe.train.lr, **({"finetune.lr": run.recipe.finetune.lr} if run.finetunes else {})}
     for key, rate in rates.items():
         if rate > _HIGHEST_RATE:
-            said = f"{key}={rate:g} is far above what AdamW learns with (1e-5 to 1e-2): expect weights of no use"
+            said = f"{key}={rate:g} is far above what AdamW learns with (1e-5 to 1e-2): expect useless weights"
             yield Finding("learning rate", said)
 
 
 def _without_effect(run: PreparedRun) -> list[str]:
-    """What the recipe says and nothing of this run reads."""
+    """List settings of the recipe that have no effect on this run."""
     recipe, found = run.recipe, []
     plain = Recipe(teacher=recipe.teacher, data=DataSettings(task=recipe.data.task))
     objective, train = recipe.objective, recipe.train
     if not isinstance(run.student, CutStudent) and recipe.init != plain.init:
-        found.append(f"init={recipe.init} is of a student that is cut out of its teacher")
+        found.append(f"init={recipe.init} is for a student that is cut out of its teacher")
     if run.teacher is None and recipe.revision is not None:
-        found.append("revision is of a teacher, and there is none")
+        found.append("revision is for a teacher, and there is none")
     if recipe.data.limit_seed is not None and recipe.data.limit is None and recipe.data.unlabelled_limit is None:
-        found.append("data.limit_seed is of data.limit, which is not given")
+        found.append("data.limit_seed is for data.limit, which is not given")
     if train.holdout != plain.train.holdout and not train.holds_out:
-        found.append("train.holdout is of select: best and patience")
+        found.append("train.holdout is for select: best and patience")
     if recipe.finetune != plain.finetune and not run.finetunes:
-        found.append("finetune is of a teacher without a head for the task")
+        found.append("finetune is for a teacher without a head for the task")
     if recipe.align != plain.align and not objective.built.aligning:
-        found.append("align is of terms that compare layers, all of which have the weight 0")
+        found.append("align is for terms that compare layers, and all of them have the weight 0")
     softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()
     if objective.temperature != plain.objective.temperature and not softened:
-        found.append("objective.temperature softens alpha, dkd and dist, all of which have the weight 0")
+        found.append("objective.temperature softens alpha, dkd and dist, and all of them have the weight 0")
     return found
 
 
@@ -220,14 +221,14 @@ def _leaks(run: PreparedRun) -> Iterator[Finding]:
 
 
 def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: PretrainedConfig) -> Iterator[Finding]:
-    """Memory for weights, gradients and moments, and disk for the student and its checkpoints, against what is free."""
+    """Compare memory for weights, gradients and moments, and disk for student and checkpoints, with what is free."""
     ours = describe(student).parameters
     theirs = describe(teacher).parameters if teacher is not None else 0
     trained = _TRAINED_BYTES if run.recipe.train.lora is None else 4  # adapters are few
-    teachers = max(1, len(run.recipe.multi_task.tasks))  # of tasks that are learnt together
+    teachers = max(1, len(run.recipe.multi_task.tasks))  # one for each task that is learned together
     memory = trained * ours + 4 * teachers * theirs
     moments = _MOMENTS_BYTES if run.recipe.train.lora is None else 0
-    # The student, the best one so far, and the checkpoints that are kept beside the one that is being written.
+    # The student, the best one so far, and the checkpoints that are kept while the next one is written.
     disk = (4 + 4 * (run.recipe.train.select == "best") + (KEPT + 1) * (4 + moments)) * ours
     cuda = run.recipe.train.device in ("auto", "cuda") and torch.cuda.is_available()
     free_memory = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
@@ -239,7 +240,7 @@ def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: Pretraine
         ("memory", memory, free_memory, "take a smaller student or teacher, or another machine"),
         ("disk", disk, free_disk, "choose another --out, or make room"),
     ):
-        kind = "weights and optimizer, activations apart" if what == "memory" else "student and checkpoints"
+        kind = "weights and optimizer, without activations" if what == "memory" else "student and checkpoints"
         said = f"{_size(needed)} for {kind}; {_size(free)} free"
         if needed <= free:
             yield Finding(what, said)
@@ -252,7 +253,7 @@ def _room(run: PreparedRun, teacher: PretrainedConfig | None, student: Pretraine
 
 
 def _limit_of_files() -> int | None:
-    """The largest file that this process may write, in bytes; None where there is no limit."""
+    """Return the largest file that this process may write, in bytes; None without a limit."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What a run reads: the student's tokenizer, and its texts as tokens, the teacher's beside where it has others."""
+"""Tokenize the texts of a run, by the student's tokenizer and by the teacher's if it is another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +23,13 @@ from kdalign.recipe import Recipe
 
 @dataclass(frozen=True)
 class TokenizerOverlap:
-    """How far two tokenizers can be brought together on the training text.
+    """Overlap of two tokenizers on the training text.
 
     Attributes:
-        covered: characters that lie in tokens of both, white space apart.
-        characters: all of them.
-        shared: entries that stand for the same.
-        entries: of the student's vocabulary and of the teacher's.
+        covered: characters in tokens of both, without white space.
+        characters: all characters.
+        shared: entries with the same meaning.
+        entries: sizes of the student's vocabulary and of the teacher's.
     """
 
     covered: int
@@ -41,13 +41,13 @@ class TokenizerOverlap:
         share = 100 * self.covered / max(1, self.characters)
         ours, theirs = self.entries
         return (
-            f"tokenizers differ: {share:.2f} % of {self.characters:,} characters lie in tokens of both; "
+            f"tokenizers differ: {share:.2f} % of {self.characters:,} characters are in tokens of both; "
             f"{len(self.shared):,} of the student's {ours:,} entries and the teacher's {theirs:,} stand for the same"
         )
 
     @property
     def facts(self) -> dict[str, int]:
-        """For the record."""
+        """Return the numbers for the record."""
         counts = {"characters": self.characters, "covered": self.covered, "shared_entries": len(self.shared)}
         return counts | dict(zip(("student_entries", "teacher_entries"), self.entries, strict=True))
 
@@ -57,15 +57,15 @@ class TokenizedRun:
     """A run's texts as tokens.
 
     Attributes:
-        train: to train on, with and without labels; where tokenizers differ, in the tokens of both.
-        labelled: those of ``train`` that have labels, or all where none are without.
-        unlabelled: the others; None where there are none.
-        copies: new texts that a model has made of the labelled ones, a part of ``train`` once they are made.
-        watched: the slice of train that is evaluated on the way, by the student.
-        reported: the splits that the student is scored on.
-        watched_by_teacher: the same slice as the teacher reads it.
-        reported_to_teacher: the same splits.
-        across: how far tokenizers that differ come together; None for one tokenizer.
+        train: rows to train on, with and without labels; if tokenizers differ, in the tokens of both.
+        labelled: rows of ``train`` with labels, or all if none are without.
+        unlabelled: rows without labels; None without any.
+        watched: slice of train that is evaluated on the way, in the student's tokens.
+        reported: splits that are scored, in the student's tokens.
+        watched_by_teacher: the same slice in the teacher's tokens.
+        reported_to_teacher: the same splits in the teacher's tokens.
+        across: overlap of tokenizers that differ; None for one tokenizer.
+        copies: new texts that a model wrote of the labelled ones, then a part of ``train``.
     """
 
     train: TokenizedSplit
@@ -93,7 +93,7 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
     """Tokenize all that a run reads.
 
     Raises:
-        UsageError: a text that cannot be encoded.
+        UsageError: a text that cannot be tokenized.
     """
     theirs, config = run.tokenizers.teacher, run.student_config(tokenizer)
     train = labelled = _tokenize_for_training(run, run.splits.train, tokenizer, config)
@@ -165,7 +165,9 @@ def announce_texts(
         observer.announce(f"tokenizer: {len(tokenizer):,} entries, trained on the training text")
     _announce_cuts(splits.train, texts.labelled, recipe.data.max_length, observer)
     if splits.unlabelled is not None and texts.unlabelled is not None:
-        observer.announce(f"text without labels, beside {len(splits.train):,} labelled rows: {splits.unlabelled}")
+        observer.announce(
+            f"text without labels, in addition to {len(splits.train):,} labelled rows: {splits.unlabelled}"
+        )
         _announce_cuts(splits.unlabelled.examples, texts.unlabelled, recipe.data.max_length, observer)
     for examples in (splits.train, *splits.reported.values()):
         note = special_token_note(examples, tokenizer)
@@ -187,7 +189,7 @@ def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int,
         )
     if encoded.passed_over:
         observer.announce(
-            f"{examples.split}: {encoded.passed_over:,} conversations were passed over: no answer lies within "
+            f"{examples.split}: {encoded.passed_over:,} conversations were left out: they have no answer within "
             f"the first {max_length} tokens (--max-length)"
         )
     if examples.blank:
@@ -195,15 +197,18 @@ def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int,
             f"{examples.split}: {examples.blank:,} of {len(examples):,} rows have a text without a character to read"
         )
     if examples.passed_over:
-        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were passed over")
+        observer.announce(f"{examples.split}: {examples.passed_over:,} documents without a word were left out")
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run whose texts are read.
+    """A run whose texts are tokenized.
 
     Attributes:
-        recipe: with the precision that is trained in.
+        run: the run as it was prepared.
+        recipe: with the precision of training.
+        tokenizer: the student's.
+        texts: all texts as tokens.
     """
 
     run: PreparedRun
@@ -213,15 +218,15 @@ class OpenedRun:
 
     @property
     def bf16(self) -> bool:
-        """Whether it is trained in bfloat16."""
+        """True if training is in bfloat16."""
         return self.recipe.train.precision == "bf16"
 
 
 def open_run(run: PreparedRun, accelerator: Accelerator) -> OpenedRun:
-    """Texts to tokens; what cannot be encoded is refused before anything is written.
+    """Tokenize a run's texts, before anything is written.
 
     Raises:
-        UsageError: a text that cannot be encoded, or fewer steps than stages.
+        UsageError: a text that cannot be tokenized, or fewer steps than stages.
     """
     precision = "bf16" if use_bf16(run.recipe.train.precision, accelerator.device) else "fp32"
     recipe = run.recipe.with_changes(train={**run.recipe.train.model_dump(), "precision": precision})
@@ -233,7 +238,7 @@ def open_run(run: PreparedRun, accelerator: Accelerator) -> OpenedRun:
 
 
 def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer, resume: bool) -> Observer:
-    """Begin the run's folder and say what will be done; the observer, who writes into its log from now on."""
+    """Begin the run's folder and announce the run; return an observer that also writes into the folder's log."""
     run, recipe, folder = opened.run, opened.recipe, opened.run.folder
     if accelerator.is_main_process:
         folder.begin(recipe.dump(), run.inputs, keep=resume)
@@ -244,7 +249,7 @@ def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer
     )
     observer.announce(f"{who} on {run.task.name}; run folder {folder.path}")
     if run.task.found:
-        observer.announce(f"worked out from the data: {run.task.found}")
+        observer.announce(f"inferred from the data: {run.task.found}")
     announce_texts(run, opened.texts, opened.tokenizer, observer)
     for finding in run.findings:
         if finding.allowed or finding.what in NOTEWORTHY:

@@ -1,4 +1,4 @@
-"""What a model is made of, read from its configuration: no weights are needed.
+"""Read a model's architecture from its configuration, without weights.
 
 This file and ``capture.py`` alone know where a family keeps its layers. A new family is one row in ``LAYOUTS``.
 """
@@ -48,11 +48,11 @@ class Architecture:
     attention: AttentionLayout = AttentionLayout.INTERFACE
 
     def reads_target(self, stack: str) -> bool:
-        """Whether a stack's positions are those of the target: an encoder-decoder's decoder."""
+        """Return whether a stack reads the target: an encoder-decoder's decoder."""
         return self.family == "seq2seq" and stack == "decoder"
 
     def stack(self, name: str) -> Stack:
-        """The stack of that name."""
+        """Return the stack of that name."""
         for stack in self.stacks:
             if stack.name == name:
                 return stack
@@ -71,10 +71,10 @@ class Layer(NamedTuple):
 
 
 def layout_of(config: "PretrainedConfig") -> Layout:
-    """The layout of a configuration's model type: its row, or what the usual names of fields and modules tell.
+    """Return a model type's layout: its row in ``LAYOUTS``, or one derived from the usual names of fields.
 
     Raises:
-        UsageError: kdalign cannot read this model; what is missing.
+        UsageError: kdalign cannot read this model, as something is missing.
     """
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
@@ -97,7 +97,7 @@ _USUAL = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 def _derive(config: "PretrainedConfig") -> Layout:
-    """The layout of a type without a row, from one list of layers that holds an attention in each."""
+    """Derive the layout of a type without a row, from its one list of layers with an attention in each."""
     from torch import nn
     from transformers.models.auto import modeling_auto
 
@@ -134,7 +134,7 @@ def _derive(config: "PretrainedConfig") -> Layout:
 
 
 def _attention_path(layer: "nn.Module") -> str:
-    """The innermost of the first modules called attention in a layer; empty where there is none."""
+    """Return the path of a layer's attention, innermost of the first modules so named; empty if there is none."""
     path = ""
     for name, module in layer.named_modules():
         if "ttention" in type(module).__name__ and (not path or name.startswith(f"{path}.")):
@@ -176,7 +176,7 @@ def _stack(config: "PretrainedConfig", layout: StackLayout) -> Stack:
 
 
 def check_sizes(config: "PretrainedConfig") -> None:
-    """Refuse sizes of which no model can be made.
+    """Refuse sizes that no model can have.
 
     Raises:
         UsageError: the field, and what is accepted.
@@ -195,21 +195,21 @@ def check_sizes(config: "PretrainedConfig") -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > _LONGEST:
         raise UsageError(f"max_position_embeddings is {positions:,} (accepted: at most {_LONGEST:,})")
-    tied = getattr(config, "tie_word_embeddings", False)  # what has one table alone has no such field
+    tied = getattr(config, "tie_word_embeddings", False)  # a model with a single embedding table has no such field
     if not isinstance(tied, bool):
         raise UsageError(f"tie_word_embeddings is {tied!r} (accepted: true or false)")
 
 
 _LARGEST = 10**8
-"""Of a size: entries of a vocabulary, features of a layer."""
+"""Largest size: entries of a vocabulary, features of a layer."""
 _LONGEST = 2 * 10**7
-"""Positions: buffers of that length are made."""
+"""Most positions, as buffers of that length are allocated."""
 
 
 def meta_model(
     config: "PretrainedConfig", attention: str | None = None, device: str = "meta", head: "HeadKind | None" = None
 ) -> "PreTrainedModel":
-    """The model of a configuration on the meta device: shapes without storage.
+    """Build the model of a configuration on the meta device: shapes without storage.
 
     The class is that of the ``head``, or the one that ``config.architectures`` names; the bare body where it names
     none.
@@ -227,7 +227,7 @@ def _shaped(config: "PretrainedConfig", head: "HeadKind", attention: str, device
 
 
 def attention_of(config: "PretrainedConfig") -> str:
-    """The attention implementation that a model is loaded with: SDPA, or eager where it has code of its own.
+    """Return the attention implementation to load a model with: SDPA, or eager if it has code of its own.
 
     A type that Transformers has no SDPA for (Gemma 2, whose scores are capped) is computed by ``kdalign.attention``:
     eager attention would add a mask of booleans to the scores.
@@ -242,13 +242,13 @@ def attention_of(config: "PretrainedConfig") -> str:
 
 
 def language_model_class(config: "PretrainedConfig") -> str:
-    """The name of the class that a family's language models of this type have."""
+    """Return the class name of a model type's language model."""
     auto = auto_class(LANGUAGE_HEADS[layout_of(config).family])
     return str(auto._model_mapping[type(config)].__name__)
 
 
 def first_non_finite(model: "nn.Module") -> str:
-    """The name of the first weight that is NaN or infinite; empty where all are numbers."""
+    """Return the name of the first weight that is NaN or infinite; empty if all are finite."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
             return name
@@ -256,12 +256,12 @@ def first_non_finite(model: "nn.Module") -> str:
 
 
 def count_parameters(model: "nn.Module") -> int:
-    """The number of parameters, tied ones once."""
+    """Count parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
-    """The model's layers, in order, stack by stack; where they share one module, each of them is that."""
+    """Return the model's layers in order, stack by stack; layers that share a module all map to it."""
     found: dict[Layer, nn.Module] = {}
     for stack in layout_of(model.config).stacks:
         listed = list(_block_list(model, stack))
@@ -271,11 +271,11 @@ def blocks(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
 
 
 CROSS = "cross"
-"""In place of a stack's name: the attention from a decoder's layer to the encoder."""
+"""Stack name for the attention from a decoder's layers to the encoder."""
 
 
 def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
-    """For each layer, the module that computes its self-attention; under ``CROSS``, the attention to the encoder."""
+    """Return each layer's self-attention module; under ``CROSS``, its attention to the encoder."""
     found = {}
     stacks = {stack.name: stack for stack in layout_of(model.config).stacks}
     for layer, block in blocks(model).items():
@@ -286,7 +286,7 @@ def attention_modules(model: "PreTrainedModel") -> dict[Layer, "nn.Module"]:
 
 
 def block_paths(model: "PreTrainedModel") -> dict[str, str]:
-    """For each stack, the path of its list of layers in the model's state, such as ``bert.encoder.layer``."""
+    """Return the path of each stack's list of layers in the state dict, such as ``bert.encoder.layer``."""
     found = {id(_block_list(model, stack)): stack.name for stack in layout_of(model.config).stacks}
     return {found[id(module)]: name for name, module in model.named_modules() if id(module) in found}
 
@@ -297,18 +297,18 @@ def _block_list(model: "PreTrainedModel", stack: StackLayout) -> "nn.ModuleList"
 
 
 def embedding_weights(model: "PreTrainedModel") -> list["nn.Parameter"]:
-    """The parameters of the embeddings."""
+    """Return the parameters of the embeddings."""
     modules = [model.base_model.get_submodule(path) for path in layout_of(model.config).embeddings]
     return [parameter for module in modules for parameter in module.parameters()]
 
 
 def embedding_parameters(model: "PreTrainedModel") -> int:
-    """The number of parameters in the embeddings."""
+    """Count the parameters of the embeddings."""
     return sum(parameter.numel() for parameter in embedding_weights(model))
 
 
 def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]]) -> "PretrainedConfig":
-    """A copy of a configuration with other layers: for each stack, the numbers of those that are kept."""
+    """Copy a configuration, keeping the layers of these numbers in each stack."""
     changed = copy.deepcopy(config)
     for stack in layout_of(config).stacks:
         kept = layers[stack.name]
@@ -320,7 +320,7 @@ def with_layers(config: "PretrainedConfig", layers: Mapping[str, Sequence[int]])
 
 
 def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    """A copy of a configuration for another tokenizer: its number of entries, and its special tokens' ids.
+    """Copy a configuration for another tokenizer: its vocabulary size and the ids of its special tokens.
 
     Raises:
         UsageError: positions are counted from after the padding id, which would move.
@@ -341,9 +341,9 @@ def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
 
 
 def any_ids(config: "PretrainedConfig", batch: int, length: int, device: "torch.device") -> "Tensor":
-    """Token ids that a model of this configuration reads, (batch, length), to see that it computes, or how fast.
+    """Return arbitrary token ids that a model can read, (batch, length), to test that it computes or to time it.
 
-    They end with its end token where it has one: what classifies by it (BART, T5) refuses texts without.
+    They end with its end token if it has one, as models that classify by it (BART, T5) refuse texts without.
     """
     import torch
 
@@ -355,6 +355,6 @@ def any_ids(config: "PretrainedConfig", batch: int, length: int, device: "torch.
 
 
 def accepted_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the encoder's inputs, those that this model's forward knows (DistilBERT has no ``token_type_ids``)."""
+    """Keep the inputs that a model's forward accepts (DistilBERT has no ``token_type_ids``)."""
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in inputs.items() if name in known}

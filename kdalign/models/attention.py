@@ -1,4 +1,4 @@
-"""Attention as Transformers' SDPA computes it, whose map, queries, keys and values can be kept beside."""
+"""Compute attention as Transformers' SDPA does, and keep its map, queries, keys and values on request."""
 
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -13,28 +13,28 @@ from transformers.masking_utils import sdpa_mask
 
 
 class AttentionKeeper(Protocol):
-    """Keeps what one attention module computes."""
+    """Keeper of the attention map, queries, keys and values of one module."""
 
     def begin(self) -> None:
-        """The module is called."""
+        """Begin a call of the module."""
 
     @property
     def wants_map(self) -> bool:
-        """Whether this call's map is to be kept."""
+        """Return whether to keep this call's map."""
 
     @property
     def wants_parts(self) -> bool:
-        """Whether this call's queries, keys and values are to be kept."""
+        """Return whether to keep this call's queries, keys and values."""
 
     def keep_map(self, probabilities: Tensor) -> None:
-        """Keep (batch, heads, time, keys)."""
+        """Keep the attention map, (batch, heads, time, keys)."""
 
     def keep_parts(self, **parts: Tensor) -> None:
         """Keep ``queries``, ``keys`` or ``values``, (batch, heads, time, head width)."""
 
 
 keepers: WeakKeyDictionary[nn.Module, AttentionKeeper] = WeakKeyDictionary()
-"""Who keeps what a module computes, while a forward is recorded."""
+"""The keeper of each attention module while a forward is recorded."""
 
 
 def attention_map(
@@ -45,24 +45,24 @@ def attention_map(
     bias: Float[Tensor, "#batch heads time keys"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "batch heads time keys"]:
-    r"""Attention probabilities before dropout: :math:`\mathrm{softmax}(Q K^\top s + b)` over unmasked keys.
+    r"""Compute attention probabilities before dropout: :math:`\mathrm{softmax}(Q K^\top s + b)` over unmasked keys.
 
     With a ``softcap`` c (Gemma 2), scores x are :math:`c \tanh(x / c)`.
     """
     key = repeat_kv(key, query.size(1) // key.size(1))
     with torch.autocast(query.device.type, enabled=False):  # rounded scores would move a map by hundredths
-        # Heads are slices of a wider tensor: laid together as they are widened, they multiply twice as fast on CPU.
+        # Heads are slices of a wider tensor: made contiguous as they are widened, they multiply twice as fast on CPU.
         ours, theirs = (each.to(torch.float32, memory_format=torch.contiguous_format) for each in (query, key))
         scores = ours @ theirs.transpose(-1, -2)
     if softcap is not None:
         scores, scaling = softcap * torch.tanh(scores * scaling / softcap), 1.0  # as Gemma 2's own, bit for bit
     added = scores.new_zeros(()) if bias is None else bias.to(scores.dtype)
-    if mask is not None:  # hidden keys go into what is added, so that they take no pass over the scores, there or back
+    if mask is not None:  # masked keys go into the bias, which saves a pass over the scores, forward and backward
         added = added.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return torch.add(added, scores, alpha=scaling).softmax(dim=-1)
 
 
-def sdpa_with_maps(
+def sdpa_with_maps(  # ten parameters: Transformers calls attention functions so
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -75,7 +75,7 @@ def sdpa_with_maps(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' SDPA attention; a module whose attention is wanted gets it kept beside."""
+    """Compute Transformers' SDPA attention, and hand the map and its inputs to a keeper where one is set."""
     assert kwargs.get("s_aux") is None, "attention sinks are not known here"
     keeper = keepers.get(module)
     scale = scaling if scaling is not None else query.size(-1) ** -0.5

@@ -1,10 +1,10 @@
-"""Keep a model's inner signals during one forward: hidden states and attention of named layers, nothing else.
+"""Capture activations of named layers during one forward: hidden states and attention, nothing else.
 
 Hidden states are taken by hooks on the layers themselves, never from ``output_hidden_states`` (whose last entry
 carries the final norm in many families). Attention stays on SDPA everywhere; for the named layers the map is
 computed again from queries and keys, before dropout. Families with attention of their own hand their map to a dropout,
-where it is taken. A language model stops before its vocabulary: what it would
-multiply with the vocabulary's weights is kept instead, for losses that go block by block.
+where it is captured. A language model stops before its vocabulary: the features that it would multiply with the
+vocabulary's weights are kept instead, for losses that are computed block by block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from kdalign.models.lm_head import LMHead
 
 @dataclass
 class Activations:
-    """What one forward left behind, by layer.
+    """Activations of one forward, by layer.
 
     Attributes:
         logits: (batch, classes); empty for a language model.
@@ -74,7 +74,7 @@ class Activations:
     compared: Tensor | None = None
 
     def moved(self, matching: TokenAlignment) -> "Activations":
-        """A teacher's signals at its student's positions; features and logits stay where they are."""
+        """Move a teacher's activations to its student's positions; features and logits stay."""
 
         def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
             return {place: matching.align_features(states) for place, states in kept.items()}
@@ -93,7 +93,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """The layers whose signals are kept (``relations``: queries, keys and values), and the stacks whose embeddings."""
+    """Layers whose activations to keep (``relations``: queries, keys and values), and stacks of embeddings to keep."""
 
     hidden: frozenset[Layer] = frozenset()
     attention: frozenset[Layer] = frozenset()
@@ -102,14 +102,14 @@ class CaptureSpec:
 
 
 class _Keeper:
-    """Keeps what one attention module computes; a module that several layers share is called once for each."""
+    """Keeper of one attention module's activations; a module that several layers share is called once for each."""
 
     def __init__(self, layers: Sequence[Layer], wanted: CaptureSpec, signals: Activations) -> None:
         self._layers, self._wanted, self._signals = iter(layers), wanted, signals
         self._layer = Layer("", 0)
 
     def begin(self) -> None:
-        """The next of the module's layers begins."""
+        """Begin the module's next layer."""
         self._layer = next(self._layers)
 
     @property
@@ -124,13 +124,13 @@ class _Keeper:
         self._signals.attention.setdefault(self._layer, probabilities)
 
     def keep_parts(self, **parts: Tensor) -> None:
-        """Keep queries, keys or values; of several calls in one forward the first is the attention's over the text."""
+        """Keep queries, keys or values of a forward's first call, which is the attention over the text."""
         for name, value in parts.items():
             vars(self._signals)[name].setdefault(self._layer, value)
 
 
 def enable_capture(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a model's attention maps be taken, where its family allows it."""
+    """Let a model's attention maps be captured, if its family allows it."""
     if layout_of(model.config).attention is AttentionLayout.INTERFACE:
         model.set_attn_implementation(ATTENTION)
     return model
@@ -138,7 +138,7 @@ def enable_capture(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def inference_mode(model: PreTrainedModel) -> Iterator[None]:
-    """A model in eval mode, without gradients; its mode is put back afterwards."""
+    """Put a model into eval mode without gradients, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -150,7 +150,7 @@ def inference_mode(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations]:
-    """Keep the wanted signals of the forwards inside; the caller sets ``logits``."""
+    """Capture the specified activations of the forwards inside; the caller sets ``logits``."""
     signals = Activations()
     layout, layers = layout_of(model.config), blocks(model)
     handles = [
@@ -182,10 +182,10 @@ def capture(model: PreTrainedModel, wanted: CaptureSpec) -> Iterator[Activations
 def forward(
     model: PreTrainedModel, inputs: dict[str, Tensor], wanted: CaptureSpec, order: Tensor | None
 ) -> Activations:
-    """One forward: what the answer is made of, and the wanted signals.
+    """Run one forward and return logits or features with the specified activations.
 
     Args:
-        model: a model that uses the attention named ``ATTENTION``, where its family allows it.
+        model: a model with the attention named ``ATTENTION``, if its family allows it.
         inputs: what its forward accepts.
         wanted: the layers to keep.
         order: for each of the task's labels, the number of the classifier's output that stands for it; None for a
@@ -202,13 +202,13 @@ def forward(
 
 
 def check_read(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of a type with a row; or of another, once what is read of a few tokens is what it computes.
+    """Check that activations captured from a model are those that it computes; types in ``LAYOUTS`` are known to pass.
 
     Its logits must be its features times its vocabulary, every layer must be seen, maps must be probabilities, and
     packed documents must not see each other nor the future.
 
     Raises:
-        UsageError: what is not as it should be.
+        UsageError: the activation that is wrong.
     """
     if model.config.model_type in LAYOUTS:
         return model
@@ -222,7 +222,7 @@ def check_read(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _misread(model: PreTrainedModel) -> str:
-    """What of a model is read wrongly; empty where all is right."""
+    """Return which of a model's activations is captured wrongly; empty if all are right."""
     head, before = head_of_class(type(model).__name__), model.config._attn_implementation
     ids = torch.arange(5, 17, device=model.device)[None] % int(model.config.vocab_size)
     inputs = accepted_inputs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -257,13 +257,13 @@ def _misread(model: PreTrainedModel) -> str:
 def pooled(
     features: Float[Tensor, "batch time width"], real: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch width"]:
-    """The mean of a text's features over its real tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+    """Average a text's features over its real tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
     weights = real[..., None].to(torch.float32)
     return (features.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, LMHead]:
-    """A language model's features where they meet the vocabulary, whose map is given no row to compute."""
+    """Capture a language model's features before its vocabulary, whose map is given no row to compute."""
     kept: list[Tensor] = []
 
     def before(_module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
@@ -286,7 +286,7 @@ def _before_vocabulary(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tup
 
 
 def vocabulary_head(model: PreTrainedModel) -> tuple[nn.Module, LMHead]:
-    """The map from features to the vocabulary: the module whose input it takes (or, no linear map, whose output)."""
+    """Find the map from features to the vocabulary: the module whose input, or output if it is not linear, it takes."""
     softcap = getattr(model.config, "final_logit_softcapping", None)
     if model.config.model_type == "deberta-v2" and not model.config.legacy:
         head = model.get_submodule("lm_predictions.lm_head")  # multiplies with the embeddings, no module of its own
@@ -323,7 +323,7 @@ def _hook_input(block: nn.Module, stack: str, signals: Activations, turned: bool
 
 
 def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """DeBERTa: the projections' first outputs are those of the text (the next are of relative positions)."""
+    """Capture DeBERTa's attention: the projections' first outputs are of the text, the next of relative positions."""
     heads = int(vars(module)["num_attention_heads"])
 
     def part(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -342,7 +342,7 @@ def _deberta(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.Remov
 
 
 def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """XLNet: queries, keys and values of the content stream, from its bare matrices (width, heads, head width)."""
+    """Capture XLNet's content stream: queries, keys and values from its bare matrices (width, heads, head width)."""
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if keeper.wants_parts:
@@ -355,7 +355,7 @@ def _xlnet(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.Removab
 
 
 def _own_map(module: nn.Module, keeper: _Keeper) -> list[torch.utils.hooks.RemovableHandle]:
-    """The map that an attention of a family's own hands to its dropout, first of all that the dropout is given."""
+    """Capture the map that a family's own attention hands to its dropout, the first input of that dropout."""
 
     def begin(_module: nn.Module, _args: Any) -> None:
         keeper.begin()
@@ -372,4 +372,4 @@ _OWN: dict[str, Callable[[nn.Module, _Keeper], list[torch.utils.hooks.RemovableH
     "deberta-v2": _deberta,
     "xlnet": _xlnet,
 }
-"""How the attention of a family's own is looked at."""
+"""Ways to capture attention that is a family's own code."""

@@ -32,23 +32,23 @@ from kdalign.models.heads import LANGUAGE_HEADS, HeadKind, auto_class, has_class
 from kdalign.models.weight_files import ADAPTER, INDEX, WHOLE, find_adapter, read_headers, shard_names
 
 UNBOUNDED = 10**9
-"""The positions of a model that has no longest input."""
+"""Positions of a model without a longest input."""
 
 
 _MOST_LAYERS = 1_000
-"""Of a model that is built: beyond that, a number in a configuration is taken for a mistake."""
+"""Most layers of a model that is built: a higher number in a configuration is taken for a mistake."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found, its configuration read, its weights not yet.
+    """A checkpoint whose configuration is read and whose weights are not loaded yet.
 
     Attributes:
-        name: as the user gave it.
+        name: name that the user gave.
         path: what ``from_pretrained`` takes.
         revision: the hub's commit that every file comes from; None for a folder.
         hash: the hub's commit, or the first 16 digits of the SHA-256 of a folder's weights.
-        gguf: the name of the GGUF file in a folder that holds one instead of safetensors.
+        gguf: name of the GGUF file, in a folder with one instead of safetensors.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def has_classifier(self) -> bool:
-        """Whether it says that it carries a classification head."""
+        """True if its configuration names a classification head."""
         return has_classifier(self.config)
 
 
@@ -70,10 +70,10 @@ def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = T
     Args:
         name: a folder (a run folder stands for its student), or a hub id such as ``org/name``.
         revision: a branch, tag or commit on the hub.
-        weights: whether they must be there; a configuration alone tells the shape.
+        weights: False if only the configuration is needed.
 
     Raises:
-        UsageError: nothing there, a configuration of which no model can be made, weights that are missing, damaged or
+        UsageError: no such checkpoint, a configuration that no model can have, weights that are missing, damaged or
             quantised, an adapter, or a model type that kdalign does not know.
     """
     if not name.strip():
@@ -102,7 +102,7 @@ def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = T
 
 
 def max_positions(config: PretrainedConfig) -> int:
-    """The longest input in tokens that a model takes."""
+    """Return a model's longest input in tokens."""
     given = getattr(config, "max_position_embeddings", None)  # T5 has none and XLNet -1: they count relatively
     found = int(given) if given is not None and given > 0 else UNBOUNDED
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
@@ -128,16 +128,16 @@ def check_positions(name: str, positions: int, max_length: int, flag: str = "--m
 
 
 SOUND_NAME: set[object] = set()
-"""What this process has found whole: runs of several tasks, arms and seeds ask again of the same models."""
+"""Configurations that this process has checked: runs of several tasks, arms and seeds check the same models again."""
 
 
 def describe_config(config: PretrainedConfig) -> str:
-    """A configuration as text, its class first."""
+    """Write a configuration as text, its class first."""
     return f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
 
 
 def is_local(checkpoint: Checkpoint) -> bool:
-    """Whether the weights lie on this machine."""
+    """Return whether the weights are on this machine."""
     if checkpoint.revision is None:
         return True
     found = [try_to_load_from_cache(checkpoint.path, file, revision=checkpoint.revision) for file in (WHOLE, INDEX)]
@@ -147,9 +147,9 @@ def is_local(checkpoint: Checkpoint) -> bool:
 
 
 def further_file(checkpoint: Checkpoint, name: str) -> Path | None:
-    """A further file of a checkpoint; None where it has none.
+    """Find another file of a checkpoint; None if it has none.
 
-    Older sentence-transformers keep the model in a folder ``0_Transformer``, and what goes for the whole above it.
+    Older sentence-transformers keep the model in a folder ``0_Transformer``, and files about the whole above it.
     """
     inner = Path(checkpoint.path).absolute()
     if checkpoint.revision is None and not (inner / name).is_file() and (inner.parent / "modules.json").is_file():
@@ -162,7 +162,7 @@ def further_file(checkpoint: Checkpoint, name: str) -> Path | None:
 
 
 def weights_megabytes(checkpoint: Checkpoint) -> float:
-    """The size of the weights on disk, in 10^6 bytes."""
+    """Return the size of the weights on disk, in 10^6 bytes."""
     folder = Path(checkpoint.path)
     if checkpoint.revision is not None:
         folder = Path(cached_file(checkpoint.path, "config.json", revision=checkpoint.revision)).parent
@@ -175,7 +175,7 @@ def _on_hub(name: str, revision: str | None, weights: bool) -> Checkpoint:
         file = cached_file(name, "config.json", revision=revision)
         if file is None:
             raise UsageError(f"hub repository {name!r} holds no model: it has no config.json")
-        # A branch may move on while we work: from here on everything comes from the commit it points to now.
+        # A branch may move during the run: from here on everything comes from the commit that it points to now.
         commit = Path(file).parent.name
         there = [each for each in (WHOLE, INDEX, *ADAPTER[:1]) if _has(name, each, commit)]
     if ADAPTER[0] in there:
@@ -195,7 +195,7 @@ def _on_hub(name: str, revision: str | None, weights: bool) -> Checkpoint:
 
 
 def _has(name: str, file: str, commit: str) -> bool:
-    """Whether a commit on the hub has a file; without asking where it is known here."""
+    """Return whether a commit on the hub has a file; the hub is asked only if the cache does not know."""
     known = try_to_load_from_cache(name, file, revision=commit)
     if known is not None:
         return isinstance(known, str)
@@ -206,7 +206,7 @@ def _has(name: str, file: str, commit: str) -> bool:
 
 
 def _in_gguf(name: str, file: Path) -> Checkpoint:
-    """A model in a GGUF file, which holds its configuration and tokenizer, too."""
+    """Find a model in a GGUF file, which holds its configuration and tokenizer, too."""
     if not file.is_file():
         raise UsageError(f"model {name!r} does not exist")
     if importlib.util.find_spec("gguf") is None:
@@ -243,17 +243,17 @@ def _in_folder(name: str, folder: Path, weights: bool) -> Checkpoint:
 
 
 def _is_model(config: Path) -> bool:
-    """Whether weights lie beside a configuration; a pooling's has none."""
+    """Return whether there are weights next to a configuration; a pooling's has none."""
     return (config.parent / WHOLE).is_file() or (config.parent / INDEX).is_file()
 
 
 def _adapted(name: str, file: str, whole: bool) -> UsageError:
-    """The error for an adapter: kdalign takes whole models, so that what is scored is what was named.
+    """Return the error for an adapter: kdalign takes whole models, so that the model scored is the one named.
 
     Args:
         name: the model.
-        file: of the adapter.
-        whole: whether a whole model lies beside.
+        file: the adapter's file.
+        whole: True if there is a whole model next to it.
     """
     merge = "merge it into its model by peft's merge_and_unload() and save_pretrained()"
     if whole:
@@ -265,16 +265,16 @@ def _adapted(name: str, file: str, whole: bool) -> UsageError:
 
 
 def _config_of(name: str, file: Path, path: str, revision: str | None = None) -> PretrainedConfig:
-    """A model's configuration, once a model can be made of it.
+    """Read a model's configuration, and check that a model can be made of it.
 
     Args:
-        name: what the user called it.
+        name: name that the user gave.
         file: ``config.json``.
-        path: what ``from_pretrained`` takes.
+        path: argument of ``from_pretrained``.
         revision: the hub's commit.
 
     Raises:
-        UsageError: no JSON object, quantised, code of its own, or values of which no model can be made.
+        UsageError: no JSON object, a quantised model, code of its own, or values that no model can have.
     """
     tree = read_json(file, parse_constant=float)  # Transformers writes infinities there
     if not isinstance(tree, dict):
@@ -287,7 +287,7 @@ def _config_of(name: str, file: Path, path: str, revision: str | None = None) ->
 
 
 def _check_tree(name: str, tree: Mapping[str, Any]) -> None:
-    """Refuse what a configuration's JSON must not hold, before Transformers makes anything of it."""
+    """Refuse wrong values in a configuration's JSON, before Transformers reads it."""
     where = f"the configuration of {name!r}"
     kind = tree.get("model_type")
     if not isinstance(kind, str):
@@ -310,12 +310,14 @@ def _check_tree(name: str, tree: Mapping[str, Any]) -> None:
     if classes is not None and not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
         raise UsageError(f"{where}: architectures is {classes!r} (accepted: a list of names of classes)")
     for key, value in tree.items():
-        if key.endswith(("layers", "n_layer")) and isinstance(value, int) and value > _MOST_LAYERS:  # lists are made
+        if (
+            key.endswith(("layers", "n_layer")) and isinstance(value, int) and value > _MOST_LAYERS
+        ):  # Transformers makes lists of that length
             raise UsageError(f"{where}: {key} is {value:,} (accepted: at most {_MOST_LAYERS:,})")
 
 
 def _check_config(name: str, config: PretrainedConfig) -> None:
-    """Refuse a configuration of which no model can be made, or one that cannot compute."""
+    """Refuse a configuration that no model can have, or whose model cannot compute."""
     written = describe_config(config)
     if written in SOUND_NAME:
         return
@@ -337,11 +339,11 @@ def _check_config(name: str, config: PretrainedConfig) -> None:
 
 
 _SMALL = 10**7
-"""Parameters of a model that is made with random weights to see whether it computes."""
+"""Most parameters of a model that is built with random weights to test that it computes."""
 
 
 def _forward_error(model: PreTrainedModel) -> Exception | None:
-    """What a model raises over four tokens; None where it computes."""
+    """Return the error that a model raises over four tokens; None if it computes."""
     ids = any_ids(model.config, 1, 4, model.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     try:
@@ -353,7 +355,7 @@ def _forward_error(model: PreTrainedModel) -> Exception | None:
 
 
 def _check_architectures(name: str, config: PretrainedConfig, names: tuple[str, ...]) -> None:
-    """Refuse a configuration that does not say what the head in its weights is for: it would be thrown away unsaid."""
+    """Refuse a configuration that does not name the class of its weights' head, which would be dropped silently."""
     if config.architectures:
         return
     for head in (HeadKind.CLASSIFIER, LANGUAGE_HEADS[layout_of(config).family]):

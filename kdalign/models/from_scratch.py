@@ -1,4 +1,4 @@
-"""A model and a tokenizer made from nothing: a description such as ``new:bert,layers=4``, and the training text."""
+"""Build a model from scratch, by a description such as ``new:bert,layers=4``."""
 
 import copy
 import math
@@ -32,15 +32,15 @@ _DROPOUTS: Mapping[str, tuple[str, ...]] = {
     "bart": ("dropout", "attention_dropout"),
     "marian": ("dropout",),  # not in the attention, as in the published translation models
 }
-"""The fields that ``dropout`` sets; a type without any has no such setting."""
+"""Configuration fields that ``dropout`` sets; a type without any has no such setting."""
 
 
 @dataclass(frozen=True)
 class ScratchSpec:
-    """A model that is to be made.
+    """Type and sizes of a model to build.
 
     Attributes:
-        layers: of each stack, in the order of the type's layout.
+        layers: layers of each stack, in the order of the type's layout.
         heads: attention heads of a layer; they divide the width.
         kv_heads: heads of keys and values; they divide the heads.
         feed_forward: inner width of the feed-forward network.
@@ -62,7 +62,7 @@ def parse_scratch_spec(text: str) -> ScratchSpec:
     """Read ``new:TYPE,key=value,...``, such as ``new:deberta-v2,layers=4,width=256``.
 
     Raises:
-        UsageError: an unknown type or key, or a value of which no model can be made.
+        UsageError: an unknown type or key, or a value that no model can have.
     """
     if not text.startswith("new:"):
         raise UsageError(f"new model {text!r}: accepted is new:TYPE,key=value,... (types: {', '.join(LAYOUTS)})")
@@ -113,20 +113,20 @@ def _probability(value: str) -> float:
 
 
 def _check(new: ScratchSpec) -> None:
-    """Refuse what Transformers would stumble over later, some of it only in the first forward pass."""
+    """Refuse sizes on which Transformers would fail later, some of them only in the first forward pass."""
     shape = f"width={new.width} and heads={new.heads}"
     rules = [
         (new.width % new.heads == 0, shape, "heads that divide the width"),
         (new.heads % new.kv_heads == 0, f"heads={new.heads} and kv_heads={new.kv_heads}", "kv_heads that divide heads"),
-        # Rotary positions turn pairs of features; sines and cosines are pairs, too.
+        # Rotary positions rotate pairs of features; sines and cosines are pairs, too.
         (new.model_type not in _LLAMAS or new.width // new.heads % 2 == 0, shape, "width / heads even"),
         (
-            new.model_type != "gpt_neox" or new.width // new.heads % 8 == 0,  # it turns a quarter of them
+            new.model_type != "gpt_neox" or new.width // new.heads % 8 == 0,  # it rotates a quarter of them
             shape,
             "width / heads a multiple of 8",
         ),
         (new.model_type != "xlnet" or new.width % 2 == 0, f"width={new.width}", "an even width"),
-        # With less, the logarithm of the distance from which DeBERTa groups positions is 0, and is divided by.
+        # With fewer, DeBERTa divides by the logarithm of the distance from which it groups positions, which is 0.
         (new.model_type != "deberta-v2" or new.positions >= 4, f"positions={new.positions}", "positions=4 or more"),
     ]
     for holds, given, accepted in rules:
@@ -135,11 +135,11 @@ def _check(new: ScratchSpec) -> None:
 
 
 def scratch_config(new: ScratchSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of a new model with a language-model head, for a tokenizer's vocabulary and special tokens.
+    """Make the configuration of a language model for a tokenizer's vocabulary and special tokens.
 
     Embeddings are tied. Weights start with a spread of sqrt(2 / (5 width)), the small initialisation of Nguyen &
     Salazar 2019 (arXiv:1910.05895, section 2.2), near the usual 0.02 at a width of 1,000: at small widths 0.02 would
-    leave attention idle for long. What is not said here is as the type's own configuration class has it.
+    leave attention idle for long. All other fields have the defaults of the type's configuration class.
 
     Raises:
         UsageError: the tokenizer has no padding token, or no end token for a model that writes.
@@ -155,12 +155,12 @@ _ROLES = tuple(f"{role}_token_id" for role in ("pad", "bos", "eos", "mask", "cls
 
 
 def shape_config(new: ScratchSpec, entries: int) -> PretrainedConfig:
-    """The configuration of a new model whose tokenizer is not there yet, for a vocabulary of this many entries."""
+    """Make the configuration of a model whose tokenizer is not there yet, for this many entries."""
     return _config(new, entries, dict.fromkeys(_ROLES, 0))
 
 
 def _config(new: ScratchSpec, entries: int, ids: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration for a vocabulary of ``entries`` with these special tokens."""
+    """Make the configuration for a vocabulary of ``entries`` with these special tokens."""
     layout = LAYOUTS[new.model_type]
     fields: dict[str, Any] = dict.fromkeys(_DROPOUTS[new.model_type], new.dropout)
     for stack, layers in zip(layout.stacks, new.layers, strict=True):
@@ -175,7 +175,7 @@ def _config(new: ScratchSpec, entries: int, ids: Mapping[str, Any]) -> Pretraine
     config: PretrainedConfig = AutoConfig.for_model(
         new.model_type, vocab_size=entries, tie_word_embeddings=True, **fields
     )
-    if new.model_type != "t5":  # which has a rule of its own
+    if new.model_type != "t5":  # T5 has a rule of its own
         spread = "init_std" if new.model_type in ("bart", "marian", "opt") else "initializer_range"
         setattr(config, spread, math.sqrt(2 / (5 * new.width)))
     config.architectures = [language_model_class(config)]
@@ -183,7 +183,7 @@ def _config(new: ScratchSpec, entries: int, ids: Mapping[str, Any]) -> Pretraine
 
 
 def _own_fields(new: ScratchSpec, pad: int, end: int) -> dict[str, Any]:
-    """The fields that types name or need in their own way."""
+    """Return the fields that types name or need in their own way."""
     head_width = new.width // new.heads
     positions = {"max_position_embeddings": new.positions}
     after_padding = {"max_position_embeddings": new.positions + pad + 1}  # RoBERTa counts from after the padding id
@@ -204,9 +204,9 @@ def _own_fields(new: ScratchSpec, pad: int, end: int) -> dict[str, Any]:
             "position_biased_input": False,
             "legacy": True,
         },
-        "xlnet": {"bi_data": False, "mem_len": None},  # counts relatively, without a limit
+        "xlnet": {"bi_data": False, "mem_len": None},  # relative positions, without a limit
         "gpt2": {"n_positions": new.positions},
-        "gemma2": {**llama, "query_pre_attn_scalar": head_width},  # what scores are scaled by; else 256
+        "gemma2": {**llama, "query_pre_attn_scalar": head_width},  # scores are scaled by it; the default is 256
         "gemma3_text": {**llama, "query_pre_attn_scalar": head_width},
         "t5": {"n_positions": new.positions, "d_kv": head_width, "decoder_start_token_id": pad},
         "bart": {**positions, "decoder_start_token_id": end, "forced_eos_token_id": end},
@@ -217,9 +217,9 @@ def _own_fields(new: ScratchSpec, pad: int, end: int) -> dict[str, Any]:
 
 
 def build_from_scratch(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
+    """Build a float32 model with a language-model head, every weight drawn by the seed, not by the global generator.
 
-    Learnt positions start as sines and cosines, so that a position's neighbours can be told from the first step.
+    Learned positions start as sines and cosines, so that attention can tell neighbouring positions from the first step.
     """
     auto = auto_class(LANGUAGE_HEADS[LAYOUTS[config.model_type].family])
     with torch.random.fork_rng(devices=[]):
@@ -240,7 +240,7 @@ _SLOWEST = 100.0
 
 
 def _waves(positions: int, width: int) -> torch.Tensor:
-    r"""(positions, width): :math:`\sin(i \omega_k), \cos(i \omega_k)`, from a radian a position to a hundredth of one.
+    r"""Compute :math:`\sin(i \omega_k), \cos(i \omega_k)`, (positions, width), from a radian a position to a hundredth.
 
     As in Vaswani et al. 2017, arXiv:1706.03762, section 3.5, whose slowest wave (a ten-thousandth) is as good as
     constant over a short text.

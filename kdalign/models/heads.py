@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class HeadKind(StrEnum):
-    """What a model answers with: a class, or tokens."""
+    """Head of a model: it answers with a class, with tokens, or not at all."""
 
     CLASSIFIER = "classifier"
     MASKED = "masked"
@@ -34,23 +34,23 @@ LANGUAGE_HEADS = {
     "permutation": HeadKind.CAUSAL,
     "seq2seq": HeadKind.SEQ2SEQ,
 }
-"""For each family, the head that gives tokens."""
+"""The language-model head of each family."""
 
 
 def head_of(config: "PretrainedConfig") -> HeadKind:
-    """The head that a checkpoint says it carries."""
+    """Return the head that a configuration names."""
     return head_of_class((config.architectures or [""])[0])
 
 
 def head_of_class(name: str) -> HeadKind:
-    """The head of models of this class."""
-    if name == "ElectraForPreTraining":  # tells tokens that were replaced, and gives none
+    """Return the head of models of this class."""
+    if name == "ElectraForPreTraining":  # detects replaced tokens, and predicts none
         return HeadKind.NONE
     return next((head for ending, head in _HEADS.items() if name.endswith(ending)), HeadKind.NONE)
 
 
 def auto_class(head: HeadKind) -> Any:
-    """The class of Transformers that loads models with this head."""
+    """Return the class of Transformers that loads models with this head."""
     import transformers
 
     return {
@@ -63,5 +63,5 @@ def auto_class(head: HeadKind) -> Any:
 
 
 def has_classifier(config: "PretrainedConfig") -> bool:
-    """Whether the checkpoint says that it carries a sequence-classification head."""
+    """Return whether a configuration names a sequence-classification head."""
     return head_of(config) is HeadKind.CLASSIFIER

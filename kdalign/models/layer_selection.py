@@ -1,4 +1,4 @@
-"""Which layers of a model to keep or to align by depth alone: uniform, first, last, skip, spread."""
+"""Choose layers to keep or to align by depth alone: uniform, first, last, skip, spread."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -43,13 +43,13 @@ first 0 1 2, last 3 4 5, skip 0 2 4, spread 0 3 5.
 
 
 def choose_layers(choice: str, student: int, teacher: int, others: Sequence[str] = ()) -> tuple[int, ...]:
-    """For each student layer, a teacher layer.
+    """Choose a teacher layer for each student layer.
 
     Args:
         choice: a strategy's name, or the layers themselves, such as ``1 3 5``.
         student: number of student layers.
         teacher: number of teacher layers.
-        others: further words that the caller takes, for the error line.
+        others: other words that the caller accepts, for the error line.
 
     Raises:
         UsageError: unknown strategy, wrong number of layers, or a layer that the teacher does not have.

@@ -1,4 +1,4 @@
-"""Where each model type keeps its layers and attention modules."""
+"""Configuration fields and module paths of each model type: layers, attention, embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,24 +6,24 @@ from enum import StrEnum
 
 
 class AttentionLayout(StrEnum):
-    """How a family's attention can be looked at."""
+    """Ways in which a family's attention can be captured."""
 
     INTERFACE = "interface"
-    """It goes through Transformers' attention interface: SDPA everywhere, maps and Q, K, V on request."""
+    """Transformers' attention interface: SDPA everywhere, maps and Q, K, V on request."""
     OWN = "own"
-    """Code of the family's own, always eager, that kdalign knows: maps and Q, K, V can be taken."""
+    """The family's own code, always eager, known to kdalign: maps and Q, K, V can be captured."""
     CLOSED = "closed"
-    """Code of the family's own that kdalign does not know: nothing can be taken."""
+    """The family's own code, unknown to kdalign: nothing can be captured."""
 
 
 @dataclass(frozen=True)
 class StackLayout:
-    """Where a model type keeps one stack: configuration fields, and module paths.
+    """Configuration fields and module paths of one stack of a model type.
 
     Attributes:
         blocks: path of the list of layers, below the base model.
         attention: path of the self-attention, below a layer.
-        cross: path of the attention from an encoder-decoder's decoder to its encoder; empty elsewhere.
+        cross: path of the attention from an encoder-decoder's decoder to its encoder; else empty.
     """
 
     name: str
@@ -38,13 +38,13 @@ class StackLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model type keeps what kdalign reads.
+    """Configuration fields and module paths of a model type.
 
     Attributes:
         embeddings: module paths below the base model.
-        attention: how its attention can be looked at.
-        time_first: whether its layers work on (time, batch, width).
-        shared: whether all layers are one module, run again and again.
+        attention: how its attention can be captured.
+        time_first: True if its layers work on (time, batch, width).
+        shared: True if all layers are one module that runs repeatedly.
     """
 
     family: str

@@ -1,4 +1,4 @@
-"""The map from features to the vocabulary, and its scores in blocks of rows."""
+"""Language-model head: the map from features to the vocabulary, and scores in blocks of rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,29 +13,29 @@ from kdalign.errors import NotFinite
 
 @dataclass(frozen=True)
 class LMHead:
-    r"""A linear map from features to logits, and what a model does to them: :math:`c \tanh(z / c)` with a softcap c."""
+    r"""Linear map from features to logits, and what a model does to them: :math:`c \tanh(z / c)` with a softcap c."""
 
     weight: Float[Tensor, "vocabulary width"]
     bias: Float[Tensor, "vocabulary"] | None = None
     softcap: float | None = None
 
     def logits(self, features: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
-        """Logits in at least float32; the product itself is in the weight's precision."""
+        """Compute logits in at least float32; the product itself is in the weight's precision."""
         plain = F.linear(features.to(self.weight.dtype), self.weight, self.bias)
         plain = plain.to(wide_dtype(plain.dtype))
         return plain if self.softcap is None else self.softcap * torch.tanh(plain / self.softcap)
 
     def detached(self, dtype: torch.dtype, entries: int | None = None) -> "LMHead":
-        """The same map without a graph, in another precision, of the first entries only; a copy only for precision."""
+        """Detach the map from its graph, in another precision, for the first entries; copied only for precision."""
         bias = None if self.bias is None else self.bias.detach()[:entries].to(dtype)
         return replace(self, weight=self.weight.detach()[:entries].to(dtype), bias=bias)
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a block, where the caller does not say.
+    """Return the default number of rows of a block.
 
     CPU: 16 MiB of float32 logits, 85 rows of 49,152, within a tenth of the fastest size: at 21 rows the whole took
-    half as long again, at 42 a quarter; and glibc gives back every buffer above 32 MiB and faults it in anew, which
+    half as long again, at 42 a quarter; and glibc gives back every buffer above 32 MiB and faults it in again, which
     made softmax three times as slow. Elsewhere 256 MiB: each block walks through the whole of the weight's gradient,
     which takes 1,000 rows or so of products to outweigh.
     """
@@ -45,7 +45,7 @@ def block_rows(vocabulary: int, device: torch.device) -> int:
 def vocabulary_scores(
     features: Float[Tensor, "n width"], head: LMHead, labels: Int[Tensor, "n"], rows: int | None = None
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
+    """Compute each row's negative log-likelihood of its label, in nats, and its most probable entry, without a graph.
 
     An entry that a model never gives may have a logit of -inf; a row needs one that is finite, and none above.
 
@@ -66,10 +66,10 @@ def vocabulary_scores(
 
 
 def row_blocks(n: int, rows: int) -> Iterator[slice]:
-    """Slices of at most `rows` rows that cover `n` rows."""
+    """Return slices of at most `rows` rows that cover `n` rows."""
     return (slice(start, start + rows) for start in range(0, n, rows))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """At least float32."""
+    """Return the precision, at least float32."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Find and load checkpoints: a hub id or a folder, safetensors only, no remote code."""
+"""Load checkpoints from the hub or a folder: safetensors only, no remote code."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ from kdalign.models.weight_checks import LoadReport, check_complete, check_finit
 
 
 def check_head(checkpoint: Checkpoint, task: ClassificationTask) -> None:
-    """Refuse a classification head that is for other labels than the task's, before any weights are loaded."""
+    """Refuse a classification head for other labels than the task's, before any weights are loaded."""
     if output_order(checkpoint.config, task) is None:
         names = [checkpoint.config.id2label[i] for i in range(checkpoint.config.num_labels)]
         wanted = ", ".join(task.labels) or "one score"
@@ -35,7 +35,7 @@ def check_head(checkpoint: Checkpoint, task: ClassificationTask) -> None:
 
 
 def _label_mend(names: list[str], task: ClassificationTask) -> str:
-    """The way on where a head has other names than a task, as a clause; empty where it is for something else."""
+    """Say how to mend a head with other label names than the task's; empty if it is for another task."""
     if task.order_unknown:
         return "; name the labels in the model's order in a task file"
     if task.labels and len(names) == len(task.labels):
@@ -47,12 +47,12 @@ def _label_mend(names: list[str], task: ClassificationTask) -> str:
 
 
 def has_several_labels(config: PretrainedConfig) -> bool:
-    """Whether a head says that it gives each label a probability of its own, several of which may hold."""
+    """Return whether a head is for several labels a text, each with a probability of its own."""
     return bool(config.problem_type == "multi_label_classification")
 
 
 def output_order(config: PretrainedConfig, task: ClassificationTask) -> tuple[int, ...] | None:
-    """For each of the task's outputs, the number of the model's output that stands for it; None where none does."""
+    """Match each of the task's outputs with the number of the model's output; None if they do not match."""
     if task.regression:
         return (0,) if config.num_labels == 1 else None
     return label_order([str(config.id2label[number]) for number in range(config.num_labels)], task)
@@ -64,11 +64,11 @@ def load_classifier(
     """Load a checkpoint as a classifier (or regressor) for a task.
 
     Args:
-        checkpoint: where from.
+        checkpoint: the model.
         task: its labels name the outputs of a fresh head.
         fresh_head: put a new random head on it; otherwise the head must be in the weights.
-        seed: of the new head.
-        dtype: of the weights in memory, whatever they are in the file.
+        seed: seed of the new head.
+        dtype: precision of the weights in memory, whatever it is in the file.
 
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
@@ -85,10 +85,10 @@ def load_language_model(
     """Load a checkpoint with its family's language-model head.
 
     Args:
-        checkpoint: where from.
+        checkpoint: the model.
         fresh_head: put a new random head on a body without one; otherwise the head must be in the weights.
-        seed: of the new head.
-        dtype: of the weights in memory, whatever they are in the file.
+        seed: seed of the new head.
+        dtype: precision of the weights in memory, whatever it is in the file.
 
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
@@ -113,15 +113,15 @@ def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = False) -> None:
-    """Refuse weights that could not be loaded under a head, or that hold NaN, without keeping them in memory.
+    """Refuse weights that cannot be loaded under a head, or that hold NaN, without keeping them in memory.
 
-    Names and shapes are those of the headers; values are looked at one tensor at a time. Weights on the hub that are
-    not here yet are looked at once they are loaded.
+    Names and shapes are read from the headers, values one tensor at a time. Weights on the hub that are not cached yet
+    are checked once they are loaded.
 
     Args:
-        checkpoint: where from.
-        head: that answers.
-        fresh_head: whether it would be a new one; otherwise it must be in the weights.
+        checkpoint: the model.
+        head: the head that answers.
+        fresh_head: True for a new head; otherwise it must be in the weights.
 
     Raises:
         UsageError: the weights lack what the configuration promises, have it in another shape, or are no numbers.
@@ -146,7 +146,7 @@ def _load(
     seed: int = 0,
     device: str | None = None,
 ) -> LoadReport:
-    """A checkpoint's model; what its weights lack is drawn by the seed. On the meta device no tensor is read."""
+    """Load a checkpoint's model; missing weights are drawn by the seed. On the meta device no tensor is read."""
     place = {} if device is None else {"device_map": device}
     with (
         library_errors(f"cannot load the weights of {checkpoint.name!r}"),
@@ -172,9 +172,9 @@ def _load(
 
 
 def _load_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The language model of a GGUF file, its weights spread out, as an ordinary model.
+    """Load the language model of a GGUF file as an ordinary model, its weights dequantised.
 
-    What Transformers loads counts as quantised, and can be neither cast nor saved: its weights are moved into another.
+    The model that Transformers loads counts as quantised, and can be neither cast nor saved: its weights are moved.
     """
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     with library_errors(f"cannot load the weights of {checkpoint.name!r}"), quiet_transformers():
@@ -187,7 +187,7 @@ def _load_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _with_fresh_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The same encoder under a head drawn by the seed, even where the checkpoint's head would have fitted."""
+    """Put a head drawn by the seed on the same encoder, even if the checkpoint's head would fit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = AutoModelForSequenceClassification.from_config(
@@ -211,7 +211,7 @@ def load_any(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def with_task_head(config: PretrainedConfig, task: ClassificationTask) -> PretrainedConfig:
-    """A copy of a configuration whose head is the task's."""
+    """Copy a configuration, with the task's head."""
     tree = config.to_dict()
     for key in (
         "num_labels",

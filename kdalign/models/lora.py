@@ -1,4 +1,4 @@
-"""LoRA adapters on a model, and merged into it."""
+"""Add LoRA adapters to a model, and merge them into it."""
 
 import torch
 from transformers import PreTrainedModel
@@ -8,10 +8,10 @@ from kdalign.models.architecture import blocks, embedding_weights
 
 
 def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
-    """The model with low-rank adapters on every linear map of its layers, the only thing in them that is trained.
+    """Add low-rank adapters to every linear map of a model's layers; nothing else in them is trained.
 
-    LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1, by peft, scaled by 2. Embeddings are frozen, too; what lies
-    beside them and the layers (a classification head, a final norm) is trained whole.
+    LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1, by peft, scaled by 2. Embeddings are frozen, too; all
+    other weights (a classification head, a final norm) are trained in full.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -34,7 +34,7 @@ def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedMode
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """An adapted model as a stock one, each adapter added to the weights beside it."""
+    """Merge adapters into the weights, which leaves a stock model."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""What a model costs, as a whole and layer by layer: parameters, arithmetic, memory and time."""
+"""Profile a model, as a whole and layer by layer: parameters, FLOPs, memory and time."""
 
 import statistics
 import threading
@@ -43,14 +43,14 @@ _SAMPLING_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured forwards of one shape, after warm-up.
+    """Measured times of forwards of one shape, after warm-up.
 
     Attributes:
         latency_ms: median of one forward at batch 1.
         latency_p95_ms: its 95th percentile.
         throughput: examples a second at ``batch_size``.
-        peak_mb: memory that a forward at ``batch_size`` takes on top of what was in use before it, 10^6 bytes.
-        activations_mb: what a training forward at ``batch_size`` keeps for its backward, in float32, weights left out.
+        peak_mb: memory of a forward at ``batch_size``, on top of what was in use before it, 10^6 bytes.
+        activations_mb: activations that a training forward at ``batch_size`` keeps for its backward, in float32.
     """
 
     length: int
@@ -64,7 +64,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Part:
-    """The embeddings, one layer, or what lies beside both (a head, a final norm).
+    """Part of a model: the embeddings, one layer, or the rest (a head, a final norm).
 
     Attributes:
         name: ``embeddings``, such as ``encoder.3``, or ``rest``.
@@ -84,8 +84,8 @@ class Profile:
     Attributes:
         parameters: tied ones once.
         embedding_parameters: of them, in the embeddings.
-        parts: of which it is made.
-        megabytes: weights on disk, 10^6 bytes; None where only the configuration is known.
+        parts: embeddings, layers and the rest.
+        megabytes: weights on disk, 10^6 bytes; None if only the configuration is known.
         flops_per_token: by length, floating-point operations (2 a multiply-add) of a forward divided by its tokens;
             counted by torch's FlopCounterMode over eager attention, so attention is in it.
         quadratic_share: by length, the share of them that grows with the square of the length: scores and their use.
@@ -94,8 +94,8 @@ class Profile:
         training_mb: weights, gradients and AdamW's two moments, float32, 10^6 bytes; activations come on top.
         cache_kb_per_token: keys and values that generation keeps for every token, by precision, 10^3 bytes; empty for
             a model without a decoder.
-        timings: by length; empty where weights were not loaded.
-        precision: of the timings.
+        timings: by length; empty if weights were not loaded.
+        precision: precision of the timings.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Profile:
     precision: str
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return a plain dictionary."""
         return asdict(self)
 
 
@@ -132,7 +132,7 @@ def profile(
     device: str = "cpu",
     precision: str = "fp32",
 ) -> Profile:
-    """Profile a checkpoint from its configuration, and measure its speed where the loaded model is given.
+    """Profile a checkpoint by its configuration, and measure its speed if the loaded model is given.
 
     Raises:
         UsageError: a length beyond the model's positions.
@@ -172,17 +172,17 @@ def profile(
 
 
 def _runnable(config: PretrainedConfig, length: int) -> PreTrainedModel:
-    """A model whose FLOPs can be counted: without storage, or with random weights where its forward reads numbers."""
+    """Build a model to count FLOPs of: without storage, or with random weights if its forward reads numbers."""
     shape = meta_model(config, attention="eager")
     try:
         count_flops(shape, length)
-    except RuntimeError:  # the meta device has no numbers to read, as GPT-2, DeBERTa and XLNet do
+    except RuntimeError:  # GPT-2, DeBERTa and XLNet read numbers, which the meta device lacks
         return meta_model(config, attention="eager", device="cpu")
     return shape
 
 
 def flops_of(model: PreTrainedModel, length: int) -> int:
-    """Floating-point operations of a loaded model's forward over one text of so many tokens."""
+    """Count floating-point operations of a loaded model's forward over one text of this many tokens."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -193,7 +193,7 @@ def flops_of(model: PreTrainedModel, length: int) -> int:
 
 
 def _quadratic(model: PreTrainedModel, length: int, flops: int) -> float:
-    """B n^2 of the FLOPs a + b n^2 + c n at a length, told apart by two shorter ones; 0 for lengths below 4."""
+    """Return b n^2 of the FLOPs a + b n^2 + c n at a length, fitted to two shorter ones; 0 for lengths below 4."""
     if length < 4:
         return 0.0
     points = {length: flops} | {each: count_flops(model, each).total for each in (length // 2, length // 4)}
@@ -233,25 +233,25 @@ def _parts(model: PreTrainedModel, counted: dict[int, "Flops"]) -> tuple[Part, .
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one pass at batch 1, of the whole and of each layer's forward."""
+    """Floating-point operations of one pass at batch 1, of the whole model and of each layer's forward."""
 
     total: int
     layers: dict[Layer, int]
 
 
 def count_flops(model: PreTrainedModel, length: int, backward: bool = False) -> Flops:
-    """Floating-point operations of one forward at batch 1, counted by torch as it runs (2 a multiply-add).
+    """Count floating-point operations of one forward at batch 1, by torch as it runs (2 a multiply-add).
 
     The model may be on the meta device. Its attention must be eager: torch counts nothing for SDPA on CPU.
 
     Args:
-        model: whose layers are watched.
-        length: in tokens.
-        backward: the backward's, too.
+        model: the model whose layers are counted.
+        length: tokens.
+        backward: True to count the backward's, too.
     """
     counter = FlopCounterMode(display=False)
     layers = dict.fromkeys(blocks(model), 0)
-    # torch's counter follows inputs that need a gradient, and fails on a parameter that is one where none is taken.
+    # torch's counter follows inputs that need a gradient, and fails on such a parameter if no gradient is taken.
     frozen = [] if backward else [parameter for parameter in model.parameters() if parameter.requires_grad]
     with counter, _watched(model, counter, layers), _without_gradients(frozen), torch.set_grad_enabled(backward):
         inputs = _inputs(model, 1, length)
@@ -276,7 +276,7 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _watched(model: PreTrainedModel, counter: FlopCounterMode, layers: dict[Layer, int]) -> Iterator[None]:
-    """Add to each layer what is counted while it runs; layers that share a module take turns."""
+    """Add to each layer the operations counted while it runs; layers that share a module take turns."""
     found = blocks(model)
     handles = []
     for block in dict.fromkeys(found.values()):
@@ -300,7 +300,7 @@ def _watched(model: PreTrainedModel, counter: FlopCounterMode, layers: dict[Laye
 def measure(
     model: PreTrainedModel, length: int, batch_size: int, precision: str = "fp32", repeats: int = REPEATS
 ) -> Timing:
-    """Time forwards at batch 1 and at ``batch_size``, after warm-up; the median stands."""
+    """Time forwards at batch 1 and at ``batch_size``, after warm-up; medians are kept."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     before = model.dtype
     model.to(dtype)
@@ -321,7 +321,7 @@ def measure(
 
 
 def activation_bytes(model: PreTrainedModel, batch_size: int, length: int) -> int:
-    """Bytes that a forward in training mode keeps for its backward, each storage once, parameters left out."""
+    """Count the bytes that a forward in training mode keeps for its backward, each storage once, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -344,7 +344,7 @@ def activation_bytes(model: PreTrainedModel, batch_size: int, length: int) -> in
 
 @contextmanager
 def _peak(device: torch.device) -> Iterator[list[int]]:
-    """The most bytes in use inside, on top of those in use before; a list that holds the number afterwards."""
+    """Measure the most bytes in use inside, on top of those before; the list holds the number afterwards."""
     found = [0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -352,7 +352,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
         yield found
         found[0] = torch.cuda.max_memory_allocated(device) - before
         return
-    trim_heap()  # else what was freed before is used again, unseen
+    trim_heap()  # otherwise memory freed before is reused, uncounted
     process, ended = psutil.Process(), threading.Event()
     before = process.memory_info().rss
 
@@ -370,7 +370,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
 
 
 def latencies_ms(models: Sequence[PreTrainedModel], length: int = 128, repeats: int = REPEATS) -> list[float]:
-    """Each model's median time of one forward at batch 1, in milliseconds.
+    """Measure each model's median time of one forward at batch 1, in milliseconds.
 
     The models take turns, so that their ratio holds while the machine's speed drifts.
     """
@@ -416,10 +416,10 @@ def profile_models(
     revision: str | None = None,
     precision: str = "fp32",
 ) -> list[Profile]:
-    """Profile models one after another; measured where ``weights`` are loaded.
+    """Profile models one after another, measuring their speed if ``weights`` are loaded.
 
     Raises:
-        UsageError: a model that is not there, or a length beyond its positions.
+        UsageError: a missing model, or a length beyond its positions.
     """
     checkpoints = [
         checkpoint_files.find_checkpoint(name, revision if number == 0 else None, weights=weights)

@@ -1,4 +1,4 @@
-r"""A student that is narrower than its teacher, made of the teacher's own weights before any training.
+r"""Prune a model's width: a narrower student of its teacher's own weights, before any training.
 
 Every layer reads the residual stream x and adds to it, so one basis P, (width, narrower width) with orthonormal
 columns, serves the whole model: what reads the stream becomes :math:`W P`, what writes it :math:`P^\top W`, embeddings
@@ -26,16 +26,16 @@ from kdalign.models.heads import auto_class, head_of_class
 from kdalign.models.pruning_layouts import FAMILIES, Axis
 
 METHODS = ("pca", "svd", "importance", "random")
-"""Where a narrower residual stream comes from: the stream's main directions, the word embeddings', its largest
-channels; or all weights from chance."""
+"""Methods to narrow the residual stream: its main directions, the word embeddings', its largest channels; or random
+weights."""
 
 
 @dataclass(frozen=True)
 class WidthSpec:
-    """What a narrower student keeps of each layer; None leaves the teacher's.
+    """Sizes of a narrower student's layers; None leaves the teacher's.
 
     Attributes:
-        width: of the residual stream.
+        width: width of the residual stream.
         heads: attention heads.
         kv_heads: heads of keys and values.
         feed_forward: inner width of the feed-forward network.
@@ -48,7 +48,7 @@ class WidthSpec:
 
 
 def prune_config(config: PretrainedConfig, wanted: WidthSpec) -> PretrainedConfig:
-    """A copy of a teacher's configuration with a narrower student's sizes.
+    """Copy a teacher's configuration, with a narrower student's sizes.
 
     A head's width stays the teacher's. So where heads and width are tied (BERT), a width alone takes heads with it:
     384 with 12 heads becomes 192 with 6. Elsewhere a width alone leaves the heads as they are.
@@ -116,14 +116,14 @@ def _free_heads(model_type: str, stack: Stack, wanted: WidthSpec, width: int) ->
 def prune_width(
     model: PreTrainedModel, wanted: WidthSpec, by: str, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
 ) -> PreTrainedModel:
-    """A narrower student in float32, of its teacher's class; what is not narrowed is copied bit for bit.
+    """Prune a teacher's width: a student of the same class in float32; other dimensions are copied bit for bit.
 
     Args:
         model: the teacher; it reads the batches in eval mode, twice if the width changes.
-        wanted: the sizes.
+        wanted: the student's sizes.
         by: one of ``METHODS``, for the width. Heads and neurons are kept by their importance, except by ``random``.
         batches: a model's inputs for a few real texts, with ``attention_mask``; padding never counts.
-        seed: of ``random``.
+        seed: seed of ``random``.
 
     Raises:
         UsageError: sizes that the family cannot have, an unknown method, or ``svd`` of embeddings of another width.
@@ -150,7 +150,7 @@ def prune_width(
         basis = None if new.width == old.width else _basis(by, seen, words, new.width)
         cut = _Cut(model, old, new, seen.means, kept, basis, _folded(model))
         norms = {} if basis is None else _fitted_norms(cut, student, texts)
-        for name, parameter in student.named_parameters():  # tied ones once
+        for name, parameter in student.named_parameters():  # tied parameters once
             path, _, kind = name.rpartition(".")
             value = norms[path][kind] if path in norms else cut.parameter(path, kind)
             assert value.shape == parameter.shape, f"{name}: {value.shape} is not {parameter.shape}"
@@ -159,7 +159,7 @@ def prune_width(
 
 
 class _Place(NamedTuple):
-    """What is kept together: heads or neurons of one layer (named by its prefix), a classification head's units."""
+    """Units kept together: heads or neurons of one layer (named by its prefix), or a classification head's units."""
 
     prefix: str
     axis: Axis
@@ -171,13 +171,13 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a teacher does on a few texts, in float64.
+    """Statistics of a teacher on a few texts, in float64.
 
     Attributes:
-        importance: of each head or neuron, the L2 norm of what it adds to the linear map's output, summed over tokens.
-        means: (into), each linear map's mean input, by name.
-        channels: (width), the absolute outputs of norms, summed over tokens and norms.
-        moment: (width, width), the residual stream's second moment (around its mean for LayerNorms), summed.
+        importance: L2 norm of each head's or neuron's part of the linear map's output, summed over tokens.
+        means: (into), mean input of each linear map, by name.
+        channels: (width), absolute outputs of norms, summed over tokens and norms.
+        moment: (width, width), second moment of the residual stream (around its mean for LayerNorms), summed.
     """
 
     importance: Mapping[_Place, Tensor]
@@ -191,12 +191,12 @@ def _watch(
     batches: Sequence[Mapping[str, Tensor]],
     watchers: Mapping[str, Callable[[Tensor, Tensor], None]],
 ) -> None:
-    """Run a model over texts; a module's watcher is given its input and output at real tokens, (tokens, width)."""
+    """Run a model over texts; each watcher gets its module's input and output at real tokens, (tokens, width)."""
     real = torch.empty(0)
 
     def hook(watcher: Callable[[Tensor, Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def see(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # A classification head is given one vector of each text, (batch, width).
+            # A classification head gets one vector a text, (batch, width).
             watcher(*(each[real].double() if each.ndim == 3 else each.double() for each in (args[0], output)))
 
         return see
@@ -213,7 +213,7 @@ def _watch(
 
 
 class _Mean:
-    """The mean input of a linear map."""
+    """Mean input of a linear map."""
 
     def __init__(self, weight: Float[Tensor, "out into"]) -> None:
         self._total, self.rows = weight.new_zeros(weight.size(1), dtype=torch.double), 0
@@ -228,7 +228,7 @@ class _Mean:
 
 
 class _Importance(_Mean):
-    r"""Also how much each head or neuron g of the input adds to the output: the sum of :math:`\|W_g x_g\|`."""
+    r"""Mean input, and the contribution of each head or neuron g to the output: the sum of :math:`\|W_g x_g\|`."""
 
     def __init__(self, weight: Float[Tensor, "out into"], groups: int) -> None:
         super().__init__(weight)
@@ -244,7 +244,7 @@ class _Importance(_Mean):
 
 
 class _Stream:
-    """The residual stream at one norm: what the norm gives (``after``), or what it is given."""
+    """Residual stream at one norm: its output (``after``), or its input."""
 
     def __init__(self, moment: Float[Tensor, "width width"], after: bool) -> None:
         self._moment, self._after, self._scale, self._rows = moment, after, 0.0, 0
@@ -261,7 +261,7 @@ class _Stream:
         self.channels += output.abs().sum(dim=0)
 
     def centre(self) -> None:
-        """Take the mean out of the moment where biases can stand for it; RMSNorm families have none."""
+        """Subtract the mean from the moment if biases can stand for it; RMSNorm families have none."""
         if self._after and self._rows:
             self._moment -= torch.outer(self._total, self._total) / (self._rows * self._scale)
 
@@ -294,14 +294,14 @@ def _measure(model: PreTrainedModel, stack: Stack, batches: Sequence[Mapping[str
 
 
 def _norms(model: PreTrainedModel, width: int) -> list[str]:
-    """The norms of the residual stream: not those of queries, keys, or embeddings of another width."""
+    """Find the norms of the residual stream: not those of queries, keys, or embeddings of another width."""
     family = FAMILIES[model.config.model_type]
     names = [name for name, _ in model.named_modules() if family.is_norm(name)]
     return [name for name in names if model.get_parameter(f"{name}.weight").numel() == width]
 
 
 def _folded(model: PreTrainedModel) -> dict[str, bool]:
-    """The norms whose gain is folded into a linear map beside them, and whether that map reads what they give.
+    """Find the norms whose gain is folded into a linear map next to them, and whether that map reads their output.
 
     A vocabulary that is tied to the embeddings takes no gain; its parameter has the embeddings' name.
     """
@@ -314,9 +314,9 @@ def _folded(model: PreTrainedModel) -> dict[str, bool]:
 
 
 def _kept(scores: Float[Tensor, " all"], axis: Axis, old: Stack, new: Stack) -> Int[Tensor, " kept"]:
-    """The numbers, in order, of the heads or neurons with the highest scores.
+    """Return the numbers, in order, of the heads or neurons with the highest scores.
 
-    Where several heads share keys and values, as many are kept of those that will share them.
+    If several heads share keys and values, the same number is kept of each group that will share them.
     """
     if axis is not Axis.HEADS:
         return scores.topk(new.feed_forward if axis is Axis.INNER else new.width).indices.sort().values
@@ -327,17 +327,17 @@ def _kept(scores: Float[Tensor, " all"], axis: Axis, old: Stack, new: Stack) -> 
 
 
 def _own_keys(old: Stack, new: Stack) -> bool:
-    """Whether each head has keys and values of its own, and keeps them."""
+    """Return whether each head has keys and values of its own, and keeps them."""
     return old.heads == old.kv_heads and new.heads == new.kv_heads
 
 
 def _basis(
     by: str, seen: _Seen, words: Float[Tensor, "words embedding"], width: int
 ) -> Float[Tensor, "width narrower"]:
-    """The directions of the residual stream that are kept, orthonormal.
+    """Return the directions of the residual stream to keep, orthonormal.
 
-    Main directions are turned within their span until they are as near as can be to the largest channels (Schönemann
-    1966), because a norm's gain and a head's nonlinearity go by channels.
+    Main directions are rotated within their span to be as near as possible to the largest channels (Schönemann 1966),
+    because a norm's gain and a head's nonlinearity work by channels.
     """
     channels = torch.eye(len(seen.channels), dtype=torch.double, device=words.device)
     channels = channels[:, seen.channels.topk(width).indices.sort().values]
@@ -352,7 +352,7 @@ def _basis(
 
 @dataclass(frozen=True)
 class _Cut:
-    """How each weight of a teacher becomes its student's."""
+    """Map from each weight of a teacher to its student's."""
 
     teacher: PreTrainedModel
     old: Stack
@@ -363,7 +363,7 @@ class _Cut:
     folded: Mapping[str, bool]
 
     def parameter(self, path: str, kind: str) -> Tensor:
-        """The student's weight or bias of that module, in float64."""
+        """Return the student's weight or bias of a module, in float64."""
         own: Tensor = self.teacher.get_parameter(f"{path}.{kind}").double()
         found = FAMILIES[self.teacher.config.model_type].linear(path)
         if found is None:
@@ -381,22 +381,22 @@ class _Cut:
         mean = self.means.get(path)
         if mean is None or narrowed.size(1) == weight.size(1) or norm in self.folded:
             return self._along(bias, linear.out, prefix)
-        # What the mean input loses goes into the bias, so that the mean output stays as it is.
+        # The part of the mean input that is lost goes into the bias, so that the mean output stays the same.
         return self._along(bias + weight @ mean, linear.out, prefix) - narrowed @ self._along(mean, linear.into, prefix)
 
     @property
     def word_scale(self) -> float:
-        """By how much words must be larger where a model multiplies them with the square root of its width."""
+        """Return the factor by which words must grow, if a model multiplies them with the square root of its width."""
         scaled = FAMILIES[self.teacher.config.model_type].scaled
         return math.sqrt(self.old.width / self.new.width) if scaled else 1.0
 
     def gain(self, norm: str) -> Float[Tensor, " width"]:
-        """What a norm multiplies each channel by."""
+        """Return a norm's gain of each channel."""
         gain: Tensor = self.teacher.get_parameter(f"{norm}.weight").double()
         return gain + 1 if FAMILIES[self.teacher.config.model_type].scaled else gain
 
     def _along(self, weight: Float[Tensor, "all *rest"], axis: Axis, prefix: str) -> Float[Tensor, "kept *rest"]:
-        """A weight with its first dimension narrowed."""
+        """Narrow the first dimension of a weight."""
         place = _Place.of(prefix, axis)
         if axis in (Axis.WIDTH, Axis.EMBEDDING):
             # ELECTRA's embeddings may be narrower than its stream, and stay so.
@@ -414,7 +414,7 @@ class _Cut:
 
 
 class _Fit:
-    """Least squares from one norm's narrower input, normed without gain, to what it should give, by channel."""
+    """Least squares from one norm's narrower input, normed without gain, to its target output, by channel."""
 
     def __init__(self, cut: _Cut, name: str, narrower: nn.Module) -> None:
         assert cut.basis is not None
@@ -445,7 +445,7 @@ class _Fit:
 
 
 def _plain(norm: nn.Module, scaled: bool, wide: nn.Module) -> nn.Module:
-    """A norm without gain and bias, in float64, on the device of the wide one."""
+    """Return a norm without gain and bias, in float64, on the device of the wide one."""
     plain = copy.deepcopy(norm).to(next(wide.parameters()).device, torch.float64)
     plain.load_state_dict(
         {
@@ -459,7 +459,7 @@ def _plain(norm: nn.Module, scaled: bool, wide: nn.Module) -> nn.Module:
 def _fitted_norms(
     cut: _Cut, student: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Weight and bias of every norm of the residual stream."""
+    """Fit weight and bias of every norm of the residual stream."""
     fits = {name: _Fit(cut, name, student.get_submodule(name)) for name in _norms(cut.teacher, cut.old.width)}
     _watch(cut.teacher, batches, fits)
     return {name: fit.solved() for name, fit in fits.items()}

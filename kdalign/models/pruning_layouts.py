@@ -1,4 +1,4 @@
-"""Where each family's modules keep their dimensions, so that it can be pruned in width."""
+"""Dimensions of each family's modules, by which it can be pruned in width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class Axis(StrEnum):
-    """What a dimension of a weight counts."""
+    """Unit that a dimension of a weight counts."""
 
-    SAME = "same"  # words, positions, classes: what narrowing leaves alone
+    SAME = "same"  # words, positions, classes: not narrowed
     WIDTH = "width"
     EMBEDDING = "embedding"  # ELECTRA's, which is the width or has a map to it
     HEADS = "heads"
@@ -19,7 +19,7 @@ class Axis(StrEnum):
 
 
 class Linear(NamedTuple):
-    """What a weight's dimensions count, and the norm beside it whose gain is folded into it.
+    """Units of a weight's dimensions, and the norm next to it whose gain is folded into it.
 
     RMSNorm without its gain commutes with a rotation. So a gain before a linear map goes into what reads the norm, and
     one after it (Gemma) into what the norm reads; where neither can be (BERT's norms are the stream itself, a tied
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Where a model type keeps what is narrowed: the endings of its modules' names; of several, the first counts.
+    """Modules of a model type that are narrowed, by the endings of their names; the first that matches counts.
 
     Attributes:
         linears: linear maps and embeddings.
@@ -50,14 +50,14 @@ class Family:
     scaled: bool = False
 
     def linear(self, name: str) -> tuple[str, Linear] | None:
-        """The prefix of a module's name (its layer's) and what it is; None for others."""
+        """Match a module's name: the prefix of its layer and its kind; None for others."""
         for ending, linear in self.linears.items():
             if f".{name}".endswith(f".{ending}"):
                 return name.removesuffix(ending), linear
         return None
 
     def is_norm(self, name: str) -> bool:
-        """Whether a module is a norm of the residual stream."""
+        """Return whether a module is a norm of the residual stream."""
         return any(f".{name}".endswith(f".{ending}") for ending in self.norms)
 
 
@@ -148,4 +148,4 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
 }
-"""The model types that can be narrowed."""
+"""Model types that can be narrowed."""

@@ -1,7 +1,7 @@
-"""A model whose linear layers hold 8-bit integers: torch's dynamic quantisation, which needs no training.
+"""Quantise linear layers to 8-bit integers: torch's dynamic quantisation, which needs no training.
 
-Weights are rounded once, by tensor and symmetrically; activations when they come, by batch and in 8 bits. The products
-are integers; all else stays in float32. Runs on the CPU.
+Weights are rounded once, by tensor and symmetrically; activations as they are computed, by batch and in 8 bits. The
+products are integers; all else stays in float32. Runs on the CPU.
 """
 
 import copy
@@ -21,7 +21,7 @@ from kdalign.models.architecture import count_parameters
 
 
 def quantize_dynamic(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model, its linear layers in int8; the output layer of a language model, often tied, stays as it is.
+    """Copy a model, its linear layers in int8; a language model's output layer, often tied, stays as it is.
 
     Raises:
         UsageError: torch has no engine for it on this machine, or the model has no linear layer.
@@ -39,17 +39,17 @@ def quantize_dynamic(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def describe_quantization() -> str:
-    """By what, in a few words."""
+    """Describe the engine in a few words."""
     return f"torch {torch.__version__}, quantize_dynamic of linear layers, engine {torch.backends.quantized.engine}"
 
 
 def count_quantized_parameters(model: PreTrainedModel) -> int:
-    """The number of parameters, those in int8 too, tied ones once."""
+    """Count parameters, those in int8 too, tied ones once."""
     return count_parameters(model) + sum(tensor.numel() for tensor in _packed(model))
 
 
 def quantized_megabytes(model: PreTrainedModel) -> float:
-    """What its weights and buffers take, tied ones once, in 10^6 bytes; the few scales are left out."""
+    """Return the size of weights and buffers, tied ones once, in 10^6 bytes; the few scales are left out."""
     plain = {tensor.untyped_storage().data_ptr(): tensor for tensor in [*model.parameters(), *_saved_buffers(model)]}
     return sum(int(tensor.nbytes) for tensor in [*plain.values(), *_packed(model)]) / 1e6
 
@@ -60,13 +60,13 @@ def _saved_buffers(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _packed(model: PreTrainedModel) -> list[Tensor]:
-    """Weights in int8 and their biases, which torch packs out of sight."""
+    """Return weights in int8 and their biases, which torch packs out of sight."""
     layers: list[Any] = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     return [tensor for layer in layers for tensor in (layer.weight(), layer.bias()) if tensor is not None]
 
 
 def _with_linear(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy in float32 on the CPU; GPT-2's linear layers, which hold their weights transposed, as usual ones."""
+    """Copy a model in float32 to the CPU; GPT-2's linear layers, whose weights are transposed, become usual ones."""
     found = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     for parent in list(found.modules()):
         for name, child in parent.named_children():
@@ -80,7 +80,7 @@ def _with_linear(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Torch announces that this part of it will move to another package; what it does here is unchanged."""
+    """Silence torch's warnings that this part will move to another package, which changes nothing here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)

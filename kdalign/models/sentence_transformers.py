@@ -1,4 +1,4 @@
-"""What sentence-transformers would do to a text, by the files that it keeps beside a model."""
+"""Read the files of sentence-transformers: pooling, modules and prompts of a model."""
 
 import re
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from kdalign.models.tokenizer import load_tokenizer
 
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLING = "1_Pooling"
-"""Where the way of pooling is said, if no list of modules says it."""
+"""File of the pooling, if no list of modules names one."""
 
 
 def sentence_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What sentence-transformers would put a text through, by its file ``modules.json``: words such as ``Pooling``.
+    """Read the modules of ``modules.json`` that a text passes through: words such as ``Pooling``.
 
     Raises:
         UsageError: the file is not one of sentence-transformers'.
@@ -24,11 +24,11 @@ def sentence_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def check_sentences(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose vectors sentence-transformers would make otherwise than by the mean over its tokens.
+    """Refuse a model whose vectors are not the mean over its tokens in sentence-transformers.
 
     Raises:
-        UsageError: another pooling, one without its file, further modules, a prompt before every text, or lower case
-            that the tokenizer does not see to.
+        UsageError: another pooling, one without its file, other modules, a prompt before every text, or lower case that
+            the tokenizer does not apply.
     """
     name = checkpoint.name
     pooling = read_pooling(checkpoint)
@@ -59,13 +59,13 @@ def check_sentences(checkpoint: Checkpoint) -> None:
 
 
 def prompts_note(checkpoint: Checkpoint) -> str:
-    """A sentence on prompts that a model knows and nobody asked for; nothing where it knows none."""
+    """Write a note on a model's prompts that were not requested; empty if it has none."""
     told = ", ".join(f"{name} {_shown(text)}" for name, text in read_prompts(checkpoint).items() if text)
     return f"{checkpoint.name} knows prompts, and texts are read without them: {told}" if told else ""
 
 
 def read_prompts(checkpoint: Checkpoint) -> dict[str, str]:
-    """What is put before texts of some use, such as ``query``, where that is asked for."""
+    """Read the prompts to put before texts of each use, such as ``query``, on request."""
     told = _object(checkpoint, "config_sentence_transformers.json")[1].get("prompts")
     if not isinstance(told, dict):
         return {}
@@ -73,7 +73,7 @@ def read_prompts(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def read_pooling(checkpoint: Checkpoint) -> str | None:
-    """How sentence-transformers would pool the tokens, such as ``mean`` or ``mean and max``; None where nothing says.
+    """Read the pooling of tokens, such as ``mean`` or ``mean and max``; None if no file names it.
 
     Raises:
         UsageError: ``modules.json`` names several poolings, or one that has no file.
@@ -90,16 +90,16 @@ def read_pooling(checkpoint: Checkpoint) -> str | None:
             )
         return None
     mode = told.get("pooling_mode")
-    if mode is not None:  # newer files say it in one word, or in several
+    if mode is not None:  # newer files have one word, or several
         return " and ".join(map(str, mode if isinstance(mode, list) else [mode])) or "nothing"
     word = re.compile(r"pooling_mode_(\w+?)(_tokens?)?")
-    told = {"pooling_mode_mean_tokens": True, **told}  # as sentence-transformers has it where nothing is said
+    told = {"pooling_mode_mean_tokens": True, **told}  # the default of sentence-transformers
     matches = [word.fullmatch(key) for key, value in told.items() if value is True]
     return " and ".join(match[1] for match in matches if match) or "nothing"
 
 
 def _modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """The kinds and folders of ``modules.json``."""
+    """Read the kinds and folders of ``modules.json``."""
     file = further_file(checkpoint, "modules.json")
     if file is None:
         return []
@@ -110,14 +110,14 @@ def _modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 
 def _is_module(each: Any) -> bool:
-    """Whether it has a type, and a folder inside the model's own."""
+    """Return whether a module has a type, and a folder inside the model's own."""
     if not (isinstance(each, dict) and isinstance(each.get("type"), str) and isinstance(each.get("path", ""), str)):
         return False
     return re.fullmatch(r"(?:\w[\w.\-]*)?", each.get("path", "")) is not None
 
 
 def _object(checkpoint: Checkpoint, name: str) -> tuple[str, Mapping[str, Any]]:
-    """A file's name with what it holds; nothing of both where there is no such file."""
+    """Read a JSON object: the file's name and content, both empty if there is no such file."""
     file = further_file(checkpoint, name)
     if file is None:
         return "", {}

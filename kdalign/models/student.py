@@ -1,4 +1,4 @@
-"""The student: cut out of the teacher, or a checkpoint of its own; its weights are float32."""
+"""Build a student out of its teacher's weights, freeze parts of it, and set its dropout."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +24,9 @@ from kdalign.models.student_spec import CutSpec
 
 
 def copy_layers(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -> PreTrainedModel:
-    """A student made of these teacher layers, with the teacher's embeddings and head, in float32.
+    """Copy these teacher layers into a student with the teacher's embeddings and head, in float32.
 
-    What only a stack's first layer has (T5's relative positions) stays there.
+    Parts that only a stack's first layer has (T5's relative positions) stay there.
     """
     student = _empty(teacher, with_layers(teacher.config, layers))
     source = teacher.state_dict()
@@ -39,11 +39,11 @@ def copy_layers(teacher: PreTrainedModel, layers: Mapping[str, Sequence[int]]) -
                 origins[name] = moved if moved in source else name
     student.load_state_dict({name: source[origin].to(torch.float32) for name, origin in origins.items()})
     student.tie_weights()
-    return _writing_as(teacher, student)
+    return _with_generation_settings(teacher, student)
 
 
-def _writing_as(teacher: PreTrainedModel, student: PreTrainedModel) -> PreTrainedModel:
-    """The student with its teacher's settings for writing: every token that ends a text, forced and suppressed ones."""
+def _with_generation_settings(teacher: PreTrainedModel, student: PreTrainedModel) -> PreTrainedModel:
+    """Give the student its teacher's settings for generation: end tokens, forced and suppressed ones."""
     if student.can_generate() and teacher.generation_config is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
@@ -57,32 +57,32 @@ def build_student(
     texts: Iterable[Mapping[str, Tensor]],
     seed: int,
 ) -> PreTrainedModel:
-    """A student made out of its teacher, in float32.
+    """Build a student out of its teacher's weights, in float32.
 
     Args:
         teacher: in float32.
-        wanted: what is kept.
+        wanted: layers and sizes that are kept.
         start: for each stack, the teacher layers that are copied; None draws every weight by the seed.
-        by: how it is narrowed, one of ``narrowing.METHODS``.
-        texts: a few that the teacher reads, by which it is narrowed.
-        seed: of what is drawn.
+        by: method of width pruning, one of ``pruning.METHODS``.
+        texts: the teacher's inputs for a few texts, by which it is pruned.
+        seed: seed of random weights.
     """
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _writing_as(teacher, _empty(teacher, wanted.config(teacher.config)))
-    # Narrowed first: what its layers do is seen best in the teacher as it is.
+            return _with_generation_settings(teacher, _empty(teacher, wanted.config(teacher.config)))
+    # Pruned first: the importance of parts is measured best in the whole teacher.
     source = prune_width(teacher, wanted.narrowing, by, texts, seed) if wanted.narrows else teacher
-    return _writing_as(teacher, copy_layers(source, start))
+    return _with_generation_settings(teacher, copy_layers(source, start))
 
 
 def transfer_vocabulary(
     model: PreTrainedModel, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """A model with one tokenizer's vocabulary made into one with another's, everything else as it is.
+    """Exchange a model's vocabulary for another tokenizer's, everything else as it is.
 
-    An entry starts as the mean of the entries that its text was made of (fast vocabulary transfer, Gee et al. 2022,
-    arXiv:2402.09977, section 3.2); what is no text, as the mean of all.
+    An entry starts as the mean of the entries that its text was split into (fast vocabulary transfer, Gee et al. 2022,
+    arXiv:2402.09977, section 3.2); a special token, as the mean of all.
     """
     student = _empty(model, with_tokenizer(model.config, ours))
     larger = copy.deepcopy(model.config)
@@ -114,12 +114,12 @@ def with_dropout(model: PreTrainedModel, dropout: float | None) -> PreTrainedMod
 
 
 def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
-    """The model, some parts of which are not trained.
+    """Freeze parts of a model.
 
     Args:
-        model: may be a skeleton.
-        parts: ``embeddings``, ``head`` (all that is beside the body), ``layers=N``, ``layers=N-M``, or those of one
-            stack, ``layers=STACK:N-M``. Where a head is tied to the embeddings, it is theirs.
+        model: the student, which may be on the meta device.
+        parts: ``embeddings``, ``head`` (all weights outside the body), ``layers=N``, ``layers=N-M``, or those of one
+            stack, ``layers=STACK:N-M``. A head tied to the embeddings counts as theirs.
 
     Raises:
         UsageError: a part that is not there, or nothing is left to train.
@@ -148,7 +148,7 @@ def freeze(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
 
 
 def _named(text: str, layers: Sequence[Layer]) -> list[Layer]:
-    """The layers of ``N``, ``N-M`` or ``STACK:N-M``; without a stack's name, those of all."""
+    """Return the layers of ``N``, ``N-M`` or ``STACK:N-M``; without a stack's name, those of all stacks."""
     stack, _, numbers = text.rpartition(":")
     stacks = list(dict.fromkeys(layer.stack for layer in layers))
     if stack and stack not in stacks:

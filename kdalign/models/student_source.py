@@ -65,7 +65,7 @@ class StudentOptions:
 
 @dataclass(frozen=True)
 class StudentInputs:
-    """What a student is built from.
+    """Inputs from which a student is built.
 
     Attributes:
         load: loads a checkpoint in float32, with the head for the task.

@@ -1,4 +1,4 @@
-"""The size of a student that is cut out of its teacher, read from words such as `layers=3,width=192`."""
+"""Parse the size of a student that is cut out of its teacher, such as ``layers=3,width=192``."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ from kdalign.models.pruning import WidthSpec, prune_config
 
 @dataclass(frozen=True)
 class CutSpec:
-    """What a student that is made out of its teacher keeps: so many layers of each stack, and their sizes."""
+    """Number of layers of each stack, and their sizes, that a student keeps of its teacher."""
 
     layers: Mapping[str, int]
     narrowing: WidthSpec = field(default_factory=WidthSpec)
 
     @property
     def narrows(self) -> bool:
-        """Whether any size is asked for."""
+        """True if any size is given."""
         return self.narrowing != WidthSpec()
 
     def config(self, teacher: PretrainedConfig) -> PretrainedConfig:
-        """The student's configuration.
+        """Return the student's configuration.
 
         Raises:
             UsageError: a size that the family cannot have.
@@ -38,15 +38,15 @@ _SIZES = tuple(size.name for size in fields(WidthSpec))
 
 
 def is_cut(student: str) -> bool:
-    """Whether a student is described as a cut of its teacher, such as ``layers=3`` or ``layers=half,width=192``."""
+    """Return whether a student is cut out of its teacher, such as ``layers=3`` or ``layers=half,width=192``."""
     return student.partition("=")[0] in ("layers", *_SIZES) and "=" in student
 
 
 def parse_cut(student: str, teacher: Architecture) -> CutSpec | None:
-    """The cut that ``--student`` describes; None where the student is a checkpoint or new.
+    """Parse ``--student``; None for a checkpoint or a student from scratch.
 
     ``layers=3`` and ``layers=half`` cut every stack, ``layers=encoder:4,decoder:2`` one by one; ``width``, ``heads``,
-    ``kv_heads`` and ``feed_forward`` make what is left narrower.
+    ``kv_heads`` and ``feed_forward`` make the layers narrower.
 
     Raises:
         UsageError: not a number of layers that the teacher has, or an unknown size.
@@ -89,7 +89,7 @@ def _number(student: str, word: str, stack: Stack) -> int:
 
 
 def starting_layers(init: str, layers: Mapping[str, int], teacher: Architecture) -> dict[str, tuple[int, ...]] | None:
-    """For each stack, the teacher layers that a cut student starts from; None for ``random``."""
+    """Choose the teacher layers that a cut student starts from, by stack; None for ``random``."""
     if init == "random":
         return None
     return {
@@ -98,10 +98,10 @@ def starting_layers(init: str, layers: Mapping[str, int], teacher: Architecture)
 
 
 def check_cut(config: PretrainedConfig, layers: Mapping[str, Sequence[int]]) -> None:
-    """Refuse to move a layer to a place where the family's layers are made of other parts, before weights load.
+    """Refuse to move a layer to a position where the family's layers have other parts, before weights load.
 
     ModernBERT's first layer has no norm before its attention; some mixtures of experts begin with layers of another
-    kind. What T5's first layers have beside (relative positions) stays with the first.
+    kind. The relative positions of T5's first layers stay with the first.
 
     Raises:
         UsageError: the layer, and what is accepted.

@@ -1,4 +1,4 @@
-"""The teacher: in eval mode, without gradients, outside the student's parameters."""
+"""Teacher: a frozen model in eval mode, outside the student's parameters."""
 
 import torch
 from transformers import PreTrainedModel
@@ -10,21 +10,21 @@ from kdalign.models.layouts import AttentionLayout
 
 
 class Teacher:
-    """A frozen model that answers with the signals asked for.
+    """Frozen model that returns the specified activations.
 
     Attributes:
-        model: its weights may be bfloat16: it is only read.
+        model: in bfloat16 or float32.
     """
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):
-        # Attention of a family's own may mix weights with positions in float32: its products are rounded instead.
+        # A family's own attention may mix weights with positions in float32: its products are rounded instead.
         self._rounds = dtype == torch.bfloat16 and layout_of(model.config).attention is not AttentionLayout.INTERFACE
         weights = torch.float32 if self._rounds else dtype
         self.model = enable_capture(model).to(device=device, dtype=weights).eval().requires_grad_(False)
         self._order = None if order is None else torch.tensor(order, device=device)
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
-        """One forward without gradients, at the student's positions; logits in the task's label order."""
+        """Run one forward without gradients: activations at the student's positions, logits in the task's order."""
         device, inputs = self.model.device.type, batch.taught_inputs
         with torch.no_grad():
             with torch.autocast(device, torch.bfloat16, enabled=self._rounds):

@@ -13,10 +13,10 @@ from kdalign.models.checkpoint_files import Checkpoint, quiet_transformers
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
+    """Load a checkpoint's tokenizer.
 
     Raises:
-        UsageError: it has none, one without a padding token, or one that numbers tokens beyond the model's vocabulary.
+        UsageError: it has none, one without a padding token, or one with ids beyond the model's vocabulary.
     """
     family, name = layout_of(checkpoint.config).family, checkpoint.name
     tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
@@ -32,7 +32,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def load_tokenizer_named(
     name: str, family: str, path: str | None = None, revision: str | None = None, gguf: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder, which need not hold a model, for models of a family.
+    """Load the tokenizer of a hub id or folder, which need not hold a model, for models of a family.
 
     Raises:
         UsageError: it has none, or one without a padding token (causal models pad with their end token).
@@ -45,11 +45,11 @@ def load_tokenizer_named(
     with library_errors(f"model {name!r} has no tokenizer that can be read", mend), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(path or name, revision=revision, trust_remote_code=False, **extra)
         entries, special = len(tokenizer), len(tokenizer.all_special_ids)
-        tokenizer("a b")  # a file may be read and yet not work
-    if entries <= special:  # what from_pretrained makes where there are no files
+        tokenizer("a b")  # a tokenizer may load and still not work
+    if entries <= special:  # from_pretrained makes such a tokenizer if there are no files
         raise UsageError(f"model {name!r} has no tokenizer: its files hold no vocabulary")
     if tokenizer.pad_token_id is None and family == "causal":
-        # What is padded is masked by its length, whatever it holds.
+        # Padding is masked by length, whatever token it holds.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise UsageError(
@@ -69,10 +69,10 @@ _TOKENIZERS = (
 
 
 def _check_tokenizer_files(name: str, folder: Path) -> None:
-    """Refuse files that are no JSON objects, and tokenizers of which kdalign needs another form.
+    """Refuse files that are no JSON objects, and tokenizers that kdalign cannot read in this form.
 
     Raises:
-        UsageError: which file, and what is accepted.
+        UsageError: the file, and what is accepted.
     """
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / file).is_file() and not isinstance(read_json(folder / file, parse_constant=float), dict):
@@ -87,7 +87,7 @@ def _check_tokenizer_files(name: str, folder: Path) -> None:
 
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give the same ids: the same tokens with the same numbers, special ones included."""
+    """Return whether two tokenizers give the same ids: the same tokens with the same numbers, special ones included."""
     probe = ("A probe: naïve CAFÉ, 1½ x!", "b")
     return bool(
         first.get_vocab() == second.get_vocab()

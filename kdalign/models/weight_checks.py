@@ -16,12 +16,12 @@ from kdalign.models.weight_files import weight_files
 
 
 def check_numbers(checkpoint: Checkpoint) -> None:
-    """Refuse a folder whose weights hold NaN or infinity; those in the hub's cache are looked at once loaded."""
+    """Refuse a folder whose weights hold NaN or infinity; those in the hub's cache are checked once loaded."""
     if checkpoint.revision is not None:
         return
     for file in weight_files(Path(checkpoint.path), checkpoint.name):
         with library_errors(f"cannot read the weights of {checkpoint.name!r}"), safe_open(file, "pt") as opened:
-            for name in opened.keys():  # it is no dictionary
+            for name in opened.keys():  # a safetensors file is no dictionary
                 tensor = opened.get_tensor(name)
                 if tensor.dtype in _CHECKED and not bool(tensor.isfinite().all()):
                     raise _no_numbers(checkpoint, name)
@@ -31,10 +31,10 @@ _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """A model whose weights are all finite.
+    """Return a model if all its weights are finite.
 
     Raises:
-        UsageError: which is not.
+        UsageError: the first weight that is not.
     """
     bad = first_non_finite(model)
     if bad:
@@ -51,12 +51,12 @@ def _no_numbers(checkpoint: Checkpoint, weight: str) -> UsageError:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """A model, and Transformers' report on what became of the names in its weights.
+    """A model, and Transformers' report on the names in its weights.
 
     Attributes:
         missing: parameters that the weights lack, or have in another shape.
         unexpected: names in the weights that the model has no place for.
-        shapes: of those in another shape, the one in the weights and the one that the configuration asks for.
+        shapes: shapes in the weights and in the configuration, if they differ.
     """
 
     model: PreTrainedModel
@@ -66,12 +66,12 @@ class LoadReport:
 
 
 def check_complete(checkpoint: Checkpoint, loaded: LoadReport, fresh_head: bool) -> None:
-    """Refuse a model of which parts would start at random.
+    """Refuse a model with parts that would start from random weights.
 
     Args:
-        checkpoint: where it comes from.
-        loaded: what came.
-        fresh_head: whether its head may be new; its body and embeddings may not.
+        checkpoint: the model's checkpoint.
+        loaded: the model, with the report.
+        fresh_head: True if its head may be new; its body and embeddings may not.
     """
     name, model = checkpoint.name, loaded.model
     missing = [each for each in loaded.missing if not _may_be_new(each, model, fresh_head)]
@@ -100,14 +100,14 @@ def check_complete(checkpoint: Checkpoint, loaded: LoadReport, fresh_head: bool)
 
 
 def _may_be_new(parameter: str, model: PreTrainedModel, fresh_head: bool) -> bool:
-    """Whether a parameter may start at random: of a pooler that nothing reads, or of a head that is to be new."""
+    """Return whether a parameter may be random: of a pooler that nothing reads, or of a new head."""
     if model.base_model is model:
         return parameter.startswith("pooler.")
     return fresh_head and (".pooler." in parameter or not parameter.startswith(f"{model.base_model_prefix}."))
 
 
 def _check_all_layers(name: str, loaded: LoadReport) -> None:
-    """Refuse weights of more layers than the configuration has, which would be left out without a word."""
+    """Refuse weights of more layers than the configuration has, which would be dropped silently."""
     for path in block_paths(loaded.model).values():
         numbers = [
             int(found[1])

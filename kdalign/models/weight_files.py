@@ -1,4 +1,4 @@
-"""A folder's weights on disk: which safetensors files hold them, and whether each is whole, by their headers alone."""
+"""Find a folder's safetensors files, and check by their headers that each is whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from kdalign.files import read_json
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""What peft writes; Transformers would add such an adapter to the model beside it without a word."""
+"""Files of peft; Transformers would silently add such an adapter to the model next to it."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _OTHERS = ("tf", "flax", "jax")
@@ -19,11 +19,11 @@ _MEND = "copy it again from where it came"
 
 @dataclass(frozen=True)
 class WeightHeaders:
-    """What the headers of a checkpoint's files say.
+    """Files and tensor names of a checkpoint, by the headers.
 
     Attributes:
-        files: in the order of their names.
-        names: of all tensors.
+        files: the files, in the order of their names.
+        names: names of all tensors.
     """
 
     files: tuple[Path, ...]
@@ -31,14 +31,14 @@ class WeightHeaders:
 
 
 def weight_files(folder: Path, name: str) -> tuple[Path, ...]:
-    """The safetensors files of a folder: the whole one, else those that its index names.
+    """Find the safetensors files of a folder: the whole one, else those that its index names.
 
     Args:
-        folder: a model's.
-        name: what the user called it.
+        folder: the model's folder.
+        name: name that the user gave.
 
     Raises:
-        UsageError: there are none, or the index names something else than safetensors files beside it.
+        UsageError: there are none, or the index names other files than safetensors files next to it.
     """
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
@@ -57,7 +57,7 @@ def weight_files(folder: Path, name: str) -> tuple[Path, ...]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names, in order.
+    """Read the file names of an index, in order.
 
     Raises:
         UsageError: it is no index, or names anything but safetensors files of its own folder.
@@ -79,7 +79,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_headers(folder: Path, name: str) -> WeightHeaders:
-    """Look at the headers of all files: no tensor is read.
+    """Read the headers of all files; no tensor is read.
 
     Raises:
         UsageError: a file that is missing, cut short or no safetensors file, weights of another library's layout, or
@@ -105,7 +105,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _check_kinds(file: Path, kinds: Mapping[str, str]) -> None:
-    """Refuse weights that a loader would take for numbers though they stand for others, by scales beside them."""
+    """Refuse weights that a loader would take for plain numbers though they are quantised, with scales next to them."""
     for name, kind in kinds.items():
         if kind not in _FLOATS:
             raise UsageError(
@@ -115,5 +115,5 @@ def _check_kinds(file: Path, kinds: Mapping[str, str]) -> None:
 
 
 def find_adapter(folder: Path) -> str | None:
-    """The name of an adapter's file in a folder; None where there is none."""
+    """Find an adapter's file in a folder; None if there is none."""
     return next((file for file in ADAPTER if (folder / file).exists()), None)

@@ -295,7 +295,7 @@ def test_a_run_says_what_it_learns_from_records_it_and_goes_on_where_it_stopped(
     facts = record.data
     assert (facts["train"]["n"], facts["unlabelled"]["an_epoch"]) == (40, 120)
     assert facts["unlabelled"]["source"] == "the rest of train"
-    assert any(line.startswith("text without labels, beside 40 labelled rows: ") for line in watching.said)
+    assert any(line.startswith("text without labels, in addition to 40 labelled rows: ") for line in watching.said)
     events = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
     hard = [event["parts"]["hard"] for event in events if event["kind"] == "step"]
     assert 0 in hard, "a step had no labelled row"

@@ -144,7 +144,7 @@ def test_what_a_run_does_not_read_and_a_rate_at_which_nothing_is_learnt_are_said
     own = tmp_path / "own"
     shutil.copytree(teacher, own)
     found = checks(kdalign, *words(teacher, data, "--student", own, "--init", "first"))
-    assert "init=first is of a student that is cut" in found["no effect"]
+    assert "init=first is for a student that is cut" in found["no effect"]
 
 
 def test_train_of_one_class_alone_is_a_warning_before_training(kdalign, teacher, tmp_path):

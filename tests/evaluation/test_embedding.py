@@ -182,7 +182,7 @@ def test_the_training_split_has_nothing_to_score(kdalign, teacher, pairs, tmp_pa
 WRONG = [
     (("--micro-batch", 2), "of a micro-batch with one another: 2 are too few (accepted: 3 or more)"),
     (("--hard", 0.5), "'embedding' has no labels: it takes --hard 0"),
-    (("--student", "new:bert,layers=2"), "is not learnt from nothing"),
+    (("--student", "new:bert,layers=2"), "cannot be learned from scratch"),
     (("--task", "embedding:sst2"), "pairs with a similarity, as in embedding:stsb"),
 ]
 

@@ -178,7 +178,7 @@ def test_text_without_labels_is_learnt_from_without_a_teacher_where_masked_token
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--task", "masked-lm"), "is beside classes or scores, and task 'masked-lm' asks for tokens anyway"),
+        (("--task", "masked-lm"), "is for tasks of classes or scores, and task 'masked-lm' predicts tokens anyway"),
         (
             ("--hard", "0", "--alpha", "0", "--beta", "0", "--gamma", "0", "--delta", "0"),
             "masked_lm teaches no classes",
