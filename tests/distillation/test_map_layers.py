@@ -249,6 +249,14 @@ def test_models_of_few_positions_read_as_much_as_they_can(kdalign, data, tmp_pat
     assert "give --max-length 20 or less" in one_line(err)
 
 
+def test_a_new_student_of_few_positions_reads_as_much_as_it_can(teacher, data):
+    from kdalign.distillation.map_layers import CalibrationTexts, plan_layers
+
+    texts = CalibrationTexts("sst2", str(data), examples=40)
+    plan = plan_layers(str(teacher), "new:bert,layers=2,width=32,heads=4,positions=8", "cka", reading=texts)
+    assert plan.similarities["encoder"]
+
+
 def test_an_untrained_student_warns(kdalign, teacher, data):
     words = ("map-layers", "--teacher", teacher, "--task", "sst2", "--data", data, "--map", "cka")
     assert "untrained" in kdalign(*words, "--student", "layers=2", "--init", "random")[2]

@@ -162,6 +162,20 @@ def test_train_of_all_classes_is_no_warning(kdalign, teacher, data):
     assert "classes" not in checks(kdalign, *words(teacher, data))
 
 
+def test_a_new_student_that_is_trained_alone_is_looked_at_before_its_tokenizer_is_trained(kdalign, tmp_path):
+    for split in ("train", "validation"):
+        pd.DataFrame({"text": sentences(40, 0)[0]}).to_parquet(tmp_path / f"{split}.parquet")
+    words = ("distill", "--teacher", "none", "--student", "new:bert,layers=2,width=32,heads=4,positions=64", "--task",
+             "masked-lm", "--data", tmp_path, "--tokenizer", "train:290", "--max-length", "32")  # fmt: skip
+    found = checks(kdalign, *words)
+    assert found["lengths"] == "32 tokens of positions: student 64"
+    assert found["dropout"].startswith("the student's own (0.1)")
+    size = float(found["memory"].partition(" ")[0])
+    assert size == pytest.approx(16 * (290 * 32 + 64 * 32) / 1e6, rel=1.0)  # embeddings, and layers about as large
+    status, _, err = kdalign(*words, "--set", "train.freeze=[head, embeddings, layers=0-1]", "--dry-run")
+    assert (status, "leaves nothing to train" in one_line(err)) == (2, True)
+
+
 def test_a_cache_that_cannot_be_written_is_refused_before_a_teacher_is_fine_tuned(teacher, data, tmp_path, monkeypatch):
     from transformers import AutoModel
 
