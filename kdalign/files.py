@@ -15,18 +15,20 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from kdalign.errors import Unwritten, UsageError, cause_of, shorten
-from kdalign.strict_yaml import DEEPEST, check_digits, strict_loader
 
 LARGEST_TEXT = 256 * 2**20
 """Limit of bytes of a text file (records, recipes, plans)."""
 
-LARGEST_YAML = 4 * 2**20
-"""Limit of bytes of a YAML file: PyYAML takes about ten seconds for each million."""
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Limits of bytes of a file's name and of its path on the usual file systems."""
 
 
+DEEPEST = 64
+"""Limit of levels of lists and mappings in JSON and YAML."""
+_MOST_DIGITS = 40
+"""Limit of digits of a whole number in JSON or YAML: no meaningful one has more, and Python refuses to print very long
+ones."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -197,6 +199,13 @@ def _finite(digits: str) -> float:
     return value
 
 
+def check_digits(digits: str) -> str:
+    """Refuse a whole number of very many digits, and return the others."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return digits
+
+
 def _whole(digits: str) -> int:
     return int(check_digits(digits))
 
@@ -208,43 +217,6 @@ def read_json(file: Path, **options: Any) -> Any:
         UsageError: as ``read_text`` and ``parse_json``.
     """
     return parse_json(read_text(file), repr(str(file)), **options)
-
-
-def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
-    """Parse YAML by one of PyYAML's safe loaders, so that no tag makes an object.
-
-    Repeated keys, a value that contains itself, and aliases that stand for very many values are refused.
-
-    Args:
-        text: one document.
-        where: the file, for error lines.
-        loader: another safe loader, such as ``yaml.BaseLoader``, which reads all values as text.
-
-    Raises:
-        UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (an impossible date).
-    """
-    import yaml
-
-    try:
-        return yaml.load(text, Loader=strict_loader(loader or yaml.SafeLoader))
-    except RecursionError:
-        raise UsageError(f"{where} is not YAML that can be read: nested too deeply") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        context = f" ({error.context})" if error.context else ""
-        raise UsageError(f"{where} is not YAML: {place}{cause_of(ValueError(f'{error.problem}{context}'))}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{where} is not YAML: {cause_of(error)}") from None
-
-
-def read_yaml(file: Path, loader: Any = None) -> Any:
-    """Read the value in a YAML file.
-
-    Raises:
-        UsageError: as ``read_text`` and ``parse_yaml``.
-    """
-    return parse_yaml(read_text(file, LARGEST_YAML), repr(str(file)), loader)
 
 
 @contextmanager

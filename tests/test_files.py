@@ -11,12 +11,12 @@ from kdalign.files import (
     check_writable,
     decode,
     parse_json,
-    parse_yaml,
     read_bytes,
     read_json,
     read_text,
     write_json,
 )
+from kdalign.recipe.strict_yaml import parse_yaml
 
 
 @pytest.mark.parametrize("raw", ["a\x1b[31mb", "a\u202eb", "a\u2066b", "a\x9db", "a\u200eb", "a\ufeffb", "a\x00b"])

@@ -23,7 +23,8 @@ import yaml
 
 from kdalign.comparison.table import Cell, Column, Row, metric_key
 from kdalign.errors import UsageError, did_you_mean, unknown
-from kdalign.files import parse_json, parse_yaml, read_text
+from kdalign.files import parse_json, read_text
+from kdalign.recipe.strict_yaml import parse_yaml
 
 _KEYS = ("source", "note", "task", "columns", "rows")
 _ROW_KEYS = ("model", "scores", "source", "note", "task")

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdalign.errors import UsageError, did_you_mean, shorten
-from kdalign.files import check_name, parse_yaml, read_yaml
+from kdalign.files import check_name
 from kdalign.recipe.flags import OPTION_OF
 from kdalign.recipe.recipe import Recipe
+from kdalign.recipe.strict_yaml import parse_yaml, read_yaml
 from kdalign.recipe.task_defaults import MultiTask
 
 

@@ -8,9 +8,10 @@ import yaml
 from pydantic import BaseModel, Field, field_validator
 
 from kdalign.errors import UsageError, did_you_mean
-from kdalign.files import is_file, read_yaml
+from kdalign.files import is_file
 from kdalign.recipe.objective import ObjectiveWeights
 from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, check_plain
+from kdalign.recipe.strict_yaml import read_yaml
 
 PRETRAINED = "pretrained"
 _OF_A_TASK: Mapping[str, type[BaseModel]] = {

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from kdalign.errors import UsageError, shorten, unknown
-from kdalign.files import check_name, parse_yaml, write_text
+from kdalign.files import check_name, write_text
 from kdalign.recipe import (
     ARMS,
     UNLABELLED_KEYS,
@@ -30,6 +30,7 @@ from kdalign.recipe import (
     set_key,
     validate_recipe,
 )
+from kdalign.recipe.strict_yaml import parse_yaml
 
 FILE = "ablation.yaml"
 KEPT = "kept"

@@ -13,11 +13,12 @@ from kdalign.data.tasks.language import FAMILIES, LanguageTask, language_task, w
 from kdalign.data.tasks.prompts import default_template
 from kdalign.data.tasks.task import ClassificationTask, DataSource, PromptTemplate
 from kdalign.errors import UsageError, did_you_mean, shorten, unknown
-from kdalign.files import check_name, read_yaml
+from kdalign.files import check_name
 from kdalign.metrics.classification import GROUPS, expand_groups
 from kdalign.metrics.languages import language_code
 from kdalign.metrics.text import TEXT_METRICS
 from kdalign.recipe import TASK_FILES
+from kdalign.recipe.strict_yaml import read_yaml
 
 AnyTask = ClassificationTask | LanguageTask
 
