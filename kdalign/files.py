@@ -36,7 +36,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Byte order marks and their encodings; a longer mark before its own beginning."""
+"""Byte order marks and their encodings; a mark that begins with a shorter one comes before it."""
 
 
 def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
@@ -85,7 +85,7 @@ def check_name(name: str, what: str) -> None:
     if not name.strip():
         raise UsageError(f"{what} is empty")
     if "\0" in name:
-        raise UsageError(f"{what} {shorten(name, 80)!r} has a null byte, which no name of a file has")
+        raise UsageError(f"{what} {shorten(name, 80)!r} has a null byte, which no file name can have")
     written = name.encode("utf-8", "surrogatepass")
     longest = max(map(len, written.split(b"/")))
     if longest > LONGEST_NAME or len(written) > LONGEST_PATH:

@@ -21,7 +21,7 @@ CALIBRATION_TOKENS = 16_384
 """Number of tokens on which the variance of the teacher's features is measured."""
 SIMILARITY_TOKENS = 4_096
 """Number of tokens on which the similarity of layers is measured."""
-UNTRAINED = "the student is untrained: how alike its layers are says nothing of what they will learn"
+UNTRAINED = "the student is untrained: how similar its layers are says nothing about what they will learn"
 
 
 def calibrate(
@@ -76,7 +76,7 @@ def measure_layer_map(
         encoded: texts to sample from.
         special: ids of special tokens, which do not count.
         texts: name of the texts, for the reader.
-        seed: of the sample.
+        seed: seed of the sample.
     """
     batches = list(sample_batches(encoded, seed, SIMILARITY_TOKENS))
     alike_layers, tokens = measure_similarities(plan, teacher, student, batches, special, student.device)
@@ -97,9 +97,9 @@ def measure_similarities(
         plan: aligned stacks.
         teacher: read without gradients, in eval mode, like the student.
         student: reads the texts' tokens.
-        batches: of texts.
+        batches: batches of texts.
         special: ids of special tokens, which do not count.
-        device: of both models.
+        device: device of both models.
 
     Raises:
         UsageError: fewer tokens than an estimate needs.

@@ -128,15 +128,15 @@ class Plan:
 
     Attributes:
         maps: one per aligned pair of stacks.
-        projections: for pairs of different widths, in one style. A shared one is named by the first pair of its stack.
+        projections: maps for pairs of different widths, in one style; a shared one is named by its stack's first pair.
         statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
         chosen: description of the map's choice, for the reader.
         choice: name of a measured map; empty for a fixed one.
-        similarities: for each stack, the CKA of every student layer with every teacher layer, once measured.
+        similarities: CKA of every student layer with every teacher layer, by stack, once measured.
         heads: comparison of attention maps: ``each``, ``mean`` or ``mix``.
         relations: compared parts of attention: ``values``, or ``all`` of queries, keys and values.
         relation_heads: number of relation heads.
-        style: of projections.
+        style: style of projections.
         attended: true if each student layer is compared with a learned mixture of its map's teacher layers.
         weighting: change of lambda_l during training: ``static`` (none), ``learned`` or ``adaptive``.
     """
@@ -320,7 +320,7 @@ class Plan:
             raise UsageError("not a plan: a text in it has half a surrogate pair") from None
         place = _first_difference(tree, taken)
         if place:
-            raise UsageError(f"not a plan: {place} is no key of it, or its value is of another kind")
+            raise UsageError(f"not a plan: {place} is not a key of it, or its value is of another kind")
         return plan
 
 

@@ -50,7 +50,7 @@ class PlanOptions:
         heads: comparison of attention maps: ``each``, ``mean``, ``mix``, or ``auto``.
         relations: ``values``, or ``all`` of queries, keys and values.
         relation_heads: number of relation heads; the largest accepted one up to the teacher's heads if None.
-        style: of projections.
+        style: style of projections.
     """
 
     weights: Sequence[float] | str = "uniform"
@@ -70,13 +70,13 @@ def propose(
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
 
     Args:
-        teacher: of the plan.
-        student: of the plan.
+        teacher: the teacher's architecture.
+        student: the student's architecture.
         choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
             ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured map: ``cka``,
             ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
-        cut_from: for each stack, the teacher layers that the student was cut from; ``auto`` takes them.
+        cut_from: teacher layers that the student was cut from, by stack; ``auto`` takes them.
         options: weights, heads, relations and projections.
 
     Raises:
@@ -115,7 +115,7 @@ _WEIGHTINGS: Mapping[str, Literal["learned", "adaptive"]] = {"learned": "learned
 
 
 def _check_choice(choice: str, options: PlanOptions) -> None:
-    """Refuse an unknown function and options that a map leaves no room for."""
+    """Refuse an unknown function, and options that a map does not take."""
     if is_measured_map(choice):
         measured_strategy(choice)
         if options.weights != "uniform":
@@ -136,7 +136,7 @@ def _pairs_by(choice: str, student: int, teacher: int, cut: Sequence[int] | None
     """Pairs of one stack, and how they were chosen, for the reader.
 
     Args:
-        choice: as in ``propose``.
+        choice: the layer map, as in ``propose``.
         student: number of its layers.
         teacher: number of its layers.
         cut: teacher layers that the student was cut from.
@@ -194,7 +194,7 @@ def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Pl
 
     Args:
         plan: its maps may be provisional.
-        similarities: for each aligned stack of the student, CKA (student layers, teacher layers).
+        similarities: CKA (student layers, teacher layers) of each aligned stack of the student.
         source: name of the texts that they were measured on, for the reader.
 
     Raises:

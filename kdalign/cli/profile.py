@@ -31,7 +31,7 @@ class MeasureOptions:
         """The lengths in tokens.
 
         Raises:
-            UsageError: a word that is no length.
+            UsageError: a word that is not a length.
         """
         words = [word.strip() for word in self.seq_len.split(",")]
         if not all(re.fullmatch("[1-9][0-9]{0,6}", word) for word in words):

@@ -116,15 +116,15 @@ def _perplexity(tokens_per_unit: float, unit: str) -> Callable[[Array], Array]:
     """Perplexity, or bits, from sums (resamples, 2) of nll and tokens.
 
     Args:
-        tokens_per_unit: of the whole split, also where its rows are resampled; a unit is what the perplexity is over:
-            a token, a word or a byte.
-        unit: of the score; ``bits`` leaves out the exponential.
+        tokens_per_unit: tokens per token, word or byte that the perplexity is over; of the whole split, also if its
+            rows are resampled.
+        unit: unit of the score; ``bits`` leaves out the exponential.
     """
 
     def value(sums: Array) -> Array:
         nats = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0) * tokens_per_unit
         bits: Array = nats / math.log(2)
-        perplexity: Array = np.exp(np.where(nats < 700, nats, np.nan))  # overflow is NaN, as in likelihood.totals
+        perplexity: Array = np.exp(np.where(nats < 700, nats, np.nan))  # overflow is undefined
         return bits if unit == "bits" else perplexity
 
     return value

@@ -49,7 +49,7 @@ def _parse_table(tree: Mapping[str, Any], file: Path) -> ComparisonTable:
 def _parse_row(tree: Mapping[str, Any]) -> Row:
     cells = {str(key): _parse(Cell, cell) for key, cell in tree["cells"].items()}
     if not isinstance(tree["name"], str):
-        raise TypeError(f"{tree['name']!r} is no name of a row")
+        raise TypeError(f"{tree['name']!r} is not the name of a row")
     for value in (value for cell in cells.values() for value in (cell.value, cell.low, cell.high)):
         if value is not None and not isinstance(value, int | float):
             raise TypeError(f"{value!r} is no number")

@@ -84,7 +84,7 @@ def compare(
 
     Args:
         paths: run folders, folders of runs (one folder per task makes one row), or evaluation files and their folders.
-        metrics: as the other keywords, in ``CompareOptions``.
+        metrics: columns to show; this and the other keywords are fields of ``CompareOptions``.
         sort: the column to sort by.
         filters: conditions that rows must meet.
         steps_to: scores whose first step is shown.
@@ -193,7 +193,7 @@ def _filter_note(conditions: Sequence[Filter], shown: int, rows: int) -> list[st
 
 
 def _skipped_notes(skipped: Mapping[Path, str]) -> list[str]:
-    """List what is no finished run, grouped by reason."""
+    """List paths that are not finished runs, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for path, reason in skipped.items():
         reasons.setdefault(reason, []).append(path.name)

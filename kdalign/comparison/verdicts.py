@@ -36,7 +36,7 @@ class ArmVerdict:
         arm: the arm that is compared with the baseline.
         key: the column of a comparison that it belongs to: ``task/metric``, a task for the mean of its metrics,
             ``task/agreement``, ``macro``, or ``agreement`` for the mean over tasks.
-        unit: of the difference; ``%`` stands for points of a score in per cent.
+        unit: unit of the difference; ``%`` stands for points of a score in per cent.
         seeds: seeds that were compared.
         primary: true for a task's first metric.
     """

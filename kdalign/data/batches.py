@@ -70,7 +70,7 @@ class TokenizedSplit:
         bytes: number of bytes of that text in UTF-8; 0 if not counted.
         groups: (rows,), group of each row that an interval resamples as one, such as the rows of a text; None if each
             row is its own.
-        covered: with two tokenizers, number of characters in tokens of both, and of all (white space aside).
+        covered: number of characters in tokens of both tokenizers, and of all (white space aside); None with one.
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
     """
@@ -109,7 +109,7 @@ class TokenizedSplit:
 
     def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":
         """Append another split; rows of a side without labels are unlabelled."""
-        assert self.labels is not None, "what has no labels needs no others without"
+        assert self.labels is not None, "rows without labels are added to labelled ones"
         known = np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
         more = np.full(len(others), others.labels is not None)
         blank = IGNORED if np.issubdtype(self.labels.dtype, np.integer) else np.nan

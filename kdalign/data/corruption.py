@@ -101,7 +101,7 @@ class MaskedCopy:
     before: Corruption | None
 
     def __call__(self, row: dict[str, list[int]], generator: np.random.Generator) -> dict[str, list[int]]:
-        """Add masked ids and targets; a token that is cut off is no target."""
+        """Add masked ids and targets; a token that is cut off is not a target."""
         row = row if self.before is None else self.before(row, generator)
         masked = self.masking(row, generator)
         cut = row.get(CUT, [0] * len(row["input_ids"]))

@@ -56,8 +56,8 @@ def read_delimited(text: str, delimiter: str, where: str) -> tuple[list[str], li
     in a file with tabs are removed if all of them follow the rules of csv.
 
     Args:
-        text: of the file.
-        delimiter: by the file's name.
+        text: text of the file.
+        delimiter: the one that the file's name implies.
         where: name of the file, for error lines.
 
     Raises:
@@ -152,7 +152,7 @@ def _parse_quoted(text: str, delimiter: str) -> _Table:
             if inside is not None or len(cells) - start > 1 or (plain and plain.strip()):
                 widths.append(len(cells) - start)
                 lines.append(begun)
-            else:  # a blank line is no row
+            else:  # a blank line is not a row
                 cells.pop()
             start = len(cells)
             line += 1

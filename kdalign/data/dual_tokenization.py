@@ -22,7 +22,7 @@ def check_spans(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Refuse a tokenizer that gives no character offsets.
 
     Raises:
-        UsageError: which tokenizer it is.
+        UsageError: it gives none; the line names the model.
     """
     if not tokenizer.is_fast:
         raise UsageError(

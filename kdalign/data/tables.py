@@ -122,7 +122,7 @@ def from_arrow(table: "pa.Table", where: str) -> "pd.DataFrame":
     Every text type becomes text; an index that pandas stored becomes a column if it has a name.
 
     Args:
-        table: of a file or a data set.
+        table: Arrow table of a file or a data set.
         where: its source, for error lines.
 
     Raises:

@@ -235,7 +235,7 @@ def _meanings(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = _ROLES)
     special = set(tokenizer.all_special_ids)
     numbers = {role: getattr(tokenizer, f"{role}_id") for role in roles}
     found: dict[bytes | str, int] = {role: int(number) for role, number in numbers.items() if number is not None}
-    # Bytes come last: if a character has an entry of its own, its byte is no meaning.
+    # Bytes come last: if a character has an entry of its own, its byte does not stand for it.
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (_is_byte(entry[0]), entry[1])):
         if number not in special and not (
             prefix and token.startswith(prefix) and _is_isolated(token.removeprefix(prefix))

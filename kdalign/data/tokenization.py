@@ -107,7 +107,7 @@ def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_l
     """Tokenize conversations by the tokenizer's template; only the assistant's turns and their ends are targets.
 
     Conversations over ``max_length`` are truncated and counted; those left without an answer are skipped and counted. A
-    first turn of the assistant is no target: nothing precedes it.
+    first turn of the assistant is not a target: nothing precedes it.
 
     Raises:
         UsageError: no template, one that refuses a conversation or renders its beginning otherwise than its whole, or
@@ -146,9 +146,9 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
     """Refuse a tokenizer without the tokens or the character offsets that a task needs.
 
     Args:
-        tokenizer: of a model.
-        name: of the model.
-        task: that needs it.
+        tokenizer: tokenizer of a model.
+        name: name of the model.
+        task: task that needs the tokens.
         needed: names of ``ROLES``, and ``places`` for the characters of each token.
 
     Raises:

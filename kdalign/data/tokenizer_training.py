@@ -27,7 +27,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
 
 
 # Transformers rebuilds a tokenizer in the folder of a "qwen2" configuration with this pattern, whatever its file says:
-# any other would give other ids after loading. It composes accents there, too (NFC); to that there is no answer here.
+# any other would give other ids after loading. It also composes accents there (NFC), which cannot be prevented here.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], size: int, family: str, positions: int
     Args:
         texts: training texts; read once.
         size: largest number of entries, special tokens included.
-        family: of special tokens and template (``masked``, ``causal``, ``permutation`` or ``seq2seq``).
+        family: ``masked``, ``causal``, ``permutation`` or ``seq2seq``, which decides special tokens and template.
         positions: the longest input, in tokens.
 
     Raises:

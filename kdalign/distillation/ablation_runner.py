@@ -43,7 +43,7 @@ class AblationProgress:
     Attributes:
         done: results, in the order in which runs ended, after those that were there before.
         running: trials under way, by name, each with the time at which it began.
-        failed: by name of a trial, the reason why it failed.
+        failed: reason why a trial failed, by its name.
         seconds: how long each run took that ended.
         seconds_left: estimate at the speed so far; None before a run has ended.
     """

@@ -148,8 +148,8 @@ class AugmentedTexts:
     """New texts.
 
     Attributes:
-        rows: for each new text the number of the example that it is made from.
-        texts: for each its text, or its two.
+        rows: number of the example that each new text is made from.
+        texts: the new texts, each one text or a pair.
     """
 
     rows: tuple[int, ...]
@@ -161,7 +161,7 @@ class AugmentedTexts:
 
     @classmethod
     def read(cls, file: Path, examples: Examples) -> "AugmentedTexts | None":
-        """Read the new texts of examples from the cache; None where the file is missing or damaged."""
+        """Read the new texts of examples from the cache; None if the file is missing or damaged."""
         with suppress(UsageError, KeyError, TypeError):
             tree = read_json(file)
             cached = cls(tuple(tree["rows"]), tuple(map(tuple, tree["texts"])))
@@ -185,8 +185,8 @@ def augment_texts(
     """Make new texts of examples, or read them from the cache.
 
     Args:
-        examples: to vary.
-        checkpoint: of the masked language model.
+        examples: rows to make new texts of.
+        checkpoint: the masked language model.
         augment: number of copies, rate, candidates and seed.
         max_length: longest text in the model's tokens; later words are not replaced.
         accelerator: device and ranks.

@@ -43,12 +43,12 @@ class BaselineScores:
     """Scores of a baseline row for one run's task.
 
     Attributes:
-        scores: as in a record.
-        agreement: with the teacher's saved predictions, as in a record; None without a teacher.
-        model: size and latency; None where there is no model.
+        scores: the row's scores, as in a record.
+        agreement: agreement with the teacher's saved predictions, as in a record; None without a teacher.
+        model: size and latency; None if there is no model.
         beside_ms: latency of the teacher in float32, measured in turns with the model's.
         how: description of how the row was computed, for a footnote.
-        reason: why there are no scores; empty where there are.
+        reason: why there are no scores; empty if there are.
     """
 
     scores: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +119,7 @@ def _cached_scores(kind: str, record: RunRecord, folder: Path, watcher: Callable
 
 
 def _read(file: Path) -> BaselineScores | None:
-    """Read a file of the cache; None where it is missing or damaged."""
+    """Read a file of the cache; None if it is missing or damaged."""
     if not file.is_file():
         return None
     try:

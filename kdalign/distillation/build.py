@@ -72,7 +72,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
 
 
 def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> Teacher | None:
-    """The teacher at the precision of training; None where there is none."""
+    """The teacher at the precision of training; None if there is none."""
     if loaded.taught is None:
         return None
     model, rounded = loaded.taught.model, _dtype(loaded.opened) or torch.float32
@@ -143,10 +143,10 @@ def build_learner(
     Args:
         opened: recipe and training text.
         model: the student.
-        teacher: None where there is none.
+        teacher: None if there is none.
         plan: layers to compare; None without a teacher.
-        stages: objectives; the learner starts with the first one's signals.
-        device: of both models.
+        stages: objectives; the learner starts with the first one's activations.
+        device: device of both models.
     """
     recipe, objective = opened.recipe, stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
@@ -167,7 +167,7 @@ def build_learner(
 
 
 def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
-    """The recipe's balancer of the terms of all stages; None where weights are static."""
+    """The recipe's balancer of the terms of all stages; None if weights are static."""
     if recipe.objective.balance == "static":
         return None
     return BALANCES[recipe.objective.balance](list(dict.fromkeys(n for stage in stages for n in stage.objective.names)))

@@ -111,7 +111,7 @@ def export_student(
 def _attention_to_layers(
     loaded: LoadedModels, task: TrainTask, accelerator: Accelerator, observer: Observer
 ) -> dict[str, list[list[float]]]:
-    """For each stack, how much its layers attend to the teacher's; empty where the map has no attention."""
+    """For each stack, how much its layers attend to the teacher's; empty if the map has no attention."""
     learner = task.learner
     if learner.plan is None or not learner.attends or task.teacher is None:
         return {}
@@ -151,9 +151,9 @@ def build_record(
 
     Args:
         loaded: the two models, and what was measured before training.
-        checkpoint: of the exported student.
+        checkpoint: checkpoint of the exported student.
         exported: the student as it was loaded again.
-        scores: by split, of both models.
+        scores: scores of both models, by split.
         training: facts of the training.
     """
     opened, teacher, taught = loaded.opened, loaded.opened.run.teacher, loaded.taught
@@ -194,8 +194,8 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
     """Write how a student's tokens become one vector, for sentence-transformers: by their mean.
 
     Args:
-        folder: of the student.
-        width: of a vector.
+        folder: the student's folder.
+        width: width of a vector.
         max_length: longest input in tokens.
         normalise: true to scale vectors to length 1, which cosines do not see.
     """

@@ -57,8 +57,8 @@ class LayerSimilarity:
     """CKA between every student layer and every teacher layer, by stack: (student layers, teacher layers).
 
     Attributes:
-        before: at the start of training.
-        after: of the exported student.
+        before: similarity at the start of training.
+        after: similarity of the exported student.
         pairs: (student layer, teacher layer) of the plan, by stack.
         tokens: number of tokens that both models read.
     """
@@ -75,7 +75,7 @@ class AttentionView:
 
     Attributes:
         texts: the text, or the two of a pair.
-        maps: for each pair of layers their names and the attention of student and teacher, (heads, tokens, tokens).
+        maps: names of each pair of layers, and the attention of student and teacher, (heads, tokens, tokens).
         student_tokens: decoded tokens.
         teacher_tokens: decoded tokens.
         answers: the class that student and teacher predict, each with its probability; empty without classes.

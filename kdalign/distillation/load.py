@@ -41,7 +41,7 @@ class LoadedModels:
         taught: the teacher; None without one.
         answers: the teacher's answers on the reported splits.
         watched_answers: the teacher's answers on the slice of train that is evaluated on the way.
-        latencies: of a forward, in milliseconds: the teacher's first, if there is one.
+        latencies: milliseconds of a forward: the teacher's first, if there is one.
         flops: floating-point operations of a forward, in the same order.
         timed: tokens of such a forward.
         prompts: texts for samples.
@@ -154,7 +154,7 @@ def load_student(
     Args:
         run: what the student is.
         tokenizer: the student's.
-        teacher: in memory, in float32; None without one.
+        teacher: the teacher in memory, in float32; None without one.
         encoded: training texts, of which the teacher reads a few if it is made narrower.
     """
     adapter, seed = run.adapter, run.recipe.train.seed

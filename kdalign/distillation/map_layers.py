@@ -59,12 +59,12 @@ def plan_layers(
 
     Args:
         teacher: hub id or folder.
-        student_name: as in ``--student``.
+        student_name: the student, as in ``--student``.
         choice: the map, as in ``--map``.
         init: teacher layers that a cut student starts from, as in ``--init``.
         revision: the teacher's revision on the hub.
         reading: texts to measure similarity on; None to plan by shape.
-        observer: is told of an untrained student.
+        observer: receives a warning if the student is untrained.
 
     Raises:
         UsageError: a missing model or text, or an unknown choice of layers or map.

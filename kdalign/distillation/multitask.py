@@ -77,7 +77,7 @@ class TaskMixture:
     Attributes:
         examples: number of training examples, by task.
         shares: sampling probabilities, by task.
-        turns: for each step the number of its task.
+        turns: number of each step's task.
     """
 
     examples: Mapping[str, int]
@@ -151,7 +151,7 @@ def distill_together(
 
     Args:
         runs: one per task, checked.
-        recipe: of all tasks.
+        recipe: recipe of all tasks.
         group: folder of checkpoints and log.
         accelerator: device and ranks.
         observer: receives progress.
@@ -209,7 +209,7 @@ def export_with_body(model: PreTrainedModel, folder: Path, *, body: Path | None)
     """Write a model as a stock checkpoint in two shards, its body and its head.
 
     Args:
-        model: in float32.
+        model: the model, in float32.
         folder: where to write.
         body: the shard of another model with the same body, to make a hard link to, so that every folder is whole by
             itself and the body is on disk once; it is copied where the file system has no links.

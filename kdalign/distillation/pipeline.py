@@ -133,9 +133,9 @@ def _distill_task(
     """Distill the student of one task; on resume, a finished one is read.
 
     Args:
-        run: prepared and checked.
+        run: the run, prepared and checked.
         group: folder of several tasks, which gets their recipe once this run can begin; None for one task.
-        recipe: of all tasks.
+        recipe: recipe of all tasks.
         accelerator: device and ranks.
         observer: receives progress.
         resume: continue a run that stopped.

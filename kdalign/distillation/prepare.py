@@ -43,12 +43,12 @@ class PreparedRun:
     """A run that was checked: configurations and data are read, weights are not.
 
     Attributes:
-        recipe: with the run's folder.
-        adapter: of the task.
-        student: where it comes from; it knows its teacher.
-        tokenizers: of student and teacher.
+        recipe: the run's recipe, with its folder.
+        adapter: the task's adapter.
+        student: source of the student, which knows its teacher.
+        tokenizers: tokenizers of student and teacher.
         splits: rows to train on, to evaluate on the way and to report.
-        plan: which teacher layer teaches which student layer, by shape; None without a teacher.
+        plan: layer pairs, chosen by shape; None without a teacher.
         folder: the run's.
         augmenting: masked language model that writes new texts like those of train; None without one.
         findings: results of the checks by ``preflight``.

@@ -85,7 +85,7 @@ def claim(
     those of its newest whole checkpoint.
 
     Args:
-        folder: of the run, or of several.
+        folder: folder of the run, or of several.
         recipe: what is to be done there.
         resume: True to resume the run.
         overwrite: True to replace the run by the new one.

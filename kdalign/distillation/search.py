@@ -37,7 +37,7 @@ class Candidate:
 
     Attributes:
         settings: values of the keys searched so far.
-        score: mean over tasks of the primary metric, in its unit; None where it is undefined.
+        score: mean over tasks of the primary metric, in its unit; None if it is undefined.
         chosen: true if the search continued with these settings.
     """
 
@@ -144,7 +144,7 @@ def _name(arm: str, settings: Mapping[str, Any]) -> str:
 
 
 def _mean(results: Sequence[ArchivedRun], tasks: int) -> float | None:
-    """Mean over tasks of the mean of their metrics, which are all better when higher; None where a run failed."""
+    """Mean over tasks of the mean of their metrics, which are all better when higher; None if a run failed."""
     if len(results) < tasks:
         return None
     values = []

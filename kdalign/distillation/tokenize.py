@@ -206,7 +206,7 @@ class OpenedRun:
 
     Attributes:
         run: the run as it was prepared.
-        recipe: with the precision of training.
+        recipe: the run's recipe, with the precision of training.
         tokenizer: the student's.
         texts: all texts as tokens.
     """

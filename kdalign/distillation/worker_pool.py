@@ -124,7 +124,7 @@ class _Worker:
             self.connection.send(trial.recipe.model_dump(mode="json"))
 
     def answer(self) -> str:
-        """The reason why a run failed; empty where it did not."""
+        """The reason why a run failed; empty if it did not."""
         try:
             return str(self.connection.recv())
         except (EOFError, ConnectionResetError):

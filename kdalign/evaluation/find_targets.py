@@ -74,7 +74,7 @@ def find_targets(name: str, task: str | None, request: EvalRequest, several: boo
             read_record(Path(name))  # raises: unfinished, and how to resume
         if not Path(name).exists():
             raise UsageError(f"there is no {name!r} here; if it is a model on the hub, say what to score it on: --task")
-        raise UsageError(f"{name!r} is no finished run, so say what to score it on: --task")
+        raise UsageError(f"{name!r} is not a finished run, so say what to score it on: --task")
     checkpoint = checkpoint_files.find_checkpoint(name, request.revision)
     defaults = task_defaults(task).get("data", {})
     data = DataSettings(task=(task,), folder=request.folder, dataset=request.dataset, config=request.config, **defaults)
@@ -173,7 +173,7 @@ def _settings(request: EvalRequest, max_length: int) -> EvalSettings:
 def _adapter(
     task: AnyTask, checkpoint: Checkpoint, max_length: int, request: EvalRequest, several: bool
 ) -> TaskAdapter | None:
-    """Return the task's adapter for the model's family; None where the model can only generate the task's texts."""
+    """Return the task's adapter for the model's family; None if the model can only generate the task's texts."""
     family = layout_of(checkpoint.config).family
     if isinstance(task, LanguageTask) and family not in FAMILIES[task.kind]:
         generates = any(map(is_text_metric, request.metric_names or task.text_metrics))

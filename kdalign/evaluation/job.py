@@ -140,7 +140,7 @@ class EvalJob:
 
     @property
     def language(self) -> str:
-        """Language code of the texts; empty where neither the user nor the task gives one."""
+        """Language code of the texts; empty if neither the user nor the task gives one."""
         return self.settings.language or (self.task.language if isinstance(self.task, LanguageTask) else "")
 
     @cached_property
@@ -170,7 +170,7 @@ class EvalJob:
 
     @property
     def prompt_note(self) -> str:
-        """The prompt in which sources stand, for a score's signature; empty where there are none."""
+        """The prompt in which sources stand, for a score's signature; empty if there are none."""
         if not self.has_pairs:
             return ""
         task = self.language_task
@@ -178,7 +178,7 @@ class EvalJob:
 
     @cached_property
     def training_texts(self) -> Sequence[str]:
-        """Documents or targets of train, which a baseline learns from; empty where there is no such split."""
+        """Documents or targets of train, which a baseline learns from; empty if there is no such split."""
         if not isinstance(self.task, LanguageTask) or not split_exists(self.task.source, self.task.train):
             return ()
         return load_texts(self.task, self.task.train).texts[-1][:MOST_TRAINING_TEXTS]
@@ -192,7 +192,7 @@ class EvalJob:
 
     @property
     def protocol(self) -> str:
-        """Sentence on how texts are continued and compared; empty where they are not."""
+        """Sentence on how texts are continued and compared; empty if they are not."""
         if not self.is_continuation:
             return ""
         skipped = len(self.examples) - len(self.cases)

@@ -158,7 +158,7 @@ def word_perplexities(nll: Array, words: Array, size: Array, signature: str) -> 
 
 
 def _exp(nats: float) -> float | None:
-    """Return a perplexity; None where it is beyond what a float holds, as of words of hundreds of characters."""
+    """Return a perplexity; None if it is beyond what a float holds, as of words of hundreds of characters."""
     return math.exp(nats) if nats < MOST_NATS else None
 
 

@@ -68,7 +68,7 @@ class LocalTarget:
         name: name as the user gave it.
         checkpoint: the checkpoint.
         job: split and settings.
-        adapter: the task's adapter for the model's family; None where the model can only generate the task's texts.
+        adapter: the task's adapter for the model's family; None if the model can only generate the task's texts.
         run: the run that made the model, if one did.
     """
 
@@ -112,7 +112,7 @@ class LocalTarget:
 
     @cached_property
     def teacher_file(self) -> Path | None:
-        """File in which a run kept its teacher's predictions on this very split; None where there is none."""
+        """File in which a run kept its teacher's predictions on this very split; None if there is none."""
         if self.run is None:
             return None
         record, split = read_record(self.run.path), self.job.examples.split
@@ -155,7 +155,7 @@ class LocalTarget:
                     raise UsageError(f"metrics {other!r} and {metric!r} have one name: give your own another")
 
     def unsupported(self, metric: str) -> MissingMetric | None:
-        """Return why the model cannot be scored by a metric, and what would help; None where it can."""
+        """Return why the model cannot be scored by a metric, and what would help; None if it can."""
         reason, command = next(self._obstacles(metric), ("", ""))
         return MissingMetric(metric, reason, command) if reason else None
 

@@ -55,7 +55,7 @@ def predict(
 
 
 def check_finite(rows: Array, what: str) -> None:
-    """Refuse a model's outputs that are no numbers.
+    """Refuse a model's outputs that are NaN or infinite.
 
     A number may be -inf, as of a class that is never predicted, where another is finite.
 

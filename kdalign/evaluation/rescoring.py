@@ -37,7 +37,7 @@ Rescored = Score | str
 TOLERANCE = 1e-9
 """Accepted difference, relative, and absolute below 1: sums in another order differ by less."""
 ARCHIVE_TOLERANCE = 1e-4
-"""The same for an ablation's archive, which rounds scores that are no classes to four digits."""
+"""The same for an ablation's archive, which rounds scores other than classes to four digits."""
 _SHOWN = 3
 """Differences shown in one error."""
 
@@ -198,7 +198,7 @@ def _check_numbers(predictions: "RecordedPredictions", where: str) -> RescoreRep
             bad = int((np.isnan(values).any(axis=1) | none).sum())
             if bad:
                 differences.append(
-                    f"{where}: the {who} gives NaN: {bad:,} of {len(values):,} kept predictions are no numbers, so "
+                    f"{where}: the {who} gives NaN: {bad:,} of {len(values):,} kept predictions are not numbers, so "
                     f"that no score of theirs means anything"
                 )
     return RescoreReport(differences=tuple(differences))
@@ -282,7 +282,7 @@ def _score(metric: Metric, outputs: Array, references: Array) -> Score:
 
 
 def _prediction_file(file: Path, result: Recorded, recorded: Recorded) -> tuple[Path | None, str]:
-    """Return the file of the predictions behind a score, and their kind; None where its name is not recorded."""
+    """Return the file of the predictions behind a score, and their kind; None if its name is not recorded."""
     metric, _, noise = recorded["metric"].partition(" ")
     kind = "pseudo" if recorded.get("mark") == "pseudo" else "texts" if metric in TEXT_METRICS else "predictions"
     ends = {"predictions": ".parquet", "texts": "-texts.parquet", "pseudo": "-pseudo.parquet"}

@@ -11,8 +11,8 @@ class MissingMetric:
     """A metric that a model cannot be scored by.
 
     Attributes:
-        metric: its name.
-        reason: why.
+        metric: name of the metric.
+        reason: why it cannot be computed.
         command: a command that would make it possible, or nothing.
     """
 
@@ -29,17 +29,17 @@ class EvaluationResult:
         model: name of the model as the user gave it.
         task: name of the task.
         split: name of the split.
-        source: where the data is.
+        source: folder or data set of the data.
         n: number of examples.
         truncated: number of examples cut to ``max_length``.
         scores: the scores.
         absent: metrics that could not be computed.
         passed_over: number of examples without a target within ``max_length``.
-        predictions: file of the model's predictions; None where there are none.
+        predictions: file of the model's predictions; None if there are none.
         submission: file for the leaderboard, of test splits.
-        texts: file of generated texts with each text's own scores; None where there are none.
+        texts: file of generated texts with each text's own scores; None if there are none.
         kind: ``model``, ``served``, ``baseline`` or ``file``.
-        parameters: number of parameters, tied ones once; None where it is unknown.
+        parameters: number of parameters, tied ones once; None if it is unknown.
         trained_tokens: number of tokens that a run trained the model on; None for other models.
         notes: notes for the reader of the scores.
         served: a served model's endpoint, requests and tokens.

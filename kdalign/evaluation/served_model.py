@@ -97,7 +97,7 @@ class ServedTarget:
         version = f", answered by {', '.join(record['answered_by'])}" if record["answered_by"] else ""
         notes = [f"{self.name}: at {self.url}{version}; {record['requests']:,} requests paid for in this run"]
         if api.miscounted:
-            notes.append(f"{self.name}: its counts of tokens are no numbers of tokens, and were not counted")
+            notes.append(f"{self.name}: its counts of tokens are not numbers of tokens, and were not counted")
         if api.without_text:
             notes.append(f"{self.name}: {api.without_text:,} answers have no text (null), and count as empty")
         return replace(result, served=record, notes=(*result.notes, *notes))

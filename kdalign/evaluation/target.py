@@ -27,7 +27,7 @@ class Target(Protocol):
         """Names of the metrics where the user gives none."""
 
     def unsupported(self, metric: str) -> MissingMetric | None:
-        """Return why the target cannot be scored by a metric; None where it can."""
+        """Return why the target cannot be scored by a metric; None if it can."""
 
     def measure(
         self, metrics: Sequence[str], output: OutputPaths, device: torch.device, observer: Observer

@@ -36,8 +36,8 @@ class Score:
         signature: library and version that computed it.
         mark: a word shown with it in a table, such as ``pseudo`` for a pseudo-perplexity.
         reason: why there is no value, as a clause.
-        note: what a reader must know of the value, as a clause: the class that it is for, or a convention by which it
-            is 0.
+        note: what a reader must know about the value, as a clause: the class that it is for, or a convention by which
+            it is 0.
     """
 
     metric: str
@@ -173,7 +173,7 @@ def _why_no_correlation(predictions: Array, references: Array) -> str:
 
 def is_constant(values: Array) -> bool:
     """Return whether numbers differ by no more than rounding, so that a correlation would be noise."""
-    with np.errstate(over="ignore"):  # an infinite spread is no constant
+    with np.errstate(over="ignore"):  # an infinite spread is not a constant
         spread = float(np.ptp(values))
     rounding = 8 * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     if values.dtype == np.float64:

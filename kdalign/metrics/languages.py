@@ -279,7 +279,7 @@ wuu Wu Chinese
 yue Cantonese
 zza Zaza
 """
-"""Codes of a language, the one that stands for it first, then its names in English and, of some, their own."""
+"""Codes of a language, the canonical one first, then its names in English and, for some, in the language itself."""
 
 _ROW = re.compile(r"((?:[a-z]{2,3} )+)(.+)")
 _CODE = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*")
@@ -288,11 +288,11 @@ _COUNTRIES = {
     **{"ir": "fa", "iw": "he", "jp": "ja", "jw": "jv", "mx": "es", "ph": "fil", "ua": "uk"},
     **{"us": "en", "vn": "vi"},
 }
-"""What is given in the place of a code: a country, or a code of former times."""
+"""Words often given in place of a code: a country, or an outdated code."""
 
 
 def _read(table: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Each code with the one that stands for its language, and each name in lower case likewise."""
+    """Map each code, and each name in lower case, to the language's canonical code."""
     codes: dict[str, str] = {}
     names: dict[str, str] = {}
     for row in filter(None, table.splitlines()):
@@ -308,22 +308,22 @@ _CODES, _NAMES = _read(_TABLE)
 _CALLED = {code: name for name, code in reversed(_NAMES.items())}
 
 HAN = frozenset({"zh", "hak", "lzh", "nan", "wuu", "yue"})
-"""Written in Chinese characters alone."""
+"""Languages written in Chinese characters alone."""
 WITHOUT_BLANKS = HAN | {"bo", "dz", "ja", "km", "lo", "my", "shn", "th"}
-"""Written without blanks between words."""
+"""Languages written without blanks between words."""
 DOTLESS = frozenset({"az", "crh", "gag", "tr"})
-"""The lower case of I is ı, that of İ is i."""
+"""Languages in which the lower case of I is ı and that of İ is i."""
 
 
 def language_code(given: str, what: str = "language") -> str:
-    """The code that stands for a language: ``zh`` of zh-CN, zh_Hans, zho and cmn.
+    """Return the canonical code of a language: ``zh`` for zh-CN, zh_Hans, zho and cmn.
 
     Args:
         given: a code, in letters of either case.
-        what: it is, for the error line.
+        what: name of the value, for the error line.
 
     Raises:
-        UsageError: it is no code of a known language; the line names the nearest.
+        UsageError: it is not the code of a known language; the line names the nearest.
     """
     match = _CODE.fullmatch(given.strip())
     found = _CODES.get(match[1].lower()) if match is not None else None

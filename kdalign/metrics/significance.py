@@ -200,7 +200,7 @@ def _over_seeds(by_seed: Array, covariance: Array, n: int, test: str) -> PairedD
 
     .. math:: q(\alpha) = \bigl(A\, t_{S-1}(1 - \alpha/2) + C\, z(1 - \alpha/2)\bigr) / V
 
-    Nor is it ever surer than the examples alone allow, with variance :math:`B = \sum_{s,t} Γ_{st} / S^2`: three
+    Nor does it claim more than the examples alone allow, with variance :math:`B = \sum_{s,t} Γ_{st} / S^2`: three
     seeds that agree by luck prove nothing. So p is the larger of both tests', the interval the wider one, and no p is
     below 2^(1 - n), the least of a sign test on n pairs.
     """

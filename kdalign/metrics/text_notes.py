@@ -18,7 +18,7 @@ def notes_on_words(
         names: metrics.
         predictions: one text an example.
         references: one or more texts an example.
-        language: as ``score_texts`` takes it.
+        language: code of the texts' language, as in ``score_texts``.
     """
     language = language_code(language) if language else ""
     rows = [(text, *known) for text, known in zip(predictions, references, strict=True)]

@@ -1,6 +1,7 @@
 """Read a model's architecture from its configuration, without weights.
 
-This file and ``capture.py`` alone know where a family keeps its layers. A new family is one row in ``LAYOUTS``.
+Only ``layouts``, this module, ``capture`` and ``pruning_layouts`` know where a family keeps its modules. A new family
+is one row in ``layouts.LAYOUTS``.
 """
 
 import copy

@@ -241,7 +241,7 @@ def _misread(model: PreTrainedModel) -> str:
         if signals.hidden.keys() != layers or signals.attention.keys() != maps:
             return "not every layer can be seen"
         if not all(same(each.sum(dim=-1), torch.ones_like(each[..., 0])) for each in signals.attention.values()):
-            return "its attention maps are no probabilities"
+            return "its attention maps are not probabilities"
         if head is HeadKind.CAUSAL:
             half = ids.size(1) // 2
             document = torch.arange(ids.size(1), device=ids.device) // half

@@ -278,7 +278,7 @@ def _config_of(name: str, file: Path, path: str, revision: str | None = None) ->
     """
     tree = read_json(file, parse_constant=float)  # Transformers writes infinities there
     if not isinstance(tree, dict):
-        raise UsageError(f"{str(file)!r} is no configuration: it holds no object ({{...}})")
+        raise UsageError(f"{str(file)!r} is not a configuration: it holds no object ({{...}})")
     _check_tree(name, tree)
     with library_errors(f"cannot read the configuration of {name!r}"), quiet_transformers():
         config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)

@@ -124,7 +124,7 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
         fresh_head: True for a new head; otherwise it must be in the weights.
 
     Raises:
-        UsageError: the weights lack what the configuration promises, have it in another shape, or are no numbers.
+        UsageError: the weights lack what the configuration promises, have it in another shape, or hold NaN.
     """
     if checkpoint.gguf is not None or not is_local(checkpoint):
         return

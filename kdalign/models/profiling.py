@@ -69,7 +69,7 @@ class Part:
     Attributes:
         name: ``embeddings``, such as ``encoder.3``, or ``rest``.
         parameters: tied and shared ones with the part that has them first.
-        flops_per_token: by length, of a forward; those of embeddings are in the rest.
+        flops_per_token: floating-point operations of a forward, by length; those of embeddings are in the rest.
     """
 
     name: str
@@ -83,18 +83,18 @@ class Profile:
 
     Attributes:
         parameters: tied ones once.
-        embedding_parameters: of them, in the embeddings.
+        embedding_parameters: number of parameters in the embeddings.
         parts: embeddings, layers and the rest.
         megabytes: weights on disk, 10^6 bytes; None if only the configuration is known.
-        flops_per_token: by length, floating-point operations (2 a multiply-add) of a forward divided by its tokens;
+        flops_per_token: floating-point operations (2 a multiply-add) of a forward divided by its tokens, by length;
             counted by torch's FlopCounterMode over eager attention, so attention is in it.
-        quadratic_share: by length, the share of them that grows with the square of the length: scores and their use.
-        training_flops_per_token: by length, of a forward and its backward, counted in the same way.
+        quadratic_share: share of them that grows with the square of the length (scores and their use), by length.
+        training_flops_per_token: the same of a forward and its backward, by length.
         weights_mb: weights in memory by precision, 10^6 bytes.
         training_mb: weights, gradients and AdamW's two moments, float32, 10^6 bytes; activations come on top.
         cache_kb_per_token: keys and values that generation keeps for every token, by precision, 10^3 bytes; empty for
             a model without a decoder.
-        timings: by length; empty if weights were not loaded.
+        timings: measured times, by length; empty if weights were not loaded.
         precision: precision of the timings.
     """
 

@@ -60,9 +60,9 @@ def build_student(
     """Build a student out of its teacher's weights, in float32.
 
     Args:
-        teacher: in float32.
+        teacher: the teacher, in float32.
         wanted: layers and sizes that are kept.
-        start: for each stack, the teacher layers that are copied; None draws every weight by the seed.
+        start: teacher layers that are copied, by stack; None draws every weight by the seed.
         by: method of width pruning, one of ``pruning.METHODS``.
         texts: the teacher's inputs for a few texts, by which it is pruned.
         seed: seed of random weights.

@@ -69,7 +69,7 @@ class StudentInputs:
 
     Attributes:
         load: loads a checkpoint in float32, with the head for the task.
-        tokenizers: of student and teacher; none is still to be trained.
+        tokenizers: tokenizers of student and teacher; none is still to be trained.
         texts: the teacher's inputs for a few texts, on which a narrower student's parts are chosen.
         seed: seed of all random weights.
         teacher: the teacher in memory, in float32; None to load it if the student is cut out of it.

@@ -13,7 +13,7 @@ class Teacher:
     """Frozen model that returns the specified activations.
 
     Attributes:
-        model: in bfloat16 or float32.
+        model: the model, in bfloat16 or float32.
     """
 
     def __init__(self, model: PreTrainedModel, order: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device):

@@ -21,7 +21,7 @@ def check_numbers(checkpoint: Checkpoint) -> None:
         return
     for file in weight_files(Path(checkpoint.path), checkpoint.name):
         with library_errors(f"cannot read the weights of {checkpoint.name!r}"), safe_open(file, "pt") as opened:
-            for name in opened.keys():  # a safetensors file is no dictionary
+            for name in opened.keys():  # a safetensors file is not a dictionary
                 tensor = opened.get_tensor(name)
                 if tensor.dtype in _CHECKED and not bool(tensor.isfinite().all()):
                     raise _no_numbers(checkpoint, name)

@@ -60,7 +60,7 @@ def shard_names(index: Path) -> list[str]:
     """Read the file names of an index, in order.
 
     Raises:
-        UsageError: it is no index, or names anything but safetensors files of its own folder.
+        UsageError: it is not an index, or names anything but safetensors files of its own folder.
     """
     tree = read_json(index)
     named = tree.get("weight_map") if isinstance(tree, dict) else None

@@ -23,7 +23,7 @@ class LossBalancer(nn.Module, ABC):
     """Factors of terms' weights.
 
     Attributes:
-        names: of the terms.
+        names: names of the terms.
     """
 
     seen: Tensor
@@ -52,9 +52,9 @@ class LossBalancer(nn.Module, ABC):
         """Return an addend of a micro-batch's loss by which factors are learned; None if they are not.
 
         Args:
-            parts: of the micro-batch, detached.
-            weights: of the recipe.
-            share: the micro-batch's part of the step.
+            parts: each term's value on the micro-batch, detached.
+            weights: weights in the recipe.
+            share: the micro-batch's share of the step.
         """
         return None
 

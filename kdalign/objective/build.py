@@ -39,7 +39,7 @@ def build_objective(
     """Build the objective of a task of any kind.
 
     Args:
-        task: to train on.
+        task: task to train on.
         weights: of its terms.
         plan: alignment of layers; None without a teacher.
         dtype: precision of the largest matrix products.

@@ -68,7 +68,7 @@ class Objective:
 
         Args:
             view: both models' activations on the micro-batch.
-            units: of the **whole optimizer step**, over micro-batches and ranks.
+            units: numbers of units of the **whole optimizer step**, over micro-batches and ranks.
         """
         total = torch.zeros((), device=view.batch.counted.device)
         parts: dict[str, Tensor] = {}
@@ -201,7 +201,7 @@ class Objective:
         """Update queues and layer weights with the forward passes since the last call.
 
         Args:
-            units: of the whole optimizer step; None for a step that is not taken, which is forgotten.
+            units: numbers of units of the whole optimizer step; None for a step that is not taken, which is forgotten.
         """
         for _, term in self.terms.values():
             if isinstance(term, Contrastive):

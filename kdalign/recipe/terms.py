@@ -10,15 +10,15 @@ class TermFacts:
     """Facts of a loss term.
 
     Attributes:
-        name: in a run's history, followed by a stack's name where there are several.
+        name: name in a run's history, followed by a stack's name if there are several.
         compares: what the student is compared with: the data's labels, the teacher's answers, the teacher's layers, or
             tokens of the text that were masked.
-        unit: of its values.
-        key: of its weight in the recipe; empty for a further term, whose weight stands by its name in
+        unit: unit of its values.
+        key: recipe key of its weight; empty for a further term, whose weight stands by its name in
             ``objective.terms``.
         says: its description in a model card; empty for its name.
-        says_of_tokens: the same where answers are tokens, if it differs.
-        unit_of_scores: of its values where answers are scores, if it differs.
+        says_of_tokens: its description for tasks of tokens, if it differs.
+        unit_of_scores: unit of its values for tasks of scores, if it differs.
         short: its name in the progress line; empty for its name.
     """
 
@@ -128,7 +128,7 @@ def describe_weights(answers: str) -> dict[str, str]:
     """Describe what each weight of the recipe multiplies, by its key.
 
     Args:
-        answers: of the task: ``classes``, ``tokens`` or ``embeddings``.
+        answers: kind of the task's answers: ``classes``, ``tokens`` or ``embeddings``.
     """
     absent = "soft" if answers == "embeddings" else "embedding"  # both are weighted by alpha
     return {

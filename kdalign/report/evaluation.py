@@ -183,7 +183,7 @@ def _baseline_notes(evaluations: Sequence["EvaluationResult"]) -> list[str]:
         metrics = dict.fromkeys(metric for result in same_split for metric in _metrics_of(result))
         lacking = [metric for metric in metrics if metric not in _metrics_of(baseline)]
         if lacking:
-            notes.append(f"{', '.join(lacking)}: – because the baseline {baseline.model} is no model that has one")
+            notes.append(f"{', '.join(lacking)}: – because the baseline {baseline.model} has none")
     return notes
 
 

@@ -109,7 +109,7 @@ def read_archived(trial: Trial, folder: Path) -> ArchivedRun:
 
 def _inputs(tree: object) -> dict[str, str]:
     if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
-        raise ValueError("its inputs are no fingerprints by name")
+        raise ValueError("its inputs are not fingerprints by name")
     return tree
 
 
@@ -222,7 +222,7 @@ def _unpacked(packed: Mapping[str, str], folder: Path) -> Array:
         raise ValueError(f"a column of {packed['dtype']!r} (accepted: {', '.join(_KINDS)})")
     if "file" in packed:
         if not _SHARED_FILE.fullmatch(packed["file"]):
-            raise ValueError(f"{packed['file']!r} is no name of a column that is shared")
+            raise ValueError(f"{packed['file']!r} is not the name of a shared column")
         raw = _gunzipped(folder / packed["file"])
         if packed["file"] != f"{_name_of(raw)}.gz":
             raise ValueError(f"{packed['file']} was changed")

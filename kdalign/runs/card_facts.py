@@ -78,7 +78,7 @@ def read_card_facts(record: RunRecord, folder: RunFolder) -> CardFacts:
     try:
         config = read_json(folder.student / "config.json", parse_constant=float)  # Transformers writes infinities there
         if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
-            raise UsageError("it is no configuration")
+            raise UsageError("it is not a configuration")
     except UsageError:
         raise UsageError(f"run {str(folder.path)!r} has no exported student (looked for student/config.json)") from None
     model_class, model_type = str((config.get("architectures") or [""])[0]), str(config.get("model_type"))

@@ -307,7 +307,7 @@ def check_replaced(out: Path) -> None:
     """Refuse to overwrite a file that holds no scores, such as a model's configuration.
 
     Raises:
-        UsageError: the file is no evaluation.
+        UsageError: the file is not an evaluation.
     """
     if not out.exists():
         return

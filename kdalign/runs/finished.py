@@ -37,7 +37,7 @@ class FinishedRun:
 
 
 def finished_runs(paths: Sequence[str | Path]) -> list[FinishedRun]:
-    """Find all finished runs at or below some paths, each once; files that are no records are skipped."""
+    """Find all finished runs at or below some paths, each once; files that are not records are skipped."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
         folder = path.parent if path.name == RECORD else path

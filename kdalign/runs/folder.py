@@ -207,7 +207,7 @@ class RunFolder:
         """Read all events, oldest first; an unfinished last line of a killed run is skipped.
 
         Raises:
-            UsageError: another line is no event.
+            UsageError: another line is not an event.
         """
         return list(self._events())
 

@@ -1,8 +1,8 @@
 """Check the seal of a run: its record by the seal, its other files by their hashes in the record.
 
-The student's model card may be edited and is not checked. A seal is no signature: whoever changes a file can seal the
-record again. It detects a slip, a half-copied folder or an edited number; ``kdalign compare --verify`` also computes
-the scores from the kept predictions again (``evaluation.rescoring``).
+The student's model card may be edited and is not checked. A seal is not a signature: whoever changes a file can seal
+the record again. It detects a slip, a half-copied folder or an edited number; ``kdalign compare --verify`` also
+computes the scores from the kept predictions again (``evaluation.rescoring``).
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ class ModelRecord:
     Attributes:
         source: name of its checkpoint, or how it was made from the teacher.
         revision: the hub's commit hash, or a hash of a folder's weights.
-        parameters: number, tied ones counted once.
+        parameters: number of parameters, tied ones once.
         megabytes: size of its weights on disk in 10^6 bytes.
         latency_ms: median of one forward, batch 1, ``tokens`` tokens, fp32; None if not measured.
         head: origin of its task head.
@@ -75,7 +75,7 @@ class SplitScores:
     Attributes:
         student: the student's, the primary metric first.
         teacher: the teacher's in the same metrics; empty if it was not scored.
-        agreement: of the student with the teacher; None if their answers cannot be compared.
+        agreement: agreement of student and teacher; None if their answers cannot be compared.
         calibration: expected calibration errors of ``student`` and ``teacher``, if they predict classes.
     """
 
@@ -98,10 +98,10 @@ class SplitData:
     """Facts of a split's data.
 
     Attributes:
-        n: examples.
+        n: number of examples.
         fingerprint: a hash of texts and labels.
-        tokens: real ones, if counted.
-        truncated: examples that were cut to the maximum length.
+        tokens: number of tokens without padding, if counted.
+        truncated: number of examples that were cut to the maximum length.
     """
 
     n: int
@@ -115,11 +115,11 @@ class TrainingCost:
     """Work that a run's training took.
 
     Attributes:
-        steps: of the optimizer.
-        examples: read, each time that one was read.
-        seconds: of training, without evaluation.
-        tokens: real ones, each time that one was read.
-        ranks: processes.
+        steps: steps of the optimizer.
+        examples: examples read, counted each time.
+        seconds: seconds of training, without evaluation.
+        tokens: tokens read, without padding, counted each time.
+        ranks: number of processes.
         exported_step: step whose weights were exported.
     """
 

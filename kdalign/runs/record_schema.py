@@ -1,7 +1,7 @@
 """Schemas of records and evaluations: a file of another shape is refused before anything reads it.
 
 Unknown keys are accepted, so that records of older and newer versions can be read; what tables read must be there.
-A number is finite and no text of digits; a split's name is no path.
+A number is finite and not text of digits; a split's name is not a path.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def _no_path(name: str) -> str:
 
 def _inside(name: str) -> str:
     if not name or name.startswith(("/", "\\")) or "\0" in name or ".." in name.replace("\\", "/").split("/"):
-        raise ValueError("is no file in the run's own folder")
+        raise ValueError("is not a file in the run's own folder")
     return name
 
 
@@ -227,7 +227,7 @@ class _Result(_Shape):
 
 
 def check_record(tree: Mapping[str, Any], where: str) -> None:
-    """Refuse what is no record; the error names the first wrong part.
+    """Refuse a file that is not a record; the error names the first wrong part.
 
     Args:
         tree: dictionary read from JSON.
@@ -260,7 +260,7 @@ def check_for_card(tree: Mapping[str, Any], where: str) -> None:
 
 
 def check_results(results: object, where: str) -> None:
-    """Refuse what are no results of an evaluation.
+    """Refuse a file that does not hold an evaluation's results.
 
     Raises:
         UsageError: as ``check_record``.

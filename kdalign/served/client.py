@@ -56,9 +56,9 @@ class TokenLogprob:
 
     Attributes:
         token: its text, as the server writes it.
-        logprob: natural logarithm of its probability given the tokens before it; None where the server gives none, as
+        logprob: natural logarithm of its probability given the tokens before it; None if the server gives none, as
             for the first.
-        offset: the text's character at which it starts; None where that is unknown.
+        offset: the text's character at which it starts; None if that is unknown.
     """
 
     token: str
@@ -145,7 +145,7 @@ class ApiModel:
 
     @property
     def miscounted(self) -> bool:
-        """True once the server reported token counts that are no counts (-5, "many")."""
+        """True once the server reported token counts that are not counts (-5, "many")."""
         return self._requests.miscounted
 
     def complete(

@@ -28,7 +28,7 @@ class Negotiator:
         Args:
             requests: the queue that sends; its cache keeps the dialects.
             chat: use ``/chat/completions`` even where the server completes raw text.
-            retries: of a request; a form that the server may not know is retried once at most.
+            retries: retries of a request; a form that the server may not know is retried once at most.
         """
         self._requests, self._chat, self._cache = requests, chat, requests.cache
         self._few_retries = min(1, retries)

@@ -102,7 +102,7 @@ def _response_format(constraint: Constraint, labels: Sequence[str]) -> dict[str,
 
 
 def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
-    """Return the dialect to try after a refusal; None where the refusal has another reason.
+    """Return the dialect to try after a refusal; None if the refusal has another reason.
 
     A server without ``/completions``, or with a model that only chats (OpenAI says so by 404, Azure by a code), gets
     chat requests. A parameter that a 400 or 422 names is no longer sent; the limit of length stays, renamed.
@@ -188,7 +188,7 @@ def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
     Servers send a message without text (null) where a reasoning model's tokens ran out: it is empty, and marked.
 
     Raises:
-        Unusable: its text is no text.
+        Unusable: its text is not a string.
     """
     choice = answer["choices"][0]
     message = choice.get("message")
@@ -264,19 +264,19 @@ def _check_logprobs(
     """
     tokens, logprobs, offsets = returned.get("tokens"), returned["token_logprobs"], returned.get("text_offset")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise Unusable("its tokens are no list of texts")
+        raise Unusable("its tokens are not a list of texts")
     if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
         raise Unusable("it has no log-probability for each token")
     if not all(value is None or _is_logprob(value) for value in logprobs):
-        raise Unusable("a log-probability in it is no number of at most 0")
+        raise Unusable("a log-probability in it is not a number of at most 0")
     tops = returned.get("top_logprobs") or [None] * len(tokens)
     complete = isinstance(tops, list) and len(tops) == len(tokens)
     if not complete or not all(
         top is None or (isinstance(top, dict) and all(map(_is_logprob, top.values()))) for top in tops
     ):
-        raise Unusable("its likeliest tokens are no list of objects")
+        raise Unusable("its likeliest tokens are not a list of objects")
     if offsets and not (isinstance(offsets, list) and all(type(offset) is int for offset in offsets)):
-        raise Unusable("its offsets are no list of numbers")
+        raise Unusable("its offsets are not a list of numbers")
     return tokens, logprobs, tops, offsets or None
 
 

@@ -46,7 +46,7 @@ class RequestQueue:
         cache: answers so far.
         budget: requests and tokens paid for, and their limits.
         answered_by: names under which the server answered; OpenAI names the dated version.
-        miscounted: True once the server reported token counts that are no counts (-5, "many").
+        miscounted: True once the server reported token counts that are not counts (-5, "many").
     """
 
     def __init__(self, model: str, server: Server, cache: AnswerCache, settings: ServedSettings) -> None:
@@ -135,7 +135,7 @@ class RequestQueue:
         try:
             answer = self.server.post(request.path, request.body, retries)
             usage = token_usage(answer)
-            paid = (held, 0) if usage is None else usage  # what is no count must not leave the budget as it was
+            paid = (held, 0) if usage is None else usage  # an impossible count must not leave the budget as it was
         finally:
             self.budget.pay(held, request.characters, paid)
         self.miscounted |= usage is None

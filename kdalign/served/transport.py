@@ -84,7 +84,7 @@ class Server:
         raise Refused(200, "its answer is not one of an OpenAI-compatible API")
 
     def unknown_model(self, model: str, refusal: Refused) -> UsageError | None:
-        """Return the error for a model that the server does not have; None where a refusal means something else.
+        """Return the error for a model that the server does not have; None if a refusal means something else.
 
         The server's list alone does not decide: llama-cpp-python answers under any name, and Transformers lists only
         its cache.
@@ -128,7 +128,7 @@ class Server:
         return RunError(f"the server at {self.url} {did} ({refusal}); {note}")
 
     def _list_models(self) -> list[str] | None:
-        """The models that the server lists; None where it lists none."""
+        """The models that the server lists; None if it lists none."""
         import openai
 
         try:

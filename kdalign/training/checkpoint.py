@@ -22,7 +22,7 @@ from kdalign.runs.record import BEGUN
 KEPT = 2
 """Number of checkpoints that are kept, the newest."""
 BEST = "best.safetensors"
-"""Next to the checkpoints: the weights of the best step so far, where they are to be exported."""
+"""File next to the checkpoints with the weights of the best step so far, if these are to be exported."""
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 
 
@@ -35,13 +35,13 @@ class TrainState:
         examples: examples seen.
         tokens: real tokens seen.
         seconds: time spent on steps, without evaluation and checkpoints.
-        best_score: of the best step so far; None before one has a score.
-        best_step: its number.
-        evaluations_without_gain: in a row, up to now.
+        best_score: score of the best step so far; None before one has a score.
+        best_step: number of that step.
+        evaluations_without_gain: number of evaluations in a row without a better score.
         parts: each term before its weight, in the last step.
-        plan: the current plan as JSON, where layer maps are measured again during training; else empty.
-        courses: by task, its own part of all this, where several are trained together; else empty.
-        best_hash: SHA-256 of the file with the best weights; empty where none is kept.
+        plan: the current plan as JSON, if layer maps are measured again during training; else empty.
+        courses: progress of each task, if several are trained together; else empty.
+        best_hash: SHA-256 of the file with the best weights; empty if none is kept.
     """
 
     step: int = 0
@@ -70,7 +70,7 @@ class TrainState:
         self.parts = parts
 
     def of(self, course: str) -> "TrainState":
-        """The part of one task of several."""
+        """Return the progress of one task of several."""
         return self.courses.setdefault(course, TrainState())
 
     @property
@@ -124,7 +124,7 @@ def save_checkpoint(
     Args:
         folder: of the run.
         module: all that is trained.
-        optimizer: has the moments.
+        optimizer: optimizer of its parameters.
         progress: steps taken, scores and time.
         parts: folders with the run's histories; by default its own.
 
@@ -165,9 +165,9 @@ class SavedCheckpoint:
     """The newest sound checkpoint.
 
     Attributes:
-        path: its folder; None where no step was saved yet.
+        path: its folder; None if no step was saved yet.
         progress: steps taken, scores and time.
-        histories: for each folder of the run the size of its history in bytes; empty in checkpoints without checksums.
+        histories: size in bytes of each folder's history; empty in checkpoints without checksums.
         skipped: newer ones that are damaged, each with the reason.
     """
 

@@ -28,7 +28,7 @@ LEAST_SHARE = 0.01
 """Share of the loss below which a term is reported as small."""
 
 Teach = Callable[[Batch], Activations]
-"""Returns the teacher's signals on a batch."""
+"""The teacher's forward: a batch and the activations to capture, to these activations."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StepViewer:
 
     Attributes:
         learner: bare, or wrapped for several ranks.
-        teach: the teacher's forward; None where nothing needs it.
+        teach: the teacher's forward; None if nothing needs it.
         accelerator: device and ranks.
         seed: the run's seed, which decides dropout.
     """
@@ -48,7 +48,7 @@ class StepViewer:
     seed: int
 
     def __call__(self, batch: Batch, step: int, number: int) -> TermInputs:
-        """Both models' signals on micro-batch ``number`` of a step, with the dropout that it has there."""
+        """Both models' activations on micro-batch ``number`` of a step, with the dropout that it has there."""
         batch = batch.to(self.accelerator.device)
         torch.manual_seed(_derived_seed(self.seed, step, number, self.accelerator.process_index))
         taught = self.teach(batch) if self.teach is not None else None

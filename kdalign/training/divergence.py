@@ -10,7 +10,7 @@ from kdalign.objective.objective import Objective
 from kdalign.training.learner import Learner
 
 _SMALL_TEMPERATURE, _LARGE_WEIGHT = 1e-3, 1e6
-"""A temperature below the one, and a weight above the other, are named as the likely cause."""
+"""Temperature below which, and weight above which, it is named as the likely cause."""
 
 
 def explain_divergence(

@@ -1,4 +1,4 @@
-"""All that is trained, in one module: the student, and the projections of its signals to its teacher's shapes."""
+"""All that is trained, in one module: the student, and the projections of its activations to its teacher's shapes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ from kdalign.objective.terms import Signal
 class Learner(nn.Module):
     """The student, its projections, and terms that learn or remember, for DDP, the optimizer and checkpoints to see.
 
-    Its forward returns the student's signals, features already at the teacher's width and maps at its heads, together
-    with the teacher's that they are compared with.
+    Its forward returns the student's activations, features already at the teacher's width and maps at its heads,
+    together with the teacher's that they are compared with.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Learner(nn.Module):
         """Register every module, and follow the first objective.
 
         Args:
-            student: in float32.
-            projections: from the student's width and heads to the teacher's.
+            student: the student, in float32.
+            projections: maps from the student's width and heads to the teacher's.
             plan: which layers are compared; None without a teacher.
             objectives: what is minimised, one after the other.
-            order: for each class of the task the number of the student's output; None without classes.
+            order: number of the student's output for each class of the task; None without classes.
             bf16: true to run the forward in bfloat16.
-            balance: learns or measures the terms' weights; None where they stay.
+            balance: learns or measures the terms' weights; None if they stay.
         """
         super().__init__()
         self.balance = balance
@@ -62,7 +62,7 @@ class Learner(nn.Module):
         return bool(self._attends)
 
     def follow(self, plan: Plan | None, objective: Objective) -> None:
-        """Return from now on the signals that this objective compares under this plan."""
+        """Return from now on the activations that this objective compares under this plan."""
         self.plan = plan
         pairs = plan.pairs if plan is not None else ()
         self._pairs = [pair[:2] for pair in pairs] if Signal.HIDDEN in objective.needs else []
@@ -82,7 +82,7 @@ class Learner(nn.Module):
         self._wanted, self.wanted_of_teacher = wanted, of_teacher
 
     def forward(self, inputs: dict[str, Tensor], taught: Activations | None = None) -> Activations:
-        """The student's signals on a batch, together with the teacher's that they are compared with."""
+        """The student's activations on a batch, together with the teacher's that they are compared with."""
         order: Tensor | None = self._buffers["_order"]
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
             signals = forward(self.student, accepted_inputs(self.student, inputs), self._wanted, order)

@@ -116,11 +116,11 @@ class Trainer:
         """Make the optimizer and each task's state.
 
         Args:
-            tasks: one; or several, whose learners share parameters.
-            turns: for each step the number of the task that takes it.
+            tasks: one task, or several whose learners share parameters.
+            turns: number of the task that takes each step.
             settings: optimizer, length and checkpoints.
             accelerator: device and ranks.
-            folder: where checkpoints are written; histories go into the tasks' folders.
+            folder: folder of checkpoints; histories go into the tasks' folders.
             observer: receives progress.
         """
         self.turns, self.steps, self.several = turns, len(turns), len(tasks) > 1
@@ -380,7 +380,7 @@ class Trainer:
     def _rank(self, value: float | None) -> None:
         """Keep the step if it is the best so far.
 
-        A score of None is no gain: a student whose score stays undefined is stopped like one that does not improve.
+        A score of None is not a gain: a student whose score stays undefined is stopped like one that does not improve.
         The last of such steps is kept until a score has a value.
         """
         progress = self.progress

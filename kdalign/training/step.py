@@ -21,7 +21,7 @@ class Penalty(Protocol):
     """Penalty of a loss balancer, added to a micro-batch's loss."""
 
     def __call__(self, parts: Mapping[str, Tensor], *, share: float) -> Tensor | None:
-        """Compute the penalty from the terms and the micro-batch's share of the step; None where there is none."""
+        """Compute the penalty from the terms and the micro-batch's share of the step; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Stepper:
 
     Attributes:
         viewer: runs the learner and its teacher on micro-batches.
-        optimizer: of the learner's parameters.
+        optimizer: optimizer of the learner's parameters.
         clip: largest norm of the gradient; parameter groups with a ``rate`` other than 1 are not clipped.
     """
 

@@ -55,9 +55,9 @@ class WatchedScores:
     """A student's scores on the watched texts at one step.
 
     Attributes:
-        deciding: the number by which steps are compared, higher is better; None where it is undefined.
+        deciding: the number by which steps are compared, higher is better; None if it is undefined.
         kept: scores by metric for the history, None where undefined, and sample texts.
-        undefined: for each metric without a value, the reason.
+        undefined: reason of each metric without a value.
     """
 
     deciding: float | None
@@ -75,13 +75,13 @@ class TrainTask:
 
     Attributes:
         name: the task's name.
-        learner: in float32; it may share parameters with those of other tasks.
-        teacher: None where no stage needs one.
-        stages: objectives, one after the other; the learner starts with the first one's signals.
+        learner: learner in float32; it may share parameters with those of other tasks.
+        teacher: None if no stage needs one.
+        stages: objectives, one after the other; the learner starts with the first one's activations.
         encoded: the training examples.
-        folder: where its history is written.
-        evaluate: scores the student on the watched texts; None where there are none.
-        remapping: how layer maps are measured again; None where they stay, as with several tasks.
+        folder: folder of its history.
+        evaluate: scores the student on the watched texts; None if there are none.
+        remapping: how layer maps are measured again; None if they stay, as with several tasks.
     """
 
     name: str
@@ -99,9 +99,9 @@ class TaskTrainer:
 
     Attributes:
         task: its training setup.
-        begins: for each stage's first step its objective.
-        objective: of the current stage.
-        teach: the teacher's forward for it; None where it needs none.
+        begins: objectives by the first step of their stage.
+        objective: objective of the current stage.
+        teach: the teacher's forward for it; None if it needs none.
         trained: the task's trainable parameters.
         reached: those that a term of the current stage reaches.
         wrapped: the learner wrapped for several ranks, which waits only for what is reached.

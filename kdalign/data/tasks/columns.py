@@ -56,7 +56,7 @@ def check_column(table: "pd.DataFrame", column: str, what: str, where: str) -> N
     """Refuse a table without a column, and name the nearest.
 
     Args:
-        table: to look in.
+        table: table to look in.
         column: its name.
         what: user of the column, such as ``task 'sst2'``.
         where: name of the table, for the error line.
@@ -73,13 +73,13 @@ def read_texts(table: "pd.DataFrame", column: str, where: str, missing: str | No
     """Read a column of texts.
 
     Args:
-        table: to read from.
+        table: table to read from.
         column: its name.
         where: name of the table, for error lines.
         missing: text for a missing cell; None to refuse it.
 
     Raises:
-        UsageError: a cell that is no text, or text that is no UTF-8; the line names the row.
+        UsageError: a cell that is not text, or text that is not UTF-8; the line names the row.
     """
     found = []
     for row, cell in enumerate(column_cells(table, column)):
@@ -111,7 +111,7 @@ def check_text(text: str, where: str, column: str) -> str:
 
 
 def not_text_error(cell: object, where: str, column: str) -> UsageError:
-    """Build the error for a cell that is no text."""
+    """Build the error for a cell that is not text."""
     return UsageError(f"{where} has {describe_cell(cell)} in column {column!r}, where text is expected")
 
 
@@ -171,13 +171,13 @@ def parse_numbers(cells: Sequence[object], where: str, column: str, finite: bool
     """Parse cells that are numbers, or the text of one, as float64.
 
     Args:
-        cells: of the column.
+        cells: cells of the column.
         where: name of the table, for error lines.
         column: its name.
         finite: refuse infinities and NaN, too.
 
     Raises:
-        UsageError: a cell that is no number, or not finite; the line names the row.
+        UsageError: a cell that is not a number, or not finite; the line names the row.
     """
     found = [parse_number(cell) for cell in cells]
     for row, value in enumerate(found):

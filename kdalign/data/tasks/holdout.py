@@ -23,8 +23,8 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[list[int], li
 
     Args:
         examples: the training split.
-        share: of all rows to hold out (at most 1,000 rows).
-        seed: of the draw.
+        share: share of all rows to hold out (at most 1,000 rows).
+        seed: seed of the draw.
 
     Returns:
         Rows to train on, and rows held out; rows inside held-out ones are in neither.
@@ -81,7 +81,7 @@ def count_leaks(reported: Examples, trained: Collection[tuple[tuple[str, ...], .
     """Count the rows of a reported split that are in a training text, too: equal word for word, in lower case.
 
     Case and spacing do not tell texts apart, as many tokenizers read neither. All texts of a row must be equal; a text
-    inside a longer one is no leak here (``hold_out`` keeps those apart, too).
+    inside a longer one is not a leak here (``hold_out`` keeps those apart, too).
 
     Args:
         reported: the split.

@@ -32,7 +32,7 @@ def infer_task(source: DataSource) -> ClassificationTask:
     """Infer a task from its training split.
 
     Raises:
-        UsageError: columns or classes that cannot be told, or no split to score on.
+        UsageError: columns or classes that cannot be inferred, or no split to score on.
     """
     table = load_table(source, "train")
     where = f"{source}, split 'train'"

@@ -66,13 +66,13 @@ class LanguageTask:
     """A task whose answers are tokens, or a text's embedding.
 
     Attributes:
-        name: in flags and tables.
+        name: name in flags and tables.
         kind: a key of ``FAMILIES``.
         columns: columns of text, each a document; for translation and summarization, source and target. Empty if they
             are inferred from the data.
-        source: of the data.
+        source: source of the data.
         found: sentence on what was inferred from the data.
-        scored: for embeddings, the task of text pairs with a similarity that they are scored on.
+        scored: task of text pairs with a similarity that embeddings are scored on; None for other kinds.
         references: columns of reference texts, one or several each; the target if empty.
         language: code of the generated text's language, such as ``de``; empty if unknown.
         prompt: template for models without an encoder, with ``{column}`` for the source.
@@ -102,7 +102,7 @@ class LanguageTask:
         """Fill a source into the prompt for a model without an encoder.
 
         Raises:
-            UsageError: the prompt names a column that is no source.
+            UsageError: the prompt names a column other than the source.
         """
         source, target = self.columns if self.pairs else (self.columns[0], "")
         template = self.prompt or f"{source}: {{{source}}}\n{target}:"

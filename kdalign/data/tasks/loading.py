@@ -26,7 +26,7 @@ class Examples:
 
     Attributes:
         texts: one column of texts, or two of the same length.
-        labels: class numbers (int64) or scores (float64); None where the split has none.
+        labels: class numbers (int64) or scores (float64); None if the split has none.
         passed_over: number of documents without a word, which were left out.
         blank: number of rows with a blank text, which are kept.
         references: all reference texts of each row; empty if the second column is the only one.

@@ -71,7 +71,7 @@ def find_task(name: str, folder: str | None = None, dataset: str | None = None, 
             raise UsageError(f"task {name!r} names no data{near}; give --data DIR or --dataset NAME")
         if folder is not None or dataset is not None:
             rest = name.partition(":")[2]
-            of = "" if language.columns == (rest,) else rest  # a column's name is no folder's
+            of = "" if language.columns == (rest,) else rest  # a column's name is not a folder's
             language = replace(language, source=_source(folder, dataset, config, of))
         return with_columns(language)
     if name in GLUE:
@@ -162,7 +162,7 @@ def _from_file(file: Path) -> AnyTask:
     return replace(
         task,
         wording=PromptTemplate(
-            # A YAML block ends with a line break; what stands before an answer is the separator's to say.
+            # A YAML block ends with a line break; the separator alone decides what precedes an answer.
             template=one["prompt"].rstrip() if "prompt" in one else plain.template,
             answers=given.get("answers", plain.answers),
         ),
@@ -257,7 +257,7 @@ def _words(key: str, value: object, file: Path) -> tuple[str, ...]:
     """Values of a key of a task file: one, or several if the key takes a list."""
     words = value if isinstance(value, list) else [value]
     alone = key in _SINGLE and len(words) > 1
-    blank = key != "answers" and any(isinstance(word, str) and not word.strip() for word in words)  # theirs is said
+    blank = key != "answers" and any(isinstance(word, str) and not word.strip() for word in words)  # own error
     if not words or alone or blank or not all(isinstance(word, str) for word in words):
         takes = "one text" if key == "prompt" else "one name" if key in _SINGLE else "a name or a list of names"
         raise UsageError(f"task file {str(file)!r}: {key!r} takes {takes}")

@@ -80,11 +80,11 @@ def prompt_examples(
     distribution. Rows with the question's own texts are left out.
 
     Args:
-        task: of classes.
-        examples: to classify.
+        task: a task of classes.
+        examples: examples to classify.
         shots: split to draw solved examples from.
         count: number of solved examples per question.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         UsageError: the task has a score, or there are too few solved examples to draw from.

@@ -61,7 +61,7 @@ class PromptTemplate:
         """Refuse a template that does not fit the task of this name.
 
         Raises:
-            UsageError: a place that is no column, a column without a place, a lone brace, or two labels with the same
+            UsageError: a place without a column, a column without a place, a lone brace, or two labels with the same
                 answer.
         """
         if not labels:
@@ -96,11 +96,11 @@ class ClassificationTask:
     """Classification or regression of one text or a pair of texts.
 
     Attributes:
-        name: in flags and tables.
+        name: name in flags and tables.
         columns: the text column, or the two of a pair.
         labels: class names in the order of their numbers in the data; empty for regression.
-        metrics: names; the first is the primary one.
-        source: of the data.
+        metrics: names of metrics; the first is the primary one.
+        source: source of the data.
         label: name of the label column.
         evaluation: reported splits; those after the first only if they exist.
         test: splits of the leaderboard, usually without labels.

@@ -23,7 +23,7 @@ class UnlabelledSource:
 
     Attributes:
         examples: texts that are kept.
-        source: where they come from, for the reader.
+        source: origin of the texts, for the reader.
         dropped: number of texts left out, by the rows that they equal: labelled rows, rows held out, or a split.
         an_epoch: number of texts in each epoch.
     """
@@ -53,13 +53,13 @@ def unlabelled_texts(
     Texts are compared word for word, in lower case; those of pairs as pairs.
 
     Args:
-        task: of classes or scores.
+        task: a task of classes or scores.
         data: ``unlabelled`` is a folder, a file, or ``rest``; ``unlabelled_limit`` the largest number, drawn by the
             seed; ``unlabelled_share`` their share of an epoch's rows, all of them if None.
         rest: training rows that a limit leaves out; None without a limit.
         known: texts to leave out: the labelled rows (the first), and the splits that are scored.
         held: rows held out of train; a text that is part of one, or holds one of some words, is left out.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Raises:
         UsageError: nothing is there or left, or a column is missing.

@@ -121,7 +121,7 @@ class TaskAdapter(Protocol):
         """
 
     def output_order(self, model: PreTrainedModel) -> tuple[int, ...] | None:
-        """Return for each of the task's labels the index of the model's output; None where outputs are no labels."""
+        """Return for each of the task's labels the index of the model's output; None if outputs are not labels."""
 
     def predict(
         self, model: PreTrainedModel, encoded: TokenizedSplit, progress: ProgressCallback = no_progress
@@ -133,7 +133,7 @@ class TaskAdapter(Protocol):
         """
 
     def unsupported(self, metric: str, examples: Examples) -> str | None:
-        """Return why predictions on some examples cannot be scored by a metric; None where they can."""
+        """Return why predictions on some examples cannot be scored by a metric; None if they can."""
 
     def score(
         self,
@@ -146,7 +146,7 @@ class TaskAdapter(Protocol):
         """Compute metrics of predictions.
 
         Args:
-            predictions: of ``predict`` on ``encoded``.
+            predictions: what ``predict`` returned for ``encoded``.
             encoded: the split, with its labels or targets.
             metrics: names; the default ones where None.
             interval: compute 95 % intervals as well.
@@ -156,7 +156,7 @@ class TaskAdapter(Protocol):
         """Compute the agreement of a student's predictions with its teacher's."""
 
     def calibration(self, predictions: AnyPredictions, encoded: TokenizedSplit) -> Score | None:
-        """Compute the calibration error of predictions; None where they have no confidence."""
+        """Compute the calibration error of predictions; None if they have no confidence."""
 
     def write_predictions(
         self, file: Path, ours: AnyPredictions, encoded: TokenizedSplit, theirs: AnyPredictions | None

@@ -94,7 +94,7 @@ class ClassificationAdapter:
         return predict(model, self.output_order(model), encoded, self.task, progress=progress)
 
     def unsupported(self, metric: str, examples: Examples) -> str | None:
-        """Return why classes or scores of some examples cannot be scored by a metric; None where they can."""
+        """Return why classes or scores of some examples cannot be scored by a metric; None if they can."""
         return unsupported_class_metric(self.task, metric, examples)
 
     def score(
@@ -134,7 +134,7 @@ class ClassificationAdapter:
 
 
 def unsupported_class_metric(task: ClassificationTask, metric: str, examples: Examples) -> str | None:
-    """Return why classes or scores of some examples cannot be scored by a metric; None where they can."""
+    """Return why classes or scores of some examples cannot be scored by a metric; None if they can."""
     if is_text_metric(metric) or metric in (*PERPLEXITIES, MASKED_PPL):
         return f"task {task.name} is of classes; its texts are scored by --task {language_modeling_flags(task)}"
     if not task.fits(task.metric(metric)):

@@ -101,7 +101,7 @@ class EmbeddingAdapter:
         return compare_pairs(model, encoded, progress)
 
     def unsupported(self, metric: str, examples: Examples) -> str | None:
-        """Return why cosines of some examples cannot be scored by a metric; None where they can."""
+        """Return why cosines of some examples cannot be scored by a metric; None if they can."""
         if examples.labels is None:
             return f"split {examples.split} has no pairs with their likeness"
         return None if metric in self.metrics else f"task {self.task.name} has {', '.join(self.metrics)}"
@@ -114,7 +114,7 @@ class EmbeddingAdapter:
         *,
         interval: bool = True,
     ) -> list[Score]:
-        """Compute the correlations of cosines with likeness; none where pairs have no likeness."""
+        """Compute the correlations of cosines with likeness; none if pairs have no likeness."""
         labels = _likeness(encoded)
         if labels is None:
             return []
@@ -127,7 +127,7 @@ class EmbeddingAdapter:
         return agreement(self.scored, ours.values, theirs.values, interval)
 
     def calibration(self, predictions: Predictions, encoded: TokenizedSplit) -> Score | None:
-        """Return None: a cosine is no confidence."""
+        """Return None: a cosine is not a confidence."""
         return None
 
     def write_predictions(

@@ -146,7 +146,7 @@ class LanguageModelingAdapter:
         return likelihood.predict_tokens(model, encoded, progress)
 
     def unsupported(self, metric: str, examples: Examples) -> str | None:
-        """Return why the task's tokens cannot be scored by a metric; None where they can."""
+        """Return why the task's tokens cannot be scored by a metric; None if they can."""
         known = tuple(dict.fromkeys((*self.metrics, *PERPLEXITIES)))
         return None if metric in known else f"task {self.task.name} has {', '.join(known)}"
 

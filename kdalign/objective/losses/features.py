@@ -19,7 +19,7 @@ class PairDistances:
     """Squared lengths, inner product and distance of two features for each position or text, in float32 or wider.
 
     Attributes:
-        width: of the features.
+        width: width of the features.
         ours: (batch, time) or (batch), the student's squared length.
         theirs: the teacher's squared length.
         inner: inner product.

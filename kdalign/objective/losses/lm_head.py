@@ -29,11 +29,11 @@ class TokenLoss:
         hard: weight of the cross-entropy.
         soft: weight of the divergence.
         divergence: a key of ``losses.DIVERGENCES``.
-        temperature: of the divergence.
-        skew: of the divergence ``skew``.
+        temperature: temperature of the divergence.
+        skew: the teacher's share in the divergence ``skew``.
         dtype: precision of the matrix products; the wider of features and weight if None. Gradients are formed before
             any loss scaling, so float16, in which small probabilities vanish, is not for it; bfloat16 is.
-        shared: entries that the two vocabularies have in common, where they are two.
+        shared: entries that the two vocabularies have in common, if there are two.
     """
 
     hard: float
@@ -84,7 +84,7 @@ def vocabulary_losses(
         labels: the entry of each row.
         teacher: gets no gradient; without one the divergence is 0.
         answered: rows in which a teacher with another vocabulary predicts the same token; all if None.
-        rows: of a block.
+        rows: number of rows in a block.
 
     Returns:
         The total, differentiable once, and the two unweighted sums, detached, in float32.
@@ -119,7 +119,7 @@ def vocabulary_losses(
 
 
 def _zeros_for(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """An empty sum of a tensor's gradient; None for a tensor that gets none."""
+    """Zeros to sum a tensor's gradient in; None for a tensor that gets none."""
     if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
         return None
     return torch.zeros_like(tensor, dtype=dtype)

@@ -83,7 +83,7 @@ class Learned(LayerWeights):
     .. math:: \log \sum_l e^{-s_l} L_l + \frac{1}{n} \sum_l s_l, \quad
         \frac{\partial}{\partial s_l} = \frac{1}{n} - \frac{\lambda_l L_l}{\sum_k \lambda_k L_k}
 
-    whose minimum gives every layer the same part of the sum: all weight on the easiest layer is no solution. s takes
+    whose minimum gives every layer the same part of the sum: all weight on the easiest layer is not a solution. s takes
     one step down this gradient per training step, outside the optimizer, so that it is neither clipped nor decayed.
     """
 

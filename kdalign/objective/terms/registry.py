@@ -30,7 +30,7 @@ class TermContext:
         plan: None without a teacher.
         places: compared layer pairs by stack.
         classes: number of classes of the task; 1 for a score, 0 for tokens and embeddings.
-        temperature: of the recipe.
+        temperature: the recipe's temperature.
     """
 
     plan: Plan | None
@@ -39,7 +39,7 @@ class TermContext:
     temperature: float
 
     def variances(self, place: LayerPairs) -> dict[Layer, float]:
-        """Return the variances of the teacher layers of a place; empty before calibration."""
+        """Return the variances of the teacher layers of these pairs; empty before calibration."""
         assert self.plan is not None, "layers are compared by a plan"
         return {theirs: self.plan.variance(theirs) for _, theirs, _ in place.pairs if self.plan.calibrated}
 

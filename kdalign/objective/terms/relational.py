@@ -68,8 +68,8 @@ class RowWise:
     """A loss on the rows of a group, weighted over layers by lambda_l; widths may differ.
 
     Attributes:
-        loss: of the student's rows and the teacher's.
-        over: rows: texts (means over their positions) or tokens.
+        loss: function of the student's rows and the teacher's.
+        over: kind of rows: texts (means over their positions) or tokens.
     """
 
     place: LayerPairs
@@ -139,7 +139,7 @@ class ContrastiveOptions:
     """Options of a contrastive term.
 
     Attributes:
-        temperature: of cosines.
+        temperature: temperature of cosines.
         over: rows that are compared: texts or tokens.
         supervised: count rows of the same label as positives, too.
         queue: number of the teacher's rows of earlier steps that are kept as negatives.
@@ -161,7 +161,7 @@ class Contrastive(nn.Module):
 
     Attributes:
         place: layers that are compared.
-        options: of the term.
+        options: options of the term.
         queue: the teacher's rows of earlier steps; None if only the group's own rows are negatives.
         levels: (pairs,), log of the mean exponential score of negatives in the first group, the normaliser of
             ``negatives``; NaN before it.
@@ -216,7 +216,7 @@ class Contrastive(nn.Module):
         if self.queue is not None:
             filled = self.queue.numbers >= 0
             others, known = self.queue.rows(index)[filled], self.queue.numbers[filled]
-        own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is no negative
+        own_before = numbers[:, None] == known[None]  # an input's own row of an earlier step is not a negative
         if self.options.negatives is None:
             return losses.info_nce(student, teacher, self.options.temperature, others, alike, own_before)
         candidates = torch.cat([teacher.detach(), others])
