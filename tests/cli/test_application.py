@@ -117,7 +117,7 @@ def test_a_run_that_is_its_own_teacher_is_not_removed(kdalign, teacher, data, tm
     ("more", "said"),
     [
         (["--lora", "99999"], "--lora 99999 is more than the student's width 32"),
-        (["--set", "student_revision=main"], "student_revision is of a student on the hub; 'layers=2' is cut out"),
+        (["--set", "student_revision=main"], "student_revision is for a student on the hub; 'layers=2' is cut out"),
         (["--revision", "main"], "--revision is for hub models"),
     ],
 )

@@ -38,7 +38,18 @@ from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
 from support.covering import each_once
-from support.family_setting import ALL, EVERY, FINAL_NORM, Setting, adapter, answered, encoded, model, tokenizer
+from support.family_setting import (
+    ALL,
+    EVERY,
+    FINAL_NORM,
+    ONE_OF_EACH,
+    Setting,
+    adapter,
+    answered,
+    encoded,
+    model,
+    tokenizer,
+)
 from support.tiny import sentences
 
 
@@ -185,7 +196,7 @@ def test_a_cut_student_is_the_teachers_layers_embeddings_and_head(kind):
         assert torch.equal(whole(**inputs).logits, big(**inputs).logits)
 
 
-@EVERY
+@ONE_OF_EACH
 def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient(kind):
     setting = Setting(kind)
     rows = list(range(len(setting.data)))[:8]
@@ -204,7 +215,7 @@ def test_a_step_split_into_micro_batches_and_ranks_has_the_same_gradient(kind):
         close(setting.gradient(shares, units), expected)
 
 
-@EVERY
+@ONE_OF_EACH
 def test_more_padding_changes_no_term_and_no_gradient(kind):
     setting = Setting(kind)
     rows = range(min(4, len(setting.data)))
@@ -376,7 +387,7 @@ def test_an_adapter_adds_twice_the_product_of_its_matrices():
     torch.testing.assert_close(lora.merge_adapters(net).transformer.h[0].mlp.c_fc.weight, expected)
 
 
-@EVERY
+@ONE_OF_EACH
 def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kind):
     setting = Setting(kind)
     small = setting.learner.student
@@ -407,7 +418,7 @@ def test_adapters_alone_learn_in_the_layers_and_merged_they_answer_as_before(kin
     assert torch.equal(weight, before[name])
 
 
-@EVERY
+@ONE_OF_EACH
 def test_in_bfloat16_a_step_goes_where_it_goes_in_float32(kind):
     exact, rounded = Setting(kind), Setting(kind, bf16=True)
     batch = collate(exact.data, range(min(4, len(exact.data))))
@@ -469,7 +480,7 @@ def test_features_are_compared_where_tokens_are_real_and_nowhere_else(kind):
         assert float(parts[name]) == pytest.approx(float(torch.stack(distances).mean().detach()), rel=1e-4)
 
 
-@EVERY
+@ONE_OF_EACH
 def test_a_configuration_alone_tells_costs_and_a_plan(kind, tmp_path):
     config = model(kind).config
     config.save_pretrained(tmp_path)

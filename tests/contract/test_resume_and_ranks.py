@@ -38,6 +38,7 @@ def test_a_run_killed_twice_and_resumed_ends_in_the_weights_of_one_never_stopped
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(teacher, data, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     # Projections, early stopping's counter and the best weights must survive too.
@@ -95,9 +96,10 @@ def test_a_run_that_stopped_early_stays_stopped_when_it_is_resumed(teacher, data
 STAGED = ("--hard", "1", "--alpha", "0", "--set", "objective.align_first=0.5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed_at",
-    [pytest.param(6, marks=pytest.mark.slow), 14],
+    first_only([6, 14], 0),
     ids=["while layers are aligned", "while labels are learnt"],
 )
 def test_a_run_in_two_stages_killed_and_resumed_ends_in_the_same_weights(teacher, data, tmp_path, killed_at):
@@ -123,7 +125,7 @@ def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_p
 
 @pytest.mark.parametrize(
     "more",
-    [(), *first_only([("--hard", "0", "--alpha", "0"), STAGED], 0)],
+    first_only([(), ("--hard", "0", "--alpha", "0"), STAGED]),
     ids=["all terms", "features only", "two stages"],
 )
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):

@@ -104,7 +104,7 @@ def test_rows_without_labels_are_right_for_themselves_alone():
     labels = examples().labels[:3]
     right = np.eye(8, dtype=bool)
     right[:3, :3] |= labels[:, None] == labels[None]
-    assert term._alike(view, torch.arange(8)).tolist() == right.tolist()
+    assert term._positives(view, torch.arange(8)).tolist() == right.tolist()
 
 
 def test_an_epoch_of_a_mixture_has_all_labelled_rows_and_others_drawn_anew():
@@ -185,11 +185,13 @@ def test_rest_is_what_the_limit_leaves_out(teacher, data, tmp_path):
     known = {*learnt, *run.splits.reported["validation"].texts[0]}
     assert len(run.splits.train) == 40
     assert sorted(others) == sorted(text for text in whole if text not in known)
-    few = prepared(teacher, data, tmp_path / "run", "data.unlabelled_limit=50", **flags).unlabelled.examples.texts[0]
+    few = prepared(
+        teacher, data, tmp_path / "run", "data.unlabelled_limit=50", **flags
+    ).splits.unlabelled.examples.texts[0]
     assert len(few) == 50
     assert set(few) < set(others)
     again = prepared(teacher, data, tmp_path / "run", "data.unlabelled_limit=50", "data.limit_seed=1", **flags)
-    assert few != again.unlabelled.examples.texts[0]
+    assert few != again.splits.unlabelled.examples.texts[0]
 
 
 def test_no_text_lies_inside_one_that_is_held_out(teacher, data, tmp_path):

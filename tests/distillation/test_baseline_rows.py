@@ -245,6 +245,7 @@ def test_a_teacher_that_was_trained_on_is_another(tmp_path, films):
     assert cell.reason == f"teacher {str(teacher)!r} has other weights now than when the run was made"
 
 
+@pytest.mark.slow
 def test_a_language_models_teacher_in_int8_has_its_perplexity_and_no_majority(tmp_path, films):
     own = {"data.task": "lm:sentence", "data.folder": str(films), "data.max_length": 16}
     new = "new:gpt2,layers=2,width=32,heads=4,positions=64"

@@ -239,6 +239,7 @@ def test_the_body_starts_from_one_tasks_teacher_where_that_is_named(encoder, glu
     assert [recipe["init_from"] for recipe in recipes] == ["pretrained", "fine-tuned", "pretrained"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights_and_histories(run, encoder, glue, tmp_path, kdalign, monkeypatch):
     from kdalign.training import loop
 

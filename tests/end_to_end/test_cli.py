@@ -406,6 +406,7 @@ def test_eval_of_a_run_takes_its_limit_over(kdalign, teacher, data):
     assert [score["metric"] for score in found["scores"]] == ["accuracy", "agreement"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_it_was_scored_is_scored_again_without_training(kdalign, teacher, data):
     kdalign(*quick(teacher, data, "--out", "runs/a"))
     history, weights = (Path("runs/a") / name for name in ("history.jsonl", "student/model.safetensors"))
@@ -765,6 +766,7 @@ def test_a_run_scored_on_its_task_by_name_keeps_its_data(kdalign, teacher, data)
     assert "accuracy" in out
 
 
+@pytest.mark.slow
 def test_a_part_of_a_test_split_is_no_leaderboard_file(kdalign, teacher, data):
     kdalign(*quick(teacher, data, "--out", "runs/a"))
     status, _, err = kdalign("eval", "runs/a", "--split", "test", "--limit", "3")

@@ -233,6 +233,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_run_is_refuse
     refuses(kdalign, killed, "no sound checkpoint: step-6")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"), [("model.safetensors", "a bit flipped"), ("optimizer.safetensors", "missing")]
 )

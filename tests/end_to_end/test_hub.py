@@ -208,6 +208,7 @@ def test_once_everything_is_cached_nothing_is_asked_of_the_hub_offline(hub, firs
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_revision_is_recorded_as_its_commit_and_its_weights_are_loaded(hub, first, distill, tmp_path):
     done = distill(tmp_path / "better", "--revision", "better", "--max-steps", "1")
     assert done.returncode == 0, done.stderr
@@ -217,6 +218,7 @@ def test_a_revision_is_recorded_as_its_commit_and_its_weights_are_loaded(hub, fi
     assert f"GET /storage/{sha256(better.file('model.safetensors'))} 200" in hub.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [

@@ -8,6 +8,7 @@ import pytest
 from refresh import ROOT, differences, refresh
 
 
+@pytest.mark.slow
 def test_every_table_is_what_its_command_prints():
     for name in ("classification", "objective"):
         page = ROOT / f"docs/results/{name}.md"

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from kdalign.models.architecture import Layer, accepted_inputs, meta_model
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.profiling import activation_bytes, count_flops, profile, profile_models
-from support.covering import each_once
-from support.family_setting import KINDS, model
+from support.covering import first_only
+from support.family_setting import ONE_OF_EACH, model
 from support.tiny import one_line, tiny_config
 
 WIDTH, INNER, LAYERS = 32, 64, 3
@@ -49,7 +49,8 @@ def test_a_backward_costs_twice_its_forward_but_for_the_gradient_of_the_input():
     assert found.training_flops_per_token[16] == pytest.approx(3 * found.flops_per_token[16], rel=0.01)
 
 
-@pytest.mark.parametrize(("length", "kind"), each_once([8, 32], KINDS))
+@pytest.mark.parametrize("length", first_only([32, 8]))
+@ONE_OF_EACH
 def test_flops_are_those_that_torch_counts_on_a_real_model_with_eager_attention(kind, length):
     net = model(kind)
     net.set_attn_implementation("eager")
@@ -64,7 +65,7 @@ def test_flops_are_those_that_torch_counts_on_a_real_model_with_eager_attention(
     assert len(set(of_layers[:4])) == 1  # the encoder's, or the decoder's: each the same
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@ONE_OF_EACH
 def test_the_parts_make_up_the_whole(kind):
     found = profile(checkpoint(model(kind).config), (16,))
     assert sum(part.parameters for part in found.parts) == found.parameters

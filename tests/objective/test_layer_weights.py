@@ -152,6 +152,7 @@ def test_how_a_step_is_split_moves_no_layer_weights(word):
         assert float(values.sum()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stop_moves_no_layer_weights_and_the_history_has_them(kdalign, stopped, teacher, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     changed = ("align.weights=adaptive", "train.checkpoint_every=3", "objective.schedule.alpha.to=0")

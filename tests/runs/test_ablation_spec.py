@@ -221,6 +221,7 @@ def test_compare_reads_an_ablation_and_its_verdicts_are_those_of_its_runs(done, 
     assert "did you mean 'labels'" in one_line(err)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_runs_nothing(done):
     folder, words, _ = done
     before = {file: file.stat().st_mtime_ns for file in (folder / "a").rglob("*") if file.name == "record.json"}

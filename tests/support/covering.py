@@ -21,3 +21,9 @@ def each_once(*values: Iterable[Any]) -> list[Any]:
 def first_only(values: Iterable[Any], quick: int = 1) -> list[Any]:
     """Values of one parameter; those after the first ones are slow."""
     return [pytest.param(value, marks=pytest.mark.slow if i >= quick else ()) for i, value in enumerate(values)]
+
+
+def one_of_each(values: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Values of one parameter; those that are not among the quick ones are slow."""
+    quick = tuple(quick)
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]

@@ -21,6 +21,7 @@ from kdalign.objective.build import build_language_objective
 from kdalign.objective.terms import TermInputs
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.training.learner import Learner
+from support.covering import one_of_each
 from support.tiny import sentences
 
 KINDS = ["bert", "albert", "modernbert", "deberta-v2", "xlnet", "gpt2", "gpt_neox", "opt", "llama", "gemma2"]
@@ -30,6 +31,8 @@ KINDS += ["t5", "bart", "marian"]
 
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
+ONE_OF_EACH = pytest.mark.parametrize("kind", one_of_each(KINDS, ("bert", "xlnet", "llama", "t5")))
+"""Masked, permutation, causal and encoder-decoder by default; every family in `make test-all`."""
 
 
 # Their last hidden state carries the final norm.

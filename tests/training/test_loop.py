@@ -28,6 +28,7 @@ def stsb(folder, labels):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [("--lr", "1e38"), ("--lr", "1e20")])
 def test_a_student_that_diverges_in_its_last_step_is_not_exported_and_not_scored(kdalign, data, teacher, tmp_path, how):
     words = ("distill", "--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data)

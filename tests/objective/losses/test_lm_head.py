@@ -303,7 +303,8 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
-@pytest.mark.parametrize(("n", "rows"), [(1024, 32), pytest.param(4 * 1024, 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "rows"), [(1024, 32), (4 * 1024, 0)])
 def test_blocks_grow_the_process_by_at_most_a_quarter_of_the_whole_matrix(n, rows):
     # A process starts with its parent's peak as its own on Linux: a small one in between keeps pytest's out of it.
     between = [sys.executable, "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"]
