@@ -96,7 +96,7 @@ class FormOptions:
     beside: Annotated[
         str | None,
         typer.Option(
-            help="Baseline rows without training: int8 (the quantized teacher), majority (the most frequent class of "
+            help="Baseline rows without training: int8 (the quantised teacher), majority (the most frequent class of "
             "train); with commas.",
             rich_help_panel=_ROWS,
         ),

@@ -28,7 +28,7 @@ def recipe_show(
     preset: Annotated[str | None, typer.Argument(help="A preset's name; all of them when left out.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show presets: what each minimizes, what it needs, and the recipe keys that it sets."""
+    """Show presets: what each minimises, what it needs, and the recipe keys that it sets."""
     from kdalign.recipe.presets import preset_named, preset_names
 
     presets = [preset_named(name) for name in ([preset] if preset is not None else preset_names())]

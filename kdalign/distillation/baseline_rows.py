@@ -1,4 +1,4 @@
-"""Training-free baseline rows: the majority class of train, and the teacher quantized to int8.
+"""Training-free baseline rows: the majority class of train, and the teacher quantised to int8.
 
 They are computed from what a run's recipe names, scored on its reported split by its metrics, and cached by the
 fingerprints of models and data in its record, so that the next table with them is made at once.
