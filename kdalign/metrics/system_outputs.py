@@ -49,11 +49,6 @@ class SufficientStats:
         return np.concatenate(found)
 
 
-def sums_one_by_one(value: Callable[[Array], float]) -> Callable[[Array], Array]:
-    """Apply a function of one row of sums to many rows."""
-    return lambda sums: np.array([value(row) for row in sums])
-
-
 @dataclass(frozen=True)
 class LabelOutputs:
     """A system's classes or scores and their references.

@@ -31,13 +31,13 @@ from kdalign.recipe import (
     validate_recipe,
 )
 from kdalign.recipe.strict_yaml import parse_yaml
+from kdalign.runs.locks import LOCK
 
 FILE = "ablation.yaml"
 KEPT = "kept"
 SEARCH = "search"
 TRIED = "tried.json"
 """File of all tried settings, in the search's folder."""
-LOCK = ".lock"
 DEFAULT_ARMS = "labels,soft,align,joint"
 _OWN_KEYS = ("arms", "seeds", "sweep")
 MOST_SEEDS = 1_000

@@ -365,7 +365,6 @@ def test_rougelsum_says_what_its_sentences_are():
 # Words and characters
 
 
-OF_WORDS = ["wer", "wer_normalized", "ter", "bleu", "chrf", "rouge1", "rougeL", "exact_match", "distinct2"]
 WHITE = [" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u2028", " \t \n"]
 
 
