@@ -60,7 +60,7 @@ class Interrupted(KdalignError):
 def printable(text: str) -> str:
     """Turn a name or message into one line that is safe to show.
 
-    Line ends and tabs become blanks. Other control characters, direction marks and invisible format
+    Line ends and tabs become spaces. Other control characters, direction marks and invisible format
     characters are dropped, except the joiners that scripts and emoji need. Half a surrogate pair becomes U+FFFD.
     Text that is clean already is returned as it is.
     """

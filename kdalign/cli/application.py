@@ -83,7 +83,7 @@ class _Command(TyperCommand):
             check_name(part or word, shown)
         if word == "~" or word.startswith("~/"):
             raise UsageError(
-                f"{shown} {word!r}: ~ is expanded by the shell only: write it without quotes and after a blank"
+                f"{shown} {word!r}: ~ is expanded by the shell only: write it without quotes and after a space"
             )
 
 

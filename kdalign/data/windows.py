@@ -67,7 +67,7 @@ def tokenize_permuted_windows(
     columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": [], "order": []}
     origin, given = [], []
     for number, (content, places) in enumerate(zip(found["input_ids"], found["offset_mapping"], strict=True)):
-        # SentencePiece's blank, and the bytes of one character, share their span with the token that follows.
+        # SentencePiece's space, and the bytes of one character, share their span with the token that follows.
         given.append(texts[number][: places[1][0]] if len(places) > 1 else texts[number])
         for begin, end, asked in windows(len(content) - 1, room - 1, min(stride or length, room - 1)):
             inner = content[begin : end + 1]

@@ -175,7 +175,7 @@ def _balance(recipe: Recipe, stages: Sequence[Stage]) -> LossBalancer | None:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores a student on the watched texts during training, and shows one sample of what it writes."""
+    """Scores a student on the monitored texts during training, and shows one sample of what it writes."""
 
     loaded: LoadedModels
     observer: Observer

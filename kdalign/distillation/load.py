@@ -40,7 +40,7 @@ class LoadedModels:
         source: origin of the student, for the record.
         taught: the teacher; None without one.
         answers: the teacher's answers on the reported splits.
-        watched_answers: the teacher's answers on the slice of train that is evaluated on the way.
+        watched_answers: the teacher's answers on the monitored slice of train.
         latencies: milliseconds of a forward: the teacher's first, if there is one.
         flops: floating-point operations of a forward, in the same order.
         timed: tokens of such a forward.

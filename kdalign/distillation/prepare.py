@@ -47,7 +47,7 @@ class PreparedRun:
         adapter: the task's adapter.
         student: source of the student, which knows its teacher.
         tokenizers: tokenizers of student and teacher.
-        splits: rows to train on, to evaluate on the way and to report.
+        splits: rows to train on, to monitor and to report.
         plan: layer pairs, chosen by shape; None without a teacher.
         folder: the run's.
         augmenting: masked language model that writes new texts like those of train; None without one.
@@ -113,7 +113,7 @@ class PreparedRun:
 
     @property
     def watched_word(self) -> str:
-        """The slice of train that is evaluated on the way, in words."""
+        """Description of the monitored slice of train."""
         return "held out of train" if self.recipe.train.holds_out else "part of train"
 
 

@@ -1,4 +1,4 @@
-"""The rows of a run: to train on, to evaluate on the way, and to report."""
+"""The rows of a run: to train on, to monitor during training, and to report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.recipe import DataSettings, Recipe, TrainSettings
 
 MONITORED = (100, 500)
-"""Fewest and most examples of train that are evaluated on the way if none are held out, a twentieth of train in
-between: some ten evaluations then cost little compared to the training."""
+"""Fewest and most examples of train that are monitored if none are held out, a twentieth of train in between: some ten
+evaluations then cost little compared to the training."""
 MONITORED_CHARACTERS = 50_000
 """Most characters of them, for the same reason: documents can be long."""
 
@@ -25,7 +25,7 @@ class RunSplits:
 
     Attributes:
         train: rows to train on.
-        watched: slice of train that is evaluated on the way: held out, or a part of ``train``.
+        watched: monitored slice of train: held out, or a part of ``train``.
         reported: splits that the run is scored on once, at its end.
         unlabelled: text without labels to train on as well; None without any.
     """
@@ -48,7 +48,7 @@ def load_splits(adapter: TaskAdapter, recipe: Recipe) -> RunSplits:
 
 
 def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
-    """Read the rows to train on, and the slice of train that is evaluated on the way.
+    """Read the rows to train on, and the monitored slice of train.
 
     Raises:
         UsageError: no such data, or none with labels for a task that needs them.
@@ -93,7 +93,7 @@ def _load_unlabelled(
 
 
 def _split_watched(examples: Examples, settings: TrainSettings) -> tuple[Examples, Examples]:
-    """Split rows into those to train on and the slice of train that is evaluated on the way."""
+    """Split rows into those to train on and the monitored slice of train."""
     if settings.holds_out:
         kept, held = hold_out(examples, settings.holdout, settings.seed)
         return examples.take(kept), examples.take(held)

@@ -60,7 +60,7 @@ class TokenizedRun:
         train: rows to train on, with and without labels; if tokenizers differ, in the tokens of both.
         labelled: rows of ``train`` with labels, or all if none are without.
         unlabelled: rows without labels; None without any.
-        watched: slice of train that is evaluated on the way, in the student's tokens.
+        watched: monitored slice of train, in the student's tokens.
         reported: splits that are scored, in the student's tokens.
         watched_by_teacher: the same slice in the teacher's tokens.
         reported_to_teacher: the same splits in the teacher's tokens.

@@ -193,7 +193,7 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _blank_out(text: str, tokens: Sequence[str]) -> str:
-    """Replace tokens in a text by blanks."""
+    """Replace tokens in a text by spaces."""
     for token in tokens:
         text = text.replace(token, " ")
     return text

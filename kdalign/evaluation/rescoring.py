@@ -344,7 +344,7 @@ def _rescore_texts(table: "pd.DataFrame", recorded: Sequence[Recorded], result: 
 
 
 def _languages(result: Recorded, names: Sequence[str]) -> Iterator[str]:
-    """Guess the language of texts, the likeliest first; German stands for all others with blanks between words."""
+    """Guess the language of texts, the likeliest first; German stands for all others with spaces between words."""
     try:
         task = find_task(result["task"])
     except UsageError:

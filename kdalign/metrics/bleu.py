@@ -58,8 +58,8 @@ def ter_counts(predictions: Sequence[str], references: References, language: str
 def bleu_of(language: str) -> Any:
     """Return sacreBLEU's BLEU with the tokenizer of a language.
 
-    Chinese, Japanese and Korean have their own tokenizers; other languages with blanks between words use ``13a``;
-    languages without blanks, and texts of no named language, use ``intl``, which goes by Unicode's character classes.
+    Chinese, Japanese and Korean have their own tokenizers; other languages with spaces between words use ``13a``;
+    languages without spaces, and texts of no named language, use ``intl``, which goes by Unicode's character classes.
 
     Raises:
         UsageError: the package that divides Japanese or Korean is not installed.

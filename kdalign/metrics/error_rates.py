@@ -24,7 +24,7 @@ def edit_counts(
     process = jiwer.process_characters if unit == "characters" else jiwer.process_words
     rows = []
     for text, known in zip(predictions, references, strict=True):
-        # jiwer divides at blanks alone: a tab or line end would join two words.
+        # jiwer divides at spaces alone: a tab or line end would join two words.
         guess = normal(text).strip() if unit == "characters" else " ".join(normal(text).split())
         counted = []
         for reference in known:
@@ -56,6 +56,6 @@ def _normalizer(language: str) -> Callable[[str], str]:
 
 
 def _without_symbols(text: str) -> str:
-    """Replace punctuation and symbols by blanks as Whisper does, but keep marks: a vowel of Hindi is one."""
+    """Replace punctuation and symbols by spaces as Whisper does, but keep marks: a vowel of Hindi is one."""
     composed = unicodedata.normalize("NFKC", text)
     return "".join(" " if unicodedata.category(one)[0] in "PS" else one for one in composed)

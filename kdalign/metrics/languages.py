@@ -310,7 +310,7 @@ _CALLED = {code: name for name, code in reversed(_NAMES.items())}
 HAN = frozenset({"zh", "hak", "lzh", "nan", "wuu", "yue"})
 """Languages written in Chinese characters alone."""
 WITHOUT_BLANKS = HAN | {"bo", "dz", "ja", "km", "lo", "my", "shn", "th"}
-"""Languages written without blanks between words."""
+"""Languages written without spaces between words."""
 DOTLESS = frozenset({"az", "crh", "gag", "tr"})
 """Languages in which the lower case of I is ı and that of İ is i."""
 

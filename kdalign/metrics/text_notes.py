@@ -32,7 +32,7 @@ def notes_on_words(
     notes = {
         f"{rouge}: rules for English drop most letters of texts{lost}; for another language give --language CODE": lost,
         f"{rouge}: the references have no letters or digits{bare}, so every answer scores 0 there": bare,
-        f"{', '.join(counting)}: texts have no blanks between words{joined}, so a whole clause counts as one; "
+        f"{', '.join(counting)}: texts have no spaces between words{joined}, so a whole clause counts as one; "
         "cer and chrf count characters": joined,
         "bleu: no prediction has four words, so it is 0 by definition, even for equal texts": short,
         "rougeLsum: a sentence is a line, and no text has two": whole,
@@ -56,4 +56,4 @@ _OF_WORDS = ("ter", "wer", "wer_normalized", "distinct1", "distinct2")
 
 
 _OF_LETTERS = frozenset({"", "ko"}) | WITHOUT_BLANKS
-"""Languages whose BLEU tokenizer needs no blanks."""
+"""Languages whose BLEU tokenizer needs no spaces."""

@@ -10,7 +10,7 @@ _SCRIPTS = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}"
     r"\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
 )
-"""Scripts without blanks between words."""
+"""Scripts without spaces between words."""
 _ALONE = rf"(?=[\p{{L}}\p{{Nl}}])[{_SCRIPTS}]"
 _LETTER_ALONE = regex.compile(rf"{_ALONE}\p{{M}}*")
 _WORD = regex.compile(rf"{_ALONE}\p{{M}}*|(?!{_ALONE})[^\W_](?:(?!{_ALONE})[^\W_]|\p{{M}})*")
@@ -19,7 +19,7 @@ _LETTER = regex.compile(r"\p{L}")
 
 
 class UnicodeWords:
-    """Tokenizer into case-folded words of Unicode letters, digits and marks; letters alone in scripts without blanks.
+    """Tokenizer into case-folded words of Unicode letters, digits and marks; letters alone in scripts without spaces.
 
     Texts are brought to NFKC, and invisible characters (soft hyphens, joiners, direction marks) are dropped, after the
     Unicode Standard, section 3.13 (toNFKC_Casefold). A zero width space divides words.
@@ -41,7 +41,7 @@ class UnicodeWords:
 
 
 def space_letters(text: str) -> str:
-    """Put blanks around each letter (with its marks) of a script that has no blanks between words."""
+    """Put spaces around each letter (with its marks) of a script that has no spaces between words."""
     return text if text.isascii() else str(_LETTER_ALONE.sub(r" \g<0> ", text))
 
 
@@ -54,7 +54,7 @@ def is_lost_to_english(text: str) -> bool:
 
 
 def is_unspaced(text: str) -> bool:
-    """Return whether most letters of a text are of a script without blanks between words, and few blanks divide it.
+    """Return whether most letters of a text are of a script without spaces between words, and few spaces divide it.
 
     Chinese that was divided into words beforehand has one blank for about two letters.
     """

@@ -184,7 +184,7 @@ OPTION_OF = {flag.key: flag.option for flag in FLAGS if flag.key is not None}
 
 
 def pick_flags(names: str, panel: str | None = None) -> tuple[Flag, ...]:
-    """Pick flags by name, separated by blanks, in this order and under this heading of the help."""
+    """Pick flags by name, separated by spaces, in this order and under this heading of the help."""
     by_name = {flag.name: flag for flag in FLAGS}
     return tuple(replace(by_name[name], panel=panel) for name in names.split())
 

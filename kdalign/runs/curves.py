@@ -91,7 +91,7 @@ def read_curves(run: FinishedRun) -> Curves | None:
 
 
 def _term_of(name: str, further: Iterable[str]) -> str:
-    """Term of a name in a history, which may end with a stack's; the path of a user's term may have blanks."""
+    """Term of a name in a history, which may end with a stack's; the path of a user's term may have spaces."""
     own = [term for term in further if name == term or name.startswith(f"{term} ")]
     return max(own, key=len) if own else name.partition(" ")[0]
 

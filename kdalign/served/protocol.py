@@ -133,7 +133,7 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 def label_in_answer(text: str, labels: Sequence[str]) -> int | None:
     """Return the index of the label that an answer names first, or None.
 
-    Case does not count; a label is one or more whole words, with blanks, hyphens or underscores between them. Where
+    Case does not count; a label is one or more whole words, with spaces, hyphens or underscores between them. Where
     several labels start at one character the longest is meant. So "Not entailment." names ``not_entailment``, not
     ``entailment``.
     """
@@ -148,7 +148,7 @@ def label_in_answer(text: str, labels: Sequence[str]) -> int | None:
 MOST_TOKENS = 10**8
 """Largest count of tokens that is believed: no context is so long."""
 _LONGEST_TOKEN = 256
-"""Characters of a token, such as blanks or dots in a row, in known vocabularies."""
+"""Characters of a token, such as spaces or dots in a row, in known vocabularies."""
 
 
 def token_usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -291,7 +291,7 @@ def _within_text(
     """Return the tokens of the text with their offsets, without a BOS written out before the text.
 
     Where the tokens spell the text their lengths give the offsets, as those of servers are off by a BOS or by the
-    blank that a SentencePiece model puts first. Otherwise (a character in several tokens) the server's are used.
+    space that a SentencePiece model puts first. Otherwise (a character in several tokens) the server's are used.
     """
     joined = "".join(tokens)
     if not joined.endswith(text):

@@ -166,7 +166,7 @@ class Server:
         return text if len(text) <= 300 else f"{text[:300]}…"
 
     def _mask_key(self, text: str) -> str:
-        """Replace the key in a text, also where blanks stand between its letters."""
+        """Replace the key in a text, also where spaces stand between its letters."""
         if self._key_pattern is None or len(text) < _SHORTEST_KEY:
             return text
         return self._key_pattern.sub("***", text)
@@ -216,7 +216,7 @@ def _read_key(url: str) -> str | None:
     if not key and url == OPENAI_URL:
         raise UsageError(f"OpenAI answers with a key only: put yours into {KEY_VARIABLE}, or give another --base-url")
     if not key.isascii() or any(not letter.isprintable() or letter == " " for letter in key):
-        raise UsageError(f"{KEY_VARIABLE} holds letters that no key has: blanks, line ends or letters beyond ASCII")
+        raise UsageError(f"{KEY_VARIABLE} holds letters that no key has: spaces, line ends or letters beyond ASCII")
     return key or None
 
 

@@ -344,7 +344,7 @@ class Trainer:
         self._write(trainer, {"kind": "map", "step": step, "pairs": pairs})
 
     def _monitor(self) -> bool:
-        """Evaluate every task on its watched texts; return true if training should stop early."""
+        """Evaluate every task on its monitored texts; return true if training should stop early."""
         if not any(trainer.task.evaluate for trainer in self.trainers):
             return False
         for trainer in self.trainers:
@@ -369,9 +369,9 @@ class Trainer:
         if step == 0:
             values = {name: value for name, value in scores.kept.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no score has a value"
-            self.observer.announce(f"before training, on the watched texts{suffix}: {shown}")
+            self.observer.announce(f"before training, on the monitored texts{suffix}: {shown}")
         for metric, reason in scores.undefined.items():
-            self.observer.announce(f"step {step}, on the watched texts{suffix}: {metric} is undefined, {reason}")
+            self.observer.announce(f"step {step}, on the monitored texts{suffix}: {metric} is undefined, {reason}")
         self._write(trainer, {"kind": "evaluation", "step": step, **scores.kept})
         in_last_stage = max(trainer.begins) == 0 or step > max(trainer.begins)
         if not self.several and in_last_stage:  # what counts is learnt there

@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class WatchedScores:
-    """A student's scores on the watched texts at one step.
+    """A student's scores on the monitored texts at one step.
 
     Attributes:
         deciding: the number by which steps are compared, higher is better; None if it is undefined.
@@ -66,7 +66,7 @@ class WatchedScores:
 
 
 Evaluate = Callable[[PreTrainedModel], WatchedScores]
-"""Scores a student on the watched texts."""
+"""Scores a student on the monitored texts."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrainTask:
         stages: objectives, one after the other; the learner starts with the first one's activations.
         encoded: the training examples.
         folder: folder of its history.
-        evaluate: scores the student on the watched texts; None if there are none.
+        evaluate: scores the student on the monitored texts; None if there are none.
         remapping: how layer maps are measured again; None if they stay, as with several tasks.
     """
 

@@ -174,7 +174,7 @@ def test_a_class_that_train_lacks_is_said(tmp_path):
         ([1, "0"], "row 1 has the text '0' in column 'label', and row 0 the number 1"),
         (
             ["good", "bad", "good "],
-            r"labels 'good' \(row 0\) and 'good ' \(row 2\) differ in blanks, case or separators",
+            r"labels 'good' \(row 0\) and 'good ' \(row 2\) differ in spaces, case or separators",
         ),
         (["good", "bad", "Good"], "'good' .row 0. and 'Good' .row 2. differ"),
         ([0.5, float("inf")], "row 1 has the number inf"),

@@ -286,7 +286,7 @@ def test_a_tokenizer_that_finds_no_words_is_said():
     assert notes_on_words(["rouge1"], russian, [russian], "ru") == ()
     assert notes_on_words(["rouge1"], russian, [russian]) == ()
     (note,) = notes_on_words(["bleu", "wer", "ter", "cer"], [*english, *chinese], [english, chinese], "de")
-    assert note.startswith("bleu, wer, ter: texts have no blanks between words in 1 of 2 rows, the first in row 1")
+    assert note.startswith("bleu, wer, ter: texts have no spaces between words in 1 of 2 rows, the first in row 1")
     (note,) = notes_on_words(["bleu", "wer"], chinese, [chinese], "zh")
     assert note.startswith("wer: ")
     assert notes_on_words(["bleu", "wer"], ["今天 天气 很 好"], [["今天 天气 很 好"]], "de") == ()

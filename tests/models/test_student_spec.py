@@ -59,7 +59,7 @@ def test_a_narrower_student_is_made_trained_and_exported_and_its_size_is_said(kd
     status, _, err = kdalign(*words(teacher, data, "layers=2,width=16", "--out", "runs/a"))
     assert status == 0, err
     assert "M parameters, " in err
-    assert "before training, on the watched texts: accuracy" in err
+    assert "before training, on the monitored texts: accuracy" in err
     record = json.loads((tmp_path / "runs/a/record.json").read_text())
     assert record["student"]["source"].endswith("narrowed by pca")
     small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs/a/student")

@@ -201,7 +201,7 @@ def _named_classes(table: "pd.DataFrame", label: str, where: str) -> tuple[str, 
         other = seen.setdefault(normalise_label(name), name)
         if other != name:
             raise UsageError(
-                f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in blanks, case "
+                f"{where}: labels {other!r} (row {rows[other]}) and {name!r} (row {rows[name]}) differ in spaces, case "
                 "or separators alone: write them alike, or name the classes in a task file"
             )
     names = tuple(sorted(rows, key=_number_key))

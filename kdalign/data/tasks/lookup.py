@@ -200,7 +200,7 @@ def _check_given(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
 
 
 def _check_prompt(prompt: str, source: str, where: str) -> None:
-    """Refuse all but ``{column}`` between braces: ``{text:>999999999}`` would be filled up with blanks."""
+    """Refuse all but ``{column}`` between braces: ``{text:>999999999}`` would be filled up with spaces."""
     try:
         parts = list(Formatter().parse(prompt))
     except ValueError as error:
