@@ -17,7 +17,6 @@ from kdalign.files import check_links, check_writable
 from kdalign.observer import NullObserver, Observer
 from kdalign.runs.ablation_spec import (
     KEPT,
-    LOCK,
     AblationSpec,
     Trial,
     check_ours,
@@ -107,7 +106,7 @@ def ablate(
         [] if overwrite else [read_archived(trial, archive) for trial in trials if (archive / trial.file).is_file()]
     )
     finetuned = _check(trials, earlier, overwrite)
-    with exclusive(out, LOCK) as note:
+    with exclusive(out) as note:
         if note:
             watcher.observer.announce(note)
         if overwrite:
