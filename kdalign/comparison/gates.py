@@ -205,7 +205,7 @@ def _other_data(column: Column, now: ComparisonTable, before: ComparisonTable) -
 
 
 def _scored_on(comparison: ComparisonTable, task: str) -> set[str]:
-    """The data of a task, or of all tasks where none is named."""
+    """The data of a task, or of all tasks if none is named."""
     return {str(split) for split in comparison.protocols if task in ("", split.task)}
 
 
@@ -249,7 +249,7 @@ def _format(value: float, digits: int) -> str:
 
 
 def _format_change(before: float, worse: float | None, column: Column) -> str:
-    """An earlier value and, where there is one now, the change."""
+    """An earlier value and, if there is a value now, the change."""
     value = _format(before, column.digits + 1)
     if worse is None:
         return value

@@ -244,7 +244,7 @@ def _lengths(tokens: Iterable[int]) -> str:
 
 
 def _multi_task_students(table: NotedTable) -> list[str]:
-    """Parameters and disk of rows over several tasks, where at least one of them is a single student."""
+    """Parameters and disk of rows over several tasks, if at least one of them is a single student."""
     multi_task = {entry.name: facts for entry in table.entries if (facts := _multi_task_facts(entry)) is not None}
     notes: dict[str, None] = {}
     for name, facts in multi_task.items():
@@ -320,7 +320,7 @@ def _missing_values(table: NotedTable) -> list[str]:
 
 
 def _published(table: NotedTable) -> list[str]:
-    """Sources of published rows, and a warning where their numbers share a column with measured ones."""
+    """Sources of published rows, and a warning if their numbers share a column with measured ones."""
     references = [row for row in table.rows if row.kind == "reference"]
     measured = [column for column in table.columns if not column.published]
     notes = []

@@ -42,7 +42,7 @@ class Published:
 
     Attributes:
         scores: numbers as they were written, by the file's names.
-        metrics: kdalign's names by the file's, where they differ.
+        metrics: kdalign's names by the file's, if they differ.
         note: limits of what is known about the numbers.
         task: the task whose columns they belong to; empty if the file claims none.
     """

@@ -116,7 +116,7 @@ def student_row(group: Sequence[RunGroup], means: Sequence[str], targets: Sequen
 
 
 def _mean_over_seeds(key: str, cells: Sequence[Cell], group: Sequence[RunGroup], means: Sequence[str]) -> Cell:
-    """The mean of a column over seeds, with its t-interval; undefined, with the seeds, where one is."""
+    """The mean of a column over seeds, with its t-interval; undefined, with the seeds, if one is."""
     values = [cell.value for cell in cells if cell.value is not None]
     if len(values) < len(cells):
         reasons: dict[str, list[int]] = {}
@@ -203,7 +203,7 @@ def _retained(records: dict[str, RunRecord]) -> Cell:
 
 
 def _share_of(ours: Cell, theirs: Cell, directions: set[bool]) -> Cell:
-    """A student's score over its teacher's in per cent, inverted where lower is better; both must be above 0."""
+    """A student's score over its teacher's in per cent, inverted if lower is better; both must be above 0."""
     if ours.value is None:
         return Cell(None, reason=f"the student's score is undefined: {ours.reason}")
     if theirs.value is None:

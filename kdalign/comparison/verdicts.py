@@ -213,7 +213,7 @@ class _ArmPair:
         return [(self.arm[task, seed], self.base[task, seed]) for seed in seeds]
 
     def _difference(self, outputs: _Outputs, seeds: tuple[int, ...]) -> _Difference | None:
-        """The paired difference of outputs; None, with a note, where it is undefined."""
+        """The paired difference of outputs; None, with a note, if it is undefined."""
         try:
             return _Difference(outputs.question, seeds, self._paired(outputs))
         except UndefinedDifference as reason:
@@ -229,7 +229,7 @@ class _ArmPair:
         )
 
     def _mean_differences(self, seeds: Mapping[str, tuple[int, ...]]) -> list[_Difference]:
-        """Differences of the means over tasks: of their scores, where all are in per cent, and of agreement."""
+        """Differences of the means over tasks: of their scores, if all are in per cent, and of agreement."""
         common = sorted(set.intersection(*map(set, seeds.values())))
         dropped = sorted(set.union(*map(set, seeds.values())) - set(common))
         if dropped:
@@ -287,7 +287,7 @@ def _task_outputs(task: str, pairs: Pairs, with_mean: bool, notes: dict[str, Non
 
 
 def _metric_outputs(task: str, place: int, pairs: Pairs, notes: dict[str, None]) -> _Outputs | None:
-    """The outputs of a run's n-th metric; None, with a note, where a run has none or no value of it."""
+    """The outputs of a run's n-th metric; None, with a note, if a run has none or no value of it."""
     runs = [run for pair in pairs for run in pair]
     score = runs[0].scores[place]
     metric = score.metric

@@ -62,7 +62,7 @@ class TokenAlignment:
         return between @ self.spread[:, None] / (1 - lost).clamp_min(torch.finfo(between.dtype).eps)
 
     def align_predictions(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
-        """Pick the teacher's features that predict the student's token; arbitrary ones where no position does."""
+        """Pick the teacher's features that predict the student's token; arbitrary ones if no position does."""
         index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)
 

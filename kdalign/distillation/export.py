@@ -219,7 +219,7 @@ def write_sentence_modules(folder: Path, width: int, max_length: int, normalise:
 
 
 def _normalises(run: PreparedRun) -> bool:
-    """Return whether the teacher's vectors have length 1, or the student's own where there is no teacher."""
+    """Return whether the teacher's vectors have length 1, or the student's own if there is no teacher."""
     first = run.teacher or run.student.checkpoint
     return first is not None and "Normalize" in sentence_modules(first)
 

@@ -46,7 +46,7 @@ def sampling_probabilities(examples: Sequence[int], settings: MultiTask) -> Floa
 
     .. math:: p_i = n_i^{1/T} / \sum_j n_j^{1/T}
 
-    T is 1 where tasks are sampled by size, infinite where they are sampled equally. Raffel et al. 2020,
+    T is 1 if tasks are sampled by size, infinite if they are sampled equally. Raffel et al. 2020,
     arXiv:1910.10683, section 3.5.2, there with a limit on n; Clark et al. 2019, arXiv:1907.04829, take T = 4/3.
     """
     power = {"size": 1.0, "equal": 0.0, "temperature": 1 / settings.temperature}[settings.sampling]

@@ -114,7 +114,7 @@ def claim_all(runs: Sequence[PreparedRun], recipe: Recipe, resume: bool, overwri
 
 
 def _with_recorded_precision(run: PreparedRun) -> PreparedRun:
-    """A resumed run at the precision it began with, where the recipe leaves that to kdalign."""
+    """A resumed run at the precision it began with, if the recipe leaves that to kdalign."""
     train = run.recipe.train
     if train.precision != "auto" or not run.folder.recipe.is_file():
         return run

@@ -128,7 +128,7 @@ def _base_on_slices(ablation: AblationSpec, space: Mapping[str, Sequence[Any]], 
 def _settings(
     ablation: AblationSpec, arm: str, settings: Mapping[str, Any], key: str, values: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """The settings of an arm to try: one for each value, or a single one where the key has no effect on the arm."""
+    """The settings of an arm to try: one for each value, or a single one if the key has no effect on the arm."""
     recipes = [trial.recipe for trial in ablation.trials(Path("runs")) if trial.arm == arm]  # tasks may differ
     here = [recipe.flat().get(key) for recipe in recipes]
     section, _, name = key.rpartition(".")

@@ -57,7 +57,7 @@ class WorkerPool:
             worker.end()
 
     def give(self, trial: Trial) -> None:
-        """Let a free worker run a trial; one is started where none is free.
+        """Let a free worker run a trial; start one if none is free.
 
         Raises:
             RunError: no process can be started.

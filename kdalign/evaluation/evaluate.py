@@ -36,7 +36,7 @@ def evaluate(
     """Score models on splits; predictions, texts and scores are kept in files.
 
     Args:
-        targets: checkpoints, runs, folders of runs or served models; where empty, the newest run below ``runs``.
+        targets: checkpoints, runs, folders of runs or served models; if empty, the newest run below ``runs``.
         request: data, metrics and settings.
         observer: shows progress.
 

@@ -36,7 +36,7 @@ class GenerationSettings:
 
     Attributes:
         beams: number of beams; 1 is greedy.
-        new_tokens: most new tokens, where a model ends its text itself.
+        new_tokens: most new tokens, if a model ends its text itself.
         rounds: rounds of Mask-Predict.
         max_length: longest source in tokens.
     """
@@ -85,7 +85,7 @@ def generate(
 
 
 def _batches(cases: Sequence[GenerationCase]) -> Iterator[list[int]]:
-    """Group cases by token budget, so that none ends by the others', then sort by length to pad little."""
+    """Group cases by token budget, so that each ends by its own, then sort by length to pad little."""
     order = sorted(range(len(cases)), key=lambda number: (-cases[number].token_budget, -len(cases[number].prompt)))
     for _, group in groupby(order, key=lambda number: cases[number].token_budget):
         rows = list(group)

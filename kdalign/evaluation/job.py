@@ -96,13 +96,13 @@ class EvalJob:
 
     @property
     def classification(self) -> ClassificationTask:
-        """The task, where it is of classes or scores."""
+        """The task, if it is of classes or scores."""
         assert isinstance(self.task, ClassificationTask), "a task of classes or scores"
         return self.task
 
     @property
     def language_task(self) -> LanguageTask:
-        """The task, where it is of texts or embeddings."""
+        """The task, if it is of texts or embeddings."""
         assert isinstance(self.task, LanguageTask), "a task of texts"
         return self.task
 

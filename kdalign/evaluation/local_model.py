@@ -125,7 +125,7 @@ class LocalTarget:
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        """The adapter's metrics, agreement where the teacher's predictions are kept, and those of texts."""
+        """The adapter's metrics, agreement if the teacher's predictions are kept, and those of texts."""
         of_adapter = self.adapter.metrics if self.adapter is not None else ()
         return (*of_adapter, *((AGREEMENT,) if self.teacher_file is not None else ()), *self.job.text_metrics)
 
@@ -133,7 +133,7 @@ class LocalTarget:
         """Refuse weights and tokenizers that the model cannot be scored with, before any model is loaded.
 
         Args:
-            metrics: names; the default ones where None.
+            metrics: names of metrics; the default ones if None.
 
         Raises:
             UsageError: weights or a tokenizer do not fit, or two metrics have one name.

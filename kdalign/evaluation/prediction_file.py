@@ -49,8 +49,8 @@ def score_file(file: str, metrics: Sequence[str] | None = None, language: str | 
 
     Args:
         file: parquet, csv, tsv or jsonl file.
-        metrics: names; by default those of texts, accuracy and macro F1 for whole numbers, or correlations.
-        language: language code of the texts; words end as in Unicode where it is left out.
+        metrics: names of metrics; by default those of texts, accuracy and macro F1 for whole numbers, or correlations.
+        language: language code of the texts; Unicode's rules divide words if it is left out.
 
     Raises:
         UsageError: no such file or column, a row without its text, an unknown language, or a metric of something else.

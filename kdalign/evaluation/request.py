@@ -30,27 +30,27 @@ class EvalRequest:
         folder: folder of the data.
         dataset: name of the dataset on the hub, in place of a folder.
         config: configuration of the dataset.
-        split: split to score on; the task's first evaluation split where left out.
-        metrics: names of metrics or groups of them; the task's where left out.
+        split: split to score on; the task's first evaluation split if left out.
+        metrics: names of metrics or groups of them; the task's if left out.
         max_length: longest input, in tokens.
         limit: number of examples, the first of the split.
         revision: branch, tag or commit of models on the hub.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        out: JSON file for the scores; a name below ``runs/eval`` where left out.
-        stride: tokens from the start of a window to that of the next; windows do not overlap where left out.
+        out: JSON file for the scores; a name below ``runs/eval`` if left out.
+        stride: tokens from the start of a window to that of the next; windows do not overlap if left out.
         pseudo: how a masked model's pseudo-likelihood masks, ``word-l2r`` or ``token``.
         beams: beams of generation; 1 is greedy.
-        new_tokens: most tokens of a generated text, where the model ends it itself.
-        language: language code of the texts, such as ``de``; the task's where left out, else words end as in Unicode.
+        new_tokens: most tokens of a generated text, if the model ends it itself.
+        language: language code of the texts, such as ``de``; the task's if left out, or else Unicode's rules.
         precision: precision of local models, ``fp32`` or ``bf16``.
         shots: solved examples before each question to a model that answers classes in words.
         seed: seed of random draws, such as those examples.
-        base_url: URL of the API of served models, ``openai:NAME``; OpenAI's where left out.
-        chat: use the chat endpoint even where a server completes raw text.
+        base_url: URL of the API of served models, ``openai:NAME``; OpenAI's if left out.
+        chat: use the chat endpoint even if a server completes raw text.
         concurrency: requests to a server under way at once.
         max_requests: most requests to pay for; None for no limit.
         max_tokens: most tokens of a served model's prompts and answers to pay for; None for no limit.
-        baselines: add rows of baselines that need no model where texts are generated.
+        baselines: add rows of baselines that need no model if texts are generated.
         noise: noise in the inputs, scored in columns of its own in addition to the clean ones.
     """
 

@@ -24,7 +24,7 @@ class Target(Protocol):
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        """Names of the metrics where the user gives none."""
+        """Names of the metrics if the user gives none."""
 
     def unsupported(self, metric: str) -> MissingMetric | None:
         """Return why the target cannot be scored by a metric; None if it can."""
@@ -35,7 +35,7 @@ class Target(Protocol):
         """Score the target by supported metrics.
 
         Args:
-            metrics: names.
+            metrics: names of metrics.
             output: paths of its files.
             device: device to run on.
             observer: shows progress.

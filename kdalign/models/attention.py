@@ -75,7 +75,7 @@ def sdpa_with_maps(  # ten parameters: Transformers calls attention functions so
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute Transformers' SDPA attention, and hand the map and its inputs to a keeper where one is set."""
+    """Compute Transformers' SDPA attention, and hand the map and its inputs to a keeper if one is set."""
     assert kwargs.get("s_aux") is None, "attention sinks are not known here"
     keeper = keepers.get(module)
     scale = scaling if scaling is not None else query.size(-1) ** -0.5

@@ -49,9 +49,9 @@ class Activations:
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
         compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
-        words: (entries, width), the student's input embeddings, where those are to be filled in.
+        words: (entries, width), the student's input embeddings, if masked tokens are to be predicted.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
-        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, where it does.
+        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, if it attends.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))

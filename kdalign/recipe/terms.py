@@ -11,15 +11,15 @@ class TermFacts:
 
     Attributes:
         name: name in a run's history, followed by a stack's name if there are several.
-        compares: what the student is compared with: the data's labels, the teacher's answers, the teacher's layers, or
-            tokens of the text that were masked.
+        compares: target that the student is compared with: the data's labels, the teacher's answers, the teacher's
+            layers, or tokens of the text that were masked.
         unit: unit of its values.
         key: recipe key of its weight; empty for a further term, whose weight stands by its name in
             ``objective.terms``.
-        says: its description in a model card; empty for its name.
-        says_of_tokens: its description for tasks of tokens, if it differs.
+        says: description in a model card; empty for its name.
+        says_of_tokens: description for tasks of tokens, if it differs.
         unit_of_scores: unit of its values for tasks of scores, if it differs.
-        short: its name in the progress line; empty for its name.
+        short: name in the progress line; empty for its name.
     """
 
     name: str

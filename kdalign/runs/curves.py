@@ -97,7 +97,7 @@ def _term_of(name: str, further: Iterable[str]) -> str:
 
 
 def _unit(term: str, scores: bool) -> str:
-    """Unit of a term's values, which is another where answers are scores; a user's term has its own."""
+    """Unit of a term's values, which differs for tasks of scores; a user's term has its own."""
     facts = TERM_FACTS.get(term)
     if facts is None:
         return "own unit"

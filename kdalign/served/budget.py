@@ -17,7 +17,7 @@ class ServedSettings:
         retries: retries of a request after no answer, a full server (429) or a server error (5xx), with growing pauses.
         max_requests: answers to pay for, from the opening of the model; None for no limit.
         max_tokens: tokens of prompts and answers to pay for, as the server counts them; None for no limit.
-        chat: use ``/chat/completions`` even where the server completes raw text.
+        chat: use ``/chat/completions`` even if the server completes raw text.
     """
 
     concurrency: int = 4

@@ -51,7 +51,7 @@ class AnswerCache:
         self.answers[key] = answer
 
     def keep_dialect(self, key: str, dialect: Dialect) -> None:
-        """Add a dialect, and write it: at once where there are answers, else before the first.
+        """Add a dialect, and write it: at once if there are answers, else before the first.
 
         Raises:
             RunError: the file cannot be written.

@@ -40,7 +40,7 @@ class Choices:
     """A model's choices among labels.
 
     Attributes:
-        texts: for each prompt a label where answers were constrained, else the model's text (``label_in_answer``).
+        texts: label of each prompt if answers were constrained, else the model's text (``label_in_answer``).
         constraint: form in which answers were constrained to the labels.
         endpoint: endpoint of the API.
     """
@@ -162,7 +162,7 @@ class ApiModel:
 
         Args:
             prompts: texts; equal ones are sent once.
-            max_tokens: for each prompt, the longest answer.
+            max_tokens: longest answer to each prompt, in tokens.
             stop: texts before which an answer ends.
             progress: called after each answer, in the caller's thread.
 

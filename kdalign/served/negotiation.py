@@ -27,7 +27,7 @@ class Negotiator:
 
         Args:
             requests: the queue that sends; its cache keeps the dialects.
-            chat: use ``/chat/completions`` even where the server completes raw text.
+            chat: use ``/chat/completions`` even if the server completes raw text.
             retries: retries of a request; a form that the server may not know is retried once at most.
         """
         self._requests, self._chat, self._cache = requests, chat, requests.cache

@@ -152,7 +152,7 @@ _LONGEST_TOKEN = 256
 
 
 def token_usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the tokens of prompt and answer as the server counts them; 0 where it gives none, None for no counts."""
+    """Return the tokens of prompt and answer as the server counts them; 0 if it gives none, None for no counts."""
     usage = answer.get("usage")
     if usage is None:
         return 0, 0
@@ -209,7 +209,7 @@ def _kind(value: object) -> str:
 
 
 def read_label(answer: dict[str, Any], labels: Collection[str]) -> dict[str, Any]:
-    """Make the line of a constrained answer for the cache: the label, or the text where it is none of them."""
+    """Make the line of a constrained answer for the cache: the label, or the text if it is none of them."""
     line = read_text(answer, ())
     try:
         tree = json.loads(line["text"])

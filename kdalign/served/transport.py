@@ -166,7 +166,7 @@ class Server:
         return text if len(text) <= 300 else f"{text[:300]}…"
 
     def _mask_key(self, text: str) -> str:
-        """Replace the key in a text, also where spaces stand between its letters."""
+        """Replace the key in a text, also if spaces stand between its letters."""
         if self._key_pattern is None or len(text) < _SHORTEST_KEY:
             return text
         return self._key_pattern.sub("***", text)

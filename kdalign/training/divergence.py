@@ -48,7 +48,7 @@ def explain_divergence(
 
 
 def or_fp32(bf16: bool) -> str:
-    """The alternative to a lower learning rate, where training is in bfloat16."""
+    """The alternative to a lower learning rate, if training is in bfloat16."""
     return ", or use --precision fp32" if bf16 else ""
 
 

@@ -56,7 +56,7 @@ MEMORY_STEPS = 50
 GRADIENT_STEPS = 200
 """Steps between measurements of each term's own gradient."""
 CHECKPOINT_SECONDS = 60.0
-"""Seconds of training between checkpoints, where no number of steps is set."""
+"""Seconds of training between checkpoints, if no number of steps is set."""
 
 _deterministic_options: Any = torch.utils.deterministic
 
@@ -424,7 +424,7 @@ class Trainer:
 
 
 def _history_event(report: StepReport) -> dict[str, Any]:
-    """A step's values that are the same in every repetition of the run: no clock; optional ones only where set."""
+    """A step's values that are the same in every repetition of the run: no clock; optional ones only if set."""
     event = asdict(report)
     for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
         del event[key]

@@ -56,7 +56,7 @@ class WatchedScores:
 
     Attributes:
         deciding: the number by which steps are compared, higher is better; None if it is undefined.
-        kept: scores by metric for the history, None where undefined, and sample texts.
+        kept: scores by metric for the history, None if undefined, and sample texts.
         undefined: reason of each metric without a value.
     """
 

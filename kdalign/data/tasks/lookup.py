@@ -244,9 +244,7 @@ def _language_of(given: Mapping[str, tuple[str, ...]], one: Mapping[str, str], f
     if not task.pairs and (task.references or task.prompt):
         raise UsageError(f"{where}: references and prompt are for tasks with a source and a target")
     _check_prompt(task.prompt, task.columns[0], where)
-    task.render_prompt(
-        {column: "" for column in task.columns}
-    )  # raises where a column's name is none that a prompt can have
+    task.render_prompt({column: "" for column in task.columns})  # raises if a column's name cannot stand in a prompt
     for metric in task.metrics:
         if metric not in TEXT_METRICS and ":" not in metric:
             raise unknown(f"metric in {where}:", metric, [*TEXT_METRICS, *GROUPS])

@@ -31,7 +31,7 @@ def adapter_for(
         max_length: longest input in tokens.
         model: the model's name, for the error.
         prediction_order: order in which a permutation model is trained to predict tokens.
-        stride: tokens from the start of a window to that of the next, where texts are scored from left to right.
+        stride: tokens from the start of a window to that of the next, if texts are scored from left to right.
 
     Raises:
         UsageError: the family cannot learn this task.

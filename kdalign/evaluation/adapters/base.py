@@ -5,7 +5,7 @@ A new kind of task, such as speech or images, is one class with the methods of `
 evaluation and export call these methods only, in this order:
 
 1. **Check**, before any weights load: ``check``, ``check_packing``, ``check_tokenizer`` and ``check_dual`` raise a
-   ``UsageError`` where a checkpoint or tokenizer does not fit; ``has_head`` decides whether a student gets a new head.
+   ``UsageError`` if a checkpoint or tokenizer does not fit; ``has_head`` decides whether a student gets a new head.
 2. **Read**: ``load_examples`` reads a split, and ``tokenize`` (or ``tokenize_dual``, for a teacher with another
    tokenizer) turns it into a ``TokenizedSplit``, whose columns are the model's inputs.
 3. **Load**: ``load_model`` loads a checkpoint with the head for the task, and ``output_order`` maps the head's outputs
@@ -47,7 +47,7 @@ class TaskAdapter(Protocol):
 
     @property
     def head(self) -> HeadKind:
-        """Kind of head that predicts; ``HeadKind.NONE`` where the body's output is the prediction."""
+        """Kind of head that predicts; ``HeadKind.NONE`` if the body's output is the prediction."""
 
     @property
     def max_length(self) -> int:
@@ -148,7 +148,7 @@ class TaskAdapter(Protocol):
         Args:
             predictions: what ``predict`` returned for ``encoded``.
             encoded: the split, with its labels or targets.
-            metrics: names; the default ones where None.
+            metrics: names of metrics; the default ones if None.
             interval: compute 95 % intervals as well.
         """
 

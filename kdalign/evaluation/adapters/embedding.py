@@ -64,7 +64,7 @@ class EmbeddingAdapter:
     def tokenize(
         self, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, scored: bool
     ) -> TokenizedSplit:
-        """Tokenize texts; with ``scored`` first texts, then second ones (the next text for each where unpaired)."""
+        """Tokenize texts; with ``scored`` first texts, then second ones (the next text if there are no pairs)."""
         if scored:
             first, second = examples.texts if len(examples.texts) == 2 else (examples.texts[0], _next_texts(examples))
             labels = None if examples.labels is None else np.concatenate([examples.labels, examples.labels])

@@ -34,7 +34,7 @@ class LanguageModelingAdapter:
         family: the models' family.
         max_length: longest row in tokens.
         prediction_order: order in which a permutation model is trained to predict tokens.
-        stride: tokens from the start of a window to that of the next; windows do not overlap where None.
+        stride: tokens from the start of a window to that of the next; windows do not overlap if None.
     """
 
     task: LanguageTask
