@@ -122,7 +122,7 @@ def check_trusted(name: str, what: str) -> None:
     """
     if names_code(name) and not trust().allows(name):
         source = name.rpartition(":")[0]
-        raise Untrusted(f"{what} {name!r} is code, of {source!r}, which is run only with --allow code")
+        raise Untrusted(f"{what} {name!r} is code from {source!r}, which runs only with --allow code")
 
 
 def resolve(name: str, shipped: Mapping[str, T], what: str) -> T:

@@ -138,7 +138,7 @@ def test_code_that_files_name_is_run_where_it_is_allowed_and_is_named_before(kda
     sealed(place / "a0", HOSTILE["record.metrics"])
     status, out, err = kdalign("compare", "a0", "--verify")
     assert status == 0, err
-    assert "is code, of 's/evil.py', which is run only with --allow code: its scores were not computed" in " ".join(
+    assert "is code from 's/evil.py', which runs only with --allow code: its scores were not computed" in " ".join(
         out.split()
     )
     assert not ran(place)

@@ -111,7 +111,7 @@ def _parse_tabs(text: str, where: str) -> _Table:
         return table
     raise UsageError(
         f"{where}, line {table.first_quoted}: it cannot be told whether the quotes around a cell are a part of its "
-        "text, for both readings fit the file; save it as csv, jsonl or parquet"
+        "text, as both readings fit the file; save it as csv, jsonl or parquet"
     )
 
 
@@ -168,9 +168,9 @@ def _explain_width(table: _Table, row: int, used: str, expected: str) -> str:
         f"and the header {header} ({preview_cells(table.header)}), divided by {NAMES[used]}"
     )
     if used != expected:
-        return f"{said}, for the header has no {NAMES[expected]}"
+        return f"{said}, because the header has no {NAMES[expected]}"
     if used == "\t" and table.stray:
-        return f"{said}; quotes are read as text, for one on line {table.stray} is neither around a cell nor doubled"
+        return f"{said}; quotes are read as text, as one on line {table.stray} is neither around a cell nor doubled"
     if cells > header and used != "\t":
         return f'{said}; a cell with one of these in its text has quotes around it ("...")'
     return said

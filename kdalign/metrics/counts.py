@@ -19,7 +19,7 @@ class Counts:
         rows: (examples, counts); they add up over examples.
         value: function of the summed rows to the metric's value in its unit; NaN if it is undefined.
         signature: library, version and settings that counted.
-        resampled: false if resampling examples says nothing of the value's spread.
+        resampled: false if resampling examples says nothing about the value's spread.
         undefined: reason for a NaN, as a clause.
     """
 

@@ -331,8 +331,8 @@ def language_code(given: str, what: str = "language") -> str:
         near = _nearest(given.strip().casefold())
         hint = f"; did you mean {near!r} ({_CALLED[near].title()})?" if near else ""
         raise UsageError(
-            f"unknown {what} {given!r}{hint} (accepted: codes of ISO 639 such as en, de, zh or zh-CN; left out, words "
-            "are told apart by Unicode's rules)"
+            f"unknown {what} {given!r}{hint} (accepted: codes of ISO 639 such as en, de, zh or zh-CN; if left out, "
+            "Unicode's rules divide words)"
         )
     return found
 

@@ -58,7 +58,7 @@ def _exact(predictions: Sequence[str], references: References, language: str) ->
 def _distinct(n: int, predictions: Sequence[str], references: References, language: str) -> Counts:
     """Count distinct n-grams among all n-grams of the predictions (Li et al. 2016, arXiv:1510.03055, section 5.2).
 
-    An example drawn twice brings no new n-gram, so resampling says nothing of the spread.
+    An example drawn twice brings no new n-gram, so resampling says nothing about the spread.
     """
     grams = [list(zip(*(words[i:] for i in range(n)), strict=False)) for words in map(str.split, predictions)]
     seen: set[tuple[str, ...]] = set()

@@ -164,7 +164,7 @@ FLAGS = (
     Flag(
         "--allow",
         "allow",
-        "Continue in spite of a preflight error: memory, disk, file-size, special-tokens; or code: run code that "
+        "Continue despite a preflight error: memory, disk, file-size, special-tokens; or code: run code that "
         "recipes, task files and plans name (own terms, maps, metrics). Repeatable.",
         list,
         "WHAT",

@@ -191,7 +191,7 @@ def in_digits(value: float, digits: int) -> str:
 
 
 MANY_DIGITS = 1e9
-"""Smallest number in scientific notation, such as the perplexity of a model that knows nothing of a text."""
+"""Smallest number in scientific notation, such as the perplexity of a model that knows nothing about a text."""
 GAP = 2
 """Characters between two columns."""
 _EDGES = 2

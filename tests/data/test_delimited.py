@@ -73,7 +73,7 @@ def test_a_tsv_of_which_both_readings_fit_is_refused(text):
 
 
 def test_rows_cut_by_quotes_that_are_text_name_the_quote():
-    with pytest.raises(UsageError, match=r"line 2 has 1 cell, and the header 2 .* for one on line 4 is neither"):
+    with pytest.raises(UsageError, match=r"line 2 has 1 cell, and the header 2 .* as one on line 4 is neither"):
         read('text\tlabel\n"two\nlines"\t1\nhe said "so\t0\n', "\t")
 
 
@@ -89,7 +89,7 @@ def test_rows_cut_by_quotes_that_are_text_name_the_quote():
         ('text,label\na,1\n"b,0\nc,1\n', "line 3: a cell that begins with a quote"),
         ("", "is empty: its first line must name the columns"),
         ("\n \n", "is empty"),
-        ("text;label\na;b;1\n", "line 2 has 3 cells, .* divided by semicolons, for the header has no commas"),
+        ("text;label\na;b;1\n", "line 2 has 3 cells, .* divided by semicolons, because the header has no commas"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named_with_its_line(text, said):
