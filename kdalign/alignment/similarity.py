@@ -1,4 +1,4 @@
-r"""Similarity of two models' layers (CKA), and layer maps by it.
+r"""Similarity of two models' layers (CKA), and the layer maps that follow from it: monotone path, earth mover's flow.
 
 Features are (tokens, width) matrices over the same real tokens without special tokens, whose few huge rows would make
 unrelated features look alike.

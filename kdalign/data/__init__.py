@@ -1,1 +1,1 @@
-"""Tasks and their splits, tokenization, two tokenizers at once, windows and batches."""
+"""Tasks and their splits, tables of files, tokenization by one or two tokenizers, corruption, windows and batches."""

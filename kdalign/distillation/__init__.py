@@ -1,1 +1,1 @@
-"""A distillation, stage by stage: prepare, preflight, tokenize, build, train, export; and many runs at once."""
+"""A distillation, stage by stage: prepare, preflight, tokenize, load, build, train, export; and many runs at once."""

@@ -1,4 +1,4 @@
-"""An evaluation job: a split of a task, how models answer it, and the results of classes and texts they chose."""
+"""An evaluation job: a split of a task and how models answer it; and the scores of their classes and texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,1 +1,1 @@
-"""Checkpoints: their architecture, loading, capture of activations, students, teachers, profiling."""
+"""Checkpoints: architecture, loading, capture of activations, students (cut, pruned, new), teachers, profiling."""

@@ -59,7 +59,7 @@ class LanguageModelingAdapter:
         return load_texts(self.task, split)
 
     def check_packing(self, checkpoint: Checkpoint) -> None:
-        """Refuse a model with a sliding window shorter than a row: packed documents would see one another."""
+        """Refuse a model with a sliding window shorter than a row: the mask of packed documents would replace it."""
         window = getattr(checkpoint.config, "sliding_window", None)
         packed = self.family == "causal" and self.task.kind != "chat"
         if packed and window is not None and window < self.max_length:
