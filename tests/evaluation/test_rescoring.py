@@ -256,7 +256,7 @@ def test_a_run_that_kept_answers_of_nan_is_named_whatever_its_classes_score(colu
         "run 'x', validation",
     )
     [line] = found.differences
-    assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept predictions are no numbers")
+    assert line.startswith(f"run 'x', validation: the {who} gives NaN: 1 of 2 kept predictions are not numbers")
     with pytest.raises(RunError):
         found.check()
 

@@ -65,7 +65,7 @@ HOSTILE = {
     "another length": ({"prediction": {"dtype": "<i4", "values": COLUMN}}, "of other lengths: prediction 4"),
     "no whole numbers": ({"prediction": {"dtype": "<i4", "values": "AAAA"}}, "reshape"),
     "objects": ({"prediction": {"dtype": "O", "values": COLUMN}}, "a column of 'O'"),
-    "a path": ({"prediction": {"dtype": "<i4", "file": "../../x.gz"}}, "no name of a column"),
+    "a path": ({"prediction": {"dtype": "<i4", "file": "../../x.gz"}}, "not the name of a shared column"),
     "a list": ([], "list"),
     "no split": (None, "NoneType"),
 }
