@@ -47,7 +47,7 @@ def read_bytes(file: Path, largest: int | None = LARGEST_TEXT) -> bytes:
         largest: limit of bytes; None for data, which may be as large as memory holds.
 
     Raises:
-        UsageError: nothing there, a folder, no regular file (reading a pipe would block), unreadable, or too large.
+        UsageError: nothing there, a folder, a pipe or device (reading one would block), unreadable, or too large.
     """
     try:
         size = check_regular(file)
@@ -151,7 +151,7 @@ def parse_json(text: str, where: str, **options: Any) -> Any:
         options: further arguments of ``json.loads``.
 
     Raises:
-        UsageError: it is no JSON, or nested too deeply.
+        UsageError: it is not JSON, or nested too deeply.
     """
     strict = {
         "parse_constant": _no_number,
@@ -189,7 +189,7 @@ def _shallow(value: Any) -> bool:
 
 
 def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -274,7 +274,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write a text file atomically; half a surrogate pair (of a file name that is no UTF-8) is written ``\udcff``."""
+    r"""Write a text file atomically; half a surrogate pair (of a file name that is not UTF-8) is written ``\udcff``."""
     with atomic_file(path) as temporary:
         # The same bytes, and hash, on every system.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

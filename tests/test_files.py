@@ -81,8 +81,8 @@ def test_another_encoding_is_refused_with_its_line(tmp_path) -> None:
     [
         ("[" * 100_000, "nested too deeply"),
         ("[1e400]", "beyond what a float holds"),
-        ("[NaN]", "NaN is no number of JSON"),
-        ("[-Infinity]", "no number of JSON"),
+        ("[NaN]", "NaN is not a JSON number"),
+        ("[-Infinity]", "not a JSON number"),
         ("9" * 5000, "a whole number of 5,000 digits"),
         ("{", "Expecting"),
         ('{"a": 1, "b": {"lr": 1, "lr": 2}}', "key 'lr' is given twice"),

@@ -52,7 +52,7 @@ def _parse_row(tree: Mapping[str, Any]) -> Row:
         raise TypeError(f"{tree['name']!r} is not the name of a row")
     for value in (value for cell in cells.values() for value in (cell.value, cell.low, cell.high)):
         if value is not None and not isinstance(value, int | float):
-            raise TypeError(f"{value!r} is no number")
+            raise TypeError(f"{value!r} is not a number")
     return _parse(Row, {**tree, "cells": cells})
 
 

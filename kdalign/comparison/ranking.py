@@ -119,7 +119,7 @@ def _number(condition: Filter) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"--filter {condition.written!r}: {condition.text!r} is no number; {_ACCEPTED}")
+        raise UsageError(f"--filter {condition.written!r}: {condition.text!r} is not a number; {_ACCEPTED}")
     return value
 
 

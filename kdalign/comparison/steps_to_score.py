@@ -42,7 +42,7 @@ class ScoreTarget:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise UsageError(f"--steps-to {written!r}: {text!r} is no number (such as accuracy=85)")
+            raise UsageError(f"--steps-to {written!r}: {text!r} is not a number (such as accuracy=85)")
         if relative and not 0 < value <= 100:
             raise UsageError(f"--steps-to {written!r}: a share of a run's last score is above 0 % and at most 100 %")
         return cls(name, value / 100 if relative else value, relative, text)

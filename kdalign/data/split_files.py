@@ -91,7 +91,7 @@ def unreadable_files(folder: Path, split: str, formats: Sequence[str]) -> str:
             return f"; {path.name!r} is a folder, not a file"
         ending = file_format(path)
         if ending in formats:
-            return f"; {path.name!r} is {'a broken link' if not path.exists() else 'no regular file'}"
+            return f"; {path.name!r} is {'a broken link' if not path.exists() else 'not a regular file'}"
         mend = f" ({_MENDS[ending]})" if ending in _MENDS else ""
         return f"; {path.name!r} is of no format that is read here{mend}"
     return ""

@@ -98,7 +98,7 @@ def _read_jsonl(file: Path) -> "pd.DataFrame":
             more = "; a line is an object, and this file begins a list" if line.lstrip()[:1] == "[" else ""
             raise UsageError(f"{str(file)!r} is not a jsonl file: line {number}: {reason}{more}") from None
         if not isinstance(row, dict):
-            raise UsageError(f"{str(file)!r} is not a jsonl file: line {number} is no object with keys")
+            raise UsageError(f"{str(file)!r} is not a jsonl file: line {number} is not an object with keys")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     if len(rows) * len(names) > max(_MOST_CELLS, 100 * sum(map(len, rows))):

@@ -172,7 +172,7 @@ def _find_folder(recipe: Recipe, task: AnyTask) -> RunFolder:
     folder = RunFolder(Path(recipe.out or f"runs/{default_name(recipe, task)}"))
     check_writable(folder.path)
     if not is_utf8(folder.path):
-        raise UsageError(f"--out {str(folder.path)!r} is no UTF-8, as the names of files with weights must be")
+        raise UsageError(f"--out {str(folder.path)!r} is not UTF-8, as the names of files with weights must be")
     return folder
 
 

@@ -181,7 +181,7 @@ def _classes(columns: _Columns, ours: Array, references: Array, metric: Metric) 
     for name, values in (("prediction", ours), (columns.name, references)):
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise UsageError(f"{file!r}: row {row}: the {name} {values[row]} is no class")
+            raise UsageError(f"{file!r}: row {row}: the {name} {values[row]} is not a class")
     both = np.concatenate([ours, references])
     if not np.array_equal(both, np.round(both)):
         raise UsageError(f"{file!r}: {metric.name} is of classes, and these numbers are not whole")
@@ -225,7 +225,7 @@ def _reference_texts(cell: object, where: str, column: str) -> list[str]:
 def _parse_list(value: str, where: str) -> object:
     """Parse a list in a text file, as JSON or Python write it."""
     parsed = None
-    for parse in (json.loads, literal_eval):  # Python writes ["it's", 'so'], which is no JSON
+    for parse in (json.loads, literal_eval):  # Python writes ["it's", 'so'], which is not JSON
         try:
             parsed = parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deeply

@@ -97,7 +97,7 @@ def text_metric(name: str) -> TextMetric:
     """
     found = resolve(name, TEXT_METRICS, "metric")
     if not isinstance(found, TextMetric):
-        raise UsageError(f"metric {name!r} is no TextMetric (kdalign.plugins.mean_metric makes one from a function)")
+        raise UsageError(f"metric {name!r} is not a TextMetric (kdalign.plugins.mean_metric makes one from a function)")
     return found
 
 

@@ -87,7 +87,7 @@ def find_checkpoint(name: str, revision: str | None = None, *, weights: bool = T
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot look for model {shorten(repr(name), 120)}: {why}") from None
     if there and not is_utf8(folder):
-        raise UsageError(f"the name of model {name!r} is no UTF-8, as those of files with weights must be: rename it")
+        raise UsageError(f"the name of model {name!r} is not UTF-8, as those of files with weights must be: rename it")
     if is_folder or folder.suffix == ".gguf":
         if revision is not None:
             raise UsageError(f"--revision is for hub models; {name!r} is a local one")

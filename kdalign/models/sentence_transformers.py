@@ -105,7 +105,7 @@ def _modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         return []
     tree = read_json(file)
     if not isinstance(tree, list) or not all(_is_module(each) for each in tree):
-        raise UsageError(f"{str(file)!r} is no list of sentence-transformers' modules")
+        raise UsageError(f"{str(file)!r} is not a list of sentence-transformers' modules")
     return [(each["type"].rpartition(".")[2], each.get("path", "")) for each in tree]
 
 

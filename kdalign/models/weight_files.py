@@ -64,7 +64,7 @@ def shard_names(index: Path) -> list[str]:
     """
     tree = read_json(index)
     named = tree.get("weight_map") if isinstance(tree, dict) else None
-    what = f"{str(index)!r} is no index of weights"
+    what = f"{str(index)!r} is not an index of weights"
     if not isinstance(named, dict) or not named:
         raise UsageError(f"{what}: it has no 'weight_map' of names to files; {_MEND}")
     for tensor, file in named.items():
@@ -82,7 +82,7 @@ def read_headers(folder: Path, name: str) -> WeightHeaders:
     """Read the headers of all files; no tensor is read.
 
     Raises:
-        UsageError: a file that is missing, cut short or no safetensors file, weights of another library's layout, or
+        UsageError: a file that is missing, cut short or not a safetensors file, weights of another library's layout, or
             weights that are not floating-point numbers.
     """
     files = weight_files(folder, name)
@@ -93,7 +93,7 @@ def read_headers(folder: Path, name: str) -> WeightHeaders:
 def _names(file: Path) -> list[str]:
     from safetensors import safe_open
 
-    what = f"{str(file)!r} is damaged or no safetensors file"
+    what = f"{str(file)!r} is damaged or not a safetensors file"
     with library_errors(what, _MEND), safe_open(str(file), framework="pt") as opened:
         names = list(opened.keys())
         form = (opened.metadata() or {}).get("format")

@@ -24,7 +24,7 @@ def parse_yaml(text: str, where: str, loader: Any = None) -> Any:
         loader: another safe loader, such as ``yaml.BaseLoader``, which reads all values as text.
 
     Raises:
-        UsageError: it is no YAML, nested too deeply, or has a value that Python cannot hold (an impossible date).
+        UsageError: it is not YAML, nested too deeply, or has a value that Python cannot hold (an impossible date).
     """
     import yaml
 

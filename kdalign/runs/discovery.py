@@ -315,7 +315,7 @@ def check_replaced(out: Path) -> None:
         read_evaluation(out)
     except UsageError as error:
         raise UsageError(
-            f"--out {str(out)!r} would replace what is no evaluation ({error}); give another name"
+            f"--out {str(out)!r} would replace what is not an evaluation ({error}); give another name"
         ) from None
 
 

@@ -231,7 +231,7 @@ class RunFolder:
         except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("step"), int):
-            raise UsageError(f"{str(self.history)!r}, line {number} is no event of a run: the history was changed")
+            raise UsageError(f"{str(self.history)!r}, line {number} is not an event of a run: the history was changed")
         return event
 
     def history_seal(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _MOST = 10**18
 
 def _no_path(name: str) -> str:
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0") or len(name) > 200:
-        raise ValueError("is no name of a split, which is a part of file names")
+        raise ValueError("is not a name of a split, which is a part of file names")
     return name
 
 

@@ -354,7 +354,7 @@ def test_a_plan_of_which_one_value_is_another_is_a_plan_or_one_line():
     ("text", "said"),
     [
         ("[" * 100_000, "nested too deeply"),
-        ('{"maps": NaN}', "NaN is no number"),
+        ('{"maps": NaN}', "NaN is not a JSON number"),
         ('{"teacher": 1, "teacher": 2}', "given twice"),
         ("", "not JSON"),
         ("[]", "not a plan"),

@@ -166,7 +166,7 @@ def test_scores_do_not_replace_a_file_that_holds_none(kdalign, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     words = ["eval", "--predictions", "p.jsonl", "--metrics", "exact_match", "--out"]
     status, _, err = kdalign(*words, "config.json")
-    assert (status, "would replace what is no evaluation" in one_line(err)) == (2, True)
+    assert (status, "would replace what is not an evaluation" in one_line(err)) == (2, True)
     assert (tmp_path / "config.json").read_text() == "{}"
     assert kdalign(*words, "e.json")[0] == 0
     assert kdalign(*words, "e.json")[0] == 0

@@ -288,7 +288,7 @@ def test_a_table_that_a_later_version_wrote_with_more_in_it_is_still_read(kdalig
         (("--baseline", "none.json", "--max-drop", "accuracy=1"), "--baseline: no run at "),
         (("--baseline", "b.json", "--max-drop", "accuracy=1"), "--baseline: 'b.json' is not JSON"),
         (("--baseline", "c.json", "--max-drop", "accuracy=1"), "is not a table that `kdalign compare"),
-        (("--baseline", "d.json", "--max-drop", "accuracy=1"), "'ninety' is no number"),
+        (("--baseline", "d.json", "--max-drop", "accuracy=1"), "'ninety' is not a number"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_status_2_and_nothing_is_written(kdalign, tmp_path, before, more, said):

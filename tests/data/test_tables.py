@@ -55,7 +55,7 @@ def test_lines_end_at_line_ends_alone(tmp_path, end):
     ("line", "said"),
     [
         ('{"text": "a", "label": 1, "label": 0}', "line 2: key 'label' is given twice"),
-        ("[1, 2]", "line 2 is no object with keys"),
+        ("[1, 2]", "line 2 is not an object with keys"),
         ('[{"text": "a"},', "line 2: .*a line is an object, and this file begins a list"),
         ("[" * 100_000, "line 2: nested too deeply"),
         ('{"n": ' + "9" * 5000 + "}", "line 2: .*digit"),

@@ -483,7 +483,7 @@ def test_columns_that_hold_lists_or_one_value_are_no_text(tmp_path):
             {"text": [SOME[0]] * N, "label": [n % 2 for n in range(N)]},
             "in every row, and nothing can be learned from one text",
         ),
-        ({"text": SOME, "label": ["one"] * N}, "1 different labels are no classes"),
+        ({"text": SOME, "label": ["one"] * N}, "1 different labels are not classes"),
         ({"text": SOME, "label": [None] * N}, "column 'label' has no labels"),
         ({"text": SOME, "label": [float("nan")] * N}, "column 'label' has no labels"),
         ({"text": SOME, "label": [["a"], ["b"]] * 12}, "row 0 has a list .* in column 'label'"),

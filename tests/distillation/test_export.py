@@ -153,7 +153,7 @@ def test_a_folder_whose_name_is_no_text_costs_no_training(tmp_path):
     record, student = run_of(tmp_path, teacher, task="sst2", data=folder)
     assert record.data["source"] == str(tmp_path / "sst2-\\udcff")
     assert (student / "README.md").is_file()
-    with pytest.raises(UsageError, match="is no UTF-8"):
+    with pytest.raises(UsageError, match="is not UTF-8"):
         run_of(tmp_path, teacher, task="sst2", data=folder, out=str(tmp_path / os.fsdecode(b"run-\xff")))
 
 

@@ -194,7 +194,7 @@ def test_a_measured_plan_that_was_edited_is_followed_as_it_stands(kdalign, teach
         ({"relation_heads": 5}, "5 relation heads do not divide"),
         ({"relation_heads": 0}, "0 relation heads do not divide"),
         ({"statistics": {"variance/encoder.1": -1.0}}, "variances must be above 0"),
-        ({"similarities": {"encoder": [[0.1, 0.2, 0.3, float("nan")]] * 2}}, "NaN is no number"),
+        ({"similarities": {"encoder": [[0.1, 0.2, 0.3, float("nan")]] * 2}}, "NaN is not a JSON number"),
     ],
 )
 def test_a_plan_that_says_what_cannot_be_is_refused(change, named):

@@ -254,7 +254,7 @@ def test_weights_that_are_not_safetensors_are_refused(kdalign, tmp_path_factory,
     (folder / "model.safetensors").write_bytes(b"not what it says")
     status, _, err = kdalign(*quick(folder, data))
     assert status == 2
-    assert "model.safetensors' is damaged or no safetensors file" in one_line(err)
+    assert "model.safetensors' is damaged or not a safetensors file" in one_line(err)
     (folder / "model.safetensors").unlink()
     status, _, err = kdalign(*quick(folder, data, "--out", "runs/other"))
     assert status == 2

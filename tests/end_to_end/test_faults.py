@@ -332,7 +332,7 @@ def test_a_run_that_an_older_version_began_goes_on_with_a_word(kdalign, killed, 
         ("inputs.json", ANY["half"], "not JSON"),
         ("inputs.json", ANY["a list"], "does not hold fingerprints"),
         ("checkpoints/step-6/model.safetensors", ANY["half"], "passed"),
-        ("history.jsonl", HISTORY["a row of a number"], "line 2 is no event of a run"),
+        ("history.jsonl", HISTORY["a row of a number"], "line 2 is not an event of a run"),
     ],
 )
 def test_what_can_be_seen_of_damage_without_checksums_is_refused(kdalign, killed, name, change, said):

@@ -258,7 +258,7 @@ def test_pooling_is_read_where_the_list_of_modules_says(tmp_path, told, pooling)
     [
         ({"modules": MODULES}, "pools its tokens as 2_Pooling/config.json says (modules.json), and has no such file"),
         ({"modules": [*MODULES, MODULES[1]]}, "pools its tokens 2 times"),
-        ({"modules": [{"path": "../x", "type": "x.Pooling"}]}, "is no list of sentence-transformers' modules"),
+        ({"modules": [{"path": "../x", "type": "x.Pooling"}]}, "is not a list of sentence-transformers' modules"),
         (
             {"config_sentence_transformers": {"prompts": {"query": "query: "}, "default_prompt_name": "query"}},
             "puts the prompt 'query: ' before every text",

@@ -458,7 +458,7 @@ def test_a_metric_of_the_users_own_is_a_mean_with_an_interval(tmp_path):
     assert (score.metric, score.value, score.unit) == ("length", 1.5, "words")
     assert each["length"].tolist() == [2, 1]
     place.write_text("length = 3\n")
-    with pytest.raises(UsageError, match="is no TextMetric"), allow_code():
+    with pytest.raises(UsageError, match="is not a TextMetric"), allow_code():
         text_metric(f"{place}:length")
     assert mean_metric("x", lambda text, references: 0.0).higher_is_better
 
@@ -668,7 +668,7 @@ def test_an_infinite_prediction_is_no_class_and_no_correlation(tmp_path):
 
     file = tmp_path / "answers.csv"
     file.write_text("prediction,reference\n1,1\ninf,0\n0,1\n")
-    with pytest.raises(UsageError, match="row 1: the prediction inf is no class"):
+    with pytest.raises(UsageError, match="row 1: the prediction inf is not a class"):
         score_file(str(file), ["accuracy"])
     [pearson] = score_file(str(file), ["pearson"]).scores
     assert (pearson.value, pearson.reason) == (None, "1 of 3 predictions are infinite or NaN")

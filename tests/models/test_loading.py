@@ -227,7 +227,7 @@ def test_an_index_may_name_safetensors_files_of_its_own_folder_alone(copied):
     index("part.safetensors", weight_map={})
     refused("no 'weight_map'")
     (Path("copy") / "model.safetensors.index.json").write_text("{}")
-    refused("is no index of weights")
+    refused("is not an index of weights")
 
 
 def test_a_pickle_is_not_read_and_is_named(copied):

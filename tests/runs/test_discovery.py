@@ -233,10 +233,10 @@ def test_a_run_without_a_history_has_a_dash_and_the_reason(tmp_path):
     ("given", "said"),
     [
         ("acuracy=85", "unknown metric in --steps-to 'acuracy'; did you mean 'sst2/accuracy'"),
-        ("accuracy", "'accuracy' is no number"),
-        ("accuracy=high", "'high' is no number"),
-        ("accuracy=nan", "'nan' is no number"),
-        ("accuracy=inf", "'inf' is no number"),
+        ("accuracy", "'accuracy' is not a number"),
+        ("accuracy=high", "'high' is not a number"),
+        ("accuracy=nan", "'nan' is not a number"),
+        ("accuracy=inf", "'inf' is not a number"),
     ],
 )
 def test_a_score_to_be_reached_is_a_metric_and_a_number(watched_runs, given, said):

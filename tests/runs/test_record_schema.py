@@ -124,7 +124,7 @@ def test_numbers_that_json_or_floats_do_not_have_are_refused(tmp_path, tree, val
 def test_a_splits_name_is_no_path(tree, split):
     for section in (tree["scores"], tree["data"]["reported"]):
         section[split] = section.pop("validation")
-    with pytest.raises(UsageError, match="is no name of a split"):
+    with pytest.raises(UsageError, match="is not a name of a split"):
         check_record(tree, "x")
 
 

@@ -206,5 +206,5 @@ def _named_classes(table: "pd.DataFrame", label: str, where: str) -> tuple[str, 
             )
     names = tuple(sorted(rows, key=_number_key))
     if not 2 <= len(names) <= _MOST_CLASSES:
-        raise UsageError(f"{where}: {len(names)} different labels are no classes (accepted: 2 to {_MOST_CLASSES})")
+        raise UsageError(f"{where}: {len(names)} different labels are not classes (accepted: 2 to {_MOST_CLASSES})")
     return names

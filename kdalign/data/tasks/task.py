@@ -24,7 +24,7 @@ class DataSource:
         return f" --data {self.folder}" if self.folder is not None else ""
 
     def __str__(self) -> str:
-        if self.folder is not None:  # a name that is no UTF-8 must be one in records and cards
+        if self.folder is not None:  # a name that is not UTF-8 must be one in records and cards
             return str(self.folder).encode("utf-8", "backslashreplace").decode()
         return f"{self.dataset} ({self.config})" if self.config else str(self.dataset)
 
@@ -160,7 +160,7 @@ class ClassificationTask:
         found: object = resolve(name, METRICS, "metric")
         if not isinstance(found, Metric):
             raise UsageError(
-                f"metric {name!r} is no kdalign.metrics.classification.Metric but a {type(found).__name__}"
+                f"metric {name!r} is not a kdalign.metrics.classification.Metric but a {type(found).__name__}"
             )
         return found
 

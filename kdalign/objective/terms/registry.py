@@ -106,7 +106,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         if key not in known:
             raise unknown(f"option of term {name!r}:", key, list(known) or ["none but its weight"])
         if isinstance(value, bool) and not isinstance(known[key].default, bool):
-            raise UsageError(f"term {name!r}: {key}={value!r} is no number")
+            raise UsageError(f"term {name!r}: {key}={value!r} is not a number")
 
 
 def _need_layers(context: TermContext) -> Mapping[str, LayerPairs]:

@@ -159,7 +159,7 @@ def test_classes_are_compared_by_the_divergence_that_is_asked_for(kind):
         ({"alpha": 1, "standardise": True}, 2, "standardise needs three classes or more: .*only the order is left"),
         ({"terms": {"pkt": 1}}, 2, "unknown term 'pkt'; did you mean 'pkd'"),
         ({"terms": {"dkd": {"othr": 1}}}, 3, "unknown option of term 'dkd': 'othr'; did you mean 'other'"),
-        ({"terms": {"info-nce": {"queue": True}}}, 2, "queue=True is no number"),
+        ({"terms": {"info-nce": {"queue": True}}}, 2, "queue=True is not a number"),
         ({"terms": {"info-nce": {"temperature": 1e-300}}}, 2, "greater than or equal to 0.0001"),
         (
             {"terms": {"info-nce": {"over": "words"}}},
