@@ -208,7 +208,7 @@ def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Pl
         plan,
         maps=maps,
         projections=projection_shapes(plan.teacher, plan.student, maps, plan.style, plan.attended),
-        chosen=f"{plan.choice} by likeness (CKA) over {source}",
+        chosen=f"{plan.choice} by similarity (CKA) over {source}",
         similarities=kept,
         statistics={},
     )

@@ -58,7 +58,7 @@ TERM_FACTS: Mapping[str, TermFacts] = {
             "answers",
             "1 − cosine",
             key="alpha",
-            says="distance from the teacher's embeddings, by direction and by likeness of texts",
+            says="distance from the teacher's embeddings, by direction and by similarity of texts",
         ),
         TermFacts("similarity", "answers", "teacher's spreads", key="alpha"),
         TermFacts("cosine", "layers", "1 − cosine", key="beta", says="cosine between hidden states", short="cos"),

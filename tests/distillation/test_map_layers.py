@@ -32,7 +32,7 @@ def test_a_measured_map_takes_the_best_path_and_says_on_what():
     assert (plan.choice, plan.chosen, plan.calibrated) == ("cka", "cka, not measured yet", False)
     found = remap_plan(plan, ALIKE, "12 tokens of sst2")
     assert found.maps[0].pairs == ((0, 0), (1, 1))  # 0.9 + 0.7 is more than 0.8 + 0.6
-    assert found.chosen == "cka by likeness (CKA) over 12 tokens of sst2"
+    assert found.chosen == "cka by similarity (CKA) over 12 tokens of sst2"
     assert Plan.from_json(found.to_json()) == found
 
 
@@ -149,7 +149,7 @@ def test_map_layers_shows_saves_and_draws_what_it_measured(kdalign, teacher, oth
     words = ("map-layers", "--teacher", teacher, "--student", other, "--map", "cka", "--task", "sst2", "--data", data)
     status, out, err = kdalign(*words, "--out", "plan.json", "--plot", "map.png")
     assert status == 0, err
-    assert "cka by likeness (CKA) over" in " ".join(out.split())
+    assert "cka by similarity (CKA) over" in " ".join(out.split())
     assert out.count("*") == 2
     assert max(map(len, out.splitlines())) <= 80
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
@@ -167,7 +167,7 @@ def test_a_student_learns_by_a_map_that_was_measured_and_the_run_keeps_it(kdalig
         *("--delta", 0, "--max-steps", 2, "--out", "run"),
     )
     assert status == 0, err
-    assert "map: emd by likeness (CKA) over" in " ".join(err.split())
+    assert "map: emd by similarity (CKA) over" in " ".join(err.split())
     plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())
     assert plan.calibrated
     assert len(plan.projections) == len(plan.maps[0].pairs) >= 4

@@ -36,4 +36,4 @@ def test_an_encoder_is_scored_on_pairs_with_their_likeness_alone():
     adapter = adapter_for(task, "masked", 64, "tiny")
     assert isinstance(adapter, EmbeddingAdapter)
     assert adapter.unsupported("pearson", LABELLED) is None
-    assert adapter.unsupported("pearson", UNLABELLED) == "split test has no pairs with their likeness"
+    assert adapter.unsupported("pearson", UNLABELLED) == "split test has no pairs with a similarity"

@@ -175,7 +175,7 @@ def test_embeddings_have_no_labels():
 def test_the_training_split_has_nothing_to_score(kdalign, teacher, pairs, tmp_path):
     status, out, _ = kdalign("eval", teacher, "--task", "embedding", "--data", pairs, "--split", "train")
     assert status == 2
-    assert "split train has no pairs with their likeness" in out
+    assert "split train has no pairs with a similarity" in out
     assert not (tmp_path / "runs").exists()
 
 

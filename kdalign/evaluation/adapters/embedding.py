@@ -1,4 +1,4 @@
-"""The adapter of embeddings: texts as vectors, scored by the cosines of pairs with a known degree of likeness."""
+"""The adapter of embeddings: texts as vectors, scored by the cosines of pairs with a known similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class EmbeddingAdapter:
 
     Attributes:
         task: the texts to train on.
-        scored: the pairs of texts with their likeness.
+        scored: the pairs of texts with a similarity.
         max_length: longest text in tokens.
     """
 
@@ -43,7 +43,7 @@ class EmbeddingAdapter:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The pairs' metrics, correlations of cosines with likeness."""
+        """The pairs' metrics, correlations of cosines with similarity."""
         return self.scored.metrics
 
     def load_examples(self, split: str) -> Examples:
@@ -103,7 +103,7 @@ class EmbeddingAdapter:
     def unsupported(self, metric: str, examples: Examples) -> str | None:
         """Return why cosines of some examples cannot be scored by a metric; None if they can."""
         if examples.labels is None:
-            return f"split {examples.split} has no pairs with their likeness"
+            return f"split {examples.split} has no pairs with a similarity"
         return None if metric in self.metrics else f"task {self.task.name} has {', '.join(self.metrics)}"
 
     def score(
@@ -114,7 +114,7 @@ class EmbeddingAdapter:
         *,
         interval: bool = True,
     ) -> list[Score]:
-        """Compute the correlations of cosines with likeness; none if pairs have no likeness."""
+        """Compute the correlations of cosines with similarity; none if pairs have none."""
         labels = _likeness(encoded)
         if labels is None:
             return []
@@ -133,7 +133,7 @@ class EmbeddingAdapter:
     def write_predictions(
         self, file: Path, ours: Predictions, encoded: TokenizedSplit, theirs: Predictions | None
     ) -> None:
-        """Write cosines and likeness."""
+        """Write cosines and similarities."""
         write_predictions(file, self.scored, ours, _likeness(encoded), theirs)
 
     def read_teacher(self, file: Path) -> Predictions:
