@@ -1,6 +1,5 @@
 """Devices: check the one that the user names, choose the best otherwise, and decide on bfloat16."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -11,11 +10,6 @@ from accelerate.utils import LoggerType
 from kdalign.errors import UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-def world_size() -> int:
-    """Return the number of processes that train together: ``$WORLD_SIZE``, which torchrun sets, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_device(device: str, trackers: tuple[str, ...] = ()) -> None:

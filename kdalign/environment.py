@@ -3,9 +3,12 @@
 import ctypes
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from kdalign.errors import UsageError
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "scipy")
 
@@ -16,6 +19,31 @@ def cache_folder() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdalign"
+
+
+def rank() -> int:
+    """Return this process's number among those that train together: ``$RANK``, which torchrun sets, or 0.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    return _from_launcher("RANK", 0)
+
+
+def world_size() -> int:
+    """Return the number of processes that train together: ``$WORLD_SIZE``, which torchrun sets, or 1.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    return _from_launcher("WORLD_SIZE", 1)
+
+
+def _from_launcher(name: str, default: int) -> int:
+    given = os.environ.get(name) or str(default)
+    if not re.fullmatch(r"[0-9]{1,9}", given):
+        raise UsageError(f"the environment's {name} is {given!r}: a number is expected, as torchrun sets it")
+    return int(given)
 
 
 def environment(device: Any) -> dict[str, Any]:

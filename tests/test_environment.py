@@ -8,7 +8,8 @@ import pytest
 
 KEPT = """
 import torch
-from kdalign.environment import trim_heap
+from kdalign.errors import UsageError
+from kdalign.environment import rank, trim_heap, world_size
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
@@ -30,3 +31,20 @@ def test_freed_memory_below_a_tensor_in_use_goes_back_to_the_system():
     before, freed, after = map(float, found.stdout.split())
     assert freed - before > 300, "the gap is kept at first, else there is nothing to give back"
     assert after - before < 50
+
+
+@pytest.mark.parametrize(("given", "number"), [(None, 0), ("", 0), ("0", 0), ("3", 3)])
+def test_the_rank_is_what_the_launcher_sets_or_zero(monkeypatch, given, number):
+    monkeypatch.delenv("RANK", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RANK", given)
+    assert rank() == number
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "²"])
+def test_a_number_of_processes_that_is_none_is_refused_in_one_line(monkeypatch, given):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert world_size() == 1
+    monkeypatch.setenv("WORLD_SIZE", given)
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is .* a number is expected"):
+        world_size()

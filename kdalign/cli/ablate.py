@@ -138,7 +138,7 @@ def ablate(
     if options.dry_run:
         _show_trials(ablation, options, as_json)
         return
-    from kdalign.devices import world_size
+    from kdalign.environment import world_size
 
     if world_size() > 1:
         raise UsageError("ablate makes its own processes (--jobs); torchrun is for distill")

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from kdalign.report.screen import Screen
 
 
+from kdalign.environment import rank
+
+
 def error_console() -> "Screen":
     """Open a console on stderr."""
     from kdalign.report.screen import Screen
@@ -31,7 +34,7 @@ def new_watcher() -> "ConsoleObserver":
         from kdalign.report.progress import ConsoleObserver
 
         quiet_libraries()
-    return ConsoleObserver(console, silent=bool(int(os.environ.get("RANK", "0"))))
+    return ConsoleObserver(console, silent=bool(rank()))
 
 
 def quiet_libraries() -> None:

@@ -1,7 +1,6 @@
 """`kdalign distill`."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, show
 from kdalign.cli.options import Json, RecipeSource, TaskOptions, trust_code, with_options
+from kdalign.environment import rank
 from kdalign.errors import UsageError
 from kdalign.recipe.flags import FLAGS, pick_flags
 
@@ -118,7 +118,7 @@ def _distill(recipe: "Recipe", resume: bool, overwrite: bool, as_json: bool) -> 
         records = run(recipe, watcher, resume=resume, overwrite=overwrite)
     finally:
         watcher.ended()
-    if int(os.environ.get("RANK", "0")):
+    if rank():
         return
     from kdalign.comparison.compare import compare
     from kdalign.report.formats import comparison_as

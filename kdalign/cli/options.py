@@ -1,7 +1,6 @@
 """Options of commands: those of recipe flags, those that several commands share, and groups of them."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -11,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from kdalign.cli.console import tell
+from kdalign.environment import rank
 from kdalign.errors import UsageError, printable, unknown
 from kdalign.recipe.flags import Flag, pick_flags
 from kdalign.registry import Trust, code_named, trust_now
@@ -184,5 +184,5 @@ def trust_code(allow: Sequence[str] | None, written: object = (), others: Sequen
 
 
 def _announce_code(line: str) -> None:
-    if not int(os.environ.get("RANK", "0")):
+    if not rank():
         tell(printable(line))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdalign.comparison.baseline import read_baseline
+from kdalign.comparison.gate_baseline import read_baseline
 from kdalign.comparison.ranking import resolve_columns
 from kdalign.comparison.table import Cell, Column, ComparisonTable, Row
 from kdalign.errors import UsageError

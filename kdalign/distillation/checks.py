@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.tasks import ClassificationTask, LanguageTask
 from kdalign.data.tokenization import check_template
-from kdalign.devices import world_size
+from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.models import checkpoint_files, loading

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from kdalign.data.tasks import ClassificationTask
-from kdalign.data.tasks.task import label_order
+from kdalign.data.tasks.labels import label_order
 from kdalign.errors import UsageError, library_errors
 from kdalign.models.architecture import (
     attention_of,

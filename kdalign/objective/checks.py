@@ -1,7 +1,7 @@
 """Check that the objective's terms fit the models, the batches and the plan."""
 
 from kdalign.alignment.plan import Plan
-from kdalign.devices import world_size
+from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.models.layouts import AttentionLayout
 from kdalign.objective.losses import LEAST_GROUP

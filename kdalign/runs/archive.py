@@ -24,9 +24,10 @@ from kdalign.errors import TamperedRun, UsageError, cause_of
 from kdalign.files import atomic_file, parse_json, read_bytes
 from kdalign.metrics.arrays import Array
 from kdalign.runs.ablation_spec import KEPT, Trial, read_ablation
-from kdalign.runs.folder import RunFolder, seal_of
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import ARCHIVED, PREDICTION, SHARED, check_predictions, read_predictions
 from kdalign.runs.record import RunRecord, read_record
+from kdalign.runs.seal import seal_of
 
 _COMMON = "common.json.gz"
 _HEX = 16

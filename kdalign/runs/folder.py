@@ -13,6 +13,7 @@ from typing import Any
 from kdalign.errors import TamperedRun, UsageError
 from kdalign.files import append_text, atomic_file, read_json, sha256, write_json, write_text, writing
 from kdalign.runs.record import BEGUN, LEFT, RECORD, RunRecord
+from kdalign.runs.seal import digest_of, seal_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class RunFolder:
             text = json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n"
             # The seal is written first: a run that is killed before the recipe is written has none.
             older = {"older": True} if there else {}
-            self._seal({"recipe.yaml": _digest(recipe), "inputs.json": _digest(text), **older})
+            self._seal({"recipe.yaml": digest_of(recipe), "inputs.json": digest_of(text), **older})
             write_text(self.inputs, text)
             write_text(self.recipe, recipe)
         with writing(self.path):
@@ -106,13 +107,13 @@ class RunFolder:
     def begin_above(self, recipe: str, keep: bool) -> None:
         """Write the recipe of several tasks into the folder above the tasks' own."""
         if not (keep and self.recipe.is_file() and self.begun is not None):
-            self._seal({"recipe.yaml": _digest(recipe)})
+            self._seal({"recipe.yaml": digest_of(recipe)})
             write_text(self.recipe, recipe)
 
     def write_plan(self, plan: str) -> None:
         """Write and seal the plan that the run is trained with, as JSON."""
         write_text(self.plan, plan)
-        self._seal({**(self.begun or {}), "plan.json": _digest(plan)})
+        self._seal({**(self.begun or {}), "plan.json": digest_of(plan)})
 
     @property
     def begun(self) -> dict[str, Any] | None:
@@ -175,7 +176,7 @@ class RunFolder:
             file = self.path / name
             if not file.is_file():
                 raise self._damaged(f"{name} is missing, which was there when the run began")
-            accepted = {begun[name]} | ({_digest(plan)} if plan and name == "plan.json" else set())
+            accepted = {begun[name]} | ({digest_of(plan)} if plan and name == "plan.json" else set())
             if sha256(file) not in accepted:
                 raise self._damaged(f"{name} was changed after the run began")
         return True
@@ -302,19 +303,9 @@ _LONGEST_EVENT = 2**24
 """Limit of bytes of a line of a history."""
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()  # as ``write_text`` encodes it
-
-
 def _is_draft(name: str) -> bool:
     """Return whether a file was being written when its process was killed."""
     return name.startswith(".") and name.endswith(".tmp")
-
-
-def seal_of(tree: Mapping[str, Any]) -> str:
-    """Compute a seal: the SHA-256 of a dictionary as JSON without its seal, with sorted keys, no white space, ASCII."""
-    rest = {key: value for key, value in tree.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 MOST_FOLDERS = 20_000

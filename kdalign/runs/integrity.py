@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kdalign.errors import TamperedRun
 from kdalign.files import sha256
-from kdalign.runs.folder import seal_of
 from kdalign.runs.record import CARD, RECORD, RunRecord, read_tree
+from kdalign.runs.seal import seal_of
 
 _SHOWN = 12
 """Digits of a hash in an error line."""

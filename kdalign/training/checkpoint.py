@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from kdalign.errors import UsageError, cause_of
 from kdalign.files import atomic_file, read_json, sha256, write_json, writing
-from kdalign.runs.folder import RunFolder, seal_of
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.record import BEGUN
+from kdalign.runs.seal import seal_of
 
 KEPT = 2
 """Number of checkpoints that are kept, the newest."""

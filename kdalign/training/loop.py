@@ -46,7 +46,7 @@ from kdalign.training.checkpoint import (
     save_checkpoint,
 )
 from kdalign.training.diagnostics import count_step_units, find_small_shares, gradient_norms, measure_terms
-from kdalign.training.divergence import or_fp32
+from kdalign.training.diverged import or_fp32
 from kdalign.training.optimizer import learning_rate, make_optimizer
 from kdalign.training.step import Stepper, StepResult
 from kdalign.training.task_trainer import Evaluate, TaskTrainer, TrainTask

@@ -14,7 +14,7 @@ from kdalign.errors import RunError
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Unit
 from kdalign.training.diagnostics import StepViewer, count_step_units
-from kdalign.training.divergence import explain_divergence
+from kdalign.training.diverged import explain_divergence
 
 
 class Penalty(Protocol):

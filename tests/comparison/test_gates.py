@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdalign.comparison.baseline import read_baseline
 from kdalign.comparison.compare import compare
+from kdalign.comparison.gate_baseline import read_baseline
 from kdalign.comparison.gates import check_gates
 from kdalign.comparison.table import ScoredSplit
 from kdalign.runs.folder import RunFolder

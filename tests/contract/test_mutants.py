@@ -67,7 +67,7 @@ MUTANTS = {
         "objective/units.py",
         "sum(texts >= losses.LEAST_GROUP for texts, _ in rows)",
         "len(rows)",
-        "evaluation/test_embedding.py::test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none",
+        "evaluation/adapters/test_embedding.py::test_a_micro_batch_of_three_is_a_group_and_smaller_ones_are_none",
     ),
     "layers of cross-attention unweighted": (
         "objective/build.py",
@@ -79,7 +79,7 @@ MUTANTS = {
         "models/capture.py",
         "weights = real[..., None].to(torch.float32)",
         "weights = torch.ones_like(features[..., :1]).float()",
-        "evaluation/test_embedding.py::test_an_embedding_is_the_mean_over_real_tokens_alone",
+        "evaluation/adapters/test_embedding.py::test_an_embedding_is_the_mean_over_real_tokens_alone",
     ),
     "mask off by one": (
         "data/batches.py",

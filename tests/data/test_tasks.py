@@ -18,7 +18,7 @@ from kdalign.data.tasks import (
     load_examples,
     write_submission,
 )
-from kdalign.data.tasks.task import label_order
+from kdalign.data.tasks.labels import label_order
 from kdalign.errors import UsageError
 
 PAIR = ("sentence1", "sentence2")

@@ -178,9 +178,12 @@ def test_the_second_text_of_a_pair_is_not_matched_with_the_first():
     )
     types = batch.taught["token_type_ids"][0]
     first_separator = (batch.inputs["input_ids"][0] == 2).nonzero()[0, 0]
+    checked = 0
     for ours, theirs in torch.nonzero(batch.matching.shares[0]).tolist():
         if theirs not in (0, len(types) - 1) and batch.inputs["input_ids"][0, ours] > 3:
             assert (ours > first_separator) == bool(types[theirs])
+            checked += 1
+    assert checked
 
 
 def test_entries_of_two_vocabularies_meet_by_what_they_stand_for():

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from kdalign.recipe import build_recipe
 from kdalign.runs.folder import RunFolder, seal_of
 from kdalign.runs.locks import exclusive
 from kdalign.training.checkpoint import newest_sound
+from support.ranks import stop_after
 from support.tiny import one_line
 
 STEPS = 9
@@ -533,17 +533,9 @@ def test_runs_that_are_killed_at_random_moments_end_in_the_same_weights(runs, tm
 
     chance, out, recipe = random.Random(seed), tmp_path / "run", runs / "whole/recipe.yaml"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
-    subprocess.run(command(recipe, tmp_path / "once"), env=environment, check=True, capture_output=True)
-    took = time.monotonic() - begun
     for _ in range(4):
         more = ["--resume"] if (out / "recipe.yaml").is_file() else []
-        with subprocess.Popen(command(recipe, out, *more), env=environment, stderr=subprocess.PIPE) as process:
-            try:
-                _, err = process.communicate(timeout=took * chance.uniform(0.4, 1))
-                assert process.returncode == 0, err
-            except subprocess.TimeoutExpired:
-                process.kill()
+        stop_after(command(recipe, out, *more)[1:], out, chance.randrange(14), signal.SIGKILL)
     more = ["--resume"] if (out / "recipe.yaml").is_file() else []
     done = subprocess.run(command(recipe, out, *more), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

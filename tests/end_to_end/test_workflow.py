@@ -75,7 +75,7 @@ def test_the_steps_use_nothing_that_the_environment_does_not_name():
 
 
 def test_the_committed_baseline_has_what_the_workflows_gates_ask_for():
-    from kdalign.comparison.baseline import read_baseline
+    from kdalign.comparison.gate_baseline import read_baseline
     from kdalign.comparison.gates import check_gates
 
     file = ROOT / WORKFLOW["env"]["BASELINE"]

@@ -174,21 +174,3 @@ def normalise_label(label: str) -> str:
     if re.fullmatch(r"-?\d+(\.\d+)?", str(label).strip()):
         return str(label).strip()
     return re.sub(r"[\s_\-]+", "", str(label)).lower()
-
-
-def label_order(names: Sequence[str], task: ClassificationTask) -> tuple[int, ...] | None:
-    """Match the task's labels with a model's outputs: the output's number for each label.
-
-    Names are matched first. Names such as ``LABEL_0`` that count up tell nothing: their order is taken for the task's,
-    unless the task's own came from sorting. Returns None if nothing matches.
-    """
-    numbers = {normalise_label(name): number for number, name in enumerate(names)}
-    wanted = [normalise_label(label) for label in task.labels]
-    if len(names) == len(wanted) and set(wanted) == set(numbers):
-        return tuple(numbers[label] for label in wanted)
-    given = [re.fullmatch(r"label(\d+)", normalise_label(name)) for name in names]
-    counted = [int(each[1]) - number for number, each in enumerate(given) if each]
-    says_nothing = len(counted) == len(names) and len(set(counted)) == 1  # LABEL_1 before LABEL_0 says something
-    if says_nothing and len(names) == len(wanted) and not task.order_unknown:
-        return tuple(range(len(names)))
-    return None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from kdalign.training.divergence import explain_divergence
+from kdalign.training.diverged import explain_divergence
 
 
 def why(parts, weights=None, temperature=2.0, loss=math.nan, norm=math.nan, step=0, model=None):
