@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from kdalign.environment import rank, world_size
+from kdalign.errors import UsageError
+
 KEPT = """
 import torch
-from kdalign.errors import UsageError
-from kdalign.environment import rank, trim_heap, world_size
+from kdalign.environment import trim_heap
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
