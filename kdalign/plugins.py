@@ -13,7 +13,7 @@ once, by the units of the whole optimizer step::
             self.power = power
 
         def __call__(self, view):  # a TermInputs
-            student, teacher = (each.logits.softmax(-1).amax(-1) for each in (view.student, view.taught))
+            student, teacher = (each.logits.softmax(-1).amax(-1) for each in (view.student, view.teacher))
             return ((student - teacher).abs() ** self.power)[view.batch.counted].sum()
 
 A metric is named by ``--metrics own.py:length`` or in a task file: a ``Metric`` of classes or scores, a ``TextMetric``,

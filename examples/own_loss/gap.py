@@ -27,5 +27,5 @@ class ConfidenceGap:
 
     def __call__(self, view: TermInputs) -> torch.Tensor:
         """Return the sum over examples, each in 0..1."""
-        student, teacher = (each.float().softmax(-1).amax(-1) for each in (view.student.logits, view.taught.logits))
+        student, teacher = (each.float().softmax(-1).amax(-1) for each in (view.student.logits, view.teacher.logits))
         return torch.where(view.batch.counted, (student - teacher).abs() ** self.power, 0).sum()

@@ -161,7 +161,7 @@ def _capture_both(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -
     """Capture the student's and the teacher's activations at the student's positions."""
     student, teacher = both
     yield _features(student, batch.inputs)
-    signals = _features(teacher, batch.taught_inputs)
+    signals = _features(teacher, batch.teacher_inputs)
     yield signals if batch.matching is None else signals.moved(batch.matching)
 
 

@@ -150,7 +150,7 @@ class Batch:
         real: (batch, time), false for padding and for tokens that are cut off.
         targets: (batch, time), the token to predict at each position of the (decoder's) output, or ``IGNORED``; None
             for a classification task.
-        taught: inputs by name of a teacher with another tokenizer; None if it reads the student's.
+        other_inputs: inputs by name of a teacher with another tokenizer; None if it reads the student's.
         matching: alignment of that teacher's positions with the student's.
         rows: (batch,), numbers of the examples in their split.
         labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
@@ -162,7 +162,7 @@ class Batch:
     counted: Bool[Tensor, "batch"]
     real: Bool[Tensor, "batch time"]
     targets: Tensor | None = None
-    taught: dict[str, Tensor] | None = None
+    other_inputs: dict[str, Tensor] | None = None
     matching: TokenAlignment | None = None
     rows: Int[Tensor, "batch"] | None = None
     labelled: Bool[Tensor, "batch"] | None = None
@@ -191,14 +191,14 @@ class Batch:
         return (self.inputs[MASKED + "targets"] != IGNORED) & self.counted[:, None]
 
     @property
-    def taught_inputs(self) -> dict[str, Tensor]:
+    def teacher_inputs(self) -> dict[str, Tensor]:
         """Inputs of the teacher."""
-        return self.inputs if self.taught is None else self.taught
+        return self.inputs if self.other_inputs is None else self.other_inputs
 
     @property
-    def taught_real(self) -> Bool[Tensor, "batch theirs"]:
+    def teacher_real(self) -> Bool[Tensor, "batch theirs"]:
         """(batch, the teacher's time), false for padding."""
-        return self.real if self.taught is None else self.taught["attention_mask"].bool()
+        return self.real if self.other_inputs is None else self.other_inputs["attention_mask"].bool()
 
     @property
     def compared(self) -> Bool[Tensor, "batch time"]:
@@ -218,7 +218,9 @@ class Batch:
             self.counted.to(device),
             self.real.to(device),
             None if self.targets is None else self.targets.to(device),
-            None if self.taught is None else {name: value.to(device) for name, value in self.taught.items()},
+            None
+            if self.other_inputs is None
+            else {name: value.to(device) for name, value in self.other_inputs.items()},
             None if self.matching is None else self.matching.to(device),
             None if self.rows is None else self.rows.to(device),
             None if self.labelled is None else self.labelled.to(device),
@@ -260,12 +262,12 @@ def collate(
         inputs |= _permutation_masks(inputs.pop("order"), real)
     if "decoder_input_ids" in columns:
         inputs["decoder_attention_mask"] = _mask(columns["decoder_input_ids"], width).long()
-    taught = matching = None
+    other = matching = None
     if TEACHER + "input_ids" in columns:
         names = [name for name in inputs if name.startswith(TEACHER)]
-        taught = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
-        taught["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
-        ours, theirs = (torch.stack([each.pop("start"), each.pop("end")], dim=-1) for each in (inputs, taught))
+        other = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
+        other["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
+        ours, theirs = (torch.stack([each.pop("start"), each.pop("end")], dim=-1) for each in (inputs, other))
         matching = align_tokens(ours, theirs, encoded.left_to_right)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
@@ -273,7 +275,7 @@ def collate(
     targets = inputs.pop("targets", None)
     numbers = torch.tensor(rows)
     known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
-    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, taught, matching, numbers, known)
+    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, other, matching, numbers, known)
 
 
 def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:
@@ -416,6 +418,6 @@ def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
     """Iterate over the teacher's inputs, one text or packed row at a time, with the mask of real tokens."""
     for batch in batches:
-        inputs = batch.taught_inputs
+        inputs = batch.teacher_inputs
         kept = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
-        yield kept | {"attention_mask": batch.taught_real.long()}
+        yield kept | {"attention_mask": batch.teacher_real.long()}

@@ -73,9 +73,9 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
 
 def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> Teacher | None:
     """The teacher at the precision of training; None if there is none."""
-    if loaded.taught is None:
+    if loaded.teacher is None:
         return None
-    model, rounded = loaded.taught.model, _dtype(loaded.opened) or torch.float32
+    model, rounded = loaded.teacher.model, _dtype(loaded.opened) or torch.float32
     return Teacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
 
 

@@ -156,7 +156,7 @@ def build_record(
         scores: scores of both models, by split.
         training: facts of the training.
     """
-    opened, teacher, taught = loaded.opened, loaded.opened.run.teacher, loaded.taught
+    opened, teacher, taught = loaded.opened, loaded.opened.run.teacher, loaded.teacher
     return RunRecord(
         schema=SCHEMA,
         version=__version__,
@@ -293,7 +293,7 @@ def _format_shares(rows: Sequence[Sequence[float]]) -> str:
 
 def _samples(loaded: LoadedModels, exported: PreTrainedModel) -> list[dict[str, str]]:
     """Each prompt with what the exported student and the teacher write after it."""
-    prompts, theirs = loaded.prompts, loaded.taught_says
+    prompts, theirs = loaded.prompts, loaded.teacher_samples
     ours = complete(exported, loaded.opened.tokenizer, prompts)
     samples = [{"prompt": prompt.text, "student": text} for prompt, text in zip(prompts, ours, strict=True)]
     return [sample | {"teacher": text} for sample, text in zip(samples, theirs, strict=True)] if theirs else samples

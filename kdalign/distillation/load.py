@@ -38,32 +38,32 @@ class LoadedModels:
         opened: the run, its texts tokenized.
         student: the model that is trained, on the device.
         source: origin of the student, for the record.
-        taught: the teacher; None without one.
+        teacher: the teacher; None without one.
         answers: the teacher's answers on the reported splits.
         watched_answers: the teacher's answers on the monitored slice of train.
         latencies: milliseconds of a forward: the teacher's first, if there is one.
         flops: floating-point operations of a forward, in the same order.
         timed: tokens of such a forward.
         prompts: texts for samples.
-        taught_says: the teacher's continuations of them.
+        teacher_samples: the teacher's continuations of them.
     """
 
     opened: OpenedRun
     student: PreTrainedModel
     source: str
-    taught: "LoadedTeacher | None"
+    teacher: "LoadedTeacher | None"
     answers: Mapping[str, Any]
     watched_answers: Any
     latencies: Sequence[float]
     flops: Sequence[int]
     timed: int
     prompts: Sequence[Prompt]
-    taught_says: Sequence[str]
+    teacher_samples: Sequence[str]
 
     @property
     def comparable(self) -> bool:
         """True if student and teacher answer the same questions."""
-        return self.taught is not None and not (
+        return self.teacher is not None and not (
             self.opened.texts.across is not None and self.opened.run.adapter.predicts_tokens
         )
 
@@ -96,11 +96,11 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     if big is not None and main:
         observer.announce(_compared(student_model, big, flops, timed))
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
-    taught_says: list[str] = []
+    teacher_samples: list[str] = []
     if taught is not None and main and run.tokenizers.teacher is not None:
         asked = prompts if texts.across is None else retokenize_prompts(prompts, run.tokenizers.teacher)
-        taught_says = complete(taught.model, run.tokenizers.teacher, asked)
-    for prompt, saying in zip(prompts, taught_says, strict=False):
+        teacher_samples = complete(taught.model, run.tokenizers.teacher, asked)
+    for prompt, saying in zip(prompts, teacher_samples, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
     latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
     if recipe.train.lora is not None:
@@ -109,14 +109,14 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         opened=opened,
         student=student_model,
         source=_student_origin(run, tokenizer),
-        taught=taught,
+        teacher=taught,
         answers=answers,
         watched_answers=watched_answers,
         latencies=latencies,
         flops=flops,
         timed=timed,
         prompts=prompts,
-        taught_says=taught_says,
+        teacher_samples=teacher_samples,
     )
 
 

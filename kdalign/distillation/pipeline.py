@@ -151,7 +151,7 @@ def _distill_task(
     loaded = load(ready, accelerator, observer)
     task = build_task(loaded, accelerator, observer, resume)
     start_trackers(accelerator, ready.recipe)
-    what = f"{'distilling' if loaded.taught is not None else 'training'} {run.task.name}"
+    what = f"{'distilling' if loaded.teacher is not None else 'training'} {run.task.name}"
     progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()

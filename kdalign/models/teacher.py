@@ -25,7 +25,7 @@ class Teacher:
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
         """Run one forward without gradients: activations at the student's positions, logits in the task's order."""
-        device, inputs = self.model.device.type, batch.taught_inputs
+        device, inputs = self.model.device.type, batch.teacher_inputs
         with torch.no_grad():
             with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
                 signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, self._order)

@@ -9,7 +9,7 @@ from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal, Unit
 from kdalign.recipe import Recipe
 
-_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TAUGHT_ATTENTION})
+_UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TEACHER_ATTENTION})
 """Signals that the map ``learned`` does not mix."""
 
 
@@ -32,7 +32,7 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
         if plan.attended and term.needs & _UNBLENDED:
             raise UsageError(f"map 'learned' mixes features and attention maps alone: term {name!r} compares others")
     compares_maps = Signal.ATTENTION in needs
-    if needs & {Signal.ATTENTION, Signal.TAUGHT_ATTENTION, Signal.RELATIONS}:
+    if needs & {Signal.ATTENTION, Signal.TEACHER_ATTENTION, Signal.RELATIONS}:
         check_attention(plan, compares_maps)
     if Signal.EMBEDDINGS in needs:
         _check_embeddings(plan)

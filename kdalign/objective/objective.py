@@ -211,7 +211,7 @@ class Objective:
 
     def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> CaptureSpec:
         """Return the activations to capture of a model at these layers."""
-        attention = self.needs & ({Signal.ATTENTION, Signal.TAUGHT_ATTENTION} if of_teacher else {Signal.ATTENTION})
+        attention = self.needs & ({Signal.ATTENTION, Signal.TEACHER_ATTENTION} if of_teacher else {Signal.ATTENTION})
         crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
         return CaptureSpec(
             hidden=frozenset(layers if self.needs & {Signal.HIDDEN, Signal.LAYERS} else ()),

@@ -160,7 +160,7 @@ def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_it
     batch = collate(tokenize_labelled_dual(examples(["a film"], ["it was good"]), both, 64), [0])
     ours, theirs = (
         t.convert_ids_to_tokens(ids[0])
-        for t, ids in zip(both, (batch.inputs["input_ids"], batch.taught["input_ids"]), strict=True)
+        for t, ids in zip(both, (batch.inputs["input_ids"], batch.other_inputs["input_ids"]), strict=True)
     )
     met = {(ours[a], theirs[b]) for a, b in torch.nonzero(batch.matching.shares[0]).tolist()}
     assert ("<s>", "[CLS]") in met
@@ -169,14 +169,14 @@ def test_special_tokens_meet_by_their_place_and_the_one_for_the_whole_text_by_it
     turned = collate(tokenize_labelled_dual(examples(["a film"]), (unigram(), word_piece()), 64), [0])
     last = int(turned.real.sum()) - 1
     assert turned.matching.answers[0, last] == 0, "<cls> stands last, [CLS] first"
-    assert turned.matching.answers[0, last - 1] == int(turned.taught["attention_mask"].sum()) - 1
+    assert turned.matching.answers[0, last - 1] == int(turned.other_inputs["attention_mask"].sum()) - 1
 
 
 def test_the_second_text_of_a_pair_is_not_matched_with_the_first():
     batch = collate(
         tokenize_labelled_dual(examples(["good film"], ["good film"]), (byte_level(), word_piece()), 64), [0]
     )
-    types = batch.taught["token_type_ids"][0]
+    types = batch.other_inputs["token_type_ids"][0]
     first_separator = (batch.inputs["input_ids"][0] == 2).nonzero()[0, 0]
     checked = 0
     for ours, theirs in torch.nonzero(batch.matching.shares[0]).tolist():
@@ -508,7 +508,7 @@ def test_a_causal_teacher_is_asked_where_it_has_read_the_same_text():
     for row, position in torch.nonzero(batch.answered).tolist():
         other = int(batch.matching.answers[row, position])
         first = ours.decode(batch.inputs["input_ids"][row, 1 : position + 1]).strip()
-        second = theirs.decode(batch.taught["input_ids"][row, 1 : other + 1]).strip()
+        second = theirs.decode(batch.other_inputs["input_ids"][row, 1 : other + 1]).strip()
         assert first == second
         asked += 1
     assert asked > 40

@@ -100,7 +100,7 @@ class Scaled:
     def __init__(self, setting, by):
         self.by = by
     def __call__(self, view):
-        return self.by * (view.student.logits - view.taught.logits).square().sum()
+        return self.by * (view.student.logits - view.teacher.logits).square().sum()
 """
 
 

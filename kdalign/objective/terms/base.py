@@ -30,7 +30,7 @@ class Signal(StrEnum):
     """The student's hidden states of a second forward pass, with other dropout."""
     FILLED = "filled"
     """The student's features of a masked copy of the texts, by a forward pass of its own."""
-    TAUGHT_ATTENTION = "taught attention"
+    TEACHER_ATTENTION = "teacher attention"
     """The teacher's attention alone."""
 
 
@@ -56,20 +56,20 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True)
 class TermInputs:
-    """A micro-batch and both models' activations on it. ``teacher`` is None if no term needs it."""
+    """A micro-batch and both models' activations on it. ``teacher_activations`` is None if no term needs it."""
 
     student: Activations
-    teacher: Activations | None
+    teacher_activations: Activations | None
     batch: Batch
     _apart: dict[tuple[Layer, Layer], losses.PairDistances] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @property
-    def taught(self) -> Activations:
+    def teacher(self) -> Activations:
         """The teacher's activations."""
-        assert self.teacher is not None, "a term that needs the teacher runs only with one"
-        return self.teacher
+        assert self.teacher_activations is not None, "a term that needs the teacher runs only with one"
+        return self.teacher_activations
 
     def apart(self, ours: Layer, theirs: Layer) -> losses.PairDistances:
         """Distances of the features of a pair of layers, computed once for all terms."""

@@ -53,7 +53,7 @@ class EmbeddingsCosine(_StackTerm):
         """Sum over positions, each in 0..2."""
         ours, theirs = self.stacks
         mask = self.place.mask(view.batch)
-        features = losses.PairDistances.of(view.student.embeddings[ours], view.taught.embeddings[theirs])
+        features = losses.PairDistances.of(view.student.embeddings[ours], view.teacher.embeddings[theirs])
         return losses.cosine_distance(features, mask)
 
 
@@ -118,11 +118,11 @@ class AttendedEuclid(_StackTerm):
     """``HiddenMSE`` with positions weighted by the teacher layer's attention to them."""
 
     variances: Mapping[Layer, float]
-    needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TAUGHT_ATTENTION})
+    needs: frozenset[Signal] = frozenset({Signal.HIDDEN, Signal.TEACHER_ATTENTION})
 
     def __call__(self, view: TermInputs) -> Tensor:
         """The sum over positions of the weighted distances."""
-        mask, attention = self.place.mask(view.batch), view.taught.attention
+        mask, attention = self.place.mask(view.batch), view.teacher.attention
         return self._over_layers(
             view,
             lambda features, layer: losses.attended_euclid(features, attention[layer], mask, self.variances[layer]),
@@ -177,7 +177,7 @@ class Relations(_StackTerm):
             for part in self.parts:
                 student, teacher = (
                     relation_heads(kept, self.heads)
-                    for kept in (vars(view.student)[part][ours], vars(view.taught)[part][theirs])
+                    for kept in (vars(view.student)[part][ours], vars(view.teacher)[part][theirs])
                 )
                 divergences.append(losses.relation_divergence(student, teacher, visible, mask))
             distances.append(torch.stack(divergences).mean())

@@ -46,7 +46,7 @@ class SoftTargets:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over examples, in nats times the squared temperature, or squared label units."""
-        student, teacher, counted = view.student.logits, view.taught.logits, view.batch.counted
+        student, teacher, counted = view.student.logits, view.teacher.logits, view.batch.counted
         if self.regression:
             return losses.squared_error(student, teacher.squeeze(-1), counted)
         if self.standardise:
@@ -65,7 +65,7 @@ class LogitMSE:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over examples of the mean over classes, in squared logit units."""
-        return losses.logit_squared_error(view.student.logits, view.taught.logits, view.batch.counted)
+        return losses.logit_squared_error(view.student.logits, view.teacher.logits, view.batch.counted)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DecoupledKD:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over labelled examples, in nats times the squared temperature."""
-        student, teacher = view.student.logits, view.taught.logits
+        student, teacher = view.student.logits, view.teacher.logits
         labels, mask = view.known_labels, view.batch.supervised
         return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
 
@@ -143,10 +143,10 @@ class LMHeadLoss(TokenLoss):
         assert view.student.head is not None, "a language model has a vocabulary"
         student, teacher = Side(view.student.features[positions], view.student.head), None
         if self.soft > 0:
-            assert view.taught.head is not None, "a language model has a vocabulary"
-            features = view.taught.features
+            assert view.teacher.head is not None, "a language model has a vocabulary"
+            features = view.teacher.features
             features = features if matching is None else matching.align_predictions(features)
-            teacher = Side(features[positions], view.taught.head)
+            teacher = Side(features[positions], view.teacher.head)
         targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
         total, hard, soft = vocabulary_losses(
             replace(self, soft=self.soft * (targets / answered)),

@@ -44,7 +44,7 @@ class EmbeddingSimilarity:
 
 
 def _embeddings(view: TermInputs) -> tuple[Tensor, Tensor]:
-    return pooled(view.student.features, view.batch.real), pooled(view.taught.features, view.batch.taught_real)
+    return pooled(view.student.features, view.batch.real), pooled(view.teacher.features, view.batch.teacher_real)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CorrelationDistance:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance; 0 for fewer than three texts."""
-        both = view.student.logits, view.taught.logits
+        both = view.student.logits, view.teacher.logits
         student, teacher = (all_gather_with_grad(each[view.batch.counted].float()) for each in both)
         enough = len(student) >= losses.LEAST_GROUP
         return losses.correlation_distance(student, teacher, self.temperature) if enough else 0.0 * student.sum()
@@ -87,7 +87,7 @@ class RowWise:
         mask = self.place.mask(view.batch)
         distances = []
         for ours, theirs, _ in self.place.pairs:
-            both = view.student.hidden[ours], view.taught.hidden[theirs]
+            both = view.student.hidden[ours], view.teacher.hidden[theirs]
             student, teacher = (all_gather_with_grad(_rows(each, mask, self.over)) for each in both)
             enough = len(student) >= losses.LEAST_GROUP
             distances.append(self.loss(student, teacher) if enough else 0.0 * student.sum())

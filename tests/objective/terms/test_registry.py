@@ -318,7 +318,7 @@ def test_own_terms_are_loaded_from_a_file_with_their_options(tmp_path):
         "    def __init__(self, setting, power=2):\n"
         "        self.power = power\n"
         "    def __call__(self, view):\n"
-        "        return ((view.student.logits - view.taught.logits).abs() ** self.power).sum()\n"
+        "        return ((view.student.logits - view.teacher.logits).abs() ** self.power).sum()\n"
     )
     name = f"{tmp_path}/own.py:Gap"
     with allow_code():

@@ -105,7 +105,7 @@ def features(view, pair):
 
 
 def as_they_are(view, pair):
-    return view.student.hidden[pair[0]].double(), view.taught.hidden[pair[1]].double()
+    return view.student.hidden[pair[0]].double(), view.teacher.hidden[pair[1]].double()
 
 
 def means(view, both):
@@ -137,7 +137,7 @@ def pkd(scene, view, pair):
 @over_pairs
 def attended_euclid(scene, view, pair):
     ours, theirs = features(view, pair)
-    attention = view.taught.attention[pair[1]].double()
+    attention = view.teacher.attention[pair[1]].double()
     found = 0.0
     for text, position in positions(view):
         size = int(view.batch.inputs["attention_mask"][text].sum())
@@ -149,7 +149,7 @@ def attended_euclid(scene, view, pair):
 
 @over_pairs
 def attention_kl(scene, view, pair):
-    ours, theirs = view.student.attention[pair[0]].double(), view.taught.attention[pair[1]].double()
+    ours, theirs = view.student.attention[pair[0]].double(), view.teacher.attention[pair[1]].double()
     found = 0.0
     for text, query in positions(view):
         size = int(view.batch.inputs["attention_mask"][text].sum())
@@ -223,7 +223,7 @@ def same_label(labels, i, j):
 
 
 def logit_mse(scene, view):
-    s, t = view.student.logits.double(), view.taught.logits.double()
+    s, t = view.student.logits.double(), view.teacher.logits.double()
     return sum(float((s[i] - t[i]).square().sum() / 2) for i in texts(view)) / 7
 
 
@@ -232,7 +232,7 @@ def dkd(temperature, other):
         total, labelled = 0.0, [i for i in texts(view) if view.batch.labels[i] >= 0]
         for i in labelled:
             y = int(view.batch.labels[i])
-            s, t = ((each[i].double() / temperature).softmax(0) for each in (view.student.logits, view.taught.logits))
+            s, t = ((each[i].double() / temperature).softmax(0) for each in (view.student.logits, view.teacher.logits))
             rest = [c for c in range(3) if c != y]
             binary = t[y] * (t[y] / s[y]).log() + (1 - t[y]) * ((1 - t[y]) / (1 - s[y])).log()
             s, t = s[rest] / s[rest].sum(), t[rest] / t[rest].sum()
@@ -245,7 +245,7 @@ def dkd(temperature, other):
 def dist(temperature):
     def of_view(scene, view):
         s, t = (
-            (each[texts(view)].double() / temperature).softmax(1) for each in (view.student.logits, view.taught.logits)
+            (each[texts(view)].double() / temperature).softmax(1) for each in (view.student.logits, view.teacher.logits)
         )
         rows = [1 - torch.corrcoef(torch.stack([s[i], t[i]]))[0, 1] for i in range(len(s))]
         columns = [1 - torch.corrcoef(torch.stack([s[:, c], t[:, c]]))[0, 1] for c in range(3)]
