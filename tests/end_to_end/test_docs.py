@@ -69,6 +69,8 @@ def test_the_python_of_the_readme_runs_after_its_commands(reader, monkeypatch):
 def test_every_command_of_the_guide_runs_in_order(page, reader, tmp_path, monkeypatch):
     assert commands_of(page)
     folder = shutil.copytree(reader, tmp_path / "reader", symlinks=True)
+    if page.stem == "distill":
+        shutil.rmtree(folder / "runs")  # whose runs have the same names as those of the README
     monkeypatch.chdir(folder)
     run_commands(page, monkeypatch)
 
