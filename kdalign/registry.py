@@ -169,7 +169,9 @@ def _load(source: str, what: str, name: str) -> Any:
     except UsageError:
         raise
     except Exception as error:  # a user's code may raise anything
-        raise UsageError(f"{what} {name!r}: cannot import {source!r} ({error})") from error
+        moved = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("kdalign.")
+        hint = "; losses and metrics of your own import from kdalign.plugins" if moved else ""
+        raise UsageError(f"{what} {name!r}: cannot import {source!r} ({error}){hint}") from error
 
 
 def _load_file(path: Path) -> Any:

@@ -291,3 +291,11 @@ def _error_of(name):
 def test_what_has_the_form_of_a_name_of_code(name, is_one):
     assert names_code(name) is is_one
     assert code_named({"terms": [{name: 1}]}) == (frozenset([name]) if is_one else frozenset())
+
+
+def test_a_module_of_an_earlier_version_is_refused_with_the_import_that_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("from kdalign.terms import Signal\n")
+    said = r"No module named 'kdalign.terms'\); .* import from kdalign.plugins"
+    with allow_code(), pytest.raises(UsageError, match=said):
+        resolve("own.py:Loss", {}, "term")

@@ -328,6 +328,7 @@ def within(given, taken):
 NASTY = (None, True, "", "x", "1", -1, 0, 1.5, 2.0, 1e300, 10**30, [], {}, [[]], {"a": 1}, "a\x1b[31m", "\ud800")
 
 
+@pytest.mark.slow
 def test_a_plan_of_which_one_value_is_another_is_a_plan_or_one_line():
     plan = propose(shape(6, 64), shape(3), "uniform", options=PlanOptions(weights=[1, 2, 3]))
     plan = replace(plan, similarities={"encoder": ((0.5,) * 6,) * 3}, statistics={"variance/encoder.1": 1.0})

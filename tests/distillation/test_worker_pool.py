@@ -74,3 +74,19 @@ def test_a_free_worker_runs_the_next_trial_and_one_that_died_is_replaced(monkeyp
         pool.stop()
         assert [worker.terminated for worker in started] == [1, 0, 1], "each once"
     assert started[0].connection.closed
+
+
+@pytest.mark.parametrize(("threads", "size", "each"), [(8, 3, 2), (2, 4, 1)])
+def test_workers_share_the_threads_of_the_machine(monkeypatch, threads, size, each):
+    from multiprocessing import Pipe
+
+    given = []
+
+    def start(threads, _):
+        given.append(threads)
+        return Answering(Pipe()[0])
+
+    monkeypatch.setattr(_Worker, "start", start)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    WorkerPool(size, NullObserver).give("a trial")
+    assert given == [each]

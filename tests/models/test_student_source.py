@@ -1,8 +1,11 @@
 """A student is cut out of its teacher, built from scratch, or a checkpoint, and that is decided once."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
@@ -16,7 +19,8 @@ from kdalign.models.student_source import (
     StudentOptions,
     find_student,
 )
-from support.tiny import sentences
+from kdalign.models.tokenizer import pair_tokenizers
+from support.tiny import sentences, tiny_classifier
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,22 @@ def test_a_teacher_that_is_not_in_memory_is_loaded_to_be_cut(found):
     assert loaded == [found]
     theirs = load(found).bert.encoder.layer[3].attention.self.query.weight
     assert torch.equal(model.bert.encoder.layer[1].attention.self.query.weight, theirs)
+
+
+@pytest.mark.parametrize("init_from", ["pretrained", "fine-tuned"])
+def test_a_cut_student_copies_the_teacher_before_fine_tuning_only_if_that_is_asked_for(found, init_from):
+    before, tuned = tiny_classifier("bert", seed=1, vocab_size=63), tiny_classifier("bert", seed=2, vocab_size=63)
+    student = find_student(StudentOptions("layers=2", init_from=init_from), found)
+    inputs = StudentInputs(lambda _: before, student.tokenizers(), [], seed=0, teacher=tuned)
+    copied = before if init_from == "pretrained" else tuned
+    built = student.build(inputs).bert.encoder.layer[0].output.dense.weight
+    assert torch.equal(built, copied.bert.encoder.layer[1].output.dense.weight)
+
+
+def test_an_encoder_decoder_from_scratch_starts_targets_with_its_teachers_token():
+    teacher = SimpleNamespace(config=T5Config(decoder_start_token_id=3))
+    student = find_student(StudentOptions("new:t5,layers=1,width=16,heads=2"), None)
+    tokenizer = train_tokenizer(sentences(40, 0)[0], 300, "seq2seq", 32)
+    alone = student.config(pair_tokenizers(tokenizer, None)).decoder_start_token_id
+    taught = replace(student, teacher=teacher).config(pair_tokenizers(tokenizer, tokenizer)).decoder_start_token_id
+    assert (alone == 3, taught) == (False, 3)

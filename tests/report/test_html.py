@@ -255,6 +255,7 @@ def test_a_browser_opens_the_page_without_a_complaint_and_on_a_telephone_it_does
     assert 'data-sorted="descending"' in done.stdout
 
 
+@pytest.mark.slow
 def test_compare_writes_the_page_and_the_pictures(kdalign, runs, tmp_path):
     status, out, err = kdalign("compare", runs, "--format", "html", "--out", "report.html", "--plots", "pictures")
     assert (status, out) == (0, "")
