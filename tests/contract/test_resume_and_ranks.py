@@ -125,7 +125,7 @@ def test_a_run_in_two_stages_teaches_its_head_in_the_second(teacher, data, tmp_p
 
 @pytest.mark.parametrize(
     "more",
-    first_only([(), ("--hard", "0", "--alpha", "0"), STAGED]),
+    first_only([(), ("--hard", "0", "--alpha", "0"), STAGED], 0),
     ids=["all terms", "features only", "two stages"],
 )
 def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):

@@ -544,6 +544,7 @@ def test_a_teacher_without_a_head_is_refused_on_request(kdalign, headless, data,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_tasks_make_one_row_with_the_macro(kdalign, teacher, data, headless, tmp_path):
     folder = tmp_path / "data"
     for task, columns in (("rte", ("sentence1", "sentence2")), ("stsb", ("sentence1", "sentence2"))):

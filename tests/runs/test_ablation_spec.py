@@ -231,6 +231,7 @@ def test_the_same_command_again_runs_nothing(done):
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
+@pytest.mark.slow
 def test_runs_of_an_ablation_are_those_that_distill_makes(done, kdalign, teacher, data):
     folder, _, _ = done
     recipe = folder / "a/joint-seed1/recipe.yaml"
@@ -443,6 +444,7 @@ def test_a_damaged_result_is_named(done, tmp_path):
         read_archived(trial, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_chooses_on_train_alone_and_by_the_best_mean(teacher, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sst2"

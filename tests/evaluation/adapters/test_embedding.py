@@ -118,6 +118,7 @@ def words(teacher, pairs, *more):
             "--out", "runs/e", *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_text_alone_and_is_scored_by_the_cosines_of_its_own_files(
     kdalign, teacher, pairs, tmp_path
 ):

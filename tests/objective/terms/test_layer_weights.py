@@ -200,6 +200,7 @@ def test_a_plan_grows_from_the_bottom_in_equal_parts_whose_weights_sum_to_one():
         progressive_plans(propose(shape(6), shape(3), options=PlanOptions(weights=(0, 0, 1))), 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("objective.align_first=0.5",)], ids=["beside answers", "align first"])
 def test_layers_are_aligned_one_after_the_other_from_the_bottom(kdalign, teacher, data, tmp_path, monkeypatch, more):
     """By the layers whose gradient each part has: the upper layer's is 0 where only the lower is aligned."""
