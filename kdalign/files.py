@@ -323,18 +323,18 @@ _NO_MISTAKES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EI
 """Errors of the machine and not of the path."""
 
 
-def check_file(file: Path, flag: str = "--out") -> None:
+def check_file(file: Path) -> None:
     """Refuse a file that cannot be written, before the work whose result goes there.
 
     Raises:
         UsageError: it is a folder or a link, or its folder cannot be made or written.
     """
     check_writable(file.parent)
-    check_name(str(file), flag)
+    check_name(str(file), "--out")
     if file.is_dir():
-        raise UsageError(f"{flag} {str(file)!r} is a folder; give a file")
+        raise UsageError(f"--out {str(file)!r} is a folder; give a file")
     if file.is_symlink():  # writing would replace the link itself
-        raise UsageError(f"{flag} {str(file)!r} is a link to {str(file.readlink())!r}; name the file itself")
+        raise UsageError(f"--out {str(file)!r} is a link to {str(file.readlink())!r}; name the file itself")
 
 
 def check_links(folder: Path) -> None:

@@ -1,16 +1,16 @@
 """Output of the command line: tables to stdout, progress and errors to stderr."""
 
+import io
 import os
 from typing import TYPE_CHECKING
+
+from kdalign.environment import rank
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kdalign.report.progress import ConsoleObserver
     from kdalign.report.screen import Screen
-
-
-from kdalign.environment import rank
 
 
 def error_console() -> "Screen":
@@ -66,8 +66,6 @@ def as_text(renderable: "RenderableType") -> str:
     """Render a result for a file, with room for wide tables."""
     if isinstance(renderable, str):
         return renderable if renderable.endswith("\n") else renderable + "\n"
-    import io
-
     from kdalign.report.screen import Screen
 
     buffer = io.StringIO()

@@ -59,7 +59,7 @@ def output_order(config: PretrainedConfig, task: ClassificationTask) -> tuple[in
 
 
 def load_classifier(
-    checkpoint: Checkpoint, task: ClassificationTask, *, fresh_head: bool, seed: int, dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint, task: ClassificationTask, *, fresh_head: bool, seed: int
 ) -> PreTrainedModel:
     """Load a checkpoint as a classifier (or regressor) for a task.
 
@@ -68,35 +68,31 @@ def load_classifier(
         task: its labels name the outputs of a fresh head.
         fresh_head: put a new random head on it; otherwise the head must be in the weights.
         seed: seed of the new head.
-        dtype: precision of the weights in memory, whatever it is in the file.
 
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
     config = with_task_head(checkpoint.config, task) if fresh_head else checkpoint.config
-    loaded = _load(AutoModelForSequenceClassification, checkpoint, config, dtype, seed)
+    loaded = _load(AutoModelForSequenceClassification, checkpoint, config, seed)
     check_complete(checkpoint, loaded, fresh_head)
     return check_finite(_with_fresh_head(loaded.model, seed) if fresh_head else loaded.model, checkpoint)
 
 
-def load_language_model(
-    checkpoint: Checkpoint, *, fresh_head: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def load_language_model(checkpoint: Checkpoint, *, fresh_head: bool = False, seed: int = 0) -> PreTrainedModel:
     """Load a checkpoint with its family's language-model head.
 
     Args:
         checkpoint: the model.
         fresh_head: put a new random head on a body without one; otherwise the head must be in the weights.
         seed: seed of the new head.
-        dtype: precision of the weights in memory, whatever it is in the file.
 
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
     if checkpoint.gguf is not None:
-        return check_finite(_load_gguf(checkpoint, dtype), checkpoint)
+        return check_finite(_load_gguf(checkpoint), checkpoint)
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
-    loaded = _load(auto, checkpoint, checkpoint.config, dtype, seed)
+    loaded = _load(auto, checkpoint, checkpoint.config, seed)
     check_complete(checkpoint, loaded, fresh_head)
     return check_finite(loaded.model, checkpoint)
 
@@ -107,7 +103,7 @@ def load_body(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         UsageError: the weights are unreadable, or lack what the configuration promises.
     """
-    loaded = _load(auto_class(HeadKind.NONE), checkpoint, checkpoint.config, torch.float32)
+    loaded = _load(auto_class(HeadKind.NONE), checkpoint, checkpoint.config)
     check_complete(checkpoint, loaded, False)
     return check_finite(loaded.model, checkpoint)
 
@@ -130,7 +126,7 @@ def check_weights(checkpoint: Checkpoint, head: HeadKind, *, fresh_head: bool = 
         return
     of = f"{checkpoint.path} {checkpoint.hash} {describe_config(checkpoint.config)}"
     if (of, head, fresh_head) not in SOUND_NAME:
-        loaded = _load(auto_class(head), checkpoint, checkpoint.config, torch.float32, device="meta")
+        loaded = _load(auto_class(head), checkpoint, checkpoint.config, device="meta")
         check_complete(checkpoint, loaded, fresh_head)
         SOUND_NAME.add((of, head, fresh_head))
     if of not in SOUND_NAME:
@@ -142,11 +138,10 @@ def _load(
     auto: Any,
     checkpoint: Checkpoint,
     config: PretrainedConfig,
-    dtype: torch.dtype,
     seed: int = 0,
     device: str | None = None,
 ) -> LoadReport:
-    """Load a checkpoint's model; missing weights are drawn by the seed. On the meta device no tensor is read."""
+    """Load a checkpoint's model in float32, missing weights drawn by the seed. On the meta device no tensor is read."""
     place = {} if device is None else {"device_map": device}
     with (
         library_errors(f"cannot load the weights of {checkpoint.name!r}"),
@@ -158,7 +153,7 @@ def _load(
             checkpoint.path,
             config=config,
             revision=checkpoint.revision,
-            dtype=dtype,
+            dtype=torch.float32,
             attn_implementation=attention_of(config),
             use_safetensors=True,
             trust_remote_code=False,
@@ -171,16 +166,16 @@ def _load(
     return LoadReport(model, tuple(sorted(missing)), tuple(sorted(report["unexpected_keys"])), shapes)
 
 
-def _load_gguf(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def _load_gguf(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load the language model of a GGUF file as an ordinary model, its weights dequantised.
 
     The model that Transformers loads counts as quantised, and can be neither cast nor saved: its weights are moved.
     """
     auto = auto_class(LANGUAGE_HEADS[layout_of(checkpoint.config).family])
     with library_errors(f"cannot load the weights of {checkpoint.name!r}"), quiet_transformers():
-        loaded = auto.from_pretrained(checkpoint.path, gguf_file=checkpoint.gguf, dtype=dtype)
+        loaded = auto.from_pretrained(checkpoint.path, gguf_file=checkpoint.gguf, dtype=torch.float32)
         model: PreTrainedModel = auto.from_config(
-            checkpoint.config, attn_implementation=attention_of(checkpoint.config), dtype=dtype
+            checkpoint.config, attn_implementation=attention_of(checkpoint.config), dtype=torch.float32
         )
         model.load_state_dict(loaded.state_dict())
     return model
@@ -204,8 +199,8 @@ def load_any(checkpoint: Checkpoint) -> PreTrainedModel:
         UsageError: the weights are unreadable.
     """
     if checkpoint.gguf is not None:
-        return _load_gguf(checkpoint, torch.float32)
-    loaded = _load(auto_class(head_of(checkpoint.config)), checkpoint, checkpoint.config, torch.float32)
+        return _load_gguf(checkpoint)
+    loaded = _load(auto_class(head_of(checkpoint.config)), checkpoint, checkpoint.config)
     check_complete(checkpoint, loaded, False)
     return loaded.model
 

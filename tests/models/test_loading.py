@@ -287,7 +287,7 @@ def test_a_configuration_alone_is_found_where_weights_are_not_asked_for(copied):
 def test_weights_are_looked_at_without_reading_them(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "m", "bert")
     found = checkpoint_files.find_checkpoint(str(folder))
-    loaded = loading._load(loading.auto_class(head_of(found.config)), found, found.config, torch.float32, device="meta")
+    loaded = loading._load(loading.auto_class(head_of(found.config)), found, found.config, device="meta")
     assert {each.device.type for each in loaded.model.parameters()} == {"meta"}
 
 
