@@ -1,6 +1,6 @@
 """Measure, on a few texts before training, the variance of the teacher's features and the similarity of layers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,18 +15,17 @@ from kdalign.data.batches import Batch, TokenizedSplit, sample_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, accepted_inputs, blocks
 from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode
-from kdalign.models.teacher import Teacher
 
 CALIBRATION_TOKENS = 16_384
 """Number of tokens on which the variance of the teacher's features is measured."""
 SIMILARITY_TOKENS = 4_096
 """Number of tokens on which the similarity of layers is measured."""
+Teach = Callable[[Batch, CaptureSpec], Activations]
+"""Gives a teacher's activations on a batch, at the student's positions."""
 UNTRAINED = "the student is untrained: how similar its layers are says nothing about what they will learn"
 
 
-def calibrate(
-    plan: Plan, teacher: Teacher, batches: Iterable[Batch], device: torch.device, *, every: bool = False
-) -> Plan:
+def calibrate(plan: Plan, teach: Teach, batches: Iterable[Batch], device: torch.device, *, every: bool = False) -> Plan:
     r"""Measure each mapped teacher layer's feature variance over real tokens, and store it in the plan.
 
     .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}
@@ -34,15 +33,14 @@ def calibrate(
     The scale of the Euclidean term; constant features (outlier dimensions with a large mean) do not enter it. With
     ``every``, all layers of the aligned stacks are measured, since they may be mapped later.
     """
-    stacks = {theirs.name for theirs, _ in plan.stacks}
     layers = frozenset(plan.teaching)
     if every:
-        layers = frozenset(layer for layer in blocks(teacher.model) if layer.stack in stacks)
+        layers = frozenset(layer for stack, _ in plan.stacks for layer in stack.all_layers)
     sums: dict[Layer, list[Tensor]] = {}
     counts: dict[Layer, int] = {}
     for batch in batches:
         batch = batch.to(device)
-        signals = teacher(batch, CaptureSpec(hidden=layers))
+        signals = teach(batch, CaptureSpec(hidden=layers))
         for layer, hidden in signals.hidden.items():
             real = hidden[_positions(plan, batch, layer.stack)].double()
             counts[layer] = counts.get(layer, 0) + len(real)

@@ -203,6 +203,11 @@ class SharedVocabulary:
     def __len__(self) -> int:
         return len(self.student)
 
+    def numbers(self, vocabulary: int) -> Int[Tensor, "vocabulary"]:
+        """Return the student's number of each teacher entry, of so large a vocabulary; -1 for those without one."""
+        numbers = torch.full((vocabulary,), -1)
+        return numbers.index_copy(0, self.teacher.cpu(), self.student.cpu())
+
 
 def shared_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> SharedVocabulary:
     """Find the entries that both vocabularies have, by their text and not by their spelling.

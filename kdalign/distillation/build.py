@@ -25,15 +25,16 @@ from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
-from kdalign.models.teacher import Teacher
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
+from kdalign.objective.checks import check_teacher
 from kdalign.objective.objective import Objective
 from kdalign.objective.stages import stages_of
 from kdalign.objective.terms import MaskedTokens
 from kdalign.observer import Observer
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.task_trainer import Remapping, Stage, TrainTask, WatchedScores
 
@@ -59,6 +60,9 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
         masked_lm = masked_lm_term(model, recipe.train.seed, _dtype(opened))
     objective_of = partial(_objective, opened, masked_lm)
     stages = build_stages(recipe, plan, objective_of)
+    if teacher is not None:
+        for stage in stages:
+            check_teacher(stage.objective, teacher, plan)
     return TrainTask(
         name=run.adapter.task.name,
         learner=build_learner(opened, model, teacher, plan, stages, accelerator.device),
@@ -71,12 +75,12 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     )
 
 
-def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> Teacher | None:
+def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> ComputedTeacher | None:
     """The teacher at the precision of training; None if there is none."""
     if loaded.teacher is None:
         return None
     model, rounded = loaded.teacher.model, _dtype(loaded.opened) or torch.float32
-    return Teacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
+    return ComputedTeacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
 
 
 def _dtype(opened: OpenedRun) -> torch.dtype | None:
@@ -85,7 +89,7 @@ def _dtype(opened: OpenedRun) -> torch.dtype | None:
 
 
 def build_plan(
-    opened: OpenedRun, teacher: Teacher, model: PreTrainedModel, accelerator: Accelerator, resume: bool
+    opened: OpenedRun, teacher: ComputedTeacher, model: PreTrainedModel, accelerator: Accelerator, resume: bool
 ) -> Plan:
     """The plan to train with: on resume the saved one, else measured on a few training examples and saved.
 
@@ -133,7 +137,7 @@ def build_stages(recipe: Recipe, plan: Plan | None, objective_of: ObjectiveFacto
 def build_learner(
     opened: OpenedRun,
     model: PreTrainedModel,
-    teacher: Teacher | None,
+    teacher: ComputedTeacher | None,
     plan: Plan | None,
     stages: Sequence[Stage],
     device: torch.device,
@@ -200,7 +204,7 @@ class Evaluator:
 
 
 def _remapping(
-    opened: OpenedRun, teacher: Teacher | None, plan: Plan | None, objective_of: ObjectiveFactory
+    opened: OpenedRun, teacher: ComputedTeacher | None, plan: Plan | None, objective_of: ObjectiveFactory
 ) -> Remapping | None:
     """Settings for measuring the layer map again during training; the teacher's statistics are not measured again."""
     recipe = opened.recipe

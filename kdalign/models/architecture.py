@@ -32,6 +32,11 @@ class Stack:
     head_width: int
     feed_forward: int
 
+    @property
+    def all_layers(self) -> "tuple[Layer, ...]":
+        """Its layers, from the bottom."""
+        return tuple(Layer(self.name, number) for number in range(self.layers))
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -10,6 +10,7 @@ vocabulary's weights are kept instead, for losses that are computed block by blo
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -24,6 +25,30 @@ from kdalign.models.attention import ATTENTION, keepers
 from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
+from kdalign.models.token_targets import TokenTargets
+
+
+class Signal(StrEnum):
+    """Activations that a term needs."""
+
+    LOGITS = "logits"
+    TOKENS = "tokens"
+    """Distributions over the next token, of a language model."""
+    FEATURES = "features"
+    """The last features, which an embedding is the mean of."""
+    HIDDEN = "hidden"
+    ATTENTION = "attention"
+    CROSS = "cross"
+    EMBEDDINGS = "embeddings"
+    RELATIONS = "relations"
+    LAYERS = "layers"
+    """Hidden states without projection."""
+    AGAIN = "again"
+    """The student's hidden states of a second forward pass, with other dropout."""
+    FILLED = "filled"
+    """The student's features of a masked copy of the texts, by a forward pass of its own."""
+    TEACHER_ATTENTION = "teacher attention"
+    """The teacher's attention alone."""
 
 
 @dataclass
@@ -35,6 +60,7 @@ class Activations:
         features: (batch, time, width), a language model's input to its vocabulary, or the last ones of a model
             without a head; empty for a classifier.
         head: a language model's vocabulary.
+        tokens: a teacher's distributions over the next token at its student's positions; None for a classifier.
         hidden: (batch, time, width), a layer's output.
         embeddings: (batch, time, width), what a stack's first layer reads, by stack.
         attention: (batch, heads, time, keys), probabilities over keys before dropout.
@@ -57,6 +83,7 @@ class Activations:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     head: LMHead | None = None
+    tokens: TokenTargets | None = None
     hidden: dict[Layer, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[Layer, Tensor] = field(default_factory=dict)

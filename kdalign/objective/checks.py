@@ -8,6 +8,7 @@ from kdalign.objective.losses import LEAST_GROUP
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import Signal, Unit
 from kdalign.recipe import Recipe
+from kdalign.teachers.base import Teacher
 
 _UNBLENDED = frozenset({Signal.RELATIONS, Signal.LAYERS, Signal.TEACHER_ATTENTION})
 """Signals that the map ``learned`` does not mix."""
@@ -41,6 +42,18 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
         if objective.modules:
             name = next(iter(objective.modules))
             raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would lose its state")
+
+
+def check_teacher(objective: Objective, teacher: Teacher, plan: Plan | None) -> None:
+    """Refuse terms that ask for what the teacher cannot give.
+
+    Raises:
+        UsageError: the term, what it asks for, and which teacher could give it.
+    """
+    for request in objective.requests(plan.teaching if plan is not None else ()):
+        refusal = teacher.refusal(request)
+        if refusal is not None:
+            raise UsageError(f"term {request.term!r} {refusal}")
 
 
 def _check_remapping(plan: Plan, compares_maps: bool) -> None:

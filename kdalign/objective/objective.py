@@ -33,6 +33,7 @@ from kdalign.objective.terms.logits import DecoupledKD
 from kdalign.objective.terms.relational import CorrelationDistance
 from kdalign.recipe.schedules import Schedule
 from kdalign.recipe.terms import KEYS_OF_TERMS, TEACHERLESS_KEYS
+from kdalign.teachers.base import TermRequest
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Breakdown:
 
 
 T = TypeVar("T")
+SOFTENED = SoftTargets | DecoupledKD | CorrelationDistance
+"""Terms on softened distributions over classes."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,8 @@ class Objective:
     @property
     def _softened_terms(self) -> "dict[str, SoftTargets | DecoupledKD | CorrelationDistance]":
         """Terms with the recipe's temperature."""
-        kinds = SoftTargets | DecoupledKD | CorrelationDistance
         named = {name: term for name, (_, term) in self.terms.items() if name not in self.own_temperature}
-        return {name: term for name, term in named.items() if isinstance(term, kinds)}
+        return {name: term for name, term in named.items() if isinstance(term, SOFTENED)}
 
     def scheduled_by(self, name: str) -> str | None:
         """Key in ``moving`` of a part's weight; None if it is not scheduled."""
@@ -167,7 +169,19 @@ class Objective:
     @property
     def needs(self) -> frozenset[Signal]:
         """All signals that the terms need."""
-        return frozenset().union(*(term.needs for _, term in self.terms.values()))
+        words = self.vocabulary.needs if self.vocabulary is not None else frozenset[Signal]()
+        return words.union(*(term.needs for _, term in self.terms.values()))
+
+    def requests(self, layers: Sequence[Layer]) -> list[TermRequest]:
+        """Return what each term that compares with the teacher asks of it, at these teacher layers."""
+        terms: dict[str, LossTerm | LMHeadLoss] = {name: term for name, (_, term) in self.terms.items()}
+        if self.vocabulary is not None:
+            terms |= {name: self.vocabulary for name in self.vocabulary.parts}
+        return [
+            TermRequest(name, term.needs, capture_spec(term.needs, layers, of_teacher=True), _temperature(term))
+            for name, term in terms.items()
+            if KEYS_OF_TERMS.get(name.partition(" ")[0]) not in TEACHERLESS_KEYS
+        ]
 
     @property
     def needs_teacher(self) -> bool:
@@ -211,15 +225,25 @@ class Objective:
 
     def wanted(self, layers: Sequence[Layer], of_teacher: bool = False) -> CaptureSpec:
         """Return the activations to capture of a model at these layers."""
-        attention = self.needs & ({Signal.ATTENTION, Signal.TEACHER_ATTENTION} if of_teacher else {Signal.ATTENTION})
-        crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
-        return CaptureSpec(
-            hidden=frozenset(layers if self.needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
-            attention=frozenset(layers if attention else ())
-            | frozenset(crossing if Signal.CROSS in self.needs else ()),
-            relations=frozenset(layers if Signal.RELATIONS in self.needs else ()),
-            embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in self.needs),
-        )
+        return capture_spec(self.needs, layers, of_teacher)
+
+
+def capture_spec(needs: frozenset[Signal], layers: Sequence[Layer], of_teacher: bool) -> CaptureSpec:
+    """Return the activations to capture of a model at these layers for these signals."""
+    attention = needs & ({Signal.ATTENTION, Signal.TEACHER_ATTENTION} if of_teacher else {Signal.ATTENTION})
+    crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
+    return CaptureSpec(
+        hidden=frozenset(layers if needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
+        attention=frozenset(layers if attention else ()) | frozenset(crossing if Signal.CROSS in needs else ()),
+        relations=frozenset(layers if Signal.RELATIONS in needs else ()),
+        embeddings=frozenset(layer.stack for layer in layers if Signal.EMBEDDINGS in needs),
+    )
+
+
+def _temperature(term: LossTerm | LMHeadLoss) -> float | None:
+    """Temperature of a term's distributions; None if it compares none."""
+    softens = Signal.TOKENS in term.needs or isinstance(term, SOFTENED)
+    return float(vars(term)["temperature"]) if softens else None
 
 
 def _check_sum(name: str, found: object) -> Tensor:

@@ -18,10 +18,10 @@ from kdalign.data.batches import Batch, TokenizedSplit, micro_batches
 from kdalign.errors import RunError
 from kdalign.models.architecture import blocks
 from kdalign.models.capture import Activations
-from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_groups, count_rows, count_units
+from kdalign.teachers.base import Teacher
 from kdalign.training.learner import Learner
 
 LEAST_SHARE = 0.01

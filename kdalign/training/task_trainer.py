@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch, TokenizedSplit, epoch_batches, micro_batches, steps_per_epoch
-from kdalign.models.teacher import Teacher
 from kdalign.objective.objective import Objective
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder
+from kdalign.teachers.base import Teacher
 from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
 from kdalign.training.learner import Learner
 

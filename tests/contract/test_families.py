@@ -30,12 +30,12 @@ from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.heads import head_of_class
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.profiling import profile_models
-from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_language_objective
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from support.covering import each_once
 from support.family_setting import (
@@ -233,7 +233,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_from_it_and_no_gradient(kind
     names = [stack.name for stack in layout_of(big.config).stacks]
     twin = student.copy_layers(big, {name: range(4) for name in names})
     device = torch.device("cpu")
-    teacher = Teacher(big, None, torch.float32, device)
+    teacher = ComputedTeacher(big, None, torch.float32, device)
     data = encoded(kind)
     batch = collate(data, range(min(4, len(data))))
     plan = calibrate(propose(describe(twin.config), describe(twin.config)), teacher, [batch], device)

@@ -106,16 +106,22 @@ MUTANTS = {
         "contract/test_numerics.py::test_captured_attention_changes_no_bit_of_the_forward_and_equals_the_eager_maps",
     ),
     "teacher in train mode": (
-        "models/teacher.py",
+        "teachers/computed.py",
         ".eval().requires_grad_(False)",
         ".train().requires_grad_(False)",
         "contract/test_numerics.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
     ),
     "teacher keeps gradients": (
-        "models/teacher.py",
+        "teachers/computed.py",
         ".eval().requires_grad_(False)",
         ".eval()",
         "contract/test_numerics.py::test_the_teacher_is_in_eval_mode_without_gradients_and_outside_the_student",
+    ),
+    "tail of the top entries left out": (
+        "models/token_targets.py",
+        "rest = scores.scatter(1, entries, -torch.inf).logsumexp(dim=1, keepdim=True)",
+        "rest = torch.full_like(scores[:, :1], ABSENT)",
+        "objective/losses/test_lm_head.py::test_a_student_that_left_the_kept_entries_is_seen_by_the_rest_as_one_entry",
     ),
     "gradients averaged over ranks": (
         "training/step.py",

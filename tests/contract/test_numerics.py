@@ -13,7 +13,6 @@ from kdalign.models.architecture import describe
 from kdalign.models.attention import ATTENTION
 from kdalign.models.capture import Activations, CaptureSpec, capture
 from kdalign.models.student import copy_layers
-from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.objective import Objective
@@ -21,6 +20,7 @@ from kdalign.objective.terms import HardLabels, SoftTargets, TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import learning_rate, make_optimizer
 from support.classifier_setting import ALL, FAMILIES, Setting, examples, layer
@@ -309,7 +309,7 @@ def test_a_teacher_whose_outputs_are_in_another_order_teaches_the_same():
     with torch.no_grad():
         turned.classifier.weight.copy_(turned.classifier.weight.flip(0).clone())
         turned.classifier.bias.copy_(turned.classifier.bias.flip(0).clone())
-    other = Teacher(turned, (1, 0), torch.float32, setting.device)
+    other = ComputedTeacher(turned, (1, 0), torch.float32, setting.device)
     batch = collate(setting.data, range(8))
     first, second = setting.teacher(batch, CaptureSpec()).logits, other(batch, CaptureSpec()).logits
     torch.testing.assert_close(first, second)

@@ -16,11 +16,11 @@ from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import align_tokens, common_segments, dual_windows, shared_vocabulary, source_pieces
 from kdalign.data.tokenization import tokenize_labelled
 from kdalign.models.student import transfer_vocabulary
-from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from support.covering import each_once
 from support.dual_setting import (
     ALL,
@@ -423,7 +423,7 @@ def test_the_same_tokenizer_gives_bit_for_bit_the_plain_loss():
     split = Examples("train", (tuple(rows),), np.array(labels))
     plain, both = tokenize_labelled(split, tokenizer, 64), tokenize_labelled_dual(split, (tokenizer, tokenizer), 64)
     big = tiny_classifier("bert", 4, 32, seed=4, vocab_size=len(tokenizer))
-    setting.teacher = Teacher(big, (0, 1), torch.float32, CPU)
+    setting.teacher = ComputedTeacher(big, (0, 1), torch.float32, CPU)
     for rows in (range(8), range(3)):
         one, other = collate(plain, rows), collate(both, rows)
         assert other.matching is not None

@@ -15,7 +15,6 @@ from kdalign.errors import UsageError
 from kdalign.models.architecture import Architecture, Layer, Stack, accepted_inputs, attention_modules, describe
 from kdalign.models.capture import CaptureSpec, enable_capture, forward
 from kdalign.models.layouts import AttentionLayout
-from kdalign.models.teacher import Teacher
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.checks import check_attention
@@ -23,6 +22,7 @@ from kdalign.objective.terms import LayerPairs, TermInputs, relation_heads
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import TrainSettings
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.optimizer import make_optimizer
 from support.classifier_setting import examples
@@ -54,7 +54,7 @@ class Pair:
     """A teacher and a student of other heads, trained on their attention alone."""
 
     def __init__(self, theirs, ours, terms, **how):
-        self.teacher = Teacher(classifier(*theirs, seed=1), (0, 1), torch.float32, torch.device("cpu"))
+        self.teacher = ComputedTeacher(classifier(*theirs, seed=1), (0, 1), torch.float32, torch.device("cpu"))
         student = classifier(*ours, seed=2)
         self.plan = propose(describe(self.teacher.model.config), describe(student.config), options=PlanOptions(**how))
         self.objective = build_classification_objective(terms, self.plan, regression=False)

@@ -9,11 +9,11 @@ from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
 from kdalign.data.batches import Batch, TokenizedSplit, collate
 from kdalign.models.architecture import Layer, describe
-from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from support.tiny import tiny_classifier
 
@@ -45,7 +45,7 @@ class Setting:
         silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         still = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
         self.device = torch.device("cpu")
-        self.teacher = Teacher(tiny_classifier(theirs, 4, 32, seed=1), (0, 1), torch.float32, self.device)
+        self.teacher = ComputedTeacher(tiny_classifier(theirs, 4, 32, seed=1), (0, 1), torch.float32, self.device)
         student = tiny_classifier(ours, 2, width, seed=2, **(still if ours == "distilbert" else silent))
         self.data = examples()
         plan = propose(describe(self.teacher.model.config), describe(student.config))

@@ -19,11 +19,11 @@ from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import shared_vocabulary
 from kdalign.models.architecture import describe
 from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
-from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_classification_objective, build_language_objective
 from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from support.tiny import sentences, tiny_classifier
 
@@ -171,7 +171,7 @@ class Setting:
                 for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
             )
         order = (0, 1) if kind == "classes" else None
-        self.teacher = Teacher(big, order, torch.float32, CPU)
+        self.teacher = ComputedTeacher(big, order, torch.float32, CPU)
         plan = propose(describe(big.config), describe(small.config), choice, options=PlanOptions(relations="all"))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
         if kind == "classes":

@@ -16,10 +16,10 @@ from kdalign.models import student
 from kdalign.models.architecture import describe, layout_of
 from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.models.layouts import LAYOUTS
-from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_language_objective
 from kdalign.objective.terms import TermInputs
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from support.covering import one_of_each
 from support.tiny import sentences
@@ -90,7 +90,7 @@ class Setting:
             for parameter in small.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
         device = torch.device("cpu")
-        self.teacher = Teacher(big, None, torch.bfloat16 if bf16 else torch.float32, device)
+        self.teacher = ComputedTeacher(big, None, torch.bfloat16 if bf16 else torch.float32, device)
         plan = propose(describe(big.config), describe(small.config), options=PlanOptions(relations="all"))
         plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], device)
         dtype = torch.bfloat16 if bf16 else None

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdalign.data.token_matching import SharedVocabulary
-from kdalign.models.lm_head import LMHead, block_rows, row_blocks, wide_dtype
+from kdalign.models.lm_head import block_rows, row_blocks, wide_dtype
+from kdalign.models.token_targets import DenseTokens, TokenTargets, TopEntries
 from kdalign.objective import losses
 
 
@@ -45,24 +46,11 @@ class TokenLoss:
     shared: SharedVocabulary | None = None
 
 
-@dataclass(frozen=True)
-class Side:
-    """One model's features of the positions that count, and the head that maps them to logits."""
-
-    features: Float[Tensor, "n width"]
-    head: LMHead
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The wider precision of features and weight."""
-        return torch.promote_types(self.features.dtype, self.head.weight.dtype)
-
-
 def vocabulary_losses(
     loss: TokenLoss,
-    student: Side,
+    student: DenseTokens,
     labels: Int[Tensor, "n"],
-    teacher: Side | None = None,
+    teacher: TokenTargets | None = None,
     *,
     answered: Bool[Tensor, "n"] | None = None,
     rows: int | None = None,
@@ -90,8 +78,7 @@ def vocabulary_losses(
         The total, differentiable once, and the two unweighted sums, detached, in float32.
     """
     if teacher is not None:
-        entries = None if loss.shared is not None else len(student.head.weight)
-        teacher = Side(teacher.features, teacher.head.detached(loss.dtype or teacher.dtype, entries))
+        teacher = teacher.prepared(loss.dtype, None if loss.shared is not None else len(student.head.weight))
     dtype = loss.dtype or student.dtype
     wide, head = wide_dtype(dtype), student.head.detached(dtype)
     learned = student.features, student.head.weight, student.head.bias
@@ -105,7 +92,7 @@ def vocabulary_losses(
             hard, slope = _cross_entropy(logits, labels[block], loss.hard if differentiated else None)
             hard_sum += hard
             if teacher is not None:
-                target = teacher.head.logits(teacher.features[block])
+                target = teacher.block(block, loss.temperature)
                 same = slice(None) if answered is None else answered[block]
                 soft_sum += _add_divergence(slope if differentiated else None, logits, target, same, loss)
             if differentiated:
@@ -137,19 +124,34 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weight: float | None) -> tupl
 
 
 def _add_divergence(
-    slope: Tensor | None, logits: Tensor, target: Tensor, same: slice | Tensor, loss: TokenLoss
+    slope: Tensor | None, logits: Tensor, target: Tensor | TopEntries, same: slice | Tensor, loss: TokenLoss
 ) -> Tensor:
     """A block's divergence from the teacher; adds its weighted gradient by the student's logits to the slope."""
-    ours = logits if loss.shared is not None else logits[:, : target.shape[1]]
+    theirs = target.vocabulary if isinstance(target, TopEntries) else target.shape[1]
+    ours = logits if loss.shared is not None else logits[:, :theirs]
     ours.requires_grad_(slope is not None)
     with torch.set_grad_enabled(slope is not None):
-        if loss.shared is None:
+        if isinstance(target, TopEntries):
+            total = _divergence_of_top(ours[same], target[same], loss)
+        elif loss.shared is None:
             total = losses.divergence(ours, target, loss.divergence, loss.temperature, loss.skew)
         else:
             total = _divergence_across(ours[same], target[same], loss.shared, loss)
     if slope is not None:
         slope[:, : ours.shape[1]].add_(torch.autograd.grad(total, ours)[0], alpha=loss.soft)
     return total.detach()
+
+
+def _divergence_of_top(student: Tensor, teacher: TopEntries, loss: TokenLoss) -> Tensor:
+    """Compare the teacher's top entries one by one and the rest as one; entries of the student's vocabulary alone."""
+    if loss.shared is not None:
+        teacher = teacher.renumbered(loss.shared.numbers(teacher.vocabulary), student.size(1))
+    elif teacher.vocabulary > student.size(1):
+        numbers = torch.arange(teacher.vocabulary)
+        teacher = teacher.renumbered(torch.where(numbers < student.size(1), numbers, -1), student.size(1))
+    return losses.divergence_of_top(
+        student, teacher.entries, teacher.logs, loss.divergence, loss.temperature, loss.skew
+    )
 
 
 def _divergence_across(student: Tensor, teacher: Tensor, shared: SharedVocabulary, loss: TokenLoss) -> Tensor:

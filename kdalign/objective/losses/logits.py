@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kdalign.models.token_targets import top_log_probabilities
 from kdalign.objective.losses.precision import to_float32
 
 
@@ -180,6 +181,28 @@ def divergence_of_shared(
         logs.append(F.log_softmax(torch.cat(parts, dim=1), dim=-1))
     student_log, teacher_log = logs
     return temperature**2 * DIVERGENCES[kind](student_log, teacher_log, skew)
+
+
+def divergence_of_top(
+    student: Float[Tensor, "n classes"],
+    entries: Int[Tensor, "n k"],
+    teacher: Float[Tensor, "n k1"],
+    kind: str,
+    temperature: float,
+    skew: float = 0.1,
+) -> Float[Tensor, ""]:
+    r"""Divergence over the teacher's k likeliest entries and all others together as one, summed over rows, in nats.
+
+    .. math:: \tau^2 \sum_i D(\bar p^t_i, \bar p^s_i), \quad
+        \bar p_i = \big(p_{i e_{i1}}, \dots, p_{i e_{ik}},\, 1 - \textstyle\sum_j p_{i e_{ij}}\big)
+
+    ``teacher`` holds log-probabilities of a softened distribution, the rest last. A coarser view of both, as
+    ``divergence_of_shared``: 0 if the distributions agree, never negative, and for forward and reverse KL never above
+    the divergence over all entries. Without the rest, a student that leaves the kept entries is rewarded (truncated) or
+    not seen (renormalised).
+    """
+    student_log = top_log_probabilities(to_float32(student) / temperature, entries)
+    return temperature**2 * DIVERGENCES[kind](student_log, to_float32(teacher), skew)
 
 
 def universal_logit_distance(

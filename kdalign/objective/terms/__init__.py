@@ -3,7 +3,8 @@
 A term returns a **sum** over the micro-batch's units; the objective divides once.
 """
 
-from kdalign.objective.terms.base import LayerPairs, LayerTerm, LossTerm, Signal, TermInputs, Unit
+from kdalign.models.capture import Signal
+from kdalign.objective.terms.base import LayerPairs, LayerTerm, LossTerm, TermInputs, Unit
 from kdalign.objective.terms.features import (
     AttentionMaps,
     EmbeddingsCosine,

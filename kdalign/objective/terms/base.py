@@ -10,28 +10,9 @@ from torch import Tensor
 
 from kdalign.data.batches import Batch
 from kdalign.models.architecture import Layer
-from kdalign.models.capture import Activations
+from kdalign.models.capture import Activations, Signal
 from kdalign.objective import losses
 from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, LayerWeights
-
-
-class Signal(StrEnum):
-    """Activations that a term needs."""
-
-    LOGITS = "logits"
-    HIDDEN = "hidden"
-    ATTENTION = "attention"
-    CROSS = "cross"
-    EMBEDDINGS = "embeddings"
-    RELATIONS = "relations"
-    LAYERS = "layers"
-    """Hidden states without projection."""
-    AGAIN = "again"
-    """The student's hidden states of a second forward pass, with other dropout."""
-    FILLED = "filled"
-    """The student's features of a masked copy of the texts, by a forward pass of its own."""
-    TEACHER_ATTENTION = "teacher attention"
-    """The teacher's attention alone."""
 
 
 class Unit(StrEnum):

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdalign.models.architecture import Layer
+from kdalign.models.capture import Signal
 from kdalign.objective import losses
-from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
+from kdalign.objective.terms.base import LayerPairs, TermInputs, Unit
 
 
 @dataclass(frozen=True)

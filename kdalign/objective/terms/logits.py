@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdalign.data.batches import IGNORED, MASKED
+from kdalign.models.capture import Signal
 from kdalign.models.lm_head import LMHead
+from kdalign.models.token_targets import DenseTokens, TokenTargets
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
-from kdalign.objective.terms.base import Signal, TermInputs, Unit
+from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
+from kdalign.objective.terms.base import TermInputs, Unit
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class MaskedTokens(nn.Module):
         here = targets != IGNORED
         counted = view.batch.masked[here]
         features = self.norm(F.gelu(self.dense(view.student.filled.to(self.bias.dtype))))
-        student = Side(features[counted], LMHead(view.student.words, self.bias))
+        student = DenseTokens(features[counted], LMHead(view.student.words, self.bias))
         loss = TokenLoss(hard=1.0, soft=0.0, dtype=self.dtype)
         return vocabulary_losses(loss, student, targets[here][counted])[0]
 
@@ -127,6 +129,11 @@ class LMHeadLoss(TokenLoss):
     Both need the logits, which exist for a block of rows at a time, so they are one term with two parts, ``hard`` and
     ``soft``, weighted here. The unit is the target token.
     """
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """Distributions over tokens, if it compares any."""
+        return frozenset({Signal.TOKENS} if self.soft > 0 else ())
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -141,12 +148,11 @@ class LMHeadLoss(TokenLoss):
         batch, positions, matching = view.batch, view.batch.predicted, view.batch.matching
         assert batch.targets is not None, "a language-modelling task has targets"
         assert view.student.head is not None, "a language model has a vocabulary"
-        student, teacher = Side(view.student.features[positions], view.student.head), None
+        student = DenseTokens(view.student.features[positions], view.student.head)
+        teacher: TokenTargets | None = None
         if self.soft > 0:
-            assert view.teacher.head is not None, "a language model has a vocabulary"
-            features = view.teacher.features
-            features = features if matching is None else matching.align_predictions(features)
-            teacher = Side(features[positions], view.teacher.head)
+            assert view.teacher.tokens is not None, "a language model gives distributions over tokens"
+            teacher = view.teacher.tokens.select(positions)
         targets, answered = (units[unit] or 1 for unit in (Unit.TARGET, Unit.ANSWERED))  # without any, the sum is 0
         total, hard, soft = vocabulary_losses(
             replace(self, soft=self.soft * (targets / answered)),

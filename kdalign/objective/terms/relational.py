@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdalign.models.capture import pooled
+from kdalign.models.capture import Signal, pooled
 from kdalign.objective import losses
-from kdalign.objective.terms.base import LayerPairs, Signal, TermInputs, Unit
+from kdalign.objective.terms.base import LayerPairs, TermInputs, Unit
 from kdalign.objective.terms.distributed import all_gather_with_grad
 
 Over = Literal["texts", "tokens"]
@@ -22,7 +22,7 @@ UNITS: dict[Over, Unit] = {"texts": Unit.GROUP, "tokens": Unit.TOKEN_GROUP}
 class EmbeddingDistance:
     """Cosine distance from the teacher's embeddings, for models of equal width."""
 
-    needs: frozenset[Signal] = frozenset()
+    needs: frozenset[Signal] = frozenset({Signal.FEATURES})
     unit: Unit = Unit.EXAMPLE
 
     def __call__(self, view: TermInputs) -> Tensor:
@@ -34,7 +34,7 @@ class EmbeddingDistance:
 class EmbeddingSimilarity:
     """Distance from the teacher's similarities of texts; 1 for a student with one constant similarity."""
 
-    needs: frozenset[Signal] = frozenset()
+    needs: frozenset[Signal] = frozenset({Signal.FEATURES})
     unit: Unit = Unit.GROUP
 
     def __call__(self, view: TermInputs) -> Tensor:

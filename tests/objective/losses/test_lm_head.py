@@ -12,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdalign.models.lm_head import LMHead, block_rows, vocabulary_scores
+from kdalign.models.token_targets import DenseTokens, TopTokens, top_log_probabilities, top_tokens
 from kdalign.objective import losses
-from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
+from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 
 KINDS = ["forward", "reverse", "js", "skew"]
 
 
 def sums_of(student, head, labels, teacher=None, teacher_head=None, rows=None, **loss):
     """The blocked losses of features and heads by themselves."""
-    taught = None if teacher is None else Side(teacher, teacher_head)
-    return vocabulary_losses(TokenLoss(**loss), Side(student, head), labels, taught, rows=rows)
+    taught = None if teacher is None else DenseTokens(teacher, teacher_head)
+    return vocabulary_losses(TokenLoss(**loss), DenseTokens(student, head), labels, taught, rows=rows)
 
 
 def problem(n=11, vocabulary=13, theirs=13, dtype=torch.float32, bias=True, softcap=None):
@@ -282,7 +283,8 @@ def test_a_block_has_at_least_one_row_and_at_most_sixteen_mebibytes_on_a_cpu():
 GROWTH = """
 import json, resource, sys, torch, torch.nn.functional as F
 from kdalign.models.lm_head import LMHead
-from kdalign.objective.losses.lm_head import Side, TokenLoss, vocabulary_losses
+from kdalign.models.token_targets import DenseTokens, TopTokens, top_log_probabilities, top_tokens
+from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 torch.set_num_threads(1)
 way, vocabulary, width, n, rows = sys.argv[1], *map(int, sys.argv[2:])
 student, teacher = torch.randn(n, width, requires_grad=True), torch.randn(n, width)
@@ -296,7 +298,7 @@ if way == "plain":
         F.log_softmax(ours, dim=-1), F.log_softmax(teacher @ theirs.T, dim=-1), reduction="sum", log_target=True
     )
 else:
-    sides = Side(student, LMHead(weight)), Side(teacher, LMHead(theirs))
+    sides = DenseTokens(student, LMHead(weight)), DenseTokens(teacher, LMHead(theirs))
     total = vocabulary_losses(TokenLoss(1.0, 1.0), sides[0], labels, sides[1], rows=rows or None)[0]
 (total / n).backward()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
@@ -331,3 +333,76 @@ def test_entries_that_are_never_given_count_as_numbers_and_others_do_not():
             vocabulary_scores(features, head, torch.tensor([0, 1, 1]))
     with pytest.raises(NotFinite, match="3 of 3"):
         vocabulary_scores(features, LMHead(torch.eye(3), torch.full((3,), -torch.inf)), labels)
+
+
+TEACHER = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]], dtype=torch.float64).log()
+
+
+def of_top(student, teacher, kind, k=3, temperature=1.0):
+    kept = (teacher / temperature).topk(k, dim=1).indices
+    return losses.divergence_of_top(
+        student, kept, top_log_probabilities(teacher / temperature, kept), kind, temperature
+    )
+
+
+def test_a_student_that_left_the_kept_entries_is_seen_by_the_rest_as_one_entry():
+    # As likely as the teacher's among the three kept, with a tenth of their mass: renormalised, nothing differs.
+    student = torch.tensor([[0.05, 0.03, 0.01, 0.3, 0.3, 0.31]], dtype=torch.float64).log()
+    assert float(of_top(student, TEACHER, "forward")) == pytest.approx(0.9 * math.log(10) + 0.1 * math.log(0.1 / 0.91))
+    # 0.09 log(0.09 / 0.9) + 0.91 log(0.91 / 0.1); truncated it would be -0.207, a reward for leaving.
+    by_hand = 0.09 * math.log(0.1) + 0.91 * math.log(9.1)
+    assert float(of_top(student, TEACHER, "reverse")) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_top_entries_never_exceed_the_whole_divergence_and_reach_it_with_one_entry_left(kind, temperature):
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 6, 9, dtype=torch.float64)
+    whole = float(losses.divergence(student, teacher, kind, temperature))
+    sums = [float(of_top(student, teacher, kind, k, temperature)) for k in (1, 3, 5, 8)]
+    assert 0 < sums[0] <= whole + 1e-12
+    assert sums == sorted(sums)
+    assert sums[-1] == pytest.approx(whole, rel=1e-12)
+    assert float(of_top(teacher, teacher, kind, 3, temperature)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 64])
+def test_a_vocabularys_loss_by_top_entries_has_the_gradient_of_plain_autograd(rows):
+    student, head, labels, teacher, teacher_head = problem()
+    kept = top_tokens(DenseTokens(teacher, teacher_head), 4, (2.0,), rows=3)
+    total, _, _ = vocabulary_losses(
+        TokenLoss(hard=0.3, soft=0.7, divergence="js", temperature=2.0),
+        DenseTokens(student, head), labels, kept, rows=rows,
+    )  # fmt: skip
+    total.backward()
+    found = [one.grad.clone() for one in learned(student, head)]
+    for one in learned(student, head):
+        one.grad = None
+    logits = F.linear(student, head.weight, head.bias)
+    soft = losses.divergence_of_top(logits, kept.entries, kept.logs[2.0], "js", 2.0)
+    plain_total = 0.3 * F.cross_entropy(logits, labels, reduction="sum") + 0.7 * soft
+    plain_total.backward()
+    torch.testing.assert_close(total, plain_total)
+    torch.testing.assert_close(found, [one.grad for one in learned(student, head)])
+
+
+def test_top_entries_beyond_a_shorter_vocabulary_join_the_rest():
+    student = torch.randn(5, 7, dtype=torch.float64)
+    teacher = torch.randn(5, 9, dtype=torch.float64)
+    teacher[:, 8] = 9.0  # the likeliest entry is one that the student lacks
+    entries = teacher.topk(3, dim=1).indices
+    kept = TopTokens(entries, {1.0: top_log_probabilities(teacher, entries)}, 9)
+    loss = vocabulary_losses(
+        TokenLoss(hard=0.0, soft=1.0),
+        DenseTokens(torch.eye(5, dtype=torch.float64), LMHead(student.T.contiguous())),
+        torch.zeros(5, dtype=torch.long), kept,
+    )[0]  # fmt: skip
+    total = 0.0
+    for row in range(5):
+        p, q = teacher[row].softmax(0), student[row].softmax(0)
+        ours = [entry for entry in entries[row].tolist() if entry < 7]
+        total += sum(float(p[e] * (p[e] / q[e]).log()) for e in ours)
+        rest = 1 - sum(float(p[e]) for e in ours), 1 - sum(float(q[e]) for e in ours)
+        total += rest[0] * math.log(rest[0] / rest[1])
+    assert float(loss) == pytest.approx(total, rel=1e-9)

@@ -17,11 +17,11 @@ from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
 from kdalign.models.architecture import Layer, describe
-from kdalign.models.teacher import Teacher
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import TermInputs, Unit
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
+from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from support.classifier_setting import examples
 from support.terms import NONE
@@ -48,7 +48,7 @@ class Scene:
     def __init__(self, name, classes=2, side="student", **options):
         silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": classes}
         order = tuple(range(classes))
-        self.teacher = Teacher(tiny_classifier("bert", 4, 32, seed=1, **silent), order, torch.float32, CPU)
+        self.teacher = ComputedTeacher(tiny_classifier("bert", 4, 32, seed=1, **silent), order, torch.float32, CPU)
         student = tiny_classifier("bert", 2, STUDENTS_WIDTH, seed=2, **silent)
         architectures = describe(self.teacher.model.config), describe(student.config)
         style = ProjectionStyle(kind="orthogonal" if side == "teacher" else "linear", side=side)

@@ -1,4 +1,4 @@
-"""Teacher: a frozen model in eval mode, outside the student's parameters."""
+"""Teacher whose weights are loaded: a frozen model in eval mode, outside the student's parameters."""
 
 import torch
 from transformers import PreTrainedModel
@@ -7,10 +7,12 @@ from kdalign.data.batches import Batch
 from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import Activations, CaptureSpec, enable_capture, forward
 from kdalign.models.layouts import AttentionLayout
+from kdalign.models.token_targets import DenseTokens
+from kdalign.teachers.base import TermRequest
 
 
-class Teacher:
-    """Frozen model that returns the specified activations.
+class ComputedTeacher:
+    """Frozen model that computes whatever a term needs.
 
     Attributes:
         model: the model, in bfloat16 or float32.
@@ -25,8 +27,16 @@ class Teacher:
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
         """Run one forward without gradients: activations at the student's positions, logits in the task's order."""
-        device, inputs = self.model.device.type, batch.teacher_inputs
+        device, inputs, matching = self.model.device.type, batch.teacher_inputs, batch.matching
         with torch.no_grad():
             with torch.autocast(device, torch.bfloat16, enabled=self._rounds):
                 signals = forward(self.model, accepted_inputs(self.model, inputs), wanted, self._order)
-            return signals if batch.matching is None else signals.moved(batch.matching)
+            if signals.head is not None:
+                features = signals.features
+                features = features if matching is None else matching.align_predictions(features)
+                signals.tokens = DenseTokens(features, signals.head)
+            return signals if matching is None else signals.moved(matching)
+
+    def refusal(self, request: TermRequest) -> None:
+        """Return None: it computes everything that its family has, which the checks of terms know."""
+        return

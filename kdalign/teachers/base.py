@@ -1,0 +1,43 @@
+"""What a teacher says on a batch, wherever it comes from: computed, kept in a cache, or asked of a server."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kdalign.data.batches import Batch
+from kdalign.models.capture import Activations, CaptureSpec, Signal
+
+
+@dataclass(frozen=True)
+class TermRequest:
+    """What a term of the objective asks of the teacher.
+
+    Attributes:
+        term: the term's name.
+        signals: kinds of activations that it compares.
+        wanted: layers that it compares.
+        temperature: temperature of its distributions; None if it compares none.
+    """
+
+    term: str
+    signals: frozenset[Signal]
+    wanted: CaptureSpec
+    temperature: float | None = None
+
+
+class Teacher(Protocol):
+    """A source of what a teacher says. Nothing above it knows which kind of source it is."""
+
+    def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
+        """Give the teacher's answers on a batch, and the activations of the layers that are wanted.
+
+        Args:
+            batch: on the device of training.
+            wanted: layers whose activations the terms compare.
+
+        Returns:
+            Activations at the student's positions: a classifier's ``logits`` in the order of the task's labels, a
+            language model's ``tokens``, or an embedding model's ``features``.
+        """
+
+    def refusal(self, request: TermRequest) -> str | None:
+        """Return why it cannot give what a term asks for, and who could; None if it can."""
