@@ -17,7 +17,7 @@ from kdalign.data.tasks.language import FAMILIES
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters import adapter_for
 from kdalign.evaluation.adapters.base import TaskAdapter
-from kdalign.evaluation.generation import GenerationSettings
+from kdalign.evaluation.decoding import GenerationSettings
 from kdalign.evaluation.job import UNWRITTEN, EvalJob, EvalSettings
 from kdalign.evaluation.local_model import LocalTarget
 from kdalign.evaluation.metric_names import is_text_metric

@@ -29,7 +29,7 @@ from kdalign.data.tasks.generation_cases import (
 )
 from kdalign.data.tasks.loading import split_exists
 from kdalign.errors import UsageError
-from kdalign.evaluation.generation import GenerationSettings
+from kdalign.evaluation.decoding import GenerationSettings
 from kdalign.evaluation.predictions import score_all
 from kdalign.evaluation.result import EvaluationResult
 from kdalign.files import atomic_file

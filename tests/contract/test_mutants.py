@@ -310,10 +310,22 @@ MUTANTS = {
         "data/test_windows.py::test_words_and_bytes_are_of_what_is_asked_for",
     ),
     "the surest tokens masked again": (
-        "evaluation/generation.py",
+        "evaluation/gap_filling.py",
         "torch.where(gaps, sure, torch.inf)",
         "torch.where(gaps, -sure, torch.inf)",
         "evaluation/test_evaluate.py::test_a_masked_model_fills_the_gap_by_mask_predict",
+    ),
+    "samples of two prompts drawn alike": (
+        "evaluation/sampling.py",
+        'f"{seed}\\0{draw}\\0{prompt}"',
+        'f"{seed}\\0{draw}"',
+        "evaluation/test_sampling.py::test_draws_depend_on_seed_prompt_and_number_and_are_uniform",
+    ),
+    "an end that is forced counted as the model's": (
+        "evaluation/generation.py",
+        'latest = limit - 1 if _token_set(own.get("forced_eos_token_id")) else limit',
+        "latest = limit",
+        "evaluation/test_sampling.py::test_an_answer_says_whether_the_model_ended_it_and_counts_its_tokens",
     ),
     "error rate averaged over texts": (
         "metrics/error_rates.py",

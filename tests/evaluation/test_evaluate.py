@@ -14,7 +14,8 @@ from kdalign.data.tasks.generation_cases import GenerationCase, continuation_cas
 from kdalign.data.tasks.language import language_task
 from kdalign.errors import UsageError
 from kdalign.evaluation.baselines import Unigram
-from kdalign.evaluation.generation import GenerationSettings, describe_generation, generate
+from kdalign.evaluation.decoding import GenerationSettings
+from kdalign.evaluation.generation import describe_generation, generate
 from kdalign.evaluation.job import EvalJob, EvalSettings
 from kdalign.metrics.text import score_texts
 from kdalign.models.capture import CaptureSpec, forward

@@ -21,6 +21,8 @@ class GenerationCase:
         words: number of words of a continuation, as many as its reference has; 0 if the model ends the text.
         stop: string that ends a text, such as a line end; empty for none.
         language: code of the language whose spacing rules continuations are normalised by.
+        draw: number of a sample among those of the same prompt.
+        rendered: True if the prompt holds the special tokens before it, as one that a chat template wrote.
     """
 
     prompt: str
@@ -28,6 +30,8 @@ class GenerationCase:
     words: int = 0
     stop: str = ""
     language: str = ""
+    draw: int = 0
+    rendered: bool = False
 
     @property
     def full_text(self) -> str:
