@@ -21,6 +21,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
 from kdalign.distillation.load import LoadedModels, preview
+from kdalign.distillation.teacher_source import computed_teacher, product_dtype
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
@@ -47,7 +48,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     opened = loaded.opened
     run, recipe, texts, tokenizer = opened.run, opened.recipe, opened.texts, opened.tokenizer
     model = student.freeze(loaded.student, recipe.train.freeze)
-    teacher = _teacher(loaded, accelerator)
+    teacher = computed_teacher(loaded, accelerator)
     plan = None
     if teacher is not None:
         plan = build_plan(opened, teacher, model, accelerator, resume)
@@ -57,7 +58,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     masked_lm = None
     if recipe.objective.built.masked_lm:
         observer.announce("masked_lm: a step costs about one more forward and backward of the student, on masked rows")
-        masked_lm = masked_lm_term(model, recipe.train.seed, _dtype(opened))
+        masked_lm = masked_lm_term(model, recipe.train.seed, product_dtype(opened))
     objective_of = partial(_objective, opened, masked_lm)
     stages = build_stages(recipe, plan, objective_of)
     if teacher is not None:
@@ -73,19 +74,6 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
         evaluate=Evaluator(loaded, observer),
         remapping=_remapping(opened, teacher, plan, objective_of),
     )
-
-
-def _teacher(loaded: LoadedModels, accelerator: Accelerator) -> ComputedTeacher | None:
-    """The teacher at the precision of training; None if there is none."""
-    if loaded.teacher is None:
-        return None
-    model, rounded = loaded.teacher.model, _dtype(loaded.opened) or torch.float32
-    return ComputedTeacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
-
-
-def _dtype(opened: OpenedRun) -> torch.dtype | None:
-    """The precision of the largest matrix products; None for float32."""
-    return torch.bfloat16 if opened.bf16 else None
 
 
 def build_plan(
@@ -125,7 +113,7 @@ def masked_lm_term(student_model: PreTrainedModel, seed: int, dtype: torch.dtype
 def _objective(opened: OpenedRun, masked_lm: MaskedTokens | None, weights: Weights, plan: Plan | None) -> Objective:
     across = opened.texts.across
     shared = across.shared if across is not None else None
-    objective = build_objective(opened.run.adapter.task, weights, plan, _dtype(opened), shared)
+    objective = build_objective(opened.run.adapter.task, weights, plan, product_dtype(opened), shared)
     return objective.with_masked_lm(weights.built.masked_lm, masked_lm)
 
 
