@@ -4,6 +4,7 @@
 
     ApiModel            one model at one URL (client)
       complete          a greedy completion of each prompt
+      answer            a completion of each prompt or conversation, greedy or sampled, with its end and its tokens
       choose            one of some labels for each prompt, constrained to them where the server can
       prompt_logprobs   the log-probability of each token of a text, or why there is none
     Negotiator          endpoint, parameters and constraints that the server takes (negotiation)
@@ -18,20 +19,24 @@ from kdalign.served.budget import ServedSettings, Usage
 from kdalign.served.client import (
     ApiModel,
     Choices,
+    Completion,
     TokenLogprob,
     Unavailable,
     is_served,
 )
-from kdalign.served.protocol import Constraint, Dialect, Endpoint, label_in_answer
+from kdalign.served.protocol import Constraint, Dialect, Endpoint, Prompt, Sampling, label_in_answer
 from kdalign.served.transport import OPENAI_URL
 
 __all__ = [
     "OPENAI_URL",
     "ApiModel",
     "Choices",
+    "Completion",
     "Constraint",
     "Dialect",
     "Endpoint",
+    "Prompt",
+    "Sampling",
     "ServedSettings",
     "TokenLogprob",
     "Unavailable",

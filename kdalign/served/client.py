@@ -13,10 +13,13 @@ from kdalign.served.budget import ServedSettings, Usage, check_settings
 from kdalign.served.cache import AnswerCache
 from kdalign.served.negotiation import Negotiator
 from kdalign.served.protocol import (
+    GREEDY,
     Constraint,
     Dialect,
     Endpoint,
+    Prompt,
     Refused,
+    Sampling,
     answer_key,
     read_echo,
     read_label,
@@ -33,6 +36,36 @@ FILE = "served.jsonl"
 def is_served(name: str) -> bool:
     """Return whether a model's name is ``openai:NAME``."""
     return name.startswith(PREFIX)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A model's answer to a prompt.
+
+    Attributes:
+        text: the answer.
+        ended: True if the model or a stop text ended it, False if its tokens ran out or the server stopped it, None if
+            the server does not say.
+        prompt_tokens: tokens of the prompt, as the server counts them.
+        new_tokens: tokens of the answer, as the server counts them.
+    """
+
+    text: str
+    ended: bool | None
+    prompt_tokens: int
+    new_tokens: int
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "Completion":
+        """Read an answer from its line in the cache."""
+        finish = line.get("finish")
+        ended = True if line.get("stopped") else None if finish is None else finish in _ENDED
+        counts = [line.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        return cls(line["text"], ended, *counts)
+
+
+_ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
+"""Reasons by which servers say that a model ended its answer."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +188,29 @@ class ApiModel:
         stop: Sequence[str] | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[str]:
-        """Complete each prompt greedily (temperature 0, seed 0).
+        """Complete each prompt greedily (temperature 0, seed 0): the texts of ``answer``."""
+        return [answer.text for answer in self.answer(prompts, max_tokens, stop, progress)]
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: Sequence[int],
+        stop: Sequence[str] | None = None,
+        progress: ProgressCallback | None = None,
+        sampling: Sequence[Sampling] | None = None,
+    ) -> list[Completion]:
+        """Complete each prompt.
 
         Through ``/completions`` where the server has it, for the raw prompt; else through ``/chat/completions``, where
         the prompt is one message of the user.
 
         Args:
-            prompts: texts; equal ones are sent once.
+            prompts: texts; equal ones are sent once. Conversations, for a model that was opened with ``chat``.
             max_tokens: longest answer to each prompt, in tokens.
             stop: texts before which an answer ends.
             progress: called after each answer, in the caller's thread.
+            sampling: how the tokens of each answer are chosen; greedily if left out. A prompt with several is answered
+                several times.
 
         Returns:
             The answers in the order of the prompts.
@@ -175,16 +221,20 @@ class ApiModel:
         """
         ends = tuple(stop or ())
 
-        def request(prompt: str, limit: int, dialect: Dialect) -> Request:
-            body = request_body(self.model, dialect, prompt, limit, ends)
-            key = answer_key(self.url, dialect.path, body, ends)
-            return Request(dialect.path, body, key, len(prompt), limit, lambda answer: read_text(answer, ends))
+        def request(prompt: Prompt, limit: int, chosen: Sampling, dialect: Dialect) -> Request:
+            body = request_body(self.model, dialect, prompt, limit, ends, sampling=chosen)
+            draw = chosen.seed if chosen.temperature > 0 and "seed" in dialect.refused else 0
+            key = answer_key(self.url, dialect.path, body, ends, draw)
+            size = len(prompt) if isinstance(prompt, str) else sum(len(str(turn.get("content"))) for turn in prompt)
+            return Request(dialect.path, body, key, size, limit, lambda answer: read_text(answer, ends))
 
-        rows = list(zip(prompts, max_tokens, strict=True))
+        rows = list(zip(prompts, max_tokens, sampling or [GREEDY] * len(prompts), strict=True))
         if not rows:
             return []
         dialect = self._dialects.completion(partial(request, *rows[0]), len(rows))
-        return self._texts(self._requests.send_all([request(*row, dialect) for row in rows], progress))
+        lines = self._requests.send_all([request(*row, dialect) for row in rows], progress)
+        self._texts(lines)
+        return [Completion.of(line) for line in lines]
 
     def choose(
         self,

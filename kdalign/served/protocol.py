@@ -10,6 +10,26 @@ from typing import Any, Literal
 
 Endpoint = Literal["completions", "chat"]
 Constraint = Literal["json_schema", "json_object", "none"]
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a conversation, which only a chat endpoint takes."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a server is to choose tokens.
+
+    Attributes:
+        temperature: 0 for the likeliest token at each position.
+        top_p: share of the probability from which samples are drawn, its likeliest tokens.
+        seed: seed of samples, which servers may pass over.
+    """
+
+    temperature: float = 0
+    top_p: float = 1
+    seed: int = 0
+
+
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -33,11 +53,11 @@ class Dialect:
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Those of ``temperature``, ``seed`` and ``stop`` not sent: without them a server need not write greedily.
+        """Those of ``temperature``, ``top_p``, ``seed`` and ``stop`` not sent: without them a server chooses otherwise.
 
         ``max_tokens`` is sent under another name, and a server that refuses ``repeat_penalty`` has none.
         """
-        return tuple(name for name in self.refused if name in ("temperature", "seed", "stop"))
+        return tuple(name for name in self.refused if name in ("temperature", "top_p", "seed", "stop"))
 
 
 class Refused(Exception):
@@ -62,21 +82,30 @@ class Unusable(Exception):
 def request_body(
     model: str,
     dialect: Dialect,
-    prompt: str,
+    prompt: Prompt,
     max_tokens: int,
     stop: Sequence[str] = (),
     labels: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
 ) -> dict[str, Any]:
-    """Build the body of a request for greedy decoding, in the server's dialect.
+    """Build the body of a request, in the server's dialect.
 
     llama-cpp-python penalises repeated words (``repeat_penalty`` 1.1) by default; servers that do not know the
     parameter ignore or refuse it.
     """
-    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1}
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        "repeat_penalty": 1,
+    }
+    if sampling.top_p < 1:
+        body["top_p"] = sampling.top_p
     if dialect.endpoint == "completions":
         body["prompt"] = prompt
     else:
-        body["messages"] = [{"role": "user", "content": prompt}]
+        body["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if stop:
         body["stop"] = list(stop)[:4]  # OpenAI takes no more; the answer is cut at all of them afterwards
     if dialect.constraint != "none":
@@ -111,7 +140,7 @@ def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
         return replace(dialect, endpoint="chat")
     if refusal.status not in (400, 422) or refusal.code == "context_length_exceeded":
         return None
-    for name in ("max_tokens", "temperature", "seed", "stop", "repeat_penalty"):
+    for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "repeat_penalty"):
         if name in dialect.refused or (name == "max_tokens" and dialect.endpoint == "completions"):
             continue
         if refusal.parameter == name or re.search(rf"(?<![\w.]){name}(?!\w)", refusal.message):
@@ -119,9 +148,12 @@ def next_dialect(dialect: Dialect, refusal: Refused) -> Dialect | None:
     return None
 
 
-def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str] = ()) -> str:
-    """Return the SHA-256 of all that determines an answer: URL, path, body, and the texts at which it is cut."""
-    parts = {"url": url, "path": path, "body": body, "stop": list(stop)}
+def answer_key(url: str, path: str, body: Mapping[str, Any], stop: Sequence[str] = (), draw: int = 0) -> str:
+    """Return the SHA-256 of all that determines an answer: URL, path, body, and the texts at which it is cut.
+
+    ``draw`` tells samples of one prompt apart where the server takes no seed.
+    """
+    parts = {"url": url, "path": path, "body": body, "stop": list(stop)} | ({"draw": draw} if draw else {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
@@ -199,7 +231,8 @@ def read_text(answer: dict[str, Any], stop: Sequence[str]) -> dict[str, Any]:
         return {"text": "", **line, "null": True}
     if not isinstance(text, str):
         raise Unusable(f"its text is {_kind(text)}")
-    return {"text": cut_at_stop(text, stop), **line}
+    short = cut_at_stop(text, stop)
+    return {"text": short, **line} | ({"stopped": True} if len(short) < len(text) else {})
 
 
 def _kind(value: object) -> str:
