@@ -17,6 +17,7 @@ from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.token_checks import token_findings
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
@@ -34,7 +35,10 @@ _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
-NOTEWORTHY = ("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect")
+NOTEWORTHY = (
+    *("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
+    *("vocabulary", "beginnings", "templates"),
+)
 """Findings that are announced before a run begins, in addition to those that were let through."""
 
 
@@ -65,6 +69,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
         yield from _special_tokens("teacher", theirs, tokenizers.teacher)
     if tokenizers.student is not None:
         yield from _special_tokens("student", student, tokenizers.student)
+    yield from token_findings(run, student)
     if run.adapter.head is HeadKind.CLASSIFIER and isinstance(run.task, ClassificationTask):
         yield from _labels(run, run.task)
         yield from _classes(run, run.task)

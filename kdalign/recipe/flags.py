@@ -164,8 +164,8 @@ FLAGS = (
     Flag(
         "--allow",
         "allow",
-        "Continue despite a preflight error: memory, disk, file-size, special-tokens; or code: run code that "
-        "recipes, task files and plans name (own terms, maps, metrics). Repeatable.",
+        "Continue despite a preflight error: memory, disk, file-size, special-tokens, no-end; or code: run code "
+        "that recipes, task files and plans name (own terms, maps, metrics). Repeatable.",
         list,
         "WHAT",
     ),

@@ -12,7 +12,7 @@ from kdalign.recipe.presets import preset_named
 from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, TrainSettings
 from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, output_kind, task_defaults
 
-Check = Literal["memory", "disk", "file-size", "special-tokens"]
+Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end"]
 CHECKS: tuple[str, ...] = get_args(Check)
 """Preflight checks whose errors ``--allow`` lets through."""
 

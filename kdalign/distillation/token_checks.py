@@ -1,0 +1,215 @@
+"""Check what tokens tell before any weights load: ends that are never learned, other beginnings, other templates.
+
+A slice of the training text is tokenized as the run will tokenize all of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
+from kdalign.data.tasks import Examples, LanguageTask
+from kdalign.data.tokenization import special_frame
+from kdalign.distillation.checks import Finding
+from kdalign.distillation.prepare import PreparedRun
+from kdalign.errors import UsageError, shorten
+from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.heads import HeadKind
+
+_SLICES = ((64, 200_000), (1_024, 2_000_000))
+"""Most rows and characters of the slice, and of the larger one that is read before a run is refused."""
+_BEGINNING = 200
+"""Characters of a document that are read: its end token is added whatever its length."""
+_SHOWN = 80
+"""Most characters of a beginning that are shown."""
+
+
+def token_findings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
+    """Check the tokens of a slice of train.
+
+    Args:
+        run: the run.
+        student: the student's configuration.
+    """
+    yield from _vocabularies(run, student)
+    if run.tokenizers.student is None:
+        return  # it is still to be trained, with the ends that its family needs
+    yield from _beginnings(run, student)
+    yield from _templates(run)
+    if run.adapter.head in (HeadKind.CAUSAL, HeadKind.SEQ2SEQ):
+        yield from _ends(run, student, run.tokenizers.student)
+
+
+def _vocabularies(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
+    """Find one vocabulary that both models pad to different sizes."""
+    if run.teacher is None or run.tokenizers.differ or not run.adapter.predicts_tokens:
+        return
+    ours, theirs = int(student.vocab_size), int(run.teacher.config.vocab_size)
+    if ours != theirs:
+        yield Finding(
+            "vocabulary",
+            f"{ours:,} rows in the student, {theirs:,} in the teacher: predictions are compared on the first "
+            f"{min(ours, theirs):,}, which hold all {run.tokenizers.size:,} tokens",
+        )
+
+
+def end_tokens(student: PretrainedConfig, own: Checkpoint | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens at which a student stops generating: its settings', or its configuration's, or its tokenizer's.
+
+    Args:
+        student: its configuration.
+        own: checkpoint with its settings for generation; None for a student without any.
+        tokenizer: the student's.
+    """
+    for named in (_generation_end(own), student.to_dict().get("eos_token_id"), tokenizer.eos_token_id):
+        if named is not None:
+            return [int(token) for token in (named if isinstance(named, list) else [named])]
+    return []
+
+
+def _generation_end(own: Checkpoint | None) -> int | list[int] | None:
+    if own is None or own.gguf is not None:
+        return None
+    try:
+        settings = GenerationConfig.from_pretrained(own.path, revision=own.revision)
+    except OSError:
+        return None  # it has none
+    end: int | list[int] | None = settings.eos_token_id
+    return end
+
+
+def _ends(run: PreparedRun, student: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Find training text that never has an end token as a target: generation would not stop."""
+    own = run.student.checkpoint if run.tokenizers.differ else run.student.checkpoint or run.teacher
+    ends = end_tokens(student, own, tokenizer)
+    rows, truncated = list[list[int]](), 0
+    for most, characters in _SLICES:
+        part = _slice(run, most, characters)
+        encoded = _tokenize(run, part, student)
+        if encoded is None:
+            return
+        rows = [[token for token in targets if token != IGNORED] for targets in encoded.columns["targets"]]
+        truncated = encoded.truncated
+        if any(token in ends for targets in rows for token in targets):
+            return
+        if len(part) == len(run.splits.train):
+            break
+    stops = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends) or "no token"
+    said = (
+        f"the student stops at {stops}, which no target in {len(rows):,} rows of train is: it would not learn to stop"
+    )
+    written = _last_special(rows, tokenizer)
+    if written is not None:
+        mend = f"name {written!r}, which ends texts there, as eos_token_id in config.json and generation_config.json"
+    elif truncated:
+        mend = f"raise --max-length: {truncated:,} rows are cut at {run.adapter.max_length} tokens"
+    else:
+        mend = f"let the chat template write {stops} after the assistant's turns"
+    yield Finding("no-end", said, mend)
+
+
+def _last_special(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the special token that most rows of targets end with, or else have somewhere; None if there is none."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    for places in (slice(-1, None), slice(None)):
+        found = Counter(token for targets in rows for token in targets[places] if token in special)
+        if found:
+            return str(tokenizer.convert_ids_to_tokens(found.most_common(1)[0][0]))
+    return None
+
+
+def _slice(run: PreparedRun, most: int, characters: int) -> Examples:
+    """Take rows from all over train, at least one; of documents, their beginnings."""
+    train, task = run.splits.train, run.task
+    count = min(most, len(train))
+    part = train.take((np.arange(count) * len(train) // count).tolist())
+    if isinstance(task, LanguageTask) and task.kind != "chat" and len(part.texts) == 1:
+        return replace(part, texts=(tuple(text[:_BEGINNING] for text in part.texts[0]),))
+    read = np.cumsum([sum(map(len, row)) for row in zip(*part.texts, strict=True)])
+    return part.take(range(max(1, int(np.searchsorted(read, characters, side="right")))))
+
+
+def _tokenize(run: PreparedRun, part: Examples, student: PretrainedConfig) -> TokenizedSplit | None:
+    """Tokenize rows as the run will; None if none of them can be used, though others may.
+
+    Raises:
+        UsageError: the reason, if the rows are all there are.
+    """
+    ours, theirs = run.tokenizers.student, run.tokenizers.teacher
+    assert ours is not None, "a tokenizer that is still to be trained has no tokens"
+    try:
+        if run.tokenizers.differ and theirs is not None:
+            return run.adapter.tokenize_dual(part, (ours, theirs))
+        return run.adapter.tokenize(part, ours, student, scored=False)
+    except UsageError:
+        if len(part) == len(run.splits.train):
+            raise
+        return None
+
+
+def _beginnings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding]:
+    """Find two tokenizers that put other numbers of special tokens around a text."""
+    ours, theirs = run.tokenizers.student, run.tokenizers.teacher
+    if not run.tokenizers.differ or ours is None or theirs is None:
+        return
+    encoded = _tokenize(run, _slice(run, 1, _SLICES[0][1]), student)
+    if encoded is None or "start" not in encoded.columns:
+        return
+    frames = [_frame(encoded, ours, ""), _frame(encoded, theirs, TEACHER)]
+    if len({(len(before), len(after)) for before, after in frames}) == 1 and not _added(ours) ^ _added(theirs):
+        return
+    sides = []
+    for word, tokenizer, (before, after) in zip(("student", "teacher"), (ours, theirs), frames, strict=True):
+        added = "" if _added(tokenizer) or not before else " (its tokenizer itself adds none)"
+        begins = f"begin with {' '.join(before)}{added}" if before else "begin with the text"
+        sides.append(f"the {word}'s rows {begins}" + (f" and end with {' '.join(after)}" if after else ""))
+    yield Finding("beginnings", f"{', '.join(sides)}; positions are matched by the text between")
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if the tokenizer puts a special token before a text."""
+    return bool(special_frame(tokenizer)[0])
+
+
+def _frame(encoded: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, side: str) -> tuple[list[str], list[str]]:
+    """Return the special tokens at the beginning and at the end of the first row of one side."""
+    ids, starts = encoded.columns[side + "input_ids"][0], encoded.columns[side + "start"][0]
+    tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    inner = [number for number, start in enumerate(starts) if start >= 0] or [len(ids)]
+    return tokens[: inner[0]], tokens[inner[-1] + 1 :]
+
+
+def _templates(run: PreparedRun) -> Iterator[Finding]:
+    """Find two chat templates that write other text around a user's message or an answer."""
+    ours, theirs = run.tokenizers.student, run.tokenizers.teacher
+    chats = isinstance(run.task, LanguageTask) and run.task.kind == "chat"
+    if not chats or ours is None or theirs is None or not ours.chat_template or not theirs.chat_template:
+        return
+    written = [_written_around(tokenizer) for tokenizer in (ours, theirs)]
+    places = ("a conversation begins with", "an answer begins after", "an answer ends with")
+    for place, ours_there, theirs_there in zip(places, *written, strict=False):
+        if ours_there != theirs_there:
+            both = (shorten(repr(text), _SHOWN) for text in (ours_there, theirs_there))
+            read = "each model reads its own" if run.tokenizers.differ else "both models read the student's"
+            sides = "{} in the student's and {} in the teacher's".format(*both)
+            yield Finding("templates", f"chat templates differ: {place} {sides}; {read}")
+            return
+
+
+_PROBE = ({"role": "user", "content": "\ue000"}, {"role": "assistant", "content": "\ue001"})
+"""A conversation whose texts no template writes."""
+
+
+def _written_around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return what a template writes before, between and after two messages; nothing if it refuses them."""
+    try:
+        whole = str(tokenizer.apply_chat_template([dict(each) for each in _PROBE], tokenize=False))
+    except TemplateError:
+        return ()
+    before, _, rest = whole.partition(_PROBE[0]["content"])
+    between, _, after = rest.partition(_PROBE[1]["content"])
+    return before, between, after
