@@ -73,6 +73,7 @@ class TokenizedSplit:
         covered: number of characters in tokens of both tokenizers, and of all (white space aside); None with one.
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
+        form: how what precedes the targets is written, for a score's signature; empty if it is the texts alone.
     """
 
     columns: dict[str, list[list[int]]]
@@ -88,6 +89,7 @@ class TokenizedSplit:
     groups: np.ndarray[Any, Any] | None = None
     labelled: np.ndarray[Any, Any] | None = None
     mixture: EpochSampler | None = None
+    form: str = ""
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TokenizedSplit
+from kdalign.data.chat_templates import render_chat
 from kdalign.data.corruption import MaskTokens, PermuteOrder
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import token_spans
@@ -173,26 +173,6 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
                 f"task {task!r} needs {what}, which the tokenizer of {name!r} lacks; "
                 f"name one of its tokens {word} in tokenizer_config.json"
             )
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer without a chat template."""
-    if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template; save one next to it as chat_template.jinja")
-
-
-def render_chat(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
-    """Render a conversation by the tokenizer's chat template; with ``ask``, up to where the assistant speaks.
-
-    Raises:
-        UsageError: there is no template, or it refuses the conversation.
-    """
-    check_template(tokenizer)
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
-    except TemplateError as error:
-        begins = " ".join(json.dumps(chat, ensure_ascii=False).split())[:80]
-        raise UsageError(f"the tokenizer's chat template refuses a conversation ({error}): {begins}") from None
 
 
 def _assistant_spans(

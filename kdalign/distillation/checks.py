@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from kdalign.data.chat_templates import check_template
 from kdalign.data.dual_tokenization import check_spans
 from kdalign.data.tasks import ClassificationTask, LanguageTask
-from kdalign.data.tokenization import check_template
 from kdalign.environment import world_size
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter

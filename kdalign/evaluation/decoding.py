@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.errors import NotFinite
 
@@ -28,6 +29,8 @@ class GenerationSettings:
         top_p: share of the probability from which samples are drawn, its likeliest tokens.
         seed: seed of samples.
         rows: texts of a batch.
+        prompts: prompts in which a causal model reads sources; None if a case's prompt is all that is read.
+        prompt_length: longest such prompt in tokens; as long as the model's positions allow if None.
     """
 
     beams: int = 1
@@ -38,6 +41,8 @@ class GenerationSettings:
     top_p: float = 1.0
     seed: int = 0
     rows: int = ROWS
+    prompts: SourcePrompts | None = None
+    prompt_length: int | None = None
 
 
 @dataclass(frozen=True)

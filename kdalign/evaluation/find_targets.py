@@ -177,7 +177,6 @@ def _adapter(
     family = layout_of(checkpoint.config).family
     if isinstance(task, LanguageTask) and family not in FAMILIES[task.kind]:
         generates = any(map(is_text_metric, request.metric_names or task.text_metrics))
-        generators = ("causal",) if task.pairs else ("seq2seq",)
-        if (generates and family in generators) or (several and task.kind not in UNWRITTEN):
+        if (generates and family == "seq2seq" and not task.pairs) or (several and task.kind not in UNWRITTEN):
             return None
     return adapter_for(task, family, max_length, checkpoint.name, stride=request.stride)

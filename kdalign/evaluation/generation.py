@@ -114,7 +114,8 @@ def describe_generation(family: str, continuing: bool, settings: GenerationSetti
         "permutation": "left to right, greedy",
     }[family]
     if not continuing:
-        return f"{way}, at most {settings.new_tokens} new tokens a text"
+        asked = "" if settings.prompts is None else f", {settings.prompts.extent} after {settings.prompts}"
+        return f"{way}, at most {settings.new_tokens} new tokens a text{asked}"
     return f"{way}, ends after as many words as the reference"
 
 
@@ -132,16 +133,21 @@ def _generate_causal(
     cases: Sequence[GenerationCase],
     settings: GenerationSettings,
 ) -> list[Answer]:
-    """Continue prompts with a causal model; prompts are padded on the left."""
+    """Continue prompts, or answer sources in their prompts, with a causal model; prompts are padded on the left."""
     before = special_frame(tokenizer)[0]
-    prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False, verbose=False)["input_ids"]
-    ids = [
-        [*([] if case.rendered else before), *prompt] or [tokenizer.eos_token_id]
-        for case, prompt in zip(cases, prompts, strict=True)
-    ]
     new_tokens = min(token_budget(cases, settings), max_positions(model.config) // 2)
     longest = max_positions(model.config) - new_tokens
-    cut = [len(row) > longest for row in ids]
+    texts = [case.prompt for case in cases]
+    if settings.prompts is None:
+        prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [
+            [*([] if case.rendered else before), *prompt] or [tokenizer.eos_token_id]
+            for case, prompt in zip(cases, prompts, strict=True)
+        ]
+        cut = [len(row) > longest for row in ids]
+    else:
+        room = min(longest, settings.prompt_length or longest)
+        ids, cut = settings.prompts.tokenize(texts, [room] * len(texts))
     ids = [row if len(row) <= longest else [*before, *row[len(before) - longest :]] for row in ids]
     padded, real = pad_rows(ids, int(tokenizer.pad_token_id), model.device, left=True)
     stop = StoppingCriteriaList()

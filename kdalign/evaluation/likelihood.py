@@ -170,16 +170,24 @@ def _no_value_reason(name: str, nats: float) -> str:
     return f"it is 2 to the power of {nats / math.log(2):,.0f} (the bits a {unit}), beyond what a float holds"
 
 
-def protocol(way: str, length: int, stride: int | None = None) -> str:
-    """Return a score's signature: how a likelihood is computed, for a key of ``_PROTOCOLS``."""
+def protocol(way: str, length: int, stride: int | None = None, form: str = "") -> str:
+    """Return a score's signature: how a likelihood is computed, for a key of ``_PROTOCOLS``.
+
+    Args:
+        way: the key.
+        length: longest row in tokens.
+        stride: tokens from the start of a window to that of the next; None if they do not overlap.
+        form: how what precedes the targets is written.
+    """
     step = f"stride {stride}" if stride is not None and stride < length else "no overlap"
-    return f"{_PROTOCOLS[way].format(n=length, step=step)}; kdalign {__version__}"
+    return f"{_PROTOCOLS[way].format(n=length, step=step, form=form)}; kdalign {__version__}"
 
 
 _PROTOCOLS = {
     "causal": "left to right, windows of {n}, {step}, from a start token",
     "permutation": "left to right, windows of {n}, {step}, each text's first token unscored",
     "seq2seq": "target given source",
+    "prompted": "target given its source in {form}, sources cut so that both have {n} tokens",
     "chat": "the assistant's tokens given all before, conversations cut at {n}",
     "masked": "15 % of the tokens masked, one fixed draw",
     "word-l2r": "pseudo: each token masked with what follows in its word (PLL-word-l2r), windows of {n}",

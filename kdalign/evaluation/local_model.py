@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import prompt_template, write_submission
 from kdalign.data.tokenization import special_frame, special_token_note
 from kdalign.data.windows import tokenize_pseudo_windows
@@ -331,11 +332,15 @@ class LocalTarget:
 
     def _score_texts(self, result: EvaluationResult, loaded: _Loaded, metrics: Sequence[str]) -> EvaluationResult:
         """Score texts that the model generates."""
-        generation, in_prompt = self.job.settings.generation, self.family == "causal"
-        cases = self.job.prompted_cases if in_prompt else self.job.cases
+        generation, cases = self.job.settings.generation, self.job.cases
+        if self.family == "causal" and self.job.has_pairs:
+            prompts = SourcePrompts(self.job.language_task, loaded.tokenizer)
+            generation = replace(generation, prompts=prompts, prompt_length=self.job.settings.max_length)
+            cases = [replace(case, stop=prompts.stop) for case in cases]
         progress = loaded.observer.progress(f"{self.name}: writing")
         texts, cut = generate(loaded.model, loaded.tokenizer, cases, generation, progress)
         signature = describe_generation(self.family, self.job.is_continuation, generation)
-        signature += self.job.prompt_note if in_prompt else ""
+        if generation.prompts is not None:
+            cases = [replace(case, prompt=generation.prompts.render(case.prompt)) for case in cases]  # as kept in files
         result = replace(result, truncated=max(result.truncated, cut))
         return add_text_scores(result, self.job, cases, texts, metrics, signature, loaded.output)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from kdalign.data.chat_templates import render_prompt
+from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import Examples
-from kdalign.data.tokenization import render_chat, start_token
+from kdalign.data.tokenization import start_token
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 
@@ -54,6 +56,13 @@ def source_prompts(
     return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
 
 
+def prompted_sources(examples: Examples, prompts: SourcePrompts, count: int, max_length: int) -> tuple[Prompt, ...]:
+    """Take the first sources, in the prompts of a causal model."""
+    texts = list(examples.texts[0][:count])
+    pieces, _ = prompts.tokenize(texts, [max_length] * len(texts))
+    return tuple(Prompt(text, tuple(ids)) for text, ids in zip(texts, pieces, strict=True))
+
+
 def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
     """Take the first conversations, up to the assistant's first turn."""
     prompts = []
@@ -63,7 +72,7 @@ def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: 
         if not answers:
             continue
         turns = chat[: answers[0]]
-        rendered = render_chat(turns, tokenizer, ask=True)
+        rendered, _ = render_prompt(turns, tokenizer)
         ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
         prompts.append(Prompt(turns[-1]["content"], tuple(ids)))
     return tuple(prompts)

@@ -57,6 +57,24 @@ MUTANTS = {
         "zip(ids, asked, strict=True)][:-1]",
         "end_to_end/test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
     ),
+    "end token masked": (
+        "data/conversations.py",
+        "[*[IGNORED] * (len(prompt) - 1), *answer]",
+        "[*[IGNORED] * (len(prompt) - 1), *answer[:-1], IGNORED]",
+        "data/test_conversations.py::test_the_target_and_its_end_alone_are_predicted_one_position_ahead",
+    ),
+    "answers off by one": (
+        "data/conversations.py",
+        "[*[IGNORED] * (len(prompt) - 1), *answer]",
+        "[*[IGNORED] * len(prompt), *answer[:-1]]",
+        "data/test_conversations.py::test_the_target_and_its_end_alone_are_predicted_one_position_ahead",
+    ),
+    "source cut in training alone": (
+        "data/conversations.py",
+        "[max_length + 1 - len(answer) for answer in answers]",
+        "[max_length - len(answer) for answer in answers]",
+        "data/test_conversations.py::test_a_row_is_the_prompt_that_generation_reads_and_the_answer_after_it",
+    ),
     "adapters scaled otherwise than merged": (
         "models/lora.py",
         "lora_alpha=2 * rank",

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.batches import TokenizedSplit
+from kdalign.data.conversations import SourcePrompts, tokenize_prompted
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
 from kdalign.data.tokenization import check_roles, tokenize_chats, tokenize_documents, tokenize_pairs
@@ -14,7 +15,13 @@ from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_wind
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
 from kdalign.evaluation.metric_names import PERPLEXITIES
-from kdalign.evaluation.samples import Prompt, chat_prompts, continuation_prompts, source_prompts
+from kdalign.evaluation.samples import (
+    Prompt,
+    chat_prompts,
+    continuation_prompts,
+    prompted_sources,
+    source_prompts,
+)
 from kdalign.metrics.classification import Score
 from kdalign.models import loading
 from kdalign.models.architecture import layout_of
@@ -50,6 +57,11 @@ class LanguageModelingAdapter:
         return LANGUAGE_HEADS[self.family]
 
     @property
+    def _answers(self) -> bool:
+        """True if a causal model answers conversations or sources."""
+        return self.family == "causal" and (self.task.kind == "chat" or self.task.pairs)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The family's perplexities; words of conversations are not counted."""
         return ("ppl",) if self.task.kind == "chat" else likelihood.token_metrics(self.family)
@@ -61,7 +73,7 @@ class LanguageModelingAdapter:
     def check_packing(self, checkpoint: Checkpoint) -> None:
         """Refuse a model with a sliding window shorter than a row: the mask of packed documents would replace it."""
         window = getattr(checkpoint.config, "sliding_window", None)
-        packed = self.family == "causal" and self.task.kind != "chat"
+        packed = self.family == "causal" and not self._answers
         if packed and window is not None and window < self.max_length:
             raise UsageError(
                 f"--max-length {self.max_length} is more than the {window} tokens that {checkpoint.name!r} looks back: "
@@ -89,10 +101,12 @@ class LanguageModelingAdapter:
         """Refuse a tokenizer without a start, end or mask token that the family needs."""
         if self.task.kind == "chat":
             needed: tuple[str, ...] = ("places",)
+        elif self.task.pairs:
+            needed = ("end",)
         elif self.family == "causal":
             needed = ("start",) if scored else ("start", "end")
         else:
-            needed = {"masked": ("mask",), "permutation": ("places",), "seq2seq": ("end",)}[self.family]
+            needed = {"masked": ("mask",), "permutation": ("places",)}[self.family]
         check_roles(tokenizer, name, self.task.name, needed)
 
     def tokenize(
@@ -103,6 +117,8 @@ class LanguageModelingAdapter:
             return tokenize_chats(examples, tokenizer, self.max_length)
         if self.family == "seq2seq":
             return tokenize_pairs(examples, tokenizer, int(config.decoder_start_token_id), self.max_length)
+        if self.task.pairs:
+            return tokenize_prompted(examples, SourcePrompts(self.task, tokenizer), self.max_length)
         if scored and self.family != "masked":
             encode = tokenize_causal_windows if self.family == "causal" else tokenize_permuted_windows
             return encode(examples.texts[0], tokenizer, self.max_length, self.stride)
@@ -111,8 +127,8 @@ class LanguageModelingAdapter:
 
     def check_dual(self) -> None:
         """Refuse conversations, and families other than ``masked`` and ``causal``."""
-        if self.task.kind == "chat" or self.family not in ("masked", "causal"):
-            what = "conversations" if self.task.kind == "chat" else f"{self.family} models"
+        if self._answers or self.family not in ("masked", "causal"):
+            what = f"answers of task {self.task.name!r}" if self._answers else f"{self.family} models"
             raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
@@ -137,6 +153,8 @@ class LanguageModelingAdapter:
             return chat_prompts(examples, tokenizer, count)
         if self.family == "seq2seq":
             return source_prompts(examples, tokenizer, count, self.max_length)
+        if self.task.pairs:
+            return prompted_sources(examples, SourcePrompts(self.task, tokenizer), count, self.max_length)
         return continuation_prompts(examples, tokenizer, count) if self.family == "causal" else ()
 
     def predict(
@@ -159,8 +177,8 @@ class LanguageModelingAdapter:
         interval: bool = True,
     ) -> list[Score]:
         """Compute perplexities."""
-        way = "chat" if self.task.kind == "chat" else self.family
-        signature = likelihood.protocol(way, self.max_length, self.stride)
+        way = "chat" if self.task.kind == "chat" else "prompted" if encoded.form else self.family
+        signature = likelihood.protocol(way, self.max_length, self.stride, encoded.form)
         scores = likelihood.perplexities(predictions, encoded, signature, interval, masked=way == "masked")
         return [score for score in scores if metrics is None or score.metric in metrics]
 
