@@ -8,19 +8,15 @@ the last turn of its conversation, after the prompt that a model is given to gen
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from kdalign.data.tasks.conversations import THINKING, Message
 from kdalign.errors import UsageError
-
-Message = Mapping[str, Any]
-
-THINKING = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which a message may have its thinking apart from its content."""
 
 _MARK = "\ue000answer\ue001"
 """Text in place of an answer, to tell it from what the template writes around it."""

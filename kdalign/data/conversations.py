@@ -4,13 +4,15 @@ One function decides how a source is read, in training as in generation, so that
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.chat_templates import RenderedAnswer, render_answer, render_prompt
 from kdalign.data.tasks import Examples, LanguageTask
+from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import special_frame
 from kdalign.errors import UsageError
 
@@ -123,9 +125,15 @@ def tokenize_answers(
 
     Where an answer joins its prompt's last token, it is tokenized by itself. An answer without an end gets the
     tokenizer's end token.
+
+    Raises:
+        UsageError: an answer has no end, and the tokenizer has none, either.
     """
-    if not answers:
-        return []
+    if tokenizer.eos_token_id is None and not all(answer.ends for answer in answers):
+        raise UsageError(
+            "the chat template writes no special token after an answer, and the tokenizer has no end token, so that no "
+            "model would learn to stop; name one of its tokens eos_token in tokenizer_config.json"
+        )
     texts = [answer.prompt + answer.lead for answer in answers]
     wholes = [text + answer.text for text, answer in zip(texts, answers, strict=True)]
     read, joined, alone = (
@@ -174,3 +182,52 @@ def tokenize_prompted(examples: Examples, prompts: SourcePrompts, max_length: in
         bytes=sum(len(text.encode("utf-8", "surrogatepass")) for text in targets) if known else 0,
         form=str(prompts),
     )
+
+
+def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
+    """Tokenize conversations by the tokenizer's template: a row for each answer, after the prompt of its generation.
+
+    The answer and its end are targets. An answer whose row is the beginning of the next one's, as of templates that
+    write every turn once and for all, shares that row. Rows over ``max_length`` are truncated and counted; those left
+    without an answer are skipped and counted.
+
+    Raises:
+        UsageError: no template, one that refuses a conversation or in which an answer cannot be told apart, or no
+            answer at all within ``max_length``.
+    """
+    columns: dict[str, list[Tokens]] = {"input_ids": [], "targets": []}
+    groups, truncated, unanswered = [], 0, 0
+    for number, text in enumerate(examples.texts[0]):
+        for ids, targets in merge_rows(answer_rows(Conversation.from_json(text), tokenizer)):
+            if all(target == IGNORED for target in targets[:max_length]):
+                unanswered += 1
+                continue
+            truncated += len(targets) > max_length
+            groups.append(number)
+            columns["input_ids"].append(ids[:max_length])
+            columns["targets"].append(targets[:max_length])
+    if not groups:
+        raise UsageError(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
+    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
+    several = np.array(groups) if len(set(groups)) < len(groups) else None
+    return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered, groups=several)
+
+
+def answer_rows(chat: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Tokens, Tokens]]:
+    """Tokenize each answer of a conversation: its prompt, and the answer with its end."""
+    answers = [
+        render_answer(chat.messages[:number], chat.messages[number], tokenizer, chat.tools) for number in chat.answers
+    ]
+    return tokenize_answers([replace(answer, lead="", text=answer.lead + answer.text) for answer in answers], tokenizer)
+
+
+def merge_rows(answers: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[Tokens, Tokens]]:
+    """Lay out answers as rows of inputs and targets; one that begins the next one's prompt is joined to it."""
+    rows: list[tuple[Tokens, Tokens]] = []
+    for prompt, answer in answers:
+        before: Tokens = []
+        if rows and prompt[: len(rows[-1][0])] == rows[-1][0]:
+            before = rows.pop()[1]
+        asked = [*before, *[IGNORED] * (len(prompt) - len(before)), *answer]
+        rows.append(([*prompt, *answer], asked))
+    return [(ids[:-1], asked[1:]) for ids, asked in rows]

@@ -13,7 +13,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TokenizedSplit
-from kdalign.data.chat_templates import render_chat
 from kdalign.data.corruption import MaskTokens, PermuteOrder
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import token_spans
@@ -103,37 +102,6 @@ def tokenize_documents(
     return TokenizedSplit({"input_ids": rows}, None, pad, corrupt=PermuteOrder(special, left_to_right), words=words)
 
 
-def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSplit:
-    """Tokenize conversations by the tokenizer's template; only the assistant's turns and their ends are targets.
-
-    Conversations over ``max_length`` are truncated and counted; those left without an answer are skipped and counted. A
-    first turn of the assistant is not a target: nothing precedes it.
-
-    Raises:
-        UsageError: no template, one that refuses a conversation or renders its beginning otherwise than its whole, or
-            no answer at all within ``max_length``.
-    """
-    chats = [json.loads(chat) for chat in examples.texts[0]]
-    rendered = [render_chat(chat, tokenizer) for chat in chats]
-    pieces = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "targets": []}
-    truncated = unanswered = 0
-    for chat, whole, ids, places in zip(chats, rendered, pieces["input_ids"], pieces["offset_mapping"], strict=True):
-        spans = _assistant_spans(chat, whole, tokenizer)
-        asked = [any(start < last and first < end for first, last in spans) for start, end in places]
-        targets = [token if one else IGNORED for token, one in zip(ids, asked, strict=True)][1:]
-        if all(target == IGNORED for target in targets[:max_length]):
-            unanswered += 1
-            continue
-        truncated += len(targets) > max_length
-        columns["input_ids"].append(ids[: min(max_length, len(targets))])
-        columns["targets"].append(targets[:max_length])
-    if not columns["targets"]:
-        raise UsageError(f"{examples.split}: no answer is within the first {max_length} tokens (--max-length)")
-    pad = {"input_ids": int(tokenizer.pad_token_id), "targets": IGNORED}
-    return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered)
-
-
 ROLES = {
     "start": "a token that begins a text (bos_token)",
     "end": "a token that ends a text (eos_token)",
@@ -173,24 +141,6 @@ def check_roles(tokenizer: PreTrainedTokenizerBase, name: str, task: str, needed
                 f"task {task!r} needs {what}, which the tokenizer of {name!r} lacks; "
                 f"name one of its tokens {word} in tokenizer_config.json"
             )
-
-
-def _assistant_spans(
-    chat: list[dict[str, str]], whole: str, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[int, int]]:
-    """Character ranges of the assistant's turns in a rendered conversation, each with its end."""
-    spans = []
-    for number, turn in enumerate(chat):
-        if number and turn["role"] == "assistant":
-            before = render_chat(chat[:number], tokenizer, ask=True)
-            after = render_chat(chat[: number + 1], tokenizer).rstrip()
-            if not (whole.startswith(before) and whole.startswith(after)):
-                raise UsageError(
-                    "the tokenizer's chat template renders a conversation's beginning otherwise than the whole, so "
-                    "the assistant's words cannot be told apart"
-                )
-            spans.append((len(before), len(after)))
-    return spans
 
 
 def tokenize_pairs(

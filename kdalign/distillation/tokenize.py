@@ -189,8 +189,8 @@ def _announce_cuts(examples: Examples, encoded: TokenizedSplit, max_length: int,
         )
     if encoded.passed_over:
         observer.announce(
-            f"{examples.split}: {encoded.passed_over:,} conversations were left out: they have no answer within "
-            f"the first {max_length} tokens (--max-length)"
+            f"{examples.split}: {encoded.passed_over:,} conversations, each up to an answer, were left out: no part of "
+            f"it is within the first {max_length} tokens (--max-length)"
         )
     if examples.blank:
         observer.announce(

@@ -189,6 +189,7 @@ _PROTOCOLS = {
     "seq2seq": "target given source",
     "prompted": "target given its source in {form}, sources cut so that both have {n} tokens",
     "chat": "the assistant's tokens given all before, conversations cut at {n}",
+    "answers": "each answer given all before it, a row an answer, rows cut at {n}",
     "masked": "15 % of the tokens masked, one fixed draw",
     "word-l2r": "pseudo: each token masked with what follows in its word (PLL-word-l2r), windows of {n}",
     "served": "left to right as the server tells, each text's first token unscored where it tells none",

@@ -268,10 +268,10 @@ class RecordedPredictions:
 
 
 def _with_recorded_interval(rescored: Score | None, recorded: Recorded) -> Rescored:
-    """Take over the interval of texts in several windows: the rows do not say which are resampled together."""
+    """Take over the interval of texts in several rows: the rows do not say which are resampled together."""
     if rescored is None:
         return f"{recorded['metric']} is not of likelihoods"
-    if recorded["signature"].startswith("left to right, windows"):
+    if recorded["signature"].startswith(("left to right, windows", "each answer")):
         return replace(rescored, low=recorded["low"], high=recorded["high"])
     return rescored
 

@@ -1,6 +1,5 @@
 """Samples: greedy completions of a few prompts, which show a language model's progress."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign.data.chat_templates import render_prompt
 from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import Examples
+from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import start_token
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
@@ -67,12 +67,9 @@ def chat_prompts(examples: Examples, tokenizer: PreTrainedTokenizerBase, count: 
     """Take the first conversations, up to the assistant's first turn."""
     prompts = []
     for text in examples.texts[0][:count]:
-        chat = json.loads(text)
-        answers = [number for number, turn in enumerate(chat) if number and turn["role"] == "assistant"]
-        if not answers:
-            continue
-        turns = chat[: answers[0]]
-        rendered, _ = render_prompt(turns, tokenizer)
+        chat = Conversation.from_json(text)
+        turns = chat.messages[: chat.answers[0]]
+        rendered, _ = render_prompt(turns, tokenizer, chat.tools)
         ids = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
         prompts.append(Prompt(turns[-1]["content"], tuple(ids)))
     return tuple(prompts)

@@ -46,15 +46,15 @@ MUTANTS = {
         "contract/test_numerics.py::test_the_mask_counts_each_real_token_and_no_padding",
     ),
     "user's words asked for": (
-        "data/tokenization.py",
-        'if number and turn["role"] == "assistant":',
-        "if number:",
+        "data/tasks/conversations.py",
+        'if number and message["role"] == "assistant"',
+        "if number",
         "end_to_end/test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
     ),
     "conversations off by one": (
-        "data/tokenization.py",
-        "zip(ids, asked, strict=True)][1:]",
-        "zip(ids, asked, strict=True)][:-1]",
+        "data/conversations.py",
+        "return [(ids[:-1], asked[1:]) for ids, asked in rows]",
+        "return [(ids[:-1], asked[:-1]) for ids, asked in rows]",
         "end_to_end/test_chat.py::test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ahead",
     ),
     "end token masked": (
@@ -62,6 +62,24 @@ MUTANTS = {
         "[*[IGNORED] * (len(prompt) - 1), *answer]",
         "[*[IGNORED] * (len(prompt) - 1), *answer[:-1], IGNORED]",
         "data/test_conversations.py::test_the_target_and_its_end_alone_are_predicted_one_position_ahead",
+    ),
+    "end token masked in chats": (
+        "data/conversations.py",
+        "(len(prompt) - len(before)), *answer]",
+        "(len(prompt) - len(before)), *answer[:-1], IGNORED]",
+        "data/test_conversations.py::test_each_answer_and_its_end_are_learnt_and_nothing_else",
+    ),
+    "thinking of the template learnt": (
+        "data/chat_templates.py",
+        "return prompt + block[0], lead[block.end() :], rest",
+        "return prompt, lead, rest",
+        "data/test_conversations.py::test_each_answer_and_its_end_are_learnt_and_nothing_else",
+    ),
+    "answers that share a row forgotten": (
+        "data/conversations.py",
+        "before = rows.pop()[1]",
+        "before = [IGNORED] * len(rows.pop()[1])",
+        "data/test_conversations.py::test_answers_in_one_row_have_the_loss_of_answers_in_rows_of_their_own",
     ),
     "answers off by one": (
         "data/conversations.py",

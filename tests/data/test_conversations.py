@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from kdalign.data.batches import IGNORED, collate
-from kdalign.data.conversations import SourcePrompts, tokenize_prompted
+from kdalign.data.conversations import SourcePrompts, answer_rows, merge_rows, tokenize_chats, tokenize_prompted
 from kdalign.data.tasks import DataSource, Examples, LanguageTask
+from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tasks.generation_cases import source_cases
 from kdalign.errors import UsageError
 from kdalign.evaluation.generation import GenerationSettings, generate
 from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.observer import no_progress
-from support.chats import chat_tokenizer
+from support.chats import TEMPLATES, chat_tokenizer, said
 from support.dual_setting import byte_fallback, byte_level
 from support.tiny import sentences
 
@@ -170,3 +171,126 @@ def test_what_precedes_an_answer_is_context_and_moves_no_other_row():
     assert not torch.allclose(found[0][0], found[1][0], atol=1e-4)
     for one, same in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, same, atol=1e-5, rtol=1e-4)
+
+
+# Conversations
+
+TALK = said(("system", "be warm"), ("user", "a film"), ("assistant", "great"), ("user", "plot"), ("assistant", "dull"))
+ENDS = {"channels": "[done]", "strips": "<|endoftext|>", "no end": "<|endoftext|>", "bare": "<|endoftext|>"}
+EVERY_TEMPLATE = pytest.mark.parametrize("kind", TEMPLATES)
+
+
+def chats(*talks):
+    return Examples("train", (tuple(Conversation(tuple(talk)).to_json() for talk in talks),), None)
+
+
+def texts(encoded, tokenizer):
+    return [tokenizer.decode(asked) for asked in answers(encoded)]
+
+
+@EVERY_TEMPLATE
+def test_each_answer_and_its_end_are_learnt_and_nothing_else(kind):
+    tokenizer = chat_tokenizer(kind)
+    found = "".join(texts(tokenize_chats(chats(TALK), tokenizer, 300), tokenizer))
+    end, lead = ENDS.get(kind, "[stop]"), {"channels": "[channel]final[text]", "no end": "\n"}.get(kind, "")
+    assert found == f"{lead}great{end}{lead}dull{end}"
+
+
+@EVERY_TEMPLATE
+def test_a_row_begins_with_the_prompt_that_generation_is_given(kind):
+    from kdalign.data.chat_templates import render_prompt
+
+    tokenizer = chat_tokenizer(kind)
+    for (prompt, _), turn in zip(answer_rows(Conversation(tuple(TALK)), tokenizer), (2, 4), strict=True):
+        written, _ = render_prompt(TALK[:turn], tokenizer)
+        assert prompt == tokenizer(written, add_special_tokens=False)["input_ids"]
+
+
+def test_answers_share_a_row_where_the_template_writes_each_turn_once_and_for_all():
+    rows = {kind: len(tokenize_chats(chats(TALK), chat_tokenizer(kind), 300)) for kind in TEMPLATES}
+    assert {kind for kind, count in rows.items() if count == 1} == {"plain", "closes"}
+    assert set(rows.values()) == {1, 2}
+
+
+@EVERY_TEMPLATE
+def test_answers_in_one_row_have_the_loss_of_answers_in_rows_of_their_own(kind):
+    tokenizer = chat_tokenizer(kind)
+    apart = answer_rows(Conversation(tuple(TALK)), tokenizer)
+    model, totals = net(tokenizer, 256), []
+    for rows in (merge_rows(apart), [row for answer in apart for row in merge_rows([answer])]):
+        total, count = 0.0, 0
+        for ids, targets in rows:
+            asked = torch.tensor(targets)
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0]
+            total += float(torch.nn.functional.cross_entropy(logits, asked, ignore_index=IGNORED, reduction="sum"))
+            count += int((asked != IGNORED).sum())
+        totals.append((total, count))
+    assert totals[0][1] == totals[1][1]
+    assert totals[0][0] == pytest.approx(totals[1][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rewrites", "rewrites unasked", "strips"])
+def test_thinking_is_learnt_where_the_conversation_has_it_and_never_where_the_template_adds_it(kind):
+    tokenizer = chat_tokenizer(kind)
+    thought = [*TALK[:4], {"role": "assistant", "content": "dull", "reasoning_content": "it is long"}]
+    found = texts(tokenize_chats(chats(TALK, thought), tokenizer, 300), tokenizer)
+    assert [text for text in found if "think" in text] == [text for text in found if "long" in text] != []
+    assert len(found) == 4
+
+
+def test_a_users_turn_at_the_first_token_is_not_learnt():
+    tokenizer = chat_tokenizer("bare")
+    encoded = tokenize_chats(chats(said(("user", "a film"), ("assistant", "great"))), tokenizer, 300)
+    assert texts(encoded, tokenizer) == ["great<|endoftext|>"]
+    assert encoded.columns["targets"][0][0] == IGNORED
+
+
+def test_a_cut_answer_is_learnt_up_to_the_cut_and_counted():
+    tokenizer = chat_tokenizer("plain")
+    long = said(("user", "a film"), ("assistant", "great " * 60 + "indeed"))
+    (whole,) = answers(tokenize_chats(chats(long), tokenizer, 300))
+    encoded = tokenize_chats(chats(long, TALK), tokenizer, 60)
+    cut = answers(encoded)[0]
+    assert (encoded.truncated, encoded.passed_over) == (1, 0)
+    assert len(encoded.columns["input_ids"][0]) == 60
+    assert 0 < len(cut) < len(whole)
+    assert cut == whole[: len(cut)]
+    assert tokenizer.convert_tokens_to_ids("[stop]") not in cut
+
+
+def test_answers_beyond_the_limit_are_left_out_one_by_one_and_rows_of_a_conversation_are_one_group():
+    tokenizer = chat_tokenizer("rewrites")
+    longer = [*TALK, *said(("user", "a film " * 40), ("assistant", "fine"))]
+    encoded = tokenize_chats(chats(TALK, longer), tokenizer, 90)
+    assert (len(encoded), encoded.passed_over, encoded.truncated) == (4, 1, 0)
+    assert encoded.groups.tolist() == [0, 0, 1, 1]
+    assert tokenize_chats(chats(TALK, TALK), chat_tokenizer("plain"), 90).groups is None
+
+
+@EVERY_TEMPLATE
+def test_an_end_token_that_also_pads_is_learnt_in_chats(kind):
+    end = ENDS.get(kind, "[stop]")
+    tokenizer = chat_tokenizer(kind, end, end) if kind not in ("channels", "strips") else chat_tokenizer(kind)
+    batch = collate(encoded := tokenize_chats(chats(TALK, TALK[:3]), tokenizer, 300), range(len(encoded)))
+    token = tokenizer.convert_tokens_to_ids(end)
+    assert int(((batch.targets == token) & batch.predicted).sum()) == 3
+    assert batch.real.sum(dim=1).tolist() == [len(ids) for ids in encoded.columns["input_ids"]]
+
+
+def test_a_template_without_an_end_needs_a_tokenizer_with_one():
+    tokenizer = chat_tokenizer("no end", None)
+    with pytest.raises(UsageError, match="writes no special token after an answer, and the tokenizer has no end token"):
+        tokenize_chats(chats(TALK), tokenizer, 300)
+
+
+@pytest.mark.parametrize("kind", ["plain", "rewrites"])
+def test_neither_padding_nor_the_split_of_a_step_moves_the_gradient_of_chats(kind):
+    tokenizer = chat_tokenizer(kind)
+    encoded, model = tokenize_chats(chats(TALK, TALK[:3], TALK[1:]), tokenizer, 300), net(tokenizer, 256)
+    every = range(len(encoded))
+    whole = gradient(model, [collate(encoded, every)])
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(gradient(model, [collate(encoded, every, width=120)]), whole, atol=1e-5, rtol=1e-4)
+    ones = gradient(model, [collate(encoded, [row]) for row in every])
+    torch.testing.assert_close(ones, whole, atol=1e-5, rtol=1e-4)

@@ -57,13 +57,19 @@ def checks(kdalign, *words):
     return {finding["what"]: finding for finding in json.loads(out)[0]["checks"]}
 
 
-def test_a_chat_whose_template_never_writes_the_end_token_is_refused_before_weights_load(kdalign, tmp_path):
-    data, teacher = chats(tmp_path / "data"), save_language_model(tmp_path / "t", chat_template=template("[END]"))
+def test_a_chat_whose_template_writes_no_special_token_learns_the_tokenizers_end(kdalign, tmp_path):
+    teacher = save_language_model(tmp_path / "t", chat_template=template("[END]"))
+    assert "no-end" not in checks(kdalign, *command(teacher, "chat", chats(tmp_path / "data")))
+
+
+def test_a_chat_whose_answers_are_all_cut_is_refused_before_weights_load(kdalign, tmp_path):
+    data = chats(tmp_path / "data", answers=["fine " * 60] * 3)
+    teacher = save_language_model(tmp_path / "t", chat_template=template("<|endoftext|>"))
     status, _, err = kdalign(*command(teacher, "chat", data))
     line = one_line(err)
     assert status == 2
     assert "the student stops at '<|endoftext|>', which no target in 3 rows of train is" in line
-    assert "let the chat template write '<|endoftext|>' after the assistant's turns" in line
+    assert "raise --max-length: 3 rows are cut at 48 tokens" in line
     assert "--allow no-end" in line
     assert checks(kdalign, *command(teacher, "chat", data, "--allow", "no-end"))["no-end"]["allowed"]
 

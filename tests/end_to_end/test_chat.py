@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from kdalign.data.batches import IGNORED
+from kdalign.data.conversations import tokenize_chats
 from kdalign.data.tasks import Examples, find_task, load_texts
-from kdalign.data.tokenization import tokenize_chats
 from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import chat_prompts
@@ -15,8 +15,8 @@ from kdalign.recipe import build_recipe
 from support.tiny import sentences
 
 TEMPLATE = (
-    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '<|endoftext|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+    "{% for m in messages %}{{ '[' + m.role + ']\n' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}"
 )
 LAST_ONLY = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}{{ m.role }}{% endif %}{% endfor %}"
 
@@ -45,11 +45,11 @@ def test_only_what_the_assistant_says_is_asked_for_with_its_ends_one_position_ah
     encoded = tokenize_chats(examples(TWO_TURNS), pieces, 200)
     [ids], [targets] = encoded.columns["input_ids"], encoded.columns["targets"]
     assert len(ids) == len(targets)
-    whole = pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"]
+    written = pieces.apply_chat_template(TWO_TURNS, tokenize=False).rstrip()
+    whole = pieces(written, add_special_tokens=False, verbose=False)["input_ids"]
     assert ids == whole[:-1]
     assert all(target in (IGNORED, token) for target, token in zip(targets, whole[1:], strict=True))
-    # The piece " g" begins in the template and ends in the answer: it is part of what must be said.
-    assert pieces.decode([t for t in targets if t != IGNORED]) == " great<|endoftext|>dull<|endoftext|>"
+    assert pieces.decode([t for t in targets if t != IGNORED]) == "great<|endoftext|>dull<|endoftext|>"
 
 
 def test_a_long_conversation_is_cut_at_its_end_and_counted():
@@ -61,7 +61,8 @@ def test_a_long_conversation_is_cut_at_its_end_and_counted():
 
 def test_a_conversation_as_long_as_the_limit_and_its_last_token_is_whole():
     pieces = tokenizer()
-    whole = len(pieces(pieces.apply_chat_template(TWO_TURNS, tokenize=False), add_special_tokens=False)["input_ids"])
+    written = pieces.apply_chat_template(TWO_TURNS, tokenize=False).rstrip()
+    whole = len(pieces(written, add_special_tokens=False, verbose=False)["input_ids"])
     assert tokenize_chats(examples(TWO_TURNS), pieces, whole - 1).truncated == 0
     assert tokenize_chats(examples(TWO_TURNS), pieces, whole - 2).truncated == 1
 
@@ -91,7 +92,7 @@ def test_a_prompt_ends_where_the_assistant_begins():
     pieces = tokenizer()
     [prompt] = chat_prompts(examples(TWO_TURNS), pieces, 3)
     assert prompt.text == "a film"
-    assert pieces.decode(prompt.ids).endswith("[user] a film<|endoftext|>\n[assistant] ")
+    assert pieces.decode(prompt.ids).endswith("[user]\na film<|endoftext|>\n[assistant]\n")
 
 
 def test_a_template_that_renders_the_beginning_otherwise_is_refused():
@@ -105,7 +106,8 @@ def test_a_tokenizer_without_a_template_is_refused():
 
 
 BAD = [
-    ([{"role": "robot", "content": "x"}], "a role of system, user, assistant"),
+    ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "needs content, .* message 1 is"),
+    ([{"role": "robot", "content": "x"}], "a role of system, developer, user, assistant, tool"),
     ([{"role": "user"}], "a message needs content"),
     ([{"role": "user", "content": "x"}], "one of them the assistant's"),
     ("hello", "a conversation is a list of messages"),
@@ -171,3 +173,25 @@ def test_a_student_learns_to_answer_and_its_template_goes_with_it(kdalign, tmp_p
     assert json.loads((tmp_path / "c.json").read_text())["results"][0]["scores"][0]["value"] == pytest.approx(
         ppl["value"], rel=1e-6
     )
+
+
+def test_answers_in_rows_of_their_own_are_scored_as_such_and_verified(kdalign, tmp_path):
+    from support.chats import REWRITES_SHORT
+    from support.family_setting import model
+    from support.family_setting import tokenizer as causal
+
+    chats = [said(*[("user", text), ("assistant", text[:9])] * 2) for text in sentences(8, 0)[0]]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    model("llama").save_pretrained(tmp_path / "t")
+    causal("causal").save_pretrained(tmp_path / "t")
+    (tmp_path / "t" / "chat_template.jinja").write_text(REWRITES_SHORT)
+    words = ["--teacher", "t", "--student", "layers=1", "--task", "chat", "--data", tmp_path, "--max-steps", 2]
+    more = ["--batch-size", 8, "--max-length", 64, "--device", "cpu", "--out", "runs/c"]
+    status, _, err = kdalign("distill", *words, *more)
+    assert status == 0, err
+    scores = json.loads((tmp_path / "runs/c/record.json").read_text())["scores"]["validation"]
+    assert scores["student"][0]["signature"].startswith("each answer given all before it, a row an answer, rows cut at")
+    assert scores["agreement"]["n"] == scores["student"][0]["n"]
+    status, out, err = kdalign("compare", "runs/c", "--verify")
+    assert status == 0, out + err

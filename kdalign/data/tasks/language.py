@@ -1,8 +1,7 @@
 """Language-modelling and embedding tasks: their texts, and the families of models that fit."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from kdalign.data.tasks.columns import (
     check_column,
     check_text,
     column_cells,
-    describe_cell,
     is_blank,
     is_missing,
     looks_like_data,
@@ -22,6 +20,7 @@ from kdalign.data.tasks.columns import (
     not_text_error,
     read_texts,
 )
+from kdalign.data.tasks.conversations import read_conversations
 from kdalign.data.tasks.glue import GLUE
 from kdalign.data.tasks.loading import Examples, load_table, split_exists
 from kdalign.data.tasks.task import ClassificationTask, DataSource
@@ -58,7 +57,6 @@ TEXT_METRICS_OF: Mapping[str, tuple[str, ...]] = {
 }
 """Default text metrics by kind of task."""
 _MESSAGES = ("messages", "conversations")
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -252,8 +250,8 @@ def _with_text_column(task: LanguageTask) -> LanguageTask:
 def load_texts(task: LanguageTask, split: str) -> Examples:
     """Read a split's documents, or its pairs of source and target.
 
-    Documents without a word are skipped and counted; a pair must be complete. A conversation becomes JSON, a list of
-    objects with ``role`` and ``content``.
+    Documents without a word are skipped and counted; a pair must be complete. A conversation becomes the JSON that
+    ``Conversation`` reads.
 
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
@@ -272,7 +270,7 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
         check_column(table, column, f"task {task.name!r}", where)
     if task.kind == "chat":
         (column,) = task.columns
-        return Examples(split, (tuple(_chat(cell, f"{where}, row {row}") for row, cell in _rows(table, column)),), None)
+        return Examples(split, (read_conversations(table, column, where),), None)
     texts = [read_texts(table, column, where, missing="") for column in task.columns]
     if task.pairs:
         for row, pair in enumerate(zip(*texts, strict=True)):
@@ -284,10 +282,6 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     if not kept:
         raise UsageError(f"{where} has no text: every document is empty")
     return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
-
-
-def _rows(table: "pd.DataFrame", column: str) -> Iterator[tuple[int, Any]]:
-    return enumerate(column_cells(table, column))
 
 
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:
@@ -320,31 +314,6 @@ def _object(value: Any, row: int, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: row {row} has no object of texts in column 'translation'")
     return value
-
-
-def _chat(value: Any, where: str) -> str:
-    """Check a conversation, and write it as JSON."""
-    turns = list(value) if isinstance(value, list | np.ndarray) else []
-    messages = []
-    for number, turn in enumerate(turns):
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str):
-            raise UsageError(
-                f"{where}: a message needs content, a text, and a role of {', '.join(_ROLES)}; message {number} is "
-                f"{describe_cell(turn)}"
-            )
-        messages.append({"role": role, "content": check_text(content, f"{where}, message {number}", "content")})
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UsageError(
-            f"{where}: a conversation is a list of messages, one of them the assistant's"
-            + ("" if turns else f"; given {describe_cell(value)}")
-        )
-    if not any(message["role"] == "assistant" for message in messages[1:]):
-        raise UsageError(
-            f"{where}: the assistant begins the conversation and says nothing after it, so there is nothing to learn: "
-            "an answer follows a message"
-        )
-    return json.dumps(messages, ensure_ascii=False)
 
 
 def _first_split(task: LanguageTask) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.data.batches import TokenizedSplit
-from kdalign.data.conversations import SourcePrompts, tokenize_prompted
+from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_prompted
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
-from kdalign.data.tokenization import check_roles, tokenize_chats, tokenize_documents, tokenize_pairs
+from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs
 from kdalign.data.windows import tokenize_causal_windows, tokenize_permuted_windows
 from kdalign.errors import UsageError
 from kdalign.evaluation import likelihood
@@ -100,7 +100,7 @@ class LanguageModelingAdapter:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, name: str, *, scored: bool) -> None:
         """Refuse a tokenizer without a start, end or mask token that the family needs."""
         if self.task.kind == "chat":
-            needed: tuple[str, ...] = ("places",)
+            needed: tuple[str, ...] = ()
         elif self.task.pairs:
             needed = ("end",)
         elif self.family == "causal":
@@ -177,7 +177,9 @@ class LanguageModelingAdapter:
         interval: bool = True,
     ) -> list[Score]:
         """Compute perplexities."""
-        way = "chat" if self.task.kind == "chat" else "prompted" if encoded.form else self.family
+        way = "prompted" if encoded.form else self.family
+        if self.task.kind == "chat":
+            way = "chat" if encoded.groups is None else "answers"
         signature = likelihood.protocol(way, self.max_length, self.stride, encoded.form)
         scores = likelihood.perplexities(predictions, encoded, signature, interval, masked=way == "masked")
         return [score for score in scores if metrics is None or score.metric in metrics]
