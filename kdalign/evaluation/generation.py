@@ -20,7 +20,15 @@ from transformers import (
 from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.data.tokenization import special_frame
 from kdalign.errors import UsageError
-from kdalign.evaluation.decoding import Answer, CheckLogits, GenerationSettings, decode_rows, pad_rows, token_budget
+from kdalign.evaluation.decoding import (
+    Answer,
+    CheckLogits,
+    GenerationSettings,
+    decode_rows,
+    end_tokens,
+    pad_rows,
+    token_budget,
+)
 from kdalign.evaluation.gap_filling import continue_permuted, fill_masks
 from kdalign.evaluation.sampling import DrawTokens, uniform_draws
 from kdalign.models.architecture import accepted_inputs, layout_of
@@ -177,10 +185,10 @@ def _answers(
         limit: most new tokens.
     """
     own = vars(model.generation_config)
-    ends = _token_set(own.get("eos_token_id"))
+    ends = {*end_tokens(model, tokenizer)}
     pad = int(tokenizer.pad_token_id)
     # BART's last token is its end whatever the text: there it shows that the tokens ran out.
-    latest = limit - 1 if _token_set(own.get("forced_eos_token_id")) else limit
+    latest = limit - 1 if own.get("forced_eos_token_id") is not None else limit
     answers = []
     texts = decode_rows(tokenizer, output)
     for case, row, text, (cut, read) in zip(cases, output.tolist(), texts, prompts, strict=True):
@@ -190,11 +198,6 @@ def _answers(
         closed = not complete and size < len(row)
         answers.append(Answer(text, complete or (closed and size < latest), cut, read, size + closed))
     return answers
-
-
-def _token_set(given: int | Sequence[int] | None) -> set[int]:
-    """Return the tokens of a setting that takes none, one or several."""
-    return set() if given is None else {given} if isinstance(given, int) else {*given}
 
 
 class _CasesEnded(StoppingCriteria):  # type: ignore[misc]  # Transformers' are not typed
@@ -300,6 +303,7 @@ def _without_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     own = model.generation_config
     assert own is not None, "a model that generates has settings"
     tokens = {name: vars(own).get(name) for name in _SPECIAL} | {"pad_token_id": tokenizer.pad_token_id}
+    tokens["eos_token_id"] = end_tokens(model, tokenizer) or None
     if tokens["decoder_start_token_id"] is None:
         tokens["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
     model.generation_config = GenerationConfig(**tokens)
@@ -310,6 +314,6 @@ def _without_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 _SPECIAL = (
-    *("bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("bos_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
 )
