@@ -412,9 +412,15 @@ _BATCH = 32
 
 def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[Batch]:
     """Sample a few examples by the seed, in batches within a token budget (at least one example)."""
+    return (batch for _, batch in in_order(encoded.take(sample_rows(encoded, seed, tokens)), _BATCH))
+
+
+def sample_rows(encoded: TokenizedSplit, seed: int, tokens: int) -> list[int]:
+    """Return the numbers of the examples that ``sample_batches`` takes."""
     rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
     enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
-    return (batch for _, batch in in_order(encoded.take(rows[: max(1, enough)].tolist()), _BATCH))
+    taken: list[int] = rows[: max(1, enough)].tolist()
+    return taken
 
 
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:

@@ -21,14 +21,13 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
 from kdalign.distillation.load import LoadedModels, preview
-from kdalign.distillation.teacher_source import computed_teacher, product_dtype
+from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
-from kdalign.objective.checks import check_teacher
 from kdalign.objective.objective import Objective
 from kdalign.objective.stages import stages_of
 from kdalign.objective.terms import MaskedTokens
@@ -48,10 +47,10 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     opened = loaded.opened
     run, recipe, texts, tokenizer = opened.run, opened.recipe, opened.texts, opened.tokenizer
     model = student.freeze(loaded.student, recipe.train.freeze)
-    teacher = computed_teacher(loaded, accelerator)
+    computed = computed_teacher(loaded, accelerator)
     plan = None
-    if teacher is not None:
-        plan = build_plan(opened, teacher, model, accelerator, resume)
+    if computed is not None:
+        plan = build_plan(opened, computed, model, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
         if plan.choice and run.student.untrained:
             observer.announce(UNTRAINED)
@@ -61,18 +60,20 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
         masked_lm = masked_lm_term(model, recipe.train.seed, product_dtype(opened))
     objective_of = partial(_objective, opened, masked_lm)
     stages = build_stages(recipe, plan, objective_of)
-    if teacher is not None:
-        for stage in stages:
-            check_teacher(stage.objective, teacher, plan)
+    objectives = [stage.objective for stage in stages]
+    teacher = training_teacher(loaded, computed, objectives, plan, accelerator, observer)
+    learner = build_learner(opened, model, computed, plan, stages, accelerator.device)
+    if computed is not None and teacher is not computed:
+        computed.release()
     return TrainTask(
         name=run.adapter.task.name,
-        learner=build_learner(opened, model, teacher, plan, stages, accelerator.device),
+        learner=learner,
         teacher=teacher,
         stages=stages,
         encoded=with_corruption(texts.train, recipe.data.augment, tokenizer, masked_lm is not None),
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
-        remapping=_remapping(opened, teacher, plan, objective_of),
+        remapping=_remapping(opened, computed, plan, objective_of),
     )
 
 

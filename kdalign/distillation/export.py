@@ -34,6 +34,7 @@ from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
 from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
+from kdalign.teachers.cached import CachedTeacher
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
 from kdalign.training.learner import Learner
@@ -93,6 +94,7 @@ def export_student(
         scores = score_exported(loaded, exported)
         training = _training_facts(progress, run, accelerator)
         training |= ({"layer_attention": attention} if attention else {}) | dict(options.facts)
+        training |= {"cache": task.teacher.facts} if isinstance(task.teacher, CachedTeacher) else {}
         record = replace(
             build_record(loaded, checkpoint, exported, scores, training),
             environment=environment(accelerator.device),

@@ -122,10 +122,17 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher in float32, and where its head came from."""
+    """A teacher in float32.
+
+    Attributes:
+        model: the model.
+        head: origin of its head.
+        weights: fingerprint of its weights, after fine-tuning.
+    """
 
     model: PreTrainedModel
     head: str
+    weights: str
 
 
 def load_teacher(
@@ -139,8 +146,9 @@ def load_teacher(
         encoded = run.adapter.tokenize(run.splits.train, run.tokenizers.teacher, run.teacher.config, scored=False)
         ranks, device = accelerator.num_processes, accelerator.device.type
         job = FinetuneJob(run.teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
-        return LoadedTeacher(*job.run(run.tokenizers.teacher, accelerator, observer))
-    return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own")
+        model, head = job.run(run.tokenizers.teacher, accelerator, observer)
+        return LoadedTeacher(model, head, checkpoint_files.find_checkpoint(str(job.path)).hash)
+    return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own", run.teacher.hash)
 
 
 def load_student(

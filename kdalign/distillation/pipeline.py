@@ -15,6 +15,7 @@ from kdalign.distillation.multitask import check_together, distill_together, pla
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import PreparedRun, prepare, resume_command
 from kdalign.distillation.run_folders import claim, split_by_task
+from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.errors import Interrupted, Unwritten, UsageError
 from kdalign.objective.stages import check_steps
@@ -85,6 +86,7 @@ def prepare_all(recipe: Recipe, *, resume: bool = False, overwrite: bool = False
     for run in runs:
         for name in run.task.metrics:
             check_trusted(name, "metric")
+        check_cache(run)
     runs = [replace(run, findings=preflight(run)) for run in runs]
     if len({run.folder.path for run in runs}) < len(runs):
         raise UsageError(f"two tasks of {', '.join(recipe.data.task)} would share a folder: run them one by one")

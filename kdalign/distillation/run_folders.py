@@ -8,7 +8,7 @@ from kdalign.data.tasks import AnyTask
 from kdalign.errors import UsageError
 from kdalign.files import check_links
 from kdalign.models import checkpoint_files, student_spec
-from kdalign.recipe import PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
+from kdalign.recipe import AUTO_CACHE, PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.training.checkpoint import newest_sound
@@ -32,9 +32,14 @@ def split_by_task(recipe: Recipe) -> list[Recipe]:
         return [recipe]
     parent = Path(recipe.out or f"runs/{default_name(recipe, None)}")
     starts = _starts(recipe)
-    return [
-        recipe_of_task(recipe, task, out=str(parent / _folder_name(task)), init_from=starts[task]) for task in tasks
-    ]
+    parts = []
+    for task in tasks:
+        cache = recipe.cache.model_dump()
+        if cache["folder"] not in (None, AUTO_CACHE):
+            cache["folder"] = str(Path(cache["folder"]) / _folder_name(task))
+        out = str(parent / _folder_name(task))
+        parts.append(recipe_of_task(recipe, task, out=out, init_from=starts[task], cache=cache))
+    return parts
 
 
 def _starts(recipe: Recipe) -> dict[str, str]:

@@ -1,10 +1,18 @@
 """Choose the source of what a run's teacher says, by the door in ``teachers``."""
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 
+from kdalign.alignment.plan import Plan
 from kdalign.distillation.load import LoadedModels
+from kdalign.distillation.teacher_cache import use_cache
 from kdalign.distillation.tokenize import OpenedRun
+from kdalign.objective.checks import check_teacher
+from kdalign.objective.objective import Objective
+from kdalign.observer import Observer
+from kdalign.teachers.base import Teacher
 from kdalign.teachers.computed import ComputedTeacher
 
 
@@ -14,6 +22,38 @@ def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> Computed
         return None
     model, rounded = loaded.teacher.model, product_dtype(loaded.opened) or torch.float32
     return ComputedTeacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
+
+
+def training_teacher(
+    loaded: LoadedModels,
+    computed: ComputedTeacher | None,
+    objectives: Sequence[Objective],
+    plan: Plan | None,
+    accelerator: Accelerator,
+    observer: Observer,
+) -> Teacher | None:
+    """Return the teacher of the training loop: the computed one, or one that reads what it said once.
+
+    Args:
+        loaded: both models.
+        computed: teacher whose weights are loaded; None without a teacher.
+        objectives: objective of each stage.
+        plan: layers that are compared.
+        accelerator: device and ranks.
+        observer: receives progress.
+
+    Raises:
+        UsageError: a term asks for what the teacher cannot give, and which one could.
+    """
+    if computed is None or loaded.teacher is None:
+        return None
+    teacher: Teacher = computed
+    if loaded.opened.recipe.cache.folder is not None:
+        weights = loaded.teacher.weights
+        teacher = use_cache(loaded.opened, computed, weights, objectives, plan, accelerator, observer) or computed
+    for objective in objectives:
+        check_teacher(objective, teacher, plan)
+    return teacher
 
 
 def product_dtype(opened: OpenedRun) -> torch.dtype | None:

@@ -178,7 +178,13 @@ class Objective:
         if self.vocabulary is not None:
             terms |= {name: self.vocabulary for name in self.vocabulary.parts}
         return [
-            TermRequest(name, term.needs, capture_spec(term.needs, layers, of_teacher=True), _temperature(term))
+            TermRequest(
+                name,
+                term.needs,
+                capture_spec(term.needs, layers, of_teacher=True),
+                _temperature(term),
+                scheduled="temperature" in self.moving and name not in self.own_temperature,
+            )
             for name, term in terms.items()
             if KEYS_OF_TERMS.get(name.partition(" ")[0]) not in TEACHERLESS_KEYS
         ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdalign.recipe.objective import ARMS, ObjectiveWeights
     from kdalign.recipe.recipe import CHECKS, Recipe
     from kdalign.recipe.sections import (
+        AUTO_CACHE,
         LAYER_WEIGHTS,
         LONGEST_INPUT,
         MOST_ROWS,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         UNLABELLED_KEYS,
         AlignSettings,
         AugmentSettings,
+        CacheSettings,
         DataSettings,
         FinetuneSettings,
         TrainSettings,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANSWER_TERMS",
     "ARMS",
+    "AUTO_CACHE",
     "CHECKS",
     "EMBEDDING_TASK",
     "KEYS_OF_TERMS",
@@ -65,6 +68,7 @@ __all__ = [
     "UNLABELLED_KEYS",
     "AlignSettings",
     "AugmentSettings",
+    "CacheSettings",
     "DataSettings",
     "FinetuneSettings",
     "MultiTask",

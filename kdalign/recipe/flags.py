@@ -144,6 +144,13 @@ FLAGS = (
     Flag(
         "--max-length", "data.max_length", "Longest input in tokens; longer inputs are cut and counted.", int, least=8
     ),
+    Flag(
+        "--cache",
+        "cache.folder",
+        "Folder of the teacher's outputs, computed once and read by every epoch and run, or auto for one in kdalign's "
+        "cache.",
+        metavar="DIR",
+    ),
     Flag("--precision", "train.precision", "Precision of training."),
     Flag("--device", "train.device", "auto, cpu, cuda or mps."),
     Flag("--seed", "train.seed", "Seed of initialization, data order and dropout.", int),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, model_validator
 from kdalign.errors import did_you_mean
 from kdalign.recipe.objective import ObjectiveWeights
 from kdalign.recipe.presets import preset_named
-from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, TrainSettings
+from kdalign.recipe.sections import AlignSettings, CacheSettings, DataSettings, FinetuneSettings, Section, TrainSettings
 from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, output_kind, task_defaults
 
 Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end"]
@@ -55,6 +55,8 @@ class Recipe(Section):
     """Weights of the loss terms."""
     train: TrainSettings = TrainSettings()
     """Training of the student."""
+    cache: CacheSettings = CacheSettings()
+    """Cache of the teacher's outputs."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning of a teacher that has no head for the task."""
     multi_task: MultiTask = MultiTask()
@@ -104,6 +106,23 @@ class Recipe(Section):
             raise ValueError(
                 "align.remap_every is for layers aligned all the time: leave objective.align_first and align.grow at 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> "Recipe":
+        if self.cache.folder is None:
+            if self.cache != CacheSettings():
+                raise ValueError("cache.keep, top_k, tail, logs and states are for a cache: give --cache, too")
+            return self
+        if not self.has_teacher:
+            raise ValueError("--cache keeps a teacher's outputs, and there is no teacher: leave it out")
+        if self.data.augment.corrupts:
+            raise ValueError(
+                f"data.augment.by={self.data.augment.by} changes rows in every epoch, so that no outputs can be kept: "
+                f"leave out --cache"
+            )
+        if self.align.remap_every is not None:
+            raise ValueError("align.remap_every measures the teacher's layers during training: leave out --cache")
         return self
 
     @model_validator(mode="after")

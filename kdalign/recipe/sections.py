@@ -341,6 +341,36 @@ class TrainSettings(Section):
         return self.select == "best" or self.patience is not None
 
 
+AUTO_CACHE = "auto"
+"""Folder of a cache that is named by all that decides its numbers."""
+
+
+class CacheSettings(Section):
+    """Cache of the teacher's outputs."""
+
+    folder: str | None = None
+    """Folder of kept outputs, which is built or extended before the first step, or ``auto`` for one in kdalign's cache
+    that is named by all that decides the numbers. The teacher computes in every step when left out."""
+    keep: tuple[str, ...] = ()
+    """Outputs to keep in addition to those that the terms ask for, such as ``tokens:2`` or ``hidden:encoder.3``."""
+    top_k: int | None = Field(None, ge=1, le=MOST_STEPS)
+    """Number of likeliest tokens that are kept of a distribution, with all others as one; chosen by ``tail`` when left
+    out."""
+    tail: float = Field(0.02, gt=0, lt=1)
+    """Largest mean probability of all tokens that are not kept one by one: the smallest of 8, 16, 32, 64, 128 and 256
+    that leaves no more on a few rows is taken."""
+    logs: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number format of the tokens' log-probabilities."""
+    states: Literal["bf16", "int8", "fp32"] = "bf16"
+    """Number format of features; ``int8`` has a scale for each position. Queries, keys, values and attention maps are
+    in fp16, or in fp32 with ``fp32``."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+
 class FinetuneSettings(Section):
     """Fine-tuning of a teacher that has no head for the task."""
 

@@ -16,12 +16,14 @@ class TermRequest:
         signals: kinds of activations that it compares.
         wanted: layers that it compares.
         temperature: temperature of its distributions; None if it compares none.
+        scheduled: True if this temperature changes during training.
     """
 
     term: str
     signals: frozenset[Signal]
     wanted: CaptureSpec
     temperature: float | None = None
+    scheduled: bool = False
 
 
 class Teacher(Protocol):

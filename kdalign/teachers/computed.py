@@ -37,6 +37,11 @@ class ComputedTeacher:
                 signals.tokens = DenseTokens(features, signals.head)
             return signals if matching is None else signals.moved(matching)
 
+    def release(self) -> None:
+        """Give back the memory of the weights; their shapes stay."""
+        self.model.to("meta")
+        self.model.tie_weights()
+
     def refusal(self, request: TermRequest) -> None:
         """Return None: it computes everything that its family has, which the checks of terms know."""
         return

@@ -1,0 +1,288 @@
+"""Teacher whose outputs are kept in a cache: no weights in memory, and one pass over the rows for all runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from kdalign.data.batches import Batch, TokenizedSplit, in_order
+from kdalign.errors import RunError, UsageError, shorten
+from kdalign.models.capture import Activations, CaptureSpec
+from kdalign.models.lm_head import LMHead, block_rows, row_blocks
+from kdalign.models.token_targets import DenseTokens, TopTokens
+from kdalign.observer import ProgressCallback
+from kdalign.teachers.base import Teacher, TermRequest
+from kdalign.teachers.cache_files import CacheFolder, CacheIndex, ShardFacts, ShardWriter
+from kdalign.teachers.kept import asked_by, parse_kept, unkeepable
+from kdalign.teachers.row_keys import asked_positions, real_positions, row_keys
+from kdalign.teachers.row_outputs import Arrays, Formats, decode_rows, decode_tokens, encode_rows, names_of
+
+FORMAT = 1
+"""Counts up when the same folder would be read as other numbers."""
+LADDER: Sequence[int] = (8, 16, 32, 64, 128, 256)
+"""Numbers of likeliest entries from which the smallest is chosen whose tail is light enough."""
+PASS_TOKENS = 4096
+"""Positions of a batch of the pass that fills a cache."""
+
+
+@dataclass(frozen=True)
+class CacheSource:
+    """All that decides the numbers in a cache, besides what is kept.
+
+    Attributes:
+        teacher: name of the model, for error lines.
+        weights: fingerprint of its weights.
+        config: fingerprint of its configuration.
+        tokenizer: fingerprint of its tokenizer.
+        precision: precision of its forward.
+        labels: order of a classifier's logits; empty for others.
+        vocabulary: number of entries of its vocabulary.
+    """
+
+    teacher: str
+    weights: str
+    config: str
+    tokenizer: str
+    precision: str
+    labels: tuple[str, ...]
+    vocabulary: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The values by name, as they are in ``cache.json``."""
+        return {"format": FORMAT, **vars(self), "labels": list(self.labels)}
+
+
+_CHANGES = {
+    "format": "another version of kdalign's format",
+    "weights": "another teacher",
+    "config": "a teacher of another configuration",
+    "tokenizer": "another tokenizer",
+    "precision": "a teacher at another precision",
+    "labels": "another order of labels",
+    "vocabulary": "another vocabulary",
+}
+
+
+def check_source(folder: CacheFolder, meta: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse a cache of another teacher, tokenizer, precision or order of labels.
+
+    Args:
+        folder: the cache.
+        meta: what it was built of.
+        facts: what a run asks for, or a part of it, as in ``CacheSource.facts``.
+
+    Raises:
+        UsageError: the first difference, and what can be done.
+    """
+    for name, what in _CHANGES.items():
+        if name in facts and meta.get(name) != facts[name]:
+            raise UsageError(
+                f"{str(folder.path)!r} holds outputs of {what}: {shorten(str(meta.get(name)), 80)} there, "
+                f"{shorten(str(facts[name]), 80)} here; give another --cache, or build it again: "
+                f"`kdalign cache build --overwrite --out {folder.path}`"
+            )
+
+
+class CachedTeacher:
+    """Teacher that reads its outputs from a cache.
+
+    Attributes:
+        folder: the cache.
+        kept: outputs that it holds.
+        formats: their number formats.
+    """
+
+    def __init__(self, folder: CacheFolder) -> None:
+        """Open a cache without its shards, which ``open`` does.
+
+        Raises:
+            UsageError: the folder holds no cache, or a damaged one.
+        """
+        meta = folder.meta
+        try:
+            self.kept = parse_kept(meta["keep"], "keep")
+            self.formats = Formats(int(meta["top_k"] or 0), meta["logs"], meta["states"])
+            self._vocabulary = int(meta["vocabulary"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{str(folder.path / 'cache.json')!r} is damaged: build the cache again") from None
+        self.folder = folder
+        self.index: CacheIndex | None = None
+
+    def open(self) -> None:
+        """Open the shards that are there now.
+
+        Raises:
+            UsageError: a shard is damaged.
+        """
+        self.folder.check()
+        self.index = CacheIndex(self.folder)
+
+    def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
+        """Read the rows of a batch by their content.
+
+        Raises:
+            RunError: a row is not in the cache.
+        """
+        assert self.index is not None, "the shards are opened before training"
+        names = names_of(self.kept, wanted)
+        found = [self.index.read(key, names) for key in row_keys(batch)]
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found):
+            number = "" if batch.rows is None else f" {int(batch.rows[found.index(None)])}"
+            raise RunError(
+                f"row{number} of train is not in the cache {str(self.folder.path)!r}: `kdalign cache build` adds it"
+            )
+        signals = decode_rows(batch, rows, self.kept, wanted)
+        if self.kept.tokens:
+            temperatures = sorted(self.kept.tokens)
+            signals.tokens = decode_tokens(batch, rows, temperatures, self.formats.top_k, self._vocabulary)
+        if batch.matching is None:
+            return signals
+        if isinstance(signals.tokens, TopTokens):
+            align = batch.matching.align_predictions
+            logs = {temperature: align(kept) for temperature, kept in signals.tokens.logs.items()}
+            signals.tokens = replace(signals.tokens, entries=align(signals.tokens.entries), logs=logs)
+        return signals.moved(batch.matching)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is kept, for a record: counts, formats, and the mean probability outside the kept entries."""
+        assert self.index is not None, "the shards are opened before training"
+        counts = self.index.facts
+        facts: dict[str, Any] = {
+            "folder": str(self.folder.path),
+            "kept": list(self.kept.words),
+            "states": self.formats.states,
+        }
+        if self.kept.tokens:
+            facts |= {"top_k": self.formats.top_k, "logs": self.formats.logs, "mean_tails": counts.mean_tails}
+        sizes = {name: getattr(counts, name) for name in ("rows", "tokens", "predictions", "bytes", "bytes_a_token")}
+        return facts | sizes
+
+    def refusal(self, request: TermRequest) -> str | None:
+        """Return why it cannot give what a term asks for: what is not kept, and the command that keeps it."""
+        why = unkeepable(request)
+        if why is not None:
+            return why
+        alone = bool(request.wanted.relations) and request.wanted.relations <= self.kept.values
+        missing = self.kept.missing(asked_by(request, values_only=alone))
+        if not missing:
+            return None
+        words = " ".join(f"--keep {word}" for word in missing)
+        return (
+            f"asks for {', '.join(missing)}, which the cache {str(self.folder.path)!r} does not keep (it keeps "
+            f"{', '.join(self.kept.words)}): `kdalign cache build {words}` into another folder, or --cache auto"
+        )
+
+
+def missing_rows(index: CacheIndex, encoded: TokenizedSplit, rows: Sequence[int]) -> list[int]:
+    """Return the rows that a cache does not hold, each content once, in their order."""
+    keys: dict[int, bytes] = {}
+    for numbers, batch in in_order(encoded.take(rows), PASS_TOKENS, tokens=True):
+        keys |= dict(zip(numbers, row_keys(batch), strict=True))
+    first: dict[bytes, int] = {}
+    for number in range(len(rows)):
+        first.setdefault(keys[number], rows[number])
+    return sorted(row for key, row in first.items() if key not in index)
+
+
+def fill_cache(
+    teacher: Teacher,
+    cached: CachedTeacher,
+    encoded: TokenizedSplit,
+    rows: Sequence[int],
+    device: torch.device,
+    progress: ProgressCallback,
+) -> ShardFacts:
+    """Let a teacher read rows once, and keep its outputs.
+
+    Args:
+        teacher: computes them.
+        cached: the cache; it sees the new rows once it is opened again.
+        encoded: the training rows.
+        rows: numbers of the rows that are missing.
+        device: device of the teacher.
+        progress: callback for tokens read and all tokens.
+
+    Returns:
+        Counts of what was written.
+
+    Raises:
+        RunError: outputs that are not finite.
+        Unwritten: the disk is full, or writing is not permitted.
+    """
+    taken = encoded.take(rows)
+    total, done, writer = int(taken.lengths.sum()), 0, ShardWriter(cached.folder.path)
+    try:
+        for numbers, batch in in_order(taken, PASS_TOKENS, tokens=True):
+            moved = batch.to(device)
+            signals = teacher(replace(moved, matching=None), cached.kept.spec)
+            outputs = encode_rows(moved, signals, cached.kept, cached.formats)
+            writer.add(row_keys(batch), outputs, _count(batch, outputs))
+            done += int(taken.lengths[numbers].sum())
+            progress(done, total)
+    finally:
+        writer.flush()
+    return writer.written
+
+
+def _count(batch: Batch, rows: Sequence[Arrays]) -> ShardFacts:
+    tokens = int(batch.teacher_real.sum())
+    if "decoder_input_ids" in batch.teacher_inputs:
+        tokens += int(real_positions(batch, "decoder").sum())
+    tails: dict[str, float] = {}
+    for row in rows:
+        for name, logs in row.items():
+            if name.startswith("logs:"):
+                place = name.removeprefix("logs:")
+                tails[place] = tails.get(place, 0.0) + float(logs[:, -1].double().exp().sum())
+    predictions = int(asked_positions(batch).sum()) if tails else 0
+    return ShardFacts(len(rows), tokens, predictions, 0, tails)
+
+
+def choose_top_k(
+    teacher: Teacher, batches: Iterable[Batch], temperatures: Iterable[float], tail: float, device: torch.device
+) -> tuple[int, float, int]:
+    """Choose the smallest number of likeliest entries that leaves at most so much probability to the rest.
+
+    Args:
+        teacher: computes dense distributions.
+        batches: a few rows.
+        temperatures: the share counts at the temperature at which it is largest.
+        tail: largest mean probability outside the entries.
+        device: device of the teacher.
+
+    Returns:
+        The number, one of ``LADDER`` (the largest if none is enough) below the vocabulary's; the mean probability
+        outside that many entries; and the number of positions that it is measured on.
+    """
+    sums: dict[float, torch.Tensor] = {}
+    count, ladder = 0, tuple(LADDER)
+    for batch in batches:
+        moved = batch.to(device)
+        tokens = teacher(replace(moved, matching=None), CaptureSpec()).tokens
+        assert isinstance(tokens, DenseTokens), "a computed teacher gives dense distributions"
+        dense = tokens.select(asked_positions(moved))
+        vocabulary = len(dense.head.weight)
+        ladder = tuple(dict.fromkeys(min(k, vocabulary - 1) for k in LADDER))
+        count += len(dense.features)
+        for temperature in temperatures:
+            found = _tails(dense.features, dense.head, temperature, ladder)
+            sums[temperature] = sums.get(temperature, 0) + found
+    worst = torch.stack(list(sums.values())).amax(dim=0) / max(count, 1)
+    enough = [number for number, mass in enumerate(worst.tolist()) if mass <= tail]
+    place = enough[0] if enough else len(ladder) - 1
+    return ladder[place], float(worst[place]), count
+
+
+def _tails(features: torch.Tensor, head: LMHead, temperature: float, ladder: Sequence[int]) -> torch.Tensor:
+    """Sum over positions of the probability outside the k likeliest entries, for each k."""
+    total = torch.zeros(len(ladder), dtype=torch.float64)
+    with torch.no_grad():
+        for block in row_blocks(len(features), block_rows(len(head.weight), features.device)):
+            likely = (head.logits(features[block]) / temperature).softmax(dim=1).topk(max(ladder), dim=1).values
+            inside = likely.double().cumsum(dim=1)[:, [k - 1 for k in ladder]]
+            total += (1 - inside).clamp_min(0).sum(dim=0).cpu()
+    return total

@@ -1,0 +1,73 @@
+"""Keys of rows by content: a hash of all that a teacher reads in a row, without padding.
+
+A row has the same key in every order of the data, epoch, seed, batch size and rank. A packed row is its own key.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from kdalign.data.batches import IGNORED, MASKED, Batch
+
+DIGEST = 16
+"""Bytes of a key."""
+
+
+def real_positions(batch: Batch, stack: str) -> Bool[Tensor, "batch theirs"]:
+    """Return the teacher's real positions in a stack: an encoder-decoder's decoder reads the target."""
+    inputs = batch.teacher_inputs
+    if stack == "decoder" and "decoder_input_ids" in inputs:
+        return inputs["decoder_attention_mask"].bool()
+    return batch.teacher_real
+
+
+def asked_positions(batch: Batch) -> Bool[Tensor, "batch theirs"]:
+    """Return the teacher's positions whose next token a student may ask for.
+
+    With one tokenizer these are the positions of the targets, so that the prompts of conversations cost nothing; with
+    two all real ones, so that students of several tokenizers ask for the same.
+    """
+    if batch.matching is not None or batch.targets is None:
+        return real_positions(batch, "decoder")
+    return batch.targets != IGNORED
+
+
+def row_keys(batch: Batch) -> list[bytes]:
+    """Hash the rows of a batch, on any device: ids, token types, positions, masks, and positions that are asked for."""
+    inputs = {name: _array(value) for name, value in batch.teacher_inputs.items() if not name.startswith(MASKED)}
+    reals = {stack: _array(real_positions(batch, stack)) for stack in ("encoder", "decoder")}
+    asked = _array(asked_positions(batch))
+    keys = []
+    for row in range(len(batch.counted)):
+        digest = hashlib.blake2b(digest_size=DIGEST)
+        for name in sorted(inputs):
+            real = reals["decoder" if name.startswith("decoder_") else "encoder"][row]
+            _add(digest, name, _without_padding(inputs[name][row], real))
+        if batch.targets is not None:
+            _add(digest, "asked for", _without_padding(asked[row], reals["decoder"][row]))
+        keys.append(digest.digest())
+    return keys
+
+
+def _array(values: Tensor) -> np.ndarray[Any, Any]:
+    values = values.detach().cpu()
+    return values.numpy() if values.dtype != torch.bfloat16 else values.float().numpy()
+
+
+def _without_padding(values: np.ndarray[Any, Any], real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Cut every axis of time to the span from the first real position to the last."""
+    places = np.flatnonzero(real)
+    span = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+    return values[tuple(span if size == len(real) else slice(None) for size in values.shape)]
+
+
+def _add(digest: "hashlib.blake2b", name: str, values: np.ndarray[Any, Any]) -> None:
+    """Add a named array: its shape, and its values in one type for every integer, or in bits."""
+    binary = values.dtype == np.bool_ or values.ndim > 1
+    content = np.packbits(values != 0) if binary else np.ascontiguousarray(values, dtype="<i8")
+    digest.update(f"{name}\0{values.shape}\0".encode())
+    digest.update(content.tobytes())
