@@ -9,6 +9,7 @@ import torch
 from kdalign import plugins
 from kdalign.data.batches import collate
 from kdalign.metrics.text import score_texts
+from kdalign.models.capture import Activations
 from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights
@@ -37,7 +38,7 @@ def test_the_loss_of_the_docstring_is_a_term_of_the_objective(tmp_path):
         setting = Setting("bert", "bert", 32, ObjectiveWeights(**NONE, terms={name: {"weight": 1, "power": 1}}))
     batch = collate(examples(), range(2))
     sure = torch.tensor([[0.0, 9.0]]).log_softmax(-1).exp().amax(), 0.5
-    signals = [type("Signals", (), {"logits": torch.tensor(rows)})() for rows in ([[0.0, 9.0]] * 2, [[1.0, 1.0]] * 2)]
+    signals = [Activations(logits=torch.tensor(rows)) for rows in ([[0.0, 9.0]] * 2, [[1.0, 1.0]] * 2)]
     parts = setting.objective(TermInputs(*signals, batch), count_units([batch])).parts
     torch.testing.assert_close(parts[name], sure[0] - sure[1])
 

@@ -1,6 +1,6 @@
 """Measure, on a few texts before training, the variance of the teacher's features and the similarity of layers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from kdalign.alignment.propose import remap_plan
 from kdalign.alignment.similarity import LEAST_TOKENS, similarities
 from kdalign.data.batches import Batch, TokenizedSplit, sample_batches
 from kdalign.errors import UsageError
-from kdalign.models.architecture import Layer, accepted_inputs, blocks
+from kdalign.models.architecture import Layer, accepted_inputs, blocks, split_stack, stack_of_teacher
 from kdalign.models.capture import Activations, CaptureSpec, capture, inference_mode
 
 CALIBRATION_TOKENS = 16_384
@@ -58,7 +58,7 @@ def calibrate(plan: Plan, teach: Teach, batches: Iterable[Batch], device: torch.
 
 def measure_layer_map(
     plan: Plan,
-    teacher: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     student: PreTrainedModel,
     encoded: TokenizedSplit,
     special: Sequence[int],
@@ -69,7 +69,7 @@ def measure_layer_map(
 
     Args:
         plan: its map may be provisional.
-        teacher: read without gradients, in eval mode, like the student.
+        teachers: read without gradients, in eval mode, like the student.
         student: reads the texts' tokens.
         encoded: texts to sample from.
         special: ids of special tokens, which do not count.
@@ -77,13 +77,13 @@ def measure_layer_map(
         seed: seed of the sample.
     """
     batches = list(sample_batches(encoded, seed, SIMILARITY_TOKENS))
-    alike_layers, tokens = measure_similarities(plan, teacher, student, batches, special, student.device)
+    alike_layers, tokens = measure_similarities(plan, teachers, student, batches, special, student.device)
     return remap_plan(plan, alike_layers, f"{tokens:,} tokens of {texts}")
 
 
 def measure_similarities(
     plan: Plan,
-    teacher: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     student: PreTrainedModel,
     batches: Iterable[Batch],
     special: Sequence[int],
@@ -93,20 +93,20 @@ def measure_similarities(
 
     Args:
         plan: aligned stacks.
-        teacher: read without gradients, in eval mode, like the student.
+        teachers: read without gradients, in eval mode, like the student.
         student: reads the texts' tokens.
         batches: batches of texts.
         special: ids of special tokens, which do not count.
-        device: device of both models.
+        device: device of all models.
 
     Raises:
         UsageError: fewer tokens than an estimate needs.
     """
-    stacks = {ours.name for _, ours in plan.stacks}
-    kept = _collect_features(plan, (student, teacher), batches, special, device)
+    student_features, features_of_teachers = _collect_features(plan, student, teachers, batches, special, device)
     by_stack = {}
-    for stack in sorted(stacks):
-        ours, theirs = ([rows for layer, rows in sorted(features.items()) if layer.stack == stack] for features in kept)
+    for stack, name in sorted({(theirs.name, ours.name) for theirs, ours in plan.stacks}):
+        ours = [rows for layer, rows in sorted(student_features.items()) if layer.stack == name]
+        theirs = [rows for layer, rows in sorted(features_of_teachers.items()) if layer.stack == stack]
         if len(ours[0]) < LEAST_TOKENS:
             raise UsageError(f"the texts hold {len(ours[0])} tokens: too few to compare layers by")
         if not all(bool(rows.isfinite().all()) for rows in (*ours, *theirs)):
@@ -118,17 +118,18 @@ def measure_similarities(
 def start_projections(
     projections: Projections,
     plan: Plan,
-    teacher: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     student: PreTrainedModel,
     batches: Iterable[Batch],
     device: torch.device,
 ) -> None:
-    """Initialise projections as the plan's style says, fitted to both models' features of some texts."""
-    ours, theirs = _collect_features(plan, (student, teacher), batches, (), device)
+    """Initialise projections as the plan's style says, fitted to all models' features of some texts."""
+    ours, theirs = _collect_features(plan, student, teachers, batches, (), device)
     for shape in plan.projections:
         pairs = [(shape.student, shape.teacher)]
         if shape.style.shared:
-            pairs = [pair[:2] for pair in plan.pairs if pair[0].stack == shape.student.stack]
+            stacks = shape.student.stack, shape.teacher.stack
+            pairs = [pair[:2] for pair in plan.pairs if (pair[0].stack, pair[1].stack) == stacks]
         sides = torch.cat([ours[pair[0]] for pair in pairs]), torch.cat([theirs[pair[1]] for pair in pairs])
         given, wanted = sides if shape.style.side == "student" else sides[::-1]
         scaled = shape.style.kind != "orthogonal"
@@ -137,30 +138,39 @@ def start_projections(
 
 def _collect_features(
     plan: Plan,
-    both: tuple[PreTrainedModel, PreTrainedModel],
+    student: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     batches: Iterable[Batch],
     special: Sequence[int],
     device: torch.device,
-) -> tuple[dict[Layer, Tensor], ...]:
-    """Collect the features of every layer of both models, (tokens, width), at counted positions."""
-    stacks = {ours.name for _, ours in plan.stacks}
+) -> tuple[dict[Layer, Tensor], dict[Layer, Tensor]]:
+    """Collect the features of every layer, (tokens, width), of student and teachers, at counted positions."""
+    stacks = {stack.name for pair in plan.stacks for stack in pair}
     kept: tuple[dict[Layer, list[Tensor]], ...] = ({}, {})
     for batch in batches:
         batch = batch.to(device)
-        for features, signals in zip(kept, _capture_both(both, batch), strict=True):
-            for layer, hidden in signals.hidden.items():
+        for features, hidden_states in zip(kept, _capture_all(student, teachers, batch), strict=True):
+            for layer, hidden in hidden_states.items():
                 if layer.stack in stacks:
                     real = hidden[_positions(plan, batch, layer.stack, special)].float().cpu()
                     features.setdefault(layer, []).append(real)
-    return tuple({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
+    ours, theirs = ({layer: torch.cat(parts) for layer, parts in features.items()} for features in kept)
+    return ours, theirs
 
 
-def _capture_both(both: tuple[PreTrainedModel, PreTrainedModel], batch: Batch) -> Iterator[Activations]:
-    """Capture the student's and the teacher's activations at the student's positions."""
-    student, teacher = both
-    yield _features(student, batch.inputs)
-    signals = _features(teacher, batch.teacher_inputs)
-    yield signals if batch.matching is None else signals.moved(batch.matching)
+def _capture_all(
+    student: PreTrainedModel, teachers: Sequence[PreTrainedModel], batch: Batch
+) -> tuple[dict[Layer, Tensor], dict[Layer, Tensor]]:
+    """Capture the hidden states of the student and of its teachers, at the student's positions."""
+    theirs: dict[Layer, Tensor] = {}
+    for number, teacher in enumerate(teachers):
+        signals = _features(teacher, batch.teacher_inputs)
+        signals = signals if batch.matching is None else signals.moved(batch.matching)
+        theirs |= {
+            Layer(stack_of_teacher(number, layer.stack), layer.number): hidden
+            for layer, hidden in signals.hidden.items()
+        }
+    return _features(student, batch.inputs).hidden, theirs
 
 
 def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
@@ -172,6 +182,6 @@ def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
 
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
     """(batch, time), counted positions of a stack without special tokens."""
-    target = plan.student.reads_target(stack)
+    target = plan.student.reads_target(split_stack(stack)[1])
     counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.compared, "input_ids")
     return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

@@ -13,7 +13,7 @@ from typing import Literal
 from kdalign.alignment.layer_maps import MEASURED, is_measured_map
 from kdalign.errors import UsageError, unknown
 from kdalign.files import parse_json, read_text
-from kdalign.models.architecture import CROSS, Architecture, Layer, Stack
+from kdalign.models.architecture import CROSS, Architecture, Layer, Stack, split_stack
 from kdalign.models.layouts import LAYOUTS
 
 
@@ -112,9 +112,9 @@ class HeadMix:
     teacher_heads: int
 
 
-def mixture_layer(student: Layer) -> Layer:
-    """Name the mixture of teacher layers that a student layer attends to."""
-    return Layer(f"{student.stack}_all", student.number)
+def mixture_layer(student: Layer, teacher_stack: str) -> Layer:
+    """Name the mixture of a teacher stack's layers that a student layer attends to."""
+    return Layer(f"{teacher_stack}_all", student.number)
 
 
 def cross_attention_layer(layer: Layer) -> Layer:
@@ -124,7 +124,9 @@ def cross_attention_layer(layer: Layer) -> Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Alignment of a student with its teacher.
+    """Alignment of a student with its teacher, or with several.
+
+    Of several teachers, ``teacher`` has the stacks of all, named by ``stack_of_teacher``, and each has maps of its own.
 
     Attributes:
         maps: one per aligned pair of stacks.
@@ -132,13 +134,14 @@ class Plan:
         statistics: ``variance/STACK.LAYER``, a teacher layer's mean feature variance over real tokens, once calibrated.
         chosen: description of the map's choice, for the reader.
         choice: name of a measured map; empty for a fixed one.
-        similarities: CKA of every student layer with every teacher layer, by stack, once measured.
+        similarities: CKA of every student layer with every teacher layer, by the teacher's stack, once measured.
         heads: comparison of attention maps: ``each``, ``mean`` or ``mix``.
         relations: compared parts of attention: ``values``, or ``all`` of queries, keys and values.
         relation_heads: number of relation heads.
         style: style of projections.
         attended: true if each student layer is compared with a learned mixture of its map's teacher layers.
         weighting: change of lambda_l during training: ``static`` (none), ``learned`` or ``adaptive``.
+        shares: of several teachers, each one's share in the weights of terms that compare layers; empty for one.
     """
 
     teacher: Architecture
@@ -155,6 +158,7 @@ class Plan:
     style: ProjectionStyle = ProjectionStyle()
     attended: bool = False
     weighting: Literal["static", "learned", "adaptive"] = "static"
+    shares: tuple[float, ...] = ()
 
     @property
     def mixes(self) -> tuple[HeadMix, ...]:
@@ -178,10 +182,15 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.maps:
             raise UsageError("the plan maps no stack")
-        if len({one.student_stack for one in self.maps}) < len(self.maps):
+        if len({(one.student_stack, one.teacher_stack) for one in self.maps}) < len(self.maps):
             raise UsageError("the plan maps a stack twice")
         if any(not value > 0 for value in self.statistics.values()):
             raise UsageError("the plan's variances must be above 0")
+        teachers = {split_stack(stack.name)[0] for stack in self.teacher.stacks}
+        if self.shares and (len(self.shares) != len(teachers) or not all(0 <= share <= 1 for share in self.shares)):
+            raise UsageError(
+                f"the plan has {len(teachers)} teachers, and {self.shares} are not a share from 0 to 1 each"
+            )
         if self.relation_heads not in relation_heads_for(self.stacks):
             raise UsageError(f"the plan's {self.relation_heads} relation heads do not divide the models' widths")
         for one, (teacher, student) in zip(self.maps, self.stacks, strict=True):
@@ -194,19 +203,19 @@ class Plan:
             raise UsageError("the projections must join the mapped layers whose widths differ, in one style, no others")
 
     def _check(self, one: LayerMap, teacher: Stack, student: Stack) -> None:
-        if teacher.name != student.name:
+        if split_stack(teacher.name)[1] != student.name:
             raise UsageError(f"the plan maps {student.name} to {teacher.name}: stacks of one name are aligned")
         for ours, theirs in one.pairs:
             _in_range("student", ours, student)
             _in_range("teacher", theirs, teacher)
-        alike = self.similarities.get(student.name)
+        alike = self.similarities.get(teacher.name)
         if alike is None:
             return
         if not all(math.isfinite(value) for row in alike for value in row):
-            raise UsageError(f"the similarities of {student.name} are not all numbers")
+            raise UsageError(f"the similarities of {teacher.name} are not all numbers")
         if (len(alike), *set(map(len, alike))) != (student.layers, teacher.layers):
             raise UsageError(
-                f"the similarities of {student.name} are not {student.layers} rows of {teacher.layers} numbers"
+                f"the similarities of {teacher.name} are not {student.layers} rows of {teacher.layers} numbers"
             )
 
     @property
@@ -225,27 +234,28 @@ class Plan:
         shares: dict[Layer, float] = {}
         for ours, _, weight in pairs:
             shares[ours] = shares.get(ours, 0.0) + weight
-        return tuple((ours, mixture_layer(ours), weight) for ours, weight in shares.items())
+        return tuple((ours, mixture_layer(ours, one.teacher_stack), weight) for ours, weight in shares.items())
 
     @property
     def teaching(self) -> tuple[Layer, ...]:
         """Teacher layers that are captured."""
         return tuple(dict.fromkeys(Layer(one.teacher_stack, theirs) for one in self.maps for _, theirs in one.pairs))
 
-    def attended_by(self, student: Layer) -> tuple[Layer, ...]:
-        """Return the teacher layers that a student layer attends to."""
+    def attended_by(self, student: Layer, mixture: Layer) -> tuple[Layer, ...]:
+        """Return the teacher layers of which a mixture for a student layer is made."""
         return tuple(
             Layer(one.teacher_stack, theirs)
             for one in self.maps
             for ours, theirs in one.pairs
-            if Layer(one.student_stack, ours) == student
+            if Layer(one.student_stack, ours) == student and mixture_layer(student, one.teacher_stack) == mixture
         )
 
     def variance(self, teacher_layer: Layer) -> float:
         """Return the calibrated variance of a teacher layer's features; for a mixture, the mean over its layers."""
         layers = [teacher_layer]
         if self.attended:
-            layers = [layer for layer in self.teaching if mixture_layer(layer).stack == teacher_layer.stack]
+            mixed = teacher_layer.stack
+            layers = [layer for layer in self.teaching if mixture_layer(layer, layer.stack).stack == mixed]
         return sum(self.statistics[f"variance/{layer}"] for layer in layers) / len(layers)
 
     @property
@@ -402,7 +412,7 @@ def projection_shapes(
         ours, theirs = student.stack(layer_map.student_stack), teacher.stack(layer_map.teacher_stack)
         pairs = [(Layer(ours.name, one), Layer(theirs.name, other)) for one, other in layer_map.pairs]
         if attended:
-            pairs = [(one, mixture_layer(one)) for one in dict.fromkeys(one for one, _ in pairs)]
+            pairs = [(one, mixture_layer(one, theirs.name)) for one in dict.fromkeys(one for one, _ in pairs)]
         for pair in pairs[: 1 if style.shared else None] if ours.width != theirs.width else ():
             shapes.append(ProjectionShape(*pair, ours.width, theirs.width, style))
     return tuple(shapes)

@@ -18,7 +18,7 @@ from kdalign.alignment.plan import (
     relation_heads_for,
 )
 from kdalign.errors import UsageError
-from kdalign.models.architecture import Architecture
+from kdalign.models.architecture import Architecture, split_stack
 from kdalign.models.layer_selection import STRATEGIES, choose_layers
 
 
@@ -70,26 +70,30 @@ def propose(
     """Propose the plan that aligns a student with a teacher, from their architectures alone.
 
     Args:
-        teacher: the teacher's architecture.
+        teacher: the teacher's architecture, or that of several (``join_teachers``).
         student: the student's architecture.
         choice: ``auto`` (for a student with more layers than its teacher, those of the same depth), a strategy of
             ``STRATEGIES``, ``top`` (the last layers alone), pairs such as ``0:1 1:3 2:5``, or a measured map: ``cka``,
             ``emd`` or a function of the user's (``module:name``), for which layers of the same depth stand in; or
             ``learned``, every student layer with all teacher layers, to which it attends.
-        cut_from: teacher layers that the student was cut from, by stack; ``auto`` takes them.
+        cut_from: layers of the (first) teacher that the student was cut from, by stack; ``auto`` takes them.
         options: weights, heads, relations and projections.
 
     Raises:
         UsageError: a choice that is unknown or out of range.
     """
     _check_choice(choice, options)
-    maps, chosen = [], ""
-    for ours in student.stacks:
-        if ours.name in {stack.name for stack in teacher.stacks}:
-            theirs = teacher.stack(ours.name)
-            cut = None if cut_from is None else cut_from[ours.name]
-            pairs, chosen = _pairs_by(choice, ours.layers, theirs.layers, cut)
+    maps, choices = [], dict[int, str]()
+    for theirs in teacher.stacks:
+        number, name = split_stack(theirs.name)
+        if name in {stack.name for stack in student.stacks}:
+            ours = student.stack(name)
+            cut = None if cut_from is None or number else cut_from[ours.name]
+            pairs, choices[number] = _pairs_by(choice, ours.layers, theirs.layers, cut)
             maps.append(LayerMap(ours.name, theirs.name, tuple(pairs), normalise_weights(options.weights, pairs)))
+    first = next(iter(choices.values()), "")
+    unlike = [f"teacher {number + 1}: {way}" for number, way in choices.items() if way != first]
+    chosen = "; ".join([first, *unlike])
     if not maps:
         raise UsageError(f"{describe_stacks(teacher)} and {describe_stacks(student)} have no stack in common to align")
     attended = choice == LEARNED
@@ -97,7 +101,7 @@ def propose(
     plan = Plan(teacher, student, tuple(maps), projections, chosen=chosen, style=options.style, attended=attended)
     if is_measured_map(choice) and choice not in MEASURED:  # a user's function fails before the run begins
         _measured_maps(
-            plan, choice, {ours.name: _depth_similarity(ours.layers, theirs.layers) for theirs, ours in plan.stacks}
+            plan, choice, {theirs.name: _depth_similarity(ours.layers, theirs.layers) for theirs, ours in plan.stacks}
         )
     same = all(theirs.heads == ours.heads for theirs, ours in plan.stacks)
     return replace(
@@ -194,7 +198,7 @@ def remap_plan(plan: Plan, similarities: Mapping[str, Alike], source: str) -> Pl
 
     Args:
         plan: its maps may be provisional.
-        similarities: CKA (student layers, teacher layers) of each aligned stack of the student.
+        similarities: CKA (student layers, teacher layers) of each aligned stack of the teacher.
         source: name of the texts that they were measured on, for the reader.
 
     Raises:
@@ -235,7 +239,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
     maps = []
     for one in plan.maps:
         try:
-            flows = measured_strategy(choice)(similarities[one.student_stack])
+            flows = measured_strategy(choice)(similarities[one.teacher_stack])
             pairs = tuple((int(ours), int(theirs)) for ours, theirs, _ in flows)
         except Exception as error:  # a user's function may raise anything
             raise UsageError(
@@ -253,7 +257,7 @@ def _measured_maps(plan: Plan, choice: str, similarities: Mapping[str, Alike]) -
 def _mean_similarity(maps: Sequence[LayerMap], similarities: Mapping[str, Sequence[Sequence[float]]]) -> float:
     means = [
         sum(
-            weight * similarities[one.student_stack][ours][theirs]
+            weight * similarities[one.teacher_stack][ours][theirs]
             for (ours, theirs), weight in zip(one.pairs, one.weights, strict=True)
         )
         for one in maps

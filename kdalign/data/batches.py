@@ -74,6 +74,7 @@ class TokenizedSplit:
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
         form: how what precedes the targets is written, for a score's signature; empty if it is the texts alone.
+        taught_by: (rows,), number of the teacher of each row, of several; None if all of them teach all rows.
     """
 
     columns: dict[str, list[list[int]]]
@@ -90,6 +91,7 @@ class TokenizedSplit:
     labelled: np.ndarray[Any, Any] | None = None
     mixture: EpochSampler | None = None
     form: str = ""
+    taught_by: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -107,7 +109,8 @@ class TokenizedSplit:
         known = None if self.labelled is None else self.labelled[np.asarray(rows)]
         # The rows' words and bytes are not known.
         taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
-        return replace(taken, labelled=known, mixture=None)
+        taught_by = None if self.taught_by is None else self.taught_by[np.asarray(rows)]
+        return replace(taken, labelled=known, mixture=None, taught_by=taught_by)
 
     def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":
         """Append another split; rows of a side without labels are unlabelled."""
@@ -127,6 +130,9 @@ class TokenizedSplit:
             covered=_merge_extra(self.covered, others.covered),
             labelled=None if known.all() and more.all() else np.concatenate([known, more]),
             mixture=mixture,
+            taught_by=None
+            if self.taught_by is None or others.taught_by is None
+            else np.concatenate([self.taught_by, others.taught_by]),
         )
 
     def with_unlabelled(self, others: "TokenizedSplit", an_epoch: int) -> "TokenizedSplit":
@@ -157,6 +163,7 @@ class Batch:
         rows: (batch,), numbers of the examples in their split.
         labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
             all are known, or there are no labels.
+        taught_by: (batch,), number of the teacher of each row; None if all teachers read all rows.
     """
 
     inputs: dict[str, Tensor]
@@ -168,6 +175,7 @@ class Batch:
     matching: TokenAlignment | None = None
     rows: Int[Tensor, "batch"] | None = None
     labelled: Bool[Tensor, "batch"] | None = None
+    taught_by: Int[Tensor, "batch"] | None = None
 
     @property
     def supervised(self) -> Bool[Tensor, "batch"]:
@@ -226,6 +234,28 @@ class Batch:
             None if self.matching is None else self.matching.to(device),
             None if self.rows is None else self.rows.to(device),
             None if self.labelled is None else self.labelled.to(device),
+            None if self.taught_by is None else self.taught_by.to(device),
+        )
+
+    def select(self, rows: Int[Tensor, "rows"]) -> "Batch":
+        """Select rows, in this order, at the same width."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        other = None if self.other_inputs is None else {name: each[rows] for name, each in self.other_inputs.items()}
+        return replace(
+            self,
+            inputs={name: each[rows] for name, each in self.inputs.items()},
+            labels=of(self.labels),
+            counted=self.counted[rows],
+            real=self.real[rows],
+            targets=of(self.targets),
+            other_inputs=other,
+            matching=None if self.matching is None else self.matching.select(rows),
+            rows=of(self.rows),
+            labelled=of(self.labelled),
+            taught_by=of(self.taught_by),
         )
 
 
@@ -277,7 +307,9 @@ def collate(
     targets = inputs.pop("targets", None)
     numbers = torch.tensor(rows)
     known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
-    return Batch(inputs, labels, torch.full((len(rows),), counted), real, targets, other, matching, numbers, known)
+    each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
+    counts = torch.full((len(rows),), counted)
+    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each)
 
 
 def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:

@@ -66,6 +66,10 @@ class TokenAlignment:
         index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)
 
+    def select(self, rows: Int[Tensor, "rows"]) -> "TokenAlignment":
+        """Select rows of the batch."""
+        return TokenAlignment(self.shares[rows], self.spread[rows], self.answers[rows])
+
     def to(self, device: torch.device) -> "TokenAlignment":
         """Move the alignment to a device."""
         return TokenAlignment(self.shares.to(device), self.spread.to(device), self.answers.to(device))

@@ -95,7 +95,7 @@ def build_plan(
         return saved
     if plan.choice and not plan.similarities:
         special = opened.tokenizer.all_special_ids
-        plan = measure_layer_map(plan, teacher.model, model, encoded, special, str(run.task.name), seed)
+        plan = measure_layer_map(plan, [teacher.model], model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
         batches, remaps = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=remaps)
@@ -147,7 +147,7 @@ def build_learner(
     projections = Projections(shapes, recipe.train.seed, mixes)
     if plan is not None and teacher is not None and shapes and plan.style.start != "random":
         few = sample_batches(opened.texts.train, recipe.train.seed, SIMILARITY_TOKENS)
-        start_projections(projections, plan, teacher.model, model, few, device)
+        start_projections(projections, plan, [teacher.model], model, few, device)
     return Learner(
         student.with_dropout(model, recipe.train.dropout),
         projections,
@@ -203,7 +203,7 @@ def _remapping(
     def measure(model: PreTrainedModel) -> Plan:
         encoded, special = opened.texts.train, opened.tokenizer.all_special_ids
         seed, text = recipe.train.seed, "training text"
-        measured = measure_layer_map(plan, teacher.model, model, encoded, special, text, seed)
+        measured = measure_layer_map(plan, [teacher.model], model, encoded, special, text, seed)
         return measured.with_statistics(plan.statistics)
 
     return Remapping(recipe.align.remap_every, measure, partial(objective_of, recipe.objective))

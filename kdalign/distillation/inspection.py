@@ -140,7 +140,9 @@ def layer_similarity(pair: LoadedPair) -> LayerSimilarity:
     special = pair.student_tokenizer.all_special_ids
     by_stack, tokens = [], 0
     for student in (pair.start, pair.student):
-        matrices, tokens = measure_similarities(pair.plan, pair.teacher, student, batches, special, pair.teacher.device)
+        matrices, tokens = measure_similarities(
+            pair.plan, [pair.teacher], student, batches, special, pair.teacher.device
+        )
         by_stack.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
     before, after = by_stack
     pairs = {layer_map.student_stack: layer_map.pairs for layer_map in pair.plan.maps}

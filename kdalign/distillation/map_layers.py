@@ -90,7 +90,7 @@ def plan_layers(
         check_read(small)
     if student.untrained:
         observer.announce(UNTRAINED)
-    return measure_layer_map(plan, big, small, encoded, tokenizers.special_ids, source, 0)
+    return measure_layer_map(plan, [big], small, encoded, tokenizers.special_ids, source, 0)
 
 
 def shape_plan(teacher: Checkpoint, student: StudentSource, choice: str) -> Plan:

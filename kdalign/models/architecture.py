@@ -7,7 +7,7 @@ is one row in ``layouts.LAYOUTS``.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdalign.errors import UsageError, did_you_mean, library_errors
@@ -74,6 +74,36 @@ class Layer(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.stack}.{self.number}"
+
+
+def stack_of_teacher(number: int, stack: str) -> str:
+    """Name a stack of the teacher of this number, from 0; the first teacher's stacks keep their own names."""
+    return f"{number + 1}:{stack}" if number else stack
+
+
+def split_stack(name: str) -> tuple[int, str]:
+    """Split a name of ``stack_of_teacher`` into the teacher's number and the stack's own name."""
+    number, _, stack = name.rpartition(":")
+    return (int(number) - 1, stack) if number.isdecimal() else (0, name)
+
+
+def join_teachers(teachers: Sequence[Architecture]) -> Architecture:
+    """Join several teachers into one architecture with the stacks of all, whose attention is what all of them give."""
+    first = teachers[0]
+    if len(teachers) == 1:
+        return first
+    closed = AttentionLayout.CLOSED
+    return replace(
+        first,
+        model_type=" and ".join(dict.fromkeys(each.model_type for each in teachers)),
+        stacks=tuple(
+            replace(stack, name=stack_of_teacher(number, stack.name))
+            for number, each in enumerate(teachers)
+            for stack in each.stacks
+        ),
+        parameters=sum(each.parameters for each in teachers),
+        attention=closed if any(each.attention is closed for each in teachers) else first.attention,
+    )
 
 
 def layout_of(config: "PretrainedConfig") -> Layout:

@@ -25,6 +25,7 @@ from kdalign.models.attention import ATTENTION, keepers
 from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
 from kdalign.models.lm_head import LMHead
+from kdalign.models.mixtures import ClassMixture
 from kdalign.models.token_targets import TokenTargets
 
 
@@ -77,7 +78,10 @@ class Activations:
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
         words: (entries, width), the student's input embeddings, if masked tokens are to be predicted.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
-        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, if it attends.
+        shares: (batch, teacher layers), how much a student layer attends to each of its teacher layers, by the mixture
+            of them, if it attends.
+        mixture: several teachers' distributions over classes; None for one teacher, or one for each row.
+        embeddings_of: for each of several teachers its weight and its last features.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -99,6 +103,21 @@ class Activations:
     filled: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))
     compared: Tensor | None = None
+    mixture: ClassMixture | None = None
+    embeddings_of: tuple[tuple[float, Tensor], ...] = ()
+
+    def logits_at(self, temperature: float, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return logits over classes that give a teacher's distribution once they are softened at a temperature.
+
+        Those of several teachers depend on it: the mixture is one of softened distributions.
+
+        Args:
+            temperature: temperature at which they will be softened.
+            before: change of each teacher's logits first, such as standardising them.
+        """
+        if self.mixture is not None:
+            return self.mixture.logits_at(temperature, before)
+        return self.logits if before is None else before(self.logits)
 
     def moved(self, matching: TokenAlignment) -> "Activations":
         """Move a teacher's activations to its student's positions; features and logits stay."""

@@ -9,6 +9,7 @@ from kdalign.alignment.plan import Plan, cross_attention_layer
 from kdalign.data.tasks import AnyTask, ClassificationTask
 from kdalign.data.token_matching import SharedVocabulary
 from kdalign.errors import UsageError
+from kdalign.models.architecture import split_stack
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import (
     AttentionMaps,
@@ -19,6 +20,7 @@ from kdalign.objective.terms import (
     HiddenCosine,
     HiddenMSE,
     LayerPairs,
+    LayerTerm,
     LMHeadLoss,
     LossTerm,
     Relations,
@@ -76,7 +78,7 @@ def build_classification_objective(
     terms = _drop_zero_weights(
         answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 1 if regression else classes)
     )
-    return _add_schedules(Objective(terms), given)
+    return _add_schedules(_share_weights(Objective(terms), plan), given)
 
 
 def build_language_objective(
@@ -102,21 +104,29 @@ def build_language_objective(
     if weights.standardise:
         raise UsageError("objective.standardise is for the logits of classes, not for tokens")
     terms = _drop_zero_weights(_alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
-    return _add_schedules(Objective(terms, vocabulary if vocabulary.parts else None), given)
+    return _add_schedules(_share_weights(Objective(terms, vocabulary if vocabulary.parts else None), plan), given)
 
 
 def build_embedding_objective(weights: Weights, plan: Plan) -> Objective:
     """Build the objective of an embedding task; with different widths only similarities are compared."""
     given, weights = weights, weights.built
-    same = plan.teacher.stacks[-1].width == plan.student.stacks[-1].width
+    same = all(theirs.width == ours.width for theirs, ours in plan.stacks)
     answers: dict[str, tuple[float, LossTerm]] = {
         "embedding": (weights.alpha if same else 0.0, EmbeddingDistance()),
         "similarity": (weights.alpha, EmbeddingSimilarity()),
     }
-    return _add_schedules(
-        Objective(_drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))),
-        given,
-    )
+    terms = _drop_zero_weights(answers | _alignment_terms(weights, plan) | _further_terms(weights, plan, 0))
+    return _add_schedules(_share_weights(Objective(terms), plan), given)
+
+
+def _share_weights(objective: Objective, plan: Plan | None) -> Objective:
+    """Divide the weights of terms that compare layers among several teachers."""
+    if plan is None or not plan.shares:
+        return objective
+    places = {name: term.place for name, (_, term) in objective.terms.items() if isinstance(term, LayerTerm)}
+    shares = {name: plan.shares[place.teacher] for name, place in places.items()}
+    terms = {name: (weight * shares.get(name, 1.0), term) for name, (weight, term) in objective.terms.items()}
+    return replace(objective, terms=_drop_zero_weights(terms), shares=shares)
 
 
 def _add_schedules(objective: Objective, weights: Weights) -> Objective:
@@ -127,31 +137,48 @@ def _add_schedules(objective: Objective, weights: Weights) -> Objective:
 
 def _further_terms(weights: Weights, plan: Plan | None, classes: int) -> dict[str, tuple[float, LossTerm]]:
     """Build the terms that the recipe names."""
-    context = TermContext(plan, {} if plan is None else _layer_pairs(plan), classes, weights.temperature)
+    places, endings = ({}, {}) if plan is None else (_layer_pairs(plan), name_endings(plan))
+    context = TermContext(plan, places, classes, weights.temperature, endings)
     return {name: (weight, term) for name, weight, term in build_terms(weights.terms, context)}
 
 
+def name_endings(plan: Plan) -> dict[str, str]:
+    """Return endings of the names of terms, by the teacher's stack.
+
+    They are the student's stack of several, and the number of a teacher after the first; empty where there is one each.
+    """
+    several = len({one.student_stack for one in plan.maps}) > 1
+    endings = {}
+    for one in plan.maps:
+        number, name = split_stack(one.teacher_stack)
+        endings[one.teacher_stack] = f"{f' {name}' if several else ''}{f' {number + 1}' if number else ''}"
+    return endings
+
+
 def _layer_pairs(plan: Plan) -> dict[str, LayerPairs]:
-    """Layer pairs by the student's stack."""
+    """Layer pairs by the teacher's stack."""
     pairs = {}
     for layer_map in plan.maps:
         target = plan.student.reads_target(layer_map.student_stack)
         looks_back = target or plan.student.family == "causal"
-        pairs[layer_map.student_stack] = LayerPairs(plan.pairs_of(layer_map), target, looks_back, plan.weighting)
+        number = split_stack(layer_map.teacher_stack)[0]
+        pairs[layer_map.teacher_stack] = LayerPairs(
+            plan.pairs_of(layer_map), target, looks_back, plan.weighting, teacher=number
+        )
     return pairs
 
 
 def _alignment_terms(weights: Weights, plan: Plan | None) -> dict[str, tuple[float, LossTerm]]:
-    """Build the terms that compare layers, stack by stack; with several stacks their names end with the stack's."""
+    """Build the terms that compare layers, stack by stack and teacher by teacher, named by ``name_endings``."""
     terms: dict[str, tuple[float, LossTerm]] = {}
-    places = {} if plan is None else _layer_pairs(plan)
+    places, endings = ({}, {}) if plan is None else (_layer_pairs(plan), name_endings(plan))
     for layer_map in plan.maps if plan is not None else ():
         assert plan is not None
-        place = places[layer_map.student_stack]
+        place = places[layer_map.teacher_stack]
         pairs = place.pairs
         measured = weights.gamma > 0 and plan.calibrated
         variances = {theirs: plan.variance(theirs) for _, theirs, _ in pairs} if measured else {}
-        ending = f" {layer_map.student_stack}" if len(plan.maps) > 1 else ""
+        ending = endings[layer_map.teacher_stack]
         terms[f"cosine{ending}"] = (weights.beta, HiddenCosine(place.of_one_term()))
         terms[f"euclid{ending}"] = (weights.gamma, HiddenMSE(place.of_one_term(), variances))
         mean = plan.heads == "mean"
@@ -160,8 +187,9 @@ def _alignment_terms(weights: Weights, plan: Plan | None) -> dict[str, tuple[flo
             crossing = tuple(
                 (cross_attention_layer(ours), cross_attention_layer(theirs), share) for ours, theirs, share in pairs
             )
-            across = LayerPairs(crossing, reads_target=True, weighting=plan.weighting).of_one_term()
-            terms["attention cross"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
+            across = replace(place, pairs=crossing, looks_back=False).of_one_term()
+            number = f" {place.teacher + 1}" if place.teacher else ""
+            terms[f"attention cross{number}"] = (weights.delta, AttentionMaps(across, mean, frozenset({Signal.CROSS})))
         stacks = layer_map.student_stack, layer_map.teacher_stack
         terms[f"embeddings{ending}"] = (weights.embeddings, EmbeddingsCosine(place, stacks))
         parts = ("values",) if plan.relations == "values" else ("queries", "keys", "values")

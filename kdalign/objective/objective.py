@@ -13,8 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from kdalign.alignment.plan import cross_attention_layer
 from kdalign.errors import UsageError
-from kdalign.models.architecture import CROSS, Layer
+from kdalign.models.architecture import Layer, split_stack
 from kdalign.models.capture import CaptureSpec
 from kdalign.objective.terms import (
     AttentionMaps,
@@ -59,12 +60,14 @@ class Objective:
         moving: schedules of weights and of the temperature, by the recipe's key. A weight that rises from 0 stands in
             ``terms`` with its final value.
         own_temperature: further terms with a temperature of their own, which no schedule changes.
+        shares: shares of the scheduled weight that terms of one of several teachers have, by name; 1 if left out.
     """
 
     terms: Mapping[str, tuple[float, LossTerm]]
     vocabulary: LMHeadLoss | None = None
     moving: Mapping[str, Schedule] = field(default_factory=dict)
     own_temperature: frozenset[str] = frozenset()
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, view: TermInputs, units: Mapping[Unit, float]) -> Breakdown:
         """Compute the micro-batch's share of the step's loss.
@@ -112,7 +115,11 @@ class Objective:
         """Apply the schedules at a point of the run, from 0 for the first step to 1 for the last."""
         values = {key: each.at(place) for key, each in self.moving.items()}
         keys = {name: self.scheduled_by(name) for name in self.names}
-        factors = {name: values[key] / self.weights[name] for name, key in keys.items() if key is not None}
+        factors = {
+            name: values[key] * self.shares.get(name, 1.0) / self.weights[name]
+            for name, key in keys.items()
+            if key is not None
+        }
         objective = self.scaled(factors) if factors else self
         return objective._with_temperature(values["temperature"]) if "temperature" in values else objective
 
@@ -237,7 +244,7 @@ class Objective:
 def capture_spec(needs: frozenset[Signal], layers: Sequence[Layer], of_teacher: bool) -> CaptureSpec:
     """Return the activations to capture of a model at these layers for these signals."""
     attention = needs & ({Signal.ATTENTION, Signal.TEACHER_ATTENTION} if of_teacher else {Signal.ATTENTION})
-    crossing = [Layer(CROSS, layer.number) for layer in layers if layer.stack == "decoder"]
+    crossing = [cross_attention_layer(layer) for layer in layers if split_stack(layer.stack)[1] == "decoder"]
     return CaptureSpec(
         hidden=frozenset(layers if needs & {Signal.HIDDEN, Signal.LAYERS} else ()),
         attention=frozenset(layers if attention else ()) | frozenset(crossing if Signal.CROSS in needs else ()),

@@ -36,7 +36,7 @@ def plan_table(plan: "Plan") -> RenderableType:
     scores = map_similarities(plan)
     if scores:
         notes.append("CKA of mapped layers: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-    heat = [_heat_map(plan, layer_map) for layer_map in plan.maps if layer_map.student_stack in plan.similarities]
+    heat = [_heat_map(plan, layer_map) for layer_map in plan.maps if layer_map.teacher_stack in plan.similarities]
     return Group(table, *heat, *map(note_line, notes))
 
 
@@ -47,10 +47,10 @@ _SHADES = " ░▒▓█"
 
 def _heat_map(plan: "Plan", layer_map: "LayerMap") -> RenderableType:
     """Similarities of two stacks' layers: numbers if they fit, else shades; mapped layers are starred."""
-    similarities = plan.similarities[layer_map.student_stack]
+    similarities = plan.similarities[layer_map.teacher_stack]
     numbers = len(similarities[0]) <= _NUMBERS_FIT
     table = Table(
-        box=None, padding=0, title=plain_text(f"similarity (CKA), {layer_map.student_stack}"), title_justify="left"
+        box=None, padding=0, title=plain_text(f"similarity (CKA), {layer_map.teacher_stack}"), title_justify="left"
     )
     table.add_column("", min_width=3)
     for layer in range(len(similarities[0])):

@@ -156,7 +156,7 @@ def layer_attention(
     """Mean attention of each student layer to each teacher layer, over texts.
 
     Returns:
-        For each stack of the student, (student layers, teacher layers); rows sum to 1.
+        For each stack of the teacher, (student layers, teacher layers); rows sum to 1.
     """
     sums: dict[str, Tensor] = {}
     texts = 0
@@ -168,8 +168,8 @@ def layer_attention(
             signals = learner(batch.inputs, teacher(batch, learner.wanted_of_teacher))
             texts += len(batch.counted)
             for layer_map in plan.maps:
-                rows = torch.stack([signals.shares[ours].sum(0) for ours, _, _ in plan.pairs_of(layer_map)])
-                stack = layer_map.student_stack
+                rows = torch.stack([signals.shares[mean].sum(0) for _, mean, _ in plan.pairs_of(layer_map)])
+                stack = layer_map.teacher_stack
                 sums[stack] = sums.get(stack, torch.zeros_like(rows)) + rows
     learner.train(was_training)
     return {stack: (total / texts).tolist() for stack, total in sums.items()}

@@ -74,7 +74,7 @@ class Learner(nn.Module):
         of_teacher = objective.wanted(plan.teaching if plan is not None else (), of_teacher=True)
         self._attends: dict[tuple[Layer, Layer], tuple[Layer, ...]] = {}
         if plan is not None and plan.attended and (self._pairs or self._maps):
-            self._attends = {(ours, mean): plan.attended_by(ours) for ours, mean, _ in pairs}
+            self._attends = {(ours, mean): plan.attended_by(ours, mean) for ours, mean, _ in pairs}
             wanted, of_teacher = (
                 _with_hidden(wanted, list(self._attends)),
                 replace(of_teacher, hidden=frozenset(plan.teaching)),
@@ -135,7 +135,7 @@ class Learner(nn.Module):
             asking = _unit(pooled(self.projections(signals.hidden[ours].float(), ours, mean), real))
             offered = torch.stack([_unit(pooled(taught.hidden[layer], real)) for layer in layers], dim=1)
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5
-            shares = signals.shares[ours] = scores.softmax(dim=-1)
+            shares = signals.shares[mean] = scores.softmax(dim=-1)
             hidden[mean] = _mean([taught.hidden[layer] for layer in layers], shares)
             for key in (lambda layer: layer, cross_attention_layer):
                 maps = [taught.attention[key(layer)] for layer in layers if key(layer) in taught.attention]

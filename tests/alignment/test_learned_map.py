@@ -43,7 +43,7 @@ def test_the_plan_pairs_every_layer_with_all_and_survives_json():
     plan = propose(describe(big.config), describe(small.config), "learned")
     assert plan.maps[0].pairs == tuple((ours, theirs) for ours in range(2) for theirs in range(4))
     assert [pair for *pair, _ in plan.pairs] == [
-        [Layer("encoder", number), mixture_layer(Layer("encoder", number))] for number in range(2)
+        [Layer("encoder", number), mixture_layer(Layer("encoder", number), "encoder")] for number in range(2)
     ]
     assert sum(weight for *_, weight in plan.pairs) == pytest.approx(1)
     assert Plan.from_json(plan.to_json()) == plan
@@ -55,7 +55,7 @@ def test_each_text_is_compared_with_a_mean_of_the_teachers_layers(kind):
     taught = setting.teacher(batch, setting.learner.wanted_of_teacher)
     signals = setting.learner(batch.inputs, taught)
     for ours, mean, _ in setting.plan.pairs:
-        shares = signals.shares[ours]
+        shares = signals.shares[mean]
         torch.testing.assert_close(shares.sum(dim=-1), torch.ones(len(shares)))
         layers = [layer for layer in setting.plan.teaching if layer.stack == ours.stack]
         by_hand = sum(shares[:, n, None, None] * taught.hidden[layer] for n, layer in enumerate(layers))
@@ -75,7 +75,7 @@ def test_attention_to_layers_by_hand():
     means = [F.layer_norm(taught.hidden[each][row, :length].mean(dim=0), (32,)) for each in layer]
     asking = F.layer_norm(signals.hidden[first][row, :length].mean(dim=0), (32,))
     by_hand = torch.stack([asking @ each / 32**0.5 for each in means]).softmax(dim=0)
-    torch.testing.assert_close(signals.shares[first][row], by_hand, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(signals.shares[mixture_layer(first, "encoder")][row], by_hand, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", first_only(["bert", "gpt2", "t5"]))

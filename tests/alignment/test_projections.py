@@ -99,7 +99,7 @@ def first_parts(style, setting):
     student = setting.learner.student
     if style.start != "random":
         batches = [batch for _, batch in in_order(setting.data, 4)]
-        start_projections(projections, plan, setting.teacher.model, student, batches, setting.device)
+        start_projections(projections, plan, [setting.teacher.model], student, batches, setting.device)
     objective = build_classification_objective(Weights(hard=0, alpha=0, delta=0), plan, False)
     learner = Learner(student.eval(), projections, plan, [objective], (0, 1), False)
     batch = collate(setting.data, range(8))

@@ -98,16 +98,18 @@ def test_special_tokens_and_padding_say_nothing_of_likeness(teacher):
 
     plan = propose(shape(2), shape(2))
     plain = measure_similarities(
-        plan, *bodies, [collate(encoded, range(40))], tokenizer.all_special_ids, torch.device("cpu")
+        plan, [bodies[0]], bodies[1], [collate(encoded, range(40))], tokenizer.all_special_ids, torch.device("cpu")
     )[0]
     for body in bodies:
         body.encoder.layer[1].register_forward_hook(shout)
     batch = collate(encoded, range(40), width=32)
     ids = batch.inputs["input_ids"]
-    loud, tokens = measure_similarities(plan, *bodies, [batch], tokenizer.all_special_ids, torch.device("cpu"))
+    loud, tokens = measure_similarities(
+        plan, [bodies[0]], bodies[1], [batch], tokenizer.all_special_ids, torch.device("cpu")
+    )
     assert tokens == int(encoded.lengths.sum()) - 2 * 40
     np.testing.assert_allclose(loud["encoder"], plain["encoder"], atol=1e-5)
-    counted = measure_similarities(plan, *bodies, [batch], [], torch.device("cpu"))[0]
+    counted = measure_similarities(plan, [bodies[0]], bodies[1], [batch], [], torch.device("cpu"))[0]
     assert counted["encoder"][1, 1] > plain["encoder"][1, 1] + 0.2
 
 
@@ -221,7 +223,9 @@ def test_dropout_has_no_say_in_likeness_and_a_models_mode_is_put_back(teacher):
             body.train(training)
         batches = [collate(encoded, range(30))]
         found.append(
-            measure_similarities(propose(shape(2), shape(2)), *bodies, batches, [], torch.device("cpu"))[0]["encoder"]
+            measure_similarities(propose(shape(2), shape(2)), [bodies[0]], bodies[1], batches, [], torch.device("cpu"))[
+                0
+            ]["encoder"]
         )
         assert all(body.training is training for body in bodies)
     np.testing.assert_array_equal(*found)
@@ -235,7 +239,7 @@ def test_features_that_are_no_numbers_are_refused(teacher):
     bodies[0].encoder.layer[0].output.dense.weight.data[:] = float("nan")
     with pytest.raises(UsageError, match="are not finite"):
         measure_similarities(
-            propose(shape(2), shape(2)), *bodies, [collate(encoded, range(8))], [], torch.device("cpu")
+            propose(shape(2), shape(2)), [bodies[0]], bodies[1], [collate(encoded, range(8))], [], torch.device("cpu")
         )
 
 

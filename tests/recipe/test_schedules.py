@@ -7,6 +7,7 @@ import torch
 
 from kdalign.data.batches import collate
 from kdalign.errors import UsageError
+from kdalign.models.capture import Activations
 from kdalign.objective import losses
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms import TermInputs
@@ -74,7 +75,7 @@ def test_a_weight_that_rises_from_0_is_built_and_multiplied_and_needs_the_teache
 def test_terms_of_answers_are_given_the_step_s_temperature_but_for_those_with_one_of_their_own():
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
-    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(Activations(logits=each) for each in logits), batch)
     terms = {"dkd": 1, "dist": {"weight": 1, "temperature": 4}}
     weights = Weights(**{**NONE, "alpha": 1}, temperature=5, terms=terms, schedule={"temperature": {"to": 1}})
     objective = build_classification_objective(weights, None, False, classes=3)

@@ -103,6 +103,7 @@ class LayerPairs:
         looks_back: true if a position sees only those before it.
         weighting: change of lambda_l, a key of ``LAYER_WEIGHTS``; other words for none.
         changing: lambda_l of one term, if they change.
+        teacher: number of the teacher whose layers they are.
     """
 
     pairs: tuple[tuple[Layer, Layer, float], ...]
@@ -110,6 +111,7 @@ class LayerPairs:
     looks_back: bool = False
     weighting: str = "static"
     changing: LayerWeights | None = None
+    teacher: int = 0
 
     def of_one_term(self) -> "LayerPairs":
         """Copy for one term, with changing lambda_l of its own."""
@@ -130,8 +132,13 @@ class LayerPairs:
         return Unit.TARGET if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
-        """(batch, time), counted positions."""
-        return batch.predicted if self.reads_target else batch.compared
+        """(batch, time), counted positions, of the rows that the teacher teaches."""
+        mask = batch.predicted if self.reads_target else batch.compared
+        return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]
+
+    def texts(self, batch: Batch) -> Tensor:
+        """(batch,), counted rows that the teacher teaches."""
+        return batch.counted if batch.taught_by is None else batch.counted & (batch.taught_by == self.teacher)
 
     def visible(self, batch: Batch) -> Tensor:
         """(batch, time, time), positions that each position may relate to: real ones of its own document."""

@@ -106,7 +106,7 @@ class PatientKD(_StackTerm):
         position = ends.int().argmax(dim=1)  # the first that counts, or the last
         position = mask.size(1) - 1 - position if self.place.looks_back else position
         at = torch.arange(len(mask), device=mask.device), position
-        counted = view.batch.counted
+        counted = self.place.texts(view.batch)
         signals, distances = view.student, []
         for ours, theirs, _ in self.place.pairs:
             student, teacher = signals.projected[ours, theirs][at], signals.targets[ours, theirs][at]

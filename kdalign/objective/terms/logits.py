@@ -48,11 +48,12 @@ class SoftTargets:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over examples, in nats times the squared temperature, or squared label units."""
-        student, teacher, counted = view.student.logits, view.teacher.logits, view.batch.counted
+        student, counted = view.student.logits, view.batch.counted
         if self.regression:
-            return losses.squared_error(student, teacher.squeeze(-1), counted)
-        if self.standardise:
-            student, teacher = losses.standardise_logits(student), losses.standardise_logits(teacher)
+            return losses.squared_error(student, view.teacher.logits.squeeze(-1), counted)
+        before = losses.standardise_logits if self.standardise else None
+        teacher = view.teacher.logits_at(self.temperature, before)
+        student = student if before is None else before(student)
         if self.divergence == "forward":
             return losses.soft_target_kl(student, teacher, counted, self.temperature)
         return losses.divergence(student[counted], teacher[counted], self.divergence, self.temperature)
@@ -81,7 +82,7 @@ class DecoupledKD:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over labelled examples, in nats times the squared temperature."""
-        student, teacher = view.student.logits, view.teacher.logits
+        student, teacher = view.student.logits, view.teacher.logits_at(self.temperature)
         labels, mask = view.known_labels, view.batch.supervised
         return losses.decoupled_kl(student, teacher, labels, mask, self.temperature, self.other)
 

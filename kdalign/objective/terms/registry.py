@@ -5,7 +5,7 @@ Each is built by a function of a ``TermContext`` and its own options, which retu
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, validate_call
@@ -28,15 +28,17 @@ class TermContext:
 
     Attributes:
         plan: None without a teacher.
-        places: compared layer pairs by stack.
+        places: compared layer pairs by the teacher's stack.
         classes: number of classes of the task; 1 for a score, 0 for tokens and embeddings.
         temperature: the recipe's temperature.
+        endings: endings of the names of terms of each stack, where there are several; its name if left out.
     """
 
     plan: Plan | None
     places: Mapping[str, LayerPairs]
     classes: int
     temperature: float
+    endings: Mapping[str, str] = field(default_factory=dict)
 
     def variances(self, place: LayerPairs) -> dict[Layer, float]:
         """Return the variances of the teacher layers of these pairs; empty before calibration."""
@@ -46,7 +48,7 @@ class TermContext:
     def width(self, stack: str) -> int:
         """Return the width at which a stack's features are compared."""
         assert self.plan is not None, "layers are compared by a plan"
-        theirs, ours = next(pair for pair in self.plan.stacks if pair[1].name == stack)
+        theirs, ours = next(pair for pair in self.plan.stacks if pair[0].name == stack)
         return theirs.width if self.plan.style.side == "student" else ours.width
 
 
@@ -60,7 +62,7 @@ Drawn = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def build_terms(named: Mapping[str, Mapping[str, Any]], context: TermContext) -> Iterator[tuple[str, float, LossTerm]]:
-    """Build the terms that a recipe names, with their weights; with several stacks, names end with the stack's.
+    """Build the terms that a recipe names, with their weights; with several stacks, names end as the context says.
 
     Args:
         named: a ``weight`` and the term's own options, by name.
@@ -82,7 +84,8 @@ def build_terms(named: Mapping[str, Mapping[str, Any]], context: TermContext) ->
         for stack, term in terms.items():
             if not isinstance(getattr(term, "needs", None), frozenset) or not isinstance(term.unit, Unit):
                 raise UsageError(f"term {name!r}: {term!r} has no 'needs' (a frozenset of Signal) and 'unit' (a Unit)")
-            yield f"{name} {stack}" if len(terms) > 1 else name, given["weight"], term
+            ending = context.endings.get(stack, f" {stack}") if len(terms) > 1 else ""
+            yield f"{name}{ending}", given["weight"], term
 
 
 def _call(name: str, build: Maker, context: TermContext, options: Mapping[str, Any]) -> Made:

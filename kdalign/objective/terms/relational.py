@@ -27,7 +27,11 @@ class EmbeddingDistance:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """Sum over texts, each in 0..2."""
-        return losses.embedding_distance(*_embeddings(view), view.batch.counted)
+        student, teachers = _embeddings(view)
+        target = teachers[0][1]
+        if len(teachers) > 1:  # of vectors of length 1, so that each teacher counts by its weight alone
+            target = torch.stack([share * F.normalize(each.float(), dim=1) for share, each in teachers]).sum(dim=0)
+        return losses.embedding_distance(student, target, view.batch.counted)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,20 @@ class EmbeddingSimilarity:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance."""
-        student, teacher = (all_gather_with_grad(each[view.batch.counted]) for each in _embeddings(view))
+        ours, teachers = _embeddings(view)
+        theirs = teachers[0][1]
+        if len(teachers) > 1:
+            # Cosines of these are the weighted mean of the teachers' cosines, whatever their widths.
+            theirs = torch.cat([share**0.5 * F.normalize(each.float(), dim=1) for share, each in teachers], dim=1)
+        student, teacher = (all_gather_with_grad(each[view.batch.counted]) for each in (ours, theirs))
         return losses.similarity_distance(student, teacher)
 
 
-def _embeddings(view: TermInputs) -> tuple[Tensor, Tensor]:
-    return pooled(view.student.features, view.batch.real), pooled(view.teacher.features, view.batch.teacher_real)
+def _embeddings(view: TermInputs) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """The student's embeddings, and each teacher's with its share."""
+    kept = view.teacher.embeddings_of or ((1.0, view.teacher.features),)
+    theirs = [(share, pooled(features, view.batch.teacher_real)) for share, features in kept]
+    return pooled(view.student.features, view.batch.real), theirs
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class CorrelationDistance:
 
     def __call__(self, view: TermInputs) -> Tensor:
         """The group's distance; 0 for fewer than three texts."""
-        both = view.student.logits, view.teacher.logits
+        both = view.student.logits, view.teacher.logits_at(self.temperature)
         student, teacher = (all_gather_with_grad(each[view.batch.counted].float()) for each in both)
         enough = len(student) >= losses.LEAST_GROUP
         return losses.correlation_distance(student, teacher, self.temperature) if enough else 0.0 * student.sum()

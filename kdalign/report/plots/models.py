@@ -34,7 +34,7 @@ def draw_similarities(plan: "Plan", file: Path) -> None:
     values = [value for rows in plan.similarities.values() for row in rows for value in row]
     panels = figure.subplots(1, len(plan.maps), squeeze=False)[0]
     for axes, layer_map in zip(panels, plan.maps, strict=True):
-        similarities = plan.similarities[layer_map.student_stack]
+        similarities = plan.similarities[layer_map.teacher_stack]
         image = axes.imshow(similarities, cmap="viridis", vmin=min(0.0, *values), vmax=1, aspect="equal")
         axes.set_xlabel(f"teacher's {layer_map.teacher_stack} layer")
         axes.set_ylabel(f"student's {layer_map.student_stack} layer")

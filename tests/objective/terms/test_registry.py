@@ -17,6 +17,7 @@ from kdalign.alignment.propose import propose
 from kdalign.data.batches import collate, micro_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
+from kdalign.models.capture import Activations
 from kdalign.objective import losses, terms
 from kdalign.objective.build import (
     build_classification_objective,
@@ -117,7 +118,7 @@ def test_each_further_term_alone_falls_below_a_tenth_of_its_start_on_one_batch(n
 def test_terms_of_three_classes_give_the_losses_of_their_logits():
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
-    signals = [type("Signals", (), {"logits": each})() for each in logits]
+    signals = [Activations(logits=each) for each in logits]
     view = TermInputs(*signals, batch)
     objective = build_classification_objective(
         Weights(**NONE, temperature=3, terms={"dkd": {"other": 2}, "dist": {"temperature": 4}, "logit-mse": 0.5}),
@@ -139,7 +140,7 @@ def test_classes_are_compared_by_the_divergence_that_is_asked_for(kind):
     logits = [torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     batch = collate(examples(), range(8))
     batch.counted[5] = False
-    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(Activations(logits=each) for each in logits), batch)
     for standardise in (False, True):
         weights = Weights(**{**NONE, "alpha": 1}, temperature=2, divergence=kind, standardise=standardise)
         found = build_classification_objective(weights, None, False, classes=3)(view, count_units([batch])).parts[
@@ -343,7 +344,7 @@ def test_the_example_of_an_own_loss_trains_and_is_what_it_says(kdalign, teacher,
     assert all(0 < parts[name] < 1 for parts in terms_of(tmp_path / "gap"))
     batch = collate(examples(), range(2))
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
-    view = TermInputs(*(type("Signals", (), {"logits": each})() for each in logits), batch)
+    view = TermInputs(*(Activations(logits=each) for each in logits), batch)
     with allow_code():
         objective = build_classification_objective(
             Weights(**NONE, terms={name: {"weight": 2, "power": 1}}), None, False, classes=2
