@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _WHAT = "What is compared"
 _RECIPE = pick_flags("teacher student task data dataset config recipe preset set term")
 _BUDGET = pick_flags("epochs max_steps batch_size lr", "The budget, the same for all")
-_REST = pick_flags("max_length limit unlabelled precision device")
+_REST = pick_flags("max_length limit unlabelled cache precision device")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdalign.distillation.worker_pool import WorkerPool
 from kdalign.errors import Interrupted, RunError, UsageError
@@ -28,6 +29,9 @@ from kdalign.runs.archive import ArchivedRun, archive_run, read_archived
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.locks import exclusive
 from kdalign.signals import first_signal
+
+if TYPE_CHECKING:
+    from kdalign.teachers.kept import Kept
 
 LOOK_SECONDS = 1.0
 """Longest time between two reports of progress."""
@@ -105,7 +109,8 @@ def ablate(
     earlier = (
         [] if overwrite else [read_archived(trial, archive) for trial in trials if (archive / trial.file).is_file()]
     )
-    finetuned = _check(trials, earlier, overwrite)
+    checked = _check(trials, earlier, overwrite)
+    finetuned, trials = checked.finetuned, checked.with_shared_outputs(trials)
     with exclusive(out) as note:
         if note:
             watcher.observer.announce(note)
@@ -121,6 +126,12 @@ def ablate(
         if tasks:
             watcher.observer.announce(
                 f"the teacher is fine-tuned first, once for all runs, unless it is in the cache: {', '.join(tasks)}"
+            )
+        outputs = {word for trial in todo for word in trial.recipe.cache.keep}
+        if outputs:
+            watcher.observer.announce(
+                f"the teacher's outputs are kept by the first run that needs them, for all that follow: "
+                f"{', '.join(sorted(outputs))}"
             )
         _run_trials(state, todo, max(1, min(jobs, len(todo))), archive, drop, watcher)
     if state.failed:
@@ -144,15 +155,39 @@ def check_ablation(ablation: AblationSpec, out: Path, overwrite: bool = False) -
     return trials
 
 
-def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: bool) -> list[str]:
+@dataclass(frozen=True)
+class _CheckedArms:
+    """Facts about arms, each on each task, from their preparation.
+
+    Attributes:
+        inputs: hashes of what is read, by arm and task.
+        finetuned: tasks for which the teacher is fine-tuned first.
+        outputs: outputs of the teacher that are asked for, by teacher and task, if they are kept.
+    """
+
+    inputs: dict[tuple[str, str], dict[str, str]]
+    finetuned: list[str]
+    outputs: "dict[tuple[str, str], Kept]"
+
+    def with_shared_outputs(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Let all arms with a cache keep what any of them asks for, so that the teacher reads each row once."""
+        shared = []
+        for trial in trials:
+            kept, cache = self.outputs.get((trial.recipe.teacher, trial.task)), trial.recipe.cache
+            if kept is not None and cache.folder is not None:
+                cache = cache.model_copy(update={"keep": kept.words})
+                trial = replace(trial, recipe=trial.recipe.with_changes(cache=cache.model_dump()))
+            shared.append(trial)
+        return shared
+
+
+def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: bool) -> _CheckedArms:
     """Check each arm on each task once, before anything is written.
 
     Archived results must be of the models and data that are here now, and arms must be scored on the same examples.
-
-    Returns:
-        The tasks for which the teacher is fine-tuned first.
     """
-    inputs, finetuned = _prepare_arms(trials, archived, overwrite)
+    checked = _prepare_arms(trials, archived, overwrite)
+    inputs = checked.inputs
     for result in archived:
         now = inputs[result.trial.arm, result.trial.task]
         changed = [name for name in now if result.inputs.get(name) != now[name]]
@@ -166,17 +201,17 @@ def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: 
         reported = {name: digest for name, digest in hashes.items() if name not in LEARNT}
         if scored.setdefault(task, reported) != reported:
             raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
-    return finetuned
+    return checked
 
 
-def _prepare_arms(
-    trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: bool
-) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
-    """The hashes of each arm's inputs by arm and task, and the tasks for which the teacher is fine-tuned first."""
+def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: bool) -> _CheckedArms:
+    """Prepare each arm on each task once."""
     from kdalign.distillation.pipeline import prepare_all
+    from kdalign.distillation.teacher_cache import shareable_outputs
 
     inputs: dict[tuple[str, str], dict[str, str]] = {}
     finetuned: dict[str, None] = {}
+    outputs: dict[tuple[str, str], Kept] = {}
     for trial in trials:
         if (trial.arm, trial.task) not in inputs:
             done = any(result.trial == trial for result in archived)  # its run folder is not needed any more
@@ -187,7 +222,10 @@ def _prepare_arms(
                 raise UsageError(f"arm {trial.arm!r}, task {trial.task!r}: {error}") from None
             inputs[trial.arm, trial.task] = prepared.inputs
             finetuned |= dict.fromkeys([trial.task] if prepared.finetunes else [])
-    return inputs, list(finetuned)
+            if trial.recipe.cache.folder is not None:
+                group, kept = (trial.recipe.teacher, trial.task), shareable_outputs(prepared)
+                outputs[group] = outputs[group] | kept if group in outputs else kept
+    return _CheckedArms(inputs, list(finetuned), outputs)
 
 
 def _run_trials(

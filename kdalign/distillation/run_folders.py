@@ -175,10 +175,13 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
 
 
 def _difference(saved: Recipe, given: Recipe) -> str:
-    """Return the first key on which two recipes differ, except the folder and a precision left to kdalign."""
+    """Return the first key on which two recipes differ.
+
+    The folder does not count, nor does a precision that is left to kdalign, or what a cache keeps for other runs.
+    """
     ours, theirs = given.flat(), saved.flat()
     for key, value in ours.items():
-        if key == "out" or (key == "train.precision" and "auto" in (value, theirs[key])):
+        if key in ("out", "cache.keep") or (key == "train.precision" and "auto" in (value, theirs[key])):
             continue
         if theirs[key] != value:
             return f"{key} is {theirs[key]} there, {value} here"

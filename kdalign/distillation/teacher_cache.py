@@ -37,9 +37,9 @@ from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.kept import Kept, asked_by, parse_kept, unkeepable
 
 
-def kept_outputs(objectives: Iterable[Objective], plan: Plan | None, more: Sequence[str] = ()) -> Kept:
-    """Return the outputs that these objectives ask of a teacher under a plan, and further ones by their words."""
-    kept = parse_kept(more, "cache.keep")
+def kept_outputs(objectives: Iterable[Objective], plan: Plan | None) -> Kept:
+    """Return the outputs that these objectives ask of a teacher under a plan."""
+    kept = Kept()
     for objective in objectives:
         requests = objective.requests(plan.teaching if plan is not None else ())
         values_only = plan is not None and plan.relations == "values"
@@ -48,6 +48,18 @@ def kept_outputs(objectives: Iterable[Objective], plan: Plan | None, more: Seque
         if requests and plan is not None and plan.attended:  # a mean of layers is weighted by their features
             kept |= Kept(hidden=frozenset(plan.teaching))
     return kept
+
+
+def shareable_outputs(run: PreparedRun) -> Kept:
+    """Return the outputs that a run is known to ask for, and those that it keeps in addition.
+
+    Layers of a map that is measured on text are not known yet.
+    """
+    objectives = [build_objective(run.task, weights, run.plan) for _, weights in run.recipe.objective.stages]
+    kept = kept_outputs(objectives, run.plan)
+    if run.plan is not None and run.plan.choice:
+        kept = Kept(classes=kept.classes, tokens=kept.tokens, features=kept.features, embeddings=kept.embeddings)
+    return kept | parse_kept(run.recipe.cache.keep, "cache.keep")
 
 
 def cache_source(run: PreparedRun, weights: str, precision: str) -> CacheSource:
@@ -298,9 +310,10 @@ def use_cache(
         UsageError: a term asks for what the cache does not keep, or the folder holds something else.
     """
     settings = opened.recipe.cache
-    kept = kept_outputs(objectives, plan, settings.keep)
-    if not kept.words:
+    asked = kept_outputs(objectives, plan)
+    if not asked.words:
         return None
+    kept = asked | parse_kept(settings.keep, "cache.keep")
     source = cache_source(opened.run, weights, opened.recipe.train.precision)
     build = CacheBuild(opened, teacher, source, kept, accelerator, observer)
     folder = find_folder(settings, cache_meta(source, kept, settings))

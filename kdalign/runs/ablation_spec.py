@@ -21,6 +21,7 @@ from kdalign.errors import UsageError, shorten, unknown
 from kdalign.files import check_name, write_text
 from kdalign.recipe import (
     ARMS,
+    AUTO_CACHE,
     UNLABELLED_KEYS,
     Recipe,
     for_task,
@@ -111,6 +112,9 @@ class AblationSpec:
         ):  # one draw, so that all seeds share their teacher
             tree["data"].setdefault("limit_seed", 0)
         set_key(tree, "out", str(folder / _word(Path(task).stem)) if several else str(folder))
+        cache = tree.get("cache")
+        if several and isinstance(cache, Mapping) and cache.get("folder") not in (None, AUTO_CACHE):
+            set_key(tree, "cache.folder", str(Path(str(cache["folder"])) / _word(Path(task).stem)))
         data = tree["data"]
         own = any(f"data.{key}" in self.arms[arm] for key in UNLABELLED_KEYS)
         shared = {} if own else {key: data.pop(key) for key in UNLABELLED_KEYS if key in data}

@@ -111,6 +111,36 @@ MUTANTS = {
         "cross_attention_layer(theirs), 1.0)",
         "contract/test_families.py::test_attention_to_the_encoder_is_the_weighted_mean_of_its_layers_distances",
     ),
+    "row number for content key": (
+        "teachers/row_keys.py",
+        "keys.append(digest.digest())",
+        "keys.append(int(batch.rows[row]).to_bytes(DIGEST, 'big'))",
+        "teachers/test_row_keys.py::test_a_key_depends_on_no_number_of_a_row_no_neighbour_and_no_padding",
+    ),
+    "padding kept in the key": (
+        "teachers/row_keys.py",
+        "span = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)",
+        "span = slice(None)",
+        "teachers/test_row_keys.py::test_a_key_depends_on_no_number_of_a_row_no_neighbour_and_no_padding",
+    ),
+    "documents left out of the key": (
+        "teachers/row_keys.py",
+        "for name in sorted(inputs):",
+        'for name in ("input_ids",):',
+        "teachers/test_row_keys.py::test_packed_rows_differ_by_where_their_documents_begin_and_by_what_is_asked_for",
+    ),
+    "scale of kept features left out": (
+        "teachers/row_outputs.py",
+        'states = states * _placed(rows, f"scale {name}", where)',
+        'states = states + 0 * _placed(rows, f"scale {name}", where)',
+        "teachers/test_cached.py::test_features_are_rounded_by_no_more_than_is_stated",
+    ),
+    "kept log-probabilities off by one entry": (
+        "teachers/row_outputs.py",
+        "kept.to(device).log_softmax(dim=-1)",
+        "kept.to(device).roll(1, dims=-1).log_softmax(dim=-1)",
+        "teachers/test_cached.py::test_the_likeliest_tokens_with_the_rest_as_one_are_kept_in_half_precision",
+    ),
     "padding pooled": (
         "models/capture.py",
         "weights = real[..., None].to(torch.float32)",

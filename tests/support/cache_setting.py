@@ -11,10 +11,10 @@ from kdalign.teachers.cached import CachedTeacher, CacheSource, fill_cache, miss
 CPU = torch.device("cpu")
 
 
-def begin_cache(setting, path, top_k=None, logs="fp32", states="fp32", more=()):
+def begin_cache(setting, path, top_k=None, logs="fp32", states="fp32"):
     """A cache of nothing yet, for all that a setting's objective asks for."""
     config = setting.teacher.model.config
-    kept = kept_outputs([setting.objective], setting.learner.plan, more)
+    kept = kept_outputs([setting.objective], setting.learner.plan)
     source = CacheSource("t", "w", layout_of(config).family, "p", "fp32", (), config.vocab_size)
     meta = source.facts | {"keep": list(kept.words), "tail": None, "top_k": top_k, "logs": logs, "states": states}
     path.mkdir(parents=True, exist_ok=True)
