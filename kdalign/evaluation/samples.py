@@ -80,6 +80,8 @@ def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], new_tokens: int = NEW_TOKENS
 ) -> list[str]:
     """Complete each prompt greedily, as far as the model's positions allow."""
+    if not prompts:  # a classifier has none, and no settings for generation either
+        return []
     device = next(model.parameters()).device
     settings = GenerationConfig(
         do_sample=False,
