@@ -24,8 +24,11 @@ from kdalign.distillation.load import LoadedModels, preview
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
+from kdalign.evaluation.decoding import end_tokens
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
+from kdalign.models.checkpoint_files import max_positions
+from kdalign.models.sampling import Sampling
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective
 from kdalign.objective.objective import Objective
@@ -36,6 +39,7 @@ from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
+from kdalign.training.on_policy import OnPolicy
 from kdalign.training.task_trainer import Remapping, Stage, TrainTask, WatchedScores
 
 ObjectiveFactory = Callable[[Weights, Plan | None], Objective]
@@ -74,7 +78,27 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
         remapping=_remapping(opened, computed, plan, objective_of),
+        on_policy=_on_policy(opened, model, observer),
     )
+
+
+def _on_policy(opened: OpenedRun, model: PreTrainedModel, observer: Observer) -> OnPolicy | None:
+    """The steps on the student's own texts; None if there are none."""
+    recipe, settings = opened.recipe, opened.recipe.on_policy
+    if not settings.share:
+        return None
+    teacher = opened.run.teacher
+    configs = [model.config, *([teacher.config] if teacher is not None else [])]
+    sampling = Sampling(
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.top_p,
+        frozenset(end_tokens(model, opened.tokenizer)),
+        min(int(config.vocab_size) for config in configs),
+        min(max_positions(config) for config in configs),
+    )
+    observer.announce(f"on-policy: {settings}")
+    return OnPolicy(settings, sampling, recipe.train.seed, recipe.data.max_length, product_dtype(opened))
 
 
 def build_plan(

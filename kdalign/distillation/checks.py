@@ -1,6 +1,7 @@
 """Checks of a recipe against its models and task, before weights load."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -181,6 +182,43 @@ def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair) -> No
         raise UsageError(f"{setting} changes tokens, and teacher and student read different ones (accepted: masked-lm)")
     if augment.by == "spans" and tokenizers.student is not None and tokenizers.student.mask_token_id is None:
         raise UsageError(f"{setting} needs a mask token, which the tokenizer lacks (accepted: cutoff)")
+
+
+def check_on_policy(
+    recipe: Recipe, adapter: TaskAdapter, tokenizers: TokenizerPair, configs: Sequence[PretrainedConfig]
+) -> None:
+    """Refuse models that cannot continue texts, or not for each other to read.
+
+    Args:
+        recipe: the run's.
+        adapter: the task's adapter.
+        tokenizers: of student and teacher.
+        configs: the models' configurations.
+
+    Raises:
+        UsageError: the model or the setting, and what is accepted.
+    """
+    settings = recipe.on_policy
+    if not settings.share:
+        return
+    if adapter.head not in (HeadKind.CAUSAL, HeadKind.SEQ2SEQ):
+        family = layout_of(configs[0]).family
+        raise UsageError(
+            f"--on-policy continues texts from left to right, which a {family} model does not (accepted: causal models "
+            f"and encoder-decoders)"
+        )
+    if tokenizers.differ:
+        raise UsageError(
+            "--on-policy with a teacher of another tokenizer is not supported: a text that the student writes may be "
+            "cut into other tokens than its tokenizer gives, so that places do not match (accepted: the same tokenizer)"
+        )
+    for config in configs:
+        positions = checkpoint_files.max_positions(config)
+        if settings.max_new_tokens > positions:
+            raise UsageError(
+                f"on_policy.max_new_tokens={settings.max_new_tokens} is more than the {positions} positions of the "
+                f"{config.model_type} model"
+            )
 
 
 def check_lora(recipe: Recipe, student: StudentSource, config: PretrainedConfig) -> None:

@@ -368,6 +368,7 @@ def _training_facts(progress: TrainState, run: PreparedRun, accelerator: Acceler
         "examples": progress.examples,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
+        **({"sampled_tokens": progress.sampled} if progress.sampled else {}),
         **progress.speed,
         "terms": progress.parts,
     }

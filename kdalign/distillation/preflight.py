@@ -208,6 +208,8 @@ def _without_effect(run: PreparedRun) -> list[str]:
         found.append("train.holdout is for select: best and patience")
     if recipe.finetune != plain.finetune and not run.finetunes:
         found.append("finetune is for a teacher without a head for the task")
+    if recipe.on_policy != plain.on_policy and not recipe.on_policy.share:
+        found.append("on_policy is for steps on the student's own texts, and on_policy.share is 0")
     if recipe.align != plain.align and not objective.built.aligning:
         found.append("align is for terms that compare layers, and all of them have the weight 0")
     softened = objective.built.alpha or {"dkd", "dist"} & objective.built.further.keys()

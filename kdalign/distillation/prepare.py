@@ -15,6 +15,7 @@ from kdalign.distillation.checks import (
     Finding,
     check_lora,
     check_models,
+    check_on_policy,
     check_task,
     check_tokenizers,
     needs_finetuning,
@@ -138,6 +139,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
     for _, stage in recipe.objective.stages:
         check_terms(recipe, build_objective(task, stage, plan), plan)
     check_lora(recipe, student, config)
+    check_on_policy(recipe, adapter, tokenizers, [config, *([teacher.config] if teacher is not None else [])])
     if recipe.train.freeze:
         freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
     folder = _find_folder(recipe, task)

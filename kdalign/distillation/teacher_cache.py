@@ -157,7 +157,8 @@ def _check_keepable(run: PreparedRun) -> None:
         )
     for _, weights in run.recipe.objective.stages:
         objective = build_objective(run.task, weights, run.plan)
-        for request in objective.requests(run.plan.teaching if run.plan is not None else ()):
+        samples = run.recipe.on_policy.share > 0
+        for request in objective.requests(run.plan.teaching if run.plan is not None else (), samples):
             why = unkeepable(request)
             if why is not None:
                 raise UsageError(f"term {request.term!r} {why}")

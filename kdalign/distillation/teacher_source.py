@@ -52,7 +52,7 @@ def training_teacher(
         weights = loaded.teacher.weights
         teacher = use_cache(loaded.opened, computed, weights, objectives, plan, accelerator, observer) or computed
     for objective in objectives:
-        check_teacher(objective, teacher, plan)
+        check_teacher(objective, teacher, plan, samples=loaded.opened.recipe.on_policy.share > 0)
     return teacher
 
 

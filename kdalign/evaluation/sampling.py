@@ -1,6 +1,5 @@
 """Draw tokens so that a text is a function of seed and prompt, whatever else is in its batch."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from kdalign.metrics.arrays import Array
+from kdalign.models.sampling import draw_tokens, uniform_numbers
 
 
 def uniform_draws(seed: int, prompt: str, draw: int, count: int) -> Array:
@@ -20,9 +20,7 @@ def uniform_draws(seed: int, prompt: str, draw: int, count: int) -> Array:
         draw: number of the sample among those of its prompt.
         count: most tokens.
     """
-    content = f"{seed}\0{draw}\0{prompt}".encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(content).digest()
-    return np.random.default_rng(int.from_bytes(digest)).random(count)
+    return uniform_numbers(f"{seed}\0{draw}\0{prompt}", count)
 
 
 class DrawTokens(LogitsProcessor):  # type: ignore[misc]  # Transformers' are not typed
@@ -47,15 +45,6 @@ class DrawTokens(LogitsProcessor):  # type: ignore[misc]  # Transformers' are no
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores that are 0 for the drawn token and -inf for all others."""
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64  # which has no float64
-        probabilities = (scores.to(exact) / self._temperature).softmax(dim=-1)
-        if self._top_p < 1:
-            ordered = probabilities.sort(dim=-1, descending=True).values
-            before = ordered.cumsum(dim=-1) - ordered
-            least = ordered.masked_fill(before >= self._top_p, torch.inf).amin(dim=-1, keepdim=True)
-            probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-        cumulative = probabilities.cumsum(dim=-1)
-        draws = self._draws[:, input_ids.size(1) - self._prompt, None].to(scores.device, exact)
-        token = (cumulative <= draws * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-        token = token.clamp(max=scores.size(-1) - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        draws = self._draws[:, input_ids.size(1) - self._prompt].to(scores.device)
+        token = draw_tokens(scores, draws, self._temperature, self._top_p)
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)

@@ -159,3 +159,37 @@ def top_log_probabilities(scores: Float[Tensor, "n vocabulary"], entries: Int[Te
         entries = torch.where(entries < 0, scores.size(1) - 1, entries)
     rest = scores.scatter(1, entries, -torch.inf).logsumexp(dim=1, keepdim=True)
     return F.log_softmax(torch.cat([scores.gather(1, entries), rest], dim=1), dim=1)
+
+
+def label_log_probabilities(
+    tokens: TokenTargets, labels: Int[Tensor, "n"], rows: int
+) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"] | None]:
+    """Log-probability of each selected position's label, in nats, block by block, without a graph.
+
+    Args:
+        tokens: selected positions.
+        labels: an entry for each.
+        rows: number of positions whose logits exist at a time.
+
+    Returns:
+        The log-probabilities, and which labels are outside of the kept entries, whose value is that of all others
+        together; None if all entries are kept. They are at temperature 1, unless other temperatures alone are kept.
+    """
+    temperature = 1.0
+    if isinstance(tokens, TopTokens) and temperature not in tokens.logs:
+        temperature = min(tokens.logs)
+    tokens = tokens.prepared(None, None)
+    found: list[Tensor] = [torch.zeros(0, device=labels.device)]
+    outside: list[Tensor] = []
+    with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
+        for block in row_blocks(len(labels), rows):
+            target = tokens.block(block, temperature)
+            if isinstance(target, TopEntries):
+                kept = target.entries == labels[block, None]
+                outside.append(~kept.any(dim=1))
+                place = torch.where(outside[-1], kept.size(1), kept.long().argmax(dim=1))
+                found.append(target.logs.gather(1, place[:, None]).squeeze(1))
+            else:
+                each = F.cross_entropy(target / temperature, labels[block], reduction="none")
+                found.append(-each)
+    return torch.cat(found), torch.cat(outside) if outside else None

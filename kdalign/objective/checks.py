@@ -44,13 +44,13 @@ def check_terms(recipe: Recipe, objective: Objective, plan: Plan | None) -> None
             raise UsageError(f"align.remap_every changes pairs of layers: term {name!r} would lose its state")
 
 
-def check_teacher(objective: Objective, teacher: Teacher, plan: Plan | None) -> None:
-    """Refuse terms that ask for what the teacher cannot give.
+def check_teacher(objective: Objective, teacher: Teacher, plan: Plan | None, samples: bool = False) -> None:
+    """Refuse terms that ask for what the teacher cannot give, of texts that the student writes, too, with ``samples``.
 
     Raises:
         UsageError: the term, what it asks for, and which teacher could give it.
     """
-    for request in objective.requests(plan.teaching if plan is not None else ()):
+    for request in objective.requests(plan.teaching if plan is not None else (), samples):
         refusal = teacher.refusal(request)
         if refusal is not None:
             raise UsageError(f"term {request.term!r} {refusal}")

@@ -101,6 +101,17 @@ class Objective:
         """Add masked-token prediction with this weight."""
         return self if term is None or weight == 0 else replace(self, terms={**self.terms, "masked-lm": (weight, term)})
 
+    def on_samples(self, divergence: str | None) -> "Objective":
+        """The objective of texts that the student wrote, which have no labels.
+
+        Args:
+            divergence: divergence from the teacher's tokens, a key of ``losses.DIVERGENCES``; the same if None.
+        """
+        words = self.vocabulary
+        if words is None:
+            return self
+        return replace(self, vocabulary=replace(words, hard=0.0, divergence=divergence or words.divergence))
+
     def scaled(self, factors: Mapping[str, float]) -> "Objective":
         """Multiply the weights of terms."""
         terms = {name: (weight * factors.get(name, 1.0), term) for name, (weight, term) in self.terms.items()}
@@ -179,8 +190,13 @@ class Objective:
         words = self.vocabulary.needs if self.vocabulary is not None else frozenset[Signal]()
         return words.union(*(term.needs for _, term in self.terms.values()))
 
-    def requests(self, layers: Sequence[Layer]) -> list[TermRequest]:
-        """Return what each term that compares with the teacher asks of it, at these teacher layers."""
+    def requests(self, layers: Sequence[Layer], samples: bool = False) -> list[TermRequest]:
+        """Return what each term that compares with the teacher asks of it.
+
+        Args:
+            layers: the teacher's layers that are compared.
+            samples: true if it also runs on texts that the student writes.
+        """
         terms: dict[str, LossTerm | LMHeadLoss] = {name: term for name, (_, term) in self.terms.items()}
         if self.vocabulary is not None:
             terms |= {name: self.vocabulary for name in self.vocabulary.parts}
@@ -191,6 +207,7 @@ class Objective:
                 capture_spec(term.needs, layers, of_teacher=True),
                 _temperature(term),
                 scheduled="temperature" in self.moving and name not in self.own_temperature,
+                samples=samples,
             )
             for name, term in terms.items()
             if KEYS_OF_TERMS.get(name.partition(" ")[0]) not in TEACHERLESS_KEYS

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         CacheSettings,
         DataSettings,
         FinetuneSettings,
+        OnPolicySettings,
         TrainSettings,
     )
     from kdalign.recipe.task_defaults import (
@@ -73,6 +74,7 @@ __all__ = [
     "FinetuneSettings",
     "MultiTask",
     "ObjectiveWeights",
+    "OnPolicySettings",
     "Recipe",
     "TermFacts",
     "TrainSettings",

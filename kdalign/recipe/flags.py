@@ -125,6 +125,13 @@ FLAGS = (
         "NAME=WEIGHT",
     ),
     Flag("--divergence", "objective.divergence", "Divergence between distributions over classes or tokens."),
+    Flag(
+        "--on-policy",
+        "on_policy.share",
+        "Share of the steps on the student's own continuations, scored by the teacher (GKD).",
+        float,
+        "SHARE",
+    ),
     Flag("--epochs", "train.epochs", "Passes over the training split.", float),
     Flag("--max-steps", "train.max_steps", "Number of optimizer steps; wins over --epochs.", int),
     Flag("--max-tokens", "train.max_tokens", "Token budget, without padding; wins over --epochs.", int),

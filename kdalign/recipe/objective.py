@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdalign.errors import did_you_mean
 from kdalign.recipe.schedules import MOST_WEIGHT, Schedule, check_schedule, schedule_of
-from kdalign.recipe.sections import Section, Temperature, Weight, check_plain
+from kdalign.recipe.sections import Divergence, Section, Temperature, Weight, check_plain
 from kdalign.recipe.terms import ALIGNING_KEYS, ANSWER_TERMS, FIRST_KEYS, TEACHERLESS_KEYS, TERM_KEYS
 
 
@@ -35,7 +35,7 @@ class ObjectiveWeights(Section):
     that is not exported; costs about one more forward and backward pass of the student."""
     temperature: Temperature = 2.0
     """Temperature of both distributions in the soft-target terms."""
-    divergence: Literal["forward", "reverse", "js", "skew", "adaptive"] = "forward"
+    divergence: Divergence = "forward"
     """Divergence between the student's distributions and the teacher's."""
     standardise: bool = False
     """Standardise both models' class logits to mean 0 and standard deviation 1 before they are compared."""

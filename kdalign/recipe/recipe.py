@@ -9,7 +9,15 @@ from pydantic import BaseModel, model_validator
 from kdalign.errors import did_you_mean
 from kdalign.recipe.objective import ObjectiveWeights
 from kdalign.recipe.presets import preset_named
-from kdalign.recipe.sections import AlignSettings, CacheSettings, DataSettings, FinetuneSettings, Section, TrainSettings
+from kdalign.recipe.sections import (
+    AlignSettings,
+    CacheSettings,
+    DataSettings,
+    FinetuneSettings,
+    OnPolicySettings,
+    Section,
+    TrainSettings,
+)
 from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, output_kind, task_defaults
 
 Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end"]
@@ -57,6 +65,8 @@ class Recipe(Section):
     """Training of the student."""
     cache: CacheSettings = CacheSettings()
     """Cache of the teacher's outputs."""
+    on_policy: OnPolicySettings = OnPolicySettings()
+    """Steps on texts that the student writes itself."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning of a teacher that has no head for the task."""
     multi_task: MultiTask = MultiTask()
@@ -136,6 +146,27 @@ class Recipe(Section):
     def _check_teacher(self) -> "Recipe":
         if not self.has_teacher and self.objective.needs_teacher:
             raise ValueError("there is no teacher: every weight but hard and masked_lm must be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_on_policy(self) -> "Recipe":
+        if not self.on_policy.share:
+            return self
+        if not self.has_teacher:
+            raise ValueError("--on-policy trains on what a teacher says of the student's texts: give --teacher")
+        for task in self.data.task:
+            if output_kind(task) != "tokens":
+                raise ValueError(f"--on-policy is for models that write texts: not for task {task!r}")
+        ends = [*(after for after, _ in self.objective.stages[1:]), 1.0]
+        for (_, stage), end in zip(self.objective.stages, ends, strict=True):
+            if end <= self.on_policy.after:
+                continue
+            if stage.built.hard and not stage.built.alpha:
+                part = " after objective.align_first" if self.objective.align_first else ""
+                raise ValueError(
+                    f"--on-policy has no labels, and alpha, the weight of the teacher's answers, is 0{part}: give "
+                    f"--alpha a weight"
+                )
         return self
 
     @model_validator(mode="after")

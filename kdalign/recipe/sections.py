@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from kdalign.errors import did_you_mean, shorten
-from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT
+from kdalign.recipe.schedules import MOST_TEMPERATURE, MOST_WEIGHT, percent
 
 MOST_STEPS = 10**9
 MOST_ROWS = 10**12
@@ -369,6 +369,39 @@ class CacheSettings(Section):
     @classmethod
     def _split_words(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+
+Divergence = Literal["forward", "reverse", "js", "skew", "adaptive"]
+
+
+class OnPolicySettings(Section):
+    """Steps on texts that the student writes itself (GKD, Agarwal et al. 2024, arXiv:2306.13649)."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of the optimizer steps, spread evenly, that train on the student's own continuations of the rows' prompts
+    in place of the rows; they have no labels, so ``hard`` does not count there."""
+    after: Share = 0.0
+    """Share of the steps before the first one that may be on-policy; ``share`` is of those after it."""
+    divergence: Divergence | None = None
+    """Divergence from the teacher on these steps; ``objective.divergence`` when left out."""
+    max_new_tokens: int = Field(128, ge=1, le=LONGEST_INPUT)
+    """Most tokens of a sample; it ends earlier with an end token."""
+    prompt_tokens: int = Field(32, ge=1, le=LONGEST_INPUT)
+    """Most tokens of the beginning that is continued, for texts without a prompt (``lm``): the longest document in
+    the row, at most half of it."""
+    temperature: float = Field(1.0, gt=0, le=MOST_TEMPERATURE)
+    """Temperature of sampling; at 1 texts are drawn from the student's own distribution."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Share of the probability from which tokens are drawn, the likeliest ones."""
+    patience: Steps | None = None
+    """On-policy steps in a row with an alarm after which the run stops; it never does when left out."""
+
+    def __str__(self) -> str:
+        after = f" after the first {percent(self.after)}" if self.after else ""
+        drawn = f"temperature {self.temperature:g}" + (f", top-p {self.top_p:g}" if self.top_p < 1 else "")
+        most = f"at most {self.max_new_tokens:,} new token{'s' * (self.max_new_tokens > 1)}"
+        by = f"; divergence {self.divergence}" if self.divergence else ""
+        return f"{percent(self.share)} of the steps{after} on the student's own texts, {most}, {drawn}{by}"
 
 
 class FinetuneSettings(Section):

@@ -137,6 +137,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
         "watched": f"{len(run.splits.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.splits.reported.items()),
         **_objective_facts(run),
+        "on-policy": str(run.recipe.on_policy) if run.recipe.on_policy.share else "",
         "frozen": ", ".join(train.freeze),
         "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",

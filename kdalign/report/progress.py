@@ -1,8 +1,9 @@
 """Progress of a run: a bar on a terminal, plain lines if stderr is piped, and the run's log."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -43,6 +44,7 @@ class ConsoleObserver:
         self._task = TaskID(0)
         self._what = ""
         self._shown = 0.0
+        self._samples: Mapping[str, float] = {}
 
     def announce(self, line: str) -> None:
         """Show a line, and write it to the run's log."""
@@ -51,7 +53,7 @@ class ConsoleObserver:
 
     def started(self, what: str, step: int, steps: int) -> None:
         """Show the bar, or a line that training starts."""
-        self._what = what
+        self._what, self._samples = what, {}
         self._shown = time.monotonic()
         line = f"{what}: {steps:,} steps" + (f", resumed after step {step:,}" if step else "")
         if self._console.is_terminal and not self._console.quiet:
@@ -71,9 +73,12 @@ class ConsoleObserver:
         self._write(line)
 
     def stepped(self, report: StepReport) -> None:
-        """Advance the bar, or print a line every few seconds."""
+        """Advance the bar, or print a line every few seconds; the last on-policy step's samples stay visible."""
+        self._samples = report.samples or self._samples
+        report = replace(report, samples=self._samples)
         if self._bar is not None:
             terms = " ".join(f"{_SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
+            terms += f"\n{format_samples(report.samples)}" if report.samples else ""
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
             left = _minutes(report.seconds_left)
             self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
@@ -182,8 +187,31 @@ def format_step(report: StepReport) -> str:
     return (
         f"step {report.step}/{report.steps}{of} epoch {report.epoch:.2f} loss {report.loss:.4f} {terms} "
         f"{report.samples_per_second:.0f} samples/s {report.tokens_per_second:.0f} tokens/s "
-        f"{_minutes(report.seconds_left)} left"
+        f"{_sampling(report)}{_minutes(report.seconds_left)} left"
     )
+
+
+def _sampling(report: StepReport) -> str:
+    """The speed of sampling and of training without it, and the step's samples; empty without on-policy steps."""
+    if not report.sampled_per_second:
+        return ""
+    speed = f"(sampling {report.sampled_per_second:.0f}, training {report.trained_per_second:.0f}) "
+    return speed + (f"{format_samples(report.samples)}; " if report.samples else "")
+
+
+def format_samples(measures: Mapping[str, float]) -> str:
+    """Format the measures of the student's own texts in one step."""
+    parts = [
+        f"own texts: {measures['length']:.0f} tokens",
+        f"{measures['ended']:.0%} end",
+        f"{measures['repeated']:.0%} repeated",
+        f"{measures['distinct']:.0%} distinct",
+    ]
+    if "likelihood" in measures:
+        parts.append(f"teacher {measures['likelihood']:.2f} nats/token")
+    if "outside" in measures:
+        parts.append(f"{measures['outside']:.0%} outside its entries")
+    return ", ".join(parts)
 
 
 def _minutes(seconds: float) -> str:

@@ -62,6 +62,8 @@ def _objective(card: CardFacts) -> Iterable[str]:
     for key, change in objective.moving.items():
         what = "temperature" if key == "temperature" else f"the weight of {said.get(key, key)}"
         yield f"- Scheduled: {escape(f'{what} {change}')}"
+    if recipe.on_policy.share:
+        yield f"- On-policy: {escape(str(recipe.on_policy))}, without labels"
     if objective.balance != "static":
         yield f"- Balance of terms: {_BALANCES[objective.balance]}"
 

@@ -17,6 +17,7 @@ class TermRequest:
         wanted: layers that it compares.
         temperature: temperature of its distributions; None if it compares none.
         scheduled: True if this temperature changes during training.
+        samples: true if it also compares texts that the student writes during training, which nobody knows before.
     """
 
     term: str
@@ -24,6 +25,7 @@ class TermRequest:
     wanted: CaptureSpec
     temperature: float | None = None
     scheduled: bool = False
+    samples: bool = False
 
 
 class Teacher(Protocol):

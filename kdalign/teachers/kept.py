@@ -132,6 +132,8 @@ def asked_by(request: TermRequest, values_only: bool = False) -> Kept:
 
 def unkeepable(request: TermRequest) -> str | None:
     """Return why no cache can keep what a term asks for; None if one can."""
+    if request.samples:
+        return "compares texts that the student writes, which no cache knows before: leave out --cache or --on-policy"
     if Signal.TOKENS in request.signals and request.scheduled:
         return (
             "compares tokens at a temperature that changes during training, and a cache keeps them at fixed ones: "

@@ -43,6 +43,9 @@ class TrainState:
         plan: the current plan as JSON, if layer maps are measured again during training; else empty.
         courses: progress of each task, if several are trained together; else empty.
         best_hash: SHA-256 of the file with the best weights; empty if none is kept.
+        sampled: tokens that the student sampled in on-policy steps.
+        sampling_seconds: part of ``seconds`` in which it did so.
+        watch: numbers by which later samples are judged.
     """
 
     step: int = 0
@@ -56,6 +59,9 @@ class TrainState:
     plan: str = ""
     courses: dict[str, "TrainState"] = field(default_factory=dict)
     best_hash: str = ""
+    sampled: int = 0
+    sampling_seconds: float = 0.0
+    watch: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.courses = {  # as read from JSON, or copied by asdict
@@ -78,7 +84,18 @@ class TrainState:
     def speed(self) -> dict[str, float]:
         """Examples and real tokens per second of training."""
         seconds = max(self.seconds, 1e-9)
-        return {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
+        speed = {"samples_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
+        if self.sampled:
+            names = ("sampled_per_second", "trained_per_second")
+            speed |= zip(names, self.sampling_speed(TrainState()), strict=True)
+        return speed
+
+    def sampling_speed(self, since: "TrainState") -> tuple[float, float]:
+        """Tokens per second of sampling, and real ones per second of the rest, since a state."""
+        seconds = self.sampling_seconds - since.sampling_seconds
+        others = self.seconds - since.seconds - seconds
+        sampled, tokens = self.sampled - since.sampled, self.tokens - since.tokens
+        return sampled / max(seconds, 1e-9), tokens / max(others, 1e-9)
 
 
 def save_weights(file: Path, module: nn.Module, step: int | None = None) -> None:

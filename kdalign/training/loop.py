@@ -198,9 +198,10 @@ class Trainer:
         with first_signal(signal.SIGINT, signal.SIGTERM) as received, _deterministic(self.accelerator.device):
             if progress.step == 0:
                 self._monitor()
-            while progress.step < steps and not enough:
+            while progress.step < steps and not enough and not self._is_budget_spent():
                 stop = self._take_step(bool(received))
-                if progress.step % (self.settings.eval_every or max(1, steps // 10)) == 0 or progress.step == steps:
+                last = progress.step == steps or self._is_budget_spent()
+                if progress.step % (self.settings.eval_every or max(1, steps // 10)) == 0 or last:
                     enough = self._monitor()
                 if stop:
                     self._save()
@@ -211,13 +212,22 @@ class Trainer:
                     self._save()
             self._save()  # what follows may be interrupted, too
             if progress.step < steps:
-                self.observer.announce(
-                    f"stopped early, at step {progress.step} of {steps}: {progress.evaluations_without_gain} "
-                    "evaluations in a row without gain (--patience)"
-                )
+                self._announce_early_end(enough)
             if received and self.accelerator.num_processes == 1:
                 raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
         self.observer.ended()
+
+    def _is_budget_spent(self) -> bool:
+        """Return true if samples were longer than the rows by which the number of steps was planned."""
+        most = self.settings.max_tokens
+        return most is not None and self.progress.tokens >= most
+
+    def _announce_early_end(self, without_gain: bool) -> None:
+        progress = self.progress
+        why = f"{progress.tokens:,} tokens are trained, those of samples included (--max-tokens)"
+        if without_gain:
+            why = f"{progress.evaluations_without_gain} evaluations in a row without gain (--patience)"
+        self.observer.announce(f"stopped early, at step {progress.step} of {self.steps}: {why}")
 
     def _announce_small_terms(self) -> None:
         """Announce terms that were a tiny share of the loss in the last steps, unless a schedule made them so."""
@@ -247,27 +257,38 @@ class Trainer:
         trainer = self.trainers[turn]
         self._enter_stage(trainer)
         balance = trainer.task.learner.balance
-        examples, batches = trainer.micro_batches(self.taken[turn])
+        rows, batches = trainer.micro_batches(self.taken[turn])
         lr = self._set_learning_rate(step)
-        planned = trainer.objective.at(progress_at(step, self.steps))
+        planned, viewer = trainer.objective.at(progress_at(step, self.steps)), trainer.viewer
+        own = trainer.on_policy_step(rows, batches, step, self.steps)
+        if own is not None:
+            own.sample(trainer.task.learner, self.progress)
+            batches, viewer = own.batches, own.viewer
+            planned = planned.on_samples(own.divergence)
         layers = {name: weights.values.tolist() for name, weights in trainer.objective.layer_weights.items()}
         objective = self._balance(trainer, planned, batches)
         if self.taken[turn] % GRADIENT_STEPS == 0:
             self._measure_gradients(trainer, objective, batches[0])
         penalty = None if balance is None else partial(balance.penalty, weights=planned.weights)
-        stepper = Stepper(trainer.viewer, self.optimizer, self.settings.clip)
+        stepper = Stepper(viewer, self.optimizer, self.settings.clip)
         result = stepper.take(objective, batches, step, stop=stop, penalty=penalty)
         if balance is not None:
             balance.update(trainer.objective.present_terms(result.parts, result.units))
         self.taken[turn] += 1
         if (step + 1) % MEMORY_STEPS == 0:
             trim_heap()
-        spent = examples, int(result.units[Unit.TOKEN]), time.perf_counter() - begun, result.parts
+        samples = None if own is None else own.watch(self.progress)
+        spent = len(rows), int(result.units[Unit.TOKEN]), time.perf_counter() - begun, result.parts
         self.progress.add(*spent)
         if self.several:
             self.progress.of(trainer.task.name).add(*spent)
         trainer.shares.append({name: weight * result.parts[name] for name, weight in objective.weights.items()})
-        self._log(trainer, self._report(trainer, objective, result, lr, layers))
+        report = self._report(trainer, objective, result, lr, layers)
+        if samples is not None:
+            report = replace(report, samples=samples.measures, alarms=[alarm.name for alarm in samples.alarms])
+        self._log(trainer, report)
+        if samples is not None:
+            samples.announce(self.observer, self.progress.step)
         self._remap(trainer)
         return result.stop
 
@@ -307,6 +328,7 @@ class Trainer:
         """The step just taken, with the speed since training started or was resumed."""
         progress, started = self.progress, self._started
         seconds = max(progress.seconds - started.seconds, 1e-9)
+        sampled, trained = progress.sampling_speed(started) if progress.sampled > started.sampled else (0.0, 0.0)
         weights_change = trainer.task.learner.balance is not None or trainer.objective.moving
         return StepReport(
             step=progress.step,
@@ -323,6 +345,8 @@ class Trainer:
             layers=layers,
             temperature=objective.temperature,
             task=trainer.task.name if self.several else "",
+            sampled_per_second=sampled,
+            trained_per_second=trained,
         )
 
     def _log(self, trainer: TaskTrainer, report: StepReport) -> None:
@@ -426,9 +450,9 @@ class Trainer:
 def _history_event(report: StepReport) -> dict[str, Any]:
     """A step's values that are the same in every repetition of the run: no clock; optional ones only if set."""
     event = asdict(report)
-    for key in ("steps", "samples_per_second", "tokens_per_second", "seconds_left"):
+    for key in ("steps", "seconds_left", *(key for key in event if key.endswith("_per_second"))):
         del event[key]
-    optional = ("weights", "layers", "temperature", "task")
+    optional = ("weights", "layers", "temperature", "task", "samples", "alarms")
     return {key: value for key, value in event.items() if value or key not in optional}
 
 

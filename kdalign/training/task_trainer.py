@@ -18,6 +18,7 @@ from kdalign.runs.folder import RunFolder
 from kdalign.teachers.base import Teacher
 from kdalign.training.diagnostics import StepViewer, Teach, freeze_unreached
 from kdalign.training.learner import Learner
+from kdalign.training.on_policy import OnPolicy, OnPolicyStep
 
 SHARE_STEPS = 200
 """Number of a task's last steps over which the shares of its terms are averaged."""
@@ -82,6 +83,7 @@ class TrainTask:
         folder: folder of its history.
         evaluate: scores the student on the monitored texts; None if there are none.
         remapping: how layer maps are measured again; None if they stay, as with several tasks.
+        on_policy: steps on the student's own texts; None if there are none.
     """
 
     name: str
@@ -92,6 +94,7 @@ class TrainTask:
     folder: RunFolder
     evaluate: Evaluate | None = None
     remapping: Remapping | None = None
+    on_policy: OnPolicy | None = None
 
 
 class TaskTrainer:
@@ -164,8 +167,8 @@ class TaskTrainer:
         self.wrapped = accelerator.prepare_model(learner)
         return True
 
-    def micro_batches(self, number: int) -> tuple[int, list[Batch]]:
-        """The number of examples of the task's step of this number, and this rank's micro-batches of them."""
+    def micro_batches(self, number: int) -> tuple[list[int], list[Batch]]:
+        """The rows of the task's step of this number, and this rank's micro-batches of them."""
         settings, encoded = self.settings, self.task.encoded
         if number // self.epoch_size != self._epoch:
             self._epoch = number // self.epoch_size
@@ -180,4 +183,13 @@ class TaskTrainer:
         rows = self._batches[number % self.epoch_size]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         draw = (settings.seed, self._epoch)
-        return len(rows), micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
+        return rows, micro_batches(encoded, rows, rank, ranks, settings.micro_batch, draw)
+
+    def on_policy_step(
+        self, rows: Sequence[int], batches: Sequence[Batch], step: int, steps: int
+    ) -> OnPolicyStep | None:
+        """The on-policy step on these rows; None for a step on data."""
+        on_policy, encoded = self.task.on_policy, self.task.encoded
+        if on_policy is None or not on_policy.is_due(step, steps):
+            return None
+        return OnPolicyStep(on_policy, self.viewer, encoded, rows, batches)

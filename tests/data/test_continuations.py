@@ -1,0 +1,50 @@
+"""Prompts of training rows, and rows with samples in place of what follows."""
+
+from kdalign.data.batches import IGNORED, TokenizedSplit, collate
+from kdalign.data.continuations import Continuation, continuation_of, with_samples
+
+NO = IGNORED
+PAD = {"input_ids": 0, "targets": IGNORED, "decoder_input_ids": 0, "document": -1, "position_ids": 0}
+
+
+def split(**columns):
+    return TokenizedSplit({name: [column] for name, column in columns.items()}, None, PAD)
+
+
+def test_a_conversations_prompt_reaches_up_to_its_first_answer():
+    encoded = split(input_ids=[1, 5, 6, 7, 8, 2, 5, 9], targets=[NO, NO, 7, 8, 2, NO, 9, 2])
+    assert continuation_of(encoded, 0, 1) == Continuation([1, 5, 6], [7, 8, 2], followed=True)
+
+
+def test_a_pairs_prompt_is_its_source():
+    encoded = split(input_ids=[5, 6, 2], decoder_input_ids=[0, 7, 8], targets=[7, 8, 2])
+    assert continuation_of(encoded, 0, 1) == Continuation([5, 6, 2], [7, 8, 2])
+
+
+def test_a_text_is_continued_from_the_beginning_of_the_rows_longest_document():
+    encoded = split(
+        input_ids=[9, 9, 1, 4, 5, 6, 7, 8, 1, 4],
+        targets=[9, 2, 4, 5, 6, 7, 8, 2, 4, 5],
+        document=[0] * 2 + [1] * 6 + [2] * 2,
+    )
+    assert continuation_of(encoded, 0, 2) == Continuation([1, 4], [5, 6, 7, 8, 2], followed=True)
+    assert continuation_of(encoded, 0, 32) == Continuation([1, 4, 5], [6, 7, 8, 2], followed=True), "at most half"
+
+
+def test_samples_are_predicted_with_their_ends_and_nothing_else_is():
+    encoded = split(input_ids=[1, 5, 6, 7], targets=[NO, NO, 7, 2])
+    made = with_samples(encoded, [Continuation([1, 5, 6], [7, 2]), Continuation([1, 5], [])], [[8, 9, 2], [2]], [0, 0])
+    batch = collate(made, [0, 1])
+    assert batch.inputs["input_ids"].tolist() == [[1, 5, 6, 8, 9], [1, 5, 0, 0, 0]]
+    assert batch.targets.tolist() == [[NO, NO, 8, 9, 2], [NO, 2, NO, NO, NO]]
+    assert batch.predicted.sum() == 4
+    assert batch.tokens.sum() == 7
+
+
+def test_an_encoder_decoders_samples_are_its_targets():
+    encoded = split(input_ids=[5, 6, 2], decoder_input_ids=[3, 7, 8], targets=[7, 8, 2])
+    made = with_samples(encoded, [Continuation([5, 6, 2], [])], [[9, 2]], [0])
+    batch = collate(made, [0])
+    assert batch.inputs["decoder_input_ids"].tolist() == [[3, 9]]
+    assert batch.targets.tolist() == [[9, 2]]
+    assert batch.inputs["decoder_attention_mask"].tolist() == [[1, 1]]

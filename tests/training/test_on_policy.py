@@ -1,0 +1,86 @@
+"""Training with steps on the student's own texts: which they are, what is kept, resumed and stopped."""
+
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from kdalign.errors import RunError
+from kdalign.training import loop
+from kdalign.training.checkpoint import newest_sound
+from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
+
+
+def due(steps, seed=0, **settings):
+    on_policy = OnPolicySetting("llama", **settings).on_policy
+    on_policy = replace(on_policy, seed=seed)
+    return [step for step in range(steps) if on_policy.is_due(step, steps)]
+
+
+def test_the_share_of_on_policy_steps_is_kept_from_the_place_where_they_begin():
+    assert len(due(100, share=0.3)) == 30
+    assert all(len([step for step in due(100, share=0.3) if start <= step < start + 10]) == 3 for start in (0, 40, 77))
+    assert due(10, share=1.0) == list(range(10))
+    later = due(100, share=0.5, after=0.6)
+    assert len(later) == 20
+    assert min(later) in (60, 61)
+    assert due(100, share=0.3) == due(100, share=0.3)
+    assert due(100, share=0.3) != due(100, seed=1, share=0.3)
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_RIGHT)
+def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs(kind, tmp_path):
+    setting, observer = OnPolicySetting(kind), Announced()
+    progress, history = setting.train(tmp_path, observer)
+    steps = [event for event in history if event["kind"] == "step"]
+    own = [event for event in steps if "samples" in event]
+    assert [event["step"] - 1 for event in own] == [step for step in range(6) if setting.on_policy.is_due(step, 6)]
+    assert len(own) == 3
+    for event in steps:
+        assert ("hard" in event["parts"]) == ("samples" not in event)
+        assert not any(key.endswith("second") for key in event)
+    assert set(own[0]["samples"]) == {"length", "ended", "repeated", "distinct", "likelihood"}
+    assert progress.sampled == sum(round(4 * event["samples"]["length"]) for event in own)
+    assert observer.reports[-1].sampled_per_second > 0
+    assert observer.reports[-1].trained_per_second > observer.reports[-1].tokens_per_second
+
+
+def test_a_run_stopped_and_resumed_ends_in_the_same_weights_and_history(tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    OnPolicySetting("gpt2").train(whole)
+    kept = loop.save_checkpoint
+
+    def stop(folder, *rest):
+        kept(folder, *rest)
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", stop)
+        with pytest.raises(SystemExit):
+            OnPolicySetting("gpt2").train(stopped)
+    OnPolicySetting("gpt2").train(stopped, resume=True)
+    assert (whole / "history.jsonl").read_bytes() == (stopped / "history.jsonl").read_bytes()
+    one, other = (load_file(path / "checkpoints" / "step-6" / "model.safetensors") for path in (whole, stopped))
+    assert all((one[name] == other[name]).all() for name in one)
+    assert newest_sound(loop.RunFolder(whole)).progress.watch["steps"] == 3
+
+
+def test_a_run_that_collapses_stops_after_its_patience_and_keeps_earlier_checkpoints(tmp_path):
+    setting = OnPolicySetting("t5", ends=(), share=1.0, patience=4, max_new_tokens=24)  # no sample ends, the data does
+    observer = Announced()
+    with pytest.raises(RunError, match=r"collapse: 4 on-policy .*, at step 4 no sample ends within its 24 tokens"):
+        setting.train(tmp_path, observer, max_steps=20)
+    told = [line for line in observer.lines if line.startswith("alarm")]
+    assert [line.partition(":")[0] for line in told if "no sample ends" in line] == ["alarm at step 3"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+
+
+def test_tokens_of_samples_count_as_trained_and_end_the_run_where_they_reach_the_budget(tmp_path):
+    setting, observer = OnPolicySetting("llama", ends=(), max_new_tokens=40), Announced()
+    progress, history = setting.train(tmp_path, observer, max_steps=None, max_tokens=400)
+    steps = [event for event in history if event["kind"] == "step"]
+    rows = sum(len(row) for row in setting.data.columns["input_ids"])
+    assert len(steps) < 400 / (rows / len(setting.data) * 4), "samples are longer than rows"
+    assert progress.tokens >= 400
+    assert observer.lines[-1].startswith(f"stopped early, at step {len(steps)} of ")
+    assert "those of samples included (--max-tokens)" in observer.lines[-1]
