@@ -26,6 +26,9 @@ Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, lis
 TEACHER = "teacher "
 """Prefix of the columns that a teacher with another tokenizer reads."""
 
+HEARD = "heard"
+"""Column that is 0 for a position at which a teacher behind an API says nothing."""
+
 CUT = "cut"
 """Column that is 1 for a token that is cut off: like padding, it is neither attended to nor counted."""
 
@@ -164,6 +167,7 @@ class Batch:
         labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
             all are known, or there are no labels.
         taught_by: (batch,), number of the teacher of each row; None if all teachers read all rows.
+        heard: (batch, time), false for positions at which a teacher behind an API says nothing; None for none.
     """
 
     inputs: dict[str, Tensor]
@@ -176,6 +180,7 @@ class Batch:
     rows: Int[Tensor, "batch"] | None = None
     labelled: Bool[Tensor, "batch"] | None = None
     taught_by: Int[Tensor, "batch"] | None = None
+    heard: Bool[Tensor, "batch time"] | None = None
 
     @property
     def supervised(self) -> Bool[Tensor, "batch"]:
@@ -218,7 +223,13 @@ class Batch:
     @property
     def answered(self) -> Bool[Tensor, "batch time"]:
         """(batch, time), positions to predict at which the teacher predicts the same token."""
-        return self.predicted if self.matching is None else self.predicted & (self.matching.answers >= 0)
+        asked = self.predicted if self.matching is None else self.predicted & (self.matching.answers >= 0)
+        return asked if self.heard is None else asked & self.heard
+
+    @property
+    def partly_answered(self) -> bool:
+        """True if the teacher may not predict the same token at every position."""
+        return self.matching is not None or self.heard is not None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to a device."""
@@ -235,6 +246,7 @@ class Batch:
             None if self.rows is None else self.rows.to(device),
             None if self.labelled is None else self.labelled.to(device),
             None if self.taught_by is None else self.taught_by.to(device),
+            None if self.heard is None else self.heard.to(device),
         )
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Batch":
@@ -256,6 +268,7 @@ class Batch:
             rows=of(self.rows),
             labelled=of(self.labelled),
             taught_by=of(self.taught_by),
+            heard=of(self.heard),
         )
 
 
@@ -304,12 +317,13 @@ def collate(
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
-    targets = inputs.pop("targets", None)
+    targets, heard = inputs.pop("targets", None), inputs.pop(HEARD, None)
     numbers = torch.tensor(rows)
     known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
     each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
+    told = None if heard is None else heard == 1
     counts = torch.full((len(rows),), counted)
-    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each)
+    return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told)
 
 
 def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:

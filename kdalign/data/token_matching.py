@@ -273,6 +273,20 @@ def source_pieces(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
     return pieces
 
 
+def entry_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    """Return the bytes of each entry but special tokens, with a space before the beginning of a word."""
+    settings = _settings(tokenizer)
+    prefix = settings["model"].get("continuing_subword_prefix") or ""
+    byte_level = any('"ByteLevel"' in json.dumps(settings[part]) for part in ("pre_tokenizer", "decoder"))
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    return {
+        number: _bytes_of(token, prefix, byte_level)
+        for token, number in tokenizer.get_vocab().items()
+        if number not in special
+    }
+
+
 def _settings(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
     settings: Mapping[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return settings

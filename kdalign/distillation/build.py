@@ -37,6 +37,7 @@ from kdalign.objective.terms import MaskedTokens
 from kdalign.observer import Observer
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
+from kdalign.teachers.base import Teacher
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.on_policy import OnPolicy
@@ -46,8 +47,18 @@ ObjectiveFactory = Callable[[Weights, Plan | None], Objective]
 """Builds what is minimised from weights and a plan."""
 
 
-def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observer, resume: bool) -> TrainTask:
-    """Build what a run trains: plan, objectives, learner, and how the student is evaluated during training."""
+def build_task(
+    loaded: LoadedModels, accelerator: Accelerator, observer: Observer, resume: bool, served: Teacher | None = None
+) -> TrainTask:
+    """Build what a run trains: plan, objectives, learner, and how the student is evaluated during training.
+
+    Args:
+        loaded: the models in memory.
+        accelerator: device and ranks.
+        observer: receives progress.
+        resume: continue a run that stopped.
+        served: the teacher, if it is not in memory.
+    """
     opened = loaded.opened
     run, recipe, texts, tokenizer = opened.run, opened.recipe, opened.texts, opened.tokenizer
     model = student.freeze(loaded.student, recipe.train.freeze)
@@ -65,7 +76,7 @@ def build_task(loaded: LoadedModels, accelerator: Accelerator, observer: Observe
     objective_of = partial(_objective, opened, masked_lm)
     stages = build_stages(recipe, plan, objective_of)
     objectives = [stage.objective for stage in stages]
-    teacher = training_teacher(loaded, computed, objectives, plan, accelerator, observer)
+    teacher = training_teacher(loaded, computed, served, objectives, plan, accelerator, observer)
     learner = build_learner(opened, model, computed, plan, stages, accelerator.device)
     if computed is not None and teacher is not computed:
         computed.release()

@@ -94,8 +94,9 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     Raises:
         UsageError: the run has no teacher; or teacher, student or data have changed or are missing.
     """
-    if not run.recipe.has_teacher:
-        raise UsageError(f"run {run.name!r} was trained without a teacher: there is nothing to compare its layers with")
+    if not run.recipe.loads_teacher:
+        made = "by a teacher behind an API, which shows none" if run.recipe.has_teacher else "without a teacher"
+        raise UsageError(f"run {run.name!r} was trained {made}: there is nothing to compare its layers with")
     accelerator = make_accelerator(device)
     prepared = prepare(run.recipe)
     _check_inputs(run, prepared)

@@ -9,12 +9,13 @@ from accelerate import Accelerator
 
 from kdalign.devices import check_device, make_accelerator
 from kdalign.distillation.build import build_task
-from kdalign.distillation.export import export_student
+from kdalign.distillation.export import ExportOptions, export_student
 from kdalign.distillation.load import load
 from kdalign.distillation.multitask import check_together, distill_together, plan_mixture
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import PreparedRun, prepare, resume_command
 from kdalign.distillation.run_folders import claim, split_by_task
+from kdalign.distillation.served_source import ask_all, compare_first, with_heard
 from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.errors import Interrupted, Unwritten, UsageError
@@ -147,17 +148,23 @@ def _distill_task(
         return read_checked(run.folder.path)
     begun = time.perf_counter()
     ready = open_run(run, accelerator)
+    source = compare_first(ready, accelerator) if ready.recipe.asks_server else None
     observer = begin_folder(ready, accelerator, observer, resume)
     if group is not None and accelerator.is_main_process:
         group.begin_above(recipe.dump(), keep=resume)
+    served = None
+    if source is not None:
+        served = ask_all(source, accelerator, observer)
+        ready = with_heard(ready, source)
     loaded = load(ready, accelerator, observer)
-    task = build_task(loaded, accelerator, observer, resume)
+    task = build_task(loaded, accelerator, observer, resume, None if served is None else served.teacher)
     start_trackers(accelerator, ready.recipe)
-    what = f"{'distilling' if loaded.teacher is not None else 'training'} {run.task.name}"
+    what = f"{'distilling' if ready.recipe.has_teacher else 'training'} {run.task.name}"
     progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    return export_student(loaded, task, progress, accelerator, observer, begun)
+    options = ExportOptions(facts={} if served is None else {"served_teacher": served.facts})
+    return export_student(loaded, task, progress, accelerator, observer, begun, options)
 
 
 @contextmanager

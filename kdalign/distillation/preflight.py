@@ -202,6 +202,8 @@ def _without_effect(run: PreparedRun) -> list[str]:
         found.append(f"init={recipe.init} is for a student that is cut out of its teacher")
     if run.teacher is None and recipe.revision is not None:
         found.append("revision is for a teacher, and there is none")
+    if not recipe.has_served_teacher and recipe.served != plain.served:
+        found.append("served is for a teacher behind an API, openai:NAME")
     if recipe.data.limit_seed is not None and recipe.data.limit is None and recipe.data.unlabelled_limit is None:
         found.append("data.limit_seed is for data.limit, which is not given")
     if train.holdout != plain.train.holdout and not train.holds_out:

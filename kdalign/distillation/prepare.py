@@ -21,6 +21,7 @@ from kdalign.distillation.checks import (
     needs_finetuning,
 )
 from kdalign.distillation.run_folders import default_name
+from kdalign.distillation.served_checks import check_served_teacher, check_served_terms
 from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
@@ -126,7 +127,9 @@ def prepare(recipe: Recipe) -> PreparedRun:
     """
     data = recipe.data
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
-    teacher = find_checkpoint(recipe.teacher, recipe.revision) if recipe.has_teacher else None
+    if recipe.has_served_teacher:
+        check_served_teacher(recipe, task)
+    teacher = find_checkpoint(recipe.teacher, recipe.revision) if recipe.loads_teacher else None
     student = find_student(StudentOptions.of(recipe), teacher)
     adapter = _find_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
@@ -137,7 +140,10 @@ def prepare(recipe: Recipe) -> PreparedRun:
     config = student.config(tokenizers)
     plan = _plan(recipe, teacher, student, describe(config)) if teacher is not None else None
     for _, stage in recipe.objective.stages:
-        check_terms(recipe, build_objective(task, stage, plan), plan)
+        objective = build_objective(task, stage, plan)
+        check_terms(recipe, objective, plan)
+        if recipe.has_served_teacher:
+            check_served_terms(recipe, objective, student)
     check_lora(recipe, student, config)
     check_on_policy(recipe, adapter, tokenizers, [config, *([teacher.config] if teacher is not None else [])])
     if recipe.train.freeze:

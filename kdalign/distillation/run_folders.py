@@ -9,6 +9,8 @@ from kdalign.errors import UsageError
 from kdalign.files import check_links
 from kdalign.models import checkpoint_files, student_spec
 from kdalign.recipe import AUTO_CACHE, PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
+from kdalign.recipe.sections import SERVED_LIMITS
+from kdalign.recipe.task_defaults import SERVED_PREFIX
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.training.checkpoint import newest_sound
@@ -52,7 +54,7 @@ def _starts(recipe: Recipe) -> dict[str, str]:
     if not recipe.multi_task.together:
         return starts
     named = recipe.multi_task.body_from
-    copies = student_spec.is_cut(recipe.student) and recipe.init != "random" and recipe.has_teacher
+    copies = student_spec.is_cut(recipe.student) and recipe.init != "random" and recipe.loads_teacher
     if copies and not checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision).has_classifier:
         return {task: "fine-tuned" if task == named else PRETRAINED for task in starts}
     if named != PRETRAINED:
@@ -71,7 +73,7 @@ def default_name(recipe: Recipe, task: AnyTask | None) -> str:
     """Name a run's folder by task, teacher, student and seed."""
     words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
     words += ["together"] if recipe.multi_task.together else []
-    words += [Path(recipe.teacher).name] if recipe.has_teacher else ["alone"]
+    words += [Path(recipe.teacher).name.removeprefix(SERVED_PREFIX)] if recipe.has_teacher else ["alone"]
     words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
 
@@ -174,14 +176,19 @@ def _check_unfinished(folder: RunFolder, parts: Sequence[RunFolder]) -> None:
         )
 
 
+_RESULT_STAYS = ("out", "cache.keep", *(f"served.{key}" for key in SERVED_LIMITS))
+"""Keys that may differ when a run is resumed."""
+
+
 def _difference(saved: Recipe, given: Recipe) -> str:
     """Return the first key on which two recipes differ.
 
-    The folder does not count, nor does a precision that is left to kdalign, or what a cache keeps for other runs.
+    The folder does not count, nor do limits of requests, a precision that is left to kdalign, or what a cache keeps for
+    other runs.
     """
     ours, theirs = given.flat(), saved.flat()
     for key, value in ours.items():
-        if key in ("out", "cache.keep") or (key == "train.precision" and "auto" in (value, theirs[key])):
+        if key in _RESULT_STAYS or (key == "train.precision" and "auto" in (value, theirs[key])):
             continue
         if theirs[key] != value:
             return f"{key} is {theirs[key]} there, {value} here"

@@ -27,16 +27,18 @@ def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> Computed
 def training_teacher(
     loaded: LoadedModels,
     computed: ComputedTeacher | None,
+    served: Teacher | None,
     objectives: Sequence[Objective],
     plan: Plan | None,
     accelerator: Accelerator,
     observer: Observer,
 ) -> Teacher | None:
-    """Return the teacher of the training loop: the computed one, or one that reads what it said once.
+    """Return the teacher of the training loop: the computed one, or one that reads what a teacher said once.
 
     Args:
         loaded: both models.
-        computed: teacher whose weights are loaded; None without a teacher.
+        computed: teacher whose weights are loaded; None for one behind an API, or without a teacher.
+        served: teacher behind an API, whose answers are kept.
         objectives: objective of each stage.
         plan: layers that are compared.
         accelerator: device and ranks.
@@ -45,10 +47,10 @@ def training_teacher(
     Raises:
         UsageError: a term asks for what the teacher cannot give, and which one could.
     """
-    if computed is None or loaded.teacher is None:
+    teacher: Teacher | None = computed if computed is not None else served
+    if teacher is None:
         return None
-    teacher: Teacher = computed
-    if loaded.opened.recipe.cache.folder is not None:
+    if computed is not None and loaded.teacher is not None and loaded.opened.recipe.cache.folder is not None:
         weights = loaded.teacher.weights
         teacher = use_cache(loaded.opened, computed, weights, objectives, plan, accelerator, observer) or computed
     for objective in objectives:

@@ -244,9 +244,7 @@ def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer
         folder.begin(recipe.dump(), run.inputs, keep=resume)
     accelerator.wait_for_everyone()
     observer = observer.into(folder.log) if accelerator.is_main_process else observer
-    who = (
-        f"{run.teacher.name} teaches {recipe.student}" if run.teacher is not None else f"{recipe.student} learns alone"
-    )
+    who = f"{recipe.teacher} teaches {recipe.student}" if recipe.has_teacher else f"{recipe.student} learns alone"
     observer.announce(f"{who} on {run.task.name}; run folder {folder.path}")
     if run.task.found:
         observer.announce(f"inferred from the data: {run.task.found}")

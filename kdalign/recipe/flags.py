@@ -71,7 +71,8 @@ class Flag:
 
 
 FLAGS = (
-    Flag("--teacher", "teacher", "Hub id or folder of the large model, or none."),
+    Flag("--teacher", "teacher", "Hub id or folder of the large model, openai:NAME (with --base-url), or none."),
+    Flag("--base-url", "served.base_url", "API of a teacher named openai:NAME.", metavar="URL"),
     Flag(
         "--student",
         "student",
@@ -167,6 +168,14 @@ FLAGS = (
         "data.unlabelled",
         "Extra text without labels, learned from the teacher's answers: a folder (its train), a file (.txt: one text "
         "per line), or rest: the training rows that --limit leaves out.",
+        metavar="DIR",
+    ),
+    Flag("--top-logprobs", "served.top_k", "Likeliest tokens asked of a served teacher at each position.", int),
+    Flag("--max-requests", "served.max_requests", "Budget of requests to a served teacher.", int),
+    Flag(
+        "--check-teacher",
+        "served.check_teacher",
+        "Local checkpoint of the served teacher, to compare its numbers with before training.",
         metavar="DIR",
     ),
     Flag("--revision", "revision", "The teacher's revision on the hub."),

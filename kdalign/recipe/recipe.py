@@ -16,9 +16,19 @@ from kdalign.recipe.sections import (
     FinetuneSettings,
     OnPolicySettings,
     Section,
+    ServedTeacherSettings,
     TrainSettings,
 )
-from kdalign.recipe.task_defaults import ALONE_DEFAULTS, NO_TEACHER, PRETRAINED, MultiTask, output_kind, task_defaults
+from kdalign.recipe.task_defaults import (
+    ALONE_DEFAULTS,
+    NO_TEACHER,
+    PRETRAINED,
+    SERVED_DEFAULTS,
+    SERVED_PREFIX,
+    MultiTask,
+    output_kind,
+    task_defaults,
+)
 
 Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end"]
 CHECKS: tuple[str, ...] = get_args(Check)
@@ -31,7 +41,8 @@ class Recipe(Section):
     preset: str | None = None
     """A published method to start from (``kdalign recipe show``). Keys of the recipe win over those of the preset."""
     teacher: str
-    """Hub id or folder of the large model; with ``none`` the student is trained without a teacher."""
+    """Hub id or folder of the large model, or ``openai:NAME`` for one behind an API (section ``served``); with
+    ``none`` the student is trained without a teacher."""
     student: str = "layers=half"
     """Hub id, folder, ``layers=N`` or ``layers=half`` (layers of the teacher; ``layers=N,width=N`` also makes it
     narrower), or ``new:TYPE,layers=N,width=N`` (a new model)."""
@@ -69,6 +80,8 @@ class Recipe(Section):
     """Steps on texts that the student writes itself."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning of a teacher that has no head for the task."""
+    served: ServedTeacherSettings = ServedTeacherSettings()
+    """A teacher behind an API."""
     multi_task: MultiTask = MultiTask()
     """Several tasks in one student."""
     out: str | None = None
@@ -93,6 +106,7 @@ class Recipe(Section):
         filled = dict(tree)
         starts = [task_defaults(name) for name in names]
         starts += [ALONE_DEFAULTS] if tree.get("teacher") == NO_TEACHER else []
+        starts += [SERVED_DEFAULTS] if str(tree.get("teacher")).startswith(SERVED_PREFIX) else []
         for start in starts:
             for section, values in start.items():
                 own = tree.get(section, {})
@@ -234,6 +248,21 @@ class Recipe(Section):
     def has_teacher(self) -> bool:
         """True unless the student is trained without a teacher."""
         return self.teacher != NO_TEACHER
+
+    @property
+    def has_served_teacher(self) -> bool:
+        """True for a teacher behind an API, whose weights are not here."""
+        return self.teacher.startswith(SERVED_PREFIX)
+
+    @property
+    def asks_server(self) -> bool:
+        """True if a term compares with a teacher behind an API."""
+        return self.has_served_teacher and self.objective.needs_teacher
+
+    @property
+    def loads_teacher(self) -> bool:
+        """True if the teacher's weights are loaded."""
+        return self.has_teacher and not self.has_served_teacher
 
     def with_changes(self, **changes: object) -> "Recipe":
         """Copy with top-level fields replaced, and validate again."""

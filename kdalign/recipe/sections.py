@@ -404,6 +404,32 @@ class OnPolicySettings(Section):
         return f"{percent(self.share)} of the steps{after} on the student's own texts, {most}, {drawn}{by}"
 
 
+class ServedTeacherSettings(Section):
+    """A teacher behind an OpenAI-compatible API (``openai:NAME``), which is asked about each training row once."""
+
+    base_url: str | None = None
+    """URL of the API, mostly with ``/v1`` at its end."""
+    top_k: int = Field(20, ge=1, le=1000)
+    """Number of likeliest tokens asked for at each position; all others count together as one."""
+    check_teacher: str | None = None
+    """Local checkpoint of the same model (hub id or folder): the server's numbers are compared with its own on three
+    rows before training."""
+    concurrency: int = Field(4, ge=1, le=1000)
+    """Requests under way at once."""
+    timeout: float = Field(120.0, gt=0, le=86_400)
+    """Seconds to wait for one answer."""
+    retries: int = Field(5, ge=0, le=100)
+    """Retries of a request after no answer, a full server or a server error."""
+    max_requests: int | None = Field(None, ge=0, le=MOST_ROWS)
+    """Budget of requests of one run; answers are kept, and a larger budget resumes."""
+    max_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    """Budget of tokens of prompts and answers of one run, as the server counts them."""
+
+
+SERVED_LIMITS = ("concurrency", "timeout", "retries", "max_requests", "max_tokens")
+"""Keys of ``served`` that change no number of a run."""
+
+
 class FinetuneSettings(Section):
     """Fine-tuning of a teacher that has no head for the task."""
 

@@ -71,6 +71,8 @@ class MultiTask(Section):
 
 
 NO_TEACHER = "none"
+SERVED_PREFIX = "openai:"
+"""Beginning of the names of models behind an API."""
 
 TOKEN_TASKS = (
     "lm",
@@ -100,6 +102,8 @@ ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "objective": {"hard": 1.0, "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0}
 }
 """Defaults without a teacher."""
+SERVED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"objective": {"beta": 0.0, "gamma": 0.0, "delta": 0.0}}
+"""Defaults for a teacher behind an API, whose layers nobody sees."""
 
 
 def task_defaults(task: str) -> Mapping[str, Mapping[str, Any]]:

@@ -67,6 +67,7 @@ def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
         {
             "task": run.task.name,
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
+            "served_teacher": _teacher(run) if run.recipe.has_served_teacher else None,
             "finetunes": run.finetunes,
             "cut_from": run.student.copied,
             "checks": [asdict(finding) for finding in run.findings],
@@ -125,7 +126,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
 
     train, copied = run.recipe.train, run.student.copied
     facts = {
-        "teacher": f"{run.teacher.name} [{run.teacher.hash}]" if run.teacher is not None else "none",
+        "teacher": _teacher(run),
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
         "student": run.recipe.student + (f" from layers {layers_text(copied)}" if copied is not None else ""),
         "size": _size(run),
@@ -170,6 +171,17 @@ def _objective_facts(run: "PreparedRun") -> dict[str, str]:
         "layer weights": layers if isinstance(layers, str) else ", ".join(f"{weight:g}" for weight in layers),
         "layers aligned": grow if align.grow and objective.built.aligning else "",
     }
+
+
+def _teacher(run: "PreparedRun") -> str:
+    """The teacher; of one behind an API, what it would be asked about the training rows."""
+    if run.teacher is not None:
+        return f"{run.teacher.name} [{run.teacher.hash}]"
+    if not run.recipe.has_served_teacher:
+        return "none"
+    from kdalign.distillation.served_source import describe_questions
+
+    return describe_questions(run)
 
 
 def _size(run: "PreparedRun") -> str:

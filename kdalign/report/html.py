@@ -108,7 +108,7 @@ def _run_section(run: FinishedRun) -> _RunSection:
     record = run.record
     environment = dict(record.environment)
     libraries = environment.pop("libraries", {})
-    teacher = "none"
+    teacher = record.served_teacher or "none"
     if record.teacher is not None:
         size = f"{record.teacher.parameters / 1e6:,.1f} M parameters"
         teacher = f"{record.teacher.source} [{record.teacher.revision}], {size}"

@@ -43,7 +43,8 @@ def model_card(record: RunRecord, path: Path) -> str:
 def _summary(card: CardFacts) -> str:
     record = card.record
     ours, theirs = record.student, record.teacher
-    made = f"distilled from {code_span(theirs.source)} " if theirs is not None else "trained without a teacher "
+    origin = theirs.source if theirs is not None else record.served_teacher
+    made = f"distilled from {code_span(origin)} " if origin else "trained without a teacher "
     lines = [
         f"# {escape_line(card.name)}",
         "",

@@ -181,6 +181,12 @@ class RunRecord:
         return self.split_scores(self.split)
 
     @property
+    def served_teacher(self) -> str:
+        """Name and address of a teacher behind an API; empty without one."""
+        facts = self.training.get("served_teacher")
+        return f"{self.recipe['teacher']} at {facts['url']}" if isinstance(facts, dict) and "url" in facts else ""
+
+    @property
     def reported(self) -> dict[str, SplitData]:
         """Data of the splits that were scored, by split."""
         return {split: _taken(SplitData, facts) for split, facts in self.data["reported"].items()}

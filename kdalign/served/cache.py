@@ -5,10 +5,29 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from kdalign.errors import RunError
 from kdalign.served.protocol import Constraint, Dialect, Endpoint
+
+
+class KeptAnswers(Protocol):
+    """Answers by key that outlast the process."""
+
+    @property
+    def file(self) -> Path:
+        """File that holds them."""
+
+    @property
+    def answers(self) -> Mapping[str, Mapping[str, Any]]:
+        """The answers so far."""
+
+    def keep_answer(self, key: str, answer: Mapping[str, Any]) -> None:
+        """Add an answer, and write it.
+
+        Raises:
+            RunError: it cannot be written.
+        """
 
 
 class AnswerCache:

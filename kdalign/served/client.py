@@ -9,6 +9,7 @@ from typing import Any
 from kdalign.errors import UsageError
 from kdalign.files import check_writable
 from kdalign.observer import ProgressCallback
+from kdalign.recipe.task_defaults import SERVED_PREFIX
 from kdalign.served.budget import ServedSettings, Usage, check_settings
 from kdalign.served.cache import AnswerCache
 from kdalign.served.negotiation import Negotiator
@@ -29,13 +30,24 @@ from kdalign.served.protocol import (
 from kdalign.served.request_queue import Request, RequestQueue
 from kdalign.served.transport import Server
 
-PREFIX = "openai:"
+PREFIX = SERVED_PREFIX
 FILE = "served.jsonl"
 
 
 def is_served(name: str) -> bool:
     """Return whether a model's name is ``openai:NAME``."""
     return name.startswith(PREFIX)
+
+
+def served_name(name: str) -> str:
+    """Return a model's name at its server.
+
+    Raises:
+        UsageError: it is not ``openai:NAME``.
+    """
+    if not is_served(name) or name == PREFIX:
+        raise UsageError(f"model {name!r} is not one behind an API (accepted: openai:NAME)")
+    return name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -134,13 +146,12 @@ class ApiModel:
         """
         settings = settings or ServedSettings()
         check_settings(settings)
-        self.model = name.removeprefix(PREFIX)
-        if not is_served(name) or not self.model:
-            raise UsageError(f"model {name!r} is not one behind an API (accepted: openai:NAME)")
+        self.model = served_name(name)
         check_writable(folder)
         self._server = Server(base_url, settings)
-        self._requests = RequestQueue(self.model, self._server, AnswerCache(folder / FILE), settings)
-        self._dialects = Negotiator(self._requests, settings.chat, settings.retries)
+        cache = AnswerCache(folder / FILE)
+        self._requests = RequestQueue(self.model, self._server, cache, settings)
+        self._dialects = Negotiator(self._requests, cache, settings.chat, settings.retries)
         self.url, self.file = self._server.url, folder / FILE
         self.cut_empty = self.without_text = 0
 

@@ -6,6 +6,7 @@ What is found is kept with the answers, so that the next command need not try ag
 from collections.abc import Callable
 from functools import partial
 
+from kdalign.served.cache import AnswerCache
 from kdalign.served.protocol import Constraint, Dialect, Refused, answer_key, next_dialect
 from kdalign.served.request_queue import Request, RequestQueue
 
@@ -22,15 +23,16 @@ class Negotiator:
     Purposes are ``complete``, ``choose`` and ``prompt_logprobs``.
     """
 
-    def __init__(self, requests: RequestQueue, chat: bool, retries: int) -> None:
+    def __init__(self, requests: RequestQueue, cache: AnswerCache, chat: bool, retries: int) -> None:
         """Wrap a queue.
 
         Args:
-            requests: the queue that sends; its cache keeps the dialects.
+            requests: the queue that sends.
+            cache: the queue's answers, with which the dialects are kept.
             chat: use ``/chat/completions`` even if the server completes raw text.
             retries: retries of a request; a form that the server may not know is retried once at most.
         """
-        self._requests, self._chat, self._cache = requests, chat, requests.cache
+        self._requests, self._chat, self._cache = requests, chat, cache
         self._few_retries = min(1, retries)
 
     def known(self, purpose: str) -> Dialect | None:
@@ -66,7 +68,7 @@ class Negotiator:
             try:
                 dialect = self._adapt(Dialect("chat", form), make, self._few_retries)
             except Refused as refusal:
-                if _concerns_all(refusal):
+                if concerns_all(refusal):
                     raise self._requests.explain(refusal, 0, total) from None
                 continue
             except Exception as error:
@@ -96,7 +98,7 @@ class Negotiator:
                 dialect = self._adapt(dialect, probe, self._few_retries)
             except Refused as refusal:
                 unknown = self._requests.server.unknown_model(self._requests.model, refusal)
-                if unknown is not None or _concerns_all(refusal):
+                if unknown is not None or concerns_all(refusal):
                     raise unknown or self._requests.explain(refusal, 0, total) from None
                 return f"{server} refuses to return log-probabilities of a prompt ({refusal})"
             except Exception as error:
@@ -137,6 +139,6 @@ class Negotiator:
         return dialect
 
 
-def _concerns_all(refusal: Refused) -> bool:
-    """True if a refusal concerns every request: no key, too many requests, a redirect."""
+def concerns_all(refusal: Refused) -> bool:
+    """Return whether a refusal concerns every request: no key, too many requests, a redirect."""
     return refusal.status in (401, 403, 429) or 300 <= refusal.status < 400

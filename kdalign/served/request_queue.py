@@ -11,7 +11,7 @@ from typing import Any
 from kdalign.errors import KdalignError, RunError
 from kdalign.observer import ProgressCallback
 from kdalign.served.budget import Budget, OverBudget, ServedSettings
-from kdalign.served.cache import AnswerCache
+from kdalign.served.cache import KeptAnswers
 from kdalign.served.protocol import Refused, Unusable, check_length, token_usage
 from kdalign.served.transport import NoAnswer, Server, model_name
 
@@ -49,7 +49,7 @@ class RequestQueue:
         miscounted: True once the server reported token counts that are not counts (-5, "many").
     """
 
-    def __init__(self, model: str, server: Server, cache: AnswerCache, settings: ServedSettings) -> None:
+    def __init__(self, model: str, server: Server, cache: KeptAnswers, settings: ServedSettings) -> None:
         self.model, self.server, self.cache = model, server, cache
         self.budget = Budget(settings)
         self.answered_by: tuple[str, ...] = ()
@@ -58,6 +58,19 @@ class RequestQueue:
 
     def send_all(self, requests: Sequence[Request], progress: ProgressCallback | None) -> list[Mapping[str, Any]]:
         """Return the cached lines of all answers, in the order of the requests; send those that are not cached yet.
+
+        Raises:
+            UsageError: the server does not know the model or the key.
+            RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
+        """
+        self.send_missing(requests, progress)
+        lines = [self.cache.answers[request.key] for request in requests]
+        models = {line["model"] for line in lines if isinstance(line.get("model"), str)}
+        self.answered_by = tuple(sorted({*self.answered_by, *models}))
+        return lines
+
+    def send_missing(self, requests: Sequence[Request], progress: ProgressCallback | None) -> None:
+        """Send the requests whose answers are not cached yet, and cache them.
 
         The threads are daemons: those of a pool would hold up Ctrl-C until all requests under way are answered.
 
@@ -94,10 +107,6 @@ class RequestQueue:
                     progress(answered, len(requests))
         finally:
             stop.set()
-        lines = [self.cache.answers[request.key] for request in requests]
-        models = {line["model"] for line in lines if isinstance(line.get("model"), str)}
-        self.answered_by = tuple(sorted({*self.answered_by, *models}))
-        return lines
 
     def _work(
         self,
@@ -130,6 +139,23 @@ class RequestQueue:
         """
         if request.key in self.cache.answers:
             return
+        line = self.ask(request, retries)
+        self.cache.keep_answer(request.key, line)
+        if self._settings.max_tokens is not None and line["prompt_tokens"] == 0:
+            raise RunError(
+                f"the server at {self.server.url} does not count tokens, so a budget of them cannot be kept: "
+                "give one of requests"
+            )
+
+    def ask(self, request: Request, retries: int | None = None) -> Mapping[str, Any]:
+        """Send one request within the budget and return the line of its answer, which is not cached.
+
+        Raises:
+            Refused: the server refused it.
+            Unusable: the answer cannot be used.
+            NoAnswer: the server did not answer.
+            OverBudget: not enough of the budget is left.
+        """
         held = self.budget.take(request.characters, request.max_tokens)
         paid: tuple[int, int] | None = None
         try:
@@ -143,12 +169,7 @@ class RequestQueue:
         line = request.read(answer)
         check_length(line, request.characters, request.max_tokens)
         line |= {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
-        self.cache.keep_answer(request.key, {"model": model_name(answer.get("model")), **line})
-        if self._settings.max_tokens is not None and tokens[0] == 0:
-            raise RunError(
-                f"the server at {self.server.url} does not count tokens, so a budget of them cannot be kept: "
-                "give one of requests"
-            )
+        return {"model": model_name(answer.get("model")), **line}
 
     def explain(self, error: BaseException, answered: int, total: int) -> BaseException:
         """Return the user's error for an error of the server or the budget; any other is returned unchanged."""

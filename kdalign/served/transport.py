@@ -127,19 +127,25 @@ class Server:
         did = "fails" if refusal.status >= 500 or refusal.status == 429 else "refuses a request"
         return RunError(f"the server at {self.url} {did} ({refusal}); {note}")
 
+    def context(self, model: str) -> int | None:
+        """Return the longest prompt and answer of a model together, in tokens, where the server lists it, as vLLM."""
+        lengths = [row.get("max_model_len") for row in self._models() if row.get("id") == model]
+        return next((length for length in lengths if type(length) is int and length > 0), None)
+
     def _list_models(self) -> list[str] | None:
         """The models that the server lists; None if it lists none."""
+        return [name for row in self._models() if (name := model_name(row.get("id")))] or None
+
+    def _models(self) -> list[dict[str, Any]]:
+        """The server's list of its models; empty if it gives none."""
         import openai
 
         try:
             answer = self._client.get("/models", cast_to=object, options={"max_retries": 0})
         except (openai.APIError, Unusable, ValueError, RecursionError):
-            return None
+            return []
         rows = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(rows, list):
-            return None
-        names = [name for row in rows if isinstance(row, dict) and (name := model_name(row.get("id")))]
-        return names or None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
     def _refusal(self, error: Any) -> Refused:
         """Read an error's body: OpenAI explains under ``message``, FastAPI under ``detail``."""

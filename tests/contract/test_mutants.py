@@ -459,6 +459,30 @@ MUTANTS = {
         "best = min(own",
         "runs/test_ablation_spec.py::test_a_search_chooses_on_train_alone_and_by_the_best_mean",
     ),
+    "tail left out of what a server names": (
+        "teachers/served.py",
+        "1 - np.where(known, probabilities, 0).sum(axis=1)",
+        "0 * np.where(known, probabilities, 0).sum(axis=1)",
+        "teachers/test_served.py::test_what_is_not_named_or_not_known_to_the_student_is_one_entry",
+    ),
+    "a server's answers one position early": (
+        "teachers/served.py",
+        "return np.arange(1, positions + 1)",
+        "return np.arange(positions)",
+        "distillation/test_served_source.py::test_a_served_teacher_gives_the_losses_of_the_same_teacher_here",
+    ),
+    "a server that answers one token late is believed": (
+        "teachers/served_checks.py",
+        "for shift in (-1, 0, 1)}",
+        "for shift in (0,)}",
+        "teachers/test_served.py::test_a_shift_chance_and_impossible_probabilities_are_faults",
+    ),
+    "positions without an answer compared": (
+        "data/batches.py",
+        "return asked if self.heard is None else asked & self.heard",
+        "return asked",
+        "data/test_batches.py::test_positions_at_which_a_server_says_nothing_are_not_answered",
+    ),
     "seed does not cover the data order": (
         "data/batches.py",
         "generator = np.random.default_rng([seed, epoch])",

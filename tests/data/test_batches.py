@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from kdalign.data.batches import (
+    IGNORED,
     NEIGHBOURHOOD,
     TokenizedSplit,
     collate,
@@ -282,3 +283,13 @@ def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
     encoded = numbered([10, 10, 10, 10])
     for tokens, steps in ((1, 1), (20, 1), (21, 2), (40, 2), (41, 3)):
         assert total_steps(TrainSettings(batch_size=2, max_tokens=tokens), encoded) == steps
+
+
+def test_positions_at_which_a_server_says_nothing_are_not_answered():
+    columns = {"input_ids": [[1, 2, 3], [4]], "targets": [[2, 3, 4], [5]], "heard": [[1, 0, 1], [1]]}
+    encoded = TokenizedSplit(columns, None, {"input_ids": 0, "targets": IGNORED, "heard": 0})
+    batch = collate(encoded, [0, 1]).to(torch.device("cpu"))
+    assert batch.predicted.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.answered.tolist() == [[True, False, True], [True, False, False]]
+    assert batch.partly_answered
+    assert "heard" not in batch.inputs

@@ -146,7 +146,7 @@ class LMHeadLoss(TokenLoss):
 
         With a teacher of another tokenizer, ``soft`` is the mean over the tokens that both models predict.
         """
-        batch, positions, matching = view.batch, view.batch.predicted, view.batch.matching
+        batch, positions = view.batch, view.batch.predicted
         assert batch.targets is not None, "a language-modelling task has targets"
         assert view.student.head is not None, "a language model has a vocabulary"
         student = DenseTokens(view.student.features[positions], view.student.head)
@@ -160,7 +160,7 @@ class LMHeadLoss(TokenLoss):
             student,
             batch.targets[positions],
             teacher,
-            answered=None if matching is None else batch.answered[positions],
+            answered=batch.answered[positions] if batch.partly_answered else None,
         )
         means = {"hard": hard / targets, "soft": soft / answered}
         return total / targets, {name: means[name] for name in self.parts}

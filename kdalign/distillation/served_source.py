@@ -1,0 +1,289 @@
+"""A teacher behind an API in a run: what it is asked, how it reads the rows, and its answers."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock
+
+from kdalign.data.batches import HEARD, TokenizedSplit
+from kdalign.data.passages import Passage, split_passages
+from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.served_checks import open_reader
+from kdalign.distillation.tokenize import OpenedRun, tokenize_run
+from kdalign.errors import UsageError
+from kdalign.models.capture import CaptureSpec, forward
+from kdalign.models.checkpoint_files import find_checkpoint
+from kdalign.models.loading import load_language_model
+from kdalign.observer import Observer
+from kdalign.recipe import Recipe
+from kdalign.served import Unavailable
+from kdalign.served.top_logprobs import TokenPrompt
+from kdalign.teachers.served import ReadingFacts, ServedTeacher, ServedTokens, measure_reading
+from kdalign.teachers.served_checks import (
+    MOST_NATS,
+    MOST_NATS_LOCAL,
+    NOTABLE_NATS,
+    Probe,
+    difference_from,
+    mean_difference,
+    reading_fault,
+)
+
+LEAST_HEARD = 0.3
+"""Least share of the student's positions at which a server must divide the text as well."""
+PROBES = 3
+"""Training rows that are compared before the first step."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a served teacher is asked about a run's training rows.
+
+    Attributes:
+        rows: number of rows.
+        passages: passages of all rows, equal ones once.
+    """
+
+    rows: int
+    passages: tuple[Passage, ...]
+
+    @classmethod
+    def of(cls, encoded: TokenizedSplit) -> "Questions":
+        """Collect the passages of a split's rows."""
+        return cls(len(encoded), tuple(dict.fromkeys(replace(each, start=0) for _, each in split_passages(encoded))))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all prompts."""
+        return sum(len(passage.whole) for passage in self.passages)
+
+    @property
+    def longest(self) -> Passage:
+        """The longest passage."""
+        return max(self.passages, key=lambda passage: len(passage.ids))
+
+    def probes(self) -> list[Passage]:
+        """Choose the passages that are compared first: the longest, which shows a server's limit, and longer ones."""
+        ordered = sorted(self.passages, key=lambda passage: -len(passage.ids))
+        return [ordered[number * len(ordered) // (2 * PROBES)] for number in range(min(PROBES, len(ordered)))]
+
+
+@dataclass(frozen=True)
+class ServedSource:
+    """A served teacher that was compared with training, and what it is asked.
+
+    Attributes:
+        tokens: reads passages.
+        questions: the passages of the training rows.
+        facts: what the comparison found, for the record.
+        notes: the same in words.
+    """
+
+    tokens: ServedTokens
+    questions: Questions
+    facts: dict[str, object]
+    notes: tuple[str, ...]
+
+    @property
+    def prompts(self) -> list[TokenPrompt]:
+        """The prompts of all passages."""
+        return [self.tokens.prompt(passage) for passage in self.questions.passages]
+
+
+def describe_questions(run: PreparedRun) -> str:
+    """Describe what a run would ask its served teacher, without asking: rows, tokens, requests and budget."""
+    served = run.recipe.served
+    said = f"{run.recipe.teacher} at {served.base_url}, the {served.top_k} likeliest tokens of each position"
+    if not run.recipe.asks_server:
+        return f"{said}; not asked, as no term compares with it"
+    if run.tokenizers.student is None:
+        return f"{said}; {len(run.splits.train):,} training rows, whose tokens are not known yet"
+    questions = Questions.of(tokenize_run(run, run.tokenizers.student).train)
+    limits = [f"{most:,} {unit}" for most, unit in _limits(run.recipe) if most is not None]
+    return (
+        f"{said}; {len(questions.passages) + 2 * PROBES + 1:,} requests at most: {len(questions.passages):,} passages "
+        f"of {questions.rows:,} training rows, {questions.tokens:,} tokens, the longest "
+        f"{len(questions.longest.whole):,}; budget: {' and '.join(limits) or 'none'}"
+    )
+
+
+def _limits(recipe: Recipe) -> tuple[tuple[int | None, str], ...]:
+    return (recipe.served.max_requests, "requests"), (recipe.served.max_tokens, "tokens")
+
+
+def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
+    """Compare the server's reading of three rows with training's; where every answer is kept, it is not asked.
+
+    Raises:
+        UsageError: the server returns no log-probabilities of prompts, or reads the rows otherwise than training does.
+        RunError: the server is gone or fails, or the budget is spent.
+    """
+    recipe, tokenizer = opened.recipe, opened.tokenizer
+    reader = open_reader(recipe)
+    source = ServedTokens(reader, tokenizer, _entries(opened))
+    questions = Questions.of(opened.texts.train)
+    told: list[object] = [None, None, None]
+    if accelerator.is_main_process:
+        with ExitStack() as opened_here:
+            opened_here.enter_context(reader)
+            facts, notes = _compare(source, questions, recipe)
+            opened_here.pop_all()  # without an error it stays open, for the other rows
+        told = [reader.form, facts, notes]
+    reader.form, facts, notes = broadcast_object_list(told)
+    return ServedSource(source, questions, facts, notes)
+
+
+def _compare(source: ServedTokens, questions: Questions, recipe: Recipe) -> tuple[dict[str, object], tuple[str, ...]]:
+    reader = source.reader
+    if reader.remember_form() and not reader.missing(list(map(source.prompt, questions.passages))):
+        return {}, (f"every answer is kept in {reader.file}: the server is not asked",)
+    _check_context(reader.context(), questions)
+    prompts = [source.prompt(passage) for passage in questions.probes()]
+    form = reader.negotiate(prompts[0])
+    if isinstance(form, Unavailable):
+        raise UsageError(
+            f"{form.reason}; texts that it writes can be learned from: `kdalign generate --teacher {recipe.teacher} "
+            f"--base-url {reader.url} --task ... --data ... --out DIR`, then distill --teacher none --data DIR"
+        )
+    before = [reader.kept(prompt) for prompt in prompts]
+    probes = [Probe(prompt, reader.ask(prompt)) for prompt in prompts]
+    fault = reading_fault(probes, source.vocabulary, form.as_ids) or _elsewhere(source, probes)
+    if fault is not None:
+        raise UsageError(f"the server at {reader.url} {fault}; nothing was trained")
+    reader.read_all(prompts)
+    notes = [f"{reader.model} at {reader.url}: {form}"]
+    again = [reader.kept(prompt) for prompt in prompts]
+    apart = max(mean_difference(probe.top, kept) for probe, kept in zip(probes, again, strict=True) if kept is not None)
+    if apart > MOST_NATS:
+        kept_already = any(kept is not None for kept in before)
+        mend = (
+            f"it answers otherwise than when {str(reader.file)!r} was written, as another model would: remove that file"
+            if kept_already
+            else "its answers to one prompt differ: let it compute without noise, or one prompt at a time "
+            "(--set served.concurrency=1)"
+        )
+        raise UsageError(f"the server at {reader.url}: two answers differ by {apart:.4f} nats a token; {mend}")
+    if apart > NOTABLE_NATS:
+        notes.append(f"asked twice, its log-probabilities differ by {apart:.4f} nats a token")
+    facts: dict[str, object] = {"repeated_nats": apart}
+    if recipe.served.check_teacher is not None:
+        facts["local_nats"] = _compare_with_local(recipe.served.check_teacher, probes)
+        notes.append(f"{recipe.served.check_teacher} differs by {facts['local_nats']:.4f} nats a token on three rows")
+    return facts, tuple(notes)
+
+
+def _elsewhere(source: ServedTokens, probes: Sequence[Probe]) -> str | None:
+    """Find that a server divides rows at few of the student's positions; None if it does not."""
+    heard = np.concatenate([source.read(probe.prompt, probe.top).heard for probe in probes])
+    if heard.mean() >= LEAST_HEARD:
+        return None
+    return f"divides the text at {100 * heard.mean():.0f} % of the student's positions alone, so most teach nothing"
+
+
+def _check_context(context: int | None, questions: Questions) -> None:
+    """Refuse rows that a server says are too long for it."""
+    if context is None:
+        return
+    long = sum(len(passage.whole) + 1 > context for passage in questions.passages)
+    if long:
+        raise UsageError(
+            f"{long:,} of {len(questions.passages):,} passages of the training rows are longer than the {context:,} "
+            f"tokens that the server reads (the longest has {len(questions.longest.whole):,}, and one new token is "
+            f"asked for): give --max-length {context - 2} or less"
+        )
+
+
+def _compare_with_local(name: str, probes: Sequence[Probe]) -> float:
+    """Return the mean difference in nats a token between a server and a local checkpoint.
+
+    Raises:
+        UsageError: it is that of two models, or of two readings.
+    """
+    model = load_language_model(find_checkpoint(name)).float().eval()
+    differences = []
+    for probe in probes:
+        ids = torch.tensor([probe.prompt.ids])
+        with torch.no_grad():
+            signals = forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, CaptureSpec(), None)
+            assert signals.head is not None, "a causal model has a vocabulary"
+            logs = signals.head.logits(signals.features[0]).float().log_softmax(dim=-1)
+        differences.append(difference_from(probe.top, logs.numpy()))
+    difference = sum(differences) / len(differences)
+    if difference > MOST_NATS_LOCAL:
+        raise UsageError(
+            f"the server's log-probabilities differ from those of {name!r} by {difference:.3f} nats a token on three "
+            f"training rows (accepted: {MOST_NATS_LOCAL}): it has another model, temperature or template"
+        )
+    return difference
+
+
+@dataclass(frozen=True)
+class AskedTeacher:
+    """A served teacher whose answers about all training rows are kept, and the facts of it for the record."""
+
+    teacher: ServedTeacher
+    facts: dict[str, object]
+
+
+def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) -> AskedTeacher:
+    """Ask about all training rows that no answer is kept of, once for all epochs, seeds and arms.
+
+    Raises:
+        UsageError: the server does not know the model or the key.
+        RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
+    """
+    reader, questions = source.tokens.reader, source.questions
+    if accelerator.is_main_process:
+        for note in source.notes:
+            observer.announce(note)
+        with reader, FileLock(f"{reader.file}.lock"):  # runs beside this one wait, and then find its answers
+            missing = reader.missing(source.prompts)
+            observer.announce(
+                f"asking {reader.model} about {missing:,} of {len(questions.passages):,} passages of "
+                f"{questions.rows:,} training rows ({questions.tokens:,} tokens); answers are kept in {reader.file}"
+            )
+            reader.read_all(source.prompts, observer.progress(f"asking {reader.model}"))
+    accelerator.wait_for_everyone()
+    teacher = ServedTeacher(source.tokens, accelerator.device)
+    if not accelerator.is_main_process:
+        return AskedTeacher(teacher, {})
+    found = measure_reading(source.tokens, questions.passages)
+    observer.announce(_reading(found, reader.top))
+    facts = {**reader.record(), "passages": len(questions.passages), "tokens": questions.tokens, **source.facts}
+    return AskedTeacher(teacher, facts | asdict(found))
+
+
+def with_heard(opened: OpenedRun, source: ServedSource) -> OpenedRun:
+    """Mark the positions of the training rows at which the server says nothing, which are not compared."""
+    form, encoded = source.tokens.reader.form, opened.texts.train
+    assert form is not None, "the form of request is found first"
+    if form.as_ids:
+        return opened
+    heard = [[0] * len(ids) for ids in encoded.columns["input_ids"]]
+    for row, passage in split_passages(encoded):
+        said = source.tokens.targets(passage).heard
+        heard[row][passage.start : passage.start + len(said)] = said.astype(int).tolist()
+    train = replace(encoded, columns=encoded.columns | {HEARD: heard}, pad=encoded.pad | {HEARD: 0})
+    return replace(opened, texts=replace(opened.texts, train=train))
+
+
+def _reading(found: ReadingFacts, top: int) -> str:
+    """Describe what a server named: how much is in the rest, and how likely it finds the rows."""
+    parts = [f"the likeliest {top} tokens of {found.heard:,} positions hold {100 * (1 - found.rest):.2f} %"]
+    if found.heard < found.positions:
+        parts.append(f"{found.positions - found.heard:,} more are left out, as the server divides the text elsewhere")
+    if found.unmapped:
+        parts.append(f"{100 * found.unmapped:.2f} % more are of entries that the student lacks")
+    if found.nll is not None:
+        parts.append(f"{found.nll:.3f} nats a token of the training text")
+    return "; ".join(parts)
+
+
+def _entries(opened: OpenedRun) -> int:
+    """Number of entries of the student's vocabulary."""
+    return int(opened.run.student_config(opened.tokenizer).get_text_config().vocab_size)

@@ -1,0 +1,189 @@
+"""A teacher behind an API trains like the same teacher here; what a server cannot do is refused before training."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kdalign.distillation import teacher_source
+from kdalign.models.token_targets import TopTokens, top_tokens
+from kdalign.teachers.computed import ComputedTeacher
+from support.logprob_server import logprob_server
+from support.served_setting import losses, save_pair
+from support.tiny import one_line
+
+TRAINING = ("--max-steps", 4, "--batch-size", 4, "--max-length", 32, "--precision", "fp32", "--lr", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def serve(pair):
+    model = AutoModelForCausalLM.from_pretrained(pair / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(pair / "teacher")
+    return lambda **habits: logprob_server(model, tokenizer, **habits)
+
+
+def words(pair, server, *more, out="served"):
+    served = ("--teacher", "openai:tiny", "--base-url", server.url, "--top-logprobs", 8)
+    rest = ("--student", pair / "student", "--task", "lm", "--data", pair / "texts", *TRAINING, "--out", out)
+    return ("distill", *served, *rest, *more)
+
+
+class Reduced(ComputedTeacher):
+    """The teacher that is loaded, reduced to its 8 likeliest tokens and the rest."""
+
+    def __call__(self, batch, wanted):
+        signals = super().__call__(batch, wanted)
+        everywhere = batch.real >= 0
+        flat = top_tokens(signals.tokens.select(everywhere), 8, (1.0,), 512)
+        shape = batch.real.shape
+        logs = {1.0: flat.logs[1.0].view(*shape, -1)}
+        signals.tokens = TopTokens(flat.entries.view(*shape, -1), logs, flat.vocabulary)
+        return signals
+
+
+@pytest.fixture
+def local(kdalign, pair, monkeypatch):
+    """The losses of the loaded teacher, reduced."""
+    monkeypatch.setattr(teacher_source, "ComputedTeacher", Reduced)
+    rest = ("--student", pair / "student", "--task", "lm", "--data", pair / "texts", *TRAINING, "--out", "local")
+    status, _, err = kdalign("distill", "--teacher", pair / "teacher", "--beta", 0, *rest)
+    assert status == 0, err
+    return losses(Path("local"))
+
+
+@pytest.mark.parametrize("habits", [{"protocols": ("prompt_logprobs",)}, {"protocols": ("echo",)}])
+def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp_path, pair, serve, local, habits):
+    with serve(**habits) as server:
+        status, _, err = kdalign(*words(pair, server))
+        assert status == 0, err
+    assert losses(tmp_path / "served") == pytest.approx(local, abs=1e-5)
+    record = json.loads((tmp_path / "served" / "record.json").read_text())
+    facts = record["training"]["served_teacher"]
+    assert (facts["model"], facts["url"], facts["answered_by"], facts["top_k"]) == ("tiny", server.url, ["tiny-1"], 8)
+    assert 0 < facts["rest"] < 1
+
+
+def test_a_prompt_as_text_gives_the_same_up_to_the_tokens_that_have_no_text(kdalign, tmp_path, pair, serve, local):
+    with serve(takes_ids=False) as server:
+        status, _, err = kdalign(*words(pair, server))
+        assert status == 0, err
+    assert "echo of prompts as text" in err
+    assert losses(tmp_path / "served") == pytest.approx(local, abs=2e-3)
+
+
+def test_a_server_that_begins_each_text_itself_says_nothing_of_what_begins_in_the_middle(kdalign, pair, serve):
+    with serve(takes_ids=False, start=1, hides_start=True) as server:
+        status, _, err = kdalign(*words(pair, server))
+        assert status == 0, err
+    assert "echo of prompts as text, begun by the server" in err
+    assert "more are left out, as the server divides the text elsewhere" in err
+
+
+def test_a_stopped_reading_is_paid_for_once_and_gives_the_same_losses(kdalign, tmp_path, pair, serve, local):
+    with serve(dies_after=20) as server:
+        status, _, err = kdalign(*words(pair, server, "--set", "served.retries=0"))
+        assert (status, "answers are kept" in err.splitlines()[-1]) == (1, True), err
+        server.habits.dies_after = None
+        status, _, err = kdalign(*words(pair, server, "--resume", "--set", "served.retries=0"))
+        assert status == 0, err
+        first = len(server.habits.asked)
+        assert losses(tmp_path / "served") == pytest.approx(local, abs=1e-5)
+        status, _, err = kdalign(*words(pair, server, "--seed", 1, out="second"))
+        assert (status, "the server is not asked" in err, len(server.habits.asked)) == (0, True, first), err
+
+
+def test_a_spent_budget_says_what_is_kept_and_a_larger_one_goes_on(kdalign, pair, serve):
+    with serve() as server:
+        status, _, err = kdalign(*words(pair, server, "--max-requests", 12))
+        assert (status, "run the same command with a larger budget to resume" in err) == (1, True), err
+        status, _, err = kdalign(*words(pair, server, "--max-requests", 60, "--resume"))
+        assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("habits", "more", "said"),
+    [
+        ({"protocols": ()}, (), "returns no log-probabilities of a prompt"),
+        ({"protocols": ()}, (), "`kdalign generate --teacher openai:tiny --base-url"),
+        ({"late": 1}, (), "one token late"),
+        ({"noise": 0.05}, (), "two answers differ by"),
+        ({"temperature": 100.0}, (), "chance among"),
+        ({"context": 20}, (), "are longer than the 20 tokens that the server reads"),
+        ({"temperature": 2.0}, ("--check-teacher", "teacher"), "another model, temperature or template"),
+    ],
+)
+def test_what_a_server_does_otherwise_than_training_is_refused_before_anything_is_written(
+    kdalign, tmp_path, pair, serve, habits, more, said
+):
+    more = [pair / "teacher" if word == "teacher" else word for word in more]
+    with serve(**habits) as server:
+        status, _, err = kdalign(*words(pair, server, *more))
+    assert (status, said in err.splitlines()[-1]) == (2, True), err
+    assert not (tmp_path / "served").exists()
+
+
+def test_the_numbers_of_a_local_copy_are_compared(kdalign, tmp_path, pair, serve):
+    with serve() as server:
+        status, _, err = kdalign(*words(pair, server, "--check-teacher", pair / "teacher"))
+        assert status == 0, err
+    record = json.loads((tmp_path / "served" / "record.json").read_text())
+    assert record["training"]["served_teacher"]["local_nats"] < 1e-5
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(kdalign, pair, serve):
+    with serve() as server:
+        given = [word if word != "openai:tiny" else "openai:tinny" for word in words(pair, server)]
+        status, _, err = kdalign(*given)
+    assert (status, "it has no model 'tinny'; did you mean 'tiny'?" in err) == (2, True), err
+
+
+def test_a_dry_run_sends_nothing_and_says_what_would_be_asked(kdalign, tmp_path, pair, serve):
+    with serve() as server:
+        status, out, err = kdalign(*words(pair, server, "--dry-run"))
+        assert (status, server.habits.asked) == (0, []), err
+    assert "openai:tiny at http:" in out
+    assert "requests at most: 35 passages of" in " ".join(out.split())
+    assert not (tmp_path / "served").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--task", "lm"], "give its address, --base-url"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--on-policy", "0.5"], "--on-policy asks the teacher"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--cache", "auto"], "--cache is for a teacher whose"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--beta", "1"], "objective.beta compares layers"),
+        (
+            ["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--temperature", "2"],
+            "term 'soft' is at temperature",
+        ),
+        (["--base-url", "http://127.0.0.1:9/v1", "--task", "sst2"], "cannot teach task 'sst2'"),
+        (["--base-url", "http://me:pw@127.0.0.1:9/v1", "--task", "lm"], "takes no name or password"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--student", "layers=1"], "cut out of the teacher's"),
+    ],
+)
+def test_what_no_server_can_teach_is_one_line(kdalign, tmp_path, pair, data, words, said):
+    folder = data if "sst2" in words else pair / "texts"
+    student = () if "--student" in words else ("--student", pair / "student")
+    given = ["--teacher", "openai:tiny", *words, *student, "--data", folder, "--max-length", 32, "--out", "served"]
+    status, _, err = kdalign("distill", *given)
+    assert (status, said in one_line(err)) == (2, True), err
+    assert not (tmp_path / "served").exists()
+
+
+def test_a_server_that_is_not_there_is_named(kdalign, tmp_path, pair):
+    gone = type("Gone", (), {"url": "http://127.0.0.1:9/v1"})
+    status, _, err = kdalign(*words(pair, gone, "--set", "served.retries=0"))
+    assert (status, "no answer from the server at http://127.0.0.1:9/v1" in one_line(err)) == (1, True), err
