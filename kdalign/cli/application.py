@@ -11,7 +11,19 @@ from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.files import check_name
 from kdalign.registry import Trust, trusting
 
-ORDER = ("demo", "profile", "map-layers", "distill", "eval", "compare", "ablate", "inspect", "card", "recipe")
+ORDER = (
+    "demo",
+    "profile",
+    "map-layers",
+    "generate",
+    "distill",
+    "eval",
+    "compare",
+    "ablate",
+    "inspect",
+    "card",
+    "recipe",
+)
 """Commands in the order of use."""
 
 

@@ -21,6 +21,7 @@ from kdalign.distillation.checks import (
     needs_finetuning,
 )
 from kdalign.distillation.run_folders import default_name
+from kdalign.distillation.sequence_level.folder import generation_fingerprint
 from kdalign.distillation.served_checks import check_served_teacher, check_served_terms
 from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder
@@ -105,8 +106,11 @@ class PreparedRun:
         if self.splits.unlabelled is not None:
             splits["unlabelled"] = self.splits.unlabelled.examples
         models = {"teacher": self.teacher, "student": self.student.checkpoint, "augmenting": self.augmenting}
-        return {name: examples.fingerprint() for name, examples in splits.items()} | {
-            role: checkpoint.hash for role, checkpoint in models.items() if checkpoint is not None
+        generated = generation_fingerprint(self.task.source.folder)
+        return {
+            **{name: examples.fingerprint() for name, examples in splits.items()},
+            **{role: checkpoint.hash for role, checkpoint in models.items() if checkpoint is not None},
+            **({} if generated is None else {"generation": generated}),
         }
 
     def student_config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

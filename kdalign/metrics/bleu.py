@@ -36,6 +36,18 @@ def ngram_counts(name: str, predictions: Sequence[str], references: References, 
     return Counts(rows, value, f"sacreBLEU {scorer.get_signature()}{how}")
 
 
+def sentence_bleu(predictions: Sequence[str], references: References, language: str) -> list[float]:
+    """Compute each text's own BLEU in per cent, of n-grams as long as the text has any (effective order)."""
+    scorer = bleu_of(language)
+    scorer.effective_order = True
+    if scorer.tokenizer_signature == "intl":
+        predictions, references = map_texts(space_letters, predictions, references)
+    return [
+        float(scorer.sentence_score(text, list(known)).score)
+        for text, known in zip(predictions, references, strict=True)
+    ]
+
+
 def ter_counts(predictions: Sequence[str], references: References, language: str) -> Counts:
     """Count edits for TER (Snover et al. 2006) as sacreBLEU does: the fewest over the mean reference length."""
     from sacrebleu.metrics.ter import TER

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdalign.errors import UsageError, library_errors, shorten
 from kdalign.metrics.arrays import Array
-from kdalign.metrics.bleu import bleu_of, ngram_counts, ter_counts
+from kdalign.metrics.bleu import bleu_of, ngram_counts, sentence_bleu, ter_counts
 from kdalign.metrics.classification import Score
 from kdalign.metrics.counts import Counts, References, map_texts, mean_counts, per_cent
 from kdalign.metrics.error_rates import edit_counts
@@ -152,6 +152,31 @@ def score_texts(
         if counts.resampled:
             each[metric.name] = np.array([counts.value(row) for row in counts.rows])
     return scores, each
+
+
+TEXT_BY_TEXT = tuple(name for name in TEXT_METRICS if not name.startswith("distinct"))
+"""Metrics of a text by itself; distinct n-grams are counted over a corpus."""
+
+
+def score_each(name: str, predictions: Sequence[str], references: References, language: str = "") -> Array:
+    """Score each text by itself against its references, in the metric's unit; texts are compared in Unicode's form NFC.
+
+    Args:
+        name: one of ``TEXT_BY_TEXT``.
+        predictions: one text an example; there may be none.
+        references: one or more texts an example.
+        language: code of the texts' language, as in ``score_texts``.
+
+    Returns:
+        (examples,): NaN where a value is undefined.
+    """
+    if not predictions:
+        return np.zeros(0)
+    texts, known = map_texts(partial(unicodedata.normalize, "NFC"), predictions, references)
+    if name == "bleu":
+        return np.array(sentence_bleu(texts, known, language))
+    counts = TEXT_METRICS[name].count(texts, known, language)
+    return np.array([counts.value(row) for row in counts.rows])
 
 
 def check_words(names: Sequence[str], language: str) -> None:

@@ -256,14 +256,31 @@ def load_texts(task: LanguageTask, split: str) -> Examples:
     Raises:
         UsageError: no such split or column, no document with a word in it, or half a pair.
     """
+    where = f"{task.source}, split {split!r}"
+    return texts_of(task, split, text_columns(task, load_table(task.source, split, text_files=True), where))
+
+
+def text_columns(task: LanguageTask, table: "pd.DataFrame", where: str) -> "pd.DataFrame":
+    """Return a table with the columns of a task's texts: those of objects in a column ``translation`` for pairs.
+
+    Args:
+        task: task of the texts.
+        table: table as it is in the data.
+        where: its source, for error lines.
+
+    Raises:
+        UsageError: a row of the column ``translation`` is no object.
+    """
     import pandas as pd
 
-    table = load_table(task.source, split, text_files=True)
+    if not task.pairs or "translation" not in table.columns or set(task.columns) <= set(table.columns):
+        return table
+    return pd.DataFrame([_object(value, row, where) for row, value in enumerate(table["translation"])], dtype=object)
+
+
+def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
+    """Read and check the texts of a split's table, which has their columns, as ``load_texts`` does."""
     where = f"{task.source}, split {split!r}"
-    if task.pairs and "translation" in table.columns and not set(task.columns) <= set(table.columns):
-        table = pd.DataFrame(
-            [_object(value, row, where) for row, value in enumerate(table["translation"])], dtype=object
-        )
     if not len(table):
         raise UsageError(f"{where} has no rows")
     for column in task.columns:

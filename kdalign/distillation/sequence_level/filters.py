@@ -1,0 +1,202 @@
+"""Filter generated answers: by metrics against the reference, lengths and ends; the best of several; no duplicates."""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdalign.data.tasks.columns import is_blank
+from kdalign.errors import UsageError, unknown
+from kdalign.metrics.arrays import Array
+from kdalign.metrics.text import TEXT_BY_TEXT, TEXT_METRICS, score_each
+from kdalign.metrics.words import UnicodeWords
+
+ENDED, ANY_END = "ended", "any-end"
+LENGTHS = ("words", "characters", "ratio", "source_ratio")
+"""Measures without a metric: of the answer, and its words over those of the reference or of the source."""
+NAMES = (*TEXT_BY_TEXT, *LENGTHS)
+_SIGNS: Mapping[str, Callable[[float, float], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_FORM = re.compile(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that may be kept.
+
+    Attributes:
+        row: number of the row that it answers.
+        draw: number of the sample.
+        prompt: what tells prompts apart.
+        source: text that was answered.
+        references: correct answers in the row.
+        text: the answer.
+        ended: False if its tokens ran out; None if that is not known.
+    """
+
+    row: int
+    draw: int
+    prompt: str
+    source: str
+    references: tuple[str, ...]
+    text: str
+    ended: bool | None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A bound on a measure of answers, such as ``rougeL>=30``."""
+
+    name: str
+    sign: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.sign}{self.bound:g}"
+
+    def passes(self, candidates: Sequence[Candidate], language: str) -> list[bool]:
+        """Return for each candidate whether its measure is within the bound; an undefined measure is not."""
+        values = measure(self.name, candidates, language).tolist()
+        return [bool(_SIGNS[self.sign](value, self.bound)) for value in values]
+
+
+def parse_filters(expressions: Sequence[str]) -> tuple[tuple[Filter, ...], bool]:
+    """Parse expressions of ``--keep``.
+
+    Returns:
+        The filters, and whether only answers that ended are kept.
+
+    Raises:
+        UsageError: an expression of another form, an unknown name, or two that exclude each other.
+    """
+    words = [expression.strip() for expression in expressions]
+    if ENDED in words and ANY_END in words:
+        raise UsageError(f"--keep {ENDED} and --keep {ANY_END} exclude each other: give one")
+    filters = tuple(_parse(word) for word in words if word not in (ENDED, ANY_END))
+    twice = next((one for number, one in enumerate(filters) if one in filters[:number]), None)
+    if twice is not None:
+        raise UsageError(f"--keep {twice} is given twice")
+    return filters, ANY_END not in words
+
+
+def _parse(word: str) -> Filter:
+    found = _FORM.fullmatch(word)
+    if found is None:
+        name = re.split(r"[<>=!~\s]", word, maxsplit=1)[0]
+        if name not in NAMES:
+            raise unknown("name in --keep:", name, (*NAMES, ENDED, ANY_END))
+        raise UsageError(f"--keep {word!r}: give NAME>=NUMBER, or <=, > or <, such as {name}>=30")
+    name, sign, text = found.groups()
+    if name not in NAMES:
+        raise unknown("name in --keep:", name, (*NAMES, ENDED, ANY_END))
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise UsageError(f"--keep {word!r}: {text!r} is not a number")
+    return Filter(name, sign, bound)
+
+
+def check_best_of(name: str) -> None:
+    """Refuse an unknown metric by which the best answer of a prompt is chosen."""
+    if name not in TEXT_BY_TEXT:
+        raise unknown("--best-of", name, TEXT_BY_TEXT)
+
+
+def measure(name: str, candidates: Sequence[Candidate], language: str) -> Array:
+    """Measure each candidate: a metric in its unit, or a length (``LENGTHS``).
+
+    A ratio is of words: the answer's over the longest reference's, or over the source's. Words are runs of letters and
+    digits; in scripts without spaces, letters.
+    """
+    texts = [candidate.text for candidate in candidates]
+    if name in TEXT_METRICS:
+        return score_each(name, texts, [candidate.references for candidate in candidates], language)
+    if name == "characters":
+        return np.array([float(len(text)) for text in texts])
+    divide = UnicodeWords(language).tokenize
+    words = np.array([float(len(divide(text))) for text in texts])
+    if name == "words":
+        return words
+    over = [
+        max(len(divide(known)) for known in (one.references if name == "ratio" else (one.source,)))
+        for one in candidates
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: Array = words / np.array(over, dtype=float)
+    return ratios
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Answers that are kept, and why others were not.
+
+    Attributes:
+        kept: kept answers, in the order of their rows and draws.
+        dropped: for each reason in the order of use, the answers that it dropped and earlier ones had left.
+        unknown_ends: kept answers of which it is not known whether they ended.
+    """
+
+    kept: tuple[Candidate, ...]
+    dropped: tuple[tuple[str, int], ...]
+    unknown_ends: int
+
+
+def select_answers(
+    candidates: Sequence[Candidate], keep: Sequence[str] = (), best_of: str | None = None, language: str = ""
+) -> Selection:
+    """Select answers: not empty, ended, within every bound, the best of their prompt, and none twice.
+
+    Duplicates are answers with the same prompt and the same text; of those that pass, the first is kept.
+
+    Args:
+        candidates: answers in the order of their rows and draws.
+        keep: expressions of ``--keep``.
+        best_of: metric by which the best answer of each row is kept alone; all if None.
+        language: code of the answers' language, for metrics.
+
+    Raises:
+        UsageError: an expression that is not accepted.
+    """
+    filters, ended = parse_filters(keep)
+    dropped: list[tuple[str, int]] = []
+    left = list(candidates)
+
+    def drop(reason: str, passes: Sequence[bool]) -> None:
+        nonlocal left
+        kept = [one for one, passed in zip(left, passes, strict=True) if passed]
+        dropped.append((reason, len(left) - len(kept)))
+        left = kept
+
+    drop("empty", [not is_blank(one.text) for one in left])
+    if ended:
+        drop("not ended", [one.ended is not False for one in left])
+    for each in filters:
+        drop(f"not {each}", each.passes(left, language))
+    if best_of is not None:
+        drop(f"not the best by {best_of}", _best(left, best_of, language))
+    first: dict[tuple[str, str], int] = {}
+    for number, one in enumerate(left):
+        first.setdefault((one.prompt, one.text), number)
+    drop("duplicate", [first[one.prompt, one.text] == number for number, one in enumerate(left)])
+    return Selection(tuple(left), tuple(dropped), sum(one.ended is None for one in left))
+
+
+def _best(candidates: Sequence[Candidate], name: str, language: str) -> list[bool]:
+    """Mark the best answer of each row; of equal ones, the first. One whose score is undefined is the worst."""
+    scores = measure(name, candidates, language)
+    scores = np.nan_to_num(scores if TEXT_METRICS[name].higher_is_better else -scores, nan=-np.inf)
+    best: dict[int, int] = {}
+    for number, one in enumerate(candidates):
+        if one.row not in best or scores[number] > scores[best[one.row]]:
+            best[one.row] = number
+    return [best[one.row] == number for number, one in enumerate(candidates)]

@@ -1,0 +1,268 @@
+"""The output folder of generated data: who claims it, answers as they arrive, splits, and the record written last.
+
+::
+
+    OUT/  train.jsonl|parquet     the training split with the teacher's answers
+          validation.* test.* ... the other splits, as they are in the data
+          generation.json         the record; its presence means that the folder is complete
+          generation/             command.json   what is generated here
+                                  answers.jsonl  a local teacher's answers, dropped ones included
+                                  served.jsonl   a server's answers
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdalign.data.split_files import available_splits, split_files
+from kdalign.data.tables import TEXT_FORMATS, file_format
+from kdalign.data.tasks import LanguageTask
+from kdalign.data.tasks.loading import load_table
+from kdalign.distillation.sequence_level.rows import reported_splits
+from kdalign.errors import TamperedRun, UsageError, shorten
+from kdalign.files import append_text, atomic_file, check_links, check_writable, read_json, sha256, write_json, writing
+from kdalign.runs.locks import LOCK
+
+RECORD = "generation.json"
+WORK = "generation"
+COMMAND, ANSWERS = "command.json", "answers.jsonl"
+OF_SELECTION = ("keep", "best_of")
+"""Settings that decide which answers are kept, and not what is answered."""
+
+
+def prompt_key(prompt: str) -> str:
+    """Return what tells prompts apart in files: the first digits of a text's SHA-256."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """A teacher's answer to a prompt.
+
+    Attributes:
+        prompt: key of the prompt.
+        draw: number of the sample.
+        text: the answer.
+        ended: False if its tokens ran out; None if a server does not say.
+        cut: True if the prompt was too long and lost a part.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the answer.
+    """
+
+    prompt: str
+    draw: int
+    text: str
+    ended: bool | None = True
+    cut: bool = False
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Prompt and number of the sample."""
+        return self.prompt, self.draw
+
+
+class GenerationFolder:
+    """A folder of generated data; nothing is written before ``begin``.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.work = path / WORK
+        self.record, self.answers, self.command = path / RECORD, self.work / ANSWERS, self.work / COMMAND
+
+    def claim(self, command: Mapping[str, Any], overwrite: bool, shown: str) -> None:
+        """Refuse a folder that holds something else than what the command began; nothing is changed.
+
+        Args:
+            command: what is to be generated, by name.
+            overwrite: True to replace what another command generated.
+            shown: the command line, for the error's remedy.
+
+        Raises:
+            UsageError: what the folder holds, and what can be done.
+        """
+        check_writable(self.path)
+        if not self.path.is_dir() or all(file.name == LOCK for file in self.path.iterdir()):
+            return
+        check_links(self.path)
+        if not self.command.is_file():
+            raise UsageError(f"{str(self.path)!r} is not empty and holds no generated data; choose another --out")
+        difference = _difference(self._begun(), command)
+        if difference and not overwrite:
+            raise UsageError(
+                f"{str(self.path)!r} holds data of another command ({difference}): give --overwrite or another --out"
+            )
+        if not overwrite and self.record.is_file():
+            self.check_files(self.read_record(), f"generate it again by: {shown} --overwrite")
+
+    def begin(self, command: Mapping[str, Any]) -> None:
+        """Write the command, and remove an earlier one's files; answers stay if only their selection differs.
+
+        The rest of a line that was being written when a process was killed is cut off.
+
+        Raises:
+            UsageError: the folder's files cannot be read.
+            Unwritten: a file cannot be written.
+        """
+        if self.command.is_file():
+            before = self._begun()
+            if before == command:
+                self._cut_unfinished_line()
+                return
+            with writing(self.path):
+                self.record.unlink(missing_ok=True)
+                for name in before.get("files", ()):
+                    (self.path / Path(str(name)).name).unlink(missing_ok=True)
+                if _answering(before) != _answering(command):  # what a server was paid for is kept
+                    self.answers.unlink(missing_ok=True)
+        with writing(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        self._cut_unfinished_line()
+        write_json(self.command, command)
+
+    def _cut_unfinished_line(self) -> None:
+        if self.answers.is_file():
+            data = self.answers.read_bytes()
+            with writing(self.answers):
+                os.truncate(self.answers, data.rfind(b"\n") + 1)
+
+    def _begun(self) -> dict[str, Any]:
+        tree = read_json(self.command)
+        if not isinstance(tree, dict):
+            raise UsageError(f"{str(self.command)!r} holds no command of kdalign's; choose another --out")
+        return tree
+
+    def read_record(self) -> dict[str, Any]:
+        """Read the record.
+
+        Raises:
+            UsageError: it is none.
+        """
+        tree = read_json(self.record)
+        if not isinstance(tree, dict) or not isinstance(tree.get("files"), dict):
+            raise UsageError(f"{str(self.record)!r} is no record of generated data")
+        return tree
+
+    def check_files(self, record: Mapping[str, Any], mend: str) -> None:
+        """Refuse a folder whose files are not as they were written.
+
+        Raises:
+            TamperedRun: the first that is missing or changed.
+        """
+        for name, digest in record["files"].items():
+            file = self.path / Path(name).name
+            if not file.is_file() or sha256(file) != digest:
+                state = "is missing" if not file.is_file() else "was changed after it was written"
+                raise TamperedRun(f"{str(file)!r} {state}: {mend}")
+
+    def read_answers(self) -> list[GeneratedAnswer]:
+        """Read the answers so far, but for a line that was being written when a process was killed.
+
+        Raises:
+            UsageError: a line is no answer.
+        """
+        if not self.answers.is_file():
+            return []
+        data = self.answers.read_bytes()
+        found = []
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+            try:
+                found.append(GeneratedAnswer(**json.loads(line)))
+            except (ValueError, TypeError):
+                raise UsageError(
+                    f"{str(self.answers)!r}, line {number}: {shorten(repr(line), 80)} is no answer: remove that line, "
+                    "and run the same command again"
+                ) from None
+        return found
+
+    def append(self, answers: Iterable[GeneratedAnswer]) -> None:
+        """Append answers, each on a line of its own.
+
+        Raises:
+            Unwritten: the file cannot be written.
+        """
+        lines = [json.dumps(asdict(answer), ensure_ascii=True) + "\n" for answer in answers]
+        append_text(self.answers, "".join(lines))
+
+    def write_train(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the training split: as parquet or jsonl, by the file's name."""
+        import pandas as pd
+
+        with atomic_file(self.path / name) as temporary:
+            if file_format(Path(name)) == "parquet":
+                pd.DataFrame(list(rows)).to_parquet(temporary, index=False)
+            else:
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+                temporary.write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
+
+    def copy_splits(self, task: LanguageTask, names: Iterable[str]) -> None:
+        """Copy the splits other than train as they are; those of a hub data set are written as parquet."""
+        files = {file.name: file for file in other_files(task)}
+        for name in names:
+            with atomic_file(self.path / name) as temporary:
+                if task.source.folder is not None:
+                    shutil.copyfile(files[name], temporary)
+                else:
+                    load_table(task.source, Path(name).stem).to_parquet(temporary, index=False)
+
+    def finish(self, record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """Write the record with the hashes of the folder's splits and of all that made them, and return it."""
+        files = {name: sha256(self.path / name) for name in names}
+        content = json.dumps([self._begun(), files], sort_keys=True)
+        whole = {**record, "files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
+        write_json(self.record, whole)
+        return whole
+
+
+def _answering(command: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a command that decide what is answered."""
+    return {name: value for name, value in command.items() if name not in (*OF_SELECTION, "files")}
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say the first part in which two commands differ; empty if none does."""
+    for name in dict.fromkeys((*now, *before)):
+        if before.get(name) != now.get(name):
+            there, here = (shorten(str(side.get(name)), 80) for side in (before, now))
+            return f"{name} is {there} there, {here} here"
+    return ""
+
+
+def train_file(task: LanguageTask) -> str:
+    """Return the name of the file in which the training split is written: parquet if the data are, else jsonl."""
+    folder = task.source.folder
+    is_parquet = folder is None or file_format(split_files(folder, task.train, TEXT_FORMATS)[0]) == "parquet"
+    return f"{task.train}.{'parquet' if is_parquet else 'jsonl'}"
+
+
+def other_files(task: LanguageTask) -> list[Path]:
+    """List the files of the splits other than train; of a hub data set, the names that they are written under."""
+    folder = task.source.folder
+    if folder is None:
+        return [Path(f"{split}.parquet") for split in reported_splits(task) if split != task.train]
+    train = set(split_files(folder, task.train, TEXT_FORMATS))
+    files = [
+        file for split in available_splits(folder, TEXT_FORMATS) for file in split_files(folder, split, TEXT_FORMATS)
+    ]
+    return [file for file in dict.fromkeys(files) if file not in train]
+
+
+def generation_fingerprint(folder: Path | None) -> str | None:
+    """Return the fingerprint of a folder of generated data, by its record; None for other folders."""
+    if folder is None or not (folder / RECORD).is_file():
+        return None
+    with suppress(UsageError):
+        found = GenerationFolder(folder).read_record().get("fingerprint")
+        return found if isinstance(found, str) else None
+    return None

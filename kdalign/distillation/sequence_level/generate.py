@@ -1,0 +1,305 @@
+"""Generate sequence-level distillation data: prepare, answer, filter, write."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdalign.data.tasks import find_task
+from kdalign.data.tasks.loading import split_exists
+from kdalign.distillation.sequence_level.filters import Candidate, Selection, select_answers
+from kdalign.distillation.sequence_level.folder import (
+    GeneratedAnswer,
+    GenerationFolder,
+    other_files,
+    prompt_key,
+    train_file,
+)
+from kdalign.distillation.sequence_level.rows import (
+    Row,
+    TrainRows,
+    check_task,
+    read_train,
+    reported_splits,
+    rows_in_split,
+    sources_of,
+)
+from kdalign.distillation.sequence_level.settings import GenerateSettings
+from kdalign.distillation.sequence_level.teachers import AnsweringTeacher, describe_decoding, find_teacher
+from kdalign.environment import world_size
+from kdalign.errors import Interrupted, RunError, UsageError
+from kdalign.files import is_utf8
+from kdalign.metrics.text import check_words
+from kdalign.observer import NullObserver, Observer
+from kdalign.runs.locks import exclusive
+from kdalign.version import __version__
+
+SHOWN_PROMPTS = 3
+DECODING = (
+    *("beams", "samples", "temperature", "top_p", "seed", "new_tokens", "max_length"),
+    *("precision", "batch_size", "chat"),
+)
+"""Parts of a command that say how tokens are chosen."""
+
+
+@dataclass(frozen=True)
+class PreparedGeneration:
+    """Data that can be generated: everything is checked, and nothing is loaded or written.
+
+    Attributes:
+        settings: every choice.
+        teacher: who answers.
+        train: rows to answer.
+        reported: fingerprints of the splits that scores are reported on.
+        folder: folder of the data.
+    """
+
+    settings: GenerateSettings
+    teacher: AnsweringTeacher
+    train: TrainRows
+    reported: dict[str, str]
+    folder: GenerationFolder
+
+    @property
+    def language(self) -> str:
+        """Language of the answers, for metrics; empty if unknown."""
+        return self.settings.language or self.train.task.language
+
+    @cached_property
+    def prompts(self) -> list[Row]:
+        """The first row of each different prompt."""
+        first: dict[str, Row] = {}
+        for row in self.train.rows:
+            first.setdefault(row.prompt, row)
+        return list(first.values())
+
+    @cached_property
+    def wanted(self) -> list[tuple[Row, int]]:
+        """Each different prompt with each number of a sample."""
+        return [(row, draw) for row in self.prompts for draw in range(self.settings.samples)]
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Names of the files of splits, train's first."""
+        return [train_file(self.train.task), *(file.name for file in other_files(self.train.task))]
+
+    @cached_property
+    def command(self) -> dict[str, Any]:
+        """All that decides the folder's content, by name."""
+        settings = self.settings
+        local = {} if settings.served else {"precision": settings.precision, "batch_size": settings.batch_size}
+        return {
+            **self.teacher.identity,
+            "task": settings.task,
+            "data": str(self.train.task.source),
+            "train": self.train.fingerprint,
+            "reported": self.reported,
+            "beams": settings.beams,
+            "samples": settings.samples,
+            "temperature": settings.heat,
+            "top_p": settings.top_p,
+            "seed": settings.seed if settings.heat else None,
+            "new_tokens": settings.new_tokens,
+            "max_length": settings.max_length,
+            **local,
+            "keep": list(settings.keep),
+            "best_of": settings.best_of,
+            "language": self.language,
+            "files": self.files,
+        }
+
+    @property
+    def complete(self) -> bool:
+        """True if the folder holds all that the command makes."""
+        return self.folder.record.is_file()
+
+
+def prepare_generation(settings: GenerateSettings, *, overwrite: bool = False) -> PreparedGeneration:
+    """Check everything that can be checked without weights and without asking a server.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    if world_size() > 1:
+        raise UsageError("kdalign generate runs in one process: start it without torchrun")
+    task = check_task(find_task(settings.task, settings.folder, settings.dataset, settings.config), settings.task)
+    _check_out(settings, task.source.folder)
+    if not split_exists(task.source, task.train):
+        raise UsageError(f"{task.source} has no split {task.train!r}, whose prompts are answered")
+    teacher = find_teacher(settings, task)
+    if any(expression.startswith("bleu") for expression in (*settings.keep, settings.best_of or "")):
+        check_words(("bleu",), settings.language or task.language)
+    train, reported = read_train(task, settings.limit), {}
+    for split in reported_splits(task):
+        sources = sources_of(task, split)
+        reported[split] = prompt_key("\0".join(sources))
+        train = train.without(f"also in {split}", rows_in_split(train, sources))
+    if settings.served and task.kind == "chat" and any(row.conversation.tools for row in train.rows):
+        raise UsageError(f"{task.source}: conversations with tools are answered by local teachers alone")
+    if not train.rows:
+        raise UsageError(f"{task.source}: every row of {task.train!r} is also in a reported split")
+    prepared = PreparedGeneration(settings, teacher, train, reported, GenerationFolder(Path(settings.out)))
+    prepared.folder.claim(prepared.command, overwrite, settings.command)
+    return prepared
+
+
+def _check_out(settings: GenerateSettings, source: Path | None) -> None:
+    """Refuse to write into the data that are read, or over the teacher.
+
+    Raises:
+        UsageError: --out is such a folder.
+    """
+    out = Path(settings.out)
+    if not is_utf8(out):
+        raise UsageError(f"--out {settings.out!r} is not UTF-8, as names in records must be")
+    for option, given in (("--data", source), ("--teacher", None if settings.served else Path(settings.teacher))):
+        if given is not None and given.exists():
+            places = [(out.resolve(), given.resolve()), (out.absolute(), given.absolute())]
+            if any(here.is_relative_to(there) or there.is_relative_to(here) for here, there in places):
+                raise UsageError(
+                    f"--out {settings.out!r} and {option} {str(given)!r} are inside each other: give another --out"
+                )
+
+
+def generate(
+    settings: GenerateSettings, observer: Observer | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Let a teacher answer the prompts of a task's training split, and write a data folder to distill from.
+
+    The folder has the splits of the data, with the teacher's answers in place of train's. A command that was stopped
+    goes on where it was; a folder that is complete is left as it is.
+
+    Args:
+        settings: every choice (``GenerateSettings``).
+        observer: receives progress.
+        overwrite: replace what another command generated in the folder; its answers are used again where only their
+            selection differs.
+
+    Returns:
+        The record in ``generation.json``: teacher, data, decoding, filters with their counts, tokens and cost.
+
+    Raises:
+        UsageError: the settings cannot be carried out; nothing was written.
+        RunError: the teacher failed, or no answer is left.
+        Interrupted: Ctrl-C; the same command goes on.
+    """
+    observer, begun = observer or NullObserver(), time.perf_counter()
+    prepared = prepare_generation(settings, overwrite=overwrite)
+    with exclusive(prepared.folder.path) as warning:
+        if warning:
+            observer.announce(warning)
+        prepared.folder.claim(prepared.command, overwrite, settings.command)
+        if prepared.complete and not overwrite:
+            observer.announce(f"{settings.out} is complete already")
+            return prepared.folder.read_record()
+        for note in prepared.teacher.notes:
+            observer.announce(note)
+        prepared.folder.begin(prepared.command)
+        known = len(prepared.folder.read_answers())
+        answers = _answer(prepared, observer)
+        selection = _select(prepared, answers)
+        for note in _notes(selection, answers):
+            observer.announce(note)
+        _write(prepared, selection)
+        record = _record(prepared, answers, selection)
+        record |= {"known_before": known, "seconds": round(time.perf_counter() - begun, 1)}
+        return prepared.folder.finish(record, prepared.files)
+
+
+def _answer(prepared: PreparedGeneration, observer: Observer) -> list[GeneratedAnswer]:
+    """Return the answers to all prompts, in their order; those that come are kept one by one.
+
+    Raises:
+        Interrupted: Ctrl-C.
+    """
+    folder, wanted = prepared.folder, prepared.wanted
+    found = {answer.key: answer for answer in folder.read_answers()}
+    try:
+        for batch in prepared.teacher.answer(wanted, set(found), observer):
+            if not prepared.settings.served:  # whose answers are kept as they arrive
+                folder.append(batch)
+            found |= {answer.key: answer for answer in batch}
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped: the answers so far are kept in {folder.work}; to go on: {prepared.settings.command}", 2
+        ) from None
+    return [found[prompt_key(row.prompt), draw] for row, draw in wanted]
+
+
+def _select(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer]) -> Selection:
+    """Select the answers of each row.
+
+    Raises:
+        RunError: none is left.
+    """
+    by_key = {answer.key: answer for answer in answers}
+    spoken = prepared.train.task.kind == "chat"
+    candidates = [
+        Candidate(
+            row.number, one.draw, row.prompt, row.source if spoken else row.prompt, row.references, one.text, one.ended
+        )
+        for row in prepared.train.rows
+        for one in (by_key[prompt_key(row.prompt), draw] for draw in range(prepared.settings.samples))
+    ]
+    settings = prepared.settings
+    selection = select_answers(candidates, settings.keep, settings.best_of, prepared.language)
+    if not selection.kept:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in selection.dropped if count)
+        raise RunError(
+            f"none of {len(candidates):,} answers is left ({why}); they are kept in {prepared.folder.work}: the same "
+            "command with other --keep and --overwrite selects from them"
+        )
+    return selection
+
+
+def _notes(selection: Selection, answers: Sequence[GeneratedAnswer]) -> list[str]:
+    """Say what the counts of dropped answers do not show."""
+    notes = []
+    if selection.unknown_ends:
+        notes.append(f"the server does not say of {selection.unknown_ends:,} answers whether they ended: they are kept")
+    cut = sum(answer.cut for answer in answers)
+    if cut:
+        notes.append(f"{cut:,} of {len(answers):,} prompts were too long and lost a part")
+    return notes
+
+
+def _write(prepared: PreparedGeneration, selection: Selection) -> None:
+    """Write the splits."""
+    train, (name, *others) = prepared.train, prepared.files
+    rows = {row.number: row for row in train.rows}
+    prepared.folder.write_train(name, [train.with_answer(rows[one.row], one.text) for one in selection.kept])
+    prepared.folder.copy_splits(train.task, others)
+
+
+def _record(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], selection: Selection) -> dict[str, Any]:
+    """Return the record of the data, without hashes and times."""
+    settings, train, command = prepared.settings, prepared.train, prepared.command
+    return {
+        "kind": "generation",
+        "kdalign": __version__,
+        "teacher": {**prepared.teacher.identity, **prepared.teacher.record()},
+        "task": settings.task,
+        "data": {name: command[name] for name in ("data", "train", "reported")},
+        "decoding": {name: command[name] for name in DECODING if name in command}
+        | {"described": describe_decoding(settings)},
+        "selection": {"keep": list(settings.keep), "best_of": settings.best_of, "language": prepared.language},
+        "rows": {
+            "train": len(train.rows) + sum(count for _, count in train.left_out),
+            "left_out": dict(train.left_out),
+            "answered": len(train.rows),
+            "kept": len({one.row for one in selection.kept}),
+        },
+        "answers": {
+            "all": len(train.rows) * settings.samples,
+            "dropped": dict(selection.dropped),
+            "kept": len(selection.kept),
+            "unknown_ends": selection.unknown_ends,
+        },
+        "prompts": {"different": len(prepared.prompts), "cut": sum(answer.cut for answer in answers)},
+        "tokens": {
+            "prompts": sum(answer.prompt_tokens for answer in answers),
+            "answers": sum(answer.new_tokens for answer in answers),
+        },
+    }

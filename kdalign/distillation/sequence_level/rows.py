@@ -1,0 +1,184 @@
+"""Rows of a task's training split: what is answered, the reference, and the row with another answer in its place."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kdalign.data.tasks import Examples, LanguageTask
+from kdalign.data.tasks.columns import check_column, column_cells, is_blank, read_texts
+from kdalign.data.tasks.conversations import Conversation, Message
+from kdalign.data.tasks.generation_cases import PREFIX_WORDS
+from kdalign.data.tasks.holdout import normalise_rows
+from kdalign.data.tasks.language import text_columns, texts_of
+from kdalign.data.tasks.loading import load_table, split_exists
+from kdalign.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DOCUMENTS = ("lm", "language-modeling")
+_TURNS = "translation"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of train that is to be answered.
+
+    Attributes:
+        number: number of the row in the split.
+        prompt: text to answer: a source, the beginning of a document, or a conversation up to its last answer as JSON.
+        source: text by which the row is known in other splits: the source, the document, or all before the answer.
+        references: correct answers in the data.
+    """
+
+    number: int
+    prompt: str
+    source: str
+    references: tuple[str, ...]
+
+    @property
+    def conversation(self) -> Conversation:
+        """The prompt as a conversation."""
+        return Conversation.from_json(self.prompt)
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """A training split: its table, and the rows that are to be answered.
+
+    Attributes:
+        task: task of the split.
+        table: the split as it is in the data.
+        rows: rows to answer.
+        left_out: rows that are not answered, by reason.
+    """
+
+    task: LanguageTask
+    table: "pd.DataFrame"
+    rows: tuple[Row, ...]
+    left_out: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what is answered and of the references."""
+        prompts = tuple(row.prompt for row in self.rows)
+        return Examples("train", (prompts,), None, references=tuple(row.references for row in self.rows)).fingerprint()
+
+    def without(self, reason: str, numbers: set[int]) -> "TrainRows":
+        """Return the split without some rows."""
+        rows = tuple(row for row in self.rows if row.number not in numbers)
+        return replace(self, rows=rows, left_out=(*self.left_out, (reason, len(self.rows) - len(rows))))
+
+    def with_answer(self, row: Row, answer: str) -> dict[str, Any]:
+        """Return a row's cells by column, with an answer in place of the data's."""
+        cells = {str(name): self._cells[str(name)][row.number] for name in self.table.columns}
+        column = self.task.columns[-1]
+        if self.task.kind == "chat":
+            before = list(cells[column])[: len(row.conversation.messages)]
+            cells[column] = [*before, {"role": "assistant", "content": answer}]
+        elif self.task.kind in DOCUMENTS:
+            cells[column] = f"{row.prompt} {answer}"
+        elif column in cells:
+            cells[column] = answer
+        else:
+            cells[_TURNS] = {**cells[_TURNS], column: answer}
+        return cells
+
+    @cached_property
+    def _cells(self) -> dict[str, list[Any]]:
+        return {str(name): column_cells(self.table, name) for name in self.table.columns}
+
+
+def check_task(task: object, name: str) -> LanguageTask:
+    """Refuse tasks whose answers are not texts.
+
+    Raises:
+        UsageError: the task, and what is accepted.
+    """
+    if isinstance(task, LanguageTask) and (task.pairs or task.kind in ("chat", *DOCUMENTS)):
+        if task.kind in DOCUMENTS and len(task.columns) > 1:
+            raise UsageError(
+                f"task {name!r} has documents in {' and '.join(task.columns)}, and one column is continued: name it as "
+                f"in {task.kind}:{task.columns[0]}"
+            )
+        return task
+    raise UsageError(
+        f"task {name!r} has no prompts that are answered by a text (accepted: translation, summarization, dialogue, "
+        "transcription, chat, lm, language-modeling, and tasks of these kinds)"
+    )
+
+
+def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
+    """Read the training split, at most ``limit`` rows.
+
+    Raises:
+        UsageError: no such split, or rows that are not of the task.
+    """
+    table = load_table(task.source, task.train, text_files=True)
+    table = table.iloc[: limit or len(table)].reset_index(drop=True)
+    texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
+    examples = texts_of(task, task.train, texts)  # which checks them
+    train = TrainRows(task, table, ())
+    if task.pairs:
+        known = examples.references or [(target,) for target in examples.texts[1]]
+        pairs = enumerate(zip(examples.texts[0], known, strict=True))
+        return replace(train, rows=tuple(Row(number, source, source, refs) for number, (source, refs) in pairs))
+    if task.kind == "chat":
+        return replace(train, rows=tuple(_chat_row(number, chat) for number, chat in enumerate(examples.texts[0])))
+    documents = read_texts(texts, task.columns[0], f"{task.source}, split {task.train!r}", missing="")
+    rows = [_document_row(number, text) for number, text in enumerate(documents)]
+    found = tuple(row for row in rows if row is not None)
+    short = len(documents) - len(found)
+    if not found:
+        raise UsageError(
+            f"{task.source}, split {task.train!r}: no document has two words, so that none can be continued"
+        )
+    return replace(train, rows=found, left_out=(("of one word or none", short),) if short else ())
+
+
+def _chat_row(number: int, chat: str) -> Row:
+    """Make the row of a conversation: its last answer is generated, from all turns before it."""
+    whole = Conversation.from_json(chat)
+    last = whole.answers[-1]
+    before = Conversation(whole.messages[:last], whole.tools)
+    return Row(number, before.to_json(), spoken(before.messages), (whole.messages[last]["content"],))
+
+
+def spoken(messages: Sequence[Message]) -> str:
+    """Return the words of messages, by which conversations are compared."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _document_row(number: int, text: str) -> Row | None:
+    """Make the row of a document: its first half is given, at most ``PREFIX_WORDS`` words; None for one word."""
+    words = list(re.finditer(r"\S+", text))
+    if is_blank(text) or len(words) < 2:
+        return None
+    end = words[min(PREFIX_WORDS, len(words) // 2) - 1].end()
+    return Row(number, text[:end], text, (text[end:].strip(),))
+
+
+def reported_splits(task: LanguageTask) -> list[str]:
+    """List the splits of the data that scores are reported on."""
+    return [split for split in dict.fromkeys((*task.evaluation, *task.test)) if split_exists(task.source, split)]
+
+
+def sources_of(task: LanguageTask, split: str) -> list[str]:
+    """Read the sources of a split, which need no answers: texts as in ``Row.source``."""
+    where = f"{task.source}, split {split!r}"
+    table = text_columns(task, load_table(task.source, split, text_files=True), where)
+    column = task.columns[0]
+    check_column(table, column, f"task {task.name!r}", where)
+    if task.kind != "chat":
+        return list(read_texts(table, column, where, missing=""))
+    chats = [Conversation.from_json(chat) for chat in texts_of(task, split, table).texts[0]]
+    return [spoken(chat.messages[:place]) for chat in chats for place in chat.answers]
+
+
+def rows_in_split(train: TrainRows, sources: Sequence[str]) -> set[int]:
+    """Return the numbers of rows whose source is among others, equal word for word in lower case."""
+    reported = set(normalise_rows(Examples("reported", (tuple(sources),), None)))
+    own = normalise_rows(Examples("train", (tuple(row.source for row in train.rows),), None))
+    return {row.number for row, words in zip(train.rows, own, strict=True) if words in reported and words != ((),)}
