@@ -76,6 +76,7 @@ class TokenizedSplit:
         covered: number of characters in tokens of both tokenizers, and of all (white space aside); None with one.
         labelled: (rows,), false for an unknown label; None if all are known, or there are no labels.
         mixture: sampler of an epoch's rows; None for all rows.
+        ends: tokens by which answers end, the student's and the teacher's with another tokenizer; None elsewhere.
         form: how what precedes the targets is written, for a score's signature; empty if it is the texts alone.
         taught_by: (rows,), number of the teacher of each row, of several; None if all of them teach all rows.
     """
@@ -93,6 +94,7 @@ class TokenizedSplit:
     groups: np.ndarray[Any, Any] | None = None
     labelled: np.ndarray[Any, Any] | None = None
     mixture: EpochSampler | None = None
+    ends: tuple[int, int] | None = None
     form: str = ""
     taught_by: np.ndarray[Any, Any] | None = None
 

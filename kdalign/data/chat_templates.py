@@ -9,7 +9,7 @@ the last turn of its conversation, after the prompt that a model is given to gen
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -33,20 +33,31 @@ class RenderedAnswer:
     Attributes:
         prompt: all before it, as a model is prompted to generate it.
         lead: what is between the prompt and the answer's text: thinking of the conversation, a channel's name.
-        text: text of the answer, with the token that ends the turn.
+        text: text of the answer.
+        end: what the template writes after it, up to the token that ends the turn.
         ends: False if the template writes no special token after it.
     """
 
     prompt: str
     lead: str
     text: str
-    ends: bool
+    end: str = ""
+    ends: bool = False
+
+    @property
+    def context(self) -> str:
+        """All that precedes the answer's text."""
+        return self.prompt + self.lead
+
+    def learnt_whole(self) -> "RenderedAnswer":
+        """Return the answer with what is between it and the prompt as a part of its text."""
+        return replace(self, lead="", text=self.lead + self.text)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase, name: str = "the tokenizer") -> None:
     """Refuse a tokenizer without a chat template."""
     if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template; save one next to it as chat_template.jinja")
+        raise UsageError(f"{name} has no chat template; save one next to it as chat_template.jinja")
 
 
 def render_chat(
@@ -119,17 +130,18 @@ def render_answer(
     prompt, lead, rest = _around(before, marked, tokenizer, bool(thinking), tools)
     whole = render_chat([*before, answer], tokenizer, thinks=bool(thinking), tools=tools)
     said = _after(whole, prompt, before, tokenizer, tools)
-    end = _end_of_turn(rest, tokenizer)
+    end, special = _end_of_turn(rest, tokenizer), tuple(_special(tokenizer))
     if answer.get("tool_calls"):
         stop = end.strip()
-        text = said.partition(stop)[0] + stop if stop and stop in said else said.rstrip()
-        return RenderedAnswer(prompt, "", text, text.endswith(tuple(_special(tokenizer))))
+        text = said.partition(stop)[0] if stop and stop in said else said.rstrip()
+        stop = stop if stop and stop in said else ""
+        return RenderedAnswer(prompt, "", text, stop, (text + stop).endswith(special))
     if said.startswith(lead) and said.endswith(rest) and len(said) >= len(lead) + len(rest):
         body = said[len(lead) : len(said) - len(rest)]
     if thinking and thinking not in lead:  # the template leaves it out
         opening = "" if _OPEN.search(prompt) else "<think>\n"
         lead = f"{opening}{thinking}\n</think>\n\n{_EMPTY_BLOCK.sub('', lead, count=1)}"
-    return RenderedAnswer(prompt, lead, body + end, end.endswith(tuple(_special(tokenizer))))
+    return RenderedAnswer(prompt, lead, body, end, end.endswith(special))
 
 
 def _thinking_of(answer: Message) -> tuple[str, str, str]:

@@ -4,7 +4,7 @@ One function decides how a source is read, in training as in generation, so that
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -74,10 +74,33 @@ class SourcePrompts:
             prompts[number] = self._cut(sources[number], len(prompts[number]) - rooms[number], rooms[number])
         return prompts, cut
 
-    def tokenize_answers(self, sources: Sequence[str], targets: Sequence[str]) -> list[Tokens]:
-        """Tokenize the answers after their prompts, each with the token that ends it."""
-        pairs = zip(sources, targets, strict=True)
-        return [answer for _, answer in tokenize_answers([self._write(*pair) for pair in pairs], self.tokenizer)]
+    def fit(
+        self, sources: Sequence[str], answers: Sequence["AnswerTokens"], max_length: int
+    ) -> tuple[list["AnswerTokens"], list[bool]]:
+        """Tokenize prompts that leave room for their answers in a row of ``max_length``, the last token aside.
+
+        An answer that is too long even without its source is truncated.
+
+        Returns:
+            The answers after these prompts, and for each whether it or its source was cut.
+
+        Raises:
+            UsageError: a prompt without its source leaves no room for an answer.
+        """
+        (empty,), _ = self.tokenize([""], [max_length])
+        longest = max_length + 1 - len(empty)
+        if longest < 1:
+            raise UsageError(
+                f"--max-length {max_length} leaves no room for a target: the prompt of task {self.task.name!r} has "
+                f"{len(empty)} tokens without its source"
+            )
+        rooms = [max_length + 1 - min(longest, len(row.answer)) for row in answers]
+        prompts, cut = self.tokenize(sources, rooms)
+        rows = [
+            AnswerTokens(prompt, row.answer[:longest], row.spans[:longest])
+            for prompt, row in zip(prompts, answers, strict=True)
+        ]
+        return rows, cut
 
     def _fill(self, source: str) -> str:
         return self.task.render_prompt({self.task.columns[0]: source})
@@ -85,11 +108,12 @@ class SourcePrompts:
     def _asked(self, source: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": self._fill(source)}]
 
-    def _write(self, source: str, target: str) -> RenderedAnswer:
+    def write(self, source: str, target: str) -> RenderedAnswer:
+        """Write a target after the prompt of its source."""
         if self.by_template:
             return render_answer(self._asked(source), {"role": "assistant", "content": target}, self.tokenizer)
         prompt = self._fill(source)
-        return RenderedAnswer(prompt, "", target if prompt[-1:].isspace() else f" {target}", ends=False)
+        return RenderedAnswer(prompt, "", target if prompt[-1:].isspace() else f" {target}")
 
     def _read(self, prompts: Sequence[str]) -> list[Tokens]:
         """Tokenize rendered prompts as a model reads them; a template writes special tokens itself."""
@@ -118,13 +142,33 @@ def token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [len(tokenizer.decode(ids[: number + 1])) for number in range(len(ids))]
 
 
+@dataclass(frozen=True)
+class AnswerTokens:
+    """An answer as tokens.
+
+    Attributes:
+        prompt: tokens of all that precedes it.
+        answer: its own tokens, its end included.
+        spans: start and end of each of its tokens, in characters of its text; empty if they were not asked for.
+    """
+
+    prompt: Tokens
+    answer: Tokens
+    spans: tuple[tuple[int, int], ...] = ()
+
+
 def tokenize_answers(
-    answers: Sequence[RenderedAnswer], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[Tokens, Tokens]]:
+    answers: Sequence[RenderedAnswer], tokenizer: PreTrainedTokenizerBase, spans: bool = False
+) -> list[AnswerTokens]:
     """Tokenize prompts, and the answers after them: what follows the prompt's own tokens in both as one text.
 
     Where an answer joins its prompt's last token, it is tokenized by itself. An answer without an end gets the
     tokenizer's end token.
+
+    Args:
+        answers: answers with their prompts.
+        tokenizer: the model's.
+        spans: give the characters of the tokens.
 
     Raises:
         UsageError: an answer has no end, and the tokenizer has none, either.
@@ -134,16 +178,26 @@ def tokenize_answers(
             "the chat template writes no special token after an answer, and the tokenizer has no end token, so that no "
             "model would learn to stop; name one of its tokens eos_token in tokenizer_config.json"
         )
-    texts = [answer.prompt + answer.lead for answer in answers]
-    wholes = [text + answer.text for text, answer in zip(texts, answers, strict=True)]
+    contexts, texts = [answer.context for answer in answers], [answer.text + answer.end for answer in answers]
+    wholes = [context + text for context, text in zip(contexts, texts, strict=True)]
     read, joined, alone = (
-        tokenizer(column, add_special_tokens=False, verbose=False)["input_ids"]
-        for column in (texts, wholes, [answer.text for answer in answers])
+        tokenizer(column, add_special_tokens=False, return_offsets_mapping=spans, verbose=False)
+        for column in (contexts, wholes, texts)
     )
     rows = []
-    for answer, prompt, whole, itself in zip(answers, read, joined, alone, strict=True):
-        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else itself
-        rows.append((prompt, ids if answer.ends else [*ids, int(tokenizer.eos_token_id)]))
+    for number, (answer, context) in enumerate(zip(answers, contexts, strict=True)):
+        prompt, whole = read["input_ids"][number], joined["input_ids"][number]
+        follows = whole[: len(prompt)] == prompt
+        ids = whole[len(prompt) :] if follows else alone["input_ids"][number]
+        places: list[tuple[int, int]] = []
+        if spans:
+            of_whole = joined["offset_mapping"][number][len(prompt) :]
+            shift = len(context) if follows else 0
+            places = [(s - shift, e - shift) for s, e in (of_whole if follows else alone["offset_mapping"][number])]
+        if not answer.ends:
+            ids = [*ids, int(tokenizer.eos_token_id)]
+            places = [*places, (len(answer.text), len(answer.text))] if spans else []
+        rows.append(AnswerTokens(prompt, ids, tuple(places)))
     return rows
 
 
@@ -157,22 +211,15 @@ def tokenize_prompted(examples: Examples, prompts: SourcePrompts, max_length: in
         UsageError: a prompt without its source leaves no room for a target.
     """
     sources, targets = examples.texts
-    answers = prompts.tokenize_answers(sources, targets)
-    (empty,), _ = prompts.tokenize([""], [max_length])
-    longest = max_length + 1 - len(empty)
-    if longest < 1:
-        raise UsageError(
-            f"--max-length {max_length} leaves no room for a target: the prompt of task {prompts.task.name!r} has "
-            f"{len(empty)} tokens without its source"
-        )
-    known = all(len(answer) <= longest for answer in answers)
-    answers = [answer[:longest] for answer in answers]
-    read, cut = prompts.tokenize(sources, [max_length + 1 - len(answer) for answer in answers])
+    written = [prompts.write(*pair) for pair in zip(sources, targets, strict=True)]
+    answers = tokenize_answers(written, prompts.tokenizer)
+    rows, cut = prompts.fit(sources, answers, max_length)
+    known = all(len(row.answer) == len(answer.answer) for row, answer in zip(rows, answers, strict=True))
     columns: dict[str, list[Tokens]] = {"input_ids": [], "targets": []}
-    for prompt, answer in zip(read, answers, strict=True):
+    for row in rows:
         # The last token of the row is predicted, and not read.
-        columns["input_ids"].append([*prompt, *answer][:-1])
-        columns["targets"].append([*[IGNORED] * (len(prompt) - 1), *answer])
+        columns["input_ids"].append([*row.prompt, *row.answer][:-1])
+        columns["targets"].append([*[IGNORED] * (len(row.prompt) - 1), *row.answer])
     return TokenizedSplit(
         columns,
         None,
@@ -213,21 +260,24 @@ def tokenize_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_l
     return TokenizedSplit(columns, None, pad, truncated, passed_over=unanswered, groups=several)
 
 
-def answer_rows(chat: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Tokens, Tokens]]:
-    """Tokenize each answer of a conversation: its prompt, and the answer with its end."""
-    answers = [
-        render_answer(chat.messages[:number], chat.messages[number], tokenizer, chat.tools) for number in chat.answers
-    ]
-    return tokenize_answers([replace(answer, lead="", text=answer.lead + answer.text) for answer in answers], tokenizer)
+def render_answers(chat: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[RenderedAnswer]:
+    """Render each answer of a conversation after the prompt of its generation."""
+    turns = chat.messages
+    return [render_answer(turns[:number], turns[number], tokenizer, chat.tools) for number in chat.answers]
 
 
-def merge_rows(answers: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[Tokens, Tokens]]:
+def answer_rows(chat: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[AnswerTokens]:
+    """Tokenize each answer of a conversation: its prompt, and what is learnt after it."""
+    return tokenize_answers([answer.learnt_whole() for answer in render_answers(chat, tokenizer)], tokenizer)
+
+
+def merge_rows(answers: Sequence[AnswerTokens]) -> list[tuple[Tokens, Tokens]]:
     """Lay out answers as rows of inputs and targets; one that begins the next one's prompt is joined to it."""
     rows: list[tuple[Tokens, Tokens]] = []
-    for prompt, answer in answers:
+    for row in answers:
         before: Tokens = []
-        if rows and prompt[: len(rows[-1][0])] == rows[-1][0]:
+        if rows and row.prompt[: len(rows[-1][0])] == rows[-1][0]:
             before = rows.pop()[1]
-        asked = [*before, *[IGNORED] * (len(prompt) - len(before)), *answer]
-        rows.append(([*prompt, *answer], asked))
+        asked = [*before, *[IGNORED] * (len(row.prompt) - len(before)), *row.answer]
+        rows.append(([*row.prompt, *row.answer], asked))
     return [(ids[:-1], asked[1:]) for ids, asked in rows]

@@ -58,8 +58,11 @@ class TokenAlignment:
     def align_maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
         """Map the teacher's attention to the student's positions, renormalised over the keys that both have."""
         between = self.shares[:, None] @ maps.float()
+        moved = between @ self.spread[:, None]
         lost = (between * ~(self.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
-        return between @ self.spread[:, None] / (1 - lost).clamp_min(torch.finfo(between.dtype).eps)
+        # Not 1 - lost: nearly all of a position's weight may be on a prompt, whose keys the student lacks.
+        kept = moved.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
+        return moved / torch.where(lost > 0, kept, 1)
 
     def align_predictions(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
         """Pick the teacher's features that predict the student's token; arbitrary ones if no position does."""
@@ -206,6 +209,13 @@ class SharedVocabulary:
 
     def __len__(self) -> int:
         return len(self.student)
+
+    def with_pair(self, student: int, teacher: int) -> "SharedVocabulary":
+        """Return the entries with this pair in place of others of the same entries."""
+        kept = (self.student != student) & (self.teacher != teacher)
+        ours = torch.cat([self.student[kept], torch.tensor([student])])
+        order = ours.argsort()
+        return SharedVocabulary(ours[order], torch.cat([self.teacher[kept], torch.tensor([teacher])])[order])
 
     def numbers(self, vocabulary: int) -> Int[Tensor, "vocabulary"]:
         """Return the student's number of each teacher entry, of so large a vocabulary; -1 for those without one."""

@@ -158,6 +158,8 @@ def check_tokenizers(recipe: Recipe, adapter: TaskAdapter, student: StudentSourc
     if ours is not None:
         if isinstance(adapter.task, LanguageTask) and adapter.task.kind == "chat":
             check_template(ours)
+            if tokenizers.differ and theirs is not None and teacher is not None:
+                check_template(theirs, f"the tokenizer of teacher {teacher.name!r}")
         if recipe.objective.built.masked_lm and ours.mask_token_id is None:
             raise UsageError("objective.masked_lm needs a mask token, which the student's tokenizer lacks")
         named += [(ours, recipe.tokenizer or student.name)] if ours is not theirs else []

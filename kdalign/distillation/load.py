@@ -98,7 +98,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
     teacher_samples: list[str] = []
     if taught is not None and main and run.tokenizers.teacher is not None:
-        asked = prompts if texts.across is None else retokenize_prompts(prompts, run.tokenizers.teacher)
+        asked = prompts if texts.across is None else _prompts_of_teacher(run, prompts, run.tokenizers.teacher)
         teacher_samples = complete(taught.model, run.tokenizers.teacher, asked)
     for prompt, saying in zip(prompts, teacher_samples, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
@@ -118,6 +118,15 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         prompts=prompts,
         teacher_samples=teacher_samples,
     )
+
+
+def _prompts_of_teacher(
+    run: PreparedRun, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> Sequence[Prompt]:
+    """Return the student's prompts as the teacher reads them: in its own template, or the same beginnings of texts."""
+    own = run.adapter.sample_prompts(run.splits.watched, tokenizer, len(prompts))
+    same = [prompt.text for prompt in own] == [prompt.text for prompt in prompts]
+    return own if same else retokenize_prompts(prompts, tokenizer)
 
 
 @dataclass(frozen=True)

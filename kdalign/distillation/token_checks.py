@@ -156,6 +156,8 @@ def _beginnings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding
     ours, theirs = run.tokenizers.student, run.tokenizers.teacher
     if not run.tokenizers.differ or ours is None or theirs is None:
         return
+    if _reads_answers(run):
+        return  # each side's prompt is its own, and texts are matched from the answer's first character on
     encoded = _tokenize(run, _slice(run, 1, _SLICES[0][1]), student)
     if encoded is None or "start" not in encoded.columns:
         return
@@ -168,6 +170,14 @@ def _beginnings(run: PreparedRun, student: PretrainedConfig) -> Iterator[Finding
         begins = f"begin with {' '.join(before)}{added}" if before else "begin with the text"
         sides.append(f"the {word}'s rows {begins}" + (f" and end with {' '.join(after)}" if after else ""))
     yield Finding("beginnings", f"{', '.join(sides)}; positions are matched by the text between")
+
+
+def _reads_answers(run: PreparedRun) -> bool:
+    """True if causal models learn answers, of conversations or of sources in prompts."""
+    task = run.task
+    return (
+        isinstance(task, LanguageTask) and run.adapter.head is HeadKind.CAUSAL and (task.kind == "chat" or task.pairs)
+    )
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -186,15 +196,19 @@ def _frame(encoded: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, side: st
 def _templates(run: PreparedRun) -> Iterator[Finding]:
     """Find two chat templates that write other text around a user's message or an answer."""
     ours, theirs = run.tokenizers.student, run.tokenizers.teacher
-    chats = isinstance(run.task, LanguageTask) and run.task.kind == "chat"
-    if not chats or ours is None or theirs is None or not ours.chat_template or not theirs.chat_template:
+    if not _reads_answers(run) or ours is None or theirs is None or not (ours.chat_template or theirs.chat_template):
+        return
+    read = "each model reads its own" if run.tokenizers.differ else "both models read the student's"
+    if not (ours.chat_template and theirs.chat_template):
+        one, other = ("student", "teacher") if ours.chat_template else ("teacher", "student")
+        said = f"the {one}'s tokenizer has a chat template for its prompts and the {other}'s has none; {read}"
+        yield Finding("templates", said)
         return
     written = [_written_around(tokenizer) for tokenizer in (ours, theirs)]
     places = ("a conversation begins with", "an answer begins after", "an answer ends with")
     for place, ours_there, theirs_there in zip(places, *written, strict=False):
         if ours_there != theirs_there:
             both = (shorten(repr(text), _SHOWN) for text in (ours_there, theirs_there))
-            read = "each model reads its own" if run.tokenizers.differ else "both models read the student's"
             sides = "{} in the student's and {} in the teacher's".format(*both)
             yield Finding("templates", f"chat templates differ: {place} {sides}; {read}")
             return

@@ -106,7 +106,9 @@ def tokenize_run(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> Tokeni
     if run.teacher is None or theirs is None or not run.tokenizers.differ:
         return TokenizedRun(*to_learn, watched, reported, watched, reported, None)
     assert train.covered is not None, "two tokenizations are compared"
-    together = TokenizerOverlap(*train.covered, shared_vocabulary(tokenizer, theirs), (len(tokenizer), len(theirs)))
+    shared = shared_vocabulary(tokenizer, theirs)
+    shared = shared if train.ends is None else shared.with_pair(*train.ends)
+    together = TokenizerOverlap(*train.covered, shared, (len(tokenizer), len(theirs)))
     return TokenizedRun(*to_learn, watched, reported, *_encode_scored(run, theirs, run.teacher.config), together)
 
 

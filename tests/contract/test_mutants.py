@@ -81,6 +81,18 @@ MUTANTS = {
         "before = [IGNORED] * len(rows.pop()[1])",
         "data/test_conversations.py::test_answers_in_one_row_have_the_loss_of_answers_in_rows_of_their_own",
     ),
+    "answers matched one token late": (
+        "data/dual_answers.py",
+        "spans[len(tokens.prompt) + first - 1] = (base, base + 1)",
+        "spans[len(tokens.prompt) + first] = (base, base + 1)",
+        "data/test_dual_answers.py::test_positions_are_matched_where_both_models_have_read_the_same_of_an_answer",
+    ),
+    "ends of two templates not matched": (
+        "data/token_matching.py",
+        "torch.cat([self.teacher[kept], torch.tensor([teacher])])[order]",
+        "torch.cat([self.teacher[kept], torch.tensor([0])])[order]",
+        "data/test_dual_answers.py::test_ends_of_answers_stand_for_one_another",
+    ),
     "answers off by one": (
         "data/conversations.py",
         "[*[IGNORED] * (len(prompt) - 1), *answer]",

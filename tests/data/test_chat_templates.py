@@ -49,7 +49,7 @@ THINKING = {
 def test_an_answer_follows_its_prompt_and_has_its_end_as_the_template_writes_them(kind):
     tokenizer = chat_tokenizer(kind)
     found = render_answer(BEFORE, PLAIN, tokenizer)
-    assert (found.prompt, found.lead, found.text) == WRITTEN[kind]
+    assert (found.prompt, found.lead, found.text + found.end) == WRITTEN[kind]
     assert found.ends is (kind not in ("no end", "bare"))
     assert render_prompt(BEFORE, tokenizer) == WRITTEN[kind][:2]
 
@@ -58,14 +58,14 @@ def test_an_answer_follows_its_prompt_and_has_its_end_as_the_template_writes_the
 @pytest.mark.parametrize("answer", [INSIDE, THOUGHT])
 def test_thinking_in_a_conversation_is_part_of_the_answer_whatever_the_template_does_with_it(kind, answer):
     found = render_answer(BEFORE, answer, chat_tokenizer(kind))
-    assert (found.prompt, found.lead, found.text) == (*THINKING[kind], WRITTEN[kind][2])
+    assert (found.prompt, found.lead, found.text + found.end) == (*THINKING[kind], WRITTEN[kind][2])
 
 
 def test_thinking_has_a_channel_of_its_own_where_the_template_has_one():
     found = render_answer(BEFORE, THOUGHT, chat_tokenizer("channels"))
     assert found.prompt == CHANNELED + "[start]assistant"
     assert found.lead == "[channel]analysis[text]it is long[stop][start]assistant[channel]final[text]"
-    assert found.text == "dull[done]"
+    assert found.text + found.end == "dull[done]"
 
 
 @pytest.mark.parametrize("kind", set(TEMPLATES) - {"channels", "strips", "no end", "bare"})
@@ -73,12 +73,12 @@ def test_an_answer_after_its_prompt_is_the_templates_own_rendering(kind):
     tokenizer = chat_tokenizer(kind)
     whole = render_chat([*BEFORE, PLAIN], tokenizer)
     found = render_answer(BEFORE, PLAIN, tokenizer)
-    assert whole.startswith(found.prompt + found.lead + found.text)
+    assert whole.startswith(found.context + found.text + found.end)
 
 
 def test_an_answer_that_spells_the_end_of_another_is_told_from_it():
     found = render_answer(BEFORE, said(("assistant", "stop"))[0], chat_tokenizer("plain"))
-    assert found.text == "stop[stop]"
+    assert found.text + found.end == "stop[stop]"
     found = render_answer(BEFORE, said(("assistant", "plot"))[0], chat_tokenizer("bare"))
     assert (found.prompt, found.text) == ("be warm\n\na film\n\ngreat\n\nplot\n\n", "plot")
 
@@ -92,7 +92,9 @@ def test_tools_and_their_calls_pass_to_the_template():
     }
     found = render_answer(BEFORE, call, tokenizer, [{"name": "find"}])
     assert found.prompt == '[start]tools\n[{"name": "find"}][stop]\n' + HISTORY + "[start]assistant\n"
-    assert found.lead + found.text == '(call) {"function": {"name": "find", "arguments": {"q": "plot"}}}[stop]'
+    assert (
+        found.lead + found.text + found.end == '(call) {"function": {"name": "find", "arguments": {"q": "plot"}}}[stop]'
+    )
     after = render_answer([*BEFORE, call, {"role": "tool", "content": "dull"}], PLAIN, tokenizer)
     assert after.prompt.endswith("[start]tool\ndull[stop]\n[start]assistant\n")
 

@@ -201,9 +201,9 @@ def test_a_row_begins_with_the_prompt_that_generation_is_given(kind):
     from kdalign.data.chat_templates import render_prompt
 
     tokenizer = chat_tokenizer(kind)
-    for (prompt, _), turn in zip(answer_rows(Conversation(tuple(TALK)), tokenizer), (2, 4), strict=True):
+    for row, turn in zip(answer_rows(Conversation(tuple(TALK)), tokenizer), (2, 4), strict=True):
         written, _ = render_prompt(TALK[:turn], tokenizer)
-        assert prompt == tokenizer(written, add_special_tokens=False)["input_ids"]
+        assert row.prompt == tokenizer(written, add_special_tokens=False)["input_ids"]
 
 
 def test_answers_share_a_row_where_the_template_writes_each_turn_once_and_for_all():

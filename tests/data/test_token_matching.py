@@ -111,6 +111,13 @@ def test_where_positions_match_left_to_right_both_have_read_the_same_and_no_atte
             assert float(moved[position, position + 1 :].sum()) == 0
 
 
+def test_attention_that_is_nearly_all_on_keys_that_the_student_lacks_keeps_its_proportions():
+    spans_of = {"ours": [[0, 1], [1, 2]], "theirs": [[0, 0], [0, 1], [1, 2]]}
+    matching = align_tokens(*(tensor(np.array(each)) for each in spans_of.values()), left_to_right=True)
+    maps = torch.tensor([[[[1.0, 0, 0], [0.5, 0.5, 0], [1 - 4e-9, 1e-9, 3e-9]]]])
+    torch.testing.assert_close(matching.align_maps(maps)[0, 0], torch.tensor([[1.0, 0], [0.25, 0.75]]))
+
+
 @given(PARTS, PARTS, st.integers(1, 40))
 def test_where_models_see_all_every_character_counts_once(one, other, total):
     ours, theirs = spans(*cut_to(one, total)), spans(*cut_to(other, total))

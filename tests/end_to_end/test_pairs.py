@@ -1,10 +1,12 @@
 """Causal models on sources and targets: a run and its scores, from the command line."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
 
+from support.dual_setting import byte_fallback
 from support.family_setting import model, tokenizer
 from support.tiny import sentences
 
@@ -48,3 +50,34 @@ def test_a_causal_student_learns_answers_and_eval_gives_the_scores_of_its_record
     assert [score["metric"] for score in theirs["scores"]] == ["ppl", "word_ppl", "bleu", "chrf"]
     status, out, err = kdalign("compare", "runs/a")
     assert (status, "agreement" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("task", ["chat", pytest.param("translation:en-de", marks=pytest.mark.slow)])
+def test_a_student_with_tokens_and_a_template_of_its_own_learns_answers_from_its_teacher(kdalign, tmp_path, task):
+    for split in ("train", "validation"):
+        if task == "chat":
+            talks = [
+                [{"role": "user", "content": one[:20]}, {"role": "assistant", "content": other[:20]}]
+                for one, other in zip(REVERSED["en"], REVERSED["de"], strict=True)
+            ]
+            rows = "\n".join(json.dumps({"messages": talk}) for talk in talks)
+            (tmp_path / f"{split}.jsonl").write_text(rows)
+        else:
+            pd.DataFrame(REVERSED).to_parquet(tmp_path / f"{split}.parquet")
+    model("llama").save_pretrained(tmp_path / "t")
+    tokenizer("causal").save_pretrained(tmp_path / "t")
+    byte_fallback().save_pretrained(tmp_path / "own")
+    (tmp_path / "t" / "chat_template.jinja").write_text(SHORT)
+    (tmp_path / "own" / "chat_template.jinja").write_text(SHORT.replace("<|endoftext|>", "</s>"))
+    words = ["--teacher", "t", "--student", "new:gpt2,layers=1,width=32,heads=4,positions=64", "--tokenizer", "own"]
+    more = ["--task", task, "--data", tmp_path, "--max-length", 60, "--max-steps", 2, "--batch-size", 8]
+    status, _, err = kdalign("distill", *words, *more, "--device", "cpu", "--out", "runs/a")
+    assert status == 0, err
+    plain = " ".join(err.split())
+    assert "chat templates differ: an answer begins after" in plain
+    assert "each model reads its own" in plain
+    assert "100.00 % of" in plain
+    assert "teacher's sample" in plain
+    found = re.search(r"step 2/2 .* soft ([0-9.]+)", plain)
+    assert found is not None
+    assert 0 < float(found[1]) < 50

@@ -3,6 +3,7 @@
 from functools import cache
 
 from kdalign.data.tokenizer_training import train_tokenizer
+from support.dual_setting import byte_fallback
 from support.tiny import sentences
 
 _ASKED = "{% if add_generation_prompt %}{{ '[start]assistant\n' }}{% endif %}"
@@ -98,6 +99,15 @@ def chat_tokenizer(kind="plain", end="<|endoftext|>", pad="<pad>"):
     made.add_special_tokens({"extra_special_tokens": MARKS})
     made.chat_template = TEMPLATES.get(kind)
     made.eos_token, made.pad_token = end, pad
+    return made
+
+
+@cache
+def other_chat_tokenizer(kind="channels"):
+    """A tokenizer of other pieces, with a template of its own and marks of other numbers."""
+    made = byte_fallback.__wrapped__(500)
+    made.add_special_tokens({"extra_special_tokens": MARKS[::-1]})
+    made.chat_template = TEMPLATES.get(kind)
     return made
 
 

@@ -1,7 +1,9 @@
 """Teachers and students with two tokenizers."""
 
+import json
 from collections import Counter
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
+from kdalign.data.dual_answers import tokenize_chats_dual
 from kdalign.data.dual_tokenization import tokenize_documents_dual, tokenize_labelled_dual
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import shared_vocabulary
@@ -142,6 +145,12 @@ KINDS = {
     "classes": ("bert", "bert", byte_level, word_piece),
     "masked": ("bert", "bert", byte_level, word_piece),
     "causal": ("gpt2", "llama", byte_level, byte_fallback),
+    "chat": (
+        "gpt2",
+        "llama",
+        lambda: import_module("support.chats").chat_tokenizer("plain"),
+        lambda: import_module("support.chats").other_chat_tokenizer("channels"),
+    ),
 }
 
 
@@ -165,7 +174,7 @@ class Setting:
                 for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
             )
         else:
-            self.data = tokenize_documents_dual(split, self.tokenizers, kind, 24)
+            self.data = self._rows(kind, split)
             big, small = (
                 self._model(each, layers, tokenizer)
                 for each, layers, tokenizer in zip((theirs_type, ours_type), (4, 2), self.tokenizers[::-1], strict=True)
@@ -174,11 +183,20 @@ class Setting:
         self.teacher = ComputedTeacher(big, order, torch.float32, CPU)
         plan = propose(describe(big.config), describe(small.config), choice, options=PlanOptions(relations="all"))
         self.plan = calibrate(plan, self.teacher, [collate(self.data, range(len(self.data)))], CPU)
+        self.shared = shared_vocabulary(*self.tokenizers)
+        self.shared = self.shared if self.data.ends is None else self.shared.with_pair(*self.data.ends)
         if kind == "classes":
             self.objective = build_classification_objective(weights, self.plan, regression=False)
         else:
-            self.objective = build_language_objective(weights, self.plan, None, shared_vocabulary(*self.tokenizers))
+            self.objective = build_language_objective(weights, self.plan, None, self.shared)
         self.learner = Learner(small, Projections((), 0), self.plan, [self.objective], order, False).eval()
+
+    def _rows(self, kind, split):
+        if kind != "chat":
+            return tokenize_documents_dual(split, self.tokenizers, kind, 24)
+        turns = [("user", "plot"), ("assistant", "{}")] * 2
+        talks = ([{"role": role, "content": said.format(text[:12])} for role, said in turns] for text in split.texts[0])
+        return tokenize_chats_dual(examples(map(json.dumps, talks)), self.tokenizers, 64)
 
     @staticmethod
     def _model(kind, layers, tokenizer):

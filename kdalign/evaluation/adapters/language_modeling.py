@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdalign.data.batches import TokenizedSplit
 from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_prompted
+from kdalign.data.dual_answers import tokenize_chats_dual, tokenize_prompted_dual
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
 from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs
@@ -126,13 +127,19 @@ class LanguageModelingAdapter:
         return tokenize_documents(examples, tokenizer, self.family, self.max_length, ordered)
 
     def check_dual(self) -> None:
-        """Refuse conversations, and families other than ``masked`` and ``causal``."""
-        if self._answers or self.family not in ("masked", "causal"):
-            what = f"answers of task {self.task.name!r}" if self._answers else f"{self.family} models"
-            raise UsageError(f"{what} with a teacher of another tokenizer are not supported (accepted: the same one)")
+        """Refuse families other than ``masked`` and ``causal``."""
+        if self.family not in ("masked", "causal"):
+            raise UsageError(
+                f"{self.family} models with a teacher of another tokenizer are not supported (accepted: the same one)"
+            )
 
     def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize documents by both tokenizers."""
+        """Tokenize documents, conversations or pairs by both tokenizers."""
+        if self.task.kind == "chat":
+            return tokenize_chats_dual(examples, tokenizers, self.max_length)
+        if self.task.pairs:
+            ours, theirs = (SourcePrompts(self.task, tokenizer) for tokenizer in tokenizers)
+            return tokenize_prompted_dual(examples, (ours, theirs), self.max_length)
         return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:
