@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "padding counted in features": (
         "objective/terms/base.py",
-        "return batch.predicted if self.reads_target else batch.compared",
-        "return batch.predicted if self.reads_target else batch.compared | True",
+        "mask = batch.predicted if self.reads_target else batch.compared",
+        "mask = batch.predicted if self.reads_target else batch.compared | True",
         "contract/test_numerics.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
@@ -59,14 +59,14 @@ MUTANTS = {
     ),
     "end token masked": (
         "data/conversations.py",
-        "[*[IGNORED] * (len(prompt) - 1), *answer]",
-        "[*[IGNORED] * (len(prompt) - 1), *answer[:-1], IGNORED]",
+        "[*[IGNORED] * (len(row.prompt) - 1), *row.answer]",
+        "[*[IGNORED] * (len(row.prompt) - 1), *row.answer[:-1], IGNORED]",
         "data/test_conversations.py::test_the_target_and_its_end_alone_are_predicted_one_position_ahead",
     ),
     "end token masked in chats": (
         "data/conversations.py",
-        "(len(prompt) - len(before)), *answer]",
-        "(len(prompt) - len(before)), *answer[:-1], IGNORED]",
+        "(len(row.prompt) - len(before)), *row.answer]",
+        "(len(row.prompt) - len(before)), *row.answer[:-1], IGNORED]",
         "data/test_conversations.py::test_each_answer_and_its_end_are_learnt_and_nothing_else",
     ),
     "thinking of the template learnt": (
@@ -95,14 +95,14 @@ MUTANTS = {
     ),
     "answers off by one": (
         "data/conversations.py",
-        "[*[IGNORED] * (len(prompt) - 1), *answer]",
-        "[*[IGNORED] * len(prompt), *answer[:-1]]",
+        "[*[IGNORED] * (len(row.prompt) - 1), *row.answer]",
+        "[*[IGNORED] * len(row.prompt), *row.answer[:-1]]",
         "data/test_conversations.py::test_the_target_and_its_end_alone_are_predicted_one_position_ahead",
     ),
     "source cut in training alone": (
         "data/conversations.py",
-        "[max_length + 1 - len(answer) for answer in answers]",
-        "[max_length - len(answer) for answer in answers]",
+        "[max_length + 1 - min(longest, len(row.answer)) for row in answers]",
+        "[max_length - min(longest, len(row.answer)) for row in answers]",
         "data/test_conversations.py::test_a_row_is_the_prompt_that_generation_reads_and_the_answer_after_it",
     ),
     "adapters scaled otherwise than merged": (
@@ -269,8 +269,8 @@ MUTANTS = {
     ),
     "an encoder's mask on the decoder": (
         "objective/terms/base.py",
-        "return batch.predicted if self.reads_target else batch.compared",
-        "return batch.tokens",
+        "mask = batch.predicted if self.reads_target else batch.compared",
+        "mask = batch.tokens",
         "contract/test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),
     "relations to padding and to the future": (
@@ -401,7 +401,7 @@ MUTANTS = {
     ),
     "an end that is forced counted as the model's": (
         "evaluation/generation.py",
-        'latest = limit - 1 if _token_set(own.get("forced_eos_token_id")) else limit',
+        'latest = limit - 1 if own.get("forced_eos_token_id") is not None else limit',
         "latest = limit",
         "evaluation/test_sampling.py::test_an_answer_says_whether_the_model_ended_it_and_counts_its_tokens",
     ),
