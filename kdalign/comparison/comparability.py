@@ -64,13 +64,15 @@ def have_different_tasks(entries: Sequence[RunGroup]) -> bool:
 
 def have_different_teachers(entries: Sequence[RunGroup]) -> bool:
     """True if a task has several teachers, told apart by weights, fine-tuned head or scores."""
-    teachers = {(record.task, *_teacher_key(record)) for record in records_of(entries) if record.teacher is not None}
+    taught = [record for record in records_of(entries) if record.teacher is not None or record.first_scores.teacher]
+    teachers = {(record.task, *_teacher_key(record)) for record in taught}
     return len(teachers) > len({task for task, *_ in teachers})
 
 
 def _teacher_key(record: RunRecord) -> tuple[str, str, str]:
-    assert record.teacher is not None, "teachers are compared of runs that have one"
     scores = [None if score.value is None else round(score.value, 3) for score in record.first_scores.teacher]
+    if record.teacher is None:
+        return record.served_teacher, "", json.dumps(scores)
     return record.teacher.revision, record.teacher.head, json.dumps(scores)
 
 

@@ -57,19 +57,21 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
 
 
 def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
-    """Rows of teachers: one for each combination of weights, head and scores."""
+    """Rows of teachers: one for each combination of weights, head and scores; those behind an API have no cost."""
     rows: dict[str, Row] = {}
     first_run: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
     for entry in entries:
         record = next(iter(entry.records.values()))
-        if record.teacher is None:
+        if record.teacher is None and not record.first_scores.teacher:
             continue
         scores = _scores_of(entry, "teacher", means)
-        key = json.dumps([record.teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
-        name = f"teacher {_model_name(record.teacher.source)}"
-        cells = _finite({**scores, **_cost_of(record.teacher), "retained": Cell(100.0)})
-        rows.setdefault(key, Row(name, "teacher", (), cells))
+        which = record.served_teacher if record.teacher is None else record.teacher.revision
+        key = json.dumps([which, {k: c.value for k, c in scores.items()}], sort_keys=True)
+        name = record.recipe["teacher"] if record.teacher is None else _model_name(record.teacher.source)
+        cost = {} if record.teacher is None else _cost_of(record.teacher)
+        cells = _finite({**scores, **cost, "retained": Cell(100.0)})
+        rows.setdefault(key, Row(f"teacher {name}", "teacher", (), cells))
         first_run.setdefault(key, f"{entry.name}, seed {entry.seed}")
         tasks.setdefault(key, sorted(entry.records))
     names = [(row.name, tasks[key]) for key, row in rows.items()]
@@ -179,7 +181,7 @@ def _student_cells(entry: RunGroup, means: Sequence[str]) -> dict[str, Cell]:
     agreed = {task: cell_of(agreement) for task, agreement in agreements.items() if agreement is not None}
     if len(agreed) == len(agreements):  # not without a teacher
         cells["agreement"] = next(iter(agreed.values())) if len(agreed) == 1 else mean_of(agreed)
-    if all(record.teacher is not None for record in records):
+    if all(record.teacher is not None or record.first_scores.teacher for record in records):
         cells["retained"] = _retained(entry.records)
     teacher = records[0].teacher
     if teacher is not None and teacher.latency_ms and records[0].student.latency_ms:

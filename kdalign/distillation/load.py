@@ -63,7 +63,7 @@ class LoadedModels:
     @property
     def comparable(self) -> bool:
         """True if student and teacher answer the same questions."""
-        return self.teacher is not None and not (
+        return self.watched_answers is not None and not (
             self.opened.texts.across is not None and self.opened.run.adapter.predicts_tokens
         )
 

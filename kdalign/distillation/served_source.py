@@ -10,17 +10,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-from kdalign.data.batches import HEARD, TokenizedSplit
+from kdalign.data.batches import HEARD, IGNORED, TokenizedSplit
 from kdalign.data.passages import Passage, split_passages
+from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.served_checks import open_reader
-from kdalign.distillation.tokenize import OpenedRun, tokenize_run
+from kdalign.distillation.tokenize import OpenedRun, TokenizedRun, tokenize_run
 from kdalign.errors import UsageError
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.loading import load_language_model
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
+from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.served import Unavailable
 from kdalign.served.top_logprobs import TokenPrompt
 from kdalign.teachers.served import ReadingFacts, ServedTeacher, ServedTokens, measure_reading
@@ -42,30 +44,41 @@ PROBES = 3
 
 @dataclass(frozen=True)
 class Questions:
-    """What a served teacher is asked about a run's training rows.
+    """What a served teacher is asked about a run's rows.
 
     Attributes:
-        rows: number of rows.
-        passages: passages of all rows, equal ones once.
+        rows: number of training rows.
+        passages: passages of these rows, equal ones once.
+        scored: passages of the watched and the reported rows that are not among them.
     """
 
     rows: int
     passages: tuple[Passage, ...]
+    scored: tuple[Passage, ...] = ()
 
     @classmethod
-    def of(cls, encoded: TokenizedSplit) -> "Questions":
-        """Collect the passages of a split's rows."""
-        return cls(len(encoded), tuple(dict.fromkeys(replace(each, start=0) for _, each in split_passages(encoded))))
+    def of(cls, texts: TokenizedRun, score: bool) -> "Questions":
+        """Collect the passages of a run's rows, with those that are scored if that is wanted."""
+        train, others = (
+            dict.fromkeys(replace(each, start=0) for encoded in splits for _, each in split_passages(encoded))
+            for splits in ([texts.train], [texts.watched, *texts.reported.values()] if score else [])
+        )
+        return cls(len(texts.train), tuple(train), tuple(each for each in others if each not in train))
+
+    @property
+    def all(self) -> tuple[Passage, ...]:
+        """All passages."""
+        return self.passages + self.scored
 
     @property
     def tokens(self) -> int:
         """Number of tokens of all prompts."""
-        return sum(len(passage.whole) for passage in self.passages)
+        return sum(len(passage.whole) for passage in self.all)
 
     @property
     def longest(self) -> Passage:
         """The longest passage."""
-        return max(self.passages, key=lambda passage: len(passage.ids))
+        return max(self.all, key=lambda passage: len(passage.ids))
 
     def probes(self) -> list[Passage]:
         """Choose the passages that are compared first: the longest, which shows a server's limit, and longer ones."""
@@ -79,7 +92,7 @@ class ServedSource:
 
     Attributes:
         tokens: reads passages.
-        questions: the passages of the training rows.
+        questions: the passages of the run's rows.
         facts: what the comparison found, for the record.
         notes: the same in words.
     """
@@ -92,7 +105,7 @@ class ServedSource:
     @property
     def prompts(self) -> list[TokenPrompt]:
         """The prompts of all passages."""
-        return [self.tokens.prompt(passage) for passage in self.questions.passages]
+        return list(map(self.tokens.prompt, self.questions.all))
 
 
 def describe_questions(run: PreparedRun) -> str:
@@ -103,12 +116,13 @@ def describe_questions(run: PreparedRun) -> str:
         return f"{said}; not asked, as no term compares with it"
     if run.tokenizers.student is None:
         return f"{said}; {len(run.splits.train):,} training rows, whose tokens are not known yet"
-    questions = Questions.of(tokenize_run(run, run.tokenizers.student).train)
+    questions = Questions.of(tokenize_run(run, run.tokenizers.student), served.score)
     limits = [f"{most:,} {unit}" for most, unit in _limits(run.recipe) if most is not None]
     return (
-        f"{said}; {len(questions.passages) + 2 * PROBES + 1:,} requests at most: {len(questions.passages):,} passages "
-        f"of {questions.rows:,} training rows, {questions.tokens:,} tokens, the longest "
-        f"{len(questions.longest.whole):,}; budget: {' and '.join(limits) or 'none'}"
+        f"{said}; {len(questions.all) + 2 * PROBES + 1:,} requests at most: {len(questions.passages):,} passages "
+        f"of {questions.rows:,} training rows and {len(questions.scored):,} of rows that are scored, "
+        f"{questions.tokens:,} tokens, the longest {len(questions.longest.whole):,}; "
+        f"budget: {' and '.join(limits) or 'none'}"
     )
 
 
@@ -126,7 +140,7 @@ def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
     recipe, tokenizer = opened.recipe, opened.tokenizer
     reader = open_reader(recipe)
     source = ServedTokens(reader, tokenizer, _entries(opened))
-    questions = Questions.of(opened.texts.train)
+    questions = Questions.of(opened.texts, recipe.served.score)
     told: list[object] = [None, None, None]
     if accelerator.is_main_process:
         with ExitStack() as opened_here:
@@ -135,12 +149,14 @@ def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
             opened_here.pop_all()  # without an error it stays open, for the other rows
         told = [reader.form, facts, notes]
     reader.form, facts, notes = broadcast_object_list(told)
+    if reader.form is not None and not reader.form.as_ids:
+        questions = replace(questions, scored=())  # a prompt as text tells the likelihood of the server's own tokens
     return ServedSource(source, questions, facts, notes)
 
 
 def _compare(source: ServedTokens, questions: Questions, recipe: Recipe) -> tuple[dict[str, object], tuple[str, ...]]:
     reader = source.reader
-    if reader.remember_form() and not reader.missing(list(map(source.prompt, questions.passages))):
+    if reader.remember_form() and not reader.missing(list(map(source.prompt, questions.all))):
         return {}, (f"every answer is kept in {reader.file}: the server is not asked",)
     _check_context(reader.context(), questions)
     prompts = [source.prompt(passage) for passage in questions.probes()]
@@ -189,10 +205,10 @@ def _check_context(context: int | None, questions: Questions) -> None:
     """Refuse rows that a server says are too long for it."""
     if context is None:
         return
-    long = sum(len(passage.whole) + 1 > context for passage in questions.passages)
+    long = sum(len(passage.whole) + 1 > context for passage in questions.all)
     if long:
         raise UsageError(
-            f"{long:,} of {len(questions.passages):,} passages of the training rows are longer than the {context:,} "
+            f"{long:,} of {len(questions.all):,} passages of the run's rows are longer than the {context:,} "
             f"tokens that the server reads (the longest has {len(questions.longest.whole):,}, and one new token is "
             f"asked for): give --max-length {context - 2} or less"
         )
@@ -241,11 +257,12 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
     if accelerator.is_main_process:
         for note in source.notes:
             observer.announce(note)
-        with reader, FileLock(f"{reader.file}.lock"):  # runs beside this one wait, and then find its answers
+        with reader, FileLock(f"{reader.file}.lock"):  # other runs wait, and then find its answers
             missing = reader.missing(source.prompts)
             observer.announce(
-                f"asking {reader.model} about {missing:,} of {len(questions.passages):,} passages of "
-                f"{questions.rows:,} training rows ({questions.tokens:,} tokens); answers are kept in {reader.file}"
+                f"asking {reader.model} about {missing:,} of {len(questions.all):,} passages, of {questions.rows:,} "
+                f"training rows and those that are scored ({questions.tokens:,} tokens); answers are kept in "
+                f"{reader.file}"
             )
             reader.read_all(source.prompts, observer.progress(f"asking {reader.model}"))
     accelerator.wait_for_everyone()
@@ -254,8 +271,39 @@ def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) 
         return AskedTeacher(teacher, {})
     found = measure_reading(source.tokens, questions.passages)
     observer.announce(_reading(found, reader.top))
-    facts = {**reader.record(), "passages": len(questions.passages), "tokens": questions.tokens, **source.facts}
+    facts = {**reader.record(), "passages": len(questions.all), "tokens": questions.tokens, **source.facts}
     return AskedTeacher(teacher, facts | asdict(found))
+
+
+def add_scores(loaded: LoadedModels, source: ServedSource, observer: Observer) -> None:
+    """Add a served teacher's answers on the watched and the reported rows, from which it is scored."""
+    texts, tokens, model = loaded.opened.texts, source.tokens, source.tokens.reader.model
+    if not source.questions.scored:
+        observer.announce(f"{model} has no scores of its own: served.score=false, or prompts as text, decide so")
+        return
+    watched = _predictions(tokens, texts.watched)
+    answers = {split: _predictions(tokens, encoded) for split, encoded in texts.reported.items()}
+    told = {split: answer for split, answer in answers.items() if answer is not None}
+    if watched is None or len(told) < len(answers):
+        observer.announce(f"{model} has no scores of its own: its server leaves out tokens of the text")
+        return
+    loaded.answers, loaded.watched_answers = told, watched
+
+
+def _predictions(source: ServedTokens, encoded: TokenizedSplit) -> TokenPredictions | None:
+    """Take a served model's likelihoods and likeliest tokens of a split's targets; None if it leaves out any."""
+    nll, tokens = np.zeros(len(encoded)), np.zeros(len(encoded), dtype=np.int64)
+    best: list[list[int]] = [[] for _ in range(len(encoded))]
+    for row, passage in split_passages(encoded):
+        found = source.targets(passage)
+        targets = encoded.columns["targets"][row][passage.start : passage.start + len(passage.ids)]
+        asked = np.array(targets) != IGNORED
+        if np.isnan(found.own[asked]).any():
+            return None
+        nll[row] -= float(found.own[asked].sum())
+        tokens[row] += int(asked.sum())
+        best[row] += found.entries[asked, 0].tolist()
+    return TokenPredictions(nll, tokens, np.array([entry for row in best for entry in row], dtype=np.int64))
 
 
 def with_heard(opened: OpenedRun, source: ServedSource) -> OpenedRun:

@@ -414,6 +414,8 @@ class ServedTeacherSettings(Section):
     check_teacher: str | None = None
     """Local checkpoint of the same model (hub id or folder): the server's numbers are compared with its own on three
     rows before training."""
+    score: bool = True
+    """Ask about the watched and the reported rows as well, for the teacher's own scores and its agreement."""
     concurrency: int = Field(4, ge=1, le=1000)
     """Requests under way at once."""
     timeout: float = Field(120.0, gt=0, le=86_400)

@@ -12,7 +12,7 @@ MOST_EXCESS = 1e-3
 """Most by which probabilities of a position may exceed 1: servers round."""
 SHIFT_NATS = 0.5
 """Gain in nats a token at another position from which log-probabilities are taken to belong there."""
-CHANCE_NATS = 0.5
+CHANCE_NATS = 0.1
 """Nats a token below chance that a model of the text reaches at least."""
 NOTABLE_NATS, MOST_NATS = 1e-3, 1e-2
 """Mean difference of two answers, in nats a token, from which it is announced, and from which it is refused."""
@@ -37,7 +37,7 @@ def reading_fault(probes: Sequence[Probe], vocabulary: int, as_ids: bool) -> str
     """Find a difference between a server's reading of rows and training's; None if there is none.
 
     Tokens must be the rows' own; the probabilities of a position must not exceed 1; log-probabilities must stand at
-    their own tokens, where the text is likelier than at the positions beside; and the text must be likelier than by
+    their own tokens, where the text is likelier than at the next ones; and the text must be likelier than by
     chance, which it is not where a server passes over the prompt.
 
     Args:
@@ -60,9 +60,11 @@ def reading_fault(probes: Sequence[Probe], vocabulary: int, as_ids: bool) -> str
             f"returns log-probabilities one token {where}: the text is likelier there, {-likelihoods[best]:.2f} nats a "
             f"token against {-likelihoods[0]:.2f}"
         )
-    if -likelihoods[0] > math.log(vocabulary) - CHANCE_NATS:
+    own = [float(value) for probe in probes for value in probe.top.own[1:]]
+    nll = -likelihoods[0] if any(map(math.isnan, own)) else -sum(own) / max(1, len(own))
+    if nll > math.log(vocabulary) - CHANCE_NATS:
         return (
-            f"gives the training text {-likelihoods[0]:.2f} nats a token, chance among {vocabulary:,} entries: it "
+            f"gives the training text {nll:.2f} nats a token, chance among {vocabulary:,} entries: it "
             "passes over the prompt, or reads other tokens"
         )
     return None

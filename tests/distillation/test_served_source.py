@@ -1,8 +1,10 @@
 """A teacher behind an API trains like the same teacher here; what a server cannot do is refused before training."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -11,7 +13,7 @@ from kdalign.models.token_targets import TopTokens, top_tokens
 from kdalign.teachers.computed import ComputedTeacher
 from support.logprob_server import logprob_server
 from support.served_setting import losses, save_pair
-from support.tiny import one_line
+from support.tiny import one_line, sentences
 
 TRAINING = ("--max-steps", 4, "--batch-size", 4, "--max-length", 32, "--precision", "fp32", "--lr", "1e-3")
 
@@ -73,6 +75,54 @@ def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp
     facts = record["training"]["served_teacher"]
     assert (facts["model"], facts["url"], facts["answered_by"], facts["top_k"]) == ("tiny", server.url, ["tiny-1"], 8)
     assert 0 < facts["rest"] < 1
+    theirs = json.loads((tmp_path / "local" / "record.json").read_text())["scores"]["validation"]
+    ours = record["scores"]["validation"]
+    assert [score["metric"] for score in ours["teacher"]] == [score["metric"] for score in theirs["teacher"]]
+    values = [[score["value"] for score in each["teacher"]] for each in (ours, theirs)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert ours["agreement"]["value"] == theirs["agreement"]["value"]
+    assert f"distilled from `openai:tiny at {server.url}`" in (tmp_path / "served/student/README.md").read_text()
+
+
+@pytest.mark.parametrize("task", ["chat", "translation:source-target"])
+def test_answers_are_learnt_from_a_server_as_from_the_same_teacher_here(
+    kdalign, tmp_path, pair, serve, monkeypatch, task
+):
+    written = sentences(24, 77)[0]
+    ends = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}{{ eos_token }}{% endfor %}"
+    for name in ("teacher", "student"):
+        shutil.copytree(pair / name, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(
+            ends + "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+    rows = {"source": written[:12], "target": written[12:]}
+    rows["messages"] = [
+        [{"role": "user", "content": source}, {"role": "assistant", "content": target}]
+        for source, target in zip(rows["source"], rows["target"], strict=True)
+    ]
+    for split in ("train", "validation"):
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
+    monkeypatch.setattr(teacher_source, "ComputedTeacher", Reduced)
+    rest = ("--student", "student", "--task", task, "--data", ".", *TRAINING, "--max-length", 96)
+    with serve() as server:
+        served = ("--teacher", "openai:tiny", "--base-url", server.url, "--top-logprobs", 8)
+        for words in ((*served, "--out", "served"), ("--teacher", "teacher", "--beta", 0, "--out", "local")):
+            status, _, err = kdalign("distill", *words, *rest)
+            assert status == 0, err
+    assert losses(tmp_path / "served") == pytest.approx(losses(tmp_path / "local"), abs=1e-5)
+
+
+def test_arms_and_seeds_share_what_was_asked(kdalign, tmp_path, pair, serve):
+    rest = ("--student", pair / "student", "--task", "lm", "--data", pair / "texts", "--max-steps", 2)
+    with serve() as server:
+        served = ("--teacher", "openai:tiny", "--base-url", server.url, "--top-logprobs", 8, "--max-length", 32)
+        arms = ("--arms", "labels,soft", "--seeds", 2, "--batch-size", 4, "--set", "train.samples=0")
+        status, out, err = kdalign("ablate", *served, *rest, *arms, "--out", "ablation")
+        assert status == 0, err
+        passages = {json.dumps(body["prompt"]) for body in server.habits.asked}
+        assert len(server.habits.asked) <= len(passages) + 4  # one to find the form, and three asked twice
+    assert "teacher openai:tiny" in out
+    assert "retained" in out
 
 
 def test_a_prompt_as_text_gives_the_same_up_to_the_tokens_that_have_no_text(kdalign, tmp_path, pair, serve, local):
@@ -108,7 +158,7 @@ def test_a_spent_budget_says_what_is_kept_and_a_larger_one_goes_on(kdalign, pair
     with serve() as server:
         status, _, err = kdalign(*words(pair, server, "--max-requests", 12))
         assert (status, "run the same command with a larger budget to resume" in err) == (1, True), err
-        status, _, err = kdalign(*words(pair, server, "--max-requests", 60, "--resume"))
+        status, _, err = kdalign(*words(pair, server, "--max-requests", 90, "--resume"))
         assert status == 0, err
 
 
@@ -154,7 +204,7 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_asked(kdalign, tmp_path,
         status, out, err = kdalign(*words(pair, server, "--dry-run"))
         assert (status, server.habits.asked) == (0, []), err
     assert "openai:tiny at http:" in out
-    assert "requests at most: 35 passages of" in " ".join(out.split())
+    assert "requests at most: 35 passages of 14 training rows and" in " ".join(out.split())
     assert not (tmp_path / "served").exists()
 
 
