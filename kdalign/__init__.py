@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kdalign.alignment.propose import propose as propose
     from kdalign.comparison.compare import compare as compare
     from kdalign.distillation.pipeline import distill as distill
+    from kdalign.distillation.sequence_level.generate import generate as generate
+    from kdalign.distillation.sequence_level.settings import GenerateSettings as GenerateSettings
     from kdalign.errors import (
         Interrupted as Interrupted,
     )
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "models.architecture",
     "EvalRequest": "evaluation.request",
+    "GenerateSettings": "distillation.sequence_level.settings",
     "Interrupted": "errors",
     "KdalignError": "errors",
     "LayerMap": "alignment.plan",
@@ -58,6 +61,7 @@ _HOMES = {
     "describe": "models.architecture",
     "distill": "distillation.pipeline",
     "evaluate": "evaluation.evaluate",
+    "generate": "distillation.sequence_level.generate",
     "load_recipe": "recipe",
     "propose": "alignment.propose",
     "read_record": "runs.record",

@@ -159,7 +159,7 @@ def _generate_causal(
     ids = [row if len(row) <= longest else [*before, *row[len(before) - longest :]] for row in ids]
     padded, real = pad_rows(ids, int(tokenizer.pad_token_id), model.device, left=True)
     stop = StoppingCriteriaList()
-    if settings.beams == 1:
+    if settings.beams == 1 and any(case.stop or case.words for case in cases):  # texts are decoded at each step
         stop.append(_CasesEnded(tokenizer, padded.size(1), cases))
     search = _search(settings, new_tokens, cases, padded.size(1))
     output = model.generate(padded, attention_mask=real, stopping_criteria=stop, **search)[:, padded.size(1) :]

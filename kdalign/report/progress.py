@@ -94,13 +94,14 @@ class ConsoleObserver:
             self._print(line)
 
     def progress(self, what: str) -> ProgressCallback:
-        """Show progress without steps: a bar with the time left, or a line every few seconds."""
+        """Show progress without steps: a bar with the rate and the time left, or a line every few seconds."""
         begun, shown = time.monotonic(), time.monotonic()
 
         def tell(done: int, total: int) -> None:
             nonlocal shown
             now = time.monotonic()
             left = _minutes((now - begun) * (total - done) / max(done, 1))
+            left = f"{done / max(now - begun, 1e-3):,.1f}/s, {left}"
             if self._console.is_terminal and not self._console.quiet:
                 if self._bar is None:
                     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]} left"))

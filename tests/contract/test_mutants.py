@@ -399,6 +399,44 @@ MUTANTS = {
         'f"{seed}\\0{draw}"',
         "evaluation/test_sampling.py::test_draws_depend_on_seed_prompt_and_number_and_are_uniform",
     ),
+    "a temperature that multiplies logits": (
+        "models/sampling.py",
+        "= (logits.to(exact) / temperature",
+        "= (logits.to(exact) * temperature",
+        "evaluation/test_sampling.py::test_a_temperature_divides_the_logits",
+    ),
+    "a batch left out that is known in part": (
+        "evaluation/generation.py",
+        "if all(row in known for row in rows):",
+        "if any(row in known for row in rows):",
+        "evaluation/test_sampling.py::test_batches_that_are_known_are_left_out_and_the_others_stay_as_they_are",
+    ),
+    "samples of a server without seeds taken for one": (
+        "served/client.py",
+        'draw = chosen.seed if chosen.temperature > 0 and "seed" in dialect.refused else 0',
+        "draw = 0",
+        "served/test_answers.py::test_samples_are_told_apart_where_a_server_refuses_seeds",
+    ),
+    "rows of reported splits answered": (
+        "distillation/sequence_level/rows.py",
+        "if words in reported and words != ((),)",
+        "if False and words in reported",
+        "distillation/sequence_level/test_generate.py"
+        "::test_a_train_that_is_all_reported_and_a_folder_without_train_are_refused",
+    ),
+    "answers that were cut off kept": (
+        "distillation/sequence_level/filters.py",
+        "[one.ended is not False for one in left]",
+        "[True for one in left]",
+        "distillation/sequence_level/test_filters.py"
+        "::test_empty_answers_and_those_whose_tokens_ran_out_are_dropped_and_counted",
+    ),
+    "the worst of several answers taken for the best": (
+        "distillation/sequence_level/filters.py",
+        "scores if TEXT_METRICS[name].higher_is_better else -scores",
+        "scores",
+        "distillation/sequence_level/test_filters.py::test_the_best_of_each_row_is_kept_and_of_equal_ones_the_first",
+    ),
     "an end that is forced counted as the model's": (
         "evaluation/generation.py",
         'latest = limit - 1 if own.get("forced_eos_token_id") is not None else limit',
@@ -519,7 +557,8 @@ def test_a_seeded_fault_fails_its_test(name, tmp_path):
     file, right, wrong, test = MUTANTS[name]
     package = tmp_path / "kdalign"
     subprocess.run(["cp", "-r", str(ROOT / "kdalign"), str(package)], check=True)
-    subprocess.run(["cp", "-r", str(ROOT / "tests"), str(tmp_path / "tests")], check=True)
+    for name in ("tests", "tools"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path / name)], check=True)
     subprocess.run(["cp", str(ROOT / "pyproject.toml"), str(tmp_path)], check=True)
     source = (package / file).read_text()
     (package / file).write_text(source.replace(right, wrong))

@@ -6,9 +6,9 @@ import sys
 import kdalign
 
 PUBLIC = set(
-    "Architecture EvalRequest Interrupted KdalignError LayerMap Plan PlanOptions Recipe RunError RunRecord Stack "
-    "UsageError __version__ allow_code build_recipe compare describe distill evaluate load_recipe propose "
-    "read_record".split()
+    "Architecture EvalRequest GenerateSettings Interrupted KdalignError LayerMap Plan PlanOptions Recipe RunError "
+    "RunRecord Stack UsageError __version__ allow_code build_recipe compare describe distill evaluate generate "
+    "load_recipe propose read_record".split()
 )
 
 

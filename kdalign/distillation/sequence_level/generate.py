@@ -37,6 +37,8 @@ from kdalign.runs.locks import exclusive
 from kdalign.version import __version__
 
 SHOWN_PROMPTS = 3
+HASHED_PROMPTS = 20
+"""Prompts that are hashed as the model sees them, so that another template is another command."""
 DECODING = (
     *("beams", "samples", "temperature", "top_p", "seed", "new_tokens", "max_length"),
     *("precision", "batch_size", "chat"),
@@ -96,6 +98,7 @@ class PreparedGeneration:
             "data": str(self.train.task.source),
             "train": self.train.fingerprint,
             "reported": self.reported,
+            "prompts": prompt_key("\0".join(self.teacher.show_prompts(self.prompts[:HASHED_PROMPTS]))),
             "beams": settings.beams,
             "samples": settings.samples,
             "temperature": settings.heat,
@@ -281,7 +284,7 @@ def _record(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer], se
         "kdalign": __version__,
         "teacher": {**prepared.teacher.identity, **prepared.teacher.record()},
         "task": settings.task,
-        "data": {name: command[name] for name in ("data", "train", "reported")},
+        "data": {name: command[name] for name in ("data", "train", "reported", "prompts")},
         "decoding": {name: command[name] for name in DECODING if name in command}
         | {"described": describe_decoding(settings)},
         "selection": {"keep": list(settings.keep), "best_of": settings.best_of, "language": prepared.language},

@@ -398,3 +398,12 @@ def test_where_no_answer_is_left_the_run_fails_with_the_counts_and_keeps_the_ans
     assert not (here / "out/generation.json").exists()
     assert not (here / "out/train.parquet").exists()
     assert kdalign(*words(), "--overwrite")[0] == 0
+
+
+def test_another_template_is_another_command(kdalign, here, folder):
+    (here / "chat").unlink()
+    shutil.copytree(folder / "chat", here / "chat")
+    assert kdalign(*words("chat"))[0] == 0
+    (here / "chat/chat_template.jinja").write_text(PLAIN.replace("[stop]", "[done]"))
+    status, _, err = kdalign(*words("chat"))
+    assert (status, "holds data of another command (prompts is " in one_line(err)) == (2, True)
