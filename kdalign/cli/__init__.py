@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 
 from kdalign.cli import (  # each registers its command
     ablate,
+    cache,
     card,
     compare,
     demo,
@@ -38,6 +39,7 @@ from kdalign.report.screen import encoding_note, replace_unencodable
 __all__ = [
     "ablate",
     "app",
+    "cache",
     "card",
     "compare",
     "demo",

@@ -20,6 +20,7 @@ ORDER = (
     "eval",
     "compare",
     "ablate",
+    "cache",
     "inspect",
     "card",
     "recipe",
@@ -132,6 +133,12 @@ recipe_app = _Application(
     help="Print a recipe with its defaults, and show presets.", no_args_is_help=True, rich_markup_mode="rich"
 )
 app.add_typer(recipe_app, name="recipe")
+cache_app = _Application(
+    help="Keep a teacher's outputs on the training rows, show what is kept, and verify it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(cache_app, name="cache")
 
 
 def examples(*lines: str) -> str:

@@ -24,7 +24,9 @@ from kdalign.distillation.tokenize import OpenedRun
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, writing
-from kdalign.models.architecture import layout_of
+from kdalign.models.architecture import CROSS, Layer, describe, layout_of
+from kdalign.models.heads import HeadKind
+from kdalign.models.layouts import AttentionLayout
 from kdalign.objective.build import build_objective
 from kdalign.objective.checks import check_teacher
 from kdalign.objective.objective import Objective
@@ -35,6 +37,9 @@ from kdalign.teachers.cache_files import CacheFolder
 from kdalign.teachers.cached import CachedTeacher, CacheSource, check_source, choose_top_k, fill_cache, missing_rows
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.kept import Kept, asked_by, parse_kept, unkeepable
+
+_LOCK = ".lock"
+"""File in a cache's folder that is locked by the process that adds rows."""
 
 
 def kept_outputs(objectives: Iterable[Objective], plan: Plan | None) -> Kept:
@@ -133,7 +138,7 @@ def check_cache(run: PreparedRun) -> None:
     folder = CacheFolder(Path(settings.folder))
     check_writable(folder.path)
     if not folder.is_cache:
-        if folder.path.is_dir() and any(folder.path.iterdir()):
+        if folder.path.is_dir() and any(file.name != _LOCK for file in folder.path.iterdir()):
             raise UsageError(f"--cache {settings.folder!r} is not empty and holds no teacher outputs: give another")
         return
     assert run.teacher is not None, "checked: there is a teacher"
@@ -147,7 +152,7 @@ def check_cache(run: PreparedRun) -> None:
 def _check_keepable(run: PreparedRun) -> None:
     """Refuse rows that change in every epoch, and terms whose requests change during training."""
     assert run.teacher is not None, "checked: there is a teacher"
-    parse_kept(run.recipe.cache.keep, "cache.keep")
+    check_outputs(run, parse_kept(run.recipe.cache.keep, "cache.keep"))
     family = layout_of(run.teacher.config).family
     changes = {"masked": "masks other tokens", "permutation": "predicts in another order"}.get(family)
     if run.adapter.predicts_tokens and changes and not (family == "permutation" and run.recipe.data.order != "drawn"):
@@ -162,6 +167,45 @@ def _check_keepable(run: PreparedRun) -> None:
             why = unkeepable(request)
             if why is not None:
                 raise UsageError(f"term {request.term!r} {why}")
+
+
+def check_outputs(run: PreparedRun, kept: Kept, option: str = "cache.keep") -> None:
+    """Refuse outputs that a teacher does not have.
+
+    Raises:
+        UsageError: the word, and what the teacher has.
+    """
+    assert run.teacher is not None, "checked: there is a teacher"
+    theirs, head = describe(run.teacher.config), run.adapter.head
+    answer = {HeadKind.CLASSIFIER: "classes", HeadKind.NONE: "features"}.get(head, "tokens")
+    layers = {layer for stack in theirs.stacks for layer in stack.all_layers}
+    crossing = {Layer(CROSS, layer.number) for layer in layers if theirs.reads_target(layer.stack)}
+    stacks = {stack.name for stack in theirs.stacks}
+    wrong = [name for name in ("classes", "features", "tokens") if getattr(kept, name) and name != answer]
+    wrong += [f"hidden:{layer}" for layer in sorted(kept.hidden - layers)]
+    wrong += [f"attention:{layer}" for layer in sorted(kept.attention - layers - crossing)]
+    wrong += [f"relations:{layer}" for layer in sorted((kept.relations | kept.values) - layers)]
+    wrong += [f"embeddings:{stack}" for stack in sorted(kept.embeddings - stacks)]
+    if wrong:
+        has = ", ".join(f"{stack.name}.0 to {stack.name}.{stack.layers - 1}" for stack in theirs.stacks)
+        raise UsageError(f"{option} {wrong[0]!r}: the teacher has no such output (it has: {answer}; layers {has})")
+    if theirs.attention is AttentionLayout.CLOSED and kept.attention | kept.relations | kept.values:
+        raise UsageError(f"{option}: attention of {theirs.model_type} cannot be captured (accepted: other outputs)")
+
+
+def check_keeps(folder: CacheFolder, kept: Kept) -> None:
+    """Refuse a cache that does not keep all of these outputs.
+
+    Raises:
+        UsageError: what it keeps and what it does not, and what can be done.
+    """
+    there = CachedTeacher(folder).kept
+    missing = there.missing(kept)
+    if missing:
+        raise UsageError(
+            f"{str(folder.path)!r} keeps {', '.join(there.words)}, and not {', '.join(missing)}: give another folder, "
+            f"or build it again (--overwrite)"
+        )
 
 
 def check_formats(folder: CacheFolder, settings: CacheSettings) -> None:
@@ -213,7 +257,7 @@ class CacheBuild:
         with writing(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
         # Of several runs that need the same outputs at the same time, one computes them and the others wait.
-        with FileLock(f"{folder.path}.lock") if main else nullcontext():
+        with FileLock(str(folder.path / _LOCK)) if main else nullcontext():
             self.accelerator.wait_for_everyone()
             if main:
                 self._begin(folder, meta)
@@ -226,9 +270,11 @@ class CacheBuild:
 
     def _begin(self, folder: CacheFolder, meta: dict[str, Any]) -> None:
         """Begin a cache in an empty folder, or check the one that is there."""
+        folder.remove_unfinished()
         if folder.is_cache:
             check_source(folder, folder.meta, self.source.facts)
             check_formats(folder, self.opened.recipe.cache)
+            check_keeps(folder, self.kept)
             return
         if meta["keep"] and self.kept.tokens and meta["top_k"] is None:
             few = sample_batches(self.opened.texts.train, 0, SIMILARITY_TOKENS)

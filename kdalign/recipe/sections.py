@@ -356,7 +356,7 @@ class CacheSettings(Section):
     top_k: int | None = Field(None, ge=1, le=MOST_STEPS)
     """Number of likeliest tokens that are kept of a distribution, with all others as one; chosen by ``tail`` when left
     out."""
-    tail: float = Field(0.02, gt=0, lt=1)
+    tail: float = Field(0.1, gt=0, lt=1)
     """Largest mean probability of all tokens that are not kept one by one: the smallest of 8, 16, 32, 64, 128 and 256
     that leaves no more on a few rows is taken."""
     logs: Literal["fp16", "bf16", "fp32"] = "fp16"

@@ -187,14 +187,18 @@ class CacheFolder:
         return (self.path / META).is_file()
 
     def begin(self, meta: Mapping[str, Any]) -> None:
-        """Write what decides the numbers, and remove what a killed writer left."""
+        """Write what decides the numbers."""
         write_json(self.path / META, dict(meta))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed writer left."""
         for file in self.path.glob(f".{_BEGIN}*"):
             file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the cache's own files."""
-        for file in (*self.files, self.path / META, *self.path.glob(f".{_BEGIN}*")):
+        self.remove_unfinished()
+        for file in (*self.files, self.path / META):
             file.unlink(missing_ok=True)
 
     @property

@@ -170,7 +170,7 @@ class CachedTeacher:
         missing = self.kept.missing(asked_by(request, values_only=alone))
         if not missing:
             return None
-        words = " ".join(f"--keep {word}" for word in missing)
+        words = " ".join(f"--keep {word}" for word in (*self.kept.words, *missing))
         return (
             f"asks for {', '.join(missing)}, which the cache {str(self.folder.path)!r} does not keep (it keeps "
             f"{', '.join(self.kept.words)}): `kdalign cache build {words}` into another folder, or --cache auto"

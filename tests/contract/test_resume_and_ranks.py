@@ -146,3 +146,40 @@ def test_two_ranks_take_the_steps_of_one_process(teacher, data, tmp_path, more):
     first, second = (load_file(run_ / "student" / "model.safetensors") for run_ in (one, two))
     for name, weight in first.items():
         assert abs(weight - second[name]).max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_two_ranks_fill_a_cache_that_one_process_reads_and_a_killed_run_ends_in_the_same_weights(
+    teacher, data, tmp_path
+):
+    one, two, killed, kept = (tmp_path / name for name in ("one", "two", "killed", "kept"))
+    more = ("--set", "train.dropout=0", "--limit", "250", "--cache", str(kept))
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+    done = run([*torchrun, *command(teacher, data, two, *more)])
+    assert done.returncode == 0, done.stderr
+    assert len(list(kept.glob("shard-*.safetensors"))) == 2, "each rank writes its own"
+    done = run(command(teacher, data, one, *more))
+    assert done.returncode == 0, done.stderr
+    assert "on 250 rows are there" in done.stderr
+    assert each_step(two, "loss") == pytest.approx(each_step(one, "loss"), abs=1e-5)
+    assert each_step(two, "gradient_norm") == pytest.approx(each_step(one, "gradient_norm"), rel=1e-3, abs=1e-5)
+    status, _ = stop_after(command(teacher, data, killed, *more), killed, 9, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert run(["-m", "kdalign", "distill", "--out", str(killed), "--resume"]).returncode == 0
+    for name in ("student/model.safetensors", "history.jsonl"):
+        assert (one / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_killed_pass_of_the_teacher_keeps_its_shards_and_the_same_command_goes_on(teacher, data, tmp_path):
+    kept = tmp_path / "kept"
+    words = ["-m", "kdalign", "cache", "build", "--teacher", str(teacher), "--student", "layers=2", "--task", "sst2"]
+    words += ["--data", str(data), "--precision", "fp32", "--device", "cpu", "--out", str(kept)]
+    assert run([*words, "--limit", "100"]).returncode == 0  # as the shards that a killed pass had finished
+    (kept / ".shard-0.safetensors.1.tmp").write_bytes(b"half a shard")
+    done = run([*words, "--json"])
+    assert done.returncode == 0, done.stderr
+    assert "reads 156 of 256 rows once" in done.stderr
+    assert json.loads(done.stdout)["rows"] == 256
+    assert not list(kept.glob(".shard-*"))

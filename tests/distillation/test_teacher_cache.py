@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -10,7 +11,8 @@ from kdalign.distillation import build
 from kdalign.errors import UsageError
 from kdalign.observer import NullObserver
 from kdalign.recipe import build_recipe
-from support.tiny import save_model
+from support import family_setting
+from support.tiny import save_model, sentences
 
 EXACT = {"cache.folder": "auto", "cache.states": "fp32"}
 
@@ -146,3 +148,21 @@ def test_what_no_cache_can_keep_is_refused(flags, why, teacher, data, tmp_path):
     with pytest.raises(UsageError, match=why):
         run(teacher, data, tmp_path / "a", **EXACT, **flags)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_language_model_keeps_its_likeliest_tokens_and_says_what_it_leaves_out(tmp_path):
+    teacher, data = tmp_path / "teacher", tmp_path / "texts"
+    family_setting.model("llama").save_pretrained(teacher)
+    family_setting.tokenizer("causal").save_pretrained(teacher)
+    data.mkdir()
+    for number, split in enumerate(("train", "validation")):
+        pd.DataFrame({"text": sentences(24, number)[0]}).to_parquet(data / f"{split}.parquet")
+    lines = Lines()
+    flags = {"data.task": "lm", "data.max_length": 32, "train.batch_size": 4, "train.max_steps": 3}
+    run(teacher, data, tmp_path / "run", lines, **flags, **{"cache.folder": "auto", "cache.tail": 0.5})
+    facts = json.loads((tmp_path / "run" / "record.json").read_text())["training"]["cache"]
+    (line,) = [line for line in lines.lines if "likeliest tokens are kept" in line]
+    assert f"the {facts['top_k']} likeliest tokens are kept" in line
+    assert facts["kept"] == ["tokens:1", "hidden:decoder.1", "hidden:decoder.3"]
+    assert 0 < facts["mean_tails"]["1"] < 0.6
+    assert facts["predictions"] == facts["tokens"], "every position of a packed row is predicted"

@@ -75,7 +75,7 @@ def test_what_a_killed_writer_left_is_no_shard_and_goes_away(tmp_path):
     left = tmp_path / f".{folder.files[0].name}.123.tmp"
     left.write_bytes(b"half")
     assert len(CacheIndex(folder)) == 5
-    folder.begin({"format": 1})
+    folder.remove_unfinished()
     assert not left.exists()
     assert len(CacheIndex(folder)) == 5
 
