@@ -110,7 +110,7 @@ def test_targets_of_pairs_are_matched_whatever_each_models_prompt_is(ours, their
         assert encoded.columns["targets"][row][pairs[-1][0]] == encoded.ends[0]
 
 
-def test_ends_of_answers_stand_for_one_another_chat_tokenizer():
+def test_ends_of_answers_stand_for_one_another():
     sides = chat_tokenizer("plain"), other_chat_tokenizer("channels")
     encoded = tokenize_chats_dual(chats(TALK), sides, 600)
     assert encoded.ends == tuple(
