@@ -183,5 +183,5 @@ def _features(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Activations:
 def _positions(plan: Plan, batch: Batch, stack: str, special: Sequence[int] = ()) -> Tensor:
     """(batch, time), counted positions of a stack without special tokens."""
     target = plan.student.reads_target(split_stack(stack)[1])
-    counted, ids = (batch.predicted, "decoder_input_ids") if target else (batch.compared, "input_ids")
+    counted, ids = (batch.answered, "decoder_input_ids") if target else (batch.compared, "input_ids")
     return counted & ~torch.isin(batch.inputs[ids], torch.tensor(special, dtype=torch.long, device=counted.device))

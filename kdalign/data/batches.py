@@ -26,6 +26,9 @@ Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, lis
 TEACHER = "teacher "
 """Prefix of the columns that a teacher with another tokenizer reads."""
 
+DECODER = "decoder "
+"""Prefix of the spans of a decoder's positions, where an encoder has its own."""
+
 HEARD = "heard"
 """Column that is 0 for a position at which a teacher behind an API says nothing."""
 
@@ -225,7 +228,7 @@ class Batch:
     @property
     def answered(self) -> Bool[Tensor, "batch time"]:
         """(batch, time), positions to predict at which the teacher predicts the same token."""
-        asked = self.predicted if self.matching is None else self.predicted & (self.matching.answers >= 0)
+        asked = self.predicted if self.matching is None else self.predicted & (self.matching.output.answers >= 0)
         return asked if self.heard is None else asked & self.heard
 
     @property
@@ -314,8 +317,11 @@ def collate(
         names = [name for name in inputs if name.startswith(TEACHER)]
         other = {name.removeprefix(TEACHER): inputs.pop(name) for name in names}
         other["attention_mask"] = _mask(columns[TEACHER + "input_ids"], width).long()
-        ours, theirs = (torch.stack([each.pop("start"), each.pop("end")], dim=-1) for each in (inputs, other))
-        matching = align_tokens(ours, theirs, encoded.left_to_right)
+        matching = align_tokens(_pop_spans(inputs, ""), _pop_spans(other, ""), encoded.left_to_right)
+        if "decoder_input_ids" in other:
+            other["decoder_attention_mask"] = _mask(columns[TEACHER + "decoder_input_ids"], width).long()
+            of_targets = align_tokens(_pop_spans(inputs, DECODER), _pop_spans(other, DECODER), left_to_right=True)
+            matching = replace(matching, decoder=of_targets)
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
@@ -326,6 +332,11 @@ def collate(
     told = None if heard is None else heard == 1
     counts = torch.full((len(rows),), counted)
     return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told)
+
+
+def _pop_spans(inputs: dict[str, Tensor], part: str) -> Int[Tensor, "batch time 2"]:
+    """Take the spans of a part's tokens out of the inputs."""
+    return torch.stack([inputs.pop(f"{part}start"), inputs.pop(f"{part}end")], dim=-1)
 
 
 def _pad(column: Sequence[Sequence[int]], pad: int, width: int | None) -> Int[Tensor, "batch time"]:

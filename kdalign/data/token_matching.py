@@ -37,11 +37,22 @@ class TokenAlignment:
         spread: (batch, theirs, time), weights by which a teacher position's attention is divided over student
             positions.
         answers: (batch, time), the teacher position that predicts the same token as the student's; -1 if there is none.
+        decoder: alignment of a decoder's positions, where these are of the encoder; None in models of one stack.
     """
 
     shares: Float[Tensor, "batch time theirs"]
     spread: Float[Tensor, "batch theirs time"]
     answers: Int[Tensor, "batch time"]
+    decoder: "TokenAlignment | None" = None
+
+    @property
+    def output(self) -> "TokenAlignment":
+        """The alignment of the positions that predict."""
+        return self if self.decoder is None else self.decoder
+
+    def of_stack(self, stack: str) -> "TokenAlignment":
+        """Return the alignment of a stack's positions; those of the queries where a decoder looks at an encoder."""
+        return self if stack == "encoder" else self.output
 
     @cached_property
     def compared(self) -> Bool[Tensor, "batch time"]:
@@ -55,27 +66,36 @@ class TokenAlignment:
         shares = self.shares if states.ndim == 3 else self.shares[:, None]
         return shares @ states.float()
 
-    def align_maps(self, maps: Float[Tensor, "batch heads theirs theirs"]) -> Float[Tensor, "batch heads time time"]:
-        """Map the teacher's attention to the student's positions, renormalised over the keys that both have."""
+    def align_maps(
+        self, maps: Float[Tensor, "batch heads theirs theirs_keys"], keys: "TokenAlignment"
+    ) -> Float[Tensor, "batch heads time keys"]:
+        """Map the teacher's attention to the student's positions, renormalised over the keys that both have.
+
+        Args:
+            maps: probabilities over keys.
+            keys: alignment of the keys' positions.
+        """
         between = self.shares[:, None] @ maps.float()
-        moved = between @ self.spread[:, None]
-        lost = (between * ~(self.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
+        moved = between @ keys.spread[:, None]
+        lost = (between * ~(keys.spread.sum(dim=-1) > 0)[:, None, None]).sum(dim=-1, keepdim=True)
         # Not 1 - lost: nearly all of a position's weight may be on a prompt, whose keys the student lacks.
         kept = moved.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
         return moved / torch.where(lost > 0, kept, 1)
 
     def align_predictions(self, features: Float[Tensor, "batch theirs width"]) -> Float[Tensor, "batch time width"]:
         """Pick the teacher's features that predict the student's token; arbitrary ones if no position does."""
-        index = self.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
+        index = self.output.answers.clamp_min(0)[..., None].expand(-1, -1, features.size(-1))
         return features.gather(1, index)
 
     def select(self, rows: Int[Tensor, "rows"]) -> "TokenAlignment":
         """Select rows of the batch."""
-        return TokenAlignment(self.shares[rows], self.spread[rows], self.answers[rows])
+        decoder = None if self.decoder is None else self.decoder.select(rows)
+        return TokenAlignment(self.shares[rows], self.spread[rows], self.answers[rows], decoder)
 
     def to(self, device: torch.device) -> "TokenAlignment":
         """Move the alignment to a device."""
-        return TokenAlignment(self.shares.to(device), self.spread.to(device), self.answers.to(device))
+        decoder = None if self.decoder is None else self.decoder.to(device)
+        return TokenAlignment(self.shares.to(device), self.spread.to(device), self.answers.to(device), decoder)
 
 
 def align_tokens(

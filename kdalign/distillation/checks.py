@@ -121,14 +121,7 @@ def _check_teacher(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint) ->
 
 
 def _check_own_weights(recipe: Recipe, adapter: TaskAdapter, student: CheckpointStudent) -> None:
-    own, teacher = student.checkpoint, student.teacher
-    if teacher is not None and adapter.head is HeadKind.SEQ2SEQ:
-        ours, theirs = (int(model.config.decoder_start_token_id) for model in (own, teacher))
-        if ours != theirs:
-            raise UsageError(
-                f"targets of teacher {teacher.name!r} begin with token {theirs} and those of student {own.name!r} "
-                f"with {ours}: they cannot read the same"
-            )
+    own = student.checkpoint
     checkpoint_files.check_length(own, recipe.data.max_length)
     loading.check_weights(own, adapter.head, fresh_head=not adapter.has_head(own))
 
@@ -170,9 +163,23 @@ def check_tokenizers(recipe: Recipe, adapter: TaskAdapter, student: StudentSourc
         for tokenizer, name in named:
             check_spans(tokenizer, name)
     else:
+        _check_decoder_starts(adapter, student)
         for checkpoint in filter(None, (teacher, student.checkpoint)):
             adapter.check_packing(checkpoint)
     _check_corruption(recipe.data.augment, tokenizers)
+
+
+def _check_decoder_starts(adapter: TaskAdapter, student: StudentSource) -> None:
+    """Refuse an encoder-decoder that begins targets by another token than its teacher, whose tokens it reads."""
+    own, teacher = student.checkpoint, student.teacher
+    if adapter.head is not HeadKind.SEQ2SEQ or own is None or teacher is None:
+        return
+    ours, theirs = (int(model.config.decoder_start_token_id) for model in (own, teacher))
+    if ours != theirs:
+        raise UsageError(
+            f"targets of teacher {teacher.name!r} begin with token {theirs} and those of student {own.name!r} "
+            f"with {ours}: they cannot read the same"
+        )
 
 
 def _check_corruption(augment: AugmentSettings, tokenizers: TokenizerPair) -> None:

@@ -142,8 +142,8 @@ def _tokenize(run: PreparedRun, part: Examples, student: PretrainedConfig) -> To
     ours, theirs = run.tokenizers.student, run.tokenizers.teacher
     assert ours is not None, "a tokenizer that is still to be trained has no tokens"
     try:
-        if run.tokenizers.differ and theirs is not None:
-            return run.adapter.tokenize_dual(part, (ours, theirs))
+        if run.tokenizers.differ and theirs is not None and run.teacher is not None:
+            return run.adapter.tokenize_dual(part, (ours, theirs), (student, run.teacher.config))
         return run.adapter.tokenize(part, ours, student, scored=False)
     except UsageError:
         if len(part) == len(run.splits.train):

@@ -144,8 +144,9 @@ def with_augmentation(
 def _tokenize_for_training(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
-    if run.tokenizers.teacher is not None and run.tokenizers.differ:
-        return run.adapter.tokenize_dual(examples, (tokenizer, run.tokenizers.teacher))
+    if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
+        both = tokenizer, run.tokenizers.teacher
+        return run.adapter.tokenize_dual(examples, both, (config, run.teacher.config))
     return run.adapter.tokenize(examples, tokenizer, config, scored=False)
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from kdalign.data.token_matching import TokenAlignment
 from kdalign.errors import UsageError
-from kdalign.models.architecture import Layer, accepted_inputs, attention_modules, blocks, layout_of
+from kdalign.models.architecture import CROSS, Layer, accepted_inputs, attention_modules, blocks, layout_of
 from kdalign.models.attention import ATTENTION, keepers
 from kdalign.models.heads import HeadKind, head_of_class
 from kdalign.models.layouts import LAYOUTS, AttentionLayout
@@ -74,7 +74,8 @@ class Activations:
         targets: (batch, time, width), by pair, the teacher's features that they are compared with.
         mixed: (batch, teacher heads, time, keys), the student's attention maps as many as the teacher's, by pair.
         maps: (batch, teacher heads, time, keys), the teacher's attention maps that they are compared with, by pair.
-        compared: (batch, time), the student's positions that a teacher with another tokenizer has; None for all.
+        matching: alignment by which a teacher with another tokenizer was moved to its student's positions; None if it
+            reads the same tokens.
         filled: (masked tokens, width), the student's last features of them, by a forward of its own on masked rows.
         words: (entries, width), the student's input embeddings, if masked tokens are to be predicted.
         again: (batch, time, width), by pair, ``projected`` by a second forward, with other dropout.
@@ -102,7 +103,7 @@ class Activations:
     shares: dict[Layer, Tensor] = field(default_factory=dict)
     filled: Tensor = field(default_factory=lambda: torch.empty(0))
     words: Tensor = field(default_factory=lambda: torch.empty(0))
-    compared: Tensor | None = None
+    matching: TokenAlignment | None = None
     mixture: ClassMixture | None = None
     embeddings_of: tuple[tuple[float, Tensor], ...] = ()
 
@@ -122,18 +123,22 @@ class Activations:
     def moved(self, matching: TokenAlignment) -> "Activations":
         """Move a teacher's activations to its student's positions; features and logits stay."""
 
-        def at(kept: dict[Any, Tensor]) -> dict[Any, Tensor]:
-            return {place: matching.align_features(states) for place, states in kept.items()}
+        def at(kept: dict[Layer, Tensor]) -> dict[Layer, Tensor]:
+            return {layer: matching.of_stack(layer.stack).align_features(states) for layer, states in kept.items()}
+
+        def align_maps(layer: Layer, maps: Tensor) -> Tensor:
+            queries = matching.of_stack(layer.stack)
+            return queries.align_maps(maps, keys=matching if layer.stack == CROSS else queries)
 
         return replace(
             self,
             hidden=at(self.hidden),
-            embeddings=at(self.embeddings),
+            embeddings={name: matching.of_stack(name).align_features(kept) for name, kept in self.embeddings.items()},
             queries=at(self.queries),
             keys=at(self.keys),
             values=at(self.values),
-            attention={layer: matching.align_maps(kept) for layer, kept in self.attention.items()},
-            compared=matching.compared,
+            attention={layer: align_maps(layer, kept) for layer, kept in self.attention.items()},
+            matching=matching,
         )
 
 

@@ -59,7 +59,7 @@ class SeveralTeachers:
             for number, teacher, own in zip(numbers, self.teachers, rows, strict=True)
         ]
         both = _joined([_spread(each, own, len(taught_by)) for each, own in zip(said, rows, strict=True)])
-        both.compared = None if batch.matching is None else batch.matching.compared
+        both.matching = batch.matching
         if said[0].tokens is not None:
             parts = tuple(each.tokens for each in said if each.tokens is not None)
             both.tokens = RoutedTokens(parts, taught_by[:, None].expand_as(batch.real))
@@ -96,7 +96,7 @@ def _own(wanted: CaptureSpec, number: int) -> CaptureSpec:
 
 def _joined(said: Sequence[Activations]) -> Activations:
     """Join the activations of all teachers' layers, each under its teacher's name."""
-    both = Activations(compared=said[0].compared)
+    both = Activations(matching=said[0].matching)
     for number, each in enumerate(said):
         for name in _OF_LAYERS:
             kept = vars(each)[name].items()

@@ -130,8 +130,8 @@ class Learner(nn.Module):
         hidden, attention = dict(taught.hidden), dict(taught.attention)
         for (ours, mean), layers in self._attends.items():
             real = _real(inputs, ours)
-            if taught.compared is not None:
-                real = real & taught.compared
+            if taught.matching is not None:
+                real = real & taught.matching.of_stack(ours.stack).compared
             asking = _unit(pooled(self.projections(signals.hidden[ours].float(), ours, mean), real))
             offered = torch.stack([_unit(pooled(taught.hidden[layer], real)) for layer in layers], dim=1)
             scores = torch.einsum("bd,btd->bt", asking, offered) / asking.size(-1) ** 0.5

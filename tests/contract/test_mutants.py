@@ -35,8 +35,8 @@ MUTANTS = {
     ),
     "padding counted in features": (
         "objective/terms/base.py",
-        "mask = batch.predicted if self.reads_target else batch.compared",
-        "mask = batch.predicted if self.reads_target else batch.compared | True",
+        "mask = batch.answered if self.reads_target else batch.compared",
+        "mask = batch.answered if self.reads_target else batch.compared | True",
         "contract/test_numerics.py::test_more_padding_changes_no_term_and_no_gradient",
     ),
     "padding counted in units": (
@@ -86,6 +86,18 @@ MUTANTS = {
         "spans[len(tokens.prompt) + first - 1] = (base, base + 1)",
         "spans[len(tokens.prompt) + first] = (base, base + 1)",
         "data/test_dual_answers.py::test_positions_are_matched_where_both_models_have_read_the_same_of_an_answer",
+    ),
+    "decoder matched by the encoder's positions": (
+        "models/capture.py",
+        "queries.align_maps(maps, keys=matching if layer.stack == CROSS else queries)",
+        "queries.align_maps(maps, keys=queries)",
+        "data/test_token_matching.py::test_across_tokenizers_every_term_is_there_and_finite",
+    ),
+    "target matched by the token that is predicted": (
+        "data/dual_pairs.py",
+        "spans = [_NOWHERE, *shifted]",
+        "spans = [*shifted, _NOWHERE]",
+        "data/test_dual_pairs.py::test_a_decoders_positions_are_matched_where_both_have_read_the_same_of_the_target",
     ),
     "ends of two templates not matched": (
         "data/token_matching.py",
@@ -269,7 +281,7 @@ MUTANTS = {
     ),
     "an encoder's mask on the decoder": (
         "objective/terms/base.py",
-        "mask = batch.predicted if self.reads_target else batch.compared",
+        "mask = batch.answered if self.reads_target else batch.compared",
         "mask = batch.tokens",
         "contract/test_families.py::test_features_are_compared_where_tokens_are_real_and_nowhere_else",
     ),

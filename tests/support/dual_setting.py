@@ -17,6 +17,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
 from kdalign.data.batches import collate
 from kdalign.data.dual_answers import tokenize_chats_dual
+from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.dual_tokenization import tokenize_documents_dual, tokenize_labelled_dual
 from kdalign.data.tasks import Examples
 from kdalign.data.token_matching import shared_vocabulary
@@ -154,6 +155,9 @@ KINDS = {
 }
 
 
+KINDS["seq2seq"] = ("bart", "bart", byte_level, byte_fallback)
+
+
 EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -192,6 +196,9 @@ class Setting:
         self.learner = Learner(small, Projections((), 0), self.plan, [self.objective], order, False).eval()
 
     def _rows(self, kind, split):
+        if kind == "seq2seq":
+            pairs = examples(split.texts[0], split.texts[0][::-1])
+            return tokenize_pairs_dual(pairs, self.tokenizers, (2, 2), 24)
         if kind != "chat":
             return tokenize_documents_dual(split, self.tokenizers, kind, 24)
         turns = [("user", "plot"), ("assistant", "{}")] * 2

@@ -105,8 +105,16 @@ class TaskAdapter(Protocol):
             scored: every target counts once, as evaluation needs it.
         """
 
-    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
-        """Tokenize examples for training by two tokenizers, the student's and the teacher's, with their matching."""
+    def tokenize_dual(
+        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
+    ) -> TokenizedSplit:
+        """Tokenize examples for training by two tokenizers, with their matching.
+
+        Args:
+            examples: rows of train.
+            tokenizers: the student's and the teacher's.
+            configs: their models' configurations.
+        """
 
     def sample_prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Prompt, ...]:
         """Return a few prompts whose completions show the training's progress; empty for models that generate none."""

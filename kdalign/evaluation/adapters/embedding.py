@@ -74,7 +74,9 @@ class EmbeddingAdapter:
     def check_dual(self) -> None:
         """Do nothing: texts are matched by their characters."""
 
-    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(
+        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
+    ) -> TokenizedSplit:
         """Tokenize texts by both tokenizers."""
         return tokenize_labelled_dual(examples, tokenizers, self.max_length)
 

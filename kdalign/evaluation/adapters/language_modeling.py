@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kdalign.data.batches import TokenizedSplit
 from kdalign.data.conversations import SourcePrompts, tokenize_chats, tokenize_prompted
 from kdalign.data.dual_answers import tokenize_chats_dual, tokenize_prompted_dual
+from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.dual_tokenization import Tokenizers, tokenize_documents_dual
 from kdalign.data.tasks import Examples, LanguageTask, load_texts
 from kdalign.data.tokenization import check_roles, tokenize_documents, tokenize_pairs
@@ -127,19 +128,24 @@ class LanguageModelingAdapter:
         return tokenize_documents(examples, tokenizer, self.family, self.max_length, ordered)
 
     def check_dual(self) -> None:
-        """Refuse families other than ``masked`` and ``causal``."""
-        if self.family not in ("masked", "causal"):
+        """Refuse permutation models, whose targets depend on the order of their own tokens."""
+        if self.family == "permutation":
             raise UsageError(
                 f"{self.family} models with a teacher of another tokenizer are not supported (accepted: the same one)"
             )
 
-    def tokenize_dual(self, examples: Examples, tokenizers: Tokenizers) -> TokenizedSplit:
+    def tokenize_dual(
+        self, examples: Examples, tokenizers: Tokenizers, configs: tuple[PretrainedConfig, PretrainedConfig]
+    ) -> TokenizedSplit:
         """Tokenize documents, conversations or pairs by both tokenizers."""
+        if self.family == "seq2seq":
+            ours, theirs = (int(config.decoder_start_token_id) for config in configs)
+            return tokenize_pairs_dual(examples, tokenizers, (ours, theirs), self.max_length)
         if self.task.kind == "chat":
             return tokenize_chats_dual(examples, tokenizers, self.max_length)
         if self.task.pairs:
-            ours, theirs = (SourcePrompts(self.task, tokenizer) for tokenizer in tokenizers)
-            return tokenize_prompted_dual(examples, (ours, theirs), self.max_length)
+            prompts = SourcePrompts(self.task, tokenizers[0]), SourcePrompts(self.task, tokenizers[1])
+            return tokenize_prompted_dual(examples, prompts, self.max_length)
         return tokenize_documents_dual(examples, tokenizers, self.family, self.max_length)
 
     def load_model(self, checkpoint: Checkpoint, *, fresh_head: bool, seed: int) -> PreTrainedModel:

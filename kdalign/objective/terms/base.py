@@ -129,11 +129,11 @@ class LayerPairs:
     @property
     def unit(self) -> Unit:
         """Unit of a sum over positions."""
-        return Unit.TARGET if self.reads_target else Unit.COMPARED
+        return Unit.ANSWERED if self.reads_target else Unit.COMPARED
 
     def mask(self, batch: Batch) -> Tensor:
         """(batch, time), counted positions, of the rows that the teacher teaches."""
-        mask = batch.predicted if self.reads_target else batch.compared
+        mask = batch.answered if self.reads_target else batch.compared
         return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]
 
     def texts(self, batch: Batch) -> Tensor:
@@ -146,6 +146,6 @@ class LayerPairs:
         if given.ndim == 4:  # packed documents, which do not see each other
             return given[:, 0]
         if batch.matching is not None:
-            given = given & batch.matching.compared
+            given = given & (batch.matching.output if self.reads_target else batch.matching).compared
         seen = given[:, None, :].expand(-1, given.size(1), -1)
         return seen.tril() if self.looks_back else seen
