@@ -27,7 +27,7 @@ class StepReport:
         tokens_per_second: the same in real tokens.
         seconds_left: estimate at this speed.
         task: the batch's task, if several share a student; else empty.
-        samples: measures of the student's own texts in an on-policy step, by name; else empty.
+        on_policy: measures of the student's own texts in an on-policy step, by name; else empty.
         alarms: signs of collapse in them, by name.
         sampled_per_second: tokens that the student samples per second of sampling; 0 without on-policy steps.
         trained_per_second: real tokens per second of training without sampling; 0 without on-policy steps.
@@ -47,7 +47,7 @@ class StepReport:
     layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     temperature: float | None = None
     task: str = ""
-    samples: Mapping[str, float] = field(default_factory=dict)
+    on_policy: Mapping[str, float] = field(default_factory=dict)
     alarms: Sequence[str] = ()
     sampled_per_second: float = 0.0
     trained_per_second: float = 0.0

@@ -74,11 +74,11 @@ class ConsoleObserver:
 
     def stepped(self, report: StepReport) -> None:
         """Advance the bar, or print a line every few seconds; the last on-policy step's samples stay visible."""
-        self._samples = report.samples or self._samples
-        report = replace(report, samples=self._samples)
+        self._samples = report.on_policy or self._samples
+        report = replace(report, on_policy=self._samples)
         if self._bar is not None:
             terms = " ".join(f"{_SHORT.get(name, name)} {value:.3f}" for name, value in report.parts.items())
-            terms += f"\n{format_samples(report.samples)}" if report.samples else ""
+            terms += f"\n{format_samples(report.on_policy)}" if report.on_policy else ""
             speed = f"{report.samples_per_second:,.0f} samples/s {report.tokens_per_second:,.0f} tok/s"
             left = _minutes(report.seconds_left)
             self._bar.update(self._task, completed=report.step, speed=f"loss {report.loss:.3f}\n{left} left")
@@ -197,7 +197,7 @@ def _sampling(report: StepReport) -> str:
     if not report.sampled_per_second:
         return ""
     speed = f"(sampling {report.sampled_per_second:.0f}, training {report.trained_per_second:.0f}) "
-    return speed + (f"{format_samples(report.samples)}; " if report.samples else "")
+    return speed + (f"{format_samples(report.on_policy)}; " if report.on_policy else "")
 
 
 def format_samples(measures: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Curves of a run's history: losses, scores, gradient norms by step."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Curves:
         looks: (looks,) steps before which each term's own gradient was measured.
         pulls: (looks,) norms of each weighted term's gradient there; NaN in a stage without it.
         every: 1, or n if only every n-th step of a long training is included.
+        samples: (steps,) measures of the student's own texts, by name; NaN in steps on data.
+        alarms: number of steps with each alarm, by name.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Curves:
     looks: Array = field(default_factory=lambda: np.zeros(0))
     pulls: Mapping[str, Array] = field(default_factory=dict)
     every: int = 1
+    samples: Mapping[str, Array] = field(default_factory=dict)
+    alarms: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, Array]:
@@ -60,7 +65,7 @@ class Curves:
 
 def read_curves(run: FinishedRun) -> Curves | None:
     """Read a run's curves from its history; None if it is empty or gone."""
-    events, every = _events(run.folder.history, "step", ("parts", "weights"), ("loss", "gradient_norm"))
+    events, every = _events(run.folder.history, "step", ("parts", "weights", "on_policy"), ("loss", "gradient_norm"))
     looks, _ = _events(run.folder.history, "gradients", ("norms",), ())
     if not events:
         return None
@@ -87,6 +92,11 @@ def read_curves(run: FinishedRun) -> Curves | None:
         looks=np.array([event["step"] for event in looks]),
         pulls={name: np.array([_number(event["norms"].get(name)) for event in looks]) for name in names if looks},
         every=every,
+        samples={
+            name: np.array([_number(event.get("on_policy", {}).get(name)) for event in events])
+            for name in dict.fromkeys(name for event in events for name in event.get("on_policy", {}))
+        },
+        alarms=Counter(str(name) for event in events for name in event.get("alarms", ())),
     )
 
 
@@ -170,6 +180,7 @@ def _is_event(event: Mapping[str, Any], kind: str, named: Sequence[str], numbers
         and named[0] in event
         and all(isinstance(event.get(key, {}), dict) and all(map(number, event.get(key, {}).values())) for key in named)
         and all(number(event.get(key)) for key in numbers)
+        and isinstance(event.get("alarms", []), list)
     )
 
 

@@ -285,7 +285,7 @@ class Trainer:
         trainer.shares.append({name: weight * result.parts[name] for name, weight in objective.weights.items()})
         report = self._report(trainer, objective, result, lr, layers)
         if samples is not None:
-            report = replace(report, samples=samples.measures, alarms=[alarm.name for alarm in samples.alarms])
+            report = replace(report, on_policy=samples.measures, alarms=[alarm.name for alarm in samples.alarms])
         self._log(trainer, report)
         if samples is not None:
             samples.announce(self.observer, self.progress.step)
@@ -452,7 +452,7 @@ def _history_event(report: StepReport) -> dict[str, Any]:
     event = asdict(report)
     for key in ("steps", "seconds_left", *(key for key in event if key.endswith("_per_second"))):
         del event[key]
-    optional = ("weights", "layers", "temperature", "task", "samples", "alarms")
+    optional = ("weights", "layers", "temperature", "task", "on_policy", "alarms")
     return {key: value for key, value in event.items() if value or key not in optional}
 
 

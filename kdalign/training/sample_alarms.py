@@ -16,6 +16,8 @@ FALL = 1.5
 """Nats a token by which the teacher's log-likelihood of samples may fall below that of the first ones."""
 APART = 3.0
 """Nats a token by which it may be below that of the data: a twentieth of the probability of each token."""
+GAIN = 0.5
+"""Nats a token by which it must be above that of the first samples if it is below that of the data even so."""
 MOST_OUTSIDE = 0.5
 """Share of sampled tokens that may be outside of the teacher's kept entries."""
 _LONG, _SHORT = 4, 2
@@ -140,8 +142,9 @@ def _unlikely(now: TextMeasures, data: TextMeasures, first: Mapping[str, float])
     said = f"the teacher gives the samples {now.likelihood:.2f} nats a token"
     began = first.get("likelihood")
     if began is not None and now.likelihood < began - FALL:
-        return [Alarm("unlikely", f"{said}, and gave the first ones {began:.2f}", "lower --lr or --on-policy")]
-    if data.likelihood is not None and now.likelihood < data.likelihood - APART:
+        return [Alarm("fallen", f"{said}, and gave the first ones {began:.2f}", "lower --lr or --on-policy")]
+    improving = began is not None and now.likelihood >= began + GAIN
+    if data.likelihood is not None and now.likelihood < data.likelihood - APART and not improving:
         mend = "learn from the data first (on_policy.after), or lower --lr or on_policy.temperature"
         return [Alarm("unlikely", f"{said}, and the data {data.likelihood:.2f}", mend)]
     return []

@@ -16,6 +16,7 @@ from kdalign.report.plots import (
     draw_gradients,
     draw_likeness,
     draw_quality,
+    draw_samples,
     draw_shares,
     draw_terms,
     save_all,
@@ -66,6 +67,24 @@ def test_many_steps_become_means_of_equally_many_and_the_caption_says_so():
     assert "means of up to 2 steps; thin: every step" in picture.caption
     raw, smooth = picture.figure.axes[0].lines
     assert (len(raw.get_xdata()), len(smooth.get_xdata())) == (2 * POINTS, POINTS)
+
+
+def test_a_term_of_some_steps_is_drawn_at_them():
+    picture = draw_terms([training(steps=4, hard=[3, np.nan, 1, np.nan], soft=[1, 1, 2, 2])])
+    assert lines(picture.figure.axes[0])[-1] == [[1, 3], [3, 1]]
+
+
+def test_measures_of_own_texts_are_drawn_at_on_policy_steps_alone_and_alarms_are_counted():
+    nan = np.nan
+    samples = {"length": np.array([nan, 30, nan, 20]), "ended": np.array([nan, 0.5, nan, 1.0])}
+    one = replace(training(steps=4, hard=[1, nan, 1, nan]), samples=samples, alarms={"short": 2})
+    picture = draw_samples([one, replace(one, name="b", group="b", alarms={})])
+    length, ended = picture.figure.axes
+    assert lines(length) == [[[2, 30], [4, 20]]] * 2
+    assert lines(ended)[0] == [[2, 50], [4, 100]]
+    assert (length.get_ylabel(), ended.get_ylabel()) == ("tokens", "%")
+    assert "Steps with an alarm: a: short in 2." in picture.caption
+    assert "a ends at 20 tokens a text" in picture.alternative
 
 
 def test_runs_of_one_recipe_share_a_colour_and_a_name():

@@ -33,14 +33,14 @@ def test_the_history_holds_the_samples_of_on_policy_steps_and_no_label_of_theirs
     setting, observer = OnPolicySetting(kind), Announced()
     progress, history = setting.train(tmp_path, observer)
     steps = [event for event in history if event["kind"] == "step"]
-    own = [event for event in steps if "samples" in event]
+    own = [event for event in steps if "on_policy" in event]
     assert [event["step"] - 1 for event in own] == [step for step in range(6) if setting.on_policy.is_due(step, 6)]
     assert len(own) == 3
     for event in steps:
-        assert ("hard" in event["parts"]) == ("samples" not in event)
+        assert ("hard" in event["parts"]) == ("on_policy" not in event)
         assert not any(key.endswith("second") for key in event)
-    assert set(own[0]["samples"]) == {"length", "ended", "repeated", "distinct", "likelihood"}
-    assert progress.sampled == sum(round(4 * event["samples"]["length"]) for event in own)
+    assert set(own[0]["on_policy"]) == {"length", "ended", "repeated", "distinct", "likelihood"}
+    assert progress.sampled == sum(round(4 * event["on_policy"]["length"]) for event in own)
     assert observer.reports[-1].sampled_per_second > 0
     assert observer.reports[-1].trained_per_second > observer.reports[-1].tokens_per_second
 

@@ -1,7 +1,7 @@
 """Plots of finished runs: training curves, quality against cost, differences, calibration."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ def figures_of(comparison: ComparisonTable, runs: Sequence[FinishedRun]) -> list
     found += [draw_shares(shared)] if shared else []
     looked = [each for each in shared if len(each.looks)]
     found += [draw_gradients(looked)] if looked else []
+    wrote = [each for each in trained if each.samples]
+    found += [draw_samples(wrote, students)] if wrote else []
     differences = draw_differences(comparison)
     found += [differences] if differences is not None else []
     for column in _primary(comparison):
@@ -82,9 +84,10 @@ def draw_terms(trained: Sequence[Curves], students: Sequence[str] = ()) -> Named
         colour, dash, _ = line_style(order.index(groups[each.group][0]))
         shown = [(axes, each.terms[name]) for axes, name in zip(found, terms, strict=False) if name in each.terms]
         for axes, values in [*shown, (found[-1], each.gradient_norm)]:
+            here = ~np.isnan(values)  # a term may be in some steps alone, such as labels in those on data
             if len(trained) <= MOST_RAW:
-                axes.plot(each.steps, values, color=colour, alpha=0.22, linewidth=0.6)
-            size, steps, means = smooth_steps(each.steps, values)
+                axes.plot(each.steps[here], values[here], color=colour, alpha=0.22, linewidth=0.6)
+            size, steps, means = smooth_steps(each.steps[here], values[here])
             every = max(every, size)
             (line,) = axes.plot(steps, means, color=colour, linestyle=dash)
             handles.setdefault(each.group, line)
@@ -188,6 +191,65 @@ def draw_gradients(trained: Sequence[Curves]) -> NamedFigure:
     ]
     said = f"Line chart over steps. At the last measurement, {'; '.join(last)}."
     return NamedFigure("gradients", figure, "Gradient norm of each term", caption, said)
+
+
+_SAMPLES: Mapping[str, tuple[str, str, float]] = {
+    "length": ("length of the student's own texts", "tokens", 1),
+    "ended": ("texts that end by an end token", "%", 100),
+    "repeated": ("4-grams repeated in a text", "%", 100),
+    "distinct": ("2-grams of a step's texts that are distinct", "%", 100),
+    "likelihood": ("the teacher's log-likelihood of them", "nats a token", 1),
+    "outside": ("tokens outside of the entries that it keeps", "%", 100),
+}
+"""Title, unit and factor of each measure of the student's own texts."""
+
+
+@plot_style
+def draw_samples(trained: Sequence[Curves], students: Sequence[str] = ()) -> NamedFigure:
+    """Plot measures of the student's own texts over the on-policy steps; runs of one recipe share a colour.
+
+    Args:
+        trained: runs with such steps.
+        students: names in the order of their colours.
+    """
+    groups = _groups(trained)
+    drawn = list(groups)[:MOST_LOOKS]
+    shown = [each for each in trained if each.group in drawn]
+    names = [name for name in _SAMPLES if any(name in each.samples for each in shown)]
+    figure, found = panels(len(names), 1.35, share_x=True)
+    order = list(dict.fromkeys([*students, *(name for name, _ in groups.values())]))
+    handles: dict[str, Any] = {}
+    for each in shown:
+        colour, dash, _ = line_style(order.index(groups[each.group][0]))
+        for axes, name in zip(found, names, strict=True):
+            values = _SAMPLES[name][2] * each.samples.get(name, np.full(len(each.steps), np.nan))
+            here = ~np.isnan(values)
+            if here.any():
+                _, steps, means = smooth_steps(each.steps[here], values[here])
+                (line,) = axes.plot(steps, means, color=colour, linestyle=dash, marker="." if len(steps) == 1 else "")
+                handles.setdefault(each.group, line)
+    for axes, name in zip(found, names, strict=True):
+        axes.set_title(_SAMPLES[name][0])
+        axes.set_ylabel(_SAMPLES[name][1])
+        if name != "likelihood":
+            axes.set_ylim(0, 100 if name in ("ended", "distinct") else None)
+    found[-1].set_xlabel("optimizer step")
+    legend(figure, list(handles.values()), ["".join(groups[group]) for group in handles])
+    alarms = [
+        f"{each.name}: " + ", ".join(f"{name} in {count:,}" for name, count in each.alarms.items())
+        for each in shown
+        if each.alarms
+    ]
+    told = f"Steps with an alarm: {'; '.join(alarms)}" if alarms else "No step has an alarm"
+    thinned = max(each.every for each in shown)
+    told += f", of every {thinned}th step alone" if thinned > 1 else ""
+    caption = (
+        f"On-policy steps; lines: means of neighbouring ones. {_counted(shown)}. {told}."
+        f"{_first(len(drawn), len(groups), 'recipes')}"
+    )
+    lasts = [(each.name, each.samples["length"]) for each in shown if "length" in each.samples]
+    said = "; ".join(f"{name} ends at {values[~np.isnan(values)][-1]:.0f} tokens a text" for name, values in lasts)
+    return NamedFigure("samples", figure, "The student's own texts", caption, f"Line chart over steps. {said}.")
 
 
 def _primary(comparison: ComparisonTable) -> list[Column]:
