@@ -120,7 +120,7 @@ def _rows_of(batch: Batch) -> list[int]:
     return numbers if bool(batch.counted.any()) else []
 
 
-def _gather(samples: Samples, accelerator: Accelerator, rows: int, longest: int) -> Samples:
+def gather_samples(samples: Samples, accelerator: Accelerator, rows: int, longest: int) -> Samples:
     """Return the samples of all ranks.
 
     Args:
@@ -237,7 +237,7 @@ class OnPolicyStep:
         """Sample in place of the rows' texts, and count tokens and time."""
         begun, accelerator = time.perf_counter(), self.viewer.accelerator
         self.batches, own = self._on_policy.draw(learner.student, self._encoded, self._data, progress.step)
-        self._samples = _gather(own, accelerator, len(self._rows), self._on_policy.sampling.new_tokens)
+        self._samples = gather_samples(own, accelerator, len(self._rows), self._on_policy.sampling.new_tokens)
         progress.sampled += sum(map(len, self._samples))
         progress.sampling_seconds += time.perf_counter() - begun
 

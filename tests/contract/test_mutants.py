@@ -545,6 +545,42 @@ MUTANTS = {
         "return asked",
         "data/test_batches.py::test_positions_at_which_a_server_says_nothing_are_not_answered",
     ),
+    "sample scored without its last token": (
+        "data/continuations.py",
+        "*sample] for one, sample in pairs],",
+        "*sample[:-1], IGNORED] for one, sample in pairs],",
+        "contract/test_on_policy.py::test_every_sampled_token_and_its_end_is_compared_with_the_teacher_and_no_label_counts",
+    ),
+    "labels on the student's own texts": (
+        "objective/objective.py",
+        "replace(words, hard=0.0, divergence=divergence or words.divergence)",
+        "replace(words, divergence=divergence or words.divergence)",
+        "contract/test_on_policy.py::test_every_sampled_token_and_its_end_is_compared_with_the_teacher_and_no_label_counts",
+    ),
+    "samples drawn by their place in the batch": (
+        "training/on_policy.py",
+        "uniform_numbers(self._key(encoded, row, step), self.sampling.new_tokens) for row in every",
+        "uniform_numbers(str(step + number), self.sampling.new_tokens) for number, row in enumerate(every)",
+        "contract/test_on_policy.py::test_the_split_of_a_step_and_its_ranks_change_neither_samples_nor_gradient",
+    ),
+    "dropout while texts are sampled": (
+        "models/sampling.py",
+        "with inference_mode(model), torch.autocast",
+        "with torch.inference_mode(), torch.autocast",
+        "models/test_sampling.py::test_a_sample_depends_neither_on_its_batch_nor_on_dropout_and_training_goes_on",
+    ),
+    "padding before prompts attended to": (
+        "models/sampling.py",
+        "attention_mask=self._real,\n            position_ids",
+        "position_ids",
+        "models/test_sampling.py::test_a_batch_with_cache_and_padding_samples_what_each_prompt_samples_alone",
+    ),
+    "a text that has ended is continued": (
+        "models/sampling.py",
+        "bool(sample and sample[-1] in ends)",
+        "False",
+        "models/test_sampling.py::test_a_batch_with_cache_and_padding_samples_what_each_prompt_samples_alone",
+    ),
     "seed does not cover the data order": (
         "data/batches.py",
         "generator = np.random.default_rng([seed, epoch])",

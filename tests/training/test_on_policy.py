@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from kdalign.errors import RunError
 from kdalign.training import loop
 from kdalign.training.checkpoint import newest_sound
+from kdalign.training.on_policy import gather_samples
 from support.on_policy_setting import LEFT_TO_RIGHT, Announced, OnPolicySetting
 
 
@@ -84,3 +86,23 @@ def test_tokens_of_samples_count_as_trained_and_end_the_run_where_they_reach_the
     assert progress.tokens >= 400
     assert observer.lines[-1].startswith(f"stopped early, at step {len(steps)} of ")
     assert "those of samples included (--max-tokens)" in observer.lines[-1]
+
+
+class TwoRanks:
+    """The first of two ranks, whose other one has these samples already."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, others):
+        self.others = others
+
+    def gather(self, padded):
+        theirs = torch.full_like(padded, -1)
+        for number, sample in enumerate(self.others):
+            theirs[number, : len(sample)] = torch.tensor(sample)
+        return torch.cat([padded, theirs])
+
+
+def test_every_rank_measures_the_samples_of_all():
+    assert gather_samples([[5, 2], [7]], TwoRanks([[9, 9, 9]]), 3, 3) == [[5, 2], [7], [9, 9, 9]]
