@@ -171,7 +171,7 @@ def test_what_a_kept_result_of_an_ablation_names_is_not_loaded(kdalign, place, m
 def test_a_plans_choice_is_a_shipped_name_or_the_plan_is_refused(kdalign, place, teacher, data, choice):
 
     found = checkpoint_files.find_checkpoint(str(teacher))
-    plan = shape_plan(found, find_student(StudentOptions("layers=2"), found), "cka")
+    plan = shape_plan([found], find_student(StudentOptions("layers=2"), found), "cka")
     tree = json.loads(plan.to_json())
     assert tree["choice"] == "cka"
     (place / "plan.json").write_text(json.dumps(tree | {"choice": choice}))

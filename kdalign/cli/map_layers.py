@@ -16,7 +16,9 @@ from kdalign.errors import UsageError
 class PairOptions:
     """Options that name the two models and the map between them."""
 
-    teacher: Annotated[str, typer.Option(help="Hub id or folder of the large model.")]
+    teacher: Annotated[
+        list[str], typer.Option(metavar="TEXT", help="Hub id or folder of the large model; repeatable for several.")
+    ]
     student: Annotated[
         str, typer.Option(help="layers=N or layers=half, hub id, folder, or new:TYPE,layers=N,width=N.")
     ] = "layers=half"
@@ -90,7 +92,7 @@ def map_layers(pair: PairOptions, text: TextOptions, files: FileOptions, as_json
     texts = None
     if text.task is not None:
         texts = CalibrationTexts(text.task, text.data, text.dataset, text.config, text.examples, text.max_length)
-    plan = plan_layers(pair.teacher, pair.student, pair.map, pair.init, text.revision, texts, watcher)
+    plan = plan_layers(tuple(pair.teacher), pair.student, pair.map, pair.init, text.revision, texts, watcher)
     if files.plot is not None:
         from kdalign.report.plots import draw_similarities
 

@@ -203,6 +203,17 @@ def _define(key: str, text: str) -> Footnote:
     return lambda table: [text] if table.shows(key) else []
 
 
+def _several_teachers(table: NotedTable) -> list[str]:
+    """State what several teachers as one are, for the agreement with them and the share of their score."""
+    joint = [record for record in table.records if record.teachers]
+    names = {record.teacher.source: len(record.teachers) for record in joint if record.teacher is not None}
+    return [
+        f"{number} teachers as one: {source}; a student's agreement and retained share are relative to them as one, "
+        f"size and latency are their sums"
+        for source, number in names.items()
+    ]
+
+
 def _agreement(table: NotedTable) -> list[str]:
     """Tasks on which agreement is not a share of equal classes."""
     if not table.shows("agreement"):
@@ -359,6 +370,7 @@ FOOTNOTES: tuple[Footnote, ...] = (
     _means,
     _define("retained", "retained: the student's score as a share of its teacher's (inverted for perplexities)"),
     _agreement,
+    _several_teachers,
     _define("ece", "ECE: expected calibration error in 15 bins (arXiv:1706.04599), the mean over classification tasks"),
     _flops,
     _define("tokens", "tokens: trained on, without padding, counted each time that they were read"),

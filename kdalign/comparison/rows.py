@@ -57,7 +57,10 @@ def _cost_of(model: ModelRecord) -> dict[str, Cell]:
 
 
 def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]:
-    """Rows of teachers: one for each combination of weights, head and scores; those behind an API have no cost."""
+    """Rows of teachers, one for each combination of weights, head and scores: of several each, then all as one.
+
+    Those behind an API have no cost.
+    """
     rows: dict[str, Row] = {}
     first_run: dict[str, str] = {}
     tasks: dict[str, list[str]] = {}
@@ -68,17 +71,47 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
         scores = _scores_of(entry, "teacher", means)
         which = record.served_teacher if record.teacher is None else record.teacher.revision
         key = json.dumps([which, {k: c.value for k, c in scores.items()}], sort_keys=True)
-        name = record.recipe["teacher"] if record.teacher is None else _model_name(record.teacher.source)
+        several = len(record.teachers)
+        source = record.recipe["teacher"] if record.teacher is None else _model_name(record.teacher.source)
+        name = f"{several} teachers as one" if several else f"teacher {source}"
         cost = {} if record.teacher is None else _cost_of(record.teacher)
         cells = _finite({**scores, **cost, "retained": Cell(100.0)})
-        rows.setdefault(key, Row(f"teacher {name}", "teacher", (), cells))
-        first_run.setdefault(key, f"{entry.name}, seed {entry.seed}")
-        tasks.setdefault(key, sorted(entry.records))
+        found = [_one_of_several(entry, number, means) for number in range(several)]
+        for known, row in (*found, (key, Row(name, "teacher", (), cells))):
+            rows.setdefault(known, row)
+            first_run.setdefault(known, f"{entry.name}, seed {entry.seed}")
+            tasks.setdefault(known, sorted(entry.records))
     names = [(row.name, tasks[key]) for key, row in rows.items()]
     return [
         replace(row, name=f"{row.name} (of {first_run[key]})") if names.count((row.name, tasks[key])) > 1 else row
         for key, row in rows.items()
     ]
+
+
+def _one_of_several(entry: RunGroup, number: int, means: Sequence[str]) -> tuple[str, Row]:
+    """Row of one of several teachers, with its key; what it retains is of the score of all as one."""
+    own, teacher = _with_teacher(entry, number), next(iter(entry.records.values())).teachers[number]
+    scores = _scores_of(own, "teacher", means)
+    key = json.dumps([teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)
+    directions = {score.higher_is_better for record in own.records.values() for score in record.first_scores.teacher}
+    share = _share_of(_macro(own.records, "teacher"), _macro(entry.records, "teacher"), directions)
+    cells = {**scores, **_cost_of(teacher), "retained": share}
+    if any("teacher" in record.first_scores.calibration for record in entry.records.values()):
+        cells["ece"] = Cell(None, reason="kept for all teachers as one")
+    return key, Row(f"teacher {_model_name(teacher.source)}", "teacher", (), _finite(cells))
+
+
+def _with_teacher(entry: RunGroup, number: int) -> RunGroup:
+    """Runs with one of their several teachers in place of all as one."""
+
+    def alone(record: RunRecord) -> RunRecord:
+        scores = {
+            split: {**tree, "teacher": tree["teachers"][number], "calibration": {}}
+            for split, tree in record.scores.items()
+        }
+        return replace(record, teacher=record.teachers[number], scores=scores)
+
+    return replace(entry, records={task: alone(record) for task, record in entry.records.items()})
 
 
 def baseline_rows(baselines: Sequence[BaselineRow], means: Sequence[str], columns: Sequence[Column]) -> list[Row]:

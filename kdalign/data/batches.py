@@ -151,6 +151,33 @@ class TokenizedSplit:
         return replace(both, mixture=EpochSampler(np.arange(len(self)), np.arange(len(self), len(both)), an_epoch))
 
 
+def concatenate_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
+    """Concatenate the rows of splits that were tokenized alike, all with labels or none, each by one teacher or not."""
+    first = parts[0]
+    covered = first.covered
+    for part in parts[1:]:
+        covered = _merge_extra(covered, part.covered)
+    return replace(
+        first,
+        columns={name: [row for part in parts for row in part.columns[name]] for name in first.columns},
+        labels=_concatenate([part.labels for part in parts]),
+        truncated=sum(part.truncated for part in parts),
+        passed_over=sum(part.passed_over for part in parts),
+        words=sum(part.words for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        groups=None,
+        covered=covered,
+        labelled=_concatenate([part.labelled for part in parts]),
+        mixture=None,
+        taught_by=_concatenate([part.taught_by for part in parts]),
+    )
+
+
+def _concatenate(arrays: Sequence[np.ndarray[Any, Any] | None]) -> np.ndarray[Any, Any] | None:
+    known = [each for each in arrays if each is not None]
+    return np.concatenate(known) if len(known) == len(arrays) else None
+
+
 def _merge_extra(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
     return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
 

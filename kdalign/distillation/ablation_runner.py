@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 """Longest time between two reports of progress."""
-LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student")
-"""A run's inputs other than the splits that it is scored on."""
+LEARNT = ("train", "unlabelled", "augmenting", "teacher", "student", "origins")
+"""A run's inputs other than the splits that it is scored on; a later teacher has its number after the word."""
 
 
 @dataclass
@@ -162,18 +162,18 @@ class _CheckedArms:
     Attributes:
         inputs: hashes of what is read, by arm and task.
         finetuned: tasks for which the teacher is fine-tuned first.
-        outputs: outputs of the teacher that are asked for, by teacher and task, if they are kept.
+        outputs: outputs of the teacher that are asked for, by teachers and task, if they are kept.
     """
 
     inputs: dict[tuple[str, str], dict[str, str]]
     finetuned: list[str]
-    outputs: "dict[tuple[str, str], Kept]"
+    outputs: "dict[tuple[tuple[str, ...], str], Kept]"
 
     def with_shared_outputs(self, trials: Sequence[Trial]) -> list[Trial]:
         """Let all arms with a cache keep what any of them asks for, so that the teacher reads each row once."""
         shared = []
         for trial in trials:
-            kept, cache = self.outputs.get((trial.recipe.teacher, trial.task)), trial.recipe.cache
+            kept, cache = self.outputs.get((trial.recipe.teacher_names, trial.task)), trial.recipe.cache
             if kept is not None and cache.folder is not None:
                 cache = cache.model_copy(update={"keep": kept.words})
                 trial = replace(trial, recipe=trial.recipe.with_changes(cache=cache.model_dump()))
@@ -198,7 +198,7 @@ def _check(trials: Sequence[Trial], archived: Sequence[ArchivedRun], overwrite: 
             )
     scored: dict[str, dict[str, str]] = {}
     for (arm, task), hashes in inputs.items():
-        reported = {name: digest for name, digest in hashes.items() if name not in LEARNT}
+        reported = {name: digest for name, digest in hashes.items() if name.partition(" ")[0] not in LEARNT}
         if scored.setdefault(task, reported) != reported:
             raise UsageError(f"arm {arm!r} would be scored on other examples of {task!r} than the arms before it")
     return checked
@@ -211,7 +211,7 @@ def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], over
 
     inputs: dict[tuple[str, str], dict[str, str]] = {}
     finetuned: dict[str, None] = {}
-    outputs: dict[tuple[str, str], Kept] = {}
+    outputs: dict[tuple[tuple[str, ...], str], Kept] = {}
     for trial in trials:
         if (trial.arm, trial.task) not in inputs:
             done = any(result.trial == trial for result in archived)  # its run folder is not needed any more
@@ -223,7 +223,7 @@ def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], over
             inputs[trial.arm, trial.task] = prepared.inputs
             finetuned |= dict.fromkeys([trial.task] if prepared.finetunes else [])
             if trial.recipe.cache.folder is not None:
-                group, kept = (trial.recipe.teacher, trial.task), shareable_outputs(prepared)
+                group, kept = (trial.recipe.teacher_names, trial.task), shareable_outputs(prepared)
                 outputs[group] = outputs[group] | kept if group in outputs else kept
     return _CheckedArms(inputs, list(finetuned), outputs)
 

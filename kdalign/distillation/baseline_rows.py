@@ -207,10 +207,12 @@ def _int8(record: RunRecord, folder: Path, watcher: Callable[[], Observer]) -> B
     )
 
     recipe = record.parsed_recipe()
+    if len(recipe.teacher_names) > 1:
+        raise UsageError("the run has several teachers, and int8 is of one")
     split = next(iter(record.scores))
-    checkpoint = checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision)
+    checkpoint = checkpoint_files.find_checkpoint(recipe.teacher_names[0], recipe.revision)
     if checkpoint.hash != record.teacher.revision:
-        raise UsageError(f"teacher {recipe.teacher!r} has other weights now than when the run was made")
+        raise UsageError(f"teacher {checkpoint.name!r} has other weights now than when the run was made")
     family = layout_of(checkpoint.config).family
     adapter = adapter_for(_task(recipe), family, recipe.data.max_length, checkpoint.name, recipe.data.order)
     reported = _load_reported(adapter, record)

@@ -1,7 +1,7 @@
 """Build what a run trains: the plan between its two models, the objective of each stage, and the learner."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -65,7 +65,7 @@ def build_task(
     computed = computed_teacher(loaded, accelerator)
     plan = None
     if computed is not None:
-        plan = build_plan(opened, computed, model, accelerator, resume)
+        plan = build_plan(loaded, computed, model, accelerator, resume)
         observer.announce(f"map: {plan.chosen}")
         if plan.choice and run.student.untrained:
             observer.announce(UNTRAINED)
@@ -77,8 +77,8 @@ def build_task(
     stages = build_stages(recipe, plan, objective_of)
     objectives = [stage.objective for stage in stages]
     teacher = training_teacher(loaded, computed, served, objectives, plan, accelerator, observer)
-    learner = build_learner(opened, model, computed, plan, stages, accelerator.device)
-    if computed is not None and teacher is not computed:
+    learner = build_learner(loaded, model, plan, stages, accelerator.device)
+    if isinstance(computed, ComputedTeacher) and teacher is not computed:
         computed.release()
     return TrainTask(
         name=run.adapter.task.name,
@@ -88,7 +88,7 @@ def build_task(
         encoded=with_corruption(texts.train, recipe.data.augment, tokenizer, masked_lm is not None),
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
-        remapping=_remapping(opened, computed, plan, objective_of),
+        remapping=_remapping(loaded, plan, objective_of),
         on_policy=_on_policy(opened, model, observer),
     )
 
@@ -113,14 +113,16 @@ def _on_policy(opened: OpenedRun, model: PreTrainedModel, observer: Observer) ->
 
 
 def build_plan(
-    opened: OpenedRun, teacher: ComputedTeacher, model: PreTrainedModel, accelerator: Accelerator, resume: bool
+    loaded: LoadedModels, teacher: Teacher, model: PreTrainedModel, accelerator: Accelerator, resume: bool
 ) -> Plan:
     """The plan to train with: on resume the saved one, else measured on a few training examples and saved.
 
     Raises:
         UsageError: the saved plan is of another run.
     """
-    run, encoded = opened.run, opened.texts.train
+    opened = loaded.opened
+    # To measure layers, each teacher reads all rows of the sample, whoever teaches them.
+    run, encoded = opened.run, replace(opened.texts.train, taught_by=None)
     plan, seed = run.plan, run.recipe.train.seed
     assert plan is not None, "a teacher comes with a plan"
     if resume and run.folder.plan_kept:
@@ -130,7 +132,8 @@ def build_plan(
         return saved
     if plan.choice and not plan.similarities:
         special = opened.tokenizer.all_special_ids
-        plan = measure_layer_map(plan, [teacher.model], model, encoded, special, str(run.task.name), seed)
+        models = [each.model for each in loaded.teachers]
+        plan = measure_layer_map(plan, models, model, encoded, special, str(run.task.name), seed)
     if not plan.calibrated:
         batches, remaps = sample_batches(encoded, seed, CALIBRATION_TOKENS), run.recipe.align.remap_every is not None
         plan = calibrate(plan, teacher, batches, accelerator.device, every=remaps)
@@ -159,9 +162,8 @@ def build_stages(recipe: Recipe, plan: Plan | None, objective_of: ObjectiveFacto
 
 
 def build_learner(
-    opened: OpenedRun,
+    loaded: LoadedModels,
     model: PreTrainedModel,
-    teacher: ComputedTeacher | None,
     plan: Plan | None,
     stages: Sequence[Stage],
     device: torch.device,
@@ -169,20 +171,20 @@ def build_learner(
     """The learner of a run, its projections at random or started from both models' features on a few examples.
 
     Args:
-        opened: recipe and training text.
+        loaded: recipe, training text and teachers.
         model: the student.
-        teacher: None if there is none.
         plan: layers to compare; None without a teacher.
         stages: objectives; the learner starts with the first one's activations.
-        device: device of both models.
+        device: device of all models.
     """
+    opened = loaded.opened
     recipe, objective = opened.recipe, stages[0].objective
     shapes = plan.projections if plan is not None and objective.uses_hidden else ()
     mixes = plan.mixes if plan is not None and objective.compared_maps else ()
     projections = Projections(shapes, recipe.train.seed, mixes)
-    if plan is not None and teacher is not None and shapes and plan.style.start != "random":
+    if plan is not None and shapes and plan.style.start != "random":
         few = sample_batches(opened.texts.train, recipe.train.seed, SIMILARITY_TOKENS)
-        start_projections(projections, plan, [teacher.model], model, few, device)
+        start_projections(projections, plan, [each.model for each in loaded.teachers], model, few, device)
     return Learner(
         student.with_dropout(model, recipe.train.dropout),
         projections,
@@ -227,18 +229,18 @@ class Evaluator:
         )
 
 
-def _remapping(
-    opened: OpenedRun, teacher: ComputedTeacher | None, plan: Plan | None, objective_of: ObjectiveFactory
-) -> Remapping | None:
+def _remapping(loaded: LoadedModels, plan: Plan | None, objective_of: ObjectiveFactory) -> Remapping | None:
     """Settings for measuring the layer map again during training; the teacher's statistics are not measured again."""
+    opened = loaded.opened
     recipe = opened.recipe
-    if plan is None or teacher is None or recipe.align.remap_every is None:
+    if plan is None or recipe.align.remap_every is None:
         return None
 
     def measure(model: PreTrainedModel) -> Plan:
         encoded, special = opened.texts.train, opened.tokenizer.all_special_ids
         seed, text = recipe.train.seed, "training text"
-        measured = measure_layer_map(plan, [teacher.model], model, encoded, special, text, seed)
+        models = [each.model for each in loaded.teachers]
+        measured = measure_layer_map(plan, models, model, encoded, special, text, seed)
         return measured.with_statistics(plan.statistics)
 
     return Remapping(recipe.align.remap_every, measure, partial(objective_of, recipe.objective))

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from kdalign.data.batches import IGNORED, TEACHER, collate
 from kdalign.devices import check_device, make_accelerator
-from kdalign.distillation.load import load_teacher
+from kdalign.distillation.load import load_teachers
 from kdalign.distillation.prepare import PreparedRun, prepare
 from kdalign.distillation.teacher_cache import (
     CacheBuild,
@@ -150,8 +150,7 @@ def _prepare(recipe: Recipe, keep: Sequence[str], overwrite: bool) -> tuple[Prep
 def _load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> tuple[ComputedTeacher, str]:
     """Load the teacher at the precision of training, fine-tuning it first if it has no head; and its fingerprint."""
     run = opened.run
-    loaded = load_teacher(run, opened.recipe, accelerator, opened.bf16, observer)
-    assert loaded is not None, "checked: there is a teacher"
+    (loaded,) = load_teachers(run, opened.recipe, accelerator, opened.bf16, observer)
     dtype = product_dtype(opened) or torch.float32
     order = run.adapter.output_order(loaded.model)
     return ComputedTeacher(loaded.model, order, dtype, accelerator.device), loaded.weights

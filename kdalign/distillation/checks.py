@@ -88,20 +88,22 @@ def _check_embedding_task(recipe: Recipe, name: str, teacher: Checkpoint | None)
         )
 
 
-def check_models(recipe: Recipe, adapter: TaskAdapter, student: StudentSource) -> None:
+def check_models(recipe: Recipe, adapter: TaskAdapter, student: StudentSource, teachers: Sequence[Checkpoint]) -> None:
     """Refuse a teacher or a student that cannot do the task, or not with the other.
 
     Raises:
         UsageError: the model, and what is accepted.
     """
-    if student.teacher is not None:
-        _check_teacher(recipe, adapter, student.teacher)
+    for teacher in teachers:
+        _check_teacher(recipe, adapter, teacher)
     if isinstance(student, CheckpointStudent):
         _check_own_weights(recipe, adapter, student)
     elif isinstance(student, ScratchStudent):
         _check_from_scratch(recipe, adapter, student)
     elif student.pretrained and not needs_finetuning(adapter, student.teacher):
-        raise UsageError(f"init_from=pretrained is for a teacher that is fine-tuned first, not {recipe.teacher!r}")
+        raise UsageError(
+            f"init_from=pretrained is for a teacher that is fine-tuned first, not {student.teacher.name!r}"
+        )
 
 
 def needs_finetuning(adapter: TaskAdapter, teacher: Checkpoint) -> bool:

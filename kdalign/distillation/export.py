@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -34,6 +35,7 @@ from kdalign.observer import Observer
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.model_card import model_card
 from kdalign.runs.record import CARD, SCHEMA, ModelRecord, RunRecord, read_record
+from kdalign.runs.seal import digest_of
 from kdalign.teachers.cached import CachedTeacher
 from kdalign.training.checkpoint import TrainState
 from kdalign.training.diagnostics import layer_attention
@@ -158,7 +160,11 @@ def build_record(
         scores: scores of both models, by split.
         training: facts of the training.
     """
-    opened, teacher, taught = loaded.opened, loaded.opened.run.teacher, loaded.teacher
+    opened, run = loaded.opened, loaded.opened.run
+    teachers = [
+        _model_record(loaded, teacher, taught.model, taught.head, teacher.name, number)
+        for number, (teacher, taught) in enumerate(zip(run.teachers, loaded.teachers, strict=True))
+    ]
     return RunRecord(
         schema=SCHEMA,
         version=__version__,
@@ -167,14 +173,31 @@ def build_record(
         metrics=opened.run.adapter.metrics,
         recipe=opened.recipe.model_dump(mode="json"),
         student=_model_record(loaded, checkpoint, exported, "trained", loaded.source, -1),
-        teacher=None
-        if taught is None or teacher is None
-        else _model_record(loaded, teacher, taught.model, taught.head, teacher.name, 0),
+        teacher=joint_record(teachers) if teachers else None,
+        teachers=teachers if len(teachers) > 1 else [],
         data=_data_facts(opened.run, opened.texts) | {"tokenizer": fingerprint(opened.tokenizer)},
         scores=dict(scores),
         training=dict(training),
         environment={},
         seconds=0.0,
+    )
+
+
+def joint_record(teachers: Sequence[ModelRecord]) -> ModelRecord:
+    """Join the records of several teachers, whose sizes and costs add up; that of one stays as it is."""
+    if len(teachers) == 1:
+        return teachers[0]
+    latencies = [each.latency_ms for each in teachers if each.latency_ms is not None]
+    flops = [each.flops for each in teachers if each.flops is not None]
+    return ModelRecord(
+        source=" and ".join(each.source for each in teachers),
+        revision=digest_of(" ".join(each.revision for each in teachers))[:16],
+        parameters=sum(each.parameters for each in teachers),
+        megabytes=sum(each.megabytes for each in teachers),
+        head=", ".join(dict.fromkeys(each.head for each in teachers)),
+        latency_ms=sum(latencies) if len(latencies) == len(teachers) else None,
+        flops=sum(flops) if len(flops) == len(teachers) else None,
+        tokens=teachers[0].tokens,
     )
 
 
@@ -274,6 +297,7 @@ def _score_split(loaded: LoadedModels, exported: PreTrainedModel, split: str) ->
     return {
         "student": [score.to_json() for score in adapter.score(ours, encoded)],
         "teacher": [score.to_json() for score in teacher_scores],
+        **({"teachers": _scores_of_each(loaded, split)} if loaded.answers_of else {}),
         "agreement": adapter.agreement(ours, theirs).to_json() if comparable else None,
         "calibration": {
             who: calibration.to_json()
@@ -282,6 +306,12 @@ def _score_split(loaded: LoadedModels, exported: PreTrainedModel, split: str) ->
             if (calibration := adapter.calibration(predictions, read)) is not None
         },
     }
+
+
+def _scores_of_each(loaded: LoadedModels, split: str) -> list[list[dict[str, Any]]]:
+    """Each of several teachers' scores on a split."""
+    adapter, read = loaded.opened.run.adapter, loaded.opened.texts.reported_to_teacher[split]
+    return [[score.to_json() for score in adapter.score(answers[split], read)] for answers in loaded.answers_of]
 
 
 def _format_shares(rows: Sequence[Sequence[float]]) -> str:

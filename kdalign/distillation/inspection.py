@@ -12,7 +12,7 @@ from kdalign.data.batches import TokenizedSplit, in_order, sample_batches
 from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.devices import make_accelerator
-from kdalign.distillation.load import load_student, load_teacher
+from kdalign.distillation.load import load_student, load_teachers
 from kdalign.distillation.prepare import PreparedRun, prepare
 from kdalign.distillation.tokenize import tokenize_run
 from kdalign.errors import UsageError
@@ -20,7 +20,7 @@ from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import confidences
 from kdalign.models import checkpoint_files
-from kdalign.models.architecture import Layer, accepted_inputs, layout_of
+from kdalign.models.architecture import Layer, accepted_inputs, layout_of, split_stack
 from kdalign.models.capture import CaptureSpec, capture, enable_capture, inference_mode
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import AttentionLayout
@@ -34,9 +34,11 @@ Matrices = Mapping[str, tuple[tuple[float, ...], ...]]
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A run's two models in memory, in float32, with their texts.
+    """A run's models in memory, in float32, with their texts.
 
     Attributes:
+        teacher: the teacher, of several the first.
+        teachers: all teachers.
         start: the student as it was before its first step.
         encoded: the training texts, in the tokens of both models.
     """
@@ -50,11 +52,12 @@ class LoadedPair:
     teacher_tokenizer: PreTrainedTokenizerBase
     student_tokenizer: PreTrainedTokenizerBase
     encoded: TokenizedSplit
+    teachers: tuple[PreTrainedModel, ...]
 
 
 @dataclass(frozen=True)
 class LayerSimilarity:
-    """CKA between every student layer and every teacher layer, by stack: (student layers, teacher layers).
+    """CKA of every student layer with every teacher layer, (student layers, teacher layers), by the teacher's stack.
 
     Attributes:
         before: similarity at the start of training.
@@ -103,23 +106,23 @@ def load_pair(run: FinishedRun, device: str = "auto", observer: Observer | None 
     exported = checkpoint_files.find_checkpoint(str(run.folder.student))
     tokenizer = load_tokenizer(exported)
     bf16 = run.recipe.train.precision == "bf16"  # part of the key of a fine-tuned teacher
-    taught = load_teacher(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
-    assert taught is not None, "the recipe names a teacher"
+    taught = load_teachers(prepared, prepared.recipe, accelerator, bf16, observer or NullObserver())
     assert prepared.tokenizers.teacher is not None, "the recipe names a teacher"
     encoded = tokenize_run(prepared, tokenizer).train
-    start = load_student(prepared, tokenizer, taught.model, encoded)
+    start = load_student(prepared, tokenizer, taught[0].model, encoded)
     student = prepared.adapter.load_model(exported, fresh_head=False, seed=0)
     device = accelerator.device
     return LoadedPair(
         run=run,
         prepared=prepared,
         plan=read_plan(run.folder.plan),
-        teacher=taught.model.to(device),
+        teacher=taught[0].model.to(device),
         student=student.to(device),
         start=start.to(device),
         teacher_tokenizer=prepared.tokenizers.teacher,
         student_tokenizer=tokenizer,
         encoded=encoded,
+        teachers=tuple(each.model.to(device) for each in taught),
     )
 
 
@@ -142,11 +145,11 @@ def layer_similarity(pair: LoadedPair) -> LayerSimilarity:
     by_stack, tokens = [], 0
     for student in (pair.start, pair.student):
         matrices, tokens = measure_similarities(
-            pair.plan, [pair.teacher], student, batches, special, pair.teacher.device
+            pair.plan, pair.teachers, student, batches, special, pair.teacher.device
         )
         by_stack.append({stack: tuple(map(tuple, rows.tolist())) for stack, rows in matrices.items()})
     before, after = by_stack
-    pairs = {layer_map.student_stack: layer_map.pairs for layer_map in pair.plan.maps}
+    pairs = {layer_map.teacher_stack: layer_map.pairs for layer_map in pair.plan.maps}
     return LayerSimilarity(before, after, pairs, tokens)
 
 
@@ -159,7 +162,7 @@ def most_disagreeing_text(pair: LoadedPair, differing: Disagreements | None) -> 
 
 
 def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None = None, most: int = 4) -> AttentionView:
-    """Run both models on one text, or a pair of texts; return the attention of a few pairs of layers.
+    """Run student and (first) teacher on one text, or a pair of texts; return the attention of a few pairs of layers.
 
     Args:
         pair: the models.
@@ -184,7 +187,7 @@ def attention_on_text(pair: LoadedPair, texts: Sequence[str], head: int | None =
         Layer(layer_map.student_stack, ours): Layer(layer_map.teacher_stack, theirs)
         for layer_map in plan.maps
         for ours, theirs in layer_map.pairs  # of several teacher layers the last
-        if not plan.student.reads_target(layer_map.student_stack)
+        if not plan.student.reads_target(layer_map.student_stack) and not split_stack(layer_map.teacher_stack)[0]
     }
     numbers = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))
     chosen = [list(pairs.items())[number] for number in numbers]

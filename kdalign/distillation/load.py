@@ -1,7 +1,7 @@
 """Load the teacher and the student of a run, or build the student, and measure both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,9 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
 from kdalign.data.batches import TokenizedSplit, sample_batches, teacher_inputs
 from kdalign.data.tasks import ClassificationTask
+from kdalign.distillation.checks import needs_finetuning
 from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
 from kdalign.errors import NotFinite, RunError
+from kdalign.evaluation.ensembles import predict_ensemble
 from kdalign.evaluation.samples import Prompt, complete, retokenize_prompts
 from kdalign.models import checkpoint_files, lora
 from kdalign.models.architecture import count_parameters
@@ -32,16 +35,17 @@ SHOWN = 100
 
 @dataclass
 class LoadedModels:
-    """A run's two models in memory, as they are before the first step, with the teacher's answers and both costs.
+    """A run's models in memory, as they are before the first step, with the teacher's answers and all costs.
 
     Attributes:
         opened: the run, its texts tokenized.
         student: the model that is trained, on the device.
         source: origin of the student, for the record.
-        teacher: the teacher; None without one.
-        answers: the teacher's answers on the reported splits.
+        teachers: the teachers; none without one.
+        answers: the teacher's answers on the reported splits, those of several as one.
+        answers_of: of several teachers each one's answers, by split.
         watched_answers: the teacher's answers on the monitored slice of train.
-        latencies: milliseconds of a forward: the teacher's first, if there is one.
+        latencies: milliseconds of a forward: the teachers' first, then the student's.
         flops: floating-point operations of a forward, in the same order.
         timed: tokens of such a forward.
         prompts: texts for samples.
@@ -51,14 +55,20 @@ class LoadedModels:
     opened: OpenedRun
     student: PreTrainedModel
     source: str
-    teacher: "LoadedTeacher | None"
+    teachers: "tuple[LoadedTeacher, ...]"
     answers: Mapping[str, Any]
+    answers_of: Sequence[Mapping[str, Any]]
     watched_answers: Any
     latencies: Sequence[float]
     flops: Sequence[int]
     timed: int
     prompts: Sequence[Prompt]
     teacher_samples: Sequence[str]
+
+    @property
+    def teacher(self) -> "LoadedTeacher | None":
+        """The teacher, of several the first; None without one."""
+        return self.teachers[0] if self.teachers else None
 
     @property
     def comparable(self) -> bool:
@@ -76,42 +86,35 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         opened = replace(opened, texts=texts)
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
-    taught = load_teacher(run, recipe, accelerator, opened.bf16, observer)
-    answers: dict[str, Any] = {}
-    watched_answers = None
-    if taught is not None and main:
-        taught.model.to(accelerator.device)
-        try:
-            answers = {split: adapter.predict(taught.model, e) for split, e in texts.reported_to_teacher.items()}
-            watched_answers = adapter.predict(taught.model, texts.watched_by_teacher)
-        except NotFinite as error:
-            name = run.teacher.name if run.teacher is not None else "the teacher"
-            raise RunError(f"teacher {name!r} gives NaN: {error}; nothing can be learned from it") from None
+    teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
+    said = _answers(opened, teachers, accelerator) if teachers and main else _Answers()
+    taught = teachers[0] if teachers else None
     big = taught.model if taught is not None else None
     student_model = load_student(run, tokenizer, big, texts.train)
     student_model.to(accelerator.device)
-    pair = [*([taught.model] if taught is not None else []), student_model]
-    timed = min(LATENCY_TOKENS, *(checkpoint_files.max_positions(model.config) for model in pair))
-    flops = [flops_of(model, timed) for model in pair] if main else [0] * len(pair)
-    if big is not None and main:
-        observer.announce(_compared(student_model, big, flops, timed))
+    models = [*(each.model for each in teachers), student_model]
+    timed = min(LATENCY_TOKENS, *(checkpoint_files.max_positions(model.config) for model in models))
+    flops = [flops_of(model, timed) for model in models] if main else [0] * len(models)
+    if teachers and main:
+        observer.announce(_compared(models, flops, timed))
     prompts = adapter.sample_prompts(run.splits.watched, tokenizer, recipe.train.samples)
     teacher_samples: list[str] = []
-    if taught is not None and main and run.tokenizers.teacher is not None:
+    if taught is not None and len(teachers) == 1 and main and run.tokenizers.teacher is not None:
         asked = prompts if texts.across is None else _prompts_of_teacher(run, prompts, run.tokenizers.teacher)
         teacher_samples = complete(taught.model, run.tokenizers.teacher, asked)
     for prompt, saying in zip(prompts, teacher_samples, strict=False):
         observer.announce(f"teacher's sample: {preview(prompt.text)} → {preview(saying)}")
-    latencies = latencies_ms(pair, timed) if main else [0.0] * len(pair)
+    latencies = latencies_ms(models, timed) if main else [0.0] * len(models)
     if recipe.train.lora is not None:
         student_model = lora.add_adapters(student_model, recipe.train.lora, recipe.train.seed)
     return LoadedModels(
         opened=opened,
         student=student_model,
         source=_student_origin(run, tokenizer),
-        teacher=taught,
-        answers=answers,
-        watched_answers=watched_answers,
+        teachers=teachers,
+        answers=said.reported,
+        answers_of=said.each,
+        watched_answers=said.watched,
         latencies=latencies,
         flops=flops,
         timed=timed,
@@ -144,20 +147,58 @@ class LoadedTeacher:
     weights: str
 
 
-def load_teacher(
+@dataclass(frozen=True)
+class _Answers:
+    """The teacher's answers, those of several as one and each one's; none but on the first rank."""
+
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    watched: Any = None
+    each: Sequence[Mapping[str, Any]] = ()
+
+
+def _answers(opened: OpenedRun, teachers: Sequence[LoadedTeacher], accelerator: Accelerator) -> _Answers:
+    """Predict the reported splits and the monitored slice of train by the teachers, in float32.
+
+    Raises:
+        RunError: a teacher gives NaN.
+    """
+    run, texts, models = opened.run, opened.texts, [teacher.model.to(accelerator.device) for teacher in teachers]
+    predict = run.adapter.predict
+    try:
+        if len(models) == 1:
+            answers = {split: predict(models[0], e) for split, e in texts.reported_to_teacher.items()}
+            return _Answers(answers, predict(models[0], texts.watched_by_teacher))
+        mixing = mixing_of(run.recipe)
+        said = {
+            split: predict_ensemble(run.adapter, models, e, mixing) for split, e in texts.reported_to_teacher.items()
+        }
+        watched, _ = predict_ensemble(run.adapter, models, texts.watched_by_teacher, mixing)
+    except NotFinite as error:
+        names = " or ".join(repr(teacher.name) for teacher in run.teachers)
+        raise RunError(f"teacher {names} gives NaN: {error}; nothing can be learned from it") from None
+    each = [{split: own[number] for split, (_, own) in said.items()} for number in range(len(models))]
+    return _Answers({split: mixture for split, (mixture, _) in said.items()}, watched, each)
+
+
+def load_teachers(
     run: PreparedRun, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
-) -> LoadedTeacher | None:
-    """Load the teacher, fine-tuning it first if it has no head; None without a teacher."""
-    if run.teacher is None or run.tokenizers.teacher is None:
-        return None
-    if run.finetunes:
+) -> tuple[LoadedTeacher, ...]:
+    """Load the teachers, fine-tuning each first that has no head; none without a teacher."""
+    return tuple(_load_teacher(run, each, recipe, accelerator, bf16, observer) for each in run.teachers)
+
+
+def _load_teacher(
+    run: PreparedRun, teacher: Checkpoint, recipe: Recipe, accelerator: Accelerator, bf16: bool, observer: Observer
+) -> LoadedTeacher:
+    if needs_finetuning(run.adapter, teacher):
         assert isinstance(run.task, ClassificationTask), "only classifiers are fine-tuned first"
-        encoded = run.adapter.tokenize(run.splits.train, run.tokenizers.teacher, run.teacher.config, scored=False)
+        assert run.tokenizers.teacher is not None, "a teacher has a tokenizer"
+        encoded = run.adapter.tokenize(run.splits.train, run.tokenizers.teacher, teacher.config, scored=False)
         ranks, device = accelerator.num_processes, accelerator.device.type
-        job = FinetuneJob(run.teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
+        job = FinetuneJob(teacher, run.task, encoded, recipe.finetune, ranks, device, bf16)
         model, head = job.run(run.tokenizers.teacher, accelerator, observer)
         return LoadedTeacher(model, head, checkpoint_files.find_checkpoint(str(job.path)).hash)
-    return LoadedTeacher(run.adapter.load_model(run.teacher, fresh_head=False, seed=0), "its own", run.teacher.hash)
+    return LoadedTeacher(run.adapter.load_model(teacher, fresh_head=False, seed=0), "its own", teacher.hash)
 
 
 def load_student(
@@ -193,12 +234,14 @@ def _student_origin(run: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> str
     return f"{run.student}{f', with {len(tokenizer):,} entries made of its own' if transferred else ''}"
 
 
-def _compared(small: PreTrainedModel, big: PreTrainedModel, flops: Sequence[int], length: int) -> str:
-    """Compare a student's size and cost with its teacher's; the teacher's FLOPs come first."""
-    ours, theirs = (count_parameters(model) for model in (small, big))
-    theirs_cost, ours_cost = flops
+def _compared(models: Sequence[PreTrainedModel], flops: Sequence[int], length: int) -> str:
+    """Compare the size and cost of a student, which comes last, with those of its teacher or of all its teachers."""
+    *sizes, ours = (count_parameters(model) for model in models)
+    *costs, ours_cost = flops
+    theirs, theirs_cost = sum(sizes), sum(costs)
+    whose = "the teacher's" if len(models) == 2 else "its teachers' together"
     return (
-        f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's; "
+        f"student: {ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of {whose}; "
         f"{ours_cost / 1e9:.2f} GFLOPs for {length} tokens, {100 * ours_cost / theirs_cost:.0f} %"
     )
 

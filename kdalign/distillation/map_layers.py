@@ -1,5 +1,6 @@
 """Plan which teacher layer would teach which student layer, by shape or by similarity on texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from kdalign.data.tasks import ClassificationTask, find_task, load_examples, loa
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
-from kdalign.models.architecture import describe, layout_of
+from kdalign.models.architecture import describe, join_teachers, layout_of
 from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.student_source import StudentInputs, StudentOptions, StudentSource, find_student
@@ -47,7 +48,7 @@ class CalibrationTexts:
 
 
 def plan_layers(
-    teacher: str,
+    teacher: str | tuple[str, ...],
     student_name: str,
     choice: str = "auto",
     init: str = "uniform",
@@ -58,7 +59,7 @@ def plan_layers(
     """Plan the layer map between two models: from their configurations alone, or by similarity on texts.
 
     Args:
-        teacher: hub id or folder.
+        teacher: hub id or folder, or several.
         student_name: the student, as in ``--student``.
         choice: the map, as in ``--map``.
         init: teacher layers that a cut student starts from, as in ``--init``.
@@ -69,34 +70,44 @@ def plan_layers(
     Raises:
         UsageError: a missing model or text, or an unknown choice of layers or map.
     """
-    theirs = checkpoint_files.find_checkpoint(teacher, revision, weights=reading is not None)
+    names = (teacher,) if isinstance(teacher, str) else teacher
+    if revision is not None and len(names) > 1:
+        raise UsageError("--revision is for one teacher: give folders of several")
+    teachers = [checkpoint_files.find_checkpoint(name, revision, weights=reading is not None) for name in names]
+    theirs = teachers[0]
     student = find_student(StudentOptions(student_name, init=init), theirs, weights=reading is not None)
-    plan = shape_plan(theirs, student, choice)
+    plan = shape_plan(teachers, student, choice)
     if reading is None:
         if is_measured_map(choice):
             raise UsageError(f"--map {choice!r} is measured on text: give --task and --data")
         return plan
     observer = observer or NullObserver()
     tokenizers = student.tokenizers()
-    positions = {teacher: checkpoint_files.max_positions(theirs.config), student_name: student.positions}
+    positions = {each.name: checkpoint_files.max_positions(each.config) for each in teachers}
+    positions[student_name] = student.positions
     max_length = reading.max_length if reading.max_length is not None else min(LENGTH, *positions.values())
     for name, longest in positions.items():
         checkpoint_files.check_positions(name, longest, max_length)
     encoded, source = _read(reading, tokenizers, theirs.config, max_length)
-    big = check_read(loading.load_any(theirs))
+    big, *more = (check_read(loading.load_any(each)) for each in teachers)
     texts = teacher_inputs(sample_batches(encoded, 0, CALIBRATION_TOKENS))
     small = student.build(StudentInputs(loading.load_any, tokenizers, texts, 0, big))
     if student.checkpoint is not None:
         check_read(small)
     if student.untrained:
         observer.announce(UNTRAINED)
-    return measure_layer_map(plan, [big], small, encoded, tokenizers.special_ids, source, 0)
+    return measure_layer_map(plan, [big, *more], small, encoded, tokenizers.special_ids, source, 0)
 
 
-def shape_plan(teacher: Checkpoint, student: StudentSource, choice: str) -> Plan:
-    """Propose the plan between a teacher and a student by their shapes alone, before any tokenizer is read."""
-    entries = TokenizerPair(None, None, int(teacher.config.vocab_size), differ=False)
-    return propose(describe(teacher.config), describe(student.config(entries)), choice, student.copied)
+def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: str) -> Plan:
+    """Propose the plan between teachers and a student by their shapes alone, before any tokenizer is read."""
+    entries = TokenizerPair(None, None, int(teachers[0].config.vocab_size), differ=False)
+    return propose(
+        join_teachers([describe(each.config) for each in teachers]),
+        describe(student.config(entries)),
+        choice,
+        student.copied,
+    )
 
 
 def _read(

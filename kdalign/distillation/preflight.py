@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.checks import Finding
-from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.prepare import PreparedRun, teacher_role
+from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
@@ -36,7 +37,7 @@ _DROPOUTS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout", "mlp_dropout"),
 )
 NOTEWORTHY = (
-    *("labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
+    *("teachers", "labels", "classes", "inputs", "tied weights", "leak", "learning rate", "no effect"),
     *("vocabulary", "beginnings", "templates"),
 )
 """Findings that are announced before a run begins, in addition to those that were let through."""
@@ -60,7 +61,10 @@ def preflight(run: PreparedRun) -> tuple[Finding, ...]:
 def _findings(run: PreparedRun) -> Iterator[Finding]:
     student, tokenizers = run.student.config(run.tokenizers), run.tokenizers
     theirs = run.teacher.config if run.teacher is not None else None
-    both = [*([("teacher", theirs)] if theirs is not None else []), ("student", student)]
+    both = [(teacher_role(number), teacher.config) for number, teacher in enumerate(run.teachers)]
+    both.append(("student", student))
+    if len(run.teachers) > 1:
+        yield _combined(run)
     if tokenizers.differ:
         yield Finding("tokenizers", "two; positions are matched by the characters of their tokens")
     elif theirs is not None:
@@ -87,6 +91,28 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
         yield Finding("no effect", "; ".join(idle))
     yield from _leaks(run)
     yield from _room(run, theirs, student)
+
+
+def _combined(run: PreparedRun) -> Finding:
+    """Say how the answers of several teachers become one, and which are the same model twice."""
+    recipe = run.recipe
+    names = [teacher.name for teacher in run.teachers]
+    ways = {
+        "confidence": "mixed in each row by how certain each is",
+        "weights": f"mixed by weights {', '.join(f'{share:.3g}' for share in recipe.teacher_shares)}",
+    }
+    way = ways.get("weights" if recipe.teachers.weights else recipe.teachers.combine, "mixed equally")
+    if recipe.teachers.by is not None:
+        taught_by = row_teachers(recipe, run.splits.train)
+        assert taught_by is not None, "checked: train has the column"
+        counts = ", ".join(f"{name} {int((taught_by == number).sum()):,} rows" for number, name in enumerate(names))
+        way = f"one for each row by column {recipe.teachers.by}: {counts}"
+    seen: dict[str, str] = {}
+    for teacher in run.teachers:
+        if teacher.hash in seen:
+            way += f"; {seen[teacher.hash]} and {teacher.name} have the same weights"
+        seen.setdefault(teacher.hash, teacher.name)
+    return Finding("teachers", f"{' and '.join(names)}, {way}; retained and agreement are relative to all as one")
 
 
 def _lengths(run: PreparedRun, both: Sequence[tuple[str, PretrainedConfig]]) -> Finding:
@@ -117,7 +143,8 @@ def _labels(run: PreparedRun, task: ClassificationTask) -> Iterator[Finding]:
     """Find classifier outputs in another order than the task's labels, or for several labels a text."""
     if task.regression:
         return
-    for word, checkpoint in (("teacher", run.teacher), ("student", run.student.checkpoint)):
+    models = [(teacher_role(number), teacher) for number, teacher in enumerate(run.teachers)]
+    for word, checkpoint in (*models, ("student", run.student.checkpoint)):
         if checkpoint is not None and checkpoint.has_classifier:
             if loading.has_several_labels(checkpoint.config):
                 yield Finding(

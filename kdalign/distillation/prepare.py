@@ -1,8 +1,9 @@
 """Check a recipe against models and data before any weights are loaded and before anything is written."""
 
+import hashlib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -23,14 +24,21 @@ from kdalign.distillation.checks import (
 from kdalign.distillation.run_folders import default_name
 from kdalign.distillation.sequence_level.folder import generation_fingerprint
 from kdalign.distillation.served_checks import check_served_teacher, check_served_terms
+from kdalign.distillation.several_teachers import (
+    check_divided_terms,
+    check_rows,
+    check_teachers,
+    find_teachers,
+    plan_shares,
+)
 from kdalign.distillation.splits import RunSplits, load_splits
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters import adapter_for
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.files import check_writable, is_utf8
-from kdalign.models.architecture import Architecture, describe, layout_of, meta_model
-from kdalign.models.checkpoint_files import Checkpoint, find_checkpoint
+from kdalign.models.architecture import Architecture, describe, join_teachers, layout_of, meta_model
+from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.student import freeze
 from kdalign.models.student_source import StudentOptions, StudentSource, find_student
 from kdalign.models.tokenizer import TokenizerPair
@@ -55,6 +63,7 @@ class PreparedRun:
         folder: the run's.
         augmenting: masked language model that writes new texts like those of train; None without one.
         findings: results of the checks by ``preflight``.
+        teachers: checkpoints of all teachers, the student's own first; none for a student that is trained alone.
     """
 
     recipe: Recipe
@@ -66,6 +75,7 @@ class PreparedRun:
     folder: RunFolder
     augmenting: Checkpoint | None
     findings: tuple[Finding, ...] = ()
+    teachers: tuple[Checkpoint, ...] = ()
 
     @property
     def task(self) -> AnyTask:
@@ -74,13 +84,13 @@ class PreparedRun:
 
     @property
     def teacher(self) -> Checkpoint | None:
-        """The teacher; None for a student that is trained alone."""
+        """The teacher, of several the first; None for a student that is trained alone."""
         return self.student.teacher
 
     @property
     def finetunes(self) -> bool:
-        """True if the teacher must first be fine-tuned."""
-        return self.teacher is not None and needs_finetuning(self.adapter, self.teacher)
+        """True if a teacher must first be fine-tuned."""
+        return any(needs_finetuning(self.adapter, teacher) for teacher in self.teachers)
 
     @property
     def an_epoch(self) -> int:
@@ -105,10 +115,16 @@ class PreparedRun:
         splits = {"train": self.splits.train, **self.splits.reported}
         if self.splits.unlabelled is not None:
             splits["unlabelled"] = self.splits.unlabelled.examples
-        models = {"teacher": self.teacher, "student": self.student.checkpoint, "augmenting": self.augmenting}
+        models: dict[str, Checkpoint | None] = {
+            teacher_role(number): teacher for number, teacher in enumerate(self.teachers)
+        }
+        models |= {"student": self.student.checkpoint, "augmenting": self.augmenting}
+        divided = "\n".join(origin for examples in splits.values() for origin in examples.origins)
+        origins = {"origins": hashlib.sha256(divided.encode()).hexdigest()[:16]} if divided else {}
         generated = generation_fingerprint(self.task.source.folder)
         return {
             **{name: examples.fingerprint() for name, examples in splits.items()},
+            **origins,
             **{role: checkpoint.hash for role, checkpoint in models.items() if checkpoint is not None},
             **({} if generated is None else {"generation": generated}),
         }
@@ -123,6 +139,11 @@ class PreparedRun:
         return "held out of train" if self.recipe.train.holds_out else "part of train"
 
 
+def teacher_role(number: int) -> str:
+    """Name the role of a teacher by its number, from 0: ``teacher``, ``teacher 2``, ..."""
+    return f"teacher {number + 1}" if number else "teacher"
+
+
 def prepare(recipe: Recipe) -> PreparedRun:
     """Check everything that can be checked without weights.
 
@@ -133,27 +154,35 @@ def prepare(recipe: Recipe) -> PreparedRun:
     task = find_task(data.task[0], data.folder, data.dataset, data.config)
     if recipe.has_served_teacher:
         check_served_teacher(recipe, task)
-    teacher = find_checkpoint(recipe.teacher, recipe.revision) if recipe.loads_teacher else None
+    if recipe.teachers.by is not None:
+        task = replace(task, source=replace(task.source, by=recipe.teachers.by))
+    teachers = find_teachers(recipe)
+    teacher = teachers[0] if teachers else None
     student = find_student(StudentOptions.of(recipe), teacher)
     adapter = _find_adapter(recipe, task, student)
     check_task(recipe, adapter, teacher)
-    check_models(recipe, adapter, student)
+    check_models(recipe, adapter, student, teachers)
+    check_teachers(recipe, adapter, teachers)
     tokenizers = student.tokenizers()
     check_tokenizers(recipe, adapter, student, tokenizers)
+    for other in teachers[1:] if not tokenizers.differ else ():
+        adapter.check_packing(other)
     splits = load_splits(adapter, recipe)
+    check_rows(recipe, task, splits.train)
     config = student.config(tokenizers)
-    plan = _plan(recipe, teacher, student, describe(config)) if teacher is not None else None
+    plan = _plan(recipe, teachers, student, describe(config)) if teachers else None
     for _, stage in recipe.objective.stages:
         objective = build_objective(task, stage, plan)
         check_terms(recipe, objective, plan)
         if recipe.has_served_teacher:
             check_served_terms(recipe, objective, student)
+        check_divided_terms(recipe, objective)
     check_lora(recipe, student, config)
     check_on_policy(recipe, adapter, tokenizers, [config, *([teacher.config] if teacher is not None else [])])
     if recipe.train.freeze:
         freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
     folder = _find_folder(recipe, task)
-    if teacher is not None and needs_finetuning(adapter, teacher):
+    if any(needs_finetuning(adapter, each) for each in teachers):
         check_writable(cache_folder() / "teachers")  # the fine-tuned teacher will be cached there
     return PreparedRun(
         recipe=recipe.with_changes(out=str(folder.path)),
@@ -164,6 +193,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
         plan=plan,
         folder=folder,
         augmenting=substitute_model(data.augment) if data.augment.by == "masked-lm" else None,
+        teachers=teachers,
     )
 
 
@@ -188,9 +218,9 @@ def _find_folder(recipe: Recipe, task: AnyTask) -> RunFolder:
     return folder
 
 
-def _plan(recipe: Recipe, teacher: Checkpoint, student: StudentSource, ours: Architecture) -> Plan:
-    """Read the plan that the recipe names, or propose one by the shapes of both models."""
-    theirs, align = describe(teacher.config), recipe.align
+def _plan(recipe: Recipe, teachers: Sequence[Checkpoint], student: StudentSource, ours: Architecture) -> Plan:
+    """Read the plan that the recipe names, or propose one by the shapes of all models."""
+    theirs, align = join_teachers([describe(teacher.config) for teacher in teachers]), recipe.align
     if align.plan is None:
         style = ProjectionStyle(align.projection, align.side, align.shared, align.start)
         options = PlanOptions(align.weights, align.heads, align.relations, align.relation_heads, style)
@@ -204,7 +234,7 @@ def _plan(recipe: Recipe, teacher: Checkpoint, student: StudentSource, ours: Arc
         check_trusted(plan.choice, f"plan {align.plan!r}: map")
         plan.fits(theirs, ours)
     progressive_plans(plan, align.grow)
-    return plan
+    return replace(plan, shares=plan_shares(recipe))
 
 
 def resume_command(runs: Sequence[PreparedRun], folder: RunFolder) -> str:

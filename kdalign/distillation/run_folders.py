@@ -55,7 +55,7 @@ def _starts(recipe: Recipe) -> dict[str, str]:
         return starts
     named = recipe.multi_task.body_from
     copies = student_spec.is_cut(recipe.student) and recipe.init != "random" and recipe.loads_teacher
-    if copies and not checkpoint_files.find_checkpoint(recipe.teacher, recipe.revision).has_classifier:
+    if copies and not checkpoint_files.find_checkpoint(recipe.teacher_names[0], recipe.revision).has_classifier:
         return {task: "fine-tuned" if task == named else PRETRAINED for task in starts}
     if named != PRETRAINED:
         raise UsageError(
@@ -73,7 +73,7 @@ def default_name(recipe: Recipe, task: AnyTask | None) -> str:
     """Name a run's folder by task, teacher, student and seed."""
     words = [task.name if task else "-".join(map(_folder_name, recipe.data.task))]
     words += ["together"] if recipe.multi_task.together else []
-    words += [Path(recipe.teacher).name.removeprefix(SERVED_PREFIX)] if recipe.has_teacher else ["alone"]
+    words += [Path(name).name.removeprefix(SERVED_PREFIX) for name in recipe.teacher_names] or ["alone"]
     words += [Path(recipe.student).name.replace("=", ""), f"seed{recipe.train.seed}"]
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
 
@@ -145,7 +145,8 @@ def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
     """
     data = recipe.data
     named = [
-        *(("teacher", recipe.teacher), ("student", recipe.student), ("tokenizer", recipe.tokenizer)),
+        *(("teacher", name) for name in recipe.teacher_names),
+        *(("student", recipe.student), ("tokenizer", recipe.tokenizer)),
         *(
             ("data.folder", data.folder),
             ("data.unlabelled", data.unlabelled),

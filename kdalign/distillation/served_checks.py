@@ -19,7 +19,7 @@ def check_served_teacher(recipe: Recipe, task: AnyTask) -> None:
     Raises:
         UsageError: the setting, and what is accepted.
     """
-    name, student = recipe.teacher, recipe.student
+    name, student = recipe.teacher_names[0], recipe.student
     if not isinstance(task, LanguageTask) or task.scored is not None:
         raise UsageError(
             f"teacher {name!r} gives distributions over tokens alone, so it cannot teach task {task.name!r} (accepted: "
@@ -61,7 +61,8 @@ def check_served_terms(recipe: Recipe, objective: Objective, student: StudentSou
     if student.family != "causal":
         raise UsageError(
             f"a served teacher reads from left to right, so its student is a causal model; {student.name!r} is a "
-            f"{student.family} one: `kdalign generate --teacher {recipe.teacher}` writes texts that it can learn from"
+            f"{student.family} one: `kdalign generate --teacher {recipe.teacher_names[0]}` writes texts that it can "
+            f"learn from"
         )
     for request in objective.requests(()):
         refusal = served_refusal(request)
@@ -80,5 +81,6 @@ def open_reader(recipe: Recipe) -> PromptReader:
     settings = ServedSettings(
         served.concurrency, served.timeout, served.retries, served.max_requests, served.max_tokens
     )
-    file = answers_file(cache_folder() / "served", recipe.teacher, served.base_url)
-    return PromptReader(recipe.teacher, served.base_url, file, served.top_k, settings)
+    name = recipe.teacher_names[0]
+    file = answers_file(cache_folder() / "served", name, served.base_url)
+    return PromptReader(name, served.base_url, file, served.top_k, settings)

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from kdalign.alignment.plan import Plan
 from kdalign.distillation.load import LoadedModels
+from kdalign.distillation.several_teachers import mixing_of
 from kdalign.distillation.teacher_cache import use_cache
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.objective.checks import check_teacher
@@ -14,19 +15,24 @@ from kdalign.objective.objective import Objective
 from kdalign.observer import Observer
 from kdalign.teachers.base import Teacher
 from kdalign.teachers.computed import ComputedTeacher
+from kdalign.teachers.several import SeveralTeachers
 
 
-def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> ComputedTeacher | None:
-    """Return the teacher whose weights are loaded, at the precision of training; None without a teacher."""
-    if loaded.teacher is None:
-        return None
-    model, rounded = loaded.teacher.model, product_dtype(loaded.opened) or torch.float32
-    return ComputedTeacher(model, loaded.opened.run.adapter.output_order(model), rounded, accelerator.device)
+def computed_teacher(loaded: LoadedModels, accelerator: Accelerator) -> ComputedTeacher | SeveralTeachers | None:
+    """Return the teachers whose weights are loaded, at the precision of training; None without a teacher."""
+    run, rounded = loaded.opened.run, product_dtype(loaded.opened) or torch.float32
+    models = [teacher.model for teacher in loaded.teachers]
+    computed = [
+        ComputedTeacher(model, run.adapter.output_order(model), rounded, accelerator.device) for model in models
+    ]
+    if len(computed) > 1:
+        return SeveralTeachers(tuple(computed), mixing_of(run.recipe))
+    return computed[0] if computed else None
 
 
 def training_teacher(
     loaded: LoadedModels,
-    computed: ComputedTeacher | None,
+    computed: ComputedTeacher | SeveralTeachers | None,
     served: Teacher | None,
     objectives: Sequence[Objective],
     plan: Plan | None,
@@ -50,7 +56,8 @@ def training_teacher(
     teacher: Teacher | None = computed if computed is not None else served
     if teacher is None:
         return None
-    if computed is not None and loaded.teacher is not None and loaded.opened.recipe.cache.folder is not None:
+    cached = loaded.opened.recipe.cache.folder is not None
+    if isinstance(computed, ComputedTeacher) and loaded.teacher is not None and cached:
         weights = loaded.teacher.weights
         teacher = use_cache(loaded.opened, computed, weights, objectives, plan, accelerator, observer) or computed
     for objective in objectives:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit, total_steps
+from kdalign.data.batches import TokenizedSplit, concatenate_splits, total_steps
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary
@@ -16,6 +17,8 @@ from kdalign.devices import use_bf16
 from kdalign.distillation.augmentation import augment_texts
 from kdalign.distillation.preflight import NOTEWORTHY
 from kdalign.distillation.prepare import PreparedRun
+from kdalign.distillation.several_teachers import row_teachers
+from kdalign.models.heads import HeadKind
 from kdalign.objective.stages import check_steps
 from kdalign.observer import Observer
 from kdalign.recipe import Recipe
@@ -125,7 +128,10 @@ def with_augmentation(
     made = augment_texts(splits.train, run.augmenting, augment, run.adapter.max_length, accelerator, observer)
     labels = splits.train.labels if augment.keep_labels else None
     new = Examples(
-        "new texts", tuple(zip(*made.texts, strict=True)), None if labels is None else labels[list(made.rows)]
+        "new texts",
+        tuple(zip(*made.texts, strict=True)),
+        None if labels is None else labels[list(made.rows)],
+        origins=splits.train.take(list(made.rows)).origins,
     )
     others = [splits.watched] if run.recipe.train.holds_out else []
     others += [splits.unlabelled.examples] if splits.unlabelled is not None else []
@@ -144,17 +150,29 @@ def with_augmentation(
 def _tokenize_for_training(
     run: PreparedRun, examples: Examples, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> TokenizedSplit:
-    if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
-        both = tokenizer, run.tokenizers.teacher
-        return run.adapter.tokenize_dual(examples, both, (config, run.teacher.config))
-    return run.adapter.tokenize(examples, tokenizer, config, scored=False)
+    """Tokenize rows to train on; those of each of several teachers by themselves, so that no row is of two."""
+
+    def tokenize(rows: Examples) -> TokenizedSplit:
+        if run.teacher is not None and run.tokenizers.teacher is not None and run.tokenizers.differ:
+            both = tokenizer, run.tokenizers.teacher
+            return run.adapter.tokenize_dual(rows, both, (config, run.teacher.config))
+        return run.adapter.tokenize(rows, tokenizer, config, scored=False)
+
+    taught_by = row_teachers(run.recipe, examples)
+    if taught_by is None:
+        return tokenize(examples)
+    parts = [(number, examples.take(np.flatnonzero(taught_by == number).tolist())) for number in np.unique(taught_by)]
+    encoded = [(number, tokenize(rows)) for number, rows in parts]
+    return concatenate_splits([replace(part, taught_by=np.full(len(part), number)) for number, part in encoded])
 
 
 def _encode_scored(
     run: PreparedRun, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> tuple[TokenizedSplit, dict[str, TokenizedSplit]]:
     def encode(examples: Examples) -> TokenizedSplit:
-        return run.adapter.tokenize(examples, tokenizer, config, scored=True)
+        encoded = run.adapter.tokenize(examples, tokenizer, config, scored=True)
+        one_a_row = run.adapter.head is HeadKind.CLASSIFIER
+        return replace(encoded, taught_by=row_teachers(run.recipe, examples)) if one_a_row else encoded
 
     return encode(run.splits.watched), {split: encode(examples) for split, examples in run.splits.reported.items()}
 
@@ -247,7 +265,9 @@ def begin_folder(opened: OpenedRun, accelerator: Accelerator, observer: Observer
         folder.begin(recipe.dump(), run.inputs, keep=resume)
     accelerator.wait_for_everyone()
     observer = observer.into(folder.log) if accelerator.is_main_process else observer
-    who = f"{recipe.teacher} teaches {recipe.student}" if recipe.has_teacher else f"{recipe.student} learns alone"
+    names = recipe.teacher_names
+    teach = "teach" if len(names) > 1 else "teaches"
+    who = f"{' and '.join(names)} {teach} {recipe.student}" if names else f"{recipe.student} learns alone"
     observer.announce(f"{who} on {run.task.name}; run folder {folder.path}")
     if run.task.found:
         observer.announce(f"inferred from the data: {run.task.found}")

@@ -1,20 +1,26 @@
 """Perplexities: the total negative log-likelihood of counted tokens, divided once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import TokenizedSplit, in_order
-from kdalign.errors import UsageError
+from kdalign.data.batches import IGNORED, Batch, TokenizedSplit, in_order
+from kdalign.errors import NotFinite, UsageError
 from kdalign.evaluation.metric_names import MASKED_PPL
 from kdalign.metrics.arrays import Array
 from kdalign.metrics.classification import Score
 from kdalign.metrics.intervals import ratio_interval
 from kdalign.models.architecture import accepted_inputs
 from kdalign.models.capture import CaptureSpec, forward, inference_mode
-from kdalign.models.lm_head import vocabulary_scores
+from kdalign.models.lm_head import row_blocks, vocabulary_scores
+from kdalign.models.mixtures import MixedTokens, Mixing
+from kdalign.models.token_targets import DenseTokens
 from kdalign.observer import ProgressCallback, no_progress
 from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.version import __version__
@@ -22,6 +28,8 @@ from kdalign.version import __version__
 MOST_NATS = 700
 """Largest logarithm of a perplexity: e to the power of 710 is beyond what a float holds."""
 
+_MIXTURE_ROWS = 64
+"""Positions whose logits, of every model of a mixture, exist at a time."""
 TOKENS_AT_ONCE = 4096
 """Tokens of a batch. SmolLM2 in bfloat16 on two cores is a tenth slower at 8,192, whose activations leave the caches,
 and a quarter at 1,024."""
@@ -59,6 +67,67 @@ def predict_tokens(
             read += int(batch.real.sum())
             progress(read, total)
     return TokenPredictions(nll, tokens, np.concatenate([best[row] for row in range(len(encoded))]))
+
+
+def predict_token_mixture(
+    models: Sequence[PreTrainedModel], encoded: TokenizedSplit, mixing: Mixing
+) -> list[TokenPredictions]:
+    """Predict the target tokens of a split by the mixture of several models, and by each of them, in one pass.
+
+    No target is read for the weights of the mixture.
+
+    Args:
+        models: models with language-model heads and one tokenizer.
+        encoded: rows with targets.
+        mixing: the models' weights.
+
+    Returns:
+        The mixture's predictions, then each model's.
+    """
+    device = next(models[0].parameters()).device
+    who = range(1 + len(models))
+    nll, tokens = np.zeros((len(who), len(encoded))), np.zeros(len(encoded), dtype=np.int64)
+    best: dict[int, list[Array]] = {}
+    if not len(encoded):
+        raise UsageError("no text has a token that could be predicted")
+    for rows, batch in in_order(encoded, TOKENS_AT_ONCE, tokens=True):
+        batch = batch.to(device)
+        assert batch.targets is not None, "a language-modelling task has targets"
+        predicted = batch.predicted
+        targets = batch.targets[predicted]
+        said = [_dense_tokens(model, batch).select(predicted) for model in models]
+        unknown = MixedTokens(tuple(said), mixing, torch.full_like(targets, IGNORED)).prepared(None, None)
+        found = [_scores_in_blocks(unknown, targets), *(_scores_in_blocks(each, targets) for each in said)]
+        ends = predicted.sum(dim=1).cumsum(0).tolist()
+        for row, start, end in zip(rows, [0, *ends[:-1]], ends, strict=True):
+            tokens[row] = end - start
+            for number, (losses, _) in enumerate(found):
+                nll[number, row] = float(losses[start:end].double().sum())
+            best[row] = [likeliest[start:end].cpu().numpy() for _, likeliest in found]
+    return [
+        TokenPredictions(nll[number], tokens, np.concatenate([best[row][number] for row in range(len(encoded))]))
+        for number in who
+    ]
+
+
+def _dense_tokens(model: PreTrainedModel, batch: Batch) -> DenseTokens:
+    with inference_mode(model):
+        signals = forward(model, accepted_inputs(model, batch.inputs), CaptureSpec(), None)
+    assert signals.head is not None, "a language model has a vocabulary"
+    return DenseTokens(signals.features, signals.head)
+
+
+def _scores_in_blocks(said: DenseTokens | MixedTokens, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each target, in nats, and the most probable entry; refuse what is not finite."""
+    nll, best = torch.empty(len(targets), device=targets.device), torch.empty_like(targets)
+    with torch.inference_mode():
+        for block in row_blocks(len(targets), _MIXTURE_ROWS):
+            logits = said.block(block, 1.0).float()
+            nll[block] = F.cross_entropy(logits, targets[block], reduction="none")
+            best[block] = logits.argmax(dim=-1)
+    if not bool(nll.isfinite().all()):
+        raise NotFinite(f"{int((~nll.isfinite()).sum()):,} of {len(nll):,} tokens have likelihoods that are not finite")
+    return nll, best
 
 
 @dataclass(frozen=True)

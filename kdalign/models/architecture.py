@@ -95,7 +95,7 @@ def join_teachers(teachers: Sequence[Architecture]) -> Architecture:
     closed = AttentionLayout.CLOSED
     return replace(
         first,
-        model_type=" and ".join(dict.fromkeys(each.model_type for each in teachers)),
+        model_type=" and ".join(each.model_type for each in teachers),
         stacks=tuple(
             replace(stack, name=stack_of_teacher(number, stack.name))
             for number, each in enumerate(teachers)

@@ -35,7 +35,7 @@ class Mixing:
         .. math:: w_k = \frac{1}{K - 1} \Big( 1 - \frac{\exp(c_k)}{\sum_j \exp(c_j)} \Big)
 
         with :math:`c_k` the teacher's cross-entropy with the label, at temperature 1 (CA-MKD, Zhang et al. 2022,
-        arXiv:2201.00007, equation 2). Of a row without a label (below 0) it is the entropy of the teacher's own
+        arXiv:2201.00007). Of a row without a label (below 0) it is the entropy of the teacher's own
         distribution, which is the cross-entropy that it expects.
 
         Args:
@@ -65,7 +65,7 @@ def mixed_logits(
 
     .. math:: z = \tau \log \sum_k w_k \, \sigma(z_k / \tau), \quad \sigma(z / \tau) = \sum_k w_k \, \sigma(z_k / \tau)
 
-    With equal weights the mean of You et al. 2017 (Learning from multiple teacher networks, KDD, section 3.1). Where
+    With equal weights the mean of You et al. 2017 (Learning from Multiple Teacher Networks, KDD). Where
     all teachers but one have a weight of 0, the result is that teacher's log-probabilities times the temperature.
     """
     logs = torch.stack([F.log_softmax(each.float() / temperature, dim=1) for each in logits])
@@ -101,7 +101,7 @@ class ClassMixture:
 
     @property
     def mean(self) -> Float[Tensor, "batch classes"]:
-        """Weighted mean of the logits themselves (Ba & Caruana 2014, arXiv:1312.6184, section 2.3)."""
+        """Weighted mean of the logits themselves."""
         weights = self.mixing.weights(self.logits, self.labels)
         return torch.einsum("kn,knc->nc", weights, torch.stack([each.float() for each in self.logits]))
 

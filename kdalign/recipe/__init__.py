@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         DataSettings,
         FinetuneSettings,
         OnPolicySettings,
+        TeachersSettings,
         TrainSettings,
     )
     from kdalign.recipe.task_defaults import (
@@ -76,6 +77,7 @@ __all__ = [
     "ObjectiveWeights",
     "OnPolicySettings",
     "Recipe",
+    "TeachersSettings",
     "TermFacts",
     "TrainSettings",
     "build_recipe",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdalign.recipe.flags import FLAGS, as_word
 from kdalign.recipe.recipe import Recipe
+from kdalign.recipe.task_defaults import NO_TEACHER
 
 _OPTIONS = {flag.key: flag.option for flag in FLAGS if flag.has_inverse}
 _ALWAYS = ("teacher", "student", "data.task")
@@ -21,7 +22,9 @@ def distill_command(recipe: Recipe) -> str:
     for key, value in recipe.flat().items():
         if key not in _ALWAYS and value == plain[key]:
             continue
-        if key in _OPTIONS and value is not None and not (key == "train.batch_size" and recipe.train.batch_tokens):
+        if key == "teacher":
+            words += [word for name in recipe.teacher_names or [NO_TEACHER] for word in ("--teacher", name)]
+        elif key in _OPTIONS and value is not None and not (key == "train.batch_size" and recipe.train.batch_tokens):
             words += [_OPTIONS[key], as_word(value)]
         else:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]

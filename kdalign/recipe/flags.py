@@ -67,11 +67,20 @@ class Flag:
             return self.sets
         if self.key == "objective.terms":
             return term_weights(given)
+        if self.key == "teacher" and len(given) == 1:
+            return given[0]
         return tuple(given) if self.kind is list else given
 
 
 FLAGS = (
-    Flag("--teacher", "teacher", "Hub id or folder of the large model, openai:NAME (with --base-url), or none."),
+    Flag(
+        "--teacher",
+        "teacher",
+        "Hub id or folder of the large model, openai:NAME (with --base-url), or none. Repeatable: several teachers, "
+        "combined as teachers.combine, teachers.weights or teachers.by say.",
+        list,
+        "TEXT",
+    ),
     Flag("--base-url", "served.base_url", "API of a teacher named openai:NAME.", metavar="URL"),
     Flag(
         "--student",

@@ -236,7 +236,7 @@ def parse_value(key: str, text: str) -> Any:
         if text.lstrip()[:1] in ("[", "{") and not _is_text_key(key):
             raise
         return text
-    if value is not None and _is_text_key(key):
+    if value is not None and (_is_text_key(key) or (key == "teacher" and not isinstance(value, list))):
         return value if isinstance(value, str) else text
     if isinstance(value, str):
         try:

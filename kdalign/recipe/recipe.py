@@ -17,6 +17,7 @@ from kdalign.recipe.sections import (
     OnPolicySettings,
     Section,
     ServedTeacherSettings,
+    TeachersSettings,
     TrainSettings,
 )
 from kdalign.recipe.task_defaults import (
@@ -40,14 +41,14 @@ class Recipe(Section):
 
     preset: str | None = None
     """A published method to start from (``kdalign recipe show``). Keys of the recipe win over those of the preset."""
-    teacher: str
-    """Hub id or folder of the large model, or ``openai:NAME`` for one behind an API (section ``served``); with
-    ``none`` the student is trained without a teacher."""
+    teacher: str | tuple[str, ...]
+    """Hub id or folder of the large model, a list of several, or ``openai:NAME`` for one behind an API (section
+    ``served``); with ``none`` the student is trained without a teacher."""
     student: str = "layers=half"
-    """Hub id, folder, ``layers=N`` or ``layers=half`` (layers of the teacher; ``layers=N,width=N`` also makes it
-    narrower), or ``new:TYPE,layers=N,width=N`` (a new model)."""
+    """Hub id, folder, ``layers=N`` or ``layers=half`` (layers of the teacher, of several the first;
+    ``layers=N,width=N`` also makes it narrower), or ``new:TYPE,layers=N,width=N`` (a new model)."""
     revision: str | None = None
-    """The teacher's revision on the hub."""
+    """The teacher's revision on the hub; for one teacher."""
     student_revision: str | None = None
     """The student's revision on the hub."""
     tokenizer: str | None = None
@@ -78,6 +79,8 @@ class Recipe(Section):
     """Cache of the teacher's outputs."""
     on_policy: OnPolicySettings = OnPolicySettings()
     """Steps on texts that the student writes itself."""
+    teachers: TeachersSettings = TeachersSettings()
+    """Several teachers, and how what they say becomes one."""
     finetune: FinetuneSettings = FinetuneSettings()
     """Fine-tuning of a teacher that has no head for the task."""
     served: ServedTeacherSettings = ServedTeacherSettings()
@@ -97,6 +100,8 @@ class Recipe(Section):
             key: given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
             for key, given in tree.items()
         }
+        if isinstance(tree.get("teacher"), list | tuple) and len(tree["teacher"]) == 1:
+            (tree["teacher"],) = tree["teacher"]
         names = _task_names(tree.get("data"))
         if isinstance(tree.get("preset"), str):
             preset = preset_named(tree["preset"])
@@ -181,6 +186,56 @@ class Recipe(Section):
                     f"--on-policy has no labels, and alpha, the weight of the teacher's answers, is 0{part}: give "
                     f"--alpha a weight"
                 )
+        if self.teachers.combine == "confidence":
+            raise ValueError(
+                "teachers.combine=confidence weighs teachers by the tokens of the data, and --on-policy has others "
+                "(accepted: mean, teachers.weights, teachers.by)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> "Recipe":
+        names, own = self.teacher_names, self.teachers
+        if isinstance(self.teacher, str):
+            if own != TeachersSettings():
+                raise ValueError("the section teachers is for several teachers: give --teacher more than once")
+            return self
+        if len(names) < 2:
+            raise ValueError("teacher is an empty list: name a model, or none")
+        if NO_TEACHER in names:
+            raise ValueError(
+                f"--teacher {NO_TEACHER} is for a student without a teacher, and others are given: leave one out"
+            )
+        served = next((name for name in names if name.startswith(SERVED_PREFIX)), None)
+        if served is not None:
+            raise ValueError(
+                f"teacher {served!r} is behind an API, whose likeliest tokens have no mean with what others say: give "
+                f"it alone, or the model's weights"
+            )
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"teacher {twice!r} is named twice; to let it count for more, give teachers.weights")
+        if own.weights and len(own.weights) != len(names):
+            raise ValueError(
+                f"teachers.weights has {len(own.weights)} weights for {len(names)} teachers ({', '.join(names)})"
+            )
+        if self.revision is not None:
+            raise ValueError("--revision is for one teacher: give folders of several (hf download --revision)")
+        if self.cache.folder is not None:
+            raise ValueError("--cache keeps the outputs of one teacher: leave it out with several")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "Recipe":
+        names = self.teacher_names
+        numbers = [str(number + 1) for number in range(len(names))]
+        for value, teacher in self.teachers.sources.items():
+            if teacher not in (*names, *numbers):
+                near = did_you_mean(teacher, names)
+                raise ValueError(
+                    f"teachers.sources: {value!r} names teacher {teacher!r}{near} (accepted: 1 to {len(names)}, or "
+                    f"{', '.join(names)})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -252,7 +307,7 @@ class Recipe(Section):
     @property
     def has_served_teacher(self) -> bool:
         """True for a teacher behind an API, whose weights are not here."""
-        return self.teacher.startswith(SERVED_PREFIX)
+        return isinstance(self.teacher, str) and self.teacher.startswith(SERVED_PREFIX)
 
     @property
     def asks_server(self) -> bool:
@@ -263,6 +318,19 @@ class Recipe(Section):
     def loads_teacher(self) -> bool:
         """True if the teacher's weights are loaded."""
         return self.has_teacher and not self.has_served_teacher
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Names of the teachers; none without one."""
+        if isinstance(self.teacher, str):
+            return (self.teacher,) if self.has_teacher else ()
+        return self.teacher
+
+    @property
+    def teacher_shares(self) -> tuple[float, ...]:
+        """Weights of several teachers, in sum 1; empty for one teacher or none."""
+        count = len(self.teacher_names)
+        return self.teachers.shares or (1 / count,) * count if count > 1 else ()
 
     def with_changes(self, **changes: object) -> "Recipe":
         """Copy with top-level fields replaced, and validate again."""

@@ -432,6 +432,52 @@ SERVED_LIMITS = ("concurrency", "timeout", "retries", "max_requests", "max_token
 """Keys of ``served`` that change no number of a run."""
 
 
+class TeachersSettings(Section):
+    """Several teachers (``--teacher`` more than once), and how what they say becomes one."""
+
+    combine: Literal["mean", "confidence"] = "mean"
+    """Mixture of the teachers' distributions: their mean, weighted by ``weights``, or in each row by how certain each
+    teacher is (``confidence``)."""
+    weights: tuple[Weight, ...] = ()
+    """Weight of each teacher, in the order of ``--teacher``, in any positive scale; equal when left out."""
+    by: str | None = None
+    """Column of the data that says whose row it is: each row is taught by its own teacher alone."""
+    sources: Mapping[str, str] = {}
+    """Teacher of each value of that column, by its number from 1 or its name, such as ``{news: 1, mail: 2}``; when left
+    out, the values are such numbers or names."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _as_words(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("sources takes values of a column, each with a teacher, such as {news: 1, mail: 2}")
+        return {str(key): str(teacher) for key, teacher in value.items()}
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> "TeachersSettings":
+        given = [
+            name
+            for name, here in (
+                ("teachers.combine=confidence", self.combine != "mean"),
+                ("teachers.weights", bool(self.weights)),
+                ("teachers.by", self.by is not None),
+            )
+            if here
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are ways to combine teachers: give one of them")
+        if self.sources and self.by is None:
+            raise ValueError("teachers.sources says who teaches which value of a column: give teachers.by, too")
+        if self.weights and not 0 < sum(self.weights) < math.inf:
+            raise ValueError(f"teachers.weights must have one above 0; given {self.weights}")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weights in sum 1; empty if they are equal."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
+
 class FinetuneSettings(Section):
     """Fine-tuning of a teacher that has no head for the task."""
 

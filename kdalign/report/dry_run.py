@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kdalign.recipe.task_defaults import NO_TEACHER
 from kdalign.report.plan import plan_table
 from kdalign.report.screen import plain_text
 from kdalign.report.style import new_table, note_line
@@ -68,6 +69,7 @@ def preparation_json(prepared: Sequence["PreparedRun"]) -> str:
             "task": run.task.name,
             "teacher": {"name": run.teacher.name, "hash": run.teacher.hash} if run.teacher is not None else None,
             "served_teacher": _teacher(run) if run.recipe.has_served_teacher else None,
+            "teachers": [{"name": each.name, "hash": each.hash} for each in run.teachers],
             "finetunes": run.finetunes,
             "cut_from": run.student.copied,
             "checks": [asdict(finding) for finding in run.findings],
@@ -117,16 +119,23 @@ def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> Rendera
     one = trials[0].recipe
     varied = {key for changes in ablation.arms.values() for key in changes}
     own = "" if "train.lr" in varied else f", learning rate {one.train.lr:g}"
-    each = plain_text(f"· each: {one.student} of {one.teacher}, {_schedule(one.train)}{own}", style="dim")
+    each = plain_text(
+        f"· each: {one.student} of {' and '.join(one.teacher_names) or NO_TEACHER}, {_schedule(one.train)}{own}",
+        style="dim",
+    )
     return Group(title, table, each)
 
 
 def _facts(run: "PreparedRun") -> dict[str, str]:
+    from kdalign.distillation.prepare import teacher_role
     from kdalign.models.layer_selection import layers_text
 
     train, copied = run.recipe.train, run.student.copied
     facts = {
-        "teacher": _teacher(run),
+        **(
+            {teacher_role(number): f"{each.name} [{each.hash}]" for number, each in enumerate(run.teachers)}
+            or {"teacher": _teacher(run)}
+        ),
         "fine-tuned first": "yes, it has no head for the task" if run.finetunes else "no",
         "student": run.recipe.student + (f" from layers {layers_text(copied)}" if copied is not None else ""),
         "size": _size(run),
@@ -174,22 +183,21 @@ def _objective_facts(run: "PreparedRun") -> dict[str, str]:
 
 
 def _teacher(run: "PreparedRun") -> str:
-    """The teacher; of one behind an API, what it would be asked about the training rows."""
-    if run.teacher is not None:
-        return f"{run.teacher.name} [{run.teacher.hash}]"
+    """What a teacher behind an API would be asked about the training rows; ``none`` without one."""
     if not run.recipe.has_served_teacher:
-        return "none"
+        return NO_TEACHER
     from kdalign.distillation.served_source import describe_questions
 
     return describe_questions(run)
 
 
 def _size(run: "PreparedRun") -> str:
-    """The student's size, if its vocabulary is known and it has a teacher."""
+    """The student's size, if its vocabulary is known and it has a teacher, or several."""
     if run.plan is None or run.tokenizers.student is None:
         return ""
     ours, theirs = run.plan.student.parameters, run.plan.teacher.parameters
-    return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of the teacher's"
+    whose = "its teachers' together" if len(run.teachers) > 1 else "the teacher's"
+    return f"{ours / 1e6:.2f} M parameters, {100 * ours / theirs:.0f} % of {whose}"
 
 
 def _budget(train: "TrainSettings", examples: int) -> str:

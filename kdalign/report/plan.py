@@ -17,7 +17,8 @@ def plan_table(plan: "Plan") -> RenderableType:
     """Render a layer plan: the teacher layer of each student layer and, if it was measured, how similar layers are."""
     from kdalign.alignment.propose import map_similarities
 
-    table = new_table(f"{plan.teacher.model_type} teaches {plan.student.model_type}")
+    teach = "teach" if plan.shares else "teaches"
+    table = new_table(f"{plan.teacher.model_type} {teach} {plan.student.model_type}")
     for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
         table.add_column(heading, justify="right")
     shapes = {(shape.student, shape.teacher): shape for shape in plan.projections}

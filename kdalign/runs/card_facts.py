@@ -120,8 +120,9 @@ def _task_of(data: DataSettings) -> ClassificationTask | LanguageTask | None:
 def _starts(record: RunRecord, recipe: Recipe, folder: RunFolder) -> tuple[str, ...]:
     """Hub ids of the teacher and of the checkpoint that the student started from."""
     found = []
-    if record.teacher is not None and _COMMIT.fullmatch(record.teacher.revision):
-        found.append(recipe.teacher)
+    teachers = record.teachers or ([record.teacher] if record.teacher is not None else [])
+    named = zip(recipe.teacher_names, teachers, strict=False)
+    found += [name for name, teacher in named if _COMMIT.fullmatch(teacher.revision)]
     inputs = folder.read_inputs()
     if _COMMIT.fullmatch(inputs.get("student", "")):
         found.append(recipe.student)

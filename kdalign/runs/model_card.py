@@ -43,6 +43,7 @@ def model_card(record: RunRecord, path: Path) -> str:
 def _summary(card: CardFacts) -> str:
     record = card.record
     ours, theirs = record.student, record.teacher
+    models = [ours, theirs, *record.teachers]
     origin = theirs.source if theirs is not None else record.served_teacher
     made = f"distilled from {code_span(origin)} " if origin else "trained without a teacher "
     lines = [
@@ -53,13 +54,15 @@ def _summary(card: CardFacts) -> str:
         "",
     ]
     table = [
-        ["made from", *(escape(model.source) if model else "" for model in (ours, theirs))],
-        ["parameters", *(_millions(model.parameters) if model else "" for model in (ours, theirs))],
-        ["weights on disk", *(f"{model.megabytes:,.1f} MB" if model else "" for model in (ours, theirs))],
-        ["latency", *(_latency(model.latency_ms) if model else "" for model in (ours, theirs))],
-        ["head", *(escape(model.head) if model else "" for model in (ours, theirs))],
+        ["made from", *(escape(model.source) if model else "" for model in models)],
+        ["parameters", *(_millions(model.parameters) if model else "" for model in models)],
+        ["weights on disk", *(f"{model.megabytes:,.1f} MB" if model else "" for model in models)],
+        ["latency", *(_latency(model.latency_ms) if model else "" for model in models)],
+        ["head", *(escape(model.head) if model else "" for model in models)],
     ]
-    lines += _table(["", "student", "teacher"] if theirs is not None else ["", "student"], table)
+    lines += _table(["", "student", *(_teacher_headings(record))], table)
+    if record.teachers:
+        lines += ["", "The teachers answer as one; the sizes and times of all of them are sums."]
     lines += ["", "Latency: the median of one forward, batch 1, up to 128 tokens, float32, on the machine below."]
     return "\n".join(lines)
 
@@ -72,7 +75,7 @@ def _scores(card: CardFacts) -> str:
             f"On {code_span(split)} of {code_span(card.record.data['source'])}, n = {card.record.reported[split].n:,}; "
             "95 % intervals over examples:",
             "",
-            *_table(["", "student", *(["teacher", "retained (%)"] if scores.teacher else [])], _rows(card, scores)),
+            *_table(["", "student", *(_score_headings(card) if scores.teacher else [])], _rows(card, scores)),
             "",
         ]
         signed: dict[str, list[str]] = {}
@@ -86,19 +89,36 @@ def _scores(card: CardFacts) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _teacher_headings(record: RunRecord) -> list[str]:
+    """Headings of the teacher's column, and of each of several teachers."""
+    if record.teacher is None:
+        return []
+    each = [f"teacher {number + 1}" for number in range(len(record.teachers))]
+    return ["all teachers", *each] if each else ["teacher"]
+
+
+def _score_headings(card: CardFacts) -> list[str]:
+    """Headings of the teacher's scores, of the share that is retained, and of each of several teachers' scores."""
+    first, *each = _teacher_headings(card.record)
+    return [first, "retained (%)", *each]
+
+
 def _rows(card: CardFacts, scores: SplitScores) -> list[list[str]]:
     """Rows of the table of scores: each metric, agreement, calibration."""
     rows = []
     for score in scores.student:
         theirs = scores.teacher_score(score.metric)
-        rows.append([escape(titled(score)), _value(score), _value(theirs), _retained(card, score, theirs)])
+        each = [next((one for one in own if one.metric == score.metric), None) for own in scores.teachers]
+        shown = [_value(score), _value(theirs), _retained(card, score, theirs), *map(_value, each)]
+        rows.append([escape(titled(score)), *shown])
     if scores.agreement is not None:
         title = titled(replace(scores.agreement, metric="agreement with the teacher"))
-        rows.append([escape(title), _value(scores.agreement), "", ""])
+        rows.append([escape(title), _value(scores.agreement), *[""] * (2 + len(scores.teachers))])
     if "student" in scores.calibration:
         error = scores.calibration["student"]
         title = titled(replace(error, metric="expected calibration error"))
-        rows.append([escape(title), _value(error), _value(scores.calibration.get("teacher")), ""])
+        theirs = scores.calibration.get("teacher")
+        rows.append([escape(title), _value(error), _value(theirs), *[""] * (1 + len(scores.teachers))])
     return rows
 
 

@@ -77,12 +77,14 @@ class SplitScores:
         teacher: the teacher's in the same metrics; empty if it was not scored.
         agreement: agreement of student and teacher; None if their answers cannot be compared.
         calibration: expected calibration errors of ``student`` and ``teacher``, if they predict classes.
+        teachers: each of several teachers' scores, where ``teacher`` has those of their mixture.
     """
 
     student: tuple[Score, ...]
     teacher: tuple[Score, ...]
     agreement: Score | None
     calibration: Mapping[str, Score]
+    teachers: tuple[tuple[Score, ...], ...] = ()
 
     def of(self, who: str) -> tuple[Score, ...]:
         """Return the scores of the ``student`` or the ``teacher``."""
@@ -140,6 +142,7 @@ class RunRecord:
         training: steps, examples, real tokens, samples per second, last values of the terms, ranks.
         samples: prompts with the continuations of the exported student and the teacher; empty without generation.
         files: SHA-256 of the folder's other files.
+        teachers: each of several teachers, of which ``teacher`` is the mixture; empty for one teacher or none.
         seal: SHA-256 of everything else in the record; empty in records of versions that wrote none.
     """
 
@@ -158,6 +161,7 @@ class RunRecord:
     seconds: float
     samples: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    teachers: list[ModelRecord] = field(default_factory=list)
     seal: str = field(default="", compare=False)
 
     @property
@@ -173,6 +177,7 @@ class RunRecord:
             teacher=tuple(map(Score.from_json, tree["teacher"])),
             agreement=None if tree["agreement"] is None else Score.from_json(tree["agreement"]),
             calibration={who: Score.from_json(score) for who, score in tree.get("calibration", {}).items()},
+            teachers=tuple(tuple(map(Score.from_json, each)) for each in tree.get("teachers", [])),
         )
 
     @property
@@ -229,6 +234,7 @@ class RunRecord:
             values["metrics"] = tuple(values["metrics"])
             values["student"] = ModelRecord(**values["student"])
             values["teacher"] = ModelRecord(**values["teacher"]) if values["teacher"] else None
+            values["teachers"] = [ModelRecord(**each) for each in values.get("teachers", [])]
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{where} is not a run's record: {error}") from None

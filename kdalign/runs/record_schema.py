@@ -61,6 +61,7 @@ class _Scores(_Shape):
     teacher: list[_Score]
     agreement: _Score | None
     calibration: dict[Literal["student", "teacher"], _Score] = {}
+    teachers: list[list[_Score]] = []
 
 
 class _Model(_Shape):
@@ -149,6 +150,7 @@ class _Record(_Shape):
     recipe: _Recipe
     student: _Model
     teacher: _Model | None
+    teachers: list[_Model] = []
     data: _Data
     scores: Annotated[dict[Split, _Scores], Field(min_length=1)]
     training: _Training

@@ -22,7 +22,7 @@ from kdalign.data.tasks.columns import (
 )
 from kdalign.data.tasks.conversations import read_conversations
 from kdalign.data.tasks.glue import GLUE
-from kdalign.data.tasks.loading import Examples, load_table, split_exists
+from kdalign.data.tasks.loading import Examples, load_table, read_origins, split_exists
 from kdalign.data.tasks.task import ClassificationTask, DataSource
 from kdalign.errors import UsageError
 from kdalign.metrics.languages import is_language, language_code
@@ -285,20 +285,26 @@ def texts_of(task: LanguageTask, split: str, table: "pd.DataFrame") -> Examples:
         raise UsageError(f"{where} has no rows")
     for column in task.columns:
         check_column(table, column, f"task {task.name!r}", where)
+    origins = read_origins(table, task.source, where, needed=split == task.train)
     if task.kind == "chat":
         (column,) = task.columns
-        return Examples(split, (read_conversations(table, column, where),), None)
+        return Examples(split, (read_conversations(table, column, where),), None, origins=origins)
     texts = [read_texts(table, column, where, missing="") for column in task.columns]
     if task.pairs:
         for row, pair in enumerate(zip(*texts, strict=True)):
             if any(map(is_blank, pair)):
                 raise UsageError(f"{where}: row {row} lacks its {task.columns[0]} or its {task.columns[1]}")
-        return Examples(split, tuple(texts), None, references=_references(task, table, where))
+        return Examples(split, tuple(texts), None, references=_references(task, table, where), origins=origins)
     every = [text for column in texts for text in column]
     kept = tuple(text for text in every if not is_blank(text))
     if not kept:
         raise UsageError(f"{where} has no text: every document is empty")
-    return Examples(split, (kept,), None, passed_over=len(every) - len(kept))
+    kept_origins = (
+        tuple(origin for text, origin in zip(every, origins * len(texts), strict=True) if not is_blank(text))
+        if origins
+        else ()
+    )
+    return Examples(split, (kept,), None, passed_over=len(every) - len(kept), origins=kept_origins)
 
 
 def _references(task: LanguageTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:

@@ -30,6 +30,7 @@ class Examples:
         passed_over: number of documents without a word, which were left out.
         blank: number of rows with a blank text, which are kept.
         references: all reference texts of each row; empty if the second column is the only one.
+        origins: value of the column ``DataSource.by`` in each row; empty without one.
     """
 
     split: str
@@ -38,6 +39,7 @@ class Examples:
     passed_over: int = 0
     blank: int = 0
     references: tuple[tuple[str, ...], ...] = ()
+    origins: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -49,6 +51,7 @@ class Examples:
             texts=tuple(tuple(column[row] for row in rows) for column in self.texts),
             labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
             references=tuple(self.references[row] for row in rows) if self.references else (),
+            origins=tuple(self.origins[row] for row in rows) if self.origins else (),
         )
 
     def fingerprint(self) -> str:
@@ -74,7 +77,29 @@ def load_examples(task: ClassificationTask, split: str) -> Examples:
     table = load_table(task.source, split)
     where = f"{task.source}, split {split!r}"
     texts = _read_texts(task, table, where)
-    return Examples(split=split, texts=texts, labels=read_labels(task, table, where), blank=_count_blank(texts, where))
+    return Examples(
+        split=split,
+        texts=texts,
+        labels=read_labels(task, table, where),
+        blank=_count_blank(texts, where),
+        origins=read_origins(table, task.source, where, needed=split == task.train),
+    )
+
+
+def read_origins(table: "pd.DataFrame", source: DataSource, where: str, *, needed: bool = True) -> tuple[str, ...]:
+    """Read the column that says where each row is from; empty if none is named, or if it is not there and not needed.
+
+    Raises:
+        UsageError: no such column, or a row without a value.
+    """
+    if source.by is None or (not needed and source.by not in table.columns):
+        return ()
+    check_column(table, source.by, "teachers.by", where)
+    values = table[source.by].tolist()
+    for row, value in enumerate(values):
+        if is_missing(value):
+            raise UsageError(f"{where}: row {row} has no value in column {source.by!r}, which says who teaches it")
+    return tuple(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values)
 
 
 def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
@@ -110,7 +135,8 @@ def load_unlabelled(task: ClassificationTask, place: Path) -> Examples:
         table, passed_over = table[[not one for one in blank]].set_axis(list(task.columns), axis=1), sum(blank)
     where = str(files[0])
     texts = _read_texts(task, table, where)
-    return Examples("unlabelled", texts, None, passed_over, _count_blank(texts, where))
+    origins = read_origins(table, task.source, where)
+    return Examples("unlabelled", texts, None, passed_over, _count_blank(texts, where), origins=origins)
 
 
 def _read_texts(task: ClassificationTask, table: "pd.DataFrame", where: str) -> tuple[tuple[str, ...], ...]:

@@ -12,11 +12,19 @@ from kdalign.registry import names_code, resolve, trust
 
 @dataclass(frozen=True)
 class DataSource:
-    """Source of data: a folder with a file per split, or a data set on the hub."""
+    """Source of data: a folder with a file per split, or a data set on the hub.
+
+    Attributes:
+        folder: None for the hub.
+        dataset: data set on the hub.
+        config: its configuration.
+        by: column that says where each row is from; None for rows that are not told apart.
+    """
 
     folder: Path | None = None
     dataset: str | None = None
     config: str | None = None
+    by: str | None = None
 
     @property
     def flags(self) -> str:

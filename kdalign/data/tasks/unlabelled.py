@@ -94,7 +94,7 @@ def _read(task: ClassificationTask, place: str, rest: Examples | None) -> tuple[
             "--unlabelled rest is the training rows that --limit leaves out, and "
             + ("there is no --limit" if rest is None else "it leaves out none")
         )
-    return Examples("unlabelled", rest.texts, None), f"the rest of {task.train}"
+    return Examples("unlabelled", rest.texts, None, origins=rest.origins), f"the rest of {task.train}"
 
 
 def _rows_per_epoch(labelled: int, unlabelled: int, share: float | None) -> int:

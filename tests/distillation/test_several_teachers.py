@@ -1,0 +1,198 @@
+"""Runs with several teachers: recipes, what is refused, the record, tables and cards, and resuming."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from kdalign.alignment.plan import read_plan
+from kdalign.comparison.compare import compare
+from kdalign.distillation.preflight import preflight
+from kdalign.distillation.prepare import prepare
+from kdalign.errors import UsageError
+from kdalign.recipe import build_recipe
+from kdalign.recipe.command import distill_command
+from kdalign.runs.prediction_table import read_predictions
+from kdalign.runs.record import read_record
+from support.commands import steps_of
+from support.records import cell
+from support.tiny import one_line, save_model, sentences
+
+LABELS = {"id2label": {0: "negative", 1: "positive"}}
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory):
+    """A BERT of other sizes, whose outputs are in another order."""
+    labels = {"id2label": {0: "positive", 1: "negative"}}
+    return save_model(tmp_path_factory.mktemp("second"), "bert", 3, 40, seed=5, **labels)
+
+
+@pytest.fixture(scope="session")
+def divided(tmp_path_factory):
+    """Reviews from two places, which a column names."""
+    folder = tmp_path_factory.mktemp("divided")
+    for number, (split, n) in enumerate({"train": 48, "validation": 20}.items()):
+        texts, labels = sentences(n, number)
+        origins = ["mail" if row % 3 else "news" for row in range(n)]
+        pd.DataFrame({"sentence": texts, "label": labels, "origin": origins}).to_csv(
+            folder / f"{split}.csv", index=False
+        )
+    return folder
+
+
+def prepared(teachers, data, *sets, **flags):
+    given = {
+        "teacher": tuple(map(str, teachers)),
+        "data.task": ("sst2",),
+        "data.folder": str(data),
+        "student": "layers=2",
+    }
+    return prepare(build_recipe(flags={**given, "train.device": "cpu", **flags}, sets=sets))
+
+
+def test_a_recipe_keeps_one_teacher_as_a_text_and_several_as_a_list(teacher, second):
+    one = build_recipe(flags={"teacher": ("a",), "data.task": ("sst2",)})
+    two = build_recipe(flags={"teacher": ("a", "b"), "data.task": ("sst2",)}, sets=["teachers.weights=[1, 3]"])
+    assert (one.teacher, two.teacher) == ("a", ("a", "b"))
+    assert two.teacher_shares == (0.25, 0.75)
+    assert "--teacher a --teacher b" in distill_command(two)
+    assert build_recipe(flags={"teacher": two.model_dump()["teacher"], "data.task": ("sst2",)}).teacher == ("a", "b")
+    assert build_recipe(flags={"data.task": ("sst2",)}, sets=["teacher=[a, b]"]).teacher == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "sets", "said"),
+    [
+        (("a", "a"), (), "teacher 'a' is named twice"),
+        (("a", "none"), (), "--teacher none is for a student without a teacher"),
+        (("a", "b"), ("teachers.weights=[1, 2, 3]",), r"3 weights for 2 teachers \(a, b\)"),
+        (("a", "b"), ("teachers.weights=[0, 0]",), "must have one above 0"),
+        (("a", "b"), ("teachers.weights=[1, -1]",), "greater than or equal to 0"),
+        (("a", "b"), ("teachers.weights=[1, 1]", "teachers.combine=confidence"), "give one of them"),
+        (("a", "b"), ("teachers.sources={x: a}",), "give teachers.by, too"),
+        (("news-bert", "b"), ("teachers.by=c", "teachers.sources={x: news-bart}"), "did you mean 'news-bert'"),
+        (("a",), ("teachers.weights=[1]",), "is for several teachers"),
+        (("a", "b"), ("revision=main",), "--revision is for one teacher"),
+        (("a", "b"), ("cache.folder=auto",), "--cache keeps the outputs of one teacher"),
+        (("a", "b"), ("teachers.combine=max",), "mean.*confidence"),
+    ],
+)
+def test_teachers_that_do_not_combine_are_refused_with_the_reason(names, sets, said):
+    with pytest.raises(UsageError, match=said):
+        build_recipe(flags={"teacher": names, "data.task": ("sst2",)}, sets=sets)
+
+
+BY = "teachers.by=origin"
+EACH = "teachers.sources={news: 1, mail: 2}"
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (("teachers.by=orign",), "needs column 'orign'.*did you mean 'origin'"),
+        ((BY,), "row 0: value 'news' in column 'origin' has no teacher"),
+        (
+            (BY, "teachers.sources={news: 1, mial: 2}"),
+            "value 'mail' in column 'origin' has no teacher; did you mean 'mial'",
+        ),
+        ((BY, "teachers.sources={news: 1, mail: 1}"), "would teach no row of train"),
+        (
+            (BY, "teachers.sources={news: 1, mail: 2}", "objective.terms={cka: 1}"),
+            "term 'cka' compares the rows of a batch",
+        ),
+    ],
+)
+def test_rows_without_a_teacher_and_teachers_without_rows_are_refused(teacher, second, divided, sets, said):
+    with pytest.raises(UsageError, match=said):
+        prepared((teacher, second), divided, *sets)
+
+
+def test_a_teacher_of_other_labels_or_another_tokenizer_is_named(teacher, data, tmp_path):
+    labels = {"id2label": {0: "negative", 1: "neutral"}}
+    (tmp_path / "unlike").mkdir()
+    (tmp_path / "words").mkdir()
+    unlike = save_model(tmp_path / "unlike", "bert", 2, **labels)
+    with pytest.raises(UsageError, match="unlike' has a head for negative, neutral; task 'sst2' has negative"):
+        prepared((teacher, unlike), data)
+    words = save_model(tmp_path / "words", "bert", 2, **LABELS)
+    tokenizer = json.loads((words / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["film"], vocabulary["movie"] = vocabulary["movie"], vocabulary["film"]
+    (words / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match="have different tokenizers"):
+        prepared((teacher, words), data)
+
+
+def test_the_same_weights_twice_are_said_before_training(teacher, data, tmp_path):
+    import shutil
+
+    shutil.copytree(teacher, tmp_path / "copy")
+    findings = {finding.what: finding.said for finding in preflight(prepared((teacher, tmp_path / "copy"), data))}
+    assert "have the same weights" in findings["teachers"]
+    assert "mixed equally" in findings["teachers"]
+
+
+def test_a_plan_of_several_teachers_is_shown_and_saved(kdalign, teacher, second, data):
+    words = ("--teacher", teacher, "--teacher", second, "--student", "layers=2")
+    status, out, _ = kdalign("map-layers", *words, "--out", "plan.json")
+    assert status == 0
+    assert "2:encoder.2" in out
+    run = ("distill", *words, "--task", "sst2", "--data", data, "--plan", "plan.json", "--dry-run", "--out", "run")
+    status, out, err = kdalign(*run)
+    assert status == 0, err
+    assert "teacher 2" in out
+    status, _, err = kdalign(*run[:3], *run[5:])
+    assert status == 2
+    assert "the plan is for the teacher bert and bert" in one_line(err)
+
+
+TRAINED = ("--max-steps", 4, "--batch-size", 8, "--eval-every", 2, "--device", "cpu", "--precision", "fp32")
+
+
+def distilled(kdalign, teacher, second, data, out, *more):
+    words = ("--teacher", teacher, "--teacher", second, "--student", "layers=2", "--task", "sst2", "--data", data)
+    return kdalign("distill", *words, *TRAINED, "--out", out, *more)
+
+
+def test_a_run_records_scores_and_shows_each_teacher_and_all_as_one(kdalign, teacher, second, divided, tmp_path):
+    status, _, err = distilled(kdalign, teacher, second, divided, tmp_path / "run")
+    assert status == 0, err
+    record = read_record(tmp_path / "run")
+    assert [each.source for each in record.teachers] == [str(teacher), str(second)]
+    assert record.teacher.parameters == sum(each.parameters for each in record.teachers)
+    first, other = (scores[0].value for scores in record.first_scores.teachers)
+    names = {"cosine", "cosine 2", "euclid", "euclid 2", "attention", "attention 2", "soft", "hard"}
+    assert all(set(step["parts"]) == names for step in steps_of(tmp_path / "run"))
+    assert {one.teacher_stack for one in read_plan(tmp_path / "run" / "plan.json").maps} == {"encoder", "2:encoder"}
+    # All as one: the mean of both teachers' probabilities, in the order of the task's labels.
+    table = compare([tmp_path / "run"])
+    assert [row.name for row in table.rows[:3]] == [
+        f"teacher {teacher.name}", f"teacher {second.name}", "2 teachers as one"
+    ]  # fmt: skip
+    joint = record.first_scores.teacher[0].value
+    assert cell(table, "2 teachers as one", "sst2/accuracy").value == joint
+    assert cell(table, f"teacher {second.name}", "retained").value == pytest.approx(100 * other / joint)
+    kept = read_predictions(tmp_path / "run" / "predictions" / "validation.parquet")
+    labels = np.array(sentences(20, 1)[1])
+    assert 100 * np.mean(kept.teacher.values == labels) == pytest.approx(joint)
+    assert first != joint or other != joint or first == other
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "| all teachers |" in card.replace("student | ", "| ")
+    assert str(second) in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [(), ("--set", BY, "--set", EACH)], ids=["mixed", "by source"])
+def test_a_run_that_is_resumed_ends_in_the_same_weights(kdalign, stopped, teacher, second, divided, tmp_path, sets):
+    more = ("--set", "train.checkpoint_every=2", *sets)
+    assert distilled(kdalign, teacher, second, divided, tmp_path / "whole", *more)[0] == 0
+    assert distilled(stopped, teacher, second, divided, tmp_path / "stopped", *more)[0] == 9
+    assert kdalign("distill", "--out", tmp_path / "stopped", "--resume")[0] == 0
+    one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "stopped"))
+    assert all((one[name] == other[name]).all() for name in one)
+    one, other = (load_file(tmp_path / name / "projections.safetensors") for name in ("whole", "stopped"))
+    assert set(one) == set(other) == {"maps.encoder_0_to_2:encoder_1.weight", "maps.encoder_1_to_2:encoder_2.weight"}
+    assert all((one[name] == other[name]).all() for name in one)
