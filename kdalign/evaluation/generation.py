@@ -163,7 +163,17 @@ def _generate_causal(
         stop.append(_CasesEnded(tokenizer, padded.size(1), cases))
     search = _search(settings, new_tokens, cases, padded.size(1))
     output = model.generate(padded, attention_mask=real, stopping_criteria=stop, **search)[:, padded.size(1) :]
-    return _answers(model, tokenizer, cases, output, list(zip(cut, map(len, ids), strict=True)), new_tokens)
+    answers = _answers(model, tokenizer, cases, output, list(zip(cut, map(len, ids), strict=True)), new_tokens)
+    return [
+        replace(answer, text=_rest(tokenizer, prompt, row[: answer.new_tokens])) if case.continues else answer
+        for case, answer, prompt, row in zip(cases, answers, ids, output.tolist(), strict=True)
+    ]
+
+
+def _rest(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Return the text of new tokens as the prompt's text goes on: tokenizers drop the space before a first word."""
+    before, whole = decode_rows(tokenizer, [list(prompt), [*prompt, *new]])
+    return whole[len(before) :] if whole.startswith(before) else decode_rows(tokenizer, [new])[0]
 
 
 def _answers(

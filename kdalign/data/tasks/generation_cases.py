@@ -22,6 +22,7 @@ class GenerationCase:
         stop: string that ends a text, such as a line end; empty for none.
         language: code of the language whose spacing rules continuations are normalised by.
         draw: number of a sample among those of the same prompt.
+        continues: True if the text is the rest of the prompt's, and keeps the spacing before its first word.
         rendered: True if the prompt holds the special tokens before it, as one that a chat template wrote.
     """
 
@@ -31,6 +32,7 @@ class GenerationCase:
     stop: str = ""
     language: str = ""
     draw: int = 0
+    continues: bool = False
     rendered: bool = False
 
     @property
@@ -57,7 +59,9 @@ class GenerationCase:
         return bool(self.words) and len(normalise_spacing([text], self.language)[0].split()) > self.words + 1
 
     def trim(self, text: str) -> str:
-        """Cut a generated text at its end; a continuation gets normalised spacing."""
+        """Cut a generated text at its end; a continuation of so many words gets normalised spacing."""
+        if self.continues:
+            return text.rstrip()
         if self.words:
             return first_words(normalise_spacing([text], self.language)[0], self.words)
         return (text.partition(self.stop)[0] if self.stop else text).strip()

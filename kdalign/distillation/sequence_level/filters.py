@@ -18,6 +18,8 @@ from kdalign.metrics.words import UnicodeWords
 ENDED, ANY_END = "ended", "any-end"
 LENGTHS = ("words", "characters", "ratio", "source_ratio")
 """Measures without a metric: of the answer, and its words over those of the reference or of the source."""
+ALONE = ("words", "characters", "source_ratio")
+"""Measures that need no reference."""
 NAMES = (*TEXT_BY_TEXT, *LENGTHS)
 _SIGNS: Mapping[str, Callable[[float, float], Any]] = {
     ">=": operator.ge,
@@ -40,6 +42,7 @@ class Candidate:
         references: correct answers in the row.
         text: the answer.
         ended: False if its tokens ran out; None if that is not known.
+        cut: True if its prompt lost what the answer should follow.
     """
 
     row: int
@@ -49,6 +52,7 @@ class Candidate:
     references: tuple[str, ...]
     text: str
     ended: bool | None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ class Selection:
 def select_answers(
     candidates: Sequence[Candidate], keep: Sequence[str] = (), best_of: str | None = None, language: str = ""
 ) -> Selection:
-    """Select answers: not empty, ended, within every bound, the best of their prompt, and none twice.
+    """Select answers: to a whole prompt, not empty, ended, within every bound, the best of their row, and none twice.
 
     Duplicates are answers with the same prompt and the same text; of those that pass, the first is kept.
 
@@ -178,6 +182,8 @@ def select_answers(
         left = kept
 
     drop("empty", [not is_blank(one.text) for one in left])
+    if any(one.cut for one in candidates):
+        drop("prompt too long", [not one.cut for one in left])
     if ended:
         drop("not ended", [one.ended is not False for one in left])
     for each in filters:

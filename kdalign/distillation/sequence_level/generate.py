@@ -20,6 +20,7 @@ from kdalign.distillation.sequence_level.folder import (
 from kdalign.distillation.sequence_level.rows import (
     Row,
     TrainRows,
+    check_references,
     check_task,
     read_train,
     reported_splits,
@@ -132,8 +133,7 @@ def prepare_generation(settings: GenerateSettings, *, overwrite: bool = False) -
     if not split_exists(task.source, task.train):
         raise UsageError(f"{task.source} has no split {task.train!r}, whose prompts are answered")
     teacher = find_teacher(settings, task)
-    if any(expression.startswith("bleu") for expression in (*settings.keep, settings.best_of or "")):
-        check_words(("bleu",), settings.language or task.language)
+    check_words(settings.measures, settings.language or task.language)
     train, reported = read_train(task, settings.limit), {}
     for split in reported_splits(task):
         sources = sources_of(task, split)
@@ -141,6 +141,7 @@ def prepare_generation(settings: GenerateSettings, *, overwrite: bool = False) -
         train = train.without(f"also in {split}", rows_in_split(train, sources))
     if settings.served and task.kind == "chat" and any(row.conversation.tools for row in train.rows):
         raise UsageError(f"{task.source}: conversations with tools are answered by local teachers alone")
+    check_references(train, settings.measures)
     if not train.rows:
         raise UsageError(f"{task.source}: every row of {task.train!r} is also in a reported split")
     prepared = PreparedGeneration(settings, teacher, train, reported, GenerationFolder(Path(settings.out)))
@@ -238,10 +239,17 @@ def _select(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer]) ->
         RunError: none is left.
     """
     by_key = {answer.key: answer for answer in answers}
-    spoken = prepared.train.task.kind == "chat"
+    task = prepared.train.task
     candidates = [
         Candidate(
-            row.number, one.draw, row.prompt, row.source if spoken else row.prompt, row.references, one.text, one.ended
+            row.number,
+            one.draw,
+            row.prompt,
+            row.source if task.kind == "chat" else row.prompt,
+            row.references,
+            one.text,
+            one.ended,
+            one.cut and not task.pairs,  # a source loses its end in training, too
         )
         for row in prepared.train.rows
         for one in (by_key[prompt_key(row.prompt), draw] for draw in range(prepared.settings.samples))

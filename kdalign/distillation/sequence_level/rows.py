@@ -13,13 +13,15 @@ from kdalign.data.tasks.generation_cases import PREFIX_WORDS
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.tasks.language import text_columns, texts_of
 from kdalign.data.tasks.loading import load_table, split_exists
+from kdalign.distillation.sequence_level.filters import ALONE
 from kdalign.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DOCUMENTS = ("lm", "language-modeling")
-_TURNS = "translation"
+_OBJECTS = "translation"
+"""Column of objects with a text for each language, as in WMT and OPUS."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class TrainRows:
             before = list(cells[column])[: len(row.conversation.messages)]
             cells[column] = [*before, {"role": "assistant", "content": answer}]
         elif self.task.kind in DOCUMENTS:
-            cells[column] = f"{row.prompt} {answer}"
-        elif column in cells:
-            cells[column] = answer
+            cells[column] = row.prompt + answer
+        elif column not in cells and _OBJECTS in cells:
+            cells[_OBJECTS] = {**cells[_OBJECTS], column: answer}
         else:
-            cells[_TURNS] = {**cells[_TURNS], column: answer}
+            cells[column] = answer
         return cells
 
     @cached_property
@@ -118,13 +120,12 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
     """
     table = load_table(task.source, task.train, text_files=True)
     table = table.iloc[: limit or len(table)].reset_index(drop=True)
-    texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
-    examples = texts_of(task, task.train, texts)  # which checks them
     train = TrainRows(task, table, ())
+    texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
     if task.pairs:
-        known = examples.references or [(target,) for target in examples.texts[1]]
-        pairs = enumerate(zip(examples.texts[0], known, strict=True))
-        return replace(train, rows=tuple(Row(number, source, source, refs) for number, (source, refs) in pairs))
+        pairs = enumerate(_pairs(task, texts))
+        return replace(train, rows=tuple(Row(number, source, source, known) for number, (source, known) in pairs))
+    examples = texts_of(task, task.train, texts)  # which checks them
     if task.kind == "chat":
         return replace(train, rows=tuple(_chat_row(number, chat) for number, chat in enumerate(examples.texts[0])))
     documents = read_texts(texts, task.columns[0], f"{task.source}, split {task.train!r}", missing="")
@@ -136,6 +137,50 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
             f"{task.source}, split {task.train!r}: no document has two words, so that none can be continued"
         )
     return replace(train, rows=found, left_out=(("of one word or none", short),) if short else ())
+
+
+def _pairs(task: LanguageTask, table: "pd.DataFrame") -> list[tuple[str, tuple[str, ...]]]:
+    """Read sources with their references, which rows that are only to be answered lack.
+
+    Raises:
+        UsageError: no rows, no column of sources, or a row without a source.
+    """
+    where, (source, target) = f"{task.source}, split {task.train!r}", task.columns
+    if not len(table):
+        raise UsageError(f"{where} has no rows")
+    check_column(table, source, f"task {task.name!r}", where)
+    sources = read_texts(table, source, where, missing="")
+    if target not in table.columns and not any(target in _columns(task, split) for split in reported_splits(task)):
+        check_column(table, target, f"task {task.name!r}", where)  # raises: no split has a column of that name
+    targets = read_texts(table, target, where, missing="") if target in table.columns else [""] * len(table)
+    for row, text in enumerate(sources):
+        if is_blank(text):
+            raise UsageError(f"{where}: row {row} lacks its {source}")
+    if not any(map(is_blank, targets)):
+        examples = texts_of(task, task.train, table)
+        return list(zip(sources, examples.references or [(text,) for text in targets], strict=True))
+    return [(text, () if is_blank(known) else (known,)) for text, known in zip(sources, targets, strict=True)]
+
+
+def _columns(task: LanguageTask, split: str) -> list[str]:
+    """Return the columns of a split's texts."""
+    where = f"{task.source}, split {split!r}"
+    return [str(name) for name in text_columns(task, load_table(task.source, split, text_files=True), where).columns]
+
+
+def check_references(train: TrainRows, measures: Sequence[str]) -> None:
+    """Refuse measures that compare an answer with a reference where a row has none.
+
+    Raises:
+        UsageError: the measure and the first such row.
+    """
+    row = next((row for row in train.rows if not row.references), None)
+    compared = next((name for name in measures if name not in ALONE), None)
+    if row is not None and compared is not None:
+        raise UsageError(
+            f"{train.task.source}, split {train.task.train!r}: row {row.number} has no {train.task.columns[-1]}, with "
+            f"which {compared} compares its answer (without one: {', '.join(ALONE)})"
+        )
 
 
 def _chat_row(number: int, chat: str) -> Row:

@@ -120,6 +120,12 @@ class GenerateSettings(Section):
         return float(self.samples > 1) if self.temperature is None else self.temperature
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the measures by which answers are selected."""
+        filters, _ = parse_filters(self.keep)
+        return (*(each.name for each in filters), *(() if self.best_of is None else (self.best_of,)))
+
+    @property
     def source_length(self) -> int:
         """Longest source of an encoder-decoder, in tokens."""
         defaults = task_defaults(self.task).get("data", {})

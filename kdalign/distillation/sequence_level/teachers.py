@@ -151,12 +151,13 @@ class LocalTeacher:
         return [self._case(row, draw) for row, draw in wanted]
 
     def _case(self, row: Row, draw: int) -> GenerationCase:
+        known = row.references or ("",)
         if self.task.kind == "chat":
             asked = row.conversation
             prompt = "".join(render_prompt(asked.messages, self.tokenizer, asked.tools))
-            return GenerationCase(prompt, row.references, draw=draw, rendered=True)
+            return GenerationCase(prompt, known, draw=draw, rendered=True)
         stop = "" if self._prompts is None else self._prompts.stop
-        return GenerationCase(row.prompt, row.references, stop=stop, draw=draw)
+        return GenerationCase(row.prompt, known, stop=stop, draw=draw, continues=self.task.kind in DOCUMENTS)
 
     @property
     def _prompts(self) -> SourcePrompts | None:
@@ -286,11 +287,10 @@ class ServedTeacher:
             progress = observer.progress(f"{self._settings.teacher}: answering")
             answers = api.answer(prompts, limits, stop, progress, sampling)
             self._record = api.record()
+        texts = [one.text.rstrip() if self._task.kind in DOCUMENTS else one.text.strip() for one in answers]
         yield [
-            GeneratedAnswer(
-                prompt_key(row.prompt), draw, one.text.strip(), one.ended, False, one.prompt_tokens, one.new_tokens
-            )
-            for (row, draw), one in zip(wanted, answers, strict=True)
+            GeneratedAnswer(prompt_key(row.prompt), draw, text, one.ended, False, one.prompt_tokens, one.new_tokens)
+            for (row, draw), one, text in zip(wanted, answers, texts, strict=True)
         ]
 
     def _sampling(self, draw: int) -> Sampling:

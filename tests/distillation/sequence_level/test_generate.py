@@ -14,16 +14,20 @@ from kdalign.distillation.sequence_level import generate as story
 from kdalign.distillation.sequence_level import teachers
 from kdalign.distillation.sequence_level.folder import GenerationFolder
 from kdalign.evaluation.decoding import GenerationSettings
-from kdalign.evaluation.generation import generate
+from kdalign.evaluation.generation import _rest, generate
 from kdalign.models import loading
 from kdalign.observer import no_progress
 from kdalign.recipe import build_recipe
 from support.answering_server import answering_server
-from support.chats import PLAIN, said
+from support.chats import said
 from support.family_setting import model, tokenizer
 from support.tiny import one_line, sentences
 
 EN, DE = sentences(14, 1)[0], sentences(14, 2)[0]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ' ' + m.content + '|' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a ' }}{% endif %}"
+)
 FEW = ["--new-tokens", 6, "--batch-size", 4, "--keep", "any-end", "--device", "cpu"]
 
 
@@ -34,7 +38,7 @@ def folder(tmp_path_factory):
     for name, kind, family in (("t", "marian", "seq2seq"), ("c", "llama", "causal"), ("chat", "gpt2", "causal")):
         model(kind).save_pretrained(root / name)
         tokenizer(family).save_pretrained(root / name)
-    (root / "chat" / "chat_template.jinja").write_text(PLAIN)
+    (root / "chat" / "chat_template.jinja").write_text(TEMPLATE)
     (root / "pairs").mkdir()
     train = {"id": range(10), "en": EN[:9] + EN[:1], "de": DE[:10]}
     pd.DataFrame(train).to_parquet(root / "pairs/train.parquet")
@@ -118,11 +122,11 @@ def test_distill_reads_the_folder_and_its_run_names_the_generation(kdalign, here
 
 def test_conversations_get_another_last_answer_and_keep_all_before_it(kdalign, here):
     (here / "chats").mkdir()
-    turns = [{"role": "user", "content": EN[0], "name": "me"}, *said(("assistant", "x"), ("user", EN[1]))]
-    chats = [[*turns, *said(("assistant", "old"), ("user", "bye"))], said(("user", EN[2]), ("assistant", "old"))]
+    turns = [{"role": "user", "content": "a film", "name": "me"}, *said(("assistant", "x"), ("user", "good"))]
+    chats = [[*turns, *said(("assistant", "old"), ("user", "bye"))], said(("user", "a plot"), ("assistant", "old"))]
     rows = [{"messages": chat, "id": number} for number, chat in enumerate(chats)]
     (here / "chats/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reported = said(("user", EN[2].upper()), ("assistant", "y"), ("user", "z"), ("assistant", "w"))
+    reported = said(("user", "A Plot"), ("assistant", "y"), ("user", "z"), ("assistant", "w"))
     (here / "chats/validation.jsonl").write_text(json.dumps({"messages": reported}) + "\n")
     status, _, err = kdalign(*words("chat", "chat", "chats"))
     assert status == 0, err
@@ -132,7 +136,7 @@ def test_conversations_get_another_last_answer_and_keep_all_before_it(kdalign, h
     [_, _, _, answer] = row["messages"]
     assert answer["role"] == "assistant"
     net, reads = model("gpt2"), tokenizer("causal")
-    prompt = "".join(f"[start]{turn['role']}\n{turn['content']}[stop]\n" for turn in turns) + "[start]assistant\n"
+    prompt = "u a film|a x|u good|a "
     case = GenerationCase(prompt, ("x",), rendered=True)
     assert generate(net, reads, [case], GenerationSettings(new_tokens=6), no_progress)[0] == [answer["content"]]
     assert record_of(here / "out")["rows"]["left_out"] == {"also in validation": 1}
@@ -146,12 +150,51 @@ def test_documents_keep_their_first_half_and_are_continued(kdalign, here):
     status, _, err = kdalign(*words("c", "lm", "texts"))
     assert status == 0, err
     texts = [json.loads(line)["text"] for line in (here / "out/train.jsonl").read_text().splitlines()]
+    net, reads = model("llama"), tokenizer("causal")
     for document, text in zip((EN[0], EN[1]), texts, strict=True):
-        half = document.split()[: max(1, len(document.split()) // 2)]
-        assert text.split()[: len(half)] == half
-        assert text != document
+        words_ = document.split()
+        half = " ".join(words_[: max(1, len(words_) // 2)])
+        ids = reads(half, return_tensors="pt")["input_ids"]
+        whole = net.generate(ids, do_sample=False, max_new_tokens=6)
+        assert text == reads.decode(whole[0], skip_special_tokens=True).rstrip() != document
     assert (here / "out/validation.txt").is_file()
     assert record_of(here / "out")["rows"]["left_out"] == {"of one word or none": 2, "also in validation": 0}
+
+
+def test_a_continuation_has_no_space_before_its_comma():
+    reads = tokenizer("causal")
+    prompt, comma, word = (reads(text, add_special_tokens=False)["input_ids"] for text in ("a film", ",", " good"))
+    assert _rest(reads, prompt, comma + word) == ", good"
+    assert _rest(reads, prompt, word) == " good"
+
+
+def test_rows_without_a_target_are_answered_but_not_compared(kdalign, here):
+    (here / "asked").mkdir()
+    shutil.copy(here / "pairs/validation.parquet", here / "asked")
+    (here / "asked/train.csv").write_text("".join(f"{text}\n" for text in ("en", *EN[:2])))
+    status, _, err = kdalign(*words("c", "translation:en-de", "asked"))
+    assert status == 0, err
+    rows = [json.loads(line) for line in (here / "out/train.jsonl").read_text().splitlines()]
+    assert {row["en"] for row in rows} <= set(EN[:2])
+    assert all(row["de"] for row in rows)
+    for more in (["--keep", "chrf>=3"], ["--keep", "words<=9", "--best-of", "wer"]):
+        status, _, err = kdalign(*words("c", "translation:en-de", "asked", "other", *more))
+        assert status == 2
+        assert re.search(r"row 0 has no de, with which (chrf|wer) compares its answer \(without one: ", one_line(err))
+    (here / "asked/train.csv").write_text(f"en,de\n{EN[0]},alt\n,neu\n")
+    status, _, err = kdalign(*words("c", "translation:en-de", "asked", "other"))
+    assert (status, "row 1 lacks its en" in one_line(err)) == (2, True)
+
+
+def test_conversations_that_do_not_fit_are_not_answered_in_part(kdalign, here):
+    (here / "chats").mkdir()
+    for split, texts in (("train", [EN[0], " ".join(EN)]), ("validation", [EN[2]])):
+        rows = [{"messages": said(("user", text), ("assistant", "old"))} for text in texts]
+        (here / f"chats/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = kdalign(*words("chat", "chat", "chats"))
+    assert status == 0, err
+    record = record_of(here / "out")
+    assert (record["answers"]["dropped"]["prompt too long"], record["prompts"]["cut"]) == (1, 1)
 
 
 def test_objects_of_translations_stay_objects(kdalign, here):
@@ -325,7 +368,7 @@ def test_samples_of_a_server_have_a_seed_each_and_conversations_their_roles(kdal
     [
         ("t", f"{EN[0]}</s>"),
         ("c", f"en: {EN[0]}\nde:"),
-        ("chat", f"[start]user\nen: {EN[0]}\nde:[stop]\n[start]assistant\n"),
+        ("chat", f"u en: {EN[0]}\nde:|a "),
     ],
 )
 def test_a_dry_run_shows_prompts_as_the_model_sees_them_and_loads_and_writes_nothing(
@@ -404,6 +447,6 @@ def test_another_template_is_another_command(kdalign, here, folder):
     (here / "chat").unlink()
     shutil.copytree(folder / "chat", here / "chat")
     assert kdalign(*words("chat"))[0] == 0
-    (here / "chat/chat_template.jinja").write_text(PLAIN.replace("[stop]", "[done]"))
+    (here / "chat/chat_template.jinja").write_text(TEMPLATE.replace("|", "!"))
     status, _, err = kdalign(*words("chat"))
     assert (status, "holds data of another command (prompts is " in one_line(err)) == (2, True)
