@@ -428,7 +428,7 @@ class ServedTeacherSettings(Section):
     """Budget of tokens of prompts and answers of one run, as the server counts them."""
 
 
-SERVED_LIMITS = ("concurrency", "timeout", "retries", "max_requests", "max_tokens")
+SERVED_LIMITS = ("check_teacher", "concurrency", "timeout", "retries", "max_requests", "max_tokens")
 """Keys of ``served`` that change no number of a run."""
 
 

@@ -12,7 +12,7 @@ from kdalign.distillation import teacher_source
 from kdalign.models.token_targets import TopTokens, top_tokens
 from kdalign.teachers.computed import ComputedTeacher
 from support.logprob_server import logprob_server
-from support.served_setting import losses, save_pair
+from support.served_setting import losses, save_other_student, save_pair
 from support.tiny import one_line, sentences
 
 TRAINING = ("--max-steps", 4, "--batch-size", 4, "--max-length", 32, "--precision", "fp32", "--lr", "1e-3")
@@ -125,11 +125,50 @@ def test_arms_and_seeds_share_what_was_asked(kdalign, tmp_path, pair, serve):
     assert "retained" in out
 
 
-def test_a_prompt_as_text_gives_the_same_up_to_the_tokens_that_have_no_text(kdalign, tmp_path, pair, serve, local):
-    with serve(takes_ids=False) as server:
+def test_a_step_split_otherwise_and_a_run_killed_while_it_trains_give_the_same_losses(
+    kdalign, stopped, tmp_path, pair, serve
+):
+    with serve() as server:
+        assert kdalign(*words(pair, server))[0] == 0
+        assert kdalign(*words(pair, server, "--micro-batch", 1, out="split"))[0] == 0
+        saving = ("--set", "train.checkpoint_every=2")
+        assert stopped(*words(pair, server, *saving, out="killed"))[0] == 9
+        asked = len(server.habits.asked)
+    status, _, err = kdalign(*words(pair, server, *saving, "--resume", out="killed"))  # nobody answers any more
+    assert status == 0, err
+    assert len(server.habits.asked) == asked
+    whole = losses(tmp_path / "served")
+    assert losses(tmp_path / "split") == pytest.approx(whole, abs=1e-6)
+    assert losses(tmp_path / "killed") == whole
+
+
+def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(kdalign, tmp_path, pair, serve):
+    other = save_other_student(tmp_path / "other")
+    with serve(numbers=False) as server:
+        given = [other if word == pair / "student" else word for word in words(pair, server)]
+        status, _, err = kdalign(*given)
+        assert status == 0, err
+    assert "by another tokenizer" in err
+    assert "more are left out, as the server divides the text elsewhere" in err
+    facts = json.loads((tmp_path / "served" / "record.json").read_text())["training"]["served_teacher"]
+    assert 0.3 < facts["heard"] / facts["positions"] < 1
+    assert 0 < facts["unmapped"] < facts["rest"]
+
+
+@pytest.mark.parametrize(
+    ("habits", "said"),
+    [
+        ({"takes_ids": False}, "echo of prompts as text"),
+        ({"protocols": ("echo",), "numbers": False}, "echo of prompts as token numbers"),
+    ],
+)
+def test_tokens_that_are_named_by_text_give_the_same_up_to_those_without_one(
+    kdalign, tmp_path, pair, serve, local, habits, said
+):
+    with serve(**habits) as server:
         status, _, err = kdalign(*words(pair, server))
         assert status == 0, err
-    assert "echo of prompts as text" in err
+    assert said in err
     assert losses(tmp_path / "served") == pytest.approx(local, abs=2e-3)
 
 

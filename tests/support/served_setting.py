@@ -26,6 +26,15 @@ def save_pair(folder: Path) -> Path:
     return folder
 
 
+def save_other_student(folder: Path) -> Path:
+    """Save a student whose tokenizer has fewer entries, learnt from other sentences."""
+    tokenizer = train_tokenizer(sentences(40, 3)[0], 280, "causal", 128)
+    spec = parse_scratch_spec("new:llama,layers=1,width=32,heads=4,feed_forward=64,positions=128,kv_heads=2")
+    build_from_scratch(scratch_config(spec, tokenizer), 1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _teach(model, tokenizer, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
