@@ -145,6 +145,11 @@ class Recipe(Section):
             return self
         if not self.has_teacher:
             raise ValueError("--cache keeps a teacher's outputs, and there is no teacher: leave it out")
+        if self.has_served_teacher:
+            raise ValueError(
+                "a teacher behind an API is asked about each row once, and its answers are kept already: leave out "
+                "--cache"
+            )
         if self.data.augment.corrupts:
             raise ValueError(
                 f"data.augment.by={self.data.augment.by} changes rows in every epoch, so that no outputs can be kept: "

@@ -28,7 +28,7 @@ class Lines(NullObserver):
         return self
 
 
-def run(teacher, data, out, lines=None, **flags):
+def run(teacher, data, out, lines=None, /, **flags):
     basis = {"teacher": str(teacher), "student": "layers=2", "data.task": "sst2", "data.folder": str(data)}
     basis |= {
         "train.max_steps": 6,
@@ -141,6 +141,7 @@ def test_a_damaged_cache_is_refused_and_mended_by_removing_the_file(teacher, dat
     [
         ({"data.augment": {"by": "cutoff"}}, "changes rows in every epoch"),
         ({"align.map": "cka", "align.remap_every": 5}, "measures the teacher's layers during training"),
+        ({"teacher": "openai:big", "data.task": "lm"}, "its answers are kept already"),
         ({"cache.keep": ("tokenz",)}, "no such output; did you mean 'tokens'"),
     ],
 )

@@ -54,6 +54,17 @@ def test_every_term_of_every_family_is_that_of_the_computed_teacher_in_other_bat
     torch.testing.assert_close(cached_slope, slope, atol=1e-5 * float(slope.abs().max()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5", "deberta-v2"])
+def test_a_teacher_in_bfloat16_is_kept_as_it_computes(kind, tmp_path):
+    setting = family_setting.Setting(kind, bf16=True)
+    rows = list(range(len(setting.data)))
+    vocabulary = setting.teacher.model.config.vocab_size
+    cached = build_cache(setting, tmp_path / "cache", top_k=vocabulary - 1)
+    online, _ = parts(setting, setting.teacher, batches_of(setting, rows))
+    offline, _ = parts(setting, cached, batches_of(setting, rows))
+    assert offline == pytest.approx(online, rel=2e-2, abs=1e-3)
+
+
 @classifier_setting.FAMILIES
 def test_every_term_of_classes_is_that_of_the_computed_teacher_in_other_batches(theirs, ours, width, tmp_path):
     setting = classifier_setting.Setting(theirs, ours, width)
