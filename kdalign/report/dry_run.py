@@ -147,6 +147,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
         "watched": f"{len(run.splits.watched):,} {run.watched_word}",
         "reported": ", ".join(f"{split} ({len(e):,})" for split, e in run.splits.reported.items()),
         **_objective_facts(run),
+        "cached outputs": _cached_outputs(run),
         "on-policy": str(run.recipe.on_policy) if run.recipe.on_policy.share else "",
         "frozen": ", ".join(train.freeze),
         "budget": "" if run.recipe.multi_task.together else _budget(train, run.an_epoch),
@@ -189,6 +190,18 @@ def _teacher(run: "PreparedRun") -> str:
     from kdalign.distillation.served_source import describe_questions
 
     return describe_questions(run)
+
+
+def _cached_outputs(run: "PreparedRun") -> str:
+    """What a cache would keep of the teacher, and where; empty without a cache."""
+    if run.recipe.cache.folder is None:
+        return ""
+    from kdalign.distillation.teacher_cache import shareable_outputs
+
+    words = ", ".join(shareable_outputs(run).words)
+    measured = run.plan is not None and run.plan.choice
+    layers = ", and of the layers that the map measures" if measured else ""
+    return f"{words}{layers} ({run.recipe.cache.folder})"
 
 
 def _size(run: "PreparedRun") -> str:

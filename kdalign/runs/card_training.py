@@ -33,6 +33,7 @@ def training_section(card: CardFacts) -> str:
     if settings.freeze:
         lines.append(f"- Not trained: {escape(', '.join(settings.freeze))}")
     lines += [
+        *_cached(card),
         *_spent(card),
         f"- AdamW, learning rate {settings.lr:g} ({escape(settings.scheduler)}), "
         f"weight decay {settings.weight_decay:g}, precision {escape(settings.precision)}, seed {settings.seed}"
@@ -114,6 +115,21 @@ def _spent(card: CardFacts) -> Iterable[str]:
         f"seconds; each step took one task's batch"
     )
     yield f"- Of these, this task and its head had {cost.steps:,} steps: {read}"
+
+
+def _cached(card: CardFacts) -> Iterable[str]:
+    """A line on the teacher's outputs, if they were read from a cache: what was kept, and what was left out."""
+    cache = card.record.training.get("cache")
+    if cache is None:
+        return
+    parts = [f"{', '.join(cache['kept'])}; features in {cache['states']}"]
+    if cache.get("top_k"):
+        rest = max(cache["mean_tails"].values(), default=0.0)
+        parts.append(
+            f"of tokens the {cache['top_k']:,} likeliest in {cache['logs']}, and all others, {rest:.2%} of the "
+            f"probability, as one"
+        )
+    yield f"- {escape_line('The teacher read each row once; its outputs were kept: ' + '; '.join(parts))}"
 
 
 def _pairs(plan: Plan) -> str:

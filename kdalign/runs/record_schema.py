@@ -116,6 +116,18 @@ class _Together(_Shape):
     leaks: list[Text]
 
 
+class _Cache(_Shape):
+    kept: list[Text]
+    states: Text
+    rows: Count
+    tokens: Count
+    bytes: Count
+    bytes_a_token: Amount
+    top_k: Count = 0
+    logs: Text = ""
+    mean_tails: dict[Text, Amount] = {}
+
+
 class _Training(_Shape):
     steps: Count
     examples: Count
@@ -125,6 +137,7 @@ class _Training(_Shape):
     exported_step: Count = 0
     terms: dict[Text, Number | None] = {}
     multi_task: _Together | None = None
+    cache: _Cache | None = None
 
 
 class _Environment(_Shape):

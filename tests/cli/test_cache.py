@@ -73,3 +73,11 @@ def test_a_folder_without_a_cache_is_no_cache(kdalign, tmp_path):
         status, _, err = kdalign("cache", command, tmp_path)
         assert status == 2
         assert "holds no teacher outputs" in one_line(err)
+
+
+def test_a_dry_run_of_distill_says_what_would_be_kept(kdalign, words, tmp_path):
+    status, out, err = kdalign("distill", *words, "--cache", "kept", "--dry-run")
+    assert status == 0, err
+    assert "cached outputs" in out
+    assert "hidden:encoder.1" in out
+    assert not (tmp_path / "kept").exists()

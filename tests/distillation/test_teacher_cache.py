@@ -167,3 +167,5 @@ def test_a_language_model_keeps_its_likeliest_tokens_and_says_what_it_leaves_out
     assert facts["kept"] == ["tokens:1", "hidden:decoder.1", "hidden:decoder.3"]
     assert 0 < facts["mean_tails"]["1"] < 0.6
     assert facts["predictions"] == facts["tokens"], "every position of a packed row is predicted"
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert f"of tokens the {facts['top_k']} likeliest in fp16" in card
