@@ -66,7 +66,8 @@ def encode_rows(batch: Batch, signals: Activations, kept: Kept, formats: Formats
         dense = signals.tokens.select(asked)
         temperatures, vocabulary = tuple(sorted(kept.tokens)), len(dense.head.weight)
         top = top_tokens(dense, formats.top_k, temperatures, block_rows(vocabulary, asked.device))
-        _spread(rows, "entries", top.entries.to(torch.uint16 if vocabulary <= 2**16 else torch.int32), asked)
+        entries = top.entries.cpu().to(torch.uint16 if vocabulary <= 2**16 else torch.int32)
+        _spread(rows, "entries", entries, asked)
         for temperature, logs in top.logs.items():
             _spread(rows, f"logs:{temperature:g}", _rounded(logs, formats.logs), asked)
     for layer in kept.hidden:
