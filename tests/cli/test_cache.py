@@ -52,7 +52,7 @@ def test_a_cache_is_built_shown_verified_and_found_damaged(kdalign, words, tmp_p
         (["--top-k", 8, "--tail", 0.1], "give one of them"),
         (["--tail", 2], "cache.tail"),
         (["--states", "fp8"], "cache.states"),
-        (["--teacher", "none"], "there is no teacher"),
+        (["--teacher", "other"], "--cache keeps the outputs of one teacher"),
         (["--map", "cka"], "No such option"),
         (["--set", "align.map=cka"], "is measured before training"),
         (["--set", "objective.alpha=0", "--set", "objective.beta=0", "--set", "objective.gamma=0", "--set",
@@ -66,6 +66,12 @@ def test_what_cannot_be_kept_is_said_in_one_line_and_nothing_is_written(more, li
     assert (status, out) == (2, "")
     assert line in one_line(err)
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_student_alone_has_nothing_to_keep(kdalign, data):
+    status, _, err = kdalign("cache", "build", "--teacher", "none", "--data", data, *SMALL)
+    assert status == 2
+    assert "there is no teacher" in one_line(err)
 
 
 def test_a_folder_without_a_cache_is_no_cache(kdalign, tmp_path):
