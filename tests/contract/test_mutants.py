@@ -213,6 +213,30 @@ MUTANTS = {
         "rest = torch.full_like(scores[:, :1], ABSENT)",
         "objective/losses/test_lm_head.py::test_a_student_that_left_the_kept_entries_is_seen_by_the_rest_as_one_entry",
     ),
+    "mixture of logits in place of probabilities": (
+        "models/mixtures.py",
+        "return temperature * (logs + weights.to(logs.dtype).log()[:, :, None]).logsumexp(dim=0)",
+        "return torch.einsum('kn,knc->nc', weights, torch.stack([each.float() for each in logits]))",
+        "teachers/test_several.py::test_the_mixture_is_of_probabilities_and_not_of_logits",
+    ),
+    "confidence of teachers not normalised": (
+        "models/mixtures.py",
+        "return (1 - costs.softmax(dim=0)) / (len(logits) - 1)",
+        "return 1 - costs.softmax(dim=0) / (len(logits) - 1)",
+        "teachers/test_several.py::test_confidence_is_by_the_label_where_it_is_known_and_by_entropy_where_not",
+    ),
+    "weights of teachers not normalised": (
+        "recipe/sections.py",
+        "return tuple(weight / sum(self.weights) for weight in self.weights)",
+        "return self.weights",
+        "distillation/test_several_teachers.py::test_a_recipe_keeps_one_teacher_as_a_text_and_several_as_a_list",
+    ),
+    "rows of other teachers counted": (
+        "objective/terms/base.py",
+        "return mask if batch.taught_by is None else mask & (batch.taught_by == self.teacher)[:, None]",
+        "return mask",
+        "teachers/test_several.py::test_a_teacher_without_rows_in_a_micro_batch_changes_nothing",
+    ),
     "gradients averaged over ranks": (
         "training/step.py",
         "accelerator.backward(total * accelerator.num_processes)",

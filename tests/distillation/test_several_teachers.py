@@ -17,6 +17,7 @@ from kdalign.recipe.command import distill_command
 from kdalign.runs.prediction_table import read_predictions
 from kdalign.runs.record import read_record
 from support.commands import steps_of
+from support.ranks import each_step, run
 from support.records import cell
 from support.tiny import one_line, save_model, sentences
 
@@ -196,3 +197,18 @@ def test_a_run_that_is_resumed_ends_in_the_same_weights(kdalign, stopped, teache
     one, other = (load_file(tmp_path / name / "projections.safetensors") for name in ("whole", "stopped"))
     assert set(one) == set(other) == {"maps.encoder_0_to_2:encoder_1.weight", "maps.encoder_1_to_2:encoder_2.weight"}
     assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [(), ("--set", BY, "--set", EACH)], ids=["mixed", "by source"])
+def test_two_ranks_of_several_teachers_take_the_steps_of_one_process(teacher, second, divided, tmp_path, sets):
+    words = ("-m", "kdalign", "distill", "--teacher", teacher, "--teacher", second, "--student", "layers=2")
+    words += ("--task", "sst2", "--data", divided, *TRAINED, "--set", "train.dropout=0", "--micro-batch", 2, *sets)
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0)
+    torchrun += ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")
+    for start, out in (((), "one"), (torchrun, "two")):
+        done = run([str(word) for word in (*start, *words, "--out", tmp_path / out)])
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert each_step(two, "loss") == pytest.approx(each_step(one, "loss"), abs=1e-5)
+    assert each_step(two, "gradient_norm") == pytest.approx(each_step(one, "gradient_norm"), rel=1e-3, abs=1e-5)

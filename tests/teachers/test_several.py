@@ -90,11 +90,11 @@ def test_given_weights_are_those_of_the_mixture():
 
 
 def test_confidence_is_by_the_label_where_it_is_known_and_by_entropy_where_not():
-    first, second = torch.tensor([[0.9, 0.1]] * 2).log(), torch.tensor([[0.5, 0.5]] * 2).log()
-    weights = Mixing((0.5, 0.5), confidence=True).weights([first, second], torch.tensor([1, -100]))
-    # By the label, exp(cross-entropy) is 1 / p: 10 and 2. Without one, exp(entropy): of (.9, .1), and of a coin.
+    sure, coin = torch.tensor([[0.9, 0.1]] * 2).log(), torch.tensor([[0.5, 0.5]] * 2).log()
+    weights = Mixing((1 / 3,) * 3, confidence=True).weights([sure, coin, coin], torch.tensor([1, -100]))
+    # By the label, exp(cross-entropy) is 1 / p: 10, 2 and 2. Without one, exp(entropy): of (.9, .1), and of a coin.
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    expected = [1 - 10 / 12, 1 - math.exp(entropy) / (math.exp(entropy) + 2)]
+    expected = [(1 - 10 / 14) / 2, (1 - math.exp(entropy) / (math.exp(entropy) + 4)) / 2]
     assert weights[0].tolist() == pytest.approx(expected, abs=1e-6)
     assert weights.sum(dim=0).tolist() == pytest.approx([1, 1])
 
