@@ -48,7 +48,7 @@ _ROW_BYTES = 40
 
 @dataclass(frozen=True)
 class CachePreview:
-    """What building a cache would do.
+    """Preview of a cache: outputs, rows and an estimate of its size.
 
     Attributes:
         folder: where it would be.

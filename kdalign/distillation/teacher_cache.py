@@ -153,6 +153,9 @@ def _check_keepable(run: PreparedRun) -> None:
     """Refuse rows that change in every epoch, and terms whose requests change during training."""
     assert run.teacher is not None, "checked: there is a teacher"
     check_outputs(run, parse_kept(run.recipe.cache.keep, "cache.keep"))
+    top_k, entries = run.recipe.cache.top_k, int(run.teacher.config.vocab_size)
+    if top_k is not None and top_k >= entries:
+        raise UsageError(f"cache.top_k={top_k}: the teacher's vocabulary has {entries:,} entries; give fewer")
     family = layout_of(run.teacher.config).family
     changes = {"masked": "masks other tokens", "permutation": "predicts in another order"}.get(family)
     if run.adapter.predicts_tokens and changes and not (family == "permutation" and run.recipe.data.order != "drawn"):
@@ -264,7 +267,7 @@ class CacheBuild:
             self.accelerator.wait_for_everyone()
             cached = CachedTeacher(folder)
             self._fill(cached, rows)
-            cached.open()
+            cached.open(checked=True)
             self.accelerator.wait_for_everyone()
         return cached
 

@@ -193,7 +193,7 @@ def _teacher(run: "PreparedRun") -> str:
 
 
 def _cached_outputs(run: "PreparedRun") -> str:
-    """What a cache would keep of the teacher, and where; empty without a cache."""
+    """Outputs of the teacher that a cache would keep, and its folder; empty without a cache."""
     if run.recipe.cache.folder is None:
         return ""
     from kdalign.distillation.teacher_cache import shareable_outputs

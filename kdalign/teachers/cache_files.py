@@ -75,8 +75,8 @@ class ShardFacts:
 class ShardWriter:
     """Collects rows and writes a shard whenever enough of them are there."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: "CacheFolder") -> None:
+        self._folder, self._cache = folder.path, folder.digest
         self._keys: list[bytes] = []
         self._rows: list[Arrays] = []
         self._facts = ShardFacts()
@@ -108,7 +108,8 @@ class ShardWriter:
             if any(count != 1 for count in counts):
                 tensors[_LINES + name] = torch.tensor([0, *counts]).cumsum(0)
         facts = {"rows": len(self._keys), "tokens": self._facts.tokens, "predictions": self._facts.predictions}
-        content = save(tensors, {"facts": json.dumps({**facts, "tails": dict(self._facts.tails)})})
+        written = {"facts": json.dumps({**facts, "tails": dict(self._facts.tails)}), "cache": self._cache}
+        content = save(tensors, written)
         file = self._folder / f"{_BEGIN}{_checksum(content)}{_END}"
         with atomic_file(file) as temporary:
             temporary.write_bytes(content)
@@ -135,6 +136,11 @@ class _Shard:
     def keys(self) -> np.ndarray[Any, Any]:
         """(rows,), the rows' keys as bytes of one length."""
         return np.ascontiguousarray(self._opened.get_tensor(_KEYS).numpy()).view(f"S{DIGEST}")[:, 0]
+
+    @property
+    def cache(self) -> str:
+        """Digest of the cache that it was written for."""
+        return str(self._opened.metadata()["cache"])
 
     @property
     def facts(self) -> ShardFacts:
@@ -169,7 +175,7 @@ class CacheFolder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What decides the numbers that are kept.
+        """Facts that decide the numbers: teacher, tokenizer, precision, outputs and formats.
 
         Raises:
             UsageError: the folder holds no cache.
@@ -185,6 +191,11 @@ class CacheFolder:
     def is_cache(self) -> bool:
         """True if it holds a cache, finished or not."""
         return (self.path / META).is_file()
+
+    @property
+    def digest(self) -> str:
+        """Hash of what decides the numbers, which each shard holds, so that none is read in another cache."""
+        return _checksum(json.dumps(self.meta, sort_keys=True).encode())
 
     def begin(self, meta: Mapping[str, Any]) -> None:
         """Write what decides the numbers."""
@@ -240,13 +251,20 @@ class CacheIndex:
         """Open all shards that are there.
 
         Raises:
-            UsageError: a shard cannot be read.
+            UsageError: a shard cannot be read, or is of another cache.
         """
+        digest = folder.digest
         try:
             self._shards = [_Shard(file) for file in folder.files]
+            other = [file.name for file, shard in zip(folder.files, self._shards, strict=True) if shard.cache != digest]
+            if other:
+                raise UsageError(
+                    f"{other[0]} was not written for the cache {str(folder.path)!r} as its {META} describes it: move "
+                    f"such files away, and their rows are computed again"
+                )
             of_shards = [shard.keys for shard in self._shards]
             self.facts = sum((shard.facts for shard in self._shards), ShardFacts())
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"a shard in {str(folder.path)!r} cannot be read ({error}): "
                 f"`kdalign cache verify {folder.path}` names it"

@@ -28,7 +28,7 @@ PASS_TOKENS = 4096
 
 @dataclass(frozen=True)
 class CacheSource:
-    """All that decides the numbers in a cache, besides what is kept.
+    """Origin of the numbers in a cache: the teacher and all else that decides what it says.
 
     Attributes:
         teacher: name of the model, for error lines.
@@ -110,13 +110,17 @@ class CachedTeacher:
         self.folder = folder
         self.index: CacheIndex | None = None
 
-    def open(self) -> None:
+    def open(self, checked: bool = False) -> None:
         """Open the shards that are there now.
+
+        Args:
+            checked: True if their checksums were compared before.
 
         Raises:
             UsageError: a shard is damaged.
         """
-        self.folder.check()
+        if not checked:
+            self.folder.check()
         self.index = CacheIndex(self.folder)
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
@@ -148,7 +152,7 @@ class CachedTeacher:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is kept, for a record: counts, formats, and the mean probability outside the kept entries."""
+        """Outputs, number formats, counts and the mean probability outside the kept entries, for a record."""
         assert self.index is not None, "the shards are opened before training"
         counts = self.index.facts
         facts: dict[str, Any] = {
@@ -214,7 +218,7 @@ def fill_cache(
         Unwritten: the disk is full, or writing is not permitted.
     """
     taken = encoded.take(rows)
-    total, done, writer = int(taken.lengths.sum()), 0, ShardWriter(cached.folder.path)
+    total, done, writer = int(taken.lengths.sum()), 0, ShardWriter(cached.folder)
     try:
         for numbers, batch in in_order(taken, PASS_TOKENS, tokens=True):
             moved = batch.to(device)

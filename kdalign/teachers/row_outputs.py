@@ -85,7 +85,7 @@ def encode_rows(batch: Batch, signals: Activations, kept: Kept, formats: Formats
 
 
 def _parts(kept: Kept) -> list[tuple[str, frozenset[Layer]]]:
-    """Layers of which queries, keys and values are kept."""
+    """Layers whose queries, keys and values are kept, by the name of the part."""
     return [("queries", kept.relations), ("keys", kept.relations), ("values", kept.relations | kept.values)]
 
 

@@ -50,6 +50,7 @@ def test_a_cache_is_built_shown_verified_and_found_damaged(kdalign, words, tmp_p
         (["--keep", "hiden:encoder.1"], "no such output; did you mean 'hidden'?"),
         (["--keep", "tokens:0"], "a temperature is a number above 0"),
         (["--top-k", 8, "--tail", 0.1], "give one of them"),
+        (["--top-k", 10**6], "entries; give fewer"),
         (["--tail", 2], "cache.tail"),
         (["--states", "fp8"], "cache.states"),
         (["--teacher", "other"], "--cache keeps the outputs of one teacher"),

@@ -22,7 +22,7 @@ def rows(first, n):
 
 
 def write(path, *shares):
-    writer = ShardWriter(path)
+    writer = ShardWriter(CacheFolder(path))
     for first, n in shares:
         writer.add(*rows(first, n), ShardFacts(rows=n, tokens=2 * n))
     writer.flush()
@@ -49,6 +49,7 @@ def test_each_row_of_several_writers_is_read_as_it_was_written(tmp_path):
 
 def test_a_large_shard_is_written_before_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_files, "SHARD_BYTES", 20)
+    CacheFolder(tmp_path).begin({"format": 1})
     write(tmp_path, (10, 2), (20, 2))
     assert len(CacheFolder(tmp_path).files) == 2
 
@@ -78,6 +79,19 @@ def test_what_a_killed_writer_left_is_no_shard_and_goes_away(tmp_path):
     folder.remove_unfinished()
     assert not left.exists()
     assert len(CacheIndex(folder)) == 5
+
+
+def test_a_shard_of_another_cache_is_not_read(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for number, path in enumerate((one, other)):
+        path.mkdir()
+        CacheFolder(path).begin({"format": 1, "weights": number})
+    write(one, (10, 5))
+    (shard,) = CacheFolder(one).files
+    shard.rename(other / shard.name)
+    assert CacheFolder(other).damaged() == []
+    with pytest.raises(UsageError, match="was not written for the cache"):
+        CacheIndex(CacheFolder(other))
 
 
 def test_a_folder_without_a_cache_is_refused(tmp_path):
