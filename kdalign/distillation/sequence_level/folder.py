@@ -13,12 +13,15 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from kdalign.data.split_files import available_splits, split_files
 from kdalign.data.tables import TEXT_FORMATS, file_format
@@ -175,11 +178,11 @@ class GenerationFolder:
         if not self.answers.is_file():
             return []
         data = self.answers.read_bytes()
-        found = []
+        found, answer = [], TypeAdapter(GeneratedAnswer)
         for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
             try:
-                found.append(GeneratedAnswer(**json.loads(line)))
-            except (ValueError, TypeError):
+                found.append(answer.validate_python(json.loads(line), strict=False))
+            except (ValueError, RecursionError):  # a ValidationError is a ValueError
                 raise UsageError(
                     f"{str(self.answers)!r}, line {number}: {shorten(repr(line), 80)} is no answer: remove that line, "
                     "and run the same command again"
@@ -264,5 +267,5 @@ def generation_fingerprint(folder: Path | None) -> str | None:
         return None
     with suppress(UsageError):
         found = GenerationFolder(folder).read_record().get("fingerprint")
-        return found if isinstance(found, str) else None
+        return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{16}", found) else None
     return None

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kdalign.data.split_files import available_splits, split_files
+from kdalign.data.tables import TEXT_FORMATS
 from kdalign.data.tasks import Examples, LanguageTask
 from kdalign.data.tasks.columns import check_column, column_cells, is_blank, read_texts
 from kdalign.data.tasks.conversations import Conversation, Message
@@ -205,9 +207,23 @@ def _document_row(number: int, text: str) -> Row | None:
     return Row(number, text[:end], text, (text[end:].strip(),))
 
 
+_REPORTED = re.compile(r"(test|valid|val|dev|eval)([^a-z].*|ation.*|uation.*)?")
+"""Names of further splits that scores may be reported on, such as test2016 or validation_matched."""
+
+
 def reported_splits(task: LanguageTask) -> list[str]:
-    """List the splits of the data that scores are reported on."""
-    return [split for split in dict.fromkeys((*task.evaluation, *task.test)) if split_exists(task.source, split)]
+    """List the splits of the data that scores are reported on: the task's, and those of a folder that are named so."""
+    named = [split for split in dict.fromkeys((*task.evaluation, *task.test)) if split_exists(task.source, split)]
+    folder = task.source.folder
+    if folder is None:
+        return named
+    taken = {file for split in (task.train, *named) for file in split_files(folder, split, TEXT_FORMATS)}
+    others = [
+        split
+        for split in available_splits(folder, TEXT_FORMATS)
+        if _REPORTED.fullmatch(split.lower()) and not taken & set(split_files(folder, split, TEXT_FORMATS))
+    ]
+    return [*named, *(split for split in others if task.columns[0] in _columns(task, split))]
 
 
 def sources_of(task: LanguageTask, split: str) -> list[str]:

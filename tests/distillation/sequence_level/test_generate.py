@@ -450,3 +450,15 @@ def test_another_template_is_another_command(kdalign, here, folder):
     (here / "chat/chat_template.jinja").write_text(TEMPLATE.replace("|", "!"))
     status, _, err = kdalign(*words("chat"))
     assert (status, "holds data of another command (prompts is " in one_line(err)) == (2, True)
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "a"}', '{"prompt": "a", "draw": 0, "text": ["x"]}', "[1]", "x"])
+def test_kept_answers_that_are_none_are_named_with_their_line(kdalign, here, line):
+    assert kdalign(*words())[0] == 0
+    (here / "out/generation.json").unlink()
+    kept = here / "out/generation/answers.jsonl"
+    first = kept.read_text().splitlines()[0]
+    kept.write_text(f"{first}\n{line}\n")
+    status, _, err = kdalign(*words())
+    assert status == 2
+    assert "answers.jsonl', line 2: " in one_line(err)
