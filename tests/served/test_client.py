@@ -758,6 +758,25 @@ def test_a_served_model_writes_what_the_same_model_writes_here(kdalign, server, 
     assert again[served]["scores"] == found[served]["scores"]
 
 
+@pytest.mark.parametrize(("task", "more"), [("lm", []), ("translation:text-other", ["--chat"])])
+def test_a_served_teacher_gives_the_data_that_the_same_model_gives_here(kdalign, server, llama, tmp_path, task, more):
+    import pandas as pd
+
+    (tmp_path / "data").mkdir()
+    for split, seed in (("train", 31), ("validation", 32)):
+        rows = {"text": sentences(6, seed)[0], "other": ["x"] * 6}
+        pd.DataFrame(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    words = ["--task", task.replace("lm", "lm:text"), "--data", "data", "--new-tokens", 8, "--keep", "any-end"]
+    served = ["--teacher", f"openai:{llama}", "--base-url", server.url, *more]
+    for out, teacher in (("here", ["--teacher", llama, "--device", "cpu"]), ("there", served)):
+        status, _, err = kdalign("generate", *teacher, *words, "--out", out)
+        assert status == 0, err
+    ours, theirs = (pd.read_parquet(tmp_path / name / "train.parquet") for name in ("here", "there"))
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert len(ours) >= 5
+    assert not ours.equals(pd.read_parquet(tmp_path / "data/train.parquet"))
+
+
 @pytest.mark.slow
 def test_an_evaluation_whose_server_dies_half_way_goes_on_with_the_same_command(kdalign, server, llama, texts):
     words = ["--task", "lm", "--data", texts, "--base-url", server.url, "--metrics", "cer", "--max-length", 64]

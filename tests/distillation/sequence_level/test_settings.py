@@ -4,7 +4,7 @@ import shlex
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdalign.cli import generate as command
@@ -34,17 +34,18 @@ GIVEN = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=20)
 @given(GIVEN)
 def test_the_command_of_settings_gives_these_settings_again(values):
-    settings = build_settings(values)
+    built = build_settings(values)
     with pytest.MonkeyPatch.context() as patched:
         found = []
         patched.setattr(command.PromptOptions, "check", lambda *_: None)
         patched.setattr(command, "_show_plan", lambda given, _: found.append(given))
-        patched.setattr(sys, "argv", [*shlex.split(settings.command), "--dry-run"])
+        patched.setattr(sys, "argv", [*shlex.split(built.command), "--dry-run"])
         with pytest.raises(SystemExit) as exit_:
             main()
-    assert (exit_.value.code, found) == (0, [settings])
+    assert (exit_.value.code, found) == (0, [built])
 
 
 def test_samples_have_temperature_one_unless_told_otherwise():
