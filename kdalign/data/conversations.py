@@ -4,7 +4,7 @@ One function decides how a source is read, in training as in generation, so that
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from kdalign.data.tokenization import special_frame
 from kdalign.errors import UsageError
 
 Tokens = list[int]
+
+_END_OF_PROMPT = 200
+"""Characters of a prompt after which an answer is tokenized; no token is as long."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class SourcePrompts:
         for number in (number for number, is_cut in enumerate(cut) if is_cut):
             prompts[number] = self._cut(sources[number], len(prompts[number]) - rooms[number], rooms[number])
         return prompts, cut
+
+    def tokenize_answers(self, written: Sequence[RenderedAnswer], spans: bool = False) -> list["AnswerTokens"]:
+        """Tokenize answers after the end of their prompts, which alone decides how, without the prompts' tokens."""
+        ends = [replace(answer, prompt=answer.prompt[-_END_OF_PROMPT:]) for answer in written]
+        return [replace(row, prompt=[]) for row in tokenize_answers(ends, self.tokenizer, spans)]
 
     def fit(
         self, sources: Sequence[str], answers: Sequence["AnswerTokens"], max_length: int
@@ -212,7 +220,7 @@ def tokenize_prompted(examples: Examples, prompts: SourcePrompts, max_length: in
     """
     sources, targets = examples.texts
     written = [prompts.write(*pair) for pair in zip(sources, targets, strict=True)]
-    answers = tokenize_answers(written, prompts.tokenizer)
+    answers = prompts.tokenize_answers(written)
     rows, cut = prompts.fit(sources, answers, max_length)
     known = all(len(row.answer) == len(answer.answer) for row, answer in zip(rows, answers, strict=True))
     columns: dict[str, list[Tokens]] = {"input_ids": [], "targets": []}

@@ -101,7 +101,7 @@ def tokenize_prompted_dual(
     sides, ends, truncated = [], [], np.zeros(len(examples), dtype=bool)
     for each in prompts:
         written = [each.write(*pair) for pair in zip(*examples.texts, strict=True)]
-        tokens = tokenize_answers(written, each.tokenizer, spans=True)
+        tokens = each.tokenize_answers(written, spans=True)
         ends.append(tokens[0].answer[-1])
         fitted, cut = each.fit(examples.texts[0], tokens, max_length)
         truncated |= np.array(cut, dtype=bool)

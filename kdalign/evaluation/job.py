@@ -284,5 +284,16 @@ def add_text_scores(
     with atomic_file(file) as temporary:
         pd.DataFrame(columns | by_text).to_parquet(temporary, index=False)
     word_notes = notes_on_words(metrics, texts, references, job.language)
-    notes = (*([job.protocol] if job.protocol else []), f"{result.model} writes: {signature}", *word_notes)
+    notes = (
+        *([job.protocol] if job.protocol else []),
+        *[f"{result.model} writes: {signature}", *_notes_on_lines(result.model, cases), *word_notes],
+    )
     return replace(result, scores=(*result.scores, *scores), texts=str(file), notes=(*result.notes, *notes))
+
+
+def _notes_on_lines(model: str, cases: Sequence[GenerationCase]) -> list[str]:
+    """Say of how many answers more than the line that is taken would be right."""
+    longer = sum(bool(case.stop) and all(case.stop in known.strip() for known in case.references) for case in cases)
+    if not longer:
+        return []
+    return [f"{model}: {longer:,} of {len(cases):,} references have several lines; of an answer the first one counts"]

@@ -91,7 +91,7 @@ MUTANTS = {
         "models/capture.py",
         "queries.align_maps(maps, keys=matching if layer.stack == CROSS else queries)",
         "queries.align_maps(maps, keys=queries)",
-        "data/test_token_matching.py::test_across_tokenizers_every_term_is_there_and_finite",
+        "data/test_dual_pairs.py::test_activations_of_each_stack_move_by_its_own_alignment",
     ),
     "target matched by the token that is predicted": (
         "data/dual_pairs.py",

@@ -7,6 +7,8 @@ from kdalign.data.batches import TEACHER, collate
 from kdalign.data.dual_pairs import tokenize_pairs_dual
 from kdalign.data.tasks import Examples
 from kdalign.data.tokenization import tokenize_pairs
+from kdalign.models.architecture import CROSS, Layer
+from kdalign.models.capture import Activations
 from support.dual_setting import HARD_TEXTS, byte_fallback, byte_level, unigram
 from support.family_setting import tokenizer as trained
 from support.tiny import sentences
@@ -74,6 +76,20 @@ def test_one_tokenizer_on_both_sides_matches_each_position_with_itself(made):
         assert matched.sum() >= len(places) - 1  # of a beginning of two tokens, the first has no counterpart
         real = batch.real[row].nonzero().squeeze(1)
         torch.testing.assert_close(batch.matching.shares[row][real][:, real], torch.eye(len(real)))
+
+
+def test_activations_of_each_stack_move_by_its_own_alignment():
+    batch = collate(tokenize_pairs_dual(PAIRS, (byte_level(), byte_fallback()), (2, 2), 40), range(6))
+    encoder, decoder = Layer("encoder", 0), Layer("decoder", 0)
+    sources, targets = (batch.other_inputs[name].shape[1] for name in ("input_ids", "decoder_input_ids"))
+    assert sources != targets
+    hidden = {encoder: torch.randn(6, sources, 3), decoder: torch.randn(6, targets, 3)}
+    maps = {encoder: torch.rand(6, 2, sources, sources), Layer(CROSS, 0): torch.rand(6, 2, targets, sources)}
+    moved = Activations(hidden=hidden, attention=maps).moved(batch.matching)
+    torch.testing.assert_close(moved.hidden[encoder], batch.matching.align_features(hidden[encoder]))
+    torch.testing.assert_close(moved.hidden[decoder], batch.matching.decoder.align_features(hidden[decoder]))
+    across = batch.matching.decoder.align_maps(maps[Layer(CROSS, 0)], batch.matching)
+    torch.testing.assert_close(moved.attention[Layer(CROSS, 0)], across)
 
 
 def test_attention_to_the_encoder_moves_by_both_alignments():

@@ -11,6 +11,7 @@ from support.family_setting import model, tokenizer
 from support.tiny import sentences
 
 REVERSED = {"en": sentences(24, 1)[0], "de": [" ".join(reversed(text.split())) for text in sentences(24, 1)[0]]}
+REVERSED["de"][0] = "a line\nand another"
 
 SHORT = (
     "{% for m in messages %}{{ m.role[0] + '\n' + m.content + '<|endoftext|>' }}{% endfor %}"
@@ -47,6 +48,8 @@ def test_a_causal_student_learns_answers_and_eval_gives_the_scores_of_its_record
     assert again["ppl"] == pytest.approx(recorded["ppl"]["value"], rel=1e-5)
     (note,) = (note for note in ours["notes"] if " writes: " in note)
     assert note.endswith(f"{'all' if template else 'one line'} after {prompt}")
+    lines = "1 of 24 references have several lines; of an answer the first one counts"
+    assert any(lines in note for note in ours["notes"]) is not template
     assert [score["metric"] for score in theirs["scores"]] == ["ppl", "word_ppl", "bleu", "chrf"]
     status, out, err = kdalign("compare", "runs/a")
     assert (status, "agreement" in out) == (0, True), err
