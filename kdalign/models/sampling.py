@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from kdalign.errors import NotFinite
 from kdalign.metrics.arrays import Array
-from kdalign.models.capture import inference_mode, vocabulary_head
+from kdalign.models.capture import vocabulary_head
 from kdalign.models.lm_head import LMHead
 
 ROWS = 32
@@ -100,7 +100,7 @@ def sample_continuations(
         NotFinite: logits are NaN.
     """
     samples: list[list[int]] = []
-    with inference_mode(model), torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+    with _eval_mode(model), torch.autocast(model.device.type, dtype, enabled=dtype is not None):
         for first in range(0, len(prompts), ROWS):
             rows = slice(first, first + ROWS)
             reader: _CausalReader | _Seq2SeqReader
@@ -114,6 +114,21 @@ def sample_continuations(
             with _last_features(model, dtype) as predict:
                 samples += _sample(reader, predict, torch.tensor(np.array(draws[rows])), limits, sampling)
     return samples
+
+
+@contextmanager
+def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model in eval mode without gradients, and put it back.
+
+    Not in inference mode, in which autocast would cast every weight again for every token.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class _CausalReader:

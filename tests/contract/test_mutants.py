@@ -589,8 +589,8 @@ MUTANTS = {
     ),
     "dropout while texts are sampled": (
         "models/sampling.py",
-        "with inference_mode(model), torch.autocast",
-        "with torch.inference_mode(), torch.autocast",
+        "with _eval_mode(model), torch.autocast",
+        "with torch.no_grad(), torch.autocast",
         "models/test_sampling.py::test_a_sample_depends_neither_on_its_batch_nor_on_dropout_and_training_goes_on",
     ),
     "padding before prompts attended to": (
