@@ -99,7 +99,7 @@ def _teacher_headings(record: RunRecord) -> list[str]:
 
 def _score_headings(card: CardFacts) -> list[str]:
     """Headings of the teacher's scores, of the share that is retained, and of each of several teachers' scores."""
-    first, *each = _teacher_headings(card.record)
+    first, *each = _teacher_headings(card.record) or ["teacher"]
     return [first, "retained (%)", *each]
 
 
