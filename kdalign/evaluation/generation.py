@@ -171,7 +171,7 @@ def _generate_causal(
 
 
 def _rest(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """Return the text of new tokens as the prompt's text goes on: tokenizers drop the space before a first word."""
+    """Return the text of new tokens after the prompt's: decoded alone, a first word loses the space before it."""
     before, whole = decode_rows(tokenizer, [list(prompt), [*prompt, *new]])
     return whole[len(before) :] if whole.startswith(before) else decode_rows(tokenizer, [new])[0]
 

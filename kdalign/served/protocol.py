@@ -16,7 +16,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a server is to choose tokens.
+    """Settings by which a server chooses tokens.
 
     Attributes:
         temperature: 0 for the likeliest token at each position.

@@ -1,4 +1,4 @@
-"""Filter generated answers: by metrics against the reference, lengths and ends; the best of several; no duplicates."""
+"""Filter generated answers by metrics against the reference, lengths and ends; the best of several; no duplicates."""
 
 import math
 import operator
@@ -147,7 +147,7 @@ class Selection:
     Attributes:
         kept: kept answers, in the order of their rows and draws.
         dropped: for each reason in the order of use, the answers that it dropped and earlier ones had left.
-        unknown_ends: kept answers of which it is not known whether they ended.
+        unknown_ends: kept answers that may have been cut off: the server does not say.
     """
 
     kept: tuple[Candidate, ...]

@@ -172,8 +172,8 @@ def generate(
 ) -> dict[str, Any]:
     """Let a teacher answer the prompts of a task's training split, and write a data folder to distill from.
 
-    The folder has the splits of the data, with the teacher's answers in place of train's. A command that was stopped
-    goes on where it was; a folder that is complete is left as it is.
+    The folder has the splits of the data, with the teacher's answers in place of train's. The same command
+    resumes one that was stopped; a folder that is complete is left as it is.
 
     Args:
         settings: every choice (``GenerateSettings``).
@@ -187,7 +187,7 @@ def generate(
     Raises:
         UsageError: the settings cannot be carried out; nothing was written.
         RunError: the teacher failed, or no answer is left.
-        Interrupted: Ctrl-C; the same command goes on.
+        Interrupted: Ctrl-C; the same command resumes.
     """
     observer, begun = observer or NullObserver(), time.perf_counter()
     prepared = prepare_generation(settings, overwrite=overwrite)
@@ -227,7 +227,7 @@ def _answer(prepared: PreparedGeneration, observer: Observer) -> list[GeneratedA
             found |= {answer.key: answer for answer in batch}
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped: the answers so far are kept in {folder.work}; to go on: {prepared.settings.command}", 2
+            f"stopped: the answers so far are kept in {folder.work}; to resume: {prepared.settings.command}", 2
         ) from None
     return [found[prompt_key(row.prompt), draw] for row, draw in wanted]
 

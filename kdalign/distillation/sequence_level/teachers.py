@@ -37,11 +37,11 @@ class AnsweringTeacher(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the teacher apart: its name, and the hash of its weights or the URL of its API."""
+        """Identity of the teacher: its name, and the hash of its weights or the URL of its API."""
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know before the answers."""
+        """Notes for the user before the answers."""
 
     def show_prompts(self, rows: Sequence[Row]) -> list[str]:
         """Write prompts as the model sees them."""
@@ -249,7 +249,7 @@ class ServedTeacher:
 
     @property
     def notes(self) -> list[str]:
-        """What is not known of a server's samples."""
+        """Note that a server's samples may differ each time."""
         if self._settings.heat > 0:
             return ["a server need not heed the seed, and answers may depend on its load: its answers are kept instead"]
         return []

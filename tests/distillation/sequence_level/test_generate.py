@@ -197,6 +197,19 @@ def test_conversations_that_do_not_fit_are_not_answered_in_part(kdalign, here):
     assert (record["answers"]["dropped"]["prompt too long"], record["prompts"]["cut"]) == (1, 1)
 
 
+def test_a_data_set_of_the_hub_is_written_with_all_its_splits(kdalign, here):
+    (here / "set").mkdir()  # which the library of data sets reads as it reads the hub's
+    for split, rows in (("train", EN[:3]), ("validation", EN[3:4])):
+        pd.DataFrame({"en": rows, "de": "alt"}).to_parquet(here / "set" / f"{split}.parquet")
+    line = ["generate", "--teacher", "c", "--task", "translation:en-de", "--dataset", "./set", "--out", "out", *FEW]
+    status, _, err = kdalign(*line)
+    assert status == 0, err
+    assert pd.read_parquet(here / "out/validation.parquet").to_dict("list") == {"en": EN[3:4], "de": ["alt"]}
+    train = pd.read_parquet(here / "out/train.parquet")
+    assert set(train["en"]) <= set(EN[:3])
+    assert "alt" not in set(train["de"])
+
+
 def test_objects_of_translations_stay_objects(kdalign, here):
     (here / "wmt").mkdir()
     for split in ("train", "validation"):
@@ -296,7 +309,7 @@ def test_ctrl_c_ends_with_130_and_the_command_that_resumes(kdalign, here, monkey
     line = err.splitlines()[-1]
     assert line.startswith("kdalign: stopped: ")
     assert line.endswith(
-        "to go on: kdalign generate --teacher t --task translation:en-de --out out --data pairs --new-tokens 6 "
+        "to resume: kdalign generate --teacher t --task translation:en-de --out out --data pairs --new-tokens 6 "
         "--keep any-end --batch-size 4 --device cpu"
     )
 
