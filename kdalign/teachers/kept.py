@@ -49,7 +49,8 @@ class Kept:
         found = [name for name in ("classes", "features") if getattr(self, name)]
         for name in ("tokens", "hidden", "embeddings", "attention", "relations", "values"):
             for place in sorted(getattr(self, name)):
-                found.append(f"{name}:{place:g}" if isinstance(place, float) else f"{name}:{place}")
+                # A temperature in all its digits, since words are read again.
+                found.append(f"{name}:{repr(place).removesuffix('.0') if isinstance(place, float) else place}")
         return tuple(found)
 
     def missing(self, asked: "Kept") -> tuple[str, ...]:
