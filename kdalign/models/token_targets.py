@@ -45,6 +45,13 @@ class TopEntries:
         rest = torch.cat([gone, rest], dim=1).logsumexp(dim=1, keepdim=True)
         return TopEntries(entries, torch.cat([torch.where(lost, ABSENT, kept), rest], dim=1), vocabulary)
 
+    def first(self, vocabulary: int) -> "TopEntries":
+        """Leave out the entries from a number on, and their probability, as dense logits are cut."""
+        lost = self.entries >= vocabulary
+        kept = torch.where(lost, ABSENT, self.logs[:, :-1])
+        logs = F.log_softmax(torch.cat([kept, self.logs[:, -1:]], dim=1), dim=1)
+        return TopEntries(torch.where(lost, -1, self.entries), logs, vocabulary)
+
     def __getitem__(self, rows: slice | Tensor) -> "TopEntries":
         return replace(self, entries=self.entries[rows], logs=self.logs[rows])
 
@@ -152,12 +159,12 @@ def top_log_probabilities(scores: Float[Tensor, "n vocabulary"], entries: Int[Te
     .. math:: \log\sigma(z)_{e_1}, \dots, \log\sigma(z)_{e_k}, \; \log \sum_{j \notin e} \sigma(z)_j
 
     The rest is a logsumexp over the others, never one minus the kept sum, whose gradient is NaN where the kept ones
-    reach 1 in floating point. An entry of -1 is not there.
+    reach 1 in floating point. An entry of -1 is not there, and neither is a rest of no entries.
     """
     if bool((entries < 0).any()):
         scores = F.pad(scores, (0, 1), value=ABSENT)
         entries = torch.where(entries < 0, scores.size(1) - 1, entries)
-    rest = scores.scatter(1, entries, -torch.inf).logsumexp(dim=1, keepdim=True)
+    rest = scores.scatter(1, entries, -torch.inf).logsumexp(dim=1, keepdim=True).clamp_min(ABSENT)
     return F.log_softmax(torch.cat([scores.gather(1, entries), rest], dim=1), dim=1)
 
 

@@ -33,6 +33,14 @@ def test_an_entry_that_a_vocabulary_lacks_has_no_probability_and_its_mass_joins_
     assert student[0, 0] < ABSENT / 2, "as far away as the teacher's, and finite"
 
 
+def test_a_rest_of_no_entries_has_no_probability_and_a_finite_gradient():
+    scores = torch.tensor([[0.3, 0.7]]).log().requires_grad_()
+    logs = top_log_probabilities(scores, torch.tensor([[1, 0, -1]]))
+    torch.testing.assert_close(logs.exp(), torch.tensor([[0.7, 0.3, 0.0, 0.0]]))
+    assert logs.isfinite().all()
+    assert torch.autograd.grad(logs.sum(), scores)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_top_tokens_in_blocks_are_the_log_softmax_of_all_logits(temperature):
     torch.manual_seed(0)

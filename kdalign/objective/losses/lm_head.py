@@ -147,8 +147,7 @@ def _divergence_of_top(student: Tensor, teacher: TopEntries, loss: TokenLoss) ->
     if loss.shared is not None:
         teacher = teacher.renumbered(loss.shared.numbers(teacher.vocabulary), student.size(1))
     elif teacher.vocabulary > student.size(1):
-        numbers = torch.arange(teacher.vocabulary)
-        teacher = teacher.renumbered(torch.where(numbers < student.size(1), numbers, -1), student.size(1))
+        teacher = teacher.first(student.size(1))
     return losses.divergence_of_top(
         student, teacher.entries, teacher.logs, loss.divergence, loss.temperature, loss.skew
     )

@@ -387,22 +387,20 @@ def test_a_vocabularys_loss_by_top_entries_has_the_gradient_of_plain_autograd(ro
     torch.testing.assert_close(found, [one.grad for one in learned(student, head)])
 
 
-def test_top_entries_beyond_a_shorter_vocabulary_join_the_rest():
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("k", [3, 8])  # of 8, all entries of the student are kept
+def test_top_entries_beyond_a_shorter_vocabulary_are_left_out_as_of_dense_logits(kind, k):
+    torch.manual_seed(0)
     student = torch.randn(5, 7, dtype=torch.float64)
     teacher = torch.randn(5, 9, dtype=torch.float64)
-    teacher[:, 8] = 9.0  # the likeliest entry is one that the student lacks
-    entries = teacher.topk(3, dim=1).indices
+    teacher[:, 8], teacher[:, 7] = 9.0, -90.0  # the likeliest and the least likely are entries that the student lacks
+    entries = teacher.topk(k, dim=1).indices
     kept = TopTokens(entries, {1.0: top_log_probabilities(teacher, entries)}, 9)
-    loss = vocabulary_losses(
-        TokenLoss(hard=0.0, soft=1.0),
-        DenseTokens(torch.eye(5, dtype=torch.float64), LMHead(student.T.contiguous())),
-        torch.zeros(5, dtype=torch.long), kept,
-    )[0]  # fmt: skip
-    total = 0.0
-    for row in range(5):
-        p, q = teacher[row].softmax(0), student[row].softmax(0)
-        ours = [entry for entry in entries[row].tolist() if entry < 7]
-        total += sum(float(p[e] * (p[e] / q[e]).log()) for e in ours)
-        rest = 1 - sum(float(p[e]) for e in ours), 1 - sum(float(q[e]) for e in ours)
-        total += rest[0] * math.log(rest[0] / rest[1])
-    assert float(loss) == pytest.approx(total, rel=1e-9)
+    ours = DenseTokens(torch.eye(5, dtype=torch.float64), LMHead(student.T.contiguous()))
+    loss = TokenLoss(hard=0.0, soft=1.0, divergence=kind)
+    found = vocabulary_losses(loss, ours, torch.zeros(5, dtype=torch.long), kept)[0]
+    both = teacher[:, :7].log_softmax(dim=1)
+    shared = both.topk(k - 1, dim=1).indices
+    as_one = top_log_probabilities(both, shared)
+    expected = losses.divergence_of_top(student, shared, as_one, kind, 1.0)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
