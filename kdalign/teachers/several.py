@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdalign.data.batches import Batch
+from kdalign.data.batches import IGNORED, Batch
 from kdalign.models.architecture import Layer, split_stack, stack_of_teacher
 from kdalign.models.capture import Activations, CaptureSpec
 from kdalign.models.mixtures import ClassMixture, MixedTokens, Mixing, RoutedTokens
@@ -40,7 +40,9 @@ class SeveralTeachers:
         if first.tokens is not None:
             assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
-            both.tokens = MixedTokens(parts, self.mixing, batch.targets)
+            # Targets are the student's entries, which say nothing of a teacher with another tokenizer.
+            known = batch.targets if batch.matching is None else torch.full_like(batch.targets, IGNORED)
+            both.tokens = MixedTokens(parts, self.mixing, known)
         elif first.logits.numel():
             classes = batch.labels is not None and not batch.labels.is_floating_point()
             logits = tuple(each.logits for each in said)
@@ -61,8 +63,9 @@ class SeveralTeachers:
         both = _joined([_spread(each, own, len(taught_by)) for each, own in zip(said, rows, strict=True)])
         both.matching = batch.matching
         if said[0].tokens is not None:
+            assert batch.targets is not None, "a language-modelling task has targets"
             parts = tuple(each.tokens for each in said if each.tokens is not None)
-            both.tokens = RoutedTokens(parts, taught_by[:, None].expand_as(batch.real))
+            both.tokens = RoutedTokens(parts, taught_by[:, None].expand_as(batch.targets))
         else:
             logits = [_among(each.logits.float(), own, len(taught_by)) for each, own in zip(said, rows, strict=True)]
             both.logits = torch.stack(logits).sum(dim=0)

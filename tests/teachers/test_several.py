@@ -12,7 +12,7 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import collate
+from kdalign.data.batches import IGNORED, collate
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, describe, join_teachers
 from kdalign.models.capture import CaptureSpec, Signal
@@ -28,6 +28,9 @@ from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
 from kdalign.training.learner import Learner
 from support.classifier_setting import ALL, examples
+from support.dual_setting import KINDS
+from support.dual_setting import Setting as DualSetting
+from support.family_setting import Setting, model
 from support.tiny import tiny_classifier
 
 CPU = torch.device("cpu")
@@ -243,6 +246,38 @@ def test_positions_of_each_row_have_the_logits_of_its_own_teacher():
     rows = positions.nonzero()[:, 0]
     expected = [heads[owner[row]].logits(each) for row, each in zip(rows, features[positions], strict=True)]
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_rows_of_encoder_decoders_are_divided_at_the_positions_of_their_targets():
+    setting = Setting("t5")
+    other = ComputedTeacher(model("t5", 3, seed=9), None, torch.float32, CPU)
+    columns = {
+        name: column if name == "input_ids" else [ids[:10] for ids in column]
+        for name, column in setting.data.columns.items()
+    }
+    batch = collate(replace(setting.data, columns=columns, taught_by=np.array([0, 1] * 4)), range(3))
+    assert batch.real.shape != batch.targets.shape
+    tokens = SeveralTeachers((setting.teacher, other), EQUAL)(batch, CaptureSpec()).tokens.select(batch.predicted)
+    every = slice(0, int(batch.predicted.sum()))
+    alone = [
+        each(batch, CaptureSpec()).tokens.select(batch.predicted).block(every, 1.0) for each in (setting.teacher, other)
+    ]
+    second = (batch.taught_by[:, None].expand_as(batch.targets)[batch.predicted] == 1)[:, None]
+    torch.testing.assert_close(tokens.block(every, 1.0), torch.where(second, *alone[::-1]), atol=1e-5, rtol=1e-5)
+
+
+def test_confidence_of_teachers_with_another_tokenizer_reads_none_of_the_students_entries():
+    setting = DualSetting("causal")
+    kind, entries = KINDS["causal"][1], setting.tokenizers[1]
+    other = ComputedTeacher(setting._model(kind, 3, entries), None, torch.float32, CPU)
+    both = SeveralTeachers((setting.teacher, other), Mixing((0.5, 0.5), confidence=True))
+    batch = collate(setting.data, range(4))
+    every = slice(0, int(batch.answered.sum()))
+    found, renumbered = (
+        both(each, CaptureSpec()).tokens.select(batch.answered).block(every, 1.0)
+        for each in (batch, replace(batch, targets=torch.where(batch.predicted, batch.targets.flip(0), IGNORED)))
+    )
+    torch.testing.assert_close(found, renumbered)
 
 
 def test_standardised_logits_are_mixed_after_they_are_standardised():
