@@ -98,8 +98,7 @@ def _on_policy(opened: OpenedRun, model: PreTrainedModel, observer: Observer) ->
     recipe, settings = opened.recipe, opened.recipe.on_policy
     if not settings.share:
         return None
-    teacher = opened.run.teacher
-    configs = [model.config, *([teacher.config] if teacher is not None else [])]
+    configs = [model.config, *(teacher.config for teacher in opened.run.teachers)]
     sampling = Sampling(
         settings.max_new_tokens,
         settings.temperature,

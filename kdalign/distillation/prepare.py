@@ -178,7 +178,7 @@ def prepare(recipe: Recipe) -> PreparedRun:
             check_served_terms(recipe, objective, student)
         check_divided_terms(recipe, objective)
     check_lora(recipe, student, config)
-    check_on_policy(recipe, adapter, tokenizers, [config, *([teacher.config] if teacher is not None else [])])
+    check_on_policy(recipe, adapter, tokenizers, [config, *(each.config for each in teachers)])
     if recipe.train.freeze:
         freeze(meta_model(config, head=adapter.head), recipe.train.freeze)
     folder = _find_folder(recipe, task)

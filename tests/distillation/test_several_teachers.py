@@ -9,9 +9,11 @@ from safetensors.numpy import load_file
 
 from kdalign.alignment.plan import read_plan
 from kdalign.comparison.compare import compare
+from kdalign.data.tokenizer_training import train_tokenizer
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import prepare
 from kdalign.errors import UsageError
+from kdalign.models.from_scratch import build_from_scratch, parse_scratch_spec, scratch_config
 from kdalign.recipe import build_recipe
 from kdalign.recipe.command import distill_command
 from kdalign.runs.prediction_table import read_predictions
@@ -125,6 +127,21 @@ def test_a_teacher_of_other_labels_or_another_tokenizer_is_named(teacher, data, 
     (words / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UsageError, match="have different tokenizers"):
         prepared((teacher, words), data)
+
+
+def test_samples_must_fit_the_positions_of_every_teacher(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, 0)[0]))
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": sentences(1, 9)[0][0]}) + "\n")
+    words = train_tokenizer(sentences(200, 7)[0], 300, "causal", 64)
+    for name, positions in (("long", 64), ("short", 32)):
+        new = parse_scratch_spec(f"new:gpt2,layers=4,width=32,heads=4,positions={positions}")
+        build_from_scratch(scratch_config(new, words), positions).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    flags = {"data.task": ("lm",), "data.max_length": 24, "on_policy.share": 0.5}
+    teachers = (tmp_path / "long", tmp_path / "short")
+    with pytest.raises(UsageError, match="max_new_tokens=40 is more than the 32 positions"):
+        prepared(teachers, tmp_path, "on_policy.max_new_tokens=40", **flags)
+    prepared(teachers, tmp_path, "on_policy.max_new_tokens=32", **flags)
 
 
 def test_the_same_weights_twice_are_said_before_training(teacher, data, tmp_path):
