@@ -16,6 +16,7 @@ from kdalign.objective.terms import TermInputs
 from kdalign.objective.units import count_units
 from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.teachers.cached import choose_top_k
+from kdalign.teachers.row_keys import row_keys
 from support import classifier_setting, dual_setting, family_setting
 from support.cache_setting import begin_cache, build_cache, fill
 
@@ -210,3 +211,20 @@ def test_the_fewest_tokens_are_chosen_that_leave_no_more_than_asked_to_the_rest(
         assert found[2] == positions
     warm = choose_top_k(teacher, batches, [1.0, 8.0], 0.5, torch.device("cpu"))
     assert warm[0] > 8, "a warmer distribution leaves more to the rest"
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("llama", "queries"), ("gemma2", "map"), ("t5", "map")])
+def test_maps_of_long_texts_are_kept_as_queries_and_keys_where_these_make_them(kind, kept, tmp_path):
+    setting = family_setting.Setting(kind, Weights(hard=1.0, alpha=0, beta=0, gamma=0, delta=1))
+    cached = build_cache(setting, tmp_path / "cache")
+    longest = int(setting.data.lengths.argmax())
+    batch, wanted = collate(setting.data, [longest], width=40), setting.learner.wanted_of_teacher
+    layer = max(layer for layer in wanted.attention if layer.stack in ("encoder", "decoder"))
+    (key,) = row_keys(batch)
+    arrays = cached.index.read(key, [f"{part}:{layer}" for part in ("map", "queries", "keys")])
+    assert int(setting.data.lengths[longest]) > 16, "longer than queries and keys are wide"
+    assert f"{kept}:{layer}" in [name for name, lines in arrays.items() if len(lines)]
+    online, offline = (
+        teacher(batch, wanted).attention[layer][:, :, batch.real[0]] for teacher in (setting.teacher, cached)
+    )
+    torch.testing.assert_close(offline, online, atol=1e-5, rtol=1e-4)
