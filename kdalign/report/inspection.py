@@ -40,7 +40,11 @@ def _layers(likeness: "LayerSimilarity") -> Table:
     for stack, pairs in likeness.pairs.items():
         for ours, theirs in pairs:
             before, after = likeness.before[stack][ours][theirs], likeness.after[stack][ours][theirs]
-            names = [f"{stack}.{layer}" if several else str(layer) for layer in (ours, theirs)]
+            layers = (
+                (stack.rpartition(":")[2], ours),
+                (stack, theirs),
+            )  # a later teacher's stack has its number in front
+            names = [f"{name}.{layer}" if several else str(layer) for name, layer in layers]
             table.add_row(*map(plain_text, names), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     return table
 

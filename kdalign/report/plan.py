@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 def plan_table(plan: "Plan") -> RenderableType:
     """Render a layer plan: the teacher layer of each student layer and, if it was measured, how similar layers are."""
     from kdalign.alignment.propose import map_similarities
+    from kdalign.models.architecture import split_stack
 
-    teach = "teach" if plan.shares else "teaches"
+    several = len({split_stack(one.teacher_stack)[0] for one in plan.maps}) > 1
+    teach = "teach" if several else "teaches"
     table = new_table(f"{plan.teacher.model_type} {teach} {plan.student.model_type}")
     for heading in ("student layer", "teacher layer", "lambda", "projection", "projection weights"):
         table.add_column(heading, justify="right")

@@ -62,7 +62,8 @@ def _summary(card: CardFacts) -> str:
     ]
     lines += _table(["", "student", *(_teacher_headings(record))], table)
     if record.teachers:
-        lines += ["", "The teachers answer as one; the sizes and times of all of them are sums."]
+        combined = record.data.get("checks", {}).get("teachers", "mixed")
+        lines += ["", f"The teachers: {escape(combined)}. The sizes and times of all of them are sums."]
     lines += ["", "Latency: the median of one forward, batch 1, up to 128 tokens, float32, on the machine below."]
     return "\n".join(lines)
 

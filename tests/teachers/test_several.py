@@ -15,13 +15,13 @@ from kdalign.alignment.propose import propose
 from kdalign.data.batches import IGNORED, collate
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer, describe, join_teachers
-from kdalign.models.capture import CaptureSpec, Signal
+from kdalign.models.capture import Activations, CaptureSpec, Signal
 from kdalign.models.lm_head import LMHead
 from kdalign.models.mixtures import ClassMixture, MixedTokens, Mixing, RoutedTokens, mixed_logits
 from kdalign.models.token_targets import DenseTokens, top_tokens
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
-from kdalign.objective.terms import TermInputs
+from kdalign.objective.terms import EmbeddingDistance, EmbeddingSimilarity, TermInputs
 from kdalign.objective.units import count_units
 from kdalign.teachers.base import TermRequest
 from kdalign.teachers.computed import ComputedTeacher
@@ -285,3 +285,24 @@ def test_standardised_logits_are_mixed_after_they_are_standardised():
     mixture = ClassMixture(logits, EQUAL, None)
     found = mixture.logits_at(1.0, lambda each: (each - each.mean()) / each.std())
     torch.testing.assert_close(F.softmax(found, dim=1), F.softmax(torch.tensor([[1.0, -1.0, 0.0]]), dim=1))
+
+
+def embedded(said, student):
+    """Inputs of the terms on embeddings: texts of one token each, so that a text's vector is its token's."""
+    batch = replace(collate(examples(4), range(4), width=1), real=torch.ones(4, 1).bool())
+    kept = Activations(embeddings_of=said) if isinstance(said, tuple) else Activations(features=said)
+    return TermInputs(Activations(features=student), kept, batch)
+
+
+def test_embeddings_are_compared_with_the_mean_of_the_teachers_cosines_whatever_their_widths():
+    generator = torch.Generator().manual_seed(0)
+    student, first, second = (torch.randn(4, 1, width, generator=generator) for width in (6, 6, 9))
+    alone, both = embedded(first, student), embedded(((0.5, first), (0.5, first)), student)
+    for term in (EmbeddingSimilarity(), EmbeddingDistance()):
+        torch.testing.assert_close(term(both), term(alone), atol=1e-6, rtol=1e-5)
+    cosines = [F.normalize(each[:, 0], dim=1) @ F.normalize(each[:, 0], dim=1).T for each in (student, first, second)]
+    apart = ~torch.eye(4).bool()
+    ours, theirs = cosines[0][apart], (0.25 * cosines[1] + 0.75 * cosines[2])[apart]
+    by_hand = (ours - theirs).square().sum() / (theirs - theirs.mean()).square().sum()
+    found = EmbeddingSimilarity()(embedded(((0.25, first), (0.75, second)), student))
+    torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=1e-5)
