@@ -359,7 +359,8 @@ def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
     """Copy a configuration for another tokenizer: its vocabulary size and the ids of its special tokens.
 
     Raises:
-        UsageError: positions are counted from after the padding id, which would move.
+        UsageError: positions are counted from after the padding id, which would move; or targets begin or end with a
+            token that the tokenizer lacks.
     """
     pad = config.pad_token_id
     if config.model_type in ("roberta", "xlm-roberta", "camembert") and tokenizer.pad_token_id != pad:
@@ -367,12 +368,22 @@ def with_tokenizer(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBa
             f"a {config.model_type} model counts positions from after its padding id, {pad}, and the tokenizer's is "
             f"{tokenizer.pad_token_id} (accepted: a tokenizer that pads with {pad})"
         )
-    changed = copy.deepcopy(config)
+    changed, own = copy.deepcopy(config), config.to_dict()
     changed.vocab_size = len(tokenizer)
-    for role in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"):
-        name = f"{role}_token_id"
-        if name in config.to_dict():
-            setattr(changed, name, getattr(tokenizer, name))
+    roles = {
+        f"{role}_token_id": own.get(f"{role}_token_id") for role in ("pad", "bos", "eos", "cls", "sep", "mask", "unk")
+    }
+    for name in roles.keys() & own.keys():
+        setattr(changed, name, getattr(tokenizer, name))
+    for name in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+        if own.get(name) is not None:
+            role = next((role for role, number in roles.items() if number == own[name]), None)
+            if role is None or getattr(tokenizer, role) is None:
+                raise UsageError(
+                    f"the {config.model_type} model's {name} is {own[name]}, which is none of its special tokens that "
+                    "the other tokenizer has, too (accepted: the model's own tokenizer)"
+                )
+            setattr(changed, name, getattr(tokenizer, role))
     return changed
 
 

@@ -92,10 +92,14 @@ def transfer_vocabulary(
     pieces, source, target = source_pieces(ours, theirs), model.state_dict(), student.state_dict()
     for name in target:
         old = source[name].to(torch.float32)
-        if grown[name].shape == old.shape:
+        sizes = enumerate(zip(grown[name].shape, old.shape, strict=True))
+        axis = next((number for number, (more, fewer) in sizes if more != fewer), None)
+        if axis is None:
             target[name] = old
         else:  # it grows with the vocabulary
-            target[name] = torch.stack([old[ids].mean(dim=0) if ids else old.mean(dim=0) for ids in pieces])
+            old = old.movedim(axis, 0)
+            rows = torch.stack([old[ids].mean(dim=0) if ids else old.mean(dim=0) for ids in pieces])
+            target[name] = rows.movedim(0, axis)
     student.load_state_dict(target)
     student.tie_weights()
     return student

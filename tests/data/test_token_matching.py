@@ -247,7 +247,7 @@ def test_a_model_with_another_vocabulary_starts_from_the_pieces_of_its_entries()
     assert all(torch.equal(big.state_dict()[name], small.state_dict()[name]) for name in rest)
 
 
-@pytest.mark.parametrize("head", ["classes", "masked", "causal"])
+@pytest.mark.parametrize("head", ["classes", "masked", "causal", "seq2seq"])
 def test_a_vocabulary_of_the_same_size_is_not_taken_by_number(head):
     theirs = byte_level()
     words = sorted(theirs.get_vocab(), key=theirs.get_vocab().get)
@@ -258,10 +258,14 @@ def test_a_vocabulary_of_the_same_size_is_not_taken_by_number(head):
     if head == "classes":
         big = tiny_classifier("bert", vocab_size=len(theirs)).eval()
     else:
-        big = Setting._model("bert" if head == "masked" else "gpt2", 2, theirs)
+        big = Setting._model({"masked": "bert", "causal": "gpt2", "seq2seq": "bart"}[head], 2, theirs)
+    if head == "seq2seq":
+        big.final_logits_bias.normal_()
     small = transfer_vocabulary(big, ours, theirs).eval()
     text = "a good film, isn't it?"
-    one, other = (model(torch.tensor([t(text)["input_ids"]])).logits for model, t in ((big, theirs), (small, ours)))
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for tokenizer in (theirs, ours)]
+    more = [{"decoder_input_ids": each[:, :5]} if head == "seq2seq" else {} for each in ids]
+    one, other = (model(each, **rest).logits for model, each, rest in zip((big, small), ids, more, strict=True))
     if head != "classes":
         other = other[..., [numbers[word] for word in words]]
     torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)

@@ -30,11 +30,13 @@ from kdalign.models.architecture import (
     layout_of,
     meta_model,
     with_layers,
+    with_tokenizer,
 )
 from kdalign.models.capture import CaptureSpec, capture, check_read, enable_capture
 from kdalign.models.layouts import LAYOUTS
 from kdalign.models.student_spec import check_cut
 from support.covering import first_only
+from support.dual_setting import byte_fallback, byte_level
 from support.tiny import tiny_classifier, tiny_config
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
@@ -282,3 +284,21 @@ def test_the_sizes_of_every_type_that_is_laid_out_are_read_or_refused_in_one_lin
         except UsageError as error:
             refused[kind] = str(error)
     assert set(refused) <= {"gemma3n_text", "gemma4_text", "gemma4_unified_text"}, "whose layers differ in size"
+
+
+def test_targets_begin_and_end_by_the_tokens_of_the_same_roles_in_another_tokenizer():
+    theirs = byte_level()
+    config = AutoConfig.for_model("bart", pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+    config.forced_eos_token_id = 2
+    changed = with_tokenizer(config, byte_fallback())
+    assert (theirs.bos_token_id, byte_fallback().bos_token_id) == (0, 1)
+    assert (changed.decoder_start_token_id, changed.forced_eos_token_id, changed.vocab_size) == (
+        1,
+        2,
+        len(byte_fallback()),
+    )
+    config.forced_bos_token_id = 77
+    with pytest.raises(
+        UsageError, match="the bart model's forced_bos_token_id is 77, which is none of its special tokens"
+    ):
+        with_tokenizer(config, byte_fallback())
