@@ -23,6 +23,7 @@ from kdalign.objective.build import build_classification_objective
 from kdalign.objective.losses.lm_head import TokenLoss, vocabulary_losses
 from kdalign.objective.terms import EmbeddingDistance, EmbeddingSimilarity, TermInputs
 from kdalign.objective.units import count_units
+from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.teachers.base import TermRequest
 from kdalign.teachers.computed import ComputedTeacher
 from kdalign.teachers.several import SeveralTeachers
@@ -306,3 +307,10 @@ def test_embeddings_are_compared_with_the_mean_of_the_teachers_cosines_whatever_
     by_hand = (ours - theirs).square().sum() / (theirs - theirs.mean()).square().sum()
     found = EmbeddingSimilarity()(embedded(((0.25, first), (0.75, second)), student))
     torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_a_schedule_moves_the_weights_of_all_teachers_by_their_shares():
+    scheduled = Weights(hard=0.3, alpha=0.7, beta=1, gamma=0, delta=0, schedule={"beta": {"to": 3.0}})
+    lesson = Lesson(computed(), computed(seed=5), mixing=Mixing((0.75, 0.25)), weights=scheduled)
+    middle = lesson.objective.at(0.5).weights
+    assert (middle["cosine"], middle["cosine 2"]) == pytest.approx((0.75 * 2, 0.25 * 2))
