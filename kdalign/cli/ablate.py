@@ -40,7 +40,8 @@ class ComparedOptions:
         str | None,
         typer.Option(
             help="Names separated by commas: labels (hard labels only), soft (and soft targets), align (layers first, "
-            "then hard labels), joint (all at once), or arms of the recipe file. Default all four.",
+            "then hard labels), joint (all at once), or arms of the recipe file. Default all four; with a served "
+            "teacher the first two.",
             rich_help_panel=_WHAT,
         ),
     ] = None

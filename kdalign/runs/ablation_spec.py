@@ -32,6 +32,7 @@ from kdalign.recipe import (
     validate_recipe,
 )
 from kdalign.recipe.strict_yaml import parse_yaml
+from kdalign.recipe.task_defaults import SERVED_PREFIX
 from kdalign.runs.locks import LOCK
 
 FILE = "ablation.yaml"
@@ -40,6 +41,8 @@ SEARCH = "search"
 TRIED = "tried.json"
 """File of all tried settings, in the search's folder."""
 DEFAULT_ARMS = "labels,soft,align,joint"
+SERVED_ARMS = "labels,soft"
+"""Default arms with a teacher behind an API, which shows no layers."""
 _OWN_KEYS = ("arms", "seeds", "sweep")
 MOST_SEEDS = 1_000
 """Limit of the number of seeds: a larger number was meant as a seed."""
@@ -163,7 +166,15 @@ def build_ablation(
     base = parse_yaml(yaml.safe_dump(merge(tree, flags, sets)), "the recipe")  # as it is read back
     own_arms = _arms_in(own.get("arms"))
     names = [name.strip() for name in arms.split(",")] if arms is not None else list(own_arms)
-    chosen = _choose_arms(names or DEFAULT_ARMS.split(","), {**ARMS_CHANGES, **own_arms})
+    served = str(base.get("teacher")).startswith(SERVED_PREFIX)
+    names = names or (SERVED_ARMS if served else DEFAULT_ARMS).split(",")
+    blind = next((name for name in names if name in ARMS and name not in (*SERVED_ARMS.split(","), *own_arms)), None)
+    if served and blind is not None:
+        raise UsageError(
+            f"arm {blind!r} compares layers, and a teacher behind an API shows none (accepted: {SERVED_ARMS}, and arms "
+            "of the recipe file)"
+        )
+    chosen = _choose_arms(names, {**ARMS_CHANGES, **own_arms})
     for key, values in {**_swept_in(own.get("sweep")), **_parse_sweeps(sweeps)}.items():
         if len({repr(value) for value in values}) < len(values):
             raise UsageError(f"sweep of {key}: a value is given twice")

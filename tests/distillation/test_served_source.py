@@ -84,7 +84,7 @@ def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp
     assert f"distilled from `openai:tiny at {server.url}`" in (tmp_path / "served/student/README.md").read_text()
 
 
-@pytest.mark.parametrize("task", ["chat", "translation:source-target"])
+@pytest.mark.parametrize("task", ["chat", pytest.param("translation:source-target", marks=pytest.mark.slow)])
 def test_answers_are_learnt_from_a_server_as_from_the_same_teacher_here(
     kdalign, tmp_path, pair, serve, monkeypatch, task
 ):
@@ -112,6 +112,7 @@ def test_answers_are_learnt_from_a_server_as_from_the_same_teacher_here(
     assert losses(tmp_path / "served") == pytest.approx(losses(tmp_path / "local"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_arms_and_seeds_share_what_was_asked(kdalign, tmp_path, pair, serve):
     rest = ("--student", pair / "student", "--task", "lm", "--data", pair / "texts", "--max-steps", 2)
     with serve() as server:
@@ -270,6 +271,15 @@ def test_what_no_server_can_teach_is_one_line(kdalign, tmp_path, pair, data, wor
     status, _, err = kdalign("distill", *given)
     assert (status, said in one_line(err)) == (2, True), err
     assert not (tmp_path / "served").exists()
+
+
+def test_an_ablation_has_no_arms_that_compare_layers_with_a_served_teacher(kdalign, pair):
+    given = ("--teacher", "openai:tiny", "--base-url", "http://127.0.0.1:9/v1", "--student", pair / "student")
+    rest = ("--task", "lm", "--data", pair / "texts", "--max-length", 32, "--out", "ablation", "--dry-run", "--json")
+    status, out, err = kdalign("ablate", *given, *rest)
+    assert (status, {trial["arm"] for trial in json.loads(out)}) == (0, {"labels", "soft"}), err
+    status, _, err = kdalign("ablate", *given, *rest, "--arms", "soft,joint")
+    assert (status, "arm 'joint' compares layers" in one_line(err)) == (2, True), err
 
 
 def test_a_server_that_is_not_there_is_named(kdalign, tmp_path, pair):
