@@ -111,13 +111,14 @@ class TokenizedSplit:
 
     def take(self, rows: Sequence[int]) -> "TokenizedSplit":
         """Select rows, in this order."""
+        numbers = np.asarray(rows, dtype=int)  # no rows are integers, too
         columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
-        labels = None if self.labels is None else self.labels[np.asarray(rows)]
-        groups = None if self.groups is None else self.groups[np.asarray(rows)]
-        known = None if self.labelled is None else self.labelled[np.asarray(rows)]
+        labels = None if self.labels is None else self.labels[numbers]
+        groups = None if self.groups is None else self.groups[numbers]
+        known = None if self.labelled is None else self.labelled[numbers]
         # The rows' words and bytes are not known.
         taken = replace(self, columns=columns, labels=labels, groups=groups, words=0, bytes=0)
-        taught_by = None if self.taught_by is None else self.taught_by[np.asarray(rows)]
+        taught_by = None if self.taught_by is None else self.taught_by[numbers]
         return replace(taken, labelled=known, mixture=None, taught_by=taught_by)
 
     def joined(self, others: "TokenizedSplit") -> "TokenizedSplit":

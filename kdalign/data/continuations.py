@@ -76,5 +76,5 @@ def with_samples(
             "input_ids": [[*one.prompt, *sample[:-1]] for one, sample in pairs],
             "targets": [[*[IGNORED] * (len(one.prompt) - 1), *sample] for one, sample in pairs],
         }
-    empty = replace(encoded.take([]), labels=None, corrupt=None, groups=None, truncated=0, passed_over=0)
-    return replace(empty, columns=columns)
+    empty = replace(encoded.take([]), labels=None, labelled=None, corrupt=None, groups=None, truncated=0, passed_over=0)
+    return replace(empty, columns=columns, taught_by=None)

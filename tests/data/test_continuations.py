@@ -1,5 +1,9 @@
 """Prompts of training rows, and rows with samples in place of what follows."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from kdalign.data.batches import IGNORED, TokenizedSplit, collate
 from kdalign.data.continuations import Continuation, continuation_of, with_samples
 
@@ -39,6 +43,14 @@ def test_samples_are_predicted_with_their_ends_and_nothing_else_is():
     assert batch.targets.tolist() == [[NO, NO, 8, 9, 2], [NO, 2, NO, NO, NO]]
     assert batch.predicted.sum() == 4
     assert batch.tokens.sum() == 7
+
+
+def test_samples_have_no_groups_labels_or_teachers_of_the_rows():
+    encoded = split(input_ids=[1, 5, 6, 7], targets=[NO, NO, 7, 2])
+    encoded = replace(encoded, groups=np.array([0]), labelled=np.array([True]), taught_by=np.array([1]))
+    batch = collate(with_samples(encoded, [Continuation([1, 5], [])] * 2, [[2]] * 2, [0, 0]), [0, 1])
+    assert (batch.labels, batch.labelled, batch.taught_by) == (None, None, None)
+    assert len(encoded.take([]).groups) == 0
 
 
 def test_an_encoder_decoders_samples_are_its_targets():
