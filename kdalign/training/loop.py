@@ -211,8 +211,7 @@ class Trainer:
                 if progress.step < steps and self._is_checkpoint_due():
                     self._save()
             self._save()  # what follows may be interrupted, too
-            if progress.step < steps:
-                self._announce_early_end(enough)
+            self._announce_end(enough)
             if received and self.accelerator.num_processes == 1:
                 raise Interrupted(f"stopped; all {steps} steps are saved", received[0])
         self.observer.ended()
@@ -222,8 +221,16 @@ class Trainer:
         most = self.settings.max_tokens
         return most is not None and self.progress.tokens >= most
 
-    def _announce_early_end(self, without_gain: bool) -> None:
-        progress = self.progress
+    def _announce_end(self, without_gain: bool) -> None:
+        """Announce an early end, and a budget of tokens that is left over."""
+        progress, most = self.progress, self.settings.max_tokens
+        if progress.step == self.steps:
+            if most is not None and progress.tokens < most and progress.sampled:
+                self.observer.announce(
+                    f"{progress.tokens:,} of {most:,} tokens are trained (--max-tokens), as samples were shorter than "
+                    f"the rows by which {self.steps} steps were planned: give --max-steps for more of them"
+                )
+            return
         why = f"{progress.tokens:,} tokens are trained, those of samples included (--max-tokens)"
         if without_gain:
             why = f"{progress.evaluations_without_gain} evaluations in a row without gain (--patience)"

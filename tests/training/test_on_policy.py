@@ -88,6 +88,13 @@ def test_tokens_of_samples_count_as_trained_and_end_the_run_where_they_reach_the
     assert "those of samples included (--max-tokens)" in observer.lines[-1]
 
 
+def test_a_budget_that_short_samples_leave_over_is_announced(tmp_path):
+    setting, observer = OnPolicySetting("llama", share=1.0, max_new_tokens=1), Announced()
+    progress, _ = setting.train(tmp_path, observer, max_steps=None, max_tokens=200)
+    assert progress.tokens < 200
+    assert observer.lines[-1].startswith(f"{progress.tokens} of 200 tokens are trained (--max-tokens)")
+
+
 class TwoRanks:
     """The first of two ranks, whose other one has these samples already."""
 
