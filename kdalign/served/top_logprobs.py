@@ -5,7 +5,6 @@ OpenAI's older API, by their texts (or by numbers, where a server knows ``return
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -275,9 +274,9 @@ def _logprob(value: Any) -> float | None:
     """
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or value > 1e-3:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value or value > 1e-3:
         raise Unusable("a log-probability in it is not a number of at most 0")
-    return max(float(value), -1e4)
+    return float(max(value, -1e4))  # in this order: an integer may be larger than a float can be
 
 
 def _collect(rows: Rows, top: int) -> TopLogprobs:

@@ -63,6 +63,11 @@ def test_an_echo_of_text_is_read_by_the_texts_of_tokens():
     assert [top.texts[number] for number in top.entries[1]] == [" x", " b"]
 
 
+def test_a_log_probability_that_no_float_holds_is_that_of_what_is_impossible():
+    answer = {"choices": [{"prompt_logprobs": [None, by_number(7, -(10**400)), by_number(8, -1)]}]}
+    assert read_prompt(answer, NUMBERS, PROMPT, 5)["top"].logs[1, 0] == -1e4
+
+
 @pytest.mark.parametrize(
     ("form", "choice", "error"),
     [
