@@ -152,6 +152,7 @@ def _check_inputs_stay(folder: RunFolder, recipe: Recipe) -> None:
             ("data.unlabelled", data.unlabelled),
             ("data.augment.model", data.augment.model),
         ),
+        *(("cache.folder", recipe.cache.folder), ("served.check_teacher", recipe.served.check_teacher)),
         *(("align.plan", recipe.align.plan), *(("data.task", task) for task in data.task)),
     ]
     for key, name in named:

@@ -104,12 +104,15 @@ def test_a_run_that_is_its_own_teacher_is_not_removed(kdalign, teacher, data, tm
 
     (tmp_path / "runs").mkdir()
     shutil.copytree(teacher, tmp_path / "runs/a/student")
+    (tmp_path / "runs/a/kept").mkdir()
     (tmp_path / "runs/a/recipe.yaml").write_text(f"teacher: {teacher}\ndata: {{task: sst2}}\n")
     before = sorted(tmp_path.rglob("*"))
     words = ["--student", "layers=2", "--task", "sst2", "--data", data, "--overwrite", "--out", "runs/a", "--dry-run"]
     for place in ("runs/a", "runs/a/student"):
         status, _, err = kdalign("distill", "--teacher", place, *words)
         assert (status, "which --overwrite would remove" in one_line(err)) == (2, True)
+    status, _, err = kdalign("distill", "--teacher", teacher, "--cache", "runs/a/kept", *words)
+    assert (status, "cache.folder 'runs/a/kept' is in 'runs/a', which --ov" in one_line(err)) == (2, True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
