@@ -49,7 +49,7 @@ class SourcePrompts:
 
     @property
     def extent(self) -> str:
-        """What is taken of a generated text, for a score's signature."""
+        """Part of a generated text that counts, for a score's signature."""
         return "all" if self.by_template else "one line"
 
     def __str__(self) -> str:
