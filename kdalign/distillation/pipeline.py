@@ -165,7 +165,7 @@ def _distill_task(
     progress = train(task, ready.recipe.train, accelerator, observer, what, resume)
     for tracker in accelerator.trackers:
         tracker.finish()
-    options = ExportOptions(facts={} if served is None else {"served_teacher": served.facts})
+    options = ExportOptions(facts={} if served is None else {"served_teacher": served.all_facts()})
     return export_student(loaded, task, progress, accelerator, observer, begun, options)
 
 

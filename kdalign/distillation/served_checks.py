@@ -34,11 +34,6 @@ def check_served_teacher(recipe: Recipe, task: AnyTask) -> None:
         raise UsageError(f"teacher {name!r} is behind an API: give its address, --base-url http://HOST:PORT/v1")
     if recipe.cache.folder is not None:
         raise UsageError(f"--cache is for a teacher whose weights are here: what {name!r} says is kept anyway")
-    if recipe.on_policy.share > 0:
-        raise UsageError(
-            f"--on-policy asks the teacher about texts that nobody knows before: give the weights of {name!r} "
-            "(--teacher DIR)"
-        )
     if recipe.revision is not None:
         raise UsageError(f"--revision is for a teacher on the hub, and {name!r} is behind an API")
     weights = recipe.objective.built

@@ -25,7 +25,7 @@ from kdalign.recipe import Recipe
 from kdalign.runs.prediction_table import TokenPredictions
 from kdalign.served import Unavailable
 from kdalign.served.top_logprobs import TokenPrompt
-from kdalign.teachers.served import ReadingFacts, ServedTeacher, ServedTokens, measure_reading
+from kdalign.teachers.served import UNREADABLE_SAMPLES, ReadingFacts, ServedTeacher, ServedTokens, measure_reading
 from kdalign.teachers.served_checks import (
     MOST_NATS,
     MOST_NATS_LOCAL,
@@ -146,6 +146,8 @@ def compare_first(opened: OpenedRun, accelerator: Accelerator) -> ServedSource:
         with ExitStack() as opened_here:
             opened_here.enter_context(reader)
             facts, notes = _compare(source, questions, recipe)
+            if recipe.on_policy.share > 0 and reader.form is not None and not reader.form.as_ids:
+                raise UsageError(f"--on-policy: {UNREADABLE_SAMPLES}; nothing was trained")
             opened_here.pop_all()  # without an error it stays open, for the other rows
         told = [reader.form, facts, notes]
     reader.form, facts, notes = broadcast_object_list(told)
@@ -244,6 +246,10 @@ class AskedTeacher:
 
     teacher: ServedTeacher
     facts: dict[str, object]
+
+    def all_facts(self) -> dict[str, object]:
+        """Return the facts, with what was paid for since then: questions about texts that the student wrote."""
+        return {**self.facts, **self.teacher.source.reader.record()}
 
 
 def ask_all(source: ServedSource, accelerator: Accelerator, observer: Observer) -> AskedTeacher:

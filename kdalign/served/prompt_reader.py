@@ -80,7 +80,7 @@ class PromptReader:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; what is kept can still be read."""
+        """Close the connections; what is kept can still be read, and a later request opens new ones."""
         self._server.close()
 
     @property

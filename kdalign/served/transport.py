@@ -46,11 +46,13 @@ class Server:
         self._key = _read_key(self.url)
         is_long = self._key is not None and len(self._key) >= _SHORTEST_KEY
         self._key_pattern = re.compile(r"\s*".join(map(re.escape, self._key or ""))) if is_long else None
+        self._settings = settings
         self._client = _open_client(self.url, self._key, settings)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a later request opens new ones."""
         self._client.close()
+        self._client = _open_client(self.url, self._key, self._settings)
 
     def post(self, path: str, body: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
         """Send a request and return its answer, cleaned of the key and of halves of surrogate pairs.

@@ -22,6 +22,13 @@ LEAST_REST = 1e-8
 """Least probability of all tokens that a server does not name: the sum of the others is only as exact as float32."""
 
 
+UNREADABLE_SAMPLES = (
+    "this server reads prompts as text, which it may divide into other tokens than those that the student sampled: "
+    "give the model's weights (--teacher DIR), or a server that reads token numbers"
+)
+"""Reason for which a server cannot read texts that a student writes."""
+
+
 @dataclass(frozen=True)
 class PassageTargets:
     """What a served model says at the positions of a passage.
@@ -57,6 +64,17 @@ class ServedTokens:
     def prompt(self, passage: Passage) -> TokenPrompt:
         """Return the prompt that asks about a passage: its tokens and the one after them."""
         return self._texts.prompt(passage.whole)
+
+    def ask_missing(self, passages: Sequence[Passage]) -> None:
+        """Ask about passages of which no answer is kept: texts that the student wrote.
+
+        Raises:
+            RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
+        """
+        prompts = list(map(self.prompt, passages))
+        if self.reader.missing(prompts):
+            with self.reader:
+                self.reader.read_all(prompts)
 
     def targets(self, passage: Passage) -> PassageTargets:
         """Return what the model says of a passage.
@@ -133,7 +151,7 @@ def in_vocabulary(top: TopLogprobs, rows: Array, numbers: Array | None, vocabula
 
 
 class ServedTeacher:
-    """Teacher behind an API, whose answers about all training rows are kept already.
+    """Teacher behind an API, whose answers about all training rows are kept already; it is asked about others.
 
     Answers are found by a passage's tokens, never by a row's number.
     """
@@ -147,7 +165,9 @@ class ServedTeacher:
         entries = np.full((*batch.real.shape, k), -1, dtype=np.int64)
         logs = np.full((*batch.real.shape, k + 1), ABSENT, dtype=np.float32)
         logs[..., -1] = 0
-        for row, passage in batch_passages(batch):
+        passages = list(batch_passages(batch))
+        self.source.ask_missing([passage for _, passage in passages])
+        for row, passage in passages:
             here, found = slice(passage.start, passage.start + len(passage.ids)), self.source.targets(passage)
             entries[row, here], logs[row, here] = found.entries, found.logs
         kept = {1.0: torch.from_numpy(logs).to(self._device)}
@@ -155,6 +175,9 @@ class ServedTeacher:
 
     def refusal(self, request: TermRequest) -> str | None:
         """Return why a server cannot give what a term asks for, and who could; None if it can."""
+        form = self.source.reader.form
+        if request.samples and form is not None and not form.as_ids:
+            return f"compares texts that the student writes: {UNREADABLE_SAMPLES}"
         return served_refusal(request)
 
 

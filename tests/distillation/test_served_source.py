@@ -84,6 +84,40 @@ def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp
     assert f"distilled from `openai:tiny at {server.url}`" in (tmp_path / "served/student/README.md").read_text()
 
 
+OWN_TEXTS = ("--on-policy", 0.5, "--set", "on_policy.max_new_tokens=8", "--set", "on_policy.divergence=reverse")
+
+
+def test_a_served_teacher_is_asked_about_the_students_own_texts_once(kdalign, tmp_path, pair, serve, monkeypatch):
+    with serve(protocols=("prompt_logprobs",)) as server:
+        for out in ("served", "again"):
+            status, _, err = kdalign(*words(pair, server, *OWN_TEXTS, out=out))
+            assert status == 0, err
+    monkeypatch.setattr(teacher_source, "ComputedTeacher", Reduced)
+    rest = ("--student", pair / "student", "--task", "lm", "--data", pair / "texts", *TRAINING, "--out", "local")
+    status, _, err = kdalign("distill", "--teacher", pair / "teacher", "--beta", 0, *OWN_TEXTS, *rest)
+    assert status == 0, err
+    assert losses(tmp_path / "served") == pytest.approx(losses(tmp_path / "local"), abs=1e-5)
+    assert losses(tmp_path / "served") == losses(tmp_path / "again")
+    steps = [json.loads(line) for line in (tmp_path / "served" / "history.jsonl").read_text().splitlines()]
+    own = [event["on_policy"] for event in steps if "on_policy" in event]
+    assert len(own) == 2
+    assert all(0 <= each["outside"] <= 1 and each["likelihood"] < 0 for each in own)
+    requests = [
+        json.loads((tmp_path / out / "record.json").read_text())["training"]["served_teacher"]["requests"]
+        for out in ("served", "again")
+    ]
+    assert requests[0] > requests[1] == 0
+
+
+@pytest.mark.slow
+def test_a_server_that_reads_prompts_as_text_does_not_read_the_students_own(kdalign, tmp_path, pair, serve):
+    with serve(protocols=("echo",), takes_ids=False) as server:
+        status, _, err = kdalign(*words(pair, server, *OWN_TEXTS))
+    assert status == 2
+    assert "--on-policy: this server reads prompts as text" in one_line(err)
+    assert not (tmp_path / "served").exists()
+
+
 @pytest.mark.parametrize("task", ["chat", pytest.param("translation:source-target", marks=pytest.mark.slow)])
 def test_answers_are_learnt_from_a_server_as_from_the_same_teacher_here(
     kdalign, tmp_path, pair, serve, monkeypatch, task
@@ -252,7 +286,6 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_asked(kdalign, tmp_path,
     ("words", "said"),
     [
         (["--task", "lm"], "give its address, --base-url"),
-        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--on-policy", "0.5"], "--on-policy asks the teacher"),
         (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--cache", "auto"], "--cache is for a teacher whose"),
         (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--beta", "1"], "objective.beta compares layers"),
         (
