@@ -286,7 +286,10 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_asked(kdalign, tmp_path,
     ("words", "said"),
     [
         (["--task", "lm"], "give its address, --base-url"),
-        (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--cache", "auto"], "--cache is for a teacher whose"),
+        (
+            ["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--cache", "auto"],
+            "answers are kept already: leave out",
+        ),
         (["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--beta", "1"], "objective.beta compares layers"),
         (
             ["--base-url", "http://127.0.0.1:9/v1", "--task", "lm", "--temperature", "2"],
