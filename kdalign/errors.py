@@ -6,6 +6,7 @@
     ├── UsageError          the user's mistake: exit code 2, nothing written
     │   └── TamperedRun     a run's files are not as it left them
     ├── RunError            a run or a gate failed: exit code 1
+    │   ├── RefusedRun      a check of loaded models refused a run before its first step; it leaves no folder
     │   ├── NotFinite       a model's outputs are NaN or infinite
     │   └── Unwritten       a file could not be written: no space, or a limit
     └── Interrupted         stopped by a signal after saving a checkpoint
@@ -35,6 +36,10 @@ class TamperedRun(UsageError):
 
 class RunError(KdalignError):
     """A correct request that could not be finished."""
+
+
+class RefusedRun(RunError):
+    """A check of the loaded models refused a run before its first step; what the run wrote is removed again."""
 
 
 class NotFinite(RunError):

@@ -11,7 +11,7 @@ import typer
 
 from kdalign.cli.application import app, examples
 from kdalign.cli.console import error_console, new_watcher, quiet_libraries, show, tell
-from kdalign.cli.options import AllowCode, Json, RecipeSource, TaskOptions, trust_code, with_options
+from kdalign.cli.options import Json, RecipeSource, TaskOptions, trust_code, with_options
 from kdalign.errors import UsageError, unknown
 from kdalign.recipe.flags import pick_flags
 
@@ -29,7 +29,7 @@ _RECIPE = pick_flags(
     "teacher base_url top_logprobs max_requests check_teacher student task data dataset config recipe preset set term"
 )
 _BUDGET = pick_flags("epochs max_steps batch_size lr", "The budget, the same for all")
-_REST = pick_flags("max_length limit unlabelled cache precision device")
+_REST = pick_flags("max_length limit unlabelled cache precision device allow")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,6 @@ class AblationOptions:
     drop_runs: Annotated[
         bool, typer.Option("--drop-runs", help="Remove each run's folder with its student once its result is archived.")
     ] = False
-    allow: AllowCode = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the ablation in --out.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, write nothing.")] = False
 
@@ -135,8 +134,11 @@ def ablate(
     The recipe file may hold arms, seeds and sweep, too. The same command resumes an ablation that was stopped, and
     adds arms or seeds to one that is there.
     """
-    trust_code(options.allow, (source.code, compared.code))
-    ablation = _specify(source, {**source.flags, **training.flags}, compared, options.out)
+    from kdalign.recipe import CHECKS
+
+    flags = {**source.flags, **training.flags}
+    allowed = trust_code(flags.pop("allow", None), (source.code, compared.code), CHECKS)
+    ablation = _specify(source, flags | ({"allow": allowed} if allowed else {}), compared, options.out)
     space = compared.space
     if options.dry_run:
         _show_trials(ablation, options, as_json)

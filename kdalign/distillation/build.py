@@ -21,6 +21,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
 from kdalign.distillation.load import LoadedModels, preview
+from kdalign.distillation.teacher_checks import compare_with_start, settle_loaded
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
@@ -88,6 +89,7 @@ def build_task(
         encoded=with_corruption(texts.train, recipe.data.augment, tokenizer, masked_lm is not None),
         folder=run.folder,
         evaluate=Evaluator(loaded, observer),
+        check_start=StartCheck(loaded, observer) if loaded.teacher is not None else None,
         remapping=_remapping(loaded, plan, objective_of),
         on_policy=_on_policy(opened, model, observer),
     )
@@ -225,7 +227,32 @@ class Evaluator:
             first.value if first.value is None or first.higher_is_better else -first.value,
             {score.metric: score.value for score in scores} | ({"samples": samples} if samples else {}),
             {score.metric: score.reason for score in scores if score.value is None},
+            predictions,
         )
+
+
+@dataclass(frozen=True)
+class StartCheck:
+    """Compares the student before its first step with its teacher, and keeps what was found in the history."""
+
+    loaded: LoadedModels
+    observer: Observer
+
+    def __call__(self, scores: WatchedScores) -> None:
+        """Announce both scores.
+
+        Raises:
+            RefusedRun: the student is better than its teacher, and that is not allowed.
+        """
+        loaded, run = self.loaded, self.loaded.opened.run
+        line, found = compare_with_start(loaded.opened, scores.predictions, loaded.watched_answers)
+        if line:
+            self.observer.announce(line)
+        findings = settle_loaded(found, run)
+        for finding in findings:
+            self.observer.announce(f"{finding.what}: {finding.said} (allowed)")
+        for finding in (*loaded.findings, *findings):
+            run.folder.append_history({"kind": "finding", "step": 0, "what": finding.what, "said": finding.said})
 
 
 def _remapping(loaded: LoadedModels, plan: Plan | None, objective_of: ObjectiveFactory) -> Remapping | None:

@@ -1,8 +1,8 @@
 """Checks of a recipe against its models and task, before weights load."""
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
@@ -37,6 +37,19 @@ class Finding:
     said: str
     mend: str = ""
     allowed: bool = False
+
+
+def settle(findings: Iterable[Finding], allow: Collection[str]) -> Iterator[Finding]:
+    """Yield findings, each marked if it is let through.
+
+    Raises:
+        UsageError: the first finding that is wrong and not allowed, with its mend.
+    """
+    for finding in findings:
+        allowed = bool(finding.mend) and finding.what in allow
+        if finding.mend and not allowed:
+            raise UsageError(f"{finding.said}: {finding.mend}, or let it through by --allow {finding.what}")
+        yield replace(finding, allowed=allowed)
 
 
 def check_task(recipe: Recipe, adapter: TaskAdapter, teacher: Checkpoint | None) -> None:

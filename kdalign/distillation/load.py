@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
 from kdalign.data.batches import TokenizedSplit, sample_batches, teacher_inputs
 from kdalign.data.tasks import ClassificationTask
-from kdalign.distillation.checks import needs_finetuning
+from kdalign.devices import on_first_rank
+from kdalign.distillation.checks import Finding, needs_finetuning
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.several_teachers import mixing_of
+from kdalign.distillation.teacher_checks import check_scored_teacher
 from kdalign.distillation.tokenize import OpenedRun, with_augmentation
 from kdalign.errors import NotFinite, RunError
 from kdalign.evaluation.ensembles import predict_ensemble
@@ -50,6 +53,7 @@ class LoadedModels:
         timed: tokens of such a forward.
         prompts: texts for samples.
         teacher_samples: the teacher's continuations of them.
+        findings: results of the checks of the loaded teachers, on the first rank.
     """
 
     opened: OpenedRun
@@ -64,6 +68,7 @@ class LoadedModels:
     timed: int
     prompts: Sequence[Prompt]
     teacher_samples: Sequence[str]
+    findings: Sequence[Finding]
 
     @property
     def teacher(self) -> "LoadedTeacher | None":
@@ -87,7 +92,10 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
     texts, main = opened.texts, accelerator.is_main_process
     # The teacher is scored in float32, before it may be rounded for speed.
     teachers = load_teachers(run, recipe, accelerator, opened.bf16, observer)
-    said = _answers(opened, teachers, accelerator) if teachers and main else _Answers()
+    score = partial(_answers, opened, teachers, accelerator)
+    said = (on_first_rank(accelerator, score) if teachers else None) or _Answers()
+    for finding in said.findings:
+        observer.announce(f"{finding.what}: {finding.said}{' (allowed)' if finding.allowed else ''}")
     taught = teachers[0] if teachers else None
     big = taught.model if taught is not None else None
     student_model = load_student(run, tokenizer, big, texts.train)
@@ -120,6 +128,7 @@ def load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> Loa
         timed=timed,
         prompts=prompts,
         teacher_samples=teacher_samples,
+        findings=said.findings,
     )
 
 
@@ -154,30 +163,35 @@ class _Answers:
     reported: Mapping[str, Any] = field(default_factory=dict)
     watched: Any = None
     each: Sequence[Mapping[str, Any]] = ()
+    findings: Sequence[Finding] = ()
 
 
 def _answers(opened: OpenedRun, teachers: Sequence[LoadedTeacher], accelerator: Accelerator) -> _Answers:
-    """Predict the reported splits and the monitored slice of train by the teachers, in float32.
+    """Predict the monitored slice of train by the teachers, check them by it, and predict the reported splits.
 
     Raises:
+        RefusedRun: what is wrong with the teachers, with its mend.
         RunError: a teacher gives NaN.
     """
     run, texts, models = opened.run, opened.texts, [teacher.model.to(accelerator.device) for teacher in teachers]
     predict = run.adapter.predict
     try:
         if len(models) == 1:
+            watched = predict(models[0], texts.watched_by_teacher)
+            findings = check_scored_teacher(opened, watched, models[0])
             answers = {split: predict(models[0], e) for split, e in texts.reported_to_teacher.items()}
-            return _Answers(answers, predict(models[0], texts.watched_by_teacher))
+            return _Answers(answers, watched, findings=findings)
         mixing = mixing_of(run.recipe)
+        watched, _ = predict_ensemble(run.adapter, models, texts.watched_by_teacher, mixing)
+        findings = check_scored_teacher(opened, watched)
         said = {
             split: predict_ensemble(run.adapter, models, e, mixing) for split, e in texts.reported_to_teacher.items()
         }
-        watched, _ = predict_ensemble(run.adapter, models, texts.watched_by_teacher, mixing)
     except NotFinite as error:
         names = " or ".join(repr(teacher.name) for teacher in run.teachers)
         raise RunError(f"teacher {names} gives NaN: {error}; nothing can be learned from it") from None
     each = [{split: own[number] for split, (_, own) in said.items()} for number in range(len(models))]
-    return _Answers({split: mixture for split, (mixture, _) in said.items()}, watched, each)
+    return _Answers({split: mixture for split, (mixture, _) in said.items()}, watched, each, findings)
 
 
 def load_teachers(

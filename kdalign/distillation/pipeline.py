@@ -18,7 +18,7 @@ from kdalign.distillation.run_folders import claim, split_by_task
 from kdalign.distillation.served_source import add_scores, ask_all, compare_first, with_heard
 from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
-from kdalign.errors import Interrupted, Unwritten, UsageError
+from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
 from kdalign.objective.stages import check_steps
 from kdalign.observer import NullObserver, Observer
 from kdalign.recipe import Recipe, load_recipe
@@ -59,7 +59,11 @@ def _distill(recipe: Recipe, observer: Observer, resume: bool, overwrite: bool) 
     together = group if recipe.multi_task.together else None
     accelerator = make_accelerator(recipe.train.device, recipe.train.trackers, (together or runs[0].folder).path)
     folder = group or runs[0].folder
-    with _locked(folder, accelerator, observer), _resume_hint(folder, runs):
+    with (
+        _locked(folder, accelerator, observer),
+        _withdrawn_if_refused(folder, runs, resume),
+        _resume_hint(folder, runs),
+    ):
         if accelerator.is_main_process:  # a folder that was free when it was checked may have been taken since
             claim_all(runs, recipe, resume, overwrite)
         if together is not None:
@@ -179,6 +183,21 @@ def _locked(folder: RunFolder, accelerator: Accelerator, observer: Observer) -> 
         if note:
             observer.announce(note)
         yield
+
+
+@contextmanager
+def _withdrawn_if_refused(folder: RunFolder, runs: Sequence[PreparedRun], resume: bool) -> Iterator[None]:
+    """Remove what a run has written if it is refused before its first step; finished ones of other tasks stay."""
+    try:
+        yield
+    except RefusedRun:
+        if not resume:
+            for run in runs:
+                if not run.folder.complete:
+                    run.folder.withdraw()
+            if not any(run.folder.complete for run in runs):
+                folder.withdraw()
+        raise
 
 
 @contextmanager

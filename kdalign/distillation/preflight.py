@@ -6,7 +6,6 @@ A finding with a mend is an error, which ``--allow`` lets through by its name; t
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -15,11 +14,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
-from kdalign.distillation.checks import Finding
+from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.prepare import PreparedRun, teacher_role
 from kdalign.distillation.several_teachers import row_teachers
 from kdalign.distillation.token_checks import token_findings
-from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
 from kdalign.models.architecture import describe, layout_of, meta_model
 from kdalign.models.heads import HeadKind
@@ -49,13 +47,7 @@ def preflight(run: PreparedRun) -> tuple[Finding, ...]:
     Raises:
         UsageError: the first finding that is wrong and not allowed, with its mend.
     """
-    findings = []
-    for finding in _findings(run):
-        allowed = bool(finding.mend) and finding.what in run.recipe.allow
-        if finding.mend and not allowed:
-            raise UsageError(f"{finding.said}: {finding.mend}, or let it through by --allow {finding.what}")
-        findings.append(replace(finding, allowed=allowed))
-    return tuple(findings)
+    return tuple(settle(_findings(run), run.recipe.allow))
 
 
 def _findings(run: PreparedRun) -> Iterator[Finding]:

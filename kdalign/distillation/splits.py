@@ -8,6 +8,7 @@ import numpy as np
 from kdalign.data.tasks import ClassificationTask, Examples, UnlabelledSource, hold_out, unlabelled_texts
 from kdalign.data.tasks.loading import split_exists
 from kdalign.data.tasks.unlabelled import REST
+from kdalign.distillation.row_shifts import neighbouring_rows
 from kdalign.errors import UsageError
 from kdalign.evaluation.adapters.base import TaskAdapter
 from kdalign.recipe import DataSettings, Recipe, TrainSettings
@@ -28,12 +29,14 @@ class RunSplits:
         watched: monitored slice of train: held out, or a part of ``train``.
         reported: splits that the run is scored on once, at its end.
         unlabelled: text without labels to train on as well; None without any.
+        neighbours: blocks of rows of train that follow one another in its file, some of which may not be trained on.
     """
 
     train: Examples
     watched: Examples
     reported: Mapping[str, Examples]
     unlabelled: UnlabelledSource | None
+    neighbours: tuple[Examples, ...]
 
 
 def load_splits(adapter: TaskAdapter, recipe: Recipe) -> RunSplits:
@@ -42,9 +45,11 @@ def load_splits(adapter: TaskAdapter, recipe: Recipe) -> RunSplits:
     Raises:
         UsageError: no such data, or none with labels for a task that needs them.
     """
-    train, watched = training_examples(adapter, recipe)
+    examples = _load_train(adapter)
+    train, watched = _split_train(examples, recipe)
     reported = _splits_to_report(adapter, recipe.data)
-    return RunSplits(train, watched, reported, _load_unlabelled(adapter, recipe, train, watched, reported))
+    unlabelled = _load_unlabelled(adapter, recipe, train, watched, reported)
+    return RunSplits(train, watched, reported, unlabelled, neighbouring_rows(examples))
 
 
 def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, Examples]:
@@ -53,11 +58,19 @@ def training_examples(adapter: TaskAdapter, recipe: Recipe) -> tuple[Examples, E
     Raises:
         UsageError: no such data, or none with labels for a task that needs them.
     """
+    return _split_train(_load_train(adapter), recipe)
+
+
+def _load_train(adapter: TaskAdapter) -> Examples:
     task = adapter.task
-    examples, _ = _limited(adapter.load_examples(task.train), recipe.data, recipe.train.seed)
+    examples = adapter.load_examples(task.train)
     if isinstance(task, ClassificationTask) and examples.labels is None:
         raise UsageError(f"{task.source}, split {task.train!r} has no labels in column {task.label!r}")
-    return _split_watched(examples, recipe.train)
+    return examples
+
+
+def _split_train(examples: Examples, recipe: Recipe) -> tuple[Examples, Examples]:
+    return _split_watched(_limited(examples, recipe.data, recipe.train.seed)[0], recipe.train)
 
 
 def _limited(examples: Examples, data: DataSettings, seed: int) -> tuple[Examples, Examples]:

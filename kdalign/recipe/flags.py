@@ -196,8 +196,9 @@ FLAGS = (
     Flag(
         "--allow",
         "allow",
-        "Continue despite a preflight error: memory, disk, file-size, special-tokens, no-end; or code: run code "
-        "that recipes, task files and plans name (own terms, maps, metrics). Repeatable.",
+        "Continue despite what a check found: memory, disk, file-size, special-tokens, no-end, weak-teacher, "
+        "shifted-rows; or code: run code that recipes, task files and plans name (own terms, maps, metrics). "
+        "Repeatable.",
         list,
         "WHAT",
     ),

@@ -31,7 +31,7 @@ from kdalign.recipe.task_defaults import (
     task_defaults,
 )
 
-Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end"]
+Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end", "weak-teacher", "shifted-rows"]
 CHECKS: tuple[str, ...] = get_args(Check)
 """Preflight checks whose errors ``--allow`` lets through."""
 

@@ -104,6 +104,12 @@ class RunFolder:
                 for file in (self.history, self.log, self.plan, self.projections):
                     file.unlink(missing_ok=True)
 
+    def withdraw(self) -> None:
+        """Remove what a run wrote that was refused before its first step."""
+        with writing(self.path):
+            for file in (self.recipe, self.inputs, self.path / BEGUN, self.plan, self.history, self.log):
+                file.unlink(missing_ok=True)
+
     def begin_above(self, recipe: str, keep: bool) -> None:
         """Write the recipe of several tasks into the folder above the tasks' own."""
         if not (keep and self.recipe.is_file() and self.begun is not None):
@@ -268,6 +274,16 @@ class RunFolder:
             for event in self._events()
             if event.get("kind") == "evaluation"
         ]
+
+    @property
+    def findings(self) -> dict[str, str]:
+        """What checks of the loaded models found before the first step, by the name of the check."""
+        found: dict[str, str] = {}
+        for event in self._events():
+            if event.get("kind") == "finding":
+                what, said = str(event["what"]), str(event["said"])
+                found[what] = f"{found[what]}; {said}" if what in found else said
+        return found
 
     def cut_history_to(self, size: int) -> None:
         """Drop the history after the first ``size`` bytes."""

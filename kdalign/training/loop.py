@@ -25,6 +25,7 @@ from torch import nn
 
 from kdalign.alignment.plan import Plan
 from kdalign.data.batches import Batch, total_steps
+from kdalign.devices import on_first_rank
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError
 from kdalign.models.architecture import first_non_finite
@@ -378,11 +379,14 @@ class Trainer:
         """Evaluate every task on its monitored texts; return true if training should stop early."""
         if not any(trainer.task.evaluate for trainer in self.trainers):
             return False
-        for trainer in self.trainers:
-            if trainer.task.evaluate is not None and self.accelerator.is_main_process:
-                self._evaluate(trainer, trainer.task.evaluate)
+        on_first_rank(self.accelerator, self._evaluate_all)
         [without_gain] = broadcast_object_list([self.progress.evaluations_without_gain])
         return self._is_patience_exhausted(without_gain)
+
+    def _evaluate_all(self) -> None:
+        for trainer in self.trainers:
+            if trainer.task.evaluate is not None:
+                self._evaluate(trainer, trainer.task.evaluate)
 
     def _is_patience_exhausted(self, evaluations_without_gain: int) -> bool:
         return self.settings.patience is not None and evaluations_without_gain >= self.settings.patience
@@ -401,6 +405,8 @@ class Trainer:
             values = {name: value for name, value in scores.kept.items() if isinstance(value, float)}
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "no score has a value"
             self.observer.announce(f"before training, on the monitored texts{suffix}: {shown}")
+            if trainer.task.check_start is not None:
+                trainer.task.check_start(scores)
         for metric, reason in scores.undefined.items():
             self.observer.announce(f"step {step}, on the monitored texts{suffix}: {metric} is undefined, {reason}")
         self._write(trainer, {"kind": "evaluation", "step": step, **scores.kept})

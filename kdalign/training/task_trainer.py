@@ -59,11 +59,13 @@ class WatchedScores:
         deciding: the number by which steps are compared, higher is better; None if it is undefined.
         kept: scores by metric for the history, None if undefined, and sample texts.
         undefined: reason of each metric without a value.
+        predictions: the student's, as the task's adapter makes them.
     """
 
     deciding: float | None
     kept: Mapping[str, Any]
     undefined: Mapping[str, str]
+    predictions: Any = None
 
 
 Evaluate = Callable[[PreTrainedModel], WatchedScores]
@@ -84,6 +86,7 @@ class TrainTask:
         evaluate: scores the student on the monitored texts; None if there are none.
         remapping: how layer maps are measured again; None if they stay, as with several tasks.
         on_policy: steps on the student's own texts; None if there are none.
+        check_start: looks at the student's scores before the first step, and may refuse the run; None if nothing does.
     """
 
     name: str
@@ -95,6 +98,7 @@ class TrainTask:
     evaluate: Evaluate | None = None
     remapping: Remapping | None = None
     on_policy: OnPolicy | None = None
+    check_start: Callable[[WatchedScores], None] | None = None
 
 
 class TaskTrainer:

@@ -605,6 +605,18 @@ MUTANTS = {
         "False",
         "models/test_sampling.py::test_a_batch_with_cache_and_padding_samples_what_each_prompt_samples_alone",
     ),
+    "a token predicted from itself": (
+        "metrics/chance.py",
+        "np.log((seen - 1) /",
+        "np.log(seen /",
+        "metrics/test_chance.py::test_tokens_by_their_frequencies_are_predicted_from_the_others_by_hand",
+    ),
+    "neighbours taken from the other side": (
+        "distillation/row_shifts.py",
+        "block.texts[column][1 + offset : len(block) - 1 + offset]",
+        "block.texts[column][1 - offset : len(block) - 1 - offset]",
+        "distillation/test_row_shifts.py::test_a_column_is_taken_from_the_rows_before_or_after_within_its_block",
+    ),
     "seed does not cover the data order": (
         "data/batches.py",
         "generator = np.random.default_rng([seed, epoch])",

@@ -51,7 +51,7 @@ def words(teacher, data, texts, language_teachers):
     def of(kind, out, *more):
         common = ["distill", "--tokenizer", "train:290", "--batch-size", 8, "--micro-batch", 4, "--max-steps", 12,
                   "--max-length", 40, "--precision", "fp32", "--device", "cpu", "--set", "train.dropout=0", "--set",
-                  "train.checkpoint_every=3", "--out", out, *more]  # fmt: skip
+                  "train.checkpoint_every=3", "--allow", "weak-teacher", "--out", out, *more]  # fmt: skip
         if kind == "classes":
             given = ["--teacher", teacher, "--student", "layers=2", "--task", "sst2", "--data", data]
         else:

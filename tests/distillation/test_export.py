@@ -25,7 +25,8 @@ from support.tiny import save_model, sentences
 def run_of(tmp_path, teacher, **flags):
     """A run of one step, and its record."""
     flags = {"data.task": flags.pop("task"), "data.folder": str(flags.pop("data")), **flags}
-    given = {"teacher": str(teacher), "student": "layers=half", "out": str(tmp_path / "run"), "train.max_steps": 1}
+    given = {"teacher": str(teacher), "student": "layers=half", "out": str(tmp_path / "run"), "train.max_steps": 1,
+             "allow": ["weak-teacher"]}  # fmt: skip
     sets = ("train.batch_size=4", "train.samples=0")
     return distill(build_recipe(None, {**given, **flags}, sets))[0], tmp_path / "run" / "student"
 

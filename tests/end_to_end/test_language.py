@@ -174,7 +174,7 @@ def taught(request, tmp_path_factory, texts):
 def words(teacher, texts, out, *more):
     return ["distill", "--teacher", teacher, "--student", "layers=1", "--task", "lm", "--data", texts, "--max-steps", 6,
             "--batch-size", 8, "--micro-batch", 4, "--max-length", 32, "--precision", "fp32", "--device", "cpu",
-            "--set", "train.dropout=0", "--out", out, *more]  # fmt: skip
+            "--set", "train.dropout=0", "--allow", "weak-teacher", "--out", out, *more]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -458,7 +458,7 @@ def test_a_bart_reads_its_marian_teachers_targets_and_no_samples_are_none(kdalig
         english, _ = sentences(40, number)
         pd.DataFrame({"en": english, "de": english[::-1]}).to_parquet(pairs / f"{split}.parquet")
     words = ("distill", "--task", "translation:en-de", "--data", pairs, "--max-length", 24, "--max-steps", 2)
-    words += ("--set", "train.samples=0")
+    words += ("--set", "train.samples=0", "--allow", "weak-teacher")
     made = "new:marian,layers=1,width=32,heads=4,positions=32"
     status, _, err = kdalign(*words, "--teacher", "none", "--student", made, "--tokenizer", "train:300", "--out", "big")
     assert status == 0, err

@@ -14,13 +14,15 @@ WORDS = (
 ).split()
 
 
+GOOD = frozenset("good great fine warm funny loved liked".split())
+BAD = frozenset("bad awful dull cold sad hated slow".split())
+
+
 def sentences(n: int, seed: int) -> tuple[list[str], list[int]]:
     """Sentences of 2 to 11 words whose label depends on their words, so that a model can learn it."""
     generator = np.random.default_rng(seed)
     texts = [" ".join(generator.choice(WORDS, generator.integers(2, 12))) for _ in range(n)]
-    good = {"good", "great", "fine", "warm", "funny", "loved", "liked"}
-    bad = {"bad", "awful", "dull", "cold", "sad", "hated", "slow"}
-    labels = [int(sum(w in good for w in t.split()) >= sum(w in bad for w in t.split())) for t in texts]
+    labels = [int(sum(w in GOOD for w in t.split()) >= sum(w in BAD for w in t.split())) for t in texts]
     return texts, labels
 
 
@@ -63,13 +65,41 @@ def tiny_classifier(kind: str, layers: int = 4, width: int = 32, heads: int = 4,
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
 
 
+def fit_head(model, tokenizer) -> None:
+    """Let a classifier of two labels know something of ``sentences``, so that it may teach.
+
+    The embeddings of good and bad words are moved apart, and the last layer is fitted by least squares.
+    """
+    texts, labels = sentences(256, 0)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        for words, side in ((GOOD, 1.0), (BAD, -1.0)):
+            embeddings[tokenizer.convert_tokens_to_ids(sorted(words)), ::2] += side
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 2][-1]
+    read: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: read.append(given[0].flatten(1)))
+    with torch.no_grad():
+        model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
+        hook.remove()
+        features = torch.cat([read[0], torch.ones(len(texts), 1)], dim=1)
+        wanted = 4.0 * torch.nn.functional.one_hot(torch.tensor(labels), 2) - 2
+        if model.config.id2label[0] == "positive":
+            wanted = wanted.flip(1)
+        solved = torch.linalg.lstsq(features, wanted).solution
+        last.weight.copy_(solved[:-1].T)
+        last.bias.copy_(solved[-1])
+
+
 def save_model(folder: Path, kind: str, layers: int = 4, width: int = 32, heads: int = 4, seed: int = 0, **changes):
-    """Save a tiny classifier with its tokenizer."""
+    """Save a tiny classifier with its tokenizer; one of two labels knows something of ``sentences``."""
     make_tokenizer(folder, kind)
     from transformers import AutoTokenizer
 
-    size = len(AutoTokenizer.from_pretrained(folder))
-    tiny_classifier(kind, layers, width, heads, seed, vocab_size=size, **changes).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = tiny_classifier(kind, layers, width, heads, seed, vocab_size=len(tokenizer), **changes)
+    if model.config.num_labels == 2:
+        fit_head(model, tokenizer)
+    model.save_pretrained(folder)
     return folder
 
 

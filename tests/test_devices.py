@@ -1,0 +1,31 @@
+"""Work of the first rank, which the others wait for."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from kdalign import devices
+from kdalign.devices import on_first_rank
+from kdalign.errors import RefusedRun, RunError, UsageError
+
+FIRST, SECOND = SimpleNamespace(is_main_process=True), SimpleNamespace(is_main_process=False)
+
+
+def fail(error):
+    raise error
+
+
+def test_the_first_rank_works_and_the_others_get_nothing():
+    assert on_first_rank(FIRST, lambda: 5) == 5
+    assert on_first_rank(SECOND, lambda: fail(AssertionError("another rank works"))) is None
+
+
+@pytest.mark.parametrize("error", [RefusedRun, UsageError])
+def test_what_fails_on_the_first_rank_fails_on_all_with_its_line(monkeypatch, error):
+    sent = []
+    monkeypatch.setattr(devices, "broadcast_object_list", lambda values: sent.append(values) or values)
+    with pytest.raises(error, match="no good"):
+        on_first_rank(FIRST, lambda: fail(error("no good")))
+    monkeypatch.setattr(devices, "broadcast_object_list", lambda values: sent[0])
+    with pytest.raises(RunError, match="no good"):
+        on_first_rank(SECOND, lambda: 5)
