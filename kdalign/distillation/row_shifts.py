@@ -73,7 +73,10 @@ def find_shifted_targets(predict: Predict, blocks: Sequence[Examples]) -> Iterat
         predict: the teacher's likelihoods of targets given sources.
         blocks: neighbouring rows with a source and a target each.
     """
-    nll = np.stack([predict(with_offsets(blocks, (offset, 0))).nll for offset in (0, -1, 1)])
+    rows = [predict(with_offsets(blocks, (offset, 0))).nll for offset in (0, -1, 1)]
+    if len({len(row) for row in rows}) > 1:
+        return  # a row was left out, as one without room for its target
+    nll = np.stack(rows)
     best = np.bincount(nll.argmin(axis=0), minlength=3)  # of equal ones the row's own
     n, fits = nll.shape[1], {-1: int(best[1]), 1: int(best[2])}
     offset = max(fits, key=lambda each: fits[each])
