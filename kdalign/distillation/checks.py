@@ -39,6 +39,14 @@ class Finding:
     allowed: bool = False
 
 
+def join_by_name(said: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Join sentences of one name, so that none replaces another."""
+    joined: dict[str, str] = {}
+    for name, sentence in said:
+        joined[name] = f"{joined[name]}; {sentence}" if joined.get(name) else sentence
+    return joined
+
+
 def settle(findings: Iterable[Finding], allow: Collection[str]) -> Iterator[Finding]:
     """Yield findings, each marked if it is let through.
 

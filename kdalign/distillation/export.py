@@ -385,7 +385,7 @@ def _data_facts(run: PreparedRun, texts: TokenizedRun) -> dict[str, object]:
             "tokens": int(copies.lengths.sum()) if copies is not None else 0,
         }
     findings = [finding for finding in run.findings if finding.allowed or finding.what not in _MACHINE]
-    facts["checks"] = {finding.what: finding.said for finding in findings} | run.folder.findings
+    facts["checks"] = join_by_name([*((finding.what, finding.said) for finding in findings), *run.folder.findings])
     return facts if texts.across is None else facts | {"tokenizers": texts.across.facts}
 
 

@@ -127,6 +127,7 @@ def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> Rendera
 
 
 def _facts(run: "PreparedRun") -> dict[str, str]:
+    from kdalign.distillation.checks import join_by_name
     from kdalign.distillation.prepare import teacher_role
     from kdalign.models.layer_selection import layers_text
 
@@ -154,8 +155,10 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
         "learning rate": f"{train.lr:g}, {train.scheduler}, warm-up {train.warmup:.0%}; seed {train.seed}",
         "run folder": str(run.folder.path),
     }
-    for finding in run.findings:
-        facts[finding.what] = finding.said + (" (allowed)" if finding.allowed else "")
+    found = [(one.what, one.said + (" (allowed)" if one.allowed else "")) for one in run.findings]
+    facts = join_by_name([*facts.items(), *found])
+    if run.teacher is not None:
+        facts["checked later"] = "by the run, with weights: the teacher against chance and the student, and rows in order"
     return {name: value for name, value in facts.items() if value}
 
 

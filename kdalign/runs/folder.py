@@ -276,14 +276,9 @@ class RunFolder:
         ]
 
     @property
-    def findings(self) -> dict[str, str]:
-        """What checks of the loaded models found before the first step, by the name of the check."""
-        found: dict[str, str] = {}
-        for event in self._events():
-            if event.get("kind") == "finding":
-                what, said = str(event["what"]), str(event["said"])
-                found[what] = f"{found[what]}; {said}" if what in found else said
-        return found
+    def findings(self) -> list[tuple[str, str]]:
+        """What checks of the loaded models found before the first step: the name of the check, and the result."""
+        return [(str(e["what"]), str(e["said"])) for e in self._events() if e.get("kind") == "finding"]
 
     def cut_history_to(self, size: int) -> None:
         """Drop the history after the first ``size`` bytes."""

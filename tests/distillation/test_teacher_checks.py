@@ -248,6 +248,7 @@ def test_a_language_model_is_compared_on_the_same_target_tokens(shared, tmp_path
     assert "ppl 7.389 against 20.09" in finding.said
 
 
+@pytest.mark.slow
 def test_a_refused_run_takes_what_it_wrote_with_it_and_leaves_other_files(kdalign, data, tmp_path):
     weak = random_classifier(tmp_path / "t")
     command = ("distill", "--teacher", weak, "--student", "layers=1", "--task", "sst2", "--data", data, "--max-steps",
@@ -264,6 +265,7 @@ def test_a_refused_run_takes_what_it_wrote_with_it_and_leaves_other_files(kdalig
     assert sorted(file.name for file in (tmp_path / "runs/a").iterdir()) == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_what_is_allowed_may_be_added_when_a_run_is_resumed(stopped, kdalign, data, tmp_path):
     weak = random_classifier(tmp_path / "t")
     command = ("distill", "--teacher", weak, "--student", "layers=1", "--task", "sst2", "--data", data, "--max-steps",
