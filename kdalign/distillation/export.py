@@ -18,6 +18,7 @@ from kdalign.alignment.projections import Projections
 from kdalign.data.batches import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenization import fingerprint, with_token_types
+from kdalign.distillation.checks import join_by_name
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun, resume_command
 from kdalign.distillation.tokenize import TokenizedRun

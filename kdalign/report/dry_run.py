@@ -158,7 +158,7 @@ def _facts(run: "PreparedRun") -> dict[str, str]:
     found = [(one.what, one.said + (" (allowed)" if one.allowed else "")) for one in run.findings]
     facts = join_by_name([*facts.items(), *found])
     if run.teacher is not None:
-        facts["checked later"] = "by the run, with weights: the teacher against chance and the student, and rows in order"
+        facts["checked later"] = "by the run: the teacher against chance and the student, and whether rows are in order"
     return {name: value for name, value in facts.items() if value}
 
 
