@@ -7,7 +7,7 @@ from itertools import chain, islice
 import numpy as np
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
+from kdalign.data.batches import IGNORED, TokenizedSplit
 from kdalign.data.tasks import ClassificationTask, Examples
 from kdalign.distillation.checks import Finding, settle
 from kdalign.distillation.prepare import PreparedRun
@@ -149,14 +149,17 @@ def _by_text(answers: TokenPredictions, encoded: TokenizedSplit) -> tuple[Array,
 
 
 def _token_counts(opened: OpenedRun) -> Array:
-    """Count how often each token of train is one that the teacher predicts, as far as ``_COUNTED`` tokens."""
-    columns, tokenizer = opened.texts.train.columns, opened.run.tokenizers.teacher
+    """Count how often the teacher predicts each token, in train, as far as ``_COUNTED`` tokens.
+
+    With two tokenizers the monitored slice is counted, whose targets are in the teacher's.
+    """
+    texts, tokenizer = opened.texts, opened.run.tokenizers.teacher
     assert tokenizer is not None, "a teacher has a tokenizer"
-    if opened.texts.across is None and "targets" in columns:
+    columns = (texts.train if texts.across is None else texts.watched_by_teacher).columns
+    if "targets" in columns:
         rows, left_out = columns["targets"], {IGNORED}
     else:
-        side = "" if opened.texts.across is None else TEACHER
-        rows, left_out = columns[side + "input_ids"], set(tokenizer.all_special_ids)
+        rows, left_out = columns["input_ids"], set(tokenizer.all_special_ids)
     ids = np.fromiter(islice(chain.from_iterable(rows), _COUNTED), dtype=np.int64)
     counts: Array = np.bincount(ids[~np.isin(ids, list(left_out))], minlength=1)
     return counts[counts > 0]
