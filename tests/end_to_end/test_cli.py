@@ -487,7 +487,7 @@ def headless(tmp_path_factory, teacher):
 
 
 def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalign, headless, data):
-    words = quick(headless, data, "--set", "finetune.epochs=1", "--out")
+    words = quick(headless, data, "--set", "finetune.epochs=1", "--allow", "weak-teacher", "--out")
     status, _, err = kdalign(*words, "runs/a")
     assert status == 0
     assert "has no head for sst2: fine-tuning it first" in err
@@ -499,7 +499,8 @@ def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalig
     assert (
         Path("runs/a/student/model.safetensors").read_bytes() == Path("runs/b/student/model.safetensors").read_bytes()
     )
-    _, _, err = kdalign(*quick(headless, data, "--set", "finetune.epochs=2", "--out", "runs/c"))
+    words = quick(headless, data, "--set", "finetune.epochs=2", "--allow", "weak-teacher", "--out")
+    _, _, err = kdalign(*words, "runs/c")
     assert "fine-tuning it first" in err, "another budget is another teacher"
 
 
@@ -507,7 +508,7 @@ def test_a_teacher_without_a_head_is_fine_tuned_first_kept_and_used_again(kdalig
 def test_a_student_may_start_from_its_teacher_before_fine_tuning(kdalign, headless, data):
     from safetensors.torch import load_file
 
-    still = ("--set", "finetune.epochs=1", "--max-steps", "1", "--lr", "1e-12")
+    still = ("--set", "finetune.epochs=1", "--max-steps", "1", "--lr", "1e-12", "--allow", "weak-teacher")
     query = "encoder.layer.1.attention.self.query.weight"
     source = load_file(headless / "model.safetensors")[query.replace(".1.", ".3.")]
     for start, equal in (("pretrained", True), ("fine-tuned", False)):
@@ -557,7 +558,8 @@ def test_several_tasks_make_one_row_with_the_macro(kdalign, teacher, data, headl
             pd.DataFrame({columns[0]: first, columns[1]: second, "label": label}).to_parquet(
                 folder / task / f"{split}.parquet"
             )
-    words = ("distill", "--teacher", headless, "--student", "layers=2", "--task", "rte,stsb", "--data", folder)
+    words = ("distill", "--teacher", headless, "--student", "layers=2", "--task", "rte,stsb", "--data", folder,
+             "--allow", "weak-teacher")  # fmt: skip
     status, out, _ = kdalign(*words, "--max-steps", "4", "--set", "finetune.epochs=1", "--out", "runs/both")
     assert status == 0
     assert "macro" in out
@@ -578,7 +580,8 @@ def test_any_labelled_text_works_itself_out_and_says_what_it_found(kdalign, teac
         texts, labels = sentences(n, 3)
         table = pd.DataFrame({"review": texts, "mood": [("bad", "good")[label] for label in labels]})
         table.to_csv(tmp_path / f"{split}.csv", index=False)
-    words = ("--student", "layers=2", "--task", "classification", "--data", tmp_path, "--max-steps", "4")
+    words = ("--student", "layers=2", "--task", "classification", "--data", tmp_path, "--max-steps", "4", "--allow",
+             "weak-teacher")  # fmt: skip
     status, _out, err = kdalign(
         "distill", "--teacher", headless, *words, "--set", "finetune.epochs=1", "--out", "runs/x"
     )
