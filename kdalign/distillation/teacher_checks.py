@@ -21,6 +21,7 @@ from kdalign.metrics.intervals import ratio_interval
 from kdalign.metrics.significance import LEVEL, UndefinedDifference, paired_difference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
 from kdalign.recipe import CHECKS
+from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
 
 LEAST_ROWS = 50
@@ -55,7 +56,9 @@ def settle_loaded(findings: Iterable[Finding], run: PreparedRun) -> list[Finding
     Raises:
         RefusedRun: the first finding that is wrong and not allowed, with its mend.
     """
-    allow = CHECKS if run.folder.watched else run.recipe.allow
+    above = run.folder.path.parent if run.recipe.multi_task.together else run.folder.path
+    begun = any(RunFolder(above).checkpoints.glob("step-*"))
+    allow = CHECKS if begun else run.recipe.allow
     try:
         return list(settle(findings, allow))
     except UsageError as error:

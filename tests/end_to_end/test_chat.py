@@ -188,7 +188,7 @@ def test_answers_in_rows_of_their_own_are_scored_as_such_and_verified(kdalign, t
     causal("causal").save_pretrained(tmp_path / "t")
     (tmp_path / "t" / "chat_template.jinja").write_text(REWRITES_SHORT)
     words = ["--teacher", "t", "--student", "layers=1", "--task", "chat", "--data", tmp_path, "--max-steps", 2]
-    more = ["--batch-size", 8, "--max-length", 64, "--device", "cpu", "--out", "runs/c"]
+    more = ["--batch-size", 8, "--max-length", 64, "--device", "cpu", "--allow", "weak-teacher", "--out", "runs/c"]
     status, _, err = kdalign("distill", *words, *more)
     assert status == 0, err
     scores = json.loads((tmp_path / "runs/c/record.json").read_text())["scores"]["validation"]

@@ -50,7 +50,7 @@ def recipe(teacher, data, tmp_path_factory):
     """Nine steps with an evaluation and a checkpoint after each third."""
     from support.tiny import save_model
 
-    narrow = save_model(tmp_path_factory.mktemp("narrow"), "bert", layers=2, width=24)
+    narrow = save_model(tmp_path_factory.mktemp("narrow"), "bert", layers=2, width=24, knows=False)
     return build_recipe(
         flags={
             **{"teacher": str(teacher), "student": str(narrow), "data.task": "sst2", "data.folder": str(data)},

@@ -31,6 +31,7 @@ def test_a_causal_student_learns_answers_and_eval_gives_the_scores_of_its_record
         (tmp_path / "t" / "chat_template.jinja").write_text(SHORT)
     data = ["--task", "translation:en-de", "--data", pairs, "--device", "cpu"]
     words = ["--teacher", "t", "--student", "layers=1", "--max-length", 60, "--max-steps", 2, "--batch-size", 8]
+    words += ["--allow", "weak-teacher"]
     status, _, err = kdalign("distill", *words, *data, "--out", "runs/a")
     assert status == 0, err
     assert "sample: " in err
@@ -74,6 +75,7 @@ def test_a_student_with_tokens_and_a_template_of_its_own_learns_answers_from_its
     (tmp_path / "own" / "chat_template.jinja").write_text(SHORT.replace("<|endoftext|>", "</s>"))
     words = ["--teacher", "t", "--student", "new:gpt2,layers=1,width=32,heads=4,positions=64", "--tokenizer", "own"]
     more = ["--task", task, "--data", tmp_path, "--max-length", 60, "--max-steps", 2, "--batch-size", 8]
+    more += ["--allow", "weak-teacher"]
     status, _, err = kdalign("distill", *words, *more, "--device", "cpu", "--out", "runs/a")
     assert status == 0, err
     plain = " ".join(err.split())

@@ -90,14 +90,14 @@ def fit_head(model, tokenizer) -> None:
         last.bias.copy_(solved[-1])
 
 
-def save_model(folder: Path, kind: str, layers: int = 4, width: int = 32, heads: int = 4, seed: int = 0, **changes):
-    """Save a tiny classifier with its tokenizer; one of two labels knows something of ``sentences``."""
+def save_model(folder: Path, kind: str, layers=4, width=32, heads=4, seed=0, knows=True, **changes: object) -> Path:
+    """Save a tiny classifier with its tokenizer; one of two labels knows something of ``sentences`` unless told not."""
     make_tokenizer(folder, kind)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = tiny_classifier(kind, layers, width, heads, seed, vocab_size=len(tokenizer), **changes)
-    if model.config.num_labels == 2:
+    if knows and model.config.num_labels == 2:
         fit_head(model, tokenizer)
     model.save_pretrained(folder)
     return folder
