@@ -36,18 +36,20 @@ _ORDERED = 0.01
 """Level below which answers fit labels worse than by chance."""
 
 
-def check_scored_teacher(opened: OpenedRun, model: PreTrainedModel, answers: AnyPredictions) -> list[Finding]:
+def check_scored_teacher(
+    opened: OpenedRun, answers: AnyPredictions, model: PreTrainedModel | None = None
+) -> list[Finding]:
     """Check a teacher that is scored.
 
     Args:
         opened: the run.
-        model: the teacher.
-        answers: its answers on the monitored slice of train.
+        answers: the teacher's answers on the monitored slice of train, those of several as one.
+        model: the teacher, which also reads neighbouring rows; None for several.
 
     Raises:
         RefusedRun: what is wrong and not allowed, with its mend.
     """
-    return settle_loaded(_findings(opened, model, answers), opened.run)
+    return settle_loaded(_findings(opened, answers, model), opened.run)
 
 
 def settle_loaded(findings: Iterable[Finding], run: PreparedRun) -> list[Finding]:
@@ -65,16 +67,18 @@ def settle_loaded(findings: Iterable[Finding], run: PreparedRun) -> list[Finding
         raise RefusedRun(str(error)) from None
 
 
-def _findings(opened: OpenedRun, model: PreTrainedModel, answers: AnyPredictions) -> Iterator[Finding]:
+def _findings(opened: OpenedRun, answers: AnyPredictions, model: PreTrainedModel | None) -> Iterator[Finding]:
     run, adapter = opened.run, opened.run.adapter
     teacher, tokenizer, task = run.teacher, run.tokenizers.teacher, run.task
     assert teacher is not None, "a teacher is checked"
     assert tokenizer is not None, "a teacher has a tokenizer"
 
     def predict(examples: Examples) -> AnyPredictions:
+        assert model is not None, "rows are read by one teacher"
         return adapter.predict(model, adapter.tokenize(examples, tokenizer, teacher.config, scored=True))
 
-    blocks = few_blocks(run.splits.neighbours, tokenizer, adapter.max_length)
+    neighbours = run.splits.neighbours if model is not None else ()
+    blocks = few_blocks(neighbours, tokenizer, adapter.max_length)
     if isinstance(task, ClassificationTask):
         weak = list(_no_better_than_chance(run, task, answers))
         shifted = find_shifted_labels(predict, blocks, task) if weak and blocks else iter(())
@@ -82,28 +86,32 @@ def _findings(opened: OpenedRun, model: PreTrainedModel, answers: AnyPredictions
     elif adapter.predicts_tokens:
         if blocks and len(blocks[0].texts) == 2:
             yield from find_shifted_targets(predict, blocks)
-        yield from _no_better_than_frequencies(opened, answers, int(model.config.vocab_size))
+        yield from _no_better_than_frequencies(opened, answers, int(teacher.config.vocab_size))
+
+
+def _teachers(run: PreparedRun) -> str:
+    names = " and ".join(repr(teacher.name) for teacher in run.teachers)
+    return f"teacher {names}" if len(run.teachers) == 1 else f"the mixture of teachers {names}"
 
 
 def _no_better_than_chance(run: PreparedRun, task: ClassificationTask, answers: Predictions) -> Iterator[Finding]:
     """Find a classifier whose answers fit the labels no better than labels in random order."""
-    labels, name = run.splits.watched.labels, run.teacher.name if run.teacher is not None else ""
+    labels = run.splits.watched.labels
     if labels is None or len(np.unique(labels)) < 2:
         return
     scores = answers.logits if task.regression else log_softmax(answers.logits)
     better, worse = shuffled_fit(scores, labels)
     if better < LEVEL:
         return
-    n, where, turned = len(labels), run.watched_word, worse < _ORDERED and not task.regression
+    n, turned = len(labels), worse < _ORDERED and not task.regression
+    where = f"{_teachers(run)} on {n:,} rows {run.watched_word}"
     if task.regression:
-        said = f"teacher {name!r} on {n:,} rows {where}: its scores do not rise with those of the data"
+        said = f"{where}: its scores do not rise with those of the data"
     else:
         right, commonest = 100 * np.mean(answers.values == labels), 100 * np.max(np.bincount(labels)) / n
         fit = "worse than labels in random order" if turned else "no better than labels in random order"
-        said = (
-            f"teacher {name!r} has {right:.1f} % of {n:,} rows {where} right, and the commonest class alone has "
-            f"{commonest:.1f} %: its answers fit the labels {fit}"
-        )
+        said = f"{where}: {right:.1f} % are right, {commonest:.1f} % by the commonest class alone; "
+        said += f"answers fit labels {fit}"
     said = f"{said} (p = {worse if turned else better:.2g})"
     if n < LEAST_ROWS:
         yield Finding("weak-teacher", f"{said}, but {n} rows are too few to tell")
@@ -128,11 +136,10 @@ def _no_better_than_frequencies(opened: OpenedRun, answers: TokenPredictions, en
     if low < min(known, nearly):
         return
     run, n = opened.run, int(tokens.sum())
-    name = run.teacher.name if run.teacher is not None else ""
     nats = float(nll.sum()) / n
     yield Finding(
         "weak-teacher",
-        f"teacher {name!r} has a perplexity of {_perplexity(nats)} on {n:,} tokens {run.watched_word}; the frequencies "
+        f"{_teachers(run)} has a perplexity of {_perplexity(nats)} on {n:,} tokens {run.watched_word}; the frequencies "
         f"of tokens alone have {_perplexity(known)}, a guess among all entries {entries:,}",
         "give a teacher that was trained on such texts; weights that its files lack or do not tie are random "
         "(tie_word_embeddings)",
@@ -209,9 +216,8 @@ def compare_with_start(opened: OpenedRun, ours: AnyPredictions, theirs: AnyPredi
         return line, []
     if difference.value <= 0 or difference.p >= LEVEL:
         return f"{line}; p = {difference.p:.2g}", []
-    name = run.teacher.name if run.teacher is not None else ""
     said = (
-        f"before its first step, the student is better than teacher {name!r} on {difference.n:,} rows "
+        f"before its first step, the student is better than {_teachers(run)} on {difference.n:,} rows "
         f"{run.watched_word}: {teacher.metric} {student.value:.4g} against {teacher.value:.4g} (p = {difference.p:.2g})"
     )
     held = "" if run.recipe.train.holds_out else ", or compare on rows held out of train (--select best)"

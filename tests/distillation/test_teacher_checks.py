@@ -32,7 +32,7 @@ def findings(run):
     """What the checks say of the run's teacher."""
     adapter = run.run.adapter
     model = adapter.load_model(run.run.teacher, fresh_head=False, seed=0)
-    return check_scored_teacher(run, model, adapter.predict(model, run.texts.watched_by_teacher))
+    return check_scored_teacher(run, adapter.predict(model, run.texts.watched_by_teacher), model)
 
 
 def random_classifier(folder, **changes):
@@ -47,9 +47,7 @@ def test_a_classifier_with_a_random_head_is_refused_with_both_shares(tmp_path, d
     run = opened(random_classifier(tmp_path / "t"), "sst2", data)
     labels = run.texts.watched.labels
     commonest = 100 * max(np.mean(labels), 1 - np.mean(labels))
-    line = (
-        rf"of 100 rows part of train right, and the commonest class alone has {commonest:.1f} %.*--allow weak-teacher"
-    )
+    line = rf"on 100 rows part of train: .* right, {commonest:.1f} % by the commonest class alone.*--allow weak-teacher"
     with pytest.raises(RefusedRun, match=line):
         findings(run)
     [finding] = findings(opened(tmp_path / "t", "sst2", data, allow=["weak-teacher"]))
@@ -249,7 +247,7 @@ def test_a_refused_run_takes_what_it_wrote_with_it_and_leaves_other_files(kdalig
     command = ("distill", "--teacher", weak, "--student", "layers=1", "--task", "sst2", "--data", data, "--max-steps",
                "1", "--batch-size", "8", "--device", "cpu", "--out", "runs/a")  # fmt: skip
     status, _, err = kdalign(*command)
-    assert (status, "fit the labels no better than labels in random order" in err) == (1, True)
+    assert (status, "fit labels no better than labels in random order" in err) == (1, True)
     assert not (tmp_path / "runs").exists()
     status, _, err = kdalign(*command, "--allow", "weak-teacher")
     assert status == 0, err
