@@ -36,6 +36,7 @@ def run(teacher, data, out, lines=None, /, **flags):
         "train.precision": "fp32",
         "train.device": "cpu",
         "train.eval_every": 99,
+        "allow": ["weak-teacher"],
     }
     recipe = build_recipe(None, basis | {"train.samples": 0, "out": str(out)} | flags, ["train.dropout=0"])
     distill(recipe, lines or Lines())
