@@ -9,8 +9,8 @@ from kdalign.errors import UsageError
 from kdalign.files import check_links
 from kdalign.models import checkpoint_files, student_spec
 from kdalign.recipe import AUTO_CACHE, PRETRAINED, Recipe, load_recipe, missing_keys, recipe_of_task
-from kdalign.recipe.sections import SERVED_LIMITS
 from kdalign.recipe.task_defaults import SERVED_PREFIX
+from kdalign.recipe.teachers import SERVED_LIMITS
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.integrity import read_checked
 from kdalign.training.checkpoint import newest_sound

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from kdalign.recipe.objective import ARMS, ObjectiveWeights
     from kdalign.recipe.recipe import CHECKS, Recipe
     from kdalign.recipe.sections import (
-        AUTO_CACHE,
         LAYER_WEIGHTS,
         LONGEST_INPUT,
         MOST_ROWS,
@@ -35,11 +34,8 @@ if TYPE_CHECKING:
         UNLABELLED_KEYS,
         AlignSettings,
         AugmentSettings,
-        CacheSettings,
         DataSettings,
         FinetuneSettings,
-        OnPolicySettings,
-        TeachersSettings,
         TrainSettings,
     )
     from kdalign.recipe.task_defaults import (
@@ -49,6 +45,7 @@ if TYPE_CHECKING:
         TOKEN_TASKS,
         MultiTask,
     )
+    from kdalign.recipe.teachers import AUTO_CACHE, CacheSettings, OnPolicySettings, TeachersSettings
     from kdalign.recipe.terms import ANSWER_TERMS, KEYS_OF_TERMS, TERM_FACTS, TERM_KEYS, TermFacts, describe_weights
 
 __all__ = [
@@ -95,7 +92,7 @@ __all__ = [
     "validate_recipe",
 ]
 
-_MODULES = ("flags", "loading", "objective", "recipe", "sections", "task_defaults", "terms")
+_MODULES = ("flags", "loading", "objective", "recipe", "sections", "task_defaults", "teachers", "terms")
 
 
 def __getattr__(name: str) -> Any:

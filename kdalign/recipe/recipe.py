@@ -9,17 +9,7 @@ from pydantic import BaseModel, model_validator
 from kdalign.errors import did_you_mean
 from kdalign.recipe.objective import ObjectiveWeights
 from kdalign.recipe.presets import preset_named
-from kdalign.recipe.sections import (
-    AlignSettings,
-    CacheSettings,
-    DataSettings,
-    FinetuneSettings,
-    OnPolicySettings,
-    Section,
-    ServedTeacherSettings,
-    TeachersSettings,
-    TrainSettings,
-)
+from kdalign.recipe.sections import AlignSettings, DataSettings, FinetuneSettings, Section, TrainSettings
 from kdalign.recipe.task_defaults import (
     ALONE_DEFAULTS,
     NO_TEACHER,
@@ -30,6 +20,7 @@ from kdalign.recipe.task_defaults import (
     output_kind,
     task_defaults,
 )
+from kdalign.recipe.teachers import CacheSettings, OnPolicySettings, ServedTeacherSettings, TeachersSettings
 
 Check = Literal["memory", "disk", "file-size", "special-tokens", "no-end", "weak-teacher", "shifted-rows"]
 CHECKS: tuple[str, ...] = get_args(Check)
@@ -140,8 +131,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_cache(self) -> "Recipe":
         if self.cache.folder is None:
-            if self.cache != CacheSettings():
-                raise ValueError("cache.keep, top_k, tail, logs and states are for a cache: give --cache, too")
+            # Not its formats and tail: a recipe that was dumped with earlier defaults must stay readable.
+            if self.cache.keep or self.cache.top_k is not None:
+                raise ValueError("cache.keep and cache.top_k are for a cache: give --cache, too")
             return self
         if not self.has_teacher:
             raise ValueError("--cache keeps a teacher's outputs, and there is no teacher: leave it out")
