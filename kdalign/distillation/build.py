@@ -40,6 +40,7 @@ from kdalign.recipe import ObjectiveWeights as Weights
 from kdalign.recipe import Recipe
 from kdalign.teachers.base import Teacher
 from kdalign.teachers.computed import ComputedTeacher
+from kdalign.teachers.served import ServedTeacher
 from kdalign.training.learner import Learner
 from kdalign.training.on_policy import OnPolicy
 from kdalign.training.task_trainer import Remapping, Stage, TrainTask, WatchedScores
@@ -91,11 +92,13 @@ def build_task(
         evaluate=Evaluator(loaded, observer),
         check_start=StartCheck(loaded, observer) if loaded.teacher is not None else None,
         remapping=_remapping(loaded, plan, objective_of),
-        on_policy=_on_policy(opened, model, observer),
+        on_policy=_on_policy(opened, model, teacher, observer),
     )
 
 
-def _on_policy(opened: OpenedRun, model: PreTrainedModel, observer: Observer) -> OnPolicy | None:
+def _on_policy(
+    opened: OpenedRun, model: PreTrainedModel, teacher: Teacher | None, observer: Observer
+) -> OnPolicy | None:
     """The steps on the student's own texts; None if there are none."""
     recipe, settings = opened.recipe, opened.recipe.on_policy
     if not settings.share:
@@ -110,7 +113,8 @@ def _on_policy(opened: OpenedRun, model: PreTrainedModel, observer: Observer) ->
         min(max_positions(config) for config in configs),
     )
     observer.announce(f"on-policy: {settings}")
-    return OnPolicy(settings, sampling, recipe.train.seed, recipe.data.max_length, product_dtype(opened))
+    mark = teacher.mark_heard if isinstance(teacher, ServedTeacher) else None
+    return OnPolicy(settings, sampling, recipe.train.seed, recipe.data.max_length, product_dtype(opened), mark)
 
 
 def build_plan(

@@ -314,14 +314,14 @@ def _predictions(source: ServedTokens, encoded: TokenizedSplit) -> TokenPredicti
 
 def with_heard(opened: OpenedRun, source: ServedSource) -> OpenedRun:
     """Mark the positions of the training rows at which the server says nothing, which are not compared."""
-    form, encoded = source.tokens.reader.form, opened.texts.train
-    assert form is not None, "the form of request is found first"
-    if form.as_ids:
-        return opened
+    encoded, everywhere = opened.texts.train, True
     heard = [[0] * len(ids) for ids in encoded.columns["input_ids"]]
     for row, passage in split_passages(encoded):
         said = source.tokens.targets(passage).heard
         heard[row][passage.start : passage.start + len(said)] = said.astype(int).tolist()
+        everywhere = everywhere and bool(said.all())
+    if everywhere:
+        return opened
     train = replace(encoded, columns=encoded.columns | {HEARD: heard}, pad=encoded.pad | {HEARD: 0})
     return replace(opened, texts=replace(opened.texts, train=train))
 
@@ -330,7 +330,8 @@ def _reading(found: ReadingFacts, top: int) -> str:
     """Describe what a server named: how much is in the rest, and how likely it finds the rows."""
     parts = [f"the likeliest {top} tokens of {found.heard:,} positions hold {100 * (1 - found.rest):.2f} %"]
     if found.heard < found.positions:
-        parts.append(f"{found.positions - found.heard:,} more are left out, as the server divides the text elsewhere")
+        silent = found.positions - found.heard
+        parts.append(f"{silent:,} more are left out, where the server says nothing or divides the text elsewhere")
     if found.unmapped:
         parts.append(f"{100 * found.unmapped:.2f} % more are of entries that the student lacks")
     if found.nll is not None:

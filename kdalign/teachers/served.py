@@ -38,7 +38,7 @@ class PassageTargets:
         logs: (n, k + 1), their log-probabilities, then that of all others together.
         own: (n,), log-probabilities of the passage's own next tokens; NaN if the server gives none.
         unmapped: (n,), probability of entries that the student's vocabulary lacks, which is counted with the others.
-        heard: (n,), false where the server says nothing, as it divides the text elsewhere.
+        heard: (n,), false where the server says nothing, or divides the text elsewhere.
     """
 
     entries: Array
@@ -172,6 +172,21 @@ class ServedTeacher:
             entries[row, here], logs[row, here] = found.entries, found.logs
         kept = {1.0: torch.from_numpy(logs).to(self._device)}
         return Activations(tokens=TopTokens(torch.from_numpy(entries).to(self._device), kept, self.source.vocabulary))
+
+    def mark_heard(self, batch: Batch) -> Batch:
+        """Mark the positions of a batch at which the server says nothing, which are not compared.
+
+        Raises:
+            RunError: as for ``ask_missing``, for texts that the student wrote.
+        """
+        passages, everywhere = list(batch_passages(batch)), True
+        self.source.ask_missing([passage for _, passage in passages])
+        heard = torch.zeros_like(batch.real)
+        for row, passage in passages:
+            said = self.source.targets(passage).heard
+            heard[row, passage.start : passage.start + len(said)] = torch.from_numpy(said).to(heard.device)
+            everywhere = everywhere and bool(said.all())
+        return batch if everywhere else replace(batch, heard=heard)
 
     def refusal(self, request: TermRequest) -> str | None:
         """Return why a server cannot give what a term asks for, and who could; None if it can."""

@@ -6,7 +6,7 @@ sample one of the student, (seed, step) and its row: neither the split of a step
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,7 @@ class OnPolicy:
         seed: the run's seed.
         max_length: longest row of data in tokens.
         dtype: precision of matrix products; None for float32.
+        mark_heard: marks the samples' positions at which a teacher says nothing; None if it says something everywhere.
     """
 
     settings: OnPolicySettings
@@ -50,6 +51,7 @@ class OnPolicy:
     seed: int
     max_length: int
     dtype: torch.dtype | None = None
+    mark_heard: Callable[[Batch], Batch] | None = None
 
     def is_due(self, step: int, steps: int) -> bool:
         """Return whether a step, counted from 0, is on-policy: spread evenly, from a place that the seed decides."""
@@ -100,11 +102,12 @@ class OnPolicy:
         for batch, own in zip(batches, rows, strict=True):
             part = slice(place, place + len(own))
             place += len(own)
+            if not own:
+                made.append(batch)
+                continue
             split = with_samples(encoded, asked[part], samples[part], own)
-            texts = (
-                replace(collate(split, range(len(own))), rows=batch.rows, taught_by=batch.taught_by) if own else batch
-            )
-            made.append(texts)
+            texts = replace(collate(split, range(len(own))), rows=batch.rows, taught_by=batch.taught_by)
+            made.append(texts if self.mark_heard is None else self.mark_heard(texts))
         return made, samples
 
     def _key(self, encoded: TokenizedSplit, row: int, step: int) -> str:
@@ -147,7 +150,7 @@ class LikelihoodMeter:
     def __call__(self, batch: Batch) -> Activations:
         """Run the teacher's forward on a batch, and add its tokens."""
         taught = self._teach(batch)
-        here = batch.predicted
+        here = batch.answered
         if taught.tokens is not None and bool(here.any()):
             assert batch.targets is not None, "a language-modelling task has targets"
             labels: Tensor = batch.targets[here]

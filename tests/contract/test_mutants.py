@@ -569,6 +569,18 @@ MUTANTS = {
         "return asked",
         "data/test_batches.py::test_positions_at_which_a_server_says_nothing_are_not_answered",
     ),
+    "positions without an answer of a server that reads numbers compared": (
+        "distillation/served_source.py",
+        "    if everywhere:\n        return opened",
+        "    if everywhere or source:\n        return opened",
+        "distillation/test_served_source.py::test_positions_at_which_a_server_returns_nothing_are_left_out",
+    ),
+    "positions of samples without an answer compared": (
+        "training/on_policy.py",
+        "made.append(texts if self.mark_heard is None else self.mark_heard(texts))",
+        "made.append(texts)",
+        "training/test_on_policy.py::test_samples_are_marked_where_a_teacher_says_nothing",
+    ),
     "sample scored without its last token": (
         "data/continuations.py",
         "*sample] for one, sample in pairs],",

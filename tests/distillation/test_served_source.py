@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kdalign.distillation import teacher_source
+from kdalign.data.passages import split_passages
+from kdalign.distillation import pipeline, served_source, teacher_source
 from kdalign.models.token_targets import TopTokens, top_tokens
 from kdalign.teachers.computed import ComputedTeacher
 from support.logprob_server import logprob_server
@@ -82,6 +83,26 @@ def test_a_served_teacher_gives_the_losses_of_the_same_teacher_here(kdalign, tmp
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     assert ours["agreement"]["value"] == theirs["agreement"]["value"]
     assert f"distilled from `openai:tiny at {server.url}`" in (tmp_path / "served/student/README.md").read_text()
+
+
+def test_positions_at_which_a_server_returns_nothing_are_left_out(kdalign, tmp_path, pair, serve, monkeypatch):
+    marked = []
+
+    def mark(opened, source):
+        marked.append(served_source.with_heard(opened, source))
+        return marked[-1]
+
+    monkeypatch.setattr(pipeline, "with_heard", mark)
+    with serve(protocols=("prompt_logprobs",), silent=9) as server:
+        status, _, err = kdalign(*words(pair, server))
+        assert status == 0, err
+    train = marked[0].texts.train
+    long = [(row, passage) for row, passage in split_passages(train) if len(passage.ids) > 8]
+    assert [train.columns["heard"][row][passage.start : passage.start + 9] for row, passage in long] == [
+        [1] * 8 + [0] for _ in long
+    ]
+    assert sum(each.count(0) for each in train.columns["heard"]) >= len(long) > 0
+    assert f"; {len({passage.whole for _, passage in long})} more are left out, where the server says nothing" in err
 
 
 OWN_TEXTS = ("--on-policy", 0.5, "--set", "on_policy.max_new_tokens=8", "--set", "on_policy.divergence=reverse")
@@ -184,7 +205,7 @@ def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(
         status, _, err = kdalign(*given)
         assert status == 0, err
     assert "by another tokenizer" in err
-    assert "more are left out, as the server divides the text elsewhere" in err
+    assert "more are left out, where the server says nothing or divides the text elsewhere" in err
     facts = json.loads((tmp_path / "served" / "record.json").read_text())["training"]["served_teacher"]
     assert 0.3 < facts["heard"] / facts["positions"] < 1
     assert 0 < facts["unmapped"] < facts["rest"]
@@ -212,7 +233,7 @@ def test_a_server_that_begins_each_text_itself_says_nothing_of_what_begins_in_th
         status, _, err = kdalign(*words(pair, server))
         assert status == 0, err
     assert "echo of prompts as text, begun by the server" in err
-    assert "more are left out, as the server divides the text elsewhere" in err
+    assert "more are left out, where the server says nothing or divides the text elsewhere" in err
 
 
 def test_a_stopped_reading_is_paid_for_once_and_gives_the_same_losses(kdalign, tmp_path, pair, serve, local):

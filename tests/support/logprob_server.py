@@ -21,6 +21,7 @@ class Habits:
         hides_start: that token is not among those that are returned, as in llama-cpp-python.
         temperature: temperature of the log-probabilities.
         late: tokens by which log-probabilities stand too late.
+        silent: position of a token that is returned without log-probabilities; None for none.
         noise: size of a random change of each log-probability.
         most: most tokens named at a position.
         context: longest prompt and answer, in tokens.
@@ -34,6 +35,7 @@ class Habits:
     hides_start: bool = False
     temperature: float = 1.0
     late: int = 0
+    silent: int | None = None
     noise: float = 0.0
     most: int = 10**6
     context: int = 4096
@@ -78,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         logs = (logits / habits.temperature).log_softmax(-1)
         logs = logs - habits.noise * torch.randn_like(logs).abs()
         given = [None] * (1 + habits.late) + list(logs)
+        if habits.silent is not None and habits.silent < len(given):
+            given[habits.silent] = None
         choice = {"text": "", "index": 0, "finish_reason": "length"}
         new = int(logits[-1].argmax())
         if body.get("prompt_logprobs") and "prompt_logprobs" in habits.protocols:

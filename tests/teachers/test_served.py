@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from kdalign.data.batches import IGNORED
+from kdalign.data.batches import IGNORED, Batch
 from kdalign.data.passages import split_row
 from kdalign.models.capture import CaptureSpec, Signal
+from kdalign.objective.terms import Unit
+from kdalign.objective.units import count_units
 from kdalign.served.top_logprobs import TokenPrompt, TopLogprobs
 from kdalign.teachers.base import TermRequest
-from kdalign.teachers.served import LEAST_REST, in_vocabulary, served_refusal
+from kdalign.teachers.served import LEAST_REST, ServedTeacher, in_vocabulary, served_refusal
 from kdalign.teachers.served_checks import Probe, mean_difference, reading_fault
 
 
@@ -42,6 +45,38 @@ def test_positions_without_a_row_say_nothing():
     assert found.heard.tolist() == [False, True]
     assert found.entries[0].tolist() == [-1, -1]
     assert np.exp(found.logs[0, -1]) == pytest.approx(1)
+
+
+class Answers:
+    """A source whose server says nothing of what follows these tokens."""
+
+    def __init__(self, silent):
+        self.silent, self.asked = silent, []
+
+    def ask_missing(self, passages):
+        self.asked += passages
+
+    def targets(self, passage):
+        return in_vocabulary(
+            answer([{} if token in self.silent else {1: 0.5} for token in passage.ids]),
+            np.arange(len(passage.ids)),
+            None,
+            9,
+            1,
+        )
+
+
+def test_positions_of_samples_at_which_a_server_says_nothing_are_not_counted():
+    ids = torch.tensor([[1, 5, 6, 7], [1, 8, 0, 0]])
+    targets = torch.tensor([[IGNORED, 6, 7, 2], [8, 2, IGNORED, IGNORED]])
+    real = torch.tensor([[True] * 4, [True, True, False, False]])
+    batch = Batch({"input_ids": ids}, None, torch.tensor([True, True]), real, targets)
+    source = Answers({6, 8})
+    marked = ServedTeacher(source, torch.device("cpu")).mark_heard(batch)
+    assert [each.whole for each in source.asked] == [(1, 5, 6, 7, 2), (1, 8, 2)]
+    assert marked.answered.tolist() == [[False, True, False, True], [True, False, False, False]]
+    assert (count_units([batch])[Unit.ANSWERED], count_units([marked])[Unit.ANSWERED]) == (5, 3)
+    assert ServedTeacher(Answers(set()), torch.device("cpu")).mark_heard(batch) is batch
 
 
 def test_texts_stand_for_the_entries_of_the_student():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdalign.data.batches import collate
 from kdalign.errors import RunError
 from kdalign.training import loop
 from kdalign.training.checkpoint import newest_sound
@@ -28,6 +29,19 @@ def test_the_share_of_on_policy_steps_is_kept_from_the_place_where_they_begin():
     assert min(later) in (60, 61)
     assert due(100, share=0.3) == due(100, share=0.3)
     assert due(100, share=0.3) != due(100, seed=1, share=0.3)
+
+
+def test_samples_are_marked_where_a_teacher_says_nothing():
+    setting = OnPolicySetting("llama")
+    batch = collate(setting.data, range(4))
+    silent = replace(setting.on_policy, mark_heard=lambda made: replace(made, heard=made.targets == 9))
+    student = setting.learner.student
+    ([whole], first), ([marked], second) = (
+        each.draw(student, setting.data, [batch], 1) for each in (setting.on_policy, silent)
+    )
+    assert first == second
+    assert whole.heard is None
+    assert marked.answered.tolist() == (whole.predicted & (whole.targets == 9)).tolist()
 
 
 @pytest.mark.parametrize("kind", LEFT_TO_RIGHT)
