@@ -342,8 +342,6 @@ class TrainSettings(Section):
         return self.select == "best" or self.patience is not None
 
 
-
-
 class FinetuneSettings(Section):
     """Fine-tuning of a teacher that has no head for the task."""
 
