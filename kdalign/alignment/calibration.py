@@ -20,12 +20,14 @@ CALIBRATION_TOKENS = 16_384
 """Number of tokens on which the variance of the teacher's features is measured."""
 SIMILARITY_TOKENS = 4_096
 """Number of tokens on which the similarity of layers is measured."""
-Teach = Callable[[Batch, CaptureSpec], Activations]
+TeacherCapture = Callable[[Batch, CaptureSpec], Activations]
 """Gives a teacher's activations on a batch, at the student's positions."""
 UNTRAINED = "the student is untrained: how similar its layers are says nothing about what they will learn"
 
 
-def calibrate(plan: Plan, teach: Teach, batches: Iterable[Batch], device: torch.device, *, every: bool = False) -> Plan:
+def calibrate(
+    plan: Plan, teach: TeacherCapture, batches: Iterable[Batch], device: torch.device, *, every: bool = False
+) -> Plan:
     r"""Measure each mapped teacher layer's feature variance over real tokens, and store it in the plan.
 
     .. math:: \sigma_l^2 = \frac{1}{d} \sum_j \mathrm{Var}_{b,i}\, h^t_{l,b,i,j}

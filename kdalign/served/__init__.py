@@ -24,7 +24,7 @@ from kdalign.served.client import (
     Unavailable,
     is_served,
 )
-from kdalign.served.protocol import Constraint, Dialect, Endpoint, Prompt, Sampling, label_in_answer
+from kdalign.served.protocol import Constraint, Dialect, Endpoint, Prompt, RequestSampling, label_in_answer
 from kdalign.served.transport import OPENAI_URL
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "Dialect",
     "Endpoint",
     "Prompt",
-    "Sampling",
+    "RequestSampling",
     "ServedSettings",
     "TokenLogprob",
     "Unavailable",

@@ -20,7 +20,7 @@ from kdalign.served.protocol import (
     Endpoint,
     Prompt,
     Refused,
-    Sampling,
+    RequestSampling,
     answer_key,
     read_echo,
     read_label,
@@ -208,7 +208,7 @@ class ApiModel:
         max_tokens: Sequence[int],
         stop: Sequence[str] | None = None,
         progress: ProgressCallback | None = None,
-        sampling: Sequence[Sampling] | None = None,
+        sampling: Sequence[RequestSampling] | None = None,
     ) -> list[Completion]:
         """Complete each prompt.
 
@@ -232,7 +232,7 @@ class ApiModel:
         """
         ends = tuple(stop or ())
 
-        def request(prompt: Prompt, limit: int, chosen: Sampling, dialect: Dialect) -> Request:
+        def request(prompt: Prompt, limit: int, chosen: RequestSampling, dialect: Dialect) -> Request:
             body = request_body(self.model, dialect, prompt, limit, ends, sampling=chosen)
             draw = chosen.seed if chosen.temperature > 0 and "seed" in dialect.refused else 0
             key = answer_key(self.url, dialect.path, body, ends, draw)

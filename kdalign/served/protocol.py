@@ -15,7 +15,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RequestSampling:
     """Settings by which a server chooses tokens.
 
     Attributes:
@@ -29,7 +29,7 @@ class Sampling:
     seed: int = 0
 
 
-GREEDY = Sampling()
+GREEDY = RequestSampling()
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def request_body(
     max_tokens: int,
     stop: Sequence[str] = (),
     labels: Sequence[str] = (),
-    sampling: Sampling = GREEDY,
+    sampling: RequestSampling = GREEDY,
 ) -> dict[str, Any]:
     """Build the body of a request, in the server's dialect.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdalign.served import ApiModel, Completion, Sampling, ServedSettings
+from kdalign.served import ApiModel, Completion, RequestSampling, ServedSettings
 from support.answering_server import answering_server
 
 
@@ -17,7 +17,7 @@ def by_seed(body):
 
 
 def warm(seed):
-    return Sampling(0.5, 0.9, seed)
+    return RequestSampling(0.5, 0.9, seed)
 
 
 def test_samples_of_a_prompt_are_requests_of_their_own_with_a_seed_each(tmp_path):

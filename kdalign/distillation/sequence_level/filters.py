@@ -31,7 +31,7 @@ _FORM = re.compile(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class FilterCandidate:
     """An answer that may be kept.
 
     Attributes:
@@ -56,7 +56,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Filter:
+class AnswerFilter:
     """A bound on a measure of answers, such as ``rougeL>=30``."""
 
     name: str
@@ -66,13 +66,13 @@ class Filter:
     def __str__(self) -> str:
         return f"{self.name}{self.sign}{self.bound:g}"
 
-    def passes(self, candidates: Sequence[Candidate], language: str) -> list[bool]:
+    def passes(self, candidates: Sequence[FilterCandidate], language: str) -> list[bool]:
         """Return for each candidate whether its measure is within the bound; an undefined measure is not."""
         values = measure(self.name, candidates, language).tolist()
         return [bool(_SIGNS[self.sign](value, self.bound)) for value in values]
 
 
-def parse_filters(expressions: Sequence[str]) -> tuple[tuple[Filter, ...], bool]:
+def parse_filters(expressions: Sequence[str]) -> tuple[tuple[AnswerFilter, ...], bool]:
     """Parse expressions of ``--keep``.
 
     Returns:
@@ -91,7 +91,7 @@ def parse_filters(expressions: Sequence[str]) -> tuple[tuple[Filter, ...], bool]
     return filters, ANY_END not in words
 
 
-def _parse(word: str) -> Filter:
+def _parse(word: str) -> AnswerFilter:
     found = _FORM.fullmatch(word)
     if found is None:
         name = re.split(r"[<>=!~\s]", word, maxsplit=1)[0]
@@ -107,7 +107,7 @@ def _parse(word: str) -> Filter:
         bound = math.nan
     if not math.isfinite(bound):
         raise UsageError(f"--keep {word!r}: {text!r} is not a number")
-    return Filter(name, sign, bound)
+    return AnswerFilter(name, sign, bound)
 
 
 def check_best_of(name: str) -> None:
@@ -116,7 +116,7 @@ def check_best_of(name: str) -> None:
         raise unknown("--best-of", name, TEXT_BY_TEXT)
 
 
-def measure(name: str, candidates: Sequence[Candidate], language: str) -> Array:
+def measure(name: str, candidates: Sequence[FilterCandidate], language: str) -> Array:
     """Measure each candidate: a metric in its unit, or a length (``LENGTHS``).
 
     A ratio is of words: the answer's over the longest reference's, or over the source's. Words are runs of letters and
@@ -150,13 +150,13 @@ class Selection:
         unknown_ends: kept answers that may have been cut off: the server does not say.
     """
 
-    kept: tuple[Candidate, ...]
+    kept: tuple[FilterCandidate, ...]
     dropped: tuple[tuple[str, int], ...]
     unknown_ends: int
 
 
 def select_answers(
-    candidates: Sequence[Candidate], keep: Sequence[str] = (), best_of: str | None = None, language: str = ""
+    candidates: Sequence[FilterCandidate], keep: Sequence[str] = (), best_of: str | None = None, language: str = ""
 ) -> Selection:
     """Select answers: to a whole prompt, not empty, ended, within every bound, the best of their row, and none twice.
 
@@ -197,7 +197,7 @@ def select_answers(
     return Selection(tuple(left), tuple(dropped), sum(one.ended is None for one in left))
 
 
-def _best(candidates: Sequence[Candidate], name: str, language: str) -> list[bool]:
+def _best(candidates: Sequence[FilterCandidate], name: str, language: str) -> list[bool]:
     """Mark the best answer of each row; of equal ones, the first. One whose score is undefined is the worst."""
     scores = measure(name, candidates, language)
     scores = np.nan_to_num(scores if TEXT_METRICS[name].higher_is_better else -scores, nan=-np.inf)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdalign.data.tasks import find_task
 from kdalign.data.tasks.loading import split_exists
-from kdalign.distillation.sequence_level.filters import Candidate, Selection, select_answers
+from kdalign.distillation.sequence_level.filters import FilterCandidate, Selection, select_answers
 from kdalign.distillation.sequence_level.folder import (
     GeneratedAnswer,
     GenerationFolder,
@@ -18,7 +18,7 @@ from kdalign.distillation.sequence_level.folder import (
     train_file,
 )
 from kdalign.distillation.sequence_level.rows import (
-    Row,
+    PromptRow,
     TrainRows,
     check_references,
     check_task,
@@ -28,7 +28,7 @@ from kdalign.distillation.sequence_level.rows import (
     sources_of,
 )
 from kdalign.distillation.sequence_level.settings import GenerateSettings
-from kdalign.distillation.sequence_level.teachers import AnsweringTeacher, describe_decoding, find_teacher
+from kdalign.distillation.sequence_level.teachers import AnswerWriter, describe_decoding, find_teacher
 from kdalign.environment import world_size
 from kdalign.errors import Interrupted, RunError, UsageError
 from kdalign.files import is_utf8
@@ -60,7 +60,7 @@ class PreparedGeneration:
     """
 
     settings: GenerateSettings
-    teacher: AnsweringTeacher
+    teacher: AnswerWriter
     train: TrainRows
     reported: dict[str, str]
     folder: GenerationFolder
@@ -71,15 +71,15 @@ class PreparedGeneration:
         return self.settings.language or self.train.task.language
 
     @cached_property
-    def prompts(self) -> list[Row]:
+    def prompts(self) -> list[PromptRow]:
         """The first row of each different prompt."""
-        first: dict[str, Row] = {}
+        first: dict[str, PromptRow] = {}
         for row in self.train.rows:
             first.setdefault(row.prompt, row)
         return list(first.values())
 
     @cached_property
-    def wanted(self) -> list[tuple[Row, int]]:
+    def wanted(self) -> list[tuple[PromptRow, int]]:
         """Each different prompt with each number of a sample."""
         return [(row, draw) for row in self.prompts for draw in range(self.settings.samples)]
 
@@ -241,7 +241,7 @@ def _select(prepared: PreparedGeneration, answers: Sequence[GeneratedAnswer]) ->
     by_key = {answer.key: answer for answer in answers}
     task = prepared.train.task
     candidates = [
-        Candidate(
+        FilterCandidate(
             row.number,
             one.draw,
             row.prompt,

@@ -27,7 +27,7 @@ _OBJECTS = "translation"
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """A row of train that is to be answered.
 
     Attributes:
@@ -61,7 +61,7 @@ class TrainRows:
 
     task: LanguageTask
     table: "pd.DataFrame"
-    rows: tuple[Row, ...]
+    rows: tuple[PromptRow, ...]
     left_out: tuple[tuple[str, int], ...] = ()
 
     @cached_property
@@ -75,7 +75,7 @@ class TrainRows:
         rows = tuple(row for row in self.rows if row.number not in numbers)
         return replace(self, rows=rows, left_out=(*self.left_out, (reason, len(self.rows) - len(rows))))
 
-    def with_answer(self, row: Row, answer: str) -> dict[str, Any]:
+    def with_answer(self, row: PromptRow, answer: str) -> dict[str, Any]:
         """Return a row's cells by column, with an answer in place of the data's."""
         cells = {str(name): self._cells[str(name)][row.number] for name in self.table.columns}
         column = self.task.columns[-1]
@@ -126,7 +126,7 @@ def read_train(task: LanguageTask, limit: int | None = None) -> TrainRows:
     texts = text_columns(task, table, f"{task.source}, split {task.train!r}")
     if task.pairs:
         pairs = enumerate(_pairs(task, texts))
-        return replace(train, rows=tuple(Row(number, source, source, known) for number, (source, known) in pairs))
+        return replace(train, rows=tuple(PromptRow(number, source, source, known) for number, (source, known) in pairs))
     examples = texts_of(task, task.train, texts)  # which checks them
     if task.kind == "chat":
         return replace(train, rows=tuple(_chat_row(number, chat) for number, chat in enumerate(examples.texts[0])))
@@ -185,12 +185,12 @@ def check_references(train: TrainRows, measures: Sequence[str]) -> None:
         )
 
 
-def _chat_row(number: int, chat: str) -> Row:
+def _chat_row(number: int, chat: str) -> PromptRow:
     """Make the row of a conversation: its last answer is generated, from all turns before it."""
     whole = Conversation.from_json(chat)
     last = whole.answers[-1]
     before = Conversation(whole.messages[:last], whole.tools)
-    return Row(number, before.to_json(), spoken(before.messages), (whole.messages[last]["content"],))
+    return PromptRow(number, before.to_json(), spoken(before.messages), (whole.messages[last]["content"],))
 
 
 def spoken(messages: Sequence[Message]) -> str:
@@ -198,13 +198,13 @@ def spoken(messages: Sequence[Message]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def _document_row(number: int, text: str) -> Row | None:
+def _document_row(number: int, text: str) -> PromptRow | None:
     """Make the row of a document: its first half is given, at most ``PREFIX_WORDS`` words; None for one word."""
     words = list(re.finditer(r"\S+", text))
     if is_blank(text) or len(words) < 2:
         return None
     end = words[min(PREFIX_WORDS, len(words) // 2) - 1].end()
-    return Row(number, text[:end], text, (text[end:].strip(),))
+    return PromptRow(number, text[:end], text, (text[end:].strip(),))
 
 
 _REPORTED = re.compile(r"(test|valid|val|dev|eval)([^a-z].*|ation.*|uation.*)?")

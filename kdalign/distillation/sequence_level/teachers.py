@@ -14,7 +14,7 @@ from kdalign.data.tasks.generation_cases import GenerationCase
 from kdalign.data.tokenization import special_frame
 from kdalign.devices import check_device, make_accelerator
 from kdalign.distillation.sequence_level.folder import WORK, GeneratedAnswer, prompt_key
-from kdalign.distillation.sequence_level.rows import DOCUMENTS, Row, spoken
+from kdalign.distillation.sequence_level.rows import DOCUMENTS, PromptRow, spoken
 from kdalign.distillation.sequence_level.settings import GenerateSettings
 from kdalign.errors import NotFinite, RunError, UsageError
 from kdalign.evaluation.decoding import GenerationSettings
@@ -26,13 +26,13 @@ from kdalign.models.checkpoint_files import Checkpoint, check_length, find_check
 from kdalign.models.heads import LANGUAGE_HEADS, head_of
 from kdalign.models.tokenizer import load_tokenizer
 from kdalign.observer import Observer
-from kdalign.served import OPENAI_URL, ApiModel, Prompt, Sampling, ServedSettings
+from kdalign.served import OPENAI_URL, ApiModel, Prompt, RequestSampling, ServedSettings
 
-Wanted = Sequence[tuple[Row, int]]
+Wanted = Sequence[tuple[PromptRow, int]]
 """Rows with different prompts, each with the number of a sample."""
 
 
-class AnsweringTeacher(Protocol):
+class AnswerWriter(Protocol):
     """A model that answers prompts with texts; its weights are not loaded, and nothing is sent, before ``answer``."""
 
     @property
@@ -43,7 +43,7 @@ class AnsweringTeacher(Protocol):
     def notes(self) -> list[str]:
         """Notes for the user before the answers."""
 
-    def show_prompts(self, rows: Sequence[Row]) -> list[str]:
+    def show_prompts(self, rows: Sequence[PromptRow]) -> list[str]:
         """Write prompts as the model sees them."""
 
     def answer(
@@ -59,13 +59,13 @@ class AnsweringTeacher(Protocol):
         """Return how a server answered and what was paid for; empty for a local model."""
 
 
-def find_teacher(settings: GenerateSettings, task: LanguageTask) -> AnsweringTeacher:
+def find_teacher(settings: GenerateSettings, task: LanguageTask) -> AnswerWriter:
     """Find the teacher and check that it can answer the task.
 
     Raises:
         UsageError: there is no such model, or it does not fit the task.
     """
-    return ServedTeacher(settings, task) if settings.served else LocalTeacher.find(settings, task)
+    return ServedWriter(settings, task) if settings.served else LocalWriter.find(settings, task)
 
 
 def generation_settings(settings: GenerateSettings) -> GenerationSettings:
@@ -82,7 +82,7 @@ def generation_settings(settings: GenerateSettings) -> GenerationSettings:
 
 
 @dataclass(frozen=True)
-class LocalTeacher:
+class LocalWriter:
     """A causal model or an encoder-decoder on this machine.
 
     Attributes:
@@ -98,7 +98,7 @@ class LocalTeacher:
     settings: GenerateSettings
 
     @classmethod
-    def find(cls, settings: GenerateSettings, task: LanguageTask) -> "LocalTeacher":
+    def find(cls, settings: GenerateSettings, task: LanguageTask) -> "LocalWriter":
         """Find a checkpoint, and check what can be checked without keeping its weights in memory."""
         check_device(settings.device)
         checkpoint = find_checkpoint(settings.teacher, settings.revision)
@@ -150,7 +150,7 @@ class LocalTeacher:
         """Write the prompts of rows."""
         return [self._case(row, draw) for row, draw in wanted]
 
-    def _case(self, row: Row, draw: int) -> GenerationCase:
+    def _case(self, row: PromptRow, draw: int) -> GenerationCase:
         known = row.references or ("",)
         if self.task.kind == "chat":
             asked = row.conversation
@@ -170,7 +170,7 @@ class LocalTeacher:
         longest = min(plain.max_length, max_positions(self.checkpoint.config))
         return replace(plain, max_length=longest, prompts=self._prompts, prompt_length=self.settings.max_length)
 
-    def show_prompts(self, rows: Sequence[Row]) -> list[str]:
+    def show_prompts(self, rows: Sequence[PromptRow]) -> list[str]:
         """Write prompts with their special tokens."""
         shown = []
         for case in self.cases([(row, 0) for row in rows]):
@@ -216,7 +216,7 @@ class LocalTeacher:
         return {}
 
 
-class ServedTeacher:
+class ServedWriter:
     """A model behind an API."""
 
     def __init__(self, settings: GenerateSettings, task: LanguageTask) -> None:
@@ -254,13 +254,13 @@ class ServedTeacher:
             return ["a server need not heed the seed, and answers may depend on its load: its answers are kept instead"]
         return []
 
-    def show_prompts(self, rows: Sequence[Row]) -> list[str]:
+    def show_prompts(self, rows: Sequence[PromptRow]) -> list[str]:
         """Write prompts as they are sent."""
         if self._task.kind == "chat":
             return [spoken(row.conversation.messages) for row in rows]
         return [str(self._prompt(row)) for row in rows]
 
-    def _prompt(self, row: Row) -> Prompt:
+    def _prompt(self, row: PromptRow) -> Prompt:
         if self._task.kind == "chat":
             return row.conversation.messages
         return self._task.render_prompt({self._task.columns[0]: row.prompt}) if self._task.pairs else row.prompt
@@ -293,11 +293,11 @@ class ServedTeacher:
             for (row, draw), one, text in zip(wanted, answers, texts, strict=True)
         ]
 
-    def _sampling(self, draw: int) -> Sampling:
+    def _sampling(self, draw: int) -> RequestSampling:
         """Return how a sample is drawn: each of a prompt has a seed of its own."""
         if not self._settings.heat:
-            return Sampling()
-        return Sampling(self._settings.heat, self._settings.top_p, (self._settings.seed * 1_009 + draw) % 2**31)
+            return RequestSampling()
+        return RequestSampling(self._settings.heat, self._settings.top_p, (self._settings.seed * 1_009 + draw) % 2**31)
 
     def record(self) -> dict[str, Any]:
         """Return the API's record: endpoint, names under which it answered, requests and tokens paid for."""

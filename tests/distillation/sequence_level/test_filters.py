@@ -4,13 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdalign.distillation.sequence_level.filters import NAMES, Candidate, Filter, parse_filters, select_answers
+from kdalign.distillation.sequence_level.filters import (
+    NAMES,
+    AnswerFilter,
+    FilterCandidate,
+    parse_filters,
+    select_answers,
+)
 from kdalign.errors import UsageError
 
 
 def candidate(text, row=0, draw=0, ended=True, **changes):
     given = {"prompt": f"prompt {row}", "source": "a b c d", "references": ("the cat sat",), **changes}
-    return Candidate(row, draw, text=text, ended=ended, **given)
+    return FilterCandidate(row, draw, text=text, ended=ended, **given)
 
 
 def kept(*candidates, **settings):
@@ -19,7 +25,11 @@ def kept(*candidates, **settings):
 
 def test_an_expression_is_a_name_a_sign_and_a_number():
     filters, ended = parse_filters(["rougeL>=30", " words < 6.5", "ratio<=2"])
-    assert filters == (Filter("rougeL", ">=", 30), Filter("words", "<", 6.5), Filter("ratio", "<=", 2))
+    assert filters == (
+        AnswerFilter("rougeL", ">=", 30),
+        AnswerFilter("words", "<", 6.5),
+        AnswerFilter("ratio", "<=", 2),
+    )
     assert ended
     assert str(filters[1]) == "words<6.5"
     assert parse_filters(["any-end"]) == ((), False)

@@ -88,7 +88,7 @@ def test_train_has_the_answers_that_evaluation_would_generate_and_the_other_spli
         assert (here / "out" / name).read_bytes() == (here / "pairs" / name).read_bytes()
     task = find_task("translation:en-de", str(here / "pairs"))
     settings = story.GenerateSettings(teacher=str(here / teacher), task="translation:en-de", out="x", new_tokens=6)
-    local = teachers.LocalTeacher.find(settings, task)
+    local = teachers.LocalWriter.find(settings, task)
     cases = local.cases([(row, 0) for row in story.read_train(task).rows])
     net = loading.load_language_model(local.checkpoint)
     told = GenerationSettings(new_tokens=6, prompts=local._prompts)
