@@ -25,7 +25,7 @@ from kdalign.distillation.teacher_checks import compare_with_start, settle_loade
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
-from kdalign.evaluation.decoding import end_tokens
+from kdalign.models.generation_settings import end_tokens
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
 from kdalign.models.checkpoint_files import max_positions
@@ -108,7 +108,7 @@ def _on_policy(
         settings.max_new_tokens,
         settings.temperature,
         settings.top_p,
-        frozenset(end_tokens(model, opened.tokenizer)),
+        frozenset(end_tokens(model.generation_config, opened.tokenizer)),
         min(int(config.vocab_size) for config in configs),
         min(max_positions(config) for config in configs),
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from kdalign.data.batches import IGNORED, TEACHER, TokenizedSplit
 from kdalign.data.tasks import Examples, LanguageTask
@@ -17,7 +17,7 @@ from kdalign.data.tokenization import special_frame
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError, shorten
-from kdalign.models.checkpoint_files import Checkpoint
+from kdalign.models.generation_settings import end_tokens, find_generation_settings
 from kdalign.models.heads import HeadKind
 
 _SLICES = ((64, 200_000), (1_024, 2_000_000))
@@ -57,35 +57,10 @@ def _vocabularies(run: PreparedRun, student: PretrainedConfig) -> Iterator[Findi
         )
 
 
-def end_tokens(student: PretrainedConfig, own: Checkpoint | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens at which a student stops generating: its settings', or its configuration's, or its tokenizer's.
-
-    Args:
-        student: its configuration.
-        own: checkpoint with its settings for generation; None for a student without any.
-        tokenizer: the student's.
-    """
-    for named in (_generation_end(own), student.to_dict().get("eos_token_id"), tokenizer.eos_token_id):
-        if named is not None:
-            return [int(token) for token in (named if isinstance(named, list) else [named])]
-    return []
-
-
-def _generation_end(own: Checkpoint | None) -> int | list[int] | None:
-    if own is None or own.gguf is not None:
-        return None
-    try:
-        settings = GenerationConfig.from_pretrained(own.path, revision=own.revision)
-    except OSError:
-        return None  # it has none
-    end: int | list[int] | None = settings.eos_token_id
-    return end
-
-
 def _ends(run: PreparedRun, student: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     """Find training text that never has an end token as a target: generation would not stop."""
     own = run.student.checkpoint if run.tokenizers.differ else run.student.checkpoint or run.teacher
-    ends = end_tokens(student, own, tokenizer)
+    ends = end_tokens(find_generation_settings(own, student), tokenizer)
     rows, truncated = list[list[int]](), 0
     for most, characters in _SLICES:
         part = _slice(run, most, characters)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks.generation_cases import GenerationCase
@@ -62,13 +62,6 @@ class Answer:
     cut: bool = False
     prompt_tokens: int = 0
     new_tokens: int = 0
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens at which a model ends its text: of its settings for generation, else its tokenizer's."""
-    named = vars(model.generation_config).get("eos_token_id")
-    named = tokenizer.eos_token_id if named is None else named
-    return [] if named is None else [named] if isinstance(named, int) else [int(token) for token in named]
 
 
 def token_budget(cases: Sequence[GenerationCase], settings: GenerationSettings, with_prompt: bool = False) -> int:

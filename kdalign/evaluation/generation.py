@@ -25,7 +25,6 @@ from kdalign.evaluation.decoding import (
     CheckLogits,
     GenerationSettings,
     decode_rows,
-    end_tokens,
     pad_rows,
     token_budget,
 )
@@ -34,6 +33,7 @@ from kdalign.evaluation.sampling import DrawTokens, uniform_draws
 from kdalign.models.architecture import accepted_inputs, layout_of
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
+from kdalign.models.generation_settings import end_tokens
 from kdalign.observer import ProgressCallback
 
 
@@ -195,7 +195,7 @@ def _answers(
         limit: most new tokens.
     """
     own = vars(model.generation_config)
-    ends = {*end_tokens(model, tokenizer)}
+    ends = {*end_tokens(model.generation_config, tokenizer)}
     pad = int(tokenizer.pad_token_id)
     # BART's last token is its end whatever the text: there it shows that the tokens ran out.
     latest = limit - 1 if own.get("forced_eos_token_id") is not None else limit
@@ -313,7 +313,7 @@ def _without_defaults(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     own = model.generation_config
     assert own is not None, "a model that generates has settings"
     tokens = {name: vars(own).get(name) for name in _SPECIAL} | {"pad_token_id": tokenizer.pad_token_id}
-    tokens["eos_token_id"] = end_tokens(model, tokenizer) or None
+    tokens["eos_token_id"] = end_tokens(own, tokenizer) or None
     if tokens["decoder_start_token_id"] is None:
         tokens["decoder_start_token_id"] = vars(model.config).get("decoder_start_token_id")
     model.generation_config = GenerationConfig(**tokens)

@@ -11,7 +11,7 @@ from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import start_token
-from kdalign.evaluation.decoding import end_tokens
+from kdalign.models.generation_settings import end_tokens
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
 
@@ -85,7 +85,7 @@ def complete(
     device = next(model.parameters()).device
     settings = GenerationConfig(
         do_sample=False,
-        eos_token_id=end_tokens(model, tokenizer) or None,
+        eos_token_id=end_tokens(model.generation_config, tokenizer) or None,
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
