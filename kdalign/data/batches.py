@@ -1,11 +1,7 @@
-"""Batch token ids: padded, grouped by length, and the same for any number of ranks.
-
-Randomness is a function of (seed, epoch), so the position in the data is the step number and nothing else.
-"""
+"""Tokenized splits, and batches of their rows: padded token ids with masks, labels and targets."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,11 +10,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kdalign.data.token_matching import TokenAlignment, align_tokens
-from kdalign.recipe import TrainSettings
-
-NEIGHBOURHOOD = 200
-"""Batches sorted by length together: at batch 64, 98.6 % of SST-2's tokens are then real (95.0 % with 50)."""
-
 
 Corruption = Callable[[dict[str, list[int]], np.random.Generator], dict[str, list[int]]]
 """A random change of a row's columns before it is used; the generator is the row's own."""
@@ -393,121 +384,6 @@ def _permutation_masks(order: Int[Tensor, "batch time"], real: Bool[Tensor, "bat
     hidden = (order[:, None, :] >= order[:, :, None]) | ~real[:, None, :]
     mapping = torch.eye(order.size(1)).expand(len(order), -1, -1)
     return {"perm_mask": hidden.float(), "target_mapping": mapping}
-
-
-def epoch_batches(
-    lengths: Int[np.ndarray[Any, Any], "n"],
-    size: int,
-    seed: int,
-    epoch: int,
-    tokens: int | None = None,
-    mixture: EpochSampler | None = None,
-) -> list[list[int]]:
-    """Divide an epoch into global batches: every row once, rows of similar length together, in random order.
-
-    A ``mixture`` samples the rows first.
-
-    Rows are shuffled, cut into neighbourhoods, sorted by length inside each, cut into batches, and the batches
-    shuffled. A batch holds ``size`` rows (the last of the sort may be short; it is kept), or with ``tokens`` about that
-    many tokens: no row may then be empty or longer.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    shuffled = generator.permutation(len(lengths) if mixture is None else mixture.rows(generator))
-    together = size if tokens is None else max(1, round(tokens / lengths.mean()))
-    neighbourhoods = np.split(shuffled, range(together * NEIGHBOURHOOD, len(shuffled), together * NEIGHBOURHOOD))
-    ordered = [rows[np.argsort(lengths[rows], kind="stable")] for rows in neighbourhoods]
-    if tokens is None:
-        batches = [rows[i : i + size] for rows in ordered for i in range(0, len(rows), size)]
-    else:  # alternate the order, so that no batch joins one neighbourhood's longest rows to the next one's shortest
-        rows = np.concatenate([rows[:: 1 - 2 * (number % 2)] for number, rows in enumerate(ordered)])
-        before = np.cumsum(lengths[rows]) - lengths[rows]
-        batch = before * steps_per_epoch(lengths, size, tokens) // lengths.sum()
-        batches = np.split(rows, np.flatnonzero(np.diff(batch)) + 1)
-    return [batches[i].tolist() for i in generator.permutation(len(batches))]
-
-
-def steps_per_epoch(
-    lengths: Int[np.ndarray[Any, Any], "n"], size: int, tokens: int | None = None, mixture: EpochSampler | None = None
-) -> int:
-    """Count the batches of ``epoch_batches``."""
-    if tokens is not None:
-        assert mixture is None, "checked: a mixture is one of rows, not of tokens"
-        return max(1, int(lengths.sum()) // tokens)
-    whole, rest = divmod(len(lengths if mixture is None else mixture), size * NEIGHBOURHOOD)
-    return whole * NEIGHBOURHOOD + -(-rest // size)
-
-
-def micro_batches(
-    encoded: TokenizedSplit,
-    rows: Sequence[int],
-    rank: int,
-    ranks: int,
-    micro_batch: int | None,
-    draw: tuple[int, int] = (0, 0),
-) -> list[Batch]:
-    """Collate this rank's share of a global batch in micro-batches; over all ranks they hold each row once.
-
-    Every rank gets the same number of micro-batches, so that their gradients meet; a rank left without a row runs
-    a stand-in that is not counted.
-    """
-    size = micro_batch or -(-len(rows) // ranks)
-    count = -(-len(rows) // (size * ranks))
-    mine = rows[rank::ranks]  # rows are sorted by length: a stride gives every rank the same work
-    shares = [mine[i * size : (i + 1) * size] for i in range(count)]
-    return [
-        collate(encoded, share, draw=draw) if share else collate(encoded, rows[:1], counted=False, draw=draw)
-        for share in shares
-    ]
-
-
-def in_order(encoded: TokenizedSplit, size: int, tokens: bool = False) -> Iterator[tuple[list[int], Batch]]:
-    """Batch all rows once by similar length, for evaluation; each batch with its row numbers.
-
-    A batch holds ``size`` rows, or with ``tokens`` as many as fill that many positions, at least one.
-    """
-    lengths = encoded.lengths
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        # From the longest down: the time left is never underestimated, and memory peaks at once.
-        rows = order[::-1][start : start + (max(1, size // max(8, lengths[order[-1 - start]])) if tokens else size)]
-        start += len(rows)
-        yield rows.tolist(), collate(encoded, rows.tolist())
-
-
-def total_steps(settings: TrainSettings, encoded: TokenizedSplit) -> int:
-    """Count a run's optimizer steps: a given number, those that reach a token budget, or those of all epochs."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    if settings.max_tokens is None:
-        epoch_size = steps_per_epoch(encoded.lengths, settings.batch_size, settings.batch_tokens, encoded.mixture)
-        return max(1, round(settings.epochs * epoch_size))
-    steps, left, lengths, mixture = 0, settings.max_tokens, encoded.lengths, encoded.mixture
-    for epoch in count():
-        for rows in epoch_batches(lengths, settings.batch_size, settings.seed, epoch, settings.batch_tokens, mixture):
-            steps, left = steps + 1, left - int(lengths[rows].sum())
-            if left <= 0:
-                return steps
-    raise AssertionError("epochs never end")
-
-
-_EXAMPLES = 512
-
-
-_BATCH = 32
-
-
-def sample_batches(encoded: TokenizedSplit, seed: int, tokens: int) -> Iterator[Batch]:
-    """Sample a few examples by the seed, in batches within a token budget (at least one example)."""
-    return (batch for _, batch in in_order(encoded.take(sample_rows(encoded, seed, tokens)), _BATCH))
-
-
-def sample_rows(encoded: TokenizedSplit, seed: int, tokens: int) -> list[int]:
-    """Return the numbers of the examples that ``sample_batches`` takes."""
-    rows = np.random.default_rng([seed, 2]).permutation(len(encoded))[:_EXAMPLES]
-    enough = int(np.searchsorted(np.cumsum(encoded.lengths[rows]), tokens, side="right"))
-    taken: list[int] = rows[: max(1, enough)].tolist()
-    return taken
 
 
 def teacher_inputs(batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:

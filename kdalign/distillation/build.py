@@ -18,17 +18,17 @@ from kdalign.alignment.calibration import (
 )
 from kdalign.alignment.plan import Plan, read_plan
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import sample_batches
 from kdalign.data.corruption import with_corruption
+from kdalign.data.epochs import sample_batches
 from kdalign.distillation.load import LoadedModels, preview
 from kdalign.distillation.teacher_checks import compare_with_start, settle_loaded
 from kdalign.distillation.teacher_source import computed_teacher, product_dtype, training_teacher
 from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
-from kdalign.models.generation_settings import end_tokens
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
 from kdalign.models.checkpoint_files import max_positions
+from kdalign.models.generation_settings import end_tokens
 from kdalign.models.sampling import Sampling
 from kdalign.objective.balancing import BALANCES, LossBalancer
 from kdalign.objective.build import build_objective

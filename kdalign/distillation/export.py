@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import sample_batches
+from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenization import fingerprint, with_token_types
 from kdalign.distillation.checks import join_by_name

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdalign.alignment.calibration import CALIBRATION_TOKENS
-from kdalign.data.batches import TokenizedSplit, sample_batches, teacher_inputs
+from kdalign.data.batches import TokenizedSplit, teacher_inputs
+from kdalign.data.epochs import sample_batches
 from kdalign.data.tasks import ClassificationTask
 from kdalign.devices import on_first_rank
 from kdalign.distillation.checks import Finding, needs_finetuning

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kdalign.data.batches import steps_per_epoch
+from kdalign.data.epochs import steps_per_epoch
 from kdalign.data.tasks.holdout import count_leaks, normalise_rows
 from kdalign.distillation.build import build_task
 from kdalign.distillation.export import ExportOptions, export_student

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from kdalign.alignment.calibration import SIMILARITY_TOKENS
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import epoch_batches, sample_batches, sample_rows, total_steps
+from kdalign.data.epochs import epoch_batches, sample_batches, sample_rows, total_steps
 from kdalign.data.tasks import ClassificationTask
 from kdalign.data.tokenization import fingerprint
 from kdalign.distillation.prepare import PreparedRun

@@ -7,7 +7,8 @@ import numpy as np
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit, concatenate_splits, total_steps
+from kdalign.data.batches import TokenizedSplit, concatenate_splits
+from kdalign.data.epochs import total_steps
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import normalise_rows
 from kdalign.data.token_matching import SharedVocabulary, shared_vocabulary

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdalign.data.batches import TokenizedSplit, in_order
+from kdalign.data.batches import TokenizedSplit
+from kdalign.data.epochs import in_order
 from kdalign.data.tasks import PromptedExample
 from kdalign.data.tokenization import special_frame, start_token
 from kdalign.errors import UsageError

@@ -11,9 +11,9 @@ from kdalign.data.conversations import SourcePrompts
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.conversations import Conversation
 from kdalign.data.tokenization import start_token
-from kdalign.models.generation_settings import end_tokens
 from kdalign.models.capture import inference_mode
 from kdalign.models.checkpoint_files import max_positions
+from kdalign.models.generation_settings import end_tokens
 
 PROMPT_TOKENS = 12
 NEW_TOKENS = 24

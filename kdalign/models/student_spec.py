@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from kdalign.errors import UsageError, unknown
 from kdalign.models.architecture import Architecture, Layer, Stack, blocks, meta_model, with_layers
 from kdalign.models.layer_selection import choose_layers
-from kdalign.models.pruning import WidthSpec, prune_config
+from kdalign.models.pruning_sizes import WidthSpec, prune_config
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, total_steps
+from kdalign.data.batches import Batch
+from kdalign.data.epochs import total_steps
 from kdalign.devices import on_first_rank
 from kdalign.environment import trim_heap
 from kdalign.errors import Interrupted, NotFinite, RunError

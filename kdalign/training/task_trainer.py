@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdalign.alignment.plan import Plan
-from kdalign.data.batches import Batch, TokenizedSplit, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.batches import Batch, TokenizedSplit
+from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
 from kdalign.objective.objective import Objective
 from kdalign.recipe import TrainSettings
 from kdalign.runs.folder import RunFolder

@@ -8,7 +8,8 @@ from kdalign.alignment.calibration import calibrate, start_projections
 from kdalign.alignment.plan import Plan, ProjectionShape, ProjectionStyle
 from kdalign.alignment.projections import Projections, first_weight
 from kdalign.alignment.propose import PlanOptions, propose
-from kdalign.data.batches import collate, in_order
+from kdalign.data.batches import collate
+from kdalign.data.epochs import in_order
 from kdalign.errors import UsageError
 from kdalign.models.architecture import Layer
 from kdalign.objective.build import build_classification_objective

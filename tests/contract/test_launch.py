@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdalign.data.batches import micro_batches
+from kdalign.data.epochs import micro_batches
 from kdalign.devices import make_accelerator
 from kdalign.objective.units import count_units
 from kdalign.recipe import TrainSettings

@@ -346,10 +346,10 @@ MUTANTS = {
         "models/test_attention.py::test_mixed_heads_start_as_the_mean_stay_probabilities_and_are_trained",
     ),
     "last batch of the evaluation dropped": (
-        "data/batches.py",
+        "data/epochs.py",
         "    while start < len(order):",
         "    while start + size <= len(order):",
-        "data/test_batches.py",
+        "data/test_epochs.py",
     ),
     "bytes of a character taken for the whole": (
         "data/token_matching.py",
@@ -630,10 +630,10 @@ MUTANTS = {
         "distillation/test_row_shifts.py::test_a_column_is_taken_from_the_rows_before_or_after_within_its_block",
     ),
     "seed does not cover the data order": (
-        "data/batches.py",
+        "data/epochs.py",
         "generator = np.random.default_rng([seed, epoch])",
         "generator = np.random.default_rng([epoch])",
-        "data/test_batches.py",
+        "data/test_epochs.py",
     ),
 }
 

@@ -8,7 +8,8 @@ import torch
 from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, propose
-from kdalign.data.batches import Batch, collate, micro_batches
+from kdalign.data.batches import Batch, collate
+from kdalign.data.epochs import micro_batches
 from kdalign.models.architecture import describe
 from kdalign.models.attention import ATTENTION
 from kdalign.models.capture import Activations, CaptureSpec, capture

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from kdalign.errors import UsageError
 from kdalign.models.architecture import attention_of, describe, layout_of
 from kdalign.models.heads import HeadKind, auto_class
-from kdalign.models.pruning import METHODS, WidthSpec, prune_config, prune_width
+from kdalign.models.pruning import METHODS, prune_width
 from kdalign.models.pruning_layouts import FAMILIES
+from kdalign.models.pruning_sizes import WidthSpec, prune_config
 
 WIDTH = 32
 GEMMAS = ("gemma2", "gemma3_text")

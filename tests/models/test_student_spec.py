@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
-from kdalign.models.pruning import WidthSpec
+from kdalign.models.pruning_sizes import WidthSpec
 from kdalign.models.student import build_student
 from kdalign.models.student_spec import CutSpec, is_cut, parse_cut
 from support.tiny import one_line, tiny_classifier

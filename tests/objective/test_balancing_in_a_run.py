@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from kdalign.data.batches import micro_batches
+from kdalign.data.epochs import micro_batches
 from kdalign.objective.balancing import BALANCES, LossBalancer, PaceBalance
 from kdalign.objective.objective import Objective
 from kdalign.objective.terms import LMHeadLoss, Unit

@@ -21,8 +21,8 @@ from kdalign.report.plots import (
     draw_terms,
     save_all,
 )
-from kdalign.report.plots.figure import line_style, shortened
-from kdalign.report.plots.runs import MOST_LOOKS, MOST_PANELS, POINTS, smooth_steps
+from kdalign.report.plots.figure import MOST_PANELS, line_style, shortened
+from kdalign.report.plots.runs import MOST_LOOKS, POINTS, smooth_steps
 from kdalign.runs.curves import Curves
 from kdalign.runs.disagreements import SplitAnswers
 

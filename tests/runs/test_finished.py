@@ -15,7 +15,7 @@ from kdalign.metrics.classification import METRICS, reliability_bins
 from kdalign.recipe import Recipe, build_recipe
 from kdalign.recipe.command import distill_command
 from kdalign.recipe.flags import OPTION_OF
-from kdalign.report.plots.runs import pareto_front
+from kdalign.report.plots.comparisons import pareto_front
 from kdalign.runs.curves import _events, read_curves
 from kdalign.runs.disagreements import find_disagreements, read_answers
 from kdalign.runs.finished import finished_runs

@@ -1,6 +1,7 @@
 """Figures with title and caption, their common style, and how they are saved."""
 
 import functools
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe & Ito's colour-blind safe palette without black and yellow, for white and black backgrounds."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MOST_PANELS = 12
+"""Maximum runs with a panel of their own in one plot; a page with hundreds of panels took minutes."""
 DPI = 200
 _CAPTION = 74
 """Letters of a caption's line below a figure of that width."""
@@ -217,3 +220,13 @@ def _settle(figure: "Figure") -> None:
         names.borderaxespad = 0
         names.set_loc("lower left")
         names.set_bbox_to_anchor((float(corner[0]), float(corner[1])), transform=panel)
+
+
+def name_shown(drawn: int, of: int, what: str = "runs") -> str:
+    """Write a sentence on the runs (or recipes) that are drawn, if not all are."""
+    return "" if drawn == of else f" Drawn are the first {drawn} of {of:,} {what}."
+
+
+def file_part(text: str) -> str:
+    """Make a short part of a file name."""
+    return re.sub(r"[^\w.]+", "-", text)[:60]

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from kdalign.data.batches import IGNORED, EpochSampler, collate, epoch_batches, micro_batches, steps_per_epoch
+from kdalign.data.batches import IGNORED, EpochSampler, collate
+from kdalign.data.epochs import epoch_batches, micro_batches, steps_per_epoch
 from kdalign.data.tasks import Examples
 from kdalign.data.tasks.holdout import rows_around, rows_inside
 from kdalign.distillation.pipeline import distill, prepare_all

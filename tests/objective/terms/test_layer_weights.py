@@ -9,7 +9,8 @@ from kdalign.alignment.calibration import calibrate
 from kdalign.alignment.plan import Plan
 from kdalign.alignment.projections import Projections
 from kdalign.alignment.propose import PlanOptions, progressive_plans, propose
-from kdalign.data.batches import collate, micro_batches
+from kdalign.data.batches import collate
+from kdalign.data.epochs import micro_batches
 from kdalign.errors import UsageError
 from kdalign.objective.build import build_classification_objective
 from kdalign.objective.terms.layer_weights import LAYER_WEIGHTS, Adaptive, Learned

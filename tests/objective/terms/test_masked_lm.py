@@ -11,8 +11,9 @@ import torch
 from safetensors.numpy import load_file
 
 from kdalign.alignment.projections import Projections
-from kdalign.data.batches import CUT, IGNORED, MASKED, collate, micro_batches
+from kdalign.data.batches import CUT, IGNORED, MASKED, collate
 from kdalign.data.corruption import MaskedCopy, MaskTokens, TokenCutoff
+from kdalign.data.epochs import micro_batches
 from kdalign.distillation.build import masked_lm_term
 from kdalign.distillation.pipeline import distill, prepare_all
 from kdalign.errors import Interrupted

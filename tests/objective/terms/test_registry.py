@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from kdalign.alignment.propose import propose
-from kdalign.data.batches import collate, micro_batches
+from kdalign.data.batches import collate
+from kdalign.data.epochs import micro_batches
 from kdalign.errors import UsageError
 from kdalign.models.architecture import describe
 from kdalign.models.capture import Activations
