@@ -226,7 +226,7 @@ MUTANTS = {
         "teachers/test_several.py::test_confidence_is_by_the_label_where_it_is_known_and_by_entropy_where_not",
     ),
     "weights of teachers not normalised": (
-        "recipe/sections.py",
+        "recipe/teachers.py",
         "return tuple(weight / sum(self.weights) for weight in self.weights)",
         "return self.weights",
         "distillation/test_several_teachers.py::test_a_recipe_keeps_one_teacher_as_a_text_and_several_as_a_list",
