@@ -242,7 +242,7 @@ class Plan:
         return tuple(dict.fromkeys(Layer(one.teacher_stack, theirs) for one in self.maps for _, theirs in one.pairs))
 
     def attended_by(self, student: Layer, mixture: Layer) -> tuple[Layer, ...]:
-        """Return the teacher layers of which a mixture for a student layer is made."""
+        """Return the teacher layers that a student layer attends to, and whose mixture it is compared with."""
         return tuple(
             Layer(one.teacher_stack, theirs)
             for one in self.maps

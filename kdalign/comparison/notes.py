@@ -204,7 +204,7 @@ def _define(key: str, text: str) -> Footnote:
 
 
 def _several_teachers(table: NotedTable) -> list[str]:
-    """State what several teachers as one are, for the agreement with them and the share of their score."""
+    """Explain rows of several teachers as one: a student's agreement and retained share are relative to them."""
     joint = [record for record in table.records if record.teachers]
     names = {record.teacher.source: len(record.teachers) for record in joint if record.teacher is not None}
     return [

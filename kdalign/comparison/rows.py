@@ -89,7 +89,7 @@ def teacher_rows(entries: Sequence[RunGroup], means: Sequence[str]) -> list[Row]
 
 
 def _one_of_several(entry: RunGroup, number: int, means: Sequence[str]) -> tuple[str, Row]:
-    """Row of one of several teachers, with its key; what it retains is of the score of all as one."""
+    """Row of one of several teachers, with its key; its retained share is of their joint score."""
     own, teacher = _with_teacher(entry, number), next(iter(entry.records.values())).teachers[number]
     scores = _scores_of(own, "teacher", means)
     key = json.dumps([teacher.revision, {k: c.value for k, c in scores.items()}], sort_keys=True)

@@ -20,8 +20,8 @@ TEACHER = "teacher "
 DECODER = "decoder "
 """Prefix of the spans of a decoder's positions, where an encoder has its own."""
 
-HEARD = "heard"
-"""Column that is 0 for a position at which a teacher behind an API says nothing."""
+RETURNED = "returned"
+"""Column that is 0 for a position at which a teacher behind an API returned no tokens."""
 
 CUT = "cut"
 """Column that is 1 for a token that is cut off: like padding, it is neither attended to nor counted."""
@@ -72,7 +72,8 @@ class TokenizedSplit:
         mixture: sampler of an epoch's rows; None for all rows.
         ends: tokens by which answers end, the student's and the teacher's with another tokenizer; None elsewhere.
         form: how what precedes the targets is written, for a score's signature; empty if it is the texts alone.
-        taught_by: (rows,), number of the teacher of each row, of several; None if all of them teach all rows.
+        taught_by: (rows,), number of the teacher of each row, such as 0, 1, 0 where the second row is the second
+            teacher's; None if every teacher teaches all rows.
     """
 
     columns: dict[str, list[list[int]]]
@@ -190,8 +191,9 @@ class Batch:
         rows: (batch,), numbers of the examples in their split.
         labelled: (batch,), false for an unknown label, which is ``IGNORED`` in ``labels``, or NaN for a score; None if
             all are known, or there are no labels.
-        taught_by: (batch,), number of the teacher of each row; None if all teachers read all rows.
-        heard: (batch, time), false for positions at which a teacher behind an API says nothing; None for none.
+        taught_by: (batch,), number of the teacher of each row, from 0; None if every teacher teaches all rows.
+        returned: (batch, time), false where a teacher behind an API returned no tokens, such as within a word that it
+            divides otherwise; None if there is no such position.
     """
 
     inputs: dict[str, Tensor]
@@ -204,7 +206,7 @@ class Batch:
     rows: Int[Tensor, "batch"] | None = None
     labelled: Bool[Tensor, "batch"] | None = None
     taught_by: Int[Tensor, "batch"] | None = None
-    heard: Bool[Tensor, "batch time"] | None = None
+    returned: Bool[Tensor, "batch time"] | None = None
 
     @property
     def supervised(self) -> Bool[Tensor, "batch"]:
@@ -248,12 +250,12 @@ class Batch:
     def answered(self) -> Bool[Tensor, "batch time"]:
         """(batch, time), positions to predict at which the teacher predicts the same token."""
         asked = self.predicted if self.matching is None else self.predicted & (self.matching.output.answers >= 0)
-        return asked if self.heard is None else asked & self.heard
+        return asked if self.returned is None else asked & self.returned
 
     @property
     def partly_answered(self) -> bool:
         """True if the teacher may not predict the same token at every position."""
-        return self.matching is not None or self.heard is not None
+        return self.matching is not None or self.returned is not None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to a device."""
@@ -270,7 +272,7 @@ class Batch:
             None if self.rows is None else self.rows.to(device),
             None if self.labelled is None else self.labelled.to(device),
             None if self.taught_by is None else self.taught_by.to(device),
-            None if self.heard is None else self.heard.to(device),
+            None if self.returned is None else self.returned.to(device),
         )
 
     def select(self, rows: Int[Tensor, "rows"]) -> "Batch":
@@ -292,7 +294,7 @@ class Batch:
             rows=of(self.rows),
             labelled=of(self.labelled),
             taught_by=of(self.taught_by),
-            heard=of(self.heard),
+            returned=of(self.returned),
         )
 
 
@@ -344,11 +346,11 @@ def collate(
     labels = None if encoded.labels is None else torch.from_numpy(encoded.labels[np.asarray(rows)])
     if labels is not None and labels.is_floating_point():
         labels = labels.float()
-    targets, heard = inputs.pop("targets", None), inputs.pop(HEARD, None)
+    targets, returned = inputs.pop("targets", None), inputs.pop(RETURNED, None)
     numbers = torch.tensor(rows)
     known = None if encoded.labelled is None else torch.from_numpy(encoded.labelled[np.asarray(rows)])
     each = None if encoded.taught_by is None else torch.from_numpy(encoded.taught_by[np.asarray(rows)])
-    told = None if heard is None else heard == 1
+    told = None if returned is None else returned == 1
     counts = torch.full((len(rows),), counted)
     return Batch(inputs, labels, counts, real, targets, other, matching, numbers, known, each, told)
 

@@ -93,7 +93,7 @@ def _tokenize_side(
 
 
 def _decoder_spans(places: _Spans, length: int) -> _Spans:
-    """Return the spans of a decoder's positions, each of which reads the token before the one that it predicts.
+    """Return the spans of a decoder's positions; a position reads the token before the one that it predicts.
 
     A target's character takes up the place after its number; the position before the first takes up place 0.
     """

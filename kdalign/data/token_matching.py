@@ -238,7 +238,11 @@ class SharedVocabulary:
         return SharedVocabulary(ours[order], torch.cat([self.teacher[kept], torch.tensor([teacher])])[order])
 
     def numbers(self, vocabulary: int) -> Int[Tensor, "vocabulary"]:
-        """Return the student's number of each teacher entry, of so large a vocabulary; -1 for those without one."""
+        """Return the student's number of each entry of the teacher's vocabulary; -1 for those that it lacks.
+
+        Args:
+            vocabulary: number of the teacher's entries.
+        """
         numbers = torch.full((vocabulary,), -1)
         return numbers.index_copy(0, self.teacher.cpu(), self.student.cpu())
 

@@ -31,7 +31,7 @@ from kdalign.runs.locks import exclusive
 from kdalign.signals import first_signal
 
 if TYPE_CHECKING:
-    from kdalign.teachers.kept import Kept
+    from kdalign.teachers.kept import KeptOutputs
 
 LOOK_SECONDS = 1.0
 """Longest time between two reports of progress."""
@@ -167,7 +167,7 @@ class _CheckedArms:
 
     inputs: dict[tuple[str, str], dict[str, str]]
     finetuned: list[str]
-    outputs: "dict[tuple[tuple[str, ...], str], Kept]"
+    outputs: "dict[tuple[tuple[str, ...], str], KeptOutputs]"
 
     def with_shared_outputs(self, trials: Sequence[Trial]) -> list[Trial]:
         """Let all arms with a cache keep what any of them asks for, so that the teacher reads each row once."""
@@ -211,7 +211,7 @@ def _prepare_arms(trials: Sequence[Trial], archived: Sequence[ArchivedRun], over
 
     inputs: dict[tuple[str, str], dict[str, str]] = {}
     finetuned: dict[str, None] = {}
-    outputs: dict[tuple[tuple[str, ...], str], Kept] = {}
+    outputs: dict[tuple[tuple[str, ...], str], KeptOutputs] = {}
     for trial in trials:
         if (trial.arm, trial.task) not in inputs:
             done = any(result.trial == trial for result in archived)  # its run folder is not needed any more

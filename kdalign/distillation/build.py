@@ -113,7 +113,7 @@ def _on_policy(
         min(max_positions(config) for config in configs),
     )
     observer.announce(f"on-policy: {settings}")
-    mark = teacher.mark_heard if isinstance(teacher, ServedTeacher) else None
+    mark = teacher.mark_returned if isinstance(teacher, ServedTeacher) else None
     return OnPolicy(settings, sampling, recipe.train.seed, recipe.data.max_length, product_dtype(opened), mark)
 
 

@@ -34,7 +34,7 @@ from kdalign.recipe import AUTO_CACHE, Recipe
 from kdalign.teachers.cache_files import CacheFolder
 from kdalign.teachers.cached import CachedTeacher, check_source
 from kdalign.teachers.computed import ComputedTeacher
-from kdalign.teachers.kept import Kept, parse_kept
+from kdalign.teachers.kept import KeptOutputs, parse_kept
 from kdalign.teachers.row_keys import row_keys
 from kdalign.teachers.row_outputs import Arrays, encode_rows
 
@@ -119,7 +119,7 @@ def preview_cache(recipe: Recipe, keep: Sequence[str], *, overwrite: bool = Fals
     return CachePreview(folder.path, kept.words, len(lengths), tokens, size, top_k, folder.is_cache and not overwrite)
 
 
-def _prepare(recipe: Recipe, keep: Sequence[str], overwrite: bool) -> tuple[PreparedRun, Kept, Accelerator]:
+def _prepare(recipe: Recipe, keep: Sequence[str], overwrite: bool) -> tuple[PreparedRun, KeptOutputs, Accelerator]:
     """Check a recipe and what to keep of its teacher."""
     if not recipe.has_teacher:
         raise UsageError("a cache keeps a teacher's outputs: give --teacher")
@@ -156,7 +156,9 @@ def _load(opened: OpenedRun, accelerator: Accelerator, observer: Observer) -> tu
     return ComputedTeacher(loaded.model, order, dtype, accelerator.device), loaded.weights
 
 
-def _estimate(run: PreparedRun, kept: Kept, recipe: Recipe, lengths: np.ndarray[Any, Any], predictions: int) -> int:
+def _estimate(
+    run: PreparedRun, kept: KeptOutputs, recipe: Recipe, lengths: np.ndarray[Any, Any], predictions: int
+) -> int:
     """Estimate the bytes of a cache."""
     assert run.teacher is not None, "checked: there is a teacher"
     theirs, settings = describe(run.teacher.config), recipe.cache

@@ -271,7 +271,7 @@ def score_exported(loaded: LoadedModels, exported: PreTrainedModel) -> dict[str,
     """Score both models on every reported split, and save the student's predictions.
 
     Raises:
-        RunError: the student's predictions are not finite, and it is removed so that nobody uses it; or a metric
+        RunError: the student's predictions are not finite, and it is removed so that it is not used; or a metric
             raised, which leaves the exported student and the checkpoint from which the same run is scored again.
     """
     run, folder = loaded.opened.run, loaded.opened.run.folder

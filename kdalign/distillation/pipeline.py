@@ -15,7 +15,7 @@ from kdalign.distillation.multitask import check_together, distill_together, pla
 from kdalign.distillation.preflight import preflight
 from kdalign.distillation.prepare import PreparedRun, prepare, resume_command
 from kdalign.distillation.run_folders import claim, split_by_task
-from kdalign.distillation.served_source import add_scores, ask_all, compare_first, with_heard
+from kdalign.distillation.served_source import add_scores, ask_all, compare_first, with_returned
 from kdalign.distillation.teacher_cache import check_cache
 from kdalign.distillation.tokenize import begin_folder, open_run
 from kdalign.errors import Interrupted, RefusedRun, Unwritten, UsageError
@@ -159,7 +159,7 @@ def _distill_task(
     served = None
     if source is not None:
         served = ask_all(source, accelerator, observer)
-        ready = with_heard(ready, source)
+        ready = with_returned(ready, source)
     loaded = load(ready, accelerator, observer)
     if source is not None and accelerator.is_main_process:
         add_scores(loaded, source, observer)

@@ -86,7 +86,7 @@ def _findings(run: PreparedRun) -> Iterator[Finding]:
 
 
 def _combined(run: PreparedRun) -> Finding:
-    """Say how the answers of several teachers become one, and which are the same model twice."""
+    """Describe the combination of several teachers' answers, and name models that are given twice."""
     recipe = run.recipe
     names = [teacher.name for teacher in run.teachers]
     ways = {

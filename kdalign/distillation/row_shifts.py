@@ -1,4 +1,4 @@
-"""Find columns of train that are shifted against each other, by what a teacher makes of neighbouring rows."""
+"""Find columns of train that are shifted against each other, by a teacher's answers about neighbouring rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, product
@@ -90,7 +90,7 @@ def find_shifted_targets(predict: Predict, blocks: Sequence[Examples]) -> Iterat
 
 
 def _one_sided(more: int, fewer: int) -> float:
-    """Compute the probability of so large a majority of signs by chance."""
+    """Compute the probability that chance gives this majority of signs, or a larger one."""
     from scipy.stats import binomtest
 
     return float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue)

@@ -1,4 +1,4 @@
-"""What a teacher behind an API cannot teach, said before anything is sent."""
+"""Refuse recipes that a teacher behind an API cannot serve, before anything is sent."""
 
 from kdalign.data.tasks import AnyTask, LanguageTask
 from kdalign.environment import cache_folder
@@ -14,7 +14,7 @@ from kdalign.teachers.served import served_refusal
 
 
 def check_served_teacher(recipe: Recipe, task: AnyTask) -> None:
-    """Refuse what no served teacher can teach; nothing is sent.
+    """Refuse tasks and options that no served teacher can serve; nothing is sent.
 
     Raises:
         UsageError: the setting, and what is accepted.

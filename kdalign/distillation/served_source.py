@@ -1,4 +1,4 @@
-"""A teacher behind an API in a run: what it is asked, how it reads the rows, and its answers."""
+"""A teacher behind an API in a run: its questions, its reading of rows compared with training's, and its answers."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
-from kdalign.data.batches import HEARD, IGNORED, TokenizedSplit
+from kdalign.data.batches import IGNORED, RETURNED, TokenizedSplit
 from kdalign.data.passages import Passage, split_passages
 from kdalign.distillation.load import LoadedModels
 from kdalign.distillation.prepare import PreparedRun
@@ -36,7 +36,7 @@ from kdalign.teachers.served_checks import (
     reading_fault,
 )
 
-LEAST_HEARD = 0.3
+LEAST_RETURNED = 0.3
 """Least share of the student's positions at which a server must divide the text as well."""
 PROBES = 3
 """Training rows that are compared before the first step."""
@@ -44,7 +44,7 @@ PROBES = 3
 
 @dataclass(frozen=True)
 class Questions:
-    """What a served teacher is asked about a run's rows.
+    """Passages of a run's rows that a served teacher reads: it returns the likeliest tokens at their positions.
 
     Attributes:
         rows: number of training rows.
@@ -88,7 +88,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class ServedSource:
-    """A served teacher that was compared with training, and what it is asked.
+    """A served teacher whose reading was compared with training's, and its questions.
 
     Attributes:
         tokens: reads passages.
@@ -197,10 +197,10 @@ def _compare(source: ServedTokens, questions: Questions, recipe: Recipe) -> tupl
 
 def _elsewhere(source: ServedTokens, probes: Sequence[Probe]) -> str | None:
     """Find that a server divides rows at few of the student's positions; None if it does not."""
-    heard = np.concatenate([source.read(probe.prompt, probe.top).heard for probe in probes])
-    if heard.mean() >= LEAST_HEARD:
+    returned = np.concatenate([source.read(probe.prompt, probe.top).returned for probe in probes])
+    if returned.mean() >= LEAST_RETURNED:
         return None
-    return f"divides the text at {100 * heard.mean():.0f} % of the student's positions alone, so most teach nothing"
+    return f"divides the text at {100 * returned.mean():.0f} % of the student's positions alone, so most teach nothing"
 
 
 def _check_context(context: int | None, questions: Questions) -> None:
@@ -312,25 +312,25 @@ def _predictions(source: ServedTokens, encoded: TokenizedSplit) -> TokenPredicti
     return TokenPredictions(nll, tokens, np.array([entry for row in best for entry in row], dtype=np.int64))
 
 
-def with_heard(opened: OpenedRun, source: ServedSource) -> OpenedRun:
-    """Mark the positions of the training rows at which the server says nothing, which are not compared."""
+def with_returned(opened: OpenedRun, source: ServedSource) -> OpenedRun:
+    """Mark the positions of the training rows at which the server returned nothing; they are not compared."""
     encoded, everywhere = opened.texts.train, True
-    heard = [[0] * len(ids) for ids in encoded.columns["input_ids"]]
+    returned = [[0] * len(ids) for ids in encoded.columns["input_ids"]]
     for row, passage in split_passages(encoded):
-        said = source.tokens.targets(passage).heard
-        heard[row][passage.start : passage.start + len(said)] = said.astype(int).tolist()
+        said = source.tokens.targets(passage).returned
+        returned[row][passage.start : passage.start + len(said)] = said.astype(int).tolist()
         everywhere = everywhere and bool(said.all())
     if everywhere:
         return opened
-    train = replace(encoded, columns=encoded.columns | {HEARD: heard}, pad=encoded.pad | {HEARD: 0})
+    train = replace(encoded, columns=encoded.columns | {RETURNED: returned}, pad=encoded.pad | {RETURNED: 0})
     return replace(opened, texts=replace(opened.texts, train=train))
 
 
 def _reading(found: ReadingFacts, top: int) -> str:
     """Describe what a server named: how much is in the rest, and how likely it finds the rows."""
-    parts = [f"the likeliest {top} tokens of {found.heard:,} positions hold {100 * (1 - found.rest):.2f} %"]
-    if found.heard < found.positions:
-        silent = found.positions - found.heard
+    parts = [f"the likeliest {top} tokens of {found.returned:,} positions hold {100 * (1 - found.rest):.2f} %"]
+    if found.returned < found.positions:
+        silent = found.positions - found.returned
         parts.append(f"{silent:,} more are left out, where the server says nothing or divides the text elsewhere")
     if found.unmapped:
         parts.append(f"{100 * found.unmapped:.2f} % more are of entries that the student lacks")

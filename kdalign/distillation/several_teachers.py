@@ -1,4 +1,4 @@
-"""Several teachers of one run: their checkpoints, what they must have in common, and whose row each row is."""
+"""Several teachers of one run: their checkpoints, what they must have in common, and the teacher of each row."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -36,26 +36,26 @@ from kdalign.teachers.base import Teacher
 from kdalign.teachers.cache_files import CacheFolder
 from kdalign.teachers.cached import CachedTeacher, CacheSource, check_source, choose_top_k, fill_cache, missing_rows
 from kdalign.teachers.computed import ComputedTeacher
-from kdalign.teachers.kept import Kept, asked_by, parse_kept, unkeepable
+from kdalign.teachers.kept import KeptOutputs, outputs_of_term, parse_kept, unkeepable
 
 _LOCK = ".lock"
 """File in a cache's folder that is locked by the process that adds rows."""
 
 
-def kept_outputs(objectives: Iterable[Objective], plan: Plan | None) -> Kept:
+def kept_outputs(objectives: Iterable[Objective], plan: Plan | None) -> KeptOutputs:
     """Return the outputs that these objectives ask of a teacher under a plan."""
-    kept = Kept()
+    kept = KeptOutputs()
     for objective in objectives:
         requests = objective.requests(plan.teaching if plan is not None else ())
         values_only = plan is not None and plan.relations == "values"
         for request in requests:
-            kept |= asked_by(request, values_only)
+            kept |= outputs_of_term(request, values_only)
         if requests and plan is not None and plan.attended:  # a mean of layers is weighted by their features
-            kept |= Kept(hidden=frozenset(plan.teaching))
+            kept |= KeptOutputs(hidden=frozenset(plan.teaching))
     return kept
 
 
-def shareable_outputs(run: PreparedRun) -> Kept:
+def shareable_outputs(run: PreparedRun) -> KeptOutputs:
     """Return the outputs that a run is known to ask for, and those that it keeps in addition.
 
     Layers of a map that is measured on text are not known yet.
@@ -63,7 +63,7 @@ def shareable_outputs(run: PreparedRun) -> Kept:
     objectives = [build_objective(run.task, weights, run.plan) for _, weights in run.recipe.objective.stages]
     kept = kept_outputs(objectives, run.plan)
     if run.plan is not None and run.plan.choice:
-        kept = Kept(classes=kept.classes, tokens=kept.tokens, features=kept.features, embeddings=kept.embeddings)
+        kept = KeptOutputs(classes=kept.classes, tokens=kept.tokens, features=kept.features, embeddings=kept.embeddings)
     return kept | parse_kept(run.recipe.cache.keep, "cache.keep")
 
 
@@ -101,7 +101,7 @@ def config_fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def cache_meta(source: CacheSource, kept: Kept, settings: CacheSettings) -> dict[str, Any]:
+def cache_meta(source: CacheSource, kept: KeptOutputs, settings: CacheSettings) -> dict[str, Any]:
     """Return all that decides the numbers of a new cache; ``top_k`` is None while it is not chosen."""
     asks_tokens = bool(kept.tokens)
     return source.facts | {
@@ -172,7 +172,7 @@ def _check_keepable(run: PreparedRun) -> None:
                 raise UsageError(f"term {request.term!r} {why}")
 
 
-def check_outputs(run: PreparedRun, kept: Kept, option: str = "cache.keep") -> None:
+def check_outputs(run: PreparedRun, kept: KeptOutputs, option: str = "cache.keep") -> None:
     """Refuse outputs that a teacher does not have.
 
     Raises:
@@ -196,7 +196,7 @@ def check_outputs(run: PreparedRun, kept: Kept, option: str = "cache.keep") -> N
         raise UsageError(f"{option}: attention of {theirs.model_type} cannot be captured (accepted: other outputs)")
 
 
-def check_keeps(folder: CacheFolder, kept: Kept) -> None:
+def check_keeps(folder: CacheFolder, kept: KeptOutputs) -> None:
     """Refuse a cache that does not keep all of these outputs.
 
     Raises:
@@ -243,7 +243,7 @@ class CacheBuild:
     opened: OpenedRun
     teacher: Teacher
     source: CacheSource
-    kept: Kept
+    kept: KeptOutputs
     accelerator: Accelerator
     observer: Observer
 

@@ -1,4 +1,4 @@
-"""Choose the source of what a run's teacher says, by the door in ``teachers``."""
+"""Choose the source of a run's teacher: weights in memory, a cache, or a server."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def training_teacher(
     accelerator: Accelerator,
     observer: Observer,
 ) -> Teacher | None:
-    """Return the teacher of the training loop: the computed one, or one that reads what a teacher said once.
+    """Return the teacher of the training loop: the computed one, or one that reads kept outputs.
 
     Args:
         loaded: both models.

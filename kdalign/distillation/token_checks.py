@@ -1,4 +1,4 @@
-"""Check what tokens tell before any weights load: ends that are never learned, other beginnings, other templates.
+"""Check the tokens of training text before any weights load: ends never learned, other beginnings or templates.
 
 A slice of the training text is tokenized as the run will tokenize all of it.
 """

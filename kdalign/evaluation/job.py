@@ -292,7 +292,7 @@ def add_text_scores(
 
 
 def _notes_on_lines(model: str, cases: Sequence[GenerationCase]) -> list[str]:
-    """Say of how many answers more than the line that is taken would be right."""
+    """Note references of several lines, since the first line of a generated answer is all that counts."""
     longer = sum(bool(case.stop) and all(case.stop in known.strip() for known in case.references) for case in cases)
     if not longer:
         return []

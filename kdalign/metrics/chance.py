@@ -1,4 +1,4 @@
-"""What knowing nothing would score: labels in random order, and tokens by their frequencies alone."""
+"""Chance levels: labels in random order, and tokens predicted by their frequencies alone."""
 
 import numpy as np
 

@@ -146,14 +146,14 @@ class RoutedTokens:
 
     Attributes:
         parts: for each teacher the distributions at its own positions, dense, in their order.
-        taught_by: number of the teacher of each position.
+        taught_by: number of the teacher of each position, from 0.
     """
 
     parts: tuple[TokenTargets, ...]
     taught_by: Int[Tensor, "*positions"]
 
     def select(self, positions: Bool[Tensor, "batch time"]) -> "RoutedTokens":
-        """Select positions of a batch, of which each part has the rows of its own teacher."""
+        """Select positions of a batch; each part has the rows of its own teacher alone."""
         first = self.taught_by[:, 0] if self.taught_by.size(1) else self.taught_by.new_zeros(len(self.taught_by))
         none = torch.zeros_like(positions[:1])  # of the one row that stands in for a teacher without rows
         own = [positions[first == number] for number in range(len(self.parts))]

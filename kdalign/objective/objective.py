@@ -191,7 +191,7 @@ class Objective:
         return words.union(*(term.needs for _, term in self.terms.values()))
 
     def requests(self, layers: Sequence[Layer], samples: bool = False) -> list[TermRequest]:
-        """Return what each term that compares with the teacher asks of it.
+        """Return the request of each term that compares with the teacher.
 
         Args:
             layers: the teacher's layers that are compared.

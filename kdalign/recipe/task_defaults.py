@@ -103,7 +103,7 @@ ALONE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Defaults without a teacher."""
 SERVED_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"objective": {"beta": 0.0, "gamma": 0.0, "delta": 0.0}}
-"""Defaults for a teacher behind an API, whose layers nobody sees."""
+"""Defaults for a teacher behind an API, whose layers are not visible."""
 
 
 def task_defaults(task: str) -> Mapping[str, Mapping[str, Any]]:

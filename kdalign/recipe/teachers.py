@@ -108,7 +108,7 @@ SERVED_LIMITS = ("check_teacher", "concurrency", "timeout", "retries", "max_requ
 
 
 class TeachersSettings(Section):
-    """Several teachers (``--teacher`` more than once), and how what they say becomes one."""
+    """Several teachers (``--teacher`` more than once), and the way in which their answers are combined."""
 
     combine: Literal["mean", "confidence"] = "mean"
     """Mixture of the teachers' distributions: their mean, weighted by ``weights``, or in each row by how certain each

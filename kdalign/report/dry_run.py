@@ -187,7 +187,7 @@ def _objective_facts(run: "PreparedRun") -> dict[str, str]:
 
 
 def _teacher(run: "PreparedRun") -> str:
-    """What a teacher behind an API would be asked about the training rows; ``none`` without one."""
+    """Describe the questions about the training rows to a teacher behind an API; ``none`` without one."""
     if not run.recipe.has_served_teacher:
         return NO_TEACHER
     from kdalign.distillation.served_source import describe_questions

@@ -277,7 +277,7 @@ class RunFolder:
 
     @property
     def findings(self) -> list[tuple[str, str]]:
-        """What checks of the loaded models found before the first step: the name of the check, and the result."""
+        """Findings of the checks of loaded models before the first step: the name of the check, and the result."""
         return [(str(e["what"]), str(e["said"])) for e in self._events() if e.get("kind") == "finding"]
 
     def cut_history_to(self, size: int) -> None:

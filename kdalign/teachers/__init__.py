@@ -1,1 +1,1 @@
-"""Teachers: what a model says on the training rows, computed or from elsewhere, behind one door."""
+"""Teachers: a model's activations on the training rows, computed, cached or served, behind one interface."""

@@ -1,4 +1,4 @@
-"""What a teacher says on a batch, wherever it comes from: computed, kept in a cache, or asked of a server."""
+"""Interface of teachers: activations on a batch, computed, read from a cache, or returned by a server."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from kdalign.models.capture import Activations, CaptureSpec, Signal
 
 @dataclass(frozen=True)
 class TermRequest:
-    """What a term of the objective asks of the teacher.
+    """Request of one term of the objective: the teacher's activations that it compares.
 
     Attributes:
         term: the term's name.
@@ -17,7 +17,7 @@ class TermRequest:
         wanted: layers that it compares.
         temperature: temperature of its distributions; None if it compares none.
         scheduled: True if this temperature changes during training.
-        samples: true if it also compares texts that the student writes during training, which nobody knows before.
+        samples: true if it also compares texts that the student writes during training, which no cache holds.
     """
 
     term: str
@@ -29,7 +29,7 @@ class TermRequest:
 
 
 class Teacher(Protocol):
-    """A source of what a teacher says. Nothing above it knows which kind of source it is."""
+    """A source of a teacher's activations; its callers do not know whether it computes, reads or asks."""
 
     def __call__(self, batch: Batch, wanted: CaptureSpec) -> Activations:
         """Give the teacher's answers on a batch, and the activations of the layers that are wanted.

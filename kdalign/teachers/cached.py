@@ -15,8 +15,8 @@ from kdalign.models.token_targets import DenseTokens, TopTokens
 from kdalign.observer import ProgressCallback
 from kdalign.teachers.base import Teacher, TermRequest
 from kdalign.teachers.cache_files import CacheFolder, CacheIndex, ShardFacts, ShardWriter
-from kdalign.teachers.kept import asked_by, parse_kept, unkeepable
-from kdalign.teachers.row_keys import asked_positions, real_positions, row_keys
+from kdalign.teachers.kept import outputs_of_term, parse_kept, unkeepable
+from kdalign.teachers.row_keys import predicting_positions, real_positions, row_keys
 from kdalign.teachers.row_outputs import Arrays, Formats, decode_rows, decode_tokens, encode_rows, names_of
 
 FORMAT = 1
@@ -29,7 +29,7 @@ PASS_TOKENS = 4096
 
 @dataclass(frozen=True)
 class CacheSource:
-    """Origin of the numbers in a cache: the teacher and all else that decides what it says.
+    """Origin of the numbers in a cache: the teacher, and all else that decides its outputs.
 
     Attributes:
         teacher: name of the model, for error lines.
@@ -172,7 +172,7 @@ class CachedTeacher:
         if why is not None:
             return why
         alone = bool(request.wanted.relations) and request.wanted.relations <= self.kept.values
-        missing = self.kept.missing(asked_by(request, values_only=alone))
+        missing = self.kept.missing(outputs_of_term(request, values_only=alone))
         if not missing:
             return None
         words = " ".join(f"--keep {word}" for word in (*self.kept.words, *missing))
@@ -243,7 +243,7 @@ def _count(batch: Batch, rows: Sequence[Arrays]) -> ShardFacts:
             if name.startswith("logs:"):
                 place = name.removeprefix("logs:")
                 tails[place] = tails.get(place, 0.0) + float(logs[:, -1].double().exp().sum())
-    predictions = int(asked_positions(batch).sum()) if tails else 0
+    predictions = int(predicting_positions(batch).sum()) if tails else 0
     return ShardFacts(len(rows), tokens, predictions, 0, tails)
 
 
@@ -269,7 +269,7 @@ def choose_top_k(
         moved = batch.to(device)
         tokens = teacher(replace(moved, matching=None), CaptureSpec()).tokens
         assert isinstance(tokens, DenseTokens), "a computed teacher gives dense distributions"
-        dense = tokens.select(asked_positions(moved))
+        dense = tokens.select(predicting_positions(moved))
         vocabulary = len(dense.head.weight)
         ladder = tuple(dict.fromkeys(min(k, vocabulary - 1) for k in LADDER))
         count += len(dense.features)

@@ -15,8 +15,8 @@ _MEANS = ("embedding", "similarity")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Outputs that are kept, or asked for.
+class KeptOutputs:
+    """Outputs of a teacher: those that a cache keeps, or those that terms compare.
 
     Attributes:
         classes: a classifier's logits, or a score.
@@ -38,10 +38,10 @@ class Kept:
     relations: frozenset[Layer] = frozenset()
     values: frozenset[Layer] = frozenset()
 
-    def __or__(self, other: "Kept") -> "Kept":
+    def __or__(self, other: "KeptOutputs") -> "KeptOutputs":
         joined = {field.name: getattr(self, field.name) | getattr(other, field.name) for field in fields(self)}
         # Values are kept with queries and keys, not twice.
-        return Kept(**(joined | {"values": joined["values"] - joined["relations"]}))
+        return KeptOutputs(**(joined | {"values": joined["values"] - joined["relations"]}))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -53,8 +53,8 @@ class Kept:
                 found.append(f"{name}:{repr(place).removesuffix('.0') if isinstance(place, float) else place}")
         return tuple(found)
 
-    def missing(self, asked: "Kept") -> tuple[str, ...]:
-        """Return the words of what is asked for and not kept."""
+    def missing(self, asked: "KeptOutputs") -> tuple[str, ...]:
+        """Return the words of the outputs that are asked for and not kept, such as ``tokens:2``."""
         theirs = replace(self, values=self.values | self.relations)
         return tuple(word for word in asked.words if word not in theirs.words)
 
@@ -69,13 +69,13 @@ _SELF = ("encoder", "decoder")
 """Stacks whose attention is that of a text to itself."""
 
 
-def parse_kept(words: Iterable[str], option: str = "--keep") -> Kept:
+def parse_kept(words: Iterable[str], option: str = "--keep") -> KeptOutputs:
     """Parse words such as ``classes``, ``tokens``, ``tokens:2`` (a temperature) or ``hidden:encoder.3``.
 
     Raises:
         UsageError: a word of another form, with what is accepted.
     """
-    kept = Kept()
+    kept = KeptOutputs()
     for word in words:
         kind, _, place = word.partition(":")
         found: dict[str, Any] = {}
@@ -89,14 +89,14 @@ def parse_kept(words: Iterable[str], option: str = "--keep") -> Kept:
             stack, number = place.split(".")
             found[kind] = frozenset({Layer(stack, int(number))})
         else:
-            names = [field.name for field in fields(Kept)]
+            names = [field.name for field in fields(KeptOutputs)]
             near = did_you_mean(kind, names) if kind not in names else ""
             raise UsageError(
                 f"{option} {word!r}: no such output{near} (accepted: classes, tokens, tokens:TEMPERATURE, features, "
                 f"embeddings:STACK, and hidden, attention, relations or values with :STACK.NUMBER, such as "
                 f"hidden:encoder.3)"
             )
-        kept |= Kept(**found)
+        kept |= KeptOutputs(**found)
     return kept
 
 
@@ -110,8 +110,8 @@ def _temperature(text: str, word: str, option: str) -> float:
     return value
 
 
-def asked_by(request: TermRequest, values_only: bool = False) -> Kept:
-    """Return the outputs that a term asks for.
+def outputs_of_term(request: TermRequest, values_only: bool = False) -> KeptOutputs:
+    """Return the outputs that a term compares: ``tokens:2`` for soft targets at temperature 2.
 
     Args:
         request: the term's.
@@ -119,7 +119,7 @@ def asked_by(request: TermRequest, values_only: bool = False) -> Kept:
     """
     wanted, relations = request.wanted, request.wanted.relations
     alone = values_only and request.term.partition(" ")[0] == "relations"
-    return Kept(
+    return KeptOutputs(
         classes=Signal.LOGITS in request.signals,
         tokens=frozenset({request.temperature} if Signal.TOKENS in request.signals and request.temperature else ()),
         features=Signal.FEATURES in request.signals,
@@ -132,7 +132,7 @@ def asked_by(request: TermRequest, values_only: bool = False) -> Kept:
 
 
 def unkeepable(request: TermRequest) -> str | None:
-    """Return why no cache can keep what a term asks for; None if one can."""
+    """Return the reason why no cache can keep the outputs that a term compares; None if one can."""
     if request.samples:
         return "compares texts that the student writes, which no cache knows before: leave out --cache or --on-policy"
     if Signal.TOKENS in request.signals and request.scheduled:

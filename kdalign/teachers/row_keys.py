@@ -25,11 +25,11 @@ def real_positions(batch: Batch, stack: str) -> Bool[Tensor, "batch theirs"]:
     return batch.teacher_real
 
 
-def asked_positions(batch: Batch) -> Bool[Tensor, "batch theirs"]:
-    """Return the teacher's positions whose next token a student may ask for.
+def predicting_positions(batch: Batch) -> Bool[Tensor, "batch theirs"]:
+    """Return the teacher's positions at which a student may be compared with its distribution of the next token.
 
     With one tokenizer these are the positions of the targets, so that the prompts of conversations cost nothing; with
-    two all real ones, so that students of several tokenizers ask for the same.
+    two all real ones, so that students of several tokenizers share them.
     """
     if batch.matching is not None or batch.targets is None:
         return real_positions(batch, "decoder")
@@ -37,10 +37,10 @@ def asked_positions(batch: Batch) -> Bool[Tensor, "batch theirs"]:
 
 
 def row_keys(batch: Batch) -> list[bytes]:
-    """Hash the rows of a batch, on any device: ids, token types, positions, masks, and positions that are asked for."""
+    """Hash the rows of a batch, on any device: ids, token types, positions, masks, and positions that predict."""
     inputs = {name: _array(value) for name, value in batch.teacher_inputs.items() if not name.startswith(MASKED)}
     reals = {stack: _array(real_positions(batch, stack)) for stack in ("encoder", "decoder")}
-    asked = _array(asked_positions(batch))
+    asked = _array(predicting_positions(batch))
     keys = []
     for row in range(len(batch.counted)):
         digest = hashlib.blake2b(digest_size=DIGEST)

@@ -20,8 +20,8 @@ from kdalign.models.attention import attention_map
 from kdalign.models.capture import Activations, CaptureSpec, pooled
 from kdalign.models.lm_head import block_rows
 from kdalign.models.token_targets import DenseTokens, TopTokens, top_tokens
-from kdalign.teachers.kept import Kept
-from kdalign.teachers.row_keys import asked_positions, real_positions
+from kdalign.teachers.kept import KeptOutputs
+from kdalign.teachers.row_keys import predicting_positions, real_positions
 
 Arrays = dict[str, Tensor]
 """A row's arrays by name; the first axis counts lines."""
@@ -48,7 +48,7 @@ class Formats:
     states: States = "bf16"
 
 
-def encode_rows(batch: Batch, signals: Activations, kept: Kept, formats: Formats) -> list[Arrays]:
+def encode_rows(batch: Batch, signals: Activations, kept: KeptOutputs, formats: Formats) -> list[Arrays]:
     """Take what is kept of a teacher's activations at its own positions, row by row, on the CPU.
 
     Raises:
@@ -62,7 +62,7 @@ def encode_rows(batch: Batch, signals: Activations, kept: Kept, formats: Formats
         _spread(rows, "features", _rounded(pooled(signals.features, batch.teacher_real), "fp32"), every)
     if kept.tokens:
         assert isinstance(signals.tokens, DenseTokens), "a computed teacher gives dense distributions"
-        asked = asked_positions(batch)
+        asked = predicting_positions(batch)
         dense = signals.tokens.select(asked)
         temperatures, vocabulary = tuple(sorted(kept.tokens)), len(dense.head.weight)
         top = top_tokens(dense, formats.top_k, temperatures, block_rows(vocabulary, asked.device))
@@ -84,7 +84,7 @@ def encode_rows(batch: Batch, signals: Activations, kept: Kept, formats: Formats
     return rows
 
 
-def _parts(kept: Kept) -> list[tuple[str, frozenset[Layer]]]:
+def _parts(kept: KeptOutputs) -> list[tuple[str, frozenset[Layer]]]:
     """Layers whose queries, keys and values are kept, by the name of the part."""
     return [("queries", kept.relations), ("keys", kept.relations), ("values", kept.relations | kept.values)]
 
@@ -160,7 +160,7 @@ def _map_of(batch: Batch, layer: Layer, queries: Tensor, keys: Tensor) -> Tensor
     return attention_map(queries, keys, visible, queries.size(-1) ** -0.5)
 
 
-def names_of(kept: Kept, wanted: CaptureSpec) -> list[str]:
+def names_of(kept: KeptOutputs, wanted: CaptureSpec) -> list[str]:
     """Return the arrays to read: answers, and the layers that are wanted."""
     names = [name for name in ("classes", "features") if getattr(kept, name)]
     names += ["entries", *(f"logs:{temperature:g}" for temperature in sorted(kept.tokens))] if kept.tokens else []
@@ -171,7 +171,7 @@ def names_of(kept: Kept, wanted: CaptureSpec) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def decode_rows(batch: Batch, rows: Sequence[Arrays], kept: Kept, wanted: CaptureSpec) -> Activations:
+def decode_rows(batch: Batch, rows: Sequence[Arrays], kept: KeptOutputs, wanted: CaptureSpec) -> Activations:
     """Make activations of a batch at the teacher's positions, in float32, of its rows' arrays; tokens come apart."""
     signals, device, every = Activations(), batch.counted.device, torch.ones(len(rows), 1, dtype=torch.bool)
     if kept.classes:
@@ -198,7 +198,7 @@ def decode_tokens(
 
     Rounded log-probabilities are normalised again, so that a divergence from them is never below 0.
     """
-    asked, device = asked_positions(batch), batch.counted.device
+    asked, device = predicting_positions(batch), batch.counted.device
     empty = {"entries": torch.zeros(0, top_k)}
     logs = {}
     for temperature in temperatures:

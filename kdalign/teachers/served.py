@@ -31,21 +31,21 @@ UNREADABLE_SAMPLES = (
 
 @dataclass(frozen=True)
 class PassageTargets:
-    """What a served model says at the positions of a passage.
+    """A served model's likeliest tokens at the positions of a passage, and all others as one.
 
     Attributes:
         entries: (n, k), numbers of the likeliest entries in the student's vocabulary; -1 for those that it lacks.
         logs: (n, k + 1), their log-probabilities, then that of all others together.
         own: (n,), log-probabilities of the passage's own next tokens; NaN if the server gives none.
         unmapped: (n,), probability of entries that the student's vocabulary lacks, which is counted with the others.
-        heard: (n,), false where the server says nothing, or divides the text elsewhere.
+        returned: (n,), false where the server returned nothing, or divides the text elsewhere.
     """
 
     entries: Array
     logs: Array
     own: Array
     unmapped: Array
-    heard: Array
+    returned: Array
 
 
 class ServedTokens:
@@ -66,7 +66,7 @@ class ServedTokens:
         return self._texts.prompt(passage.whole)
 
     def ask_missing(self, passages: Sequence[Passage]) -> None:
-        """Ask about passages of which no answer is kept: texts that the student wrote.
+        """Ask about passages without a kept answer, such as texts that the student wrote.
 
         Raises:
             RunError: the budget is spent, or the server is gone or fails; answers so far are kept.
@@ -77,7 +77,7 @@ class ServedTokens:
                 self.reader.read_all(prompts)
 
     def targets(self, passage: Passage) -> PassageTargets:
-        """Return what the model says of a passage.
+        """Return the model's likeliest tokens at the positions of a passage.
 
         Raises:
             RunError: no answer about it is kept.
@@ -146,7 +146,7 @@ def in_vocabulary(top: TopLogprobs, rows: Array, numbers: Array | None, vocabula
         logs=np.concatenate([np.where(known, logs, ABSENT), rest[:, None]], axis=1),
         own=np.where(rows >= 0, top.own[rows].astype(np.float64), np.nan),
         unmapped=np.where(named & ~known, probabilities, 0).sum(axis=1),
-        heard=np.asarray(named.any(axis=1)),
+        returned=np.asarray(named.any(axis=1)),
     )
 
 
@@ -173,23 +173,23 @@ class ServedTeacher:
         kept = {1.0: torch.from_numpy(logs).to(self._device)}
         return Activations(tokens=TopTokens(torch.from_numpy(entries).to(self._device), kept, self.source.vocabulary))
 
-    def mark_heard(self, batch: Batch) -> Batch:
-        """Mark the positions of a batch at which the server says nothing, which are not compared.
+    def mark_returned(self, batch: Batch) -> Batch:
+        """Mark the positions of a batch at which the server returned nothing; they are not compared.
 
         Raises:
             RunError: as for ``ask_missing``, for texts that the student wrote.
         """
         passages, everywhere = list(batch_passages(batch)), True
         self.source.ask_missing([passage for _, passage in passages])
-        heard = torch.zeros_like(batch.real)
+        returned = torch.zeros_like(batch.real)
         for row, passage in passages:
-            said = self.source.targets(passage).heard
-            heard[row, passage.start : passage.start + len(said)] = torch.from_numpy(said).to(heard.device)
+            said = self.source.targets(passage).returned
+            returned[row, passage.start : passage.start + len(said)] = torch.from_numpy(said).to(returned.device)
             everywhere = everywhere and bool(said.all())
-        return batch if everywhere else replace(batch, heard=heard)
+        return batch if everywhere else replace(batch, returned=returned)
 
     def refusal(self, request: TermRequest) -> str | None:
-        """Return why a server cannot give what a term asks for, and who could; None if it can."""
+        """Return the reason why a server cannot serve a term, and the remedy; None if it can."""
         form = self.source.reader.form
         if request.samples and form is not None and not form.as_ids:
             return f"compares texts that the student writes: {UNREADABLE_SAMPLES}"
@@ -197,11 +197,11 @@ class ServedTeacher:
 
 
 def served_refusal(request: TermRequest) -> str | None:
-    """Return why a served model cannot give what a term asks for; None if it can: tokens at temperature 1."""
+    """Return the reason why a served model cannot serve a term; None for tokens at temperature 1."""
     others = sorted(signal.value for signal in request.signals - {Signal.TOKENS})
     mend = "give the model's weights (--teacher DIR)"
     if others:
-        return f"compares {' and '.join(others)}, of which a served teacher gives nothing: leave it out, or {mend}"
+        return f"compares {' and '.join(others)}, which a served teacher does not return: leave it out, or {mend}"
     if request.temperature not in (None, 1):
         return (
             f"is at temperature {request.temperature:g}, and the log-probabilities of a served teacher are those of "
@@ -212,33 +212,33 @@ def served_refusal(request: TermRequest) -> str | None:
 
 @dataclass(frozen=True)
 class ReadingFacts:
-    """What a served teacher said of the training rows.
+    """Counts and means of a served teacher's answers about the training rows.
 
     Attributes:
         positions: number of positions.
-        heard: number of those at which the server and the student divide the text alike, and it said something.
+        returned: number of those with tokens from the server, which divides the text there as the student does.
         rest: mean probability of all tokens that are not named.
         unmapped: mean probability of named tokens that the student's vocabulary lacks, a part of ``rest``.
         nll: mean negative log-likelihood of the rows' own tokens, in nats; None if the server gives none.
     """
 
     positions: int
-    heard: int
+    returned: int
     rest: float
     unmapped: float
     nll: float | None
 
 
 def measure_reading(source: ServedTokens, passages: Sequence[Passage]) -> ReadingFacts:
-    """Average over all positions what a served model says of passages.
+    """Average a served model's answers over all positions of passages.
 
     Raises:
         RunError: probabilities at a position exceed 1, or nothing is said at all.
     """
     rest = unmapped = nll = 0.0
-    positions = heard = known = 0
+    positions = returned = known = 0
     for found in map(source.targets, passages):
-        there = found.heard
+        there = found.returned
         named = np.exp(found.logs[:, :-1]).sum(axis=1) + found.unmapped
         if named.max() > 1 + MOST_EXCESS:
             raise RunError(
@@ -248,7 +248,7 @@ def measure_reading(source: ServedTokens, passages: Sequence[Passage]) -> Readin
         rest, unmapped = rest + float(np.exp(found.logs[there, -1]).sum()), unmapped + float(found.unmapped.sum())
         own = found.own[there & ~np.isnan(found.own)]
         nll, known = nll - float(own.sum()), known + len(own)
-        positions, heard = positions + len(there), heard + int(there.sum())
-    if not heard:
+        positions, returned = positions + len(there), returned + int(there.sum())
+    if not returned:
         raise RunError(f"{source.reader.model!r} divides the training text nowhere as the student does")
-    return ReadingFacts(positions, heard, rest / heard, unmapped / heard, nll / known if known else None)
+    return ReadingFacts(positions, returned, rest / returned, unmapped / returned, nll / known if known else None)

@@ -1,4 +1,4 @@
-"""Compare what a served model says of a few training rows with what training would see, before it is trained on."""
+"""Compare a served model's reading of a few training rows with training's own, before the first step."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MOST_NATS_LOCAL = 0.05
 
 @dataclass(frozen=True)
 class Probe:
-    """A training row, and what a server says of it.
+    """A training row, and a server's answer about it.
 
     Attributes:
         prompt: the row's tokens.
@@ -120,7 +120,7 @@ def _impossible(top: TopLogprobs) -> str | None:
 
 
 def _mean(probes: Sequence[Probe], vocabulary: int, shift: int) -> float:
-    """Mean log-probability of the rows' tokens, taken from the likeliest tokens so many positions later."""
+    """Mean log-probability of the rows' tokens, taken from the likeliest tokens ``shift`` positions later."""
     values: list[float] = []
     for top in (probe.top for probe in probes):
         for row in range(2, len(top.tokens) - 1):

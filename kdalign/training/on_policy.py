@@ -43,7 +43,7 @@ class OnPolicy:
         seed: the run's seed.
         max_length: longest row of data in tokens.
         dtype: precision of matrix products; None for float32.
-        mark_heard: marks the samples' positions at which a teacher says nothing; None if it says something everywhere.
+        mark_returned: marks the samples' positions at which a server returned nothing; None for a teacher in memory.
     """
 
     settings: OnPolicySettings
@@ -51,7 +51,7 @@ class OnPolicy:
     seed: int
     max_length: int
     dtype: torch.dtype | None = None
-    mark_heard: Callable[[Batch], Batch] | None = None
+    mark_returned: Callable[[Batch], Batch] | None = None
 
     def is_due(self, step: int, steps: int) -> bool:
         """Return whether a step, counted from 0, is on-policy: spread evenly, from a place that the seed decides."""
@@ -107,7 +107,7 @@ class OnPolicy:
                 continue
             split = with_samples(encoded, asked[part], samples[part], own)
             texts = replace(collate(split, range(len(own))), rows=batch.rows, taught_by=batch.taught_by)
-            made.append(texts if self.mark_heard is None else self.mark_heard(texts))
+            made.append(texts if self.mark_returned is None else self.mark_returned(texts))
         return made, samples
 
     def _key(self, encoded: TokenizedSplit, row: int, step: int) -> str:

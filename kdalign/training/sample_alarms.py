@@ -1,4 +1,4 @@
-"""Signs by which one sees that a student's own texts collapse, and the alarms that they raise."""
+"""Signs that a student's own texts collapse, and the alarms that they raise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -565,7 +565,7 @@ MUTANTS = {
     ),
     "positions without an answer compared": (
         "data/batches.py",
-        "return asked if self.heard is None else asked & self.heard",
+        "return asked if self.returned is None else asked & self.returned",
         "return asked",
         "data/test_batches.py::test_positions_at_which_a_server_says_nothing_are_not_answered",
     ),
@@ -577,7 +577,7 @@ MUTANTS = {
     ),
     "positions of samples without an answer compared": (
         "training/on_policy.py",
-        "made.append(texts if self.mark_heard is None else self.mark_heard(texts))",
+        "made.append(texts if self.mark_returned is None else self.mark_returned(texts))",
         "made.append(texts)",
         "training/test_on_policy.py::test_samples_are_marked_where_a_teacher_says_nothing",
     ),

@@ -109,10 +109,10 @@ def test_a_split_without_labels_has_none_after_encoding(tokenizer):
 
 
 def test_positions_at_which_a_server_says_nothing_are_not_answered():
-    columns = {"input_ids": [[1, 2, 3], [4]], "targets": [[2, 3, 4], [5]], "heard": [[1, 0, 1], [1]]}
-    encoded = TokenizedSplit(columns, None, {"input_ids": 0, "targets": IGNORED, "heard": 0})
+    columns = {"input_ids": [[1, 2, 3], [4]], "targets": [[2, 3, 4], [5]], "returned": [[1, 0, 1], [1]]}
+    encoded = TokenizedSplit(columns, None, {"input_ids": 0, "targets": IGNORED, "returned": 0})
     batch = collate(encoded, [0, 1]).to(torch.device("cpu"))
     assert batch.predicted.tolist() == [[True, True, True], [True, False, False]]
     assert batch.answered.tolist() == [[True, False, True], [True, False, False]]
     assert batch.partly_answered
-    assert "heard" not in batch.inputs
+    assert "returned" not in batch.inputs

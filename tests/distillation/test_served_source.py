@@ -89,19 +89,19 @@ def test_positions_at_which_a_server_returns_nothing_are_left_out(kdalign, tmp_p
     marked = []
 
     def mark(opened, source):
-        marked.append(served_source.with_heard(opened, source))
+        marked.append(served_source.with_returned(opened, source))
         return marked[-1]
 
-    monkeypatch.setattr(pipeline, "with_heard", mark)
+    monkeypatch.setattr(pipeline, "with_returned", mark)
     with serve(protocols=("prompt_logprobs",), silent=9) as server:
         status, _, err = kdalign(*words(pair, server))
         assert status == 0, err
     train = marked[0].texts.train
     long = [(row, passage) for row, passage in split_passages(train) if len(passage.ids) > 8]
-    assert [train.columns["heard"][row][passage.start : passage.start + 9] for row, passage in long] == [
+    assert [train.columns["returned"][row][passage.start : passage.start + 9] for row, passage in long] == [
         [1] * 8 + [0] for _ in long
     ]
-    assert sum(each.count(0) for each in train.columns["heard"]) >= len(long) > 0
+    assert sum(each.count(0) for each in train.columns["returned"]) >= len(long) > 0
     assert f"; {len({passage.whole for _, passage in long})} more are left out, where the server says nothing" in err
 
 
@@ -207,7 +207,7 @@ def test_a_server_with_another_tokenizer_is_compared_where_both_divide_the_text(
     assert "by another tokenizer" in err
     assert "more are left out, where the server says nothing or divides the text elsewhere" in err
     facts = json.loads((tmp_path / "served" / "record.json").read_text())["training"]["served_teacher"]
-    assert 0.3 < facts["heard"] / facts["positions"] < 1
+    assert 0.3 < facts["returned"] / facts["positions"] < 1
     assert 0 < facts["unmapped"] < facts["rest"]
 
 

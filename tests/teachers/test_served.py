@@ -42,7 +42,7 @@ def test_what_is_not_named_or_not_known_to_the_student_is_one_entry():
 
 def test_positions_without_a_row_say_nothing():
     found = in_vocabulary(answer([{}, {1: 0.5}]), np.array([-1, 1]), None, 5, 2)
-    assert found.heard.tolist() == [False, True]
+    assert found.returned.tolist() == [False, True]
     assert found.entries[0].tolist() == [-1, -1]
     assert np.exp(found.logs[0, -1]) == pytest.approx(1)
 
@@ -72,11 +72,11 @@ def test_positions_of_samples_at_which_a_server_says_nothing_are_not_counted():
     real = torch.tensor([[True] * 4, [True, True, False, False]])
     batch = Batch({"input_ids": ids}, None, torch.tensor([True, True]), real, targets)
     source = Answers({6, 8})
-    marked = ServedTeacher(source, torch.device("cpu")).mark_heard(batch)
+    marked = ServedTeacher(source, torch.device("cpu")).mark_returned(batch)
     assert [each.whole for each in source.asked] == [(1, 5, 6, 7, 2), (1, 8, 2)]
     assert marked.answered.tolist() == [[False, True, False, True], [True, False, False, False]]
     assert (count_units([batch])[Unit.ANSWERED], count_units([marked])[Unit.ANSWERED]) == (5, 3)
-    assert ServedTeacher(Answers(set()), torch.device("cpu")).mark_heard(batch) is batch
+    assert ServedTeacher(Answers(set()), torch.device("cpu")).mark_returned(batch) is batch
 
 
 def test_texts_stand_for_the_entries_of_the_student():

@@ -34,13 +34,13 @@ def test_the_share_of_on_policy_steps_is_kept_from_the_place_where_they_begin():
 def test_samples_are_marked_where_a_teacher_says_nothing():
     setting = OnPolicySetting("llama")
     batch = collate(setting.data, range(4))
-    silent = replace(setting.on_policy, mark_heard=lambda made: replace(made, heard=made.targets == 9))
+    silent = replace(setting.on_policy, mark_returned=lambda made: replace(made, returned=made.targets == 9))
     student = setting.learner.student
     ([whole], first), ([marked], second) = (
         each.draw(student, setting.data, [batch], 1) for each in (setting.on_policy, silent)
     )
     assert first == second
-    assert whole.heard is None
+    assert whole.returned is None
     assert marked.answered.tolist() == (whole.predicted & (whole.targets == 9)).tolist()
 
 

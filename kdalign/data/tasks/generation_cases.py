@@ -59,7 +59,7 @@ class GenerationCase:
         return bool(self.words) and len(normalise_spacing([text], self.language)[0].split()) > self.words + 1
 
     def trim(self, text: str) -> str:
-        """Cut a generated text at its end; a continuation of so many words gets normalised spacing."""
+        """Cut a generated text at its end; where ``words`` are counted, its spacing is normalised first."""
         if self.continues:
             return text.rstrip()
         if self.words:

@@ -37,7 +37,7 @@ class FilterCandidate:
     Attributes:
         row: number of the row that it answers.
         draw: number of the sample.
-        prompt: what tells prompts apart.
+        prompt: key of its prompt.
         source: text that was answered.
         references: correct answers in the row.
         text: the answer.

@@ -40,7 +40,7 @@ OF_SELECTION = ("keep", "best_of")
 
 
 def prompt_key(prompt: str) -> str:
-    """Return what tells prompts apart in files: the first digits of a text's SHA-256."""
+    """Return the key of a prompt in files: the first digits of its text's SHA-256."""
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

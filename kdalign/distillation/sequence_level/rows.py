@@ -227,7 +227,7 @@ def reported_splits(task: LanguageTask) -> list[str]:
 
 
 def sources_of(task: LanguageTask, split: str) -> list[str]:
-    """Read the sources of a split, which need no answers: texts as in ``Row.source``."""
+    """Read the sources of a split, which need no answers: texts as in ``PromptRow.source``."""
     where = f"{task.source}, split {split!r}"
     table = text_columns(task, load_table(task.source, split, text_files=True), where)
     column = task.columns[0]
