@@ -34,16 +34,16 @@ class KeepOptions:
         list[str] | None,
         typer.Option(
             metavar="WHAT",
-            help="classes, tokens (tokens:2 at temperature 2), features, embeddings:encoder, hidden:encoder.3, and as "
-            "hidden attention, relations or values; repeatable. Default what the recipe's terms ask for.",
+            help="classes, tokens (tokens:2 at temperature 2), features, embeddings:encoder, hidden:encoder.3, and "
+            "likewise attention, relations or values; repeatable. Default: all that the recipe's terms compare.",
         ),
     ] = None
-    top_k: Annotated[int | None, typer.Option(min=1, help="Likeliest tokens that are kept, with the rest as one.")] = (
-        None
-    )
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Number of likeliest tokens to keep; all others are kept as one.")
+    ] = None
     tail: Annotated[
         float | None,
-        typer.Option(help="Choose --top-k by the largest mean probability of the rest. Default 0.1."),
+        typer.Option(help="Choose --top-k so that the rest has at most this mean probability. Default 0.1."),
     ] = None
     logs: Annotated[str | None, typer.Option(help="Format of log-probabilities: fp16 (default), bf16, fp32.")] = None
     states: Annotated[str | None, typer.Option(help="Format of features: bf16 (default), int8, fp32.")] = None
@@ -91,8 +91,8 @@ def cache_build(
 ) -> None:
     """Let the teacher read all training rows once, and keep its outputs for distill and ablate.
 
-    The same command resumes a cache that was stopped, and adds rows that are new. Without --keep it keeps what the
-    recipe's terms ask for.
+    The same command resumes a cache that was stopped, and adds rows that are new. Without --keep it keeps all
+    that the recipe's terms compare.
     """
     trust_code(options.allow, source.code)
     recipe = _recipe(source, {**source.flags, **training.flags, **kept.settings})

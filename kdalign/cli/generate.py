@@ -29,9 +29,9 @@ class PromptOptions(TaskOptions):
             ".yaml, chat, lm:COLUMN or language-modeling."
         ),
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of train to answer, the first; all when left out.")] = (
-        None
-    )
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Answer only this many rows, the first of train; all when left out.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SelectionOptions:
         str | None,
         typer.Option(
             metavar="METRIC",
-            help="Keep each row's best answer alone, by a metric such as rougeL.",
+            help="Keep only each row's best answer, by a metric such as rougeL.",
             rich_help_panel=_KEPT,
         ),
     ] = None

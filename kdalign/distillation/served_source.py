@@ -285,13 +285,13 @@ def add_scores(loaded: LoadedModels, source: ServedSource, observer: Observer) -
     """Add a served teacher's answers on the watched and the reported rows, from which it is scored."""
     texts, tokens, model = loaded.opened.texts, source.tokens, source.tokens.reader.model
     if not source.questions.scored:
-        observer.announce(f"{model} has no scores of its own: served.score=false, or prompts as text, decide so")
+        observer.announce(f"{model} is not scored: served.score is false, or the server reads prompts as text")
         return
     watched = _predictions(tokens, texts.watched)
     answers = {split: _predictions(tokens, encoded) for split, encoded in texts.reported.items()}
     told = {split: answer for split, answer in answers.items() if answer is not None}
     if watched is None or len(told) < len(answers):
-        observer.announce(f"{model} has no scores of its own: its server leaves out tokens of the text")
+        observer.announce(f"{model} is not scored: its server leaves out tokens of the text")
         return
     loaded.answers, loaded.watched_answers = told, watched
 

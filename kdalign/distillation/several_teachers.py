@@ -42,8 +42,8 @@ def check_teachers(recipe: Recipe, adapter: TaskAdapter, teachers: Sequence[Chec
     for other in others:
         if not same_tokenizer(ours, load_tokenizer(other)):
             raise UsageError(
-                f"teachers {first.name!r} and {other.name!r} have different tokenizers, and what they say of one "
-                f"position has no mean (accepted: teachers of one tokenizer, the student's or another); distill from "
+                f"teachers {first.name!r} and {other.name!r} have different tokenizers, so their distributions "
+                f"cannot be averaged (accepted: teachers of one tokenizer, the student's or another); distill from "
                 f"one after the other, with the first student as --student of the second run"
             )
         if adapter.head is HeadKind.SEQ2SEQ:

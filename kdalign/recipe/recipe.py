@@ -206,8 +206,8 @@ class Recipe(Section):
         served = next((name for name in names if name.startswith(SERVED_PREFIX)), None)
         if served is not None:
             raise ValueError(
-                f"teacher {served!r} is behind an API, whose likeliest tokens have no mean with what others say: give "
-                f"it alone, or the model's weights"
+                f"teacher {served!r} is behind an API, whose likeliest tokens cannot be averaged with other teachers' "
+                f"answers: give it alone, or the model's weights"
             )
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

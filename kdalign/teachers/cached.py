@@ -250,7 +250,7 @@ def _count(batch: Batch, rows: Sequence[Arrays]) -> ShardFacts:
 def choose_top_k(
     teacher: Teacher, batches: Iterable[Batch], temperatures: Iterable[float], tail: float, device: torch.device
 ) -> tuple[int, float, int]:
-    """Choose the smallest number of likeliest entries that leaves at most so much probability to the rest.
+    """Choose the smallest number of likeliest entries that leaves at most ``tail`` probability to the rest.
 
     Args:
         teacher: computes dense distributions.

@@ -143,7 +143,7 @@ class GenerationFolder:
     def _begun(self) -> dict[str, Any]:
         tree = read_json(self.command)
         if not isinstance(tree, dict):
-            raise UsageError(f"{str(self.command)!r} holds no command of kdalign's; choose another --out")
+            raise UsageError(f"{str(self.command)!r} does not hold a command of kdalign; choose another --out")
         return tree
 
     def read_record(self) -> dict[str, Any]:
