@@ -11,6 +11,7 @@
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class AblationSpec:
     def _recipe(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Recipe:
         tree = for_task(self.base, task)
         for key, value in self.arms[arm].items():
-            set_key(tree, key, value)
+            set_key(tree, key, deepcopy(value))  # later keys may go into it, which other arms share
         folder = out / f"{_word(arm)}-seed{seed}"
         set_key(tree, "data.task", [task])
         set_key(tree, "train.seed", seed)

@@ -69,6 +69,16 @@ def test_arms_of_a_file_start_from_shipped_ones_and_sweeps_cross_them(tmp_path):
     assert [one.recipe.align.map for one in single.trials(tmp_path)][::3] == ["uniform", "0:1 1:3"]
 
 
+def test_a_schedule_of_one_arm_stays_in_it(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "teacher: t\ndata: {task: rte}\nseeds: [0, 1]\narms:\n"
+        "  cooling: {from: soft, objective.schedule.temperature: {to: 1}}\n  soft:\n"
+    )
+    trials = build_ablation(file, {}).trials(tmp_path)
+    assert {(one.arm, *one.recipe.objective.moving) for one in trials} == {("cooling", "temperature"), ("soft",)}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
