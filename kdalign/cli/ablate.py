@@ -244,7 +244,13 @@ def _show_table(
 
 
 def _plain(trial: "Trial") -> dict[str, Any]:
-    return {"arm": trial.arm, "task": trial.task, "seed": trial.seed, "recipe": trial.recipe.model_dump(mode="json")}
+    return {
+        "arm": trial.arm,
+        "task": trial.task,
+        "seed": trial.seed,
+        "recipe": trial.recipe.model_dump(mode="json"),
+        "uncached": trial.uncached,
+    }
 
 
 def _quiet() -> "Observer":

@@ -20,6 +20,7 @@ from kdalign.runs.ablation_spec import (
     KEPT,
     AblationSpec,
     Trial,
+    arms_without_cache,
     check_ours,
     check_same,
     remove_ablation,
@@ -127,6 +128,8 @@ def ablate(
             watcher.observer.announce(
                 f"the teacher is fine-tuned first, once for all runs, unless it is in the cache: {', '.join(tasks)}"
             )
+        for line in arms_without_cache(todo):
+            watcher.observer.announce(line)
         outputs = {word for trial in todo for word in trial.recipe.cache.keep}
         if outputs:
             watcher.observer.announce(

@@ -135,20 +135,8 @@ class Recipe(Section):
             if self.cache.keep or self.cache.top_k is not None:
                 raise ValueError("cache.keep and cache.top_k are for a cache: give --cache, too")
             return self
-        if not self.has_teacher:
-            raise ValueError("--cache keeps a teacher's outputs, and there is no teacher: leave it out")
-        if self.has_served_teacher:
-            raise ValueError(
-                "a teacher behind an API is asked about each row once, and its answers are kept already: leave out "
-                "--cache"
-            )
-        if self.data.augment.corrupts:
-            raise ValueError(
-                f"data.augment.by={self.data.augment.by} changes rows in every epoch, so that no outputs can be kept: "
-                f"leave out --cache"
-            )
-        if self.align.remap_every is not None:
-            raise ValueError("align.remap_every measures the teacher's layers during training: leave out --cache")
+        if self._unkeepable is not None:
+            raise ValueError(f"{self._unkeepable}: leave out --cache")
         return self
 
     @model_validator(mode="after")
@@ -218,8 +206,6 @@ class Recipe(Section):
             )
         if self.revision is not None:
             raise ValueError("--revision is for one teacher: give folders of several (hf download --revision)")
-        if self.cache.folder is not None:
-            raise ValueError("--cache keeps the outputs of one teacher: leave it out with several")
         return self
 
     @model_validator(mode="after")
@@ -328,6 +314,32 @@ class Recipe(Section):
         """Weights of several teachers, in sum 1; empty for one teacher or none."""
         count = len(self.teacher_names)
         return self.teachers.shares or (1 / count,) * count if count > 1 else ()
+
+    @property
+    def uncached(self) -> str | None:
+        """Reason for which no cache can keep what this run's teacher says; None if one may."""
+        if self.on_policy.share:
+            return "it trains on texts that the student writes, which no cache knows before"
+        softened = self.objective.built.alpha and "temperature" in self.objective.moving
+        if softened and any(output_kind(task) == "tokens" for task in self.data.task):
+            return "its temperature changes during training, and a cache keeps tokens at fixed ones"
+        return self._unkeepable
+
+    @property
+    def _unkeepable(self) -> str | None:
+        """The reason, as far as it is not one of the terms that compare."""
+        if not self.has_teacher:
+            return "--cache keeps a teacher's outputs, and there is no teacher"
+        if self.has_served_teacher:
+            return "a teacher behind an API is asked about each row once, and its answers are kept already"
+        if len(self.teacher_names) > 1:
+            return "--cache keeps the outputs of one teacher, and there are several"
+        if self.data.augment.corrupts:
+            by = self.data.augment.by
+            return f"data.augment.by={by} changes rows in every epoch, so that no outputs can be kept"
+        if self.align.remap_every is not None:
+            return "align.remap_every measures the teacher's layers during training"
+        return None
 
     def with_changes(self, **changes: object) -> "Recipe":
         """Copy with top-level fields replaced, and validate again."""

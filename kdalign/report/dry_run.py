@@ -12,6 +12,7 @@ from kdalign.recipe.task_defaults import NO_TEACHER
 from kdalign.report.plan import plan_table
 from kdalign.report.screen import plain_text
 from kdalign.report.style import new_table, note_line
+from kdalign.runs.ablation_spec import arms_without_cache
 
 if TYPE_CHECKING:
     from kdalign.distillation.prepare import PreparedRun
@@ -123,7 +124,7 @@ def trials_table(ablation: "AblationSpec", trials: Sequence["Trial"]) -> Rendera
         f"· each: {one.student} of {' and '.join(one.teacher_names) or NO_TEACHER}, {_schedule(one.train)}{own}",
         style="dim",
     )
-    return Group(title, table, each)
+    return Group(title, table, each, *(note_line(line) for line in arms_without_cache(trials)))
 
 
 def _facts(run: "PreparedRun") -> dict[str, str]:

@@ -53,12 +53,21 @@ TRIALS = ("data.task", "train.seed", "out")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of an ablation, finished or planned."""
+    """One run of an ablation, finished or planned.
+
+    Attributes:
+        arm: name of its arm.
+        task: name of its task.
+        seed: seed of its student.
+        recipe: all its settings.
+        uncached: reason for which it trains without the cache that the other arms share; None if it has it, too.
+    """
 
     arm: str
     task: str
     seed: int
     recipe: Recipe
+    uncached: str | None = None
 
     @property
     def name(self) -> str:
@@ -98,13 +107,13 @@ class AblationSpec:
         """
         tasks = self.tasks
         return [
-            Trial(arm, task, seed, self._recipe(arm, task, seed, out, several=len(tasks) > 1))
+            self._trial(arm, task, seed, out, several=len(tasks) > 1)
             for seed in self.seeds
             for arm in self.arms
             for task in tasks
         ]
 
-    def _recipe(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Recipe:
+    def _trial(self, arm: str, task: str, seed: int, out: Path, several: bool) -> Trial:
         tree = for_task(self.base, task)
         for key, value in self.arms[arm].items():
             set_key(tree, key, deepcopy(value))  # later keys may go into it, which other arms share
@@ -127,13 +136,24 @@ class AblationSpec:
             if not any(key.startswith("data.augment") for key in self.arms[arm]):
                 shared["augment"] = data.pop("augment")
         try:
+            uncached = self._uncached(arm, tree)
+            if uncached is not None:
+                del tree["cache"]
             recipe = validate_recipe(tree)
             if shared and recipe.objective.learns_without_labels:  # an arm of labels alone cannot use it
                 data.update(shared)
                 recipe = validate_recipe(tree)
-            return recipe
+            return Trial(arm, task, seed, recipe, uncached)
         except UsageError as error:
             raise UsageError(f"arm {arm!r}: {error}") from None
+
+    def _uncached(self, arm: str, tree: Mapping[str, Any]) -> str | None:
+        """Return why an arm cannot use the cache that all share; None if it can, or names one itself."""
+        cache = tree.get("cache")
+        shared = isinstance(cache, Mapping) and cache.get("folder") is not None
+        if not shared or any(key.partition(".")[0] == "cache" for key in self.arms[arm]):
+            return None
+        return validate_recipe({key: value for key, value in tree.items() if key != "cache"}).uncached
 
     def dump(self) -> str:
         """Write it as YAML."""
@@ -184,6 +204,12 @@ def build_ablation(
     spec = AblationSpec(base, chosen, _seeds(seeds if seeds is not None else own.get("seeds", 3)))
     _check_trials(spec.trials(Path("runs")))
     return spec
+
+
+def arms_without_cache(trials: Iterable[Trial]) -> list[str]:
+    """Return a line for each arm that trains without the cache of the others, with the reason."""
+    lines = (f"arm {one.arm!r} trains without the cache: {one.uncached}" for one in trials if one.uncached is not None)
+    return list(dict.fromkeys(lines))
 
 
 def _choose_arms(names: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
