@@ -27,6 +27,7 @@ from kdalign.distillation.tokenize import OpenedRun
 from kdalign.errors import UsageError
 from kdalign.evaluation.samples import complete
 from kdalign.models import student
+from kdalign.models.architecture import vocabulary_size
 from kdalign.models.checkpoint_files import max_positions
 from kdalign.models.generation_settings import end_tokens
 from kdalign.models.sampling import Sampling
@@ -109,7 +110,7 @@ def _on_policy(
         settings.temperature,
         settings.top_p,
         frozenset(end_tokens(model.generation_config, opened.tokenizer)),
-        min(int(config.vocab_size) for config in configs),
+        min(map(vocabulary_size, configs)),
         min(max_positions(config) for config in configs),
     )
     observer.announce(f"on-policy: {settings}")

@@ -17,7 +17,7 @@ from kdalign.data.tasks import ClassificationTask, find_task, load_examples, loa
 from kdalign.data.tokenization import tokenize_labelled, tokenize_pairs
 from kdalign.errors import UsageError
 from kdalign.models import checkpoint_files, loading
-from kdalign.models.architecture import describe, join_teachers, layout_of
+from kdalign.models.architecture import describe, join_teachers, layout_of, vocabulary_size
 from kdalign.models.capture import check_read
 from kdalign.models.checkpoint_files import Checkpoint
 from kdalign.models.student_source import StudentInputs, StudentOptions, StudentSource, find_student
@@ -102,7 +102,7 @@ def plan_layers(
 
 def shape_plan(teachers: Sequence[Checkpoint], student: StudentSource, choice: str) -> Plan:
     """Propose the plan between teachers and a student by their shapes alone, before any tokenizer is read."""
-    entries = TokenizerPair(None, None, int(teachers[0].config.vocab_size), differ=False)
+    entries = TokenizerPair(None, None, vocabulary_size(teachers[0].config), differ=False)
     return propose(
         join_teachers([describe(each.config) for each in teachers]),
         describe(student.config(entries)),

@@ -17,6 +17,7 @@ from kdalign.distillation.prepare import PreparedRun
 from kdalign.distillation.served_checks import open_reader
 from kdalign.distillation.tokenize import OpenedRun, TokenizedRun, tokenize_run
 from kdalign.errors import UsageError
+from kdalign.models.architecture import vocabulary_size
 from kdalign.models.capture import CaptureSpec, forward
 from kdalign.models.checkpoint_files import find_checkpoint
 from kdalign.models.loading import load_language_model
@@ -341,4 +342,4 @@ def _reading(found: ReadingFacts, top: int) -> str:
 
 def _entries(opened: OpenedRun) -> int:
     """Number of entries of the student's vocabulary."""
-    return int(opened.run.student_config(opened.tokenizer).get_text_config().vocab_size)
+    return vocabulary_size(opened.run.student_config(opened.tokenizer))

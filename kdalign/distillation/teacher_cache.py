@@ -24,7 +24,7 @@ from kdalign.distillation.tokenize import OpenedRun
 from kdalign.environment import cache_folder
 from kdalign.errors import UsageError
 from kdalign.files import check_writable, writing
-from kdalign.models.architecture import CROSS, Layer, describe, layout_of
+from kdalign.models.architecture import CROSS, Layer, describe, layout_of, vocabulary_size
 from kdalign.models.heads import HeadKind
 from kdalign.models.layouts import AttentionLayout
 from kdalign.objective.build import build_objective
@@ -87,7 +87,7 @@ def cache_source(run: PreparedRun, weights: str, precision: str) -> CacheSource:
         fingerprint(run.tokenizers.teacher),
         precision,
         labels,
-        int(config.vocab_size),
+        vocabulary_size(config),
     )
 
 
@@ -153,7 +153,7 @@ def _check_keepable(run: PreparedRun) -> None:
     """Refuse rows that change in every epoch, and terms whose requests change during training."""
     assert run.teacher is not None, "checked: there is a teacher"
     check_outputs(run, parse_kept(run.recipe.cache.keep, "cache.keep"))
-    top_k, entries = run.recipe.cache.top_k, int(run.teacher.config.vocab_size)
+    top_k, entries = run.recipe.cache.top_k, vocabulary_size(run.teacher.config)
     if top_k is not None and top_k >= entries:
         raise UsageError(f"cache.top_k={top_k}: the teacher's vocabulary has {entries:,} entries; give fewer")
     family = layout_of(run.teacher.config).family

@@ -20,6 +20,7 @@ from kdalign.metrics.chance import frequency_nats, log_softmax, shuffled_fit
 from kdalign.metrics.intervals import ratio_interval
 from kdalign.metrics.significance import LEVEL, UndefinedDifference, paired_difference
 from kdalign.metrics.system_outputs import LabelOutputs, SufficientStats, SystemOutputs
+from kdalign.models.architecture import vocabulary_size
 from kdalign.recipe import CHECKS
 from kdalign.runs.folder import RunFolder
 from kdalign.runs.prediction_table import Predictions, TokenPredictions
@@ -86,7 +87,7 @@ def _findings(opened: OpenedRun, answers: AnyPredictions, model: PreTrainedModel
     elif adapter.predicts_tokens:
         if blocks and len(blocks[0].texts) == 2:
             yield from find_shifted_targets(predict, blocks)
-        yield from _no_better_than_frequencies(opened, answers, int(teacher.config.vocab_size))
+        yield from _no_better_than_frequencies(opened, answers, vocabulary_size(teacher.config))
 
 
 def _teachers(run: PreparedRun) -> str:

@@ -17,6 +17,7 @@ from kdalign.data.tokenization import special_frame
 from kdalign.distillation.checks import Finding
 from kdalign.distillation.prepare import PreparedRun
 from kdalign.errors import UsageError, shorten
+from kdalign.models.architecture import vocabulary_size
 from kdalign.models.generation_settings import end_tokens, find_generation_settings
 from kdalign.models.heads import HeadKind
 
@@ -48,7 +49,7 @@ def _vocabularies(run: PreparedRun, student: PretrainedConfig) -> Iterator[Findi
     """Find one vocabulary that both models pad to different sizes."""
     if run.teacher is None or run.tokenizers.differ or not run.adapter.predicts_tokens:
         return
-    ours, theirs = int(student.vocab_size), int(run.teacher.config.vocab_size)
+    ours, theirs = vocabulary_size(student), vocabulary_size(run.teacher.config)
     if ours != theirs:
         yield Finding(
             "vocabulary",

@@ -178,6 +178,11 @@ def _attention_path(layer: "nn.Module") -> str:
     return path
 
 
+def vocabulary_size(config: "PretrainedConfig") -> int:
+    """Return the number of entries of a model's vocabulary; of a model that reads more than text, of its text model."""
+    return int(config.get_text_config().vocab_size)
+
+
 def describe(config: "PretrainedConfig") -> Architecture:
     """Read a model's architecture from its configuration.
 
@@ -190,7 +195,7 @@ def describe(config: "PretrainedConfig") -> Architecture:
         model_type=config.model_type,
         family=layout_of(config).family,
         stacks=tuple(_stack(config, layout) for layout in layout_of(config).stacks),
-        vocabulary=int(config.vocab_size),
+        vocabulary=vocabulary_size(config),
         parameters=count_parameters(meta_model(config)),
         tied=bool(config.tie_word_embeddings),
         attention=layout_of(config).attention,

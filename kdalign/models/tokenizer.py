@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kdalign.errors import UsageError, library_errors
 from kdalign.files import read_json
-from kdalign.models.architecture import layout_of
+from kdalign.models.architecture import layout_of, vocabulary_size
 from kdalign.models.checkpoint_files import Checkpoint, quiet_transformers
 
 
@@ -21,10 +21,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     family, name = layout_of(checkpoint.config).family, checkpoint.name
     tokenizer = load_tokenizer_named(name, family, checkpoint.path, checkpoint.revision, checkpoint.gguf)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    if highest >= checkpoint.config.vocab_size:
+    entries = vocabulary_size(checkpoint.config)
+    if highest >= entries:
         raise UsageError(
             f"the tokenizer of {name!r} is not this model's: it gives {token!r} the number {highest}, and the model "
-            f"has {checkpoint.config.vocab_size} entries; put the model's own tokenizer beside it"
+            f"has {entries} entries; put the model's own tokenizer beside it"
         )
     return tokenizer
 

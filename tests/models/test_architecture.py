@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     FNetConfig,
+    Gemma3Config,
     PegasusConfig,
     PretrainedConfig,
 )
@@ -29,6 +30,7 @@ from kdalign.models.architecture import (
     describe,
     layout_of,
     meta_model,
+    vocabulary_size,
     with_layers,
     with_tokenizer,
 )
@@ -65,6 +67,14 @@ def test_a_configuration_says_what_the_model_is_made_of(kind):
     assert found.stacks == (Stack("encoder", 4, 32, 4, 4, 8, 64),)
     assert found.stack("encoder").head_width == 8
     assert found.parameters == BODY[kind]
+
+
+def test_the_vocabulary_of_a_model_of_several_parts_is_that_of_its_text_model():
+    composed = Gemma3Config(text_config={"vocab_size": 77, "num_hidden_layers": 1})
+    assert not hasattr(composed, "vocab_size")
+    assert vocabulary_size(composed) == 77
+    for kind in ("bert", "t5", "bart", "xlnet"):
+        assert vocabulary_size(CONFIG_MAPPING[kind](vocab_size=55)) == 55
 
 
 def test_bert_base_is_described_by_its_published_numbers():
