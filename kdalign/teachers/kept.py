@@ -49,8 +49,7 @@ class KeptOutputs:
         found = [name for name in ("classes", "features") if getattr(self, name)]
         for name in ("tokens", "hidden", "embeddings", "attention", "relations", "values"):
             for place in sorted(getattr(self, name)):
-                # A temperature in all its digits, since words are read again.
-                found.append(f"{name}:{repr(place).removesuffix('.0') if isinstance(place, float) else place}")
+                found.append(f"{name}:{temperature_word(place) if isinstance(place, float) else place}")
         return tuple(found)
 
     def missing(self, asked: "KeptOutputs") -> tuple[str, ...]:
@@ -63,6 +62,11 @@ class KeptOutputs:
         """Activations to capture of the teacher; maps come with the queries and keys that they are made of."""
         relations = self.relations | self.values | {layer for layer in self.attention if layer.stack in _SELF}
         return CaptureSpec(self.hidden, self.attention, self.embeddings, relations)
+
+
+def temperature_word(temperature: float) -> str:
+    """Write a temperature in all its digits, since words are read again."""
+    return repr(float(temperature)).removesuffix(".0")
 
 
 _SELF = ("encoder", "decoder")

@@ -20,7 +20,7 @@ from kdalign.models.attention import attention_map
 from kdalign.models.capture import Activations, CaptureSpec, pooled
 from kdalign.models.lm_head import block_rows
 from kdalign.models.token_targets import DenseTokens, TopTokens, top_tokens
-from kdalign.teachers.kept import KeptOutputs
+from kdalign.teachers.kept import KeptOutputs, temperature_word
 from kdalign.teachers.row_keys import predicting_positions, real_positions
 
 Arrays = dict[str, Tensor]
@@ -69,7 +69,7 @@ def encode_rows(batch: Batch, signals: Activations, kept: KeptOutputs, formats: 
         entries = top.entries.cpu().to(torch.uint16 if vocabulary <= 2**16 else torch.int32)
         _spread(rows, "entries", entries, asked)
         for temperature, logs in top.logs.items():
-            _spread(rows, f"logs:{temperature:g}", _rounded(logs, formats.logs), asked)
+            _spread(rows, _logs(temperature), _rounded(logs, formats.logs), asked)
     for layer in kept.hidden:
         _spread_states(rows, f"hidden:{layer}", signals.hidden[layer], real_positions(batch, layer.stack), formats)
     for stack in kept.embeddings:
@@ -82,6 +82,11 @@ def encode_rows(batch: Batch, signals: Activations, kept: KeptOutputs, formats: 
     for layer in kept.attention:
         _spread_maps(rows, layer, batch, signals, _wide(formats))
     return rows
+
+
+def _logs(temperature: float) -> str:
+    """Name of the array of a temperature, in all its digits, so that no two have one name."""
+    return f"logs:{temperature_word(temperature)}"
 
 
 def _parts(kept: KeptOutputs) -> list[tuple[str, frozenset[Layer]]]:
@@ -163,7 +168,7 @@ def _map_of(batch: Batch, layer: Layer, queries: Tensor, keys: Tensor) -> Tensor
 def names_of(kept: KeptOutputs, wanted: CaptureSpec) -> list[str]:
     """Return the arrays to read: answers, and the layers that are wanted."""
     names = [name for name in ("classes", "features") if getattr(kept, name)]
-    names += ["entries", *(f"logs:{temperature:g}" for temperature in sorted(kept.tokens))] if kept.tokens else []
+    names += ["entries", *(_logs(temperature) for temperature in sorted(kept.tokens))] if kept.tokens else []
     states = [f"hidden:{layer}" for layer in wanted.hidden] + [f"embeddings:{stack}" for stack in wanted.embeddings]
     names += [name for state in states for name in (state, f"scale {state}")]
     names += [f"{part}:{layer}" for part, layers in _parts(kept) for layer in layers & wanted.relations]
@@ -202,7 +207,7 @@ def decode_tokens(
     empty = {"entries": torch.zeros(0, top_k)}
     logs = {}
     for temperature in temperatures:
-        name = f"logs:{temperature:g}"
+        name = _logs(temperature)
         kept = _placed([*rows, {name: torch.zeros(0, top_k + 1)}], name, asked)
         logs[temperature] = kept.to(device).log_softmax(dim=-1)
     return TopTokens(_placed([*rows, empty], "entries", asked, torch.int64).to(device), logs, vocabulary)

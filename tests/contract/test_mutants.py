@@ -581,6 +581,18 @@ MUTANTS = {
         "made.append(texts)",
         "training/test_on_policy.py::test_samples_are_marked_where_a_teacher_says_nothing",
     ),
+    "two temperatures kept under one name": (
+        "teachers/row_outputs.py",
+        'return f"logs:{temperature_word(temperature)}"',
+        'return f"logs:{temperature:g}"',
+        "teachers/test_row_outputs.py::test_two_temperatures_have_two_arrays_however_near_they_are",
+    ),
+    "a schedule of one arm in the arms after it": (
+        "runs/ablation_spec.py",
+        "set_key(tree, key, deepcopy(value))",
+        "set_key(tree, key, value)",
+        "runs/test_ablation_spec.py::test_a_schedule_of_one_arm_stays_in_it",
+    ),
     "sample scored without its last token": (
         "data/continuations.py",
         "*sample] for one, sample in pairs],",
